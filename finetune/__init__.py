@@ -1,0 +1,21 @@
+"""The recipes: one module each, whose name is the recipe's. Nothing is registered: a file that is there is a recipe."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from jclip.errors import UnknownName
+
+
+def names() -> list[str]:
+    """Names of all recipes."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_") and m.name != "configs")
+
+
+def load(name: str) -> ModuleType:
+    """The recipe's module, with `Config` and `run`. Raises `UnknownName`."""
+    if name not in names():
+        raise UnknownName("recipe", name, names())
+    return importlib.import_module(f"finetune.{name}")

@@ -1,0 +1,172 @@
+"""Tip-Adapter: the support photos' features as the keys of a cache, their labels as its values, beside zero-shot.
+
+Zhang et al., ECCV 2022, arXiv 2207.09519, eq. 5-6.   Trains: nothing, or with `train: true` (-F) the S x E keys.
+Needs: a few-shot split with validation photos where something is searched or chosen.
+
+    logits = s f T' + α exp(-β (1 - f K')) Y
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, OptimConfig
+from jclip.errors import ConfigError, DataError
+from jclip.features import FeatureSet, few_shot_features, training_view
+from jclip.run import Run
+from jclip.source import ModelSource
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    templates: str = "openai7"
+    views: int = 10  # augmented views averaged into each key
+    augment: str = "tip_adapter"
+    alpha: float = 1.17  # α: weight of the cache; where searched, the start and the value that trains
+    beta: float = 1.0  # β: sharpness of the cache
+    search: bool = False  # look for α and β on validation, before and after training
+    search_alpha: float = 3.0  # upper ends of the grids, which start at 0.1
+    search_beta: float = 7.0
+    search_steps: tuple[int, int] = (20, 200)  # values of α, of β
+    train: bool = False  # Tip-Adapter-F
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, eps=1e-4, weight_decay=1e-2, epochs=20, batch=256)
+    )
+    selection: Literal["val", "last"] = "val"  # the epoch whose keys are kept
+    seed: int = 1
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Cache, search, training if asked for, evaluation of val and test."""
+    source = ModelSource(cfg.model, cfg.family) if cfg.model else None
+    data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
+    _check(cfg, data)
+    values = np.eye(len(data.text), dtype=np.float32)[data.train_labels]
+    zero_shot = data.report(lambda f: data.scale * f @ data.text.T, prefix="zero_shot_")
+
+    keys, alpha, beta, trained = data.train, cfg.alpha, cfg.beta, {}
+    if cfg.train:
+        keys, trained = train_keys(cfg, run, data, values, source)
+    if cfg.search:
+        alpha, beta = search(cfg, data, keys, values)
+    learned = {
+        "keys": keys, "values": values, "text": data.text,
+        "scale": np.array([data.scale]), "alpha": np.array([alpha]), "beta": np.array([beta]),
+    }  # fmt: skip
+    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
+    return {**zero_shot, **data.report(scorer(learned, cfg)), "alpha": alpha, "beta": beta, **trained}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.loop import predict
+    from jclip.runtime import jt
+
+    v = {k: jt.array(learned[k]) for k in ("keys", "values", "text")}
+    scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
+
+    def score(features: np.ndarray) -> np.ndarray:
+        chunks = (features[i : i + ROWS_AT_ONCE] for i in range(0, len(features), ROWS_AT_ONCE))
+        return predict(lambda f: logits(jt.array(f), v["keys"], v["values"], v["text"], scale, alpha, beta), chunks)
+
+    return score
+
+
+def logits(features, keys, values, text, scale: float, alpha: float, beta: float):
+    """Eq. 6: zero-shot scores plus α times the cache's."""
+    from jclip.functional.similarity import cache_scores, zero_shot_scores
+
+    return zero_shot_scores(features, text, scale) + alpha * cache_scores(features, keys, values, beta)
+
+
+def train_keys(
+    cfg: Config, run: Run, data: FeatureSet, values: np.ndarray, source: ModelSource | None
+) -> tuple[np.ndarray, dict[str, float]]:
+    """-F: the keys as weights of a bias-free layer, cross-entropy on the logits above with α and β held fixed.
+
+    From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
+    keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
+    """
+    from jclip.loop import fit
+    from jclip.optim import TrainState, learning_rate, optimiser
+    from jclip.runtime import jt
+
+    keys = jt.array(data.train)
+    fixed = [jt.array(values), jt.array(data.text)]
+    optim = optimiser(cfg.optim, {"keys": keys})
+    size = min(cfg.optim.batch, len(data.train))
+    total = cfg.optim.epochs * -(-len(data.train) // size)
+
+    def batches(epoch: int):
+        features, labels = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
+        order = np.random.default_rng((cfg.seed, epoch)).permutation(len(features))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield features[rows], labels[rows]
+
+    def step(batch, number: int):
+        features, labels = batch
+        optim.lr = learning_rate(cfg.optim, number, total)
+        scores = logits(jt.array(features), keys, *fixed, data.scale, cfg.alpha, cfg.beta)
+        loss = jt.nn.cross_entropy_loss(scores, jt.array(labels.astype(np.int32)))
+        optim.step(loss)
+        return loss
+
+    def score_with(some_keys: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        arrays = {"keys": some_keys, "values": values, "text": data.text}
+        scalars = {"scale": data.scale, "alpha": cfg.alpha, "beta": cfg.beta}
+        return scorer({**arrays, **{k: np.array([x]) for k, x in scalars.items()}}, cfg)
+
+    evaluate = (lambda: {"top1": data.top1("val", score_with(keys.numpy()))}) if len(data.val) else None
+    outcome = fit(step, batches, state=TrainState(optim), run=run, epochs=cfg.optim.epochs, evaluate=evaluate)
+    chosen = {"last": keys.numpy(), "val": outcome.best_arrays.get("keys", keys.numpy())}
+    told = {f"test_top1_{name}_epoch": data.top1("test", score_with(k)) for name, k in
+            (("last", chosen["last"]), ("best", chosen["val"])) if len(data.test)}  # fmt: skip
+    return chosen[cfg.selection], {**told, "best_epoch": outcome.best_epoch + 1}
+
+
+def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """α and β of the best validation accuracy over the authors' grid; the first, β outer and α inner, among equals."""
+    from jclip.runtime import jt
+
+    alphas, betas = grid(cfg.search_alpha, cfg.search_steps[0]), grid(cfg.search_beta, cfg.search_steps[1])
+    right = np.zeros((len(betas), len(alphas)), np.int64)
+    chunk = max(1, 2**25 // (len(alphas) * len(data.text)))
+    for start in range(0, len(data.val), chunk):
+        rows = slice(start, start + chunk)
+        f, labels = jt.array(data.val[rows]), jt.array(data.val_labels[rows].astype(np.int32))
+        affinity, base = (
+            jt.nn.matmul_transpose(f, jt.array(keys)),
+            data.scale * jt.nn.matmul_transpose(f, jt.array(data.text)),
+        )
+        for i, beta in enumerate(betas):
+            cache = jt.matmul(jt.exp(beta * affinity - beta), jt.array(values))
+            scores = base.unsqueeze(0) + jt.array(alphas.astype(np.float32)).reshape((-1, 1, 1)) * cache.unsqueeze(0)
+            right[i] += (scores.argmax(dim=2)[0] == labels.unsqueeze(0)).int32().sum(dim=1).numpy()
+    best = np.unravel_index(right.argmax(), right.shape)
+    return float(alphas[best[1]]), float(betas[best[0]])
+
+
+def grid(high: float, steps: int) -> np.ndarray:
+    """i (high - 0.1) / steps + 0.1 for i = 0 … steps - 1: the authors' grid, which leaves out `high` itself."""
+    return np.arange(steps) * (high - 0.1) / steps + 0.1
+
+
+def _check(cfg: Config, data: FeatureSet) -> None:
+    if data.text is None:
+        raise DataError(
+            "these features come without text features: set model= to the model they are of, or data.text_features"
+        )
+    if (cfg.search or (cfg.train and cfg.selection == "val")) and not len(data.val):
+        raise ConfigError(
+            "searching and choosing need validation photos, and there are none: set data.val, or search=false selection=last"
+        )

@@ -1,0 +1,45 @@
+"""Zero-shot: classes named in prompts, nothing trained.
+
+Radford et al., 2021, arXiv 2103.00020, section 3.1.   Trains: nothing.   Needs: photos or recorded features with labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from jclip.config import DataConfig
+from jclip.errors import DataError
+from jclip.features import few_shot_features
+from jclip.heads import ZeroShotHead
+from jclip.run import Run
+from jclip.source import ModelSource
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    templates: str = "openai7"
+    seed: int = 1
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Builds the head, scores val and test."""
+    source = ModelSource(cfg.model, cfg.family) if cfg.model else None
+    data = few_shot_features(cfg.data, source, cfg.templates, train=False)
+    if data.text is None:
+        raise DataError("these features come without text features: set model= to the model they are of")
+    head = ZeroShotHead(data.text, data.scale)
+    run.save_learned(
+        {"text": data.text, "scale": np.array([data.scale])}, classnames=data.classnames, width=data.text.shape[1]
+    )
+    return data.report(head)
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    return ZeroShotHead(learned["text"], float(learned["scale"][0]))

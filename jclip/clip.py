@@ -1,0 +1,144 @@
+"""The model: an image tower, a text tower, and the temperature of their scalar products."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from jclip.checkpoint import Checkpoint, load_strict, open_checkpoint
+from jclip.download import find_weights
+from jclip.errors import ConfigError
+from jclip.preprocess import Preprocess
+from jclip.resnet import ModifiedResNet
+from jclip.runtime import jt
+from jclip.text import TextEncoder
+from jclip.variants import VARIANTS, CLIPConfig, ViTConfig
+from jclip.vit import VisionTransformer
+
+nn = jt.nn
+Dtype = Literal["fp32", "fp16", "bf16"]
+_HALF = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+class CLIP(TextEncoder, nn.Module):
+    """Radford et al., 2021, arXiv 2103.00020. Parameters have OpenAI's names; encoders take NumPy arrays as well.
+
+    Freshly made it holds random weights by the paper's initialisation; `load` or `load_strict` fill it.
+    """
+
+    def __init__(self, config: CLIPConfig):
+        activation, eps = config.activation, config.norm_eps
+        if isinstance(config.vision, ViTConfig):
+            self.visual = VisionTransformer(config.vision, config.embed_dim, activation, eps)
+        else:
+            self.visual = ModifiedResNet(config.vision, config.embed_dim)
+        self._init_text(config.text, config.embed_dim, activation, eps)
+        self.logit_scale = jt.array([math.log(1 / 0.07)])
+        self.config = config
+        self.dtype: Dtype = "fp32"
+
+    def encode_image(self, images, dense: bool | str = False, insert: dict | None = None, taps: dict | None = None):
+        """(B, 3, H, W) normalised pixels → (B, E), not normalised; with `dense` also (B, N, E), one per patch or cell.
+
+        dense: True or "value" for value-projected tokens (what segmentation and multi-label recipes read), "token" for
+        a ViT's ordinary output tokens. insert: deep prompts (ViT only). taps: receives named intermediates.
+        """
+        x = jt.array(images)
+        if tuple(x.shape[1:]) != (3, *self.config.vision.image_size):
+            H, W = self.config.vision.image_size
+            raise ValueError(f"images of shape {tuple(x.shape)} do not fit a model of input (B, 3, {H}, {W})")
+        if self.dtype != "fp32":
+            x = x.cast(_HALF[self.dtype])
+        kind = "value" if dense is True else dense or None
+        options = {"dense": kind, "taps": taps}
+        return self.visual(x, **options) if insert is None else self.visual(x, insert=insert, **options)
+
+    def execute(self, images, tokens):
+        """Logits both ways, float32: (B, T) per image and (T, B) per text."""
+        images = normalise(self.encode_image(images))
+        texts = normalise(self.encode_text(tokens))
+        per_image = self.logit_scale.float32().exp() * nn.matmul_transpose(images, texts)
+        return per_image, per_image.transpose(0, 1)
+
+    def to(self, dtype: Dtype) -> CLIP:
+        """Weights of matrix products and embeddings in `dtype`; norms, statistics and the logit scale stay float32.
+
+        Raises `ConfigError` for half precision on the CPU, where Jittor's own kernels are wrong or hundreds of times slower.
+        """
+        if dtype not in ("fp32", *_HALF):
+            raise ConfigError(f"dtype {dtype!r} is none of fp32, fp16, bf16")
+        if dtype != "fp32" and not jt.flags.use_cuda:
+            raise ConfigError(
+                f"dtype {dtype} needs a GPU: on the CPU Jittor's half precision is wrong or far slower; use fp32"
+            )
+        self._cast(_HALF.get(dtype, "float32"))
+        self.dtype = dtype
+        return self
+
+    def _cast(self, name: str) -> None:
+        for key, value in self.state_dict().items():
+            if not keeps_float32(key):
+                value.update(value.cast(name))
+
+
+def keeps_float32(key: str) -> bool:
+    """Whether the parameter of that name stays float32 in a half-precision model."""
+    parts = key.split(".")
+    return key == "logit_scale" or any(p.startswith(("ln_", "bn")) for p in parts) or ".downsample.1." in key
+
+
+def normalise(x):
+    """x / ||x|| over the last axis, in float32."""
+    x = x.float32()
+    return x / jt.sqrt((x * x).sum(dim=-1, keepdims=True))
+
+
+def parameter_count(model) -> int:
+    """Number of weights, running statistics not counted."""
+    return sum(int(np.prod(p.shape)) for k, p in model.state_dict().items() if "running_" not in k)
+
+
+def load(name_or_path: str | os.PathLike, family: str | None = None, dtype: Dtype = "fp32") -> tuple[CLIP, ToVar]:
+    """A model ready for inference, and the preprocessing that belongs to it: `model, preprocess = jclip.load("ViT-B/32")`.
+
+    name_or_path: one of `available_models()`, downloaded when it is absent, or a weight file. family: for a file that
+    doesn't say its activation, see `jclip.checkpoint.FAMILIES`. dtype: half precision on a GPU only. Raises
+    `CheckpointError`.
+    """
+    model, checkpoint = load_model(name_or_path, family, dtype)
+    return model, ToVar(checkpoint.preprocess)
+
+
+def load_model(
+    name_or_path: str | os.PathLike, family: str | None = None, dtype: Dtype = "fp32"
+) -> tuple[CLIP, Checkpoint]:
+    """As `load`, with all that is known of the file instead of its preprocessing."""
+    checkpoint = open_checkpoint(find_weights(name_or_path), family)
+    return build(checkpoint, dtype), checkpoint
+
+
+def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
+    """The model that `checkpoint` holds, in evaluation mode. Raises `MisfitError` when keys or shapes don't fit."""
+    model = CLIP(checkpoint.config)
+    load_strict(model, checkpoint.arrays(), str(checkpoint.path))
+    model.eval()
+    return model.to(dtype)
+
+
+def available_models() -> list[str]:
+    """Names that `load` knows."""
+    return list(VARIANTS)
+
+
+class ToVar:
+    """A `Preprocess` that returns a Jittor Var (3, H, W), as `load` hands it out."""
+
+    def __init__(self, preprocess: Preprocess):
+        self.preprocess = preprocess
+
+    def __call__(self, image: Image.Image):
+        return jt.array(self.preprocess(image))

@@ -1,0 +1,252 @@
+"""Strict YAML to frozen dataclasses. Imports no Jittor: a wrong setting is told in no time.
+
+Merge order: defaults of the dataclass, then the file, then `key=value` from the command line; nothing else. Unknown,
+missing, duplicate, ill-typed and out-of-set values are errors that name the file and the dotted key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jclip.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where photos or recorded features are, and what is drawn of them.
+
+    One of four sources: `features` (an .npz of recorded features), `split_file` (CoOp's split_zhou_*.json), `train`
+    (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly).
+    """
+
+    root: str = ""  # the folder that photos and lists are relative to
+    train: str = ""  # list file: "relative/path label" per line
+    val: str = ""
+    test: str = ""
+    classes: str = ""  # "name label" per line
+    split_file: str = ""
+    features: str = ""
+    text_features: str = ""  # .npy (C, E) for recorded features that come without
+    shots: int = 16  # photos per class to learn from; 0 takes all
+    val_shots: int = -1  # photos per class to choose by; -1: min(shots, 4), the field's custom; 0: all
+    seed: int = 1
+    strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
+    on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
+
+    def __post_init__(self):
+        if self.shots < 0 or self.val_shots < -1:
+            raise ConfigError(f"data.shots and data.val_shots can't be negative: {self.shots}, {self.val_shots}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """An optimiser and its schedule; the defaults are each recipe's own."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup: int = 0  # steps
+    epochs: int = 20
+    batch: int = 256
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch < 1 or self.lr < 0 or self.warmup < 0:
+            raise ConfigError("optim: epochs and batch are at least 1, lr and warmup at least 0")
+
+
+_DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
+
+
+def load_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested values of a YAML file with `a.b=value` overrides applied. Raises `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=_StrictLoader)
+    except OSError as e:
+        raise ConfigError(f"can't read {path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is not UTF-8 text") from e
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings (expected `key: value` lines)")
+    _resolve_paths(values, project_of(path))
+    return apply_overrides(values, overrides)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with each `a.b=value` put in its place; paths are relative to the caller's folder."""
+    for override in overrides:
+        _apply_override(values, override)
+    return values
+
+
+def project_of(path: Path) -> Path:
+    """What relative paths in a YAML are relative to: the folder that holds its `configs` folder, else its own folder."""
+    path = path.resolve()
+    above = [p for p in path.parents if p.name == "configs"]
+    return above[-1].parent if above else path.parent
+
+
+def _resolve_paths(values: dict, base: Path) -> None:
+    """Relative paths under `data` and in `model` become absolute, relative to `base`."""
+    data = values.get("data")
+    for key in _DATA_PATHS if isinstance(data, dict) else ():
+        if isinstance(data.get(key), str) and data[key]:
+            data[key] = _absolute(data[key], base)
+    model = values.get("model")
+    if isinstance(model, str) and _is_weight_path(model, base):
+        values["model"] = _absolute(model, base)
+
+
+def _absolute(value: str, base: Path) -> str:
+    return str((base / Path(value).expanduser()).resolve())
+
+
+def _is_weight_path(value: str, base: Path) -> bool:
+    """A model's name such as ViT-B/32 has a slash too: it is a path when it looks like a file or exists."""
+    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or (base / value).is_file()
+
+
+def _apply_override(values: dict, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"{override!r} is no setting: write key=value, such as data.shots=4")
+    *above, last = dotted.split(".")
+    given: dict[str, Any] = {}
+    node, inside = values, given
+    for key in above:
+        node, inside = node.setdefault(key, {}), inside.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{dotted}: {key} is a single value and has no {last} inside")
+    try:
+        inside[last] = yaml.load(text, Loader=_StrictLoader) if text else ""
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{dotted}: {text!r} is not a valid value") from e
+    _resolve_paths(given, Path.cwd())
+    node[last] = inside[last]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses duplicate keys; reads 1e-5 as a number and 010 as text (YAML 1.1 says text and 8)."""
+
+
+def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise yaml.YAMLError(f"key {key!r} stands on line {seen[key]} and again on line {line}")
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+_NUMBER = r"[-+]?(?:0|[1-9][0-9]*)"
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (_NUMBER, "-+0123456789"),
+    "float": (
+        rf"{_NUMBER}(?:\.[0-9]*)?[eE][-+]?[0-9]+|{_NUMBER}\.[0-9]*|[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?",
+        "-+.0123456789",
+    ),
+}
+_StrictLoader.yaml_implicit_resolvers = {}
+for _kind, (_pattern, _first) in _SCALARS.items():
+    _letters = ["" if c == "\0" else c for c in _first]
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _letters)
+
+
+def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
+    """`schema`, a frozen dataclass, from nested `values`; `place` is the file named in errors. Raises `ConfigError`."""
+    return _build(schema, values, place, "")
+
+
+def _build(schema: type, values: Any, place: str, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    hints = typing.get_type_hints(schema)
+    for key in values:
+        if key not in fields:
+            where = f"{prefix}.{key}" if prefix else str(key)
+            raise ConfigError(
+                f"{place}: unknown key {where}{did_you_mean(str(key), fields)} (known: {', '.join(fields)})"
+            )
+    made = {}
+    for name, field in fields.items():
+        dotted = f"{prefix}.{name}" if prefix else name
+        if name in values:
+            made[name] = _convert(hints[name], values[name], place, dotted)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{place}: {dotted} is missing")
+    try:
+        return schema(**made)
+    except ConfigError as e:
+        raise ConfigError(f"{place}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
+    """`value` as `hint`, or a `ConfigError`. Whole numbers pass as float; nothing else is converted silently."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, place, dotted)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, place, dotted)
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
+            near = did_you_mean(str(value), map(str, arguments))
+            raise ConfigError(f"{place}: {dotted} is {value!r}, expected one of {', '.join(map(str, arguments))}{near}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(arguments, value, place, dotted)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{place}: {dotted} is {value!r}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{place}: {dotted} is {value}, expected a finite number")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tuple:
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if arguments and arguments[-1] is Ellipsis:
+        return tuple(_convert(arguments[0], item, place, dotted) for item in items)
+    if len(items) != len(arguments):
+        raise ConfigError(f"{place}: {dotted} is {value!r}, expected {len(arguments)} values")
+    return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))
+
+
+def to_values(config: Any) -> dict[str, Any]:
+    """The resolved configuration as plain values, which `build` reads back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """YAML text of plain values, in their order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)

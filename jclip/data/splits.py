@@ -1,0 +1,281 @@
+"""Photos with labels, from folders, list files, CoOp's split files and tables; and the few shots drawn from them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from jclip.config import DataConfig
+from jclip.errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Photos and their labels, in order."""
+
+    paths: tuple[str, ...] = ()
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, rows: Sequence[int]) -> Split:
+        """Those rows, in that order."""
+        return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, np.int64)])
+
+    def digest(self) -> str:
+        """SHA-256 over paths, sizes, modification times and labels: what a feature cache and a result depend on."""
+        sha = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            stat = Path(path).stat()
+            sha.update(f"{path}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class PhotoData:
+    """Class names by label, and three splits of which `val` and `test` may be empty."""
+
+    classnames: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+
+
+def read_photos(config: DataConfig) -> PhotoData:
+    """The data that `config` names, few shots drawn. Raises `DataError` for what is missing or contradictory."""
+    if config.split_file:
+        data = _read_split_file(Path(config.split_file), Path(config.root or Path(config.split_file).parent))
+    elif config.train or config.test:
+        data = _read_lists(config)
+    elif config.root:
+        data = _read_folders(Path(config.root))
+    else:
+        raise DataError("no data named: set data.root, data.train, data.split_file or data.features")
+    if config.strip_prefix:
+        data = replace(data, classnames=tuple(strip_prefix(c) for c in data.classnames))
+    _check(data)
+    return draw_shots(data, config.shots, config.val_shots, config.seed)
+
+
+def natural_key(path: str) -> list:
+    """Sorts `2.jpg` before `10.jpg`."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", path) if part]
+
+
+def find_photos(places: Iterable[str | os.PathLike]) -> list[str]:
+    """Photos named or below named folders, each folder in natural order. Raises `DataError` for what isn't there."""
+    found: list[str] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            below = [str(p) for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+            if not below:
+                raise DataError(f"no photo below {place} (looked for {', '.join(sorted(SUFFIXES))})")
+            found += sorted(below, key=natural_key)
+        elif place.is_file():
+            found.append(str(place))
+        else:
+            raise DataError(f"no such photo or folder: {place}")
+    return found
+
+
+def _read_folders(root: Path) -> PhotoData:
+    """root/{train,val,test}/<class>/… or root/<class>/…; classes in byte order of their names."""
+    if not root.is_dir():
+        raise DataError(f"data.root is no folder: {root}")
+    parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if "train" not in parts:
+        parts = {"train": root}
+    names = sorted({d.name for part in parts.values() for d in part.iterdir() if d.is_dir()}, key=os.fsencode)
+    if not names:
+        raise DataError(
+            f"no class folders below {root}: expected {root}/<class>/<photo>, or train/val/test above the classes"
+        )
+    splits = {part: _read_class_folders(folder, names) for part, folder in parts.items()}
+    return PhotoData(tuple(names), splits["train"], splits.get("val", Split()), splits.get("test", Split()))
+
+
+def _read_class_folders(folder: Path, names: list[str]) -> Split:
+    rows = [
+        (str(photo), label)
+        for label, name in enumerate(names)
+        for photo in sorted((folder / name).glob("*"), key=lambda p: natural_key(p.name))
+        if photo.suffix.lower() in SUFFIXES
+    ]
+    return _split(rows)
+
+
+def _split(rows: Iterable[tuple[str, int]]) -> Split:
+    rows = list(rows)
+    return Split(tuple(p for p, _ in rows), np.array([label for _, label in rows], np.int32))
+
+
+def _read_lists(config: DataConfig) -> PhotoData:
+    """The Jittor challenge's files: `relative/path label` per line, and `name label` per line for the classes."""
+    if not config.classes:
+        raise DataError("lists of photos need data.classes, a file with `name label` per line")
+    names = read_classes(Path(config.classes))
+    splits = [
+        read_list(Path(file), Path(config.root or Path(file).parent)) if file else Split()
+        for file in (config.train, config.val, config.test)
+    ]
+    return PhotoData(names, *splits)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names in label order from `name label` lines, the last space separating. Raises `DataError`."""
+    rows = [line.replace("\t", " ").rpartition(" ") for line in _lines(path)]
+    unlabelled = [name or label for name, _, label in rows if not name or not label.isdecimal()]
+    if unlabelled:
+        raise DataError(f"{path}: expected `name label` lines, got {unlabelled[0]!r}")
+    labels = sorted(int(label) for _, _, label in rows)
+    if labels != list(range(len(rows))):
+        raise DataError(f"{path}: labels must be 0 to {len(rows) - 1}, each once, got {_preview(labels)}")
+    return tuple(name.strip() for name, _, _ in sorted(rows, key=lambda r: int(r[2])))
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Class names, one per line in order; a file of `name label` lines whose labels are 0, 1, … is told by that."""
+    try:
+        return read_classes(path)
+    except DataError:
+        return tuple(_lines(path))
+
+
+def read_list(path: Path, root: Path) -> Split:
+    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped."""
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        name, _, label = line.replace("\t", " ").rpartition(" ")
+        if not name.strip() or not label.isdecimal():
+            raise DataError(f"{path}, line {number}: expected `relative/path label`, got {line!r:.80}")
+        rows.append((str(root / name.strip().replace("\\", "/").lstrip("/")), int(label)))
+    if not rows:
+        raise DataError(f"{path} lists no photo")
+    return _split(rows)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror}") from e
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _read_split_file(path: Path, root: Path) -> PhotoData:
+    """CoOp's JSON (`train`, `val`, `test` lists of [path, label, class]) or a table with path, classname, split."""
+    if not path.is_file():
+        raise DataError(f"no such split file: {path}")
+    return _read_table(path, root) if path.suffix in (".tsv", ".csv") else _read_coop_json(path, root)
+
+
+def _read_coop_json(path: Path, root: Path) -> PhotoData:
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        rows = {
+            k: [(str(p), int(label), str(name)) for p, label, name in parts.get(k, [])]
+            for k in ("train", "val", "test")
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise DataError(f"{path} is not a split file of the form {{train: [[path, label, class], …], …}}: {e}") from e
+    names: dict[int, str] = {}
+    for _, label, name in (r for part in rows.values() for r in part):
+        if names.setdefault(label, name) != name:
+            raise DataError(f"{path}: label {label} is called both {names[label]!r} and {name!r}")
+    if sorted(names) != list(range(len(names))):
+        raise DataError(f"{path}: labels must be 0 to {len(names) - 1} without a gap, got {_preview(sorted(names))}")
+    splits = (_split((str(root / p), label) for p, label, _ in rows[k]) for k in ("train", "val", "test"))
+    return PhotoData(tuple(names[i] for i in range(len(names))), *splits)
+
+
+def _read_table(path: Path, root: Path) -> PhotoData:
+    """Classes in order of first appearance."""
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        table = list(csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ","))
+    lacking = {"path", "classname", "split"} - set(table[0] if table else ())
+    if lacking:
+        raise DataError(f"{path} lacks the column {', '.join(sorted(lacking))} (needs path, classname, split)")
+    labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for row in table))}
+    parts = {
+        part: _split((str(root / row["path"]), labels[row["classname"]]) for row in table if row["split"] == part)
+        for part in ("train", "val", "test")
+    }
+    return PhotoData(tuple(labels), parts["train"], parts["val"], parts["test"])
+
+
+def strip_prefix(name: str) -> str:
+    """`Animal_Polar_Bear` → `Polar_Bear`; a name without underscore stays."""
+    return name.split("_", 1)[-1]
+
+
+def _check(data: PhotoData) -> None:
+    """Labels within the classes, at least two classes, every photo there."""
+    if len(data.classnames) < 2:
+        raise DataError(
+            f"only one class ({data.classnames[0] if data.classnames else 'none'}): there is nothing to tell apart"
+        )
+    for part, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        beyond = split.labels[split.labels >= len(data.classnames)]
+        if beyond.size:
+            raise DataError(f"{part}: label {beyond.max()} is beyond the {len(data.classnames)} classes")
+        absent = [p for p in split.paths if not Path(p).is_file()]
+        if absent:
+            raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {_preview(absent)}")
+
+
+def draw_shots(data: PhotoData, shots: int, val_shots: int, seed: int) -> PhotoData:
+    """`shots` photos per class to train on (0: all) and `val_shots` to choose by, drawn as CoOp's protocol draws them.
+
+    One stream of random numbers per seed: where there is no val split, its photos are held out of train first, then
+    train is drawn, then val. val_shots -1 means min(shots, 4). Raises `DataError` naming a class that is too small.
+    """
+    rng = random.Random(seed)
+    train, val = data.train, data.val
+    wanted = min(shots, 4) if val_shots < 0 else val_shots
+    classes = range(len(data.classnames))
+    if not len(val) and wanted and shots:
+        held = _draw(train, classes, wanted, rng, data.classnames, reserve=shots)
+        val, train = train.take(held), train.take([i for i in range(len(train)) if i not in set(held)])
+    if shots:
+        train = train.take(_draw(train, classes, shots, rng, data.classnames))
+    if len(val) and wanted:
+        val = val.take(_draw(val, classes, wanted, rng, data.classnames, keep_short=True))
+    return replace(data, train=train, val=val)
+
+
+def _draw(
+    split: Split, classes, count: int, rng: random.Random, names, reserve: int = 0, keep_short: bool = False
+) -> list[int]:
+    """Rows of `count` photos per class, classes in order of first appearance."""
+    by_class: dict[int, list[int]] = {}
+    for row, label in enumerate(split.labels.tolist()):
+        by_class.setdefault(label, []).append(row)
+    rows = []
+    for label in [*by_class, *(c for c in classes if c not in by_class)]:
+        members = by_class.get(label, [])
+        if len(members) < count + reserve and not keep_short:
+            held = f" and {count} to validate" if reserve else ""
+            raise DataError(
+                f"class {names[label]!r} has {len(members)} photos, too few for {reserve or count} shots{held}: "
+                "lower data.shots or data.val_shots"
+            )
+        rows += members if len(members) <= count else rng.sample(members, count)
+    return rows
+
+
+def _preview(items: Sequence, count: int = 5) -> str:
+    return ", ".join(map(str, items[:count])) + (", …" if len(items) > count else "")

@@ -1,0 +1,49 @@
+"""The errors that are a user's to mend. Commands print them as one line and exit with `exit_code`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JclipError(Exception):
+    """Something that the message tells how to mend: what was wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class SetupError(JclipError):
+    """The machine lacks something that jclip needs: a compiler, headers, a usable Jittor."""
+
+
+class ConfigError(JclipError):
+    """A setting that is unknown, missing, of the wrong type or out of range."""
+
+
+class CheckpointError(JclipError):
+    """A weight file that can't be read, isn't known, or doesn't fit the model."""
+
+
+class MisfitError(CheckpointError):
+    """Weights that were read well but do not fit: missing, unexpected or misshaped keys."""
+
+    exit_code = 1
+
+
+class DataError(JclipError):
+    """Photos, lists or features that are absent, broken or contradictory."""
+
+
+class UnknownName(JclipError):
+    """A name that isn't in a closed set; the message lists the set and the nearest match."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        known = list(known)
+        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`", did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is near."""
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    return f", did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -1,0 +1,277 @@
+"""Image features, computed once: extraction in batches, a cache keyed by all that made them, recorded files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jclip.config import DataConfig
+from jclip.data.loader import OnError, batches
+from jclip.data.splits import Split, read_photos
+from jclip.errors import ConfigError, DataError
+from jclip.functional.metrics import classification_report, top_k
+from jclip.heads import unit, zero_shot_head
+from jclip.paths import cache_dir
+from jclip.preprocess import Preprocess
+from jclip.preprocess import augment as augment_named
+from jclip.prompts import class_prompts, load_templates
+from jclip.readers import read_weights, safetensors
+from jclip.source import ModelSource
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Normalised image features (N, E) float32 with labels, and what is known of the text side.
+
+    text: (C, E) rows of length one, or None where no text features were recorded. scale: exp(logit_scale).
+    """
+
+    classnames: tuple[str, ...]
+    train: np.ndarray
+    train_labels: np.ndarray
+    val: np.ndarray
+    val_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+    text: np.ndarray | None
+    scale: float
+
+    def report(self, score: Callable[[np.ndarray], np.ndarray], prefix: str = "") -> dict[str, float]:
+        """`classification_report` of `score` on val and test, where there are any: `val_top1`, `test_ece`, …"""
+        parts = {"val": (self.val, self.val_labels), "test": (self.test, self.test_labels)}
+        return {
+            f"{prefix}{part}_{name}": value
+            for part, (features, labels) in parts.items()
+            if len(labels)
+            for name, value in classification_report(score(features), labels).items()
+        }
+
+    def top1(self, part: str, score: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Accuracy of `score` on "val" or "test"."""
+        return top_k(score(getattr(self, part)), getattr(self, f"{part}_labels"))
+
+
+def extract(
+    source: ModelSource,
+    split: Split,
+    *,
+    views: int = 1,
+    first_view: int = 0,
+    augment: str = "none",
+    seed: int = 0,
+    on_error: OnError = "stop",
+    label: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32.
+
+    Views are numbered from `first_view`; the augmentation `none` has but one. The model is loaded only when the cache
+    lacks these features. The same view of the same photo is the same for any batch size and number of threads: its
+    randomness comes from (seed, view, row). Raises `DataError` when a photo does not decode and `on_error` is "stop".
+    """
+    numbers = range(first_view, first_view + views) if augment != "none" else range(1)
+    file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed)}.safetensors"
+    if file.is_file():
+        saved = read_weights(file)
+        return np.array(saved["rows"].read()), np.array(saved["features"].read())
+    failed: list[str] = []
+    rows, features = _compute(
+        source, split, _viewer(source.preprocess, augment, numbers, seed), len(numbers), on_error, failed, label
+    )
+    if failed:
+        _tell_skipped(failed, len(split))
+    else:  # a photo that is mended later would otherwise stay missing
+        safetensors.write(file, {"rows": rows, "features": features})
+    return rows, features
+
+
+def feature_key(source: ModelSource, split: Split, views: range, augment: str, seed: int) -> str:
+    """SHA-256 over weights, preprocessing, photos, and, where there is any, augmentation, views and seed."""
+    made_of = [source.identity, source.preprocess.to_dict(), split.digest()]
+    random = [] if augment == "none" else [augment, list(views), seed]
+    return hashlib.sha256(json.dumps([*made_of, *random]).encode()).hexdigest()
+
+
+def _viewer(preprocess: Preprocess, augment: str, views: range, seed: int) -> Callable[[Image.Image, int], np.ndarray]:
+    """(photo, row) → (V, 3, H, W): the photo decoded once, seen in every view."""
+    random_view = augment_named(augment)
+    if random_view is None:
+        return lambda image, row: preprocess(image)[None]
+    return lambda image, row: np.stack(
+        [random_view(image, preprocess, np.random.default_rng((seed, view, row))) for view in views]
+    )
+
+
+def _compute(source, split, viewer, views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
+    from tqdm import tqdm
+
+    from jclip.runtime import jt
+
+    model, rows, features = source.model, [np.zeros(0, np.int64)], [np.zeros((0, source.config.embed_dim), np.float32)]
+    bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
+    with bar, jt.no_grad():
+        for at, pixels in batches(split.paths, viewer, max(1, BATCH // views), on_error, failed):
+            encoded = model.encode_image(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+            features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
+            rows.append(at)
+            bar.update(len(at))
+    return np.concatenate(rows), np.concatenate(features)
+
+
+def _tell_skipped(failed: list[str], total: int) -> None:
+    for message in failed:
+        sys.stderr.write(f"skipped: {message}\n")
+    sys.stderr.write(f"skipped {len(failed)} of {total} photos\n")
+    if len(failed) == total:
+        raise DataError(f"none of {total} photos decoded: {failed[0]}")
+
+
+def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
+    """Features of an .npz as few-shot repositories record them; nothing in it is executed.
+
+    Two spellings: `train_features_K`, `train_labels_K`, `val_features`, …, `text_features`, `classnames`, `logit_scale`;
+    and `keys_K`, `keys_K_l`, `val_f`, `val_l`, `test_f`, `test_l`. Raises `DataError` for what is missing or misshaped.
+    """
+    arrays = _load_npz(path)
+    first = "train_features_{}" if any(k.startswith("train_features_") for k in arrays) else "keys_{}"
+    labels = "train_labels_{}" if first.startswith("train") else "keys_{}_l"
+    known = sorted(
+        int(k.rsplit("_", 1)[1]) for k in arrays if k.startswith(first[:-2]) and k.rsplit("_", 1)[1].isdigit()
+    )
+    if shots not in known:
+        raise DataError(
+            f"{path} has no features of {shots} shots (has {', '.join(map(str, known)) or 'none'}): set data.shots"
+        )
+    long = "val_features" in arrays or "test_features" in arrays
+    names = {
+        part: (f"{part}_features", f"{part}_labels") if long else (f"{part}_f", f"{part}_l") for part in ("val", "test")
+    }
+    parts = {"train": (first.format(shots), labels.format(shots)), **names}
+    loaded = {part: _features_and_labels(arrays, *keys, path) for part, keys in parts.items()}
+    classes = tuple(map(str, arrays["classnames"])) if "classnames" in arrays else classnames
+    text = _text_features(arrays, text_path, path)
+    data = FeatureSet(
+        classes, *loaded["train"], *loaded["val"], *loaded["test"], text, float(arrays.get("logit_scale", 100.0))
+    )
+    _check(data, path)
+    return data
+
+
+def _load_npz(path: str) -> Mapping[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {k: file[k] for k in file.files}
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} is not a readable .npz of arrays: {e}") from e
+
+
+def _features_and_labels(
+    arrays: Mapping[str, np.ndarray], features: str, labels: str, path: str
+) -> tuple[np.ndarray, np.ndarray]:
+    if features not in arrays or labels not in arrays:
+        raise DataError(f"{path} lacks {features} or {labels} (has {', '.join(sorted(arrays))})")
+    x, y = arrays[features].astype(np.float32), arrays[labels].astype(np.int64)
+    if x.ndim != 2 or y.shape != (len(x),):
+        raise DataError(f"{path}: {features} {x.shape} and {labels} {y.shape} do not belong together")
+    if not np.isfinite(x).all():
+        raise DataError(f"{path}: {features} holds {int((~np.isfinite(x)).sum())} values that are no numbers")
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), y
+
+
+def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) -> np.ndarray | None:
+    text = arrays.get("text_features")
+    if text is None and text_path:
+        try:
+            text = np.load(text_path, allow_pickle=False)
+        except (OSError, ValueError) as e:
+            raise DataError(f"data.text_features: {text_path} is not a readable .npy: {e}") from e
+    if text is None:
+        return None
+    text = np.asarray(text, np.float32)
+    if text.ndim != 2 or not np.isfinite(text).all():
+        raise DataError(f"{text_path or path}: text features of shape {text.shape} are no finite (C, E) table")
+    return text / np.linalg.norm(text, axis=1, keepdims=True)
+
+
+def _check(data: FeatureSet, path: str) -> None:
+    classes = (
+        len(data.classnames)
+        or int(max(y.max(initial=0) for y in (data.train_labels, data.val_labels, data.test_labels))) + 1
+    )
+    widths = {x.shape[1] for x in (data.train, data.val, data.test) if len(x)}
+    if data.text is not None:
+        widths.add(data.text.shape[1])
+        if len(data.text) != classes:
+            raise DataError(f"{path}: {len(data.text)} text features for {classes} classes")
+    if len(widths) > 1:
+        raise DataError(f"{path}: features of different widths: {', '.join(map(str, sorted(widths)))}")
+    for part, labels in (("train", data.train_labels), ("val", data.val_labels), ("test", data.test_labels)):
+        if labels.size and (labels.min() < 0 or labels.max() >= classes):
+            raise DataError(
+                f"{path}: {part} labels reach from {labels.min()} to {labels.max()}, there are {classes} classes"
+            )
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of a features file, for results and cache keys."""
+    from jclip.checkpoint import file_sha256
+
+    return file_sha256(Path(path))
+
+
+def few_shot_features(
+    data: DataConfig,
+    source: ModelSource | None,
+    templates: str,
+    *,
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    train: bool = True,
+) -> FeatureSet:
+    """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
+
+    Text features come from the file, else from the model's prompts; None when there is neither. `train` off leaves
+    the training photos out. Raises `DataError`.
+    """
+    if data.features:
+        recorded = read_recorded(data.features, data.shots, data.text_features)
+        if recorded.text is None and source is not None:
+            head = zero_shot_head(source, class_prompts(recorded.classnames, load_templates(templates)))
+            return replace(recorded, text=head.weights, scale=head.scale)
+        return recorded
+    if source is None:
+        raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
+    photos = read_photos(data)
+    head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
+    options = {"on_error": data.on_error}
+    augmented = {"views": views, "augment": augment, "seed": seed}
+    learn = _labelled(source, photos.train if train else Split(), label="train", **augmented, **options)
+    val = _labelled(source, photos.val, label="val", **options)
+    test = _labelled(source, photos.test, label="test", **options)
+    return FeatureSet(photos.classnames, *learn, *val, *test, head.weights, head.scale)
+
+
+def training_view(
+    data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised features and labels of the training photos in one augmented view; of recorded features, these."""
+    if data.features or augment == "none":
+        return recorded.train, recorded.train_labels
+    options = {"augment": augment, "seed": seed, "on_error": data.on_error}
+    return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)
+
+
+def _labelled(source: ModelSource, split: Split, **options) -> tuple[np.ndarray, np.ndarray]:
+    if not len(split):
+        return np.zeros((0, source.config.embed_dim), np.float32), np.zeros(0, np.int64)
+    rows, features = extract(source, split, **options)
+    return unit(features), split.labels[rows].astype(np.int64)

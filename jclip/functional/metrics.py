@@ -1,0 +1,64 @@
+"""Numbers that tell how good predictions are. NumPy in, floats out; ties go to the lowest class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def ranking(scores: np.ndarray, k: int) -> np.ndarray:
+    """(N, C) scores → (N, min(k, C)) class ids, best first; equal scores in order of the ids."""
+    k = min(k, scores.shape[1])
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
+    """Share of rows whose label is among the k best; k is cut at the number of classes."""
+    _refuse_empty(scores, labels)
+    return float((ranking(scores, k) == labels[:, None]).any(axis=1).mean())
+
+
+def per_class_recall(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """(C,) share of each class's rows that were found; NaN for a class without rows."""
+    right = np.bincount(labels[predicted == labels], minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return right / np.bincount(labels, minlength=classes)
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C) counts, row: true class, column: predicted class."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Σ |B_m| / N · |accuracy(B_m) - confidence(B_m)| over equal-width bins (a, b] of the largest probability."""
+    _refuse_empty(probabilities, labels)
+    confidence = probabilities.max(axis=1)
+    right = ranking(probabilities, 1)[:, 0] == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(which, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
+    e = np.exp(shifted)
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def classification_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Fractions: top1, top5, mean_per_class (over the classes that occur), ece, all of (N, C) scores."""
+    predicted = ranking(scores, 1)[:, 0]
+    return {
+        "top1": top_k(scores, labels, 1),
+        "top5": top_k(scores, labels, 5),
+        "mean_per_class": float(np.nanmean(per_class_recall(predicted, labels, scores.shape[1]))),
+        "ece": expected_calibration_error(softmax(scores), labels),
+        "correct": int((predicted == labels).sum()),
+        "count": len(labels),
+    }
+
+
+def _refuse_empty(scores: np.ndarray, labels: np.ndarray) -> None:
+    if len(labels) == 0 or scores.shape[0] != len(labels):
+        raise ValueError(f"{scores.shape[0]} rows of scores and {len(labels)} labels give no accuracy")

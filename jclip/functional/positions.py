@@ -1,0 +1,52 @@
+"""Position tables for other input sizes: bicubic resampling in float64, equal to torch's with and without antialias.
+
+Two dialects exist and they differ even when enlarging: open_clip and timm resize with antialias (cubic with a = -0.5),
+Hugging Face and EVA without (a = -0.75).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def resample_positions(
+    table: np.ndarray, grid: tuple[int, int], new: tuple[int, int], antialias: bool = True
+) -> np.ndarray:
+    """(1 + h*w, D) for `grid` (h, w) → (1 + h'*w', D) for `new`; row 0 belongs to the class token and stays."""
+    if table.shape[0] != 1 + grid[0] * grid[1]:
+        raise ValueError(
+            f"a position table of {table.shape[0]} rows does not belong to a grid of {grid[0]} x {grid[1]}"
+        )
+    if grid == new:
+        return table
+    cells = table[1:].astype(np.float64).reshape(*grid, -1)
+    rows = bicubic_matrix(grid[0], new[0], antialias)
+    columns = bicubic_matrix(grid[1], new[1], antialias)
+    cells = np.einsum("Hh,Ww,hwd->HWd", rows, columns, cells, optimize=True)
+    return np.concatenate([table[:1], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
+
+
+def bicubic_matrix(size: int, new: int, antialias: bool) -> np.ndarray:
+    """(new, size) float64: row i holds the weights of the `size` samples in output i (align_corners=False)."""
+    matrix = np.zeros((new, size))
+    scale = size / new
+    for i in range(new):
+        if antialias:
+            stretch = max(scale, 1.0)
+            centre = (i + 0.5) * scale
+            first, last = max(int(centre - 2 * stretch + 0.5), 0), min(int(centre + 2 * stretch + 0.5), size)
+            taps = np.arange(first, last)
+            weights = _cubic((taps - centre + 0.5) / stretch, a=-0.5)
+            matrix[i, taps] = weights / weights.sum()
+        else:
+            centre = (i + 0.5) * scale - 0.5
+            taps = np.floor(centre) + np.arange(-1, 3)
+            np.add.at(matrix[i], np.clip(taps, 0, size - 1).astype(int), _cubic(centre - taps, a=-0.75))
+    return matrix
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

@@ -1,0 +1,72 @@
+"""What turns image features into class scores: the zero-shot head, built from prompts, cached by what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jclip.paths import cache_dir
+from jclip.readers import read_weights, safetensors
+from jclip.source import ModelSource
+from jclip.tokenizer import tokenize
+
+PROMPTS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class ZeroShotHead:
+    """scores = scale * f · w_k for a normalised feature f: Radford et al., 2021, section 3.1."""
+
+    weights: np.ndarray  # (C, E) float32, rows of length one
+    scale: float  # exp(logit_scale)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(N, E) normalised → (N, C) float32 scores."""
+        return np.float32(self.scale) * (features @ self.weights.T)
+
+
+def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
+    """w_k = norm(mean_j norm(h(prompt_kj))): each class's prompts averaged in embedding space.
+
+    The model is loaded only when the cache does not hold the head. Raises `DataError` for a prompt that is too long,
+    unless `truncate`.
+    """
+    file = cache_dir("classifiers") / f"{_head_key(source, prompts, truncate)}.safetensors"
+    if file.is_file():
+        saved = read_weights(file)
+        return ZeroShotHead(np.array(saved["weights"].read()), float(saved["scale"].read()[0]))
+    flat = [p for of_class in prompts for p in of_class]
+    tokens = tokenize(flat, source.config.text.context_length, truncate)
+    embedded = unit(encode_prompts(source.model, tokens))
+    counts = [len(of_class) for of_class in prompts]
+    means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts, np.float32)[:, None]
+    head = ZeroShotHead(unit(means), float(np.exp(np.float64(source.model.logit_scale.numpy()[0]))))
+    safetensors.write(file, {"weights": head.weights, "scale": np.array([head.scale], np.float64)})
+    return head
+
+
+def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:
+    """(P, L) ids → (P, E), not normalised; short prompts are encoded together, so that each batch is cut early."""
+    from jclip.runtime import jt
+
+    order = np.argsort(tokens.argmax(axis=1), kind="stable")
+    features = np.zeros((len(tokens), model.config.embed_dim), np.float32)
+    with jt.no_grad():
+        for start in range(0, len(order), PROMPTS_AT_ONCE):
+            rows = order[start : start + PROMPTS_AT_ONCE]
+            features[rows] = model.encode_text(tokens[rows]).float32().numpy()
+    return features
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows divided by their length."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _head_key(source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool) -> str:
+    made_of = [source.identity, "openai-bpe", "embed", truncate, [list(p) for p in prompts]]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()

@@ -1,0 +1,206 @@
+"""The building blocks of both towers, with OpenAI's parameter names. B batch, N tokens, D width, H heads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from jclip.runtime import jt
+
+nn = jt.nn
+
+
+def quickgelu(x):
+    """x * sigmoid(1.702 x): what OpenAI trained with."""
+    return x * jt.sigmoid(1.702 * x)
+
+
+def gelu(x):
+    """x * Φ(x), the exact (erf) form."""
+    return 0.5 * x * (1.0 + jt.erf(x * (1.0 / math.sqrt(2.0))))
+
+
+ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
+
+
+def softmax(x):
+    """Over the last axis, computed in float32, returned in the dtype of `x`."""
+    return nn.softmax(x.float32(), dim=-1).cast(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, in float32. The variance is that of the centred values: Jittor's own E[x²] - E[x]² loses digits."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        self.weight = jt.ones((width,))
+        self.bias = jt.zeros((width,))
+        self.eps = eps
+
+    def execute(self, x):
+        wide = x.float32()
+        centred = wide - wide.mean(dim=-1, keepdims=True)
+        variance = (centred * centred).mean(dim=-1, keepdims=True)
+        return (centred / jt.sqrt(variance + self.eps) * self.weight.float32() + self.bias.float32()).cast(x.dtype)
+
+
+class Linear(nn.Module):
+    """x W^T + b over the last axis; weight (out, in)."""
+
+    def __init__(self, inputs: int, outputs: int, std: float):
+        self.weight = jt.init.gauss((outputs, inputs), "float32", std=std)
+        self.bias = jt.zeros((outputs,))
+
+    def execute(self, x):
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x, weight, bias=None):
+    """(..., in) with weight (out, in) → (..., out). One 2-D product: the only one that oneDNN computes for Jittor."""
+    y = nn.matmul_transpose(x.reshape((-1, x.shape[-1])), weight)
+    if bias is not None:
+        y = y + bias
+    return y.reshape((*x.shape[:-1], weight.shape[0]))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with q, k and v packed into one projection, as OpenAI's files have them."""
+
+    def __init__(self, width: int, heads: int, std: float, out_std: float):
+        self.in_proj_weight = jt.init.gauss((3 * width, width), "float32", std=std)
+        self.in_proj_bias = jt.zeros((3 * width,))
+        self.out_proj = Linear(width, width, std=out_std)
+        self.heads = heads
+
+    def in_proj(self, x):
+        """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
+        return linear(x, self.in_proj_weight, self.in_proj_bias)
+
+    def execute(self, x, mask=None):
+        return self.out_proj(attend(self.in_proj(x), self.heads, mask))
+
+    def values(self, x):
+        """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
+        width = x.shape[-1]
+        v = linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        return self.out_proj(v)
+
+
+def attend(qkv, heads: int, mask=None):
+    """(B, N, 3D) → (B, N, D): softmax(q k^T / sqrt(d) + mask) v per head, the softmax in float32."""
+    B, N, width = qkv.shape
+    d = width // 3 // heads
+    q, k, v = (t.reshape((B * heads, N, d)) for t in _split_heads(qkv, heads))
+    scores = nn.bmm_transpose(q * (1.0 / math.sqrt(d)), k)
+    weights = softmax(scores if mask is None else scores + mask)
+    mixed = nn.bmm(weights, v).reshape((B, heads, N, d))
+    return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d))
+
+
+def _split_heads(qkv, heads: int):
+    B, N, width = qkv.shape
+    return qkv.reshape((B, N, 3, heads, width // 3 // heads)).permute(2, 0, 3, 1, 4)
+
+
+def causal_mask(length: int):
+    """(N, N) float32: 0 on and below the diagonal, -inf above."""
+    return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
+
+
+class MLP(nn.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, width: int, hidden: int, activation: str, std: float, out_std: float):
+        self.c_fc = Linear(width, hidden, std=std)
+        self.c_proj = Linear(hidden, width, std=out_std)
+        self.activation = ACTIVATIONS[activation]
+
+    def execute(self, x):
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """x + Attn(LN x), then x + MLP(LN x)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, layers: int, activation: str, eps: float):
+        narrow = width**-0.5
+        deep = narrow * (2 * layers) ** -0.5
+        self.attn = Attention(width, heads, std=narrow, out_std=deep)
+        self.ln_1 = LayerNorm(width, eps)
+        self.mlp = MLP(width, hidden, activation, std=(2 * width) ** -0.5, out_std=deep)
+        self.ln_2 = LayerNorm(width, eps)
+
+    def execute(self, x, mask=None):
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks."""
+
+    def __init__(self, width: int, layers: int, heads: int, hidden: int, activation: str, eps: float):
+        self.resblocks = nn.Sequential(*(Block(width, heads, hidden, layers, activation, eps) for _ in range(layers)))
+
+    def execute(
+        self, x, mask=None, *, layers=None, insert: dict | None = None, taps: dict | None = None, name: str = ""
+    ):
+        """(B, N, D) → (B, N, D).
+
+        layers: which blocks to run, all by default. insert: layer → (position, tokens (n, D) or (B, n, D)); before that
+        layer the tokens from `position` on are replaced by these (deep prompts). taps: receives each block's output as
+        `<name>block<i>`.
+        """
+        for i in range(len(self.resblocks)) if layers is None else layers:
+            if insert and i in insert:
+                x = put_tokens(x, *insert[i])
+            x = self.resblocks[i](x, mask)
+            if taps is not None:
+                taps[f"{name}block{i}"] = x
+        return x
+
+
+def put_tokens(x, position: int, tokens):
+    """(B, N, D) with the tokens from `position` on replaced by `tokens` (n, D) or (B, n, D)."""
+    if tokens.ndim == 2:
+        tokens = tokens.unsqueeze(0).expand((x.shape[0], *tokens.shape))
+    end = position + tokens.shape[1]
+    if not 0 <= position < end <= x.shape[1]:
+        raise ValueError(f"tokens for positions {position} to {end - 1} do not fit a sequence of {x.shape[1]}")
+    parts = [x[:, :position], tokens, x[:, end:]]
+    return jt.concat([p for p in parts if p.shape[1]], dim=1)
+
+
+class BatchNorm(nn.Module):
+    """Per channel of (B, C, H, W), as torch: running variance unbiased, momentum 0.1. Jittor's own keeps the biased one."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, weight: float = 1.0):
+        self.weight = jt.full((channels,), weight)
+        self.bias = jt.zeros((channels,))
+        self.running_mean = jt.zeros((channels,)).stop_grad()
+        self.running_var = jt.ones((channels,)).stop_grad()
+        self.eps, self.momentum = eps, momentum
+
+    def execute(self, x):
+        wide = x.float32()
+        if self.is_training():
+            mean = wide.mean(dims=[0, 2, 3])
+            centred = wide - _per_channel(mean)
+            variance = (centred * centred).mean(dims=[0, 2, 3])
+            self._update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
+        else:
+            mean, variance = self.running_mean, self.running_var
+            centred = wide - _per_channel(mean)
+        scale = self.weight.float32() / jt.sqrt(variance + self.eps)
+        return (centred * _per_channel(scale) + _per_channel(self.bias.float32())).cast(x.dtype)
+
+    def _update_statistics(self, mean, variance, samples: int) -> None:
+        if samples < 2:
+            raise ValueError("batch norm in training needs more than one value per channel")
+        unbiased = variance * (samples / (samples - 1))
+        keep = 1.0 - self.momentum
+        self.running_mean.update(keep * self.running_mean + self.momentum * mean.detach())
+        self.running_var.update(keep * self.running_var + self.momentum * unbiased.detach())
+
+
+def _per_channel(v):
+    return v.reshape((1, -1, 1, 1))

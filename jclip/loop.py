@@ -1,0 +1,130 @@
+"""Training and prediction loops: two functions. Test data is not an argument, so it can't leak into a choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jclip.errors import DataError, JclipError
+from jclip.optim import TrainState
+from jclip.run import Run
+from jclip.runtime import jt
+
+
+class Diverged(JclipError):
+    """The loss is no number any more."""
+
+
+@dataclass
+class Outcome:
+    """What training ended with: metrics of the last and of the best epoch, and the parameters of the latter."""
+
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = -1
+    best_arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def fit(
+    step: Callable[[Any, int], Any],
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    state: TrainState,
+    run: Run,
+    epochs: int,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    select: str = "top1",
+    read_every: int = 20,
+    slot: str = "train",
+) -> Outcome:
+    """Trains for `epochs`, saving after each; a run that was killed goes on where it was saved, to the same numbers.
+
+    step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
+    batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
+    evaluate() measures validation data; `select` names the metric whose best epoch is remembered (the first, among
+    equals). The loss is read every `read_every` steps: each reading waits for the device. Raises `Diverged` naming the
+    steps between which the loss stopped being a number, and `DataError` when there are no batches.
+    """
+    place = run.slot(slot)
+    outcome, first, number = _resume(place, state)
+    for epoch in range(first, epochs):
+        losses = _LossReader(read_every, epoch, number)
+        for batch in batches(epoch):
+            losses.add(step(batch, number))
+            state.update_average()
+            number += 1
+        measured = {"loss": losses.mean(), **(evaluate() if evaluate else {})}
+        outcome.last = measured
+        if evaluate and measured[select] > outcome.best.get(select, -math.inf):
+            outcome.best, outcome.best_epoch = measured, epoch
+            outcome.best_arrays = {k: v.numpy() for k, v in state.optimiser.params.items()}
+        run.log(epoch=epoch, step=number, lr=state.optimiser.lr, **measured)
+        place.save(*_saved(outcome, state, epoch + 1, number))
+    return outcome
+
+
+def _saved(
+    outcome: Outcome, state: TrainState, epoch: int, number: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    best = {f"best.{k}": v for k, v in outcome.best_arrays.items()}
+    told = {
+        "epoch": epoch,
+        "step": number,
+        "last": outcome.last,
+        "best": outcome.best,
+        "best_epoch": outcome.best_epoch,
+    }
+    return {**{f"state.{k}": v for k, v in state.capture().items()}, **best}, told
+
+
+def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:
+    saved = place.load()
+    if saved is None:
+        return Outcome(), 0, 0
+    arrays, told = saved
+    state.restore({k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")})
+    best = {k.removeprefix("best."): v for k, v in arrays.items() if k.startswith("best.")}
+    return Outcome(told["last"], told["best"], told["best_epoch"], best), told["epoch"], told["step"]
+
+
+class _LossReader:
+    """Collects losses without waiting for each."""
+
+    def __init__(self, every: int, epoch: int, number: int):
+        self._every, self._epoch, self._number = every, epoch, number
+        self._waiting: list[Any] = []
+        self._read: list[float] = []
+
+    def add(self, loss: Any) -> None:
+        self._waiting.append(loss)
+        if len(self._waiting) >= self._every:
+            self._flush()
+
+    def mean(self) -> float:
+        self._flush()
+        if not self._read:
+            raise DataError("there is nothing to train on: no batches (fewer photos than one batch?)")
+        return float(np.mean(self._read))
+
+    def _flush(self) -> None:
+        start = self._number + len(self._read)
+        self._read += [float(v.numpy().ravel()[0]) for v in self._waiting]
+        self._waiting = []
+        if not np.isfinite(self._read).all():
+            raise Diverged(
+                f"the loss stopped being a number between steps {start} and {self._number + len(self._read) - 1} of epoch "
+                f"{self._epoch}; the state before this epoch is kept: lower optim.lr, or look for broken data"
+            )
+
+
+def predict(fn: Callable[[Any], Any], batches: Iterable[Any]) -> np.ndarray:
+    """`fn` of every batch, without gradients, joined in order; the last batch is kept however short it is."""
+    with jt.no_grad():
+        parts = [fn(batch).numpy() for batch in batches]
+    if not parts:
+        raise DataError("there is nothing to predict: no batches")
+    return np.concatenate(parts)

@@ -1,0 +1,53 @@
+"""`jclip models`: the architectures, and seeded random weights for trying a pipeline without a download."""
+
+from __future__ import annotations
+
+import argparse
+
+from jclip.results import table
+from jclip.variants import VARIANTS, CLIPConfig, ResNetConfig, canonical_name, slug
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser("jclip models", description=__doc__)
+    p.add_argument("--random", metavar="NAME", help="write a model of that name with random weights (needs --out)")
+    p.add_argument("--out", metavar="FILE.safetensors", help="where to")
+    p.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Lists the models, or writes one. Returns the exit code."""
+    p = parser()
+    args = p.parse_args(argv)
+    if bool(args.random) != bool(args.out):
+        p.error("--random NAME and --out FILE belong together")
+    if args.random:
+        write_random(canonical_name(args.random), args.out, args.seed)
+        print(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
+        return 0
+    rows = [[name, slug(name), *_numbers(config)] for name, config in VARIANTS.items()]
+    print(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
+    return 0
+
+
+def write_random(name: str, path: str, seed: int) -> None:
+    """A checkpoint of that architecture with seeded random weights, the same on every machine."""
+    from jclip.checkpoint import random_arrays, save_checkpoint
+    from jclip.clip import CLIP
+    from jclip.preprocess import Preprocess
+
+    config = VARIANTS[name]
+    shapes = {k: tuple(v.shape) for k, v in CLIP(config).state_dict().items()}
+    save_checkpoint(path, random_arrays(shapes, seed), config, Preprocess(size=config.vision.image_size))
+
+
+def _numbers(config: CLIPConfig) -> list[str]:
+    v, t = config.vision, config.text
+    image = (
+        f"blocks {v.layers}, width {v.width}"
+        if isinstance(v, ResNetConfig)
+        else f"{v.layers} layers, width {v.width}, patch {v.patch_size}"
+    )
+    return [str(v.image_size[0]), str(config.embed_dim), image, f"{t.layers} layers, width {t.width}"]

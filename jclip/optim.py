@@ -1,0 +1,195 @@
+"""What is trained, how it moves, and how fast: equal to torch step for step, with all state open for checkpoints.
+
+Jittor's own optimisers compute alike but keep their moments out of `state_dict()`, and its schedules run one step late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from jclip.config import OptimConfig
+from jclip.errors import CheckpointError, ConfigError
+from jclip.runtime import jt
+
+
+def trainable(model, patterns: Iterable[str] = ("*",)) -> dict[str, jt.Var]:
+    """Parameters whose names match one of `patterns`, by name; all others are frozen.
+
+    Sets both kinds, whatever they were: Jittor's `model.eval()` freezes everything without saying so. Running statistics
+    are never trained. Raises `ConfigError` for a pattern that matches nothing.
+    """
+    patterns = list(patterns)
+    chosen, matched = {}, set()
+    for name, var in model.state_dict().items():
+        hits = [p for p in patterns if fnmatchcase(name, p)]
+        matched.update(hits)
+        if hits and "running_" not in name:
+            chosen[name] = var.start_grad()
+        else:
+            var.stop_grad()
+    for pattern in patterns:
+        if pattern not in matched:
+            raise ConfigError(f"no parameter's name matches {pattern!r}")
+    return chosen
+
+
+def no_weight_decay(name: str, var) -> bool:
+    """OpenAI's and open_clip's rule: biases, norms and the logit scale, and whatever has one dimension, do not decay."""
+    return var.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+
+
+class Optimiser:
+    """Base of `AdamW` and `SGD`: `params` by name, one learning rate, decay switched off where `exclude` says so."""
+
+    def __init__(
+        self,
+        params: Mapping[str, jt.Var],
+        lr: float,
+        weight_decay: float,
+        exclude: Callable[[str, jt.Var], bool] | None = None,
+    ):
+        self.params = dict(params)
+        self.lr = lr
+        self.steps = 0
+        self._decay = {k: 0.0 if exclude and exclude(k, p) else weight_decay for k, p in self.params.items()}
+        self._moments: dict[str, dict[str, jt.Var]] = {}
+
+    def step(self, loss, clip: float = 0.0) -> None:
+        """One step down the gradient of `loss`; `clip` > 0 bounds the global L2 norm first, as torch's clip_grad_norm_."""
+        gradients = jt.grad(loss, list(self.params.values()))
+        self.apply(clip_by_norm(gradients, clip) if clip > 0 else gradients)
+
+    def apply(self, gradients: Iterable[jt.Var]) -> None:
+        """One step along given gradients, in the order of `params`. Everything is computed before it returns control."""
+        self.steps += 1
+        with jt.no_grad():
+            for (name, p), g in zip(self.params.items(), gradients, strict=True):
+                self._update(name, p, g)
+                p.start_grad()  # what is computed without gradient hands that on
+        jt.sync([*self.params.values(), *(m for group in self._moments.values() for m in group.values())])
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that a resumed run needs besides the parameters."""
+        moments = {f"{kind}.{k}": m.numpy() for kind, group in self._moments.items() for k, m in group.items()}
+        return {"steps": np.array([self.steps], np.int64), **moments}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `state`. Raises `CheckpointError` when it belongs to other parameters."""
+        wanted = {"steps", *(f"{kind}.{k}" for kind, group in self._moments.items() for k in group)}
+        if set(state) != wanted:
+            raise CheckpointError(f"optimiser state does not fit: {sorted(set(state) ^ wanted)[:4]} …")
+        self.steps = int(np.ravel(state["steps"])[0])
+        for kind, group in self._moments.items():
+            for k, m in group.items():
+                m.update(jt.array(state[f"{kind}.{k}"]).stop_grad())
+
+    def _update(self, name: str, p, g) -> None:
+        raise NotImplementedError
+
+    def _zeros(self) -> dict[str, jt.Var]:
+        return {k: jt.zeros_like(p).stop_grad() for k, p in self.params.items()}
+
+
+class AdamW(Optimiser):
+    """Loshchilov & Hutter, arXiv 1711.05101, algorithm 2, decay decoupled: torch.optim.AdamW."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, exclude=None):
+        super().__init__(params, lr, weight_decay, exclude)
+        self.betas, self.eps = betas, eps
+        self._moments = {"m": self._zeros(), "v": self._zeros()}
+
+    def _update(self, name: str, p, g) -> None:
+        (b1, b2), t = self.betas, self.steps
+        m, v = self._moments["m"][name], self._moments["v"][name]
+        m.update(b1 * m + (1 - b1) * g)
+        v.update(b2 * v + (1 - b2) * g * g)
+        step = self.lr / (1 - b1**t)
+        p.update(p * (1 - self.lr * self._decay[name]) - step * m / (jt.sqrt(v) / math.sqrt(1 - b2**t) + self.eps))
+
+
+class SGD(Optimiser):
+    """Momentum without dampening, decay in the gradient: torch.optim.SGD."""
+
+    def __init__(self, params, lr=1e-2, momentum=0.9, weight_decay=0.0, nesterov=False, exclude=None):
+        super().__init__(params, lr, weight_decay, exclude)
+        self.momentum, self.nesterov = momentum, nesterov
+        self._moments = {"buffer": self._zeros()}
+
+    def _update(self, name: str, p, g) -> None:
+        buffer = self._moments["buffer"][name]
+        g = g + self._decay[name] * p
+        buffer.update(self.momentum * buffer + g)
+        p.update(p - self.lr * (g + self.momentum * buffer if self.nesterov else buffer))
+
+
+def optimiser(config: OptimConfig, params: Mapping[str, jt.Var], exclude=None) -> Optimiser:
+    """The optimiser that `config` names, for `params`."""
+    if config.name == "adamw":
+        return AdamW(params, config.lr, config.betas, config.eps, config.weight_decay, exclude)
+    return SGD(params, config.lr, config.momentum, config.weight_decay, config.nesterov, exclude)
+
+
+def clip_by_norm(gradients: list, limit: float) -> list:
+    """Gradients scaled by min(1, limit / (‖all‖₂ + 1e-6))."""
+    total = sum((g * g).sum() for g in gradients)
+    scale = jt.minimum(limit / (jt.sqrt(total) + 1e-6), jt.ones((1,)))
+    return [g * scale for g in gradients]
+
+
+def learning_rate(config: OptimConfig, step: int, total: int) -> float:
+    """Learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then constant or half a cosine to 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    return cosine(step - config.warmup, total - config.warmup, config.lr)
+
+
+def cosine(step: int, total: int, high: float, low: float = 0.0) -> float:
+    """low + (high - low) (1 + cos(π step / total)) / 2: torch's CosineAnnealingLR in closed form."""
+    return low + (high - low) * (1 + math.cos(math.pi * step / max(total, 1))) / 2
+
+
+class TrainState:
+    """What a checkpoint holds besides the position: parameters, the optimiser's state, an average of the parameters.
+
+    average: decay of an exponential moving average of the parameters, 0 for none.
+    """
+
+    def __init__(self, optimiser: Optimiser, extra: Mapping[str, jt.Var] | None = None, average: float = 0.0):
+        self.optimiser = optimiser
+        self._vars = {**optimiser.params, **(extra or {})}
+        self._decay = average
+        self.average = {k: p.detach().clone().stop_grad() for k, p in optimiser.params.items()} if average else {}
+
+    def update_average(self) -> None:
+        """Moves the average one step towards the parameters."""
+        for k, a in self.average.items():
+            a.update(self._decay * a + (1 - self._decay) * self.optimiser.params[k].detach())
+        if self.average:
+            jt.sync(list(self.average.values()))
+
+    def capture(self) -> dict[str, np.ndarray]:
+        """Copies of everything, by name."""
+        return {
+            **{f"param.{k}": v.numpy() for k, v in self._vars.items()},
+            **{f"optim.{k}": v for k, v in self.optimiser.state().items()},
+            **{f"average.{k}": v.numpy() for k, v in self.average.items()},
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `capture`. Raises `CheckpointError` when names or shapes differ."""
+        from jclip.checkpoint import compare_keys
+
+        own = {f"param.{k}": v for k, v in self._vars.items()} | {f"average.{k}": v for k, v in self.average.items()}
+        saved = {k: a for k, a in arrays.items() if not k.startswith("optim.")}
+        compare_keys({k: tuple(v.shape) for k, v in own.items()}, {k: a.shape for k, a in saved.items()}, "saved state")
+        for k, var in own.items():
+            frozen = var.is_stop_grad()
+            var.update(jt.array(np.ascontiguousarray(saved[k])))
+            var.stop_grad() if frozen else var.start_grad()
+        self.optimiser.load_state({k.removeprefix("optim."): a for k, a in arrays.items() if k.startswith("optim.")})

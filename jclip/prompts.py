@@ -1,0 +1,63 @@
+"""Prompt sets as data, and class names put into them. Imports no Jittor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jclip.errors import DataError, UnknownName, did_you_mean
+from jclip.paths import ASSETS
+
+Templates = tuple[str, ...] | Mapping[str, Sequence[str]]
+
+
+def prompt_sets() -> list[str]:
+    """Names of the sets that ship."""
+    return sorted(p.stem for p in (ASSETS / "prompts").glob("*.json"))
+
+
+def load_templates(name_or_file: str) -> Templates:
+    """Templates of a shipped set, of a file (.json list or one per line), or whole sentences by class (.json object).
+
+    A single template may stand in place of a name: anything with `{}` or `{c}`. Raises `UnknownName` or `DataError`.
+    """
+    if "{}" in name_or_file or "{c}" in name_or_file:
+        return (name_or_file,)
+    shipped = ASSETS / "prompts" / f"{name_or_file}.json"
+    path = shipped if shipped.is_file() else Path(name_or_file)
+    if not path.is_file():
+        raise UnknownName("prompt set or file", name_or_file, prompt_sets())
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        values = (
+            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        )
+    except ValueError as e:
+        raise DataError(f"{path} is not valid JSON: {e}") from e
+    if isinstance(values, dict):
+        return {str(k): tuple(map(str, v if isinstance(v, list) else [v])) for k, v in values.items()}
+    for template in values:
+        if not isinstance(template, str) or not ("{}" in template or "{c}" in template):
+            raise DataError(f"{path}: {template!r} has no place for the class name ({{}} or {{c}})")
+    return tuple(values)
+
+
+def fill(template: str, name: str) -> str:
+    """The template with the class name in its place."""
+    return template.replace("{c}", name).replace("{}", name)
+
+
+def class_prompts(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
+    """The prompts of each class: every template filled, or the sentences given for it. Underscores become spaces."""
+    spoken = [name.replace("_", " ") for name in classnames]
+    if isinstance(templates, Mapping):
+        return [_sentences(name, raw, templates) for name, raw in zip(spoken, classnames, strict=True)]
+    return [[fill(t, name) for t in templates] for name in spoken]
+
+
+def _sentences(name: str, raw: str, templates: Mapping[str, Sequence[str]]) -> list[str]:
+    found = templates.get(raw) or templates.get(name)
+    if not found:
+        raise DataError(f"no sentences are given for class {raw!r}{did_you_mean(raw, templates)}")
+    return list(found)

@@ -1,0 +1,273 @@
+"""The one place that imports Jittor: `from jclip.runtime import jt`.
+
+Before the import it gives Jittor what Jittor would otherwise miss, download or guess (oneDNN, CUDA, Python's headers);
+a variable that the user set wins. The first import on a machine compiles for minutes and may end the process, so it
+runs in a child process and is checked. After the import, what Jittor changed behind the user's back is put back: TLS
+verification, the recursion limit, signal handlers, environment variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import sysconfig
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from jclip import cuda, toolchain
+from jclip.errors import SetupError
+from jclip.paths import cache_dir, replacing
+
+toolchain.refuse_unsupported()  # before the names below, which Windows lacks
+
+WITHOUT_ONEDNN = "matrix products and convolutions will be about 100 times slower"
+_READY = "jclip: Jittor is ready"
+_JITTORS_SIGNALS = (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
+_BUILD_VARIABLES = ("cc_path", "cc_flags", "nvcc_path", "nvcc_flags", "use_mkl", "kernel_flags", "debug")
+
+
+def _start() -> ModuleType:
+    """Jittor, prepared, built and imported; the GPU switched on where there is one."""
+    if "jittor" in sys.modules:
+        return _adopt(sys.modules["jittor"])
+    settings = _settings()
+    stamp = _stamp(settings)
+    if not _is_built(stamp):
+        _build(settings, stamp)
+    try:
+        with _prepared(settings):
+            module = _import_jittor()
+    except SystemExit:
+        stamp.unlink(missing_ok=True)
+        raise SetupError("Jittor rebuilt a part of itself and ended: run the same command again") from None
+    if module.has_cuda and os.environ.get("JCLIP_DEVICE", "").lower() != "cpu":
+        module.flags.use_cuda = 1
+    return module
+
+
+def _settings() -> dict[str, str]:
+    """Environment variables for Jittor's import. Raises `SetupError` for what can't be worked around."""
+    toolchain.jittor_version()
+    toolchain.find_compiler()
+    toolchain.find_python_include()
+    wanted = {
+        "HOME": str(toolchain.jittor_home()),
+        "cache_name": "jclip",  # otherwise the git branch of whatever repository holds the environment
+        "FIX_TORCH_ERROR": "0",  # otherwise torch is imported whenever it is installed
+        "use_mpi": "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0",  # otherwise whenever mpicc is in PATH
+        "gdb_path": "",
+        "log_silent": "1",
+        **_onednn_settings(),
+        **cuda.find_cuda().environment,
+    }
+    return {k: v for k, v in wanted.items() if k == "HOME" or k not in os.environ}
+
+
+def _onednn_settings() -> dict[str, str]:
+    if "use_mkl" in os.environ:
+        return {}
+    onednn = toolchain.find_onednn()
+    if onednn is None:
+        warnings.warn(f"oneDNN not found, so {WITHOUT_ONEDNN}: {toolchain.ONEDNN_INSTALL}", stacklevel=2)
+        return {"use_mkl": "0"}
+    toolchain.offer_onednn(toolchain.jittor_home(), onednn)
+    return {}
+
+
+@contextlib.contextmanager
+def _prepared(settings: dict[str, str]) -> Iterator[None]:
+    """`settings` in the environment for the block; afterwards all that Jittor changes is as it was."""
+    environment = dict(os.environ)
+    https_context = ssl._create_default_https_context
+    recursion_limit = sys.getrecursionlimit()
+    handlers = {s: signal.getsignal(s) or signal.SIG_DFL for s in _JITTORS_SIGNALS}
+    os.environ.pop("JITTOR_HOME", None)  # HOME says it; Jittor would write the variable to a file, where it sticks
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        ssl._create_default_https_context = https_context
+        sys.setrecursionlimit(recursion_limit)
+        os.environ.clear()
+        os.environ.update(environment)
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in _JITTORS_SIGNALS:
+                signal.signal(number, handlers[number])
+
+
+def _import_jittor() -> ModuleType:
+    import jittor_utils
+
+    paths = sysconfig.get_paths()  # no python3.x-config is asked: a virtual environment has none
+    jittor_utils._py3_include_path = " ".join(f'-I"{paths[k]}"' for k in ("include", "platinclude"))
+    jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    import jittor
+
+    return jittor
+
+
+def _adopt(module: ModuleType) -> ModuleType:
+    """A Jittor that was imported before jclip: one warning says what could not be prepared."""
+    ssl._create_default_https_context = ssl.create_default_context
+    lost = [
+        "its cache and compiler settings",
+        "torch was imported with it if installed",
+        "signal handlers are Jittor's",
+    ]
+    if module.compile_extern.mkl_ops is None:
+        lost.insert(0, f"oneDNN is missing, so {WITHOUT_ONEDNN}")
+    if cuda.find_cuda().gpus and not module.has_cuda:
+        lost.insert(0, "CUDA is off although there is a GPU")
+    warnings.warn(
+        f"Jittor was imported before jclip, which therefore could not prepare it ({'; '.join(lost)}): import jclip first",
+        stacklevel=2,
+    )
+    return module
+
+
+def _stamp(settings: dict[str, str]) -> Path:
+    """The file that stands for 'built and tried', named after all that Jittor's build depends on."""
+    compiler = toolchain.find_compiler().resolve()
+    spec = importlib.util.find_spec("jittor")
+    depends = [
+        toolchain.jittor_version(),
+        spec.origin,
+        sys.version,
+        sys.prefix,
+        str(compiler),
+        str(compiler.stat().st_mtime_ns),
+        platform.node(),
+        platform.release(),
+        _cpu_model(),
+        *(f"{k}={v}" for k, v in sorted(settings.items()) if k != "log_silent"),
+        *(f"{k}={os.environ.get(k)}" for k in _BUILD_VARIABLES),
+    ]
+    key = hashlib.sha256("\n".join(map(str, depends)).encode()).hexdigest()[:16]
+    return cache_dir("jittor", "built") / f"{key}.json"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return found.group(1) if found else ""
+    return ""
+
+
+def _is_built(stamp: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        files = json.loads(stamp.read_text())["libraries"]
+        return bool(files) and all(Path(f).is_file() for f in files)
+    return False
+
+
+def _build(settings: dict[str, str], stamp: Path) -> None:
+    """Imports Jittor in child processes until one imports it and computes right, then writes `stamp`.
+
+    Raises `SetupError` with the cause when it can't be built.
+    """
+    import fcntl
+
+    log = cache_dir("jittor") / "build.log"
+    with open(cache_dir("jittor") / "build.lock", "w") as lock:
+        if not _lock_at_once(lock):
+            _say("jclip: another process is compiling Jittor's core, waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_built(stamp):
+            return
+        _say("jclip: first start here: preparing Jittor for this machine (it compiles for two to four minutes, once)")
+        begun = time.monotonic()
+        for _ in range(4):  # Jittor may end its process with exit code 0 between two stages of its build
+            libraries = _build_in_child(settings, log)
+            if libraries:
+                with replacing(stamp) as path:
+                    path.write_text(json.dumps({"libraries": libraries}))
+                _say(f"jclip: Jittor is ready after {time.monotonic() - begun:.0f} s")
+                return
+        raise SetupError(
+            f"Jittor's core did not come up: the build is logged in {log} (`jclip doctor` tells what is missing)"
+        )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _lock_at_once(lock) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _build_in_child(settings: dict[str, str], log: Path) -> list[str]:
+    """One import in a child, its output logged and its progress shown. Jittor's compiled libraries, or nothing."""
+    package_root = str(Path(__file__).resolve().parent.parent)
+    search_path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jclip.runtime"],
+        env={**os.environ, **settings, "PYTHONPATH": search_path, "log_silent": "0", "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    tail: list[str] = []
+    with open(log, "w", errors="replace") as f:
+        for line in child.stdout:  # universal newlines: Jittor's progress ends in carriage returns
+            f.write(line)
+            tail = [*tail[-30:], line.rstrip()]
+            _show_progress(line)
+    if sys.stderr.isatty():
+        _say("\r\033[K", end="")
+    if child.wait() != 0:
+        raise SetupError(f"Jittor's core did not compile: {_cause(tail)} (full log: {log})")
+    ready = next((line for line in reversed(tail) if line.startswith(_READY)), None)
+    return json.loads(ready.removeprefix(_READY)) if ready else []
+
+
+def _show_progress(line: str) -> None:
+    step = re.search(r"\((\d+)/(\d+)\) used", line)
+    if step and sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[Kjclip: compiling, {step.group(1)} of {step.group(2)} files")
+        sys.stderr.flush()
+
+
+def _cause(tail: list[str]) -> str:
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in tail]
+    errors = [line for line in plain if re.search(r"error|Error|not found|No such file", line)]
+    return (errors or plain or ["no output"])[-1][:300]
+
+
+def _try_out() -> None:
+    """The child's part: import, compute, name the compiled libraries on the last line."""
+    with _prepared({}):
+        module = _import_jittor()
+    product = (module.array([[1.0, 2.0], [3.0, 4.0]]) @ module.array([[1.0], [10.0]])).numpy()
+    if product.ravel().tolist() != [21.0, 43.0]:
+        raise SystemExit(f"Error: Jittor computes wrongly: {product.ravel().tolist()} instead of [21.0, 43.0]")
+    libraries = [sys.modules[m].__file__ for m in ("jit_utils_core", "jittor_core")]
+    sys.stdout.write(f"\n{_READY}{json.dumps(libraries)}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _try_out()
+else:
+    jt = _start()

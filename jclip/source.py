@@ -1,0 +1,42 @@
+"""A model that is named, opened and described, but loaded only when something must be computed. Imports no Jittor."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from jclip.checkpoint import open_checkpoint
+from jclip.download import find_weights
+from jclip.preprocess import Preprocess
+from jclip.variants import CLIPConfig
+
+
+class ModelSource:
+    """What a name or path stands for; wrong ones are told here, before Jittor is imported.
+
+    Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is.
+    """
+
+    def __init__(self, name_or_path: str | os.PathLike, family: str | None = None, dtype: str = "fp32"):
+        self.checkpoint = open_checkpoint(find_weights(name_or_path), family)
+        self.dtype = dtype
+
+    @property
+    def config(self) -> CLIPConfig:
+        return self.checkpoint.config
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.checkpoint.preprocess
+
+    @property
+    def identity(self) -> list:
+        """What features and heads depend on: the file's bytes, the architecture, the dtype."""
+        return [self.checkpoint.sha256, self.config.to_dict(), self.dtype]
+
+    @cached_property
+    def model(self):
+        """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
+        from jclip.clip import build
+
+        return build(self.checkpoint, self.dtype)

@@ -1,0 +1,72 @@
+"""CLIP's text transformer: causal, read at the end-of-text token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip.layers import LayerNorm, Transformer, causal_mask, linear
+from jclip.runtime import jt
+from jclip.variants import TextConfig
+
+nn = jt.nn
+
+
+class TokenEmbedding(nn.Module):
+    """(B, L) ids → (B, L, D)."""
+
+    def __init__(self, vocab_size: int, width: int):
+        self.weight = jt.init.gauss((vocab_size, width), "float32", std=0.02)
+
+    def execute(self, tokens):
+        return self.weight[tokens]
+
+
+class TextEncoder:
+    """The text half of `CLIP`, which holds its parameters: OpenAI's files keep them beside the image tower, unprefixed.
+
+    A mixin and not a module, so that `transformer`, `token_embedding`, … keep their names.
+    """
+
+    def _init_text(self, config: TextConfig, embed_dim: int, activation: str, eps: float) -> None:
+        width = config.width
+        self.token_embedding = TokenEmbedding(config.vocab_size, width)
+        self.positional_embedding = jt.init.gauss((config.context_length, width), "float32", std=0.01)
+        self.transformer = Transformer(width, config.layers, config.heads, config.mlp_width, activation, eps)
+        self.ln_final = LayerNorm(width, eps)
+        self.text_projection = jt.init.gauss((width, embed_dim), "float32", std=width**-0.5)
+
+    def embed(self, tokens):
+        """(B, L) ids → (B, L, D) token embeddings, without positions."""
+        return self.token_embedding(jt.array(tokens))
+
+    def encode_text(self, tokens, dense: bool = False, taps: dict | None = None):
+        """(B, L) ids → (B, E) read at each end-of-text token; with `dense` also (B, L', E) of all tokens.
+
+        All rows are cut at the longest end-of-text in the batch, L' of them: attention is causal, so what stands behind
+        it can't matter. Neither result is normalised.
+        """
+        ids = tokens.numpy() if isinstance(tokens, jt.Var) else np.asarray(tokens)
+        ends = ids.argmax(axis=1)
+        return self.encode_text_embeddings(self.embed(ids[:, : ends.max() + 1]), ends, dense, taps=taps)
+
+    def encode_text_embeddings(self, x, eot, dense: bool = False, insert: dict | None = None, taps: dict | None = None):
+        """As `encode_text`, from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
+
+        insert: deep prompts, see `Transformer`.
+        """
+        length = x.shape[1]
+        x = x + self.positional_embedding[:length]
+        if taps is not None:
+            taps["text.stem"] = x
+        x = self.transformer(x, causal_mask(length), insert=insert, taps=taps, name="text.")
+        if dense:
+            every = linear(self.ln_final(x), self.text_projection.transpose(0, 1))
+            return _pick_rows(every, eot), every
+        return jt.matmul(self.ln_final(_pick_rows(x, eot)), self.text_projection)
+
+
+def _pick_rows(x, positions):
+    """(B, L, D) and (B,) → (B, D): of each row the token at its position."""
+    B, L, D = x.shape
+    flat = np.arange(B) * L + np.asarray(positions)
+    return x.reshape((B * L, D))[jt.array(flat.astype(np.int32))]

@@ -1,0 +1,159 @@
+"""CLIP's byte-pair encoding: text to int32 ids, equal to OpenAI's on every string but literal special tokens.
+
+A caption that contains "<|endoftext|>" is text here, not a command; OpenAI turns it into the special id.
+`allow_special=True` restores that.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import regex
+
+from jclip.errors import DataError
+from jclip.paths import ASSETS
+
+VOCABULARY = ASSETS / "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 49152 - 256 - 2  # what OpenAI uses of the table's lines
+START, END = "<|startoftext|>", "<|endoftext|>"
+_SPECIAL = r"<\|startoftext\|>|<\|endoftext\|>|"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_PLAIN = regex.compile(r"[ !-%'-~]*")  # printable ASCII without "&": repairing and unescaping change nothing
+
+
+class Tokenizer:
+    """The vocabulary and its merges; `merges` takes only the first so many of them (a smaller vocabulary)."""
+
+    def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
+        with gzip.open(path, "rt", encoding="utf-8") as f:
+            lines = f.read().split("\n", merges + 1)[1 : merges + 1]
+        pairs = [tuple(line.split()) for line in lines]
+        letters = _byte_letters()
+        symbols = [*letters, *(c + "</w>" for c in letters), *("".join(p) for p in pairs), START, END]
+        self._byte_to_letter = dict(zip(_byte_order(), letters, strict=True))
+        self._letter_to_byte = {c: b for b, c in self._byte_to_letter.items()}
+        self._ids = {s: i for i, s in enumerate(symbols)}
+        self._symbols = symbols
+        self._ranks = {p: i for i, p in enumerate(pairs)}
+        self._split = regex.compile(_WORDS, regex.IGNORECASE)
+        self._split_special = regex.compile(_SPECIAL + _WORDS, regex.IGNORECASE)
+        self._word_ids = lru_cache(maxsize=65536)(self._encode_word)
+        self.start, self.end = self._ids[START], self._ids[END]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; the last one is end-of-text."""
+        return len(self._symbols)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Ids of `text`, without start and end."""
+        split = self._split_special if allow_special else self._split
+        ids: list[int] = []
+        for word in split.findall(clean(text)):
+            if allow_special and word in (START, END):
+                ids.append(self._ids[word])
+            else:
+                ids.extend(self._word_ids(word))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`: cleaned and lower-cased as it was encoded, a space after each word."""
+        joined = "".join(self._symbols[int(i)] for i in ids)
+        data = bytearray()
+        for piece in regex.split(r"(<\|startoftext\|>|<\|endoftext\|>|</w>)", joined):
+            if piece in (START, END):
+                data += piece.encode()
+            elif piece == "</w>":
+                data += b" "
+            else:
+                data += bytes(self._letter_to_byte[c] for c in piece)
+        return data.decode("utf-8", errors="replace")
+
+    def __call__(
+        self, texts: str | Sequence[str], context_length: int = 77, truncate: bool = False, allow_special: bool = False
+    ) -> np.ndarray:
+        """int32 (B, context_length): start, ids, end, zeros.
+
+        A text that is too long raises `DataError` naming it, unless `truncate` cuts it before its end token.
+        """
+        if context_length < 2:
+            raise DataError(f"context length {context_length} leaves no room for start and end of text")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokens = np.zeros((len(texts), context_length), dtype=np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = self.encode(text, allow_special)
+            room = context_length - 2
+            if len(ids) > room and not truncate:
+                raise DataError(
+                    f"text of {len(ids) + 2} tokens is too long for context length {context_length}: "
+                    f"{_shorten(text)!r} (shorten it, or pass truncate=True / --truncate)"
+                )
+            ids = [self.start, *ids[:room], self.end]
+            row[: len(ids)] = ids
+        return tokens
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        letters = [self._byte_to_letter[b] for b in word.encode("utf-8")]
+        return tuple(self._ids[s] for s in self._merge([*letters[:-1], letters[-1] + "</w>"]))
+
+    def _merge(self, symbols: list[str]) -> list[str]:
+        """Greedy: join the pair of lowest rank, everywhere, until no pair has one."""
+        while len(symbols) > 1:
+            best = min(pairwise(symbols), key=lambda p: self._ranks.get(p, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            symbols = _join(symbols, best)
+        return symbols
+
+
+def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    joined, i = [], 0
+    while i < len(symbols):
+        if i + 1 < len(symbols) and (symbols[i], symbols[i + 1]) == pair:
+            joined.append(pair[0] + pair[1])
+            i += 2
+        else:
+            joined.append(symbols[i])
+            i += 1
+    return joined
+
+
+def clean(text: str) -> str:
+    """Mojibake repaired, HTML unescaped twice, white space collapsed, lower case."""
+    if not _PLAIN.fullmatch(text):
+        import ftfy  # only here: it costs a tenth of a second to import
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return regex.sub(r"\s+", " ", text.strip()).strip().lower()
+
+
+def _byte_order() -> list[int]:
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return printable + [b for b in range(256) if b not in set(printable)]
+
+
+def _byte_letters() -> list[str]:
+    """A visible character for each byte, in the order of the vocabulary."""
+    printable = 188
+    return [chr(b) for b in _byte_order()[:printable]] + [chr(256 + n) for n in range(256 - printable)]
+
+
+def _shorten(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[:length] + "…"
+
+
+@lru_cache(maxsize=4)
+def tokenizer(merges: int = MERGES) -> Tokenizer:
+    """The shared tokenizer, built once per process."""
+    return Tokenizer(merges=merges)
+
+
+def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> np.ndarray:
+    """int32 (B, context_length) ids of OpenAI's tokenizer. See `Tokenizer.__call__`."""
+    return tokenizer()(texts, context_length, truncate)

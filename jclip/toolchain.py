@@ -1,0 +1,142 @@
+"""What the machine offers for building Jittor: compiler, Python's headers, oneDNN. Imports no Jittor."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from jclip.errors import SetupError
+from jclip.paths import cache_dir
+
+JITTOR_TRIED = "1.3.11.0"
+ONEDNN_PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
+ONEDNN_INSTALL = "pip install " + " ".join(f"{p}==2022.2.1" for p in ONEDNN_PACKAGES)
+
+
+@dataclass(frozen=True)
+class OneDNN:
+    """A oneDNN of version 2, whose API Jittor's CPU matmul and convolution call."""
+
+    include: Path
+    library: Path
+    origin: str
+
+
+def refuse_unsupported() -> None:
+    """Raises `SetupError` on native Windows and with NumPy 2, which Jittor 1.3.11 reads as garbage without a word."""
+    if platform.system() == "Windows":
+        raise SetupError("native Windows is not supported: run jclip inside WSL2 (README, 'Windows')")
+    numpy = importlib.metadata.version("numpy")
+    if int(numpy.split(".")[0]) >= 2:
+        raise SetupError(f"NumPy {numpy} makes Jittor {JITTOR_TRIED} read garbage: pip install 'numpy<2'")
+
+
+def jittor_version() -> str:
+    """The installed Jittor's version. Raises `SetupError` when there is none."""
+    try:
+        return importlib.metadata.version("jittor")
+    except importlib.metadata.PackageNotFoundError:
+        raise SetupError(f"Jittor is not installed: pip install jittor=={JITTOR_TRIED}") from None
+
+
+def find_compiler() -> Path:
+    """The C++ compiler: the user's `cc_path`, else g++. Raises `SetupError` with the command that installs it."""
+    named = os.environ.get("cc_path") or "g++"
+    found = shutil.which(named)
+    if found is None:
+        raise SetupError(f"no C++ compiler ({named} not found): sudo apt install g++")
+    return Path(found)
+
+
+def find_python_include() -> Path:
+    """The folder of Python.h of the running interpreter. Raises `SetupError` with the command that installs it."""
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise SetupError(f"Python's headers are missing ({include}/Python.h): sudo apt install python{version}-dev")
+    return include
+
+
+def find_onednn() -> OneDNN | None:
+    """oneDNN 2 from the two packages, else the system's, else what Jittor itself once fetched; None without any."""
+    return _packaged_onednn() or _system_onednn() or _jittors_onednn()
+
+
+def _packaged_onednn() -> OneDNN | None:
+    try:
+        files = [f for p in ONEDNN_PACKAGES for f in importlib.metadata.files(p) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    library = next((f.locate() for f in files if f.name == "libdnnl.so.2"), None)
+    header = next((f.locate() for f in files if f.name == "dnnl.hpp" and f.parent.name == "include"), None)
+    if not library or not header or not Path(library).is_file() or not Path(header).is_file():
+        return None
+    version = importlib.metadata.version(ONEDNN_PACKAGES[0])
+    return OneDNN(
+        Path(header).resolve().parent, Path(library).resolve(), f"packages {', '.join(ONEDNN_PACKAGES)} {version}"
+    )
+
+
+def _system_onednn() -> OneDNN | None:
+    name = ctypes.util.find_library("dnnl")
+    folders = [
+        Path("/usr/lib") / f"{platform.machine()}-linux-gnu",
+        Path("/usr/lib64"),
+        Path("/usr/lib"),
+        Path("/usr/local/lib"),
+    ]
+    library = next((d / name for d in folders if name and (d / name).is_file()), None)
+    include = next((d for d in (Path("/usr/include"), Path("/usr/local/include")) if _is_onednn2(d)), None)
+    return OneDNN(include, library.resolve(), "the system") if library and include else None
+
+
+def _is_onednn2(include: Path) -> bool:
+    for header in (include / "oneapi/dnnl/dnnl_version.h", include / "dnnl_version.h"):
+        if header.is_file() and re.search(r"#define DNNL_VERSION_MAJOR\s+2\b", header.read_text(errors="replace")):
+            return (include / "dnnl.hpp").is_file()
+    return False
+
+
+def _jittors_onednn() -> OneDNN | None:
+    for folder in sorted((Path.home() / ".cache/jittor/mkl").glob("dnnl*")):
+        library = folder / "lib" / "libmkldnn.so"
+        if library.is_file() and (folder / "include" / "dnnl.hpp").is_file():
+            return OneDNN((folder / "include").resolve(), library.resolve(), f"Jittor's own cache {folder}")
+    return None
+
+
+def jittor_home() -> Path:
+    """The folder that Jittor shall take for its home: the user's `JITTOR_HOME`, else one in jclip's cache.
+
+    A home of its own keeps Jittor from writing to the user's `~/.cache/jittor`, and from compiling anew for each git
+    branch that a virtual environment happens to sit in.
+    """
+    named = os.environ.get("JITTOR_HOME")
+    return Path(named).expanduser().absolute() if named else cache_dir("jittor")
+
+
+def offer_onednn(home: Path, onednn: OneDNN) -> None:
+    """Links `onednn` to where Jittor looks for it before it would download one."""
+    folder = home / ".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp"
+    links = {
+        folder / "include": onednn.include,
+        folder / "lib" / "libmkldnn.so": onednn.library,
+        folder / "lib" / "libdnnl.so.2": onednn.library,
+    }
+    for link, target in links.items():
+        if link.is_symlink() and link.resolve() == target:
+            continue
+        if link.exists() and not link.is_symlink():
+            continue  # somebody's real files: they were there first
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.symlink_to(target)
+        temporary.replace(link)

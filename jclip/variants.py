@@ -1,0 +1,139 @@
+"""Architectures as data: frozen configurations, and one row for each of OpenAI's nine models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from jclip.errors import ConfigError, UnknownName
+
+Activation = Literal["quickgelu", "gelu"]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A vision transformer: patches, class token, learned positions."""
+
+    image_size: tuple[int, int]  # H, W in pixels
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    kind: str = "vit"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along H and W."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pool."""
+
+    image_size: tuple[int, int]  # H, W in pixels
+    width: int
+    layers: tuple[int, int, int, int]
+    heads: int
+    kind: str = "resnet"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells of the last feature map along H and W."""
+        return self.image_size[0] // 32, self.image_size[1] // 32
+
+    @property
+    def output_width(self) -> int:
+        """Channels of the last feature map."""
+        return 32 * self.width
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A causal text transformer, read at the end-of-text token."""
+
+    width: int
+    heads: int
+    layers: int
+    mlp_width: int
+    context_length: int = 77
+    vocab_size: int = 49408
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Two towers and the space they share. `activation` is not visible in the weights, so it is never guessed."""
+
+    embed_dim: int
+    vision: ViTConfig | ResNetConfig
+    text: TextConfig
+    activation: Activation = "quickgelu"
+    norm_eps: float = 1e-5
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `from_dict` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> CLIPConfig:
+        """The inverse of `to_dict`. Raises `ConfigError` for keys or kinds it doesn't know."""
+        try:
+            vision = dict(values["vision"])
+            tower = {"vit": ViTConfig, "resnet": ResNetConfig}[vision.get("kind", "vit")]
+            listed = {k: tuple(v) if isinstance(v, list) else v for k, v in vision.items()}
+            rest = {k: v for k, v in values.items() if k not in ("vision", "text")}
+            return CLIPConfig(vision=tower(**listed), text=TextConfig(**values["text"]), **rest)
+        except (KeyError, TypeError, ValueError) as e:
+            raise ConfigError(f"not a description of a CLIP model: {e}") from e
+
+
+def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:
+    """OpenAI's proportions: heads of width 64, MLP four times as wide, twelve text layers."""
+    return CLIPConfig(
+        embed_dim=embed,
+        vision=ViTConfig((image, image), patch, width, layers, heads=width // 64, mlp_width=4 * width),
+        text=TextConfig(text_width, heads=text_width // 64, layers=12, mlp_width=4 * text_width),
+    )
+
+
+def resnet(embed: int, image: int, layers: tuple[int, int, int, int], width: int, text_width: int) -> CLIPConfig:
+    """OpenAI's proportions: attention pool of width 32 * `width` with heads of 64."""
+    return CLIPConfig(
+        embed_dim=embed,
+        vision=ResNetConfig((image, image), width, layers, heads=width * 32 // 64),
+        text=TextConfig(text_width, heads=text_width // 64, layers=12, mlp_width=4 * text_width),
+    )
+
+
+VARIANTS: dict[str, CLIPConfig] = {
+    "RN50": resnet(1024, 224, (3, 4, 6, 3), 64, 512),
+    "RN101": resnet(512, 224, (3, 4, 23, 3), 64, 512),
+    "RN50x4": resnet(640, 288, (4, 6, 10, 6), 80, 640),
+    "RN50x16": resnet(768, 384, (6, 8, 18, 8), 96, 768),
+    "RN50x64": resnet(1024, 448, (3, 15, 36, 10), 128, 1024),
+    "ViT-B/32": vit(512, 224, 32, 12, 768, 512),
+    "ViT-B/16": vit(512, 224, 16, 12, 768, 512),
+    "ViT-L/14": vit(768, 224, 14, 24, 1024, 768),
+    "ViT-L/14@336px": vit(768, 336, 14, 24, 1024, 768),
+}
+
+
+def slug(name: str) -> str:
+    """A name fit for files and configs: `ViT-L/14@336px` → `vit_l14_336`, `RN50x4` → `rn50x4`."""
+    family, _, rest = name.lower().replace("px", "").partition("-")
+    letters = rest.replace("/", "").replace("-", "").replace("@", "_")
+    return f"{family}_{letters}" if rest else family
+
+
+def canonical_name(name: str) -> str:
+    """The name as OpenAI writes it, for `ViT-B/32`, `ViT-B-32`, `vit_b32` alike. Raises `UnknownName`."""
+    for known in VARIANTS:
+        if name in (known, file_stem(known)) or name.lower() in (known.lower(), slug(known)):
+            return known
+    raise UnknownName("model", name, VARIANTS)
+
+
+def file_stem(name: str) -> str:
+    """The name of OpenAI's weight file without its ending: `ViT-L/14@336px` → `ViT-L-14-336px`."""
+    return name.replace("/", "-").replace("@", "-")

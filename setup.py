@@ -1,0 +1,34 @@
+from pathlib import Path
+
+from setuptools import setup
+
+ONEDNN = 'platform_system == "Linux" and platform_machine == "x86_64"'
+
+setup(
+    name="jclip",
+    version="0.1.0",
+    description="CLIP on Jittor, with the recipes that adapt it",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10,<3.13",
+    packages=["jclip", "jclip.readers", "jclip.functional", "jclip.data", "finetune", "finetune.configs"],
+    package_dir={"finetune.configs": "configs"},
+    package_data={"jclip": ["assets/*", "assets/*/*"], "finetune.configs": ["*.yaml", "*/*.yaml"]},
+    install_requires=[
+        "jittor==1.3.11.0",
+        "numpy>=1.23,<2",
+        "pillow>=9.5",
+        "pyyaml>=6",
+        "ftfy>=6",
+        "regex>=2022.1",
+        "tqdm>=4.60",
+        f"onednn-cpu-gomp==2022.2.1; {ONEDNN}",
+        f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
+    ],
+    extras_require={
+        "parity": ["torch==2.13.0", "transformers>=5.20,<6", "safetensors>=0.5"],
+        "dev": ["pytest>=8", "ruff>=0.8"],
+    },
+    entry_points={"console_scripts": ["jclip=jclip.cli:main"]},
+)

@@ -1,0 +1,35 @@
+"""Every tolerance of the suite, absolute unless said, each with its reason. No test writes a number of its own."""
+
+TOLERANCES = {
+    # fp32 features of order one through dozens of layers: sums in another order. Measured 1e-6 to 4e-6.
+    "features": 1e-4,
+    "features_normalised": 1e-5,
+    # one block's output, of order ten at most. Measured below 2e-5.
+    "tokens": 1e-4,
+    # relative to the largest entry of the same parameter's gradient.
+    "gradient_relative": 1e-4,
+    # weights after 20 AdamW steps of 1e-3: early steps divide tiny gradients by their own size.
+    "trajectory": 1e-4,
+    # an optimiser's update given equal gradients: rounding only.
+    "optimiser": 2e-6,
+    # a learning rate computed in float64 on both sides.
+    "schedule": 1e-12,
+    # running statistics of batch norm after one step.
+    "statistics": 1e-5,
+    # closed-form float64 against float64, written out in another order.
+    "closed_form": 1e-9,
+    # float32 scores of order ten against a float64 reference.
+    "scores": 1e-4,
+    # bicubic weights in float64 against torch's float32.
+    "resampling": 1e-5,
+    # half precision with float32 accumulation: eight bits of mantissa less, relative to the largest feature.
+    "half_relative": 2e-2,
+    # log-probabilities and losses of order one.
+    "loss": 1e-5,
+    # recorded features of the real model are float16; accuracies on them are exact counts.
+    "recorded_features": 2e-3,
+}
+
+
+def tolerance(name: str) -> float:
+    return TOLERANCES[name]

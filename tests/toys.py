@@ -1,0 +1,42 @@
+"""Models of toy size whose dimensions are pairwise different, so that a swapped axis changes a shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jclip.checkpoint import random_arrays, save_checkpoint
+from jclip.preprocess import Preprocess
+from jclip.variants import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+
+TEXT = TextConfig(width=20, heads=4, layers=3, mlp_width=33, context_length=11, vocab_size=97)
+TOY_VIT = CLIPConfig(14, ViTConfig((20, 20), patch_size=5, width=24, layers=2, heads=3, mlp_width=42), TEXT)
+TOY_VIT_GELU = CLIPConfig(14, TOY_VIT.vision, TEXT, activation="gelu")
+TOY_RESNET = CLIPConfig(14, ResNetConfig((96, 96), width=6, layers=(1, 2, 1, 1), heads=3), TEXT)
+TOYS = {"vit": TOY_VIT, "vit_gelu": TOY_VIT_GELU, "resnet": TOY_RESNET}
+
+
+def shapes_of(config: CLIPConfig) -> dict[str, tuple]:
+    from jclip.clip import CLIP
+
+    return {k: tuple(v.shape) for k, v in CLIP(config).state_dict().items()}
+
+
+def toy_file(folder: Path, config: CLIPConfig, seed: int = 0) -> Path:
+    """A checkpoint with seeded random weights, written as jclip writes them."""
+    path = folder / f"toy-{config.vision.kind}-{config.activation}-{seed}.safetensors"
+    arrays = random_arrays(shapes_of(config), seed)
+    save_checkpoint(path, arrays, config, Preprocess(size=config.vision.image_size))
+    return path
+
+
+def toy_batch(config: CLIPConfig, seed: int = 0, images: int = 3, texts: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (B, 3, H, W) and token ids (T, L) whose end-of-text, the largest id, stands at different places."""
+    rng = np.random.default_rng(1000 + seed)
+    pixels = rng.standard_normal((images, 3, *config.vision.image_size), dtype=np.float32)
+    length, last = config.text.context_length, config.text.vocab_size - 1
+    tokens = rng.integers(1, last, (texts, length)).astype(np.int32)
+    for row, end in zip(tokens, rng.permutation(np.arange(2, length - 2))[:texts], strict=True):
+        row[end], row[end + 1 :] = last, 0
+    return pixels, tokens
