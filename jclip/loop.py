@@ -51,6 +51,7 @@ def fit(
     """
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
+    run.drop_lines(slot, first)
     for epoch in range(first, epochs):
         losses = _LossReader(read_every, epoch, number)
         for batch in batches(epoch):
@@ -62,7 +63,7 @@ def fit(
         if evaluate and measured[select] > outcome.best.get(select, -math.inf):
             outcome.best, outcome.best_epoch = measured, epoch
             outcome.best_arrays = {k: v.numpy() for k, v in state.optimiser.params.items()}
-        run.log(epoch=epoch, step=number, lr=state.optimiser.lr, **measured)
+        run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **measured)
         place.save(*_saved(outcome, state, epoch + 1, number))
     return outcome
 

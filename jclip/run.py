@@ -72,13 +72,24 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(values) + "\n")
 
+    def drop_lines(self, slot: str, epoch: int) -> None:
+        """Removes the lines that `slot` wrote from `epoch` on: what a killed process had told but not saved."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not _is_later(line, slot, epoch)]
+        if kept != lines:
+            with replacing(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
     def note(self, **facts: Any) -> None:
         """Adds to the result's provenance: hashes of weights and data, what was selected how."""
         self.facts.update(facts)
 
     def slot(self, name: str = "train") -> Slot:
         """The place where training saves its state."""
-        return Slot(self.folder / f"{name}.safetensors", self.folder / "metrics.jsonl", self.values)
+        return Slot(self.folder / f"{name}.safetensors")
 
     def save_learned(self, arrays: Mapping[str, np.ndarray], **metadata: Any) -> None:
         """Writes what was learned, with recipe, config, and the given metadata as JSON."""
@@ -138,26 +149,29 @@ def read_result(folder: str | os.PathLike) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-class Slot:
-    """Where training stands, in one file: arrays, position, and how long the metrics were then."""
+def _is_later(line: str, slot: str, epoch: int) -> bool:
+    try:
+        told = json.loads(line)
+    except ValueError:  # cut off in the middle by a kill
+        return True
+    return told.get("slot") == slot and told.get("epoch", -1) >= epoch
 
-    def __init__(self, path: Path, metrics: Path, values: Mapping[str, Any]):
-        self._path, self._metrics, self._values = path, metrics, values
+
+class Slot:
+    """Where training stands, in one file: arrays and position."""
+
+    def __init__(self, path: Path):
+        self._path = path
 
     def save(self, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
         """Replaces what was saved before; a crash in between leaves the earlier state."""
-        length = self._metrics.stat().st_size if self._metrics.is_file() else 0
-        told = {"position": json.dumps(position), "metrics_bytes": str(length), "threads": threads()}
-        safetensors.write(self._path, arrays, told)
+        safetensors.write(self._path, arrays, {"position": json.dumps(position), "threads": threads()})
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Arrays and position as saved, the metrics cut back to that moment; None at the start of a run."""
+        """Arrays and position as saved; None at the start of a run."""
         if not self._path.is_file():
             return None
         saved = read_weights(self._path)
-        if self._metrics.is_file():
-            with open(self._metrics, "r+b") as f:
-                f.truncate(int(saved.metadata["metrics_bytes"]))
         if saved.metadata["threads"] != threads():
             sys.stderr.write(
                 f"resuming at {threads()} threads what ran at {saved.metadata['threads']}: "

@@ -6,10 +6,12 @@ TOLERANCES = {
     "features_normalised": 1e-5,
     # one block's output, of order ten at most. Measured below 2e-5.
     "tokens": 1e-4,
-    # relative to the largest entry of the same parameter's gradient.
+    # relative to the largest entry of the same parameter's gradient (or to 1e-4: the key bias's is zero by symmetry).
     "gradient_relative": 1e-4,
     # weights after 20 AdamW steps of 1e-3: early steps divide tiny gradients by their own size.
     "trajectory": 1e-4,
+    # losses of order one along those 20 steps.
+    "trajectory_loss": 1e-4,
     # an optimiser's update given equal gradients: rounding only.
     "optimiser": 2e-6,
     # a learning rate computed in float64 on both sides.

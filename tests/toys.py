@@ -14,6 +14,9 @@ TEXT = TextConfig(width=20, heads=4, layers=3, mlp_width=33, context_length=11, 
 TOY_VIT = CLIPConfig(14, ViTConfig((20, 20), patch_size=5, width=24, layers=2, heads=3, mlp_width=42), TEXT)
 TOY_VIT_GELU = CLIPConfig(14, TOY_VIT.vision, TEXT, activation="gelu")
 TOY_RESNET = CLIPConfig(14, ResNetConfig((96, 96), width=6, layers=(1, 2, 1, 1), heads=3), TEXT)
+SMALL_TEXT = TextConfig(width=32, heads=4, layers=2, mlp_width=40)  # with the whole vocabulary and context
+SMALL_VIT = CLIPConfig(24, ViTConfig((32, 32), patch_size=8, width=48, layers=2, heads=3, mlp_width=60), SMALL_TEXT)
+SMALL_RESNET = CLIPConfig(24, ResNetConfig((64, 64), width=6, layers=(1, 1, 1, 1), heads=3), SMALL_TEXT)
 TOYS = {"vit": TOY_VIT, "vit_gelu": TOY_VIT_GELU, "resnet": TOY_RESNET}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,7 @@ from jclip.readers.tensors import LazyTensor, WeightFile, decode, itemsize, stri
 
 def read(path: Path) -> WeightFile:
     """Every tensor of the pickled tree under its dotted name. `kind` is "torchscript" or "torch"."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as e:
-        raise CheckpointError(f"{path} is a damaged archive ({e}): fetch or copy it again") from e
-    with archive:
+    with _told_as_damage(path), zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         root = _root(names, path)
         stored = {name: _Entry(path, archive.getinfo(name)) for name in names if name.startswith(f"{root}data/")}
@@ -46,6 +44,17 @@ def read(path: Path) -> WeightFile:
     return WeightFile(named_leaves(tree, _is_tensor), kind="torchscript" if script else "torch")
 
 
+@contextmanager
+def _told_as_damage(path: Path) -> Iterator[None]:
+    """Whatever a broken archive makes `zipfile` raise, as a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as e:
+        raise CheckpointError(f"{path} is a damaged archive ({e}): fetch or copy it again") from e
+
+
 def _root(names: set[str], path: Path) -> str:
     roots = [n[: -len("data.pkl")] for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -61,7 +70,7 @@ class _Entry:
 
     def bytes(self) -> np.ndarray:
         if self.info.compress_type != zipfile.ZIP_STORED:
-            with zipfile.ZipFile(self.path) as archive:
+            with _told_as_damage(self.path), zipfile.ZipFile(self.path) as archive:
                 return np.frombuffer(archive.read(self.info), np.uint8)
         if self.size == 0:
             return np.zeros(0, np.uint8)

@@ -33,7 +33,10 @@ _TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "te
 def hugging_face_model(config: CLIPConfig, arrays: dict[str, np.ndarray]) -> CLIPModel:
     """The model of that configuration holding `arrays` (OpenAI's names), in evaluation mode."""
     v, t = config.vision, config.text
-    common = {"layer_norm_eps": config.norm_eps, "hidden_act": {"quickgelu": "quick_gelu"}.get(config.activation, "gelu")}
+    common = {
+        "layer_norm_eps": config.norm_eps,
+        "hidden_act": {"quickgelu": "quick_gelu"}.get(config.activation, "gelu"),
+    }
     vision = dict(
         hidden_size=v.width, intermediate_size=v.mlp_width, num_hidden_layers=v.layers, num_attention_heads=v.heads,
         image_size=v.image_size[0], patch_size=v.patch_size, projection_dim=config.embed_dim, **common,

@@ -30,8 +30,15 @@ def test_features_and_every_block(case, close):
     with jt.no_grad():
         image, text = model.encode_image(pixels, taps=ours).numpy(), model.encode_text(tokens, taps=ours).numpy()
     p = torch_clip.parameters(arrays)
-    close(image, torch_clip.encode_image(p, model.config, torch.tensor(pixels), theirs), "features", f"toy {name}: image")
-    close(text, torch_clip.encode_text(p, model.config, torch.tensor(tokens).long(), theirs), "features", f"toy {name}: text")
+    close(
+        image, torch_clip.encode_image(p, model.config, torch.tensor(pixels), theirs), "features", f"toy {name}: image"
+    )
+    close(
+        text,
+        torch_clip.encode_text(p, model.config, torch.tensor(tokens).long(), theirs),
+        "features",
+        f"toy {name}: text",
+    )
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         wanted = theirs[key].numpy()
@@ -66,7 +73,9 @@ def test_gradients_of_all_parameters(case, close):
     p = torch_clip.parameters(arrays, requires_grad=True)
     image = torch.nn.functional.normalize(torch_clip.encode_image(p, model.config, torch.tensor(pixels)), dim=-1)
     text = torch.nn.functional.normalize(torch_clip.encode_text(p, model.config, torch.tensor(tokens).long()), dim=-1)
-    ((image * torch.tensor(weights[0])).sum() + (text * torch.tensor(weights[1])).sum() * p["logit_scale"].exp()).backward()
+    (
+        (image * torch.tensor(weights[0])).sum() + (text * torch.tensor(weights[1])).sum() * p["logit_scale"].exp()
+    ).backward()
     for key, value in named.items():
         wanted = p[key].grad.reshape(tuple(value.shape))
         close(ours[key].numpy(), wanted, "gradient_relative", f"toy {name}: gradients, relative", relative=True)
@@ -92,7 +101,9 @@ def test_against_transformers(name, tmp_path, close):
 
     for seed in (0, 1):
         model, checkpoint = load_model(toy_file(tmp_path, TOYS[name], seed))
-        compare_with_transformers(model, checkpoint, hugging_face_model, seed, close, f"toy {name} against transformers")
+        compare_with_transformers(
+            model, checkpoint, hugging_face_model, seed, close, f"toy {name} against transformers"
+        )
 
 
 def compare_with_transformers(model, checkpoint, make, seed, close, label):

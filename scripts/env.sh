@@ -1,0 +1,43 @@
+# Sourced by the scripts beside it: makes or reuses .venv in the project's folder and installs the project into it.
+# Afterwards "$PYTHON" runs in it. JCLIP_EXTRAS adds extras (check.sh: parity,dev); JCLIP_PYTHON names an interpreter.
+# Expects the project's folder as the current one.
+
+say() { printf 'jclip: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 2; }
+
+VENV=$PWD/.venv
+PYTHON=$VENV/bin/python
+
+suits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+
+find_python() {
+    for candidate in "${JCLIP_PYTHON:-}" python3 python3.12 python3.11 python3.10; do
+        if [ -n "$candidate" ] && suits "$candidate"; then
+            printf '%s' "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.10 to 3.12 found: sudo apt install python3 python3-venv python3-dev (or set JCLIP_PYTHON)"
+}
+
+if ! suits "$PYTHON"; then
+    base=$(find_python) || exit 2
+    say "making .venv with $("$base" --version)"
+    rm -rf "$VENV"
+    "$base" -m venv "$VENV" || fail "can't make a virtual environment: sudo apt install python3-venv"
+fi
+
+setup=$(cksum setup.py)
+extras=${JCLIP_EXTRAS:-}
+installed=$(cat "$VENV/.jclip-installed" 2>/dev/null || true)
+if [ "$installed" != "$setup $extras" ] && { [ -n "$extras" ] || [ "${installed#"$setup"}" = "$installed" ]; }; then
+    case ",$extras," in
+    *,parity,*)
+        say "installing torch 2.13.0, the tests' reference (small where pip knows of a CPU build, else gigabytes)"
+        "$PYTHON" -m pip install -q --disable-pip-version-check torch==2.13.0 || fail "pip could not install torch 2.13.0"
+        ;;
+    esac
+    say "installing jclip and what it needs${extras:+ (with $extras)}"
+    "$PYTHON" -m pip install -q --disable-pip-version-check -e ".${extras:+[$extras]}" || fail "pip could not install jclip: see above"
+    printf '%s\n' "$setup $extras" >"$VENV/.jclip-installed"
+fi

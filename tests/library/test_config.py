@@ -1,0 +1,150 @@
+"""Strict YAML: what PyYAML lets pass, wrong keys and types, paths, overrides."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from jclip.config import DataConfig, OptimConfig, build, load_values, project_of, to_values, to_yaml
+from jclip.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Toy:
+    model: str
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    alpha: float = 1.0
+    mode: Literal["end", "middle"] = "end"
+    family: str | None = None
+    search: bool = False
+    steps: tuple[int, int] = (20, 200)
+
+
+def read(tmp_path, text, *overrides):
+    path = tmp_path / "toy.yaml"
+    path.write_text(text, encoding="utf-8")
+    return build(Toy, load_values(path, overrides), "toy.yaml")
+
+
+def test_defaults_then_file_then_command_line(tmp_path):
+    assert read(tmp_path, "model: RN50").alpha == 1.0
+    assert read(tmp_path, "model: RN50\nalpha: 2").alpha == 2.0
+    assert read(tmp_path, "model: RN50\nalpha: 2", "alpha=3.5").alpha == 3.5
+    assert read(tmp_path, "model: RN50", "optim.lr=1e-5", "data.shots=4").optim.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-5", 1e-5),
+        ("1E3", 1000.0),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-3", -3.0),
+        ("+1.5e+2", 150.0),
+        ("7", 7.0),
+    ],
+)
+def test_numbers_are_numbers(tmp_path, text, value):
+    got = read(tmp_path, f"model: m\nalpha: {text}").alpha
+    assert got == value and isinstance(got, float)
+
+
+WRONG = {
+    "model: m\nalhpa: 1": "toy.yaml: unknown key alhpa, did you mean 'alpha'?",
+    "model: m\ndata: {shot: 4}": "toy.yaml: unknown key data.shot, did you mean 'shots'?",
+    "alpha: 1": "toy.yaml: model is missing",
+    "model: m\nalpha: 1\nalpha: 2": "key 'alpha' stands on line 2 and again on line 3",
+    "model: m\ndata:\n  shots: 1\n  shots: 2": "key 'shots' stands on line 3 and again on line 4",
+    "model: m\nalpha: 010": "toy.yaml: alpha is '010', expected a number",
+    "model: m\nalpha: 1_000": "toy.yaml: alpha is '1_000', expected a number",
+    "model: m\nalpha: .nan": "toy.yaml: alpha is '.nan', expected a number",
+    "model: m\nalpha: 1e999": "toy.yaml: alpha is inf, expected a finite number",
+    "model: m\nalpha: true": "toy.yaml: alpha is True, expected a number",
+    "model: 5": "toy.yaml: model is 5, expected text",
+    "model: m\nsearch: yes": "toy.yaml: search is 'yes', expected true or false",
+    "model: m\nsearch: 1": "toy.yaml: search is 1, expected true or false",
+    "model: m\nmode: midle": "toy.yaml: mode is 'midle', expected one of end, middle, did you mean 'middle'?",
+    "model: m\nsteps: [1, 2, 3]": "toy.yaml: steps is [1, 2, 3], expected 2 values",
+    "model: m\nsteps: [1, x]": "toy.yaml: steps is 'x', expected a whole number",
+    "model: m\ndata: 5": "toy.yaml: data is a group of settings, got 5",
+    "model: m\ndata: {shots: -1}": "toy.yaml: data.shots and data.val_shots can't be negative",
+    "model: m\noptim: {epochs: 0}": "toy.yaml: optim: epochs and batch are at least 1",
+    "model: [": "not valid YAML",
+    "": "holds no settings",
+    "- a\n- b": "holds no settings",
+    "a: !!python/object/apply:os.system [true]": "not valid YAML",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
+def test_what_is_wrong_is_told_with_file_and_key(tmp_path, text):
+    with pytest.raises(ConfigError) as told:
+        read(tmp_path, text)
+    assert WRONG[text] in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("alpha", "'alpha' is no setting: write key=value"),
+        ("=3", "'=3' is no setting"),
+        ("alpha.x=3", "alpha.x: alpha is a single value and has no x inside"),
+        ("data.shots=many", "data.shots is 'many', expected a whole number"),
+        ("alpha=[", "'[' is not a valid value"),
+    ],
+)
+def test_wrong_overrides(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        read(tmp_path, "model: m\nalpha: 1", override)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match="can't read .*none.yaml: No such file"):
+        load_values(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("model: caf\xe9".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        load_values(tmp_path / "latin.yaml")
+
+
+def test_paths_in_a_file_belong_to_its_project_and_those_typed_to_the_caller(tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "项目 one", tmp_path / "elsewhere"
+    (project / "configs" / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    yaml = project / "configs" / "deep" / "toy.yaml"
+    yaml.write_text(
+        "model: weights/ViT-B-32.pkl\ndata: {root: photos, features: ../shared/x.npz, classes: ''}\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(elsewhere)
+    assert project_of(yaml) == project and project_of(elsewhere / "x.yaml") == elsewhere
+    cfg = build(Toy, load_values(yaml, ["data.test=mine/test.txt"]), "toy")
+    assert cfg.model == str(project / "weights" / "ViT-B-32.pkl")
+    assert cfg.data.root == str(project / "photos") and cfg.data.features == str(tmp_path / "shared" / "x.npz")
+    assert cfg.data.test == str(elsewhere / "mine" / "test.txt") and cfg.data.classes == ""
+    assert build(Toy, load_values(yaml, ["model=ViT-B/32"]), "toy").model == "ViT-B/32"
+    assert build(Toy, load_values(yaml, ["data.root=~/x"]), "toy").data.root == os.path.expanduser("~/x")  # noqa: PTH111
+
+
+def test_the_resolved_config_can_be_fed_back(tmp_path):
+    cfg = read(tmp_path, "model: m\nalpha: 1e-5\nsteps: [3, 4]\nfamily: null\ndata: {root: 图片}")
+    (tmp_path / "again.yaml").write_text(to_yaml(to_values(cfg)), encoding="utf-8")
+    assert build(Toy, load_values(tmp_path / "again.yaml"), "again.yaml") == cfg
+
+
+def test_reading_a_config_needs_no_jittor():
+    import subprocess
+    import sys
+
+    root = Path(__file__).parent.parent.parent
+    code = (
+        "import sys; from finetune.__main__ import read_config\n"
+        f"read_config({str(root / 'configs/tip_adapter/features_caltech_lvis.yaml')!r})\n"
+        "assert not {'jittor', 'torch', 'jittor_utils'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

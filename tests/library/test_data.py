@@ -1,0 +1,264 @@
+"""Folders, lists, split files and tables give the same data; shots are drawn by seed; broken photos are told."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jclip.config import DataConfig
+from jclip.data.loader import batches, open_photo
+from jclip.data.splits import (
+    PhotoData,
+    Split,
+    draw_shots,
+    find_photos,
+    natural_key,
+    read_classes,
+    read_list,
+    read_names,
+    read_photos,
+    strip_prefix,
+)
+from jclip.errors import DataError
+
+CLASSES = ["Polar Bear", "猫", "zebra"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """root/{train,test}/<class>/<i>.png: 6 and 2 of each class, every one of another colour."""
+    root = tmp_path / "my 照片"
+    for part, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for i in range(1, count + 1):
+                Image.new("RGB", (9, 7), (40 * label, 20 * i, 99)).save(root / part / name / f"{i * 5}.png")
+    return root
+
+
+def names(split: Split) -> list[str]:
+    return ["/".join(p.split("/")[-3:]) for p in split.paths]
+
+
+def test_natural_order():
+    assert sorted(["a10.jpg", "a2.jpg", "b1", "10", "9", "a"], key=natural_key) == [
+        "9",
+        "10",
+        "a",
+        "a2.jpg",
+        "a10.jpg",
+        "b1",
+    ]
+
+
+def test_folders_with_parts(photos):
+    data = read_photos(DataConfig(root=str(photos), shots=0))
+    assert data.classnames == tuple(sorted(CLASSES, key=lambda c: c.encode()))
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 0, 6)
+    assert names(data.train)[:6] == [f"train/Polar Bear/{i}.png" for i in (5, 10, 15, 20, 25, 30)]
+    assert data.train.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+
+
+def test_every_form_gives_the_same_data(photos, tmp_path):
+    config = DataConfig(root=str(photos), shots=2, val_shots=1, seed=3)
+    wanted = read_photos(config)
+    order = list(wanted.classnames)
+
+    def rows(part):
+        whole = read_photos(DataConfig(root=str(photos), shots=0))
+        return [
+            (p.removeprefix(f"{photos}/"), int(y)) for p, y in zip(*vars(getattr(whole, part)).values(), strict=True)
+        ]
+
+    (tmp_path / "classes.txt").write_text("".join(f"{n} {i}\n" for i, n in enumerate(order)), encoding="utf-8")
+    for part in ("train", "test"):
+        lines = [f"{p} {y}" for p, y in rows(part)]
+        (tmp_path / f"{part}.txt").write_text("\ufeff" + "\r\n".join(lines).replace("/", "\\"), encoding="utf-8")
+    lists = DataConfig(
+        root=str(photos), train=str(tmp_path / "train.txt"), test=str(tmp_path / "test.txt"),
+        classes=str(tmp_path / "classes.txt"), shots=2, val_shots=1, seed=3,
+    )  # fmt: skip
+    split = {part: [[p, y, order[y]] for p, y in rows(part)] for part in ("train", "test")} | {"val": [], "extra": 1}
+    (tmp_path / "split_zhou_Mine.json").write_text(json.dumps(split), encoding="utf-8")
+    table = ["path\tdomain\tclassname\tsplit"] + [
+        f"{p}\tx\t{order[y]}\t{part}" for part in ("train", "test") for p, y in rows(part)
+    ]
+    (tmp_path / "index.tsv").write_text("\n".join(table), encoding="utf-8")
+    (tmp_path / "index.csv").write_text("\n".join(table).replace("\t", ","), encoding="utf-8")
+    files = [replace(config, split_file=str(tmp_path / f)) for f in ("split_zhou_Mine.json", "index.tsv", "index.csv")]
+    for other in (lists, *files):
+        data = read_photos(other)
+        assert data.classnames == wanted.classnames
+        for part in ("train", "val", "test"):
+            assert getattr(data, part).paths == getattr(wanted, part).paths, (other, part)
+            assert (getattr(data, part).labels == getattr(wanted, part).labels).all()
+
+
+def test_a_folder_per_class_without_parts_holds_photos_out(photos):
+    data = read_photos(DataConfig(root=str(photos / "train"), shots=3, val_shots=2))
+    assert (len(data.train), len(data.val), len(data.test)) == (9, 6, 0)
+    assert not set(data.train.paths) & set(data.val.paths)
+    assert np.bincount(data.train.labels).tolist() == [3, 3, 3] and np.bincount(data.val.labels).tolist() == [2, 2, 2]
+
+
+def test_shots_follow_coops_protocol():
+    """Classes in order of first appearance, `random.sample` from one stream: train first, then val."""
+    train = Split(tuple(f"t{i}" for i in range(12)), np.array([1, 0, 1, 2, 0, 2] * 2, np.int32))
+    val = Split(tuple(f"v{i}" for i in range(9)), np.array([0, 1, 2] * 3, np.int32))
+    drawn = draw_shots(PhotoData(("a", "b", "c"), train, val, Split()), shots=2, val_shots=-1, seed=5)
+    rng = random.Random(5)
+    wanted = [
+        p
+        for y in (1, 0, 2)
+        for p in rng.sample([t for t, label in zip(train.paths, train.labels, strict=True) if label == y], 2)
+    ]
+    assert list(drawn.train.paths) == wanted
+    wanted = [
+        p
+        for y in (0, 1, 2)
+        for p in rng.sample([v for v, label in zip(val.paths, val.labels, strict=True) if label == y], 2)
+    ]
+    assert list(drawn.val.paths) == wanted
+
+
+def test_seeds_draw_different_photos_and_the_same_again(photos):
+    draws = [read_photos(DataConfig(root=str(photos), shots=2, val_shots=1, seed=s)).train.paths for s in (1, 2, 1)]
+    assert draws[0] == draws[2] != draws[1]
+
+
+WRONG = [
+    (
+        dict(root="photos", shots=5, val_shots=2),
+        "class 'Polar Bear' has 6 photos, too few for 5 shots and 2 to validate",
+    ),
+    (
+        dict(root="photos", shots=7, val_shots=0),
+        "class 'Polar Bear' has 6 photos, too few for 7 shots: lower data.shots",
+    ),
+    (dict(root="none"), "data.root is no folder"),
+    (dict(root="empty"), "no class folders below"),
+    (dict(root="one"), "only one class \\(cat\\)"),
+    (dict(), "no data named"),
+    (dict(train="list.txt"), "need data.classes"),
+    (dict(train="list.txt", classes="classes.txt"), "line 2: expected `relative/path label`, got 'b.png'"),
+    (dict(train="far.txt", classes="classes.txt"), "label 7 is beyond the 2 classes"),
+    (dict(train="gone.txt", classes="classes.txt"), "train: 2 of 2 photos are missing: .*x.png"),
+    (dict(train="nothing.txt", classes="classes.txt"), "lists no photo"),
+    (dict(train="list.txt", classes="gap.txt"), "labels must be 0 to 1, each once, got 0, 2"),
+    (dict(train="list.txt", classes="unlabelled.txt"), "expected `name label` lines, got 'cat'"),
+    (dict(train="list.txt", classes="absent.txt"), "can't read .*absent.txt: No such file"),
+    (dict(split_file="broken.json"), "is not a split file"),
+    (dict(split_file="gap.json"), "labels must be 0 to 1 without a gap, got 0, 2"),
+    (dict(split_file="two_names.json"), "label 0 is called both 'a' and 'b'"),
+    (dict(split_file="columns.tsv"), "lacks the column split"),
+    (dict(split_file="none.json"), "no such split file"),
+]
+
+
+@pytest.mark.parametrize("config, message", WRONG, ids=[m[:40] for _, m in WRONG])
+def test_what_is_wrong_is_told(photos, tmp_path, config, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    texts = {
+        "list.txt": "a.png 0\nb.png", "far.txt": "a.png 7", "gone.txt": "x.png 0\ny.png 1", "nothing.txt": "\n\n",
+        "classes.txt": "cat 0\ndog 1", "gap.txt": "cat 0\ndog 2", "unlabelled.txt": "cat\ndog 1",
+        "broken.json": "{", "gap.json": json.dumps({"train": [["a", 0, "a"], ["b", 2, "b"]]}),
+        "two_names.json": json.dumps({"train": [["a", 0, "a"], ["b", 0, "b"]]}), "columns.tsv": "path\tclassname\na\tb",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    config = {k: str(photos if v == "photos" else tmp_path / v) if isinstance(v, str) else v for k, v in config.items()}
+    with pytest.raises(DataError, match=message) as told:
+        read_photos(DataConfig(**config))
+    assert "\n" not in str(told.value)
+
+
+def test_class_files(tmp_path):
+    (tmp_path / "c.txt").write_text("Animal_Polar Bear 1\nThu-dog_哈士奇 0\n", encoding="utf-8")
+    assert read_classes(tmp_path / "c.txt") == ("Thu-dog_哈士奇", "Animal_Polar Bear")
+    (tmp_path / "n.txt").write_text("Boeing 747\nBoeing 737\n")
+    assert read_names(tmp_path / "n.txt") == ("Boeing 747", "Boeing 737")
+    assert [strip_prefix(c) for c in ("Animal_Polar_Bear", "plain")] == ["Polar_Bear", "plain"]
+
+
+def test_lists_take_backslashes_and_leading_slashes(tmp_path):
+    (tmp_path / "l.txt").write_text("/TrainSet\\Animal\\a b.jpg 3\n")
+    split = read_list(tmp_path / "l.txt", tmp_path)
+    assert split.paths == (str(tmp_path / "TrainSet" / "Animal" / "a b.jpg"),) and split.labels.tolist() == [3]
+
+
+def test_finding_photos(photos, tmp_path):
+    found = find_photos([photos / "test" / "猫", photos / "train" / "zebra" / "5.png"])
+    assert [f.split("/")[-1] for f in found] == ["5.png", "10.png", "5.png"]
+    for place, message in ((tmp_path / "nowhere", "no such photo"), (tmp_path / "bare", "no photo below")):
+        (tmp_path / "bare").mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=message):
+            find_photos([place])
+
+
+def test_digest_follows_content_and_labels(photos):
+    split = read_photos(DataConfig(root=str(photos), shots=0)).test
+    before = split.digest()
+    assert before == split.digest() != split.take([1, 0, 2, 3, 4, 5]).digest()
+    assert Split(split.paths, split.labels[::-1].copy()).digest() != before
+    Image.new("RGB", (50, 50)).save(split.paths[0])
+    assert split.digest() != before
+
+
+# Loading
+
+
+def pixels(image, row):
+    return np.asarray(image)[0, 0].astype(np.float32) + row
+
+
+@pytest.mark.parametrize("size, workers", [(4, 1), (4, 3), (100, 2), (1, 2)])
+def test_batches_keep_order_and_the_last_one(photos, size, workers):
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    parts = list(batches(split.paths, pixels, size, workers=workers))
+    assert np.concatenate([rows for rows, _ in parts]).tolist() == list(range(18))
+    assert [len(rows) for rows, _ in parts] == [min(size, 18 - i) for i in range(0, 18, size)]
+    wanted = [pixels(open_photo(p), i) for i, p in enumerate(split.paths)]
+    assert np.array_equal(np.concatenate([x for _, x in parts]), np.stack(wanted))
+
+
+@pytest.fixture
+def damaged(photos):
+    folder = photos / "test" / "猫"
+    whole = Image.effect_noise((64, 64), 50)
+    whole.save(folder / "5.jpg")
+    (folder / "6.jpg").write_bytes((folder / "5.jpg").read_bytes()[:700])
+    (folder / "7.jpg").write_text("this is no photo")
+    (folder / "8.jpg").write_bytes(b"")
+    return [str(folder / f"{i}.jpg") for i in (5, 6, 7, 8)]
+
+
+def test_a_broken_photo_stops_with_its_path(damaged):
+    with pytest.raises(DataError, match=r"6\.jpg does not decode: .*on_error=skip"):
+        list(batches(damaged, lambda image, row: np.zeros(1), 4))
+
+
+def test_broken_photos_are_skipped_and_told(damaged):
+    failed = []
+    parts = list(batches(damaged, lambda image, row: np.zeros(1), 4, "skip", failed))
+    assert np.concatenate([rows for rows, _ in parts]).tolist() == [0]
+    assert [any(f"{i}.jpg does not decode" in f for f in failed) for i in (6, 7, 8)] == [True] * 3
+
+
+def test_reading_ahead_is_bounded(photos):
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    started = []
+
+    def note(image, row):
+        started.append(row)
+        return np.zeros(1)
+
+    run = batches(split.paths, note, 2, workers=1)
+    next(run)
+    assert len(started) <= 6
+    run.close()

@@ -1,0 +1,265 @@
+"""Heads and features: computed once, keyed by all that made them, equal to the plain formula."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jclip.features
+from jclip.checkpoint import save_checkpoint
+from jclip.config import DataConfig
+from jclip.data.splits import read_photos
+from jclip.errors import ConfigError, DataError
+from jclip.features import extract, few_shot_features, read_recorded, training_view
+from jclip.heads import unit, zero_shot_head
+from jclip.preprocess import AUGMENTS
+from jclip.prompts import class_prompts, fill, load_templates, prompt_sets
+from jclip.runtime import jt
+from jclip.source import ModelSource
+from jclip.tokenizer import tokenize
+
+
+@pytest.fixture(params=["vit", "resnet"])
+def source(request, small_models):
+    return ModelSource(small_models[request.param])
+
+
+@pytest.fixture
+def photos(photo_folder):
+    return read_photos(DataConfig(root=str(photo_folder), shots=2, val_shots=1))
+
+
+class Untouched:
+    """Stands where a model must not be needed."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the model was asked for {name}")
+
+
+def untouched(source):
+    other = ModelSource(source.checkpoint.path)
+    other.__dict__["model"] = Untouched()
+    return other
+
+
+# Prompts
+
+
+def test_prompt_sets_as_published():
+    assert prompt_sets() == ["openai7", "openai80", "simple"]
+    templates = load_templates("openai80")
+    assert len(set(templates)) == len(templates) == 80
+    assert len(load_templates("openai7")) == 7 and load_templates("simple") == ("a photo of a {}.",)
+    assert load_templates("{} texture.") == ("{} texture.",)
+    assert fill("a {c}.", "cat") == fill("a {}.", "cat") == "a cat."
+
+
+def test_prompts_of_classes(tmp_path):
+    assert class_prompts(["hot_dog", "猫"], ("a {}.", "the {c}.")) == [
+        ["a hot dog.", "the hot dog."],
+        ["a 猫.", "the 猫."],
+    ]
+    (tmp_path / "cupl.json").write_text('{"hot_dog": ["long bun", "sausage"], "cat": "purrs"}')
+    assert class_prompts(["cat", "hot_dog"], load_templates(str(tmp_path / "cupl.json"))) == [
+        ["purrs"],
+        ["long bun", "sausage"],
+    ]
+    with pytest.raises(DataError, match="no sentences are given for class 'cta', did you mean 'cat'"):
+        class_prompts(["cta"], load_templates(str(tmp_path / "cupl.json")))
+    (tmp_path / "bad.txt").write_text("a photo of {}.\na photo.\n")
+    with pytest.raises(DataError, match="'a photo.' has no place for the class name"):
+        load_templates(str(tmp_path / "bad.txt"))
+
+
+# Heads
+
+
+def test_head_is_the_mean_of_unit_prompts_normalised(source, close):
+    prompts = [["a cat.", "the cat of my dear old neighbour."], ["a dog."], ["one", "two", "three words here"]]
+    head = zero_shot_head(source, prompts)
+    with jt.no_grad():
+        by_hand = [unit(unit(source.model.encode_text(tokenize(p)).numpy()).mean(axis=0)) for p in prompts]
+    close(head.weights, np.stack(by_hand), "features_normalised")
+    assert head.scale == pytest.approx(100.0, rel=1e-5)
+    close(head(head.weights), 100 * head.weights @ head.weights.T, "scores")
+
+
+def test_one_prompt_twice_is_once(source, close):
+    once, twice = (zero_shot_head(source, [["a cat."] * n, ["a dog."]]).weights for n in (1, 2))
+    close(once, twice, "features_normalised")
+
+
+def test_heads_are_computed_once_and_not_mixed(source, small_models):
+    prompts = [["a cat."], ["a dog."]]
+    first = zero_shot_head(source, prompts)
+    assert np.array_equal(zero_shot_head(untouched(source), prompts).weights, first.weights)
+    for other in ([["a cat."], ["a fox."]], [["a dog."], ["a cat."]]):
+        with pytest.raises(AssertionError, match="the model was asked"):
+            zero_shot_head(untouched(source), other)
+    for path in small_models.values():
+        if path != source.checkpoint.path:
+            with pytest.raises(AssertionError, match="the model was asked"):
+                zero_shot_head(untouched(ModelSource(path)), prompts)
+
+
+def test_a_prompt_that_is_too_long_is_told(source):
+    with pytest.raises(DataError, match="too long for context length 77"):
+        zero_shot_head(source, [["word " * 90], ["a"]])
+    assert zero_shot_head(source, [["word " * 90], ["a"]], truncate=True).weights.shape == (2, 24)
+
+
+# Features
+
+
+def by_hand(source, pixels):
+    with jt.no_grad():
+        return source.model.encode_image(np.stack(pixels)).numpy()
+
+
+def test_features_are_those_of_each_photo(source, photos, close):
+    rows, features = extract(source, photos.test)
+    assert rows.tolist() == list(range(len(photos.test)))
+    wanted = by_hand(source, [source.preprocess(Image.open(p)) for p in photos.test.paths])
+    close(features, wanted, "features")
+
+
+def test_views_are_averaged_before_normalising_and_seeded_by_photo_and_view(source, photos, close):
+    _, features = extract(source, photos.train, views=3, augment="tip_adapter", seed=5)
+    view = AUGMENTS["tip_adapter"]
+    wanted = [
+        by_hand(
+            source, [view(Image.open(p), source.preprocess, np.random.default_rng((5, v, row))) for v in range(3)]
+        ).mean(0)
+        for row, p in enumerate(photos.train.paths)
+    ]
+    close(features, np.stack(wanted), "features")
+    _, later = extract(source, photos.train, views=1, first_view=2, augment="tip_adapter", seed=5)
+    _, others = extract(source, photos.train, views=2, augment="tip_adapter", seed=5)
+    close((later + 2 * others) / 3, features, "features")
+
+
+def test_batch_size_does_not_matter(source, photos, monkeypatch, close):
+    _, wanted = extract(source, photos.train, views=2, augment="coop", seed=1)
+    monkeypatch.setattr(jclip.features, "BATCH", 3)
+    monkeypatch.setattr(jclip.features, "feature_key", lambda *a: "other")
+    close(extract(source, photos.train, views=2, augment="coop", seed=1)[1], wanted, "features")
+
+
+def test_features_are_computed_once_and_never_mixed(source, photos, small_models, tmp_path):
+    options = {"views": 2, "augment": "coop", "seed": 1}
+    rows, features = extract(source, photos.train, **options)
+    again = extract(untouched(source), photos.train, **options)
+    assert np.array_equal(again[1], features) and np.array_equal(again[0], rows)
+    changed = [
+        {**options, "views": 3},
+        {**options, "seed": 2},
+        {**options, "augment": "tip_adapter"},
+        {**options, "first_view": 1},
+        {},
+    ]
+    for other in changed:
+        with pytest.raises(AssertionError, match="the model was asked"):
+            extract(untouched(source), photos.train, **other)
+    with pytest.raises(AssertionError, match="the model was asked"):
+        extract(untouched(source), photos.train.take(range(1, len(photos.train))), **options)
+    sharper = replace(source.preprocess, sharpness=2.0)
+    arrays = dict(source.checkpoint.arrays())
+    save_checkpoint(tmp_path / "sharper.safetensors", arrays, source.config, sharper)
+    with pytest.raises(AssertionError, match="the model was asked"):
+        extract(untouched(ModelSource(tmp_path / "sharper.safetensors")), photos.train, **options)
+
+
+def test_a_photo_that_changed_is_computed_anew(source, photos, tmp_path):
+    copy = tmp_path / "x.png"
+    Image.open(photos.test.paths[0]).save(copy)
+    split = replace(photos.test.take([0]), paths=(str(copy),))
+    before = extract(source, split)[1]
+    Image.effect_noise((50, 50), 90).convert("RGB").save(copy)
+    os.utime(copy, ns=(1, 1))
+    assert not np.array_equal(extract(source, split)[1], before)
+
+
+def test_skipped_photos_are_told_and_not_cached(source, photos, tmp_path, capfd):
+    (tmp_path / "bad.jpg").write_text("no photo")
+    split = replace(photos.test.take([0, 1]), paths=(str(tmp_path / "bad.jpg"), photos.test.paths[0]))
+    rows, features = extract(source, split, on_error="skip")
+    assert rows.tolist() == [1] and features.shape == (1, 24)
+    told = capfd.readouterr().err
+    assert "skipped 1 of 2 photos" in told and "bad.jpg does not decode" in told
+    with pytest.raises(AssertionError, match="the model was asked"):
+        extract(untouched(source), split, on_error="skip")
+    with pytest.raises(DataError, match="none of 1 photos decoded"):
+        extract(source, split.take([0]), on_error="skip")
+
+
+def test_few_shot_features_of_photos(source, photo_folder, close):
+    config = DataConfig(root=str(photo_folder), shots=2, val_shots=1)
+    data = few_shot_features(config, source, "simple", views=2, augment="tip_adapter", seed=0)
+    assert data.train.shape == (6, 24) and data.val.shape == (3, 24) and data.test.shape == (18, 24)
+    for x in (data.train, data.val, data.test, data.text):
+        close(np.linalg.norm(x, axis=1), np.ones(len(x)), "features_normalised")
+    assert data.test_labels.tolist() == sorted([0, 1, 2] * 6) and data.scale == pytest.approx(100)
+    fresh, labels = training_view(config, source, data, "tip_adapter", 0, view=7)
+    assert (
+        fresh.shape == data.train.shape and (labels == data.train_labels).all() and not np.allclose(fresh, data.train)
+    )
+    assert training_view(config, source, data, "none", 0, view=7)[0] is data.train
+    with pytest.raises(ConfigError, match="photos need a model"):
+        few_shot_features(config, None, "simple")
+
+
+# Recorded features
+
+
+def test_recorded_features_in_both_spellings(shared, close):
+    folder = shared / "clip_vitb32_features"
+    lvis = read_recorded(str(folder / "caltech_lvis.npz"), 4)
+    assert (
+        lvis.train.shape == (140, 512) and len(lvis.test) == 922 and lvis.text.shape == (35, 512) and lvis.scale == 100
+    )
+    pets = read_recorded(str(folder / "oxford_pets.npz"), 16)
+    assert pets.train.shape == (592, 512) and len(pets.classnames) == 37 and pets.text is None
+    close(np.linalg.norm(pets.test, axis=1), np.ones(3669), "features_normalised")
+
+
+def npz(path, **changes):
+    arrays = {
+        "keys_2": np.ones((4, 3)), "keys_2_l": np.array([0, 0, 1, 1]), "val_f": np.ones((2, 3)), "val_l": np.array([0, 1]),
+        "test_f": np.ones((2, 3)), "test_l": np.array([0, 1]), "classnames": np.array(["a", "b"]),
+    } | changes  # fmt: skip
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(keys_2_l=None), "lacks keys_2 or keys_2_l"),
+        (dict(keys_2=np.full((4, 3), np.nan)), "keys_2 holds 12 values that are no numbers"),
+        (dict(keys_2=np.ones((5, 3))), r"\(5, 3\) and keys_2_l \(4,\) do not belong together"),
+        (dict(test_f=np.ones((2, 4))), "features of different widths: 3, 4"),
+        (dict(test_l=np.array([0, 2])), "test labels reach from 0 to 2, there are 2 classes"),
+        (dict(text_features=np.ones((3, 3))), "3 text features for 2 classes"),
+        (dict(text_features=np.ones((2, 4))), "features of different widths: 3, 4"),
+        (dict(classnames=np.array([{"a": 1}], object)), "is not a readable .npz"),
+    ],
+)
+def test_recorded_features_that_contradict_themselves(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        read_recorded(npz(tmp_path / "x.npz", **changes), 2)
+
+
+def test_recorded_features_that_are_absent(tmp_path):
+    with pytest.raises(DataError, match="no features of 16 shots \\(has 2\\): set data.shots"):
+        read_recorded(npz(tmp_path / "x.npz"), 16)
+    (tmp_path / "y.npz").write_text("no zip")
+    for name in ("y.npz", "z.npz"):
+        with pytest.raises(DataError, match="is not a readable .npz"):
+            read_recorded(str(tmp_path / name), 2)
+    np.save(tmp_path / "t.npy", np.eye(2, 3))
+    data = read_recorded(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
+    assert data.text.tolist() == [[1, 0, 0], [0, 1, 0]]
