@@ -77,7 +77,7 @@ def train(argv: list[str]) -> int:
     )
     p.add_argument("--run", metavar="FOLDER", help="the run's folder (default: runs/<recipe>/<config>-<hash>)")
     p.add_argument("--fresh", action="store_true", help="forget what the folder holds and start over")
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
     folder = Path(args.run) if args.run else default_folder(module, cfg, path)
 
@@ -131,7 +131,7 @@ def evaluate(argv: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="other data, such as data.test=list.txt; model=FILE"
     )
     p.add_argument("--out", metavar="FOLDER", help="where to write (default: the run's folder)")
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)
     module, cfg, learned, classnames, _ = finished_run(args.run, args.overrides)
 
     from jclip.evaluation import write_evaluation
@@ -169,7 +169,7 @@ def predict(argv: list[str]) -> int:
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)
 
     from jclip.data.splits import Split, find_photos
     from jclip.results import Predictions, check_format, show, write_predictions

@@ -21,6 +21,7 @@ from jclip.run import Run
 from jclip.source import ModelSource
 
 ROWS_AT_ONCE = 4096
+SCORES_AT_ONCE = 2**25  # of a search: α x rows x classes
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) 
 
     alphas, betas = grid(cfg.search_alpha, cfg.search_steps[0]), grid(cfg.search_beta, cfg.search_steps[1])
     right = np.zeros((len(betas), len(alphas)), np.int64)
-    chunk = max(1, 2**25 // (len(alphas) * len(data.text)))
+    chunk = max(1, SCORES_AT_ONCE // (len(alphas) * len(data.text)))
     for start in range(0, len(data.val), chunk):
         rows = slice(start, start + chunk)
         f, labels = jt.array(data.val[rows]), jt.array(data.val_labels[rows].astype(np.int32))

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from jclip.errors import ConfigError, did_you_mean
+from jclip.paths import ASSETS
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def _resolve_paths(values: dict, base: Path) -> None:
 
 
 def _absolute(value: str, base: Path) -> str:
+    if value.startswith("asset:"):  # what ships inside the package
+        return str(ASSETS / value.removeprefix("asset:"))
     return str((base / Path(value).expanduser()).resolve())
 
 

@@ -33,7 +33,7 @@ def test_the_challenges_lines_refuse_two_photos_of_one_name(tmp_path):
 
 def test_csv_and_json(tmp_path):
     write_predictions(P, str(tmp_path / "r.csv"))
-    rows = list(csv.reader(open(tmp_path / "r.csv", encoding="utf-8")))
+    rows = list(csv.reader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()))
     assert rows[0][:3] == ["photo", "class_1", "probability_1"] and len(rows[0]) == 11
     assert rows[1][:5] == ["b/image_10.jpg", "a", "0.500000", "b", "0.300000"] and rows[3][0] == "图.png"
     write_predictions(P, str(tmp_path / "r.json"))

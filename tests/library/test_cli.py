@@ -1,0 +1,258 @@
+"""Commands as people type them: quick to answer, right, and one clear line when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jclip.cli
+from jclip import doctor
+from jclip.heads import unit, zero_shot_head
+from jclip.prompts import class_prompts, load_templates
+from jclip.source import ModelSource
+
+ROOT = Path(__file__).parent.parent.parent
+CLASSES = "red thing,绿 thing,blue thing"
+
+
+def run(*arguments: str) -> int:
+    return jclip.cli.main([str(a) for a in arguments])
+
+
+def quickest(*command: str, times: int = 5, code: int = 0) -> float:
+    """Wall time of the best of `times` runs, in seconds."""
+    spent = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        spent.append(time.perf_counter() - begun)
+        assert done.returncode == code, done.stderr
+    return min(spent)
+
+
+# Quick answers. Bounds are the product's promises, not tolerances.
+
+
+@pytest.mark.parametrize("command", ["", "zero-shot", "train", "eval", "predict", "recipes", "models", "doctor"])
+def test_help_answers_in_a_fifth_of_a_second(command):
+    assert quickest(sys.executable, "-m", "jclip.cli", *command.split(), "--help") < 0.2
+
+
+def test_a_wrong_setting_is_told_in_a_fifth_of_a_second():
+    command = [sys.executable, "-m", "finetune", "train", "configs/tip_adapter/features_caltech_lvis.yaml", "alhpa=1"]
+    assert quickest(*command, code=2) < 0.2
+
+
+def test_tokenizing_answers_in_three_tenths_without_jittor():
+    code = "import jclip, sys; jclip.tokenize('x'); assert not {'jittor', 'torch'} & set(sys.modules)"
+    assert quickest(sys.executable, "-c", code) < 0.3
+
+
+# zero-shot
+
+
+@pytest.fixture
+def photos(photo_folder):
+    return sorted((photo_folder / "test").rglob("*.png"))
+
+
+def by_hand(source, photos):
+    head = zero_shot_head(source, class_prompts(CLASSES.split(","), load_templates("openai7")))
+    images = np.stack([source.preprocess(Image.open(p)) for p in photos])
+    scores = head.scale * unit(source.model.encode_image(images).numpy()) @ head.weights.T
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_zero_shot_writes_what_the_formula_says(kind, small_models, photo_folder, photos, tmp_path, capsys, close):
+    out = tmp_path / "my results" / "r.csv"
+    options = ["--model", small_models[kind], "--classes", CLASSES, "--templates", "openai7", "--out", out, "--top", 3]
+    assert run("zero-shot", photo_folder / "test", *options) == 0
+    assert "top 1" in (told := capsys.readouterr().out) and f"written: {out} (18 photos)" in told
+    rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+    found = {row["photo"]: {row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)} for row in rows}
+    wanted = by_hand(ModelSource(small_models[kind]), photos)
+    got = [[found[str(p)][c] for c in CLASSES.split(",")] for p in photos]
+    close(got, wanted, "scores")
+
+
+def test_zero_shot_in_the_challenges_lines_and_json(small_models, photos, tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("red thing 2\n绿 thing 0\nblue thing 1\n", encoding="utf-8")
+    for name in ("r.txt", "r.json"):
+        options = ["--model", small_models["vit"], "--classes", tmp_path / "classes.txt", "--out", tmp_path / name]
+        assert run("zero-shot", *photos[:2], *options) == 0
+    lines = (tmp_path / "r.txt").read_text().splitlines()
+    told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    for photo, line, entry in zip(photos, lines, told, strict=False):
+        name, *ids = line.rsplit(" ", 3)
+        assert name == photo.name and sorted(ids) == ["0", "1", "2"] and entry["photo"] == str(photo)
+        assert [p["label"] for p in entry["predictions"]] == list(map(int, ids))
+
+
+def wrong(tmp_path, small_models):
+    vit = ["--model", small_models["vit"]]
+    (tmp_path / "broken.jpg").write_text("no photo")
+    (tmp_path / "no weights.pt").write_bytes(b"PK\x03\x04 nothing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names.json").write_text("{}")
+    Image.new("RGB", (40, 40)).save(tmp_path / "ok.png")
+    ok, two = tmp_path / "ok.png", ["--classes", "a,b"]
+    return {
+        "no such photo or folder": [tmp_path / "none.jpg", *vit, *two],
+        "no photo below": [tmp_path / "empty", *vit, *two],
+        "broken.jpg does not decode": [tmp_path / "broken.jpg", *vit, *two],
+        "is neither a file nor a model's name, did you mean 'ViT-B/32'": [ok, "--model", "ViT-B/33", *two],
+        "no weights.pt is a damaged archive": [ok, "--model", tmp_path / "no weights.pt", *two],
+        "no such file of class names": [ok, *vit, "--classes", "classes.txt"],
+        "names.json: expected a JSON list": [ok, *vit, "--classes", tmp_path / "names.json"],
+        "class names stand more than once: a": [ok, *vit, "--classes", "a,b,a"],
+        "no class names given": [ok, *vit, "--classes", " , "],
+        "unknown prompt set or file 'openai81', did you mean 'openai80'": [ok, *vit, *two, "--templates", "openai81"],
+        "none of .csv, .json, .txt": [ok, *vit, *two, "--out", "r.xls"],
+        "--top 0": [ok, *vit, *two, "--top", 0],
+        "too long for context length 77": [ok, *vit, "--classes", "a," + "long " * 90],
+        "dtype fp16 needs a GPU": [ok, *vit, *two, "--dtype", "fp16"],
+    }
+
+
+@pytest.mark.parametrize("case", range(14))
+def test_zero_shot_tells_what_is_wrong_in_one_line(case, small_models, tmp_path, capsys):
+    from jclip.runtime import jt
+
+    message, arguments = list(wrong(tmp_path, small_models).items())[case]
+    if "GPU" in message and jt.flags.use_cuda:
+        pytest.skip("there is a GPU")
+    assert run("zero-shot", *arguments) == 2
+    told = capsys.readouterr()
+    assert message in told.err and told.err.startswith("jclip zero-shot: ") and not told.out
+    assert len([line for line in told.err.splitlines() if "Compiling" not in line and line.strip()]) == 1
+
+
+def test_a_results_file_that_cannot_be_written_is_told(small_models, photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ["--model", small_models["vit"], "--classes", CLASSES, "--out", tmp_path / "file" / "r.csv"]
+    assert run("zero-shot", photos[0], *options) == 2
+    assert f"jclip zero-shot: {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+
+
+def test_broken_photos_can_be_skipped(small_models, photos, tmp_path, capfd):
+    (tmp_path / "broken.jpg").write_text("no photo")
+    options = ["--model", small_models["vit"], "--classes", CLASSES, "--on-error", "skip"]
+    assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options) == 0
+    told = capfd.readouterr()
+    assert "skipped 1 of 2 photos" in told.err and photos[0].name in told.out
+
+
+# The other commands
+
+
+def test_unknown_commands_suggest_the_nearest(capsys):
+    assert run("zeroshot") == 2
+    assert "unknown command 'zeroshot', did you mean 'zero-shot'?" in capsys.readouterr().err
+    assert run() == 2 and run("--version") == 0
+    assert "jclip 0." in capsys.readouterr().out
+
+
+def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
+    from jclip import models_command
+    from jclip.variants import VARIANTS
+    from tests.toys import TOY_VIT
+
+    assert run("models") == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in VARIANTS) and "vit_l14_336" in told
+    monkeypatch.setitem(models_command.VARIANTS, "RN50", TOY_VIT)
+    assert run("models", "--random", "rn50", "--out", tmp_path / "x.safetensors", "--seed", 7) == 0
+    assert ModelSource(tmp_path / "x.safetensors").config == TOY_VIT
+    with pytest.raises(SystemExit, match="2"):
+        run("models", "--random", "RN50")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m jclip.cli models | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_windows_is_told_about_wsl(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert run("doctor") == 2
+    assert "run it inside WSL2" in capsys.readouterr().err
+
+
+def test_the_doctor_finds_and_tries(capsys):
+    assert run("doctor") == 0
+    told = capsys.readouterr().out
+    for name in ("compiler", "Python headers", "oneDNN", "GPU", "threads", "cache"):
+        assert f"\n{name}" in told
+    assert told.count(" right on the ") == 3 and told.endswith("everything ran and was right\n")
+
+
+def test_the_doctor_tells_what_is_wrong(monkeypatch, capsys):
+    monkeypatch.setitem(doctor.TRIALS, "convolution", lambda: 0.5)
+    monkeypatch.setitem(doctor.TRIALS, "attention", lambda: 1 / 0)
+    monkeypatch.setattr(doctor.toolchain, "find_onednn", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    assert run("doctor") == 1
+    told = capsys.readouterr().out
+    assert "convolution      WRONG" in told and "attention        FAILED on the" in told and "division by zero" in told
+    assert "MISSING: no C++ compiler (g++ not found): sudo apt install g++" in told
+    assert "100 times slower: pip install onednn-cpu-gomp==2022.2.1" in told
+
+
+def test_the_doctor_where_jittor_does_not_start(tmp_path):
+    environment = {**os.environ, "cc_path": "/nowhere/g++", "JCLIP_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jclip.cli", "doctor"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Jittor           does not start: no C++ compiler" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+# The interface that Jittor users know
+
+
+def test_the_interface_of_jittors_clip(tmp_path, photos):
+    """`import jclip as clip` with the challenge's `.pkl`: OpenAI's names and marks, saved by `jt.save`."""
+    from dataclasses import replace
+
+    import jclip as clip
+    from jclip.checkpoint import SCALARS, random_arrays
+    from jclip.clip import CLIP
+    from jclip.readers import jittor_pickle
+    from jclip.runtime import jt
+    from jclip.variants import VARIANTS, CLIPConfig
+
+    text = replace(VARIANTS["ViT-B/32"].text, width=64, heads=1, layers=1, mlp_width=64)
+    vision = replace(VARIANTS["ViT-B/32"].vision, layers=1, width=384, heads=6, mlp_width=64, image_size=(64, 64))
+    shapes = {k: tuple(v.shape) for k, v in CLIP(CLIPConfig(24, vision, text)).state_dict().items()}
+    arrays = {**random_arrays(shapes, 0), **{s: np.array(64.0, np.float32) for s in SCALARS}}
+    jittor_pickle.write(tmp_path / "ViT-B-32.pkl", arrays)
+
+    assert "ViT-B/32" in clip.available_models()
+    model, preprocess = clip.load(str(tmp_path / "ViT-B-32.pkl"))
+    image = preprocess(Image.open(photos[0])).unsqueeze(0)
+    tokens = clip.tokenize(["a diagram", "a dog", "a cat"])
+    assert isinstance(image, jt.Var) and tuple(image.shape) == (1, 3, 64, 64)
+    with jt.no_grad():
+        logits_per_image, logits_per_text = model(image, tokens)
+        probs = logits_per_image.softmax(dim=-1).numpy()
+        features = model.encode_image(image)
+        features /= features.norm(dim=-1, keepdim=True)
+        assert tuple(model.encode_text(tokens).shape) == (3, 24)
+    assert probs.shape == (1, 3) and abs(probs.sum() - 1) < 1e-5 and tuple(logits_per_text.shape) == (3, 1)
+    same = model.encode_image(image.numpy()).numpy()
+    assert np.allclose(unit(same), features.numpy(), atol=1e-5)
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        clip.laod  # noqa: B018
+    assert set(clip.__all__) <= set(dir(clip)) and all(getattr(clip, name) is not None for name in clip.__all__)

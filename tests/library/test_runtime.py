@@ -1,0 +1,226 @@
+"""Jittor's start: what is prepared, what is put back, what is told when it can't be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from jclip import runtime, toolchain
+from jclip.errors import SetupError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_what_jittor_changes_is_put_back():
+    done = python(
+        """
+        import os, signal, ssl, sys
+        before = dict(os.environ), ssl._create_default_https_context, sys.getrecursionlimit()
+        handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGCHLD)]
+        from jclip.runtime import jt
+        assert (dict(os.environ), ssl._create_default_https_context, sys.getrecursionlimit()) == before
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGCHLD)] == handlers
+        assert "torch" not in sys.modules
+        assert jt.compile_extern.mkl_ops is not None
+        import subprocess
+        child = subprocess.Popen(["sleep", "60"])
+        child.kill()  # with Jittor's own handler this would end our process, too
+        child.wait()
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            import time; time.sleep(1)
+        except KeyboardInterrupt:
+            print("stopped as Python stops")
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "stopped as Python stops\n"), done.stderr
+
+
+def test_variables_that_the_user_set_win(monkeypatch):
+    for name, value in {
+        "use_mkl": "0",
+        "nvcc_path": "",
+        "cache_name": "mine",
+        "log_silent": "0",
+        "gdb_path": "/x",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert set(runtime._settings()) & {"use_mkl", "nvcc_path", "cache_name", "log_silent", "gdb_path"} == set()
+
+
+def test_a_jittor_that_came_first_is_warned_of_once():
+    done = python(
+        """
+        import os, warnings
+        from jclip import toolchain
+        settings = dict(HOME=str(toolchain.jittor_home()), nvcc_path="", cache_name="jclip", log_silent="1",
+                        FIX_TORCH_ERROR="0", use_mpi="0", gdb_path="", use_mkl="0")
+        os.environ.update(settings)
+        import jittor_utils, sysconfig
+        paths = sysconfig.get_paths()
+        jittor_utils._py3_include_path = " ".join(f'-I"{paths[k]}"' for k in ("include", "platinclude"))
+        jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        import jittor, ssl
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            from jclip.runtime import jt
+        assert jt is jittor and ssl._create_default_https_context is ssl.create_default_context
+        print([str(w.message) for w in told if "jclip" in str(w.message)])
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Jittor was imported before jclip") == 1
+    assert "oneDNN is missing, so matrix products and convolutions will be about 100 times slower" in done.stdout
+
+
+def test_numpy_2_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.3.5")
+    with pytest.raises(SetupError, match="NumPy 2.3.5 makes Jittor .* read garbage: pip install 'numpy<2'"):
+        toolchain.refuse_unsupported()
+
+
+def test_native_windows_is_refused(monkeypatch):
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with pytest.raises(SetupError, match="native Windows is not supported: run jclip inside WSL2"):
+        toolchain.refuse_unsupported()
+
+
+def test_what_is_missing_comes_with_its_mend(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SetupError, match=r"no C\+\+ compiler .*: sudo apt install g\+\+"):
+        toolchain.find_compiler()
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "/nowhere"})
+    with pytest.raises(SetupError, match=r"Python's headers are missing .*: sudo apt install python3\.\d+-dev"):
+        toolchain.find_python_include()
+
+
+def test_an_unwritable_cache_is_told(monkeypatch, tmp_path):
+    from jclip.paths import cache_dir
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SetupError, match="can't write the cache folder .* set JCLIP_CACHE"):
+        cache_dir("x")
+
+
+def test_without_onednn_it_warns_what_that_costs(monkeypatch):
+    monkeypatch.setattr(toolchain, "find_onednn", lambda: None)
+    monkeypatch.delenv("use_mkl", raising=False)
+    with pytest.warns(UserWarning, match="oneDNN not found, so .* about 100 times slower: pip install onednn-cpu-gomp"):
+        assert runtime._onednn_settings() == {"use_mkl": "0"}
+
+
+def test_onednn_comes_from_the_packages_and_is_linked_where_jittor_looks(tmp_path):
+    found = toolchain.find_onednn()
+    assert "onednn-cpu-gomp" in found.origin and found.library.is_file() and (found.include / "dnnl.hpp").is_file()
+    folder = tmp_path / ".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp"
+    for _ in range(2):
+        toolchain.offer_onednn(tmp_path, found)
+        assert (folder / "lib" / "libmkldnn.so").resolve() == found.library
+    other = toolchain.OneDNN(tmp_path, tmp_path / "lib.so", "elsewhere")
+    other.library.write_text("")
+    toolchain.offer_onednn(tmp_path, other)
+    assert (folder / "lib" / "libmkldnn.so").resolve() == other.library
+    (folder / "lib" / "libmkldnn.so").unlink()
+    (folder / "lib" / "libmkldnn.so").write_text("somebody's own")
+    toolchain.offer_onednn(tmp_path, found)
+    assert (folder / "lib" / "libmkldnn.so").read_text() == "somebody's own"
+
+
+def test_onednn_3_is_not_taken(tmp_path):
+    for major, taken in ((2, True), (3, False)):
+        (tmp_path / "dnnl_version.h").write_text(f"#define DNNL_VERSION_MAJOR {major}\n")
+        (tmp_path / "dnnl.hpp").write_text("")
+        assert toolchain._is_onednn2(tmp_path) is taken
+
+
+def test_a_build_that_fails_tells_its_cause_in_one_line(tmp_path):
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *--version*) echo "g++ (Fake) 12.2.0"; exit 0 ;; esac\n'
+        'echo "fatal error: no space for miracles" >&2; exit 1\n'
+    )
+    compiler.chmod(0o755)
+    done = python(
+        "from jclip.cli import main; import sys; sys.exit(main(['models', '--random', 'RN50', '--out', '/nowhere/x']))",
+        cc_path=str(compiler), JCLIP_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert last.startswith("jclip models: Jittor's core did not compile: ") and "build.log" in last
+    assert "no space for miracles" in (tmp_path / "cache" / "jittor" / "build.log").read_text()
+
+
+def test_a_build_that_ends_without_a_word_is_tried_again_and_then_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
+    tried = []
+    monkeypatch.setattr(runtime, "_build_in_child", lambda settings, log: tried.append(1) or [])
+    with pytest.raises(SetupError, match="did not come up: the build is logged"):
+        runtime._build({}, tmp_path / "stamp.json")
+    assert len(tried) == 4 and not (tmp_path / "stamp.json").exists()
+    monkeypatch.setattr(
+        runtime, "_build_in_child", lambda settings, log: [__file__] if len(tried) > 5 else tried.append(1) or []
+    )
+    runtime._build({}, tmp_path / "stamp.json")
+    assert runtime._is_built(tmp_path / "stamp.json")
+
+
+def test_a_stamp_whose_libraries_are_gone_counts_for_nothing(tmp_path):
+    stamp = tmp_path / "stamp.json"
+    for text in ("", "{}", '{"libraries": []}', '{"libraries": ["/nowhere/core.so"]}'):
+        stamp.write_text(text)
+        assert not runtime._is_built(stamp)
+
+
+def test_the_stamp_follows_what_jittor_depends_on(monkeypatch):
+    settings = runtime._settings()
+    first = runtime._stamp(settings)
+    assert runtime._stamp(settings) == first
+    assert runtime._stamp({**settings, "use_mkl": "0"}) != first
+    monkeypatch.setenv("kernel_flags", "-O1")
+    assert runtime._stamp(settings) != first
+
+
+def test_a_second_process_waits_for_the_first(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
+    building, finish = threading.Event(), threading.Event()
+
+    def build(settings, log):
+        building.set()
+        finish.wait(10)
+        return [__file__]
+
+    monkeypatch.setattr(runtime, "_build_in_child", build)
+    both = [threading.Thread(target=runtime._build, args=({}, tmp_path / "stamp.json")) for _ in range(2)]
+    both[0].start()
+    building.wait(10)
+    both[1].start()
+    while "waiting for it" not in capfd.readouterr().err:
+        pass
+    finish.set()
+    for thread in both:
+        thread.join(10)
+    assert runtime._is_built(tmp_path / "stamp.json")
+
+
+@pytest.mark.parametrize(
+    "line, shown", [("Compiling core(12/150) used: 3.1s eta: 9s", "12 of 150 files"), ("hello", "")]
+)
+def test_progress_is_shown_on_a_terminal(line, shown, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    runtime._show_progress(line)
+    assert shown in capsys.readouterr().err
