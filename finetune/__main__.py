@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 import finetune
-from jclip.cli import guarded
 from jclip.config import build, load_values, to_values
-from jclip.errors import CheckpointError, ConfigError, UnknownName
+from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
 CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"

@@ -1,9 +1,11 @@
-"""The errors that are a user's to mend. Commands print them as one line and exit with `exit_code`."""
+"""The errors that are a user's to mend, and how commands tell them: one line, and `exit_code`."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
 
 
 class JclipError(Exception):
@@ -47,3 +49,27 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def guarded(command: Callable[[], int | None], name: str) -> int:
+    """Runs `command`; what a user can mend ends in one line on stderr and exit code 2, not in a traceback."""
+    try:
+        return command() or 0
+    except JclipError as e:
+        return fail(name, str(e), e.exit_code)
+    except KeyboardInterrupt:
+        return fail(name, "stopped", 130)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader left; Python flushes once more at exit
+        return 141
+    except OSError as e:
+        if e.errno is None:
+            raise
+        place = f"{e.filename}: " if e.filename else ""
+        return fail(name, f"{place}{e.strerror}", 2)
+
+
+def fail(name: str, message: str, code: int) -> int:
+    """One line on stderr, and the exit code back."""
+    sys.stderr.write(f"{name}: {message}\n")
+    return code

@@ -1,0 +1,81 @@
+"""What every recipe keeps, those not written yet too: found by their files, run on their smoke configs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.__main__ import build_config, read_config, resolved
+from jclip.config import load_values
+from jclip.errors import ConfigError, UnknownName
+from jclip.run import Run
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+YAMLS = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", finetune.names())
+def test_a_recipe_is_a_frozen_config_and_a_run(name):
+    module = finetune.load(name)
+    assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
+    assert list(inspect.signature(module.run).parameters) == ["cfg", "run"]
+    assert list(inspect.signature(module.scorer).parameters) == ["learned", "cfg"]
+    first, *rest = (module.__doc__ or "").splitlines()
+    assert ":" in first and "Trains:" in " ".join(rest) and "Needs:" in " ".join(rest)
+    assert (CONFIGS / name / "smoke.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_config_that_ships_builds_and_says_how_to_run_it(path):
+    module, cfg, _ = read_config(str(path))
+    if path.parent != CONFIGS:
+        assert module.__name__ == f"finetune.{path.parent.name}"
+    assert build_config(resolved(module, cfg), "again")[1] == cfg
+    head = path.read_text(encoding="utf-8").split("recipe:")[0]
+    assert f"Command: python -m finetune train configs/{path.relative_to(CONFIGS)}" in head and "Time:" in head
+
+
+@pytest.mark.parametrize("name", finetune.names())
+def test_smoke_runs_twice_with_equal_numbers(name, tmp_path):
+    results = []
+    for folder in ("one", "two"):
+        module, cfg, _ = read_config(str(CONFIGS / name / "smoke.yaml"))
+        with Run(tmp_path / folder, resolved(module, cfg)) as run:
+            results.append(run.finish(module.run(cfg, run))["metrics"])
+        assert (tmp_path / folder / "learned.safetensors").is_file()
+    assert results[0] == results[1]
+    assert all(math.isfinite(v) for v in results[0].values()) and "test_top1" in results[0]
+
+
+@pytest.mark.parametrize("name", finetune.names())
+def test_an_unknown_key_is_refused_by_name(name):
+    with pytest.raises(ConfigError, match="smoke.yaml: unknown key dtaa, did you mean 'data'"):
+        read_config(str(CONFIGS / name / "smoke.yaml"), ["dtaa.shots=1"])
+
+
+def test_unknown_recipes_and_configs_suggest_the_nearest(tmp_path):
+    with pytest.raises(UnknownName, match="recipe 'tip_adaptor', did you mean 'tip_adapter'"):
+        finetune.load("tip_adaptor")
+    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke.yaml'"):
+        read_config("tip_adapter/smok.yaml")
+    (tmp_path / "x.yaml").write_text("alpha: 1\n")
+    with pytest.raises(ConfigError, match="x.yaml: recipe is missing \\(one of "):
+        read_config(str(tmp_path / "x.yaml"))
+
+
+def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tip_adapter/smoke", "tip_adapter/smoke.yaml", "configs/tip_adapter/smoke.yaml"):
+        assert read_config(name)[2] == CONFIGS / "tip_adapter" / "smoke.yaml"
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_paths_of_configs_belong_to_the_project(path):
+    data = load_values(path).get("data", {})
+    for key in ("root", "train", "val", "test", "classes", "split_file", "features"):
+        assert not data.get(key) or Path(data[key]).is_absolute()
