@@ -6,7 +6,6 @@ import importlib
 
 _HOMES = {
     "load": "clip",
-    "load_model": "clip",
     "available_models": "clip",
     "CLIP": "clip",
     "tokenize": "tokenizer",

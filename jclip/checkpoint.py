@@ -13,12 +13,13 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from jclip.errors import CheckpointError, MisfitError, UnknownName
+from jclip.errors import CheckpointError, ConfigError, MisfitError, UnknownName
+from jclip.functional.positions import resample_positions
 from jclip.paths import cache_dir, replacing
 from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
@@ -62,6 +63,25 @@ class Checkpoint:
     def sha256(self) -> str:
         """Of the file's bytes; remembered for this path, size and modification time."""
         return file_sha256(self.path)
+
+    def resized(self, image_size: int | tuple[int, int], antialias: bool = True) -> Checkpoint:
+        """The same weights for another input size (H, W), position tables resampled; see `functional.positions`.
+
+        Raises `ConfigError` for a size that is no multiple of the patch (ResNets: of 32).
+        """
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        old, new = self.config.vision, replace(self.config.vision, image_size=(height, width))
+        step = new.patch_size if isinstance(new, ViTConfig) else 32
+        if min(height, width) < step or height % step or width % step:
+            raise ConfigError(f"image size {height} x {width} is no multiple of {step}, the model's step")
+        key = "visual.positional_embedding" if isinstance(new, ViTConfig) else "visual.attnpool.positional_embedding"
+        table = resample_positions(self.tensors[key].read().astype(np.float32), old.grid, new.grid, antialias)
+        return replace(
+            self,
+            tensors={**self.tensors, key: LazyTensor(table.shape, "float32", lambda: table)},
+            config=replace(self.config, vision=new),
+            preprocess=replace(self.preprocess, size=(height, width)),
+        )
 
 
 def open_checkpoint(path: str | os.PathLike, family: str | None = None, head_width: int | None = None) -> Checkpoint:

@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from jclip.checkpoint import Checkpoint, load_strict, open_checkpoint
-from jclip.download import find_weights
+from jclip.checkpoint import Checkpoint, load_strict
 from jclip.errors import ConfigError
 from jclip.preprocess import Preprocess
 from jclip.resnet import ModifiedResNet
 from jclip.runtime import jt
+from jclip.source import ModelSource
 from jclip.text import TextEncoder
 from jclip.variants import VARIANTS, CLIPConfig, ViTConfig
 from jclip.vit import VisionTransformer
@@ -102,23 +102,20 @@ def parameter_count(model) -> int:
     return sum(int(np.prod(p.shape)) for k, p in model.state_dict().items() if "running_" not in k)
 
 
-def load(name_or_path: str | os.PathLike, family: str | None = None, dtype: Dtype = "fp32") -> tuple[CLIP, ToVar]:
+def load(
+    name_or_path: str | os.PathLike,
+    family: str | None = None,
+    dtype: Dtype = "fp32",
+    image_size: int | tuple[int, int] | None = None,
+) -> tuple[CLIP, ToVar]:
     """A model ready for inference, and the preprocessing that belongs to it: `model, preprocess = jclip.load("ViT-B/32")`.
 
     name_or_path: one of `available_models()`, downloaded when it is absent, or a weight file. family: for a file that
-    doesn't say its activation, see `jclip.checkpoint.FAMILIES`. dtype: half precision on a GPU only. Raises
-    `CheckpointError`.
+    doesn't say its activation, see `jclip.checkpoint.FAMILIES`. dtype: half precision on a GPU only. image_size: H, W
+    other than the model's own. Raises `CheckpointError` or `ConfigError`.
     """
-    model, checkpoint = load_model(name_or_path, family, dtype)
-    return model, ToVar(checkpoint.preprocess)
-
-
-def load_model(
-    name_or_path: str | os.PathLike, family: str | None = None, dtype: Dtype = "fp32"
-) -> tuple[CLIP, Checkpoint]:
-    """As `load`, with all that is known of the file instead of its preprocessing."""
-    checkpoint = open_checkpoint(find_weights(name_or_path), family)
-    return build(checkpoint, dtype), checkpoint
+    source = ModelSource(name_or_path, family, dtype, image_size)
+    return source.model, ToVar(source.preprocess)
 
 
 def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:

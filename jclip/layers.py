@@ -24,11 +24,6 @@ def gelu(x):
 ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
 
 
-def softmax(x):
-    """Over the last axis, computed in float32, returned in the dtype of `x`."""
-    return nn.softmax(x.float32(), dim=-1).cast(x.dtype)
-
-
 class LayerNorm(nn.Module):
     """Over the last axis, in float32. The variance is that of the centred values: Jittor's own E[x²] - E[x]² loses digits."""
 
@@ -91,9 +86,9 @@ def attend(qkv, heads: int, mask=None):
     B, N, width = qkv.shape
     d = width // 3 // heads
     q, k, v = (t.reshape((B * heads, N, d)) for t in _split_heads(qkv, heads))
-    scores = nn.bmm_transpose(q * (1.0 / math.sqrt(d)), k)
-    weights = softmax(scores if mask is None else scores + mask)
-    mixed = nn.bmm(weights, v).reshape((B, heads, N, d))
+    scores = nn.bmm_transpose(q * (1.0 / math.sqrt(d)), k).float32()
+    weights = nn.softmax(scores if mask is None else scores + mask, dim=-1)
+    mixed = nn.bmm(weights.cast(qkv.dtype), v).reshape((B, heads, N, d))
     return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d))
 
 

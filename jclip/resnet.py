@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jclip.layers import BatchNorm, Linear, softmax
+from jclip.layers import BatchNorm, Linear
 from jclip.runtime import jt
 from jclip.variants import ResNetConfig
 
@@ -65,7 +65,7 @@ class AttentionPool(nn.Module):
         k = self.k_proj(tokens).reshape((B, N, self.heads, d))
         v = self.v_proj(tokens).reshape((B, N, self.heads, d))
         scores = (k * q.permute(0, 3, 1, 2)).sum(dim=3)  # (B, N, heads)
-        weights = softmax(scores.permute(0, 2, 1)).permute(0, 2, 1)
+        weights = nn.softmax(scores.float32(), dim=1).cast(v.dtype)
         pooled = (weights.unsqueeze(3) * v).sum(dim=1)
         return self.c_proj(pooled.reshape((B, D)))
 

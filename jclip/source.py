@@ -17,8 +17,15 @@ class ModelSource:
     Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is.
     """
 
-    def __init__(self, name_or_path: str | os.PathLike, family: str | None = None, dtype: str = "fp32"):
-        self.checkpoint = open_checkpoint(find_weights(name_or_path), family)
+    def __init__(
+        self,
+        name_or_path: str | os.PathLike,
+        family: str | None = None,
+        dtype: str = "fp32",
+        image_size: int | tuple[int, int] | None = None,
+    ):
+        checkpoint = open_checkpoint(find_weights(name_or_path), family)
+        self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype = dtype
 
     @property

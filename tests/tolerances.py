@@ -22,6 +22,8 @@ TOLERANCES = {
     "closed_form": 1e-9,
     # float32 scores of order ten against a float64 reference.
     "scores": 1e-4,
+    # float32 inputs around 1000 are 6e-5 apart, which the weight stretches. Jittor's own LayerNorm errs by 10 there.
+    "layer_norm": 1e-3,
     # bicubic weights in float64 against torch's float32.
     "resampling": 1e-5,
     # half precision with float32 accumulation: eight bits of mantissa less, relative to the largest feature.

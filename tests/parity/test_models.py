@@ -7,7 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
-from jclip.clip import load_model, normalise  # noqa: E402
+from jclip.checkpoint import open_checkpoint  # noqa: E402
+from jclip.clip import build, normalise  # noqa: E402
 from jclip.optim import trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
@@ -19,7 +20,8 @@ torch.set_num_threads(2)
 @pytest.fixture(params=[(name, seed) for name in TOYS for seed in (0, 1)], ids=lambda p: f"{p[0]}-{p[1]}")
 def case(request, tmp_path):
     name, seed = request.param
-    model, checkpoint = load_model(toy_file(tmp_path, TOYS[name], seed))
+    checkpoint = open_checkpoint(toy_file(tmp_path, TOYS[name], seed))
+    model = build(checkpoint)
     return name, seed, model, dict(checkpoint.arrays())
 
 
@@ -82,7 +84,8 @@ def test_gradients_of_all_parameters(case, close):
 
 
 def test_batch_norm_statistics_after_a_training_step(tmp_path, close):
-    model, checkpoint = load_model(toy_file(tmp_path, TOYS["resnet"]))
+    checkpoint = open_checkpoint(toy_file(tmp_path, TOYS["resnet"]))
+    model = build(checkpoint)
     pixels, _ = toy_batch(model.config)
     p = torch_clip.parameters(dict(checkpoint.arrays()))
     wanted = torch_clip.encode_image(p, model.config, torch.tensor(pixels), training=True)
@@ -100,7 +103,8 @@ def test_against_transformers(name, tmp_path, close):
     from tests.parity.hugging_face import hugging_face_model
 
     for seed in (0, 1):
-        model, checkpoint = load_model(toy_file(tmp_path, TOYS[name], seed))
+        checkpoint = open_checkpoint(toy_file(tmp_path, TOYS[name], seed))
+        model = build(checkpoint)
         compare_with_transformers(
             model, checkpoint, hugging_face_model, seed, close, f"toy {name} against transformers"
         )
@@ -131,7 +135,8 @@ def test_real_sizes(name, tmp_path, close):
     config = VARIANTS[name]
     path = tmp_path / "real.safetensors"
     save_checkpoint(path, random_arrays(shapes_of(config), seed=0), config, Preprocess(size=config.vision.image_size))
-    model, checkpoint = load_model(path)
+    checkpoint = open_checkpoint(path)
+    model = build(checkpoint)
     if config.vision.kind == "vit":
         compare_with_transformers(model, checkpoint, hugging_face_model, 0, close, f"{name} against transformers")
         return
