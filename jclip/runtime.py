@@ -48,7 +48,7 @@ def _start() -> ModuleType:
         _build(settings, stamp)
     try:
         with _prepared(settings):
-            module = _import_jittor()
+            module = _import_jittor(Path(settings["HOME"]))
     except SystemExit:
         stamp.unlink(missing_ok=True)
         raise SetupError("Jittor rebuilt a part of itself and ended: run the same command again") from None
@@ -107,7 +107,7 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
                 signal.signal(number, handlers[number])
 
 
-def _import_jittor() -> ModuleType:
+def _import_jittor(home: Path) -> ModuleType:
     import jittor_utils
 
     paths = sysconfig.get_paths()  # no python3.x-config is asked: a virtual environment has none
@@ -115,6 +115,8 @@ def _import_jittor() -> ModuleType:
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
     import jittor
 
+    jittor.flags.python_path = f'"{toolchain.compile_script(home)}"'
+    jittor.flags.jittor_path = str(toolchain.without_spaces(Path(jittor.flags.jittor_path)))
     return jittor
 
 
@@ -258,7 +260,7 @@ def _cause(tail: list[str]) -> str:
 def _try_out() -> None:
     """The child's part: import, compute, name the compiled libraries on the last line."""
     with _prepared({}):
-        module = _import_jittor()
+        module = _import_jittor(Path.home())
     product = (module.array([[1.0, 2.0], [3.0, 4.0]]) @ module.array([[1.0], [10.0]])).numpy()
     if product.ravel().tolist() != [21.0, 43.0]:
         raise SystemExit(f"Error: Jittor computes wrongly: {product.ravel().tolist()} instead of [21.0, 43.0]")

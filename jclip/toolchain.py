@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jclip.errors import SetupError
-from jclip.paths import cache_dir
+from jclip.paths import cache_dir, replacing
 
 JITTOR_TRIED = "1.3.11.0"
 ONEDNN_PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
@@ -121,6 +122,45 @@ def jittor_home() -> Path:
     """
     named = os.environ.get("JITTOR_HOME")
     return Path(named).expanduser().absolute() if named else cache_dir("jittor")
+
+
+def compile_script(home: Path) -> Path:
+    """The script that Jittor shall run in place of its asm_tuner.py, written to `home`.
+
+    That one starts Python for every operator, compiles it twice, and makes folders in the user's home; this one hands
+    the command to the compiler. Jittor's other helper, for linking CUDA code, is passed on.
+    """
+    text = f"""#!/bin/sh
+case "$1" in
+*asm_tuner.py) compiler=${{2#--cc_path=}}; shift 2; exec "$compiler" "$@" ;;
+*) exec "{sys.executable}" "$@" ;;
+esac
+"""
+    script = home / "compile.sh"
+    if not script.is_file() or script.read_text() != text:
+        with replacing(script) as temporary:
+            temporary.write_text(text)
+        script.chmod(0o755)
+    return script
+
+
+def without_spaces(folder: Path) -> Path:
+    """`folder`, or a link to it that the shell takes as one word: Jittor does not quote where its sources are.
+
+    Raises `SetupError` when the place for such links belongs to somebody else.
+    """
+    if not re.search(r"[^\w./+@:-]", str(folder)):
+        return folder
+    private = Path("/tmp") / f"jclip-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    if private.is_symlink() or private.stat().st_uid != os.getuid():
+        raise SetupError(f"{private} belongs to somebody else: install jclip in a folder without spaces in its path")
+    link = private / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{folder.name}"
+    if not link.is_symlink() or link.readlink() != folder:
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.symlink_to(folder)
+        temporary.replace(link)
+    return link
 
 
 def offer_onednn(home: Path, onednn: OneDNN) -> None:
