@@ -8,6 +8,7 @@ verification, the recursion limit, signal handlers, environment variables.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib.util
@@ -115,9 +116,18 @@ def _import_jittor(home: Path) -> ModuleType:
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
     import jittor
 
+    _end_compile_pool(jittor_utils)
     jittor.flags.python_path = f'"{toolchain.compile_script(home)}"'
     jittor.flags.jittor_path = str(toolchain.without_spaces(Path(jittor.flags.jittor_path)))
     return jittor
+
+
+def _end_compile_pool(jittor_utils: ModuleType) -> None:
+    """Ends the processes that Jittor starts at every import to check its core's sources, and would keep to the end."""
+    if jittor_utils.pool_size:
+        jittor_utils.pool_cleanup()
+        atexit.unregister(jittor_utils.pool_cleanup)
+        jittor_utils.pool_size = 0  # what is compiled later starts them anew
 
 
 def _adopt(module: ModuleType) -> ModuleType:

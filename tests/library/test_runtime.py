@@ -195,9 +195,9 @@ def test_the_stamp_follows_what_jittor_depends_on(monkeypatch):
     assert runtime._stamp(settings) != first
 
 
-def test_a_second_process_waits_for_the_first(monkeypatch, tmp_path, capfd):
+def test_a_second_process_waits_for_the_first(monkeypatch, tmp_path):
     monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
-    building, finish = threading.Event(), threading.Event()
+    building, waiting, finish = threading.Event(), threading.Event(), threading.Event()
 
     def build(settings, log):
         building.set()
@@ -205,12 +205,12 @@ def test_a_second_process_waits_for_the_first(monkeypatch, tmp_path, capfd):
         return [__file__]
 
     monkeypatch.setattr(runtime, "_build_in_child", build)
+    monkeypatch.setattr(runtime, "_say", lambda text: "waiting for it" in text and waiting.set())
     both = [threading.Thread(target=runtime._build, args=({}, tmp_path / "stamp.json")) for _ in range(2)]
     both[0].start()
     building.wait(10)
     both[1].start()
-    while "waiting for it" not in capfd.readouterr().err:
-        pass
+    assert waiting.wait(10)
     finish.set()
     for thread in both:
         thread.join(10)
