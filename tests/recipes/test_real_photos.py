@@ -1,0 +1,38 @@
+"""The main job on real photos: three data sets, 99 classes, ViT-B/32 and RN50 of seeded random weights, to a results file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jclip.cli import main
+from jclip.data.splits import find_photos, natural_key
+
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "tip_adapter" / "photos_fewshot.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B/32", "RN50"])
+def test_from_folders_to_a_results_file(name, shared, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["models", "--random", name, "--out", "random.safetensors"]) == 0
+    settings = [f"model={tmp_path / 'random.safetensors'}", f"data.split_file={shared / 'fewshot' / 'index.tsv'}"]
+    assert main(["train", str(CONFIG), *settings, "--run", "run"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    metrics = result["metrics"]
+    assert metrics["test_count"] == 724 and metrics["val_count"] == 99
+    assert metrics["val_top1"] >= metrics["zero_shot_val_top1"]  # the grid holds nearly zero-shot, and val chooses
+    assert result["provenance"]["versions"]["jittor"] and result["provenance"]["threads"]
+
+    capsys.readouterr()
+    assert main(["train", str(CONFIG), *settings, "--run", "run"]) == 0
+    assert "this run has finished before" in capsys.readouterr().out
+
+    photos = find_photos([shared / "fewshot" / "food101" / "baklava", shared / "fewshot" / "caltech101" / "Leopards"])
+    assert main(["predict", "run", *photos]) == 0
+    lines = (tmp_path / "results" / "result.txt").read_text().splitlines()
+    assert [line.rsplit(" ", 5)[0] for line in lines] == sorted((Path(p).name for p in photos), key=natural_key)
+    for ids in (line.rsplit(" ", 5)[1:] for line in lines):
+        assert len(set(ids)) == 5 and all(0 <= int(i) < 99 for i in ids)
