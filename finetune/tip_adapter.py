@@ -50,6 +50,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
     source = ModelSource(cfg.model, cfg.family) if cfg.model else None
     data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
+    run.note(**data.facts)
     _check(cfg, data)
     values = np.eye(len(data.text), dtype=np.float32)[data.train_labels]
     zero_shot = data.report(lambda f: data.scale * f @ data.text.T, prefix="zero_shot_")

@@ -31,6 +31,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     """Builds the head, scores val and test."""
     source = ModelSource(cfg.model, cfg.family) if cfg.model else None
     data = few_shot_features(cfg.data, source, cfg.templates, train=False)
+    run.note(**data.facts)
     if data.text is None:
         raise DataError("these features come without text features: set model= to the model they are of")
     head = ZeroShotHead(data.text, data.scale)

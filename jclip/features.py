@@ -6,12 +6,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
+from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig
 from jclip.data.loader import OnError, batches
 from jclip.data.splits import Split, read_photos
@@ -44,6 +44,7 @@ class FeatureSet:
     test_labels: np.ndarray
     text: np.ndarray | None
     scale: float
+    facts: Mapping[str, str] = field(default_factory=dict)  # hashes of data and weights, for the run's result
 
     def report(self, score: Callable[[np.ndarray], np.ndarray], prefix: str = "") -> dict[str, float]:
         """`classification_report` of `score` on val and test, where there are any: `val_top1`, `test_ece`, …"""
@@ -220,13 +221,6 @@ def _check(data: FeatureSet, path: str) -> None:
             )
 
 
-def file_digest(path: str) -> str:
-    """SHA-256 of a features file, for results and cache keys."""
-    from jclip.checkpoint import file_sha256
-
-    return file_sha256(Path(path))
-
-
 def few_shot_features(
     data: DataConfig,
     source: ModelSource | None,
@@ -242,8 +236,10 @@ def few_shot_features(
     Text features come from the file, else from the model's prompts; None when there is neither. `train` off leaves
     the training photos out. Raises `DataError`.
     """
+    weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
     if data.features:
         recorded = read_recorded(data.features, data.shots, data.text_features)
+        recorded = replace(recorded, facts={"data_sha256": file_sha256(data.features), **weights})
         if recorded.text is None and source is not None:
             head = zero_shot_head(source, class_prompts(recorded.classnames, load_templates(templates)))
             return replace(recorded, text=head.weights, scale=head.scale)
@@ -257,7 +253,12 @@ def few_shot_features(
     learn = _labelled(source, photos.train if train else Split(), label="train", **augmented, **options)
     val = _labelled(source, photos.val, label="val", **options)
     test = _labelled(source, photos.test, label="test", **options)
-    return FeatureSet(photos.classnames, *learn, *val, *test, head.weights, head.scale)
+    digests = {
+        f"{part}_sha256": split.digest()
+        for part, split in vars(photos).items()
+        if isinstance(split, Split) and len(split)
+    }
+    return FeatureSet(photos.classnames, *learn, *val, *test, head.weights, head.scale, {**digests, **weights})
 
 
 def training_view(

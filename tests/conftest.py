@@ -21,6 +21,8 @@ def _stub_torchvision() -> None:
         return
     import torch
 
+    if torch.version.cuda:  # its own torchvision brings the operators
+        return
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

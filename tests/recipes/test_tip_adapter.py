@@ -220,7 +220,10 @@ def test_photos_with_trained_keys_from_folders_to_results(
         encoding="utf-8",
     )
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
-    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    told = {k for k in result["provenance"] if k.endswith("_sha256")}
+    assert told == {"train_sha256", "val_sha256", "test_sha256", "weights_sha256"}
+    metrics = result["metrics"]
     assert metrics["test_count"] == 18 and metrics["val_top1"] >= metrics["zero_shot_val_top1"]
     assert main(["eval", "run"]) == 0
     assert f"{metrics['test_top1']:.4f} ({metrics['test_correct']} of 18)" in capsys.readouterr().out
