@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import finetune
-from jclip.config import build, load_values, to_values
+from jclip.config import apply_overrides, build, load_values, to_values
 from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
@@ -125,91 +127,115 @@ def evaluate(argv: list[str]) -> int:
     """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
     per_class.csv and confusion.csv into the run's folder."""
     p = argparse.ArgumentParser("jclip eval", description=evaluate.__doc__)
-    p.add_argument("run", help="the folder of a finished run")
+    p.add_argument("run", help="the folder of a finished run, or the config that was trained")
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="other data, such as data.test=list.txt; model=FILE"
     )
     p.add_argument("--out", metavar="FOLDER", help="where to write (default: the run's folder)")
     args = p.parse_intermixed_args(argv)
-    module, cfg, learned, classnames, _ = finished_run(args.run, args.overrides)
+    done = finished_run(args.run, args.overrides)
 
     from jclip.evaluation import write_evaluation
     from jclip.features import few_shot_features
     from jclip.source import ModelSource
 
+    cfg = done.config
     source = ModelSource(cfg.model, cfg.family) if cfg.model else None
     data = few_shot_features(cfg.data, source, cfg.templates, train=False)
-    if data.classnames != classnames:
-        raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(classnames)}")
+    if data.classnames != done.classnames:
+        raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
-    metrics = write_evaluation(
-        Path(args.out or args.run), module.scorer(learned, cfg)(data.test), data.test_labels, classnames
-    )
+    out = Path(args.out) if args.out else done.folder
+    metrics = write_evaluation(out, done.scorer()(data.test), data.test_labels, done.classnames)
     print(report({f"test_{k}": v for k, v in metrics.items()}))
     print(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "ece")))
-    print(f"written: {Path(args.out or args.run)}/eval.json, per_class.csv, confusion.csv")
+    print(f"written: {out}/eval.json, per_class.csv, confusion.csv")
     return 0
 
 
 def predict(argv: list[str]) -> int:
     """Labels photos with a finished run and writes the results file."""
     p = argparse.ArgumentParser("jclip predict", description=predict.__doc__)
-    p.add_argument("run", help="the folder of a finished run")
-    p.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
+    p.add_argument("run", help="the folder of a finished run, or the config that was trained")
+    p.add_argument(
+        "photos", nargs="+", metavar="PHOTO|key=value", help="photos, folders of photos, and settings of the config"
+    )
     p.add_argument("--model", help="the base model, if the run was made from recorded features or the file has moved")
     p.add_argument("--top", type=int, default=5, help="classes told per photo (default 5)")
     p.add_argument(
-        "--out",
-        default="results/result.txt",
-        metavar="FILE",
-        help="results as .txt (the Jittor challenge's lines), .csv or .json",
+        "--out", default="results/result.txt", metavar="FILE", help=".txt (the Jittor challenge's lines), .csv or .json"
     )
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
     args = p.parse_intermixed_args(argv)
+    settings = [a for a in args.photos if re.match(r"[a-z_.]+=", a) and not Path(a).exists()]
 
     from jclip.data.splits import Split, find_photos
     from jclip.results import Predictions, check_format, show, write_predictions
+    from jclip.source import ModelSource
 
     check_format(args.out)
-    module, cfg, learned, classnames, width = finished_run(args.run, [f"model={args.model}"] if args.model else [])
-    if not cfg.model:
+    done = finished_run(args.run, settings)
+    cfg, model = done.config, args.model or done.config.model
+    if not model:
         raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
-    photos = find_photos(args.photos)
+    photos = find_photos(a for a in args.photos if a not in settings)
+    source = ModelSource(model, cfg.family)
+    if source.config.embed_dim != done.width:
+        raise CheckpointError(
+            f"{model} gives features of {source.config.embed_dim} numbers, the run learned on {done.width}"
+        )
 
     from jclip.features import extract
     from jclip.heads import unit
-    from jclip.source import ModelSource
 
-    source = ModelSource(cfg.model, cfg.family)
-    if source.config.embed_dim != width:
-        raise CheckpointError(
-            f"{cfg.model} gives features of {source.config.embed_dim} numbers, the run learned on {width}"
-        )
     split = Split(tuple(photos), np.zeros(len(photos), np.int32))
     rows, features = extract(source, split, on_error=args.on_error, label="photos")
-    scores = module.scorer(learned, cfg)(unit(features))
-    predictions = Predictions(tuple(photos[i] for i in rows), classnames, scores, args.top)
+    scores = done.scorer()(unit(features))
+    predictions = Predictions(tuple(photos[i] for i in rows), done.classnames, scores, args.top)
     write_predictions(predictions, args.out)
     print(show(predictions))
     print(f"written: {args.out} ({len(predictions.photos)} photos)")
     return 0
 
 
-def finished_run(folder: str, overrides: Sequence[str]) -> tuple[Any, Any, dict[str, np.ndarray], tuple[str, ...], int]:
-    """Recipe, config, learned arrays, class names and feature width of a finished run. Raises `ConfigError`."""
-    from jclip.config import apply_overrides
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its recipe, config, what it learned, and what its features looked like."""
+
+    folder: Path
+    module: Any
+    config: Any
+    learned: dict[str, np.ndarray]
+    classnames: tuple[str, ...]
+    width: int
+
+    def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Normalised features (N, width) → scores (N, C)."""
+        return self.module.scorer(self.learned, self.config)
+
+
+def finished_run(place: str, overrides: Sequence[str]) -> Finished:
+    """The run in folder `place` with settings changed, or the one that training the config `place` with them made.
+
+    Raises `ConfigError` when there is none.
+    """
     from jclip.readers import read_weights
     from jclip.run import read_result
 
+    folder = Path(place)
+    if folder.is_file() or folder.suffix == ".yaml":
+        folder, overrides = default_folder(*read_config(place, overrides)), ()
     read_result(folder)
-    saved = read_weights(Path(folder) / "learned.safetensors")
+    saved = read_weights(folder / "learned.safetensors")
     values = apply_overrides(json.loads(saved.metadata["config"]), overrides)
     module, cfg = build_config(values, f"{folder}/config.yaml")
     learned = {k: np.array(t.read()) for k, t in saved.items()}
-    return module, cfg, learned, tuple(json.loads(saved.metadata["classnames"])), int(saved.metadata["width"])
+    return Finished(
+        folder, module, cfg, learned, tuple(json.loads(saved.metadata["classnames"])), int(saved.metadata["width"])
+    )
 
 
 def recipes(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import json
@@ -35,7 +36,15 @@ toolchain.refuse_unsupported()  # before the names below, which Windows lacks
 
 WITHOUT_ONEDNN = "matrix products and convolutions will be about 100 times slower"
 _READY = "jclip: Jittor is ready"
-_JITTORS_SIGNALS = (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS)
+_JITTORS_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGCHLD,
+    signal.SIGQUIT,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGBUS,
+    signal.SIGSEGV,
+)
 _BUILD_VARIABLES = ("cc_path", "cc_flags", "nvcc_path", "nvcc_flags", "use_mkl", "kernel_flags", "debug")
 
 
@@ -93,7 +102,10 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
     environment = dict(os.environ)
     https_context = ssl._create_default_https_context
     recursion_limit = sys.getrecursionlimit()
-    handlers = {s: signal.getsignal(s) or signal.SIG_DFL for s in _JITTORS_SIGNALS}
+    libc, actions = ctypes.CDLL(None), {}
+    for number in _JITTORS_SIGNALS:
+        actions[number] = ctypes.create_string_buffer(256)  # a struct sigaction has 152 bytes
+        libc.sigaction(number, None, actions[number])
     os.environ.pop("JITTOR_HOME", None)  # HOME says it; Jittor would write the variable to a file, where it sticks
     os.environ.update(settings)
     try:
@@ -103,9 +115,8 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
         sys.setrecursionlimit(recursion_limit)
         os.environ.clear()
         os.environ.update(environment)
-        with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            for number in _JITTORS_SIGNALS:
-                signal.signal(number, handlers[number])
+        for number, action in actions.items():  # as the system knows them: faulthandler's are not Python's to tell
+            libc.sigaction(number, action, None)
 
 
 def _import_jittor(home: Path) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -43,10 +44,13 @@ def test_what_jittor_changes_is_put_back():
             os.kill(os.getpid(), signal.SIGINT)
             import time; time.sleep(1)
         except KeyboardInterrupt:
-            print("stopped as Python stops")
-        """
+            print("stopped as Python stops", flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+        """,
+        PYTHONFAULTHANDLER="1",
     )
-    assert (done.returncode, done.stdout) == (0, "stopped as Python stops\n"), done.stderr
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "stopped as Python stops\n"), done.stderr
+    assert "Fatal Python error: Segmentation fault" in done.stderr  # faulthandler's word, not Jittor's
 
 
 def test_variables_that_the_user_set_win(monkeypatch):

@@ -191,13 +191,13 @@ def test_one_thread_gives_the_same_bits_twice(shared, tmp_path):
             "finetune",
             "train",
             str(CONFIGS / "features_caltech_lvis_F.yaml"),
-            "--run",
-            str(tmp_path / name),
+            "optim.epochs=3",
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, "optim.epochs=3"], check=True, env=environment, cwd=CONFIGS.parent.parent, capture_output=True
-        )
+        done = subprocess.run(
+            [*command, "--run", str(tmp_path / name)],
+            cwd=CONFIGS.parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     assert (tmp_path / "a" / "learned.safetensors").read_bytes() == (
         tmp_path / "b" / "learned.safetensors"
     ).read_bytes()
@@ -236,6 +236,29 @@ def test_photos_with_trained_keys_from_folders_to_results(
     assert truth == metrics["test_correct"]
     per_class = (tmp_path / "run" / "per_class.csv").read_text(encoding="utf-8").splitlines()
     assert len(per_class) == 4 and sum(int(row.split(",")[1]) for row in per_class[1:]) == 18
+
+
+def test_eval_and_predict_take_the_config_that_was_trained(small_models, photo_folder, tmp_path, monkeypatch, capsys):
+    from jclip.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        f"model={small_models['vit']}",
+        f"data.root={photo_folder}",
+        "data.features=",
+        "data.val_shots=2",
+        "views=1",
+    ]
+    config = [str(CONFIGS / "smoke.yaml"), *settings]
+    assert main(["eval", *config]) == 2
+    assert "holds no finished run (no result.json): run `train` to its end first" in capsys.readouterr().err
+    assert main(["train", *config]) == 0
+    assert main(["eval", *config]) == 0
+    assert main(["predict", *config, str(photo_folder / "test"), "--out", "r.csv"]) == 0
+    assert len((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()) == 19
+    run = next((tmp_path / "runs" / "tip_adapter").iterdir())
+    assert main(["eval", str(run), f"data.root={photo_folder}", "--out", "elsewhere"]) == 0
+    assert json.loads((tmp_path / "elsewhere" / "eval.json").read_text())["count"] == 18
 
 
 def test_prediction_needs_the_model_of_the_features(small_models, photo_folder, tmp_path, monkeypatch, capsys):
