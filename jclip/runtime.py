@@ -59,6 +59,7 @@ def _start() -> ModuleType:
     try:
         with _prepared(settings):
             module = _import_jittor(Path(settings["HOME"]))
+        _end_compile_pool()  # now that a child's end is no matter of Jittor's handlers any more
     except SystemExit:
         stamp.unlink(missing_ok=True)
         raise SetupError("Jittor rebuilt a part of itself and ended: run the same command again") from None
@@ -127,14 +128,17 @@ def _import_jittor(home: Path) -> ModuleType:
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
     import jittor
 
-    _end_compile_pool(jittor_utils)
+    if "use_parallel_op_compiler" not in os.environ:  # its own 16 threads, each with a compiler, swamp a small machine
+        jittor.flags.use_parallel_op_compiler = min(16, len(os.sched_getaffinity(0)))
     jittor.flags.python_path = f'"{toolchain.compile_script(home)}"'
     jittor.flags.jittor_path = str(toolchain.without_spaces(Path(jittor.flags.jittor_path)))
     return jittor
 
 
-def _end_compile_pool(jittor_utils: ModuleType) -> None:
+def _end_compile_pool() -> None:
     """Ends the processes that Jittor starts at every import to check its core's sources, and would keep to the end."""
+    import jittor_utils
+
     if jittor_utils.pool_size:
         jittor_utils.pool_cleanup()
         atexit.unregister(jittor_utils.pool_cleanup)
@@ -258,7 +262,7 @@ def _build_in_child(settings: dict[str, str], log: Path) -> list[str]:
             tail = [*tail[-30:], line.rstrip()]
             _show_progress(line)
     if sys.stderr.isatty():
-        _say("\r\033[K", end="")
+        sys.stderr.write("\r\033[K")
     if child.wait() != 0:
         raise SetupError(f"Jittor's core did not compile: {_cause(tail)} (full log: {log})")
     ready = next((line for line in reversed(tail) if line.startswith(_READY)), None)
