@@ -12,9 +12,20 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10,<3.13",
-    packages=["jclip", "jclip.readers", "jclip.functional", "jclip.data", "finetune", "finetune.configs"],
+    packages=[
+        "jclip",
+        "jclip.readers",
+        "jclip.functional",
+        "jclip.kernels",
+        "jclip.data",
+        "finetune",
+        "finetune.configs",
+    ],
     package_dir={"finetune.configs": "configs"},
-    package_data={"jclip": ["assets/*", "assets/*/*"], "finetune.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "jclip": ["assets/*", "assets/*/*", "kernels/sources/*.h"],
+        "finetune.configs": ["*.yaml", "*/*.yaml"],
+    },
     install_requires=[
         "jittor==1.3.11.0",
         "numpy>=1.23,<2",

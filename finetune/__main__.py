@@ -1,10 +1,11 @@
-"""`python -m finetune train|eval|predict|recipes`: the recipes from the command line."""
+"""`python -m finetune train|eval|predict|compare|recipes`: the recipes from the command line."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import finetune
-from jclip.config import apply_overrides, build, load_values, to_values
+from jclip.config import DataConfig, apply_overrides, build, load_values, to_values
 from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
@@ -62,11 +63,11 @@ def resolved(module: Any, cfg: Any) -> dict[str, Any]:
     return {"recipe": module.__name__.rsplit(".", 1)[-1], **to_values(cfg)}
 
 
-def default_folder(module: Any, cfg: Any, path: Path) -> Path:
-    """runs/<recipe>/<config>-<hash of all settings>: another setting, another folder."""
+def default_folder(module: Any, cfg: Any, path: Path, runs: str = "runs") -> Path:
+    """<runs>/<recipe>/<config>-<hash of all settings>: another setting, another folder."""
     values = resolved(module, cfg)
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs", values["recipe"], f"{path.stem}-{key}")
+    return Path(runs, values["recipe"], f"{path.stem}-{key}")
 
 
 def train(argv: list[str]) -> int:
@@ -77,10 +78,12 @@ def train(argv: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="settings that win over the file, such as data.shots=4"
     )
     p.add_argument("--run", metavar="FOLDER", help="the run's folder (default: runs/<recipe>/<config>-<hash>)")
+    p.add_argument("--runs", metavar="FOLDER", default="runs", help="where folders of that default are (default: runs)")
     p.add_argument("--fresh", action="store_true", help="forget what the folder holds and start over")
+    p.add_argument("--link", metavar="NAME", help="a link to the run's folder, moved there when it has finished")
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
-    folder = Path(args.run) if args.run else default_folder(module, cfg, path)
+    folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
 
     from jclip.run import Run, clear
 
@@ -93,8 +96,41 @@ def train(argv: list[str]) -> int:
             run.slot().clear()
         else:
             print("this run has finished before; --fresh starts over")
+    if args.link:
+        point(Path(args.link), folder)
     print(report(result["metrics"]))
     print(f"run: {folder}")
+    return 0
+
+
+def point(link: Path, folder: Path) -> None:
+    """Makes `link` a relative symbolic link to `folder`, in one move. Raises `ConfigError` where something else stands."""
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(f"{link} is no link: choose another name with --link")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.symlink_to(os.path.relpath(folder, link.parent))
+    temporary.replace(link)
+
+
+def compare(argv: list[str]) -> int:
+    """One table of finished runs on the same data: zero-shot of the first, then each run."""
+    p = argparse.ArgumentParser("jclip compare", description=compare.__doc__)
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
+    args = p.parse_args(argv)
+
+    from jclip.results import table
+    from jclip.run import read_result
+
+    results = {folder: read_result(folder)["metrics"] for folder in args.runs}
+    parts = [part for part in ("val", "test") if all(f"{part}_top1" in m for m in results.values())]
+    if not parts:
+        raise ConfigError(f"{', '.join(results)} have no accuracy in common")
+    first = next(iter(results.values()))
+    named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
+    named += [(Path(folder).name, "", metrics) for folder, metrics in results.items()]
+    rows = [[name, *(_accuracy(metrics, f"{prefix}{part}") for part in parts)] for name, prefix, metrics in named]
+    print(table(["top-1", *parts], rows))
     return 0
 
 
@@ -140,7 +176,11 @@ def evaluate(argv: list[str]) -> int:
     from jclip.source import ModelSource
 
     cfg = done.config
-    source = ModelSource(cfg.model, cfg.family) if cfg.model else None
+    if not isinstance(cfg.data, DataConfig):
+        raise ConfigError(
+            f"{done.folder} learned from captions: measure its model.safetensors with the recipe zero_shot"
+        )
+    source = ModelSource(done.model, cfg.family) if done.model else None
     data = few_shot_features(cfg.data, source, cfg.templates, train=False)
     if data.classnames != done.classnames:
         raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
@@ -155,11 +195,14 @@ def evaluate(argv: list[str]) -> int:
 
 
 def predict(argv: list[str]) -> int:
-    """Labels photos with a finished run and writes the results file."""
+    """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
     p = argparse.ArgumentParser("jclip predict", description=predict.__doc__)
     p.add_argument("run", help="the folder of a finished run, or the config that was trained")
     p.add_argument(
-        "photos", nargs="+", metavar="PHOTO|key=value", help="photos, folders of photos, and settings of the config"
+        "photos",
+        nargs="*",
+        metavar="PHOTO|key=value",
+        help="photos, folders of photos, and settings of the config; without photos the run's own test photos",
     )
     p.add_argument("--model", help="the base model, if the run was made from recorded features or the file has moved")
     p.add_argument("--top", type=int, default=5, help="classes told per photo (default 5)")
@@ -172,16 +215,16 @@ def predict(argv: list[str]) -> int:
     args = p.parse_intermixed_args(argv)
     settings = [a for a in args.photos if re.match(r"[a-z_.]+=", a) and not Path(a).exists()]
 
-    from jclip.data.splits import Split, find_photos
+    from jclip.functional.metrics import top_k
     from jclip.results import Predictions, check_format, show, write_predictions
     from jclip.source import ModelSource
 
     check_format(args.out)
     done = finished_run(args.run, settings)
-    cfg, model = done.config, args.model or done.config.model
+    cfg, model = done.config, args.model or done.model
     if not model:
         raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
-    photos = find_photos(a for a in args.photos if a not in settings)
+    split = photos_to_label(done, [a for a in args.photos if a not in settings])
     source = ModelSource(model, cfg.family)
     if source.config.embed_dim != done.width:
         raise CheckpointError(
@@ -191,14 +234,30 @@ def predict(argv: list[str]) -> int:
     from jclip.features import extract
     from jclip.heads import unit
 
-    split = Split(tuple(photos), np.zeros(len(photos), np.int32))
     rows, features = extract(source, split, on_error=args.on_error, label="photos")
     scores = done.scorer()(unit(features))
-    predictions = Predictions(tuple(photos[i] for i in rows), done.classnames, scores, args.top)
+    predictions = Predictions(tuple(split.paths[i] for i in rows), done.classnames, scores, args.top)
     write_predictions(predictions, args.out)
     print(show(predictions))
+    if len(args.photos) == len(settings) and (split.labels >= 0).all():
+        print(f"top-1 {top_k(scores, split.labels[rows]):.4f} of these photos")
     print(f"written: {args.out} ({len(predictions.photos)} photos)")
     return 0
+
+
+def photos_to_label(done: Finished, places: list[str]) -> Any:
+    """The photos at `places`, or the test photos of the run's own data with their labels. Raises `DataError`."""
+    from jclip.data.splits import Split, find_photos, read_photos
+
+    if places:
+        photos = find_photos(places)
+        return Split(tuple(photos), np.full(len(photos), -1, np.int32))
+    if not isinstance(done.config.data, DataConfig) or done.config.data.features:
+        raise ConfigError("name the photos to label: this run has none of its own")
+    split = read_photos(done.config.data).test
+    if not len(split):
+        raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
+    return split
 
 
 @dataclass(frozen=True)
@@ -211,6 +270,12 @@ class Finished:
     learned: dict[str, np.ndarray]
     classnames: tuple[str, ...]
     width: int
+
+    @property
+    def model(self) -> str:
+        """The weights that its features are of: those it trained, else those it was given."""
+        own = self.folder / "model.safetensors"
+        return str(own) if own.is_file() else self.config.model
 
     def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
         """Normalised features (N, width) → scores (N, C)."""
@@ -250,13 +315,13 @@ def recipes(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "recipes": recipes}
+COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "compare": compare, "recipes": recipes}
 
 
 def main(argv: list[str]) -> int:
-    """Dispatches to the four commands."""
+    """Dispatches to the commands."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m finetune train|eval|predict|recipes …  (each with --help)")
+        print("usage: python -m finetune train|eval|predict|compare|recipes …  (each with --help)")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         return guarded(lambda: _unknown(argv[0]), "finetune")

@@ -13,6 +13,7 @@ COMMANDS = {  # name → module:function, one line of help
     "train": ("finetune.__main__:train", "run a recipe from a YAML"),
     "eval": ("finetune.__main__:evaluate", "measure a finished run"),
     "predict": ("finetune.__main__:predict", "label photos with a finished run"),
+    "compare": ("finetune.__main__:compare", "one table of several finished runs"),
     "recipes": ("finetune.__main__:recipes", "list the recipes and their configs"),
     "models": ("jclip.models_command:main", "list the models, or write one with seeded random weights"),
     "doctor": ("jclip.doctor:main", "tell what this machine offers, what is missing, and how to mend it"),

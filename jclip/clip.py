@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from jclip.checkpoint import Checkpoint, load_strict
+from jclip.checkpoint import Checkpoint, load_strict, save_checkpoint
 from jclip.errors import ConfigError
 from jclip.preprocess import Preprocess
 from jclip.resnet import ModifiedResNet
 from jclip.runtime import jt
 from jclip.source import ModelSource
 from jclip.text import TextEncoder
-from jclip.variants import VARIANTS, CLIPConfig, ViTConfig
+from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ViTConfig
 from jclip.vit import VisionTransformer
 
 nn = jt.nn
@@ -97,6 +100,59 @@ def normalise(x):
     return x / jt.sqrt((x * x).sum(dim=-1, keepdims=True))
 
 
+@contextlib.contextmanager
+def inference(model: CLIP) -> Iterator[None]:
+    """No gradients, running statistics for the block; afterwards each module is in the mode it was in.
+
+    Unlike `model.eval()`, which freezes all parameters for good.
+    """
+    modes = [(module, module.is_training()) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.is_train = False
+        with jt.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.is_train = training
+
+
+def training_mode(model: CLIP, moving: Iterable[str] = ("*",)) -> None:
+    """Batch norms whose weight's name matches one of `moving` use and move the statistics of each batch; others don't."""
+    moving = list(moving)
+    for name, module in model.named_modules():
+        module.is_train = any(fnmatchcase(f"{name}.weight", pattern) for pattern in moving)
+
+
+def clamp_logit_scale(model: CLIP) -> None:
+    """Keeps exp(logit scale) between 1 and 100, as the paper does after each step."""
+    trained = not model.logit_scale.is_stop_grad()
+    with jt.no_grad():
+        model.logit_scale.update(jt.clamp(model.logit_scale, 0.0, math.log(100.0)))
+    if trained:
+        model.logit_scale.start_grad()
+
+
+def running_statistics(model: CLIP) -> dict[str, jt.Var]:
+    """What batch norms move besides the parameters, by name."""
+    return {k: v for k, v in model.state_dict().items() if "running_" in k}
+
+
+def put_arrays(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces some of the model's parameters and statistics, by name."""
+    params = model.state_dict()
+    for name, array in arrays.items():
+        params[name].update(jt.array(array))
+
+
+def save_model(
+    path: str | os.PathLike, model: CLIP, preprocess: Preprocess, half: bool = False, **metadata: str
+) -> None:
+    """Writes the model as it is, with all that `load` needs; `half` stores float16."""
+    arrays = {k: v.numpy().astype(np.float16 if half else np.float32) for k, v in model.state_dict().items()}
+    save_checkpoint(path, arrays, model.config, preprocess, metadata)
+
+
 def parameter_count(model) -> int:
     """Number of weights, running statistics not counted."""
     return sum(int(np.prod(p.shape)) for k, p in model.state_dict().items() if "running_" not in k)
@@ -128,7 +184,7 @@ def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
 
 def available_models() -> list[str]:
     """Names that `load` knows."""
-    return list(VARIANTS)
+    return [*VARIANTS, *SHIPPED]
 
 
 class ToVar:

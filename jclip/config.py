@@ -28,7 +28,8 @@ class DataConfig:
     """Where photos or recorded features are, and what is drawn of them.
 
     One of four sources: `features` (an .npz of recorded features), `split_file` (CoOp's split_zhou_*.json), `train`
-    (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly).
+    (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly;
+    `shapes:STYLE` for rendered photos of the embedded world).
     """
 
     root: str = ""  # the folder that photos and lists are relative to
@@ -51,6 +52,29 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class CaptionConfig:
+    """Where image-caption pairs are.
+
+    train, val: a .csv or .tsv with a header line, .jsonl, or .txt with `image$attributes$caption` lines (A3R); or
+    `shapes`, the embedded world, of which `scenes` are drawn anew for each epoch.
+    """
+
+    train: str = ""
+    val: str = ""
+    root: str = ""  # the folder that images are relative to; by default the file's own
+    image_key: str = "filepath"
+    caption_key: str = "title"
+    scenes: int = 20_000
+    val_scenes: int = 500
+    easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self):
+        if min(self.scenes, self.val_scenes) < 2 or self.easy_epochs < 0:
+            raise ConfigError("data.scenes and val_scenes are at least 2, easy_epochs at least 0")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """An optimiser and its schedule; the defaults are each recipe's own."""
 
@@ -62,7 +86,7 @@ class OptimConfig:
     momentum: float = 0.9
     nesterov: bool = False
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: int = 0  # steps
+    warmup: float = 0.0  # steps; below 1 a share of all steps
     epochs: int = 20
     batch: int = 256
 
@@ -71,6 +95,7 @@ class OptimConfig:
             raise ConfigError("optim: epochs and batch are at least 1, lr and warmup at least 0")
 
 
+WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
 
@@ -110,7 +135,7 @@ def _resolve_paths(values: dict, base: Path) -> None:
     """Relative paths under `data` and in `model` become absolute, relative to `base`."""
     data = values.get("data")
     for key in _DATA_PATHS if isinstance(data, dict) else ():
-        if isinstance(data.get(key), str) and data[key]:
+        if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
             data[key] = _absolute(data[key], base)
     model = values.get("model")
     if isinstance(model, str) and _is_weight_path(model, base):

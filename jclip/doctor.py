@@ -149,7 +149,7 @@ def try_convolution() -> float:
 
 def try_attention() -> float:
     """Largest error of causal attention with three heads."""
-    from jclip.layers import attend, causal_mask
+    from jclip.kernels import attention
     from jclip.runtime import jt
 
     qkv = np.random.default_rng(2).standard_normal((2, 5, 3 * 12), dtype=np.float32)
@@ -157,7 +157,7 @@ def try_attention() -> float:
     scores = np.where(np.tri(5, dtype=bool), q @ k.swapaxes(2, 3) / 2, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     wanted = (weights / weights.sum(axis=-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(2, 5, 12)
-    return float(np.abs(attend(jt.array(qkv), 3, causal_mask(5)).numpy() - wanted).max())
+    return float(np.abs(attention(jt.array(qkv), 3, causal=True).numpy() - wanted).max())
 
 
 TRIALS = {"matrix product": try_product, "convolution": try_convolution, "attention": try_attention}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jclip.checkpoint import compute_sha256, file_sha256
 from jclip.errors import CheckpointError, UnknownName, did_you_mean
-from jclip.paths import cache_dir
-from jclip.variants import VARIANTS, canonical_name, file_stem
+from jclip.paths import ASSETS, cache_dir
+from jclip.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 SHA256 = {
@@ -61,19 +61,19 @@ def fetch_openai(name: str, folder: Path | None = None) -> Path:
 
 
 def find_weights(name_or_path: str | os.PathLike) -> Path:
-    """The file of a path or a known name, the latter downloaded when it is absent. Raises `CheckpointError`."""
+    """The file of a path or a known name, the latter shipped, or downloaded when it is absent. Raises `CheckpointError`."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
     try:
         name = canonical_name(str(name_or_path))
     except UnknownName:
-        known = list(VARIANTS)
+        known = [*SHIPPED, *VARIANTS]
         raise CheckpointError(
             f"{name_or_path} is neither a file nor a model's name{did_you_mean(str(name_or_path), known)} "
             f"(known: {', '.join(known)})"
         ) from None
-    return fetch_openai(name)
+    return ASSETS / f"{name}.safetensors" if name in SHIPPED else fetch_openai(name)
 
 
 def _download(url: str, part: Path, by_hand: str) -> None:

@@ -84,9 +84,8 @@ def extract(
         saved = read_weights(file)
         return np.array(saved["rows"].read()), np.array(saved["features"].read())
     failed: list[str] = []
-    rows, features = _compute(
-        source, split, _viewer(source.preprocess, augment, numbers, seed), len(numbers), on_error, failed, label
-    )
+    viewer = _viewer(source.preprocess, augment, numbers, seed)
+    rows, features = _compute(source.model, split, viewer, len(numbers), on_error, failed, label)
     if failed:
         _tell_skipped(failed, len(split))
     else:  # a photo that is mended later would otherwise stay missing
@@ -111,12 +110,17 @@ def _viewer(preprocess: Preprocess, augment: str, views: range, seed: int) -> Ca
     )
 
 
-def _compute(source, split, viewer, views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
+def encode_photos(model, preprocess: Preprocess, split: Split, label: str = "") -> np.ndarray:
+    """(n, E) features of a model at hand, not normalised; nothing is cached. Raises `DataError` for a broken photo."""
+    return _compute(model, split, _viewer(preprocess, "none", range(1), 0), 1, "stop", [], label)[1]
+
+
+def _compute(model, split, viewer, views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
     from jclip.runtime import jt
 
-    model, rows, features = source.model, [np.zeros(0, np.int64)], [np.zeros((0, source.config.embed_dim), np.float32)]
+    rows, features = [np.zeros(0, np.int64)], [np.zeros((0, model.config.embed_dim), np.float32)]
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
         for at, pixels in batches(split.paths, viewer, max(1, BATCH // views), on_error, failed):

@@ -12,7 +12,7 @@ import numpy as np
 from jclip.paths import cache_dir
 from jclip.readers import read_weights, safetensors
 from jclip.source import ModelSource
-from jclip.tokenizer import tokenize
+from jclip.tokenizer import tokenize_for
 
 PROMPTS_AT_ONCE = 512
 
@@ -39,14 +39,18 @@ def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], trunca
     if file.is_file():
         saved = read_weights(file)
         return ZeroShotHead(np.array(saved["weights"].read()), float(saved["scale"].read()[0]))
-    flat = [p for of_class in prompts for p in of_class]
-    tokens = tokenize(flat, source.config.text.context_length, truncate)
-    embedded = unit(encode_prompts(source.model, tokens))
-    counts = [len(of_class) for of_class in prompts]
-    means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts, np.float32)[:, None]
-    head = ZeroShotHead(unit(means), float(np.exp(np.float64(source.model.logit_scale.numpy()[0]))))
+    head = head_of(source.model, prompts, truncate)
     safetensors.write(file, {"weights": head.weights, "scale": np.array([head.scale], np.float64)})
     return head
+
+
+def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
+    """As `zero_shot_head`, of a model at hand, whatever state it is in: nothing is cached."""
+    flat = [p for of_class in prompts for p in of_class]
+    embedded = unit(encode_prompts(model, tokenize_for(model.config.text, flat, truncate)))
+    counts = [len(of_class) for of_class in prompts]
+    means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts, np.float32)[:, None]
+    return ZeroShotHead(unit(means), float(np.exp(np.float64(model.logit_scale.numpy()[0]))))
 
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:

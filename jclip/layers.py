@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
+from jclip import kernels
 from jclip.runtime import jt
 
 nn = jt.nn
@@ -25,7 +24,7 @@ ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, in float32. The variance is that of the centred values: Jittor's own E[x²] - E[x]² loses digits."""
+    """Over the last axis, in float32."""
 
     def __init__(self, width: int, eps: float = 1e-5):
         self.weight = jt.ones((width,))
@@ -33,10 +32,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def execute(self, x):
-        wide = x.float32()
-        centred = wide - wide.mean(dim=-1, keepdims=True)
-        variance = (centred * centred).mean(dim=-1, keepdims=True)
-        return (centred / jt.sqrt(variance + self.eps) * self.weight.float32() + self.bias.float32()).cast(x.dtype)
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Linear(nn.Module):
@@ -71,35 +67,14 @@ class Attention(nn.Module):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
         return linear(x, self.in_proj_weight, self.in_proj_bias)
 
-    def execute(self, x, mask=None):
-        return self.out_proj(attend(self.in_proj(x), self.heads, mask))
+    def execute(self, x, causal: bool = False):
+        return self.out_proj(kernels.attention(self.in_proj(x), self.heads, causal))
 
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
         width = x.shape[-1]
         v = linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         return self.out_proj(v)
-
-
-def attend(qkv, heads: int, mask=None):
-    """(B, N, 3D) → (B, N, D): softmax(q k^T / sqrt(d) + mask) v per head, the softmax in float32."""
-    B, N, width = qkv.shape
-    d = width // 3 // heads
-    q, k, v = (t.reshape((B * heads, N, d)) for t in _split_heads(qkv, heads))
-    scores = nn.bmm_transpose(q * (1.0 / math.sqrt(d)), k).float32()
-    weights = nn.softmax(scores if mask is None else scores + mask, dim=-1)
-    mixed = nn.bmm(weights.cast(qkv.dtype), v).reshape((B, heads, N, d))
-    return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d))
-
-
-def _split_heads(qkv, heads: int):
-    B, N, width = qkv.shape
-    return qkv.reshape((B, N, 3, heads, width // 3 // heads)).permute(2, 0, 3, 1, 4)
-
-
-def causal_mask(length: int):
-    """(N, N) float32: 0 on and below the diagonal, -inf above."""
-    return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
 
 
 class MLP(nn.Module):
@@ -125,8 +100,8 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden, activation, std=(2 * width) ** -0.5, out_std=deep)
         self.ln_2 = LayerNorm(width, eps)
 
-    def execute(self, x, mask=None):
-        x = x + self.attn(self.ln_1(x), mask)
+    def execute(self, x, causal: bool = False):
+        x = x + self.attn(self.ln_1(x), causal)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -137,9 +112,16 @@ class Transformer(nn.Module):
         self.resblocks = nn.Sequential(*(Block(width, heads, hidden, layers, activation, eps) for _ in range(layers)))
 
     def execute(
-        self, x, mask=None, *, layers=None, insert: dict | None = None, taps: dict | None = None, name: str = ""
+        self,
+        x,
+        causal: bool = False,
+        *,
+        layers=None,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        name: str = "",
     ):
-        """(B, N, D) → (B, N, D).
+        """(B, N, D) → (B, N, D); `causal`: a token sees those before it and itself.
 
         layers: which blocks to run, all by default. insert: layer → (position, tokens (n, D) or (B, n, D)); before that
         layer the tokens from `position` on are replaced by these (deep prompts). taps: receives each block's output as
@@ -148,7 +130,7 @@ class Transformer(nn.Module):
         for i in range(len(self.resblocks)) if layers is None else layers:
             if insert and i in insert:
                 x = put_tokens(x, *insert[i])
-            x = self.resblocks[i](x, mask)
+            x = self.resblocks[i](x, causal)
             if taps is not None:
                 taps[f"{name}block{i}"] = x
         return x

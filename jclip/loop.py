@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from jclip.errors import DataError, JclipError
 from jclip.optim import TrainState
@@ -37,35 +39,50 @@ def fit(
     run: Run,
     epochs: int,
     evaluate: Callable[[], dict[str, float]] | None = None,
+    every: int = 1,
     select: str = "top1",
     read_every: int = 20,
     slot: str = "train",
+    steps: int | None = None,
 ) -> Outcome:
     """Trains for `epochs`, saving after each; a run that was killed goes on where it was saved, to the same numbers.
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
-    evaluate() measures validation data; `select` names the metric whose best epoch is remembered (the first, among
-    equals). The loss is read every `read_every` steps: each reading waits for the device. Raises `Diverged` naming the
-    steps between which the loss stopped being a number, and `DataError` when there are no batches.
+    evaluate() measures validation data, every `every` epochs and after the last; `select` names the metric whose best
+    epoch is remembered (the first, among equals). The loss is read every `read_every` steps: each reading waits for the
+    device. `steps`, of all epochs together, is for the progress bar. Raises `Diverged` naming the steps between which
+    the loss stopped being a number, and `DataError` when there are no batches.
     """
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
     run.drop_lines(slot, first)
-    for epoch in range(first, epochs):
-        losses = _LossReader(read_every, epoch, number)
-        for batch in batches(epoch):
-            losses.add(step(batch, number))
-            state.update_average()
-            number += 1
-        measured = {"loss": losses.mean(), **(evaluate() if evaluate else {})}
-        outcome.last = measured
-        if evaluate and measured[select] > outcome.best.get(select, -math.inf):
-            outcome.best, outcome.best_epoch = measured, epoch
-            outcome.best_arrays = {k: v.numpy() for k, v in state.optimiser.params.items()}
-        run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **measured)
-        place.save(*_saved(outcome, state, epoch + 1, number))
+    with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=None, leave=False) as bar:
+        for epoch in range(first, epochs):
+            losses = _LossReader(read_every, epoch, number)
+            for batch in batches(epoch):
+                losses.add(step(batch, number))
+                state.update_average()
+                number += 1
+                bar.update()
+            due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
+            outcome.last = {"loss": losses.mean(), **(evaluate() if due else {})}
+            if due and outcome.last[select] > outcome.best.get(select, -math.inf):
+                outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
+            run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
+            if due and _worth_telling(epoch, epochs, every):
+                bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
+            place.save(*_saved(outcome, state, epoch + 1, number))
     return outcome
+
+
+def _worth_telling(epoch: int, epochs: int, every: int) -> bool:
+    """About twenty lines for a whole training, the last epoch among them."""
+    return epoch + 1 == epochs or (epoch + 1) // every % max(1, epochs // every // 20) == 0
+
+
+def _told(epoch: int, epochs: int, measured: dict[str, float]) -> str:
+    return f"epoch {epoch + 1} of {epochs}: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.items())
 
 
 def _saved(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jclip.results import table
-from jclip.variants import VARIANTS, CLIPConfig, ResNetConfig, canonical_name, slug
+from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         write_random(canonical_name(args.random), args.out, args.seed)
         print(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
         return 0
-    rows = [[name, slug(name), *_numbers(config)] for name, config in VARIANTS.items()]
+    rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
     print(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
     return 0
 
@@ -38,7 +38,7 @@ def write_random(name: str, path: str, seed: int) -> None:
     from jclip.clip import CLIP
     from jclip.preprocess import Preprocess
 
-    config = VARIANTS[name]
+    config = config_of(name)
     shapes = {k: tuple(v.shape) for k, v in CLIP(config).state_dict().items()}
     save_checkpoint(path, random_arrays(shapes, seed), config, Preprocess(size=config.vision.image_size))
 

@@ -142,11 +142,17 @@ def clip_by_norm(gradients: list, limit: float) -> list:
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     """Learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then constant or half a cosine to 0."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+    warmup = warmup_steps(config, total)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
-    return cosine(step - config.warmup, total - config.warmup, config.lr)
+    return cosine(step - warmup, total - warmup, config.lr)
+
+
+def warmup_steps(config: OptimConfig, total: int) -> int:
+    """Steps of warm-up; a value below 1 is a share of `total`."""
+    return round(config.warmup * total) if config.warmup < 1 else round(config.warmup)
 
 
 def cosine(step: int, total: int, high: float, low: float = 0.0) -> float:
@@ -173,10 +179,14 @@ class TrainState:
         if self.average:
             jt.sync(list(self.average.values()))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters and of what belongs to them, by name."""
+        return {k: v.numpy() for k, v in self._vars.items()}
+
     def capture(self) -> dict[str, np.ndarray]:
         """Copies of everything, by name."""
         return {
-            **{f"param.{k}": v.numpy() for k, v in self._vars.items()},
+            **{f"param.{k}": v for k, v in self.arrays().items()},
             **{f"optim.{k}": v for k, v in self.optimiser.state().items()},
             **{f"average.{k}": v.numpy() for k, v in self.average.items()},
         }

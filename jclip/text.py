@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jclip.layers import LayerNorm, Transformer, causal_mask, linear
+from jclip.errors import DataError
+from jclip.layers import LayerNorm, Transformer, linear
 from jclip.runtime import jt
+from jclip.tokenizer import tokenize_for
 from jclip.variants import TextConfig
 
 nn = jt.nn
@@ -35,6 +37,10 @@ class TextEncoder:
         self.ln_final = LayerNorm(width, eps)
         self.text_projection = jt.init.gauss((width, embed_dim), "float32", std=width**-0.5)
 
+    def tokenize(self, texts, truncate: bool = False) -> np.ndarray:
+        """Texts → (B, L) ids in this model's vocabulary and context length. Raises `DataError` for one too long."""
+        return tokenize_for(self.config.text, texts, truncate)
+
     def embed(self, tokens):
         """(B, L) ids → (B, L, D) token embeddings, without positions."""
         return self.token_embedding(jt.array(tokens))
@@ -46,6 +52,11 @@ class TextEncoder:
         it can't matter. Neither result is normalised.
         """
         ids = tokens.numpy() if isinstance(tokens, jt.Var) else np.asarray(tokens)
+        if ids.max(initial=0) >= self.config.text.vocab_size:
+            raise DataError(
+                f"token {ids.max()} is beyond this model's vocabulary of {self.config.text.vocab_size}: "
+                "use model.tokenize(texts)"
+            )
         ends = ids.argmax(axis=1)
         return self.encode_text_embeddings(self.embed(ids[:, : ends.max() + 1]), ends, dense, taps=taps)
 
@@ -58,7 +69,7 @@ class TextEncoder:
         x = x + self.positional_embedding[:length]
         if taps is not None:
             taps["text.stem"] = x
-        x = self.transformer(x, causal_mask(length), insert=insert, taps=taps, name="text.")
+        x = self.transformer(x, causal=True, insert=insert, taps=taps, name="text.")
         if dense:
             every = linear(self.ln_final(x), self.text_projection.transpose(0, 1))
             return _pick_rows(every, eot), every

@@ -18,6 +18,7 @@ import regex
 
 from jclip.errors import DataError
 from jclip.paths import ASSETS
+from jclip.variants import TextConfig
 
 VOCABULARY = ASSETS / "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2  # what OpenAI uses of the table's lines
@@ -157,3 +158,14 @@ def tokenizer(merges: int = MERGES) -> Tokenizer:
 def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> np.ndarray:
     """int32 (B, context_length) ids of OpenAI's tokenizer. See `Tokenizer.__call__`."""
     return tokenizer()(texts, context_length, truncate)
+
+
+def tokenize_for(config: TextConfig, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
+    """As `tokenize`, in the vocabulary and context length of a text tower: smaller ones know only the first merges.
+
+    Raises `DataError` for a vocabulary that is no beginning of OpenAI's.
+    """
+    merges = config.vocab_size - len(_byte_order()) * 2 - 2
+    if not 0 <= merges <= MERGES:
+        raise DataError(f"a vocabulary of {config.vocab_size} is not OpenAI's {MERGES + 514} nor a beginning of it")
+    return tokenizer(merges)(texts, config.context_length, truncate)

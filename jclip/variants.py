@@ -1,4 +1,4 @@
-"""Architectures as data: frozen configurations, and one row for each of OpenAI's nine models."""
+"""Architectures as data: frozen configurations, one row for each of OpenAI's nine models and each one that ships."""
 
 from __future__ import annotations
 
@@ -118,6 +118,12 @@ VARIANTS: dict[str, CLIPConfig] = {
     "ViT-L/14@336px": vit(768, 336, 14, 24, 1024, 768),
 }
 
+_TINY_TEXT = TextConfig(width=96, heads=4, layers=2, mlp_width=384, vocab_size=512 + 1500 + 2)
+SHIPPED: dict[str, CLIPConfig] = {  # come inside the package; trained on `jclip.data.shapes`
+    "shapes-tiny-rn": CLIPConfig(128, ResNetConfig((64, 64), 16, (1, 2, 2, 1), heads=8), _TINY_TEXT),
+    "shapes-tiny-vit": CLIPConfig(128, ViTConfig((64, 64), 8, 128, 6, heads=4, mlp_width=512), _TINY_TEXT),
+}
+
 
 def slug(name: str) -> str:
     """A name fit for files and configs: `ViT-L/14@336px` → `vit_l14_336`, `RN50x4` → `rn50x4`."""
@@ -128,10 +134,18 @@ def slug(name: str) -> str:
 
 def canonical_name(name: str) -> str:
     """The name as OpenAI writes it, for `ViT-B/32`, `ViT-B-32`, `vit_b32` alike. Raises `UnknownName`."""
+    if name in SHIPPED:
+        return name
     for known in VARIANTS:
         if name in (known, file_stem(known)) or name.lower() in (known.lower(), slug(known)):
             return known
-    raise UnknownName("model", name, VARIANTS)
+    raise UnknownName("model", name, [*SHIPPED, *VARIANTS])
+
+
+def config_of(name: str) -> CLIPConfig:
+    """The architecture of that name. Raises `UnknownName`."""
+    name = canonical_name(name)
+    return SHIPPED.get(name) or VARIANTS[name]
 
 
 def file_stem(name: str) -> str:

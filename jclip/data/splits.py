@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.config import DataConfig
+from jclip.config import WORLD, DataConfig
 from jclip.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -60,13 +60,22 @@ def read_photos(config: DataConfig) -> PhotoData:
     elif config.train or config.test:
         data = _read_lists(config)
     elif config.root:
-        data = _read_folders(Path(config.root))
+        data = _read_folders(photo_folder(config.root))
     else:
         raise DataError("no data named: set data.root, data.train, data.split_file or data.features")
     if config.strip_prefix:
         data = replace(data, classnames=tuple(strip_prefix(c) for c in data.classnames))
     _check(data)
     return draw_shots(data, config.shots, config.val_shots, config.seed)
+
+
+def photo_folder(root: str) -> Path:
+    """The folder that `root` names; `shapes:STYLE` is rendered into the cache at first use."""
+    if root.partition(":")[0] != WORLD:
+        return Path(root)
+    from jclip.data.world import rendered_folder
+
+    return rendered_folder(root.partition(":")[2])
 
 
 def natural_key(path: str) -> list:
@@ -95,7 +104,8 @@ def _read_folders(root: Path) -> PhotoData:
     if not root.is_dir():
         raise DataError(f"data.root is no folder: {root}")
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    if "train" not in parts:
+    others = [d for d in root.iterdir() if d.is_dir() and d not in parts.values()]
+    if "train" not in parts and (others or not parts):
         parts = {"train": root}
     names = sorted({d.name for part in parts.values() for d in part.iterdir() if d.is_dir()}, key=os.fsencode)
     if not names:
@@ -103,7 +113,9 @@ def _read_folders(root: Path) -> PhotoData:
             f"no class folders below {root}: expected {root}/<class>/<photo>, or train/val/test above the classes"
         )
     splits = {part: _read_class_folders(folder, names) for part, folder in parts.items()}
-    return PhotoData(tuple(names), splits["train"], splits.get("val", Split()), splits.get("test", Split()))
+    return PhotoData(
+        tuple(names), splits.get("train", Split()), splits.get("val", Split()), splits.get("test", Split())
+    )
 
 
 def _read_class_folders(folder: Path, names: list[str]) -> Split:

@@ -46,6 +46,34 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
+def retrieval_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """(Q, G) scores, (Q, G) true where an entry is wanted → (Q,) rank from 0 of the best wanted one.
+
+    Equal scores count in order of the entries, as a stable sort would put them. Raises `ValueError` for a query without
+    anything wanted.
+    """
+    if not positives.any(axis=1).all():
+        raise ValueError(f"{int((~positives.any(axis=1)).sum())} queries have nothing to find")
+    best = np.where(positives, scores, -np.inf).argmax(axis=1)[:, None]
+    own = np.take_along_axis(scores, best, axis=1)
+    earlier = np.arange(scores.shape[1])[None, :] < best
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def retrieval_report(scores: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
+    """R@1/5/10, mean and median rank both ways, of (N, N) scores of N images against their N texts.
+
+    groups: (N,) ids; what shares an id counts as found as well. Without them only the own text or image does.
+    """
+    same = np.eye(len(scores), dtype=bool) if groups is None else groups[:, None] == groups[None, :]
+    report = {}
+    for name, ranks in (("i2t", retrieval_ranks(scores, same)), ("t2i", retrieval_ranks(scores.T, same.T))):
+        report.update({f"{name}_r{k}": float((ranks < k).mean()) for k in (1, 5, 10)})
+        report[f"{name}_mean_rank"] = float(ranks.mean() + 1)
+        report[f"{name}_median_rank"] = float(np.floor(np.median(ranks)) + 1)
+    return report
+
+
 def classification_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Fractions: top1, top5, mean_per_class (over the classes that occur), ece, all of (N, C) scores."""
     predicted = ranking(scores, 1)[:, 0]

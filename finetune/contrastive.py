@@ -1,0 +1,308 @@
+"""Contrastive training on images with captions, from scratch or from weights: how CLIP itself was made.
+
+Radford et al., 2021, arXiv 2103.00020, section 2.3 and figure 3.   Trains: both towers, or what `lock` leaves of them.
+Needs: image-caption pairs, or the embedded world (`data.train: shapes`).
+
+    L = (CE(s I T', own) + CE(s T I', own)) / 2,   s = exp(logit scale) <= 100
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jclip.config import CaptionConfig, DataConfig, OptimConfig
+from jclip.data.captions import Pairs, ahead, read_pairs
+from jclip.errors import ConfigError, DataError
+from jclip.heads import ZeroShotHead
+from jclip.preprocess import Preprocess
+from jclip.preprocess import augment as augment_named
+from jclip.run import Run
+from jclip.source import ModelSource
+from jclip.towers import Lock, trained_patterns
+from jclip.variants import config_of
+
+AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    data: CaptionConfig
+    model: str  # a name or weight file; with `scratch` the name of an architecture
+    scratch: bool = False  # random weights to begin with
+    family: str | None = None  # for weights that don't say their activation
+    augment: str = "none"
+    positives: Literal["own", "same"] = "own"  # "same": captions of one meaning belong to each other's images as well
+    accumulate: int = 1  # batches of optim.batch that share one step and one matrix of scores
+    clip: float = 0.0  # bound of the gradient's global norm; 0: none
+    lock: Lock = field(default_factory=Lock)
+    zero_shot: tuple[str, ...] = ()  # photo folders (or shapes:…) to classify while training
+    templates: str = "simple"
+    every: int = 1  # epochs between measurements
+    select: str = "i2t_r1"  # the metric of the best epoch
+    selection: Literal["val", "last"] = "last"  # the epoch that is kept
+    half: bool = False  # keep the weights in fp16
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, warmup=0.05, epochs=10, batch=64
+        )
+    )
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.accumulate < 1 or self.clip < 0 or self.every < 1:
+            raise ConfigError("accumulate and every are at least 1, clip at least 0")
+        if self.scratch:
+            config_of(self.model)
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
+    from jclip.clip import clamp_logit_scale, put_arrays, running_statistics, training_mode
+    from jclip.loop import fit
+    from jclip.optim import TrainState, clip_by_norm, learning_rate, no_weight_decay, optimiser, trainable
+
+    model, preprocess = start_model(cfg, run)
+    train = read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
+    val = read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
+    size = cfg.optim.batch * cfg.accumulate
+    check(cfg, train, val, size)
+    total = cfg.optim.epochs * (len(train) // size)
+    patterns = trained_patterns(model.config, cfg.lock)
+    training_mode(model, patterns)
+    optim = optimiser(cfg.optim, trainable(model, patterns), no_weight_decay)
+    prepare = Batches(cfg, model, preprocess, train)
+
+    def step(batch, number: int):
+        optim.lr = learning_rate(cfg.optim, number, total)
+        loss, gradients = contrastive_gradients(model, batch, list(optim.params), cfg.positives)
+        optim.apply(clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
+        clamp_logit_scale(model)
+        return loss
+
+    evaluate = measure(cfg, model, preprocess, val)
+    outcome = fit(
+        step, prepare.epoch, state=TrainState(optim, running_statistics(model)), run=run, epochs=cfg.optim.epochs,
+        every=cfg.every, evaluate=evaluate, select=cfg.select, steps=total,
+    )  # fmt: skip
+    if cfg.selection == "val":
+        put_arrays(model, outcome.best_arrays)
+    save(cfg, run, model, preprocess)
+    best = {f"best_epoch_{cfg.select}": outcome.best[cfg.select], "best_epoch": outcome.best_epoch + 1}
+    return {**(outcome.best if cfg.selection == "val" else outcome.last), **(best if outcome.best else {})}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """Zero-shot with the trained towers: normalised features (N, E) → scores (N, C)."""
+    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def start_model(cfg: Config, run: Run):
+    """The model that training starts from, and its preprocessing."""
+    if not cfg.scratch:
+        source = ModelSource(cfg.model, cfg.family)
+        run.note(weights_sha256=source.checkpoint.sha256)
+        return source.model, source.preprocess
+    from jclip.clip import CLIP
+    from jclip.runtime import jt
+
+    config = config_of(cfg.model)
+    jt.set_global_seed(cfg.seed)
+    return CLIP(config), Preprocess(size=config.vision.image_size)
+
+
+def check(cfg: Config, train: Pairs | None, val: Pairs | None, size: int) -> None:
+    """Raises `DataError` or `ConfigError` for what would only show, or not even show, after hours."""
+    from jclip.optim import warmup_steps
+
+    if train is None:
+        raise DataError("no training pairs named: set data.train to a table of captions, or to shapes")
+    if size > len(train):
+        raise DataError(
+            f"a step of {size} pairs (optim.batch x accumulate) is larger than the data set of {len(train)}: lower them"
+        )
+    if cfg.selection == "val" and val is None and not cfg.zero_shot:
+        raise ConfigError("choosing the best epoch needs data.val or zero_shot, or set selection=last")
+    total = cfg.optim.epochs * (len(train) // size)
+    if (warm := warmup_steps(cfg.optim, total)) > 0.2 * total:
+        sys.stderr.write(f"the warm-up takes {warm} of {total} steps, more than a fifth: lower optim.warmup?\n")
+
+
+class Batches:
+    """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
+
+    def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
+        self._cfg, self._model, self._pairs = cfg, model, pairs
+        random_view = augment_named(cfg.augment)
+        self._view = random_view and (lambda image, key: random_view(image, preprocess, np.random.default_rng(key)))
+        self._preprocess = preprocess
+        still = bool(pairs.paths) and not random_view
+        self._images = encode_pairs(model, pairs, preprocess)[0] if cfg.lock.freezes_image and still else None
+
+    def epoch(self, epoch: int):
+        """Lists of `accumulate` parts (images, tokens, groups); a rest that fills no step is left out."""
+        cfg = self._cfg
+        order = np.random.default_rng((cfg.seed, epoch)).permutation(len(self._pairs))
+        size = cfg.optim.batch
+        parts = len(order) // (size * cfg.accumulate) * cfg.accumulate
+        made = ahead(lambda i: self._part(order[i * size : (i + 1) * size], epoch), parts)
+        for first in made:
+            yield numbered([first, *(next(made) for _ in range(cfg.accumulate - 1))])
+
+    def _part(self, rows: np.ndarray, epoch: int):
+        texts, meanings = self._pairs.texts(rows, epoch)
+        tokens = self._model.tokenize(texts, truncate=True)
+        if self._images is not None:
+            return self._images[rows], tokens, meanings
+        return self._pairs.pixels(rows, epoch, self._prepare(epoch)), tokens, meanings
+
+    def _prepare(self, epoch: int):
+        if self._view is None:
+            return lambda image, row: self._preprocess(image)
+        return lambda image, row: self._view(image, (self._cfg.seed, epoch, row))
+
+
+def numbered(parts: list) -> list:
+    """Parts with their meanings numbered across all of them."""
+    numbers: dict[str, int] = {}
+    return [(x, t, np.array([numbers.setdefault(m, len(numbers)) for m in meanings])) for x, t, meanings in parts]
+
+
+def contrastive_gradients(model, parts: list, names: list[str], positives: str):
+    """Loss and gradients of one step over all `parts` together, those of `names`' parameters in their order.
+
+    With several parts, features are first computed without gradient; then each part is computed again and takes its
+    place among them, and the gradients add up to those of the whole (Cherti et al.'s open_clip). The logit scale has a
+    part in each of the k losses, so its sum is divided by k, which open_clip forgets.
+    """
+    from jclip.functional.losses import contrastive_loss, positive_targets
+    from jclip.runtime import jt
+
+    params = model.state_dict()
+    wanted = [params[name] for name in names]
+    groups = np.concatenate([group for _, _, group in parts])
+    targets = positive_targets(groups) if positives == "same" else None
+
+    def loss_of(features):
+        images, texts = (
+            jt.concat(list(side), dim=0) if len(side) > 1 else side[0] for side in zip(*features, strict=True)
+        )
+        return contrastive_loss(images, texts, params["logit_scale"].exp(), targets)
+
+    if len(parts) == 1:
+        loss = loss_of([features_of(model, parts[0])])
+        return loss, jt.grad(loss, wanted)
+    cached = without_gradient(model, parts)
+    total = None
+    for place, part in enumerate(parts):
+        features = [*cached[:place], features_of(model, part), *cached[place + 1 :]]
+        loss = loss_of(features)
+        gradients = jt.grad(loss, wanted)
+        total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+        jt.sync(total)
+    return loss, [g / len(parts) if name == "logit_scale" else g for name, g in zip(names, total, strict=True)]
+
+
+def features_of(model, part) -> tuple:
+    """Normalised image and text features; images that come as features (B, E) are those."""
+    from jclip.clip import normalise
+    from jclip.runtime import jt
+
+    images, tokens, _ = part
+    encoded = model.encode_image(images) if images.ndim == 4 else jt.array(images)
+    return normalise(encoded), normalise(model.encode_text(tokens))
+
+
+def without_gradient(model, parts: list) -> list[tuple]:
+    """Features of all parts, with the batch's own statistics, which don't move here: the second pass moves them."""
+    from jclip.layers import BatchNorm
+    from jclip.runtime import jt
+
+    norms = [(m, m.momentum) for m in model.modules() if isinstance(m, BatchNorm)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    with jt.no_grad():
+        cached = [features_of(model, part) for part in parts]
+        jt.sync([var for pair in cached for var in pair])
+    for norm, momentum in norms:
+        norm.momentum = momentum
+    return cached
+
+
+def measure(cfg: Config, model, preprocess: Preprocess, val: Pairs | None) -> Callable[[], dict[str, float]] | None:
+    """What is measured on the way: retrieval among the validation pairs, zero-shot on each named folder."""
+    from jclip.clip import inference
+    from jclip.data.splits import Split, read_photos
+    from jclip.features import encode_photos
+    from jclip.functional.metrics import retrieval_report, top_k
+    from jclip.heads import head_of, unit
+    from jclip.prompts import class_prompts, load_templates
+
+    folders = {name_of(root): read_photos(DataConfig(root=root, shots=0, val_shots=0)) for root in cfg.zero_shot}
+    templates = load_templates(cfg.templates)
+
+    def zero_shot(photos) -> float:
+        split: Split = photos.test if len(photos.test) else photos.train
+        head = head_of(model, class_prompts(photos.classnames, templates))
+        return top_k(head(unit(encode_photos(model, preprocess, split))), split.labels)
+
+    def evaluate() -> dict[str, float]:
+        report: dict[str, float] = {}
+        with inference(model):
+            if val is not None:
+                images, texts, groups = encode_pairs(model, val, preprocess)
+                scores = unit(images) @ unit(texts).T
+                report = retrieval_report(scores)
+                same = retrieval_report(scores, groups)
+                report.update({f"same_{k}": same[k] for k in ("i2t_r1", "t2i_r1")})
+            report.update({f"{name}_top1": zero_shot(photos) for name, photos in folders.items()})
+        return report
+
+    return evaluate if val is not None or folders else None
+
+
+def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image and text features (N, E), not normalised, and the ids of the captions' meanings."""
+    from jclip.clip import inference
+
+    texts, meanings = pairs.texts(range(len(pairs)))
+    tokens = model.tokenize(texts, truncate=True)
+    starts = range(0, len(pairs), AT_ONCE)
+
+    def images_from(start: int) -> np.ndarray:
+        rows = range(start, min(start + AT_ONCE, len(pairs)))
+        return pairs.pixels(rows, 0, lambda image, row: preprocess(image))
+
+    with inference(model):
+        pixels = ahead(lambda i: images_from(starts[i]), len(starts))
+        images = np.concatenate([model.encode_image(x).float32().numpy() for x in pixels])
+        encoded = np.concatenate([model.encode_text(tokens[s : s + AT_ONCE]).float32().numpy() for s in starts])
+    return images, encoded, numbered([(None, None, meanings)])[0][2]
+
+
+def name_of(root: str) -> str:
+    """`shapes:sketch` → sketch, /photos/birds → birds."""
+    return Path(root.partition(":")[2] or root).name
+
+
+def save(cfg: Config, run: Run, model, preprocess: Preprocess) -> None:
+    """model.safetensors, which every command takes as --model, and the classifier of the first zero-shot folder."""
+    from jclip.clip import inference, save_model
+    from jclip.data.splits import read_photos
+    from jclip.heads import head_of
+    from jclip.prompts import class_prompts, load_templates
+
+    save_model(run.folder / "model.safetensors", model, preprocess, cfg.half, made_by="contrastive")
+    if not cfg.zero_shot:
+        return
+    classnames = read_photos(DataConfig(root=cfg.zero_shot[0], shots=0, val_shots=0)).classnames
+    with inference(model):
+        head = head_of(model, class_prompts(classnames, load_templates(cfg.templates)))
+    run.save_learned(
+        {"text": head.weights, "scale": np.array([head.scale])}, classnames=classnames, width=model.config.embed_dim
+    )

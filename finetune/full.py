@@ -1,0 +1,199 @@
+"""Full fine-tuning: the towers themselves, on a few photos per class against the classes' prompts.
+
+Goyal et al., CVPR 2023, arXiv 2212.00638 (FLYP: the loss that pre-trained the model), as the Jittor challenge's entries
+do it under the name `no_finetune`; or cross-entropy over all classes.   Trains: what `lock` leaves of both towers.
+Needs: a few-shot split of photos, with validation photos where the epoch is chosen.
+
+    contrastive:    L = (CE(s I T', own) + CE(s T I', own)) / 2,  T: prompts of the batch's own classes
+    cross_entropy:  L = CE(s I W', label),                        W: prompts of all classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, OptimConfig
+from jclip.data.loader import batches as photo_batches
+from jclip.data.splits import PhotoData, read_photos
+from jclip.errors import ConfigError, DataError
+from jclip.features import encode_photos, few_shot_features
+from jclip.functional.metrics import classification_report
+from jclip.heads import ZeroShotHead, head_of, unit
+from jclip.preprocess import augment as augment_named
+from jclip.prompts import class_prompts, load_templates
+from jclip.run import Run
+from jclip.source import ModelSource
+from jclip.towers import Lock, trained_patterns
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str
+    family: str | None = None  # for weights that don't say their activation
+    templates: str = "simple"  # each step draws one of these; they are averaged for measuring
+    augment: str = "jittor_challenge"
+    loss: Literal["contrastive", "cross_entropy"] = "contrastive"
+    positives: Literal["own", "same"] = "own"  # contrastive, "same": photos of one class share their prompts
+    lock: Lock = field(default_factory=Lock)
+    statistics: bool = False  # whether batch norms move theirs
+    clip: float = 0.0  # bound of the gradient's global norm; 0: none
+    half: bool = False  # keep the weights in fp16
+    selection: Literal["val", "last"] = "val"  # the epoch that is kept
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=2e-6, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-3, epochs=50, batch=374
+        )
+    )
+    seed: int = 1
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
+    from jclip.clip import put_arrays, running_statistics, save_model, training_mode
+    from jclip.loop import fit
+    from jclip.optim import TrainState, no_weight_decay, optimiser, trainable
+
+    source = ModelSource(cfg.model, cfg.family)
+    photos = read_photos(cfg.data)
+    check(cfg, photos)
+    before = few_shot_features(cfg.data, source, cfg.templates, train=False)
+    run.note(**before.facts)
+    zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
+
+    model, prompts = source.model, class_prompts(photos.classnames, load_templates(cfg.templates))
+    patterns = trained_patterns(model.config, cfg.lock)
+    training_mode(model, patterns if cfg.statistics else ())
+    optim = optimiser(cfg.optim, trainable(model, patterns), no_weight_decay)
+    steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
+    outcome = fit(
+        training_step(cfg, model, optim, prompts, steps), epochs_of(cfg, photos, source), run=run,
+        state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
+        evaluate=lambda: {"top1": measure(model, source, photos, prompts, "val")["top1"]} if len(photos.val) else {},
+        select="top1" if len(photos.val) else "loss",
+    )  # fmt: skip
+    told = {}
+    if len(photos.test):
+        told["test_top1_last_epoch"] = measure(model, source, photos, prompts, "test")["top1"]
+    if cfg.selection == "val":
+        put_arrays(model, outcome.best_arrays)
+    save_model(run.folder / "model.safetensors", model, source.preprocess, cfg.half, made_by="full")
+    head = head_in_inference(model, prompts)
+    run.save_learned(
+        {"text": head.weights, "scale": np.array([head.scale])},
+        classnames=photos.classnames,
+        width=head.weights.shape[1],
+    )
+    reports = {part: measure(model, source, photos, prompts, part) for part in ("val", "test")}
+    after = {f"{part}_{k}": v for part, report in reports.items() for k, v in report.items()}
+    return {**zero_shot, **after, **told, "best_epoch": outcome.best_epoch + 1}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """Zero-shot with the tuned towers: normalised features (N, E) → scores (N, C)."""
+    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def check(cfg: Config, photos: PhotoData) -> None:
+    """Raises `ConfigError` or `DataError` for what would only show after the training."""
+    if cfg.data.features:
+        raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+    if not len(photos.train):
+        raise DataError("there are no training photos: set data.root or data.train")
+    if cfg.optim.batch > len(photos.train):
+        raise DataError(f"optim.batch={cfg.optim.batch} is larger than the data set of {len(photos.train)}: lower it")
+    if cfg.selection == "val" and not len(photos.val):
+        raise ConfigError(
+            "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"
+        )
+
+
+def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):
+    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view."""
+    random_view = augment_named(cfg.augment)
+
+    def epoch(number: int):
+        order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
+        split = photos.train.take(order)
+
+        def view(image, at: int) -> np.ndarray:
+            if random_view is None:
+                return source.preprocess(image)
+            return random_view(image, source.preprocess, np.random.default_rng((cfg.seed, number, int(order[at]))))
+
+        for rows, pixels in photo_batches(split.paths, view, cfg.optim.batch, cfg.data.on_error):
+            yield pixels, split.labels[rows]
+
+    return epoch
+
+
+def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):
+    """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
+    from jclip.clip import clamp_logit_scale, normalise
+    from jclip.functional.losses import contrastive_loss, positive_targets
+    from jclip.optim import learning_rate
+    from jclip.runtime import jt
+
+    texts_of = prompt_encoder(cfg, model, prompts)
+
+    def step(batch, number: int):
+        pixels, labels = batch
+        optim.lr = learning_rate(cfg.optim, number, steps)
+        template = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
+        images, scale = normalise(model.encode_image(pixels)), model.logit_scale.exp()
+        if cfg.loss == "contrastive":
+            targets = positive_targets(labels) if cfg.positives == "same" else None
+            loss = contrastive_loss(images, texts_of(labels, template), scale, targets)
+        else:
+            scores = scale * jt.nn.matmul_transpose(images, texts_of(np.arange(len(prompts)), template))
+            loss = jt.nn.cross_entropy_loss(scores, jt.array(labels.astype(np.int32)))
+        optim.step(loss, cfg.clip)
+        clamp_logit_scale(model)
+        return loss
+
+    return step
+
+
+def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
+    """(labels, number) → normalised text features (n, E) of one prompt per label, the number choosing among its own.
+
+    A locked text tower is run once.
+    """
+    from jclip.clip import normalise
+    from jclip.heads import encode_prompts
+    from jclip.runtime import jt
+
+    tokens = model.tokenize([p for of_class in prompts for p in of_class])
+    counts = np.array([len(of_class) for of_class in prompts])
+    first = np.cumsum(counts) - counts
+    known = unit(encode_prompts(model, tokens)) if cfg.lock.freezes_text else None
+
+    def texts_of(labels: np.ndarray, number: int):
+        rows = first[labels] + number % counts[labels]
+        return jt.array(known[rows]) if known is not None else normalise(model.encode_text(tokens[rows]))
+
+    return texts_of
+
+
+def measure(model, source: ModelSource, photos: PhotoData, prompts: list[list[str]], part: str) -> dict[str, float]:
+    """`classification_report` of the model as it is, on "val" or "test"; empty without such photos."""
+    from jclip.clip import inference
+
+    split = getattr(photos, part)
+    if not len(split):
+        return {}
+    with inference(model):
+        features = unit(encode_photos(model, source.preprocess, split, label=part))
+    return classification_report(head_in_inference(model, prompts)(features), split.labels)
+
+
+def head_in_inference(model, prompts: list[list[str]]) -> ZeroShotHead:
+    """The zero-shot head of the model as it is."""
+    from jclip.clip import inference
+
+    with inference(model):
+        return head_of(model, prompts)

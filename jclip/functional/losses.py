@@ -1,0 +1,36 @@
+"""Losses. Jittor in, Jittor out; features have length one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip.runtime import jt
+
+nn = jt.nn
+
+
+def contrastive_loss(images, texts, scale, targets: np.ndarray | None = None):
+    """L = (CE(s I T^T, y) + CE(s T I^T, y)) / 2, Radford et al., 2021, figure 3: (B, E), (B, E), s > 0 → a scalar.
+
+    targets: (B, B) float32, a distribution per row (see `positive_targets`); by default each text is its image's alone.
+    """
+    per_image = scale * nn.matmul_transpose(images, texts)
+    per_text = per_image.transpose(0, 1)
+    if targets is None:
+        own = jt.array(np.arange(images.shape[0], dtype=np.int32))
+        return (nn.cross_entropy_loss(per_image, own) + nn.cross_entropy_loss(per_text, own)) / 2
+    y = jt.array(targets)
+    return (soft_cross_entropy(per_image, y) + soft_cross_entropy(per_text, y)) / 2
+
+
+def positive_targets(groups: np.ndarray) -> np.ndarray:
+    """(B,) ids → (B, B) float32: each row spread evenly over the rows of the same id. Symmetric, so it serves both ways."""
+    same = (groups[:, None] == groups[None, :]).astype(np.float32)
+    return same / same.sum(axis=1, keepdims=True)
+
+
+def soft_cross_entropy(scores, targets):
+    """Mean over the rows of -Σ_k y_k log softmax(scores)_k: (B, C), (B, C) → a scalar."""
+    shifted = scores - scores.max(dim=1, keepdims=True).detach()
+    logs = shifted - jt.log(jt.exp(shifted).sum(dim=1, keepdims=True))
+    return -(targets * logs).sum(dim=1).mean()

@@ -1,0 +1,36 @@
+"""The formulas in Jittor's own operators."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from jclip.runtime import jt
+
+nn = jt.nn
+
+
+def attention(qkv, heads: int, causal: bool = False):
+    """(B, N, 3D) → (B, N, D); the softmax in float32."""
+    B, N, width = qkv.shape
+    d = width // 3 // heads
+    split = qkv.reshape((B, N, 3, heads, d)).permute(2, 0, 3, 1, 4)
+    q, k, v = (t.reshape((B * heads, N, d)) for t in split)
+    scores = nn.bmm_transpose(q * (1.0 / math.sqrt(d)), k).float32()
+    weights = nn.softmax(scores + causal_mask(N) if causal else scores, dim=-1)
+    mixed = nn.bmm(weights.cast(qkv.dtype), v).reshape((B, heads, N, d))
+    return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d))
+
+
+def causal_mask(length: int):
+    """(N, N) float32: 0 on and below the diagonal, -inf above."""
+    return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
+
+
+def layer_norm(x, weight, bias, eps: float):
+    """The variance is that of the centred values: Jittor's own E[x²] - E[x]² loses digits."""
+    wide = x.float32()
+    centred = wide - wide.mean(dim=-1, keepdims=True)
+    variance = (centred * centred).mean(dim=-1, keepdims=True)
+    return (centred / jt.sqrt(variance + eps) * weight.float32() + bias.float32()).cast(x.dtype)

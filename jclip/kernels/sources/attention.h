@@ -1,0 +1,71 @@
+// Attention over packed q, k, v of shape (B, N, 3D), head by head, one head of one sample per OpenMP iteration.
+#pragma once
+#include <dnnl.h>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace jclip {
+
+// scores (N, N) = softmax(q k^T / sqrt(d)), row by row; entries behind the diagonal are zero if causal.
+inline void attention_weights(const float* q, const float* k, float* scores, int64_t N, int64_t d, int64_t stride,
+                              bool causal) {
+    const float scale = 1.0f / std::sqrt(float(d));
+    dnnl_sgemm('N', 'T', N, N, d, scale, q, stride, k, stride, 0.0f, scores, N);
+    for (int64_t i = 0; i < N; i++) {
+        float* row = scores + i * N;
+        const int64_t seen = causal ? i + 1 : N;
+        float largest = row[0], sum = 0.0f;
+        for (int64_t j = 1; j < seen; j++) largest = row[j] > largest ? row[j] : largest;
+        for (int64_t j = 0; j < seen; j++) row[j] = std::exp(row[j] - largest);
+        for (int64_t j = 0; j < seen; j++) sum += row[j];
+        const float factor = 1.0f / sum;
+        for (int64_t j = 0; j < seen; j++) row[j] *= factor;
+        for (int64_t j = seen; j < N; j++) row[j] = 0.0f;
+    }
+}
+
+inline void attention_forward(const float* qkv, float* out, int64_t B, int64_t N, int64_t width, double heads,
+                              double causal) {
+    const int64_t H = int64_t(heads), D = width / 3, d = D / H;
+    #pragma omp parallel
+    {
+        std::vector<float> scores(N * N);
+        #pragma omp for schedule(static)
+        for (int64_t head = 0; head < B * H; head++) {
+            const int64_t b = head / H, h = head % H;
+            const float* q = qkv + b * N * width + h * d;
+            attention_weights(q, q + D, scores.data(), N, d, width, causal != 0);
+            dnnl_sgemm('N', 'N', N, d, N, 1.0f, scores.data(), N, q + 2 * D, width, 0.0f, out + b * N * D + h * d, D);
+        }
+    }
+}
+
+inline void attention_backward(const float* qkv, const float* grad, float* grad_qkv, int64_t B, int64_t N,
+                               int64_t width, double heads, double causal) {
+    const int64_t H = int64_t(heads), D = width / 3, d = D / H;
+    const float scale = 1.0f / std::sqrt(float(d));
+    #pragma omp parallel
+    {
+        std::vector<float> weights(N * N), inner(N * N);
+        float *w = weights.data(), *g = inner.data();
+        #pragma omp for schedule(static)
+        for (int64_t head = 0; head < B * H; head++) {
+            const int64_t b = head / H, h = head % H;
+            const float *q = qkv + b * N * width + h * d, *k = q + D, *v = k + D, *go = grad + b * N * D + h * d;
+            float *gq = grad_qkv + b * N * width + h * d, *gk = gq + D, *gv = gk + D;
+            attention_weights(q, k, w, N, d, width, causal != 0);
+            dnnl_sgemm('T', 'N', N, d, N, 1.0f, w, N, go, D, 0.0f, gv, width);
+            dnnl_sgemm('N', 'T', N, N, d, 1.0f, go, D, v, width, 0.0f, g, N);
+            for (int64_t i = 0; i < N; i++) {
+                float *wi = w + i * N, *gi = g + i * N, dot = 0.0f;
+                for (int64_t j = 0; j < N; j++) dot += wi[j] * gi[j];
+                for (int64_t j = 0; j < N; j++) gi[j] = wi[j] * (gi[j] - dot);
+            }
+            dnnl_sgemm('N', 'N', N, d, N, scale, g, N, k, width, 0.0f, gq, width);
+            dnnl_sgemm('T', 'N', N, d, N, scale, g, N, q, width, 0.0f, gk, width);
+        }
+    }
+}
+
+}  // namespace jclip

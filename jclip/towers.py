@@ -1,0 +1,67 @@
+"""The parameters of the two towers by depth, for locking all of a tower but its top groups. Imports no Jittor.
+
+Groups count from the top as open_clip's `unlocked_groups` do: 1 is the projection, 2 adds the last block and its norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jclip.errors import ConfigError
+from jclip.variants import CLIPConfig, ViTConfig
+
+Patterns = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What of the towers stays as it is: all but the top `image_groups` and `text_groups` of a locked one."""
+
+    image: bool = False
+    image_groups: int = 0
+    text: bool = False
+    text_groups: int = 0
+
+    def __post_init__(self):
+        if min(self.image_groups, self.text_groups) < 0:
+            raise ConfigError("lock: numbers of unlocked groups can't be negative")
+        if (self.image_groups and not self.image) or (self.text_groups and not self.text):
+            raise ConfigError("lock: unlocked groups are of a locked tower: set lock.image or lock.text")
+
+    @property
+    def freezes_image(self) -> bool:
+        """Whether nothing of the image tower is trained, so that its features can be computed once."""
+        return self.image and not self.image_groups
+
+    @property
+    def freezes_text(self) -> bool:
+        """Whether nothing of the text tower is trained."""
+        return self.text and not self.text_groups
+
+
+def trained_patterns(config: CLIPConfig, lock: Lock) -> Patterns:
+    """Name patterns of the parameters that `lock` leaves to be trained; the logit scale is always among them."""
+    image, text = image_groups(config), text_groups(config)
+    for what, wanted, groups in (("image", lock.image_groups, image), ("text", lock.text_groups, text)):
+        if wanted > len(groups):
+            raise ConfigError(f"lock.{what}_groups is {wanted}, the {what} tower has {len(groups)}")
+    kept = image if not lock.image else image[len(image) - lock.image_groups :]
+    kept += text if not lock.text else text[len(text) - lock.text_groups :]
+    return ("logit_scale", *(pattern for group in kept for pattern in group))
+
+
+def image_groups(config: CLIPConfig) -> list[Patterns]:
+    """Patterns from the input to the projection."""
+    if not isinstance(config.vision, ViTConfig):
+        stem = tuple(f"visual.{kind}{i}.*" for kind in ("conv", "bn") for i in (1, 2, 3))
+        return [stem, *((f"visual.layer{i}.*",) for i in (1, 2, 3, 4)), ("visual.attnpool.*",)]
+    blocks = [(f"visual.transformer.resblocks.{i}.*",) for i in range(config.vision.layers)]
+    stem = ("visual.conv1.*", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.*")
+    return [stem, *blocks[:-1], (*blocks[-1], "visual.ln_post.*"), ("visual.proj",)]
+
+
+def text_groups(config: CLIPConfig) -> list[Patterns]:
+    """Patterns from the token embedding to the projection."""
+    blocks = [(f"transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
+    stem = ("token_embedding.*", "positional_embedding")
+    return [stem, *blocks[:-1], (*blocks[-1], "ln_final.*"), ("text_projection",)]

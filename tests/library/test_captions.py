@@ -1,0 +1,103 @@
+"""Image-caption pairs: the files that people have, and the embedded world."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jclip.config import CaptionConfig
+from jclip.data import shapes
+from jclip.data.captions import ahead, read_pairs
+from jclip.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def images(tmp_path):
+    for i, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (9 + i, 8), colour).save(tmp_path / f"图 {i}.png")
+    return tmp_path
+
+
+FILES = {
+    "a.csv": 'filepath,title\n图 0.png,"a red, red thing"\n图 1.png,green\n图 2.png,green\n',
+    "a.tsv": "filepath\ttitle\n图 0.png\ta red, red thing\n图 1.png\tgreen\n图 2.png\tgreen\n",
+    "a.jsonl": '{"filepath": "图 0.png", "title": "a red, red thing"}\n{"filepath": "图 1.png", "title": "green"}\n'
+    '{"filepath": "图 2.png", "title": "green"}\n',
+    "a.txt": "图 0.png$white$a red, red thing\n图 1.png$x,y$green\n图 2.png$z$green\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_formats(images, name):
+    (images / name).write_text(FILES[name], encoding="utf-8")
+    pairs = read_pairs(CaptionConfig(train=str(images / name)), "train", (8, 8), 0)
+    texts, meanings = pairs.texts(range(3))
+    assert texts == ["a red, red thing", "green", "green"] and meanings[1] == meanings[2] != meanings[0]
+    pixels = pairs.pixels([2, 0], 0, lambda image, row: np.full((3, 1, 1), 10 * row + image.width, np.float32))
+    assert pixels.ravel()[[0, 3]].tolist() == [31.0, 9.0]
+    assert read_pairs(CaptionConfig(train=str(images / name)), "val", (8, 8), 0) is None
+
+
+def test_other_columns_and_another_root(images, tmp_path_factory):
+    table = tmp_path_factory.mktemp("elsewhere") / "b.csv"
+    table.write_text("image,text\n图 0.png,x\n", encoding="utf-8")
+    config = CaptionConfig(train=str(table), root=str(images), image_key="image", caption_key="text")
+    assert read_pairs(config, "train", (8, 8), 0).texts([0])[0] == ["x"]
+    with pytest.raises(DataError, match=r"lacks the column filepath, title \(has image, text\): set data.image_key"):
+        read_pairs(CaptionConfig(train=str(table)), "train", (8, 8), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", "filepath,title\nno.png,x\n", r"1 of 1 images are missing: .*no.png"),
+        ("a.csv", "filepath,title\n", "lists no image with its caption"),
+        ("a.jsonl", '{"filepath": "x"}\n', "line 1: expected a JSON object with filepath and title"),
+        ("a.jsonl", "nonsense\n", "line 1: expected a JSON object"),
+        ("a.txt", "x.png$a$b\nnonsense\n", r"line 2: expected `image\$attributes\$caption`"),
+        ("a.parquet", "x", "captions come as .csv, .tsv, .jsonl, .txt .or `shapes`., not as .parquet"),
+    ],
+)
+def test_bad_files_are_told(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=told):
+        read_pairs(CaptionConfig(train=str(tmp_path / name)), "train", (8, 8), 0)
+
+
+def test_absent_file_and_bad_numbers(tmp_path):
+    with pytest.raises(DataError, match="can't read .*no.csv: No such file"):
+        read_pairs(CaptionConfig(train=str(tmp_path / "no.csv")), "train", (8, 8), 0)
+    with pytest.raises(ConfigError, match="scenes and val_scenes are at least 2"):
+        CaptionConfig(scenes=1)
+
+
+def test_the_embedded_world_is_new_in_each_epoch_and_the_same_again():
+    config = CaptionConfig(train="shapes", val="shapes", scenes=60, val_scenes=40, easy_epochs=4)
+    train = read_pairs(config, "train", (32, 32), seed=3)
+    assert len(train) == 60 and not train.paths
+    first, again, later = (train.texts(range(60), epoch)[0] for epoch in (0, 0, 9))
+    assert first == again != later
+    one = [np.asarray(train.image(7, epoch)) for epoch in (0, 0, 9)]
+    assert np.array_equal(one[0], one[1]) and not np.array_equal(one[0], one[2])
+    assert all(" and " not in text for text in first), "the first epoch shows single things"
+    assert sum(" and " in t or " of a" in t or "above" in t or "below" in t for t in later) > 15
+    hidden = {" ".join(p) for p in shapes.UNSEEN_PAIRS}
+    assert not [t for epoch in range(8) for t in train.texts(range(60), epoch)[0] if any(h in t for h in hidden)]
+    val = read_pairs(config, "val", (32, 32), seed=3)
+    assert val.texts(range(40), 0) == val.texts(range(40), 5) and len(val) == 40
+    assert not set(val.texts(range(40))[0]) <= set(first)
+
+
+def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
+    assert list(ahead(lambda i: i * i, 5)) == [0, 1, 4, 9, 16] and list(ahead(lambda i: i, 0)) == []
+
+    def make(i):
+        if i == 2:
+            raise DataError("x.png does not decode")
+        return i
+
+    made = ahead(make, 4)
+    assert [next(made), next(made)] == [0, 1]
+    with pytest.raises(DataError, match=r"x.png does not decode"):
+        next(made)

@@ -1,0 +1,88 @@
+"""Fused operators against the plain formula in Jittor and against torch, forward and backward."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jclip import kernels
+from jclip.kernels import cpu, plain
+from jclip.runtime import jt
+
+torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+needs_onednn = pytest.mark.skipif(not cpu.available(), reason="Jittor was built without oneDNN")
+IMPLEMENTATIONS = [pytest.param(plain, id="plain"), pytest.param(cpu, id="cpu", marks=needs_onednn)]
+SIZES = [(2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (5, 33, 1, 9)]  # B, N, heads, d
+
+
+def weigh(var, seed=9):
+    return (var * jt.array(np.random.default_rng(seed).standard_normal(var.shape).astype(np.float32))).sum()
+
+
+def weigh_torch(tensor, seed=9):
+    return (tensor * torch.tensor(np.random.default_rng(seed).standard_normal(tensor.shape).astype(np.float32))).sum()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_attention_equals_torch(implementation, causal, size, seed, close):
+    B, N, H, d = size
+    x = (2 * np.random.default_rng(seed).standard_normal((B, N, 3 * H * d))).astype(np.float32)
+    ours = jt.array(x)
+    got = implementation.attention(ours, H, causal)
+    theirs = torch.tensor(x, requires_grad=True)
+    q, k, v = theirs.reshape(B, N, 3, H, d).permute(2, 0, 3, 1, 4)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    wanted = wanted.transpose(1, 2).reshape(B, N, H * d)
+    close(got.numpy(), wanted.detach(), "kernel", "attention against torch")
+    gradient = jt.grad(weigh(got), ours)
+    weigh_torch(wanted).backward()
+    close(gradient.numpy(), theirs.grad, "kernel", "attention against torch: gradient, relative", relative=True)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(3, 5, 24), (7, 10), (1, 1, 3)])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_layer_norm_equals_torch(implementation, shape, offset, close):
+    rng = np.random.default_rng(len(shape))
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in (shape, shape[-1:], shape[-1:])]
+    arrays[0] += np.float32(offset)
+    ours, theirs = [jt.array(a) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+    got = implementation.layer_norm(*ours, 1e-5)
+    wanted = torch.nn.functional.layer_norm(theirs[0], shape[-1:], *theirs[1:], 1e-5)
+    close(got.numpy(), wanted.detach(), "kernel_offset" if offset else "kernel", "layer norm against torch")
+    gradients = jt.grad(weigh(got), ours)
+    weigh_torch(wanted).backward()
+    for g, t in zip(gradients, theirs, strict=True):
+        close(g.numpy(), t.grad, "kernel_offset" if offset else "kernel", "layer norm against torch: gradients")
+
+
+@needs_onednn
+def test_the_same_bits_each_time_and_frozen_weights_stay_out_of_it():
+    rng = np.random.default_rng(0)
+    x, w, b = (jt.array(rng.standard_normal(s).astype(np.float32)) for s in ((50, 9, 24), 24, 24))
+    w.stop_grad()
+    results = []
+    for _ in range(3):
+        y = cpu.layer_norm(x, w, b, 1e-5)
+        results.append([v.numpy() for v in (y, *jt.grad(weigh(y), [x, b]))])
+    assert all(np.array_equal(a, c) for other in results[1:] for a, c in zip(results[0], other, strict=True))
+
+
+@needs_onednn
+def test_the_implementation_is_chosen_by_device_dtype_and_wish():
+    assert kernels.chosen() == "cpu" if not jt.flags.use_cuda else "plain"
+    half = jt.ones((2, 3, 12)).bfloat16()
+    assert not kernels._fused(half) and kernels._fused(jt.ones((2, 3)))
+    code = "from jclip import kernels; print(kernels.chosen())"
+    environment = {**__import__("os").environ, "JCLIP_KERNELS": "plain"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout == "plain\n", done.stderr
