@@ -158,17 +158,13 @@ class BatchNorm(nn.Module):
         self.eps, self.momentum = eps, momentum
 
     def execute(self, x):
-        wide = x.float32()
         if self.is_training():
-            mean = wide.mean(dims=[0, 2, 3])
-            centred = wide - _per_channel(mean)
-            variance = (centred * centred).mean(dims=[0, 2, 3])
+            y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
             self._update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
-        else:
-            mean, variance = self.running_mean, self.running_var
-            centred = wide - _per_channel(mean)
-        scale = self.weight.float32() / jt.sqrt(variance + self.eps)
-        return (centred * _per_channel(scale) + _per_channel(self.bias.float32())).cast(x.dtype)
+            return y
+        scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
+        shift = self.bias.float32() - self.running_mean * scale
+        return (x.float32() * _per_channel(scale) + _per_channel(shift)).cast(x.dtype)
 
     def _update_statistics(self, mean, variance, samples: int) -> None:
         if samples < 2:

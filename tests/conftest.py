@@ -97,7 +97,7 @@ def close():
         assert got.shape == wanted.shape, f"{label}: shape {got.shape} instead of {wanted.shape}"
         assert np.isfinite(got).all(), f"{label}: not finite"
         difference = float(np.abs(got - wanted).max()) if got.size else 0.0
-        if relative:
+        if relative and got.size:
             difference /= max(float(np.abs(wanted).max()), 1e-4)
         if label:
             _differences[label] = max(_differences.get(label, 0.0), difference)

@@ -12,6 +12,10 @@ TOLERANCES = {
     "trajectory": 1e-4,
     # losses of order one along those 20 steps.
     "trajectory_loss": 1e-4,
+    # the same of the contrastive loss at a logit scale of 100, which the softmax sharpens.
+    "contrastive_gradient_relative": 1e-4,
+    "contrastive_trajectory": 1e-4,
+    "contrastive_trajectory_loss": 1e-4,
     # an optimiser's update given equal gradients: rounding only.
     "optimiser": 2e-6,
     # a learning rate computed in float64 on both sides.

@@ -24,6 +24,12 @@ def layer_norm(x, weight, bias, eps: float):
     return (cpu.layer_norm if fused else plain.layer_norm)(x, weight, bias, eps)
 
 
+def batch_norm(x, weight, bias, eps: float):
+    """(B, C, H, W) by the batch's own statistics → output, mean (C,), biased variance (C,), the latter two float32."""
+    fused = _fused(x) and weight.dtype == bias.dtype == "float32"
+    return (cpu.batch_norm if fused else plain.batch_norm)(x, weight, bias, eps)
+
+
 def chosen() -> str:
     """The implementation that runs for float32: "cpu" or "plain"."""
     return "cpu" if not jt.flags.use_cuda and _available() else "plain"

@@ -25,22 +25,32 @@ class _Attention(jt.Function):
     def execute(self, qkv, heads, causal):
         self.qkv, self.options = qkv, {"heads": heads, "causal": int(causal)}
         B, N, width = qkv.shape
-        return _code("attention", "attention_forward", (B, N, width // 3), [qkv], self.options)
+        return _code("attention_forward", [(B, N, width // 3)], [qkv], PACKED, self.options)[0]
 
     def grad(self, gradient):
-        grad_qkv = _code("attention", "attention_backward", self.qkv.shape, [self.qkv, gradient], self.options)
-        return grad_qkv, None, None
+        inputs = [self.qkv, gradient]
+        return _code("attention_backward", [self.qkv.shape], inputs, PACKED, self.options)[0], None, None
 
 
 class _LayerNorm(jt.Function):
     def execute(self, x, weight, bias, eps):
         self.x, self.weight, self.options = x, weight, {"eps": eps}
-        return _code("layer_norm", "layer_norm_forward", x.shape, [x, weight, bias], self.options)
+        return _code("layer_norm_forward", [x.shape], [x, weight, bias], ROWS, self.options)[0]
 
     def grad(self, gradient):
         shapes = [self.x.shape, self.weight.shape, self.weight.shape]
-        inputs = [self.x, self.weight, gradient]
-        return (*_code("layer_norm", "layer_norm_backward", shapes, inputs, self.options), None)
+        return (*_code("layer_norm_backward", shapes, [self.x, self.weight, gradient], ROWS, self.options), None)
+
+
+class _BatchNorm(jt.Function):
+    def execute(self, x, weight, bias, eps):
+        shapes = [x.shape, weight.shape, weight.shape]
+        y, mean, variance = _code("batch_norm_forward", shapes, [x, weight, bias], CHANNELS, {"eps": eps})
+        self.inputs, self.shapes, self.options = [x, weight, mean, variance], shapes, {"eps": eps}
+        return y, mean, variance
+
+    def grad(self, gradient, *_):  # nothing flows back through the statistics, which are not part of any loss
+        return (*_code("batch_norm_backward", self.shapes, [*self.inputs, gradient], CHANNELS, self.options), None)
 
 
 def attention(qkv, heads: int, causal: bool = False):
@@ -53,24 +63,31 @@ def layer_norm(x, weight, bias, eps: float):
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
-def _code(header: str, function: str, shape, inputs: list, options: dict):
-    """One `jt.code` operator that calls `function` of `sources/<header>.h` on the raw arrays."""
-    several = isinstance(shape, list)
-    names = [f"in{i}_p" for i in range(len(inputs))]
-    names += [f"out{i}_p" for i in range(len(shape) if several else 1)]
-    rows = "in0->num" if header == "layer_norm" else "in0_shape0, in0_shape1, in0_shape2"
-    sizes = f"{rows}, in1_shape0" if header == "layer_norm" else rows
-    source = f"jclip::{function}({', '.join(names)}, {sizes}, {', '.join(f'data[{k!r}]' for k in options)});"
-    settings = {
-        "cpu_header": f'#include "{header}.h"  // {_digest(header)}\n',  # Jittor looks for changes in what it is handed
-        "cpu_src": source.replace("'", '"'),
-        "data": options,
-    }
-    if several:
-        made = jt.code([tuple(s) for s in shape], [inputs[0].dtype] * len(shape), inputs, **settings)
-    else:
-        made = jt.code(tuple(shape), inputs[0].dtype, inputs, **settings)
-    for var in made if several else [made]:
+def batch_norm(x, weight, bias, eps: float):
+    """As `kernels.batch_norm`."""
+    return _BatchNorm.apply(x, weight, bias, eps)
+
+
+# Sizes that the C++ functions take after the arrays.
+PACKED = "in0_shape0, in0_shape1, in0_shape2"
+ROWS = "in0->num, in1_shape0"
+CHANNELS = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"
+
+
+def _code(function: str, shapes: list, inputs: list, sizes: str, options: dict) -> list:
+    """One `jt.code` operator that calls `function` of the header of its name on the raw arrays: a list of its outputs."""
+    header = function.rpartition("_")[0]
+    arrays = [f"in{i}_p" for i in range(len(inputs))] + [f"out{i}_p" for i in range(len(shapes))]
+    call = f"jclip::{function}({', '.join([*arrays, sizes, *(f'data[{chr(34)}{k}{chr(34)}]' for k in options)])});"
+    made = jt.code(
+        [tuple(s) for s in shapes],
+        [inputs[0].dtype] * len(shapes),
+        inputs,
+        cpu_header=f'#include "{header}.h"  // {_digest(header)}\n',  # Jittor looks for changes in what it is handed
+        cpu_src=call,
+        data=options,
+    )
+    for var in made:
         var.compile_options = _flags()
     return made
 

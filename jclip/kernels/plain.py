@@ -28,6 +28,17 @@ def causal_mask(length: int):
     return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
 
 
+def batch_norm(x, weight, bias, eps: float):
+    """Output, mean and biased variance; in float32."""
+    wide = x.float32()
+    mean = wide.mean(dims=[0, 2, 3])
+    centred = wide - mean.reshape((1, -1, 1, 1))
+    variance = (centred * centred).mean(dims=[0, 2, 3])
+    scale = weight.float32() / jt.sqrt(variance + eps)
+    y = centred * scale.reshape((1, -1, 1, 1)) + bias.float32().reshape((1, -1, 1, 1))
+    return y.cast(x.dtype), mean, variance
+
+
 def layer_norm(x, weight, bias, eps: float):
     """The variance is that of the centred values: Jittor's own E[x²] - E[x]² loses digits."""
     wide = x.float32()

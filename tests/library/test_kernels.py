@@ -63,6 +63,26 @@ def test_layer_norm_equals_torch(implementation, shape, offset, close):
         close(g.numpy(), t.grad, "kernel_offset" if offset else "kernel", "layer norm against torch: gradients")
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(3, 5, 4, 7), (2, 1, 1, 3), (6, 9, 2, 2)])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_batch_norm_equals_torch(implementation, shape, offset, close):
+    rng = np.random.default_rng(shape[1])
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in (shape, shape[1:2], shape[1:2])]
+    arrays[0] += np.float32(offset)
+    ours, theirs = [jt.array(a) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+    got, mean, variance = implementation.batch_norm(*ours, 1e-5)
+    wanted = torch.nn.functional.batch_norm(theirs[0], None, None, *theirs[1:], training=True, eps=1e-5)
+    limit = "kernel_offset" if offset else "kernel"
+    close(got.numpy(), wanted.detach(), limit, "batch norm against torch")
+    close(mean.numpy(), theirs[0].detach().mean((0, 2, 3)), limit)
+    close(variance.numpy(), theirs[0].detach().var((0, 2, 3), unbiased=False), limit)
+    gradients = jt.grad(weigh(got), ours)
+    weigh_torch(wanted).backward()
+    for g, t in zip(gradients, theirs, strict=True):
+        close(g.numpy(), t.grad, limit, "batch norm against torch: gradients")
+
+
 @needs_onednn
 def test_the_same_bits_each_time_and_frozen_weights_stay_out_of_it():
     rng = np.random.default_rng(0)
