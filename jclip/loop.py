@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jclip.errors import DataError, JclipError
+from jclip.errors import ConfigError, DataError, JclipError
 from jclip.optim import TrainState
 from jclip.run import Run
 from jclip.runtime import jt
@@ -62,11 +62,13 @@ def fit(
             losses = _LossReader(read_every, epoch, number)
             for batch in batches(epoch):
                 losses.add(step(batch, number))
-                state.update_average()
+                state.settle()
                 number += 1
                 bar.update()
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean(), **(evaluate() if due else {})}
+            if due and select not in outcome.last:
+                raise ConfigError(f"select={select} is not measured here (measured: {', '.join(outcome.last)})")
             if due and outcome.last[select] > outcome.best.get(select, -math.inf):
                 outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)

@@ -172,12 +172,15 @@ class TrainState:
         self._decay = average
         self.average = {k: p.detach().clone().stop_grad() for k, p in optimiser.params.items()} if average else {}
 
-    def update_average(self) -> None:
-        """Moves the average one step towards the parameters."""
+    def settle(self) -> None:
+        """Moves the average one step towards the parameters, and computes all that an optimiser's step left to be done.
+
+        What several steps leave pending is fused into one kernel, which rounds otherwise than step by step: a resumed
+        run would differ in the last bit.
+        """
         for k, a in self.average.items():
             a.update(self._decay * a + (1 - self._decay) * self.optimiser.params[k].detach())
-        if self.average:
-            jt.sync(list(self.average.values()))
+        jt.sync([*self._vars.values(), *self.average.values()])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Copies of the parameters and of what belongs to them, by name."""
@@ -203,3 +206,4 @@ class TrainState:
             var.update(jt.array(np.ascontiguousarray(saved[k])))
             var.stop_grad() if frozen else var.start_grad()
         self.optimiser.load_state({k.removeprefix("optim."): a for k, a in arrays.items() if k.startswith("optim.")})
+        jt.sync_all()

@@ -1,0 +1,177 @@
+"""Contrastive training end to end: from scenes and from photos, locked, resumed, and what stops it at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jclip.cli import main
+from jclip.readers import read_weights
+
+ROOT = Path(__file__).parent.parent.parent
+SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
+QUICK = ["zero_shot=[]", "data.scenes=24", "data.val_scenes=6", "optim.batch=8", "optim.epochs=3"]
+
+
+def train(folder: Path, *settings: str, config: Path = SMOKE) -> int:
+    return main(["train", str(config), "--run", str(folder), *settings])
+
+
+def model_of(folder: Path) -> dict[str, np.ndarray]:
+    return {k: np.array(t.read()) for k, t in read_weights(folder / "model.safetensors").items()}
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def captioned(photo_folder, tmp_path) -> Path:
+    """A table of the toy photos with captions that repeat."""
+    photos = sorted(photo_folder.glob("train/*/*.png"))
+    rows = [f"{p}\ta photo of a {p.parent.name.replace('_', ' ')}" for p in photos]
+    table = tmp_path / "pairs.tsv"
+    table.write_text("\n".join(["filepath\ttitle", *rows]) + "\n", encoding="utf-8")
+    return table
+
+
+def test_it_learns_and_writes_a_model_that_every_command_takes(tmp_path, capsys):
+    """Three scenes of one colour apart are told apart after a few seconds."""
+    assert (
+        train(tmp_path / "r", *QUICK, "data.scenes=64", "data.easy_epochs=9", "optim.epochs=6", "positives=same") == 0
+    )
+    losses = [line["loss"] for line in lines_of(tmp_path / "r")]
+    assert losses[-1] < losses[0] - 0.3
+    arrays = model_of(tmp_path / "r")
+    assert arrays["visual.conv1.weight"].dtype == np.float32 and arrays["token_embedding.weight"].shape == (2014, 96)
+    Image.effect_noise((70, 64), 40).convert("RGB").save(tmp_path / "photo.png")
+    command = ["zero-shot", str(tmp_path / "photo.png"), "--model", str(tmp_path / "r" / "model.safetensors")]
+    assert main([*command, "--classes", "a red circle,a blue star", "--templates", "openai80"]) == 0
+    assert "photo.png" in capsys.readouterr().out
+
+
+def test_half_precision_weights_and_the_best_epoch(tmp_path):
+    settings = [*QUICK, "half=true", "selection=val", "zero_shot=[shapes:unseen_pairs]", "select=unseen_pairs_top1"]
+    assert train(tmp_path / "r", *settings) == 0
+    assert {a.dtype for a in model_of(tmp_path / "r").values()} == {np.dtype(np.float16)}
+    metrics = json.loads((tmp_path / "r" / "result.json").read_text())["metrics"]
+    measured = [line["unseen_pairs_top1"] for line in lines_of(tmp_path / "r")]
+    assert metrics["best_epoch_unseen_pairs_top1"] == round(max(measured), 6) == metrics["unseen_pairs_top1"]
+    assert metrics["best_epoch"] == measured.index(max(measured)) + 1
+
+
+def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, captioned, tmp_path, monkeypatch):
+    from jclip.data import captions
+
+    opened = []
+    real = captions.open_photo
+    monkeypatch.setattr(captions, "open_photo", lambda path: opened.append(path) or real(path))
+    settings = [
+        f"model={small_models['resnet']}",
+        "scratch=false",
+        f"data.train={captioned}",
+        "data.val=",
+        "zero_shot=[]",
+    ]
+    settings += ["lock.image=true", "optim.batch=10", "optim.epochs=3", "positives=same"]
+    assert train(tmp_path / "r", *settings) == 0
+    assert len(opened) == 30
+    before = {k: np.array(t.read()) for k, t in read_weights(small_models["resnet"]).items()}
+    after = model_of(tmp_path / "r")
+    moved = {k for k in before if not np.array_equal(before[k], after[k])}
+    assert moved and not [k for k in moved if k.startswith("visual.")] and "text_projection" in moved
+
+
+def test_an_unlocked_top_moves_with_its_statistics_and_nothing_below(small_models, captioned, tmp_path):
+    settings = [
+        f"model={small_models['resnet']}",
+        "scratch=false",
+        f"data.train={captioned}",
+        "data.val=",
+        "zero_shot=[]",
+    ]
+    settings += ["lock.image=true", "lock.image_groups=2", "lock.text=true", "optim.batch=10", "optim.epochs=1"]
+    assert train(tmp_path / "r", *settings, "augment=wise_ft", "clip=1.0", "accumulate=3") == 0
+    before = {k: np.array(t.read()) for k, t in read_weights(small_models["resnet"]).items()}
+    moved = {k for k, v in model_of(tmp_path / "r").items() if not np.array_equal(before[k], v)}
+    assert {
+        "visual.layer4.0.bn1.running_mean",
+        "visual.layer4.0.conv1.weight",
+        "visual.attnpool.q_proj.weight",
+    } <= moved
+    assert not [k for k in moved if not k.startswith(("visual.layer4.", "visual.attnpool.", "logit_scale"))]
+
+
+def test_killed_with_9_and_run_again_gives_the_same_bits(tmp_path):
+    command = [sys.executable, "-m", "finetune", "train", str(SMOKE), *QUICK, "data.scenes=40", "optim.epochs=4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder):
+        return subprocess.Popen(
+            [*command, "--run", str(tmp_path / folder)], cwd=ROOT, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    _, errors = start("whole").communicate()
+    assert (tmp_path / "whole" / "result.json").is_file(), errors
+    broken = start("broken")
+    while not (tmp_path / "broken" / "train.safetensors").is_file() and broken.poll() is None:
+        pass
+    os.kill(broken.pid, signal.SIGKILL)
+    broken.communicate()
+    assert not (tmp_path / "broken" / "result.json").is_file() and len(lines_of(tmp_path / "broken")) < 4
+    _, errors = start("broken").communicate()
+    a, b = (tmp_path / folder / "model.safetensors" for folder in ("whole", "broken"))
+    assert a.read_bytes() == b.read_bytes(), errors
+    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["optim.batch=25"], "a step of 25 pairs .* is larger than the data set of 24"),
+        (["accumulate=4"], "a step of 32 pairs .* is larger than the data set of 24"),
+        (["data.train="], "no training pairs named: set data.train"),
+        (["data.val=", "selection=val"], "choosing the best epoch needs data.val or zero_shot"),
+        (["accumulate=0"], "accumulate and every are at least 1"),
+        (["model=shapes-tiny-xx"], "model 'shapes-tiny-xx', did you mean 'shapes-tiny-"),
+        (["lock.image_groups=2"], "unlocked groups are of a locked tower"),
+        (["data.train=no.csv"], r"can't read .*no.csv: No such file"),
+        (["zero_shot=[shapes:nowhere]"], "set of rendered photos 'nowhere'"),
+    ],
+)
+def test_what_can_not_work_is_told_in_one_line(settings, told, tmp_path, capsys):
+    import re
+
+    assert train(tmp_path / "r", *QUICK, *settings) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and re.search(told, lines[0]), lines
+
+
+def test_a_loss_that_is_no_number_is_told_and_the_state_is_kept(tmp_path, capsys, monkeypatch):
+    from finetune import contrastive
+
+    real = contrastive.contrastive_gradients
+
+    def broken(model, parts, names, positives):
+        loss, gradients = real(model, parts, names, positives)
+        return (loss * float("nan") if (tmp_path / "r" / "train.safetensors").is_file() else loss), gradients
+
+    monkeypatch.setattr(contrastive, "contrastive_gradients", broken)
+    assert train(tmp_path / "r", *QUICK) != 0
+    assert "the loss stopped being a number between steps 3 and 5 of epoch 1" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train(tmp_path / "r", *QUICK) == 0 and [line["epoch"] for line in lines_of(tmp_path / "r")] == [0, 1, 2]
+
+
+def test_a_long_warm_up_is_warned_of(tmp_path, capsys):
+    assert train(tmp_path / "r", *QUICK, "optim.epochs=1", "optim.warmup=2") == 0
+    assert "the warm-up takes 2 of 3 steps, more than a fifth: lower optim.warmup?" in capsys.readouterr().err
