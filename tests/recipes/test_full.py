@@ -1,0 +1,183 @@
+"""Full fine-tuning: its losses against torch, what moves and what doesn't, and the model that comes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jclip.cli import main
+from jclip.readers import read_weights
+
+ROOT = Path(__file__).parent.parent.parent
+SETTINGS = ["data.shots=6", "data.val_shots=3", "optim.batch=6", "optim.epochs=3", "optim.lr=1e-4"]
+
+
+@pytest.fixture
+def config(photo_folder, small_models, tmp_path) -> Path:
+    """The recipe on the toy photos with a random ResNet."""
+    file = tmp_path / "full.yaml"
+    file.write_text(f"recipe: full\nmodel: {small_models['resnet']}\ndata:\n  root: {photo_folder}\n", encoding="utf-8")
+    return file
+
+
+def train(config: Path, folder: Path, *settings: str) -> int:
+    return main(["train", str(config), "--run", str(folder), *SETTINGS, *settings])
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    return {k: np.array(t.read()) for k, t in read_weights(path).items()}
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())["metrics"]
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "cross_entropy"])
+def test_from_photos_to_predictions(loss, config, tmp_path, photo_folder, capsys, small_models):
+    settings = [f"loss={loss}", "positives=same", "optim.epochs=6", "optim.lr=1e-3"]
+    assert train(config, tmp_path / "r", *settings) == 0
+    metrics = metrics_of(tmp_path / "r")
+    losses = [line["loss"] for line in lines_of(tmp_path / "r")]
+    assert losses[-1] < losses[0] and metrics["test_count"] == 18 and metrics["val_count"] == 9
+    assert {"zero_shot_test_top1", "test_top1", "test_top1_last_epoch", "best_epoch"} <= set(metrics)
+    assert main(["predict", str(tmp_path / "r"), str(photo_folder / "test"), "--out", str(tmp_path / "o.csv")]) == 0
+    assert main(["predict", str(tmp_path / "r"), "--out", str(tmp_path / "o.txt")]) == 0
+    assert f"top-1 {metrics['test_top1']:.4f} of these photos" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "r")]) == 0
+    assert f"{metrics['test_top1']:.4f}" in capsys.readouterr().out
+    moved = {k for k, v in arrays_of(tmp_path / "r" / "model.safetensors").items()
+             if not np.array_equal(v, arrays_of(small_models["resnet"])[k])}  # fmt: skip
+    assert "visual.conv1.weight" in moved and "text_projection" in moved
+    assert not [k for k in moved if "running_" in k], "statistics stay unless asked for"
+
+
+def test_statistics_move_when_asked_for_and_locked_towers_stay(config, tmp_path, small_models):
+    settings = ["statistics=true", "lock.text=true", "loss=cross_entropy", "augment=none", "templates=openai7"]
+    assert train(config, tmp_path / "r", *settings) == 0
+    before = arrays_of(small_models["resnet"])
+    moved = {k for k, v in arrays_of(tmp_path / "r" / "model.safetensors").items() if not np.array_equal(v, before[k])}
+    assert "visual.bn1.running_mean" in moved
+    assert not [k for k in moved if not k.startswith("visual.") and k != "logit_scale"]
+
+
+def test_the_epoch_is_chosen_on_validation_and_both_are_told(config, tmp_path):
+    assert train(config, tmp_path / "r", "optim.lr=3e-3", "optim.epochs=5") == 0
+    metrics, lines = metrics_of(tmp_path / "r"), lines_of(tmp_path / "r")
+    best = max(range(5), key=lambda i: (lines[i]["top1"], -i))
+    assert metrics["best_epoch"] == best + 1 and metrics["val_top1"] == round(lines[best]["top1"], 6)
+    assert train(config, tmp_path / "last", "optim.lr=3e-3", "optim.epochs=5", "selection=last") == 0
+    last = metrics_of(tmp_path / "last")
+    assert last["val_top1"] == round(lines[4]["top1"], 6) and last["test_top1"] == last["test_top1_last_epoch"]
+    assert metrics["test_top1_last_epoch"] == last["test_top1"]
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("loss", ["contrastive", "cross_entropy"])
+def test_steps_equal_torch(kind, loss, small_models, close):
+    """Five steps of the recipe's own step on given pixels: losses and the weights they lead to."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    from finetune.full import Config, training_step
+    from jclip.checkpoint import open_checkpoint
+    from jclip.clip import build
+    from jclip.config import DataConfig, OptimConfig
+    from jclip.functional.losses import positive_targets
+    from jclip.optim import no_weight_decay, optimiser, trainable
+    from tests.parity import torch_clip
+    from tests.parity.test_training import without_key_bias
+
+    F = torch.nn.functional
+    rng = np.random.default_rng(3)
+    checkpoint = open_checkpoint(small_models[kind])
+    model = build(checkpoint)
+    prompts = [["a cat.", "one large cat."], ["a dog.", "some dog."], ["a diagram of a thing.", "x"], ["y", "z"]]
+    settings = OptimConfig(lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-3, schedule="constant")
+    cfg = Config(DataConfig(), str(small_models[kind]), loss=loss, positives="same", optim=settings)
+    optim = optimiser(settings, trainable(model), no_weight_decay)
+    step = training_step(cfg, model, optim, prompts, 5)
+    p = torch_clip.parameters(dict(checkpoint.arrays()), requires_grad=True)
+    split = {
+        flag: [p[k] for k in optim.params if no_weight_decay(k, optim.params[k]) == flag] for flag in (True, False)
+    }
+    groups = [{"params": split[False], "weight_decay": 1e-3}, {"params": split[True], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, 1e-4, (0.9, 0.98), 1e-6)
+    for number in range(5):
+        pixels = rng.standard_normal((6, 3, *model.config.vision.image_size), dtype=np.float32)
+        labels = rng.integers(0, 4, 6)
+        template = int(np.random.default_rng((cfg.seed, number)).integers(2**31)) % 2
+        classes = labels if loss == "contrastive" else range(4)
+        tokens = torch.tensor(model.tokenize([prompts[c][template] for c in classes])).long()
+        images = F.normalize(torch_clip.encode_image(p, model.config, torch.tensor(pixels)), dim=-1)
+        scores = (
+            p["logit_scale"].exp() * images @ F.normalize(torch_clip.encode_text(p, model.config, tokens), dim=-1).T
+        )
+        if loss == "contrastive":
+            same = torch.tensor(positive_targets(labels))
+            wanted = (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
+        else:
+            wanted = F.cross_entropy(scores, torch.tensor(labels))
+        reference.zero_grad()
+        wanted.backward()
+        reference.step()
+        with torch.no_grad():
+            p["logit_scale"].clamp_(0, np.log(100.0))
+        close(
+            step((pixels, labels), number).numpy(),
+            [wanted.item()],
+            "trajectory_loss",
+            f"full, {loss}: losses of 5 steps",
+        )
+    for k, v in optim.params.items():
+        compared = without_key_bias(k, v.numpy().reshape(p[k].shape)), without_key_bias(k, p[k].detach().numpy())
+        close(*compared, "trajectory", f"full, {loss}: weights after 5 steps")
+
+
+def test_a_locked_text_tower_is_run_once(small_models, monkeypatch):
+    from finetune.full import Config, prompt_encoder
+    from jclip.config import DataConfig
+    from jclip.source import ModelSource
+    from jclip.towers import Lock
+
+    model = ModelSource(small_models["vit"]).model
+    prompts = [["a cat", "two cats", "three"], ["a dog"]]
+    plain = prompt_encoder(Config(DataConfig(), "x"), model, prompts)
+    locked = prompt_encoder(Config(DataConfig(), "x", lock=Lock(text=True)), model, prompts)
+    wanted = {n: plain(np.array([1, 0, 0]), n).numpy() for n in (0, 1, 5)}
+    monkeypatch.setattr(type(model), "encode_text", lambda *_: pytest.fail("the text tower ran again"))
+    for number, features in wanted.items():
+        assert np.allclose(locked(np.array([1, 0, 0]), number).numpy(), features, atol=1e-6)
+    assert not np.allclose(wanted[0][1], wanted[1][1], atol=1e-2) and np.allclose(wanted[0][0], wanted[1][0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["optim.batch=19"], "optim.batch=19 is larger than the data set of 18: lower it"),
+        (["data.shots=9"], "class 'blue thing' has 10 photos, too few for 9 shots and 3 to validate"),
+        (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
+        (["data.root=nowhere"], "data.root is no folder"),
+        (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),
+        (["optim.lr=1e30"], "the loss stopped being a number between steps"),
+        (["lock.image_groups=1"], "unlocked groups are of a locked tower"),
+    ],
+)
+def test_what_can_not_work_is_told_in_one_line(settings, told, config, tmp_path, capsys):
+    assert train(config, tmp_path / "r", *settings) in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jclip")]
+    assert len(lines) == 1 and re.search(told, lines[0]), lines
+
+
+def test_an_empty_and_a_one_class_folder_are_told(config, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one" / "train" / "cat").mkdir(parents=True)
+    assert train(config, tmp_path / "r", f"data.root={tmp_path / 'empty'}") == 2
+    assert "no class folders below" in capsys.readouterr().err
+    assert train(config, tmp_path / "r", f"data.root={tmp_path / 'one'}", "--fresh") == 2
+    assert "only one class (cat): there is nothing to tell apart" in capsys.readouterr().err
