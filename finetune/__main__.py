@@ -209,6 +209,7 @@ def predict(argv: list[str]) -> int:
     p.add_argument(
         "--out", default="results/result.txt", metavar="FILE", help=".txt (the Jittor challenge's lines), .csv or .json"
     )
+    p.add_argument("--sheet", metavar="FILE.png", help="also a picture of some of the photos with their classes")
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
@@ -217,9 +218,11 @@ def predict(argv: list[str]) -> int:
 
     from jclip.functional.metrics import top_k
     from jclip.results import Predictions, check_format, show, write_predictions
+    from jclip.sheet import check_sheet, write_sheet
     from jclip.source import ModelSource
 
     check_format(args.out)
+    check_sheet(args.sheet)
     done = finished_run(args.run, settings)
     cfg, model = done.config, args.model or done.model
     if not model:
@@ -241,7 +244,9 @@ def predict(argv: list[str]) -> int:
     print(show(predictions))
     if len(args.photos) == len(settings) and (split.labels >= 0).all():
         print(f"top-1 {top_k(scores, split.labels[rows]):.4f} of these photos")
-    print(f"written: {args.out} ({len(predictions.photos)} photos)")
+    if args.sheet:
+        write_sheet(args.sheet, predictions, split.labels[rows])
+    print(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
     return 0
 
 

@@ -17,6 +17,7 @@ from jclip.features import extract
 from jclip.heads import unit, zero_shot_head
 from jclip.prompts import class_prompts, load_templates, prompt_sets
 from jclip.results import Predictions, check_format, show, write_predictions
+from jclip.sheet import check_sheet, write_sheet
 from jclip.source import ModelSource
 
 
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--top", type=int, default=5, help="classes told per photo (default 5)")
     p.add_argument("--out", metavar="FILE", help="results as .csv, .json, or .txt (the Jittor challenge's lines)")
+    p.add_argument("--sheet", metavar="FILE.png", help="also a picture of some of the photos with their classes")
     p.add_argument("--family", choices=FAMILIES, help="for weights that don't say their activation")
     p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="half precision needs a GPU")
     p.add_argument(
@@ -90,6 +92,7 @@ def main(argv: list[str]) -> int:
     """Classifies, prints a table, writes the results file. Returns the exit code."""
     args = parser().parse_args(argv)
     check_format(args.out)
+    check_sheet(args.sheet)
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: at least one class must be told")
     names = class_names(args.classes)
@@ -100,4 +103,7 @@ def main(argv: list[str]) -> int:
     if args.out:
         write_predictions(predictions, args.out)
         print(f"written: {args.out} ({len(predictions.photos)} photos)")
+    if args.sheet:
+        write_sheet(args.sheet, predictions)
+        print(f"written: {args.sheet}")
     return 0

@@ -14,11 +14,12 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 
 # Importing these must not import Jittor: help, configs, tokenizer, metrics and results answer at once.
 WITHOUT_JITTOR = [
-    "jclip", "jclip.cli", "jclip.checkpoint", "jclip.config", "jclip.cuda", "jclip.data.loader", "jclip.data.splits",
-    "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.features", "jclip.functional.metrics",
-    "jclip.functional.positions", "jclip.heads", "jclip.models_command", "jclip.paths", "jclip.preprocess", "jclip.prompts",
-    "jclip.readers", "jclip.results", "jclip.run", "jclip.source", "jclip.tokenizer", "jclip.toolchain", "jclip.variants",
-    "jclip.zero_shot", "finetune", "finetune.__main__",
+    "finetune", "finetune.__main__", "jclip", "jclip.checkpoint", "jclip.cli", "jclip.config", "jclip.cuda",
+    "jclip.data.captions", "jclip.data.loader", "jclip.data.shapes", "jclip.data.splits", "jclip.data.world",
+    "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.features",
+    "jclip.functional.metrics", "jclip.functional.positions", "jclip.heads", "jclip.models_command", "jclip.paths",
+    "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.results", "jclip.run", "jclip.sheet", "jclip.source",
+    "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.zero_shot",
 ]  # fmt: skip
 
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
@@ -26,8 +27,9 @@ FLOORS = [
     {"jclip.errors"},
     {"jclip.paths", "jclip.variants"},
     {"jclip.config", "jclip.preprocess", "jclip.tokenizer", "jclip.cuda", "jclip.toolchain", "jclip.readers"},
-    {"jclip.runtime", "jclip.functional", "jclip.checkpoint", "jclip.data", "jclip.prompts", "jclip.run"},
-    {"jclip.layers", "jclip.download", "jclip.results", "jclip.evaluation", "jclip.optim"},
+    {"jclip.runtime", "jclip.functional", "jclip.checkpoint", "jclip.data", "jclip.prompts", "jclip.run", "jclip.towers"},
+    {"jclip.kernels", "jclip.download", "jclip.results", "jclip.evaluation", "jclip.optim"},
+    {"jclip.layers", "jclip.sheet"},
     {"jclip.vit", "jclip.resnet", "jclip.text", "jclip.source", "jclip.models_command", "jclip.doctor", "jclip.loop"},
     {"jclip.clip", "jclip.heads"},
     {"jclip.features"},
