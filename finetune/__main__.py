@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 import finetune
 from jclip.config import DataConfig, apply_overrides, build, load_values, to_values
 from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    import numpy as np
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
 CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
@@ -252,6 +253,8 @@ def predict(argv: list[str]) -> int:
 
 def photos_to_label(done: Finished, places: list[str]) -> Any:
     """The photos at `places`, or the test photos of the run's own data with their labels. Raises `DataError`."""
+    import numpy as np
+
     from jclip.data.splits import Split, find_photos, read_photos
 
     if places:
@@ -292,6 +295,8 @@ def finished_run(place: str, overrides: Sequence[str]) -> Finished:
 
     Raises `ConfigError` when there is none.
     """
+    import numpy as np
+
     from jclip.readers import read_weights
     from jclip.run import read_result
 

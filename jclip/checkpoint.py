@@ -23,16 +23,10 @@ from jclip.functional.positions import resample_positions
 from jclip.paths import cache_dir, replacing
 from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
-from jclip.variants import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.variants import FAMILIES, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
 FORMAT_VERSION = "1"
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
-FAMILIES = {  # what the weights don't show: activation; normalisation and resize mode are OpenAI's in all of these
-    "openai": "quickgelu",
-    "metaclip": "quickgelu",
-    "dfn2b": "quickgelu",
-    "openclip": "gelu",
-}
 HEAD_WIDTHS = {384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
 _WRAPPERS = ("state_dict.", "model.", "model_state_dict.")
 _PREFIXES = ("module.", "_orig_mod.")

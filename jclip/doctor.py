@@ -11,15 +11,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import numpy as np
 
 from jclip import cuda, toolchain
 from jclip.errors import JclipError, SetupError
 from jclip.paths import cache_dir
 
+KERNELS = {"cpu": "fused for the CPU (attention, norms)", "plain": "Jittor's own operators"}
 TOLERANCE = 1e-4  # of values of order one in float32, on any device (TF32 off)
 
 
@@ -30,9 +28,12 @@ def main(argv: list[str]) -> int:
         print(f"{name:<16} {finding}", flush=True)
     try:
         with_what = _device()
+        from jclip.kernels import chosen
+        from jclip.trials import TRIALS
     except JclipError as e:
         print(f"{'Jittor':<16} does not start: {e}")
         return 1
+    print(f"{'kernels':<16} {KERNELS[chosen()]}", flush=True)
     right = [_tell(name, trial, with_what) for name, trial in TRIALS.items()]
     print("everything ran and was right" if all(right) else "something is wrong: see above")
     return 0 if all(right) else 1
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
 
 def findings() -> Iterator[tuple[str, str]]:
     """Name and finding of each thing that jclip needs or uses; what is missing comes with its mend."""
+    from importlib.metadata import version
+
     yield "jclip", f"{_version('jclip')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "Jittor", _jittor()
     yield "NumPy", _told(lambda: (toolchain.refuse_unsupported(), version("numpy"))[1])
@@ -60,6 +63,8 @@ def _told(finding: Callable[[], str]) -> str:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:
@@ -121,46 +126,6 @@ def _tell(name: str, trial: Callable[[], float], device: str) -> bool:
     right = bool(error < TOLERANCE)
     print(f"{name:<16} {'right' if right else 'WRONG'} on the {device} (largest error {error:.1e})", flush=True)
     return right
-
-
-def try_product() -> float:
-    """Largest error of a matrix product."""
-    from jclip.runtime import jt
-
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((37, 64), dtype=np.float32) / 8, rng.standard_normal((64, 53), dtype=np.float32)
-    return float(np.abs(jt.matmul(jt.array(a), jt.array(b)).numpy() - a @ b).max())
-
-
-def try_convolution() -> float:
-    """Largest error of a 3 x 3 convolution and of its gradient by the kernel."""
-    from jclip.runtime import jt
-
-    rng = np.random.default_rng(1)
-    x, w = rng.standard_normal((2, 3, 9, 8), dtype=np.float32) / 5, rng.standard_normal((4, 3, 3, 3), dtype=np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))  # (2, 3, 7, 6, 3, 3)
-    kernel = jt.array(w)
-    y = jt.nn.conv2d(jt.array(x), kernel)
-    wanted = np.einsum("bchwij,kcij->bkhw", windows, w)
-    gradient = jt.grad((y * y).sum() / 2, kernel).numpy() / 10
-    wanted_gradient = np.einsum("bchwij,bkhw->kcij", windows, wanted) / 10
-    return float(max(np.abs(y.numpy() - wanted).max(), np.abs(gradient - wanted_gradient).max()))
-
-
-def try_attention() -> float:
-    """Largest error of causal attention with three heads."""
-    from jclip.kernels import attention
-    from jclip.runtime import jt
-
-    qkv = np.random.default_rng(2).standard_normal((2, 5, 3 * 12), dtype=np.float32)
-    q, k, v = qkv.astype(np.float64).reshape(2, 5, 3, 3, 4).transpose(2, 0, 3, 1, 4)
-    scores = np.where(np.tri(5, dtype=bool), q @ k.swapaxes(2, 3) / 2, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    wanted = (weights / weights.sum(axis=-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(2, 5, 12)
-    return float(np.abs(attention(jt.array(qkv), 3, causal=True).numpy() - wanted).max())
-
-
-TRIALS = {"matrix product": try_product, "convolution": try_convolution, "attention": try_attention}
 
 
 if __name__ == "__main__":

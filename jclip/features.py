@@ -251,6 +251,8 @@ def few_shot_features(
     if source is None:
         raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
     photos = read_photos(data)
+    if train and not len(photos.train):
+        raise DataError("there are no training photos: set data.root, data.train or data.split_file")
     head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
     options = {"on_error": data.on_error}
     augmented = {"views": views, "augment": augment, "seed": seed}

@@ -12,7 +12,6 @@ import numpy as np
 from jclip.paths import cache_dir
 from jclip.readers import read_weights, safetensors
 from jclip.source import ModelSource
-from jclip.tokenizer import tokenize_for
 
 PROMPTS_AT_ONCE = 512
 
@@ -46,6 +45,8 @@ def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], trunca
 
 def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
     """As `zero_shot_head`, of a model at hand, whatever state it is in: nothing is cached."""
+    from jclip.tokenizer import tokenize_for
+
     flat = [p for of_class in prompts for p in of_class]
     embedded = unit(encode_prompts(model, tokenize_for(model.config.text, flat, truncate)))
     counts = [len(of_class) for of_class in prompts]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from jclip.results import table
 from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
 
 
@@ -27,6 +26,8 @@ def main(argv: list[str]) -> int:
         write_random(canonical_name(args.random), args.out, args.seed)
         print(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
         return 0
+    from jclip.results import table
+
     rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
     print(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
     return 0

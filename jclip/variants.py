@@ -9,6 +9,13 @@ from jclip.errors import ConfigError, UnknownName
 
 Activation = Literal["quickgelu", "gelu"]
 
+FAMILIES = {  # what the weights don't show: activation; normalisation and resize mode are OpenAI's in all of these
+    "openai": "quickgelu",
+    "metaclip": "quickgelu",
+    "dfn2b": "quickgelu",
+    "openclip": "gelu",
+}
+
 
 @dataclass(frozen=True)
 class ViTConfig:

@@ -7,18 +7,15 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from jclip.checkpoint import FAMILIES
-from jclip.data.splits import Split, find_photos, read_names
 from jclip.errors import ConfigError, DataError
-from jclip.features import extract
-from jclip.heads import unit, zero_shot_head
 from jclip.prompts import class_prompts, load_templates, prompt_sets
-from jclip.results import Predictions, check_format, show, write_predictions
-from jclip.sheet import check_sheet, write_sheet
-from jclip.source import ModelSource
+from jclip.variants import FAMILIES
+
+if TYPE_CHECKING:  # --help answers before NumPy is imported
+    from jclip.results import Predictions
+    from jclip.source import ModelSource
 
 
 def classify(
@@ -31,6 +28,13 @@ def classify(
     truncate: bool = False,
 ) -> Predictions:
     """Scores s · x · w_k of each photo and class; w_k averages the class's prompts in embedding space."""
+    import numpy as np
+
+    from jclip.data.splits import Split
+    from jclip.features import extract
+    from jclip.heads import unit, zero_shot_head
+    from jclip.results import Predictions
+
     head = zero_shot_head(source, class_prompts(classnames, load_templates(templates)), truncate)
     split = Split(tuple(photos), np.zeros(len(photos), np.int32))
     rows, features = extract(source, split, on_error=on_error, label="photos")
@@ -39,6 +43,8 @@ def classify(
 
 def class_names(names_or_file: str) -> list[str]:
     """Class names from `a,b,c` or from a file: one per line, `name label` lines, or a JSON list. Raises `DataError`."""
+    from jclip.data.splits import read_names
+
     path = Path(names_or_file)
     if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
         names = _json_names(path) if path.suffix == ".json" else list(read_names(path))
@@ -91,6 +97,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Classifies, prints a table, writes the results file. Returns the exit code."""
     args = parser().parse_args(argv)
+
+    from jclip.data.splits import find_photos
+    from jclip.results import check_format, show, write_predictions
+    from jclip.sheet import check_sheet, write_sheet
+    from jclip.source import ModelSource
+
     check_format(args.out)
     check_sheet(args.sheet)
     if args.top < 1:

@@ -253,16 +253,17 @@ def draw_shots(data: PhotoData, shots: int, val_shots: int, seed: int) -> PhotoD
     """`shots` photos per class to train on (0: all) and `val_shots` to choose by, drawn as CoOp's protocol draws them.
 
     One stream of random numbers per seed: where there is no val split, its photos are held out of train first, then
-    train is drawn, then val. val_shots -1 means min(shots, 4). Raises `DataError` naming a class that is too small.
+    train is drawn, then val. val_shots -1 means min(shots, 4). Where there is no train split at all, none is missed
+    here. Raises `DataError` naming a class that is too small.
     """
     rng = random.Random(seed)
     train, val = data.train, data.val
     wanted = min(shots, 4) if val_shots < 0 else val_shots
     classes = range(len(data.classnames))
-    if not len(val) and wanted and shots:
+    if not len(val) and len(train) and wanted and shots:
         held = _draw(train, classes, wanted, rng, data.classnames, reserve=shots)
         val, train = train.take(held), train.take([i for i in range(len(train)) if i not in set(held)])
-    if shots:
+    if shots and len(train):
         train = train.take(_draw(train, classes, shots, rng, data.classnames))
     if len(val) and wanted:
         val = val.take(_draw(val, classes, wanted, rng, data.classnames, keep_short=True))
