@@ -175,3 +175,19 @@ def test_a_loss_that_is_no_number_is_told_and_the_state_is_kept(tmp_path, capsys
 def test_a_long_warm_up_is_warned_of(tmp_path, capsys):
     assert train(tmp_path / "r", *QUICK, "optim.epochs=1", "optim.warmup=2") == 0
     assert "the warm-up takes 2 of 3 steps, more than a fifth: lower optim.warmup?" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
+    """Files may not grow beyond 8 MB here, so that the first checkpoint does not fit; with room it goes on."""
+    command = f"{sys.executable} -m finetune train {SMOKE} {' '.join(QUICK)} --run {tmp_path}/r"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        f"ulimit -f 16000; exec {command}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    told = [line for line in done.stderr.splitlines() if line.startswith("finetune train:")]
+    assert done.returncode == 2 and len(told) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "File too large" in told[0] and "train.safetensors" in told[0]
+    assert not list((tmp_path / "r").glob("*.safetensors")) and not list((tmp_path / "r").glob(".*.part"))
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line["epoch"] for line in lines_of(tmp_path / "r")] == [0, 1, 2]
