@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from jclip.config import CaptionConfig, DataConfig, OptimConfig
-from jclip.data.captions import Pairs, ahead, read_pairs
+from jclip.data.captions import Pairs, read_pairs
 from jclip.errors import ConfigError, DataError
 from jclip.heads import ZeroShotHead
 from jclip.preprocess import Preprocess
@@ -138,40 +138,37 @@ class Batches:
     """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
 
     def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
-        self._cfg, self._model, self._pairs = cfg, model, pairs
-        random_view = augment_named(cfg.augment)
-        self._view = random_view and (lambda image, key: random_view(image, preprocess, np.random.default_rng(key)))
-        self._preprocess = preprocess
-        still = bool(pairs.paths) and not random_view
-        self._images = encode_pairs(model, pairs, preprocess)[0] if cfg.lock.freezes_image and still else None
+        self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
+        self._random_view = augment_named(cfg.augment)
+        self._rows, self._known = np.arange(len(pairs)), None
+        if cfg.lock.freezes_image and pairs.paths and self._random_view is None:
+            encoded = encode_pairs(model, pairs, preprocess)
+            self._rows, self._known = encoded.rows, dict(zip(encoded.rows.tolist(), encoded.images, strict=True))
 
     def epoch(self, epoch: int):
-        """Lists of `accumulate` parts (images, tokens, groups); a rest that fills no step is left out."""
-        cfg = self._cfg
-        order = np.random.default_rng((cfg.seed, epoch)).permutation(len(self._pairs))
-        size = cfg.optim.batch
-        parts = len(order) // (size * cfg.accumulate) * cfg.accumulate
-        made = ahead(lambda i: self._part(order[i * size : (i + 1) * size], epoch), parts)
-        for first in made:
-            yield numbered([first, *(next(made) for _ in range(cfg.accumulate - 1))])
+        """Lists of `accumulate` parts (images, tokens, meanings); a rest that fills no step is left out."""
+        size, parts = self._cfg.optim.batch, []
+        for rows, images in self._images(epoch, size):
+            if len(rows) < size:
+                return
+            texts, meanings = self._pairs.texts(rows, epoch)
+            parts.append((images, self._model.tokenize(texts, truncate=True), np.array(meanings)))
+            if len(parts) == self._cfg.accumulate:
+                yield parts
+                parts = []
 
-    def _part(self, rows: np.ndarray, epoch: int):
-        texts, meanings = self._pairs.texts(rows, epoch)
-        tokens = self._model.tokenize(texts, truncate=True)
-        if self._images is not None:
-            return self._images[rows], tokens, meanings
-        return self._pairs.pixels(rows, epoch, self._prepare(epoch)), tokens, meanings
+    def _images(self, epoch: int, size: int):
+        """Rows and their pixels, or the features of a locked tower."""
+        order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
+        if self._known is None:
+            return self._pairs.batches(order, epoch, size, lambda image, row: self._view(image, epoch, row))
+        chunks = (order[i : i + size] for i in range(0, len(order), size))
+        return ((rows, np.stack([self._known[row] for row in rows.tolist()])) for rows in chunks)
 
-    def _prepare(self, epoch: int):
-        if self._view is None:
-            return lambda image, row: self._preprocess(image)
-        return lambda image, row: self._view(image, (self._cfg.seed, epoch, row))
-
-
-def numbered(parts: list) -> list:
-    """Parts with their meanings numbered across all of them."""
-    numbers: dict[str, int] = {}
-    return [(x, t, np.array([numbers.setdefault(m, len(numbers)) for m in meanings])) for x, t, meanings in parts]
+    def _view(self, image, epoch: int, row: int) -> np.ndarray:
+        if self._random_view is None:
+            return self._preprocess(image)
+        return self._random_view(image, self._preprocess, np.random.default_rng((self._cfg.seed, epoch, row)))
 
 
 def contrastive_gradients(model, parts: list, names: list[str], positives: str):
@@ -186,8 +183,8 @@ def contrastive_gradients(model, parts: list, names: list[str], positives: str):
 
     params = model.state_dict()
     wanted = [params[name] for name in names]
-    groups = np.concatenate([group for _, _, group in parts])
-    targets = positive_targets(groups) if positives == "same" else None
+    meanings = np.concatenate([meaning for _, _, meaning in parts])
+    targets = positive_targets(ids_of(meanings)) if positives == "same" else None
 
     def loss_of(features):
         images, texts = (
@@ -256,10 +253,10 @@ def measure(cfg: Config, model, preprocess: Preprocess, val: Pairs | None) -> Ca
         report: dict[str, float] = {}
         with inference(model):
             if val is not None:
-                images, texts, groups = encode_pairs(model, val, preprocess)
-                scores = unit(images) @ unit(texts).T
+                encoded = encode_pairs(model, val, preprocess)
+                scores = unit(encoded.images) @ unit(encoded.texts).T
                 report = retrieval_report(scores)
-                same = retrieval_report(scores, groups)
+                same = retrieval_report(scores, encoded.groups)
                 report.update({f"same_{k}": same[k] for k in ("i2t_r1", "t2i_r1")})
             report.update({f"{name}_top1": zero_shot(photos) for name, photos in folders.items()})
         return report
@@ -267,23 +264,35 @@ def measure(cfg: Config, model, preprocess: Preprocess, val: Pairs | None) -> Ca
     return evaluate if val is not None or folders else None
 
 
-def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image and text features (N, E), not normalised, and the ids of the captions' meanings."""
+@dataclass(frozen=True)
+class Encoded:
+    """Features (n, E) of the pairs that decoded, not normalised, their rows, and ids of their captions' meanings."""
+
+    rows: np.ndarray
+    images: np.ndarray
+    texts: np.ndarray
+    groups: np.ndarray
+
+
+def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> Encoded:
+    """All pairs as the model sees them now."""
     from jclip.clip import inference
+    from jclip.heads import encode_prompts
 
-    texts, meanings = pairs.texts(range(len(pairs)))
-    tokens = model.tokenize(texts, truncate=True)
-    starts = range(0, len(pairs), AT_ONCE)
-
-    def images_from(start: int) -> np.ndarray:
-        rows = range(start, min(start + AT_ONCE, len(pairs)))
-        return pairs.pixels(rows, 0, lambda image, row: preprocess(image))
-
+    rows, images = [], []
     with inference(model):
-        pixels = ahead(lambda i: images_from(starts[i]), len(starts))
-        images = np.concatenate([model.encode_image(x).float32().numpy() for x in pixels])
-        encoded = np.concatenate([model.encode_text(tokens[s : s + AT_ONCE]).float32().numpy() for s in starts])
-    return images, encoded, numbered([(None, None, meanings)])[0][2]
+        for at, pixels in pairs.batches(range(len(pairs)), 0, AT_ONCE, lambda image, _: preprocess(image)):
+            rows.append(at)
+            images.append(model.encode_image(pixels).float32().numpy())
+        kept = np.concatenate(rows)
+        texts, meanings = pairs.texts(kept)
+        encoded = encode_prompts(model, model.tokenize(texts, truncate=True))
+    return Encoded(kept, np.concatenate(images), encoded, ids_of(meanings))
+
+
+def ids_of(meanings) -> np.ndarray:
+    """(n,) numbers that are equal where meanings are."""
+    return np.unique(np.asarray(meanings), return_inverse=True)[1]
 
 
 def selected(cfg: Config) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,8 @@ from PIL import Image
 
 from jclip.config import WORLD, CaptionConfig
 from jclip.data import shapes
-from jclip.data.loader import open_photo
+from jclip.data.loader import OnError, open_photo
+from jclip.data.loader import batches as photo_batches
 from jclip.errors import DataError
 
 VALIDATION_SEED = 10**6
@@ -29,6 +31,8 @@ class Pairs:
     image: Callable[[int, int], Image.Image]
     caption: Callable[[int, int], tuple[str, str]]  # the text, and what two texts of the same meaning share
     paths: tuple[str, ...] = ()
+    on_error: OnError = "stop"
+    skipped: set[str] = field(default_factory=set)  # what was told of images that do not decode
 
     def __len__(self) -> int:
         return self.size
@@ -38,9 +42,31 @@ class Pairs:
         said = [self.caption(int(row), epoch) for row in rows]
         return [text for text, _ in said], [meaning for _, meaning in said]
 
-    def pixels(self, rows: Sequence[int], epoch: int, prepare: Callable[[Image.Image, int], np.ndarray]) -> np.ndarray:
-        """`prepare(image, row)` of `rows`, stacked, float32 (n, 3, H, W)."""
-        return np.stack([prepare(self.image(int(row), epoch), int(row)) for row in rows])
+    def batches(
+        self, rows: Sequence[int], epoch: int, size: int, prepare: Callable[[Image.Image, int], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows (n,) and `prepare(image, row)` (n, 3, H, W), `size` at a time in the order of `rows`, made ahead.
+
+        An image that does not decode stops the run, or is left out and told of once. The last batch may be short.
+        """
+        rows = np.asarray(rows)
+        if not self.paths:
+            starts = range(0, len(rows), size)
+            yield from ahead(lambda i: self._render(rows[starts[i] : starts[i] + size], epoch, prepare), len(starts))
+            return
+        failed: list[str] = []
+        paths = [self.paths[row] for row in rows]
+        for at, pixels in photo_batches(
+            paths, lambda image, i: prepare(image, int(rows[i])), size, self.on_error, failed
+        ):
+            yield rows[at], pixels
+        for message in failed:
+            if message not in self.skipped:
+                sys.stderr.write(f"skipped: {message}\n")
+        self.skipped.update(failed)
+
+    def _render(self, rows: np.ndarray, epoch: int, prepare) -> tuple[np.ndarray, np.ndarray]:
+        return rows, np.stack([prepare(self.image(int(row), epoch), int(row)) for row in rows])
 
 
 def read_pairs(config: CaptionConfig, part: Literal["train", "val"], size: tuple[int, int], seed: int) -> Pairs | None:
@@ -60,7 +86,9 @@ def read_pairs(config: CaptionConfig, part: Literal["train", "val"], size: tuple
     if absent:
         raise DataError(f"{path}: {len(absent)} of {len(paths)} images are missing: {', '.join(absent[:3])}")
     captions = [caption for _, caption in rows]
-    return Pairs(len(rows), lambda row, _: open_photo(paths[row]), lambda row, _: (captions[row],) * 2, paths)
+    return Pairs(
+        len(rows), lambda row, _: open_photo(paths[row]), lambda row, _: (captions[row],) * 2, paths, config.on_error
+    )
 
 
 def rendered_pairs(config: CaptionConfig, part: Literal["train", "val"], size: int, seed: int) -> Pairs:

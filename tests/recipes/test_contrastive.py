@@ -69,11 +69,11 @@ def test_half_precision_weights_and_the_best_epoch(tmp_path):
 
 
 def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, captioned, tmp_path, monkeypatch):
-    from jclip.data import captions
+    from jclip.data import loader
 
     opened = []
-    real = captions.open_photo
-    monkeypatch.setattr(captions, "open_photo", lambda path: opened.append(path) or real(path))
+    real = loader.open_photo
+    monkeypatch.setattr(loader, "open_photo", lambda path: opened.append(path) or real(path))
     settings = [
         f"model={small_models['resnet']}",
         "scratch=false",
