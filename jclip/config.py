@@ -125,9 +125,14 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def project_of(path: Path) -> Path:
-    """What relative paths in a YAML are relative to: the folder that holds its `configs` folder, else its own folder."""
+    """What relative paths in a YAML are relative to: the folder that holds its `configs` folder, else its own folder.
+
+    Configs that were installed with the package belong to no project: theirs are relative to the caller's folder.
+    """
     path = path.resolve()
     above = [p for p in path.parents if p.name == "configs"]
+    if above and (above[-1].parent / "__init__.py").is_file():
+        return Path.cwd()
     return above[-1].parent if above else path.parent
 
 

@@ -148,3 +148,14 @@ def test_reading_a_config_needs_no_jittor():
         "assert not {'jittor', 'torch', 'jittor_utils'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_paths_of_installed_configs_belong_to_the_callers_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "site" / "finetune" / "configs"
+    folder.mkdir(parents=True)
+    (folder / "a.yaml").write_text("model: runs/x.safetensors\ndata: {root: photos, train: shapes}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_values(folder / "a.yaml")["data"] == {"root": f"{tmp_path}/site/finetune/photos", "train": "shapes"}
+    (folder.parent / "__init__.py").write_text("")
+    values = load_values(folder / "a.yaml")
+    assert values["model"] == f"{tmp_path}/runs/x.safetensors" and values["data"]["root"] == f"{tmp_path}/photos"
