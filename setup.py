@@ -38,6 +38,7 @@ setup(
         f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
     ],
     extras_require={
+        "hub": ["huggingface_hub>=0.25"],
         "parity": ["torch==2.13.0", "transformers>=5.20,<6", "safetensors>=0.5"],
         "dev": ["pytest>=8", "ruff>=0.8"],
     },

@@ -1,4 +1,4 @@
-"""OpenAI's nine weight files: fetched with progress, resumed after a break, checked against their SHA-256."""
+"""Weight files by name: OpenAI's nine, resumed after a break and checked against their SHA-256, and Hugging Face's hub."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ SHA256 = {
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
 }
+HUB = "hf-hub:"
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 ATTEMPTS = 3
 TIMEOUT = 30  # seconds without a byte
 _BLOCK = 1 << 20
@@ -61,10 +63,15 @@ def fetch_openai(name: str, folder: Path | None = None) -> Path:
 
 
 def find_weights(name_or_path: str | os.PathLike) -> Path:
-    """The file of a path or a known name, the latter shipped, or downloaded when it is absent. Raises `CheckpointError`."""
+    """The file of a path or a known name, the latter shipped, or downloaded when it is absent. Raises `CheckpointError`.
+
+    `hf-hub:owner/name` is a repository of the hub.
+    """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
+    if str(name_or_path).startswith(HUB):
+        return fetch_hub(str(name_or_path).removeprefix(HUB))
     try:
         name = canonical_name(str(name_or_path))
     except UnknownName:
@@ -74,6 +81,34 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
             f"(known: {', '.join(known)})"
         ) from None
     return ASSETS / f"{name}.safetensors" if name in SHIPPED else fetch_openai(name)
+
+
+def fetch_hub(repository: str) -> Path:
+    """The local file of a repository's weights, by `huggingface_hub`, which honours HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME.
+
+    Raises `CheckpointError` when it can't be had, naming the files that were looked for.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError:
+        raise CheckpointError(f"{HUB}{repository} needs huggingface_hub: pip install 'jclip[hub]'") from None
+    place = os.environ.get("HF_ENDPOINT", "the hub")
+    for name in HUB_FILES:
+        try:
+            return Path(hf_hub_download(repository, name))
+        except LocalEntryNotFoundError as e:  # before its base class: neither here nor to be asked for
+            raise CheckpointError(f"{HUB}{repository}: {place} can't be reached, and {name} is not in the cache") from e
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, HFValidationError, OSError) as e:
+            raise CheckpointError(f"{HUB}{repository}: {place} answered {' '.join(str(e).split())[:200]}") from e
+    raise CheckpointError(f"{HUB}{repository} at {place} has none of {', '.join(HUB_FILES)}")
 
 
 def _download(url: str, part: Path, by_hand: str) -> None:

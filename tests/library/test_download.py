@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +139,69 @@ def test_neither_file_nor_name():
         CheckpointError, match=r"ViT-B33 is neither a file nor a model's name, did you mean 'ViT-B/32'\?"
     ):
         download.find_weights("ViT-B33")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a hub as a download asks for: one repository with one file."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool):
+        if self.path != "/mine/clip/resolve/main/open_clip_pytorch_model.bin":
+            self.send_response(404)
+            known = self.path.startswith("/mine/clip/")
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        for name, value in (("X-Repo-Commit", "c" * 40), ("ETag", f'"{EXPECTED}"'), ("Content-Length", len(CONTENT))):
+            self.send_header(name, str(value))
+        self.end_headers()
+        if body:
+            self.wfile.write(CONTENT)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Runs code in a process of its own, as huggingface_hub reads its settings when it is imported."""
+    pytest.importorskip("huggingface_hub", reason="pip install 'jclip[hub]'")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def find(name: str, **settings: str) -> str:
+        code = f"from jclip.download import *\ntry:\n    print(find_weights({name!r}))\nexcept CheckpointError as e:\n    print(e)"
+        own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), **settings}
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **own}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    yield find
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_where_hf_endpoint_says(hub):
+    path = hub("hf-hub:mine/clip")
+    assert Path(path).read_bytes() == CONTENT and path.endswith("open_clip_pytorch_model.bin")
+    assert hub("hf-hub:mine/clip", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9") == path
+
+
+def test_what_the_hub_lacks_is_told(hub):
+    assert "hf-hub:mine/other: http://127.0.0.1" in hub("hf-hub:mine/other")
+    told = hub("hf-hub:mine/clip", HF_HUB_OFFLINE="1")
+    assert "can't be reached, and open_clip_model.safetensors is not in the cache" in told
+    assert "answered" in hub("hf-hub:not a name")
+
+
+def test_the_hub_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"hf-hub:a/b needs huggingface_hub: pip install 'jclip\[hub\]'"):
+        download.find_weights("hf-hub:a/b")
