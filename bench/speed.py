@@ -42,15 +42,25 @@ def main() -> int:
     if args.child:
         print(json.dumps(measure(*args.child, args.seconds)))
         return 0
-    results = {"machine": machine(args.threads), "tasks": {}}
     for task in args.tasks:
-        results["tasks"][task] = compare(task, args)
-        print(line(task, results["tasks"][task]), flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {args.out}")
+        result = compare(task, args)
+        print(line(task, result), flush=True)
+        if args.out:
+            write(args.out, args.threads, task, result)
     return 0
+
+
+def write(path: Path, threads: int, task: str, result: dict) -> None:
+    """Puts one task's result into the file, in the order of `TASKS`; others in it stay if they are of the same machine."""
+    results = {"machine": machine(threads), "tasks": {}}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["machine"]["cpu"] == results["machine"]["cpu"] and before["machine"]["threads"] == threads:
+            results["tasks"] = before["tasks"]
+    results["tasks"][task] = {**result, "commit": results["machine"]["commit"]}
+    results["tasks"] = {name: results["tasks"][name] for name in TASKS if name in results["tasks"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(task: str, args: argparse.Namespace) -> dict:
@@ -88,7 +98,7 @@ def measure(side: str, task: str, seconds: float) -> dict:
     run()
     spent: list[float] = []
     begun = time.perf_counter()
-    while len(spent) < 3 or time.perf_counter() - begun < seconds:
+    while not spent or time.perf_counter() - begun < seconds:
         start = time.perf_counter()
         run()
         spent.append(time.perf_counter() - start)

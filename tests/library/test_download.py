@@ -177,7 +177,13 @@ def hub(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def find(name: str, **settings: str) -> str:
-        code = f"from jclip.download import *\ntry:\n    print(find_weights({name!r}))\nexcept CheckpointError as e:\n    print(e)"
+        code = f"""
+from jclip.download import CheckpointError, find_weights
+try:
+    print(find_weights({name!r}))
+except CheckpointError as e:
+    print(e)
+"""
         own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), **settings}
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **own}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
