@@ -98,17 +98,17 @@ def fetch_hub(repository: str) -> Path:
         )
     except ImportError:
         raise CheckpointError(f"{HUB}{repository} needs huggingface_hub: pip install 'jclip[hub]'") from None
-    place = os.environ.get("HF_ENDPOINT", "the hub")
+    place, cause = os.environ.get("HF_ENDPOINT", "the hub"), "has"
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError as e:  # before its base class: neither here nor to be asked for
-            raise CheckpointError(f"{HUB}{repository}: {place} can't be reached, and {name} is not in the cache") from e
+        except LocalEntryNotFoundError:  # before its base class: not here, and the hub can't be asked
+            cause = "can't be reached, and the cache has"
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, HFValidationError, OSError) as e:
             raise CheckpointError(f"{HUB}{repository}: {place} answered {' '.join(str(e).split())[:200]}") from e
-    raise CheckpointError(f"{HUB}{repository} at {place} has none of {', '.join(HUB_FILES)}")
+    raise CheckpointError(f"{HUB}{repository}: {place} {cause} none of {', '.join(HUB_FILES)}")
 
 
 def _download(url: str, part: Path, by_hand: str) -> None:

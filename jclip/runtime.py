@@ -128,8 +128,8 @@ def _import_jittor(home: Path) -> ModuleType:
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
     import jittor
 
-    if "use_parallel_op_compiler" not in os.environ:  # its own 16 threads, each with a compiler, swamp a small machine
-        jittor.flags.use_parallel_op_compiler = min(16, len(os.sched_getaffinity(0)))
+    if "use_parallel_op_compiler" not in os.environ:  # its threads tune matrix products on one graph: a data race
+        jittor.flags.use_parallel_op_compiler = 0
     jittor.flags.python_path = f'"{toolchain.compile_script(home)}"'
     jittor.flags.jittor_path = str(toolchain.without_spaces(Path(jittor.flags.jittor_path)))
     return jittor

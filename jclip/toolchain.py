@@ -128,20 +128,63 @@ def compile_script(home: Path) -> Path:
     """The script that Jittor shall run in place of its asm_tuner.py, written to `home`.
 
     That one starts Python for every operator, compiles it twice, and makes folders in the user's home; this one hands
-    the command to the compiler. Jittor's other helper, for linking CUDA code, is passed on.
+    the command to the compiler, with Jittor's headers precompiled at its first use (g++ only; it ignores them where
+    flags differ). Jittor's other helper, for linking CUDA code, is passed on.
     """
-    text = f"""#!/bin/sh
-case "$1" in
-*asm_tuner.py) compiler=${{2#--cc_path=}}; shift 2; exec "$compiler" "$@" ;;
-*) exec "{sys.executable}" "$@" ;;
-esac
-"""
+    text = _COMPILE_SCRIPT.format(python=sys.executable, header=_header(home))
     script = home / "compile.sh"
     if not script.is_file() or script.read_text() != text:
         with replacing(script) as temporary:
             temporary.write_text(text)
         script.chmod(0o755)
     return script
+
+
+_HEADER = """#define JIT 1
+#include <assert.h>
+#include <algorithm>
+#include <cmath>
+#include "fused_op.h"
+#include "var.h"
+#include "ops/op_register.h"
+"""
+_COMPILE_SCRIPT = """#!/bin/sh
+case "$1" in
+*asm_tuner.py) compiler=${{2#--cc_path=}}; shift 2 ;;
+*) exec "{python}" "$@" ;;
+esac
+header="{header}"
+precompile() {{
+    for word; do # the operator's own command, without what names its source and its library
+        shift
+        case $word in
+        -l* | -L* | -Wl,* | -shared | *.cc | *.so) ;;
+        -o) ;;
+        *) set -- "$@" "$word" ;;
+        esac
+    done
+    "$compiler" "$@" -x c++-header "$header" -o "$header.$$" && mv "$header.$$" "$header.gch" || rm -f "$header.$$"
+}}
+case $compiler in
+*g++*)
+    [ -e "$header.gch" ] || precompile "$@" >/dev/null 2>&1
+    [ ! -e "$header.gch" ] || set -- -include "$header" "$@"
+    ;;
+esac
+exec "$compiler" "$@"
+"""
+
+
+def _header(home: Path) -> Path:
+    """What nearly all operators include, in a folder of its own for each compiler, Jittor and Python."""
+    compiler = find_compiler().resolve()
+    made_of = [_HEADER, jittor_version(), sys.version, sys.prefix, str(compiler), str(compiler.stat().st_mtime_ns)]
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
+    header = home / "precompiled" / key / "jittor.h"
+    if not header.is_file():
+        with replacing(header) as temporary:
+            temporary.write_text(_HEADER)
+    return header
 
 
 def without_spaces(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 from pathlib import Path
@@ -228,3 +229,62 @@ def test_progress_is_shown_on_a_terminal(line, shown, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     runtime._show_progress(line)
     assert shown in capsys.readouterr().err
+
+
+def compile_with_script(home: Path, flags: str = "-O2") -> subprocess.CompletedProcess:
+    """The script as Jittor calls it, on a source that includes what operators include."""
+    import jittor_utils
+
+    source, library = home / "op.cc", home / "op.so"
+    source.write_text(
+        '#define JIT 1\n#include "var.h"\nextern "C" int answer() { return sizeof(jittor::Var) > 0 ? 42 : 0; }\n'
+    )
+    jittor = Path(jittor_utils.__file__).parent.parent / "jittor"
+    include = [f"-I{jittor}/src", f"-I{jittor}/extern", f"-I{sysconfig.get_paths()['include']}"]
+    command = [toolchain.compile_script(home), f"{jittor}/utils/asm_tuner.py", f"--cc_path={toolchain.find_compiler()}"]
+    command += [source, "-std=c++14", "-fPIC", "-shared", *include, *flags.split(), "-ldl", "-o", library]
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True)
+
+
+def answer_of(home: Path) -> int:
+    import ctypes
+
+    return ctypes.CDLL(str(home / "op.so"), mode=os.RTLD_LAZY).answer()
+
+
+def test_operators_compile_on_precompiled_headers_made_once(tmp_path):
+    home = tmp_path / "a home"
+    home.mkdir()
+    done = compile_with_script(home)
+    assert done.returncode == 0, done.stderr
+    made = next((home / "precompiled").glob("*/jittor.h.gch"))
+    stamp = made.stat().st_mtime_ns
+    for flags in ("-O2", "-Ofast -fopenmp"):  # the latter do not fit, and the compiler reads the header itself
+        assert compile_with_script(home, flags).returncode == 0 and answer_of(home) == 42
+    assert made.stat().st_mtime_ns == stamp and not list(made.parent.glob("*.h.[0-9]*"))
+    made.write_bytes(b"damaged")
+    assert compile_with_script(home).returncode == 0
+
+
+def test_operators_compile_where_headers_can_not_be_precompiled(tmp_path):
+    toolchain.compile_script(tmp_path)
+    folder = next((tmp_path / "precompiled").iterdir())
+    header = folder / "jittor.h"
+    header.write_text("#include <no_such_header.h>\n")
+    done = compile_with_script(tmp_path)
+    assert done.returncode == 0 and "no_such_header" not in done.stderr and list(folder.iterdir()) == [header]
+
+
+def test_compilers_errors_and_other_helpers_pass_through(tmp_path):
+    assert compile_with_script(tmp_path, "-Wno-such-flag=3 -fno-such-thing").returncode != 0
+    script = toolchain.compile_script(tmp_path)
+    (tmp_path / "other.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
+    done = subprocess.run([script, tmp_path / "other.py", "a b"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "['a b']\n")
+
+
+def test_operators_are_compiled_one_after_the_other_unless_asked_otherwise():
+    """Jittor's threads race in their tuner: on this machine two of twelve starts of a training ended in a crash."""
+    code = "from jclip.runtime import jt; print(jt.flags.use_parallel_op_compiler)"
+    assert python(code).stdout == "0\n"
+    assert python(code, use_parallel_op_compiler="3").stdout == "3\n"
