@@ -16,6 +16,7 @@ COMMANDS = {  # name → module:function, one line of help
     "compare": ("finetune.__main__:compare", "one table of several finished runs"),
     "recipes": ("finetune.__main__:recipes", "list the recipes and their configs"),
     "models": ("jclip.models_command:main", "list the models, or write one with seeded random weights"),
+    "warmup": ("jclip.warmup:main", "compile a model's operators ahead"),
     "doctor": ("jclip.doctor:main", "tell what this machine offers, what is missing, and how to mend it"),
 }
 

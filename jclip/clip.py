@@ -179,7 +179,9 @@ def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
     model = CLIP(checkpoint.config)
     load_strict(model, checkpoint.arrays(), str(checkpoint.path))
     model.eval()
-    return model.to(dtype)
+    model.to(dtype)
+    jt.sync_all()  # weights that were never computed would be fused into the first operators that read them
+    return model
 
 
 def available_models() -> list[str]:

@@ -46,7 +46,9 @@ def seconds_of(*command: str, code: int = 0) -> float:
 # Quick answers. Bounds are the product's promises, not tolerances.
 
 
-@pytest.mark.parametrize("command", ["", "zero-shot", "train", "eval", "predict", "recipes", "models", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["", "zero-shot", "train", "eval", "predict", "recipes", "models", "warmup", "doctor"]
+)
 def test_help_answers_in_a_fifth_of_a_second(command):
     assert quickest(sys.executable, "-m", "jclip.cli", *command.split(), "--help", within=0.2) < 0.2
 
