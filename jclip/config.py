@@ -129,7 +129,7 @@ def project_of(path: Path) -> Path:
 
     Configs that were installed with the package belong to no project: theirs are relative to the caller's folder.
     """
-    path = path.resolve()
+    path = path.absolute()  # where the user sees it: a linked folder of configs belongs to the project that links it
     above = [p for p in path.parents if p.name == "configs"]
     if above and (above[-1].parent / "__init__.py").is_file():
         return Path.cwd()

@@ -54,7 +54,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def guarded(command: Callable[[], int | None], name: str) -> int:
     """Runs `command`; what a user can mend ends in one line on stderr and exit code 2, not in a traceback."""
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()  # here, where a reader that left is no error, and not at exit
+        return code
     except JclipError as e:
         return fail(name, str(e), e.exit_code)
     except KeyboardInterrupt:
