@@ -55,7 +55,7 @@ def write(path: Path, threads: int, task: str, result: dict) -> None:
     results = {"machine": machine(threads), "tasks": {}}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if before["machine"]["cpu"] == results["machine"]["cpu"] and before["machine"]["threads"] == threads:
+        if before["machine"]["cpu"] == results["machine"]["cpu"] and str(before["machine"]["threads"]) == str(threads):
             results["tasks"] = before["tasks"]
     results["tasks"][task] = {**result, "commit": results["machine"]["commit"]}
     results["tasks"] = {name: results["tasks"][name] for name in TASKS if name in results["tasks"]}
