@@ -1,9 +1,9 @@
 #!/bin/sh
 # Sets up what is missing, then runs the whole test-suite; arguments go to pytest. What CI runs.
 set -eu
-cd "$(dirname "$0")"
 JCLIP_EXTRAS=parity,dev
-. scripts/env.sh
+. "$(dirname "$0")/scripts/env.sh"
+cd "$PROJECT"
 
 "$PYTHON" -m jclip.cli doctor
 "$PYTHON" -m ruff check .

@@ -55,7 +55,7 @@ def write(path: Path, threads: int, task: str, result: dict) -> None:
     results = {"machine": machine(threads), "tasks": {}}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if before["machine"]["cpu"] == results["machine"]["cpu"] and str(before["machine"]["threads"]) == str(threads):
+        if before["machine"]["cpu"] == results["machine"]["cpu"] and before["machine"]["threads"] == threads:
             results["tasks"] = before["tasks"]
     results["tasks"][task] = {**result, "commit": results["machine"]["commit"]}
     results["tasks"] = {name: results["tasks"][name] for name in TASKS if name in results["tasks"]}
@@ -255,13 +255,8 @@ def machine(threads: int) -> dict:
     from jclip.runtime import _cpu_model
 
     packages = {name: version(name) for name in ("torch", "transformers", "jittor")}
-    return {
-        "cpu": _cpu_model(),
-        "system": platform.platform(),
-        "threads": threads,
-        **provenance(),
-        "packages": packages,
-    }
+    told = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}
+    return {**provenance(), **told}
 
 
 def line(task: str, result: dict) -> str:

@@ -9,7 +9,7 @@ Needs: image-caption pairs, or the embedded world (`data.train: shapes`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,10 @@ import numpy as np
 
 from jclip.config import CaptionConfig, DataConfig, OptimConfig
 from jclip.data.captions import Pairs, read_pairs
+from jclip.data.splits import PhotoData, read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.heads import ZeroShotHead
-from jclip.preprocess import Preprocess
+from jclip.preprocess import Preprocess, view_of
 from jclip.preprocess import augment as augment_named
 from jclip.run import Run
 from jclip.source import ModelSource
@@ -77,6 +78,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     training_mode(model, patterns)
     optim = optimiser(cfg.optim, trainable(model, patterns), no_weight_decay)
     prepare = Batches(cfg, model, preprocess, train)
+    folders = {name_of(root): read_photos(DataConfig(root=root, shots=0, val_shots=0)) for root in cfg.zero_shot}
 
     def step(batch, number: int):
         optim.lr = learning_rate(cfg.optim, number, total)
@@ -87,11 +89,11 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
     outcome = fit(
         step, prepare.epoch, state=TrainState(optim, running_statistics(model)), run=run, epochs=cfg.optim.epochs,
-        every=cfg.every, evaluate=measure(cfg, model, preprocess, val), select=selected(cfg), steps=total,
+        every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders), select=selected(cfg), steps=total,
     )  # fmt: skip
     if cfg.selection == "val":
         put_arrays(model, outcome.best_arrays)
-    save(cfg, run, model, preprocess)
+    save(cfg, run, model, preprocess, folders)
     if not outcome.best:
         return outcome.last
     best = {f"best_epoch_{selected(cfg)}": outcome.best[selected(cfg)], "best_epoch": outcome.best_epoch + 1}
@@ -139,9 +141,9 @@ class Batches:
 
     def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
         self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
-        self._random_view = augment_named(cfg.augment)
+        self._pipeline = augment_named(cfg.augment)
         self._rows, self._known = np.arange(len(pairs)), None
-        if cfg.lock.freezes_image and pairs.paths and self._random_view is None:
+        if cfg.lock.freezes_image and pairs.paths and self._pipeline is None:
             encoded = encode_pairs(model, pairs, preprocess)
             self._rows, self._known = encoded.rows, dict(zip(encoded.rows.tolist(), encoded.images, strict=True))
 
@@ -161,14 +163,12 @@ class Batches:
         """Rows and their pixels, or the features of a locked tower."""
         order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
         if self._known is None:
-            return self._pairs.batches(order, epoch, size, lambda image, row: self._view(image, epoch, row))
+            return self._pairs.batches(
+                order, epoch, size,
+                lambda image, row: view_of(image, self._preprocess, self._pipeline, (self._cfg.seed, epoch, row)),
+            )  # fmt: skip
         chunks = (order[i : i + size] for i in range(0, len(order), size))
         return ((rows, np.stack([self._known[row] for row in rows.tolist()])) for rows in chunks)
-
-    def _view(self, image, epoch: int, row: int) -> np.ndarray:
-        if self._random_view is None:
-            return self._preprocess(image)
-        return self._random_view(image, self._preprocess, np.random.default_rng((self._cfg.seed, epoch, row)))
 
 
 def contrastive_gradients(model, parts: list, names: list[str], positives: str):
@@ -232,22 +232,23 @@ def without_gradient(model, parts: list) -> list[tuple]:
     return cached
 
 
-def measure(cfg: Config, model, preprocess: Preprocess, val: Pairs | None) -> Callable[[], dict[str, float]] | None:
+def measure(
+    cfg: Config, model, preprocess: Preprocess, val: Pairs | None, folders: Mapping[str, PhotoData]
+) -> Callable[[], dict[str, float]] | None:
     """What is measured on the way: retrieval among the validation pairs, zero-shot on each named folder."""
     from jclip.clip import inference
-    from jclip.data.splits import Split, read_photos
     from jclip.features import encode_photos
     from jclip.functional.metrics import retrieval_report, top_k
     from jclip.heads import head_of, unit
     from jclip.prompts import class_prompts, load_templates
 
-    folders = {name_of(root): read_photos(DataConfig(root=root, shots=0, val_shots=0)) for root in cfg.zero_shot}
     templates = load_templates(cfg.templates)
 
-    def zero_shot(photos) -> float:
-        split: Split = photos.test if len(photos.test) else photos.train
+    def zero_shot(photos: PhotoData) -> float:
+        split = photos.test if len(photos.test) else photos.train
         head = head_of(model, class_prompts(photos.classnames, templates))
-        return top_k(head(unit(encode_photos(model, preprocess, split))), split.labels)
+        rows, features = encode_photos(model, preprocess, split, cfg.data.on_error)
+        return top_k(head(unit(features)), split.labels[rows])
 
     def evaluate() -> dict[str, float]:
         report: dict[str, float] = {}
@@ -307,19 +308,15 @@ def name_of(root: str) -> str:
     return Path(root.partition(":")[2] or root).name
 
 
-def save(cfg: Config, run: Run, model, preprocess: Preprocess) -> None:
+def save(cfg: Config, run: Run, model, preprocess: Preprocess, folders: Mapping[str, PhotoData]) -> None:
     """model.safetensors, which every command takes as --model, and the classifier of the first zero-shot folder."""
     from jclip.clip import inference, save_model
-    from jclip.data.splits import read_photos
     from jclip.heads import head_of
     from jclip.prompts import class_prompts, load_templates
 
     save_model(run.folder / "model.safetensors", model, preprocess, cfg.half, made_by="contrastive")
-    if not cfg.zero_shot:
-        return
-    classnames = read_photos(DataConfig(root=cfg.zero_shot[0], shots=0, val_shots=0)).classnames
-    with inference(model):
-        head = head_of(model, class_prompts(classnames, load_templates(cfg.templates)))
-    run.save_learned(
-        {"text": head.weights, "scale": np.array([head.scale])}, classnames=classnames, width=model.config.embed_dim
-    )
+    for photos in list(folders.values())[:1]:
+        with inference(model):
+            head = head_of(model, class_prompts(photos.classnames, load_templates(cfg.templates)))
+        learned = {"text": head.weights, "scale": np.array([head.scale])}
+        run.save_learned(learned, classnames=photos.classnames, width=model.config.embed_dim)

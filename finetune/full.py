@@ -17,12 +17,14 @@ from typing import Literal
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
+from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
-from jclip.data.splits import PhotoData, read_photos
+from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features import encode_photos, few_shot_features
 from jclip.functional.metrics import classification_report
 from jclip.heads import ZeroShotHead, head_of, unit
+from jclip.preprocess import Preprocess, view_of
 from jclip.preprocess import augment as augment_named
 from jclip.prompts import class_prompts, load_templates
 from jclip.run import Run
@@ -61,7 +63,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     source = ModelSource(cfg.model, cfg.family)
     photos = read_photos(cfg.data)
     check(cfg, photos)
-    before = few_shot_features(cfg.data, source, cfg.templates, train=False)
+    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
     run.note(**before.facts)
     zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
 
@@ -70,27 +72,33 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     training_mode(model, patterns if cfg.statistics else ())
     optim = optimiser(cfg.optim, trainable(model, patterns), no_weight_decay)
     steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
+
+    def measured(split: Split) -> dict[str, float]:
+        return measure(model, head_of_now(model, prompts), source.preprocess, split, cfg.data.on_error)
+
     outcome = fit(
         training_step(cfg, model, optim, prompts, steps), epochs_of(cfg, photos, source), run=run,
         state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
-        evaluate=lambda: {"top1": measure(model, source, photos, prompts, "val")["top1"]} if len(photos.val) else {},
-        select="top1" if len(photos.val) else "loss",
+        evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
     )  # fmt: skip
-    told = {}
-    if len(photos.test):
-        told["test_top1_last_epoch"] = measure(model, source, photos, prompts, "test")["top1"]
+    last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
         put_arrays(model, outcome.best_arrays)
     save_model(run.folder / "model.safetensors", model, source.preprocess, cfg.half, made_by="full")
-    head = head_in_inference(model, prompts)
+    head = head_of_now(model, prompts)
     run.save_learned(
         {"text": head.weights, "scale": np.array([head.scale])},
         classnames=photos.classnames,
         width=head.weights.shape[1],
     )
-    reports = {part: measure(model, source, photos, prompts, part) for part in ("val", "test")}
-    after = {f"{part}_{k}": v for part, report in reports.items() for k, v in report.items()}
-    return {**zero_shot, **after, **told, "best_epoch": outcome.best_epoch + 1}
+    after = {
+        f"{part}_{name}": value
+        for part, split in (("val", photos.val), ("test", photos.test))
+        if len(split)
+        for name, value in measure(model, head, source.preprocess, split, cfg.data.on_error).items()
+    }
+    best = {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
+    return {**zero_shot, **after, **last, **best}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -113,20 +121,19 @@ def check(cfg: Config, photos: PhotoData) -> None:
 
 
 def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):
-    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view."""
-    random_view = augment_named(cfg.augment)
+    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once."""
+    pipeline, told = augment_named(cfg.augment), set()
 
     def epoch(number: int):
         order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
-        split = photos.train.take(order)
+        split, failed = photos.train.take(order), []
 
         def view(image, at: int) -> np.ndarray:
-            if random_view is None:
-                return source.preprocess(image)
-            return random_view(image, source.preprocess, np.random.default_rng((cfg.seed, number, int(order[at]))))
+            return view_of(image, source.preprocess, pipeline, (cfg.seed, number, int(order[at])))
 
-        for rows, pixels in photo_batches(split.paths, view, cfg.optim.batch, cfg.data.on_error):
+        for rows, pixels in photo_batches(split.paths, view, cfg.optim.batch, cfg.data.on_error, failed):
             yield pixels, split.labels[rows]
+        tell_once(failed, told)
 
     return epoch
 
@@ -179,19 +186,16 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
     return texts_of
 
 
-def measure(model, source: ModelSource, photos: PhotoData, prompts: list[list[str]], part: str) -> dict[str, float]:
-    """`classification_report` of the model as it is, on "val" or "test"; empty without such photos."""
+def measure(model, head: ZeroShotHead, preprocess: Preprocess, split: Split, on_error: OnError) -> dict[str, float]:
+    """`classification_report` of the model as it is on photos that decode. Raises `DataError` as `encode_photos` does."""
     from jclip.clip import inference
 
-    split = getattr(photos, part)
-    if not len(split):
-        return {}
     with inference(model):
-        features = unit(encode_photos(model, source.preprocess, split, label=part))
-    return classification_report(head_in_inference(model, prompts)(features), split.labels)
+        rows, features = encode_photos(model, preprocess, split, on_error)
+    return classification_report(head(unit(features)), split.labels[rows])
 
 
-def head_in_inference(model, prompts: list[list[str]]) -> ZeroShotHead:
+def head_of_now(model, prompts: list[list[str]]) -> ZeroShotHead:
     """The zero-shot head of the model as it is."""
     from jclip.clip import inference
 

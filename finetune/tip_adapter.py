@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet, few_shot_features, training_view
-from jclip.run import Run
-from jclip.source import ModelSource
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+    from jclip.source import ModelSource
 
 ROWS_AT_ONCE = 4096
 SCORES_AT_ONCE = 2**25  # of a search: α x rows x classes
@@ -48,6 +50,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
+    from jclip.features import few_shot_features
+    from jclip.source import ModelSource
+
     source = ModelSource(cfg.model, cfg.family) if cfg.model else None
     data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
     run.note(**data.facts)
@@ -98,6 +103,7 @@ def train_keys(
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
     keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
     """
+    from jclip.features import training_view
     from jclip.loop import fit
     from jclip.optim import TrainState, learning_rate, optimiser
     from jclip.runtime import jt

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jclip.config import DataConfig
 from jclip.errors import DataError
-from jclip.features import few_shot_features
-from jclip.heads import ZeroShotHead
-from jclip.run import Run
-from jclip.source import ModelSource
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.run import Run
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Builds the head, scores val and test."""
+    from jclip.features import few_shot_features
+    from jclip.heads import ZeroShotHead
+    from jclip.source import ModelSource
+
     source = ModelSource(cfg.model, cfg.family) if cfg.model else None
     data = few_shot_features(cfg.data, source, cfg.templates, train=False)
     run.note(**data.facts)
@@ -43,4 +47,6 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.heads import ZeroShotHead
+
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))

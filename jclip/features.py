@@ -14,12 +14,12 @@ from PIL import Image
 from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig
 from jclip.data.loader import OnError, batches
-from jclip.data.splits import Split, read_photos
+from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import classification_report, top_k
 from jclip.heads import unit, zero_shot_head
 from jclip.paths import cache_dir
-from jclip.preprocess import Preprocess
+from jclip.preprocess import Preprocess, view_of
 from jclip.preprocess import augment as augment_named
 from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights, safetensors
@@ -102,17 +102,23 @@ def feature_key(source: ModelSource, split: Split, views: range, augment: str, s
 
 def _viewer(preprocess: Preprocess, augment: str, views: range, seed: int) -> Callable[[Image.Image, int], np.ndarray]:
     """(photo, row) → (V, 3, H, W): the photo decoded once, seen in every view."""
-    random_view = augment_named(augment)
-    if random_view is None:
-        return lambda image, row: preprocess(image)[None]
-    return lambda image, row: np.stack(
-        [random_view(image, preprocess, np.random.default_rng((seed, view, row))) for view in views]
-    )
+    pipeline = augment_named(augment)
+    return lambda image, row: np.stack([view_of(image, preprocess, pipeline, (seed, view, row)) for view in views])
 
 
-def encode_photos(model, preprocess: Preprocess, split: Split, label: str = "") -> np.ndarray:
-    """(n, E) features of a model at hand, not normalised; nothing is cached. Raises `DataError` for a broken photo."""
-    return _compute(model, split, _viewer(preprocess, "none", range(1), 0), 1, "stop", [], label)[1]
+def encode_photos(
+    model, preprocess: Preprocess, split: Split, on_error: OnError = "stop", label: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of `split` that decoded and their features (n, E), not normalised, of a model at hand; nothing is cached.
+
+    Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
+    """
+    failed: list[str] = []
+    viewer = _viewer(preprocess, "none", range(1), 0)
+    rows, features = _compute(model, split, viewer, 1, on_error, failed, label)
+    if len(failed) == len(split):
+        raise DataError(f"none of {len(split)} photos decoded" + (f": {failed[0]}" if failed else ""))
+    return rows, features
 
 
 def _compute(model, split, viewer, views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
@@ -234,11 +240,12 @@ def few_shot_features(
     augment: str = "none",
     seed: int = 0,
     train: bool = True,
+    photos: PhotoData | None = None,
 ) -> FeatureSet:
     """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
 
     Text features come from the file, else from the model's prompts; None when there is neither. `train` off leaves
-    the training photos out. Raises `DataError`.
+    the training photos out; `photos` are those of `data` where they have been read before. Raises `DataError`.
     """
     weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
     if data.features:
@@ -250,7 +257,7 @@ def few_shot_features(
         return recorded
     if source is None:
         raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
-    photos = read_photos(data)
+    photos = photos or read_photos(data)
     if train and not len(photos.train):
         raise DataError("there are no training photos: set data.root, data.train or data.split_file")
     head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))

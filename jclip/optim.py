@@ -6,6 +6,7 @@ Jittor's own optimisers compute alike but keep their moments out of `state_dict(
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -42,7 +43,7 @@ def no_weight_decay(name: str, var) -> bool:
     return var.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
 
 
-class Optimiser:
+class Optimiser(ABC):
     """Base of `AdamW` and `SGD`: `params` by name, one learning rate, decay switched off where `exclude` says so."""
 
     def __init__(
@@ -87,8 +88,9 @@ class Optimiser:
             for k, m in group.items():
                 m.update(jt.array(state[f"{kind}.{k}"]).stop_grad())
 
+    @abstractmethod
     def _update(self, name: str, p, g) -> None:
-        raise NotImplementedError
+        """Moves parameter `p` of that name, and its moments, one step along gradient `g`."""
 
     def _zeros(self) -> dict[str, jt.Var]:
         return {k: jt.zeros_like(p).stop_grad() for k, p in self.params.items()}

@@ -178,6 +178,11 @@ def augment(name: str) -> Augment | None:
     return AUGMENTS[name]
 
 
+def view_of(image: Image.Image, p: Preprocess, pipeline: Augment | None, key: tuple[int, ...]) -> np.ndarray:
+    """float32 (3, H, W): `image` in the random view that `key` (seed, view or epoch, row) stands for; plainly without one."""
+    return p(image) if pipeline is None else pipeline(image, p, np.random.default_rng(key))
+
+
 def random_crop_box(
     height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:

@@ -1,11 +1,14 @@
-# Sourced by the scripts beside it: makes or reuses .venv in the project's folder and installs the project into it.
-# Afterwards "$PYTHON" runs in it. JCLIP_EXTRAS adds extras (check.sh: parity,dev); JCLIP_PYTHON names an interpreter.
-# Expects the project's folder as the current one.
+# Sourced by the scripts of the project's folder: makes or reuses .venv there and installs the project into it.
+# Afterwards "$PROJECT" is that folder and "$PYTHON" runs in it; the current folder stays the caller's.
+# JCLIP_EXTRAS adds extras (check.sh: parity,dev); JCLIP_PYTHON names an interpreter.
 
 say() { printf 'jclip: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
-VENV=$PWD/.venv
+caller=$PWD
+cd "$(dirname "$0")"
+PROJECT=$PWD
+VENV=$PROJECT/.venv
 PYTHON=$VENV/bin/python
 
 suits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
@@ -41,3 +44,4 @@ if [ "$installed" != "$setup $extras" ] && { [ -n "$extras" ] || [ "${installed#
     "$PYTHON" -m pip install -q --disable-pip-version-check -e ".${extras:+[$extras]}" || fail "pip could not install jclip: see above"
     printf '%s\n' "$setup $extras" >"$VENV/.jclip-installed"
 fi
+cd "$caller"

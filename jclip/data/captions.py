@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from PIL import Image
 
 from jclip.config import WORLD, CaptionConfig
 from jclip.data import shapes
-from jclip.data.loader import OnError, open_photo
+from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
 from jclip.errors import DataError
 
@@ -25,12 +24,12 @@ VALIDATION_SEED = 10**6
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and captions by row and epoch. `paths` are the images' files, where they are files."""
+    """Captions, and images to them: photos at `paths`, or what `render` draws; both by row and epoch."""
 
     size: int
-    image: Callable[[int, int], Image.Image]
     caption: Callable[[int, int], tuple[str, str]]  # the text, and what two texts of the same meaning share
     paths: tuple[str, ...] = ()
+    render: Callable[[int, int], Image.Image] | None = None
     on_error: OnError = "stop"
     skipped: set[str] = field(default_factory=set)  # what was told of images that do not decode
 
@@ -50,9 +49,9 @@ class Pairs:
         An image that does not decode stops the run, or is left out and told of once. The last batch may be short.
         """
         rows = np.asarray(rows)
-        if not self.paths:
+        if self.render:
             starts = range(0, len(rows), size)
-            yield from ahead(lambda i: self._render(rows[starts[i] : starts[i] + size], epoch, prepare), len(starts))
+            yield from ahead(lambda i: self._rendered(rows[starts[i] : starts[i] + size], epoch, prepare), len(starts))
             return
         failed: list[str] = []
         paths = [self.paths[row] for row in rows]
@@ -60,13 +59,10 @@ class Pairs:
             paths, lambda image, i: prepare(image, int(rows[i])), size, self.on_error, failed
         ):
             yield rows[at], pixels
-        for message in failed:
-            if message not in self.skipped:
-                sys.stderr.write(f"skipped: {message}\n")
-        self.skipped.update(failed)
+        tell_once(failed, self.skipped)
 
-    def _render(self, rows: np.ndarray, epoch: int, prepare) -> tuple[np.ndarray, np.ndarray]:
-        return rows, np.stack([prepare(self.image(int(row), epoch), int(row)) for row in rows])
+    def _rendered(self, rows: np.ndarray, epoch: int, prepare) -> tuple[np.ndarray, np.ndarray]:
+        return rows, np.stack([prepare(self.render(int(row), epoch), int(row)) for row in rows])
 
 
 def read_pairs(config: CaptionConfig, part: Literal["train", "val"], size: tuple[int, int], seed: int) -> Pairs | None:
@@ -86,9 +82,7 @@ def read_pairs(config: CaptionConfig, part: Literal["train", "val"], size: tuple
     if absent:
         raise DataError(f"{path}: {len(absent)} of {len(paths)} images are missing: {', '.join(absent[:3])}")
     captions = [caption for _, caption in rows]
-    return Pairs(
-        len(rows), lambda row, _: open_photo(paths[row]), lambda row, _: (captions[row],) * 2, paths, config.on_error
-    )
+    return Pairs(len(rows), lambda row, _: (captions[row],) * 2, paths, on_error=config.on_error)
 
 
 def rendered_pairs(config: CaptionConfig, part: Literal["train", "val"], size: int, seed: int) -> Pairs:
@@ -112,7 +106,7 @@ def rendered_pairs(config: CaptionConfig, part: Literal["train", "val"], size: i
         return drawn.caption, drawn.meaning
 
     count = config.scenes if part == "train" else config.val_scenes
-    return Pairs(count, lambda row, epoch: scene(row, epoch).render(size), caption)
+    return Pairs(count, caption, render=lambda row, epoch: scene(row, epoch).render(size))
 
 
 def ahead(make: Callable[[int], object], count: int):

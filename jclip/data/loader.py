@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
@@ -25,6 +26,14 @@ def open_photo(path: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{path} does not decode: {' '.join(str(e).split()) or type(e).__name__}") from e
     return image
+
+
+def tell_once(failed: Iterable[str], told: set[str]) -> None:
+    """Names on stderr the photos that were left out, each but once; `told` remembers them."""
+    for message in failed:
+        if message not in told:
+            told.add(message)
+            sys.stderr.write(f"skipped: {message}\n")
 
 
 def batches(

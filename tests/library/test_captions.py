@@ -93,7 +93,7 @@ def test_the_embedded_world_is_new_in_each_epoch_and_the_same_again():
     assert len(train) == 60 and not train.paths
     first, again, later = (train.texts(range(60), epoch)[0] for epoch in (0, 0, 9))
     assert first == again != later
-    one = [np.asarray(train.image(7, epoch)) for epoch in (0, 0, 9)]
+    one = [np.asarray(train.render(7, epoch)) for epoch in (0, 0, 9)]
     assert np.array_equal(one[0], one[1]) and not np.array_equal(one[0], one[2])
     assert all(" and " not in text for text in first), "the first epoch shows single things"
     assert sum(" and " in t or " of a" in t or "above" in t or "below" in t for t in later) > 15

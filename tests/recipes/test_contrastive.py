@@ -43,6 +43,13 @@ def captioned(photo_folder, tmp_path) -> Path:
     return table
 
 
+@pytest.fixture
+def from_weights(small_models, captioned) -> list[str]:
+    """Settings that start from the small ResNet and learn from the captioned photos, nothing measured on the way."""
+    model = f"model={small_models['resnet']}"
+    return [model, "scratch=false", f"data.train={captioned}", "data.val=", "zero_shot=[]"]
+
+
 def test_it_learns_and_writes_a_model_that_every_command_takes(tmp_path, capsys):
     """Three scenes of one colour apart are told apart after a few seconds."""
     assert (
@@ -68,20 +75,13 @@ def test_half_precision_weights_and_the_best_epoch(tmp_path):
     assert metrics["best_epoch"] == measured.index(max(measured)) + 1
 
 
-def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, captioned, tmp_path, monkeypatch):
+def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, from_weights, tmp_path, monkeypatch):
     from jclip.data import loader
 
     opened = []
     real = loader.open_photo
     monkeypatch.setattr(loader, "open_photo", lambda path: opened.append(path) or real(path))
-    settings = [
-        f"model={small_models['resnet']}",
-        "scratch=false",
-        f"data.train={captioned}",
-        "data.val=",
-        "zero_shot=[]",
-    ]
-    settings += ["lock.image=true", "optim.batch=10", "optim.epochs=3", "positives=same"]
+    settings = [*from_weights, "lock.image=true", "optim.batch=10", "optim.epochs=3", "positives=same"]
     assert train(tmp_path / "r", *settings) == 0
     assert len(opened) == 30
     before = {k: np.array(t.read()) for k, t in read_weights(small_models["resnet"]).items()}
@@ -90,15 +90,15 @@ def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, 
     assert moved and not [k for k in moved if k.startswith("visual.")] and "text_projection" in moved
 
 
-def test_an_unlocked_top_moves_with_its_statistics_and_nothing_below(small_models, captioned, tmp_path):
+def test_an_unlocked_top_moves_with_its_statistics_and_nothing_below(small_models, from_weights, tmp_path):
     settings = [
-        f"model={small_models['resnet']}",
-        "scratch=false",
-        f"data.train={captioned}",
-        "data.val=",
-        "zero_shot=[]",
+        *from_weights,
+        "lock.image=true",
+        "lock.image_groups=2",
+        "lock.text=true",
+        "optim.batch=10",
+        "optim.epochs=1",
     ]
-    settings += ["lock.image=true", "lock.image_groups=2", "lock.text=true", "optim.batch=10", "optim.epochs=1"]
     assert train(tmp_path / "r", *settings, "augment=wise_ft", "clip=1.0", "accumulate=3") == 0
     before = {k: np.array(t.read()) for k, t in read_weights(small_models["resnet"]).items()}
     moved = {k for k, v in model_of(tmp_path / "r").items() if not np.array_equal(before[k], v)}

@@ -139,7 +139,7 @@ def test_steps_equal_torch(kind, loss, small_models, close):
         close(*compared, "trajectory", f"full, {loss}: weights after 5 steps")
 
 
-def test_a_locked_text_tower_is_run_once(small_models, monkeypatch):
+def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
     from finetune.full import Config, prompt_encoder
     from jclip.config import DataConfig
     from jclip.source import ModelSource
@@ -152,8 +152,10 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch):
     wanted = {n: plain(np.array([1, 0, 0]), n).numpy() for n in (0, 1, 5)}
     monkeypatch.setattr(type(model), "encode_text", lambda *_: pytest.fail("the text tower ran again"))
     for number, features in wanted.items():
-        assert np.allclose(locked(np.array([1, 0, 0]), number).numpy(), features, atol=1e-6)
-    assert not np.allclose(wanted[0][1], wanted[1][1], atol=1e-2) and np.allclose(wanted[0][0], wanted[1][0], atol=1e-6)
+        close(locked(np.array([1, 0, 0]), number).numpy(), features, "features_normalised")
+    close(wanted[0][0], wanted[1][0], "features_normalised")  # the dog has but one prompt
+    with pytest.raises(AssertionError, match="differs by"):
+        close(wanted[0][1], wanted[1][1], "features_normalised")  # the cat's two are two
 
 
 @pytest.mark.parametrize(
@@ -181,3 +183,19 @@ def test_an_empty_and_a_one_class_folder_are_told(config, tmp_path, capsys):
     assert "no class folders below" in capsys.readouterr().err
     assert train(config, tmp_path / "r", f"data.root={tmp_path / 'one'}", "--fresh") == 2
     assert "only one class (cat): there is nothing to tell apart" in capsys.readouterr().err
+
+
+def test_broken_photos_are_skipped_everywhere_and_told_once(config, photo_folder, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "photos"
+    shutil.copytree(photo_folder, root)
+    for part in ("train", "test"):
+        next(iter(sorted((root / part / "red_thing").iterdir()))).write_bytes(b"nonsense")
+    settings = [f"data.root={root}", "data.shots=0", "data.on_error=skip", "selection=last"]
+    assert train(config, tmp_path / "r", *settings) == 0
+    told = capsys.readouterr().err
+    assert metrics_of(tmp_path / "r")["test_count"] == 17 and "best_epoch" not in metrics_of(tmp_path / "r")
+    assert told.count("train 0-0.png does not decode") == 1
+    assert train(config, tmp_path / "s", *settings, "data.on_error=stop") == 2
+    assert "does not decode" in capsys.readouterr().err
