@@ -12,21 +12,20 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jclip.config import CaptionConfig, DataConfig, OptimConfig
-from jclip.data.captions import Pairs, read_pairs
-from jclip.data.splits import PhotoData, read_photos
 from jclip.errors import ConfigError, DataError
-from jclip.heads import ZeroShotHead
-from jclip.preprocess import Preprocess, view_of
-from jclip.preprocess import augment as augment_named
-from jclip.run import Run
-from jclip.source import ModelSource
 from jclip.towers import Lock, trained_patterns
 from jclip.variants import config_of
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.data.captions import Pairs
+    from jclip.data.splits import PhotoData
+    from jclip.preprocess import Preprocess
+    from jclip.run import Run
 
 AT_ONCE = 256
 
@@ -65,6 +64,8 @@ class Config:
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
     from jclip.clip import clamp_logit_scale, put_arrays, running_statistics, training_mode
+    from jclip.data.captions import read_pairs
+    from jclip.data.splits import read_photos
     from jclip.loop import fit
     from jclip.optim import TrainState, clip_by_norm, learning_rate, no_weight_decay, optimiser, trainable
 
@@ -102,16 +103,21 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the trained towers: normalised features (N, E) → scores (N, C)."""
+    from jclip.heads import ZeroShotHead
+
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def start_model(cfg: Config, run: Run):
     """The model that training starts from, and its preprocessing."""
     if not cfg.scratch:
+        from jclip.source import ModelSource
+
         source = ModelSource(cfg.model, cfg.family)
         run.note(weights_sha256=source.checkpoint.sha256)
         return source.model, source.preprocess
     from jclip.clip import CLIP
+    from jclip.preprocess import Preprocess
     from jclip.runtime import jt
 
     config = config_of(cfg.model)
@@ -140,8 +146,10 @@ class Batches:
     """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
 
     def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
+        from jclip.preprocess import augment
+
         self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
-        self._pipeline = augment_named(cfg.augment)
+        self._pipeline = augment(cfg.augment)
         self._rows, self._known = np.arange(len(pairs)), None
         if cfg.lock.freezes_image and pairs.paths and self._pipeline is None:
             encoded = encode_pairs(model, pairs, preprocess)
@@ -161,6 +169,8 @@ class Batches:
 
     def _images(self, epoch: int, size: int):
         """Rows and their pixels, or the features of a locked tower."""
+        from jclip.preprocess import view_of
+
         order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
         if self._known is None:
             return self._pairs.batches(

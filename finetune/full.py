@@ -12,24 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
-from jclip.data.loader import OnError, tell_once
-from jclip.data.loader import batches as photo_batches
-from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError
-from jclip.features import encode_photos, few_shot_features
-from jclip.functional.metrics import classification_report
-from jclip.heads import ZeroShotHead, head_of, unit
-from jclip.preprocess import Preprocess, view_of
-from jclip.preprocess import augment as augment_named
-from jclip.prompts import class_prompts, load_templates
-from jclip.run import Run
-from jclip.source import ModelSource
 from jclip.towers import Lock, trained_patterns
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.data.loader import OnError
+    from jclip.data.splits import PhotoData, Split
+    from jclip.heads import ZeroShotHead
+    from jclip.preprocess import Preprocess
+    from jclip.run import Run
+    from jclip.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,13 @@ class Config:
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
     from jclip.clip import put_arrays, running_statistics, save_model, training_mode
+    from jclip.data.splits import read_photos
+    from jclip.features import few_shot_features
+    from jclip.heads import ZeroShotHead
     from jclip.loop import fit
     from jclip.optim import TrainState, no_weight_decay, optimiser, trainable
+    from jclip.prompts import class_prompts, load_templates
+    from jclip.source import ModelSource
 
     source = ModelSource(cfg.model, cfg.family)
     photos = read_photos(cfg.data)
@@ -103,6 +105,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the tuned towers: normalised features (N, E) → scores (N, C)."""
+    from jclip.heads import ZeroShotHead
+
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
@@ -122,6 +126,11 @@ def check(cfg: Config, photos: PhotoData) -> None:
 
 def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):
     """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once."""
+    from jclip.data.loader import batches as photo_batches
+    from jclip.data.loader import tell_once
+    from jclip.preprocess import augment as augment_named
+    from jclip.preprocess import view_of
+
     pipeline, told = augment_named(cfg.augment), set()
 
     def epoch(number: int):
@@ -171,7 +180,7 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
     A locked text tower is run once.
     """
     from jclip.clip import normalise
-    from jclip.heads import encode_prompts
+    from jclip.heads import encode_prompts, unit
     from jclip.runtime import jt
 
     tokens = model.tokenize([p for of_class in prompts for p in of_class])
@@ -189,6 +198,9 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
 def measure(model, head: ZeroShotHead, preprocess: Preprocess, split: Split, on_error: OnError) -> dict[str, float]:
     """`classification_report` of the model as it is on photos that decode. Raises `DataError` as `encode_photos` does."""
     from jclip.clip import inference
+    from jclip.features import encode_photos
+    from jclip.functional.metrics import classification_report
+    from jclip.heads import unit
 
     with inference(model):
         rows, features = encode_photos(model, preprocess, split, on_error)
@@ -198,6 +210,7 @@ def measure(model, head: ZeroShotHead, preprocess: Preprocess, split: Split, on_
 def head_of_now(model, prompts: list[list[str]]) -> ZeroShotHead:
     """The zero-shot head of the model as it is."""
     from jclip.clip import inference
+    from jclip.heads import head_of
 
     with inference(model):
         return head_of(model, prompts)
