@@ -169,14 +169,12 @@ class Batches:
 
     def _images(self, epoch: int, size: int):
         """Rows and their pixels, or the features of a locked tower."""
-        from jclip.preprocess import view_of
+        from jclip.preprocess import Views
 
         order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
         if self._known is None:
-            return self._pairs.batches(
-                order, epoch, size,
-                lambda image, row: view_of(image, self._preprocess, self._pipeline, (self._cfg.seed, epoch, row)),
-            )  # fmt: skip
+            views = Views(self._preprocess, self._pipeline, self._cfg.seed, (epoch,))
+            return self._pairs.batches(order, epoch, size, views)
         chunks = (order[i : i + size] for i in range(0, len(order), size))
         return ((rows, np.stack([self._known[row] for row in rows.tolist()])) for rows in chunks)
 
@@ -289,10 +287,11 @@ def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> Encoded:
     """All pairs as the model sees them now."""
     from jclip.clip import inference
     from jclip.heads import encode_prompts
+    from jclip.preprocess import Views
 
     rows, images = [], []
     with inference(model):
-        for at, pixels in pairs.batches(range(len(pairs)), 0, AT_ONCE, lambda image, _: preprocess(image)):
+        for at, pixels in pairs.batches(range(len(pairs)), 0, AT_ONCE, Views(preprocess)):
             rows.append(at)
             images.append(model.encode_image(pixels).float32().numpy())
         kept = np.concatenate(rows)

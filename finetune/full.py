@@ -128,20 +128,17 @@ def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):
     """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once."""
     from jclip.data.loader import batches as photo_batches
     from jclip.data.loader import tell_once
+    from jclip.preprocess import Views
     from jclip.preprocess import augment as augment_named
-    from jclip.preprocess import view_of
 
     pipeline, told = augment_named(cfg.augment), set()
 
     def epoch(number: int):
         order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
         split, failed = photos.train.take(order), []
-
-        def view(image, at: int) -> np.ndarray:
-            return view_of(image, source.preprocess, pipeline, (cfg.seed, number, int(order[at])))
-
-        for rows, pixels in photo_batches(split.paths, view, cfg.optim.batch, cfg.data.on_error, failed):
-            yield pixels, split.labels[rows]
+        views = Views(source.preprocess, pipeline, cfg.seed, (number,))
+        for rows, pixels in photo_batches(split.paths, views, cfg.optim.batch, cfg.data.on_error, failed, order):
+            yield pixels[:, 0], split.labels[rows]
         tell_once(failed, told)
 
     return epoch

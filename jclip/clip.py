@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from jclip import kernels
 from jclip.checkpoint import Checkpoint, load_strict, save_checkpoint
 from jclip.errors import ConfigError
 from jclip.preprocess import Preprocess
@@ -43,6 +44,7 @@ class CLIP(TextEncoder, nn.Module):
         self.logit_scale = jt.array([math.log(1 / 0.07)])
         self.config = config
         self.dtype: Dtype = "fp32"
+        self._image_dtype = "float32"
 
     def encode_image(self, images, dense: bool | str = False, insert: dict | None = None, taps: dict | None = None):
         """(B, 3, H, W) normalised pixels → (B, E), not normalised; with `dense` also (B, N, E), one per patch or cell.
@@ -54,8 +56,7 @@ class CLIP(TextEncoder, nn.Module):
         if tuple(x.shape[1:]) != (3, *self.config.vision.image_size):
             H, W = self.config.vision.image_size
             raise ValueError(f"images of shape {tuple(x.shape)} do not fit a model of input (B, 3, {H}, {W})")
-        if self.dtype != "fp32":
-            x = x.cast(_HALF[self.dtype])
+        x = x if x.dtype == self._image_dtype else x.cast(self._image_dtype)
         kind = "value" if dense is True else dense or None
         options = {"dense": kind, "taps": taps}
         return self.visual(x, **options) if insert is None else self.visual(x, insert=insert, **options)
@@ -68,30 +69,63 @@ class CLIP(TextEncoder, nn.Module):
         return per_image, per_image.transpose(0, 1)
 
     def to(self, dtype: Dtype) -> CLIP:
-        """Weights of matrix products and embeddings in `dtype`; norms, statistics and the logit scale stay float32.
+        """The model's weights in `dtype`; norms, statistics and the logit scale stay float32.
 
-        Raises `ConfigError` for half precision on the CPU, where Jittor's own kernels are wrong or hundreds of times slower.
+        On the CPU bf16 is for inference: what linear maps and convolutions multiply is bfloat16, all else float32.
+        Raises `ConfigError` for what the device does not compute.
         """
         if dtype not in ("fp32", *_HALF):
             raise ConfigError(f"dtype {dtype!r} is none of fp32, fp16, bf16")
-        if dtype != "fp32" and not jt.flags.use_cuda:
-            raise ConfigError(
-                f"dtype {dtype} needs a GPU: on the CPU Jittor's half precision is wrong or far slower; use fp32"
-            )
-        self._cast(_HALF.get(dtype, "float32"))
+        on_cpu = dtype != "fp32" and not jt.flags.use_cuda
+        if on_cpu and (reason := kernels.why_no_half(dtype)):
+            raise ConfigError(f"dtype {dtype} on the CPU: {reason}; use fp32")
+        if on_cpu:
+            self._round_matrices()
+        else:
+            self._cast(_HALF.get(dtype, "float32"))
         self.dtype = dtype
         return self
 
     def _cast(self, name: str) -> None:
-        for key, value in self.state_dict().items():
+        """All but norms, statistics and the logit scale, and from now on the images, to one Jittor dtype."""
+        params = self.state_dict()
+        for key, value in self.full_weights().items():
             if not keeps_float32(key):
-                value.update(value.cast(name))
+                params[key].update(value.cast(name))
+        self._image_dtype = name
+
+    def _round_matrices(self) -> None:
+        """What linear maps and convolutions multiply, to the CPU's bfloat16."""
+        params = self.state_dict()
+        for key, value in self.full_weights().items():
+            if is_multiplied(key):
+                is_kernel = value.ndim == 4 and not isinstance(self.config.vision, ViTConfig)
+                matrix = value if is_kernel else value.reshape((value.shape[0], -1))
+                params[key].update(kernels.to_half(matrix, pack=not is_kernel))
+
+    def full_weights(self) -> dict[str, jt.Var]:
+        """float32 parameters and statistics by name, in OpenAI's shapes, whatever the model computes with."""
+        weights = {}
+        for key, value in self.state_dict().items():
+            value = kernels.unpacked(value.float32()) if is_multiplied(key) and value.ndim != 4 else value.float32()
+            weights[key] = value
+        patches = "visual.conv1.weight"
+        if weights[patches].ndim == 2:
+            patch = self.config.vision.patch_size
+            weights[patches] = weights[patches].reshape((-1, 3, patch, patch))
+        return weights
 
 
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
     return key == "logit_scale" or any(p.startswith(("ln_", "bn")) for p in parts) or ".downsample.1." in key
+
+
+def is_multiplied(key: str) -> bool:
+    """Whether the parameter of that name is the matrix of a linear map or a convolution's kernel."""
+    kernel = fnmatchcase(key, "*.conv?.weight") or key.endswith(".downsample.0.weight")
+    return kernel or key.endswith(("_proj_weight", "_proj.weight", ".c_fc.weight"))
 
 
 def normalise(x):
@@ -149,7 +183,8 @@ def save_model(
     path: str | os.PathLike, model: CLIP, preprocess: Preprocess, half: bool = False, **metadata: str
 ) -> None:
     """Writes the model as it is, with all that `load` needs; `half` stores float16."""
-    arrays = {k: v.numpy().astype(np.float16 if half else np.float32) for k, v in model.state_dict().items()}
+    kind = np.float16 if half else np.float32
+    arrays = {k: v.numpy().astype(kind) for k, v in model.full_weights().items()}
     save_checkpoint(path, arrays, model.config, preprocess, metadata)
 
 
@@ -167,7 +202,7 @@ def load(
     """A model ready for inference, and the preprocessing that belongs to it: `model, preprocess = jclip.load("ViT-B/32")`.
 
     name_or_path: one of `available_models()`, downloaded when it is absent, or a weight file. family: for a file that
-    doesn't say its activation, see `jclip.checkpoint.FAMILIES`. dtype: half precision on a GPU only. image_size: H, W
+    doesn't say its activation, see `jclip.checkpoint.FAMILIES`. dtype: fp16 on a GPU only. image_size: H, W
     other than the model's own. Raises `CheckpointError` or `ConfigError`.
     """
     source = ModelSource(name_or_path, family, dtype, image_size)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
 
 from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig
@@ -19,7 +18,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import classification_report, top_k
 from jclip.heads import unit, zero_shot_head
 from jclip.paths import cache_dir
-from jclip.preprocess import Preprocess, view_of
+from jclip.preprocess import Preprocess, Views
 from jclip.preprocess import augment as augment_named
 from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights, safetensors
@@ -84,8 +83,8 @@ def extract(
         saved = read_weights(file)
         return np.array(saved["rows"].read()), np.array(saved["features"].read())
     failed: list[str] = []
-    viewer = _viewer(source.preprocess, augment, numbers, seed)
-    rows, features = _compute(source.model, split, viewer, len(numbers), on_error, failed, label)
+    viewer = Views(source.preprocess, augment_named(augment), seed, tuple(numbers))
+    rows, features = _compute(source.model, split, viewer, on_error, failed, label)
     if failed:
         _tell_skipped(failed, len(split))
     else:  # a photo that is mended later would otherwise stay missing
@@ -100,12 +99,6 @@ def feature_key(source: ModelSource, split: Split, views: range, augment: str, s
     return hashlib.sha256(json.dumps([*made_of, *random]).encode()).hexdigest()
 
 
-def _viewer(preprocess: Preprocess, augment: str, views: range, seed: int) -> Callable[[Image.Image, int], np.ndarray]:
-    """(photo, row) → (V, 3, H, W): the photo decoded once, seen in every view."""
-    pipeline = augment_named(augment)
-    return lambda image, row: np.stack([view_of(image, preprocess, pipeline, (seed, view, row)) for view in views])
-
-
 def encode_photos(
     model, preprocess: Preprocess, split: Split, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -114,18 +107,18 @@ def encode_photos(
     Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
     """
     failed: list[str] = []
-    viewer = _viewer(preprocess, "none", range(1), 0)
-    rows, features = _compute(model, split, viewer, 1, on_error, failed, label)
+    rows, features = _compute(model, split, Views(preprocess), on_error, failed, label)
     if len(failed) == len(split):
         raise DataError(f"none of {len(split)} photos decoded" + (f": {failed[0]}" if failed else ""))
     return rows, features
 
 
-def _compute(model, split, viewer, views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
+def _compute(model, split, viewer: Views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
     from jclip.runtime import jt
 
+    views = len(viewer.numbers)
     rows, features = [np.zeros(0, np.int64)], [np.zeros((0, model.config.embed_dim), np.float32)]
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():

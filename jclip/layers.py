@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from jclip import kernels
 from jclip.runtime import jt
 
 nn = jt.nn
-
-
-def quickgelu(x):
-    """x * sigmoid(1.702 x): what OpenAI trained with."""
-    return x * jt.sigmoid(1.702 * x)
-
-
-def gelu(x):
-    """x * Φ(x), the exact (erf) form."""
-    return 0.5 * x * (1.0 + jt.erf(x * (1.0 / math.sqrt(2.0))))
-
-
-ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
 
 
 class LayerNorm(nn.Module):
@@ -42,16 +27,8 @@ class Linear(nn.Module):
         self.weight = jt.init.gauss((outputs, inputs), "float32", std=std)
         self.bias = jt.zeros((outputs,))
 
-    def execute(self, x):
-        return linear(x, self.weight, self.bias)
-
-
-def linear(x, weight, bias=None):
-    """(..., in) with weight (out, in) → (..., out). One 2-D product: the only one that oneDNN computes for Jittor."""
-    y = nn.matmul_transpose(x.reshape((-1, x.shape[-1])), weight)
-    if bias is not None:
-        y = y + bias
-    return y.reshape((*x.shape[:-1], weight.shape[0]))
+    def execute(self, x, activation: str | None = None, residual=None, half: bool = False):
+        return kernels.linear(x, self.weight, self.bias, activation, residual, half)
 
 
 class Attention(nn.Module):
@@ -65,15 +42,15 @@ class Attention(nn.Module):
 
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
-        return linear(x, self.in_proj_weight, self.in_proj_bias)
+        return kernels.linear(x, self.in_proj_weight, self.in_proj_bias, half=True)
 
-    def execute(self, x, causal: bool = False):
-        return self.out_proj(kernels.attention(self.in_proj(x), self.heads, causal))
+    def execute(self, x, causal: bool = False, residual=None):
+        return self.out_proj(kernels.attention(self.in_proj(x), self.heads, causal), residual=residual)
 
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
         width = x.shape[-1]
-        v = linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        v = kernels.linear(x, kernels.rows(self.in_proj_weight, 2 * width), self.in_proj_bias[2 * width :])
         return self.out_proj(v)
 
 
@@ -83,10 +60,10 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, activation: str, std: float, out_std: float):
         self.c_fc = Linear(width, hidden, std=std)
         self.c_proj = Linear(hidden, width, std=out_std)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
-    def execute(self, x):
-        return self.c_proj(self.activation(self.c_fc(x)))
+    def execute(self, x, residual=None):
+        return self.c_proj(self.c_fc(x, self.activation, half=True), residual=residual)
 
 
 class Block(nn.Module):
@@ -101,8 +78,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(width, eps)
 
     def execute(self, x, causal: bool = False):
-        x = x + self.attn(self.ln_1(x), causal)
-        return x + self.mlp(self.ln_2(x))
+        x = self.attn(self.ln_1(x), causal, residual=x)
+        return self.mlp(self.ln_2(x), residual=x)
 
 
 class Transformer(nn.Module):

@@ -38,6 +38,7 @@ class Preprocess:
     sharpness: float = 1.0
     rgb_first: bool = False
     exif_rotate: bool = False
+    draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
 
     def __post_init__(self):
         if self.resize not in _RESIZERS:
@@ -178,9 +179,49 @@ def augment(name: str) -> Augment | None:
     return AUGMENTS[name]
 
 
-def view_of(image: Image.Image, p: Preprocess, pipeline: Augment | None, key: tuple[int, ...]) -> np.ndarray:
-    """float32 (3, H, W): `image` in the random view that `key` (seed, view or epoch, row) stands for; plainly without one."""
-    return p(image) if pipeline is None else pipeline(image, p, np.random.default_rng(key))
+@dataclass(frozen=True)
+class Views:
+    """photo, row → (V, 3, H, W) float32: the photo as training or evaluation sees it, once per number.
+
+    numbers: of views, or an epoch's; with (seed, number, row) they are all that a view's randomness depends on.
+    """
+
+    preprocess: Preprocess
+    pipeline: Augment | None = None
+    seed: int = 0
+    numbers: tuple[int, ...] = (0,)
+
+    def __call__(self, image: Image.Image, row: int) -> np.ndarray:
+        if self.pipeline is None:
+            return np.stack([self.preprocess(image)] * len(self.numbers))
+        keys = ((self.seed, number, row) for number in self.numbers)
+        return np.stack([self.pipeline(image, self.preprocess, np.random.default_rng(key)) for key in keys])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(V, 3, H, W)."""
+        return len(self.numbers), 3, *self.preprocess.size
+
+    @property
+    def draft(self) -> tuple[int, int] | None:
+        """Width and height that a decoded fraction must have: twice what is wanted, so that resizing still averages."""
+        height, width = self.preprocess.size
+        return (2 * width, 2 * height) if self.preprocess.draft else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Views:
+        """The inverse of `to_dict`, through JSON as well."""
+        pipeline = values["pipeline"]
+        return Views(
+            Preprocess.from_dict(values["preprocess"]),
+            pipeline and Augment(**{k: tuple(v) if isinstance(v, list) else v for k, v in pipeline.items()}),
+            values["seed"],
+            tuple(values["numbers"]),
+        )
 
 
 def random_crop_box(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jclip import kernels
 from jclip.layers import BatchNorm, Linear
 from jclip.runtime import jt
 from jclip.variants import ResNetConfig
@@ -12,15 +13,6 @@ nn = jt.nn
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1):
     """A convolution without bias that keeps the size at stride 1."""
     return nn.Conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-
-
-def average_pool(x, size: int):
-    """Mean of `size` x `size` cells; rows and columns that don't fill a cell are dropped."""
-    if size == 1:
-        return x
-    B, C, H, W = x.shape
-    x = x[:, :, : H // size * size, : W // size * size] if H % size or W % size else x
-    return x.reshape((B, C, H // size, size, W // size, size)).mean(dims=[3, 5])
 
 
 class Bottleneck(nn.Module):
@@ -36,16 +28,16 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(conv(inputs, outputs, 1), BatchNorm(outputs))
         self.stride = stride
 
-    def execute(self, x):
-        y = nn.relu(self.bn1(self.conv1(x)))
-        y = nn.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(average_pool(y, self.stride)))
-        shortcut = x if self.downsample is None else self.downsample(average_pool(x, self.stride))
-        return nn.relu(y + shortcut)
+    def execute(self, x, maps):
+        y = maps.convolve(x, self.conv1, self.bn1)
+        y = maps.pool(maps.convolve(y, self.conv2, self.bn2), self.stride)
+        if self.downsample is not None:
+            x = maps.convolve(maps.pool(x, self.stride), *self.downsample, relu=False)
+        return maps.convolve(y, self.conv3, self.bn3, residual=x)
 
 
 class AttentionPool(nn.Module):
-    """One query, the mean of all cells, attends to the mean and the cells: (B, D, h, w) → (B, E)."""
+    """One query, the mean of all cells, attends to the mean and the cells: (B, N, D) → (B, E)."""
 
     def __init__(self, grid: tuple[int, int], width: int, heads: int, embed_dim: int):
         std = width**-0.5
@@ -56,8 +48,7 @@ class AttentionPool(nn.Module):
         self.c_proj = Linear(width, embed_dim, std=std)
         self.heads = heads
 
-    def execute(self, x):
-        cells = self.cells(x)
+    def execute(self, cells):
         tokens = jt.concat([cells.mean(dim=1, keepdims=True), cells], dim=1) + self.positional_embedding
         B, N, D = tokens.shape
         d = D // self.heads
@@ -69,15 +60,9 @@ class AttentionPool(nn.Module):
         pooled = (weights.unsqueeze(3) * v).sum(dim=1)
         return self.c_proj(pooled.reshape((B, D)))
 
-    def values(self, x):
-        """(B, D, h, w) → (B, h*w, E): each cell through value and output projection, without attention or positions."""
-        return self.c_proj(self.v_proj(self.cells(x)))
-
-    @staticmethod
-    def cells(x):
-        """(B, D, h, w) → (B, h*w, D), row by row."""
-        B, D, h, w = x.shape
-        return x.reshape((B, D, h * w)).permute(0, 2, 1)
+    def values(self, cells):
+        """(B, N, D) → (B, N, E): each cell through value and output projection, without attention or positions."""
+        return self.c_proj(self.v_proj(cells))
 
 
 class ModifiedResNet(nn.Module):
@@ -95,24 +80,30 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool(config.grid, config.output_width, config.heads, embed_dim)
         self.image_size = config.image_size
 
-    def features(self, images, taps: dict | None = None):
-        """(B, 3, H, W) → (B, 32 * width, H / 32, W / 32)."""
-        x = nn.relu(self.bn1(self.conv1(images)))
-        x = nn.relu(self.bn2(self.conv2(x)))
-        x = average_pool(nn.relu(self.bn3(self.conv3(x))), 2)
+    def cells(self, images, taps: dict | None = None):
+        """(B, 3, H, W) → (B, H/32 * W/32, 32 * width), row by row."""
+        maps = kernels.feature_maps(images, any(m.is_training() for m in self._norms()))
+        x = maps.enter(images)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = maps.convolve(x, conv, norm)
+        x = maps.pool(x, 2)
         if taps is not None:
-            taps["visual.stem"] = x
+            taps["visual.stem"] = maps.leave(x)
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
-            x = stage(x)
+            for block in stage:
+                x = block(x, maps)
             if taps is not None:
-                taps[f"visual.layer{i}"] = x
-        return x
+                taps[f"visual.layer{i}"] = maps.leave(x)
+        return maps.cells(x)
+
+    def _norms(self) -> list[BatchNorm]:
+        return [m for m in self.modules() if isinstance(m, BatchNorm)]
 
     def execute(self, images, dense: str | None = None, taps: dict | None = None):
         """(B, 3, H, W) → (B, E); with `dense` ("value") also (B, N, E), cells row by row, not normalised."""
-        x = self.features(images, taps)
-        pooled = self.attnpool(x)
-        return pooled if dense is None else (pooled, self.attnpool.values(x))
+        cells = self.cells(images, taps)
+        pooled = self.attnpool(cells)
+        return pooled if dense is None else (pooled, self.attnpool.values(cells))
 
 
 def _stage(inputs: int, planes: int, blocks: int, stride: int):

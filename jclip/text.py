@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from jclip import kernels
 from jclip.errors import DataError
-from jclip.layers import LayerNorm, Transformer, linear
+from jclip.layers import LayerNorm, Transformer
 from jclip.runtime import jt
 from jclip.tokenizer import tokenize_for
 from jclip.variants import TextConfig
@@ -71,7 +72,7 @@ class TextEncoder:
             taps["text.stem"] = x
         x = self.transformer(x, causal=True, insert=insert, taps=taps, name="text.")
         if dense:
-            every = linear(self.ln_final(x), self.text_projection.transpose(0, 1))
+            every = kernels.linear(self.ln_final(x), self.text_projection.transpose(0, 1))
             return _pick_rows(every, eot), every
         return jt.matmul(self.ln_final(_pick_rows(x, eot)), self.text_projection)
 

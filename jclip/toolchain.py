@@ -187,6 +187,15 @@ def _header(home: Path) -> Path:
     return header
 
 
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words (avx512bw, avx512_bf16, amx_bf16, …); nothing where it doesn't tell."""
+    try:
+        found = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return frozenset()
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
 def without_spaces(folder: Path) -> Path:
     """`folder`, or a link to it that the shell takes as one word: Jittor does not quote where its sources are.
 

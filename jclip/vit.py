@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jclip.layers import LayerNorm, Transformer, linear
+from jclip import kernels
+from jclip.layers import LayerNorm, Transformer
 from jclip.runtime import jt
 from jclip.variants import ViTConfig
 
@@ -14,12 +15,14 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, width: int, patch: int):
         self.weight = jt.init.gauss((width, 3, patch, patch), "float32", std=(3 * patch * patch) ** -0.5)
+        self.patch = patch
 
     def execute(self, images):
         B, channels, H, W = images.shape
-        width, patch = self.weight.shape[0], self.weight.shape[-1]
+        patch, weight = self.patch, self.weight
         cells = images.reshape((B, channels, H // patch, patch, W // patch, patch)).permute(0, 2, 4, 1, 3, 5)
-        return linear(cells.reshape((B, -1, channels * patch * patch)), self.weight.reshape((width, -1)))
+        weight = weight.reshape((weight.shape[0], -1)) if weight.ndim == 4 else weight  # else (N, K) in half precision
+        return kernels.linear(cells.reshape((B, -1, channels * patch * patch)), weight)
 
 
 class VisionTransformer(nn.Module):
@@ -59,7 +62,7 @@ class VisionTransformer(nn.Module):
             block = self.transformer.resblocks[last]
             x = block.attn.values(block.ln_1(entering))
         patches = x[:, 1 : self.positional_embedding.shape[0]]
-        return pooled, linear(self.ln_post(patches), self.proj.transpose(0, 1))
+        return pooled, kernels.linear(self.ln_post(patches), self.proj.transpose(0, 1))
 
     def execute(self, images, dense: str | None = None, insert: dict | None = None, taps: dict | None = None):
         """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row.

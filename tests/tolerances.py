@@ -36,6 +36,8 @@ TOLERANCES = {
     "resampling": 1e-5,
     # half precision with float32 accumulation: eight bits of mantissa less, relative to the largest feature.
     "half_relative": 2e-2,
+    # whole towers with bfloat16 products, against float32: rounding of each product adds up. Measured 1.2e-2.
+    "half_tower_relative": 3e-2,
     # log-probabilities and losses of order one.
     "loss": 1e-5,
     # recorded features of the real model are float16; accuracies on them are exact counts.

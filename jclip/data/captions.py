@@ -18,6 +18,7 @@ from jclip.data import shapes
 from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
 from jclip.errors import DataError
+from jclip.preprocess import Views
 
 VALIDATION_SEED = 10**6
 
@@ -42,9 +43,9 @@ class Pairs:
         return [text for text, _ in said], [meaning for _, meaning in said]
 
     def batches(
-        self, rows: Sequence[int], epoch: int, size: int, prepare: Callable[[Image.Image, int], np.ndarray]
+        self, rows: Sequence[int], epoch: int, size: int, prepare: Views
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows (n,) and `prepare(image, row)` (n, 3, H, W), `size` at a time in the order of `rows`, made ahead.
+        """Rows (n,) and `prepare(image, row)`, of one view (n, 3, H, W), `size` at a time in the order of `rows`.
 
         An image that does not decode stops the run, or is left out and told of once. The last batch may be short.
         """
@@ -55,14 +56,12 @@ class Pairs:
             return
         failed: list[str] = []
         paths = [self.paths[row] for row in rows]
-        for at, pixels in photo_batches(
-            paths, lambda image, i: prepare(image, int(rows[i])), size, self.on_error, failed
-        ):
-            yield rows[at], pixels
+        for at, pixels in photo_batches(paths, prepare, size, self.on_error, failed, rows):
+            yield rows[at], pixels[:, 0]
         tell_once(failed, self.skipped)
 
     def _rendered(self, rows: np.ndarray, epoch: int, prepare) -> tuple[np.ndarray, np.ndarray]:
-        return rows, np.stack([prepare(self.render(int(row), epoch), int(row)) for row in rows])
+        return rows, np.concatenate([prepare(self.render(int(row), epoch), int(row)) for row in rows])
 
 
 def read_pairs(config: CaptionConfig, part: Literal["train", "val"], size: tuple[int, int], seed: int) -> Pairs | None:

@@ -1,7 +1,8 @@
-"""Photos decoded and prepared ahead of the model, in threads, in order, with a bounded queue."""
+"""Photos decoded and prepared ahead of the model, in order, with a bounded queue."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import deque
@@ -12,16 +13,23 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from jclip.errors import DataError
+from jclip.errors import ConfigError, DataError
+from jclip.preprocess import Views
 
 OnError = Literal["stop", "skip"]
 _AHEAD = 2  # batches that may wait decoded
+_WORTH_PROCESSES = 256  # photos: processes take a third of a second to start
 
 
-def open_photo(path: str) -> Image.Image:
-    """The decoded photo. Raises `DataError` with its path when it does not decode."""
+def open_photo(path: str, draft: tuple[int, int] | None = None) -> Image.Image:
+    """The decoded photo; of a JPEG, with `draft` (width, height), the smallest fraction that is at least that large.
+
+    Raises `DataError` with its path when it does not decode.
+    """
     try:
         image = Image.open(path)
+        if draft:
+            image.draft(None, draft)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise DataError(f"{path} does not decode: {' '.join(str(e).split()) or type(e).__name__}") from e
@@ -38,43 +46,70 @@ def tell_once(failed: Iterable[str], told: set[str]) -> None:
 
 def batches(
     paths: Sequence[str],
-    prepare: Callable[[Image.Image, int], np.ndarray],
+    prepare: Views | Callable[[Image.Image, int], np.ndarray],
     size: int,
     on_error: OnError = "stop",
     failed: list[str] | None = None,
-    workers: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows (n,) and arrays (n, …) of `prepare(photo, row)`, `size` at a time, the last batch as short as it is.
+    """Places (n,) in `paths` and arrays (n, …) of `prepare(photo, row)`, `size` at a time, the last batch as it is.
 
-    A photo that does not decode stops the run, or with `skip` is left out and its message appended to `failed`.
+    rows: by which numbers `prepare` knows the photos, their places by default. Many photos that `Views` prepare are
+    decoded in `workers()` processes, else in threads. A photo that does not decode stops the run, or with `skip` is left
+    out and its message appended to `failed`.
     """
-    workers = workers or min(len(paths), os.cpu_count() or 1) or 1
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        waiting: deque[tuple[int, Future]] = deque()
-        rows = iter(range(len(paths)))
-        kept: list[tuple[int, np.ndarray]] = []
-        try:
-            while True:
-                while len(waiting) < _AHEAD * size and (row := next(rows, None)) is not None:
-                    waiting.append((row, pool.submit(lambda p, r: prepare(open_photo(p), r), paths[row], row)))
-                if not waiting:
-                    break
-                row, result = waiting.popleft()
-                try:
-                    kept.append((row, result.result()))
-                except DataError as e:
-                    if on_error == "stop":
-                        raise DataError(f"{e} (mend or remove it, or let such photos be skipped: on_error=skip)") from e
-                    if failed is not None:
-                        failed.append(str(e))
-                if len(kept) == size:
-                    yield _stack(kept)
-                    kept = []
-        finally:
-            for _, result in waiting:
-                result.cancel()
+    rows = range(len(paths)) if rows is None else rows
+    count, ahead = workers(), _AHEAD * size
+    if isinstance(prepare, Views) and count and len(paths) >= _WORTH_PROCESSES:
+        from jclip.data.workers import decoded
+
+        results = decoded(paths, rows, prepare, ahead, count)
+    else:
+        results = _in_threads(paths, rows, prepare, ahead, min(len(paths), count))
+    kept: list[tuple[int, np.ndarray]] = []
+    with contextlib.closing(results):
+        for place, result in results:
+            if not isinstance(result, DataError):
+                kept.append((place, result))
+            elif on_error == "stop":
+                raise DataError(f"{result} (mend or remove it, or let such photos be skipped: on_error=skip)")
+            elif failed is not None:
+                failed.append(str(result))
+            if len(kept) == size:
+                yield _stack(kept)
+                kept = []
         if kept:
             yield _stack(kept)
+
+
+def workers() -> int:
+    """How many processes or threads decode: JCLIP_WORKERS, else one per core, at most 16. 0: no processes."""
+    named = os.environ.get("JCLIP_WORKERS", "")
+    if named and not named.isdecimal():
+        raise ConfigError(f"JCLIP_WORKERS={named} is no number of processes")
+    return int(named) if named else min(len(os.sched_getaffinity(0)), 16)
+
+
+def _in_threads(paths, rows, prepare, ahead: int, count: int) -> Iterator[tuple[int, np.ndarray | DataError]]:
+    draft = prepare.draft if isinstance(prepare, Views) else None
+
+    def make(place: int) -> np.ndarray:
+        return prepare(open_photo(paths[place], draft), int(rows[place]))
+
+    with ThreadPoolExecutor(max(1, count), thread_name_prefix="decode") as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for place in range(len(paths)):
+                while len(waiting) < ahead and place + len(waiting) < len(paths):
+                    waiting.append(pool.submit(make, place + len(waiting)))
+                try:
+                    result = waiting.popleft().result()
+                except DataError as e:
+                    result = e
+                yield place, result
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _stack(kept: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

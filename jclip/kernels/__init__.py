@@ -9,25 +9,69 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from jclip.kernels import cpu, plain
+from jclip.kernels import cpu, maps, plain
 from jclip.runtime import jt
+from jclip.toolchain import ONEDNN_INSTALL, cpu_flags
 
 
 def attention(qkv, heads: int, causal: bool = False):
     """(B, N, 3D), q, k and v side by side → (B, N, D): softmax(q k^T / sqrt(d) [+ mask]) v per head."""
-    return (cpu.attention if _fused(qkv) else plain.attention)(qkv, heads, causal)
+    half = qkv.dtype == "bfloat16" and chosen() == "cpu"
+    return (cpu.attention if half or _fused(qkv) else plain.attention)(qkv, heads, causal)
+
+
+def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
+    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu" or None.
+
+    On the CPU a product with a bfloat16 weight is float32, or with `half` bfloat16 where no gradient is asked for: what
+    only goes into another product or attention.
+    """
+    if chosen() == "cpu" and (weight.dtype == "bfloat16" or _fused(x, weight)):
+        return cpu.linear(x, weight, bias, activation, residual, half)
+    return plain.linear(x, weight, bias, activation, residual)
 
 
 def layer_norm(x, weight, bias, eps: float):
     """(..., D) → (..., D): (x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32."""
-    fused = _fused(x) and weight.dtype == bias.dtype == "float32"
-    return (cpu.layer_norm if fused else plain.layer_norm)(x, weight, bias, eps)
+    return (cpu.layer_norm if _fused(x, weight, bias) else plain.layer_norm)(x, weight, bias, eps)
 
 
 def batch_norm(x, weight, bias, eps: float):
     """(B, C, H, W) by the batch's own statistics → output, mean (C,), biased variance (C,), the latter two float32."""
-    fused = _fused(x) and weight.dtype == bias.dtype == "float32"
-    return (cpu.batch_norm if fused else plain.batch_norm)(x, weight, bias, eps)
+    return (cpu.batch_norm if _fused(x, weight, bias) else plain.batch_norm)(x, weight, bias, eps)
+
+
+def feature_maps(images, training: bool) -> maps.Plain:
+    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics."""
+    fused = jt.flags.no_grad and not training and _fused(images)
+    return maps.ChannelsLast() if fused else maps.Plain()
+
+
+def why_no_half(dtype: str) -> str:
+    """Why the CPU does not compute in `dtype`; nothing when it does."""
+    if dtype == "fp16":
+        return "no operator here computes it; bf16 is the half precision of CPUs"
+    if not cpu.available():
+        return f"it needs oneDNN: {ONEDNN_INSTALL}"
+    if chosen() != "cpu":
+        return "it needs the operators that JCLIP_KERNELS=plain switches off"
+    return "" if "avx512bw" in cpu_flags() else "this processor has no AVX-512"
+
+
+def to_half(weight, pack: bool):
+    """A weight as bfloat16 on the CPU, each value rounded to the nearest; (N, K) with `pack` in blocks of its own order."""
+    half = cpu.to_half(weight)
+    return cpu.packed(half) if pack else half
+
+
+def unpacked(weight):
+    """(N, K) of what `to_half` may have packed."""
+    return cpu.unpacked(weight)
+
+
+def rows(weight, first: int):
+    """weight[first:] of a weight (N, K), packed or not."""
+    return weight[first:] if weight.ndim == 2 else weight[first // cpu.BLOCK[0] :]
 
 
 def chosen() -> str:
@@ -35,8 +79,8 @@ def chosen() -> str:
     return "cpu" if not jt.flags.use_cuda and _available() else "plain"
 
 
-def _fused(x) -> bool:
-    return x.dtype == "float32" and chosen() == "cpu"
+def _fused(*inputs) -> bool:
+    return all(v.dtype == "float32" for v in inputs) and chosen() == "cpu"
 
 
 @lru_cache(maxsize=1)

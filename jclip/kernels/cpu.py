@@ -1,4 +1,4 @@
-"""float32 on the CPU: small matrix products by oneDNN inside OpenMP loops, nothing transposed or copied.
+"""On the CPU: products and convolutions by oneDNN, small ones inside OpenMP loops, nothing transposed or copied.
 
 Each operator is a `jt.Function` of two `jt.code` operators, forward and backward. Sums run in a fixed order, so results
 are bit-equal from run to run at one number of threads.
@@ -7,6 +7,7 @@ are bit-equal from run to run at one number of threads.
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,6 +43,32 @@ class _LayerNorm(jt.Function):
         return (*_code("layer_norm_backward", shapes, [self.x, self.weight, gradient], ROWS, self.options), None)
 
 
+class _Linear(jt.Function):
+    def execute(self, x, weight, bias, residual):
+        self.x, self.weight, self.given = x, weight, (bias is not None, residual is not None)
+        return _linear(x, weight, bias, residual)
+
+    def grad(self, gradient):
+        x, weight, (biased, added) = self.x, self.weight, self.given
+        for_x = _code("linear_input_gradient", [x.shape], [gradient, weight], _sizes(weight))[0]
+        for_weight = for_bias = None
+        if weight.dtype == "float32":  # weights in half precision are frozen
+            for_weight = _code("linear_weight_gradient", [weight.shape], [gradient, x], GRADIENT_FIRST)[0]
+        if biased:
+            for_bias = _code("linear_bias_gradient", [gradient.shape[-1:]], [gradient], COLUMNS)[0]
+        return for_x, for_weight, for_bias, gradient if added else None
+
+
+class _Activation(jt.Function):
+    def execute(self, x, name):
+        self.x, self.options = x, {"activation": ACTIVATIONS[name]}
+        return _code("activation_forward", [x.shape], [x], "in0->num", self.options)[0]
+
+    def grad(self, gradient):
+        inputs = [self.x, gradient]
+        return _code("activation_backward", [self.x.shape], inputs, "in0->num", self.options)[0], None
+
+
 class _BatchNorm(jt.Function):
     def execute(self, x, weight, bias, eps):
         shapes = [x.shape, weight.shape, weight.shape]
@@ -55,7 +82,27 @@ class _BatchNorm(jt.Function):
 
 def attention(qkv, heads: int, causal: bool = False):
     """As `kernels.attention`; the backward pass computes the softmax again instead of keeping it."""
-    return _Attention.apply(qkv, heads, causal)
+    if qkv.dtype == "float32":
+        return _Attention.apply(qkv, heads, causal)
+    B, N, width = qkv.shape
+    options = {"heads": heads, "causal": int(causal)}
+    return _code("attention_forward", [(B, N, width // 3)], [qkv], PACKED, options, qkv.dtype)[0]
+
+
+def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
+    """As `kernels.linear`; one operator where no gradient is asked for, else the activation is one of its own."""
+    if jt.flags.no_grad:
+        return _linear(x, weight, bias, residual, activation, weight.dtype if half else "float32")
+    if activation is None:
+        return _Linear.apply(x, weight, bias, residual)
+    y = _Activation.apply(_Linear.apply(x, weight, bias, None), activation)
+    return y if residual is None else y + residual
+
+
+def _linear(x, weight, bias, residual, activation: str | None = None, dtype: str = "float32"):
+    shape = [*x.shape[:-1], weight.shape[0] * (BLOCK[0] if weight.ndim > 2 else 1)]
+    options, inputs = {"activation": ACTIVATIONS[activation]}, [x, weight, bias, residual]
+    return _code("linear_forward", [shape], inputs, _sizes(weight), options, dtype)[0]
 
 
 def layer_norm(x, weight, bias, eps: float):
@@ -68,21 +115,88 @@ def batch_norm(x, weight, bias, eps: float):
     return _BatchNorm.apply(x, weight, bias, eps)
 
 
+def convolution(x, weight, norm, stride: int, relu: bool, residual):
+    """As `maps.ChannelsLast.convolve`, in the weight's dtype: (B, H, W, C) → (B, H', W', outputs)."""
+    B, H, W, _ = x.shape
+    outputs, _, k, _ = weight.shape
+    height, width = ((side + 2 * (k // 2) - k) // stride + 1 for side in (H, W))
+    inputs = [x, weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, residual]
+    options = {"eps": norm.eps, "stride": stride, "relu": int(relu)}
+    return _code("convolution_forward", [(B, height, width, outputs)], inputs, MAPS_AND_KERNEL, options, weight.dtype)[
+        0
+    ]
+
+
+def pool(x, size: int):
+    """(B, H, W, C) → (B, H // size, W // size, C): the mean of each cell."""
+    B, H, W, C = x.shape
+    return _code("pool_forward", [(B, H // size, W // size, C)], [x], MAPS, {"size": size}, x.dtype)[0]
+
+
+def to_half(x):
+    """bfloat16, each value rounded to the nearest; Jittor's own cast cuts the bits off."""
+    return _code("half_forward", [x.shape], [x], "in0->num", dtype="bfloat16")[0]
+
+
+def packed(weight):
+    """A bfloat16 weight (N, K) as oneDNN's products like to read it, (N/64, K/32, 16, 64, 2); as it is where it can't be."""
+    (N, K), (n, k) = weight.shape, BLOCK
+    if N % n or K % k or not _packs():
+        return weight
+    return _code(
+        "pack_forward", [(N // n, K // k, k // 2, n, 2)], [weight], "in0_shape0, in0_shape1", dtype="bfloat16"
+    )[0]
+
+
+def unpacked(weight):
+    """The inverse of `packed`."""
+    if weight.ndim == 2:
+        return weight
+    blocks, (n, k) = weight.shape, BLOCK
+    return weight.permute(0, 3, 1, 2, 4).reshape((blocks[0] * n, blocks[1] * k))
+
+
+@lru_cache(maxsize=1)
+def _packs() -> bool:
+    return bool(_code("pack_choice", [(1,)], [], "", dtype="int32")[0].item())
+
+
+BLOCK = (64, 32)  # rows and columns of a packed block
+ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2}  # as linear.h numbers them
+
 # Sizes that the C++ functions take after the arrays.
 PACKED = "in0_shape0, in0_shape1, in0_shape2"
 ROWS = "in0->num, in1_shape0"
 CHANNELS = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"
+GRADIENT_FIRST = "in0->num, out0_shape0, out0_shape1"
+COLUMNS = "in0->num, out0_shape0"
+MAPS = "in0_shape0, in0_shape1, in0_shape2, in0_shape3"
+MAPS_AND_KERNEL = f"{MAPS}, in1_shape0, in1_shape2"
 
 
-def _code(function: str, shapes: list, inputs: list, sizes: str, options: dict) -> list:
-    """One `jt.code` operator that calls `function` of the header of its name on the raw arrays: a list of its outputs."""
-    header = function.rpartition("_")[0]
-    arrays = [f"in{i}_p" for i in range(len(inputs))] + [f"out{i}_p" for i in range(len(shapes))]
-    call = f"jclip::{function}({', '.join([*arrays, sizes, *(f'data[{chr(34)}{k}{chr(34)}]' for k in options)])});"
+def _sizes(weight) -> str:
+    """For an operator whose second array is a weight, packed or not."""
+    if weight.ndim == 2:
+        return "in0->num, in1_shape0, in1_shape1, false"
+    return f"in0->num, in1_shape0 * {BLOCK[0]}, in1_shape1 * {BLOCK[1]}, true"
+
+
+def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, dtype: str = "float32") -> list:
+    """One `jt.code` operator that calls `function` of its header on the raw arrays: a list of its outputs.
+
+    An input that is None is handed on as a null pointer.
+    """
+    header, options = _header_of(function), options or {}
+    given = [v for v in inputs if v is not None]
+    numbers = iter(range(len(given)))
+    arrays = ["nullptr" if v is None else f"in{next(numbers)}_p" for v in inputs]
+    arrays += [f"out{i}_p" for i in range(len(shapes))]
+    values = [f'data["{name}"]' for name in options]
+    call = f"jclip::{function}({', '.join(filter(None, [*arrays, sizes, *values]))});"
     made = jt.code(
         [tuple(s) for s in shapes],
-        [inputs[0].dtype] * len(shapes),
-        inputs,
+        [dtype] * len(shapes),
+        given,
         cpu_header=f'#include "{header}.h"  // {_digest(header)}\n',  # Jittor looks for changes in what it is handed
         cpu_src=call,
         data=options,
@@ -93,8 +207,17 @@ def _code(function: str, shapes: list, inputs: list, sizes: str, options: dict) 
 
 
 @lru_cache
+def _header_of(function: str) -> str:
+    """The header whose name the function's begins with."""
+    return max((f.stem for f in _SOURCES.glob("*.h") if function.startswith(f"{f.stem}_")), key=len)
+
+
+@lru_cache
 def _digest(header: str) -> str:
-    return hashlib.sha256((_SOURCES / f"{header}.h").read_bytes()).hexdigest()[:12]
+    """Of the header and all that it includes of ours."""
+    text = (_SOURCES / f"{header}.h").read_text(encoding="utf-8")
+    included = re.findall(r'#include "(\w+)\.h"', text)
+    return hashlib.sha256("".join([text, *map(_digest, included)]).encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,27 @@ from jclip.runtime import jt
 nn = jt.nn
 
 
+def quickgelu(x):
+    """x * sigmoid(1.702 x): what OpenAI trained with."""
+    return x * jt.sigmoid(1.702 * x)
+
+
+def gelu(x):
+    """x * Φ(x), the exact (erf) form."""
+    return 0.5 * x * (1.0 + jt.erf(x * (1.0 / math.sqrt(2.0))))
+
+
+ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
+
+
+def linear(x, weight, bias=None, activation: str | None = None, residual=None):
+    """One 2-D product: the only one that oneDNN computes for Jittor."""
+    y = nn.matmul_transpose(x.reshape((-1, x.shape[-1])), weight)
+    y = (y if bias is None else y + bias).reshape((*x.shape[:-1], weight.shape[0]))
+    y = y if activation is None else ACTIVATIONS[activation](y)
+    return y if residual is None else y + residual
+
+
 def attention(qkv, heads: int, causal: bool = False):
     """(B, N, 3D) → (B, N, D); the softmax in float32."""
     B, N, width = qkv.shape

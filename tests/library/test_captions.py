@@ -34,7 +34,7 @@ def test_formats(images, name):
     pairs = read_pairs(CaptionConfig(train=str(images / name)), "train", (8, 8), 0)
     texts, meanings = pairs.texts(range(3))
     assert texts == ["a red, red thing", "green", "green"] and meanings[1] == meanings[2] != meanings[0]
-    made = pairs.batches([2, 0, 1], 0, 2, lambda image, row: np.full((3, 1, 1), 10 * row + image.width, np.float32))
+    made = pairs.batches([2, 0, 1], 0, 2, lambda image, row: np.full((1, 3, 1, 1), 10 * row + image.width, np.float32))
     assert [(rows.tolist(), x[:, 0, 0, 0].tolist()) for rows, x in made] == [([2, 0], [31.0, 9.0]), ([1], [20.0])]
     assert read_pairs(CaptionConfig(train=str(images / name)), "val", (8, 8), 0) is None
 
@@ -45,7 +45,7 @@ def test_a_broken_image_stops_or_is_skipped_and_told_once(images, capsys):
 
     def rows_of(on_error):
         pairs = read_pairs(CaptionConfig(train=str(images / "a.csv"), on_error=on_error), "train", (8, 8), 0)
-        made = [pairs.batches([2, 1, 0], epoch, 2, lambda image, row: np.zeros((3, 1, 1))) for epoch in range(2)]
+        made = [pairs.batches([2, 1, 0], epoch, 2, lambda image, row: np.zeros((1, 3, 1, 1))) for epoch in range(2)]
         return [rows.tolist() for batches in made for rows, _ in batches]
 
     assert rows_of("skip") == [[2, 0], [2, 0]]

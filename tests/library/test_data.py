@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from jclip.config import DataConfig
-from jclip.data.loader import batches, open_photo
 from jclip.data.splits import (
     PhotoData,
     Split,
@@ -208,57 +207,3 @@ def test_digest_follows_content_and_labels(photos):
     assert Split(split.paths, split.labels[::-1].copy()).digest() != before
     Image.new("RGB", (50, 50)).save(split.paths[0])
     assert split.digest() != before
-
-
-# Loading
-
-
-def pixels(image, row):
-    return np.asarray(image)[0, 0].astype(np.float32) + row
-
-
-@pytest.mark.parametrize("size, workers", [(4, 1), (4, 3), (100, 2), (1, 2)])
-def test_batches_keep_order_and_the_last_one(photos, size, workers):
-    split = read_photos(DataConfig(root=str(photos), shots=0)).train
-    parts = list(batches(split.paths, pixels, size, workers=workers))
-    assert np.concatenate([rows for rows, _ in parts]).tolist() == list(range(18))
-    assert [len(rows) for rows, _ in parts] == [min(size, 18 - i) for i in range(0, 18, size)]
-    wanted = [pixels(open_photo(p), i) for i, p in enumerate(split.paths)]
-    assert np.array_equal(np.concatenate([x for _, x in parts]), np.stack(wanted))
-
-
-@pytest.fixture
-def damaged(photos):
-    folder = photos / "test" / "猫"
-    whole = Image.effect_noise((64, 64), 50)
-    whole.save(folder / "5.jpg")
-    (folder / "6.jpg").write_bytes((folder / "5.jpg").read_bytes()[:700])
-    (folder / "7.jpg").write_text("this is no photo")
-    (folder / "8.jpg").write_bytes(b"")
-    return [str(folder / f"{i}.jpg") for i in (5, 6, 7, 8)]
-
-
-def test_a_broken_photo_stops_with_its_path(damaged):
-    with pytest.raises(DataError, match=r"6\.jpg does not decode: .*on_error=skip"):
-        list(batches(damaged, lambda image, row: np.zeros(1), 4))
-
-
-def test_broken_photos_are_skipped_and_told(damaged):
-    failed = []
-    parts = list(batches(damaged, lambda image, row: np.zeros(1), 4, "skip", failed))
-    assert np.concatenate([rows for rows, _ in parts]).tolist() == [0]
-    assert [any(f"{i}.jpg does not decode" in f for f in failed) for i in (6, 7, 8)] == [True] * 3
-
-
-def test_reading_ahead_is_bounded(photos):
-    split = read_photos(DataConfig(root=str(photos), shots=0)).train
-    started = []
-
-    def note(image, row):
-        started.append(row)
-        return np.zeros(1)
-
-    run = batches(split.paths, note, 2, workers=1)
-    next(run)
-    assert len(started) <= 6
-    run.close()

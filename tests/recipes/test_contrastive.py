@@ -80,7 +80,7 @@ def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, 
 
     opened = []
     real = loader.open_photo
-    monkeypatch.setattr(loader, "open_photo", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(loader, "open_photo", lambda path, *draft: opened.append(path) or real(path, *draft))
     settings = [*from_weights, "lock.image=true", "optim.batch=10", "optim.epochs=3", "positives=same"]
     assert train(tmp_path / "r", *settings) == 0
     assert len(opened) == 30

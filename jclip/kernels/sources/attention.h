@@ -1,28 +1,28 @@
 // Attention over packed q, k, v of shape (B, N, 3D), head by head, one head of one sample per OpenMP iteration.
 #pragma once
 #include <dnnl.h>
-#include <cmath>
-#include <cstdint>
-#include <vector>
+#include "onednn.h"
 
 namespace jclip {
+
+// One row of scores, times `scale`, to weights that sum to one; those behind `seen` are zero.
+template <class Y>
+inline void softmax(float* row, Y* weights, int64_t N, int64_t seen, float scale) {
+    float largest = row[0], sum = 0.0f;
+    for (int64_t j = 1; j < seen; j++) largest = row[j] > largest ? row[j] : largest;
+    for (int64_t j = 0; j < seen; j++) row[j] = std::exp((row[j] - largest) * scale);
+    for (int64_t j = 0; j < seen; j++) sum += row[j];
+    const float factor = 1.0f / sum;
+    for (int64_t j = 0; j < seen; j++) narrow(row[j] * factor, weights[j]);
+    for (int64_t j = seen; j < N; j++) narrow(0.0f, weights[j]);
+}
 
 // scores (N, N) = softmax(q k^T / sqrt(d)), row by row; entries behind the diagonal are zero if causal.
 inline void attention_weights(const float* q, const float* k, float* scores, int64_t N, int64_t d, int64_t stride,
                               bool causal) {
+    dnnl_sgemm('N', 'T', N, N, d, 1.0f, q, stride, k, stride, 0.0f, scores, N);
     const float scale = 1.0f / std::sqrt(float(d));
-    dnnl_sgemm('N', 'T', N, N, d, scale, q, stride, k, stride, 0.0f, scores, N);
-    for (int64_t i = 0; i < N; i++) {
-        float* row = scores + i * N;
-        const int64_t seen = causal ? i + 1 : N;
-        float largest = row[0], sum = 0.0f;
-        for (int64_t j = 1; j < seen; j++) largest = row[j] > largest ? row[j] : largest;
-        for (int64_t j = 0; j < seen; j++) row[j] = std::exp(row[j] - largest);
-        for (int64_t j = 0; j < seen; j++) sum += row[j];
-        const float factor = 1.0f / sum;
-        for (int64_t j = 0; j < seen; j++) row[j] *= factor;
-        for (int64_t j = seen; j < N; j++) row[j] = 0.0f;
-    }
+    for (int64_t i = 0; i < N; i++) softmax(scores + i * N, scores + i * N, N, causal ? i + 1 : N, scale);
 }
 
 inline void attention_forward(const float* qkv, float* out, int64_t B, int64_t N, int64_t width, double heads,
@@ -37,6 +37,71 @@ inline void attention_forward(const float* qkv, float* out, int64_t B, int64_t N
             const float* q = qkv + b * N * width + h * d;
             attention_weights(q, q + D, scores.data(), N, d, width, causal != 0);
             dnnl_sgemm('N', 'N', N, d, N, 1.0f, scores.data(), N, q + 2 * D, width, 0.0f, out + b * N * D + h * d, D);
+        }
+    }
+}
+
+// The two products of a head in bfloat16, accumulated in float. Made where the threads are at work, for one of them each;
+// each brings its own scratch, for they run at the same time.
+struct HeadProducts {
+    dnnl::memory::desc q, k, scores, weights, v, out, score_scratch, mix_scratch;
+    dnnl::matmul score, mix;
+};
+
+inline HeadProducts& head_products(int64_t N, int64_t width, int64_t D, int64_t d) {
+    using namespace dnnl;
+    return kept<std::array<int64_t, 3>, HeadProducts>({N, width, d}, [=] {
+        const auto half = memory::data_type::bf16, f32 = memory::data_type::f32;
+        HeadProducts p;
+        p.q = {{N, d}, half, memory::dims{width, 1}};
+        p.k = {{d, N}, half, memory::dims{1, width}};
+        p.v = {{N, d}, half, memory::dims{width, 1}};
+        p.scores = {{N, N}, f32, Tag::ab};
+        p.weights = {{N, N}, half, Tag::ab};
+        p.out = {{N, d}, half, memory::dims{D, 1}};
+        primitive_attr own_scratch;
+        own_scratch.set_scratchpad_mode(scratchpad_mode::user);
+        #pragma omp parallel
+        #pragma omp single
+        {
+            const matmul::primitive_desc score(matmul::desc(p.q, p.k, p.scores), own_scratch, jclip::engine());
+            const matmul::primitive_desc mix(matmul::desc(p.weights, p.v, p.out), own_scratch, jclip::engine());
+            p.score_scratch = score.scratchpad_desc();
+            p.mix_scratch = mix.scratchpad_desc();
+            p.score = matmul(score);
+            p.mix = matmul(mix);
+        }
+        return p;
+    });
+}
+
+template <class X>
+void attention_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width, double heads, double causal) {
+    const int64_t H = int64_t(heads), D = width / 3, d = D / H;
+    const float scale = 1.0f / std::sqrt(float(d));
+    HeadProducts& products = head_products(N, width, D, d);
+    #pragma omp parallel
+    {
+        dnnl::stream stream(jclip::engine());
+        std::vector<float> scores(N * N);
+        std::vector<uint16_t> weights(N * N);
+        dnnl::memory score_scratch(products.score_scratch, jclip::engine());
+        dnnl::memory mix_scratch(products.mix_scratch, jclip::engine());
+        #pragma omp for schedule(static)
+        for (int64_t head = 0; head < B * H; head++) {
+            const int64_t b = head / H, h = head % H;
+            const X* q = qkv + b * N * width + h * d;
+            products.score.execute(stream, {{DNNL_ARG_SRC, array(products.q, q)},
+                                            {DNNL_ARG_WEIGHTS, array(products.k, q + D)},
+                                            {DNNL_ARG_DST, array(products.scores, scores.data())},
+                                            {DNNL_ARG_SCRATCHPAD, score_scratch}});
+            for (int64_t i = 0; i < N; i++)
+                softmax(scores.data() + i * N, weights.data() + i * N, N, causal != 0 ? i + 1 : N, scale);
+            products.mix.execute(stream, {{DNNL_ARG_SRC, array(products.weights, weights.data())},
+                                          {DNNL_ARG_WEIGHTS, array(products.v, q + 2 * D)},
+                                          {DNNL_ARG_DST, array(products.out, out + b * N * D + h * d)},
+                                          {DNNL_ARG_SCRATCHPAD, mix_scratch}});
+            stream.wait();
         }
     }
 }

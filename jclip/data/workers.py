@@ -1,0 +1,107 @@
+"""Photos prepared in processes of their own: Jittor holds the interpreter's lock while it computes, so threads wait then.
+
+The processes are started by name, not forked, so any program may use them; pixels come back through memory that both
+sides map, and that no crash leaves behind. Messages are lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jclip.data.loader import open_photo
+from jclip.errors import DataError, SetupError
+from jclip.preprocess import Views
+
+_MOST_SLOTS = 128  # photos that may wait prepared; their messages fit a pipe
+_MOST_BYTES = 2**28
+
+
+def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int, count: int) -> Iterator:
+    """(place, views of that photo or the `DataError` it met), in the order of `paths`, `ahead` of them in preparation.
+
+    Raises `SetupError` when a process dies.
+    """
+    size = 4 * int(np.prod(views.shape))
+    slots = max(1, min(ahead, _MOST_SLOTS, _MOST_BYTES // size))
+    shared = os.memfd_create("jclip-photos")
+    workers: list[subprocess.Popen] = []
+    try:
+        os.ftruncate(shared, slots * size)
+        pixels = _mapped(shared, slots, views.shape)
+        workers += [_start(shared, slots, views) for _ in range(min(count, slots))]
+        sent = 0
+        for place in range(len(paths)):
+            while sent < min(len(paths), place + slots):
+                _tell(workers[sent % len(workers)], [sent % slots, int(rows[sent]), paths[sent]])
+                sent += 1
+            error = _answer(workers[place % len(workers)], paths[place])
+            yield place, DataError(error) if error else pixels[place % slots].copy()
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+        os.close(shared)
+
+
+def _mapped(shared: int, slots: int, shape: tuple[int, ...]) -> np.ndarray:
+    memory = mmap.mmap(shared, 0)  # unmapped with the last array that shows it
+    return np.frombuffer(memory, np.float32).reshape(slots, *shape)
+
+
+def _start(shared: int, slots: int, views: Views) -> subprocess.Popen:
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "jclip.data.workers", str(shared), str(slots)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(shared,), text=True,
+    )  # fmt: skip
+    _tell(worker, views.to_dict())
+    return worker
+
+
+def _tell(worker: subprocess.Popen, message) -> None:
+    try:
+        worker.stdin.write(json.dumps(message) + "\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        pass  # its answer, which is awaited in turn, will be missing
+
+
+def _answer(worker: subprocess.Popen, path: str) -> str | None:
+    line = worker.stdout.readline()
+    if not line:
+        raise SetupError(
+            f"a process that decodes photos ended with {worker.wait()} at {path} or one of the next "
+            "(out of memory?): JCLIP_WORKERS=0 decodes without such processes"
+        )
+    return json.loads(line)
+
+
+def _work(shared: int, slots: int) -> None:
+    """The process's part: until its input ends, prepare what is named and say null, or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends this one
+    views = Views.from_dict(json.loads(sys.stdin.readline()))
+    pixels = _mapped(shared, slots, views.shape)
+    for line in sys.stdin:
+        slot, row, path = json.loads(line)
+        error = None
+        try:
+            pixels[slot] = views(open_photo(path, views.draft), row)
+        except DataError as e:
+            error = str(e)
+        sys.stdout.write(json.dumps(error) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _work(*map(int, sys.argv[1:]))

@@ -1,0 +1,84 @@
+// What the operators share of oneDNN: engine, stream, and primitives kept by what they were made for.
+#pragma once
+#include <dnnl.hpp>
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+namespace jclip {
+
+using Tag = dnnl::memory::format_tag;
+using Arguments = std::unordered_map<int, dnnl::memory>;
+
+inline dnnl::engine& engine() {
+    static dnnl::engine& made = *new dnnl::engine(dnnl::engine::kind::cpu, 0);  // outlives every operator's library
+    return made;
+}
+
+inline dnnl::stream& stream() {
+    static dnnl::stream& made = *new dnnl::stream(engine());
+    return made;
+}
+
+// float and Jittor's two-byte bfloat16 are what arrays hold here.
+template <class X>
+constexpr dnnl::memory::data_type type_of() {
+    return sizeof(X) == 2 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+inline dnnl::memory array(const dnnl::memory::desc& desc, const void* data) {
+    return dnnl::memory(desc, engine(), const_cast<void*>(data));
+}
+
+// The value for `key`, made by `make` when it is new. Sizes come and go with texts and batches, so the table is bounded.
+template <class Key, class Value, class Make>
+Value& kept(const Key& key, Make make) {
+    static std::map<Key, Value>& table = *new std::map<Key, Value>();
+    auto found = table.find(key);
+    if (found != table.end()) return found->second;
+    if (table.size() >= 512) table.clear();
+    return table.emplace(key, make()).first->second;
+}
+
+inline float widen(float x) { return x; }
+
+template <class X>
+inline float widen(X x) {
+    static_assert(sizeof(X) == 2, "float or bfloat16");
+    uint16_t half;
+    std::memcpy(&half, &x, 2);
+    const uint32_t bits = uint32_t(half) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+inline void narrow(float x, float& y) { y = x; }
+
+// To the nearest, ties to even; what is no number stays none.
+template <class Y>
+inline void narrow(float x, Y& y) {
+    static_assert(sizeof(Y) == 2, "float or bfloat16");
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    const uint16_t half = uint16_t(((bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded) >> 16);
+    std::memcpy(&y, &half, 2);
+}
+
+// `count` values as bfloat16.
+inline std::unique_ptr<uint16_t[]> rounded(const float* x, int64_t count) {
+    std::unique_ptr<uint16_t[]> y(new uint16_t[count]);
+    uint16_t* out = y.get();
+    #pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) narrow(x[i], out[i]);
+    return y;
+}
+
+}  // namespace jclip

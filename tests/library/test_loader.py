@@ -1,0 +1,147 @@
+"""Photos come decoded in order, in threads and in processes alike; broken ones are told; nothing runs too far ahead."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jclip.config import DataConfig
+from jclip.data import loader
+from jclip.data.loader import batches, open_photo, workers
+from jclip.data.splits import read_photos
+from jclip.errors import ConfigError, DataError, SetupError
+from jclip.preprocess import Preprocess, Views, augment
+
+CLASSES = ["Polar Bear", "猫", "zebra"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """root/{train,test}/<class>/<i>.png: 6 and 2 of each class, every one of another colour."""
+    root = tmp_path / "my 照片"
+    for part, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            (root / part / name).mkdir(parents=True)
+            for i in range(1, count + 1):
+                Image.new("RGB", (9, 7), (40 * label, 20 * i, 99)).save(root / part / name / f"{i * 5}.png")
+    return root
+
+
+def pixels(image, row):
+    return np.asarray(image)[0, 0].astype(np.float32) + row
+
+
+@pytest.mark.parametrize("size, workers", [(4, "1"), (4, "3"), (100, "2"), (1, "0")])
+def test_batches_keep_order_and_the_last_one(photos, size, workers, monkeypatch):
+    monkeypatch.setenv("JCLIP_WORKERS", workers)
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    parts = list(batches(split.paths, pixels, size))
+    assert np.concatenate([rows for rows, _ in parts]).tolist() == list(range(18))
+    assert [len(rows) for rows, _ in parts] == [min(size, 18 - i) for i in range(0, 18, size)]
+    wanted = [pixels(open_photo(p), i) for i, p in enumerate(split.paths)]
+    assert np.array_equal(np.concatenate([x for _, x in parts]), np.stack(wanted))
+
+
+@pytest.fixture
+def damaged(photos):
+    folder = photos / "test" / "猫"
+    whole = Image.effect_noise((64, 64), 50)
+    whole.save(folder / "5.jpg")
+    (folder / "6.jpg").write_bytes((folder / "5.jpg").read_bytes()[:700])
+    (folder / "7.jpg").write_text("this is no photo")
+    (folder / "8.jpg").write_bytes(b"")
+    return [str(folder / f"{i}.jpg") for i in (5, 6, 7, 8)]
+
+
+def test_a_broken_photo_stops_with_its_path(damaged):
+    with pytest.raises(DataError, match=r"6\.jpg does not decode: .*on_error=skip"):
+        list(batches(damaged, lambda image, row: np.zeros(1), 4))
+
+
+def test_broken_photos_are_skipped_and_told(damaged):
+    failed = []
+    parts = list(batches(damaged, lambda image, row: np.zeros(1), 4, "skip", failed))
+    assert np.concatenate([rows for rows, _ in parts]).tolist() == [0]
+    assert [any(f"{i}.jpg does not decode" in f for f in failed) for i in (6, 7, 8)] == [True] * 3
+
+
+def views(**settings):
+    return Views(Preprocess(size=(16, 12)), augment("coop"), seed=3, numbers=(0, 5), **settings)
+
+
+@pytest.mark.parametrize("size, count", [(4, "2"), (7, "3")])
+def test_processes_prepare_the_same_pixels_as_threads_in_the_same_order(photos, monkeypatch, size, count):
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    order = np.random.default_rng(0).permutation(len(split))
+    threads = list(batches(split.paths, views(), size, rows=order))
+    monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
+    monkeypatch.setenv("JCLIP_WORKERS", count)
+    processes = list(batches(split.paths, views(), size, rows=order))
+    assert len(threads) == len(processes)
+    for (a, x), (b, y) in zip(threads, processes, strict=True):
+        assert np.array_equal(a, b) and np.array_equal(x, y) and x.shape[1:] == (2, 3, 16, 12)
+
+
+def test_processes_tell_of_broken_photos_and_leave_nothing_behind(damaged, monkeypatch):
+    monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
+    monkeypatch.setenv("JCLIP_WORKERS", "2")
+    with pytest.raises(DataError, match=r"6\.jpg does not decode: .*on_error=skip"):
+        list(batches(damaged, views(), 4))
+    failed = []
+    parts = list(batches(damaged, views(), 4, "skip", failed))
+    assert np.concatenate([rows for rows, _ in parts]).tolist() == [0] and len(failed) == 3
+    assert decoding_processes() == []
+
+
+def test_a_process_that_dies_is_told_with_the_way_round(photos, monkeypatch):
+    monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
+    monkeypatch.setenv("JCLIP_WORKERS", "2")
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    run = batches(split.paths, views(), 1)
+    next(run)
+    for child in decoding_processes():
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(SetupError, match=r"ended with -9 at .*\.png .*JCLIP_WORKERS=0"):
+        list(run)
+
+
+def decoding_processes() -> list[int]:
+    me = Path(f"/proc/{os.getpid()}/task")
+    numbers = [int(n) for task in me.iterdir() for n in (task / "children").read_text().split()]
+    return [n for n in numbers if b"jclip.data.workers" in Path(f"/proc/{n}/cmdline").read_bytes()]
+
+
+def test_the_number_of_workers_is_a_number(monkeypatch):
+    monkeypatch.setenv("JCLIP_WORKERS", "many")
+    with pytest.raises(ConfigError, match="JCLIP_WORKERS=many is no number"):
+        workers()
+
+
+def test_draft_decodes_large_jpegs_at_a_fraction_and_only_those(tmp_path):
+    for name, size in (("large.jpg", (640, 480)), ("small.jpg", (120, 90)), ("large.png", (640, 480))):
+        Image.effect_noise(size, 30).convert("RGB").resize(size).save(tmp_path / name)
+    draft = Views(Preprocess(size=(64, 64), draft=True)).draft
+    assert draft == (128, 128) and Views(Preprocess()).draft is None
+    sizes = {name: open_photo(str(tmp_path / name), draft).size for name in ("large.jpg", "small.jpg", "large.png")}
+    assert sizes == {"large.jpg": (320, 240), "small.jpg": (120, 90), "large.png": (640, 480)}
+    exact, drafted = (Preprocess((64, 64))(open_photo(str(tmp_path / "large.jpg"), d)) for d in (None, draft))
+    assert not np.array_equal(exact, drafted) and np.corrcoef(exact.ravel(), drafted.ravel())[0, 1] > 0.9
+
+
+def test_reading_ahead_is_bounded(photos):
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    started = []
+
+    def note(image, row):
+        started.append(row)
+        return np.zeros(1)
+
+    run = batches(split.paths, note, 2)
+    next(run)
+    assert len(started) <= 6
+    run.close()
