@@ -23,7 +23,7 @@ setup(
     ],
     package_dir={"finetune.configs": "configs"},
     package_data={
-        "jclip": ["assets/*", "assets/*/*", "kernels/sources/*.h"],
+        "jclip": ["assets/*", "assets/*/*", "kernels/sources/*"],
         "finetune.configs": ["*.yaml", "*/*.yaml"],
     },
     install_requires=[

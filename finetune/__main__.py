@@ -174,14 +174,14 @@ def evaluate(argv: list[str]) -> int:
 
     from jclip.evaluation import write_evaluation
     from jclip.features import few_shot_features
-    from jclip.source import ModelSource
+    from jclip.source import source_of
 
     cfg = done.config
     if not isinstance(cfg.data, DataConfig):
         raise ConfigError(
             f"{done.folder} learned from captions: measure its model.safetensors with the recipe zero_shot"
         )
-    source = ModelSource(done.model, cfg.family) if done.model else None
+    source = source_of(cfg, done.model)
     data = few_shot_features(cfg.data, source, cfg.templates, train=False)
     if data.classnames != done.classnames:
         raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
@@ -220,7 +220,7 @@ def predict(argv: list[str]) -> int:
     from jclip.functional.metrics import top_k
     from jclip.results import Predictions, check_format, show, write_predictions
     from jclip.sheet import check_sheet, write_sheet
-    from jclip.source import ModelSource
+    from jclip.source import source_of
 
     check_format(args.out)
     check_sheet(args.sheet)
@@ -229,7 +229,7 @@ def predict(argv: list[str]) -> int:
     if not model:
         raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
     split = photos_to_label(done, [a for a in args.photos if a not in settings])
-    source = ModelSource(model, cfg.family)
+    source = source_of(cfg, model)
     if source.config.embed_dim != done.width:
         raise CheckpointError(
             f"{model} gives features of {source.config.embed_dim} numbers, the run learned on {done.width}"

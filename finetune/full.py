@@ -62,7 +62,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.prompts import class_prompts, load_templates
     from jclip.source import ModelSource
 
-    source = ModelSource(cfg.model, cfg.family)
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
     photos = read_photos(cfg.data)
     check(cfg, photos)
     before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
@@ -86,7 +86,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
         put_arrays(model, outcome.best_arrays)
-    save_model(run.folder / "model.safetensors", model, source.preprocess, cfg.half, made_by="full")
+    save_model(run.folder / "model.safetensors", model, source.checkpoint.preprocess, cfg.half, made_by="full")
     head = head_of_now(model, prompts)
     run.save_learned(
         {"text": head.weights, "scale": np.array([head.scale])},

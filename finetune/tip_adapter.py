@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -31,6 +31,7 @@ class Config:
     data: DataConfig
     model: str = ""  # a name or weight file; recorded features with text need none
     family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
     views: int = 10  # augmented views averaged into each key
     augment: str = "tip_adapter"
@@ -51,9 +52,9 @@ class Config:
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
     from jclip.features import few_shot_features
-    from jclip.source import ModelSource
+    from jclip.source import source_of
 
-    source = ModelSource(cfg.model, cfg.family) if cfg.model else None
+    source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
     run.note(**data.facts)
     _check(cfg, data)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jclip.config import DataConfig
+from jclip.config import DataConfig, Dtype
 from jclip.errors import DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -23,6 +23,7 @@ class Config:
     data: DataConfig
     model: str = ""  # a name or weight file; recorded features with text need none
     family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
     seed: int = 1
 
@@ -31,9 +32,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     """Builds the head, scores val and test."""
     from jclip.features import few_shot_features
     from jclip.heads import ZeroShotHead
-    from jclip.source import ModelSource
+    from jclip.source import source_of
 
-    source = ModelSource(cfg.model, cfg.family) if cfg.model else None
+    source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates, train=False)
     run.note(**data.facts)
     if data.text is None:

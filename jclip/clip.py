@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from jclip import kernels
 from jclip.checkpoint import Checkpoint, load_strict, save_checkpoint
+from jclip.config import Dtype
 from jclip.errors import ConfigError
 from jclip.preprocess import Preprocess
 from jclip.resnet import ModifiedResNet
@@ -24,7 +24,6 @@ from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ViTConfig
 from jclip.vit import VisionTransformer
 
 nn = jt.nn
-Dtype = Literal["fp32", "fp16", "bf16"]
 _HALF = {"fp16": "float16", "bf16": "bfloat16"}
 
 

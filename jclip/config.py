@@ -22,6 +22,8 @@ import yaml
 from jclip.errors import ConfigError, did_you_mean
 from jclip.paths import ASSETS
 
+Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -45,6 +47,7 @@ class DataConfig:
     seed: int = 1
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
     on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
+    draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
 
     def __post_init__(self):
         if self.shots < 0 or self.val_shots < -1:

@@ -17,7 +17,11 @@ from jclip import cuda, toolchain
 from jclip.errors import JclipError, SetupError
 from jclip.paths import cache_dir
 
-KERNELS = {"cpu": "fused for the CPU (attention, norms)", "plain": "Jittor's own operators"}
+KERNELS = {
+    "cpu": "fused for the CPU (products, convolutions, attention, norms)",
+    "cuda": "fused for the GPU (attention)",
+    "plain": "Jittor's own operators",
+}
 TOLERANCE = 1e-4  # of values of order one in float32, on any device (TF32 off)
 
 
@@ -93,6 +97,7 @@ def _cuda() -> Iterator[tuple[str, str]]:
     found = cuda.find_cuda()
     cards = ", ".join(f"{g.name} ({g.capability}, {g.memory / 2**30:.0f} GiB)" for g in found.gpus)
     yield "GPU", cards or f"none: {found.off or 'no NVIDIA driver'}"
+    yield "tried on", ", ".join(cuda.TRIED) or f"no GPU so far (compiled with {cuda.COMPILED}); on the CPU always"
     if not found.gpus:
         return
     if found.off:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class JclipError(Exception):
@@ -49,6 +50,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+CARD_IS_FULL = "Unable to alloc cuda device memory"  # what Jittor says then
+
+
+@contextlib.contextmanager
+def told_when_full(mend: str) -> Iterator[None]:
+    """Turns Jittor's long report of a full card into one line that ends in `mend`."""
+    try:
+        yield
+    except RuntimeError as e:
+        if CARD_IS_FULL not in str(e):
+            raise
+        raise SetupError(f"the GPU's memory is full: {mend}") from e
 
 
 def guarded(command: Callable[[], int | None], name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig
 from jclip.data.loader import OnError, batches
 from jclip.data.splits import PhotoData, Split, read_photos
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, told_when_full
 from jclip.functional.metrics import classification_report, top_k
 from jclip.heads import unit, zero_shot_head
 from jclip.paths import cache_dir
@@ -24,7 +25,7 @@ from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights, safetensors
 from jclip.source import ModelSource
 
-BATCH = 64
+BATCH = 64  # views at once; JCLIP_BATCH names another number
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,26 @@ def encode_photos(
     return rows, features
 
 
+def batch_size() -> int:
+    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is no number."""
+    named = os.environ.get("JCLIP_BATCH", "")
+    if named and (not named.isdecimal() or int(named) < 1):
+        raise ConfigError(f"JCLIP_BATCH={named} is no number of photos")
+    return int(named or BATCH)
+
+
 def _compute(model, split, viewer: Views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
     from jclip.runtime import jt
 
-    views = len(viewer.numbers)
+    views, size = len(viewer.numbers), batch_size()
     rows, features = [np.zeros(0, np.int64)], [np.zeros((0, model.config.embed_dim), np.float32)]
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
-        for at, pixels in batches(split.paths, viewer, max(1, BATCH // views), on_error, failed):
-            encoded = model.encode_image(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+        for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
+            with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
+                encoded = model.encode_image(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
             rows.append(at)
             bar.update(len(at))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jclip.errors import ConfigError, DataError, JclipError
+from jclip.errors import ConfigError, DataError, JclipError, told_when_full
 from jclip.optim import TrainState
 from jclip.run import Run
 from jclip.runtime import jt
@@ -61,8 +61,9 @@ def fit(
         for epoch in range(first, epochs):
             losses = _LossReader(read_every, epoch, number)
             for batch in batches(epoch):
-                losses.add(step(batch, number))
-                state.settle()
+                with told_when_full("lower optim.batch (and raise accumulate, where the recipe has it)"):
+                    losses.add(step(batch, number))
+                    state.settle()
                 number += 1
                 bar.update()
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)

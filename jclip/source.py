@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from jclip.checkpoint import open_checkpoint
 from jclip.download import find_weights
@@ -14,6 +16,7 @@ from jclip.variants import CLIPConfig
 class ModelSource:
     """What a name or path stands for; wrong ones are told here, before Jittor is imported.
 
+    draft: large JPEGs are decoded at a fraction of their size, see `Preprocess`.
     Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is.
     """
 
@@ -23,18 +26,16 @@ class ModelSource:
         family: str | None = None,
         dtype: str = "fp32",
         image_size: int | tuple[int, int] | None = None,
+        draft: bool = False,
     ):
         checkpoint = open_checkpoint(find_weights(name_or_path), family)
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype = dtype
+        self.preprocess: Preprocess = replace(self.checkpoint.preprocess, draft=draft)
 
     @property
     def config(self) -> CLIPConfig:
         return self.checkpoint.config
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return self.checkpoint.preprocess
 
     @property
     def identity(self) -> list:
@@ -47,3 +48,10 @@ class ModelSource:
         from jclip.clip import build
 
         return build(self.checkpoint, self.dtype)
+
+
+def source_of(config: Any, model: str = "") -> ModelSource | None:
+    """The model that a recipe's `config` names (or `model` in its place), in its family and dtype; None without any."""
+    name = model or config.model
+    dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
+    return ModelSource(name, config.family, dtype, draft=draft) if name else None

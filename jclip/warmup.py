@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", required=True, help="a name of `jclip models` (its weights are not needed), or a weight file"
     )
     p.add_argument("--family", help="for weights that don't say their activation")
+    p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of images and texts")
     p.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to compile (default: all)")
     return p
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     from jclip.runtime import jt
 
     rows = []
-    stages = stages_of(config)
+    stages = stages_of(config, args.dtype)
     for name in tqdm(args.stages, desc="compiling", unit="stage", disable=None, leave=False):
         before, begun = compiled(jt), time.perf_counter()
         stages[name]()
@@ -61,7 +62,7 @@ def compiled(jt) -> int:
     return len(list((Path(jt.flags.cache_path) / "jit").glob("*.so")))
 
 
-def stages_of(config) -> dict[str, Callable[[], None]]:
+def stages_of(config, dtype: str = "fp32") -> dict[str, Callable[[], None]]:
     """What to run for each stage: images, texts, one step of contrastive training.
 
     A batch of one has broadcasts of its own, so it is run as well as a batch of two.
@@ -75,19 +76,20 @@ def stages_of(config) -> dict[str, Callable[[], None]]:
 
     model = CLIP(config)
     jt.sync_all()
+    encoders = CLIP(config).to(dtype) if dtype != "fp32" else model
     images = np.zeros((2, 3, *config.vision.image_size), np.float32)
     tokens = np.zeros((2, config.text.context_length), np.int32)
     tokens[:, 5] = config.text.vocab_size - 1
 
     def image() -> None:
-        with inference(model):
+        with inference(encoders):
             for batch in (1, 2):
-                normalise(model.encode_image(images[:batch])).numpy()
+                normalise(encoders.encode_image(images[:batch])).numpy()
 
     def text() -> None:
-        with inference(model):
+        with inference(encoders):
             for batch in (1, 2):
-                normalise(model.encode_text(tokens[:batch])).numpy()
+                normalise(encoders.encode_text(tokens[:batch])).numpy()
 
     def training() -> None:
         training_mode(model)

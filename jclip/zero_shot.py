@@ -86,10 +86,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="FILE", help="results as .csv, .json, or .txt (the Jittor challenge's lines)")
     p.add_argument("--sheet", metavar="FILE.png", help="also a picture of some of the photos with their classes")
     p.add_argument("--family", choices=FAMILIES, help="for weights that don't say their activation")
-    p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="half precision needs a GPU")
+    p.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="bf16 on CPUs with AVX-512, both halves on a GPU",
+    )
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
+    p.add_argument("--draft", action="store_true", help="decode large JPEGs at a fraction of their size: not bit-exact")
     p.add_argument("--truncate", action="store_true", help="cut prompts that are too long")
     return p
 
@@ -109,7 +115,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--top {args.top}: at least one class must be told")
     names = class_names(args.classes)
     photos = find_photos(args.photos)
-    source = ModelSource(args.model, args.family, args.dtype)
+    source = ModelSource(args.model, args.family, args.dtype, draft=args.draft)
     predictions = classify(source, photos, names, args.templates, args.top, args.on_error, args.truncate)
     print(show(predictions))
     if args.out:

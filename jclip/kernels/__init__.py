@@ -1,21 +1,22 @@
 """Operators that Jittor computes slowly, fused: one name each, the implementation chosen by where the numbers are.
 
-`plain` holds the formulas in Jittor's own operators: the oracle of the others, and what runs where they don't (half
-precision, CUDA, no oneDNN). `JCLIP_KERNELS=plain` asks for it everywhere.
+`plain` holds the formulas in Jittor's own operators: the oracle of the others, and what runs where they don't.
+`JCLIP_KERNELS=plain` asks for it everywhere.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 
-from jclip.kernels import cpu, maps, plain
+from jclip.kernels import cpu, cuda, maps, plain
 from jclip.runtime import jt
 from jclip.toolchain import ONEDNN_INSTALL, cpu_flags
 
 
 def attention(qkv, heads: int, causal: bool = False):
     """(B, N, 3D), q, k and v side by side → (B, N, D): softmax(q k^T / sqrt(d) [+ mask]) v per head."""
+    if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
+        return cuda.attention(qkv, heads, causal)
     half = qkv.dtype == "bfloat16" and chosen() == "cpu"
     return (cpu.attention if half or _fused(qkv) else plain.attention)(qkv, heads, causal)
 
@@ -75,14 +76,13 @@ def rows(weight, first: int):
 
 
 def chosen() -> str:
-    """The implementation that runs for float32: "cpu" or "plain"."""
-    return "cpu" if not jt.flags.use_cuda and _available() else "plain"
+    """The implementation that runs: "cuda", "cpu" or "plain"."""
+    if os.environ.get("JCLIP_KERNELS", "") == "plain":
+        return "plain"
+    if jt.flags.use_cuda:
+        return "cuda"
+    return "cpu" if cpu.available() else "plain"
 
 
 def _fused(*inputs) -> bool:
     return all(v.dtype == "float32" for v in inputs) and chosen() == "cpu"
-
-
-@lru_cache(maxsize=1)
-def _available() -> bool:
-    return os.environ.get("JCLIP_KERNELS", "") != "plain" and cpu.available()

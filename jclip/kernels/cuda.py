@@ -1,0 +1,57 @@
+"""On a GPU: attention in tiles, without a table of all scores; float32, float16 or bfloat16, computed in float32.
+
+Products are cuBLAS's through Jittor, elementwise work Jittor's own fusion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from jclip import toolchain
+from jclip.runtime import jt
+
+SOURCES = Path(__file__).parent / "sources"
+WIDEST_HEAD = 128
+
+
+def attention(qkv, heads: int, causal: bool = False):
+    """As `kernels.attention`, for heads of at most `WIDEST_HEAD` numbers."""
+    return _Attention.apply(qkv, heads, causal)
+
+
+class _Attention(jt.Function):
+    def execute(self, qkv, heads, causal):
+        (B, N, width), self.options = qkv.shape, {"heads": heads, "causal": int(causal)}
+        shapes, dtypes = [(B, N, width // 3), (B * heads, N)], [qkv.dtype, "float32"]
+        out, logsum = _code("attention_forward", shapes, dtypes, [qkv], self.options)
+        self.saved = [qkv, out, logsum]
+        return out
+
+    def grad(self, gradient):
+        qkv, out, logsum = self.saved
+        shapes, dtypes = [qkv.shape, logsum.shape], [qkv.dtype, "float32"]
+        return _code("attention_backward", shapes, dtypes, [qkv, out, logsum, gradient], self.options)[0], None, None
+
+
+def _code(function: str, shapes: list, dtypes: list, inputs: list, options: dict) -> list:
+    """One `jt.code` operator that launches `function` of attention.cuh on the raw arrays: a list of its outputs."""
+    arrays = [f"in{i}_p" for i in range(len(inputs))] + [f"out{i}_p" for i in range(len(shapes))]
+    sizes = ["in0_shape0", "in0_shape1", "in0_shape2", *(f'data["{name}"]' for name in options)]
+    made = jt.code(
+        [tuple(s) for s in shapes],
+        dtypes,
+        inputs,
+        cuda_header=f'#include "attention.cuh"  // {_digest()}\n',
+        cuda_src=f"jclip::{function}({', '.join([*arrays, *sizes])});",
+        data=options,
+    )
+    for var in made:
+        var.compile_options = {f"FLAGS: -I{toolchain.without_spaces(SOURCES)} ": 1}
+    return made
+
+
+@lru_cache(maxsize=1)
+def _digest() -> str:
+    return hashlib.sha256((SOURCES / "attention.cuh").read_bytes()).hexdigest()[:12]

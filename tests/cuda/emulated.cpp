@@ -1,0 +1,12 @@
+#include "emulated.h"
+#include "attention.cuh"
+
+extern "C" void forward(const float* qkv, float* out, float* logsum, int64_t B, int64_t N, int64_t width, double heads,
+                        double causal) {
+    jclip::attention_forward(qkv, out, logsum, B, N, width, heads, causal);
+}
+
+extern "C" void backward(const float* qkv, const float* out, const float* logsum, const float* grad, float* grad_qkv,
+                         float* delta, int64_t B, int64_t N, int64_t width, double heads, double causal) {
+    jclip::attention_backward(qkv, out, logsum, grad, grad_qkv, delta, B, N, width, heads, causal);
+}
