@@ -1,9 +1,10 @@
 """jclip against torch, side by side: alternating child processes, equal threads, medians, peak memory.
 
     python bench/speed.py [--tasks NAME …] [--rounds 3] [--seconds 4] [--threads 2] [--out bench/results/NAME.json]
+    python bench/speed.py --profile NAME        where jclip's time goes, per operator
 
-torch runs transformers' CLIPModel with its sdpa attention, and for ResNets the twin of the parity tests with batch norm
-in evaluation. Both sides have random weights and the same input. Nothing here is part of what gets installed.
+torch runs transformers' CLIPModel with its sdpa attention (bf16: autocast), and for ResNets the twin of the parity tests
+with batch norm in evaluation. Both sides have random weights and the same input. Nothing here is installed.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-CLASSES = 374  # of the Jittor challenge
 IMAGE = [f"image {model} batch {batch}" for model in ("ViT-B/32", "ViT-B/16", "RN50") for batch in (1, 32)]
-TASKS = [*IMAGE, "text 374 prompts", "text 374 prompts, torch cut too", "train ViT-B/32 batch 16"]
+HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
+TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
+TASKS = [*IMAGE, *HALF, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
+WARM_ONLY = 0.0  # seconds
 
 
 def main() -> int:
@@ -37,10 +40,14 @@ def main() -> int:
     p.add_argument("--seconds", type=float, default=4.0, help="measured time per child process")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--out", type=Path, help="results as JSON (default: none)")
+    p.add_argument("--profile", choices=TASKS, metavar="NAME", help="print where jclip's time goes in this task")
     p.add_argument("--child", nargs=2, metavar=("SIDE", "TASK"), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child:
         print(json.dumps(measure(*args.child, args.seconds)))
+        return 0
+    if args.profile:
+        profile(args.profile)
         return 0
     for task in args.tasks:
         result = compare(task, args)
@@ -68,7 +75,7 @@ def compare(task: str, args: argparse.Namespace) -> dict:
     runs: dict[str, list[dict]] = {side: [] for side in SIDES}
     for number in range(args.rounds + 1):
         for side in SIDES if number % 2 else reversed(SIDES):
-            done = child(side, task, args.seconds if number else 0.1, args.threads)
+            done = child(side, task, args.seconds if number else WARM_ONLY, args.threads)
             if number:
                 runs[side].append(done)
     told = {
@@ -79,7 +86,9 @@ def compare(task: str, args: argparse.Namespace) -> dict:
         }
         for side, done in runs.items()
     }
-    return {**told, "ratio": told["jclip"]["per_second"] / told["torch"]["per_second"]}
+    shares = [run["of_sgemm"] for run in runs["jclip"] if "of_sgemm" in run]
+    limit = {"of_sgemm": statistics.median(shares)} if shares else {}
+    return {**told, "ratio": told["jclip"]["per_second"] / told["torch"]["per_second"], **limit}
 
 
 def child(side: str, task: str, seconds: float, threads: int) -> dict:
@@ -93,158 +102,52 @@ def child(side: str, task: str, seconds: float, threads: int) -> dict:
 
 
 def measure(side: str, task: str, seconds: float) -> dict:
-    """Items per second (median over repetitions) and peak memory of this process."""
-    run, items = (prepare_jclip if side == "jclip" else prepare_torch)(task)
-    run()
+    """Items per second (median over repetitions) and memory of this process, in MiB: when loaded, and at its peak."""
+    import sides
+
+    prepare = sides.prepare_jclip if side == "jclip" else sides.prepare_torch
+    warm, run, items = prepare(task)
+    loaded = resident()
+    warm()
     spent: list[float] = []
     begun = time.perf_counter()
-    while not spent or time.perf_counter() - begun < seconds:
+    while seconds > WARM_ONLY and (not spent or time.perf_counter() - begun < seconds):
         start = time.perf_counter()
         run()
         spent.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"per_second": items / statistics.median(spent), "repetitions": len(spent), "peak_mib": peak}
+    told = {"repetitions": len(spent), "loaded_mib": loaded, "peak_mib": peak}
+    if not spent:
+        return told
+    told["per_second"] = items / statistics.median(spent)
+    work = sides.gflop(task)
+    if side == "jclip" and work:
+        told["of_sgemm"] = told["per_second"] * work / sides.sgemm_rate()
+    return told
 
 
-def prepare_jclip(task: str) -> tuple[Callable[[], None], int]:
-    """What to run, and how many items it handles."""
-    from jclip.clip import CLIP, training_mode
+def resident() -> float:
+    """Memory that this process holds now, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def profile(task: str) -> None:
+    """Prints jclip's operators by the time that they take."""
+    import sides
+
     from jclip.runtime import jt
-    from jclip.variants import VARIANTS
 
-    kind, model_name, batch = parse(task)
-    model = CLIP(VARIANTS[model_name])
-    model.eval()
-    if kind == "image":
-        pixels = jt.array(images(VARIANTS[model_name], batch))
-
-        def encode():
-            with jt.no_grad():
-                model.encode_image(pixels).sync(True)
-
-        return encode, batch
-    if kind == "text":
-        tokens = prompts()
-
-        def encode_text():
-            with jt.no_grad():
-                model.encode_text(tokens).sync(True)
-
-        return encode_text, len(tokens)
-    from finetune.contrastive import contrastive_gradients
-    from jclip.optim import AdamW, no_weight_decay, trainable
-
-    training_mode(model)
-    optim = AdamW(trainable(model), 1e-6, (0.9, 0.98), 1e-6, 0.1, exclude=no_weight_decay)
-    part = (images(VARIANTS[model_name], batch), prompts()[:batch], list(range(batch)))
-
-    def step():
-        import numpy as np
-
-        loss, gradients = contrastive_gradients(model, [(*part[:2], np.array(part[2]))], list(optim.params), "own")
-        optim.apply(gradients)
-        loss.sync(True)
-
-    return step, batch
-
-
-def prepare_torch(task: str) -> tuple[Callable[[], None], int]:
-    """The same in torch."""
-    import torch
-
-    from jclip.variants import VARIANTS
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    kind, model_name, batch = parse(task)
-    config = VARIANTS[model_name]
-    if kind == "image" and config.vision.kind == "resnet":
-        return torch_resnet(config, batch)
-    model = torch_clip_model(config)
-    if kind == "image":
-        pixels = torch.from_numpy(images(config, batch))
-
-        def encode():
-            with torch.inference_mode():
-                model.get_image_features(pixel_values=pixels)
-
-        return encode, batch
-    tokens = torch.from_numpy(prompts()).long()
-    if "cut" in task or kind == "train":
-        tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
-    if kind == "text":
-
-        def encode_text():
-            with torch.inference_mode():
-                model.get_text_features(input_ids=tokens)
-
-        return encode_text, len(tokens)
-    model.train()
-    pixels = torch.from_numpy(images(config, batch))
-    optim = torch.optim.AdamW(model.parameters(), 1e-6, (0.9, 0.98), 1e-6, 0.1)
-
-    def step():
-        optim.zero_grad()
-        model(input_ids=tokens[:batch], pixel_values=pixels, return_loss=True).loss.backward()
-        optim.step()
-
-    return step, batch
-
-
-def torch_clip_model(config):
-    """transformers' CLIPModel of that architecture."""
-    from transformers import CLIPConfig, CLIPModel
-
-    v, t = config.vision, config.text
-    vision = {
-        "hidden_size": v.width, "intermediate_size": v.mlp_width, "num_hidden_layers": v.layers,
-        "num_attention_heads": v.heads, "image_size": v.image_size[0], "patch_size": v.patch_size,
-    }  # fmt: skip
-    text = {
-        "hidden_size": t.width, "intermediate_size": t.mlp_width, "num_hidden_layers": t.layers,
-        "num_attention_heads": t.heads, "vocab_size": t.vocab_size, "eos_token_id": t.vocab_size - 1,
-    }  # fmt: skip
-    made = CLIPConfig(vision_config=vision, text_config=text, projection_dim=config.embed_dim)
-    return CLIPModel._from_config(made, attn_implementation="sdpa").eval()
-
-
-def torch_resnet(config, batch: int) -> tuple[Callable[[], None], int]:
-    """The twin of the parity tests."""
-    import torch
-
-    from jclip.checkpoint import random_arrays
-    from tests.parity import torch_clip
-    from tests.toys import shapes_of
-
-    p = torch_clip.parameters(random_arrays(shapes_of(config), 0))
-    pixels = torch.from_numpy(images(config, batch))
-
-    def encode():
-        with torch.inference_mode():
-            torch_clip.encode_image(p, config, pixels)
-
-    return encode, batch
-
-
-def parse(task: str) -> tuple[str, str, int]:
-    """`image RN50 batch 32` → image, RN50, 32."""
-    words = task.split()
-    return (words[0], "ViT-B/32", CLASSES) if words[0] == "text" else (words[0], words[1], int(words[3]))
-
-
-def images(config, batch: int):
-    """Seeded pixels (B, 3, H, W)."""
-    import numpy as np
-
-    return np.random.default_rng(0).standard_normal((batch, 3, *config.vision.image_size), dtype=np.float32)
-
-
-def prompts():
-    """Token ids of `a photo of a WORD.` for 374 words of the vocabulary."""
-    from jclip.tokenizer import Tokenizer, tokenize
-
-    symbols = Tokenizer()._symbols[20_000:]
-    words = [s.removesuffix("</w>") for s in symbols if s.endswith("</w>") and s[:-4].isascii() and s[:-4].isalpha()]
-    return tokenize([f"a photo of a {word}." for word in words[:CLASSES]])
+    warm, run, _ = sides.prepare_jclip(task)
+    warm()
+    with jt.profile_scope() as report:
+        run()
+    total = sum(int(row[2]) * float(row[4]) for row in report[1:])
+    for row in sorted(report[1:], key=lambda row: -int(row[2]) * float(row[4]))[:12]:
+        spent = int(row[2]) * float(row[4])
+        called = re.search(r"jclip::(\w+)", Path(row[1]).read_text()) if Path(row[1]).is_file() else None
+        name = called.group(1) if called else row[0][:60]
+        print(f"{spent / 1e6:9.1f} ms  {spent / total:6.1%}  {row[2]:>4} times  {name}")
 
 
 def machine(threads: int) -> dict:

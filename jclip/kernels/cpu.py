@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from jclip import toolchain
+from jclip.kernels.function import Function
 from jclip.runtime import jt
 
 _SOURCES = Path(__file__).parent / "sources"
@@ -22,34 +23,38 @@ def available() -> bool:
     return jt.compile_extern.mkl_ops is not None
 
 
-class _Attention(jt.Function):
+class _Attention(Function):
     def execute(self, qkv, heads, causal):
-        self.qkv, self.options = qkv, {"heads": heads, "causal": int(causal)}
+        self.keep(qkv)
+        self.options = {"heads": heads, "causal": int(causal)}
         B, N, width = qkv.shape
         return _code("attention_forward", [(B, N, width // 3)], [qkv], PACKED, self.options)[0]
 
     def grad(self, gradient):
-        inputs = [self.qkv, gradient]
-        return _code("attention_backward", [self.qkv.shape], inputs, PACKED, self.options)[0], None, None
+        (qkv,) = self.kept()
+        return _code("attention_backward", [qkv.shape], [qkv, gradient], PACKED, self.options)[0], None, None
 
 
-class _LayerNorm(jt.Function):
+class _LayerNorm(Function):
     def execute(self, x, weight, bias, eps):
-        self.x, self.weight, self.options = x, weight, {"eps": eps}
+        self.keep(x, weight)
+        self.options = {"eps": eps}
         return _code("layer_norm_forward", [x.shape], [x, weight, bias], ROWS, self.options)[0]
 
     def grad(self, gradient):
-        shapes = [self.x.shape, self.weight.shape, self.weight.shape]
-        return (*_code("layer_norm_backward", shapes, [self.x, self.weight, gradient], ROWS, self.options), None)
+        x, weight = self.kept()
+        shapes = [x.shape, weight.shape, weight.shape]
+        return (*_code("layer_norm_backward", shapes, [x, weight, gradient], ROWS, self.options), None)
 
 
-class _Linear(jt.Function):
+class _Linear(Function):
     def execute(self, x, weight, bias, residual):
-        self.x, self.weight, self.given = x, weight, (bias is not None, residual is not None)
+        self.keep(x, weight)
+        self.given = bias is not None, residual is not None
         return _linear(x, weight, bias, residual)
 
     def grad(self, gradient):
-        x, weight, (biased, added) = self.x, self.weight, self.given
+        (x, weight), (biased, added) = self.kept(), self.given
         for_x = _code("linear_input_gradient", [x.shape], [gradient, weight], _sizes(weight))[0]
         for_weight = for_bias = None
         if weight.dtype == "float32":  # weights in half precision are frozen
@@ -59,25 +64,29 @@ class _Linear(jt.Function):
         return for_x, for_weight, for_bias, gradient if added else None
 
 
-class _Activation(jt.Function):
+class _Activation(Function):
     def execute(self, x, name):
-        self.x, self.options = x, {"activation": ACTIVATIONS[name]}
+        self.keep(x)
+        self.options = {"activation": ACTIVATIONS[name]}
         return _code("activation_forward", [x.shape], [x], "in0->num", self.options)[0]
 
     def grad(self, gradient):
-        inputs = [self.x, gradient]
-        return _code("activation_backward", [self.x.shape], inputs, "in0->num", self.options)[0], None
+        (x,) = self.kept()
+        return _code("activation_backward", [x.shape], [x, gradient], "in0->num", self.options)[0], None
 
 
-class _BatchNorm(jt.Function):
+class _BatchNorm(Function):
     def execute(self, x, weight, bias, eps):
         shapes = [x.shape, weight.shape, weight.shape]
-        y, mean, variance = _code("batch_norm_forward", shapes, [x, weight, bias], CHANNELS, {"eps": eps})
-        self.inputs, self.shapes, self.options = [x, weight, mean, variance], shapes, {"eps": eps}
+        self.options = {"eps": eps}
+        y, mean, variance = _code("batch_norm_forward", shapes, [x, weight, bias], CHANNELS, self.options)
+        self.keep(x, weight, mean, variance)
         return y, mean, variance
 
     def grad(self, gradient, *_):  # nothing flows back through the statistics, which are not part of any loss
-        return (*_code("batch_norm_backward", self.shapes, [*self.inputs, gradient], CHANNELS, self.options), None)
+        x, weight, mean, variance = self.kept()
+        shapes, inputs = [x.shape, weight.shape, weight.shape], [x, weight, mean, variance, gradient]
+        return (*_code("batch_norm_backward", shapes, inputs, CHANNELS, self.options), None)
 
 
 def attention(qkv, heads: int, causal: bool = False):

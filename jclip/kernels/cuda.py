@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from jclip import toolchain
+from jclip.kernels.function import Function
 from jclip.runtime import jt
 
 SOURCES = Path(__file__).parent / "sources"
@@ -21,16 +22,16 @@ def attention(qkv, heads: int, causal: bool = False):
     return _Attention.apply(qkv, heads, causal)
 
 
-class _Attention(jt.Function):
+class _Attention(Function):
     def execute(self, qkv, heads, causal):
         (B, N, width), self.options = qkv.shape, {"heads": heads, "causal": int(causal)}
         shapes, dtypes = [(B, N, width // 3), (B * heads, N)], [qkv.dtype, "float32"]
         out, logsum = _code("attention_forward", shapes, dtypes, [qkv], self.options)
-        self.saved = [qkv, out, logsum]
+        self.keep(qkv, out, logsum)
         return out
 
     def grad(self, gradient):
-        qkv, out, logsum = self.saved
+        qkv, out, logsum = self.kept()
         shapes, dtypes = [qkv.shape, logsum.shape], [qkv.dtype, "float32"]
         return _code("attention_backward", shapes, dtypes, [qkv, out, logsum, gradient], self.options)[0], None, None
 

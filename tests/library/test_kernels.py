@@ -96,6 +96,15 @@ def test_the_same_bits_each_time_and_frozen_weights_stay_out_of_it():
 
 
 @needs_onednn
+def test_a_second_backward_pass_is_told():
+    x = jt.array(np.ones((2, 3), np.float32))
+    loss = cpu.linear(x, jt.array(np.ones((4, 3), np.float32))).sum()
+    assert jt.grad(loss, x).numpy().tolist() == [[4.0] * 3] * 2
+    with pytest.raises(RuntimeError, match="a second backward pass through one graph"):
+        jt.grad(loss, x)
+
+
+@needs_onednn
 def test_the_implementation_is_chosen_by_device_dtype_and_wish():
     assert kernels.chosen() == "cpu" if not jt.flags.use_cuda else "plain"
     half = jt.ones((2, 3, 12)).bfloat16()

@@ -59,13 +59,11 @@ inline HeadProducts& head_products(int64_t N, int64_t width, int64_t D, int64_t 
         p.scores = {{N, N}, f32, Tag::ab};
         p.weights = {{N, N}, half, Tag::ab};
         p.out = {{N, d}, half, memory::dims{D, 1}};
-        primitive_attr own_scratch;
-        own_scratch.set_scratchpad_mode(scratchpad_mode::user);
         #pragma omp parallel
         #pragma omp single
         {
-            const matmul::primitive_desc score(matmul::desc(p.q, p.k, p.scores), own_scratch, jclip::engine());
-            const matmul::primitive_desc mix(matmul::desc(p.weights, p.v, p.out), own_scratch, jclip::engine());
+            const matmul::primitive_desc score(matmul::desc(p.q, p.k, p.scores), attributes(), jclip::engine());
+            const matmul::primitive_desc mix(matmul::desc(p.weights, p.v, p.out), attributes(), jclip::engine());
             p.score_scratch = score.scratchpad_desc();
             p.mix_scratch = mix.scratchpad_desc();
             p.score = matmul(score);

@@ -6,7 +6,7 @@ namespace jclip {
 
 struct Convolution {
     dnnl::convolution_forward run;
-    dnnl::memory::desc x, weight, blocked, channel, y;
+    dnnl::memory::desc x, weight, blocked, channel, y, scratch;
     dnnl::reorder pack;
 };
 
@@ -29,14 +29,13 @@ inline Convolution& convolution(int64_t B, int64_t H, int64_t W, int64_t C, int6
         ops.append_binary(algorithm::binary_add, c.channel);
         if (residual) ops.append_binary(algorithm::binary_add, c.y);
         if (relu) ops.append_eltwise(1.0f, algorithm::eltwise_relu, 0.0f, 0.0f);
-        primitive_attr attributes;
-        attributes.set_post_ops(ops);
         const memory::desc any({O, C, k, k}, in, Tag::any);
         const convolution_forward::desc wanted(prop_kind::forward_inference, algorithm::convolution_direct, c.x, any, c.y,
                                                {stride, stride}, {pad, pad}, {pad, pad});
-        const convolution_forward::primitive_desc made(wanted, attributes, engine());
+        const convolution_forward::primitive_desc made(wanted, attributes(ops), jclip::engine());
+        c.scratch = made.scratchpad_desc();
         c.blocked = made.weights_desc();
-        c.pack = reorder({engine(), c.weight, engine(), c.blocked});
+        c.pack = reorder({jclip::engine(), c.weight, jclip::engine(), c.blocked});
         c.run = convolution_forward(made);
         return c;
     });
@@ -61,6 +60,7 @@ void convolution_forward(const X* x, const W* weight, const float* gamma, const 
     Arguments arguments{{DNNL_ARG_SRC, array(c.x, half ? static_cast<const void*>(half.get()) : x)},
                         {DNNL_ARG_WEIGHTS, blocked},
                         {DNNL_ARG_DST, array(c.y, y)},
+                        {DNNL_ARG_SCRATCHPAD, scratch(c.scratch)},
                         {DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, array(c.channel, factor.data())},
                         {DNNL_ARG_ATTR_MULTIPLE_POST_OP(1) | DNNL_ARG_SRC_1, array(c.channel, shift.data())}};
     if (residual != nullptr) arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(2) | DNNL_ARG_SRC_1] = array(c.y, residual);

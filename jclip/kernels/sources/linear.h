@@ -15,7 +15,7 @@ inline void append_activation(dnnl::post_ops& ops, int activation) {
 // C (M, N) = act(A (M, K) B (K, N) + bias) + residual; `a_tag`, `b_tag`: how the two lie in memory.
 struct Product {
     dnnl::matmul run;
-    dnnl::memory::desc a, b, bias, c, residual;
+    dnnl::memory::desc a, b, bias, c, residual, scratch;
     bool activated;
 };
 
@@ -36,16 +36,19 @@ inline Product& product(int64_t M, int64_t K, int64_t N, Tag a_tag, Tag b_tag, d
         dnnl::post_ops ops;
         append_activation(ops, activation);
         if (residual) ops.append_binary(dnnl::algorithm::binary_add, p.residual);
-        dnnl::primitive_attr attributes;
-        attributes.set_post_ops(ops);
         const auto wanted = biased ? dnnl::matmul::desc(p.a, p.b, p.bias, p.c) : dnnl::matmul::desc(p.a, p.b, p.c);
-        p.run = dnnl::matmul(dnnl::matmul::primitive_desc(wanted, attributes, engine()));
+        const dnnl::matmul::primitive_desc made(wanted, attributes(ops), engine());
+        p.scratch = made.scratchpad_desc();
+        p.run = dnnl::matmul(made);
         return p;
     });
 }
 
 inline void multiply(const Product& p, const void* a, const void* b, const float* bias, const float* residual, void* c) {
-    Arguments arguments{{DNNL_ARG_SRC, array(p.a, a)}, {DNNL_ARG_WEIGHTS, array(p.b, b)}, {DNNL_ARG_DST, array(p.c, c)}};
+    Arguments arguments{{DNNL_ARG_SRC, array(p.a, a)},
+                        {DNNL_ARG_WEIGHTS, array(p.b, b)},
+                        {DNNL_ARG_DST, array(p.c, c)},
+                        {DNNL_ARG_SCRATCHPAD, scratch(p.scratch)}};
     if (bias) arguments[DNNL_ARG_BIAS] = array(p.bias, bias);
     if (residual)
         arguments[DNNL_ARG_ATTR_MULTIPLE_POST_OP(p.activated ? 1 : 0) | DNNL_ARG_SRC_1] = array(p.residual, residual);

@@ -36,6 +36,26 @@ inline dnnl::memory array(const dnnl::memory::desc& desc, const void* data) {
     return dnnl::memory(desc, engine(), const_cast<void*>(data));
 }
 
+// Primitives bring no scratch memory of their own, which each would keep: those that run one after the other share it.
+inline dnnl::primitive_attr attributes(const dnnl::post_ops& ops = dnnl::post_ops()) {
+    dnnl::primitive_attr made;
+    made.set_post_ops(ops);
+    made.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    return made;
+}
+
+inline dnnl::memory scratch(const dnnl::memory::desc& wanted) {
+    static std::unique_ptr<char[]>& kept = *new std::unique_ptr<char[]>();
+    static size_t size = 0;
+    if (wanted.get_size() > size) {
+        size = wanted.get_size();
+        kept.reset();
+        kept.reset(new char[size + 64]);
+    }
+    char* aligned = kept.get() ? kept.get() + (64 - reinterpret_cast<uintptr_t>(kept.get()) % 64) : nullptr;
+    return array(wanted, aligned);
+}
+
 // The value for `key`, made by `make` when it is new. Sizes come and go with texts and batches, so the table is bounded.
 template <class Key, class Value, class Make>
 Value& kept(const Key& key, Make make) {
