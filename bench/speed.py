@@ -59,13 +59,24 @@ def main() -> int:
 
 def write(path: Path, threads: int, task: str, result: dict) -> None:
     """Puts one task's result into the file, in the order of `TASKS`; others in it stay if they are of the same machine."""
+    results = read(path, threads)
+    results["tasks"][task] = {**result, "commit": results["machine"]["commit"]}
+    results["tasks"] = {name: results["tasks"][name] for name in TASKS if name in results["tasks"]}
+    save(path, results)
+
+
+def read(path: Path, threads: int) -> dict:
+    """What the file holds, if it is of this machine, under today's description of it."""
     results = {"machine": machine(threads), "tasks": {}}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["machine"]["cpu"] == results["machine"]["cpu"] and before["machine"]["threads"] == threads:
-            results["tasks"] = before["tasks"]
-    results["tasks"][task] = {**result, "commit": results["machine"]["commit"]}
-    results["tasks"] = {name: results["tasks"][name] for name in TASKS if name in results["tasks"]}
+            results = {**before, "machine": results["machine"]}
+    return results
+
+
+def save(path: Path, results: dict) -> None:
+    """Writes the results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

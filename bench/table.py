@@ -20,13 +20,17 @@ def main() -> int:
     print(
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}, commit {machine['commit']}\n"
     )
-    print("| per second (median) | jclip | torch | ratio | peak memory, MiB |")
-    print("|---|---|---|---|---|")
+    print("| per second (median) | jclip | torch | ratio | of sgemm's rate | peak memory, MiB |")
+    print("|---|---|---|---|---|---|")
     for task, r in results["tasks"].items():
-        memory = f"{r['jclip']['peak_mib']} / {r['torch']['peak_mib']}"
-        print(
-            f"| {task} | {r['jclip']['per_second']:.2f} | {r['torch']['per_second']:.2f} | {r['ratio']:.2f} | {memory} |"
-        )
+        share = f"{r['of_sgemm']:.0%}" if "of_sgemm" in r else ""
+        rates = f"{r['jclip']['per_second']:.2f} | {r['torch']['per_second']:.2f} | {r['ratio']:.2f}"
+        print(f"| {task} | {rates} | {share} | {r['jclip']['peak_mib']} / {r['torch']['peak_mib']} |")
+    if "memory" in results:
+        print("\n| MiB, loaded → peak | jclip | torch |\n|---|---|---|")
+        for task, sides in results["memory"].items():
+            told = (f"{sides[side]['loaded_mib']} → {sides[side]['peak_mib']}" for side in ("jclip", "torch"))
+            print(f"| {task} | {' | '.join(told)} |")
     return 0
 
 
