@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from jclip import kernels
-from jclip.checkpoint import random_arrays
-from jclip.clip import CLIP, load_strict
+from jclip.checkpoint import load_strict, random_arrays
+from jclip.clip import CLIP, inference, training_mode
 from jclip.errors import ConfigError
 from jclip.kernels import cpu, maps, plain
 from jclip.layers import BatchNorm
+from jclip.optim import trainable
 from jclip.resnet import conv
 from jclip.runtime import jt
 from tests.library.test_kernels import IMPLEMENTATIONS, needs_onednn, weigh, weigh_torch
-from tests.toys import TOYS, shapes_of
+from tests.toys import TOYS, shapes_of, toy_batch
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 needs_half = pytest.mark.skipif(bool(kernels.why_no_half("bf16")), reason="no half precision on this processor")
@@ -119,6 +120,35 @@ def test_maps_are_channels_last_for_inference_only():
         fused = type(kernels.feature_maps(images, training=False))
         assert fused is (maps.ChannelsLast if kernels.chosen() == "cpu" else maps.Plain)
         assert type(kernels.feature_maps(images, training=True)) is maps.Plain
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_models_are_the_same_with_the_operators_on_and_off(name, seed, close, monkeypatch):
+    config = TOYS[name]
+    model = CLIP(config)
+    load_strict(model, random_arrays(shapes_of(config), seed), "random")
+    training_mode(model, ())
+    params = trainable(model)
+    pixels, tokens = toy_batch(config, seed)
+
+    def computed():
+        with inference(model):
+            inferred = [model.encode_image(pixels).numpy(), model.encode_text(tokens).numpy()]
+        loss = weigh(model.encode_image(pixels)) + weigh(model.encode_text(tokens))
+        return inferred, [g.numpy() for g in jt.grad(loss, list(params.values()))]
+
+    on = computed()
+    monkeypatch.setattr(kernels, "chosen", lambda: "plain")
+    off = computed()
+    for a, b in zip(on[0], off[0], strict=True):
+        close(a, b, "features", f"toy {name} with operators on and off")
+    for key, a, b in zip(params, on[1], off[1], strict=True):
+        if not key.endswith("in_proj_bias"):  # the key bias's gradient is zero by symmetry, and rounding noise
+            close(
+                a, b, "gradient_relative", f"toy {name} with operators on and off: gradients, relative", relative=True
+            )
 
 
 # Half precision on the CPU
