@@ -1,0 +1,78 @@
+"""Half precision, drafts, batch sizes and full cards as commands and recipes know them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import jclip.features
+from jclip import kernels
+from jclip.cli import main
+from jclip.config import DataConfig
+from jclip.data.splits import read_photos
+from jclip.errors import CARD_IS_FULL, ConfigError, SetupError, told_when_full
+from jclip.features import batch_size, encode_photos, extract, feature_key
+from jclip.source import ModelSource
+
+needs_half = pytest.mark.skipif(bool(kernels.why_no_half("bf16")), reason="no half precision on this processor")
+
+
+@needs_half
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_bf16_features_are_their_own_and_near(kind, small_models, photo_folder, close):
+    photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
+    wide, half = (extract(ModelSource(small_models[kind], dtype=dtype), photos)[1] for dtype in ("fp32", "bf16"))
+    assert not np.array_equal(wide, half)
+    close(half, wide, "half_tower_relative", "small models on photos in bf16, relative", relative=True)
+
+
+@needs_half
+def test_recipes_take_the_dtype_and_their_results_know_it(small_models, photo_folder, tmp_path, capsys):
+    config = tmp_path / "bf16.yaml"
+    config.write_text(
+        f"recipe: zero_shot\nmodel: {small_models['vit']}\ndtype: bf16\ndata: {{root: {photo_folder}, shots: 0}}\n"
+    )
+    assert main(["train", str(config), "--run", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["config"]["dtype"] == "bf16"
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert main(["train", str(config), "--run", str(tmp_path / "other"), "dtype=fp8"]) == 2
+    assert "dtype" in capsys.readouterr().err
+
+
+def test_drafts_have_features_of_their_own(small_models, photo_folder):
+    photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
+    keys = {feature_key(ModelSource(small_models["vit"], draft=d), photos, range(1), "none", 0) for d in (False, True)}
+    assert len(keys) == 2
+    assert ModelSource(small_models["vit"], draft=True).preprocess.draft
+
+
+def test_the_batch_is_set_by_the_environment(small_models, photo_folder, monkeypatch, close):
+    photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
+    source, seen = ModelSource(small_models["vit"]), []
+    encode = source.model.encode_image
+    monkeypatch.setattr(source.model, "encode_image", lambda x: seen.append(len(x)) or encode(x))
+    whole = encode_photos(source.model, source.preprocess, photos)[1]
+    monkeypatch.setenv("JCLIP_BATCH", "5")
+    parts = encode_photos(source.model, source.preprocess, photos)[1]
+    assert seen == [18, 5, 5, 5, 3]
+    close(parts, whole, "features", "photos, another batch size")
+    for wrong in ("0", "many", "-3"):
+        monkeypatch.setenv("JCLIP_BATCH", wrong)
+        with pytest.raises(ConfigError, match=f"JCLIP_BATCH={wrong} is no number of photos"):
+            batch_size()
+
+
+def test_a_full_card_is_told_with_the_batch_to_try(small_models, photo_folder, monkeypatch):
+    photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
+    source = ModelSource(small_models["vit"])
+
+    def full(x):
+        raise RuntimeError(f"[f 1121 cuda_device_allocator.cc:38] {CARD_IS_FULL} for size 77\n" + "=" * 200)
+
+    monkeypatch.setattr(source.model, "encode_image", full)
+    with pytest.raises(SetupError, match=r"^the GPU's memory is full: set JCLIP_BATCH=32 \(now 64\)$"):
+        jclip.features.encode_photos(source.model, source.preprocess, photos)
+    with pytest.raises(RuntimeError, match="another"), told_when_full("lower it"):
+        raise RuntimeError("another")
