@@ -55,6 +55,7 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "oneDNN", _onednn()
     yield from _cuda()
     yield "torch", f"{_version('torch')} (reference for the tests only; jclip itself never imports it)"
+    yield "bf16 on the CPU", _half()
     yield "threads", f"{os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0))} (OMP_NUM_THREADS sets them)"
     yield "cache", _told(_cache)
 
@@ -108,6 +109,13 @@ def _cuda() -> Iterator[tuple[str, str]]:
         yield "cuDNN", kit.cudnn or "MISSING"
     else:
         yield "CUDA", f"as nvcc_path={os.environ.get('nvcc_path')} says"
+
+
+def _half() -> str:
+    flags = toolchain.cpu_flags()
+    if found := [f.upper() for f in ("amx_bf16", "avx512_bf16") if f in flags]:
+        return f"fast ({', '.join(found)})"
+    return "runs, no faster than fp32 (AVX-512 without bf16)" if "avx512bw" in flags else "no (needs AVX-512)"
 
 
 def _cache() -> str:
