@@ -50,11 +50,11 @@ def causal_mask(length: int):
 
 
 def batch_norm(x, weight, bias, eps: float):
-    """Output, mean and biased variance; in float32."""
+    """Output, mean and biased variance, in float32; means of each map first, since one sum over all loses digits."""
     wide = x.float32()
-    mean = wide.mean(dims=[0, 2, 3])
+    mean = wide.mean(dims=[2, 3]).mean(dim=0)
     centred = wide - mean.reshape((1, -1, 1, 1))
-    variance = (centred * centred).mean(dims=[0, 2, 3])
+    variance = (centred * centred).mean(dims=[2, 3]).mean(dim=0)
     scale = weight.float32() / jt.sqrt(variance + eps)
     y = centred * scale.reshape((1, -1, 1, 1)) + bias.float32().reshape((1, -1, 1, 1))
     return y.cast(x.dtype), mean, variance
