@@ -75,6 +75,8 @@ class CLIP(TextEncoder, nn.Module):
         """
         if dtype not in ("fp32", *_HALF):
             raise ConfigError(f"dtype {dtype!r} is none of fp32, fp16, bf16")
+        if dtype == self.dtype:
+            return self
         on_cpu = dtype != "fp32" and not jt.flags.use_cuda
         if on_cpu and (reason := kernels.why_no_half(dtype)):
             raise ConfigError(f"dtype {dtype} on the CPU: {reason}; use fp32")

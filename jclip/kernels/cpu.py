@@ -28,18 +28,18 @@ class _Attention(Function):
         self.keep(qkv)
         self.options = {"heads": heads, "causal": int(causal)}
         B, N, width = qkv.shape
-        return _code("attention_forward", [(B, N, width // 3)], [qkv], PACKED, self.options)[0]
+        return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, self.options)
 
     def grad(self, gradient):
         (qkv,) = self.kept()
-        return _code("attention_backward", [qkv.shape], [qkv, gradient], PACKED, self.options)[0], None, None
+        return _one("attention_backward", qkv.shape, [qkv, gradient], PACKED, self.options), None, None
 
 
 class _LayerNorm(Function):
     def execute(self, x, weight, bias, eps):
         self.keep(x, weight)
         self.options = {"eps": eps}
-        return _code("layer_norm_forward", [x.shape], [x, weight, bias], ROWS, self.options)[0]
+        return _one("layer_norm_forward", x.shape, [x, weight, bias], ROWS, self.options)
 
     def grad(self, gradient):
         x, weight = self.kept()
@@ -55,12 +55,12 @@ class _Linear(Function):
 
     def grad(self, gradient):
         (x, weight), (biased, added) = self.kept(), self.given
-        for_x = _code("linear_input_gradient", [x.shape], [gradient, weight], _sizes(weight))[0]
+        for_x = _one("linear_input_gradient", x.shape, [gradient, weight], _sizes(weight))
         for_weight = for_bias = None
         if weight.dtype == "float32":  # weights in half precision are frozen
-            for_weight = _code("linear_weight_gradient", [weight.shape], [gradient, x], GRADIENT_FIRST)[0]
+            for_weight = _one("linear_weight_gradient", weight.shape, [gradient, x], GRADIENT_FIRST)
         if biased:
-            for_bias = _code("linear_bias_gradient", [gradient.shape[-1:]], [gradient], COLUMNS)[0]
+            for_bias = _one("linear_bias_gradient", gradient.shape[-1:], [gradient], COLUMNS)
         return for_x, for_weight, for_bias, gradient if added else None
 
 
@@ -68,11 +68,11 @@ class _Activation(Function):
     def execute(self, x, name):
         self.keep(x)
         self.options = {"activation": ACTIVATIONS[name]}
-        return _code("activation_forward", [x.shape], [x], "in0->num", self.options)[0]
+        return _one("activation_forward", x.shape, [x], "in0->num", self.options)
 
     def grad(self, gradient):
         (x,) = self.kept()
-        return _code("activation_backward", [x.shape], [x, gradient], "in0->num", self.options)[0], None
+        return _one("activation_backward", x.shape, [x, gradient], "in0->num", self.options), None
 
 
 class _BatchNorm(Function):
@@ -95,7 +95,7 @@ def attention(qkv, heads: int, causal: bool = False):
         return _Attention.apply(qkv, heads, causal)
     B, N, width = qkv.shape
     options = {"heads": heads, "causal": int(causal)}
-    return _code("attention_forward", [(B, N, width // 3)], [qkv], PACKED, options, qkv.dtype)[0]
+    return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
@@ -111,7 +111,7 @@ def linear(x, weight, bias=None, activation: str | None = None, residual=None, h
 def _linear(x, weight, bias, residual, activation: str | None = None, dtype: str = "float32"):
     shape = [*x.shape[:-1], weight.shape[0] * (BLOCK[0] if weight.ndim > 2 else 1)]
     options, inputs = {"activation": ACTIVATIONS[activation]}, [x, weight, bias, residual]
-    return _code("linear_forward", [shape], inputs, _sizes(weight), options, dtype)[0]
+    return _one("linear_forward", shape, inputs, _sizes(weight), options, dtype)
 
 
 def layer_norm(x, weight, bias, eps: float):
@@ -131,20 +131,18 @@ def convolution(x, weight, norm, stride: int, relu: bool, residual):
     height, width = ((side + 2 * (k // 2) - k) // stride + 1 for side in (H, W))
     inputs = [x, weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, residual]
     options = {"eps": norm.eps, "stride": stride, "relu": int(relu)}
-    return _code("convolution_forward", [(B, height, width, outputs)], inputs, MAPS_AND_KERNEL, options, weight.dtype)[
-        0
-    ]
+    return _one("convolution_forward", (B, height, width, outputs), inputs, MAPS_AND_KERNEL, options, weight.dtype)
 
 
 def pool(x, size: int):
     """(B, H, W, C) → (B, H // size, W // size, C): the mean of each cell."""
     B, H, W, C = x.shape
-    return _code("pool_forward", [(B, H // size, W // size, C)], [x], MAPS, {"size": size}, x.dtype)[0]
+    return _one("pool_forward", (B, H // size, W // size, C), [x], MAPS, {"size": size}, x.dtype)
 
 
 def to_half(x):
     """bfloat16, each value rounded to the nearest; Jittor's own cast cuts the bits off."""
-    return _code("half_forward", [x.shape], [x], "in0->num", dtype="bfloat16")[0]
+    return _one("half_forward", x.shape, [x], "in0->num", dtype="bfloat16")
 
 
 def packed(weight):
@@ -152,9 +150,7 @@ def packed(weight):
     (N, K), (n, k) = weight.shape, BLOCK
     if N % n or K % k or not _packs():
         return weight
-    return _code(
-        "pack_forward", [(N // n, K // k, k // 2, n, 2)], [weight], "in0_shape0, in0_shape1", dtype="bfloat16"
-    )[0]
+    return _one("pack_forward", (N // n, K // k, k // 2, n, 2), [weight], "in0_shape0, in0_shape1", dtype="bfloat16")
 
 
 def unpacked(weight):
@@ -167,7 +163,7 @@ def unpacked(weight):
 
 @lru_cache(maxsize=1)
 def _packs() -> bool:
-    return bool(_code("pack_choice", [(1,)], [], "", dtype="int32")[0].item())
+    return bool(_one("pack_choice", (1,), [], "", dtype="int32").item())
 
 
 BLOCK = (64, 32)  # rows and columns of a packed block
@@ -188,6 +184,11 @@ def _sizes(weight) -> str:
     if weight.ndim == 2:
         return "in0->num, in1_shape0, in1_shape1, false"
     return f"in0->num, in1_shape0 * {BLOCK[0]}, in1_shape1 * {BLOCK[1]}, true"
+
+
+def _one(function: str, shape, inputs: list, sizes: str, options=None, dtype: str = "float32"):
+    """As `_code`, for an operator with one output."""
+    return _code(function, [shape], inputs, sizes, options, dtype)[0]
 
 
 def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, dtype: str = "float32") -> list:
