@@ -24,7 +24,9 @@ def main() -> int:
     print("|---|---|---|---|---|---|")
     for task, r in results["tasks"].items():
         share = f"{r['of_sgemm']:.0%}" if "of_sgemm" in r else ""
-        rates = f"{r['jclip']['per_second']:.2f} | {r['torch']['per_second']:.2f} | {r['ratio']:.2f}"
+        wide = results["tasks"].get(task.removesuffix(" bf16")) if task.endswith(" bf16") else None
+        to_wide = f" ({r['jclip']['per_second'] / wide['torch']['per_second']:.2f} to fp32)" if wide else ""
+        rates = f"{r['jclip']['per_second']:.2f} | {r['torch']['per_second']:.2f} | {r['ratio']:.2f}{to_wide}"
         print(f"| {task} | {rates} | {share} | {r['jclip']['peak_mib']} / {r['torch']['peak_mib']} |")
     if "memory" in results:
         print("\n| MiB, loaded → peak | jclip | torch |\n|---|---|---|")
