@@ -20,6 +20,7 @@ setup(
         "jclip.data",
         "finetune",
         "finetune.configs",
+        "convert",
     ],
     package_dir={"finetune.configs": "configs"},
     package_data={

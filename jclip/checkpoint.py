@@ -90,11 +90,8 @@ def open_checkpoint(path: str | os.PathLike, family: str | None = None, head_wid
     file = read_weights(path)
     if file.metadata.get("format") == "jclip":
         return _from_metadata(path, file, family)
-    tensors = _plain_names(file)
-    scalars = [s for s in SCALARS if s in tensors]
-    tensors = {
-        k: t for k, t in tensors.items() if k not in SCALARS and not k.endswith("num_batches_tracked") and t.is_float
-    }
+    scalars = [s for s in SCALARS if s in _plain_names(file)]
+    tensors = plain_tensors(file)
     _refuse_foreign(tensors, path)
     told = "openai" if len(scalars) == len(SCALARS) else family
     if told is None:
@@ -119,6 +116,12 @@ def _from_metadata(path: Path, file: WeightFile, family: str | None) -> Checkpoi
     return Checkpoint(path, file.tensors, config, preprocess, file.metadata)
 
 
+def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
+    """The floating tensors under their names without wrappers, but for counters that Jittor has no use for."""
+    kept = {k: t for k, t in _plain_names(file).items() if k not in SCALARS and t.is_float}
+    return {k: t for k, t in kept.items() if not k.endswith("num_batches_tracked")}
+
+
 def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
     """Names without the wrappers of training scripts (`state_dict`, `module.`, `_orig_mod.`)."""
     tensors = dict(file)
@@ -135,7 +138,8 @@ def _refuse_foreign(tensors: Mapping[str, LazyTensor], path: Path) -> None:
     for mark, what in _FOREIGN.items():
         if any(k == mark or (mark.endswith(".") and k.startswith(mark)) for k in tensors):
             raise CheckpointError(
-                f"{path} is {what}, a layout that is not read here: convert it to OpenAI's names first"
+                f"{path} is {what}, whose names are not OpenAI's: `python convert FOLDER OUT` takes the folders of "
+                "Hugging Face's CLIPModel and of open_clip"
             )
     if "visual.conv1.weight" not in tensors or "token_embedding.weight" not in tensors:
         shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
@@ -237,16 +241,21 @@ def save_checkpoint(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes safetensors that say all about themselves; `open_checkpoint` needs nothing else."""
-    described = {
+    scale = arrays["logit_scale"].reshape(())
+    described = describe(config, preprocess, float(scale))
+    safetensors.write(path, {**arrays, "logit_scale": scale}, {**(metadata or {}), **described})
+
+
+def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float) -> dict[str, str]:
+    """The metadata by which `open_checkpoint` knows a file as jclip's."""
+    return {
         "format": "jclip",
         "format_version": FORMAT_VERSION,
         "config": json.dumps(config.to_dict()),
         "preprocess": json.dumps(preprocess.to_dict()),
         "tokenizer": "openai-bpe",
+        "logit_scale_raw": repr(logit_scale),
     }
-    scale = arrays["logit_scale"].reshape(())
-    arrays = {**arrays, "logit_scale": scale}
-    safetensors.write(path, arrays, {**(metadata or {}), **described, "logit_scale_raw": repr(float(scale))})
 
 
 def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:

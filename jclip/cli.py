@@ -15,6 +15,8 @@ COMMANDS = {  # name → module:function, one line of help
     "predict": ("finetune.__main__:predict", "label photos with a finished run"),
     "compare": ("finetune.__main__:compare", "one table of several finished runs"),
     "recipes": ("finetune.__main__:recipes", "list the recipes and their configs"),
+    "convert": ("convert.cli:main", "take weights in, from any layout that is known"),
+    "inspect": ("convert.cli:inspect", "tell what a weight file is"),
     "models": ("jclip.models_command:main", "list the models, or write one with seeded random weights"),
     "warmup": ("jclip.warmup:main", "compile a model's operators ahead"),
     "doctor": ("jclip.doctor:main", "tell what this machine offers, what is missing, and how to mend it"),

@@ -68,6 +68,8 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     `hf-hub:owner/name` is a repository of the hub.
     """
     path = Path(name_or_path).expanduser()
+    if (path / "model.safetensors").is_file():  # a folder that `python convert` wrote
+        path = path / "model.safetensors"
     if path.is_file():
         return path
     if str(name_or_path).startswith(HUB):

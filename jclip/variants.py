@@ -132,6 +132,78 @@ SHIPPED: dict[str, CLIPConfig] = {  # come inside the package; trained on `jclip
 }
 
 
+def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all parameters and statistics of `CLIP(config)`, in OpenAI's names, without making it."""
+    v, t = config.vision, config.text
+    image = _resnet_shapes(v, config.embed_dim) if isinstance(v, ResNetConfig) else _vit_shapes(v, config.embed_dim)
+    text = {
+        "token_embedding.weight": (t.vocab_size, t.width),
+        "positional_embedding": (t.context_length, t.width),
+        **_transformer_shapes("transformer", t.layers, t.width, t.mlp_width),
+        **_affine("ln_final", t.width),
+        "text_projection": (t.width, config.embed_dim),
+        "logit_scale": (1,),
+    }
+    return {**{f"visual.{k}": shape for k, shape in image.items()}, **text}
+
+
+def _affine(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _transformer_shapes(name: str, layers: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for block in (f"{name}.resblocks.{i}" for i in range(layers)):
+        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        shapes |= _linear(f"{block}.attn.out_proj", width, width) | _affine(f"{block}.ln_1", width)
+        shapes |= _linear(f"{block}.mlp.c_fc", width, hidden) | _linear(f"{block}.mlp.c_proj", hidden, width)
+        shapes |= _affine(f"{block}.ln_2", width)
+    return shapes
+
+
+def _vit_shapes(v: ViTConfig, embed: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "conv1.weight": (v.width, 3, v.patch_size, v.patch_size),
+        "class_embedding": (v.width,),
+        "positional_embedding": (1 + v.grid[0] * v.grid[1], v.width),
+        **_affine("ln_pre", v.width),
+        **_transformer_shapes("transformer", v.layers, v.width, v.mlp_width),
+        **_affine("ln_post", v.width),
+        "proj": (v.width, embed),
+    }
+
+
+def _resnet_shapes(v: ResNetConfig, embed: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolve(conv: str, norm: str, inputs: int, outputs: int, size: int) -> None:
+        shapes[f"{conv}.weight"] = (outputs, inputs, size, size)
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{kind}"] = (outputs,)
+
+    widths = (3, v.width // 2, v.width // 2, v.width)
+    for i in (1, 2, 3):
+        convolve(f"conv{i}", f"bn{i}", widths[i - 1], widths[i], 3)
+    inputs = v.width
+    for stage, blocks in enumerate(v.layers, start=1):
+        planes = v.width * 2 ** (stage - 1)
+        for block in (f"layer{stage}.{i}" for i in range(blocks)):
+            convolve(f"{block}.conv1", f"{block}.bn1", inputs, planes, 1)
+            convolve(f"{block}.conv2", f"{block}.bn2", planes, planes, 3)
+            convolve(f"{block}.conv3", f"{block}.bn3", planes, 4 * planes, 1)
+            if block.endswith(".0"):  # it strides or widens
+                convolve(f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1)
+            inputs = 4 * planes
+    shapes["attnpool.positional_embedding"] = (1 + v.grid[0] * v.grid[1], inputs)
+    for part in ("q_proj", "k_proj", "v_proj"):
+        shapes |= _linear(f"attnpool.{part}", inputs, inputs)
+    return shapes | _linear("attnpool.c_proj", inputs, embed)
+
+
 def slug(name: str) -> str:
     """A name fit for files and configs: `ViT-L/14@336px` → `vit_l14_336`, `RN50x4` → `rn50x4`."""
     family, _, rest = name.lower().replace("px", "").partition("-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from itertools import pairwise
@@ -12,7 +13,7 @@ import numpy as np
 
 from jclip.errors import CheckpointError
 from jclip.paths import replacing
-from jclip.readers.tensors import LazyTensor, WeightFile, decode, itemsize
+from jclip.readers.tensors import LazyTensor, WeightFile, decode, encode, itemsize
 
 DTYPES = {
     "F64": "float64",
@@ -89,6 +90,26 @@ def _tensor(path: Path, start: int, entry: dict) -> LazyTensor:
         return decode(raw, dtype).reshape(shape)
 
     return LazyTensor(shape, dtype, values)
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str], metadata: Mapping[str, str]
+) -> None:
+    """Writes `tensors` one after the other, each as `dtypes` says (float32, float16, bfloat16), never all in memory."""
+    codes = {v: k for k, v in DTYPES.items()}
+    header: dict = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, tensor in tensors.items():
+        size = math.prod(tensor.shape) * itemsize(dtypes[name])
+        header[name] = {"dtype": codes[dtypes[name]], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        f.write(len(text).to_bytes(8, "little"))
+        f.write(text)
+        for name, tensor in tensors.items():
+            f.write(encode(tensor.read(), dtypes[name]).tobytes())
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:

@@ -55,6 +55,15 @@ def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+def encode(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Values as `dtype`; to bfloat16, whose bits come back as uint16, rounded to the nearest, ties to even."""
+    if dtype != "bfloat16":
+        return np.asarray(values, dtype)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
 def strided(flat: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], name: str) -> np.ndarray:
     """The view of a storage that a torch tensor is. Raises `CheckpointError` when it reaches outside the storage."""
     if any(n < 0 for n in (offset, *shape, *strides)) or len(shape) != len(strides):

@@ -50,7 +50,7 @@ FLOORS = [
     },
     {"jclip.clip", "jclip.heads"},
     {"jclip.features"},
-    {"jclip.zero_shot", "jclip.warmup", "finetune"},
+    {"jclip.zero_shot", "jclip.warmup", "finetune", "convert"},
     {"jclip.cli"},
 ]
 

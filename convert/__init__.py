@@ -1,0 +1,1 @@
+"""Weights in and out: foreign layouts to OpenAI's names, which jclip reads."""

@@ -1,0 +1,12 @@
+"""`python convert SRC DST`: Python puts this folder itself on its path then, so the checkout is put there instead."""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from convert.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
