@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import CaptionConfig, DataConfig, OptimConfig
+from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.towers import Lock, trained_patterns
 from jclip.variants import config_of
@@ -36,6 +36,7 @@ class Config:
     model: str  # a name or weight file; with `scratch` the name of an architecture
     scratch: bool = False  # random weights to begin with
     family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16: linear maps multiply in it while training, on CPUs with AVX-512
     augment: str = "none"
     positives: Literal["own", "same"] = "own"  # "same": captions of one meaning belong to each other's images as well
     accumulate: int = 1  # batches of optim.batch that share one step and one matrix of scores
@@ -66,9 +67,11 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.clip import clamp_logit_scale, put_arrays, running_statistics, training_mode
     from jclip.data.captions import read_pairs
     from jclip.data.splits import read_photos
+    from jclip.kernels import products_in
     from jclip.loop import fit
     from jclip.optim import TrainState, clip_by_norm, learning_rate, no_weight_decay, optimiser, trainable
 
+    products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
     model, preprocess = start_model(cfg, run)
     train = read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
@@ -83,8 +86,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
     def step(batch, number: int):
         optim.lr = learning_rate(cfg.optim, number, total)
-        loss, gradients = contrastive_gradients(model, batch, list(optim.params), cfg.positives)
-        optim.apply(clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
+        with products_in(cfg.dtype):
+            loss, gradients = contrastive_gradients(model, batch, list(optim.params), cfg.positives)
+            optim.apply(clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
         clamp_logit_scale(model)
         return loss
 

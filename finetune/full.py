@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.towers import Lock, trained_patterns
 
@@ -34,6 +34,7 @@ class Config:
     data: DataConfig
     model: str
     family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16: linear maps multiply in it while training, on CPUs with AVX-512
     templates: str = "simple"  # each step draws one of these; they are averaged for measuring
     augment: str = "jittor_challenge"
     loss: Literal["contrastive", "cross_entropy"] = "contrastive"
@@ -57,6 +58,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.data.splits import read_photos
     from jclip.features import few_shot_features
     from jclip.heads import ZeroShotHead
+    from jclip.kernels import products_in
     from jclip.loop import fit
     from jclip.optim import TrainState, no_weight_decay, optimiser, trainable
     from jclip.prompts import class_prompts, load_templates
@@ -65,6 +67,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
     photos = read_photos(cfg.data)
     check(cfg, photos)
+    products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
     before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
     run.note(**before.facts)
     zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
@@ -148,13 +151,17 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
     from jclip.clip import clamp_logit_scale, normalise
     from jclip.functional.losses import contrastive_loss, positive_targets
+    from jclip.kernels import products_in
     from jclip.optim import learning_rate
     from jclip.runtime import jt
 
     texts_of = prompt_encoder(cfg, model, prompts)
 
     def step(batch, number: int):
-        pixels, labels = batch
+        with products_in(cfg.dtype):
+            return one_step(*batch, number)
+
+    def one_step(pixels, labels, number: int):
         optim.lr = learning_rate(cfg.optim, number, steps)
         template = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
         images, scale = normalise(model.encode_image(pixels)), model.logit_scale.exp()

@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
+from jclip.config import Dtype
+from jclip.errors import ConfigError
 from jclip.kernels import cpu, cuda, maps, plain
 from jclip.runtime import jt
 from jclip.toolchain import ONEDNN_INSTALL, cpu_flags
@@ -57,6 +60,20 @@ def why_no_half(dtype: str) -> str:
     if chosen() != "cpu":
         return "it needs the operators that JCLIP_KERNELS=plain switches off"
     return "" if "avx512bw" in cpu_flags() else "this processor has no AVX-512"
+
+
+def products_in(dtype: Dtype):
+    """A block in which training multiplies in `dtype`: "bf16" rounds what linear maps multiply, on the CPU.
+
+    Parameters, sums, norms, attention and gradients stay float32. Raises `ConfigError` for what the device doesn't do.
+    """
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    if jt.flags.use_cuda or (reason := why_no_half(dtype)):
+        raise ConfigError(
+            f"training with dtype {dtype}: {'a GPU trains in fp32 so far' if jt.flags.use_cuda else reason}"
+        )
+    return cpu.half_products()
 
 
 def to_half(weight, pack: bool):

@@ -6,8 +6,10 @@ are bit-equal from run to run at one number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,15 +52,15 @@ class _LayerNorm(Function):
 class _Linear(Function):
     def execute(self, x, weight, bias, residual):
         self.keep(x, weight)
-        self.given = bias is not None, residual is not None
+        self.given, self.options = (bias is not None, residual is not None), {"half": int(_rounding.on)}
         return _linear(x, weight, bias, residual)
 
     def grad(self, gradient):
         (x, weight), (biased, added) = self.kept(), self.given
-        for_x = _one("linear_input_gradient", x.shape, [gradient, weight], _sizes(weight))
+        for_x = _one("linear_input_gradient", x.shape, [gradient, weight], _sizes(weight), self.options)
         for_weight = for_bias = None
         if weight.dtype == "float32":  # weights in half precision are frozen
-            for_weight = _one("linear_weight_gradient", weight.shape, [gradient, x], GRADIENT_FIRST)
+            for_weight = _one("linear_weight_gradient", weight.shape, [gradient, x], GRADIENT_FIRST, self.options)
         if biased:
             for_bias = _one("linear_bias_gradient", gradient.shape[-1:], [gradient], COLUMNS)
         return for_x, for_weight, for_bias, gradient if added else None
@@ -110,8 +112,28 @@ def linear(x, weight, bias=None, activation: str | None = None, residual=None, h
 
 def _linear(x, weight, bias, residual, activation: str | None = None, dtype: str = "float32"):
     shape = [*x.shape[:-1], weight.shape[0] * (BLOCK[0] if weight.ndim > 2 else 1)]
-    options, inputs = {"activation": ACTIVATIONS[activation]}, [x, weight, bias, residual]
+    options = {"activation": ACTIVATIONS[activation], "half": int(_rounding.on)}
+    inputs = [x, weight, bias, residual]
     return _one("linear_forward", shape, inputs, _sizes(weight), options, dtype)
+
+
+class _Rounding:
+    """Whether products of float32 arrays round them to bfloat16 first, forward and backward."""
+
+    on = False
+
+
+_rounding = _Rounding()
+
+
+@contextlib.contextmanager
+def half_products() -> Iterator[None]:
+    """Linear maps made in the block multiply in bfloat16 and add up in float32; weights and gradients stay float32."""
+    before, _rounding.on = _rounding.on, True
+    try:
+        yield
+    finally:
+        _rounding.on = before
 
 
 def layer_norm(x, weight, bias, eps: float):

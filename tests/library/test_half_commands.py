@@ -14,7 +14,9 @@ from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import CARD_IS_FULL, ConfigError, SetupError, told_when_full
 from jclip.features import batch_size, encode_photos, extract, feature_key
+from jclip.readers import read_weights
 from jclip.source import ModelSource
+from tests.conftest import ROOT
 
 needs_half = pytest.mark.skipif(bool(kernels.why_no_half("bf16")), reason="no half precision on this processor")
 
@@ -39,6 +41,23 @@ def test_recipes_take_the_dtype_and_their_results_know_it(small_models, photo_fo
     assert main(["eval", str(tmp_path / "run")]) == 0
     assert main(["train", str(config), "--run", str(tmp_path / "other"), "dtype=fp8"]) == 2
     assert "dtype" in capsys.readouterr().err
+
+
+@needs_half
+@pytest.mark.parametrize("config", ["full/smoke.yaml", "contrastive/smoke.yaml"])
+def test_towers_train_in_bf16(config, tmp_path, capsys, close):
+    """Other numbers than in float32, near them, the same at each run, and weights that stay float32."""
+    losses = {}
+    for dtype, name in (("fp32", "a"), ("bf16", "b"), ("bf16", "c")):
+        assert main(["train", str(ROOT / "configs" / config), f"dtype={dtype}", "--run", str(tmp_path / name)]) == 0
+        losses[name] = [
+            json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+    assert losses["b"] == losses["c"] != losses["a"]
+    close(losses["b"], losses["a"], "half_training_relative", f"{config}: losses in bf16, relative", relative=True)
+    assert all(t.dtype == "float32" for t in read_weights(tmp_path / "b" / "model.safetensors").values())
+    assert main(["train", str(ROOT / "configs" / config), "dtype=fp16", "--run", str(tmp_path / "d")]) == 2
+    assert "training with dtype fp16: no operator here computes it" in capsys.readouterr().err
 
 
 def test_drafts_have_features_of_their_own(small_models, photo_folder):

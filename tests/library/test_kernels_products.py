@@ -195,6 +195,27 @@ def test_half_products_are_those_of_rounded_operands(shape, outputs, activation,
 
 
 @needs_half
+@pytest.mark.parametrize("shape, outputs", [((3, 5, 96), 128), ((7, 33), 65)])
+def test_training_in_half_multiplies_rounded_operands_both_ways(shape, outputs, close):
+    rng = np.random.default_rng(outputs)
+    x, w, b = (normal(rng, *s) for s in (shape, (outputs, shape[-1]), (outputs,)))
+    ours = [jt.array(a) for a in (x, w, b)]
+    with kernels.products_in("bf16"):
+        y = kernels.linear(*ours)
+        gradients = [g.numpy() for g in jt.grad(weigh(y), ours)]
+    factors = np.random.default_rng(9).standard_normal((*shape[:-1], outputs)).astype(np.float32)
+    g, flat = rounded(factors).reshape(-1, outputs), rounded(x).reshape(-1, shape[-1])
+    wanted = [(g @ rounded(w)).reshape(shape), g.T @ flat, factors.reshape(-1, outputs).sum(0)]
+    close(y.numpy(), rounded(x) @ rounded(w).T + b, "kernel", "half training: products, relative", relative=True)
+    for mine, true in zip(gradients, wanted, strict=True):
+        close(mine, true, "kernel", "half training: gradients, relative", relative=True)
+    assert np.array_equal(kernels.linear(*ours).numpy(), cpu.linear(*ours).numpy())
+    assert not np.array_equal(kernels.linear(*ours).numpy(), y.numpy())
+    with pytest.raises(ConfigError, match="training with dtype fp16: no operator here computes it"):
+        kernels.products_in("fp16")
+
+
+@needs_half
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("size", [(2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (9, 50, 2, 64)])
 def test_half_attention_equals_the_plain_one_of_rounded_inputs(size, causal, close):

@@ -56,37 +56,59 @@ inline void multiply(const Product& p, const void* a, const void* b, const float
     stream().wait();
 }
 
-// x (M, K) and W of one type, or x float and W bfloat16: then x is rounded first. y is float or bfloat16.
-template <class X, class W, class Y>
-void linear_forward(const X* x, const W* weight, const float* bias, const float* residual, Y* y, int64_t count,
-                    int64_t N, int64_t K, bool packed, double activation) {
-    Product& p = product(count / K, K, N, Tag::ab, packed ? PACKED : Tag::ba, type_of<W>(), type_of<Y>(), bias != nullptr,
-                         int(activation), residual != nullptr);
-    if (sizeof(X) == sizeof(W)) return multiply(p, x, weight, bias, residual, y);
-    multiply(p, rounded(reinterpret_cast<const float*>(x), count).get(), weight, bias, residual, y);
+// What a product reads: the array itself, or its values rounded to bfloat16.
+struct Operand {
+    std::unique_ptr<uint16_t[]> own;
+    const void* data;
+};
+
+template <class X>
+Operand operand(const X* x, int64_t count, bool half) {
+    if (!half || sizeof(X) == 2) return {nullptr, x};
+    std::unique_ptr<uint16_t[]> own = rounded(reinterpret_cast<const float*>(x), count);
+    const void* data = own.get();
+    return {std::move(own), data};
 }
 
-// dx = g W, g rounded to the type of W
+inline dnnl::memory::data_type type_of_products(bool half) {
+    return half ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+// A weight in bfloat16, or `half`, makes a product of bfloat16 numbers, added up in float; y is float or bfloat16.
+template <class X, class W, class Y>
+void linear_forward(const X* x, const W* weight, const float* bias, const float* residual, Y* y, int64_t count,
+                    int64_t N, int64_t K, bool packed, double activation, double half) {
+    const bool bf16 = sizeof(W) == 2 || half != 0;
+    Product& p = product(count / K, K, N, Tag::ab, packed ? PACKED : Tag::ba, type_of_products(bf16), type_of<Y>(),
+                         bias != nullptr, int(activation), residual != nullptr);
+    const Operand a = operand(x, count, bf16), w = operand(weight, N * K, bf16);
+    multiply(p, a.data, w.data, bias, residual, y);
+}
+
+// dx = g W
 template <class W>
 void linear_input_gradient(const float* grad, const W* weight, float* grad_x, int64_t count, int64_t N, int64_t K,
-                           bool packed) {
-    const auto f32 = dnnl::memory::data_type::f32;
-    Product& p = product(count / N, N, K, Tag::ab, Tag::ab, type_of<W>(), f32, false, none, false);
-    if (sizeof(W) == 4) return multiply(p, grad, weight, nullptr, nullptr, grad_x);
+                           bool packed, double half) {
+    const bool bf16 = sizeof(W) == 2 || half != 0;
     std::vector<W> plain;
     if (packed) {
         plain.assign(N * K, weight[0]);
         reorder_weight(weight, plain.data(), N, K, false);
     }
-    multiply(p, rounded(grad, count).get(), packed ? plain.data() : weight, nullptr, nullptr, grad_x);
+    Product& p = product(count / N, N, K, Tag::ab, Tag::ab, type_of_products(bf16), type_of<float>(), false, none, false);
+    const Operand g = operand(grad, count, bf16), w = operand(packed ? plain.data() : weight, N * K, bf16);
+    multiply(p, g.data, w.data, nullptr, nullptr, grad_x);
 }
 
 // dW = g^T x
-inline void linear_weight_gradient(const float* grad, const float* x, float* grad_weight, int64_t count, int64_t N,
-                                   int64_t K) {
-    const auto f32 = dnnl::memory::data_type::f32;
-    multiply(product(N, count / N, K, Tag::ba, Tag::ab, f32, f32, false, none, false), grad, x, nullptr, nullptr,
-             grad_weight);
+template <class X>
+void linear_weight_gradient(const float* grad, const X* x, float* grad_weight, int64_t count, int64_t N, int64_t K,
+                            double half) {
+    const bool bf16 = half != 0;
+    const int64_t M = count / N;
+    Product& p = product(N, M, K, Tag::ba, Tag::ab, type_of_products(bf16), type_of<float>(), false, none, false);
+    const Operand g = operand(grad, count, bf16), a = operand(x, M * K, bf16);
+    multiply(p, g.data, a.data, nullptr, nullptr, grad_weight);
 }
 
 // db = sum of g over its rows, a block of columns per OpenMP iteration
