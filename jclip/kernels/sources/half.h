@@ -6,8 +6,7 @@ namespace jclip {
 
 template <class Y>
 void half_forward(const float* x, Y* y, int64_t count) {
-    #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++) narrow(x[i], y[i]);
+    narrow_all(x, y, count);
 }
 
 }  // namespace jclip

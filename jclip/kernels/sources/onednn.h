@@ -92,12 +92,16 @@ inline void narrow(float x, Y& y) {
     std::memcpy(&y, &half, 2);
 }
 
+template <class Y>
+void narrow_all(const float* x, Y* y, int64_t count) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) narrow(x[i], y[i]);
+}
+
 // `count` values as bfloat16.
 inline std::unique_ptr<uint16_t[]> rounded(const float* x, int64_t count) {
     std::unique_ptr<uint16_t[]> y(new uint16_t[count]);
-    uint16_t* out = y.get();
-    #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++) narrow(x[i], out[i]);
+    narrow_all(x, y.get(), count);
     return y;
 }
 
