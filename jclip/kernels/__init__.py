@@ -70,9 +70,8 @@ def products_in(dtype: Dtype):
     if dtype == "fp32":
         return contextlib.nullcontext()
     if jt.flags.use_cuda or (reason := why_no_half(dtype)):
-        raise ConfigError(
-            f"training with dtype {dtype}: {'a GPU trains in fp32 so far' if jt.flags.use_cuda else reason}"
-        )
+        reason = "a GPU trains in fp32 so far" if jt.flags.use_cuda else reason
+        raise ConfigError(f"training with dtype {dtype}: {reason}; use dtype=fp32")
     return cpu.half_products()
 
 
