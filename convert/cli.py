@@ -1,4 +1,4 @@
-"""`python convert SRC DST`: weights of CLIP in any layout that is known, to files that jclip reads and that say what they are.
+"""`python convert SRC DST`: weights of CLIP from any layout that is known, to files that jclip reads, or others do.
 
 Nothing in SRC is executed and nothing is guessed; tensors pass one after the other, so memory stays small. Exit code 2
 for what the user can mend, 1 for weights that do not fit.
@@ -7,48 +7,88 @@ for what the user can mend, 1 for weights that do not fit.
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from convert import from_huggingface, from_open_clip
-from convert.keymap import Report
-from jclip.checkpoint import compare_keys, describe, file_sha256, open_checkpoint
-from jclip.errors import CheckpointError, ConfigError, MisfitError, guarded
-from jclip.paths import replacing
-from jclip.preprocess import Preprocess
-from jclip.readers import LazyTensor, jittor_pickle, safetensors
-from jclip.variants import FAMILIES, CLIPConfig, ResNetConfig, parameter_shapes
+from convert.source import DESCRIPTIONS, WEIGHTS, identify
+from convert.summary import told
+from jclip.catalogue import lookup
+from jclip.checkpoint import Checkpoint
+from jclip.download import HUB, find_weights
+from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
+from jclip.families import FAMILIES, NORMALISATIONS, Stated
+from jclip.paths import replacing, replacing_folder
+from jclip.variants import canonical_name
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model that has been identified, its tensors in OpenAI's names and not yet read."""
+class Target:
+    """Where weights go: a folder, or a file with one of these endings. Writers are named, and imported when used."""
 
-    tensors: dict[str, LazyTensor]
-    config: CLIPConfig
-    preprocess: Preprocess
-    report: Report
-    layout: str
-    facts: dict[str, str]  # hash and family, for the metadata
+    folder: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+_TORCH_FILES = (".pth", ".pt", ".bin")
+TARGETS = {
+    "jclip": Target("to_jclip:write_folder", {".safetensors": "to_jclip:write_file", ".pkl": "to_jclip:write_pickle"}),
+    "open_clip": Target("to_torch:write_open_clip"),
+    "huggingface": Target("to_huggingface:write"),
+    "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
+    "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = argparse.ArgumentParser("convert", description=__doc__.split("\n\n")[0])
-    p.add_argument("src", metavar="SRC", help="a weight file, or a folder of Hugging Face's CLIPModel or of open_clip")
-    p.add_argument("dst", metavar="DST", help="a folder, or a file that ends in .safetensors or .pkl (Jittor's)")
+    p.add_argument("src", metavar="SRC", help=_SRC)
+    p.add_argument("dst", metavar="DST", help="a folder, or a file: .safetensors or .pkl (Jittor's), .pt for torch")
+    p.add_argument("--to", choices=TARGETS, default="jclip", help="who is to read DST (default: jclip)")
     p.add_argument("--dtype", choices=DTYPES, default="fp32", help="how floats are stored; the logit scale stays fp32")
+    p.add_argument("--check", action="store_true", help="run a fixed input here and in the family's reference as well")
     add_identity(p)
+    p.add_argument("--tower", choices=("image", "text"), help="which tower SRC holds, or which one to keep")
+    p.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="another input size, HEIGHT [WIDTH]; or SRC's, not square",
+    )
+    p.add_argument(
+        "--antialias",
+        choices=("yes", "no"),
+        help="how image positions are resampled: yes as open_clip, no as HF and EVA",
+    )
+    p.add_argument("--context-length", type=int, metavar="N", help="another number of tokens")
+    p.add_argument(
+        "--context-by", choices=("auto", "truncate", "linear"), default="auto", help="auto cuts, and grows linearly"
+    )
     return p
+
+
+_SRC = (
+    "a weight file, a folder of jclip, open_clip or Hugging Face, a model's name, hf-hub:owner/name, architecture/tag"
+)
 
 
 def add_identity(p: argparse.ArgumentParser) -> None:
     """Options for what a file may not say of itself."""
     p.add_argument("--family", choices=FAMILIES, help="whose weights these are, for a file that doesn't say")
-    p.add_argument("--vision-head-width", type=int, help="for an image tower of a width that is not in the table")
+    p.add_argument("--activation", choices=("quickgelu", "gelu"), help="in place of the family's")
+    p.add_argument(
+        "--normalisation", choices=NORMALISATIONS, help="mean and deviation of pixels, the family's by default"
+    )
+    p.add_argument(
+        "--resize", choices=("shortest", "squash"), help="how photos get their size, the family's by default"
+    )
+    p.add_argument("--vision-head-width", type=int, metavar="N", help="for an image tower of an unknown width")
+    p.add_argument("--post-norm", choices=("yes", "no"), help="the order of norms in an EVA tower of an unknown width")
 
 
 def main(argv: list[str]) -> int:
@@ -60,121 +100,107 @@ def main(argv: list[str]) -> int:
 def inspect(argv: list[str]) -> int:
     """`jclip inspect SRC`: tells what a weight file or folder is, without reading its tensors."""
     p = argparse.ArgumentParser("jclip inspect", description=inspect.__doc__)
-    p.add_argument("src", metavar="SRC", help="a weight file, or a folder of Hugging Face's CLIPModel or of open_clip")
+    p.add_argument("src", metavar="SRC", help=_SRC)
     add_identity(p)
+    p.add_argument("--tower", choices=("image", "text"), help="which tower an export holds")
     args = p.parse_args(argv)
-    print(told(identify(Path(args.src), args.family, args.vision_head_width)))
+    print(told(identify(locate(args.src), stated_by(args), args.tower)))
     return 0
 
 
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
-    source, dst = identify(Path(args.src), args.family, args.vision_head_width), Path(args.dst)
-    check(source, args.src)
-    kind = "folder" if dst.suffix not in WRITERS else dst.suffix
-    if kind == "folder" and dst.is_file():
-        raise ConfigError(f"{dst} is a file: name a folder, or a file that ends in {' or '.join(WRITERS)}")
-    dtypes = {k: "float32" if k == "logit_scale" else DTYPES[args.dtype] for k in source.tensors}
-    if kind == "folder":
-        write_folder(dst, source, dtypes)
-    else:
-        WRITERS[kind](dst, source, dtypes)
+    src, dst = locate(args.src), Path(args.dst)
+    write = writer_for(args.to, dst, src)
+    source = identify(src, stated_by(args), args.tower)
+    source.check()
+    source = replace(source, checkpoint=reshaped(source.checkpoint, args))
+    if args.check:
+        from convert.check import against_reference
+
+        print("\n".join(against_reference(source)))
+    write(source.checkpoint, DTYPES[args.dtype])
     print(told(source))
-    print(f"keys: {source.report}\nwritten: {dst} ({args.dtype})")
+    print(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
     return 0
 
 
-def identify(src: Path, family: str | None, head_width: int | None) -> Source:
-    """What SRC is. Raises `CheckpointError` when it is not known, or does not say all that must be known."""
-    if not src.exists():
-        raise CheckpointError(f"there is no {src}")
-    if not src.is_dir():
-        return _file(src, family, head_width)
-    if family or head_width:
-        raise ConfigError(f"{src} is a folder, which says itself what --family and --vision-head-width would say")
-    if (src / from_open_clip.CONFIG).is_file():
-        return Source(*from_open_clip.read(src), "open_clip folder", {"source_family": "openclip"})
-    if (src / "config.json").is_file():
-        return Source(*from_huggingface.read(src), "Hugging Face CLIPModel folder", {"source_family": "huggingface"})
-    raise CheckpointError(
-        f"{src} is neither a folder of open_clip ({from_open_clip.CONFIG}) nor of Hugging Face (config.json)"
+def locate(src: str) -> Path:
+    """The local file or folder of SRC, fetched when it is a name. Raises `CheckpointError`."""
+    path = Path(src).expanduser()
+    if path.exists():
+        return path
+    try:
+        canonical_name(src)
+    except UnknownName:
+        if not src.startswith(HUB) and lookup(src) is None:
+            raise CheckpointError(
+                f"there is no {src}, and no model of that name (docs/weights.md lists them)"
+            ) from None
+    return find_weights(src)
+
+
+def stated_by(args: argparse.Namespace) -> Stated:
+    """What the options state of SRC."""
+    size = getattr(args, "image_size", None)
+    return Stated(
+        family=args.family,
+        activation=args.activation,
+        normalisation=args.normalisation,
+        resize=args.resize,
+        head_width=args.vision_head_width,
+        post_norm=None if args.post_norm is None else args.post_norm == "yes",
+        image_size=image_size(size) if size else None,
     )
 
 
-def _file(src: Path, family: str | None, head_width: int | None) -> Source:
-    found = open_checkpoint(src, family, head_width)
-    facts = {k: found.metadata[k] for k in ("source_family",) if k in found.metadata}
-    report = Report(copied=list(found.tensors))
-    return Source(
-        found.tensors, found.config, found.preprocess, report, "file", {**facts, "source_sha256": file_sha256(src)}
-    )
+def image_size(numbers: list[int]) -> tuple[int, int]:
+    """(H, W) of one number or two. Raises `ConfigError`."""
+    if len(numbers) > 2:
+        raise ConfigError(f"--image-size takes HEIGHT and WIDTH, not {len(numbers)} numbers")
+    return numbers[0], numbers[-1]
 
 
-def check(source: Source, place: str) -> None:
-    """Raises `MisfitError` for keys that are unknown, missing or misshaped, before anything is written."""
-    if source.report.unknown:
-        shown = ", ".join(source.report.unknown[:4])
-        raise MisfitError(f"{place} holds {len(source.report.unknown)} keys that no rule knows ({shown})")
-    got = {k: t.shape or (1,) for k, t in source.tensors.items()}
-    compare_keys(parameter_shapes(source.config), got, place)
+def reshaped(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """The same weights at the sizes that the options ask for."""
+    if args.image_size:
+        antialias = None if args.antialias is None else args.antialias == "yes"
+        checkpoint = checkpoint.resized(image_size(args.image_size), antialias)
+    if args.context_length:
+        checkpoint = checkpoint.with_context(args.context_length, args.context_by)
+    return checkpoint
 
 
-def told(source: Source) -> str:
-    """What it is, line by line."""
-    v, t = source.config.vision, source.config.text
-    kind = "ResNet" if isinstance(v, ResNetConfig) else f"ViT, patch {v.patch_size}"
-    layers = "-".join(map(str, v.layers)) if isinstance(v, ResNetConfig) else v.layers
-    dtypes = sorted({tensor.dtype for tensor in source.tensors.values()})
-    count = sum(_size(tensor.shape) for k, tensor in source.tensors.items() if "running_" not in k)
-    rows = {
-        "layout": source.layout,
-        "family": source.facts.get("source_family", "jclip"),
-        "image tower": f"{kind}, width {v.width}, layers {layers}, heads {v.heads}, input {_times(v.image_size)}",
-        "text tower": f"width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}",
-        "embedding": source.config.embed_dim,
-        "activation": source.config.activation,
-        "parameters": f"{count:,} in {len(source.tensors)} tensors, {', '.join(dtypes)}",
-        "sha256": source.facts.get("source_sha256", "of a folder, not computed"),
-    }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str], None]:
+    """Writes DST at once or not at all. Raises `ConfigError` for a DST that the target can't be."""
+    to = TARGETS[target]
+    if dst.suffix in to.files:
+        if dst.is_dir() or dst.resolve() == src.resolve():
+            raise ConfigError(f"{dst} is {'a folder' if dst.is_dir() else 'SRC itself'}: name a new file")
+        return lambda checkpoint, dtype: _write_file(to.files[dst.suffix], dst, checkpoint, dtype)
+    endings = " or ".join(to.files)
+    if not to.folder:
+        raise ConfigError(f"{dst}: --to {target} writes a file, whose name ends in {endings}")
+    if dst.is_file():
+        raise ConfigError(f"{dst} is a file: name a folder{f', or a file that ends in {endings}' if endings else ''}")
+    if dst.is_dir() and dst.resolve() in (src.resolve(), src.resolve().parent):
+        raise ConfigError(f"{dst} is where SRC lies: name another folder")
+    return lambda checkpoint, dtype: _write_folder(to.folder, dst, checkpoint, dtype)
 
 
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+def _write_file(writer: str, path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    with replacing(path) as temporary:
+        _imported(writer)(temporary, checkpoint, dtype)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
+def _write_folder(writer: str, folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    with replacing_folder(folder) as temporary:
+        _imported(writer)(temporary, checkpoint, dtype)
+        strangers = [n for n in (*WEIGHTS, *DESCRIPTIONS) if (folder / n).is_file() and not (temporary / n).is_file()]
+        if strangers:
+            raise ConfigError(f"{folder} already holds {', '.join(strangers)} of other weights: name another folder")
 
 
-def write_safetensors(path: Path, source: Source, dtypes: dict[str, str]) -> None:
-    """One file that says all of itself."""
-    scale = float(source.tensors["logit_scale"].read().reshape(()))
-    metadata = {**source.facts, **describe(source.config, source.preprocess, scale)}
-    tensors = {**source.tensors, "logit_scale": _scalar(source.tensors["logit_scale"])}
-    safetensors.write_tensors(path, tensors, dtypes, metadata)
-
-
-def write_pickle(path: Path, source: Source, dtypes: dict[str, str]) -> None:
-    """Jittor's `.pkl`, for code of the challenge; it says nothing of itself, and knows no bfloat16."""
-    if "bfloat16" in dtypes.values():
-        raise ConfigError(f"{path}: a .pkl holds NumPy's numbers, which lack bf16: use fp16 or a .safetensors")
-    jittor_pickle.write(path, {k: t.read().astype(dtypes[k]) for k, t in source.tensors.items()})
-
-
-def write_folder(folder: Path, source: Source, dtypes: dict[str, str]) -> None:
-    """model.safetensors, and the description by which open_clip loads the folder as `local-dir:`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", source, dtypes)
-    with replacing(folder / from_open_clip.CONFIG) as temporary:
-        temporary.write_text(json.dumps(from_open_clip.described(source.config, source.preprocess), indent=2) + "\n")
-
-
-def _scalar(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor((), tensor.dtype, lambda: tensor.read().reshape(()))
-
-
-WRITERS = {".safetensors": write_safetensors, ".pkl": write_pickle}
+def _imported(writer: str) -> Callable[[Path, Checkpoint, str], None]:
+    module, _, function = writer.partition(":")
+    return getattr(importlib.import_module(f"convert.{module}"), function)

@@ -3,60 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from convert.from_huggingface import read_json
 from convert.keymap import Report
-from jclip.checkpoint import plain_tensors
 from jclip.errors import CheckpointError
+from jclip.families import refused
 from jclip.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from jclip.readers import LazyTensor, read_weights
-from jclip.variants import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.readers import LazyTensor
+from jclip.variants import ARCHITECTURES, CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
 CONFIG = "open_clip_config.json"
-WEIGHTS = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
-)  # fmt: skip
-TEXT = "text."
+TIMM = {  # open_clip names EVA's towers by timm's name
+    "eva02_base_patch16_clip_224": "EVA02-B-16",
+    "eva02_large_patch14_clip_224": "EVA02-L-14",
+    "eva02_large_patch14_clip_336": "EVA02-L-14-336",
+    "eva02_enormous_patch14_clip_224": "EVA02-E-14",
+}
+_VISION = {  # keys that are read, or don't matter to inference; others must be plain
+    "image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "ls_init_value", "patch_dropout",
+    "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop",
+    "timm_drop_path", "attn_pooler_queries", "attn_pooler_heads",
+}  # fmt: skip
+_TEXT = {
+    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "tokenizer_kwargs",
+    "pad_id", "eos_id", "correct_cls_mask", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+}  # fmt: skip
+_PLAIN = ("learnable", "tok", "argmax", "linear", "default", "clean", None, False)
 
 
-def read(folder: Path) -> tuple[dict[str, LazyTensor], CLIPConfig, Preprocess, Report]:
-    """Tensors in OpenAI's names, the architecture, the preprocessing, what became of each key. Raises `CheckpointError`."""
-    said = read_json(folder / CONFIG)
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{folder} holds no weights (one of {', '.join(WEIGHTS)})")
-    config = config_from(said.get("model_cfg", {}), folder)
-    kept, report = plain_tensors(read_weights(file)), Report()
-    tensors = {key.removeprefix(TEXT): tensor for key, tensor in kept.items() if not key.endswith("attn_mask")}
-    report.copied, report.dropped = list(tensors), [key for key in kept if key.endswith("attn_mask")]
-    return tensors, config, preprocess_from(said.get("preprocess_cfg", {}), config), report
+def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
+    """OpenAI's names: those of models with a separate text tower without `text.`, the saved causal mask dropped."""
+    kept = {k: t for k, t in tensors.items() if not k.endswith("attn_mask") and ".rope." not in k}
+    made = {key.removeprefix("text."): tensor for key, tensor in kept.items()}
+    return made, Report(copied=list(kept), dropped=[k for k in tensors if k not in kept])
 
 
-def config_from(said: Mapping[str, Any], folder: Path) -> CLIPConfig:
-    """open_clip's own defaults stand for what a file leaves out: heads of 64, MLPs four times as wide, GELU."""
+def config_from(said: Mapping[str, Any], place: object) -> CLIPConfig:
+    """open_clip's own defaults stand for what a file leaves out: heads of 64, MLPs four times as wide, GELU.
+
+    Raises `CheckpointError` for towers that jclip lacks.
+    """
     try:
         vision, text = said["vision_cfg"], said["text_cfg"]
-        foreign = [k for k in ("timm_model_name", "hf_model_name", "hf_tokenizer_name") if vision.get(k) or text.get(k)]
-        if foreign:
-            raise CheckpointError(f"{folder} names {foreign[0]}: towers of other libraries are not read yet")
-        return CLIPConfig(
-            said["embed_dim"], tower_from(vision), text_from(text), "quickgelu" if said.get("quick_gelu") else "gelu"
-        )
+        _refuse(said, vision, text, place)
+        activation = "quickgelu" if said.get("quick_gelu") else "gelu"
+        return CLIPConfig(said["embed_dim"], tower_from(vision, place), text_from(text), activation)
     except KeyError as e:
-        raise CheckpointError(f"{folder}/{CONFIG} lacks {e.args[0]}") from e
+        raise CheckpointError(f"{place} lacks {e.args[0]}") from e
 
 
-def tower_from(vision: Mapping[str, Any]) -> ViTConfig | ResNetConfig:
-    """The image tower: four stages make a ResNet."""
+def _refuse(said: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any], place: object) -> None:
+    timm, words = str(vision.get("timm_model_name") or ""), str(text.get("hf_tokenizer_name") or "")
+    if "multimodal_cfg" in said or vision.get("attentional_pool"):
+        raise refused("coca", place)
+    if "siglip" in timm:
+        raise refused("siglip", place)
+    if timm.startswith(("eva_giant", "eva02_tiny", "eva02_small")):
+        raise refused("eva01", place, timm)
+    if timm and timm not in TIMM:
+        raise refused("foreign-tower", place, timm)
+    if "xlm" in words or "mt5" in words:
+        raise refused("metaclip2", place, words)
+    if vision.get("no_ln_pre") or "bert" in words:
+        raise refused("clipa", place, words)
+    if text.get("hf_model_name") or words:
+        raise refused("foreign-tower", place, text.get("hf_model_name") or words)
+    unread = [k for k, v in vision.items() if k not in _VISION and v not in _PLAIN]
+    unread += [k for k, v in text.items() if k not in _TEXT and v not in _PLAIN]
+    if unread:
+        raise CheckpointError(f"{place} sets {', '.join(unread)}, which jclip does not read")
+
+
+def tower_from(vision: Mapping[str, Any], place: object) -> ViTConfig | ResNetConfig | EVAConfig:
+    """The image tower: four stages make a ResNet, timm's name an EVA."""
     side, width, layers = vision.get("image_size", 224), vision.get("width", 768), vision.get("layers", 12)
     size = tuple(side) if isinstance(side, list) else (side, side)
+    if vision.get("timm_model_name"):
+        return replace(ARCHITECTURES[TIMM[vision["timm_model_name"]]].vision, image_size=size)
     if isinstance(layers, list):
         return ResNetConfig(size, width, tuple(layers), heads=width * 32 // vision.get("head_width", 64))
     heads, hidden = width // vision.get("head_width", 64), int(width * vision.get("mlp_ratio", 4.0))
-    return ViTConfig(size, vision["patch_size"], width, layers, heads, hidden)
+    return ViTConfig(
+        size, vision.get("patch_size", 16), width, layers, heads, hidden, bool(vision.get("ls_init_value"))
+    )
 
 
 def text_from(text: Mapping[str, Any]) -> TextConfig:
@@ -64,7 +94,7 @@ def text_from(text: Mapping[str, Any]) -> TextConfig:
     width = text.get("width", 512)
     return TextConfig(
         width, text.get("heads", 8), text.get("layers", 12), int(width * text.get("mlp_ratio", 4.0)),
-        text.get("context_length", 77), text.get("vocab_size", 49408),
+        text.get("context_length", 77), text.get("vocab_size", 49408), bool(text.get("ls_init_value")),
     )  # fmt: skip
 
 
@@ -82,20 +112,36 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
     )
 
 
-def described(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any]:
-    """open_clip_config.json for these, so that the folder loads in open_clip as `local-dir:`."""
-    v, t = config.vision, config.text
-    height, width = v.image_size
-    vision: dict[str, Any] = {"image_size": height if height == width else [height, width], "width": v.width}
-    if isinstance(v, ViTConfig):
-        vision |= {"layers": v.layers, "patch_size": v.patch_size, "head_width": v.width // v.heads}
-        vision["mlp_ratio"] = v.mlp_width / v.width
-    else:
-        vision |= {"layers": list(v.layers), "head_width": v.width * 32 // v.heads}
+def described(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any] | None:
+    """open_clip_config.json for these, so that the folder loads in open_clip; None for a model that open_clip lacks."""
+    if config.vision is None or config.text is None or (vision := _described_vision(config.vision)) is None:
+        return None
+    t = config.text
     text = {"context_length": t.context_length, "vocab_size": t.vocab_size, "width": t.width, "heads": t.heads}
-    text |= {"layers": t.layers, "mlp_ratio": t.mlp_width / t.width}
-    model = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quickgelu"}
+    text |= {"layers": t.layers, "mlp_ratio": t.mlp_width / t.width} | _described_scale(t.layer_scale)
+    model: dict[str, Any] = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quickgelu"}
+    if isinstance(config.vision, EVAConfig):
+        model["custom_text"] = True
     shown = {"mean": list(preprocess.mean), "std": list(preprocess.std), "interpolation": preprocess.interpolation}
     modes = {"longest-pad": "longest"}
     shown |= {"resize_mode": modes.get(preprocess.resize, preprocess.resize), "fill_color": preprocess.fill}
     return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": shown}
+
+
+def _described_vision(v: ViTConfig | ResNetConfig | EVAConfig) -> dict[str, Any] | None:
+    height, width = v.image_size
+    said: dict[str, Any] = {"image_size": height if height == width else [height, width]}
+    if isinstance(v, EVAConfig):
+        same = [n for n, a in TIMM.items() if replace(ARCHITECTURES[a].vision, image_size=v.image_size) == v]
+        known = next((n for n in same if ARCHITECTURES[TIMM[n]].vision.image_size == v.image_size), (same or [None])[0])
+        timm = {"timm_model_name": known, "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": None}
+        return {**said, **timm} if known else None
+    said["width"] = v.width
+    if isinstance(v, ResNetConfig):
+        return said | {"layers": list(v.layers), "head_width": v.width * 32 // v.heads}
+    said |= {"layers": v.layers, "patch_size": v.patch_size, "head_width": v.width // v.heads}
+    return said | {"mlp_ratio": v.mlp_width / v.width} | _described_scale(v.layer_scale)
+
+
+def _described_scale(layer_scale: bool) -> dict[str, float]:
+    return {"ls_init_value": 1e-4} if layer_scale else {}

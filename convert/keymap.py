@@ -15,12 +15,18 @@ from jclip.readers import LazyTensor
 class Rule:
     """`sources` become `target`; one `{}` in each stands for the layer. An empty target drops the sources.
 
-    transform: "same", "transpose" (of a matrix), "stack" (several sources one below the other).
+    transform: "same", "transpose" (of a matrix), "stack" (several sources one below the other), "token" ((D,) to
+    (1, 1, D)), "table" ((N, D) to (1, N, D)).
     """
 
     sources: tuple[str, ...]
     target: str
     transform: str = "same"
+
+
+def both(source: str, target: str) -> list[Rule]:
+    """Rules for the weight and the bias of one module."""
+    return [Rule((f"{source}.{kind}",), f"{target}.{kind}") for kind in ("weight", "bias")]
 
 
 @dataclass
@@ -58,6 +64,16 @@ def apply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> tuple[dic
     return made, report
 
 
+def unapply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
+    """The inverse of `apply`: tensors under the names that the rules' sources have. Every tensor has one."""
+    made: dict[str, LazyTensor] = {}
+    for rule in rules:
+        for layer in layers_of(tensors, rule.target) if rule.target else ():
+            parts = INVERSES[rule.transform](tensors[rule.target.replace("{}", layer)], len(rule.sources))
+            made |= {name.replace("{}", layer): part for name, part in zip(rule.sources, parts, strict=True)}
+    return made
+
+
 def layers_of(tensors: Mapping[str, LazyTensor], pattern: str) -> list[str]:
     """What `{}` stands for in the keys that match, in the order of numbers; one empty string where there is no `{}`."""
     if "{}" not in pattern:
@@ -79,8 +95,45 @@ def stacked(parts: list[LazyTensor]) -> LazyTensor:
     return LazyTensor(shape, parts[0].dtype, lambda: np.concatenate([p.read() for p in parts]))
 
 
+def unstacked(tensor: LazyTensor, count: int) -> list[LazyTensor]:
+    """(count * a, …) → `count` of (a, …)."""
+    rows = tensor.shape[0] // count
+    shape = (rows, *tensor.shape[1:])
+    return [LazyTensor(shape, tensor.dtype, lambda i=i: tensor.read()[i * rows : (i + 1) * rows]) for i in range(count)]
+
+
+def without(axes: int) -> Callable[[LazyTensor, int], list[LazyTensor]]:
+    """So many axes of length one taken from the front."""
+
+    def flattened(tensor: LazyTensor, _: int) -> list[LazyTensor]:
+        shape = tensor.shape[axes:]
+        return [LazyTensor(shape, tensor.dtype, lambda: tensor.read().reshape(shape))]
+
+    return flattened
+
+
+def under(axes: int) -> Callable[[list[LazyTensor]], LazyTensor]:
+    """So many axes of length one put in front."""
+
+    def deepened(parts: list[LazyTensor]) -> LazyTensor:
+        (only,) = parts
+        shape = (1,) * axes + only.shape
+        return LazyTensor(shape, only.dtype, lambda: only.read().reshape(shape))
+
+    return deepened
+
+
 TRANSFORMS: dict[str, Callable[[list[LazyTensor]], LazyTensor]] = {
     "same": lambda parts: parts[0],
     "transpose": transposed,
     "stack": stacked,
+    "token": under(2),
+    "table": under(1),
+}
+INVERSES: dict[str, Callable[[LazyTensor, int], list[LazyTensor]]] = {
+    "same": lambda tensor, _: [tensor],
+    "transpose": lambda tensor, _: [transposed([tensor])],
+    "stack": unstacked,
+    "token": without(2),
+    "table": without(1),
 }

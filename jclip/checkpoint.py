@@ -15,39 +15,36 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from jclip.errors import CheckpointError, ConfigError, MisfitError, UnknownName
-from jclip.functional.positions import resample_positions
+from jclip import catalogue
+from jclip.architecture import config_from_shapes
+from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError
+from jclip.families import FAMILIES, Stated
+from jclip.functional.positions import resample_linearly, resample_positions
 from jclip.paths import cache_dir, replacing
 from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
-from jclip.variants import FAMILIES, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
 
 FORMAT_VERSION = "1"
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
-HEAD_WIDTHS = {384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
-_WRAPPERS = ("state_dict.", "model.", "model_state_dict.")
+_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.")
 _PREFIXES = ("module.", "_orig_mod.")
-_FOREIGN = {  # a key that only this family has → what it is
-    "vision_model.embeddings.class_embedding": "a Hugging Face CLIPModel",
-    "visual.cls_token": "EVA-CLIP",
-    "visual.trunk.": "a timm tower of OpenCLIP",
-    "text.token_embedding.weight": "an OpenCLIP model with a separate text tower",
-    "bert.encoder.layer.0.": "Chinese-CLIP",
-}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weight file that has been identified. `tensors` have OpenAI's names; they are read when asked for."""
+    """Weights that have been identified. `tensors` have the names of `parameter_shapes`; they are read when asked for."""
 
-    path: Path
+    path: Path  # the file, or the folder of `files`
     tensors: dict[str, LazyTensor]
     config: CLIPConfig
     preprocess: Preprocess
     metadata: dict[str, str]
+    files: tuple[Path, ...] = ()
 
     def arrays(self) -> Iterable[tuple[str, np.ndarray]]:
         """Name and float32 values, one after the other."""
@@ -55,65 +52,131 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes; remembered for this path, size and modification time."""
-        return file_sha256(self.path)
+        """Of the file's bytes, of several files of their hashes; remembered for path, size and modification time."""
+        if len(self.files) < 2:
+            return file_sha256(self.files[0] if self.files else self.path)
+        return hashlib.sha256("".join(map(file_sha256, self.files)).encode()).hexdigest()
 
-    def resized(self, image_size: int | tuple[int, int], antialias: bool = True) -> Checkpoint:
+    def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
         """The same weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        Raises `ConfigError` for a size that is no multiple of the patch (ResNets: of 32).
+        antialias: as open_clip does it, or not, as Hugging Face and EVA; by default each family's own way. Raises
+        `ConfigError` for a size that is no multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        old, new = self.config.vision, replace(self.config.vision, image_size=(height, width))
-        step = new.patch_size if isinstance(new, ViTConfig) else 32
+        old = self.config.vision
+        if old is None:
+            raise ConfigError(f"{self.path} holds no image tower: it has no image size")
+        if old.image_size == (height, width):
+            return self
+        new = replace(old, image_size=(height, width))
+        step = 32 if isinstance(new, ResNetConfig) else new.patch_size
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size {height} x {width} is no multiple of {step}, the model's step")
-        key = "visual.positional_embedding" if isinstance(new, ViTConfig) else "visual.attnpool.positional_embedding"
-        table = resample_positions(self.tensors[key].read().astype(np.float32), old.grid, new.grid, antialias)
+        antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
+        key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
+        table = before.read().astype(np.float32)
+        table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
+        table = table.reshape((*before.shape[:-2], *table.shape))
+        said = f"{old.grid[0]}x{old.grid[1]} to {new.grid[0]}x{new.grid[1]}, antialias {str(antialias).lower()}"
         return replace(
             self,
-            tensors={**self.tensors, key: LazyTensor(table.shape, "float32", lambda: table)},
+            tensors={**self.tensors, key: in_memory(table)},
             config=replace(self.config, vision=new),
             preprocess=replace(self.preprocess, size=(height, width)),
+            metadata={**self.metadata, "image_positions": said},
+        )
+
+    def with_context(self, length: int, method: Literal["auto", "truncate", "linear"] = "auto") -> Checkpoint:
+        """The same weights for another context length: rows cut off, or resampled linearly; "auto" cuts and grows.
+
+        Raises `ConfigError` for a length below 3, or one that can't be cut to.
+        """
+        text = self.config.text
+        if text is None:
+            raise ConfigError(f"{self.path} holds no text tower: it has no context length")
+        if length == text.context_length:
+            return self
+        grows = length > text.context_length
+        if length < 3 or (grows and method == "truncate"):
+            raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        table = self.tensors["positional_embedding"].read().astype(np.float32)
+        table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
+        said = f"{text.context_length} to {length}, {'linear' if grows or method == 'linear' else 'truncated'}"
+        return replace(
+            self,
+            tensors={**self.tensors, "positional_embedding": in_memory(table)},
+            config=replace(self.config, text=replace(text, context_length=length)),
+            metadata={**self.metadata, "text_positions": said},
         )
 
 
-def open_checkpoint(path: str | os.PathLike, family: str | None = None, head_width: int | None = None) -> Checkpoint:
-    """Reads names and shapes and tells the model. Raises `CheckpointError` for what is not known, with what to pass.
+IMAGE_POSITIONS = {
+    "vit": "visual.positional_embedding",
+    "resnet": "visual.attnpool.positional_embedding",
+    "eva": "visual.trunk.pos_embed",
+}
 
-    family: one of `FAMILIES`, for a file that doesn't say; contradicting one that does is an error. head_width: of the
-    vision transformer, for a width that is not in the table.
+
+def in_memory(array: np.ndarray) -> LazyTensor:
+    """An array that poses as a tensor of a file."""
+    return LazyTensor(array.shape, str(array.dtype), lambda: array)
+
+
+def open_checkpoint(
+    path: str | os.PathLike, family: str | None = None, head_width: int | None = None, stated: Stated | None = None
+) -> Checkpoint:
+    """Reads names and shapes of a file in OpenAI's layout, or jclip's, and tells the model.
+
+    family, head_width, stated: what the file may not say of itself, see `Stated`; contradicting one that does is an
+    error. Raises `LayoutError` for another layout, which `convert` reads, and `CheckpointError` for what is not known.
     """
     path = Path(path)
-    if family is not None and family not in FAMILIES:
-        raise UnknownName("family", family, FAMILIES)
+    stated = stated or Stated(family=family, head_width=head_width)
     file = read_weights(path)
     if file.metadata.get("format") == "jclip":
-        return _from_metadata(path, file, family)
-    scalars = [s for s in SCALARS if s in _plain_names(file)]
+        return _from_metadata(path, file, stated)
     tensors = plain_tensors(file)
-    _refuse_foreign(tensors, path)
-    told = "openai" if len(scalars) == len(SCALARS) else family
-    if told is None:
-        raise CheckpointError(
-            f"{path} does not say which activation and normalisation it was trained with, and the weights don't show it: "
-            f"pass family= (--family) one of {', '.join(FAMILIES)}; OpenAI's weights and the Jittor challenge's are 'openai'"
-        )
-    if family not in (None, told):
-        raise CheckpointError(f"{path} carries OpenAI's own marks, family {family!r} contradicts them")
-    config = config_from_shapes({k: t.shape for k, t in tensors.items()}, FAMILIES[told], head_width, str(path))
-    return Checkpoint(path, tensors, config, Preprocess(size=config.vision.image_size), {"source_family": told})
+    if not is_openai_layout(tensors):
+        shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
+        raise LayoutError(f"{path} is no CLIP model in OpenAI's layout (it holds {shown} …)")
+    return from_tensors(path, tensors, stated.believing(family_of(path, file, stated)), "openai names")
 
 
-def _from_metadata(path: Path, file: WeightFile, family: str | None) -> Checkpoint:
+def is_openai_layout(names: Iterable[str]) -> bool:
+    """Whether these are the names of `CLIP`'s own parameters, both towers beside each other."""
+    return {"visual.conv1.weight", "token_embedding.weight"} <= set(names)
+
+
+def from_tensors(path: Path, tensors: dict[str, LazyTensor], stated: Stated, layout: str) -> Checkpoint:
+    """A model told by its shapes and what is stated. Raises `CheckpointError` with what must be stated."""
+    config = config_from_shapes({k: t.shape for k, t in tensors.items()}, stated, path)
+    size = config.vision.image_size if config.vision else (224, 224)
+    facts = {"source_family": stated.family or "stated", "source_layout": layout}
+    return Checkpoint(path, tensors, config, stated.preprocess(size), facts, (path,) if path.is_file() else ())
+
+
+def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
+    """The family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; None when neither."""
+    if all(s in _plain_names(file) for s in SCALARS):
+        return "openai"
+    if stated.anything:
+        return None
+    known = catalogue.by_sha256(file_sha256(path))
+    return known.family if known else None
+
+
+def _from_metadata(path: Path, file: WeightFile, stated: Stated) -> Checkpoint:
     try:
         config = CLIPConfig.from_dict(json.loads(file.metadata["config"]))
         preprocess = Preprocess.from_dict(json.loads(file.metadata["preprocess"]))
-    except (KeyError, ValueError) as e:
+    except (KeyError, ValueError, ConfigError) as e:
         raise CheckpointError(f"{path} was written by jclip but its metadata is damaged: {e}") from e
-    if family is not None and FAMILIES[family] != config.activation:
-        raise CheckpointError(f"{path} says activation {config.activation}, family {family!r} contradicts it")
-    return Checkpoint(path, file.tensors, config, preprocess, file.metadata)
+    wanted = stated.activation or (FAMILIES[stated.family].activation if stated.family else None)
+    if wanted not in (None, config.activation):
+        said = f"family {stated.family!r}" if stated.family else f"--activation {wanted}"
+        raise CheckpointError(f"{path} says activation {config.activation}, {said} contradicts it")
+    return Checkpoint(path, file.tensors, config, preprocess, file.metadata, (path,))
 
 
 def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
@@ -132,71 +195,6 @@ def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
         if tensors and all(k.startswith(prefix) for k in tensors):
             tensors = {k.removeprefix(prefix): t for k, t in tensors.items()}
     return tensors
-
-
-def _refuse_foreign(tensors: Mapping[str, LazyTensor], path: Path) -> None:
-    for mark, what in _FOREIGN.items():
-        if any(k == mark or (mark.endswith(".") and k.startswith(mark)) for k in tensors):
-            raise CheckpointError(
-                f"{path} is {what}, whose names are not OpenAI's: `python convert FOLDER OUT` takes the folders of "
-                "Hugging Face's CLIPModel and of open_clip"
-            )
-    if "visual.conv1.weight" not in tensors or "token_embedding.weight" not in tensors:
-        shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
-        raise CheckpointError(f"{path} is no CLIP model in OpenAI's layout (it holds {shown} …)")
-
-
-def config_from_shapes(
-    shapes: Mapping[str, tuple], activation: str, head_width: int | None = None, place: str = ""
-) -> CLIPConfig:
-    """Every number that shapes tell; `head_width` and the square input are assumptions that shapes can't confirm."""
-    try:
-        vision = (
-            _vit_from_shapes(shapes, head_width, place)
-            if "visual.proj" in shapes
-            else _resnet_from_shapes(shapes, place)
-        )
-        width = shapes["ln_final.weight"][0]
-        text = TextConfig(
-            width=width,
-            heads=max(width // 64, 1),
-            layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
-            mlp_width=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-            context_length=shapes["positional_embedding"][0],
-            vocab_size=shapes["token_embedding.weight"][0],
-        )
-        return CLIPConfig(shapes["text_projection"][1], vision, text, activation)
-    except KeyError as e:
-        raise CheckpointError(f"{place}: a CLIP model needs {e.args[0]}, which is missing") from e
-
-
-def _vit_from_shapes(shapes: Mapping[str, tuple], head_width: int | None, place: str) -> ViTConfig:
-    width, _, patch, _ = shapes["visual.conv1.weight"]
-    head_width = head_width or HEAD_WIDTHS.get(width)
-    if not head_width:
-        raise CheckpointError(f"{place}: a vision width of {width} does not tell its head width: pass head_width=")
-    side = _square_side(shapes["visual.positional_embedding"][0] - 1, place)
-    layers = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
-    hidden = shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0]
-    return ViTConfig((side * patch, side * patch), patch, width, layers, width // head_width, hidden)
-
-
-def _resnet_from_shapes(shapes: Mapping[str, tuple], place: str) -> ResNetConfig:
-    width = shapes["visual.layer1.0.conv1.weight"][0]
-    side = 32 * _square_side(shapes["visual.attnpool.positional_embedding"][0] - 1, place)
-    blocks = tuple(_count(shapes, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
-    return ResNetConfig((side, side), width, blocks, heads=max(width * 32 // 64, 1))
-
-
-def _square_side(cells: int, place: str) -> int:
-    side = math.isqrt(cells)
-    if side * side != cells:
-        raise CheckpointError(f"{place}: {cells} positions are no square grid")
-    return side
-
-
-def _count(shapes: Mapping[str, tuple], pattern: str) -> int:
-    return len({m.group(1) for m in (re.match(pattern, k) for k in shapes) if m})
 
 
 def load_strict(
@@ -246,16 +244,17 @@ def save_checkpoint(
     safetensors.write(path, {**arrays, "logit_scale": scale}, {**(metadata or {}), **described})
 
 
-def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float) -> dict[str, str]:
+def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None) -> dict[str, str]:
     """The metadata by which `open_checkpoint` knows a file as jclip's."""
-    return {
+    said = {
         "format": "jclip",
         "format_version": FORMAT_VERSION,
+        "arch": architecture_name(config) or "unnamed",
         "config": json.dumps(config.to_dict()),
         "preprocess": json.dumps(preprocess.to_dict()),
         "tokenizer": "openai-bpe",
-        "logit_scale_raw": repr(logit_scale),
     }
+    return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}
 
 
 def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
@@ -271,7 +270,7 @@ def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarra
             x = np.full(shape, math.log(100.0), np.float32)
         elif name.endswith("running_var"):
             x = 0.5 + np.abs(x)
-        elif re.search(r"(ln_\w+|bn\d|downsample\.1)\.weight$", name):
+        elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):
             x = 1.0 + 0.1 * x
         elif name.endswith(("bias", "running_mean")):
             x = 0.05 * x

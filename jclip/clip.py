@@ -15,16 +15,19 @@ from jclip import kernels
 from jclip.checkpoint import Checkpoint, load_strict, save_checkpoint
 from jclip.config import Dtype
 from jclip.errors import ConfigError
+from jclip.eva import EVATower
 from jclip.preprocess import Preprocess
 from jclip.resnet import ModifiedResNet
 from jclip.runtime import jt
 from jclip.source import ModelSource
 from jclip.text import TextEncoder
-from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ViTConfig
+from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, EVAConfig, ResNetConfig
 from jclip.vit import VisionTransformer
 
 nn = jt.nn
 _HALF = {"fp16": "float16", "bf16": "bfloat16"}
+PATCHES = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # kernels that are multiplied as matrices
+EVA_MATRICES = tuple(f".{part}.weight" for part in ("qkv", "proj", "fc1", "fc2", "fc1_g", "fc1_x", "head"))
 
 
 class CLIP(TextEncoder, nn.Module):
@@ -34,13 +37,12 @@ class CLIP(TextEncoder, nn.Module):
     """
 
     def __init__(self, config: CLIPConfig):
-        activation, eps = config.activation, config.norm_eps
-        if isinstance(config.vision, ViTConfig):
-            self.visual = VisionTransformer(config.vision, config.embed_dim, activation, eps)
-        else:
-            self.visual = ModifiedResNet(config.vision, config.embed_dim)
-        self._init_text(config.text, config.embed_dim, activation, eps)
-        self.logit_scale = jt.array([math.log(1 / 0.07)])
+        if config.vision:
+            self.visual = image_tower(config)
+        if config.text:
+            self._init_text(config.text, config.embed_dim, config.activation, config.norm_eps)
+        if config.vision and config.text:
+            self.logit_scale = jt.array([math.log(1 / 0.07)])
         self.config = config
         self.dtype: Dtype = "fp32"
         self._image_dtype = "float32"
@@ -51,6 +53,8 @@ class CLIP(TextEncoder, nn.Module):
         dense: True or "value" for value-projected tokens (what segmentation and multi-label recipes read), "token" for
         a ViT's ordinary output tokens. insert: deep prompts (ViT only). taps: receives named intermediates.
         """
+        if self.config.vision is None:
+            raise ConfigError("these weights are a text tower alone: they embed no images")
         x = jt.array(images)
         if tuple(x.shape[1:]) != (3, *self.config.vision.image_size):
             H, W = self.config.vision.image_size
@@ -100,7 +104,7 @@ class CLIP(TextEncoder, nn.Module):
         params = self.state_dict()
         for key, value in self.full_weights().items():
             if is_multiplied(key):
-                is_kernel = value.ndim == 4 and not isinstance(self.config.vision, ViTConfig)
+                is_kernel = value.ndim == 4 and not (key in PATCHES and hasattr(self.config.vision, "patch_size"))
                 matrix = value if is_kernel else value.reshape((value.shape[0], -1))
                 params[key].update(kernels.to_half(matrix, pack=not is_kernel))
 
@@ -110,23 +114,32 @@ class CLIP(TextEncoder, nn.Module):
         for key, value in self.state_dict().items():
             value = kernels.unpacked(value.float32()) if is_multiplied(key) and value.ndim != 4 else value.float32()
             weights[key] = value
-        patches = "visual.conv1.weight"
-        if weights[patches].ndim == 2:
-            patch = self.config.vision.patch_size
-            weights[patches] = weights[patches].reshape((-1, 3, patch, patch))
+        for key in PATCHES:
+            if key in weights and weights[key].ndim == 2:
+                patch = self.config.vision.patch_size
+                weights[key] = weights[key].reshape((-1, 3, patch, patch))
         return weights
+
+
+def image_tower(config: CLIPConfig) -> nn.Module:
+    """The image tower of the kind that `config` names."""
+    if isinstance(config.vision, EVAConfig):
+        return EVATower(config.vision, config.embed_dim)
+    if isinstance(config.vision, ResNetConfig):
+        return ModifiedResNet(config.vision, config.embed_dim)
+    return VisionTransformer(config.vision, config.embed_dim, config.activation, config.norm_eps)
 
 
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
-    return key == "logit_scale" or any(p.startswith(("ln_", "bn")) for p in parts) or ".downsample.1." in key
+    return key == "logit_scale" or any(p.startswith(("ln_", "bn", "norm")) for p in parts) or ".downsample.1." in key
 
 
 def is_multiplied(key: str) -> bool:
     """Whether the parameter of that name is the matrix of a linear map or a convolution's kernel."""
     kernel = fnmatchcase(key, "*.conv?.weight") or key.endswith(".downsample.0.weight")
-    return kernel or key.endswith(("_proj_weight", "_proj.weight", ".c_fc.weight"))
+    return kernel or key.endswith(("_proj_weight", "_proj.weight", ".c_fc.weight", *EVA_MATRICES))
 
 
 def normalise(x):

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from pathlib import Path
 
+from jclip import catalogue
 from jclip.checkpoint import compute_sha256, file_sha256
 from jclip.errors import CheckpointError, UnknownName, did_you_mean
 from jclip.paths import ASSETS, cache_dir
 from jclip.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
-SHA256 = {
-    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
-    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
-    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
-    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
-    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
-    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-}
+SHA256 = {name: catalogue.sha256_of(f"{file_stem(name)}.pt") for name in VARIANTS}
 HUB = "hf-hub:"
-HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+HUB_SAYS = ("open_clip_config.json", "config.json", "preprocessor_config.json")
+HUB_FILES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin",
+    "model.safetensors.index.json", "pytorch_model.bin.index.json",
+)  # fmt: skip
 ATTEMPTS = 3
 TIMEOUT = 30  # seconds without a byte
 _BLOCK = 1 << 20
@@ -63,54 +60,77 @@ def fetch_openai(name: str, folder: Path | None = None) -> Path:
 
 
 def find_weights(name_or_path: str | os.PathLike) -> Path:
-    """The file of a path or a known name, the latter shipped, or downloaded when it is absent. Raises `CheckpointError`.
+    """The file or folder of a path or a known name, the latter shipped, or downloaded when it is absent.
 
-    `hf-hub:owner/name` is a repository of the hub.
+    `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, one of the catalogue's.
+    Raises `CheckpointError`.
     """
     path = Path(name_or_path).expanduser()
-    if (path / "model.safetensors").is_file():  # a folder that `python convert` wrote
+    if (path / "model.safetensors").is_file() and not (path / "config.json").is_file():  # `python convert` wrote it
         path = path / "model.safetensors"
-    if path.is_file():
+    if path.exists():
         return path
     if str(name_or_path).startswith(HUB):
         return fetch_hub(str(name_or_path).removeprefix(HUB))
-    try:
+    with contextlib.suppress(UnknownName):
         name = canonical_name(str(name_or_path))
-    except UnknownName:
-        known = [*SHIPPED, *VARIANTS]
+        return ASSETS / f"{name}.safetensors" if name in SHIPPED else fetch_openai(name)
+    if (row := catalogue.lookup(str(name_or_path))) is None:
+        near = did_you_mean(str(name_or_path), [*SHIPPED, *VARIANTS, *catalogue.names()])
         raise CheckpointError(
-            f"{name_or_path} is neither a file nor a model's name{did_you_mean(str(name_or_path), known)} "
-            f"(known: {', '.join(known)})"
-        ) from None
-    return ASSETS / f"{name}.safetensors" if name in SHIPPED else fetch_openai(name)
+            f"{name_or_path} is neither a file nor a model's name{near} (known: {', '.join([*SHIPPED, *VARIANTS])}, "
+            "and open_clip's architecture/tag as docs/weights.md lists them)"
+        )
+    by_openai = next((v for v in VARIANTS if row.sha256 == SHA256[v]), None)
+    return fetch_openai(by_openai) if by_openai else fetch_hub(row.hub)
 
 
 def fetch_hub(repository: str) -> Path:
-    """The local file of a repository's weights, by `huggingface_hub`, which honours HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME.
+    """What `huggingface_hub` fetches of a repository; it honours HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME.
 
-    Raises `CheckpointError` when it can't be had, naming the files that were looked for.
+    One set of weights, all its shards, and the folder of these with what describes the model; a file that nothing
+    describes alone. Raises `CheckpointError` when it can't be had, naming the files that were looked for.
     """
+    described = [name for name in HUB_SAYS if _from_hub(repository, name)]
+    for name in HUB_FILES:
+        path = _from_hub(repository, name)
+        if path is None:
+            continue
+        for shard in _shards(path) if name.endswith(".index.json") else ():
+            if _from_hub(repository, shard) is None:
+                raise CheckpointError(f"{HUB}{repository} lacks {shard}, which {name} names")
+        return path.parent if described else path
+    place = os.environ.get("HF_ENDPOINT", "the hub")
+    raise CheckpointError(f"{HUB}{repository}: {place} has none of {', '.join(HUB_FILES)}")
+
+
+def _from_hub(repository: str, name: str) -> Path | None:
+    """The local copy of one file; None where the repository has none of that name, or it can't be asked and none is here."""
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
+        from huggingface_hub import errors, hf_hub_download
     except ImportError:
         raise CheckpointError(f"{HUB}{repository} needs huggingface_hub: pip install 'jclip[hub]'") from None
-    place, cause = os.environ.get("HF_ENDPOINT", "the hub"), "has"
-    for name in HUB_FILES:
-        try:
-            return Path(hf_hub_download(repository, name))
-        except LocalEntryNotFoundError:  # before its base class: not here, and the hub can't be asked
-            cause = "can't be reached, and the cache has"
-        except EntryNotFoundError:
-            continue
-        except (HfHubHTTPError, HFValidationError, OSError) as e:
-            raise CheckpointError(f"{HUB}{repository}: {place} answered {' '.join(str(e).split())[:200]}") from e
-    raise CheckpointError(f"{HUB}{repository}: {place} {cause} none of {', '.join(HUB_FILES)}")
+    place = os.environ.get("HF_ENDPOINT", "the hub")
+    try:
+        return Path(hf_hub_download(repository, name))
+    except errors.LocalEntryNotFoundError as e:  # before its base class: not here, and the hub can't be asked
+        if name == HUB_FILES[-1]:
+            raise CheckpointError(
+                f"{HUB}{repository}: {place} can't be reached, and the cache has none of {', '.join(HUB_FILES)}"
+            ) from e
+        return None
+    except errors.EntryNotFoundError:
+        return None
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as e:
+        raise CheckpointError(f"{HUB}{repository}: {place} answered {' '.join(str(e).split())[:200]}") from e
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index places tensors in."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as e:
+        raise CheckpointError(f"{index} is no index of shards: {e}") from e
 
 
 def _download(url: str, part: Path, by_hand: str) -> None:

@@ -27,6 +27,10 @@ class CheckpointError(JclipError):
     """A weight file that can't be read, isn't known, or doesn't fit the model."""
 
 
+class LayoutError(CheckpointError):
+    """A weight file that is sound, but not in the layout that was asked for."""
+
+
 class MisfitError(CheckpointError):
     """Weights that were read well but do not fit: missing, unexpected or misshaped keys."""
 

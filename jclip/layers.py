@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jclip import kernels
 from jclip.runtime import jt
+from jclip.variants import TextConfig, ViTConfig
 
 nn = jt.nn
 
@@ -20,12 +21,34 @@ class LayerNorm(nn.Module):
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
 
+class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps) over the last axis, in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        self.weight = jt.ones((width,))
+        self.eps = eps
+
+    def execute(self, x):
+        y = x.float32()
+        return (y / jt.sqrt((y * y).mean(dim=-1, keepdims=True) + self.eps) * self.weight).cast(x.dtype)
+
+
+class LayerScale(nn.Module):
+    """gamma * x: a branch of a block, scaled by learned numbers."""
+
+    def __init__(self, width: int):
+        self.gamma = jt.full((width,), 1e-4)
+
+    def execute(self, x):
+        return x * self.gamma
+
+
 class Linear(nn.Module):
     """x W^T + b over the last axis; weight (out, in)."""
 
-    def __init__(self, inputs: int, outputs: int, std: float):
+    def __init__(self, inputs: int, outputs: int, std: float, bias: bool = True):
         self.weight = jt.init.gauss((outputs, inputs), "float32", std=std)
-        self.bias = jt.zeros((outputs,))
+        self.bias = jt.zeros((outputs,)) if bias else None
 
     def execute(self, x, activation: str | None = None, residual=None, half: bool = False):
         return kernels.linear(x, self.weight, self.bias, activation, residual, half)
@@ -67,17 +90,23 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + Attn(LN x), then x + MLP(LN x)."""
+    """x + Attn(LN x), then x + MLP(LN x); with layer scale each branch times its gamma."""
 
-    def __init__(self, width: int, heads: int, hidden: int, layers: int, activation: str, eps: float):
-        narrow = width**-0.5
-        deep = narrow * (2 * layers) ** -0.5
-        self.attn = Attention(width, heads, std=narrow, out_std=deep)
+    def __init__(self, config: ViTConfig | TextConfig, activation: str, eps: float):
+        width, narrow = config.width, config.width**-0.5
+        deep = narrow * (2 * config.layers) ** -0.5
+        self.attn = Attention(width, config.heads, std=narrow, out_std=deep)
         self.ln_1 = LayerNorm(width, eps)
-        self.mlp = MLP(width, hidden, activation, std=(2 * width) ** -0.5, out_std=deep)
+        self.mlp = MLP(width, config.mlp_width, activation, std=(2 * width) ** -0.5, out_std=deep)
         self.ln_2 = LayerNorm(width, eps)
+        self.layer_scale = config.layer_scale
+        if config.layer_scale:
+            self.ls_1, self.ls_2 = LayerScale(width), LayerScale(width)
 
     def execute(self, x, causal: bool = False):
+        if self.layer_scale:
+            x = x + self.ls_1(self.attn(self.ln_1(x), causal))
+            return x + self.ls_2(self.mlp(self.ln_2(x)))
         x = self.attn(self.ln_1(x), causal, residual=x)
         return self.mlp(self.ln_2(x), residual=x)
 
@@ -85,8 +114,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, hidden: int, activation: str, eps: float):
-        self.resblocks = nn.Sequential(*(Block(width, heads, hidden, layers, activation, eps) for _ in range(layers)))
+    def __init__(self, config: ViTConfig | TextConfig, activation: str, eps: float):
+        self.resblocks = nn.Sequential(*(Block(config, activation, eps) for _ in range(config.layers)))
 
     def execute(
         self,

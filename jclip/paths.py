@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,26 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise OSError(e.errno, e.strerror, str(target)) from e
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary folder beside `path` to fill, and moves it, or its files, into place when the block ends well."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if not target.exists():
+            temporary.rename(target)
+            return
+        for file in sorted(temporary.iterdir()):
+            file.replace(target / file.name)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(target)) from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -17,6 +17,11 @@ from jclip.errors import ConfigError, UnknownName
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+NORMALISATIONS = {  # mean and standard deviation of the three channels
+    "openai": (OPENAI_MEAN, OPENAI_STD),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from jclip.checkpoint import open_checkpoint
+from jclip.checkpoint import Checkpoint, open_checkpoint
 from jclip.download import find_weights
+from jclip.errors import LayoutError
+from jclip.families import Stated
 from jclip.preprocess import Preprocess
 from jclip.variants import CLIPConfig
 
@@ -28,7 +33,7 @@ class ModelSource:
         image_size: int | tuple[int, int] | None = None,
         draft: bool = False,
     ):
-        checkpoint = open_checkpoint(find_weights(name_or_path), family)
+        checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype = dtype
         self.preprocess: Preprocess = replace(self.checkpoint.preprocess, draft=draft)
@@ -48,6 +53,19 @@ class ModelSource:
         from jclip.clip import build
 
         return build(self.checkpoint, self.dtype)
+
+
+def open_any(path: Path, stated: Stated) -> Checkpoint:
+    """Weights in any layout, as they lie: OpenAI's and jclip's are read here, others by the rules of `convert`.
+
+    Raises `CheckpointError` with what is wrong or must be stated.
+    """
+    with contextlib.suppress(LayoutError):
+        if path.is_file():
+            return open_checkpoint(path, stated=stated)
+    found = importlib.import_module("convert.source").identify(path, stated)  # a floor above: only when asked for
+    found.check()
+    return found.checkpoint
 
 
 def source_of(config: Any, model: str = "") -> ModelSource | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jclip import kernels
-from jclip.errors import DataError
+from jclip.errors import ConfigError, DataError
 from jclip.layers import LayerNorm, Transformer
 from jclip.runtime import jt
 from jclip.tokenizer import tokenize_for
@@ -34,13 +34,18 @@ class TextEncoder:
         width = config.width
         self.token_embedding = TokenEmbedding(config.vocab_size, width)
         self.positional_embedding = jt.init.gauss((config.context_length, width), "float32", std=0.01)
-        self.transformer = Transformer(width, config.layers, config.heads, config.mlp_width, activation, eps)
+        self.transformer = Transformer(config, activation, eps)
         self.ln_final = LayerNorm(width, eps)
         self.text_projection = jt.init.gauss((width, embed_dim), "float32", std=width**-0.5)
 
+    def _text_config(self) -> TextConfig:
+        if self.config.text is None:
+            raise ConfigError("these weights are an image tower alone: they embed no texts")
+        return self.config.text
+
     def tokenize(self, texts, truncate: bool = False) -> np.ndarray:
         """Texts → (B, L) ids in this model's vocabulary and context length. Raises `DataError` for one too long."""
-        return tokenize_for(self.config.text, texts, truncate)
+        return tokenize_for(self._text_config(), texts, truncate)
 
     def embed(self, tokens):
         """(B, L) ids → (B, L, D) token embeddings, without positions."""
@@ -52,11 +57,11 @@ class TextEncoder:
         All rows are cut at the longest end-of-text in the batch, L' of them: attention is causal, so what stands behind
         it can't matter. Neither result is normalised.
         """
+        vocabulary = self._text_config().vocab_size
         ids = tokens.numpy() if isinstance(tokens, jt.Var) else np.asarray(tokens)
-        if ids.max(initial=0) >= self.config.text.vocab_size:
+        if ids.max(initial=0) >= vocabulary:
             raise DataError(
-                f"token {ids.max()} is beyond this model's vocabulary of {self.config.text.vocab_size}: "
-                "use model.tokenize(texts)"
+                f"token {ids.max()} is beyond this model's vocabulary of {vocabulary}: use model.tokenize(texts)"
             )
         ends = ids.argmax(axis=1)
         return self.encode_text_embeddings(self.embed(ids[:, : ends.max() + 1]), ends, dense, taps=taps)

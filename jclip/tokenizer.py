@@ -52,6 +52,14 @@ class Tokenizer:
         """Number of ids; the last one is end-of-text."""
         return len(self._symbols)
 
+    def ids(self) -> dict[str, int]:
+        """Every symbol's id."""
+        return dict(self._ids)
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The pairs that are merged, the most urgent first."""
+        return list(self._ranks)
+
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of `text`, without start and end."""
         split = self._split_special if allow_special else self._split

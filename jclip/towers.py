@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jclip.errors import ConfigError
-from jclip.variants import CLIPConfig, ViTConfig
+from jclip.variants import CLIPConfig, EVAConfig, ViTConfig
 
 Patterns = tuple[str, ...]
 
@@ -52,6 +52,10 @@ def trained_patterns(config: CLIPConfig, lock: Lock) -> Patterns:
 
 def image_groups(config: CLIPConfig) -> list[Patterns]:
     """Patterns from the input to the projection."""
+    if isinstance(config.vision, EVAConfig):
+        blocks = [(f"visual.trunk.blocks.{i}.*",) for i in range(config.vision.layers)]
+        stem = tuple(f"visual.trunk.{part}" for part in ("patch_embed.*", "cls_token", "pos_embed"))
+        return [stem, *blocks[:-1], (*blocks[-1], "visual.trunk.norm.*"), ("visual.trunk.head.*",)]
     if not isinstance(config.vision, ViTConfig):
         stem = tuple(f"visual.{kind}{i}.*" for kind in ("conv", "bn") for i in (1, 2, 3))
         return [stem, *((f"visual.layer{i}.*",) for i in (1, 2, 3, 4)), ("visual.attnpool.*",)]

@@ -9,13 +9,6 @@ from jclip.errors import ConfigError, UnknownName
 
 Activation = Literal["quickgelu", "gelu"]
 
-FAMILIES = {  # what the weights don't show: activation; normalisation and resize mode are OpenAI's in all of these
-    "openai": "quickgelu",
-    "metaclip": "quickgelu",
-    "dfn2b": "quickgelu",
-    "openclip": "gelu",
-}
-
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -27,7 +20,34 @@ class ViTConfig:
     layers: int
     heads: int
     mlp_width: int
+    layer_scale: bool = False  # each branch multiplied by learned numbers, `ls_1.gamma` and `ls_2.gamma`
     kind: str = "vit"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along H and W."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+@dataclass(frozen=True)
+class EVAConfig:
+    """EVA-CLIP's vision transformer. Sun et al., arXiv 2303.15389 and 2402.04252."""
+
+    image_size: tuple[int, int]  # H, W in pixels
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    swiglu: bool = False  # MLP: W3 LN(SiLU(W1 x) * (W2 x)) instead of W2 GELU(W1 x)
+    sub_norm: bool = False  # q, k, v apart, and a norm between attention and its output projection
+    rope: bool = False  # rotary positions on the patches' q and k
+    post_norm: bool = False  # x + norm(f(x)) instead of x + f(norm(x))
+    rms_norm: bool = False
+    bias: bool = True  # of q, v and head; k has none, all else always
+    norm_eps: float = 1e-6
+    rope_grid: int = 16  # side of the grid in pre-training, to which rotary positions are scaled
+    kind: str = "eva"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -66,15 +86,19 @@ class TextConfig:
     mlp_width: int
     context_length: int = 77
     vocab_size: int = 49408
+    layer_scale: bool = False
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Two towers and the space they share. `activation` is not visible in the weights, so it is never guessed."""
+    """Two towers and the space they share; of an export of one tower the other is None.
+
+    `activation` is not visible in the weights, so it is never guessed. `norm_eps` is that of both towers, but for EVA's.
+    """
 
     embed_dim: int
-    vision: ViTConfig | ResNetConfig
-    text: TextConfig
+    vision: ViTConfig | ResNetConfig | EVAConfig | None
+    text: TextConfig | None
     activation: Activation = "quickgelu"
     norm_eps: float = 1e-5
 
@@ -86,13 +110,18 @@ class CLIPConfig:
     def from_dict(values: dict[str, Any]) -> CLIPConfig:
         """The inverse of `to_dict`. Raises `ConfigError` for keys or kinds it doesn't know."""
         try:
-            vision = dict(values["vision"])
-            tower = {"vit": ViTConfig, "resnet": ResNetConfig}[vision.get("kind", "vit")]
-            listed = {k: tuple(v) if isinstance(v, list) else v for k, v in vision.items()}
+            vision, text = values["vision"], values["text"]
             rest = {k: v for k, v in values.items() if k not in ("vision", "text")}
-            return CLIPConfig(vision=tower(**listed), text=TextConfig(**values["text"]), **rest)
+            return CLIPConfig(
+                vision=_tower_from_dict(vision) if vision else None, text=TextConfig(**text) if text else None, **rest
+            )
         except (KeyError, TypeError, ValueError) as e:
             raise ConfigError(f"not a description of a CLIP model: {e}") from e
+
+
+def _tower_from_dict(values: dict[str, Any]) -> ViTConfig | ResNetConfig | EVAConfig:
+    tower = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}[values.get("kind", "vit")]
+    return tower(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:
@@ -132,76 +161,74 @@ SHIPPED: dict[str, CLIPConfig] = {  # come inside the package; trained on `jclip
 }
 
 
-def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all parameters and statistics of `CLIP(config)`, in OpenAI's names, without making it."""
-    v, t = config.vision, config.text
-    image = _resnet_shapes(v, config.embed_dim) if isinstance(v, ResNetConfig) else _vit_shapes(v, config.embed_dim)
-    text = {
-        "token_embedding.weight": (t.vocab_size, t.width),
-        "positional_embedding": (t.context_length, t.width),
-        **_transformer_shapes("transformer", t.layers, t.width, t.mlp_width),
-        **_affine("ln_final", t.width),
-        "text_projection": (t.width, config.embed_dim),
-        "logit_scale": (1,),
-    }
-    return {**{f"visual.{k}": shape for k, shape in image.items()}, **text}
+def _open_clip(
+    embed: int,
+    image: int,
+    patch: int,
+    layers: int,
+    width: int,
+    text_width: int,
+    *,
+    head: int = 64,
+    mlp: int = 0,
+    text_layers: int = 12,
+    layer_scale: bool = False,
+) -> CLIPConfig:
+    """A row of open_clip's: `head` is the width of an image head, `mlp` the hidden width (four times `width` by default)."""
+    tower = ViTConfig((image, image), patch, width, layers, width // head, mlp or 4 * width, layer_scale)
+    text = TextConfig(text_width, text_width // 64, text_layers, 4 * text_width)
+    return CLIPConfig(embed, tower, text, activation="gelu")
 
 
-def _affine(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+def _eva(embed: int, tower: EVAConfig, text_width: int, text_layers: int = 12) -> CLIPConfig:
+    return CLIPConfig(embed, tower, TextConfig(text_width, text_width // 64, text_layers, 4 * text_width), "gelu")
 
 
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+_GATED = {"swiglu": True, "sub_norm": True, "rope": True}
+_BILLIONS = {"rms_norm": True, "bias": False}
+
+# open_clip's and EVA's names of further architectures; weights of one shape differ in activation and normalisation.
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    "ViT-S-32": _open_clip(384, 224, 32, 12, 384, 384),
+    "ViT-S-16": _open_clip(384, 224, 16, 12, 384, 384),
+    "ViT-S-32-alt": _open_clip(256, 224, 32, 12, 384, 256, text_layers=10),
+    "ViT-S-16-alt": _open_clip(256, 224, 16, 12, 384, 256, text_layers=10),
+    "ViT-M-32": _open_clip(512, 224, 32, 12, 512, 512),
+    "ViT-M-16": _open_clip(512, 224, 16, 12, 512, 512),
+    "ViT-M-32-alt": _open_clip(384, 224, 32, 12, 512, 384),
+    "ViT-M-16-alt": _open_clip(384, 224, 16, 12, 512, 384, layer_scale=True),
+    "ViT-B-32-256": _open_clip(512, 256, 32, 12, 768, 512),
+    "ViT-B-32-plus-256": _open_clip(640, 256, 32, 12, 896, 640),
+    "ViT-B-16-plus": _open_clip(640, 224, 16, 12, 896, 640),
+    "ViT-B-16-plus-240": _open_clip(640, 240, 16, 12, 896, 640),
+    "ViT-L-14-280": _open_clip(768, 280, 14, 24, 1024, 768),
+    "ViT-L-16": _open_clip(768, 224, 16, 24, 1024, 768),
+    "ViT-L-16-320": _open_clip(768, 320, 16, 24, 1024, 768),
+    "ViT-H-14": _open_clip(1024, 224, 14, 32, 1280, 1024, head=80, text_layers=24),
+    "ViT-H-14-378": _open_clip(1024, 378, 14, 32, 1280, 1024, head=80, text_layers=24),
+    "ViT-H-16": _open_clip(1024, 224, 16, 32, 1280, 1024, head=80, text_layers=24),
+    "ViT-g-14": _open_clip(1024, 224, 14, 40, 1408, 1024, head=88, mlp=6144, text_layers=24),
+    "ViT-bigG-14": _open_clip(1280, 224, 14, 48, 1664, 1280, head=104, mlp=8192, text_layers=32),
+    "ViT-e-14": _open_clip(1280, 224, 14, 56, 1792, 1280, head=112, mlp=15360, text_layers=36),
+    "EVA02-B-16": _eva(512, EVAConfig((224, 224), 16, 768, 12, 12, 2048, **_GATED), 512),
+    "EVA02-L-14": _eva(768, EVAConfig((224, 224), 14, 1024, 24, 16, 2730, **_GATED), 768),
+    "EVA02-L-14-336": _eva(768, EVAConfig((336, 336), 14, 1024, 24, 16, 2730, **_GATED), 768),
+    "EVA02-E-14": _eva(1024, EVAConfig((224, 224), 14, 1792, 64, 16, 15360, post_norm=True), 1024, 24),
+    "EVA02-E-14-plus": _eva(1024, EVAConfig((224, 224), 14, 1792, 64, 16, 15360, post_norm=True), 1280, 32),
+    "EVA-CLIP-8B": _eva(1280, EVAConfig((224, 224), 14, 4096, 32, 32, 20480, **_BILLIONS), 1280, 32),
+    "EVA-CLIP-8B-448": _eva(1280, EVAConfig((448, 448), 14, 4096, 32, 32, 20480, **_BILLIONS), 1280, 32),
+    "EVA-CLIP-18B": _eva(
+        1536, EVAConfig((224, 224), 14, 5120, 48, 40, 25600, post_norm=True, **_BILLIONS), 1280, 32
+    ),
+}  # fmt: skip
 
 
-def _transformer_shapes(name: str, layers: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for block in (f"{name}.resblocks.{i}" for i in range(layers)):
-        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
-        shapes |= _linear(f"{block}.attn.out_proj", width, width) | _affine(f"{block}.ln_1", width)
-        shapes |= _linear(f"{block}.mlp.c_fc", width, hidden) | _linear(f"{block}.mlp.c_proj", hidden, width)
-        shapes |= _affine(f"{block}.ln_2", width)
-    return shapes
-
-
-def _vit_shapes(v: ViTConfig, embed: int) -> dict[str, tuple[int, ...]]:
-    return {
-        "conv1.weight": (v.width, 3, v.patch_size, v.patch_size),
-        "class_embedding": (v.width,),
-        "positional_embedding": (1 + v.grid[0] * v.grid[1], v.width),
-        **_affine("ln_pre", v.width),
-        **_transformer_shapes("transformer", v.layers, v.width, v.mlp_width),
-        **_affine("ln_post", v.width),
-        "proj": (v.width, embed),
-    }
-
-
-def _resnet_shapes(v: ResNetConfig, embed: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def convolve(conv: str, norm: str, inputs: int, outputs: int, size: int) -> None:
-        shapes[f"{conv}.weight"] = (outputs, inputs, size, size)
-        for kind in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"{norm}.{kind}"] = (outputs,)
-
-    widths = (3, v.width // 2, v.width // 2, v.width)
-    for i in (1, 2, 3):
-        convolve(f"conv{i}", f"bn{i}", widths[i - 1], widths[i], 3)
-    inputs = v.width
-    for stage, blocks in enumerate(v.layers, start=1):
-        planes = v.width * 2 ** (stage - 1)
-        for block in (f"layer{stage}.{i}" for i in range(blocks)):
-            convolve(f"{block}.conv1", f"{block}.bn1", inputs, planes, 1)
-            convolve(f"{block}.conv2", f"{block}.bn2", planes, planes, 3)
-            convolve(f"{block}.conv3", f"{block}.bn3", planes, 4 * planes, 1)
-            if block.endswith(".0"):  # it strides or widens
-                convolve(f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1)
-            inputs = 4 * planes
-    shapes["attnpool.positional_embedding"] = (1 + v.grid[0] * v.grid[1], inputs)
-    for part in ("q_proj", "k_proj", "v_proj"):
-        shapes |= _linear(f"attnpool.{part}", inputs, inputs)
-    return shapes | _linear("attnpool.c_proj", inputs, embed)
+def architecture_name(config: CLIPConfig) -> str | None:
+    """The name under which these towers are known, whatever their activation."""
+    for name, known in {**VARIANTS, **ARCHITECTURES}.items():
+        if (known.embed_dim, known.vision, known.text) == (config.embed_dim, config.vision, config.text):
+            return name
+    return None
 
 
 def slug(name: str) -> str:

@@ -13,8 +13,9 @@ nn = jt.nn
 class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel, as one matrix product: (B, 3, H, W) → (B, N, D), row by row."""
 
-    def __init__(self, width: int, patch: int):
+    def __init__(self, width: int, patch: int, bias: bool = False):
         self.weight = jt.init.gauss((width, 3, patch, patch), "float32", std=(3 * patch * patch) ** -0.5)
+        self.bias = jt.zeros((width,)) if bias else None
         self.patch = patch
 
     def execute(self, images):
@@ -22,7 +23,7 @@ class PatchEmbedding(nn.Module):
         patch, weight = self.patch, self.weight
         cells = images.reshape((B, channels, H // patch, patch, W // patch, patch)).permute(0, 2, 4, 1, 3, 5)
         weight = weight.reshape((weight.shape[0], -1)) if weight.ndim == 4 else weight  # else (N, K) in half precision
-        return kernels.linear(cells.reshape((B, -1, channels * patch * patch)), weight)
+        return kernels.linear(cells.reshape((B, -1, channels * patch * patch)), weight, self.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -35,7 +36,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = jt.init.gauss((width,), "float32", std=scale)
         self.positional_embedding = jt.init.gauss((1 + rows * columns, width), "float32", std=scale)
         self.ln_pre = LayerNorm(width, eps)
-        self.transformer = Transformer(width, config.layers, config.heads, config.mlp_width, activation, eps)
+        self.transformer = Transformer(config, activation, eps)
         self.ln_post = LayerNorm(width, eps)
         self.proj = jt.init.gauss((width, embed_dim), "float32", std=scale)
         self.image_size = config.image_size

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jclip.errors import ConfigError, DataError
+from jclip.families import FAMILIES
 from jclip.prompts import class_prompts, load_templates, prompt_sets
-from jclip.variants import FAMILIES
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from jclip.results import Predictions

@@ -26,6 +26,15 @@ def resample_positions(
     return np.concatenate([table[:1], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
 
 
+def resample_linearly(table: np.ndarray, length: int) -> np.ndarray:
+    """(L, D) → (length, D): each row between its two neighbours, as torch's linear interpolation (align_corners=False)."""
+    at = np.clip((np.arange(length) + 0.5) * len(table) / length - 0.5, 0, len(table) - 1)
+    low = np.floor(at).astype(int)
+    high = np.minimum(low + 1, len(table) - 1)
+    part = (at - low)[:, None]
+    return ((1 - part) * table[low] + part * table[high]).astype(table.dtype)
+
+
 def bicubic_matrix(size: int, new: int, antialias: bool) -> np.ndarray:
     """(new, size) float64: row i holds the weights of the `size` samples in output i (align_corners=False)."""
     matrix = np.zeros((new, size))

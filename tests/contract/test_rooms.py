@@ -14,9 +14,10 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 
 # Importing these must not import Jittor: help, configs, tokenizer, metrics and results answer at once.
 WITHOUT_JITTOR = [
-    "finetune", "finetune.__main__", "jclip", "jclip.checkpoint", "jclip.cli", "jclip.config", "jclip.cuda",
+    "convert.cli", "convert.source", "finetune", "finetune.__main__", "jclip", "jclip.architecture", "jclip.catalogue",
+    "jclip.checkpoint", "jclip.cli", "jclip.config", "jclip.cuda",
     "jclip.data.captions", "jclip.data.loader", "jclip.data.shapes", "jclip.data.splits", "jclip.data.world",
-    "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.features",
+    "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.heads", "jclip.models_command", "jclip.paths",
     "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.results", "jclip.run", "jclip.sheet", "jclip.source",
     "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.warmup", "jclip.zero_shot",
@@ -26,7 +27,17 @@ WITHOUT_JITTOR = [
 FLOORS = [
     {"jclip.errors"},
     {"jclip.paths", "jclip.variants"},
-    {"jclip.config", "jclip.preprocess", "jclip.tokenizer", "jclip.cuda", "jclip.toolchain", "jclip.readers"},
+    {
+        "jclip.config",
+        "jclip.preprocess",
+        "jclip.tokenizer",
+        "jclip.cuda",
+        "jclip.toolchain",
+        "jclip.readers",
+        "jclip.catalogue",
+    },
+    {"jclip.families"},
+    {"jclip.architecture"},
     {
         "jclip.runtime",
         "jclip.functional",
@@ -41,6 +52,7 @@ FLOORS = [
     {
         "jclip.vit",
         "jclip.resnet",
+        "jclip.eva",
         "jclip.text",
         "jclip.source",
         "jclip.models_command",

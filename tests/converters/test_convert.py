@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from convert.cli import DTYPES, main
+from jclip.architecture import parameter_shapes
 from jclip.checkpoint import open_checkpoint, random_arrays
 from jclip.cli import main as jclip
 from jclip.clip import CLIP, build, load
 from jclip.readers import read_weights, safetensors
 from jclip.runtime import jt
-from jclip.variants import SHIPPED, VARIANTS, parameter_shapes
+from jclip.variants import SHIPPED, VARIANTS
 from tests.toys import TOY_RESNET, TOY_VIT, TOY_VIT_GELU, TOYS, shapes_of, toy_batch, toy_file
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
@@ -155,7 +156,7 @@ def test_it_runs_as_people_type_it_from_any_folder(tmp_path):
     source = toy_file(tmp_path, TOY_VIT)
     command = [sys.executable, str(ROOT / "convert"), source.name, "里 out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "written: 里 out (fp32)" in done.stdout, done.stderr
+    assert done.returncode == 0 and "written: 里 out (jclip, fp32)" in done.stdout, done.stderr
     assert sorted(p.name for p in (tmp_path / "里 out").iterdir()) == ["model.safetensors", "open_clip_config.json"]
 
 
@@ -217,16 +218,17 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(tmp_path, capsys):
     (tmp_path / "taken").write_text("a file")
     hugging = tmp_path / "siglip"
     hugging.mkdir()
+    (hugging / "model.safetensors").write_bytes(b"")
     (hugging / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     ok = str(toy_file(tmp_path, TOY_VIT))
     cases = {
         "there is no": [str(tmp_path / "nowhere"), "out"],
-        "is neither a folder of open_clip": [str(tmp_path / "empty"), "out"],
+        "holds no weights (one of open_clip_model.safetensors": [str(tmp_path / "empty"), "out"],
         "is no weight file that jclip knows": [str(tmp_path / "short.safetensors"), "out"],
         "is a file: name a folder": [ok, str(tmp_path / "taken")],
-        "holds a siglip model": [str(hugging), "out"],
+        "is SigLIP: its image tower pools by attention": [str(hugging), "out"],
         "says activation": [ok, "out", "--family", "openclip"],
-        "which says itself": [str(hugging), "out", "--family", "openai"],
+        "a folder that says itself": [str(hugging), "out", "--family", "openai"],
     }
     for message, arguments in cases.items():
         assert main(arguments) == 2, message

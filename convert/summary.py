@@ -1,0 +1,62 @@
+"""What weights are, in lines for people."""
+
+from __future__ import annotations
+
+import math
+
+from convert.source import Source
+from jclip.checkpoint import Checkpoint
+from jclip.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
+
+
+def told(source: Source) -> str:
+    """Family, architecture, activation, dtype, size and hash, line by line."""
+    found = source.checkpoint
+    shown, bytes_on_disk = found.preprocess, sum(file.stat().st_size for file in found.files)
+    dtypes = sorted({tensor.dtype for tensor in found.tensors.values()})
+    count = sum(math.prod(t.shape) for k, t in found.tensors.items() if "running_" not in k)
+    rows = {
+        "layout": source.layout,
+        "family": found.metadata.get("source_family", "jclip"),
+        "architecture": architecture_name(found.config) or "without a name",
+        "image tower": image_tower(found.config.vision),
+        "text tower": text_tower(found.config.text),
+        "embedding": found.config.embed_dim,
+        "activation": found.config.activation,
+        "photos": f"{shown.resize}, {shown.interpolation}, mean {_numbers(shown.mean)}, deviation {_numbers(shown.std)}",
+        "parameters": f"{count:,} in {len(found.tensors)} tensors, {', '.join(dtypes)}",
+        "size": f"{bytes_on_disk / 1e6:,.1f} MB in {len(found.files)} file{'s' * (len(found.files) != 1)}",
+        "sha256": found.sha256,
+        **positions(found),
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def positions(found: Checkpoint) -> dict[str, str]:
+    """How position tables were resampled, if they were."""
+    names = {"image positions": "image_positions", "text positions": "text_positions"}
+    return {name: found.metadata[key] for name, key in names.items() if key in found.metadata}
+
+
+def image_tower(v: ViTConfig | ResNetConfig | EVAConfig | None) -> str:
+    """One line."""
+    if v is None:
+        return "none"
+    size = f"heads {v.heads}, input {v.image_size[0]} x {v.image_size[1]}"
+    if isinstance(v, ResNetConfig):
+        return f"ResNet, width {v.width}, layers {'-'.join(map(str, v.layers))}, {size}"
+    line = f"patch {v.patch_size}, width {v.width}, layers {v.layers}, {size}"
+    if isinstance(v, ViTConfig):
+        return f"ViT, {line}{', layer scale' * v.layer_scale}"
+    kinds = {"SwiGLU": v.swiglu, "inner norms": v.sub_norm, "rotary positions": v.rope, "RMS norm": v.rms_norm}
+    kinds |= {"post-norm": v.post_norm, "without q, k, v bias": not v.bias}
+    return f"EVA, {', '.join([line, *(kind for kind, true in kinds.items() if true)])}"
+
+
+def text_tower(t: TextConfig | None) -> str:
+    """One line."""
+    return f"width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}" if t else "none"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{v:g}" for v in values)

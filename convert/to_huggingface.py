@@ -1,0 +1,129 @@
+"""Hugging Face's folders: CLIPModel, its towers alone, and the layout of EVA-CLIP 8B and 18B. The rules read backwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convert import from_eva, from_huggingface
+from convert.keymap import unapply
+from convert.to_jclip import scalar_scale
+from jclip.checkpoint import Checkpoint
+from jclip.errors import ConfigError
+from jclip.preprocess import Preprocess
+from jclip.readers import safetensors
+from jclip.tokenizer import tokenizer
+from jclip.variants import EVAConfig, TextConfig, ViTConfig
+
+ACTIVATIONS = {ours: theirs for theirs, ours in from_huggingface.ACTIVATIONS.items()}
+RESAMPLE = {name: number for number, name in from_huggingface.RESAMPLE.items()}
+
+
+def write(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """What `CLIPModel.from_pretrained(folder)` loads, its processor and tokenizer beside it.
+
+    Raises `ConfigError` for a model that Hugging Face's classes can't hold.
+    """
+    if reason := _not_held(checkpoint):
+        raise ConfigError(f"Hugging Face's CLIPModel holds no {reason}")
+    is_eva = isinstance(checkpoint.config.vision, EVAConfig)
+    rules = from_eva.HUGGING_FACE if is_eva else from_huggingface.RULES
+    tensors = unapply(scalar_scale(checkpoint.tensors), rules)
+    dtypes = {name: "float32" if name == "logit_scale" else dtype for name in tensors}
+    safetensors.write_tensors(folder / "model.safetensors", tensors, dtypes, {"format": "pt"})
+    _write(folder, "config.json", (_eva if is_eva else _clip)(checkpoint, dtype))
+    if checkpoint.config.vision:
+        _write(folder, "preprocessor_config.json", _processor(checkpoint.preprocess))
+    if checkpoint.config.text and checkpoint.config.text.vocab_size == tokenizer().vocab_size:
+        _write_tokenizer(folder, checkpoint.config.text)
+
+
+def _not_held(checkpoint: Checkpoint) -> str:
+    v, t, shown = checkpoint.config.vision, checkpoint.config.text, checkpoint.preprocess
+    if v is not None and v.kind == "resnet":
+        return "ResNet"
+    if v is not None and v.image_size[0] != v.image_size[1]:
+        return "tower of a non-square input"
+    if any(getattr(tower, "layer_scale", False) for tower in (v, t)):
+        return "layer scale"
+    if isinstance(v, EVAConfig) and (v.swiglu or v.sub_norm or v.rope or t is None):
+        return "EVA02 tower of rotary positions"
+    return f"resize mode {shown.resize}" if shown.resize not in ("shortest", "squash") else ""
+
+
+def _clip(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    config = checkpoint.config
+    shared = {
+        "hidden_act": ACTIVATIONS[config.activation], "layer_norm_eps": config.norm_eps,
+        "projection_dim": config.embed_dim,
+    }  # fmt: skip
+    vision = _vision(config.vision) | shared if config.vision else {}
+    text = _text(config.text) | shared if config.text else {}
+    if not vision or not text:
+        kind = "clip_vision_model" if vision else "clip_text_model"
+        name = "CLIPVisionModelWithProjection" if vision else "CLIPTextModelWithProjection"
+        return {"architectures": [name], "model_type": kind, "torch_dtype": dtype, **vision, **text}
+    return {
+        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.embed_dim,
+        "logit_scale_init_value": 2.6592, "torch_dtype": dtype, "initializer_factor": 1.0,
+        "vision_config": {"model_type": "clip_vision_model", **vision},
+        "text_config": {"model_type": "clip_text_model", **text},
+    }  # fmt: skip
+
+
+def _vision(v: ViTConfig | EVAConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": v.width, "intermediate_size": v.mlp_width, "num_hidden_layers": v.layers,
+        "num_attention_heads": v.heads, "patch_size": v.patch_size, "image_size": v.image_size[0], "num_channels": 3,
+    }  # fmt: skip
+
+
+def _text(t: TextConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": t.width, "intermediate_size": t.mlp_width, "num_hidden_layers": t.layers,
+        "num_attention_heads": t.heads, "max_position_embeddings": t.context_length, "vocab_size": t.vocab_size,
+        "bos_token_id": t.vocab_size - 2, "eos_token_id": t.vocab_size - 1, "pad_token_id": t.vocab_size - 1,
+    }  # fmt: skip
+
+
+def _eva(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    config, v = checkpoint.config, checkpoint.config.vision
+    flags = {
+        "layer_norm_eps": v.norm_eps, "use_rms_norm": v.rms_norm, "post_layernorm": v.post_norm, "q_bias": v.bias,
+        "k_bias": False, "v_bias": v.bias, "use_rope": False, "use_sub_ln": False, "use_swiglu_mlp": False,
+        "hidden_act": "gelu",
+    }  # fmt: skip
+    text = _text(config.text) | {"hidden_act": "gelu", "layer_norm_eps": config.norm_eps}
+    return {
+        "architectures": ["EvaCLIPModel"], "model_type": "clip", "projection_dim": config.embed_dim,
+        "torch_dtype": dtype, "vision_config": _vision(v) | flags, "text_config": text,
+    }  # fmt: skip
+
+
+def _processor(shown: Preprocess) -> dict[str, Any]:
+    height, width = shown.size
+    crops = shown.resize == "shortest"
+    return {
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "resample": RESAMPLE[shown.interpolation],
+        "size": {"shortest_edge": height} if crops else {"height": height, "width": width}, "do_center_crop": crops,
+        "crop_size": {"height": height, "width": width}, "do_convert_rgb": True, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(shown.mean), "image_std": list(shown.std),
+    }  # fmt: skip
+
+
+def _write_tokenizer(folder: Path, text: TextConfig) -> None:
+    """The vocabulary as `CLIPTokenizer` reads it."""
+    words = tokenizer()
+    _write(folder, "vocab.json", words.ids())
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in words.merges())]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    end = "<|endoftext|>"
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": text.context_length, "do_lower_case": True}
+    _write(folder, "tokenizer_config.json", settings | tokens)
+    _write(folder, "special_tokens_map.json", tokens)
+
+
+def _write(folder: Path, name: str, values: Any) -> None:
+    (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

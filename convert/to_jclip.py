@@ -1,0 +1,55 @@
+"""jclip's own forms: a folder that open_clip loads as well, one `.safetensors`, or Jittor's `.pkl` for older code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from convert import from_open_clip
+from jclip.checkpoint import Checkpoint, describe
+from jclip.errors import ConfigError
+from jclip.readers import LazyTensor, jittor_pickle, safetensors
+
+
+def dtypes_of(checkpoint: Checkpoint, dtype: str) -> dict[str, str]:
+    """How each tensor is stored; the logit scale stays float32."""
+    return {name: "float32" if name == "logit_scale" else dtype for name in checkpoint.tensors}
+
+
+def write_file(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """One `.safetensors` that says all of itself."""
+    tensors, scale = scalar_scale(checkpoint.tensors), None
+    if "logit_scale" in tensors:
+        scale = float(tensors["logit_scale"].read())
+    metadata = {**checkpoint.metadata, **describe(checkpoint.config, checkpoint.preprocess, scale)}
+    safetensors.write_tensors(path, tensors, dtypes_of(checkpoint, dtype), metadata)
+
+
+def write_folder(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """model.safetensors, and the description by which open_clip loads the folder as `local-dir:`, where it can."""
+    write_file(folder / "model.safetensors", checkpoint, dtype)
+    write_description(folder, checkpoint)
+
+
+def write_description(folder: Path, checkpoint: Checkpoint) -> bool:
+    """open_clip_config.json; nothing for a model that open_clip lacks."""
+    said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
+    if said:
+        (folder / from_open_clip.CONFIG).write_text(json.dumps(said, indent=2) + "\n")
+    return bool(said)
+
+
+def write_pickle(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """Jittor's `.pkl`, for code of the challenge; it says nothing of itself, and knows no bfloat16."""
+    if dtype == "bfloat16":
+        raise ConfigError(f"{path}: a .pkl holds NumPy's numbers, which lack bf16: use fp16 or a .safetensors")
+    dtypes = dtypes_of(checkpoint, dtype)
+    jittor_pickle.write(path, {k: t.read().astype(dtypes[k]) for k, t in checkpoint.tensors.items()})
+
+
+def scalar_scale(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The same with the logit scale as a number without axes, as everyone but Jittor has it."""
+    if "logit_scale" not in tensors:
+        return tensors
+    scale = tensors["logit_scale"]
+    return {**tensors, "logit_scale": LazyTensor((), scale.dtype, lambda: scale.read().reshape(()))}

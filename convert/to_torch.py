@@ -1,0 +1,87 @@
+"""Out to the PyTorch world under OpenAI's names: open_clip's folder, openai/CLIP's state dict, a plain state dict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from convert.to_jclip import dtypes_of, scalar_scale, write_description
+from jclip.checkpoint import Checkpoint, in_memory
+from jclip.errors import ConfigError
+from jclip.preprocess import Preprocess
+from jclip.readers import LazyTensor, safetensors, torch_writer
+from jclip.variants import EVAConfig, TextConfig, ViTConfig
+
+
+def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """What `open_clip.create_model("local-dir:…")` loads. Raises `ConfigError` for a model that open_clip lacks."""
+    if not write_description(folder, checkpoint):
+        raise ConfigError("open_clip has no such model: an EVA tower that it doesn't name, or one tower alone")
+    tensors = as_torch(checkpoint)
+    if isinstance(checkpoint.config.vision, EVAConfig):  # a model with a separate text tower
+        own = ("visual.", "logit_scale")
+        tensors = {k if k.startswith(own) else f"text.{k}": t for k, t in tensors.items()}
+    dtypes = _dtypes(tensors, checkpoint, dtype)
+    safetensors.write_tensors(folder / "open_clip_model.safetensors", tensors, dtypes, {"format": "pt"})
+
+
+def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """A plain state dict under OpenAI's names, as torch saves it."""
+    tensors = as_torch(checkpoint)
+    torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
+
+
+def write_openai(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """What openai/CLIP's `load` reads, with its three scalars. Raises `ConfigError` for what its code would miscompute."""
+    if reason := _not_openai(checkpoint):
+        raise ConfigError(f"openai/CLIP's code knows no model with {reason}")
+    v, t = checkpoint.config.vision, checkpoint.config.text
+    numbers = {"input_resolution": v.image_size[0], "context_length": t.context_length, "vocab_size": t.vocab_size}
+    tensors = as_torch(checkpoint) | {k: in_memory(np.array(n, np.int64)) for k, n in numbers.items()}
+    torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
+
+
+def _not_openai(checkpoint: Checkpoint) -> str:
+    """What openai/CLIP's loader can't tell from the shapes and would get wrong; nothing when all is as it assumes."""
+    v, t, shown = checkpoint.config.vision, checkpoint.config.text, checkpoint.preprocess
+    if v is None or t is None:
+        return "one tower"
+    if isinstance(v, EVAConfig):
+        return "an EVA tower"
+    usual = Preprocess(size=shown.size)
+    reasons = {
+        "GELU": checkpoint.config.activation != "quickgelu",
+        "a non-square input": v.image_size[0] != v.image_size[1],
+        "layer scale": t.layer_scale or (isinstance(v, ViTConfig) and v.layer_scale),
+        "another normalisation or resize mode": shown != usual,
+        "an epsilon other than 1e-5": checkpoint.config.norm_eps != 1e-5,
+        "heads of another width than 64": _other_heads(t) or _other_heads(v),
+        "MLPs of another width than four times the tower's": _other_mlp(t) or _other_mlp(v),
+    }
+    return next((reason for reason, true in reasons.items() if true), "")
+
+
+def _other_heads(tower: object) -> bool:
+    if isinstance(tower, (ViTConfig, TextConfig)):
+        return tower.width != 64 * tower.heads
+    return tower.width * 32 != 64 * tower.heads
+
+
+def _other_mlp(tower: object) -> bool:
+    return isinstance(tower, (ViTConfig, TextConfig)) and tower.mlp_width != 4 * tower.width
+
+
+def as_torch(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
+    """The tensors with a logit scale without axes, and the counters of batches that torch's batch norms keep."""
+    made: dict[str, LazyTensor] = {}
+    for name, tensor in scalar_scale(checkpoint.tensors).items():
+        made[name] = tensor
+        if name.endswith("running_var"):
+            made[name.replace("running_var", "num_batches_tracked")] = in_memory(np.array(0, np.int64))
+    return made
+
+
+def _dtypes(tensors: dict[str, LazyTensor], checkpoint: Checkpoint, dtype: str) -> dict[str, str]:
+    floats = dtypes_of(checkpoint, dtype)
+    return {k: floats.get(k.removeprefix("text."), dtype) if t.is_float else t.dtype for k, t in tensors.items()}

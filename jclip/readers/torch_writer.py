@@ -1,0 +1,59 @@
+"""torch's zip checkpoints out, without torch: a pickle of names and places, and one stored entry per tensor."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from jclip.readers.tensors import LazyTensor, encode
+
+STORAGES = {
+    "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage", "int32": "IntStorage",
+}  # fmt: skip
+_ROOT = "archive"
+_ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
+_REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> None:
+    """A state dict that `torch.load(path, weights_only=True)` reads; one tensor is in memory at a time."""
+    with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(f"{_ROOT}/data.pkl", _pickled(tensors, dtypes))
+        archive.writestr(f"{_ROOT}/byteorder", "little")
+        for i, (name, tensor) in enumerate(tensors.items()):
+            with archive.open(zipfile.ZipInfo(f"{_ROOT}/data/{i}"), "w", force_zip64=True) as entry:
+                entry.write(memoryview(encode(tensor.read(), dtypes[name]).reshape(-1)).cast("B"))
+        archive.writestr(f"{_ROOT}/version", "3\n")
+
+
+def _pickled(tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> bytes:
+    items = (_text(name) + _tensor(i, t.shape, dtypes[name]) for i, (name, t) in enumerate(tensors.items()))
+    return b"\x80\x02}(" + b"".join(items) + b"u."
+
+
+def _tensor(key: int, shape: tuple[int, ...], dtype: str) -> bytes:
+    """`_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)` in the opcodes of protocol 2."""
+    strides, count = [], 1
+    for size in reversed(shape):
+        strides.insert(0, count)
+        count *= size
+    kind = f"ctorch\n{STORAGES[dtype]}\n".encode()
+    storage = _tuple(_text("storage"), kind, _text(str(key)), _text("cpu"), _integer(count)) + b"Q"
+    shapes = (_tuple(*map(_integer, sizes)) for sizes in (shape, strides))
+    return _REBUILD + _tuple(storage, _integer(0), *shapes, b"\x89", _ORDERED_DICT) + b"R"
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + len(data).to_bytes(4, "little") + data
+
+
+def _integer(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
+
+
+def _tuple(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
