@@ -46,6 +46,7 @@ class CLIP(TextEncoder, nn.Module):
         self.config = config
         self.dtype: Dtype = "fp32"
         self._image_dtype = "float32"
+        self.streamed = False  # whether blocks stay on disk, see `jclip.streaming`
 
     def encode_image(self, images, dense: bool | str = False, insert: dict | None = None, taps: dict | None = None):
         """(B, 3, H, W) normalised pixels → (B, E), not normalised; with `dense` also (B, N, E), one per patch or cell.
@@ -212,14 +213,17 @@ def load(
     family: str | None = None,
     dtype: Dtype = "fp32",
     image_size: int | tuple[int, int] | None = None,
+    stream: bool | None = None,
 ) -> tuple[CLIP, ToVar]:
     """A model ready for inference, and the preprocessing that belongs to it: `model, preprocess = jclip.load("ViT-B/32")`.
 
-    name_or_path: one of `available_models()`, downloaded when it is absent, or a weight file. family: for a file that
-    doesn't say its activation, see `jclip.checkpoint.FAMILIES`. dtype: fp16 on a GPU only. image_size: H, W
-    other than the model's own. Raises `CheckpointError` or `ConfigError`.
+    name_or_path: one of `available_models()` or of docs/weights.md, downloaded when it is absent; a weight file or
+    folder in any layout that `convert` knows. family: for a file that doesn't say its activation, see
+    `jclip.families.FAMILIES`. dtype: fp16 on a GPU only. image_size: H, W other than the model's own. stream: whether
+    blocks stay on disk and are read in each pass; by default only where the memory is too small for them. Raises
+    `CheckpointError` or `ConfigError`.
     """
-    source = ModelSource(name_or_path, family, dtype, image_size)
+    source = ModelSource(name_or_path, family, dtype, image_size, stream=stream)
     return source.model, ToVar(source.preprocess)
 
 

@@ -23,6 +23,8 @@ def trainable(model, patterns: Iterable[str] = ("*",)) -> dict[str, jt.Var]:
     Sets both kinds, whatever they were: Jittor's `model.eval()` freezes everything without saying so. Running statistics
     are never trained. Raises `ConfigError` for a pattern that matches nothing.
     """
+    if getattr(model, "streamed", False):
+        raise ConfigError("a model whose blocks stay on disk can't be trained: it needs memory for all weights")
     patterns = list(patterns)
     chosen, matched = {}, set()
     for name, var in model.state_dict().items():

@@ -12,7 +12,7 @@ from typing import Any
 
 from jclip.checkpoint import Checkpoint, open_checkpoint
 from jclip.download import find_weights
-from jclip.errors import LayoutError
+from jclip.errors import ConfigError, LayoutError
 from jclip.families import Stated
 from jclip.preprocess import Preprocess
 from jclip.variants import CLIPConfig
@@ -21,7 +21,8 @@ from jclip.variants import CLIPConfig
 class ModelSource:
     """What a name or path stands for; wrong ones are told here, before Jittor is imported.
 
-    draft: large JPEGs are decoded at a fraction of their size, see `Preprocess`.
+    draft: large JPEGs are decoded at a fraction of their size, see `Preprocess`. stream: whether the blocks stay on
+    disk, see `jclip.streaming`; by default where the memory is too small.
     Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is.
     """
 
@@ -32,10 +33,11 @@ class ModelSource:
         dtype: str = "fp32",
         image_size: int | tuple[int, int] | None = None,
         draft: bool = False,
+        stream: bool | None = None,
     ):
         checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
-        self.dtype = dtype
+        self.dtype, self._stream = dtype, stream
         self.preprocess: Preprocess = replace(self.checkpoint.preprocess, draft=draft)
 
     @property
@@ -50,9 +52,16 @@ class ModelSource:
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
+        from jclip import streaming
         from jclip.clip import build
 
-        return build(self.checkpoint, self.dtype)
+        if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
+            return build(self.checkpoint, self.dtype)
+        if self.dtype != "fp32":
+            raise ConfigError(
+                f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
+            )
+        return streaming.build_streamed(self.checkpoint)
 
 
 def open_any(path: Path, stated: Stated) -> Checkpoint:

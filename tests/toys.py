@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from jclip.checkpoint import random_arrays, save_checkpoint
 from jclip.preprocess import Preprocess
-from jclip.variants import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
 TEXT = TextConfig(width=20, heads=4, layers=3, mlp_width=33, context_length=11, vocab_size=97)
 TOY_VIT = CLIPConfig(14, ViTConfig((20, 20), patch_size=5, width=24, layers=2, heads=3, mlp_width=42), TEXT)
@@ -17,6 +18,14 @@ TOY_RESNET = CLIPConfig(14, ResNetConfig((96, 96), width=6, layers=(1, 2, 1, 1),
 SMALL_TEXT = TextConfig(width=32, heads=4, layers=2, mlp_width=40)  # with the whole vocabulary and context
 SMALL_VIT = CLIPConfig(24, ViTConfig((32, 32), patch_size=8, width=48, layers=2, heads=3, mlp_width=60), SMALL_TEXT)
 SMALL_RESNET = CLIPConfig(24, ResNetConfig((64, 64), width=6, layers=(1, 1, 1, 1), heads=3), SMALL_TEXT)
+TOY_LAYER_SCALE = CLIPConfig(14, replace(TOY_VIT.vision, layer_scale=True), replace(TEXT, layer_scale=True), "gelu")
+_EVA = EVAConfig((20, 15), patch_size=5, width=48, layers=2, heads=3, mlp_width=42)
+TOY_EVAS = {  # the kinds that exist: B and L; E; 8B; 18B
+    "eva02": CLIPConfig(14, replace(_EVA, swiglu=True, sub_norm=True, rope=True), TEXT, "gelu"),
+    "enormous": CLIPConfig(14, replace(_EVA, post_norm=True), TEXT, "gelu"),
+    "8b": CLIPConfig(14, replace(_EVA, rms_norm=True, bias=False), TEXT, "gelu"),
+    "18b": CLIPConfig(14, replace(_EVA, post_norm=True, rms_norm=True, bias=False), TEXT, "gelu"),
+}
 TOYS = {"vit": TOY_VIT, "vit_gelu": TOY_VIT_GELU, "resnet": TOY_RESNET}
 
 

@@ -61,6 +61,7 @@ FLOORS = [
         "jclip.loop",
     },
     {"jclip.clip", "jclip.heads"},
+    {"jclip.streaming"},
     {"jclip.features"},
     {"jclip.zero_shot", "jclip.warmup", "finetune", "convert"},
     {"jclip.cli"},
