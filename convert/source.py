@@ -95,7 +95,7 @@ def _file(src: Path, stated: Stated) -> Source:
 
 
 def _folder(folder: Path, stated: Stated) -> Source:
-    described = next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), None)
+    described = described_by(folder)
     files = weight_files(folder)
     if described is None:
         if len(files) == 1:
@@ -113,6 +113,11 @@ def _folder(folder: Path, stated: Stated) -> Source:
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": "open_clip folder" if said.get("model_cfg") else "hub folder", "source_layout": layout}
     return Source(Checkpoint(folder, tensors, config, preprocess, facts, tuple(files)), report, f"{layout} folder")
+
+
+def described_by(folder: Path) -> Path | None:
+    """The file of a folder that describes its weights."""
+    return next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), None)
 
 
 def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:

@@ -24,7 +24,11 @@ STORAGE_DTYPES = {
     "BoolStorage": "bool",
 }
 _INERT_MODULES = ("__torch__",)
-_INERT = {("argparse", "Namespace"), ("torch", "device"), ("torch", "Size"), ("collections", "defaultdict")}
+_INERT = {  # may be called: what training scripts leave beside their weights
+    ("argparse", "Namespace"), ("torch", "device"), ("torch", "Size"), ("collections", "defaultdict"),
+    ("pathlib", "PosixPath"), ("builtins", "set"), ("__builtin__", "set"), ("_codecs", "encode"),
+    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"),
+}  # fmt: skip
 _LISTS = {"build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag"}
 
 
@@ -37,6 +41,21 @@ class Inert(dict):
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.update(state)
+
+
+class _Uncallable(type):
+    """A class whose instances a file may lay out, as it does for plain objects, but which it may not call."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise CheckpointError(
+            f"{cls.place} names {cls.__name__}, which loading it would run or import: refused, nothing was run "
+            "(weights need only tensors; get them as safetensors, or as a plain state dict)"
+        )
+
+
+def _stranger(place: str, name: str) -> type:
+    """Stands for a class that nobody has. Calling it, as the pickle of a function's result does, is refused."""
+    return _Uncallable(name, (Inert,), {"place": place})
 
 
 class RestrictedUnpickler(pickle.Unpickler):
@@ -67,7 +86,7 @@ class RestrictedUnpickler(pickle.Unpickler):
             self._known["torch.storage", "_load_from_bytes"] = nested
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the file; refuses all that is not on the list."""
+        """What stands for a name in the file; nothing that is not on the list can be called."""
         if (module, name) in self._known:
             return self._known[module, name]
         if module == "torch" and name in STORAGE_DTYPES:
@@ -76,10 +95,7 @@ class RestrictedUnpickler(pickle.Unpickler):
             return lambda data, *_: data
         if module.split(".")[0] in _INERT_MODULES or (module, name) in _INERT:
             return Inert
-        raise CheckpointError(
-            f"{self._place} names {module}.{name}, which loading it would run or import: refused, nothing was run "
-            "(weights need only tensors; get them as safetensors, or as a plain state dict)"
-        )
+        return _stranger(self._place, f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         """A storage named by the file. Raises `CheckpointError` where the format has none."""

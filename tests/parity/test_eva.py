@@ -28,7 +28,8 @@ def model_of(config, seed):
 
 def timm_tower(v: EVAConfig, embed: int, arrays: dict[str, np.ndarray]):
     """The same tower of timm's parts, strictly loaded."""
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm", reason="timm is not installed")
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("timm", reason="timm is not installed")
     from timm.layers import RmsNorm
     from timm.models.eva import Eva
 

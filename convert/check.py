@@ -1,0 +1,164 @@
+"""`--check`: a fixed input through jclip and through the family's reference in torch, which reads SRC by its own means.
+
+Hugging Face's folders are loaded by transformers, the rest by open_clip (Jittor's `.pkl` as a state dict of ours), EVA's
+original files by timm's own filter: their image tower, as the text tower has no reader of its own. EVA-CLIP 8B and 18B
+have no package that could be asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import from_open_clip, to_torch
+from convert.source import Source, described_by
+from jclip.checkpoint import Checkpoint
+from jclip.errors import MisfitError, SetupError
+from jclip.readers import read_weights
+from jclip.variants import CLIPConfig
+
+TOLERANCE = 1e-4  # of the largest number among the features
+Encoders = dict[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def against_reference(source: Source) -> list[str]:
+    """One line for each tower. Raises `MisfitError` above the tolerance, `SetupError` where no reference is installed."""
+    pixels, tokens = fixed_input(source.checkpoint.config)
+    ours, lines = _ours(source.checkpoint), []
+    for kind, encode in _reference(source).items():
+        batch = pixels if kind == "image" else tokens
+        wanted, got = encode(batch), ours[kind](batch)
+        largest = float(np.abs(wanted).max())
+        difference, allowed = float(np.abs(got - wanted).max()), TOLERANCE * largest
+        lines.append(f"check: {kind} features differ by {difference:.2e}, {allowed:.2e} is allowed")
+        if not difference <= allowed:
+            raise MisfitError(f"{source.checkpoint.path}: {lines[-1]}: these weights compute something else here")
+    return lines
+
+
+def fixed_input(config: CLIPConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (2, 3, H, W) and ids (3, L), whose ends of text stand at different places; always the same."""
+    rng = np.random.default_rng(0)
+    size = config.vision.image_size if config.vision else (1, 1)
+    pixels = rng.standard_normal((2, 3, *size), dtype=np.float32)
+    if config.text is None:
+        return pixels, np.zeros((1, 1), np.int32)
+    length, end = config.text.context_length, config.text.vocab_size - 1
+    tokens = rng.integers(1, end, (3, length)).astype(np.int32)
+    for row, at in zip(tokens, (2, length // 2, length - 1), strict=True):
+        row[at], row[at + 1 :] = end, 0
+    return pixels, tokens
+
+
+def _ours(checkpoint: Checkpoint) -> Encoders:
+    from jclip.clip import build, inference
+
+    model = build(checkpoint)
+
+    def run(encode: Callable) -> Callable[[np.ndarray], np.ndarray]:
+        def encoded(batch: np.ndarray) -> np.ndarray:
+            with inference(model):
+                return encode(batch).numpy()
+
+        return encoded
+
+    return {"image": run(model.encode_image), "text": run(model.encode_text)}
+
+
+def _reference(source: Source) -> Encoders:
+    with _told_when_absent():
+        if source.layout == "Hugging Face CLIPModel folder":
+            return _transformers(source.checkpoint)
+        if source.layout == "EVA-CLIP original":
+            return _timm(source.checkpoint)
+        if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
+            return _open_clip(source)
+    raise SetupError(
+        "--check: no package computes this model: EVA-CLIP 8B and 18B, or a size that open_clip can't name"
+    )
+
+
+@contextlib.contextmanager
+def _told_when_absent() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as e:
+        raise SetupError(f"--check needs the reference, which is not here ({e}): pip install 'jclip[parity]'") from e
+
+
+def _transformers(checkpoint: Checkpoint) -> Encoders:
+    from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    folder, config = checkpoint.path, checkpoint.config
+    if config.vision and config.text:
+        model = _loaded(CLIPModel, folder)
+        image, text = model.get_image_features, model.get_text_features
+        encoders = {"image": _called(image, "pooler_output"), "text": _called(text, "pooler_output")}
+    elif config.vision:
+        encoders = {"image": _called(_loaded(CLIPVisionModelWithProjection, folder), "image_embeds")}
+    else:
+        encoders = {"text": _called(_loaded(CLIPTextModelWithProjection, folder), "text_embeds")}
+    return encoders
+
+
+def _loaded(kind: Any, folder: Path) -> Any:
+    return kind.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
+
+
+def _open_clip(source: Source) -> Encoders:
+    """open_clip reads SRC itself, in a folder that describes the model where SRC is a bare file."""
+    import open_clip
+
+    checkpoint = source.checkpoint
+    with tempfile.TemporaryDirectory() as made:
+        folder = checkpoint.path
+        if described_by(folder) is None:
+            folder, (file,) = Path(made), checkpoint.files
+            said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
+            (folder / from_open_clip.CONFIG).write_text(json.dumps(said))
+            kind = read_weights(file).kind
+            place = folder / f"open_clip_pytorch_model.{'safetensors' if kind == 'safetensors' else 'bin'}"
+            if kind == "jittor":  # a format that only Jittor and jclip read
+                to_torch.write_state_dict(place, checkpoint, "float32")
+            else:
+                place.symlink_to(file.absolute())
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model = model.eval().float()
+    return {"image": _called(model.encode_image), "text": _called(model.encode_text)}
+
+
+def _timm(checkpoint: Checkpoint) -> Encoders:
+    """The image tower, by timm's own reading of EVA's names."""
+    import timm
+    import torch
+    from timm.models.eva import checkpoint_filter_fn
+
+    said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
+    if said is None:
+        raise SetupError("--check: timm has no EVA tower of this size")
+    tower = timm.create_model(
+        said["model_cfg"]["vision_cfg"]["timm_model_name"], num_classes=checkpoint.config.embed_dim
+    )
+    saved = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
+    state = next((saved[k] for k in ("module", "model", "state_dict") if k in saved), saved)
+    image = {k.removeprefix("module."): v.float() for k, v in state.items() if "visual." in k}
+    tower.load_state_dict(checkpoint_filter_fn(image, tower))
+    return {"image": _called(tower.eval())}
+
+
+def _called(encode: Callable, field: str = "") -> Callable[[np.ndarray], np.ndarray]:
+    import torch
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            given = torch.tensor(batch)
+            result = encode(given.long() if given.dtype == torch.int32 else given)
+            return (getattr(result, field, result) if field else result).numpy()
+
+    return run

@@ -1,0 +1,172 @@
+"""Architectures told from shapes alone, against the models that open_clip and timm build without memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convert.source import identify, layout_of
+from jclip import catalogue
+from jclip.architecture import config_from_shapes, parameter_shapes
+from jclip.checkpoint import compute_sha256, open_checkpoint
+from jclip.errors import CheckpointError, UnknownName
+from jclip.families import FAMILIES, NOT_READ, Stated
+from jclip.readers import safetensors
+from jclip.variants import ARCHITECTURES, VARIANTS, EVAConfig, architecture_name
+
+torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+PUBLISHED = {  # millions of parameters
+    "ViT-B-16-plus-240": 208.38, "ViT-H-14": 986.11, "ViT-g-14": 1366.68, "ViT-bigG-14": 2539.57, "EVA02-B-16": 149.69,
+    "EVA02-L-14": 427.76, "EVA02-E-14": 4704, "EVA02-E-14-plus": 5045,
+}  # fmt: skip
+OPEN_CLIPS = [name for name in ARCHITECTURES if not name.startswith("EVA-CLIP")]
+
+
+@pytest.mark.parametrize("name", OPEN_CLIPS)
+def test_shapes_of_open_clips_own_models_tell_the_architecture(name):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    with torch.device("meta"):
+        model = open_clip.create_model(name, device="meta")
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("attn_mask")}
+    assert layout_of(shapes, name) == "open_clip"
+    shapes = {k.removeprefix("text."): shape or (1,) for k, shape in shapes.items()}
+    assert shapes == parameter_shapes(ARCHITECTURES[name])
+    found = config_from_shapes(shapes, Stated("openclip"), name)
+    assert found == ARCHITECTURES[name]
+    if name not in ("ViT-B-32-256", "ViT-L-14-280"):  # names of one shape: another input size is all the difference
+        assert architecture_name(found) == name
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "EVA-CLIP-8B", "EVA-CLIP-8B-448", "EVA-CLIP-18B"])
+def test_shapes_tell_openais_and_evas_as_well(name):
+    config = {**VARIANTS, **ARCHITECTURES}[name]
+    found = config_from_shapes(parameter_shapes(config), Stated("openai" if name in VARIANTS else "eva"), name)
+    assert found == config and architecture_name(found) == name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(name):
+    count = sum(int(np.prod(shape, dtype=np.int64)) for shape in parameter_shapes(ARCHITECTURES[name]).values())
+    assert abs(count / 1e6 - PUBLISHED[name]) < (0.01 if PUBLISHED[name] < 4000 else 1)
+
+
+def test_no_two_names_for_one_architecture():
+    told = [architecture_name(config) for config in {**VARIANTS, **ARCHITECTURES}.values()]
+    assert told == [*VARIANTS, *ARCHITECTURES]
+
+
+def test_billions_have_the_published_size():
+    """The papers' totals, 8.1 and 18.1 billion, add rounded towers: 7.5 and 17.5 of images, 0.7 of texts."""
+    for name, billions in {"EVA-CLIP-8B": 7.5, "EVA-CLIP-18B": 17.5}.items():
+        shapes = parameter_shapes(ARCHITECTURES[name])
+        image = sum(int(np.prod(v, dtype=np.int64)) for k, v in shapes.items() if k.startswith("visual."))
+        text = sum(int(np.prod(v, dtype=np.int64)) for k, v in shapes.items() if not k.startswith("visual."))
+        assert abs(image / 1e9 - billions) < 0.15 and round(text / 1e9, 1) == 0.7
+
+
+# What shapes don't say
+
+
+def test_heads_of_large_towers_are_not_64_wide():
+    """openai/CLIP's rule, width // 64, would load these without an error and compute something else."""
+    for name, heads in {"ViT-H-14": 16, "ViT-g-14": 16, "ViT-bigG-14": 16, "ViT-e-14": 16, "EVA-CLIP-18B": 40}.items():
+        config = ARCHITECTURES[name]
+        found = config_from_shapes(parameter_shapes(config), Stated("openclip"), name)
+        assert found.vision.heads == heads != config.vision.width // 64
+
+
+def test_an_activation_that_nobody_told_is_an_error_with_all_choices():
+    shapes = parameter_shapes(VARIANTS["ViT-B/32"])
+    with pytest.raises(CheckpointError, match="does not say which activation") as told:
+        config_from_shapes(shapes, Stated(), "x.pt")
+    assert all(name in str(told.value) for name in FAMILIES) and "--activation" in str(told.value)
+
+
+def test_statements_go_before_the_familys():
+    stated = Stated(family="dfn5b", activation="gelu", normalisation="imagenet")
+    assert stated.told_activation("x") == "gelu"
+    shown = stated.preprocess((30, 20))
+    assert (shown.size, shown.resize, shown.mean) == ((30, 20), "squash", (0.485, 0.456, 0.406))
+    assert Stated(family="laion2b-vit-l14").preprocess((224, 224)).mean == (0.5, 0.5, 0.5)
+    assert Stated(family="dfn2b").preprocess((224, 224)).resize == "shortest"
+    with pytest.raises(UnknownName, match="normalisation 'openia', did you mean 'openai'"):
+        Stated(normalisation="openia")
+
+
+def test_a_grid_that_is_not_square_must_be_stated():
+    config = replace(VARIANTS["ViT-B/32"], vision=replace(VARIANTS["ViT-B/32"].vision, image_size=(224, 160)))
+    shapes = parameter_shapes(config)
+    with pytest.raises(CheckpointError, match="35 positions are no square grid: pass --image-size HEIGHT WIDTH"):
+        config_from_shapes(shapes, Stated("openai"), "x")
+    assert config_from_shapes(shapes, Stated("openai", image_size=(224, 160)), "x") == config
+
+
+def test_a_vocabulary_of_another_tokenizer_is_refused():
+    config = replace(VARIANTS["ViT-B/32"], text=replace(VARIANTS["ViT-B/32"].text, vocab_size=901629))
+    with pytest.raises(CheckpointError, match="MetaCLIP 2 worldwide.*XLM-V"):
+        config_from_shapes(parameter_shapes(config), Stated("metaclip"), "x")
+
+
+# The catalogue
+
+
+def test_the_catalogue_is_open_clips():
+    """Every row's activation, normalisation and resize mode are those that open_clip states of these weights."""
+    pytest.importorskip("open_clip", reason="open_clip is not installed")
+    from open_clip.pretrained import _PRETRAINED
+
+    compared = 0
+    for row in catalogue.rows():
+        said = _PRETRAINED.get(row.architecture, {}).get(row.tag.replace("metaclip_2_5b", "metaclip_fullcc"))
+        if said is None:
+            assert row.architecture.startswith("EVA-CLIP")
+            continue
+        shown = Stated(family=row.family).preprocess((224, 224))
+        assert (shown.mean, shown.std) == (said["mean"], said["std"]), row
+        assert (shown.resize, shown.interpolation) == (said["resize_mode"], said["interpolation"]), row
+        assert (FAMILIES[row.family].activation == "quickgelu") == bool(said.get("quick_gelu")), row
+        assert row.hub == said["hf_hub"].rstrip("/") and row.url == said.get("url", "")
+        assert not row.sha256 or row.sha256 in row.url
+        compared += 1
+    assert compared == len(catalogue.rows()) - 3
+
+
+def test_names_of_the_catalogue():
+    wanted = catalogue.lookup("ViT-bigG-14-quickgelu/metaclip_2_5b")
+    assert wanted.family == "metaclip" and wanted.hub == "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b"
+    assert catalogue.lookup("ViT-bigG-14/metaclip_2_5b") == wanted
+    assert catalogue.lookup("BAAI/EVA-CLIP-18B").architecture == "EVA-CLIP-18B"
+    assert catalogue.lookup("ViT-B-32/no_such_tag") is None
+    known = {*ARCHITECTURES, *(name.replace("/", "-").replace("@336px", "-336") for name in VARIANTS)}
+    assert {row.architecture for row in catalogue.rows()} <= known
+    assert {row.family for row in catalogue.rows()} <= set(FAMILIES)
+    assert not set(NOT_READ) & set(FAMILIES)
+
+
+def test_a_published_file_is_known_by_its_hash(tmp_path, monkeypatch):
+    """Nobody needs --family for a file whose SHA-256, or its first digits, the catalogue has."""
+    from tests.converters.test_out import OPENAI_VIT
+    from tests.toys import shapes_of
+
+    path = tmp_path / "weights.safetensors"
+    safetensors.write(path, {k: np.ones(s, np.float32) for k, s in shapes_of(OPENAI_VIT).items()})
+    with pytest.raises(CheckpointError, match="does not say which activation"):
+        open_checkpoint(path, head_width=64)
+    digits = compute_sha256(path)[:8]
+    row = replace(catalogue.lookup("ViT-L-14/laion2b_s32b_b82k"), sha256=digits)
+    monkeypatch.setattr(catalogue, "rows", lambda: (row,))
+    found = open_checkpoint(path, head_width=64)
+    assert found.config == replace(OPENAI_VIT, activation="gelu") and found.preprocess.mean == (0.5, 0.5, 0.5)
+    assert identify(path, Stated(head_width=64)).checkpoint.metadata["source_family"] == "laion2b-vit-l14"
+
+
+def test_every_eva_is_of_a_kind_that_is_tested():
+    from tests.toys import TOY_EVAS
+
+    def kind(v: EVAConfig):
+        return v.swiglu, v.sub_norm, v.rope, v.post_norm, v.rms_norm, v.bias
+
+    kinds = {kind(c.vision) for c in ARCHITECTURES.values() if isinstance(c.vision, EVAConfig)}
+    assert kinds == {kind(c.vision) for c in TOY_EVAS.values()}
