@@ -11,7 +11,15 @@ from typing import Any, Literal
 from convert import from_eva, from_huggingface, from_open_clip
 from convert.keymap import Report
 from jclip.architecture import parameter_shapes
-from jclip.checkpoint import Checkpoint, compare_keys, family_of, from_tensors, open_checkpoint, plain_tensors
+from jclip.checkpoint import (
+    Checkpoint,
+    compare_keys,
+    family_of,
+    from_tensors,
+    is_ours,
+    open_checkpoint,
+    plain_tensors,
+)
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError
 from jclip.families import Stated, refused
 from jclip.preprocess import Preprocess
@@ -101,6 +109,8 @@ def _folder(folder: Path, stated: Stated) -> Source:
         if len(files) == 1:
             return _file(files[0], stated)
         raise CheckpointError(f"{folder} describes its weights in neither {' nor '.join(DESCRIPTIONS)}")
+    if described.name == DESCRIPTIONS[0] and len(files) == 1 and is_ours(files[0]):
+        return _file(files[0], stated)
     if stated.anything or stated.head_width:
         raise ConfigError(
             f"{folder} is a folder that says itself what --family, --activation, --normalisation, --resize and "
@@ -111,7 +121,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
     raw = _tensors_of(files, folder)
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
-    facts = {"source_family": "open_clip folder" if said.get("model_cfg") else "hub folder", "source_layout": layout}
+    facts = {"source_family": f"as {described.name} says", "source_layout": layout}
     return Source(Checkpoint(folder, tensors, config, preprocess, facts, tuple(files)), report, f"{layout} folder")
 
 

@@ -21,7 +21,8 @@ def write_file(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     tensors, scale = scalar_scale(checkpoint.tensors), None
     if "logit_scale" in tensors:
         scale = float(tensors["logit_scale"].read())
-    metadata = {**checkpoint.metadata, **describe(checkpoint.config, checkpoint.preprocess, scale)}
+    source = {"source_sha256": checkpoint.sha256}  # of the first source, where it is of ours already
+    metadata = {**source, **checkpoint.metadata, **describe(checkpoint.config, checkpoint.preprocess, scale)}
     safetensors.write_tensors(path, tensors, dtypes_of(checkpoint, dtype), metadata)
 
 

@@ -143,6 +143,11 @@ def open_checkpoint(
     return from_tensors(path, tensors, stated.believing(family_of(path, file, stated)), "openai names")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether jclip wrote this file, so that it says all of itself."""
+    return read_weights(path).metadata.get("format") == "jclip"
+
+
 def is_openai_layout(names: Iterable[str]) -> bool:
     """Whether these are the names of `CLIP`'s own parameters, both towers beside each other."""
     return {"visual.conv1.weight", "token_embedding.weight"} <= set(names)

@@ -264,7 +264,7 @@ def test_check_fails_for_what_computes_something_else(tmp_path, capsys):
     pytest.importorskip("open_clip", reason="open_clip is not installed")
     from convert import check, source
 
-    assert main([str(toy_file(tmp_path, TOY_VIT)), str(tmp_path / "in")]) == 0
+    assert main([str(toy_file(tmp_path, TOY_VIT)), str(tmp_path / "in"), "--to", "open_clip"]) == 0
     found = source.identify(tmp_path / "in")
     wrong = replace(found, checkpoint=replace(found.checkpoint, config=TOY_VIT_GELU))
     with pytest.raises(check.MisfitError, match="compute something else here"):
