@@ -40,7 +40,17 @@ setup(
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.25"],
-        "parity": ["torch==2.13.0", "transformers>=5.20,<6", "safetensors>=0.5"],
+        "parity": [
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+            "transformers>=5.20,<6",
+            "safetensors>=0.5",
+            "open_clip_torch>=3.3,<4",
+            "timm>=1.0.31,<2",
+            "openai-clip==1.0.1",
+            "setuptools<81",  # openai-clip imports pkg_resources
+            "huggingface_hub>=0.25",
+        ],
         "dev": ["pytest>=8", "ruff>=0.8"],
     },
     entry_points={"console_scripts": ["jclip=jclip.cli:main"]},

@@ -7,10 +7,10 @@ have no package that could be asked.
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,39 +72,38 @@ def _ours(checkpoint: Checkpoint) -> Encoders:
 
 
 def _reference(source: Source) -> Encoders:
-    with _told_when_absent():
-        if source.layout == "Hugging Face CLIPModel folder":
-            return _transformers(source.checkpoint)
-        if source.layout == "EVA-CLIP original":
-            return _timm(source.checkpoint)
-        if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
-            return _open_clip(source)
+    if source.layout == "Hugging Face CLIPModel folder":
+        return _transformers(source.checkpoint)
+    if source.layout == "EVA-CLIP original":
+        return _timm(source.checkpoint)
+    if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
+        return _open_clip(source)
     raise SetupError(
         "--check: no package computes this model: EVA-CLIP 8B and 18B, or a size that open_clip can't name"
     )
 
 
-@contextlib.contextmanager
-def _told_when_absent() -> Iterator[None]:
+def _imported(module: str, *names: str) -> list[Any]:
+    """Attributes of a reference's module. Raises `SetupError` where it is not installed or doesn't fit its torch."""
     try:
-        yield
-    except ImportError as e:
-        raise SetupError(f"--check needs the reference, which is not here ({e}): pip install 'jclip[parity]'") from e
+        found = importlib.import_module(module)
+        return [getattr(found, name) for name in names]
+    except (ImportError, RuntimeError) as e:  # the latter from a torchvision of another build than torch
+        reason = " ".join(str(e).split())[:120]
+        raise SetupError(f"--check can't import {module} ({reason}): pip install 'jclip[parity]'") from e
 
 
 def _transformers(checkpoint: Checkpoint) -> Encoders:
-    from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
-
     folder, config = checkpoint.path, checkpoint.config
+    names = ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection")
+    both, image, text = _imported("transformers", *names)
     if config.vision and config.text:
-        model = _loaded(CLIPModel, folder)
-        image, text = model.get_image_features, model.get_text_features
-        encoders = {"image": _called(image, "pooler_output"), "text": _called(text, "pooler_output")}
-    elif config.vision:
-        encoders = {"image": _called(_loaded(CLIPVisionModelWithProjection, folder), "image_embeds")}
-    else:
-        encoders = {"text": _called(_loaded(CLIPTextModelWithProjection, folder), "text_embeds")}
-    return encoders
+        model = _loaded(both, folder)
+        fields = {"image": model.get_image_features, "text": model.get_text_features}
+        return {kind: _called(encode, "pooler_output") for kind, encode in fields.items()}
+    if config.vision:
+        return {"image": _called(_loaded(image, folder), "image_embeds")}
+    return {"text": _called(_loaded(text, folder), "text_embeds")}
 
 
 def _loaded(kind: Any, folder: Path) -> Any:
@@ -113,8 +112,7 @@ def _loaded(kind: Any, folder: Path) -> Any:
 
 def _open_clip(source: Source) -> Encoders:
     """open_clip reads SRC itself, in a folder that describes the model where SRC is a bare file."""
-    import open_clip
-
+    (create,) = _imported("open_clip", "create_model")
     checkpoint = source.checkpoint
     with tempfile.TemporaryDirectory() as made:
         folder = checkpoint.path
@@ -128,27 +126,23 @@ def _open_clip(source: Source) -> Encoders:
                 to_torch.write_state_dict(place, checkpoint, "float32")
             else:
                 place.symlink_to(file.absolute())
-        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    model = model.eval().float()
+        model = create(f"local-dir:{folder}").eval().float()
     return {"image": _called(model.encode_image), "text": _called(model.encode_text)}
 
 
 def _timm(checkpoint: Checkpoint) -> Encoders:
     """The image tower, by timm's own reading of EVA's names."""
-    import timm
     import torch
-    from timm.models.eva import checkpoint_filter_fn
 
+    (create,), (renamed,) = _imported("timm", "create_model"), _imported("timm.models.eva", "checkpoint_filter_fn")
     said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
     if said is None:
         raise SetupError("--check: timm has no EVA tower of this size")
-    tower = timm.create_model(
-        said["model_cfg"]["vision_cfg"]["timm_model_name"], num_classes=checkpoint.config.embed_dim
-    )
+    tower = create(said["model_cfg"]["vision_cfg"]["timm_model_name"], num_classes=checkpoint.config.embed_dim)
     saved = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
     state = next((saved[k] for k in ("module", "model", "state_dict") if k in saved), saved)
     image = {k.removeprefix("module."): v.float() for k, v in state.items() if "visual." in k}
-    tower.load_state_dict(checkpoint_filter_fn(image, tower))
+    tower.load_state_dict(renamed(image, tower))
     return {"image": _called(tower.eval())}
 
 

@@ -14,13 +14,11 @@ from pathlib import Path
 
 from convert.source import DESCRIPTIONS, WEIGHTS, identify
 from convert.summary import told
-from jclip.catalogue import lookup
 from jclip.checkpoint import Checkpoint
-from jclip.download import HUB, find_weights
-from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
+from jclip.download import find_weights
+from jclip.errors import ConfigError, UnsaidError, guarded
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
 from jclip.paths import replacing, replacing_folder
-from jclip.variants import canonical_name
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -104,7 +102,12 @@ def inspect(argv: list[str]) -> int:
     add_identity(p)
     p.add_argument("--tower", choices=("image", "text"), help="which tower an export holds")
     args = p.parse_args(argv)
-    print(told(identify(locate(args.src), stated_by(args), args.tower)))
+    path, stated, unsaid = locate(args.src), stated_by(args), False
+    try:
+        source = identify(path, stated, args.tower)
+    except UnsaidError:  # all else can be told
+        source, unsaid = identify(path, replace(stated, activation="gelu"), args.tower), True
+    print(told(source, unsaid))
     return 0
 
 
@@ -128,16 +131,7 @@ def convert(args: argparse.Namespace) -> int:
 def locate(src: str) -> Path:
     """The local file or folder of SRC, fetched when it is a name. Raises `CheckpointError`."""
     path = Path(src).expanduser()
-    if path.exists():
-        return path
-    try:
-        canonical_name(src)
-    except UnknownName:
-        if not src.startswith(HUB) and lookup(src) is None:
-            raise CheckpointError(
-                f"there is no {src}, and no model of that name (docs/weights.md lists them)"
-            ) from None
-    return find_weights(src)
+    return path if path.exists() else find_weights(src)
 
 
 def stated_by(args: argparse.Namespace) -> Stated:

@@ -6,30 +6,41 @@ import math
 
 from convert.source import Source
 from jclip.checkpoint import Checkpoint
+from jclip.preprocess import Preprocess
 from jclip.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
 
+UNSAID = "not said by the weights: state it with --family"
 
-def told(source: Source) -> str:
-    """Family, architecture, activation, dtype, size and hash, line by line."""
+
+def told(source: Source, unsaid: bool = False) -> str:
+    """Family, architecture, activation, dtype, size and hash, line by line; `unsaid`: nobody stated the family."""
     found = source.checkpoint
-    shown, bytes_on_disk = found.preprocess, sum(file.stat().st_size for file in found.files)
+    bytes_on_disk = sum(file.stat().st_size for file in found.files)
     dtypes = sorted({tensor.dtype for tensor in found.tensors.values()})
     count = sum(math.prod(t.shape) for k, t in found.tensors.items() if "running_" not in k)
     rows = {
         "layout": source.layout,
-        "family": found.metadata.get("source_family", "jclip"),
+        "family": UNSAID if unsaid else found.metadata.get("source_family", "jclip"),
         "architecture": architecture_name(found.config) or "without a name",
         "image tower": image_tower(found.config.vision),
         "text tower": text_tower(found.config.text),
         "embedding": found.config.embed_dim,
-        "activation": found.config.activation,
-        "photos": f"{shown.resize}, {shown.interpolation}, mean {_numbers(shown.mean)}, deviation {_numbers(shown.std)}",
+        "activation": UNSAID if unsaid else found.config.activation,
+        "photos": UNSAID if unsaid else photos(found.preprocess),
+        if unsaid
+        else f"{shown.resize}, {shown.interpolation}, mean {_numbers(shown.mean)}, deviation {_numbers(shown.std)}",
         "parameters": f"{count:,} in {len(found.tensors)} tensors, {', '.join(dtypes)}",
         "size": f"{bytes_on_disk / 1e6:,.1f} MB in {len(found.files)} file{'s' * (len(found.files) != 1)}",
         "sha256": found.sha256,
         **positions(found),
     }
     return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def photos(shown: Preprocess) -> str:
+    """One line."""
+    mean, deviation = (" ".join(f"{v:g}" for v in values) for values in (shown.mean, shown.std))
+    return f"{shown.resize}, {shown.interpolation}, mean {mean}, deviation {deviation}"
 
 
 def positions(found: Checkpoint) -> dict[str, str]:
@@ -56,7 +67,3 @@ def image_tower(v: ViTConfig | ResNetConfig | EVAConfig | None) -> str:
 def text_tower(t: TextConfig | None) -> str:
     """One line."""
     return f"width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}" if t else "none"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{v:g}" for v in values)

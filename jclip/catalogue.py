@@ -1,4 +1,4 @@
-"""Published weights: open_clip's (architecture, tag) pairs and where they lie, as data in `assets/catalogue.csv`."""
+"""Published weights as data: open_clip's (architecture, tag) pairs and where they lie, and the hashes of known files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,41 @@ QUICKGELU = "-quickgelu"
 
 @dataclass(frozen=True)
 class Row:
-    """One set of weights. `sha256` is the file's at `url`, or the first eight digits that its publisher tells, or empty."""
+    """One set of weights, in `assets/catalogue.csv`."""
 
     architecture: str
     tag: str
     hub: str  # owner/name
     family: str
-    sha256: str
-    url: str
+    url: str  # the publisher's own, where there is one
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a set, in `assets/weight_files.csv`."""
+
+    architecture: str
+    tag: str
+    place: str  # an address that `file` is added to; on Hugging Face's hub the repository's
+    file: str
+    sha256: str  # or its first eight digits, where the publisher tells no more
 
 
 @cache
 def rows() -> tuple[Row, ...]:
-    """The whole table, in its order."""
-    with open(ASSETS / "catalogue.csv", encoding="utf-8", newline="") as file:
-        return tuple(Row(**line) for line in csv.DictReader(file))
+    """All sets, in the table's order."""
+    return tuple(Row(**line) for line in _table("catalogue.csv"))
+
+
+@cache
+def files() -> tuple[File, ...]:
+    """All files whose hash is known."""
+    return tuple(File(**line) for line in _table("weight_files.csv"))
+
+
+def _table(name: str) -> list[dict[str, str]]:
+    with open(ASSETS / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def lookup(name: str) -> Row | None:
@@ -41,13 +61,14 @@ def lookup(name: str) -> Row | None:
 
 
 def by_sha256(digest: str) -> Row | None:
-    """The row of a file with this hash, None for a file that is not in the table."""
-    return next((row for row in rows() if row.sha256 and digest.startswith(row.sha256)), None)
+    """The set that a file with this hash belongs to, None for a file that is not in the table."""
+    found = next((file for file in files() if digest.startswith(file.sha256)), None)
+    return lookup(f"{found.architecture}/{found.tag}") if found else None
 
 
 def sha256_of(file_name: str) -> str:
     """The full hash of OpenAI's file of this name."""
-    return next(row.sha256 for row in rows() if row.tag == "openai" and row.url.endswith(f"/{file_name}"))
+    return next(file.sha256 for file in files() if (file.tag, file.file) == ("openai", file_name))
 
 
 def names() -> list[str]:

@@ -81,8 +81,8 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
             f"{name_or_path} is neither a file nor a model's name{near} (known: {', '.join([*SHIPPED, *VARIANTS])}, "
             "and open_clip's architecture/tag as docs/weights.md lists them)"
         )
-    by_openai = next((v for v in VARIANTS if row.sha256 == SHA256[v]), None)
-    return fetch_openai(by_openai) if by_openai else fetch_hub(row.hub)
+    openais = [name for name in VARIANTS if row.tag == "openai" and row.url.endswith(f"/{file_stem(name)}.pt")]
+    return fetch_openai(openais[0]) if openais else fetch_hub(row.hub)
 
 
 def fetch_hub(repository: str) -> Path:

@@ -31,6 +31,10 @@ class LayoutError(CheckpointError):
     """A weight file that is sound, but not in the layout that was asked for."""
 
 
+class UnsaidError(CheckpointError):
+    """A weight file that does not say its activation, and nobody else did."""
+
+
 class MisfitError(CheckpointError):
     """Weights that were read well but do not fit: missing, unexpected or misshaped keys."""
 

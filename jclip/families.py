@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from jclip.errors import CheckpointError, UnknownName
+from jclip.errors import CheckpointError, UnknownName, UnsaidError
 from jclip.variants import Activation
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ class Stated:
         return replace(self, family=family or self.family)
 
     def told_activation(self, place: object) -> Activation:
-        """Raises `CheckpointError` with the choices where neither family nor activation is known."""
+        """Raises `UnsaidError` with the choices where neither family nor activation is known."""
         if self.activation:
             return self.activation
         if self.family:
             return FAMILIES[self.family].activation
         choices = "; ".join(f"{name} ({family.who})" for name, family in FAMILIES.items())
-        raise CheckpointError(
+        raise UnsaidError(
             f"{place} does not say which activation and normalisation it was trained with, and the weights don't show "
             f"it: pass family= (--family), one of {choices}; or --activation, --normalisation and --resize"
         )

@@ -1,4 +1,4 @@
-"""`jclip models`: the architectures, and seeded random weights for trying a pipeline without a download."""
+"""`jclip models`: the architectures, published weights, and seeded random weights for trying without a download."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--random", metavar="NAME", help="write a model of that name with random weights (needs --out)")
     p.add_argument("--out", metavar="FILE.safetensors", help="where to")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--published", action="store_true", help="list the published weights that are known by name")
     return p
 
 
@@ -28,6 +29,12 @@ def main(argv: list[str]) -> int:
         return 0
     from jclip.results import table
 
+    if args.published:
+        from jclip import catalogue
+
+        listed = [[f"{row.architecture}/{row.tag}", row.family, row.hub] for row in catalogue.rows()]
+        print(table(["architecture/tag", "family", "repository on the hub"], listed))
+        return 0
     rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
     print(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
     return 0

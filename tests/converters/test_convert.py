@@ -164,3 +164,19 @@ def test_inspect_tells_without_reading_tensors(tmp_path, capsys, monkeypatch):
     assert jclip(["inspect", str(source)]) == 0
     printed = capsys.readouterr().out
     assert "ResNet" in printed and "activation   quickgelu" in printed and "sha256" in printed
+
+
+def test_inspect_tells_what_a_bare_file_does_not_say(tmp_path, capsys):
+    arrays = weights_of(TOY_RESNET)
+    torch.save({k: torch.tensor(a) for k, a in arrays.items()}, tmp_path / "bare.pt")
+    assert jclip(["inspect", str(tmp_path / "bare.pt")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("not said by the weights: state it with --family") == 3 and "ResNet, width 6" in printed
+    assert jclip(["inspect", str(tmp_path / "bare.pt"), "--family", "dfn5b"]) == 0
+    assert "photos       squash, bicubic" in capsys.readouterr().out
+
+
+def test_published_weights_are_listed(capsys):
+    assert jclip(["models", "--published"]) == 0
+    printed = capsys.readouterr().out
+    assert "ViT-bigG-14/metaclip_2_5b" in printed and "BAAI/EVA-CLIP-18B" in printed

@@ -170,7 +170,7 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(tmp_path, capsys):
     (hugging / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     ok = str(toy_file(tmp_path, TOY_VIT))
     cases = {
-        "there is no": [str(tmp_path / "nowhere"), "out"],
+        "nowhere is neither a file nor a model's name": [str(tmp_path / "nowhere"), "out"],
         "holds no weights (one of open_clip_model.safetensors": [str(tmp_path / "empty"), "out"],
         "is no weight file that jclip knows": [str(tmp_path / "short.safetensors"), "out"],
         "is a file: name a folder": [ok, str(tmp_path / "taken")],

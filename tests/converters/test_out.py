@@ -272,6 +272,17 @@ def test_check_fails_for_what_computes_something_else(tmp_path, capsys):
     assert check.MisfitError.exit_code == 1
 
 
+def test_check_needs_the_reference(tmp_path, monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    source = toy_file(tmp_path, TOY_VIT)
+    assert main([str(source), str(tmp_path / "out"), "--check"]) == 2
+    error = capsys.readouterr().err
+    assert "can't import open_clip" in error and "pip install 'jclip[parity]'" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_check_says_what_no_package_has(tmp_path, capsys):
     assert main([str(toy_file(tmp_path, EVA_18B)), str(tmp_path / "out"), "--check"]) == 2
     assert "no package computes this model" in capsys.readouterr().err

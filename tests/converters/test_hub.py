@@ -1,0 +1,131 @@
+"""Weights by name: a hub on loopback with folders in three layouts, fetched, converted, and loaded."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.cli import main
+from jclip.clip import load
+from jclip.runtime import jt
+from tests.toys import TOY_RESNET, TOY_VIT, toy_batch, toy_file
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("huggingface_hub", reason="pip install 'jclip[hub]'")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a hub as downloads ask for: files of folders below `root`, by owner/name."""
+
+    root: Path
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool):
+        owner, name, _, _, file = (
+            self.path.lstrip("/").split("/", 4) if self.path.count("/") > 4 else ("", "", "", "", "")
+        )
+        place = self.root / owner / name / file
+        if not place.is_file():
+            known = owner and (self.root / owner / name).is_dir()
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        data = place.read_bytes()
+        self.send_response(200)
+        etag = f'"{abs(hash(data)):064x}"'
+        for key, value in (("X-Repo-Commit", "c" * 40), ("ETag", etag), ("Content-Length", len(data))):
+            self.send_header(key, str(value))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Runs a command in a process of its own, as huggingface_hub reads its settings when it is imported."""
+    root, home = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("home")
+    for config, to, name in ((TOY_VIT, "open_clip", "mine/open"), (TOY_VIT, "huggingface", "mine/hugging")):
+        assert main([str(toy_file(root, config)), str(root / name), "--to", to]) == 0
+    assert main([str(toy_file(root, TOY_RESNET)), str(root / "mine" / "resnet"), "--to", "open_clip"]) == 0
+    shard(root / "mine" / "hugging", root / "mine" / "shards")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"root": root}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess:
+        own = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(home), **settings}
+        command = [sys.executable, "-m", "jclip.cli", *arguments]
+        return subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True)
+
+    run.root = root
+    yield run
+    server.shutdown()
+    server.server_close()
+
+
+def shard(folder: Path, out: Path) -> None:
+    """The same weights in two files and an index."""
+    from jclip.readers import read_weights, safetensors
+
+    out.mkdir()
+    arrays = {k: t.read() for k, t in read_weights(folder / "model.safetensors").items()}
+    names, placed = sorted(arrays), {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-0000{i}-of-00002.safetensors"
+        safetensors.write(out / file, {k: arrays[k] for k in part})
+        placed |= dict.fromkeys(part, file)
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    for said in ("config.json", "preprocessor_config.json"):
+        (out / said).write_bytes((folder / said).read_bytes())
+
+
+def features_of(path) -> np.ndarray:
+    model, _ = load(path)
+    pixels, _ = toy_batch(model.config)
+    with jt.no_grad():
+        return model.encode_image(pixels).numpy()
+
+
+@pytest.mark.parametrize("name", ["mine/open", "mine/hugging", "mine/shards", "mine/resnet"])
+def test_a_repository_is_fetched_and_converted(name, hub, tmp_path, close):
+    done = hub("convert", f"hf-hub:{name}", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    config = TOY_RESNET if "resnet" in name else TOY_VIT
+    close(features_of(tmp_path / "out"), features_of(toy_file(tmp_path, config)), "kernel")
+    again = hub("inspect", f"hf-hub:{name}", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert again.returncode == 0 and "activation   quickgelu" in again.stdout, again.stderr
+
+
+def test_a_shard_that_the_repository_lacks_is_named(hub):
+    shard(hub.root / "mine" / "hugging", hub.root / "mine" / "lost")
+    (hub.root / "mine" / "lost" / "model-00002-of-00002.safetensors").unlink()
+    done = hub("inspect", "hf-hub:mine/lost")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "lacks model-00002-of-00002.safetensors, which model.safetensors.index.json names" in done.stderr
+
+
+def test_open_clips_names_are_looked_up(hub):
+    """`architecture/tag` becomes the hub's repository, which this hub lacks: its name is in the message."""
+    done = hub("inspect", "ViT-bigG-14-quickgelu/metaclip_2_5b")
+    assert done.returncode == 2 and "hf-hub:timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    unknown = hub("inspect", "ViT-B-32/laion2b_s34b_b79")
+    assert (
+        unknown.returncode == 2 and "nor a model's name, did you mean 'ViT-B-32/laion2b_s34b_b79k'?" in unknown.stderr
+    )
