@@ -27,8 +27,6 @@ def told(source: Source, unsaid: bool = False) -> str:
         "embedding": found.config.embed_dim,
         "activation": UNSAID if unsaid else found.config.activation,
         "photos": UNSAID if unsaid else photos(found.preprocess),
-        if unsaid
-        else f"{shown.resize}, {shown.interpolation}, mean {_numbers(shown.mean)}, deviation {_numbers(shown.std)}",
         "parameters": f"{count:,} in {len(found.tensors)} tensors, {', '.join(dtypes)}",
         "size": f"{bytes_on_disk / 1e6:,.1f} MB in {len(found.files)} file{'s' * (len(found.files) != 1)}",
         "sha256": found.sha256,
