@@ -32,6 +32,12 @@ class File:
     file: str
     sha256: str  # or its first eight digits, where the publisher tells no more
 
+    @property
+    def address(self) -> str:
+        """Where to fetch it."""
+        on_hub = "/resolve/main" if self.place.startswith("https://huggingface.co/") else ""
+        return f"{self.place}{on_hub}/{self.file}"
+
 
 @cache
 def rows() -> tuple[Row, ...]:

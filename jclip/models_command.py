@@ -30,14 +30,27 @@ def main(argv: list[str]) -> int:
     from jclip.results import table
 
     if args.published:
-        from jclip import catalogue
-
-        listed = [[f"{row.architecture}/{row.tag}", row.family, row.hub] for row in catalogue.rows()]
-        print(table(["architecture/tag", "family", "repository on the hub"], listed))
+        print("\n".join(published()))
         return 0
     rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
     print(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
     return 0
+
+
+def published() -> list[str]:
+    """The known weights as a table in Markdown: a line for each file whose hash is known, else one for the repository."""
+    from jclip import catalogue
+
+    lines = ["| `architecture/tag` | `--family` | where | SHA-256 |", "|---|---|---|---|"]
+    for row in catalogue.rows():
+        known = {f.address: f for f in catalogue.files()}
+        own = {
+            at: f for at, f in known.items() if at == row.url or (f.architecture, f.tag) == (row.architecture, row.tag)
+        }
+        places = [(at, file.sha256) for at, file in own.items()]
+        for place, digest in places or [(row.url or f"https://huggingface.co/{row.hub}", "–")]:
+            lines.append(f"| {row.architecture}/{row.tag} | {row.family} | {place} | {digest} |")
+    return lines
 
 
 def write_random(name: str, path: str, seed: int) -> None:

@@ -135,3 +135,20 @@ def test_other_sizes_recompute_the_rotation(tmp_path, close):
     wanted = numpy_eva.encode_image(arrays, pixels, config.vision.heads, post_norm=False)
     with jt.no_grad():
         close(build(found).encode_image(pixels).numpy(), wanted, "features", "EVA02 at another size against float64")
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_bfloat16_products(config, close):
+    """Half precision on the CPU rounds what is multiplied, gives the weights back, and stays near float32."""
+    from jclip import kernels
+
+    if reason := kernels.why_no_half("bf16"):
+        pytest.skip(reason)
+    model, arrays = model_of(config, 0)
+    pixels, _ = toy_batch(config)
+    with jt.no_grad():
+        wanted = model.encode_image(pixels).numpy()
+        got = model.to("bf16").encode_image(pixels).numpy()
+    assert not np.array_equal(got, wanted)
+    close(got, wanted, "half_tower_relative", "EVA in bf16, relative", relative=True)
+    assert {k: tuple(v.shape) for k, v in model.full_weights().items()} == shapes_of(config)

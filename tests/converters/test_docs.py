@@ -1,0 +1,29 @@
+"""docs/weights.md tells what the code does: its generated tables are those that the code prints."""
+
+from __future__ import annotations
+
+import re
+
+from convert.cli import TARGETS, parser
+from jclip.families import FAMILIES
+from jclip.models_command import published
+from tests.converters.test_convert import ROOT
+
+TEXT = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_files_is_what_the_command_prints():
+    assert TEXT.rstrip().endswith("\n".join(published()))
+    assert any("metaclip_2_5b" in line and "–" not in line for line in published())
+
+
+def test_every_family_stands_with_its_traits():
+    for name, family in FAMILIES.items():
+        assert f"| `{name}` | {family.who} | {family.activation} | {family.normalisation} | {family.resize} |" in TEXT
+
+
+def test_options_and_targets_that_are_named_exist():
+    known = {option for action in parser()._actions for option in action.option_strings}
+    named = set(re.findall(r"`(--[a-z-]+)", TEXT)) - {"--published", "--model"}
+    assert named <= known, named - known
+    assert all(target in TEXT for target in TARGETS)
