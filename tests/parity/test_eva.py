@@ -144,7 +144,7 @@ def test_bfloat16_products(config, close):
 
     if reason := kernels.why_no_half("bf16"):
         pytest.skip(reason)
-    model, arrays = model_of(config, 0)
+    model, _ = model_of(config, 0)
     pixels, _ = toy_batch(config)
     with jt.no_grad():
         wanted = model.encode_image(pixels).numpy()
