@@ -119,7 +119,7 @@ def test_transformers_loads_ours(config, tmp_path, close):
         close(ours.encode_text(tokens).numpy(), text, "features", "to huggingface: text")
 
 
-def test_transformers_tokenizer_and_processor_load_ours(tmp_path):
+def test_transformers_tokenizer_and_processor_load_ours(tmp_path, close):
     from PIL import Image
     from transformers import CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -137,7 +137,7 @@ def test_transformers_tokenizer_and_processor_load_ours(tmp_path):
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "hf")
     wanted = Preprocess(size=(32, 32))(photo)
     got = processor(photo, return_tensors="np")["pixel_values"][0]
-    assert np.allclose(got, wanted, rtol=0, atol=np.finfo(np.float32).eps * 8)
+    close(got, wanted, "kernel")
 
 
 @pytest.mark.parametrize("config", [OPENAI_VIT, OPENAI_RESNET], ids=["vit", "resnet"])
