@@ -44,6 +44,9 @@ class DataConfig:
     text_features: str = ""  # .npy (C, E) for recorded features that come without
     shots: int = 16  # photos per class to learn from; 0 takes all
     val_shots: int = -1  # photos per class to choose by; -1: min(shots, 4), the field's custom; 0: all
+    pool: int = (
+        0  # of recorded features: draw the shots, and val_shots, by seed from those of so many shots; 0: as recorded
+    )
     seed: int = 1
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
     on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
@@ -52,6 +55,8 @@ class DataConfig:
     def __post_init__(self):
         if self.shots < 0 or self.val_shots < -1:
             raise ConfigError(f"data.shots and data.val_shots can't be negative: {self.shots}, {self.val_shots}")
+        if self.pool and not 0 < self.shots <= self.pool:
+            raise ConfigError(f"data.pool={self.pool} holds no {self.shots} shots per class")
 
 
 @dataclass(frozen=True)

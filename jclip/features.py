@@ -56,6 +56,13 @@ class FeatureSet:
             for name, value in classification_report(score(features), labels).items()
         }
 
+    @property
+    def classes(self) -> int:
+        """How many there are: names, text features or, without either, labels."""
+        labels = (self.train_labels, self.val_labels, self.test_labels)
+        named = len(self.classnames) or (0 if self.text is None else len(self.text))
+        return named or 1 + int(max(y.max(initial=0) for y in labels))
+
     def top1(self, part: str, score: Callable[[np.ndarray], np.ndarray]) -> float:
         """Accuracy of `score` on "val" or "test"."""
         return top_k(score(getattr(self, part)), getattr(self, f"{part}_labels"))
@@ -146,6 +153,28 @@ def _tell_skipped(failed: list[str], total: int) -> None:
     sys.stderr.write(f"skipped {len(failed)} of {total} photos\n")
     if len(failed) == total:
         raise DataError(f"none of {total} photos decoded: {failed[0]}")
+
+
+def drawn(recorded: FeatureSet, shots: int, val_shots: int, seed: int) -> FeatureSet:
+    """The same with `shots` of the training rows and `val_shots` of the validation rows (0: all) per class.
+
+    Drawn by `seed`, in the rows' order; of a class with fewer all are taken.
+    """
+    rows = draw_rows(recorded.train_labels, shots, seed)
+    val = draw_rows(recorded.val_labels, val_shots, seed) if val_shots else np.arange(len(recorded.val_labels))
+    return replace(
+        recorded, train=recorded.train[rows], train_labels=recorded.train_labels[rows],
+        val=recorded.val[val], val_labels=recorded.val_labels[val],
+    )  # fmt: skip
+
+
+def draw_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Up to `count` rows of each label, drawn by `seed`, ascending."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    grouped = labels[by_class]
+    place = np.arange(len(labels)) - np.searchsorted(grouped, grouped)  # within its class
+    return np.sort(by_class[place < count])
 
 
 def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
@@ -244,15 +273,22 @@ def few_shot_features(
     seed: int = 0,
     train: bool = True,
     photos: PhotoData | None = None,
+    each_view: bool = False,
+    normalise: bool = True,
 ) -> FeatureSet:
     """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
 
     Text features come from the file, else from the model's prompts; None when there is neither. `train` off leaves
-    the training photos out; `photos` are those of `data` where they have been read before. Raises `DataError`.
+    the training photos out; `photos` are those of `data` where they have been read before. each_view: every view of a
+    training photo is a row of its own, all photos of one view after those of another. normalise: off leaves image
+    features as long as the tower makes them (recorded ones have lost that). Raises `DataError`.
     """
     weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
     if data.features:
-        recorded = read_recorded(data.features, data.shots, data.text_features)
+        recorded = read_recorded(data.features, data.pool or data.shots, data.text_features)
+        if data.pool:
+            val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
+            recorded = drawn(recorded, data.shots, val_shots, data.seed)
         recorded = replace(recorded, facts={"data_sha256": file_sha256(data.features), **weights})
         if recorded.text is None and source is not None:
             head = zero_shot_head(source, class_prompts(recorded.classnames, load_templates(templates)))
@@ -264,9 +300,9 @@ def few_shot_features(
     if train and not len(photos.train):
         raise DataError("there are no training photos: set data.root, data.train or data.split_file")
     head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
-    options = {"on_error": data.on_error}
+    options = {"on_error": data.on_error, "normalise": normalise}
     augmented = {"views": views, "augment": augment, "seed": seed}
-    learn = _labelled(source, photos.train if train else Split(), label="train", **augmented, **options)
+    learn = _labelled(source, photos.train if train else Split(), label="train", each=each_view, **augmented, **options)
     val = _labelled(source, photos.val, label="val", **options)
     test = _labelled(source, photos.test, label="test", **options)
     digests = {
@@ -287,8 +323,14 @@ def training_view(
     return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)
 
 
-def _labelled(source: ModelSource, split: Split, **options) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(
+    source: ModelSource, split: Split, each: bool = False, normalise: bool = True, **options
+) -> tuple[np.ndarray, np.ndarray]:
     if not len(split):
         return np.zeros((0, source.config.embed_dim), np.float32), np.zeros(0, np.int64)
+    if each and options.get("augment", "none") != "none":
+        numbers = range(options.pop("views"))
+        parts = [_labelled(source, split, first_view=v, normalise=normalise, **options) for v in numbers]
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
     rows, features = extract(source, split, **options)
-    return unit(features), split.labels[rows].astype(np.int64)
+    return unit(features) if normalise else features, split.labels[rows].astype(np.int64)

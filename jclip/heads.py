@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jclip.errors import ConfigError
 from jclip.paths import cache_dir
 from jclip.readers import read_weights, safetensors
 from jclip.source import ModelSource
@@ -52,6 +53,17 @@ def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> 
     counts = [len(of_class) for of_class in prompts]
     means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts, np.float32)[:, None]
     return ZeroShotHead(unit(means), float(np.exp(np.float64(model.logit_scale.numpy()[0]))))
+
+
+def prompt_features(source: ModelSource, prompts: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Raw features (P, E) of every prompt, and its class (P,). Raises `ConfigError` for a model of another width."""
+    from jclip.tokenizer import tokenize_for
+
+    if source.config.embed_dim != width:
+        widths = f"{source.config.embed_dim} numbers and not {width}"
+        raise ConfigError(f"the model gives features of {widths}: name the model that these are of, or leave it out")
+    tokens = tokenize_for(source.config.text, [prompt for of_class in prompts for prompt in of_class])
+    return encode_prompts(source.model, tokens), np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
 
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:

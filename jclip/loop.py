@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from jclip.errors import ConfigError, DataError, JclipError, told_when_full
 from jclip.optim import TrainState
 from jclip.run import Run
 from jclip.runtime import jt
+
+SAVE_SECONDS = 1.0  # epochs of cached features take less than writing and syncing a file
 
 
 class Diverged(JclipError):
@@ -45,7 +48,8 @@ def fit(
     slot: str = "train",
     steps: int | None = None,
 ) -> Outcome:
-    """Trains for `epochs`, saving after each; a run that was killed goes on where it was saved, to the same numbers.
+    """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
+    killed goes on where it was saved, to the same numbers.
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
@@ -57,6 +61,7 @@ def fit(
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
     run.drop_lines(slot, first)
+    saved = time.monotonic()
     with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=None, leave=False) as bar:
         for epoch in range(first, epochs):
             losses = _LossReader(read_every, epoch, number)
@@ -75,7 +80,9 @@ def fit(
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
             if due and _worth_telling(epoch, epochs, every):
                 bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
-            place.save(*_saved(outcome, state, epoch + 1, number))
+            if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
+                place.save(*_saved(outcome, state, epoch + 1, number))
+                saved = time.monotonic()
     return outcome
 
 
@@ -138,7 +145,7 @@ class _LossReader:
         if not np.isfinite(self._read).all():
             raise Diverged(
                 f"the loss stopped being a number between steps {start} and {self._number + len(self._read) - 1} of epoch "
-                f"{self._epoch}; the state before this epoch is kept: lower optim.lr, or look for broken data"
+                f"{self._epoch}; the state saved before is kept: lower optim.lr, or look for broken data"
             )
 
 

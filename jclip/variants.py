@@ -10,8 +10,20 @@ from jclip.errors import ConfigError, UnknownName
 Activation = Literal["quickgelu", "gelu"]
 
 
+class Patched:
+    """What towers of patches have in common."""
+
+    image_size: tuple[int, int]
+    patch_size: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along H and W."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(Patched):
     """A vision transformer: patches, class token, learned positions."""
 
     image_size: tuple[int, int]  # H, W in pixels
@@ -23,14 +35,9 @@ class ViTConfig:
     layer_scale: bool = False  # each branch multiplied by learned numbers, `ls_1.gamma` and `ls_2.gamma`
     kind: str = "vit"
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along H and W."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
 
 @dataclass(frozen=True)
-class EVAConfig:
+class EVAConfig(Patched):
     """EVA-CLIP's vision transformer. Sun et al., arXiv 2303.15389 and 2402.04252."""
 
     image_size: tuple[int, int]  # H, W in pixels
@@ -48,11 +55,6 @@ class EVAConfig:
     norm_eps: float = 1e-6
     rope_grid: int = 16  # side of the grid in pre-training, to which rotary positions are scaled
     kind: str = "eva"
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches along H and W."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+TINY = 2.2250738585072014e-308  # the smallest normal float64
+
 
 def ranking(scores: np.ndarray, k: int) -> np.ndarray:
     """(N, C) scores → (N, min(k, C)) class ids, best first; equal scores in order of the ids."""
     k = min(k, scores.shape[1])
+    if k == 1:  # without sorting all classes of each row
+        return scores.argmax(axis=1)[:, None]
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
@@ -74,14 +78,30 @@ def retrieval_report(scores: np.ndarray, groups: np.ndarray | None = None) -> di
     return report
 
 
+def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """Mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
+    right = np.bincount(labels[predicted == labels], minlength=classes)
+    total = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    occurs = np.bincount(labels, minlength=classes) > 0
+    return float((2 * right[occurs] / total[occurs]).mean())
+
+
+def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(true class)."""
+    own = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(own, TINY)).mean())
+
+
 def classification_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Fractions: top1, top5, mean_per_class (over the classes that occur), ece, all of (N, C) scores."""
-    predicted = ranking(scores, 1)[:, 0]
+    """Fractions: top1, top5, mean_per_class and macro_f1 (over the classes that occur), ece; nll; of (N, C) scores."""
+    predicted, probabilities = ranking(scores, 1)[:, 0], softmax(scores)
     return {
         "top1": top_k(scores, labels, 1),
         "top5": top_k(scores, labels, 5),
         "mean_per_class": float(np.nanmean(per_class_recall(predicted, labels, scores.shape[1]))),
-        "ece": expected_calibration_error(softmax(scores), labels),
+        "macro_f1": macro_f1(predicted, labels, scores.shape[1]),
+        "ece": expected_calibration_error(probabilities, labels),
+        "nll": negative_log_likelihood(probabilities, labels),
         "correct": int((predicted == labels).sum()),
         "count": len(labels),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jclip import loop
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.loop import Diverged, fit, predict
 from jclip.optim import SGD, AdamW, TrainState, trainable
@@ -66,8 +67,10 @@ def metrics(folder):
     return (folder / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0], ids=["saved after each epoch", "saved after the last"])
 @pytest.mark.parametrize("die_at", [1, 6, 15])
-def test_a_broken_run_goes_on_to_the_same_bits(tmp_path, die_at):
+def test_a_broken_run_goes_on_to_the_same_bits(tmp_path, die_at, seconds, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
     whole = Problem(tmp_path / "whole")
     wanted = whole.fit()
     with pytest.raises(KeyboardInterrupt):
@@ -79,7 +82,7 @@ def test_a_broken_run_goes_on_to_the_same_bits(tmp_path, die_at):
     assert outcome.last == wanted.last and outcome.best == wanted.best and outcome.best_epoch == wanted.best_epoch
     assert np.array_equal(outcome.best_arrays["w"], wanted.best_arrays["w"])
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
-    assert again.seen[0] == 4 * (die_at // 4)
+    assert again.seen[0] == (0 if seconds else 4 * (die_at // 4))
 
 
 def test_lines_told_but_not_saved_are_told_once(tmp_path):
@@ -128,7 +131,8 @@ def test_the_average_is_an_exponential_moving_one(tmp_path, close):
     close(problem.state.average["w"].numpy(), mean, "optimiser")
 
 
-def test_a_loss_that_is_no_number_stops_with_its_steps_and_keeps_the_state(tmp_path):
+def test_a_loss_that_is_no_number_stops_with_its_steps_and_keeps_the_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     problem = Problem(tmp_path, epochs=3)
     inner = problem.step
 

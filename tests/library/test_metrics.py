@@ -55,3 +55,14 @@ def test_report_of_absent_classes_and_few():
     report = classification_report(np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), np.array([0, 0]))
     assert (report["top1"], report["top5"], report["mean_per_class"]) == (0.5, 1.0, 0.5)
     assert (report["correct"], report["count"]) == (1, 2)
+
+
+def test_macro_f1_and_likelihood_by_hand():
+    """Classes 0, 1, 2 with 3, 2, 1 rows; predictions 0 0 1 | 1 1 | 0: F1 of 4/6, 4/5 and 0."""
+    from jclip.functional.metrics import macro_f1, negative_log_likelihood
+
+    labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 0])
+    assert np.isclose(macro_f1(predicted, labels, 4), (4 / 6 + 4 / 5 + 0) / 3)
+    probabilities = np.array([[0.5, 0.5], [0.25, 0.75]])
+    assert np.isclose(negative_log_likelihood(probabilities, np.array([0, 1])), -(np.log(0.5) + np.log(0.75)) / 2)
+    assert np.isfinite(negative_log_likelihood(np.array([[0.0, 1.0]]), np.array([0])))

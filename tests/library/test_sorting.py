@@ -1,0 +1,119 @@
+"""Photos into class folders and back: nothing is lost, a break can be undone, what people changed is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jclip import sorting
+from jclip.cli import main
+from jclip.errors import DataError
+from jclip.results import Predictions
+
+NAMES = ("cat", "绿 thing", "a/b: c?")
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """Five photos of three classes, two of one name, one undecided."""
+    scores = np.array([[9, 0, 0], [8, 0, 0], [0, 9, 0], [0, 0, 9], [1, 1, 1.1]], np.float64)
+    photos = []
+    for i, name in enumerate(("one/x.jpg", "two/x.jpg", "one/图.png", "one/z.png", "two/w.jpg")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([i]) * (100 + i))
+        photos.append(str(path))
+    return Predictions(tuple(photos), NAMES, scores)
+
+
+WANTED = ["_unsure/w.jpg", "a_b_ c_/z.png", "cat/x-2.jpg", "cat/x.jpg", "绿 thing/图.png"]
+
+
+def files(folder) -> list[str]:
+    return sorted(
+        str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() and p.name != sorting.MANIFEST
+    )
+
+
+@pytest.mark.parametrize("how", ["copy", "link"])
+def test_sorted_and_taken_back(how, predictions, tmp_path):
+    out = tmp_path / "sorted"
+    placed = sorting.plan(predictions, out, unsure=0.5)
+    assert not out.exists()  # a plan does nothing
+    manifest = sorting.place(placed, out, how)
+    assert files(out) == sorted(WANTED)
+    for one in placed:
+        target = out / one.target
+        assert target.is_symlink() == (how == "link") and target.read_bytes() == Path(one.photo).read_bytes()
+    assert main(["unsort", str(manifest)]) == 0
+    assert not any(out.iterdir()) and all(Path(p).is_file() for p in predictions.photos)
+
+
+def test_everything_is_sure_without_a_threshold(predictions, tmp_path):
+    assert not any(p.target.startswith("_unsure") for p in sorting.plan(predictions, tmp_path / "out"))
+
+
+def test_what_stands_there_is_never_overwritten(predictions, tmp_path):
+    (tmp_path / "out" / "cat").mkdir(parents=True)
+    (tmp_path / "out" / "cat" / "x.jpg").write_text("mine")
+    with pytest.raises(DataError, match="x.jpg stands there already: name another folder"):
+        sorting.plan(predictions, tmp_path / "out")
+    assert files(tmp_path / "out") == ["cat/x.jpg"]
+
+
+@pytest.mark.parametrize("how", ["copy", "link"])
+def test_what_was_changed_since_is_left(how, predictions, tmp_path, capsys):
+    out = tmp_path / "out"
+    manifest = sorting.place(sorting.plan(predictions, out), out, how)
+    changed = out / "cat" / "x.jpg"
+    changed.unlink()
+    changed.write_text("drawn over")
+    (out / "cat" / "x-2.jpg").unlink()
+    assert main(["unsort", str(manifest)]) == 0
+    told = capsys.readouterr().out
+    assert "left, as it was changed since: cat/x.jpg" in told and "removed: 3" in told
+    assert files(out) == ["cat/x.jpg"] and manifest.is_file()
+
+
+def test_a_break_in_the_middle_is_undone_too(predictions, tmp_path, monkeypatch):
+    out, done = tmp_path / "out", []
+
+    def broken(source, target):
+        if len(done) == 2:
+            raise OSError(28, "No space left on device")
+        done.append(target)
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(sorting.shutil, "copyfile", broken)
+    with pytest.raises(OSError, match="No space left"):
+        sorting.place(sorting.plan(predictions, out), out, "copy")
+    assert len(files(out)) == 2
+    removed, left = sorting.undo(out / sorting.MANIFEST)
+    assert (removed, left) == (2, []) and not any(out.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"how": "copy", "photos": [{"x": 1}]}', "[1]"])
+def test_what_is_no_manifest_is_told(text, tmp_path):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(DataError, match="no manifest of sorted photos"):
+        sorting.undo(tmp_path / "m.json")
+    with pytest.raises(DataError, match="no manifest"):
+        sorting.undo(tmp_path / "absent.json")
+
+
+def test_a_manifest_reaches_nothing_outside_its_folder(predictions, tmp_path):
+    """A stranger's manifest can't remove files elsewhere."""
+    victim = tmp_path / "victim.txt"
+    victim.write_text("x")
+    copy = tmp_path / "copy.txt"
+    copy.write_text("x")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    one = {"photo": str(copy), "target": "../victim.txt", "label": "a", "probability": 1.0}
+    (folder / sorting.MANIFEST).write_text(json.dumps({"how": "copy", "photos": [one]}))
+    with pytest.raises(DataError, match="outside"):
+        sorting.undo(folder / sorting.MANIFEST)
+    assert victim.is_file()
