@@ -45,7 +45,7 @@ class Config:
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, eps=1e-4, weight_decay=1e-2, epochs=20, batch=256)
     )
-    selection: Literal["val", "last"] = "val"  # the epoch whose keys are kept
+    selection: Literal["val", "last", "test"] = "val"  # the epoch whose keys are kept; "test" to compare with papers
     seed: int = 1
 
 
@@ -104,43 +104,30 @@ def train_keys(
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
     keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
     """
+    from jclip import adapt
     from jclip.features import training_view
-    from jclip.loop import fit
-    from jclip.optim import TrainState, learning_rate, optimiser
     from jclip.runtime import jt
 
-    keys = jt.array(data.train)
-    fixed = [jt.array(values), jt.array(data.text)]
-    optim = optimiser(cfg.optim, {"keys": keys})
+    keys, fixed = jt.array(data.train), [jt.array(values), jt.array(data.text)]
     size = min(cfg.optim.batch, len(data.train))
-    total = cfg.optim.epochs * -(-len(data.train) // size)
 
     def batches(epoch: int):
         features, labels = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
-        order = np.random.default_rng((cfg.seed, epoch)).permutation(len(features))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            yield features[rows], labels[rows]
+        return adapt.Batches([features, labels], size, cfg.seed)(epoch)
 
-    def step(batch, number: int):
+    def loss(batch):
         features, labels = batch
-        optim.lr = learning_rate(cfg.optim, number, total)
-        scores = logits(jt.array(features), keys, *fixed, data.scale, cfg.alpha, cfg.beta)
-        loss = jt.nn.cross_entropy_loss(scores, jt.array(labels.astype(np.int32)))
-        optim.step(loss)
-        return loss
+        scores = logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
+        return jt.nn.cross_entropy_loss(scores, labels)
 
-    def score_with(some_keys: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        arrays = {"keys": some_keys, "values": values, "text": data.text}
+    def scorer_of(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         scalars = {"scale": data.scale, "alpha": cfg.alpha, "beta": cfg.beta}
-        return scorer({**arrays, **{k: np.array([x]) for k, x in scalars.items()}}, cfg)
+        known = {"values": values, "text": data.text, **{k: np.array([x]) for k, x in scalars.items()}}
+        return scorer({**known, **arrays}, cfg)
 
-    evaluate = (lambda: {"top1": data.top1("val", score_with(keys.numpy()))}) if len(data.val) else None
-    outcome = fit(step, batches, state=TrainState(optim), run=run, epochs=cfg.optim.epochs, evaluate=evaluate)
-    chosen = {"last": keys.numpy(), "val": outcome.best_arrays.get("keys", keys.numpy())}
-    told = {f"test_top1_{name}_epoch": data.top1("test", score_with(k)) for name, k in
-            (("last", chosen["last"]), ("best", chosen["val"])) if len(data.test)}  # fmt: skip
-    return chosen[cfg.selection], {**told, "best_epoch": outcome.best_epoch + 1}
+    steps = -(-len(data.train) // size)
+    trained = adapt.train(run, cfg.optim, {"keys": keys}, loss, batches, steps, data, scorer_of, cfg.selection)
+    return trained.arrays["keys"], trained.told
 
 
 def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:

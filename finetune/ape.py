@@ -1,0 +1,249 @@
+"""APE: Tip-Adapter's cache on the channels that tell classes apart, its keys weighted by how text sees them.
+
+Zhu et al., ICCV 2023, arXiv 2304.01195, section 3.   Trains: nothing, or with `train: true` (-T) C x Q + S numbers.
+Needs: a few-shot split with text features, and validation photos where something is searched or chosen.
+
+    logits = s f T' + α exp(-β (1 - f' F')) (Y ∘ exp(γ u)),   u_i = Σ_k Y_ik log2(Y_ik / softmax(F' T')_ik)
+
+f', F' and T' (here) are the Q chosen channels, each row of length one again. -T keeps all channels, and learns a residual
+per class on the chosen ones, r, for text and keys alike, and a weight per key: T_k + r_k, F_i + r_y(i), Y_i v_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+    from jclip.source import ModelSource
+
+SCORES_AT_ONCE = 2**25  # of a search: α x rows x γ x classes
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "openai7"  # the authors add sentences of a language model
+    views: int = 10  # augmented views averaged into each key
+    augment: str = "tip_adapter"
+    channels: float = 0.7  # Q: the best so many are kept; up to 1 a share of all
+    criterion: tuple[float, float] = (0.7, 0.3)  # weights of similarity between classes and of variance over them
+    alpha: float = 1.0  # α, β, γ: what is taken where nothing is searched, α and β what -T trains with
+    beta: float = 1.0
+    gamma: float = 0.1
+    search: bool = True  # look for α, β and, without training, γ on validation
+    search_alpha: float = 7.0  # upper ends of the grids; those of α and β start at 0.1, that of γ at 0
+    search_beta: float = 7.0
+    search_gamma: float = 1.0
+    search_steps: tuple[int, int, int] = (20, 200, 5)  # values of α, of β, of γ
+    train: bool = False  # APE-T
+    train_channels: float = 0.88  # Q and the criterion of -T, which looks at the text alone
+    train_criterion: tuple[float, float] = (0.2, 0.8)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, eps=1e-3, weight_decay=0.1, epochs=20, batch=256)
+    )
+    selection: Literal["val", "last", "test"] = "val"  # the epoch of -T that is kept; test only to compare with papers
+    seed: int = 1
+
+    def __post_init__(self):
+        if min(self.channels, self.train_channels) <= 0:
+            raise ConfigError("channels and train_channels are above 0: a number, or up to 1 a share of all")
+        if min(self.search_steps) < 1 or self.views < 1:
+            raise ConfigError("search_steps and views are at least 1")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Channels, cache, training if asked for, search, evaluation of val and test."""
+    from jclip import adapt
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    source = source_of(cfg)
+    data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
+    run.note(**data.facts)
+    adapt.need_text(data)
+    if cfg.search:
+        adapt.need_val(data, "last", searched="α, β and γ (search)")
+    cache, told = train(cfg, run, data, source) if cfg.train else (training_free(cfg, data), {})
+    if cfg.search:
+        cache |= search(cfg, data, cache)
+    told |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
+    learned = fold(cache)
+    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
+    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.adapt import in_chunks
+    from jclip.functional.similarity import cache_scores, zero_shot_scores
+    from jclip.runtime import jt
+
+    keys, values, text = (jt.array(learned[k]) for k in ("keys", "values", "text"))
+    scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
+    zero_shot = in_chunks(lambda f: zero_shot_scores(f, text, scale))
+    cache = in_chunks(lambda f: alpha * cache_scores(f, keys, values, beta))
+    return lambda f: zero_shot(f) + cache(chosen(f, learned["channels"]))
+
+
+def chosen(features: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """(N, E) → (N, Q) of length one; all channels are left as they are."""
+    from jclip.heads import unit
+
+    return features if len(channels) == features.shape[1] else unit(features[:, channels])
+
+
+def choose_channels(
+    text: np.ndarray, keys: np.ndarray, labels: np.ndarray, weights: tuple[float, float], wanted: float
+) -> np.ndarray:
+    """Ids, ascending, of the channels with the best w1 variance - w0 similarity: text (C, E), keys (S, E), which may be none.
+
+    Similarity is the mean of x_d z_d over all ordered pairs x, z of different classes, of text and keys alike: all pairs
+    less those within a class. Variance is that of the text over classes.
+    """
+    classes, width = text.shape
+    if classes < 2:
+        raise DataError("channels are chosen by how classes differ, and there is but one")
+    count = round(wanted * width) if wanted <= 1 else round(wanted)
+    if not 1 <= count <= width:
+        raise ConfigError(f"{count} channels are wanted (channels, train_channels), the features have {width}")
+    members, owners = np.concatenate([text, keys]).astype(np.float64), np.concatenate([np.arange(classes), labels])
+    hot = np.eye(classes)[owners]
+    sums, sizes = hot.T @ members, hot.sum(axis=0)
+    similarity = (sums.sum(axis=0) ** 2 - (sums**2).sum(axis=0)) / (sizes.sum() ** 2 - (sizes**2).sum())
+    score = weights[1] * text.astype(np.float64).var(axis=0, ddof=1) - weights[0] * similarity
+    return np.sort(np.argsort(-score, kind="stable")[:count])
+
+
+def training_free(cfg: Config, data: FeatureSet) -> dict[str, np.ndarray]:
+    """The cache of the chosen channels, with u of each key (S,): what `search` and `fold` take."""
+    from jclip.adapt import one_hot
+
+    channels = choose_channels(data.text, data.train, data.train_labels, cfg.criterion, cfg.channels)
+    keys, values = chosen(data.train, channels), one_hot(data.train_labels, data.classes)
+    u = divergence(keys, chosen(data.text, channels), values)
+    cache = {"keys": keys, "values": values, "divergence": u, "text": data.text, "channels": channels}
+    return cache | scalars(scale=data.scale, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma)
+
+
+def divergence(keys: np.ndarray, text: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """u (S,) of keys (S, Q), text (C, Q) and one-hot values (S, C): what the text, at a scale of 1, misses of each key."""
+    from jclip.functional.metrics import softmax
+
+    seen = softmax(keys.astype(np.float64) @ text.T)
+    return (values * np.log2((values + 1e-6) / (seen + 1e-6))).sum(axis=1)
+
+
+def fold(cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The cache with exp(γ u) multiplied into its values: what a finished run needs."""
+    values = cache["values"] * np.exp(cache["gamma"] * cache["divergence"])[:, None]
+    return {k: cache[k] for k in ("keys", "text", "channels", "scale", "alpha", "beta")} | {
+        "values": np.float32(values)
+    }
+
+
+def train(
+    cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """-T: r (C, Q) and v (S, 1) by cross-entropy on the logits, with α and β held fixed. Returns a cache and what to tell.
+
+    From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are.
+    """
+    from jclip import adapt
+    from jclip.features import training_view
+    from jclip.runtime import jt
+
+    nothing = data.train[:0], data.train_labels[:0]
+    channels = choose_channels(data.text, *nothing, cfg.train_criterion, cfg.train_channels)
+    hot = adapt.one_hot(data.train_labels, data.classes)
+    params = {
+        "residual": jt.array(np.zeros((data.classes, len(channels)), np.float32)),
+        "weights": jt.array(np.ones((len(hot), 1), np.float32)),
+    }
+    fixed = {"text": data.text, "keys": data.train, "values": hot, "owners": np.ascontiguousarray(hot.T)}
+    constants = {k: jt.array(v).stop_grad() for k, v in fixed.items()}
+    picked = jt.array(channels.astype(np.int32)).stop_grad()
+
+    def loss(batch):
+        scores = trained_logits(batch[0], picked, params, constants, data.scale, cfg.alpha, cfg.beta)
+        return jt.nn.cross_entropy_loss(scores, batch[1])
+
+    def batches(epoch: int):
+        rows = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
+        return adapt.Batches(rows, cfg.optim.batch, cfg.seed)(epoch)
+
+    trained = adapt.train(
+        run, cfg.optim, params, loss, batches, -(-len(hot) // min(cfg.optim.batch, len(hot))), data,
+        lambda arrays: scorer(fold(moved(cfg, data, channels, arrays)), cfg), cfg.selection,
+    )  # fmt: skip
+    return moved(cfg, data, channels, trained.arrays), trained.told
+
+
+def trained_logits(features, channels, params, constants, scale: float, alpha: float, beta: float):
+    """-T: (B, E) → (B, C). A residual adds the same to every product with its class: it is multiplied once."""
+    from jclip.runtime import jt
+
+    moved_by = jt.nn.matmul_transpose(features[:, channels], params["residual"])  # (B, C)
+    affinity = jt.nn.matmul_transpose(features, constants["keys"]) + jt.matmul(moved_by, constants["owners"])
+    cache = jt.matmul(jt.exp(beta * affinity - beta), constants["values"] * params["weights"])
+    return scale * (jt.nn.matmul_transpose(features, constants["text"]) + moved_by) + alpha * cache
+
+
+def moved(cfg: Config, data: FeatureSet, channels: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The cache of trained r and v, all channels of it, not renormalised."""
+    from jclip.adapt import one_hot
+
+    step, values = np.zeros_like(data.text), one_hot(data.train_labels, data.classes) * arrays["weights"]
+    step[:, channels] = arrays["residual"]
+    cache = {"keys": data.train + step[data.train_labels], "values": values, "divergence": np.zeros(len(values))}
+    cache |= {"text": data.text + step, "channels": np.arange(data.text.shape[1])}
+    return cache | scalars(scale=data.scale, alpha=cfg.alpha, beta=cfg.beta, gamma=0.0)
+
+
+def search(cfg: Config, data: FeatureSet, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """α, β and γ of the best validation accuracy; the first, β outer, then α, then γ, among equals.
+
+    One product per β serves every α and γ. After training there is no γ.
+    """
+    from jclip.runtime import jt
+
+    alphas = grid(0.1, cfg.search_alpha, cfg.search_steps[0])
+    betas = grid(0.1, cfg.search_beta, cfg.search_steps[1])
+    gammas = np.zeros(1) if cfg.train else grid(0.0, cfg.search_gamma, cfg.search_steps[2])
+    weights = np.exp(cache["divergence"][:, None] * gammas).astype(np.float32)  # (S, G)
+    values = jt.array((weights[:, :, None] * cache["values"][:, None]).reshape(len(weights), -1))  # (S, G C)
+    keys, text, factors = (jt.array(a) for a in (cache["keys"], cache["text"], alphas.astype(np.float32)))
+    right = np.zeros((len(betas), len(alphas), len(gammas)), np.int64)
+    chunk = max(1, SCORES_AT_ONCE // (len(alphas) * values.shape[1]))
+    for start in range(0, len(data.val), chunk):
+        f, labels = data.val[start : start + chunk], data.val_labels[start : start + chunk]
+        base = data.scale * jt.nn.matmul_transpose(jt.array(f), text)
+        affinity = jt.nn.matmul_transpose(jt.array(chosen(f, cache["channels"])), keys)
+        for i, beta in enumerate(betas):
+            scores = jt.matmul(jt.exp(beta * affinity - beta), values).reshape((1, len(f), len(gammas), -1))
+            scores = base.reshape((1, len(f), 1, -1)) + factors.reshape((-1, 1, 1, 1)) * scores
+            hits = scores.argmax(dim=3)[0] == jt.array(labels.astype(np.int32)).reshape((1, -1, 1))
+            right[i] += hits.int32().sum(dim=1).numpy()
+    best = np.unravel_index(right.argmax(), right.shape)
+    return scalars(beta=betas[best[0]], alpha=alphas[best[1]], gamma=gammas[best[2]])
+
+
+def grid(low: float, high: float, steps: int) -> np.ndarray:
+    """i (high - low) / steps + low for i = 0 … steps - 1: the authors' grids, which leave out `high` itself."""
+    return np.arange(steps) * (high - low) / steps + low
+
+
+def scalars(**named: float) -> dict[str, np.ndarray]:
+    """Numbers as arrays of one, as they are saved."""
+    return {k: np.array([float(v)]) for k, v in named.items()}

@@ -1,0 +1,152 @@
+"""CLAP: one prototype per class, trained from its text feature and held near it, the nearer the better zero-shot is there.
+
+Silva-Rodriguez et al., CVPR 2024, arXiv 2312.12730, eq. 4-9.   Trains: C x E numbers.   Needs: a few-shot split, text features.
+
+    logits = s f · c_k / ‖c_k‖        loss = cross-entropy + mean_k λ_k ‖c_k - t_k‖²
+
+λ_k is the mean zero-shot probability of class k on its own support photos. `constraint: none` is the paper's ZS-LP;
+`adaptive` moves λ after every epoch: λ ← max(0, λ + ρ ‖c_k - t_k‖²), then ρ ← ‖c_k - t_k‖², from ρ = 0. The same settings
+serve everywhere: nothing is chosen, the last epoch is kept. An epoch is as many rows as there are photos, drawn anew from
+the rows of all views, in whole batches. Text features come here with length one and get back a common `text_length`, as
+the authors don't normalise theirs: step and penalty mean the same only at that length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.adapt import Batches
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "openai7"
+    views: int = 20  # augmented views of each training photo, each a row of its own
+    augment: str = "coop"
+    constraint: Literal["none", "l2", "adaptive"] = "l2"
+    text_length: float = 10.0  # of t_k: OpenAI's models make text features about so long
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="sgd", lr=0.1, weight_decay=0.0, epochs=300, batch=256)
+    )
+    warmup_epochs: int = 1  # at warmup_lr; the cosine starts after them and does not reach its end
+    warmup_lr: float = 1e-5
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.views < 1 or self.text_length <= 0:
+            raise ConfigError(f"views={self.views} is at least 1, text_length={self.text_length} above 0")
+        if self.warmup_epochs < 0 or self.warmup_lr < 0:
+            raise ConfigError(f"warmup_epochs={self.warmup_epochs} and warmup_lr={self.warmup_lr} can't be negative")
+        if self.optim.warmup:
+            raise ConfigError("optim.warmup counts steps; here whole epochs warm up: set warmup_epochs")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Multipliers from zero-shot, training, evaluation of val and test."""
+    from jclip.adapt import need_text, zero_shot_report
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    options = {"views": cfg.views, "augment": cfg.augment, "each_view": True, "seed": cfg.seed}
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, **options)
+    run.note(**data.facts)
+    need_text(data)
+    if not len(data.train):
+        raise DataError("there is nothing to learn from: the training split is empty")
+    prototypes, held = train(cfg, run, data)
+    learned = {"prototypes": prototypes, "scale": np.array([data.scale])}
+    run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
+    told = {"mean_multiplier": float(held.mean())} if cfg.constraint != "none" else {}
+    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.adapt import in_chunks
+    from jclip.prototypes import cosine_scores
+    from jclip.runtime import jt
+
+    prototypes, scale = jt.array(learned["prototypes"]), float(learned["scale"][0])
+    return in_chunks(lambda f: cosine_scores(f, prototypes, scale))
+
+
+def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the prototypes (C, E) and the multipliers (C,) after the last epoch."""
+    from jclip.loop import fit
+    from jclip.optim import TrainState, optimiser
+    from jclip.prototypes import cosine_scores
+    from jclip.runtime import jt
+
+    text = jt.array(np.float32(cfg.text_length) * data.text).stop_grad()
+    prototypes = jt.array(text.numpy())
+    held = jt.array(multipliers(data)).stop_grad()
+    growth = jt.zeros_like(held).stop_grad()  # ρ
+    batches = epochs(cfg, data)
+    optim = optimiser(cfg.optim, {"prototypes": prototypes})
+    state = TrainState(optim, {"multipliers": held, "growth": growth})
+
+    def distances():
+        return ((prototypes - text) ** 2).sum(dim=1)
+
+    def raise_multipliers() -> None:
+        with jt.no_grad():
+            away = distances()
+            held.update(jt.maximum(held + growth * away, 0.0))
+            growth.update(away)
+
+    def step(batch, number: int):
+        features, labels = batch
+        optim.lr = rate(cfg, number // batches.steps)
+        loss = jt.nn.cross_entropy_loss(cosine_scores(features, prototypes, data.scale), labels)
+        if cfg.constraint != "none":
+            loss = loss + (held * distances()).mean()
+        optim.step(loss)
+        if cfg.constraint == "adaptive" and (number + 1) % batches.steps == 0:
+            raise_multipliers()
+        return loss
+
+    fit(step, batches, state=state, run=run, epochs=cfg.optim.epochs, steps=cfg.optim.epochs * batches.steps)
+    return prototypes.numpy(), held.numpy()
+
+
+def epochs(cfg: Config, data: FeatureSet) -> Batches:
+    """Of the rows of all views, as many whole batches in each epoch as the photos fill, at least one."""
+    from jclip.adapt import Batches
+
+    views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # recorded features are what they are
+    rows = max(len(data.train) // views // cfg.optim.batch, 1) * cfg.optim.batch
+    return Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows=rows)
+
+
+def rate(cfg: Config, epoch: int) -> float:
+    """Learning rate of an epoch from 0: warm-up, then half a cosine that counts from the first epoch after it."""
+    from jclip.optim import cosine
+
+    if epoch < cfg.warmup_epochs:
+        return cfg.warmup_lr
+    if cfg.optim.schedule == "constant":
+        return cfg.optim.lr
+    return cosine(epoch - cfg.warmup_epochs, cfg.optim.epochs, cfg.optim.lr)
+
+
+def multipliers(data: FeatureSet) -> np.ndarray:
+    """λ: (C,) mean zero-shot probability of each class on its own rows; 1 for a class without any, which is held most."""
+    from jclip.functional.metrics import softmax
+    from jclip.prototypes import own_class_means
+
+    scores = data.scale * (data.train.astype(np.float64) @ data.text.astype(np.float64).T)
+    return np.nan_to_num(own_class_means(softmax(scores), data.train_labels), nan=1.0).astype(np.float32)

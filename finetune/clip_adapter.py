@@ -1,0 +1,145 @@
+"""CLIP-Adapter: a bottleneck of two linear maps behind the image tower, mixed with the feature it was given.
+
+Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 numbers.   Needs: a few-shot split and text features;
+validation photos where the ratio is searched.
+
+    logits = s norm(r ReLU(W2 ReLU(W1 g)) + (1 - r) g) T',  r = 0: zero-shot
+
+g is the tower's feature as long as it is made. Nothing here has a bias, so the logits do not depend on its length: what
+was learned serves for features of length one as well, such as recorded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.adapt import Trained
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+
+NORMALISED = False  # features come as long as the tower makes them
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "simple"  # the authors': the data set's own template
+    views: int = 10  # augmented views of each photo that epochs draw from
+    augment: str = "coop"
+    ratio: float = 0.2  # r where it is not searched
+    search: bool = False  # train once for each r below, and keep the best on validation
+    search_ratio: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # the first of the best is taken
+    reduction: int = 4  # the bottleneck is E / reduction wide
+    schedule: Literal["coop", "optim"] = "coop"  # coop: an epoch at 1e-5, then a cosine by epochs; or as optim says
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-2, epochs=200, batch=32))
+    selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept; the authors' is the last
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.views < 1 or self.reduction < 1:
+            raise ConfigError(f"views and reduction are at least 1, got {self.views} and {self.reduction}")
+        if self.search and not self.search_ratio:
+            raise ConfigError("search_ratio names no value: give some, or set search=false")
+        if not all(0 <= r < 1 for r in (self.ratio, *self.search_ratio)):
+            raise ConfigError("ratio and search_ratio are shares, at least 0 and below 1")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Training of the adapter, once or for each ratio, evaluation of val and test."""
+    from jclip import adapt
+    from jclip.features import few_shot_features
+    from jclip.heads import unit
+    from jclip.source import source_of
+
+    data = few_shot_features(
+        cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed,
+        each_view=True, normalise=NORMALISED,
+    )  # fmt: skip
+    run.note(**data.facts)
+    adapt.need_text(data)
+    adapt.need_val(data, cfg.selection, searched="the ratio" if cfg.search else "")
+    ratio, trained = choose(cfg, run, data)
+    learned = arrays(data, trained.arrays, ratio)
+    run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
+    zero_shot = adapt.zero_shot_report(replace(data, val=unit(data.val), test=unit(data.test)))
+    return {**zero_shot, **data.report(scorer(learned, cfg)), "ratio": ratio, **trained.told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with features (N, E) of any length: scores (N, C)."""
+    from jclip.adapt import in_chunks
+    from jclip.runtime import jt
+
+    down, up, text = (jt.array(learned[k]) for k in ("down", "up", "text"))
+    scale, ratio = (float(learned[k][0]) for k in ("scale", "ratio"))
+    return in_chunks(lambda f: logits(f, down, up, text, scale, ratio))
+
+
+def logits(features, down, up, text, scale: float, ratio: float):
+    """Eq. 3-6 of features of any length: (B, E), W1 (E/4, E), W2 (E, E/4), (C, E) → (B, C)."""
+    from jclip.clip import normalise
+    from jclip.functional.similarity import zero_shot_scores
+    from jclip.runtime import jt
+
+    hidden = jt.nn.relu(jt.nn.matmul_transpose(features, down))
+    adapted = jt.nn.relu(jt.nn.matmul_transpose(hidden, up))
+    return zero_shot_scores(normalise(ratio * adapted + (1 - ratio) * features), text, scale)
+
+
+def choose(cfg: Config, run: Run, data: FeatureSet) -> tuple[float, Trained]:
+    """The ratio and what was trained with it: the config's, or the best on validation of a training for each."""
+    from jclip.adapt import best_on_val
+
+    if not cfg.search:
+        return cfg.ratio, train_adapter(cfg, run, data, cfg.ratio)
+    trained = {ratio: train_adapter(cfg, run, data, ratio) for ratio in cfg.search_ratio}
+    ratio, _ = best_on_val(trained, data, lambda r: scorer(arrays(data, trained[r].arrays, r), cfg))
+    return ratio, trained[ratio]
+
+
+def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trained:
+    """Cross-entropy on the logits above; from photos, an epoch draws as many views as there are photos."""
+    from jclip import adapt
+    from jclip.runtime import jt
+
+    params = {k: jt.array(a) for k, a in initial(cfg, data.train.shape[1]).items()}
+    text = jt.array(data.text).stop_grad()
+    several = not cfg.data.features and cfg.augment != "none"
+    rows = len(data.train) // cfg.views if several else len(data.train)
+    batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
+
+    def loss(batch):
+        features, labels = batch
+        return jt.nn.cross_entropy_loss(logits(features, **params, text=text, scale=data.scale, ratio=ratio), labels)
+
+    return adapt.train(
+        run, cfg.optim, params, loss, batches, batches.steps, data,
+        lambda learnt: scorer(arrays(data, learnt, ratio), cfg), cfg.selection,
+        rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None, slot=f"ratio-{ratio}",
+    )  # fmt: skip
+
+
+def arrays(data: FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
+    """What `scorer` needs, by name."""
+    return {**adapter, "text": data.text, "scale": np.array([data.scale]), "ratio": np.array([ratio])}
+
+
+def initial(cfg: Config, width: int) -> dict[str, np.ndarray]:
+    """W1 `down` and W2 `up` as torch's Linear starts: uniform within 1 / sqrt(inputs). Raises `ConfigError`."""
+    hidden = width // cfg.reduction
+    if not hidden:
+        raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
+    rng = np.random.default_rng((cfg.seed, 0xADA))
+    shapes = {"down": (hidden, width), "up": (width, hidden)}
+    return {k: (rng.uniform(-1, 1, s) / np.sqrt(s[1])).astype(np.float32) for k, s in shapes.items()}

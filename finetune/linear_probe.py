@@ -1,0 +1,150 @@
+"""Linear probe: logistic regression on image features, by L-BFGS; text is not used.
+
+Radford et al., 2021, arXiv 2103.00020, section 3.2; the search of CoOp, arXiv 2109.01134.   Trains: (E + 1) x C numbers.
+Needs: labelled photos or recorded features of every class; validation photos where C is searched.
+
+    logits = f W + b,   min ‖W‖² / 2 + C Σ_i CE(logits_i, y_i)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype
+from jclip.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.features import FeatureSet
+    from jclip.functional.lbfgs import Minimum
+    from jclip.run import Run
+
+NORMALISED = False  # the scorer takes features as long as the tower makes them
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features need none
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "openai7"  # of the zero-shot figures beside
+    views: int = 1  # augmented views of each training photo, every one a row of its own
+    augment: str = "none"
+    normalize: bool = False  # features of length one (recorded ones always are)
+    C: float = 0.316  # weight of the data against ‖W‖², where it is not searched
+    search: bool = True  # choose C on validation
+    search_C: tuple[float, ...] = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)  # the first look
+    search_rounds: int = 8  # halvings of the interval from a tenth to ten times the best of these
+    iterations: int = 1000  # of L-BFGS at most
+    tolerance: float = 1e-4  # the largest entry of the gradient that counts as zero, times C where C < 1
+    seed: int = 1
+
+    def __post_init__(self):
+        if not self.search_C or min(self.C, *self.search_C) <= 0:
+            raise ConfigError("C and search_C are above 0, and search_C names at least one value")
+        if min(self.views, self.iterations) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
+            raise ConfigError("views and iterations are at least 1, search_rounds at least 0, tolerance above 0")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Choice of C, fit, evaluation of val and test."""
+    from jclip import adapt
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    views = {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, normalise=False, **views)
+    run.note(**data.facts)
+    if cfg.search:
+        adapt.need_val(data, "last", searched="C")
+    of_length_one = replace(data, val=unit_rows(data.val), test=unit_rows(data.test))
+    c, fitted = search(cfg, data) if cfg.search else (cfg.C, fit(cfg, data, cfg.C))
+    if not fitted.converged:
+        sys.stderr.write(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations\n")
+    learned = dict(zip(("weights", "bias"), parted(fitted.x, data.classes), strict=True))
+    run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
+    told = {"C": c, "converged": int(fitted.converged), "iterations": fitted.iterations, "objective": fitted.value}
+    return {**adapt.zero_shot_report(of_length_one), **data.report(scorer(learned, cfg)), **told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with features (N, E), not normalised: scores (N, C) float64."""
+    return lambda f: prepared(cfg, f) @ learned["weights"].T + learned["bias"]
+
+
+def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
+    """(N, E) as the regression sees it, float64."""
+    return (unit_rows(features) if cfg.normalize else features).astype(np.float64)
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Rows divided by their length."""
+    from jclip.heads import unit
+
+    return unit(features)
+
+
+def fit(cfg: Config, data: FeatureSet, c: float) -> Minimum:
+    """The regression with C = `c`, from zeros; `x` holds W (C, E) and b (C,). Raises `DataError` for an empty class."""
+    from jclip.functional.lbfgs import minimise
+
+    missing = data.classes - len(np.unique(data.train_labels))
+    if missing:
+        raise DataError(f"{missing} of {data.classes} classes have no training photos, so their bias has no minimum")
+    rows = prepared(cfg, data.train)
+    start = np.zeros(data.classes * (rows.shape[1] + 1))
+    stop = {"iterations": cfg.iterations, "tolerance": cfg.tolerance * min(1.0, c)}
+    return minimise(lambda x: objective(x, rows, data.train_labels, data.classes, c), start, **stop)
+
+
+def objective(x: np.ndarray, rows: np.ndarray, labels: np.ndarray, classes: int, c: float) -> tuple[float, np.ndarray]:
+    """‖W‖² / 2 + c Σ CE and its gradient, of W (C, E) and b (C,) in one array `x`; the bias is not penalised.
+
+    A large c calls for cross-entropies near zero to be exact: they come of the other classes alone, not of 1 less the own.
+    """
+    weights, bias = parted(x, classes)
+    scores = rows @ weights.T + bias
+    scores -= scores.max(axis=1, keepdims=True)
+    own = np.arange(len(rows)), labels
+    odds = np.exp(scores)
+    mine, odds[own] = odds[own], 0
+    others = odds.sum(axis=1)
+    value = (weights**2).sum() / 2 + c * (np.log1p(others + (mine - 1)) - scores[own]).sum()
+    odds[own] = -others
+    odds *= (c / (others + mine))[:, None]  # c (probabilities - one-hot)
+    return value, np.concatenate([(weights + odds.T @ rows).ravel(), odds.sum(axis=0)])
+
+
+def parted(x: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """W (C, E) and b (C,) of one array."""
+    return x[:-classes].reshape(classes, -1), x[-classes:]
+
+
+def search(cfg: Config, data: FeatureSet) -> tuple[float, Minimum]:
+    """C by validation accuracy, and its fit: the best of `search_C`, then halvings around it; ties go to the smaller C.
+
+    The interval's ends are compared and the worse one moves to the middle, on a logarithmic scale, as CoOp's probe does.
+    """
+    from jclip.functional.metrics import top_k
+
+    fits: dict[float, tuple[float, Minimum]] = {}
+
+    def accuracy(c: float) -> float:
+        if c not in fits:
+            fitted = fit(cfg, data, c)
+            weights, bias = parted(fitted.x, data.classes)
+            fits[c] = top_k(scorer({"weights": weights, "bias": bias}, cfg)(data.val), data.val_labels), fitted
+        return fits[c][0]
+
+    peak = max(sorted(cfg.search_C), key=accuracy)  # the first among equals
+    left, right = 0.1 * peak, 10 * peak
+    for _ in range(cfg.search_rounds):
+        middle = float(np.sqrt(left * right))
+        left, right = (left, middle) if accuracy(left) >= accuracy(right) else (middle, right)
+    chosen = max((left, right), key=accuracy)
+    return chosen, fits[chosen][1]

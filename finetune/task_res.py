@@ -1,0 +1,132 @@
+"""TaskRes: a residual beside each class's text feature, the towers and the text features frozen.
+
+Yu et al., CVPR 2023, arXiv 2211.10277, eq. 4-5.   Trains: C x E numbers.   Needs: a few-shot split and text features.
+
+    logits = s f norm(T + α x)',  x = 0 at the start: zero-shot
+
+T are template means that were *not* normalised, as the authors take them: with a model its raw text features, of
+recorded features the recorded rows of length one. T of length l at α is T of length one at α / l: ViT-B/32's raw rows
+are several units long, so the authors' α = 0.5 moves recorded rows further.
+
+The authors' Adam couples its decay, g + λ x; AdamW with weight_decay 0 on the loss + λ/2 |x|² is the same step, and what
+happens here: `decay` is λ, and `optim.weight_decay` would be a decoupled one on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.adapt import Trained
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+    from jclip.source import ModelSource
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "simple"  # the authors': the data set's own template; ImageNet: openai7 and this one
+    views: int = 10  # augmented views of each photo that epochs draw from
+    augment: str = "coop"
+    alpha: float = 0.5  # α: 1.0 for Flowers102
+    decay: float = 5e-4  # λ of the coupled decay
+    schedule: Literal["coop", "optim"] = "coop"  # coop: an epoch at 1e-5, then a cosine by epochs; or as optim says
+    optim: OptimConfig = field(  # the authors' 2e-4 on ImageNet; 100 epochs up to 4 shots
+        default_factory=lambda: OptimConfig(lr=2e-3, weight_decay=0.0, epochs=200, batch=256)
+    )
+    selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept; the authors' is the last
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.views < 1 or self.decay < 0:
+            raise ConfigError(f"views is at least 1 and decay at least 0, got {self.views} and {self.decay}")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Base text features, training of the residual, evaluation of val and test."""
+    from jclip import adapt
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    source = source_of(cfg)
+    data = few_shot_features(
+        cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True
+    )
+    run.note(**data.facts)
+    adapt.need_text(data)
+    adapt.need_val(data, cfg.selection)
+    text = base_text(cfg, data, source)
+    trained = train_residual(cfg, run, data, text)
+    learned = arrays(cfg, text, data.scale, trained.arrays["residual"])
+    run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
+    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **trained.told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.heads import ZeroShotHead, unit
+
+    text = learned["text"] + np.float32(learned["alpha"][0]) * learned["residual"]
+    return ZeroShotHead(unit(text), float(learned["scale"][0]))
+
+
+def logits(features, text, residual, scale: float, alpha: float):
+    """Eq. 5 of normalised features: (B, E), (C, E), (C, E) → (B, C)."""
+    from jclip.clip import normalise
+    from jclip.functional.similarity import zero_shot_scores
+
+    return zero_shot_scores(features, normalise(text + alpha * residual), scale)
+
+
+def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) -> Trained:
+    """Cross-entropy on the logits above plus λ/2 |x|²; from photos, an epoch draws as many views as there are photos."""
+    from jclip import adapt
+    from jclip.runtime import jt
+
+    residual, fixed = jt.zeros(text.shape), jt.array(text).stop_grad()
+    several = not cfg.data.features and cfg.augment != "none"
+    rows = len(data.train) // cfg.views if several else len(data.train)
+    batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
+
+    def loss(batch):
+        features, labels = batch
+        scores = logits(features, fixed, residual, data.scale, cfg.alpha)
+        return jt.nn.cross_entropy_loss(scores, labels) + cfg.decay / 2 * (residual * residual).sum()
+
+    return adapt.train(
+        run, cfg.optim, {"residual": residual}, loss, batches, batches.steps, data,
+        lambda learnt: scorer(arrays(cfg, text, data.scale, learnt["residual"]), cfg), cfg.selection,
+        rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None,
+    )  # fmt: skip
+
+
+def arrays(cfg: Config, text: np.ndarray, scale: float, residual: np.ndarray) -> dict[str, np.ndarray]:
+    """What `scorer` needs, by name."""
+    return {"text": text, "residual": residual, "scale": np.array([scale]), "alpha": np.array([cfg.alpha])}
+
+
+def base_text(cfg: Config, data: FeatureSet, source: ModelSource | None) -> np.ndarray:
+    """T (C, E): means over the templates of the model's raw text features, or the recorded rows without one.
+
+    Raises `ConfigError` for a model of another width.
+    """
+    from jclip.heads import prompt_features
+    from jclip.prompts import class_prompts, load_templates
+
+    if source is None or not data.classnames:
+        return data.text
+    prompts = class_prompts(data.classnames, load_templates(cfg.templates))
+    raw, labels = prompt_features(source, prompts, data.text.shape[1])
+    counts = np.bincount(labels)
+    return np.add.reduceat(raw, np.cumsum(counts) - counts, axis=0) / counts[:, None].astype(np.float32)

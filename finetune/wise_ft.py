@@ -1,0 +1,194 @@
+"""WiSE-FT: the zero-shot head tuned as a linear layer, then mixed with itself as it was: (1 - α) before + α after.
+
+Wortsman et al., CVPR 2022, arXiv 2109.01903, eq. 1; on frozen features, the paper's "linear classifier".
+Trains: C x (E + 1) numbers.   Needs: a few-shot split, text features; validation photos where α is searched.
+
+    logits = W f + b,   before: W = exp(scale) T, b = 0,   after: AdamW on the cross-entropy, to its last epoch
+
+Both ends fold the scale in: a head that did not would be mixed with one a hundred times as large. The result tells the
+accuracy along the whole way, on validation and on test photos; α is 0.5, the paper's advice, or the best on validation.
+With `tuned`, a weight file made from `model`, nothing is trained: whole towers are mixed, and the classes' prompts read by
+the mixed text tower; the mixture is written as model.safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError, DataError, MisfitError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str = ""  # a name or weight file; recorded features with text need none
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "openai80"
+    views: int = 1  # augmented views of each training photo, each a row of its own
+    augment: str = "wise_ft"
+    tuned: str = ""  # end-to-end: the weight file, from here, that `model` became
+    alpha: float = 0.5  # α: 0 is zero-shot, 1 the tuned head
+    search: bool = False  # take the α of the best validation accuracy, the smallest among equals
+    steps: int = 10  # α is looked at in steps of 1 / steps
+    smoothing: float = 0.0  # of labels
+    clip: float = 1.0  # bound of the gradient's global norm; 0: none
+    optim: OptimConfig = field(  # the scale is folded in: weights are of order ten, and so are steps
+        default_factory=lambda: OptimConfig(lr=1e-1, weight_decay=0.1, epochs=10, batch=512, warmup=0.1)
+    )
+    seed: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1 or not 1 <= self.steps <= 100:
+            raise ConfigError(f"alpha={self.alpha} is not in [0, 1], or steps={self.steps} not in 1 … 100")
+        if not 0 <= self.smoothing < 1 or self.clip < 0 or self.views < 1:
+            raise ConfigError("smoothing is in [0, 1), clip at least 0, views at least 1")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Training, accuracy along α, the head at the chosen α, evaluation of val and test."""
+    from jclip.adapt import best_on_val, need_text, need_val, zero_shot_report
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    if cfg.tuned:
+        return mix_towers(cfg, run)
+    options = {"views": cfg.views, "augment": cfg.augment, "each_view": True, "seed": cfg.seed}
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, **options)
+    run.note(**data.facts)
+    need_text(data)
+    need_val(data, "last", searched="α" if cfg.search else "")
+    if not len(data.train):
+        raise DataError("there is nothing to learn from: the training split is empty")
+    before = start(data)
+    after = train(cfg, run, data, before)
+
+    def score_at(alpha: float) -> Callable[[np.ndarray], np.ndarray]:
+        return scorer(interpolate(before, after, alpha), cfg)
+
+    alphas = grid(cfg.steps)
+    alpha = best_on_val(alphas, data, score_at)[0] if cfg.search else cfg.alpha
+    learned = {**interpolate(before, after, alpha), "alpha": np.array([alpha])}
+    run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
+    curve = {f"{part}_top1_at_{a:.2f}": data.top1(part, score_at(a))
+             for part in ("val", "test") if len(getattr(data, part)) for a in alphas}  # fmt: skip
+    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), "alpha": alpha, **curve}
+
+
+def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.adapt import in_chunks
+    from jclip.prototypes import linear_scores
+    from jclip.runtime import jt
+
+    weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
+    return in_chunks(lambda f: linear_scores(f, weight, bias))
+
+
+def start(data: FeatureSet) -> Weights:
+    """The zero-shot head as a linear layer: W = exp(scale) T (C, E), b = 0 (C,)."""
+    return {"weight": np.float32(data.scale) * data.text, "bias": np.zeros(len(data.text), np.float32)}
+
+
+def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Weights:
+    """The head after the last epoch."""
+    from jclip.adapt import Batches
+    from jclip.loop import fit
+    from jclip.optim import TrainState, learning_rate, optimiser
+    from jclip.prototypes import linear_scores
+    from jclip.runtime import jt
+
+    head = {k: jt.array(v) for k, v in before.items()}
+    batches = Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed)
+    total = cfg.optim.epochs * batches.steps
+    optim = optimiser(cfg.optim, head)
+    state = TrainState(optim)
+
+    def step(batch, number: int):
+        features, labels = batch
+        optim.lr = learning_rate(cfg.optim, number, total)
+        scores = linear_scores(features, **head)
+        loss = jt.nn.cross_entropy_loss(scores, labels)
+        if cfg.smoothing:
+            loss = (1 - cfg.smoothing) * loss - cfg.smoothing * jt.nn.log_softmax(scores, dim=1).mean()
+        optim.step(loss, cfg.clip)
+        return loss
+
+    fit(step, batches, state=state, run=run, epochs=cfg.optim.epochs, steps=total)
+    return state.arrays()
+
+
+def grid(steps: int) -> list[float]:
+    """0, 1 / steps, … 1."""
+    return [i / steps for i in range(steps + 1)]
+
+
+def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
+    """Zero-shot with towers between `model` and `tuned`: at 0, α and 1, or along the whole way where α is searched."""
+    from jclip.adapt import need_val
+    from jclip.checkpoint import save_checkpoint
+    from jclip.data.splits import read_photos
+    from jclip.features import few_shot_features
+    from jclip.heads import ZeroShotHead
+    from jclip.source import ModelSource, source_of
+
+    if not cfg.model or cfg.data.features:
+        raise ConfigError("towers are mixed on photos: set model= to the weights before tuning, and data.root")
+    ends, photos = [source_of(cfg), source_of(cfg, cfg.tuned)], read_photos(cfg.data)
+    if ends[0].config != ends[1].config:
+        raise MisfitError(f"{cfg.tuned} is of another architecture than {cfg.model}: they can't be mixed")
+    weights, file = [dict(end.checkpoint.arrays()) for end in ends], run.folder / "model.safetensors"
+
+    def at(alpha: float) -> FeatureSet:
+        arrays = interpolate(*weights, alpha)
+        save_checkpoint(file, arrays, ends[0].config, ends[0].checkpoint.preprocess, {"made_by": "wise_ft"})
+        mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft)
+        return few_shot_features(cfg.data, mixed, cfg.templates, train=False, photos=photos)
+
+    seen = {alpha: at(alpha) for alpha in (grid(cfg.steps) if cfg.search else sorted({0.0, cfg.alpha, 1.0}))}
+    heads = {alpha: ZeroShotHead(data.text, data.scale) for alpha, data in seen.items()}
+    need_val(seen[0.0], "last", searched="α" if cfg.search else "")
+    alpha = max(seen, key=lambda a: seen[a].top1("val", heads[a])) if cfg.search else cfg.alpha
+    data = at(alpha)  # which leaves its file
+    run.note(**data.facts, before_sha256=ends[0].checkpoint.sha256, tuned_sha256=ends[1].checkpoint.sha256)
+    learned = {**start(data), "alpha": np.array([alpha])}
+    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
+    curve = {f"{part}_top1_at_{a:.2f}": some.top1(part, heads[a])
+             for part in ("val", "test") if len(getattr(data, part)) for a, some in seen.items()}  # fmt: skip
+    zero_shot = seen[0.0].report(heads[0.0], prefix="zero_shot_")
+    return {**zero_shot, **data.report(scorer(learned, cfg)), "alpha": alpha, **curve}
+
+
+def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], alpha: float) -> Weights:
+    """(1 - α) before + α after of every array, in float32 at least; α = 0 and 1 give the ends themselves.
+
+    Good for heads and for whole checkpoints, running statistics included. Raises `MisfitError` when names or shapes
+    differ, and for whole numbers that do: between two of them there is nothing to take.
+    """
+    from jclip.checkpoint import compare_keys
+
+    compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
+    return {k: _between(k, before[k], after[k], alpha) for k in before}
+
+
+def _between(name: str, before: np.ndarray, after: np.ndarray, alpha: float) -> np.ndarray:
+    if "f" not in (before.dtype.kind, after.dtype.kind):
+        if not np.array_equal(before, after):
+            raise MisfitError(f"{name} holds whole numbers that differ: they can't be interpolated")
+        return before.copy()
+    kind = np.result_type(before.dtype, after.dtype, np.float32)
+    before, after = before.astype(kind), after.astype(kind)
+    if alpha in (0, 1):
+        return after if alpha else before
+    return (kind.type(1 - alpha) * before + kind.type(alpha) * after).astype(kind)

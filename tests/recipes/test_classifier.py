@@ -1,0 +1,98 @@
+"""A finished run in Python and on the command line: photos in, classes out, and photos into folders."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from finetune import Classifier
+from jclip.cli import main
+from jclip.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, small_models, photo_folder) -> Path:
+    """Tip-Adapter on the seeded photos."""
+    folder = tmp_path_factory.mktemp("classifier")
+    (folder / "mine.yaml").write_text(
+        f"recipe: tip_adapter\nmodel: '{small_models['vit']}'\ntemplates: simple\nviews: 1\n"
+        f"data: {{root: '{photo_folder}', shots: 4, val_shots: 2}}\nalpha: 50.0\nbeta: 20.0\n",
+        encoding="utf-8",
+    )
+    assert main(["train", str(folder / "mine.yaml"), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def test_photos_in_classes_out(run, photo_folder, close):
+    classifier = Classifier.load(run)
+    predictions = classifier.predict([photo_folder / "test"])
+    assert len(predictions.photos) == 18 and predictions.scores.shape == (18, 3)
+    assert set(predictions.classnames) == {"red_thing", "绿 thing", "blue thing"} == set(classifier.classnames)
+    one = classifier.predict([predictions.photos[5]])
+    close(one.scores[0], predictions.scores[5], "scores", relative=True)
+    assert one.best[0, 0] == predictions.best[5, 0]
+
+
+def test_it_equals_the_command(run, photo_folder, tmp_path):
+    assert main(["predict", str(run), str(photo_folder / "test"), "--out", str(tmp_path / "r.csv")]) == 0
+    with open(tmp_path / "r.csv", encoding="utf-8", newline="") as f:
+        rows = {row["photo"]: row["class_1"] for row in csv.DictReader(f)}
+    predictions = Classifier.load(run).predict([str(photo_folder / "test")])
+    assert rows == {
+        photo: predictions.classnames[i] for photo, i in zip(predictions.photos, predictions.best[:, 0], strict=True)
+    }
+
+
+def test_photos_go_into_folders_and_back(run, photo_folder, tmp_path, capsys):
+    out = tmp_path / "sorted"
+    command = [
+        "predict",
+        str(run),
+        str(photo_folder / "test"),
+        "--out",
+        str(tmp_path / "r.txt"),
+        "--sort-into",
+        str(out),
+    ]
+    assert main([*command, "--dry-run"]) == 0
+    assert not out.exists() and "nothing was moved" in capsys.readouterr().out
+    assert main([*command, "--link", "--unsure", "0.9"]) == 0
+    printed = capsys.readouterr().out
+    links = list(out.rglob("*.png"))
+    assert len(links) == 18 and all(p.is_symlink() and p.resolve().is_file() for p in links)
+    predictions = Classifier.load(run).predict([photo_folder / "test"])
+    unsure = int((predictions.probabilities.max(axis=1) < 0.9).sum())
+    assert len(list((out / "_unsure").glob("*"))) == unsure if unsure else not (out / "_unsure").exists()
+    assert f"jclip unsort {out / 'sorted.json'}" in printed
+    assert main([*command]) == 2
+    assert "stands there already: name another folder" in capsys.readouterr().err
+    assert main(["unsort", str(out / "sorted.json")]) == 0
+    assert not any(out.iterdir())
+
+
+def test_what_is_missing_is_told(run, small_models, tmp_path, photo_folder):
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        Classifier.load(tmp_path)
+    with pytest.raises(DataError):
+        Classifier.load(run).predict([tmp_path / "absent.jpg"])
+    smoke = Path(__file__).parents[2] / "configs" / "tip_adapter" / "smoke.yaml"
+    assert main(["train", str(smoke), "--run", str(tmp_path / "recorded")]) == 0
+    with pytest.raises(ConfigError, match="learned from recorded features: name the model"):
+        Classifier.load(tmp_path / "recorded").predict([photo_folder / "test"])
+    with pytest.raises(CheckpointError, match="gives features of 24 numbers"):
+        Classifier.load(tmp_path / "recorded", model=str(small_models["vit"])).predict([photo_folder / "test"])
+
+
+def test_eval_draws_the_confusion_matrix(run, tmp_path, capsys):
+    assert main(["eval", str(run), "--out", str(tmp_path)]) == 0
+    assert "macro_f1" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "eval.json",
+        "per_class.csv",
+        "confusion.csv",
+        "confusion.png",
+        "scores.csv",
+    }
+    assert (tmp_path / "confusion.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,290 @@
+"""The linear probe against its objective written out, torch's L-BFGS, and the figures of the recorded real features."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune import linear_probe
+from finetune.__main__ import read_config, resolved
+from jclip.config import DataConfig
+from jclip.errors import ConfigError, DataError
+from jclip.features import FeatureSet
+from jclip.run import Run
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "linear_probe"
+COUNTS = (3, 6, 2, 9, 4)  # rows per class
+
+
+def features(seed: int, width: int = 7, counts=COUNTS) -> FeatureSet:
+    """Rows of lengths from 2 to 20, as towers make them."""
+    rng = np.random.default_rng(seed)
+    centres = 3 * rng.standard_normal((len(counts), width))
+
+    def near(labels):
+        return (centres[labels] + 3 * rng.standard_normal((len(labels), width))).astype(np.float32), labels
+
+    train = near(rng.permutation(np.repeat(np.arange(len(counts)), counts)))
+    val, test = (near(rng.integers(0, len(counts), n)) for n in (23, 31))
+    return FeatureSet(tuple("abcdefghij"[: len(counts)]), *train, *val, *test, None, 8.0)
+
+
+def config(**settings) -> linear_probe.Config:
+    return linear_probe.Config(data=DataConfig(features="x"), **settings)
+
+
+def written_out(x, rows, labels, classes, c):
+    """The objective row by row; the gradient by central differences."""
+
+    def value(x):
+        weights, bias = x[: classes * rows.shape[1]].reshape(classes, -1), x[classes * rows.shape[1] :]
+        total = (weights**2).sum() / 2
+        for row, label in zip(rows, labels, strict=True):
+            scores = weights @ row + bias
+            total += c * (np.log(np.exp(scores).sum()) - scores[label])
+        return total
+
+    steps = 1e-5 * np.eye(len(x))
+    return value(x), np.array([(value(x + s) - value(x - s)) / 2e-5 for s in steps])
+
+
+def torch_fit(rows, labels, classes, c):
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    x, y = torch.tensor(rows.astype(np.float64)), torch.tensor(labels)
+    head = torch.nn.Linear(rows.shape[1], classes).double()
+    options = {"max_iter": 500, "tolerance_grad": 1e-8, "tolerance_change": 1e-13, "line_search_fn": "strong_wolfe"}
+    optimiser = torch.optim.LBFGS(head.parameters(), **options)
+
+    def loss():
+        optimiser.zero_grad()
+        cross_entropy = torch.nn.functional.cross_entropy(head(x), y, reduction="sum")
+        value = head.weight.square().sum() / 2 + c * cross_entropy
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    bias = head.bias.detach().numpy()
+    return loss().item(), head.weight.detach().numpy(), bias - bias.mean()
+
+
+@pytest.mark.parametrize("seed, c", [(0, 0.3), (1, 2.0)])
+def test_objective_and_gradient_are_those_written_out(seed, c, close):
+    data, rng = features(seed), np.random.default_rng(seed)
+    x, rows = 0.3 * rng.standard_normal(5 * 8), data.train.astype(np.float64)
+    value, gradient = linear_probe.objective(x, rows, data.train_labels, 5, c)
+    wanted = written_out(x, rows, data.train_labels, 5, c)
+    close(value, wanted[0], "closed_form", "linear probe: objective")
+    close(gradient, wanted[1], "gradient_relative", "linear probe: gradient", relative=True)
+    shifted = np.concatenate([x[:35], x[35:] + 3])
+    close(linear_probe.objective(shifted, rows, data.train_labels, 5, c)[0], value, "closed_form")  # no price on b
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("c", [1e-2, 5.0])
+def test_the_fit_is_torchs(seed, c, close):
+    data, cfg = features(seed), config(tolerance=1e-7)
+    found = linear_probe.fit(cfg, data, c)
+    weights, bias = linear_probe.parted(found.x, 5)
+    value, wanted, wanted_bias = torch_fit(data.train, data.train_labels, 5, c)
+    assert found.converged
+    close(found.value, value, "loss", "linear probe: least objective")
+    close(weights, wanted, "trajectory", "linear probe: weights")
+    close(bias, wanted_bias, "trajectory", "linear probe: bias")
+    scores = linear_probe.scorer({"weights": weights, "bias": bias}, cfg)(data.test)
+    close(scores, data.test.astype(np.float64) @ weights.T + bias, "closed_form", "linear probe: logits")
+
+
+def test_hardly_any_weight_on_the_data_leaves_the_shares_of_the_classes(close):
+    data = features(0)
+    weights, bias = linear_probe.parted(linear_probe.fit(config(tolerance=1e-9), data, 1e-9).x, 5)
+    shares = np.exp(bias) / np.exp(bias).sum()
+    close(shares, np.array(COUNTS) / sum(COUNTS), "loss", "linear probe: bias at C = 1e-9")
+    close(weights, np.zeros((5, 7)), "loss")
+
+
+def test_cross_entropies_near_zero_are_exact(close):
+    rows, x = np.array([[40.0]]), np.array([1.0, 0.0, 0.0, 0.0])  # scores 40 and 0: CE is log(1 + e^-40)
+    value, gradient = linear_probe.objective(x, rows, np.array([0]), 2, 1e17)
+    wrong = 1e17 * np.exp(-40.0)
+    close([value - 0.5, *gradient], [wrong, 1 - 40 * wrong, 40 * wrong, -wrong, wrong], "closed_form")
+
+
+def test_normalize_makes_lengths_irrelevant(close):
+    data = features(0)
+    lengths = np.random.default_rng(1).uniform(0.5, 2, (len(data.train), 1)).astype(np.float32)
+    stretched = replace(data, train=data.train * lengths, test=data.test * 3)
+    for normalize, same in ((True, True), (False, False)):
+        cfg = config(normalize=normalize)
+        fits = [linear_probe.parted(linear_probe.fit(cfg, d, 10.0).x, 5) for d in (data, stretched)]
+        scores = [
+            linear_probe.scorer(dict(zip(("weights", "bias"), f, strict=True)), cfg)(d.test)
+            for f, d in zip(fits, (data, stretched), strict=True)
+        ]
+        assert (np.abs(scores[0] - scores[1]).max() < 0.1) == same
+        if same:
+            close(scores[0], scores[1], "trajectory", "linear probe: stretched features")
+
+
+def coops_search(data, cfg):
+    """The binary search as CoOp runs it, every fit anew, but with ties to the smaller C from the start."""
+
+    def accuracy(c):
+        weights, bias = linear_probe.parted(linear_probe.fit(cfg, data, c).x, 5)
+        return ((data.val.astype(np.float64) @ weights.T + bias).argmax(axis=1) == data.val_labels).mean()
+
+    found = [accuracy(c) for c in sorted(cfg.search_C)]
+    peak = sorted(cfg.search_C)[int(np.argmax(found))]
+    left, right = np.log10(peak) - 1, np.log10(peak) + 1
+    for _ in range(cfg.search_rounds):
+        if accuracy(10**left) >= accuracy(10**right):
+            right = (left + right) / 2
+        else:
+            left = (left + right) / 2
+    return found, left if accuracy(10**left) >= accuracy(10**right) else right
+
+
+@pytest.mark.parametrize("seed", [0, 3, 8])
+def test_the_search_is_coops(seed, close):
+    data, cfg = features(seed), config(search_C=(1.0, 1e-2, 1e-4, 1e2), search_rounds=4)
+    c, fitted = linear_probe.search(cfg, data)
+    found, wanted = coops_search(data, cfg)
+    assert len(set(found)) > 1
+    close(np.log10(c), wanted, "closed_form")
+    close(fitted.x, linear_probe.fit(cfg, data, c).x, "closed_form")
+
+
+def test_ties_go_to_the_smaller_c(close):
+    data = features(0)
+    tied = replace(data, val=data.train[:1] * 0, val_labels=np.array([4]))  # only the bias decides: never class 4
+    cfg = config(search_C=(1e-3, 1e-6, 1e-5), search_rounds=3)
+    c, _ = linear_probe.search(cfg, tied)
+    close(c / 1e-7, 1.0, "closed_form")  # a tenth of the smallest
+    c, _ = linear_probe.search(replace(cfg, search_rounds=0), tied)
+    close(c / 1e-7, 1.0, "closed_form")
+
+
+def test_each_c_is_fitted_once(monkeypatch):
+    data, seen = features(0), []
+    fit = linear_probe.fit
+    monkeypatch.setattr(linear_probe, "fit", lambda cfg, data, c: seen.append(c) or fit(cfg, data, c))
+    linear_probe.search(config(search_C=(1e-2, 1.0), search_rounds=5), data)
+    assert len(seen) == len(set(seen)) <= 2 + 2 + 5
+
+
+def test_wrong_settings_and_data_are_refused():
+    for settings, message in (
+        ({"C": 0.0}, "C and search_C are above 0"),
+        ({"search_C": ()}, "search_C names at least one value"),
+        ({"search_C": (1.0, -1.0)}, "C and search_C are above 0"),
+        ({"iterations": 0}, "iterations are at least 1"),
+        ({"search_rounds": -1}, "search_rounds at least 0"),
+        ({"tolerance": 0.0}, "tolerance above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config(**settings)
+    data = features(0)
+    with pytest.raises(DataError, match="2 of 7 classes have no training photos"):
+        linear_probe.fit(config(), replace(data, classnames=tuple("abcdefg")), 1.0)
+
+
+# Whole runs
+
+
+def train(name, folder, *overrides):
+    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
+    with Run(folder, resolved(module, cfg)) as run:
+        return run.finish(module.run(cfg, run))["metrics"]
+
+
+def test_convergence_is_reported(tmp_path, capsys):
+    metrics = train("smoke.yaml", tmp_path / "a", "search=false", "C=100.0", "iterations=3")
+    assert (metrics["converged"], metrics["iterations"]) == (0, 3)
+    assert "L-BFGS had not converged after 3 iterations: raise iterations" in capsys.readouterr().err
+    metrics = train("smoke.yaml", tmp_path / "b", "search=false", "C=100.0")
+    assert metrics["converged"] == 1 and 3 < metrics["iterations"] < 1000
+    assert capsys.readouterr().err == ""
+
+
+def test_the_figures_of_the_recorded_features(shared, tmp_path, close):
+    from jclip.readers import read_weights
+
+    d = np.load(shared / "clip_vitb32_features" / "caltech_lvis.npz")
+    # the whole search fits seventeen times, for seconds; it ends at C = 1000 as well
+    metrics = train("features_caltech_lvis.yaml", tmp_path, "search_C=[1e4]", "search_rounds=0")
+    assert [metrics["val_correct"], metrics["test_correct"]] == [606, 904] and metrics["converged"] == 1
+    assert round(metrics["C"]) == 1000
+    assert metrics["val_top1"] > metrics["zero_shot_val_top1"]
+    saved = read_weights(tmp_path / "learned.safetensors")
+    weights, bias = (np.array(saved[k].read()) for k in ("weights", "bias"))
+    x = d["train_features_16"].astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    odds = np.exp(x @ weights.T + bias)
+    wrong = odds / odds.sum(axis=1, keepdims=True) - np.eye(35)[d["train_labels_16"]]
+    # a convex objective is least where its gradient is zero: W = C Σ (y - p) x, Σ (y - p) = 0
+    close(weights, -metrics["C"] * wrong.T @ x, "trajectory", "linear probe: weights of zero gradient")
+    close(metrics["C"] * wrong.sum(axis=0), np.zeros(35), "trajectory", "linear probe: bias of zero gradient")
+    f = d["test_features"].astype(np.float64)
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    assert int(((f @ weights.T + bias).argmax(axis=1) == d["test_labels"]).sum()) == 904
+
+
+def test_text_is_not_needed(shared, tmp_path):
+    pets = shared / "clip_vitb32_features" / "oxford_pets.npz"
+    metrics = train(
+        "features_caltech_lvis.yaml", tmp_path, f"data.features={pets}", "search=false", "C=100.0", "data.shots=4"
+    )
+    assert metrics["test_correct"] == 2470 and not any(k.startswith("zero_shot") for k in metrics)
+
+
+def test_searching_needs_validation_photos(tmp_path):
+    data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
+    arrays = {k: data[k] for k in data.files} | {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
+    np.savez(tmp_path / "no_val.npz", **arrays)
+    override = f"data.features={tmp_path / 'no_val.npz'}"
+    with pytest.raises(ConfigError, match="C is chosen on validation photos, and there are none"):
+        train("smoke.yaml", tmp_path / "run", override)
+    metrics = train("smoke.yaml", tmp_path / "ok", override, "search=false")
+    assert "val_top1" not in metrics and metrics["C"] == 0.316 and metrics["test_count"] == 63
+
+
+def loss_of(scores, labels):
+    """Mean cross-entropy."""
+    logs = scores - np.logaddexp.reduce(scores.astype(np.float64), axis=1, keepdims=True)
+    return -logs[np.arange(len(labels)), labels].mean()
+
+
+@pytest.mark.parametrize("normalize", ["false", "true"])
+def test_photos_are_measured_as_they_were_learned(
+    normalize, small_models, photo_folder, tmp_path, monkeypatch, capsys, close
+):
+    from jclip.cli import main
+    from jclip.features import few_shot_features
+    from jclip.readers import read_weights
+    from jclip.source import source_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        f"recipe: linear_probe\nmodel: '{small_models['vit']}'\ntemplates: simple\nsearch: false\nC: 10.0\n"
+        f"normalize: {normalize}\ndata: {{root: '{photo_folder}', shots: 4, val_shots: 2}}\n",
+        encoding="utf-8",
+    )
+    assert main(["train", "mine.yaml", "--run", "run"]) == 0
+    metrics = json.loads(Path("run/result.json").read_text())["metrics"]
+    cfg = read_config("mine.yaml")[1]
+    options = {"templates": "simple", "train": False}
+    unit, raw = (few_shot_features(cfg.data, source_of(cfg), normalise=n, **options) for n in (True, False))
+    saved = read_weights(Path("run/learned.safetensors"))
+    weights, bias = (np.array(saved[k].read()) for k in ("weights", "bias"))
+    seen = unit if normalize == "true" else raw
+    assert metrics["test_count"] == 18
+    close(metrics["test_nll"], loss_of(seen.test @ weights.T + bias, seen.test_labels), "loss")
+    lengths = np.linalg.norm(raw.test, axis=1)
+    assert lengths.max() - lengths.min() > 0.1 and abs(lengths.mean() - 1) > 0.1  # which of the two matters
+    close(metrics["zero_shot_test_nll"], loss_of(raw.scale * unit.test @ raw.text.T, raw.test_labels), "loss")
+    assert main(["eval", "run"]) == 0
+    assert f"{metrics['test_top1']:.4f} ({metrics['test_correct']} of 18)" in capsys.readouterr().out
+    close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")

@@ -1,0 +1,127 @@
+"""Sweeps: every combination once, nothing twice, on after a kill, the table and the plot."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune._sweep import combinations, planned, statistics, sweep, told
+from jclip.cli import main
+from jclip.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ("zero_shot/smoke", "tip_adapter/smoke")
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_combinations_list_values_and_seeds_draw():
+    assert list(combinations({"a": "1,2", "b": "[3, 4]"})) == [["a=1", "b=[3, 4]"], ["a=2", "b=[3, 4]"]]
+    assert list(combinations({"seed": "1,2"})) == [["seed=1", "data.seed=1"], ["seed=2", "data.seed=2"]]
+    assert list(combinations({"seed": "1", "data.seed": "5"})) == [["seed=1", "data.seed=5"]]
+
+
+def test_a_sweep_runs_what_is_not_there_yet(tmp_path, capsys):
+    command = ["sweep", *CONFIGS, "data.shots=2,4", "seed=1,2", "data.pool=4"]
+    command += ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "test top-1, %, 2 seeds" in printed and "2 shots" in printed and " ± " in printed
+    rows = rows_of(tmp_path / "out" / "sweep.csv")
+    assert [(r["config"], r["shots"], r["seed"]) for r in rows] == [
+        (f"{recipe}/smoke", k, s) for recipe in ("zero_shot", "tip_adapter") for k in "24" for s in "12"
+    ]
+    assert len({r["run"] for r in rows}) == len(rows) and (tmp_path / "out" / "sweep.png").stat().st_size > 5000
+    stamps = {r["run"]: (Path(r["run"]) / "result.json").stat().st_mtime_ns for r in rows}
+    assert main([*command[:3], "data.shots=2,4", "seed=1,2,3", *command[5:]]) == 0
+    again = rows_of(tmp_path / "out" / "sweep.csv")
+    assert len(again) == 12
+    assert all((Path(run) / "result.json").stat().st_mtime_ns == stamp for run, stamp in stamps.items())
+
+
+def test_statistics_are_mean_and_population_deviation():
+    rows = [
+        {"config": "a", "shots": 1, "seed": s, "test_top1": v, "val_top1": "", "zero_shot_test_top1": ""}
+        for s, v in ((1, 0.5), (2, 0.7), (3, 0.9))
+    ]
+    mean, deviation = statistics(rows, "test_top1")["a"][1]
+    assert np.isclose(mean, 0.7) and np.isclose(deviation, np.sqrt(0.08 / 3))
+    assert "70.00 ± 16.33" in told(rows)
+
+
+def test_what_is_wrong_is_told_before_the_first_run(tmp_path):
+    with pytest.raises(ConfigError, match="name at least one config"):
+        planned(["data.shots=1,2"], str(tmp_path))
+    with pytest.raises(ConfigError, match="data.shots"):
+        planned(["tip_adapter/smoke", "data.shots=1,two"], str(tmp_path))
+    with pytest.raises(ConfigError, match="no shots to sweep over"):
+        planned(["contrastive/smoke"], str(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+def test_killed_with_9_and_finished_by_the_same_command(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "sweep",
+        "tip_adapter/smoke",
+        "data.shots=1,2,4",
+        "seed=1,2",
+        "data.pool=4",
+    ]
+    command += ["optim.epochs=40", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while time.time() < deadline and len(list((tmp_path / "runs").rglob("result.json"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    broken = len(list((tmp_path / "runs").rglob("result.json")))
+    assert 2 <= broken < 6
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    killed = rows_of(tmp_path / "out" / "sweep.csv")
+    whole = [*command[:-1], str(tmp_path / "whole")]
+    whole[whole.index(str(tmp_path / "runs"))] = str(tmp_path / "runs of the whole")
+    assert subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True).returncode == 0
+    columns = ("config", "shots", "seed", "val_top1", "test_top1")
+    assert [[r[c] for c in columns] for r in killed] == [
+        [r[c] for c in columns] for r in rows_of(tmp_path / "whole" / "sweep.csv")
+    ]
+
+
+def test_what_a_recipe_can_not_do_with_one_shot_is_told_and_the_rest_runs(tmp_path, capsys):
+    """One row per class has no covariance; two have."""
+    command = [
+        "sweep",
+        "gda/smoke",
+        "data.shots=1,2",
+        "data.pool=4",
+        "--runs",
+        str(tmp_path / "r"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "not run: smoke, 1 shots, seed 1: one row per class has no covariance" in printed
+    assert [row["shots"] for row in rows_of(tmp_path / "o" / "sweep.csv")] == ["2"]
+
+
+def test_help_stands_in_the_table_of_commands(capsys):
+    with pytest.raises(SystemExit):
+        sweep(["--help"])
+    assert "data.shots=1,2,4,8,16 seed=1,2,3" in " ".join(capsys.readouterr().out.split())
