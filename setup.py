@@ -35,6 +35,7 @@ setup(
         "ftfy>=6",
         "regex>=2022.1",
         "tqdm>=4.60",
+        "matplotlib>=3.7",
         f"onednn-cpu-gomp==2022.2.1; {ONEDNN}",
         f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
     ],

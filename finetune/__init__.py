@@ -14,6 +14,14 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_") and m.name != "configs")
 
 
+def __getattr__(name: str):
+    if name == "Classifier":  # resolved on first use: finding recipes imports nothing
+        from finetune._finished import Classifier
+
+        return Classifier
+    raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+
+
 def load(name: str) -> ModuleType:
     """The recipe's module, with `Config` and `run`. Raises `UnknownName`."""
     if name not in names():

@@ -1,74 +1,33 @@
-"""`python -m finetune train|eval|predict|compare|recipes`: the recipes from the command line."""
+"""`python -m finetune train|sweep|eval|predict|compare|recipes`: the recipes from the command line."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import finetune
-from jclip.config import DataConfig, apply_overrides, build, load_values, to_values
-from jclip.errors import CheckpointError, ConfigError, UnknownName, guarded
+from finetune._configs import (
+    CHECKOUT_CONFIGS,
+    INSTALLED_CONFIGS,
+    build_config,
+    default_folder,
+    read_config,
+    resolved,
+    shipped,
+)
+from finetune._finished import Classifier, measure, measure_if_cheap, unlabelled
+from finetune._sweep import sweep
+from jclip.config import load_values
+from jclip.errors import ConfigError, UnknownName, guarded
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
-    import numpy as np
+    from jclip.results import Predictions
 
-INSTALLED_CONFIGS = Path(__file__).parent / "configs"
-CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
-
-
-def find_config(name: str) -> Path:
-    """A path, or the name of a shipped config such as `tip_adapter/features_caltech_lvis`. Raises `ConfigError`."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    for folder in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS):
-        for candidate in (folder / name, folder / f"{name}.yaml", folder.parent / name):
-            if candidate.is_file():
-                return candidate
-    raise UnknownName(
-        "config", name, [str(p.relative_to(f)) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]
-    )
-
-
-def shipped(folder: Path) -> list[Path]:
-    """The YAML files below a folder of configs."""
-    return sorted(folder.rglob("*.yaml"))
-
-
-def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Path]:
-    """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor is imported."""
-    path = find_config(name)
-    return (*build_config(load_values(path, overrides), str(path)), path)
-
-
-def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
-    """The recipe that `values` names with its key `recipe`, and its `Config`."""
-    values = dict(values)
-    recipe = values.pop("recipe", None)
-    if not isinstance(recipe, str):
-        raise ConfigError(f"{place}: recipe is missing (one of {', '.join(finetune.names())})")
-    module = finetune.load(recipe)
-    return module, build(module.Config, values, place)
-
-
-def resolved(module: Any, cfg: Any) -> dict[str, Any]:
-    """The configuration as plain values, recipe included: what is compared, written and fed back."""
-    return {"recipe": module.__name__.rsplit(".", 1)[-1], **to_values(cfg)}
-
-
-def default_folder(module: Any, cfg: Any, path: Path, runs: str = "runs") -> Path:
-    """<runs>/<recipe>/<config>-<hash of all settings>: another setting, another folder."""
-    values = resolved(module, cfg)
-    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-    return Path(runs, values["recipe"], f"{path.stem}-{key}")
+__all__ = ["build_config", "main", "read_config", "resolved"]
 
 
 def train(argv: list[str]) -> int:
@@ -95,12 +54,14 @@ def train(argv: list[str]) -> int:
         if result is None:
             result = run.finish(module.run(cfg, run))
             run.slot().clear()
+            written = measure_if_cheap(folder)
         else:
             print("this run has finished before; --fresh starts over")
+            written = []
     if args.link:
         point(Path(args.link), folder)
     print(report(result["metrics"]))
-    print(f"run: {folder}")
+    print(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
     return 0
 
 
@@ -150,10 +111,20 @@ def report(metrics: dict[str, float]) -> str:
         else []
     )
     shown = {f"{prefix}{part}_{kind}" for prefix in ("zero_shot_", "") for part in ("val", "test")
-             for kind in ("top1", "top5", "mean_per_class", "ece", "correct", "count")}  # fmt: skip
+             for kind in ("top1", "top5", "mean_per_class", "macro_f1", "ece", "nll", "correct", "count")}  # fmt: skip
     rest = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items() if k not in shown]
     text = table(["top-1", *parts], rows) if rows else ""
-    return "\n".join(filter(None, [text, ", ".join(rest)]))
+    return "\n".join(filter(None, [text, ", ".join(rest), *warnings_of(metrics)]))
+
+
+def warnings_of(metrics: dict[str, float]) -> list[str]:
+    """What a reader of the accuracies must know."""
+    told = []
+    if metrics.get("val_top1", 1.0) < metrics.get("zero_shot_val_top1", 0.0):
+        told.append("below zero-shot on validation: nothing was gained by adapting")
+    if metrics.get("selected_on_test"):
+        told.append("selected on test: for comparing with papers that did so, not a result")
+    return told
 
 
 def _accuracy(metrics: dict[str, float], prefix: str) -> str:
@@ -162,7 +133,7 @@ def _accuracy(metrics: dict[str, float], prefix: str) -> str:
 
 def evaluate(argv: list[str]) -> int:
     """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
-    per_class.csv and confusion.csv into the run's folder."""
+    per_class.csv, confusion.csv, confusion.png and scores.csv into the run's folder."""
     p = argparse.ArgumentParser("jclip eval", description=evaluate.__doc__)
     p.add_argument("run", help="the folder of a finished run, or the config that was trained")
     p.add_argument(
@@ -170,33 +141,50 @@ def evaluate(argv: list[str]) -> int:
     )
     p.add_argument("--out", metavar="FOLDER", help="where to write (default: the run's folder)")
     args = p.parse_intermixed_args(argv)
-    done = finished_run(args.run, args.overrides)
-
-    from jclip.evaluation import write_evaluation
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
-
-    cfg = done.config
-    if not isinstance(cfg.data, DataConfig):
-        raise ConfigError(
-            f"{done.folder} learned from captions: measure its model.safetensors with the recipe zero_shot"
-        )
-    source = source_of(cfg, done.model)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False)
-    if data.classnames != done.classnames:
-        raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
-    if not len(data.test):
-        raise ConfigError("there is no test data to measure on: set data.test")
+    done = Classifier.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder
-    metrics = write_evaluation(out, done.scorer()(data.test), data.test_labels, done.classnames)
+    metrics = measure(done, out)
+
+    from jclip.evaluation import FILES
+
     print(report({f"test_{k}": v for k, v in metrics.items()}))
-    print(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "ece")))
-    print(f"written: {out}/eval.json, per_class.csv, confusion.csv")
+    print(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
+    print(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
     return 0
 
 
 def predict(argv: list[str]) -> int:
     """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
+    args = predict_parser().parse_intermixed_args(argv)
+    settings = [a for a in args.photos if re.match(r"[a-z_.]+=", a) and not Path(a).exists()]
+
+    from jclip.data.splits import find_photos
+    from jclip.functional.metrics import top_k
+    from jclip.results import check_format, show, write_predictions
+    from jclip.sheet import check_sheet, write_sheet
+
+    check_format(args.out)
+    check_sheet(args.sheet)
+    done = Classifier.load(args.run, settings, args.model or "")
+    places = [a for a in args.photos if a not in settings]
+    if not done.model:
+        raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
+    split = unlabelled(find_photos(places)) if places else done.own_photos()
+    predictions, rows = done.label(split, args.on_error, args.top)
+    write_predictions(predictions, args.out)
+    print(show(predictions))
+    if not places and (split.labels >= 0).all():
+        print(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
+    if args.sheet:
+        write_sheet(args.sheet, predictions, split.labels[rows])
+    if args.sort_into:
+        sort_photos(predictions, args)
+    print(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
+    return 0
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """The options of `predict`."""
     p = argparse.ArgumentParser("jclip predict", description=predict.__doc__)
     p.add_argument("run", help="the folder of a finished run, or the config that was trained")
     p.add_argument(
@@ -214,103 +202,27 @@ def predict(argv: list[str]) -> int:
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
-    args = p.parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.]+=", a) and not Path(a).exists()]
-
-    from jclip.functional.metrics import top_k
-    from jclip.results import Predictions, check_format, show, write_predictions
-    from jclip.sheet import check_sheet, write_sheet
-    from jclip.source import source_of
-
-    check_format(args.out)
-    check_sheet(args.sheet)
-    done = finished_run(args.run, settings)
-    cfg, model = done.config, args.model or done.model
-    if not model:
-        raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
-    split = photos_to_label(done, [a for a in args.photos if a not in settings])
-    source = source_of(cfg, model)
-    if source.config.embed_dim != done.width:
-        raise CheckpointError(
-            f"{model} gives features of {source.config.embed_dim} numbers, the run learned on {done.width}"
-        )
-
-    from jclip.features import extract
-    from jclip.heads import unit
-
-    rows, features = extract(source, split, on_error=args.on_error, label="photos")
-    scores = done.scorer()(unit(features))
-    predictions = Predictions(tuple(split.paths[i] for i in rows), done.classnames, scores, args.top)
-    write_predictions(predictions, args.out)
-    print(show(predictions))
-    if len(args.photos) == len(settings) and (split.labels >= 0).all():
-        print(f"top-1 {top_k(scores, split.labels[rows]):.4f} of these photos")
-    if args.sheet:
-        write_sheet(args.sheet, predictions, split.labels[rows])
-    print(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
-    return 0
+    p.add_argument("--sort-into", metavar="FOLDER", help="also put the photos into a folder for each class there")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--copy", dest="how", action="store_const", const="copy", help="--sort-into copies (the default)")
+    how.add_argument("--link", dest="how", action="store_const", const="link", help="--sort-into makes links")
+    p.add_argument("--unsure", type=float, default=0.0, metavar="P", help="below this probability into _unsure")
+    p.add_argument("--dry-run", action="store_true", help="--sort-into only tells what it would do")
+    return p
 
 
-def photos_to_label(done: Finished, places: list[str]) -> Any:
-    """The photos at `places`, or the test photos of the run's own data with their labels. Raises `DataError`."""
-    import numpy as np
+def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
+    """Puts photos into class folders, or tells where they would go."""
+    from jclip.results import table
+    from jclip.sorting import counts, place, plan
 
-    from jclip.data.splits import Split, find_photos, read_photos
-
-    if places:
-        photos = find_photos(places)
-        return Split(tuple(photos), np.full(len(photos), -1, np.int32))
-    if not isinstance(done.config.data, DataConfig) or done.config.data.features:
-        raise ConfigError("name the photos to label: this run has none of its own")
-    split = read_photos(done.config.data).test
-    if not len(split):
-        raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
-    return split
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run: its recipe, config, what it learned, and what its features looked like."""
-
-    folder: Path
-    module: Any
-    config: Any
-    learned: dict[str, np.ndarray]
-    classnames: tuple[str, ...]
-    width: int
-
-    @property
-    def model(self) -> str:
-        """The weights that its features are of: those it trained, else those it was given."""
-        own = self.folder / "model.safetensors"
-        return str(own) if own.is_file() else self.config.model
-
-    def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Normalised features (N, width) → scores (N, C)."""
-        return self.module.scorer(self.learned, self.config)
-
-
-def finished_run(place: str, overrides: Sequence[str]) -> Finished:
-    """The run in folder `place` with settings changed, or the one that training the config `place` with them made.
-
-    Raises `ConfigError` when there is none.
-    """
-    import numpy as np
-
-    from jclip.readers import read_weights
-    from jclip.run import read_result
-
-    folder = Path(place)
-    if folder.is_file() or folder.suffix == ".yaml":
-        folder, overrides = default_folder(*read_config(place, overrides)), ()
-    read_result(folder)
-    saved = read_weights(folder / "learned.safetensors")
-    values = apply_overrides(json.loads(saved.metadata["config"]), overrides)
-    module, cfg = build_config(values, f"{folder}/config.yaml")
-    learned = {k: np.array(t.read()) for k, t in saved.items()}
-    return Finished(
-        folder, module, cfg, learned, tuple(json.loads(saved.metadata["classnames"])), int(saved.metadata["width"])
-    )
+    folder = Path(args.sort_into)
+    placed = plan(predictions, folder, args.unsure)
+    print(table([f"folder in {folder}", "photos"], counts(placed)))
+    if args.dry_run:
+        print("nothing was moved: leave --dry-run out to do it")
+    else:
+        print(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'copy')}` undoes it")
 
 
 def recipes(argv: list[str]) -> int:
@@ -325,13 +237,20 @@ def recipes(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "compare": compare, "recipes": recipes}
+COMMANDS = {
+    "train": train,
+    "sweep": sweep,
+    "eval": evaluate,
+    "predict": predict,
+    "compare": compare,
+    "recipes": recipes,
+}
 
 
 def main(argv: list[str]) -> int:
     """Dispatches to the commands."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m finetune train|eval|predict|compare|recipes …  (each with --help)")
+        print("usage: python -m finetune train|sweep|eval|predict|compare|recipes …  (each with --help)")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         return guarded(lambda: _unknown(argv[0]), "finetune")

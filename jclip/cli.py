@@ -11,8 +11,10 @@ from jclip.errors import UnknownName, fail, guarded
 COMMANDS = {  # name → module:function, one line of help
     "zero-shot": ("jclip.zero_shot:main", "sort photos into classes that you name"),
     "train": ("finetune.__main__:train", "run a recipe from a YAML"),
+    "sweep": ("finetune._sweep:sweep", "run configs at several settings: shots, seeds, rates"),
     "eval": ("finetune.__main__:evaluate", "measure a finished run"),
     "predict": ("finetune.__main__:predict", "label photos with a finished run"),
+    "unsort": ("jclip.sorting:main", "take back what predict --sort-into made"),
     "compare": ("finetune.__main__:compare", "one table of several finished runs"),
     "recipes": ("finetune.__main__:recipes", "list the recipes and their configs"),
     "convert": ("convert.cli:main", "take weights in, from any layout that is known"),

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.functional.metrics import classification_report, confusion_matrix, ranking
+from jclip.functional.metrics import classification_report, confusion_matrix, ranking, softmax
 from jclip.paths import replacing
+from jclip.report import LARGEST_MATRIX, plot_confusion
+
+FILES = ("eval.json", "per_class.csv", "confusion.csv", "confusion.png", "scores.csv")
 
 
 def write_evaluation(
     folder: Path, scores: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
 ) -> dict[str, float]:
-    """Writes eval.json, per_class.csv (n, correct, top-1) and confusion.csv (row: true class). Returns the metrics."""
+    """Writes eval.json, per_class.csv (n, correct, top-1), confusion.csv (row: true class), scores.csv (each row's label,
+    best class and its probability) and, of up to a hundred classes, confusion.png. Returns the metrics."""
     metrics = classification_report(scores, labels)
     confusion = confusion_matrix(ranking(scores, 1)[:, 0], labels, len(classnames))
     counts, right = confusion.sum(axis=1), confusion.diagonal()
@@ -29,6 +33,14 @@ def write_evaluation(
         ["true / predicted", *classnames],
         ([n, *row] for n, row in zip(classnames, confusion, strict=True)),
     )
+    best, probabilities = ranking(scores, 1)[:, 0], softmax(scores)
+    told = [
+        [row, classnames[true], classnames[k], f"{probabilities[row, k]:.6f}"]
+        for row, (true, k) in enumerate(zip(labels, best, strict=True))
+    ]
+    _write_csv(folder / "scores.csv", ["row", "class", "predicted", "probability"], told)
+    if len(classnames) <= LARGEST_MATRIX:
+        plot_confusion(folder / "confusion.png", confusion, classnames)
     with replacing(folder / "eval.json") as path:
         path.write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics

@@ -13,16 +13,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from jclip.data.loader import open_photo
 from jclip.errors import ConfigError
 from jclip.paths import replacing
+from jclip.report import find_font
 from jclip.results import Predictions
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TILE, LINE, GAP = 128, 15, 8  # pixels
 RIGHT, WRONG, UNKNOWN = (20, 110, 40), (180, 30, 30), (30, 30, 30)
-FONTS = (  # the first that is there; Pillow's own has no Chinese
-    "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
-    "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
-    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
-)
 
 
 def check_sheet(path: str | None) -> None:
@@ -68,5 +64,5 @@ def _spoken(predictions: Predictions, label: int) -> str:
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    found = next((f for f in FONTS if Path(f).is_file()), None)
+    found = find_font()
     return ImageFont.truetype(found, 11) if found else ImageFont.load_default()

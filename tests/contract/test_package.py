@@ -66,6 +66,7 @@ def test_what_it_requires_is_lean(wheel):
     }
     assert always == {
         "jittor",
+        "matplotlib",
         "numpy",
         "pillow",
         "pyyaml",

@@ -1,0 +1,63 @@
+"""Configs by path or name, built into their recipe's `Config`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import finetune
+from jclip.config import build, load_values, to_values
+from jclip.errors import ConfigError, UnknownName
+
+INSTALLED_CONFIGS = Path(__file__).parent / "configs"
+CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A path, or the name of a shipped config such as `tip_adapter/features_caltech_lvis`. Raises `ConfigError`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS):
+        for candidate in (folder / name, folder / f"{name}.yaml", folder.parent / name):
+            if candidate.is_file():
+                return candidate
+    raise UnknownName(
+        "config", name, [str(p.relative_to(f)) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]
+    )
+
+
+def shipped(folder: Path) -> list[Path]:
+    """The YAML files below a folder of configs."""
+    return sorted(folder.rglob("*.yaml"))
+
+
+def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Path]:
+    """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor is imported."""
+    path = find_config(name)
+    return (*build_config(load_values(path, overrides), str(path)), path)
+
+
+def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
+    """The recipe that `values` names with its key `recipe`, and its `Config`."""
+    values = dict(values)
+    recipe = values.pop("recipe", None)
+    if not isinstance(recipe, str):
+        raise ConfigError(f"{place}: recipe is missing (one of {', '.join(finetune.names())})")
+    module = finetune.load(recipe)
+    return module, build(module.Config, values, place)
+
+
+def resolved(module: Any, cfg: Any) -> dict[str, Any]:
+    """The configuration as plain values, recipe included: what is compared, written and fed back."""
+    return {"recipe": module.__name__.rsplit(".", 1)[-1], **to_values(cfg)}
+
+
+def default_folder(module: Any, cfg: Any, path: Path, runs: str = "runs") -> Path:
+    """<runs>/<recipe>/<config>-<hash of all settings>: another setting, another folder."""
+    values = resolved(module, cfg)
+    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(runs, values["recipe"], f"{path.stem}-{key}")

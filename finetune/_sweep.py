@@ -1,0 +1,175 @@
+"""`jclip sweep`: configs at several values of their settings, in one command that goes on where it was broken off."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune._configs import default_folder, read_config, resolved
+from jclip.errors import ConfigError, DataError
+from jclip.paths import replacing
+
+COLUMNS = ("config", "recipe", "shots", "seed", "val_top1", "test_top1", "zero_shot_test_top1", "seconds", "run")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    config: str
+    overrides: tuple[str, ...]
+    module: Any
+    cfg: Any
+    folder: Path
+
+    @property
+    def shots(self) -> int:
+        return self.cfg.data.shots
+
+
+def sweep(argv: list[str]) -> int:
+    """Runs each config at each combination of the listed values, what has finished before excepted, and tells mean and
+    standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
+    p = argparse.ArgumentParser("jclip sweep", description=sweep.__doc__)
+    p.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG|key=a,b,c",
+        help="YAMLs or their names, and settings; `seed` draws the shots, too",
+    )
+    p.add_argument("--runs", metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)")
+    p.add_argument("--out", metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png")
+    args = p.parse_intermixed_args(argv)
+    points = planned(args.configs, args.runs)
+
+    from tqdm import tqdm
+
+    rows, failed, out = [], [], Path(args.out)
+    with tqdm(points, desc="sweep", unit="run", disable=None, leave=False) as bar:
+        for point in bar:
+            bar.set_postfix_str(f"{point.config} {point.shots} shots")
+            try:
+                rows.append(row_of(point, finished(point)))
+            except (ConfigError, DataError) as e:  # what this recipe can't do with these shots; the others can
+                failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
+            write_csv(out / "sweep.csv", rows)  # a break leaves what was measured
+    if rows:
+        print(told(rows))
+        plot(out / "sweep.png", rows)
+    print("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
+    return 0 if rows else 2
+
+
+def planned(arguments: Sequence[str], runs: str) -> list[Point]:
+    """Every run, shots and seeds inmost. Raises `ConfigError` for any that is wrong, before the first begins."""
+    configs = [a for a in arguments if "=" not in a]
+    if not configs:
+        raise ConfigError("name at least one config to sweep")
+    listed = dict(a.split("=", 1) for a in arguments if "=" in a)
+    points = []
+    for config in configs:
+        for overrides in combinations(listed):
+            module, cfg, path = read_config(config, overrides)
+            if not hasattr(cfg.data, "shots"):
+                raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
+            points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))
+    return name_apart(points)
+
+
+def combinations(listed: dict[str, str]) -> Iterator[list[str]]:
+    """`{"a": "1,2", "b": "3"}` → ["a=1", "b=3"], ["a=2", "b=3"]; a YAML list `[1, 2]` is one value."""
+    values = {k: [v] if v.startswith(("[", "{", '"')) else v.split(",") for k, v in listed.items()}
+    for chosen in itertools.product(*values.values()):
+        pairs = dict(zip(values, chosen, strict=True))
+        if "seed" in pairs and "data.seed" not in pairs:
+            pairs["data.seed"] = pairs["seed"]
+        yield [f"{k}={v}" for k, v in pairs.items()]
+
+
+def name_apart(points: list[Point]) -> list[Point]:
+    """Names that tell configs apart: with the recipe in front where two recipes have configs of one name."""
+    recipes = defaultdict(set)
+    for point in points:
+        recipes[point.config].add(point.module)
+    return [
+        replace(p, config=f"{p.module.__name__.rsplit('.', 1)[-1]}/{p.config}") if len(recipes[p.config]) > 1 else p
+        for p in points
+    ]
+
+
+def finished(point: Point) -> dict[str, Any]:
+    """The run's result: read where it has finished, else made, going on where it was broken off."""
+    from jclip.run import Run
+
+    with Run(point.folder, resolved(point.module, point.cfg)) as run:
+        if run.result is None:
+            run.finish(point.module.run(point.cfg, run))
+            run.slot().clear()
+        return run.result
+
+
+def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
+    """A line of sweep.csv."""
+    metrics = result["metrics"]
+    known = {k: metrics.get(k, "") for k in COLUMNS[4:7]}
+    recipe = point.module.__name__.rsplit(".", 1)[-1]
+    told = {"config": point.config, "recipe": recipe, "shots": point.shots, "seed": point.cfg.data.seed}
+    return {**told, **known, "seconds": result["provenance"]["seconds"], "run": str(point.folder)}
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """All rows so far."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        table = csv.DictWriter(f, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[int, tuple[float, float]]]:
+    """config → shots → (mean, population standard deviation) over seeds."""
+    import numpy as np
+
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[column] != "":
+            found[row["config"]][row["shots"]].append(row[column])
+    return {c: {k: (float(np.mean(v)), float(np.std(v))) for k, v in of.items()} for c, of in found.items()}
+
+
+def measured(rows: Sequence[dict[str, Any]]) -> str:
+    """Test accuracy where there is any, else validation's."""
+    return "test_top1" if any(row["test_top1"] != "" for row in rows) else "val_top1"
+
+
+def told(rows: Sequence[dict[str, Any]]) -> str:
+    """A table: a line per config, a column per number of shots, mean ± standard deviation in percent."""
+    from jclip.results import table
+
+    column = measured(rows)
+    lines, seeds = statistics(rows, column), len({row["seed"] for row in rows})
+    shots = sorted({row["shots"] for row in rows})
+    shown = [
+        [name, *(f"{100 * points[k][0]:.2f} ± {100 * points[k][1]:.2f}" if k in points else "" for k in shots)]
+        for name, points in lines.items()
+    ]
+    head = [f"{column.replace('_', ' ').replace('top1', 'top-1')}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
+    return table(head, shown)
+
+
+def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line per config, and zero-shot's."""
+    from jclip.report import plot_shots
+
+    column, lines = measured(rows), statistics(rows, measured(rows))
+    if column == "test_top1":
+        base = [row for row in rows if row["zero_shot_test_top1"] != ""]
+        reference = statistics([{**row, "config": "zero-shot"} for row in base], "zero_shot_test_top1")
+        lines = {**reference, **lines}
+    seeds = len({row["seed"] for row in rows})
+    plot_shots(path, lines, f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation", "top-1, %")

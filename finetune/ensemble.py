@@ -1,0 +1,230 @@
+"""Ensemble: the scores of several finished runs on the same features, added up with weights that sum to one.
+
+As the Jittor challenge's entries do it under the name `fusion`; temperatures: Guo et al., ICML 2017, arXiv 1706.04599.
+Trains: a weight and a temperature per run.   Needs: finished runs (or configs, which are run first); validation photos.
+
+    scores = Σ_m w_m ℓ_m,    ℓ_m: log softmax(z_m / τ_m) with τ_m of the best validation likelihood, or softmax(z_m), or z_m
+
+Up to three runs: all weights in steps of `step`, of equally good ones those nearest to the mean of all runs. More runs:
+one weight at a time, the others keeping their proportions, from the mean until nothing gets better. `shrink` s draws the
+weights found to the mean: (1 - s) w + s / M, which few validation photos call for. `per_class` splits them by class, in
+proportion to w_m times the mean probability that run m gives class k on its own validation photos. A run that has all
+the weight is handed on as it is. The runs and their settings are kept in what is learned: their folders may go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from finetune._configs import build_config, read_config, resolved
+from finetune._finished import Classifier
+from jclip.config import DataConfig, Dtype
+from jclip.errors import ConfigError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.features import FeatureSet
+    from jclip.run import Run
+
+Inputs = Literal["log_softmax", "softmax", "logits"]
+GRID_UP_TO = 3  # runs; four in steps of 0.05 would be 1771 tries, ten 10 million
+INVERSE_TEMPERATURES = 1e-3, 1e3
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig  # the runs' own: where val and test are measured
+    runs: tuple[
+        str, ...
+    ]  # folders, from here, of finished runs; or YAMLs and names of configs, run below this run's own
+    model: str = ""  # of photos: the model of all runs
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    templates: str = "openai7"
+    inputs: Inputs = "log_softmax"
+    weights: tuple[float, ...] = ()  # one per run, in place of the search
+    search: bool = True  # off: the mean of all runs, or `weights`
+    step: float = 0.05
+    shrink: float = 0.0
+    per_class: bool = False
+    seed: int = 1
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ConfigError("runs is empty: name the folders of finished runs")
+        if not 0 < self.step <= 1 or not 0 <= self.shrink <= 1:
+            raise ConfigError(f"step={self.step} is not in (0, 1], or shrink={self.shrink} not in [0, 1]")
+        if self.weights and (len(self.weights) != len(self.runs) or min(self.weights) < 0 or not any(self.weights)):
+            raise ConfigError(f"weights are one per run ({len(self.runs)}), none negative and not all 0")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Runs what has not been run, temperatures and weights from validation, evaluation of val and test."""
+    from jclip.adapt import need_val, zero_shot_report
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    members = [member(place, number, run) for number, place in enumerate(cfg.runs)]
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
+    run.note(**data.facts, members=[str(m.folder) for m in members])
+    for one in members:
+        check(one, data, recorded=bool(cfg.data.features))
+    searched = cfg.search and not cfg.weights
+    needs = {"the weights": searched or cfg.per_class, "the temperature": cfg.inputs == "log_softmax"}
+    need_val(data, "last", " and ".join(what for what, needed in needs.items() if needed))
+
+    raw = [one.scorer()(data.val) for one in members] if len(data.val) else []
+    temperatures = np.array([fitted_temperature(z, data.val_labels) if cfg.inputs == "log_softmax" else 1.0 for z in raw]
+                            or [1.0] * len(members))  # fmt: skip
+    given = np.array(cfg.weights or [1.0] * len(members)) / sum(cfg.weights or [1.0] * len(members))
+    values = np.stack([transformed(z, cfg.inputs, t) for z, t in zip(raw, temperatures, strict=True)]) if raw else None
+    weights = best_weights(values, data.val_labels, cfg.step) if searched else given
+    weights = (1 - cfg.shrink) * weights + cfg.shrink / len(members)
+    table = by_class(weights, raw, temperatures, data.val_labels) if cfg.per_class else weights[:, None]
+
+    learned = {"weights": table, "temperatures": temperatures}
+    for number, one in enumerate(members):
+        settings = json.dumps(resolved(one.module, one.config)).encode()
+        learned |= {f"{number}.config": np.frombuffer(settings, np.uint8).copy()}
+        learned |= {f"{number}.learned.{k}": v for k, v in one.learned.items()}
+    run.save_learned(learned, classnames=data.classnames, width=members[0].width)
+    told = {f"weight_{i}": float(w) for i, w in enumerate(weights)}
+    told |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
+    told |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
+             if len(getattr(data, part)) for i, one in enumerate(members)}  # fmt: skip
+    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    weights, temperatures = learned["weights"], learned["temperatures"]
+    scorers = []
+    for number in range(len(weights)):
+        module, settings = build_config(json.loads(learned[f"{number}.config"].tobytes()), f"run {number}")
+        prefix = f"{number}.learned."
+        own = {k.removeprefix(prefix): v for k, v in learned.items() if k.startswith(prefix)}
+        scorers.append(module.scorer(own, settings))
+    used = [i for i, w in enumerate(weights) if w.any()]
+    if len(used) == 1:
+        return scorers[used[0]]
+
+    def score(features: np.ndarray) -> np.ndarray:
+        parts = (weights[i] * transformed(scorers[i](features), cfg.inputs, temperatures[i]) for i in used)
+        total = sum(parts)  # of probabilities, its logarithm ranks alike and is what a softmax undoes
+        return (np.log(np.maximum(total, 1e-300)) if cfg.inputs == "softmax" else total).astype(np.float32)
+
+    return score
+
+
+def member(place: str, number: int, run: Run) -> Classifier:
+    """The finished run in folder `place`; or that of the config `place`, which is run now unless that was done before."""
+    if Path(place).is_dir():
+        return Classifier.load(place)
+    from jclip.run import Run as Below
+
+    module, cfg, path = read_config(place)
+    folder = run.folder / f"{number}-{path.parent.name}-{path.stem}"
+    with Below(folder, resolved(module, cfg)) as below:
+        if below.result is None:
+            below.finish(module.run(cfg, below))
+            below.slot().clear()
+    return Classifier.load(folder)
+
+
+def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
+    """Raises `ConfigError` for a run whose scores do not belong beside others' on these features."""
+    from jclip.run import read_result
+
+    if one.classnames != data.classnames:
+        raise ConfigError(f"{one.folder} has other classes than the data, or others in their place: leave it out")
+    if (one.folder / "model.safetensors").is_file():
+        raise ConfigError(f"{one.folder} trained the towers: its features are not those of the other runs")
+    if not one.normalised and not recorded:
+        raise ConfigError(f"{one.folder} takes features that are not normalised, as others don't: leave it out")
+    told = read_result(one.folder)["provenance"]
+    common = [k for k in data.facts if k in told]
+    differing = [k.removesuffix("_sha256") for k in common if told[k] != data.facts[k]]
+    if differing or not common:
+        raise ConfigError(
+            f"{one.folder} was made from other data: {', '.join(differing) or 'nothing in common'} differs"
+        )
+
+
+def transformed(scores: np.ndarray, inputs: Inputs, temperature: float) -> np.ndarray:
+    """(N, C) scores as they are added up, float64."""
+    from jclip.functional.metrics import softmax
+
+    if inputs == "logits":
+        return scores.astype(np.float64)
+    if inputs == "softmax":
+        return softmax(scores)
+    z = scores.astype(np.float64) / temperature
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def fitted_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """τ of the smallest mean -log softmax(z / τ)_y, within 1e-3 … 1e3: in 1 / τ convex, so the slope is bisected."""
+    from jclip.functional.metrics import softmax
+
+    z = scores.astype(np.float64)
+    own = z[np.arange(len(labels)), labels]
+    low, high = np.log(INVERSE_TEMPERATURES)
+    for _ in range(60):
+        middle = (low + high) / 2
+        rising = ((softmax(np.exp(middle) * z) * z).sum(axis=1) - own).mean() > 0
+        low, high = (low, middle) if rising else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def best_weights(values: np.ndarray, labels: np.ndarray, step: float) -> np.ndarray:
+    """(M, N, C) of validation photos → (M,) on the simplex, of the best accuracy."""
+    count = len(values)
+
+    def right(weights: np.ndarray) -> int:
+        return int((np.tensordot(weights, values, axes=1).argmax(axis=1) == labels).sum())
+
+    if count <= GRID_UP_TO:
+        candidates = sorted(
+            simplex(count, round(1 / step)), key=lambda w: round(float(((w - 1 / count) ** 2).sum()), 9)
+        )
+        return max(candidates, key=right)  # the first, among equals
+    best, found = np.full(count, 1 / count), -1
+    while (now := right(best)) > found:
+        found = now
+        for m in range(count):
+            best = max([best, *moved(best, m, round(1 / step))], key=right)
+    return best
+
+
+def simplex(count: int, steps: int) -> Iterator[np.ndarray]:
+    """All (count,) weights in multiples of 1 / steps that sum to one."""
+    for cuts in itertools.combinations(range(steps + count - 1), count - 1):
+        edges = (-1, *cuts, steps + count - 1)
+        yield (np.diff(edges) - 1) / steps
+
+
+def moved(weights: np.ndarray, which: int, steps: int) -> Iterator[np.ndarray]:
+    """`weights` with one of them at 0, 1 / steps, … 1 and the others in their proportions, or alike where all are 0."""
+    others = np.where(np.arange(len(weights)) == which, 0.0, weights)
+    others = others if others.any() else np.where(np.arange(len(weights)) == which, 0.0, 1.0)
+    for i in range(steps + 1):
+        new = (1 - i / steps) * others / others.sum()
+        new[which] = i / steps
+        yield new
+
+
+def by_class(weights: np.ndarray, raw: list[np.ndarray], temperatures: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(M,) → (M, C): w_m times the mean probability of class k on its own photos, over the sum; w_m without photos."""
+    from jclip.functional.metrics import softmax
+    from jclip.prototypes import own_class_means
+
+    trust = np.stack([own_class_means(softmax(z / t), labels) for z, t in zip(raw, temperatures, strict=True)])
+    parts = weights[:, None] * np.maximum(np.nan_to_num(trust, nan=1.0), 1e-12)
+    return parts / parts.sum(axis=0)

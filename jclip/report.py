@@ -1,0 +1,84 @@
+"""Pictures of results, by matplotlib: accuracy over shots, a confusion matrix. No display is needed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jclip.paths import replacing
+
+LARGEST_MATRIX = 100  # classes: more can't be told apart in a picture
+FONTS = (  # the first that is there; neither Pillow's own nor matplotlib's has Chinese
+    "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
+    "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
+)
+
+
+def find_font() -> str | None:
+    """A font file that has the letters of class names, if one of the usual ones is there."""
+    return next((font for font in FONTS if Path(font).is_file()), None)
+
+
+def plot_shots(
+    path: str | os.PathLike, lines: Mapping[str, Mapping[int, tuple[float, float]]], title: str, label: str
+) -> None:
+    """One line for each name: shots → (mean, standard deviation) of an accuracy, on a logarithmic axis of shots."""
+    figure, axes = _figure(6.4, 4.4)
+    shots = sorted({k for points in lines.values() for k in points})
+    for name, points in lines.items():
+        ks = sorted(points)
+        mean, deviation = (np.array([points[k][i] for k in ks]) for i in (0, 1))
+        style = {"linestyle": "--", "color": "grey"} if name == "zero-shot" else {"marker": "o", "markersize": 4}
+        (line,) = axes.plot(ks, 100 * mean, label=name, **style)
+        axes.fill_between(ks, 100 * (mean - deviation), 100 * (mean + deviation), alpha=0.15, color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(shots, [str(k) for k in shots])
+    axes.set_xlabel("shots")
+    axes.set_ylabel(label)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_confusion(path: str | os.PathLike, confusion: np.ndarray, classnames: Sequence[str]) -> None:
+    """(C, C) counts as shares of each true class's row."""
+    size = max(4.0, 0.22 * len(classnames) + 1.5)
+    figure, axes = _figure(size, size)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    places, names = range(len(classnames)), [name.replace("_", " ")[:24] for name in classnames]
+    axes.set_xticks(places, names, rotation=90, fontsize=6)
+    axes.set_yticks(places, names, fontsize=6)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(image, shrink=0.6)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="tight")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure, path: str | os.PathLike) -> None:
+    import matplotlib
+    from matplotlib import font_manager
+
+    families = ["DejaVu Sans"]
+    if font := find_font():
+        font_manager.fontManager.addfont(font)
+        families.insert(0, font_manager.FontProperties(fname=font).get_name())
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a machine without Chinese fonts shows boxes
+        with matplotlib.rc_context({"font.family": families}):
+            figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
