@@ -33,6 +33,7 @@ WEIGHTS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
+INDEX = ".index.json"
 LAYOUTS: dict[str, Mapped] = {
     "open_clip": from_open_clip.canonical,
     "Hugging Face CLIPModel": from_huggingface.canonical,
@@ -118,7 +119,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
         )
     said = read_json(described)
     config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
-    raw = _tensors_of(files, folder)
+    raw = _tensors_of(folder)
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
@@ -182,25 +183,31 @@ def _trunk(names: set[str], place: object) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """The one file with a folder's weights, or the shards that an index names. Raises `CheckpointError`."""
+    first = _weights(folder)
+    if not first.name.endswith(INDEX):
+        return [first]
+    return [folder / file for file in sorted(set(_weight_map(first).values()))]
+
+
+def _weights(folder: Path) -> Path:
+    """The file that is there first in the order of `WEIGHTS`, whole or as an index of shards."""
     for name in WEIGHTS:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return [folder / name]
-        if index.is_file():
-            placed = _weight_map(index)
-            return [folder / file for file in sorted(set(placed.values()))]
+        for candidate in (folder / name, folder / f"{name}{INDEX}"):
+            if candidate.is_file():
+                return candidate
     raise CheckpointError(f"{folder} holds no weights (one of {', '.join(WEIGHTS)}, or an index of shards)")
 
 
-def _tensors_of(files: list[Path], folder: Path) -> dict[str, LazyTensor]:
+def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
     """All tensors; of shards those, and only those, that the index places there."""
-    index = next(folder.glob("*.index.json"), None) if len(files) > 1 or files[0].name not in WEIGHTS else None
-    if index is None:
-        return plain_tensors(read_weights(files[0]))
-    shards, placed = {file.name: read_weights(file) for file in files}, _weight_map(index)
+    first = _weights(folder)
+    if not first.name.endswith(INDEX):
+        return plain_tensors(read_weights(first))
+    placed = _weight_map(first)
+    shards = {file: read_weights(folder / file) for file in sorted(set(placed.values()))}
     lost = [key for key, file in placed.items() if key not in shards[file]]
     if lost:
-        raise CheckpointError(f"{folder}: {placed[lost[0]]} lacks {lost[0]}, which {index.name} places there")
+        raise CheckpointError(f"{folder}: {placed[lost[0]]} lacks {lost[0]}, which {first.name} places there")
     return plain_tensors(WeightFile({key: shards[file][key] for key, file in placed.items()}))
 
 

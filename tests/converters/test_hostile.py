@@ -124,6 +124,15 @@ def test_indices_of_shards_that_lie(tmp_path, capsys):
     assert f"{file} is missing, which model.safetensors.index.json names" in refused(tmp_path, capsys, tmp_path / "hf")
 
 
+def test_of_two_sets_of_shards_the_safer_one_is_read(tmp_path):
+    """A hub folder may hold safetensors and torch files, each with its index."""
+    hugging_face_folder(tmp_path / "hf", TOY_VIT, max_shard_size="20KB")
+    other = {"weight_map": {"x": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "hf" / "pytorch_model.bin.index.json").write_text(json.dumps(other))
+    zipped(tmp_path / "hf" / "pytorch_model-00001-of-00001.bin", pickle.dumps({}, 2))
+    assert main([str(tmp_path / "hf"), str(tmp_path / "out.safetensors")]) == 0
+
+
 def test_a_converted_file_is_taken_again(tmp_path, capsys):
     """What jclip wrote is a source as good as any; onto itself it is not written."""
     assert main([str(toy_file(tmp_path, TOY_VIT)), str(tmp_path / "once")]) == 0
