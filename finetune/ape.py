@@ -162,6 +162,7 @@ def train(
     """
     from jclip import adapt
     from jclip.features import training_view
+    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     nothing = data.train[:0], data.train_labels[:0]
@@ -177,7 +178,7 @@ def train(
 
     def loss(batch):
         scores = trained_logits(batch[0], picked, params, constants, data.scale, cfg.alpha, cfg.beta)
-        return jt.nn.cross_entropy_loss(scores, batch[1])
+        return cross_entropy(scores, batch[1])
 
     def batches(epoch: int):
         rows = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)

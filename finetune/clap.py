@@ -86,6 +86,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns the prototypes (C, E) and the multipliers (C,) after the last epoch."""
+    from jclip.functional.losses import cross_entropy
     from jclip.loop import fit
     from jclip.optim import TrainState, optimiser
     from jclip.prototypes import cosine_scores
@@ -111,7 +112,7 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarr
     def step(batch, number: int):
         features, labels = batch
         optim.lr = rate(cfg, number // batches.steps)
-        loss = jt.nn.cross_entropy_loss(cosine_scores(features, prototypes, data.scale), labels)
+        loss = cross_entropy(cosine_scores(features, prototypes, data.scale), labels)
         if cfg.constraint != "none":
             loss = loss + (held * distances()).mean()
         optim.step(loss)

@@ -111,6 +111,7 @@ def choose(cfg: Config, run: Run, data: FeatureSet) -> tuple[float, Trained]:
 def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trained:
     """Cross-entropy on the logits above; from photos, an epoch draws as many views as there are photos."""
     from jclip import adapt
+    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     params = {k: jt.array(a) for k, a in initial(cfg, data.train.shape[1]).items()}
@@ -121,7 +122,7 @@ def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trai
 
     def loss(batch):
         features, labels = batch
-        return jt.nn.cross_entropy_loss(logits(features, **params, text=text, scale=data.scale, ratio=ratio), labels)
+        return cross_entropy(logits(features, **params, text=text, scale=data.scale, ratio=ratio), labels)
 
     return adapt.train(
         run, cfg.optim, params, loss, batches, batches.steps, data,

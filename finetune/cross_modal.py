@@ -178,6 +178,7 @@ def train_head(
 ) -> Trained:
     """Cross-entropy over the joined batch, every sample of equal weight."""
     from jclip import adapt
+    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     params = {k: jt.array(a) for k, a in initial(cfg, zero_shot_weights(texts, data.classes)).items()}
@@ -191,7 +192,7 @@ def train_head(
             yield tuple(of_all[at] for of_all in samples)
 
     def loss(batch):
-        return jt.nn.cross_entropy_loss(logits(batch[0], params, scale, cfg.ratio), batch[1])
+        return cross_entropy(logits(batch[0], params, scale, cfg.ratio), batch[1])
 
     return adapt.train(
         run, optim, params, loss, batches, cfg.every, data, lambda learnt: scorer(arrays(cfg, learnt), cfg),

@@ -150,7 +150,7 @@ def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):
 def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
     from jclip.clip import clamp_logit_scale, normalise
-    from jclip.functional.losses import contrastive_loss, positive_targets
+    from jclip.functional.losses import contrastive_loss, cross_entropy, positive_targets
     from jclip.kernels import products_in
     from jclip.optim import learning_rate
     from jclip.runtime import jt
@@ -170,7 +170,7 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
             loss = contrastive_loss(images, texts_of(labels, template), scale, targets)
         else:
             scores = scale * jt.nn.matmul_transpose(images, texts_of(np.arange(len(prompts)), template))
-            loss = jt.nn.cross_entropy_loss(scores, jt.array(labels.astype(np.int32)))
+            loss = cross_entropy(scores, jt.array(labels.astype(np.int32)))
         optim.step(loss, cfg.clip)
         clamp_logit_scale(model)
         return loss

@@ -115,6 +115,7 @@ def train(
     cfg: Config, run: Run, data: FeatureSet, begin: dict[str, np.ndarray], rates: tuple[float, float]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Both blocks, `cfg.epochs` steps. Returns the arrays of the chosen epoch, and test accuracy of the last and best."""
+    from jclip.functional.losses import cross_entropy
     from jclip.loop import fit
     from jclip.optim import SGD, TrainState
     from jclip.runtime import jt
@@ -128,7 +129,7 @@ def train(
     state = TrainState(optim, {"alpha": alpha, "alpha_gradient": gathered})
 
     def step(_, number: int):
-        loss = jt.nn.cross_entropy_loss(logits(features, weight, bias, alpha, text), labels)
+        loss = cross_entropy(logits(features, weight, bias, alpha, text), labels)
         *both, slope = jt.grad(loss, [weight, bias, alpha])
         due = (number + 1) % cfg.alpha_every == 0
         with jt.no_grad():

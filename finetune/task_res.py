@@ -92,6 +92,7 @@ def logits(features, text, residual, scale: float, alpha: float):
 def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) -> Trained:
     """Cross-entropy on the logits above plus λ/2 |x|²; from photos, an epoch draws as many views as there are photos."""
     from jclip import adapt
+    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     residual, fixed = jt.zeros(text.shape), jt.array(text).stop_grad()
@@ -102,7 +103,7 @@ def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) ->
     def loss(batch):
         features, labels = batch
         scores = logits(features, fixed, residual, data.scale, cfg.alpha)
-        return jt.nn.cross_entropy_loss(scores, labels) + cfg.decay / 2 * (residual * residual).sum()
+        return cross_entropy(scores, labels) + cfg.decay / 2 * (residual * residual).sum()
 
     return adapt.train(
         run, cfg.optim, {"residual": residual}, loss, batches, batches.steps, data,

@@ -106,6 +106,7 @@ def train_keys(
     """
     from jclip import adapt
     from jclip.features import training_view
+    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     keys, fixed = jt.array(data.train), [jt.array(values), jt.array(data.text)]
@@ -118,7 +119,7 @@ def train_keys(
     def loss(batch):
         features, labels = batch
         scores = logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
-        return jt.nn.cross_entropy_loss(scores, labels)
+        return cross_entropy(scores, labels)
 
     def scorer_of(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         scalars = {"scale": data.scale, "alpha": cfg.alpha, "beta": cfg.beta}

@@ -104,6 +104,7 @@ def start(data: FeatureSet) -> Weights:
 def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Weights:
     """The head after the last epoch."""
     from jclip.adapt import Batches
+    from jclip.functional.losses import cross_entropy
     from jclip.loop import fit
     from jclip.optim import TrainState, learning_rate, optimiser
     from jclip.prototypes import linear_scores
@@ -119,7 +120,7 @@ def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Weights:
         features, labels = batch
         optim.lr = learning_rate(cfg.optim, number, total)
         scores = linear_scores(features, **head)
-        loss = jt.nn.cross_entropy_loss(scores, labels)
+        loss = cross_entropy(scores, labels)
         if cfg.smoothing:
             loss = (1 - cfg.smoothing) * loss - cfg.smoothing * jt.nn.log_softmax(scores, dim=1).mean()
         optim.step(loss, cfg.clip)
