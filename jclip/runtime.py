@@ -122,7 +122,10 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
 
 def _import_jittor(home: Path) -> ModuleType:
     import jittor_utils
+    import numpy as np
 
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # kept from now on: Jittor switches denormal numbers off, of which NumPy would warn each time
     paths = sysconfig.get_paths()  # no python3.x-config is asked: a virtual environment has none
     jittor_utils._py3_include_path = " ".join(f'-I"{paths[k]}"' for k in ("include", "platinclude"))
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")

@@ -288,3 +288,17 @@ def test_operators_are_compiled_one_after_the_other_unless_asked_otherwise():
     code = "from jclip.runtime import jt; print(jt.flags.use_parallel_op_compiler)"
     assert python(code).stdout == "0\n"
     assert python(code, use_parallel_op_compiler="3").stdout == "3\n"
+
+
+def test_numpy_does_not_warn_of_denormals_once_jittor_is_there():
+    """Jittor flushes denormal numbers to zero, which NumPy notices where it is asked for the limits of a type."""
+    code = """
+import warnings
+warnings.simplefilter("error")
+from jclip.runtime import jt
+import numpy as np
+jt.exp(jt.array([1.0, 2.0])).numpy()
+print(np.finfo(np.float32).tiny > 0, np.finfo(np.float64).tiny > 0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "True True", done.stderr
