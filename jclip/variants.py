@@ -10,11 +10,16 @@ from jclip.errors import ConfigError, UnknownName
 Activation = Literal["quickgelu", "gelu"]
 
 
-class Patched:
-    """What towers of patches have in common."""
+@dataclass(frozen=True)
+class PatchTower:
+    """What vision transformers have in common: patches, a class token, learned positions."""
 
-    image_size: tuple[int, int]
+    image_size: tuple[int, int]  # H, W in pixels
     patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -23,29 +28,17 @@ class Patched:
 
 
 @dataclass(frozen=True)
-class ViTConfig(Patched):
-    """A vision transformer: patches, class token, learned positions."""
+class ViTConfig(PatchTower):
+    """OpenAI's and open_clip's vision transformer."""
 
-    image_size: tuple[int, int]  # H, W in pixels
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
     layer_scale: bool = False  # each branch multiplied by learned numbers, `ls_1.gamma` and `ls_2.gamma`
     kind: str = "vit"
 
 
 @dataclass(frozen=True)
-class EVAConfig(Patched):
+class EVAConfig(PatchTower):
     """EVA-CLIP's vision transformer. Sun et al., arXiv 2303.15389 and 2402.04252."""
 
-    image_size: tuple[int, int]  # H, W in pixels
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
     swiglu: bool = False  # MLP: W3 LN(SiLU(W1 x) * (W2 x)) instead of W2 GELU(W1 x)
     sub_norm: bool = False  # q, k, v apart, and a norm between attention and its output projection
     rope: bool = False  # rotary positions on the patches' q and k

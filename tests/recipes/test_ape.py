@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import ape
-from finetune.__main__ import read_config, resolved
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "ape"
 COUNTS = (3, 4, 2, 5)  # support photos per class
@@ -277,10 +277,7 @@ def test_what_the_data_must_have(shared, tmp_path):
     pets = shared / "clip_vitb32_features" / "oxford_pets.npz"
     with pytest.raises(DataError, match="come without text features: set model="):
         train("features_caltech_lvis.yaml", tmp_path / "a", f"data.features={pets}")
-    data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
-    arrays = {k: data[k] for k in data.files} | {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
-    np.savez(tmp_path / "no_val.npz", **arrays)
-    override = f"data.features={tmp_path / 'no_val.npz'}"
+    override = toys.smoke_without("val", tmp_path)
     with pytest.raises(ConfigError, match="chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "b", override)
     with pytest.raises(ConfigError, match="selection=val chooses the epoch on val photos, and there are none"):
@@ -293,9 +290,7 @@ def test_what_the_data_must_have(shared, tmp_path):
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_the_figures_of_the_recorded_features(shared, tmp_path):

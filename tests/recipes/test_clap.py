@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from finetune import clap
-from finetune._configs import read_config, resolved
+from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet, read_recorded
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "clap"
 VIEWS, BATCH = 2, 5  # 26 rows; an epoch is two batches of 5
@@ -186,9 +187,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 @pytest.mark.parametrize("constraint, right", [("l2", 910), ("none", 908)])

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from finetune import clip_adapter
-from finetune._configs import read_config, resolved
+from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
 from jclip.functional.metrics import top_k
 from jclip.heads import ZeroShotHead, unit
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "clip_adapter"
 
@@ -213,9 +214,7 @@ def test_photos_are_taken_as_long_as_the_tower_makes_them(
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_the_real_features(shared, tmp_path):
@@ -226,14 +225,10 @@ def test_the_real_features(shared, tmp_path):
 
 
 def test_bad_inputs_are_told_in_one_line(tmp_path):
-    data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
-    arrays = {k: data[k] for k in data.files}
-    np.savez(tmp_path / "no_text.npz", **{k: v for k, v in arrays.items() if k != "text_features"})
-    none = {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
-    np.savez(tmp_path / "no_val.npz", **(arrays | none))
+    no_text, no_val = (toys.smoke_without(part, tmp_path) for part in ("text", "val"))
     with pytest.raises(DataError, match="come without text features: set model="):
-        train("smoke.yaml", tmp_path / "a", f"data.features={tmp_path / 'no_text.npz'}")
-    without = [f"data.features={tmp_path / 'no_val.npz'}", "selection=last"]
+        train("smoke.yaml", tmp_path / "a", no_text)
+    without = [no_val, "selection=last"]
     with pytest.raises(ConfigError, match="the ratio is chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "b", *without)
     metrics = train("smoke.yaml", tmp_path / "c", *without, "search=false")

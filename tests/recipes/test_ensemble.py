@@ -13,21 +13,18 @@ import numpy as np
 import pytest
 
 from finetune import ensemble
-from finetune._configs import read_config, resolved
 from finetune._finished import Classifier
 from jclip.config import build
 from jclip.errors import ConfigError, UnknownName
 from jclip.features import read_recorded
-from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 SMOKE = CONFIGS.parent / "jclip" / "assets" / "smoke_features.npz"
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 @pytest.fixture(scope="module")

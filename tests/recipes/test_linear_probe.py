@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import linear_probe
-from finetune.__main__ import read_config, resolved
+from finetune.__main__ import read_config
 from jclip.config import DataConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
-from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "linear_probe"
 COUNTS = (3, 6, 2, 9, 4)  # rows per class
@@ -195,9 +195,7 @@ def test_wrong_settings_and_data_are_refused():
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_convergence_is_reported(tmp_path, capsys):
@@ -241,10 +239,7 @@ def test_text_is_not_needed(shared, tmp_path):
 
 
 def test_searching_needs_validation_photos(tmp_path):
-    data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
-    arrays = {k: data[k] for k in data.files} | {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
-    np.savez(tmp_path / "no_val.npz", **arrays)
-    override = f"data.features={tmp_path / 'no_val.npz'}"
+    override = toys.smoke_without("val", tmp_path)
     with pytest.raises(ConfigError, match="C is chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "run", override)
     metrics = train("smoke.yaml", tmp_path / "ok", override, "search=false")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import lp_plus
-from finetune._configs import read_config, resolved
 from jclip.config import DataConfig, build
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet, read_recorded
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "lp_plus"
 SHOTS = (4, 2, 3, 1, 3)  # unequal: nothing may count on N / shots being the number of classes
@@ -215,9 +215,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_real_features(shared, tmp_path):

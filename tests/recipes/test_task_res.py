@@ -16,19 +16,13 @@ from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
 from jclip.heads import ZeroShotHead, unit
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "task_res"
 
 
-def features(seed: int, classes: int = 5, width: int = 7, shots: int = 3) -> FeatureSet:
-    rng = np.random.default_rng(seed)
-
-    def rows(n):
-        return unit(rng.standard_normal((n, width))).astype(np.float32)
-
-    labels = rng.permutation(np.repeat(np.arange(classes), shots))
-    val, test = rng.integers(0, classes, 23), rng.integers(0, classes, 31)
-    return FeatureSet(tuple("abcde"), rows(len(labels)), labels, rows(23), val, rows(31), test, rows(classes), 8.0)
+def features(seed: int, **sizes: int) -> FeatureSet:
+    return toys.random_features(seed, **{"width": 7, **sizes})
 
 
 def raw_text(data: FeatureSet, seed: int) -> np.ndarray:
@@ -199,9 +193,7 @@ def test_several_templates_are_averaged_raw(small_models, close):
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_the_real_features(shared, tmp_path):
@@ -212,16 +204,12 @@ def test_the_real_features(shared, tmp_path):
 
 
 def test_bad_inputs_are_told_in_one_line(tmp_path):
-    data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
-    arrays = {k: data[k] for k in data.files}
-    np.savez(tmp_path / "no_text.npz", **{k: v for k, v in arrays.items() if k != "text_features"})
-    none = {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
-    np.savez(tmp_path / "no_val.npz", **(arrays | none))
+    no_text, no_val = (toys.smoke_without(part, tmp_path) for part in ("text", "val"))
     with pytest.raises(DataError, match="come without text features: set model="):
-        train("smoke.yaml", tmp_path / "a", f"data.features={tmp_path / 'no_text.npz'}")
+        train("smoke.yaml", tmp_path / "a", no_text)
     with pytest.raises(ConfigError, match="the epoch is chosen on validation photos, and there are none"):
-        train("smoke.yaml", tmp_path / "b", f"data.features={tmp_path / 'no_val.npz'}")
-    metrics = train("smoke.yaml", tmp_path / "c", f"data.features={tmp_path / 'no_val.npz'}", "selection=last")
+        train("smoke.yaml", tmp_path / "b", no_val)
+    metrics = train("smoke.yaml", tmp_path / "c", no_val, "selection=last")
     assert "val_top1" not in metrics and metrics["test_count"] == 63
     for wrong in ("views=0", "decay=-1.0"):
         with pytest.raises(ConfigError, match="views is at least 1 and decay at least 0"):

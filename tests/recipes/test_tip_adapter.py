@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import tip_adapter
-from finetune.__main__ import read_config, resolved
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet, read_recorded
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "tip_adapter"
 
@@ -159,9 +159,7 @@ def independent(path, alpha, beta):
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_the_published_figures_of_the_training_free_config(shared, tmp_path):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from finetune import wise_ft
-from finetune._configs import read_config, resolved
+from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError, MisfitError
 from jclip.features import FeatureSet, read_recorded
 from jclip.functional.metrics import top_k
 from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "wise_ft"
 
@@ -153,9 +154,7 @@ def test_weights_that_do_not_belong_together_are_refused():
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def learned_of(folder):

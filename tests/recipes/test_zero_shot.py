@@ -8,18 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.__main__ import read_config, resolved
 from jclip.cli import main
 from jclip.errors import DataError
-from jclip.run import Run
+from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "zero_shot"
 
 
 def train(name, folder, *overrides):
-    module, cfg, _ = read_config(str(CONFIGS / name), overrides)
-    with Run(folder, resolved(module, cfg)) as run:
-        return run.finish(module.run(cfg, run))["metrics"]
+    return toys.train(CONFIGS / name, folder, *overrides)
 
 
 def test_the_published_figure(shared, tmp_path):

@@ -1,0 +1,44 @@
+"""What the tests of recipes on frozen features share: toy features, the embedded ones with parts missing, a whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from finetune.__main__ import read_config, resolved
+from jclip.features import FeatureSet
+from jclip.heads import unit
+from jclip.paths import ASSETS
+from jclip.run import Run
+
+
+def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
+    """The metrics of a run in `folder`."""
+    module, cfg, _ = read_config(str(config), overrides)
+    with Run(folder, resolved(module, cfg)) as run:
+        return run.finish(module.run(cfg, run))["metrics"]
+
+
+def random_features(seed: int, classes: int = 5, width: int = 7, shots: int = 3) -> FeatureSet:
+    """Seeded rows of length one that mean nothing, with text, at a scale of 8."""
+    rng = np.random.default_rng(seed)
+
+    def rows(n):
+        return unit(rng.standard_normal((n, width))).astype(np.float32)
+
+    labels = rng.permutation(np.repeat(np.arange(classes), shots))
+    val, test = rng.integers(0, classes, 23), rng.integers(0, classes, 31)
+    return FeatureSet(tuple("abcde"), rows(len(labels)), labels, rows(23), val, rows(31), test, rows(classes), 8.0)
+
+
+def smoke_without(part: str, folder: Path) -> str:
+    """The setting that names the embedded features without "text" or without "val"idation rows."""
+    with np.load(ASSETS / "smoke_features.npz") as data:
+        arrays = {k: data[k] for k in data.files}
+    if part == "text":
+        del arrays["text_features"]
+    else:
+        arrays |= {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
+    np.savez(folder / f"no_{part}.npz", **arrays)
+    return f"data.features={folder / f'no_{part}.npz'}"
