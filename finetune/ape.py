@@ -162,7 +162,6 @@ def train(
     """
     from jclip import adapt
     from jclip.features import training_view
-    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     nothing = data.train[:0], data.train_labels[:0]
@@ -176,18 +175,16 @@ def train(
     constants = {k: jt.array(v).stop_grad() for k, v in fixed.items()}
     picked = jt.array(channels.astype(np.int32)).stop_grad()
 
-    def loss(batch):
-        scores = trained_logits(batch[0], picked, params, constants, data.scale, cfg.alpha, cfg.beta)
-        return cross_entropy(scores, batch[1])
+    def scores(features):
+        return trained_logits(features, picked, params, constants, data.scale, cfg.alpha, cfg.beta)
 
     def batches(epoch: int):
         rows = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
         return adapt.Batches(rows, cfg.optim.batch, cfg.seed)(epoch)
 
     trained = adapt.train(
-        run, cfg.optim, params, loss, batches, -(-len(hot) // min(cfg.optim.batch, len(hot))), data,
-        lambda arrays: scorer(fold(moved(cfg, data, channels, arrays)), cfg), cfg.selection,
-    )  # fmt: skip
+        run, cfg.optim, params, scores, batches, -(-len(hot) // min(cfg.optim.batch, len(hot))), data, cfg.selection
+    )
     return moved(cfg, data, channels, trained.arrays), trained.told
 
 

@@ -23,7 +23,7 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Batches
+    from jclip.adapt import Batches, Trained
     from jclip.features import FeatureSet
     from jclip.run import Run
 
@@ -67,11 +67,11 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     need_text(data)
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
-    prototypes, held = train(cfg, run, data)
-    learned = {"prototypes": prototypes, "scale": np.array([data.scale])}
+    trained = train(cfg, run, data)
+    learned = {"prototypes": trained.arrays["prototypes"], "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    told = {"mean_multiplier": float(held.mean())} if cfg.constraint != "none" else {}
-    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+    told = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
+    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told, **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -84,8 +84,9 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     return in_chunks(lambda f: cosine_scores(f, prototypes, scale))
 
 
-def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the prototypes (C, E) and the multipliers (C,) after the last epoch."""
+def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
+    """The prototypes (C, E) and the multipliers (C,) after the last epoch."""
+    from jclip import adapt
     from jclip.functional.losses import cross_entropy
     from jclip.loop import fit
     from jclip.optim import TrainState, optimiser
@@ -100,6 +101,9 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarr
     optim = optimiser(cfg.optim, {"prototypes": prototypes})
     state = TrainState(optim, {"multipliers": held, "growth": growth})
 
+    def scores(features):
+        return cosine_scores(features, prototypes, data.scale)
+
     def distances():
         return ((prototypes - text) ** 2).sum(dim=1)
 
@@ -112,7 +116,7 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarr
     def step(batch, number: int):
         features, labels = batch
         optim.lr = rate(cfg, number // batches.steps)
-        loss = cross_entropy(cosine_scores(features, prototypes, data.scale), labels)
+        loss = cross_entropy(scores(features), labels)
         if cfg.constraint != "none":
             loss = loss + (held * distances()).mean()
         optim.step(loss)
@@ -120,8 +124,10 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> tuple[np.ndarray, np.ndarr
             raise_multipliers()
         return loss
 
-    fit(step, batches, state=state, run=run, epochs=cfg.optim.epochs, steps=cfg.optim.epochs * batches.steps)
-    return prototypes.numpy(), held.numpy()
+    seen, count = adapt.watched(data, "last"), cfg.optim.epochs
+    evaluate = (lambda: {"top1": seen.top1(scores)}) if seen else None  # told, not chosen by
+    outcome = fit(step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps)
+    return adapt.last_and_best(outcome, state, scores, data, "last")
 
 
 def epochs(cfg: Config, data: FeatureSet) -> Batches:

@@ -111,7 +111,6 @@ def choose(cfg: Config, run: Run, data: FeatureSet) -> tuple[float, Trained]:
 def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trained:
     """Cross-entropy on the logits above; from photos, an epoch draws as many views as there are photos."""
     from jclip import adapt
-    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     params = {k: jt.array(a) for k, a in initial(cfg, data.train.shape[1]).items()}
@@ -120,13 +119,11 @@ def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trai
     rows = len(data.train) // cfg.views if several else len(data.train)
     batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
 
-    def loss(batch):
-        features, labels = batch
-        return cross_entropy(logits(features, **params, text=text, scale=data.scale, ratio=ratio), labels)
+    def scores(features):
+        return logits(features, **params, text=text, scale=data.scale, ratio=ratio)
 
     return adapt.train(
-        run, cfg.optim, params, loss, batches, batches.steps, data,
-        lambda learnt: scorer(arrays(data, learnt, ratio), cfg), cfg.selection,
+        run, cfg.optim, params, scores, batches, batches.steps, data, cfg.selection,
         rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None, slot=f"ratio-{ratio}",
     )  # fmt: skip
 

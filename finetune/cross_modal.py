@@ -178,7 +178,6 @@ def train_head(
 ) -> Trained:
     """Cross-entropy over the joined batch, every sample of equal weight."""
     from jclip import adapt
-    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
     params = {k: jt.array(a) for k, a in initial(cfg, zero_shot_weights(texts, data.classes)).items()}
@@ -191,12 +190,12 @@ def train_head(
             at = jt.array(rows)
             yield tuple(of_all[at] for of_all in samples)
 
-    def loss(batch):
-        return cross_entropy(logits(batch[0], params, scale, cfg.ratio), batch[1])
+    def scores(features):
+        return logits(features, params, scale, cfg.ratio)
 
     return adapt.train(
-        run, optim, params, loss, batches, cfg.every, data, lambda learnt: scorer(arrays(cfg, learnt), cfg),
-        cfg.selection, rate=lambda step: learning_rate(optim, step, optim.epochs * cfg.every), slot=slot,
+        run, optim, params, scores, batches, cfg.every, data, cfg.selection,
+        rate=lambda step: learning_rate(optim, step, optim.epochs * cfg.every), slot=slot,
     )  # fmt: skip
 
 

@@ -59,8 +59,6 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.note(**data.facts)
     need_text(data)
     need_val(data, cfg.selection)
-    if cfg.selection == "test" and not len(data.test):
-        raise ConfigError("selection=test chooses the epoch on test photos, and there are none")
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     rates = step_sizes(data)
@@ -115,6 +113,7 @@ def train(
     cfg: Config, run: Run, data: FeatureSet, begin: dict[str, np.ndarray], rates: tuple[float, float]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Both blocks, `cfg.epochs` steps. Returns the arrays of the chosen epoch, and test accuracy of the last and best."""
+    from jclip import adapt
     from jclip.functional.losses import cross_entropy
     from jclip.loop import fit
     from jclip.optim import SGD, TrainState
@@ -128,8 +127,11 @@ def train(
     optim = SGD({"weight": weight, "bias": bias}, lr_w, cfg.momentum)
     state = TrainState(optim, {"alpha": alpha, "alpha_gradient": gathered})
 
+    def scores(features):
+        return logits(features, weight, bias, alpha, text)
+
     def step(_, number: int):
-        loss = cross_entropy(logits(features, weight, bias, alpha, text), labels)
+        loss = cross_entropy(scores(features), labels)
         *both, slope = jt.grad(loss, [weight, bias, alpha])
         due = (number + 1) % cfg.alpha_every == 0
         with jt.no_grad():
@@ -140,34 +142,18 @@ def train(
         optim.apply(both)
         return loss
 
-    def score_with(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        return scorer({**arrays, "text": data.text}, cfg)
-
-    part = "test" if cfg.selection == "test" else "val"
+    seen = adapt.watched(data, cfg.selection)
 
     def evaluate() -> dict[str, float]:
-        top1 = data.top1(part, score_with(state.arrays()))
-        right = round(top1 * len(getattr(data, part)))
-        return {"top1": top1, "right_then_late": right + optim.steps / (cfg.epochs + 1)}
+        top1 = seen.top1(scores)
+        return {"top1": top1, "right_then_late": round(top1 * seen.count) + optim.steps / (cfg.epochs + 1)}
 
     def epochs(_: int) -> Iterator[None]:
         yield None  # all rows at once
 
-    measured = evaluate if len(getattr(data, part)) else None
     outcome = fit(
-        step,
-        epochs,
-        state=state,
-        run=run,
-        epochs=cfg.epochs,
-        evaluate=measured,
-        select="right_then_late",
-        steps=cfg.epochs,
-    )
-    last = state.arrays()
-    best = outcome.best_arrays or last
-    told = {f"test_top1_{name}_epoch": data.top1("test", score_with(arrays))
-            for name, arrays in (("last", last), ("best", best)) if len(data.test)}  # fmt: skip
-    told |= {"best_epoch": outcome.best_epoch + 1} | ({"selected_on_test": 1} if cfg.selection == "test" else {})
-    chosen = last if cfg.selection == "last" else best
-    return {k: chosen[k] for k in ("weight", "bias", "alpha")}, told
+        step, epochs, state=state, run=run, epochs=cfg.epochs, steps=cfg.epochs,
+        evaluate=evaluate if seen else None, select="right_then_late",
+    )  # fmt: skip
+    trained = adapt.last_and_best(outcome, state, scores, data, cfg.selection)
+    return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.told

@@ -100,14 +100,14 @@ def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) ->
     rows = len(data.train) // cfg.views if several else len(data.train)
     batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
 
-    def loss(batch):
-        features, labels = batch
-        scores = logits(features, fixed, residual, data.scale, cfg.alpha)
+    def scores(features):
+        return logits(features, fixed, residual, data.scale, cfg.alpha)
+
+    def loss(scores, labels):
         return cross_entropy(scores, labels) + cfg.decay / 2 * (residual * residual).sum()
 
     return adapt.train(
-        run, cfg.optim, {"residual": residual}, loss, batches, batches.steps, data,
-        lambda learnt: scorer(arrays(cfg, text, data.scale, learnt["residual"]), cfg), cfg.selection,
+        run, cfg.optim, {"residual": residual}, scores, batches, batches.steps, data, cfg.selection, loss=loss,
         rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None,
     )  # fmt: skip
 

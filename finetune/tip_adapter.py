@@ -106,28 +106,20 @@ def train_keys(
     """
     from jclip import adapt
     from jclip.features import training_view
-    from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
 
-    keys, fixed = jt.array(data.train), [jt.array(values), jt.array(data.text)]
+    keys, fixed = jt.array(data.train), [jt.array(values).stop_grad(), jt.array(data.text).stop_grad()]
     size = min(cfg.optim.batch, len(data.train))
 
     def batches(epoch: int):
         features, labels = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
         return adapt.Batches([features, labels], size, cfg.seed)(epoch)
 
-    def loss(batch):
-        features, labels = batch
-        scores = logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
-        return cross_entropy(scores, labels)
-
-    def scorer_of(arrays: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        scalars = {"scale": data.scale, "alpha": cfg.alpha, "beta": cfg.beta}
-        known = {"values": values, "text": data.text, **{k: np.array([x]) for k, x in scalars.items()}}
-        return scorer({**known, **arrays}, cfg)
+    def scores(features):
+        return logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
 
     steps = -(-len(data.train) // size)
-    trained = adapt.train(run, cfg.optim, {"keys": keys}, loss, batches, steps, data, scorer_of, cfg.selection)
+    trained = adapt.train(run, cfg.optim, {"keys": keys}, scores, batches, steps, data, cfg.selection)
     return trained.arrays["keys"], trained.told
 
 

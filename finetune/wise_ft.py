@@ -23,6 +23,7 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError, MisfitError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.adapt import Trained
     from jclip.features import FeatureSet
     from jclip.run import Run
 
@@ -72,7 +73,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     before = start(data)
-    after = train(cfg, run, data, before)
+    trained = train(cfg, run, data, before)
+    after = trained.arrays
 
     def score_at(alpha: float) -> Callable[[np.ndarray], np.ndarray]:
         return scorer(interpolate(before, after, alpha), cfg)
@@ -83,7 +85,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     curve = {f"{part}_top1_at_{a:.2f}": data.top1(part, score_at(a))
              for part in ("val", "test") if len(getattr(data, part)) for a in alphas}  # fmt: skip
-    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), "alpha": alpha, **curve}
+    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), "alpha": alpha, **curve, **trained.told}
 
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -101,33 +103,28 @@ def start(data: FeatureSet) -> Weights:
     return {"weight": np.float32(data.scale) * data.text, "bias": np.zeros(len(data.text), np.float32)}
 
 
-def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Weights:
+def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Trained:
     """The head after the last epoch."""
-    from jclip.adapt import Batches
+    from jclip import adapt
     from jclip.functional.losses import cross_entropy
-    from jclip.loop import fit
-    from jclip.optim import TrainState, learning_rate, optimiser
     from jclip.prototypes import linear_scores
     from jclip.runtime import jt
 
     head = {k: jt.array(v) for k, v in before.items()}
-    batches = Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed)
-    total = cfg.optim.epochs * batches.steps
-    optim = optimiser(cfg.optim, head)
-    state = TrainState(optim)
+    batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed)
 
-    def step(batch, number: int):
-        features, labels = batch
-        optim.lr = learning_rate(cfg.optim, number, total)
-        scores = linear_scores(features, **head)
-        loss = cross_entropy(scores, labels)
-        if cfg.smoothing:
-            loss = (1 - cfg.smoothing) * loss - cfg.smoothing * jt.nn.log_softmax(scores, dim=1).mean()
-        optim.step(loss, cfg.clip)
-        return loss
+    def scores(features):
+        return linear_scores(features, **head)
 
-    fit(step, batches, state=state, run=run, epochs=cfg.optim.epochs, steps=total)
-    return state.arrays()
+    def loss(scores, labels):
+        own = cross_entropy(scores, labels)
+        if not cfg.smoothing:
+            return own
+        return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(scores, dim=1).mean()
+
+    return adapt.train(
+        run, cfg.optim, head, scores, batches, batches.steps, data, selection="last", loss=loss, clip=cfg.clip
+    )
 
 
 def grid(steps: int) -> list[float]:

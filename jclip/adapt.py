@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from jclip.config import OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
+from jclip.functional.losses import cross_entropy
 from jclip.functional.metrics import top_k
 from jclip.heads import ZeroShotHead
-from jclip.loop import fit, predict
+from jclip.loop import Outcome, fit, predict
 from jclip.optim import TrainState, cosine, learning_rate, optimiser
 from jclip.run import Run
 from jclip.runtime import jt
@@ -83,59 +84,81 @@ class Trained:
     told: dict[str, float]
 
 
+class Watched:
+    """The rows of "val" or "test" on the device: accuracy of parameters that are there, without copies of either."""
+
+    def __init__(self, data: FeatureSet, part: str):
+        features, self._labels = getattr(data, part), getattr(data, f"{part}_labels")
+        self.count, chunks = len(features), range(0, len(features), ROWS_AT_ONCE)
+        self._chunks = [jt.array(features[i : i + ROWS_AT_ONCE]).stop_grad() for i in chunks]
+
+    def top1(self, scores: Callable[[jt.Var], jt.Var]) -> float:
+        """Of scores (n, C) of features (n, E), both Vars."""
+        return top_k(predict(scores, self._chunks), self._labels)
+
+
+def watched(data: FeatureSet, selection: Selection) -> Watched | None:
+    """What the epoch is chosen on; None where there is nothing to see. Raises `ConfigError` where there must be."""
+    part = "test" if selection == "test" else "val"
+    if len(getattr(data, part)):
+        return Watched(data, part)
+    if selection != "last":
+        raise ConfigError(f"selection={selection} chooses the epoch on {part} photos, and there are none")
+    return None
+
+
 def train(
     run: Run,
     config: OptimConfig,
     params: Mapping[str, jt.Var],
-    loss: Callable[[Any], Any],
-    batches: Callable[[int], Iterable[Any]],
+    scores: Callable[[jt.Var], jt.Var],
+    batches: Callable[[int], Iterable[tuple[jt.Var, jt.Var]]],
     steps: int,
     data: FeatureSet,
-    scorer_of: Callable[[dict[str, np.ndarray]], Scorer],
     selection: Selection = "val",
     *,
+    loss: Callable[[jt.Var, jt.Var], jt.Var] = cross_entropy,
     rate: Callable[[int], float] | None = None,
-    every: int = 1,
+    clip: float = 0.0,
     slot: str = "train",
 ) -> Trained:
-    """`config.epochs` epochs of `steps` steps on `loss(batch)`; the epoch is chosen by validation accuracy, or is the last.
+    """`config.epochs` epochs of `steps` steps on `loss(scores(features), labels)`; the epoch is chosen by validation
+    accuracy, or is the last.
 
-    scorer_of makes a scorer of the parameters' arrays. rate: learning rate of step number n in place of the config's
-    schedule. `selection` "test" is for comparing with papers that did so, and is told in the result.
+    scores: features (B, E) → (B, C) with the `params` as they are. rate: learning rate of step number n in place of the
+    config's schedule. `selection` "test" is for comparing with papers that did so, and is told in the result.
     """
     total = config.epochs * steps
     optim = optimiser(config, params)
 
     def step(batch, number: int):
+        features, labels = batch
         optim.lr = rate(number) if rate else learning_rate(config, number, total)
-        value = loss(batch)
-        optim.step(value)
+        value = loss(scores(features), labels)
+        optim.step(value, clip)
         return value
 
-    state, part = TrainState(optim), "test" if selection == "test" else "val"
-    evaluate = (lambda: {"top1": data.top1(part, scorer_of(state.arrays()))}) if len(getattr(data, part)) else None
-    if evaluate is None and selection != "last":
-        raise ConfigError(f"selection={selection} chooses the epoch on {part} photos, and there are none")
+    state, seen = TrainState(optim), watched(data, selection)
+    evaluate = (lambda: {"top1": seen.top1(scores)}) if seen else None
     outcome = fit(
-        step,
-        batches,
-        state=state,
-        run=run,
-        epochs=config.epochs,
-        evaluate=evaluate,
-        every=every,
-        steps=total,
-        slot=slot,
+        step, batches, state=state, run=run, epochs=config.epochs, evaluate=evaluate, steps=total, slot=slot
     )
-    last = state.arrays()
-    best = outcome.best_arrays or last
-    told = {
-        f"test_top1_{name}_epoch": data.top1("test", scorer_of(arrays))
-        for name, arrays in (("last", last), ("best", best))
-        if len(data.test)
-    }
-    told |= {"best_epoch": outcome.best_epoch + 1} | ({"selected_on_test": 1} if selection == "test" else {})
-    return Trained(last if selection == "last" else best, told)
+    return last_and_best(outcome, state, scores, data, selection)
+
+
+def last_and_best(
+    outcome: Outcome, state: TrainState, scores: Callable[[jt.Var], jt.Var], data: FeatureSet, selection: Selection
+) -> Trained:
+    """The arrays of the last or the best epoch, as chosen, and the test accuracy of both."""
+    arrays = {"last": state.arrays()} | ({"best": outcome.best_arrays} if outcome.best_arrays else {})
+    told: dict[str, float] = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    if len(data.test):
+        test = Watched(data, "test")
+        for name, of_epoch in arrays.items():
+            state.put(of_epoch)
+            told[f"test_top1_{name}_epoch"] = test.top1(scores)
+    told |= {"selected_on_test": 1} if selection == "test" else {}
+    return Trained(arrays["last" if selection == "last" else "best"], told)
 
 
 def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:

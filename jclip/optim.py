@@ -190,6 +190,10 @@ class TrainState:
         """Copies of the parameters and of what belongs to them, by name."""
         return {k: v.numpy() for k, v in self._vars.items()}
 
+    def put(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `arrays`."""
+        _put(self._vars, arrays)
+
     def capture(self) -> dict[str, np.ndarray]:
         """Copies of everything, by name."""
         return {
@@ -205,9 +209,15 @@ class TrainState:
         own = {f"param.{k}": v for k, v in self._vars.items()} | {f"average.{k}": v for k, v in self.average.items()}
         saved = {k: a for k, a in arrays.items() if not k.startswith("optim.")}
         compare_keys({k: tuple(v.shape) for k, v in own.items()}, {k: a.shape for k, a in saved.items()}, "saved state")
-        for k, var in own.items():
-            frozen = var.is_stop_grad()
-            var.update(jt.array(np.ascontiguousarray(saved[k])))
-            var.stop_grad() if frozen else var.start_grad()
+        _put(own, saved)
         self.optimiser.load_state({k.removeprefix("optim."): a for k, a in arrays.items() if k.startswith("optim.")})
         jt.sync_all()
+
+
+def _put(own: Mapping[str, jt.Var], arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives each Var the values of its name; what is trained stays so, and what is frozen."""
+    for k, var in own.items():
+        frozen = var.is_stop_grad()
+        var.update(jt.array(np.ascontiguousarray(arrays[k])))
+        var.stop_grad() if frozen else var.start_grad()
+    jt.sync(list(own.values()))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from finetune import lp_plus
+from jclip import adapt
 from jclip.config import DataConfig, build
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet, read_recorded
@@ -194,7 +195,7 @@ def test_choosing_on_test_is_told(tmp_path):
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
     data, calls = features(0), []
     whole, _ = trained(tmp_path / "whole", data, epochs=14)
-    real = FeatureSet.top1
+    real = adapt.Watched.top1
 
     def killed(self, *arguments):
         calls.append(0)
@@ -203,7 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
         return real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureSet, "top1", killed)
+        patch.setattr(adapt.Watched, "top1", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "killed", data, epochs=14)
     resumed, _ = trained(tmp_path / "killed", data, epochs=14)

@@ -39,7 +39,7 @@ def config(seed=1, smoothing=0.0, clip=0.02, search=False, steps=10, alpha=0.5, 
 
 def trained(folder, data, cfg):
     with Run(folder, {"recipe": "wise_ft"}) as run:
-        return wise_ft.train(cfg, run, data, wise_ft.start(data))
+        return wise_ft.train(cfg, run, data, wise_ft.start(data)).arrays
 
 
 @pytest.mark.parametrize("seed", [0, 1])
