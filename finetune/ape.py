@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
     from jclip.source import ModelSource
 
-SCORES_AT_ONCE = 2**25  # of a search: α x rows x γ x classes
-
 
 @dataclass(frozen=True)
 class Config:
@@ -156,7 +154,7 @@ def fold(cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def train(
     cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """-T: r (C, Q) and v (S, 1) by cross-entropy on the logits, with α and β held fixed. Returns a cache and what to tell.
+    """-T: r (C, Q) and v (1, S) by cross-entropy on the logits, with α and β held fixed. Returns a cache and what to tell.
 
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are.
     """
@@ -169,7 +167,7 @@ def train(
     hot = adapt.one_hot(data.train_labels, data.classes)
     params = {
         "residual": jt.array(np.zeros((data.classes, len(channels)), np.float32)),
-        "weights": jt.array(np.ones((len(hot), 1), np.float32)),
+        "weights": jt.array(np.ones((1, len(hot)), np.float32)),
     }
     fixed = {"text": data.text, "keys": data.train, "values": hot, "owners": np.ascontiguousarray(hot.T)}
     constants = {k: jt.array(v).stop_grad() for k, v in fixed.items()}
@@ -194,7 +192,7 @@ def trained_logits(features, channels, params, constants, scale: float, alpha: f
 
     moved_by = jt.nn.matmul_transpose(features[:, channels], params["residual"])  # (B, C)
     affinity = jt.nn.matmul_transpose(features, constants["keys"]) + jt.matmul(moved_by, constants["owners"])
-    cache = jt.matmul(jt.exp(beta * affinity - beta), constants["values"] * params["weights"])
+    cache = jt.matmul(params["weights"] * jt.exp(beta * affinity - beta), constants["values"])
     return scale * (jt.nn.matmul_transpose(features, constants["text"]) + moved_by) + alpha * cache
 
 
@@ -202,7 +200,7 @@ def moved(cfg: Config, data: FeatureSet, channels: np.ndarray, arrays: dict[str,
     """The cache of trained r and v, all channels of it, not renormalised."""
     from jclip.adapt import one_hot
 
-    step, values = np.zeros_like(data.text), one_hot(data.train_labels, data.classes) * arrays["weights"]
+    step, values = np.zeros_like(data.text), one_hot(data.train_labels, data.classes) * arrays["weights"].T
     step[:, channels] = arrays["residual"]
     cache = {"keys": data.train + step[data.train_labels], "values": values, "divergence": np.zeros(len(values))}
     cache |= {"text": data.text + step, "channels": np.arange(data.text.shape[1])}
@@ -212,27 +210,16 @@ def moved(cfg: Config, data: FeatureSet, channels: np.ndarray, arrays: dict[str,
 def search(cfg: Config, data: FeatureSet, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """α, β and γ of the best validation accuracy; the first, β outer, then α, then γ, among equals.
 
-    One product per β serves every α and γ. After training there is no γ.
+    After training there is no γ.
     """
-    from jclip.runtime import jt
+    from jclip.adapt import cache_hits
 
     alphas = grid(0.1, cfg.search_alpha, cfg.search_steps[0])
     betas = grid(0.1, cfg.search_beta, cfg.search_steps[1])
     gammas = np.zeros(1) if cfg.train else grid(0.0, cfg.search_gamma, cfg.search_steps[2])
     weights = np.exp(cache["divergence"][:, None] * gammas).astype(np.float32)  # (S, G)
-    values = jt.array((weights[:, :, None] * cache["values"][:, None]).reshape(len(weights), -1))  # (S, G C)
-    keys, text, factors = (jt.array(a) for a in (cache["keys"], cache["text"], alphas.astype(np.float32)))
-    right = np.zeros((len(betas), len(alphas), len(gammas)), np.int64)
-    chunk = max(1, SCORES_AT_ONCE // (len(alphas) * values.shape[1]))
-    for start in range(0, len(data.val), chunk):
-        f, labels = data.val[start : start + chunk], data.val_labels[start : start + chunk]
-        base = data.scale * jt.nn.matmul_transpose(jt.array(f), text)
-        affinity = jt.nn.matmul_transpose(jt.array(chosen(f, cache["channels"])), keys)
-        for i, beta in enumerate(betas):
-            scores = jt.matmul(jt.exp(beta * affinity - beta), values).reshape((1, len(f), len(gammas), -1))
-            scores = base.reshape((1, len(f), 1, -1)) + factors.reshape((-1, 1, 1, 1)) * scores
-            hits = scores.argmax(dim=3)[0] == jt.array(labels.astype(np.int32)).reshape((1, -1, 1))
-            right[i] += hits.int32().sum(dim=1).numpy()
+    kinds = cache | {"values": weights[:, :, None] * cache["values"][:, None]}
+    right = cache_hits(data, chosen(data.val, cache["channels"]), kinds, alphas, betas)
     best = np.unravel_index(right.argmax(), right.shape)
     return scalars(beta=betas[best[0]], alpha=alphas[best[1]], gamma=gammas[best[2]])
 

@@ -15,15 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
-from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.features import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
-
-ROWS_AT_ONCE = 4096
-SCORES_AT_ONCE = 2**25  # of a search: α x rows x classes
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,16 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
+    from jclip import adapt
     from jclip.features import few_shot_features
     from jclip.source import source_of
 
     source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
     run.note(**data.facts)
-    _check(cfg, data)
-    values = np.eye(len(data.text), dtype=np.float32)[data.train_labels]
-    zero_shot = data.report(lambda f: data.scale * f @ data.text.T, prefix="zero_shot_")
+    adapt.need_text(data)
+    adapt.need_val(data, cfg.selection if cfg.train else "last", searched="α and β (search)" if cfg.search else "")
+    values = adapt.one_hot(data.train_labels, data.classes)
 
     keys, alpha, beta, trained = data.train, cfg.alpha, cfg.beta, {}
     if cfg.train:
@@ -71,22 +68,23 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         "scale": np.array([data.scale]), "alpha": np.array([alpha]), "beta": np.array([beta]),
     }  # fmt: skip
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    return {**zero_shot, **data.report(scorer(learned, cfg)), "alpha": alpha, "beta": beta, **trained}
+    return {
+        **adapt.zero_shot_report(data),
+        **data.report(scorer(learned, cfg)),
+        "alpha": alpha,
+        "beta": beta,
+        **trained,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.loop import predict
+    from jclip.adapt import in_chunks
     from jclip.runtime import jt
 
-    v = {k: jt.array(learned[k]) for k in ("keys", "values", "text")}
+    keys, values, text = (jt.array(learned[k]) for k in ("keys", "values", "text"))
     scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
-
-    def score(features: np.ndarray) -> np.ndarray:
-        chunks = (features[i : i + ROWS_AT_ONCE] for i in range(0, len(features), ROWS_AT_ONCE))
-        return predict(lambda f: logits(jt.array(f), v["keys"], v["values"], v["text"], scale, alpha, beta), chunks)
-
-    return score
+    return in_chunks(lambda f: logits(f, keys, values, text, scale, alpha, beta))
 
 
 def logits(features, keys, values, text, scale: float, alpha: float, beta: float):
@@ -125,22 +123,11 @@ def train_keys(
 
 def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """α and β of the best validation accuracy over the authors' grid; the first, β outer and α inner, among equals."""
-    from jclip.runtime import jt
+    from jclip.adapt import cache_hits
 
     alphas, betas = grid(cfg.search_alpha, cfg.search_steps[0]), grid(cfg.search_beta, cfg.search_steps[1])
-    right = np.zeros((len(betas), len(alphas)), np.int64)
-    chunk = max(1, SCORES_AT_ONCE // (len(alphas) * len(data.text)))
-    for start in range(0, len(data.val), chunk):
-        rows = slice(start, start + chunk)
-        f, labels = jt.array(data.val[rows]), jt.array(data.val_labels[rows].astype(np.int32))
-        affinity, base = (
-            jt.nn.matmul_transpose(f, jt.array(keys)),
-            data.scale * jt.nn.matmul_transpose(f, jt.array(data.text)),
-        )
-        for i, beta in enumerate(betas):
-            cache = jt.matmul(jt.exp(beta * affinity - beta), jt.array(values))
-            scores = base.unsqueeze(0) + jt.array(alphas.astype(np.float32)).reshape((-1, 1, 1)) * cache.unsqueeze(0)
-            right[i] += (scores.argmax(dim=2)[0] == labels.unsqueeze(0)).int32().sum(dim=1).numpy()
+    cache = {"keys": keys, "values": values[:, None], "text": data.text}
+    right = cache_hits(data, data.val, cache, alphas, betas)[:, :, 0]
     best = np.unravel_index(right.argmax(), right.shape)
     return float(alphas[best[1]]), float(betas[best[0]])
 
@@ -148,14 +135,3 @@ def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) 
 def grid(high: float, steps: int) -> np.ndarray:
     """i (high - 0.1) / steps + 0.1 for i = 0 … steps - 1: the authors' grid, which leaves out `high` itself."""
     return np.arange(steps) * (high - 0.1) / steps + 0.1
-
-
-def _check(cfg: Config, data: FeatureSet) -> None:
-    if data.text is None:
-        raise DataError(
-            "these features come without text features: set model= to the model they are of, or data.text_features"
-        )
-    if (cfg.search or (cfg.train and cfg.selection == "val")) and not len(data.val):
-        raise ConfigError(
-            "searching and choosing need validation photos, and there are none: set data.val, or search=false selection=last"
-        )

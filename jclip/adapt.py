@@ -26,6 +26,7 @@ Selection = Literal["val", "last", "test"]
 Scorer = Callable[[np.ndarray], np.ndarray]
 Candidate = TypeVar("Candidate")
 ROWS_AT_ONCE = 4096
+SCORES_AT_ONCE = 2**25  # of a search
 
 
 def zero_shot_report(data: FeatureSet) -> dict[str, float]:
@@ -140,9 +141,7 @@ def train(
 
     state, seen = TrainState(optim), watched(data, selection)
     evaluate = (lambda: {"top1": seen.top1(scores)}) if seen else None
-    outcome = fit(
-        step, batches, state=state, run=run, epochs=config.epochs, evaluate=evaluate, steps=total, slot=slot
-    )
+    outcome = fit(step, batches, state=state, run=run, epochs=config.epochs, evaluate=evaluate, steps=total, slot=slot)
     return last_and_best(outcome, state, scores, data, selection)
 
 
@@ -188,6 +187,33 @@ def best_on_val(
     if best is None:
         raise ConfigError("there is nothing to choose from: the grid is empty")
     return best, found
+
+
+def cache_hits(
+    data: FeatureSet, seen: np.ndarray, cache: Mapping[str, np.ndarray], alphas: np.ndarray, betas: np.ndarray
+) -> np.ndarray:
+    """How many validation rows are right by s f T' + α exp(-β (1 - f' K')) V at each β, α and kind of values: (B, A, G).
+
+    cache: keys K (S, Q), values V (S, G, C), text T (C, E); seen: f' (N, Q), the rows as the keys see them. One product
+    per β serves every α and every kind.
+    """
+    values = jt.array(cache["values"].reshape(len(cache["values"]), -1))
+    keys, text, factors = (jt.array(a) for a in (cache["keys"], cache["text"], alphas.astype(np.float32)))
+    kinds, classes = cache["values"].shape[1:]
+    right = np.zeros((len(betas), len(alphas), kinds), np.int64)
+    chunk = max(1, SCORES_AT_ONCE // (len(alphas) * kinds * classes))
+    for start in range(0, len(data.val), chunk):
+        rows = slice(start, start + chunk)
+        labels = jt.array(np.repeat(data.val_labels[rows], kinds).astype(np.int32))
+        base = jt.array(np.repeat(data.val[rows], kinds, axis=0))
+        base = (data.scale * jt.nn.matmul_transpose(base, text)).unsqueeze(0)
+        affinity = jt.nn.matmul_transpose(jt.array(seen[rows]), keys)
+        for i, beta in enumerate(betas):
+            near = jt.matmul(jt.exp(beta * affinity - beta), values).reshape((1, -1, classes))
+            scores = base + factors.reshape((-1, 1, 1)) * near
+            hits = (scores.argmax(dim=2)[0] == labels.unsqueeze(0)).int32()
+            right[i] += hits.numpy().reshape(len(alphas), -1, kinds).sum(axis=1)
+    return right
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from finetune import ape
+from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
@@ -156,7 +157,9 @@ def test_the_search_finds_the_first_of_the_best(seed, monkeypatch):
                 if right > best:
                     best, wanted = right, {"beta": beta, "alpha": alpha, "gamma": gamma}
     assert {k: v[0] for k, v in ape.search(cfg, data, cache).items()} == wanted
-    monkeypatch.setattr(ape, "SCORES_AT_ONCE", 4 * 3 * 4 * 5)  # validation in parts of five rows, the last one shorter
+    monkeypatch.setattr(
+        adapt, "SCORES_AT_ONCE", 4 * 3 * 4 * 5
+    )  # validation in parts of five rows, the last one shorter
     assert {k: v[0] for k, v in ape.search(cfg, data, cache).items()} == wanted
 
 
@@ -228,7 +231,7 @@ def test_the_logits_that_train_are_those_of_the_moved_cache(seed, close):
 
     data, rng, cfg = features(seed), np.random.default_rng(seed), config(train=True, alpha=2.0, beta=3.0)
     channels = np.array([1, 4, 5, 8])
-    arrays = {"residual": rng.standard_normal((4, 4)) * 0.3, "weights": rng.random((14, 1)) + 0.5}
+    arrays = {"residual": rng.standard_normal((4, 4)) * 0.3, "weights": rng.random((1, 14)) + 0.5}
     arrays = {k: a.astype(np.float32) for k, a in arrays.items()}
     hot = np.eye(4, dtype=np.float32)[data.train_labels]
     constants = {"text": data.text, "keys": data.train, "values": hot, "owners": np.ascontiguousarray(hot.T)}
@@ -237,7 +240,7 @@ def test_the_logits_that_train_are_those_of_the_moved_cache(seed, close):
     f, step = data.test.astype(np.float64), np.zeros((4, 11))
     step[:, channels] = arrays["residual"]
     affinity = f @ (data.train + step[data.train_labels]).T
-    wanted = 8 * f @ (data.text + step).T + 2 * np.exp(3 * affinity - 3) @ (hot * arrays["weights"])
+    wanted = 8 * f @ (data.text + step).T + 2 * np.exp(3 * affinity - 3) @ (hot * arrays["weights"].T)
     close(ours, wanted, "scores", "APE-T: logits that train")
     scorer = ape.scorer(ape.fold(ape.moved(cfg, data, channels, arrays)), cfg)
     close(scorer(data.test), wanted, "scores", "APE-T: logits of a finished run")

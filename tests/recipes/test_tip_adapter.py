@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from finetune import tip_adapter
+from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet, read_recorded
@@ -61,7 +62,7 @@ def optim(**settings) -> OptimConfig:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("alpha, beta", [(1.17, 1.0), (3.0, 5.5), (0.5, 12.0)])
 def test_logits_equal_the_formula(seed, alpha, beta, close, monkeypatch):
-    monkeypatch.setattr(tip_adapter, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
+    monkeypatch.setattr(adapt, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
     data = features(seed)
     ours = tip_adapter.scorer(learned(data, alpha, beta), config())(data.test)
     close(ours, numpy_logits(data.test, data, alpha, beta), "scores", "Tip-Adapter: logits")
@@ -98,7 +99,7 @@ def test_the_search_finds_the_first_of_the_best(seed, monkeypatch):
             if right > best:
                 best, wanted = right, (alpha, beta)
     assert tip_adapter.search(cfg, data, data.train, values) == wanted
-    monkeypatch.setattr(tip_adapter, "SCORES_AT_ONCE", 7 * 5 * 4)  # validation in parts of four rows
+    monkeypatch.setattr(adapt, "SCORES_AT_ONCE", 7 * 5 * 4)  # validation in parts of four rows
     assert tip_adapter.search(cfg, data, data.train, values) == wanted
 
 
@@ -284,7 +285,7 @@ def test_searching_needs_validation_photos(tmp_path):
     arrays = {k: data[k] for k in data.files} | {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
     np.savez(tmp_path / "no_val.npz", **arrays)
     assert len(read_recorded(str(tmp_path / "no_val.npz"), 4).val) == 0
-    with pytest.raises(ConfigError, match="need validation photos, and there are none"):
+    with pytest.raises(ConfigError, match="chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "run", f"data.features={tmp_path / 'no_val.npz'}")
     metrics = train(
         "smoke.yaml", tmp_path / "ok", f"data.features={tmp_path / 'no_val.npz'}", "search=false", "selection=last"
