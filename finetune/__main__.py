@@ -81,7 +81,7 @@ def compare(argv: list[str]) -> int:
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     args = p.parse_args(argv)
 
-    from jclip.results import table
+    from jclip.results import marked, table
     from jclip.run import read_result
 
     results = {folder: read_result(folder)["metrics"] for folder in args.runs}
@@ -90,7 +90,7 @@ def compare(argv: list[str]) -> int:
         raise ConfigError(f"{', '.join(results)} have no accuracy in common")
     first = next(iter(results.values()))
     named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
-    named += [(Path(folder).name, "", metrics) for folder, metrics in results.items()]
+    named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
     rows = [[name, *(_accuracy(metrics, f"{prefix}{part}") for part in parts)] for name, prefix, metrics in named]
     print(table(["top-1", *parts], rows))
     return 0
@@ -122,9 +122,15 @@ def warnings_of(metrics: dict[str, float]) -> list[str]:
     told = []
     if metrics.get("val_top1", 1.0) < metrics.get("zero_shot_val_top1", 0.0):
         told.append("below zero-shot on validation: nothing was gained by adapting")
-    if metrics.get("selected_on_test"):
-        told.append("selected on test: for comparing with papers that did so, not a result")
-    return told
+    return told + selected_on_test(metrics)
+
+
+def selected_on_test(metrics: dict[str, float]) -> list[str]:
+    """The line that every output of such a run has."""
+    from jclip.results import SELECTED_ON_TEST
+
+    line = "selected on test: for comparing with papers that did so, not a result"
+    return [line] if metrics.get(SELECTED_ON_TEST) else []
 
 
 def _accuracy(metrics: dict[str, float], prefix: str) -> str:
@@ -133,7 +139,7 @@ def _accuracy(metrics: dict[str, float], prefix: str) -> str:
 
 def evaluate(argv: list[str]) -> int:
     """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
-    per_class.csv, confusion.csv, confusion.png and scores.csv into the run's folder."""
+    per_class.csv, confusion.csv, confusion.png, predictions.csv and result.txt into the run's folder."""
     p = argparse.ArgumentParser("jclip eval", description=evaluate.__doc__)
     p.add_argument("run", help="the folder of a finished run, or the config that was trained")
     p.add_argument(
@@ -146,8 +152,9 @@ def evaluate(argv: list[str]) -> int:
     metrics = measure(done, out)
 
     from jclip.evaluation import FILES
+    from jclip.results import SELECTED_ON_TEST
 
-    print(report({f"test_{k}": v for k, v in metrics.items()}))
+    print(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))
     print(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
     print(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
     return 0
@@ -161,6 +168,7 @@ def predict(argv: list[str]) -> int:
     from jclip.data.splits import find_photos
     from jclip.functional.metrics import top_k
     from jclip.results import check_format, show, write_predictions
+    from jclip.run import read_result
     from jclip.sheet import check_sheet, write_sheet
 
     check_format(args.out)
@@ -172,7 +180,7 @@ def predict(argv: list[str]) -> int:
     split = unlabelled(find_photos(places)) if places else done.own_photos()
     predictions, rows = done.label(split, args.on_error, args.top)
     write_predictions(predictions, args.out)
-    print(show(predictions))
+    print("\n".join([show(predictions), *selected_on_test(read_result(done.folder)["metrics"])]))
     if not places and (split.labels >= 0).all():
         print(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
     if args.sheet:

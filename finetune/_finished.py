@@ -129,6 +129,8 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
     """
     from jclip.evaluation import write_evaluation
     from jclip.features import few_shot_features
+    from jclip.results import SELECTED_ON_TEST
+    from jclip.run import read_result
     from jclip.source import source_of
 
     cfg = done.config
@@ -144,7 +146,8 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
     names = done.classnames or tuple(str(i) for i in range(data.classes))
-    return write_evaluation(out, done.scorer()(data.test), data.test_labels, names)
+    marks = {k: v for k, v in read_result(done.folder)["metrics"].items() if k == SELECTED_ON_TEST}
+    return write_evaluation(out, done.scorer()(data.test), data.test_labels, names, data.test_photos, marks)
 
 
 def measure_if_cheap(folder: Path) -> list[str]:

@@ -15,7 +15,18 @@ from finetune._configs import default_folder, read_config, resolved
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
 
-COLUMNS = ("config", "recipe", "shots", "seed", "val_top1", "test_top1", "zero_shot_test_top1", "seconds", "run")
+COLUMNS = (
+    "config",
+    "recipe",
+    "shots",
+    "seed",
+    "val_top1",
+    "test_top1",
+    "zero_shot_test_top1",
+    "seconds",
+    "selection",
+    "run",
+)
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,16 @@ def finished(point: Point) -> dict[str, Any]:
 
 def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
     """A line of sweep.csv."""
+    from jclip.results import SELECTED_ON_TEST, marked
+
     metrics = result["metrics"]
     known = {k: metrics.get(k, "") for k in COLUMNS[4:7]}
     recipe = point.module.__name__.rsplit(".", 1)[-1]
-    told = {"config": point.config, "recipe": recipe, "shots": point.shots, "seed": point.cfg.data.seed}
-    return {**told, **known, "seconds": result["provenance"]["seconds"], "run": str(point.folder)}
+    told = {"config": marked(point.config, metrics), "recipe": recipe}
+    told |= {"shots": point.shots, "seed": point.cfg.data.seed}
+    selection = "test" if metrics.get(SELECTED_ON_TEST) else "val"
+    seconds = result["provenance"]["seconds"]
+    return {**told, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

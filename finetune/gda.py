@@ -6,11 +6,12 @@ classes, each view of a photo being a row; validation photos where α is searche
     logits = s f T' + α (f W + b),   w_k = P μ_k,   b_k = log π_k - μ_k' P μ_k / 2
     P = E ((N - 1) Σ + tr(Σ) I)⁻¹,   Σ = Σ_i (x_i - μ_y)(x_i - μ_y)' / (N - 1)
 
-Without text features the logits are f W + b alone.
+Without text features the logits are f W + b alone. One row per class has no covariance: P = I then, the nearest mean.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -106,7 +107,8 @@ def solve(cfg: Config, centred: np.ndarray, means: np.ndarray) -> np.ndarray:
     if cfg.shrinkage == "ridge":
         spread = np.trace(scatter)
         if spread <= 0:
-            raise DataError("one row per class has no covariance: raise data.shots, or views with an augmentation")
+            sys.stderr.write("one row per class has no covariance: nearest class means are taken (P = I)\n")
+            return means
         matrix = (scatter + spread / (count - 1) * np.eye(width)) / width
     else:
         if count - classes < width:

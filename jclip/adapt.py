@@ -19,6 +19,7 @@ from jclip.functional.metrics import top_k
 from jclip.heads import ZeroShotHead
 from jclip.loop import Outcome, fit, predict
 from jclip.optim import TrainState, cosine, learning_rate, optimiser
+from jclip.results import SELECTED_ON_TEST
 from jclip.run import Run
 from jclip.runtime import jt
 
@@ -156,7 +157,7 @@ def last_and_best(
         for name, of_epoch in arrays.items():
             state.put(of_epoch)
             told[f"test_top1_{name}_epoch"] = test.top1(scores)
-    told |= {"selected_on_test": 1} if selection == "test" else {}
+    told |= {SELECTED_ON_TEST: 1} if selection == "test" else {}
     return Trained(arrays["last" if selection == "last" else "best"], told)
 
 

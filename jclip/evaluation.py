@@ -1,49 +1,59 @@
-"""A measured run on disk: metrics as JSON, each class and the confusion matrix as CSV. No Jittor."""
+"""A measured run on disk: metrics as JSON, classes, confusion and predictions as CSV, the challenge's file. No Jittor."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jclip.functional.metrics import classification_report, confusion_matrix, ranking, softmax
+from jclip.functional.metrics import classification_report, confusion_matrix, ranking
 from jclip.paths import replacing
 from jclip.report import LARGEST_MATRIX, plot_confusion
+from jclip.results import Predictions, write_predictions
 
-FILES = ("eval.json", "per_class.csv", "confusion.csv", "confusion.png", "scores.csv")
+FILES = ("eval.json", "per_class.csv", "confusion.csv", "confusion.png", "predictions.csv", "result.txt")
 
 
 def write_evaluation(
-    folder: Path, scores: np.ndarray, labels: np.ndarray, classnames: Sequence[str]
-) -> dict[str, float]:
-    """Writes eval.json, per_class.csv (n, correct, top-1), confusion.csv (row: true class), scores.csv (each row's label,
-    best class and its probability) and, of up to a hundred classes, confusion.png. Returns the metrics."""
-    metrics = classification_report(scores, labels)
-    confusion = confusion_matrix(ranking(scores, 1)[:, 0], labels, len(classnames))
+    folder: Path, scores: np.ndarray, labels: np.ndarray, classnames: Sequence[str],
+    photos: Sequence[str] = (), marks: Mapping[str, float] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Writes what FILES names and returns the metrics.
+
+    per_class.csv: n, correct, top-1. confusion.csv: a row per true class; confusion.png of up to a hundred classes.
+    predictions.csv: each photo's class, best class and its probability. result.txt: the challenge's lines, but where two
+    photos have one name without their folders. Rows are numbered where their `photos` are not known. marks: what a reader
+    of the metrics must know, such as `selected_on_test`; they are among them.
+    """
+    metrics = {**classification_report(scores, labels), **(marks or {})}
+    predictions = Predictions(tuple(photos) or tuple(map(str, range(len(labels)))), tuple(classnames), scores)
+    best = ranking(scores, 1)[:, 0]
+    _write_classes(folder, confusion_matrix(best, labels, len(classnames)), classnames)
+    told = [
+        [photo, classnames[true], classnames[k], f"{p[k]:.6f}"]
+        for photo, true, k, p in zip(predictions.photos, labels, best, predictions.probabilities, strict=True)
+    ]
+    _write_csv(folder / "predictions.csv", ["photo", "class", "predicted", "probability"], told)
+    if len({Path(photo).name for photo in predictions.photos}) == len(labels):
+        write_predictions(predictions, str(folder / "result.txt"))
+    with replacing(folder / "eval.json") as path:
+        path.write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _write_classes(folder: Path, confusion: np.ndarray, classnames: Sequence[str]) -> None:
     counts, right = confusion.sum(axis=1), confusion.diagonal()
     per_class = [
         [name, n, k, f"{k / n:.4f}" if n else ""] for name, n, k in zip(classnames, counts, right, strict=True)
     ]
     _write_csv(folder / "per_class.csv", ["class", "n", "correct", "top1"], per_class)
-    _write_csv(
-        folder / "confusion.csv",
-        ["true / predicted", *classnames],
-        ([n, *row] for n, row in zip(classnames, confusion, strict=True)),
-    )
-    best, probabilities = ranking(scores, 1)[:, 0], softmax(scores)
-    told = [
-        [row, classnames[true], classnames[k], f"{probabilities[row, k]:.6f}"]
-        for row, (true, k) in enumerate(zip(labels, best, strict=True))
-    ]
-    _write_csv(folder / "scores.csv", ["row", "class", "predicted", "probability"], told)
+    named = ([name, *row] for name, row in zip(classnames, confusion, strict=True))
+    _write_csv(folder / "confusion.csv", ["true / predicted", *classnames], named)
     if len(classnames) <= LARGEST_MATRIX:
         plot_confusion(folder / "confusion.png", confusion, classnames)
-    with replacing(folder / "eval.json") as path:
-        path.write_text(json.dumps(metrics, indent=1) + "\n")
-    return metrics
 
 
 def _write_csv(path: Path, head: Sequence[str], rows) -> None:

@@ -44,6 +44,7 @@ class FeatureSet:
     test_labels: np.ndarray
     text: np.ndarray | None
     scale: float
+    test_photos: tuple[str, ...] = ()  # of the test rows, where that is known
     facts: Mapping[str, str] = field(default_factory=dict)  # hashes of data and weights, for the run's result
 
     def report(self, score: Callable[[np.ndarray], np.ndarray], prefix: str = "") -> dict[str, float]:
@@ -181,7 +182,8 @@ def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[
     """Features of an .npz as few-shot repositories record them; nothing in it is executed.
 
     Two spellings: `train_features_K`, `train_labels_K`, `val_features`, …, `text_features`, `classnames`, `logit_scale`;
-    and `keys_K`, `keys_K_l`, `val_f`, `val_l`, `test_f`, `test_l`. Raises `DataError` for what is missing or misshaped.
+    and `keys_K`, `keys_K_l`, `val_f`, `val_l`, `test_f`, `test_l`; with either `test_path`, the photos' names. Raises
+    `DataError` for what is missing or misshaped.
     """
     arrays = _load_npz(path)
     first = "train_features_{}" if any(k.startswith("train_features_") for k in arrays) else "keys_{}"
@@ -201,9 +203,9 @@ def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[
     loaded = {part: _features_and_labels(arrays, *keys, path) for part, keys in parts.items()}
     classes = tuple(map(str, arrays["classnames"])) if "classnames" in arrays else classnames
     text = _text_features(arrays, text_path, path)
-    data = FeatureSet(
-        classes, *loaded["train"], *loaded["val"], *loaded["test"], text, float(arrays.get("logit_scale", 100.0))
-    )
+    photos = tuple(map(str, arrays.get("test_path", ())))
+    rows = *loaded["train"], *loaded["val"], *loaded["test"]
+    data = FeatureSet(classes, *rows, text, float(arrays.get("logit_scale", 100.0)), photos)
     _check(data, path)
     return data
 
@@ -245,6 +247,8 @@ def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) 
 
 
 def _check(data: FeatureSet, path: str) -> None:
+    if data.test_photos and len(data.test_photos) != len(data.test):
+        raise DataError(f"{path}: {len(data.test_photos)} names in test_path for {len(data.test)} test rows")
     classes = (
         len(data.classnames)
         or int(max(y.max(initial=0) for y in (data.train_labels, data.val_labels, data.test_labels))) + 1
@@ -305,12 +309,14 @@ def few_shot_features(
     learn = _labelled(source, photos.train if train else Split(), label="train", each=each_view, **augmented, **options)
     val = _labelled(source, photos.val, label="val", **options)
     test = _labelled(source, photos.test, label="test", **options)
+    seen = tuple(photos.test.paths[i] for i in test[2])
     digests = {
         f"{part}_sha256": split.digest()
         for part, split in vars(photos).items()
         if isinstance(split, Split) and len(split)
     }
-    return FeatureSet(photos.classnames, *learn, *val, *test, head.weights, head.scale, {**digests, **weights})
+    rows = *learn[:2], *val[:2], *test[:2]
+    return FeatureSet(photos.classnames, *rows, head.weights, head.scale, seen, {**digests, **weights})
 
 
 def training_view(
@@ -320,17 +326,18 @@ def training_view(
     if data.features or augment == "none":
         return recorded.train, recorded.train_labels
     options = {"augment": augment, "seed": seed, "on_error": data.on_error}
-    return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)
+    return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)[:2]
 
 
 def _labelled(
     source: ModelSource, split: Split, each: bool = False, normalise: bool = True, **options
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, labels and the rows of `split` that they are of."""
     if not len(split):
-        return np.zeros((0, source.config.embed_dim), np.float32), np.zeros(0, np.int64)
+        return np.zeros((0, source.config.embed_dim), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
     if each and options.get("augment", "none") != "none":
         numbers = range(options.pop("views"))
         parts = [_labelled(source, split, first_view=v, normalise=normalise, **options) for v in numbers]
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
     rows, features = extract(source, split, **options)
-    return unit(features) if normalise else features, split.labels[rows].astype(np.int64)
+    return unit(features) if normalise else features, split.labels[rows].astype(np.int64), rows

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
 
 FORMATS = (".csv", ".json", ".txt")
+SELECTED_ON_TEST = "selected_on_test"  # a metric that marks figures of settings chosen on test data
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ def show(p: Predictions, limit: int = 20, columns: int = 3) -> str:
     text = table(["photo", *(f"top {i + 1}" for i in range(best.shape[1]))], rows)
     more = len(p.photos) - limit
     return text + (f"\n… and {more} more (--out FILE has them all)" if more > 0 else "")
+
+
+def marked(name: str, metrics: Mapping[str, Any]) -> str:
+    """The name of a run in a table or picture, saying so where its settings were chosen on test data."""
+    return f"{name} (selected on test)" if metrics.get(SELECTED_ON_TEST) else name
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

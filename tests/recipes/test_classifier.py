@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune import Classifier
 from jclip.cli import main
 from jclip.errors import CheckpointError, ConfigError, DataError
+from jclip.evaluation import write_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ def test_what_is_missing_is_told(run, small_models, tmp_path, photo_folder):
         Classifier.load(tmp_path / "recorded", model=str(small_models["vit"])).predict([photo_folder / "test"])
 
 
-def test_eval_draws_the_confusion_matrix(run, tmp_path, capsys):
+def test_eval_writes_what_people_look_at(run, photo_folder, tmp_path, capsys):
     assert main(["eval", str(run), "--out", str(tmp_path)]) == 0
     assert "macro_f1" in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {
@@ -93,6 +95,23 @@ def test_eval_draws_the_confusion_matrix(run, tmp_path, capsys):
         "per_class.csv",
         "confusion.csv",
         "confusion.png",
-        "scores.csv",
+        "predictions.csv",
+        "result.txt",
     }
     assert (tmp_path / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+    with open(tmp_path / "predictions.csv", encoding="utf-8", newline="") as f:
+        named = {Path(row["photo"]).name: row["predicted"] for row in csv.DictReader(f)}
+    predictions = Classifier.load(run).predict([photo_folder / "test"])
+    assert named == {
+        Path(p).name: predictions.classnames[k] for p, k in zip(predictions.photos, predictions.best[:, 0], strict=True)
+    }
+    lines = [line.split() for line in (tmp_path / "result.txt").read_text(encoding="utf-8").splitlines()]
+    assert {name: predictions.classnames[int(ids[0])] for name, *ids in lines} == named
+
+
+def test_photos_of_one_name_are_told_by_their_folders(tmp_path):
+    scores, labels = np.eye(3, dtype=np.float32)[[0, 2]], np.array([0, 1])
+    write_evaluation(tmp_path, scores, labels, tuple("abc"), ("a/1.jpg", "b/1.jpg"))
+    assert "b/1.jpg,b,c," in (tmp_path / "predictions.csv").read_text() and not (tmp_path / "result.txt").exists()
+    write_evaluation(tmp_path, scores, labels, tuple("abc"))
+    assert (tmp_path / "result.txt").read_text() == "0 0 1 2\n1 2 0 1\n"

@@ -140,14 +140,21 @@ def test_rows_that_fix_no_covariance_are_refused():
 
     with pytest.raises(DataError, match="2 of 7 classes have no training photos"):
         solve(data, classes=7)
-    with pytest.raises(DataError, match="one row per class has no covariance"):
-        solve(features(0, counts=(1,) * 5))
     with pytest.raises(ConfigError, match="shrinkage=none needs at least 35 training rows, there are 24"):
         solve(features(0, width=30), shrinkage="none")
     with pytest.raises(DataError, match="covariance has no inverse: set shrinkage=ridge"):
         dead = data.train.copy()
         dead[:, 3] = dead[:, 2]
         solve(replace(data, train=dead), shrinkage="none")
+
+
+def test_one_row_per_class_is_its_nearest_mean(capsys):
+    """‖f - μ‖² is 2 - 2 f μ of rows of length one: the bias is the same for all classes."""
+    data = features(0, counts=(1,) * 5)
+    weights, bias = gda.discriminant(config(), data.train, data.train_labels, 5)
+    assert "one row per class has no covariance: nearest class means" in capsys.readouterr().err
+    near = ((data.test[:, None] - data.train[None]) ** 2).sum(axis=2).argmin(axis=1)
+    assert np.array_equal(gda.gaussian_scores(data.test, weights, bias).argmax(axis=1), data.train_labels[near])
 
 
 def test_wrong_settings_are_refused():

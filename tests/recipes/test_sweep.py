@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -103,22 +104,27 @@ def test_killed_with_9_and_finished_by_the_same_command(tmp_path):
     ]
 
 
-def test_what_a_recipe_can_not_do_with_one_shot_is_told_and_the_rest_runs(tmp_path, capsys):
-    """One row per class has no covariance; two have."""
-    command = [
-        "sweep",
-        "gda/smoke",
-        "data.shots=1,2",
-        "data.pool=4",
-        "--runs",
-        str(tmp_path / "r"),
-        "--out",
-        str(tmp_path / "o"),
-    ]
-    assert main(command) == 0
-    printed = capsys.readouterr().out
-    assert "not run: smoke, 1 shots, seed 1: one row per class has no covariance" in printed
-    assert [row["shots"] for row in rows_of(tmp_path / "o" / "sweep.csv")] == ["2"]
+def test_what_can_not_run_is_told_and_the_rest_runs(tmp_path, capsys):
+    """Of the embedded features, two and four shots were recorded."""
+    folders = ["--runs", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
+    assert main(["sweep", "gda/smoke", "data.shots=3,4", *folders]) == 0
+    assert "not run: smoke, 3 shots, seed 1: " in (printed := capsys.readouterr().out) and "no features of 3" in printed
+    assert [row["shots"] for row in rows_of(tmp_path / "o" / "sweep.csv")] == ["4"]
+
+
+def test_what_was_selected_on_test_says_so_everywhere(tmp_path, capsys):
+    folders = ["--runs", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
+    assert main(["sweep", "tip_adapter/smoke", "train=true", "selection=val,test", *folders]) == 0
+    assert "smoke (selected on test)" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "o" / "sweep.csv")
+    assert [(r["config"], r["selection"]) for r in rows] == [("smoke", "val"), ("smoke (selected on test)", "test")]
+    honest, other = (r["run"] for r in rows)
+    for command in (["eval", other], ["compare", honest, other]):
+        assert main(command) == 0
+        assert "selected on test" in capsys.readouterr().out
+    assert json.loads((Path(other) / "eval.json").read_text())["selected_on_test"] == 1
+    assert main(["eval", honest]) == 0
+    assert "selected on test" not in capsys.readouterr().out
 
 
 def test_help_stands_in_the_table_of_commands(capsys):
