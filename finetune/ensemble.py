@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,7 +42,7 @@ class Config:
     data: DataConfig  # the runs' own: where val and test are measured
     runs: tuple[
         str, ...
-    ]  # folders, from here, of finished runs; or YAMLs and names of configs, run below this run's own
+    ]  # folders, from here, of finished runs; or YAMLs and names of configs, run on `data` below this run's own
     model: str = ""  # of photos: the model of all runs
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
@@ -70,7 +70,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features import few_shot_features
     from jclip.source import source_of
 
-    members = [member(place, number, run) for number, place in enumerate(cfg.runs)]
+    members = [member(place, number, cfg, run) for number, place in enumerate(cfg.runs)]
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
     run.note(**data.facts, members=[str(m.folder) for m in members])
     for one in members:
@@ -122,13 +122,15 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     return score
 
 
-def member(place: str, number: int, run: Run) -> Classifier:
-    """The finished run in folder `place`; or that of the config `place`, which is run now unless that was done before."""
+def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
+    """The finished run in folder `place`; or that of the config `place` on the ensemble's data and seed, which is run now
+    unless that was done before."""
     if Path(place).is_dir():
         return Classifier.load(place)
     from jclip.run import Run as Below
 
     module, cfg, path = read_config(place)
+    cfg = replace(cfg, data=ensemble.data, seed=ensemble.seed)
     folder = run.folder / f"{number}-{path.parent.name}-{path.stem}"
     with Below(folder, resolved(module, cfg)) as below:
         if below.result is None:

@@ -105,8 +105,8 @@ def test_eval_writes_what_people_look_at(run, photo_folder, tmp_path, capsys):
     assert named == {
         Path(p).name: predictions.classnames[k] for p, k in zip(predictions.photos, predictions.best[:, 0], strict=True)
     }
-    lines = [line.split() for line in (tmp_path / "result.txt").read_text(encoding="utf-8").splitlines()]
-    assert {name: predictions.classnames[int(ids[0])] for name, *ids in lines} == named
+    lines = [line.rsplit(" ", 3) for line in (tmp_path / "result.txt").read_text(encoding="utf-8").splitlines()]
+    assert {name: predictions.classnames[int(best)] for name, best, _, _ in lines} == named
 
 
 def test_photos_of_one_name_are_told_by_their_folders(tmp_path):
