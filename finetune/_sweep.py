@@ -15,18 +15,10 @@ from finetune._configs import default_folder, read_config, resolved
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
 
-COLUMNS = (
-    "config",
-    "recipe",
-    "shots",
-    "seed",
-    "val_top1",
-    "test_top1",
-    "zero_shot_test_top1",
-    "seconds",
-    "selection",
-    "run",
-)
+METRICS = (
+    "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
+)  # fmt: skip
+COLUMNS = ("config", "recipe", "shots", "seed", *METRICS, "seconds", "selection", "run")
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def sweep(argv: list[str]) -> int:
                 failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
             write_csv(out / "sweep.csv", rows)  # a break leaves what was measured
     if rows:
-        print(told(rows))
+        print("\n".join([told(rows), *losses(rows)]))
         plot(out / "sweep.png", rows)
     print("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
     return 0 if rows else 2
@@ -118,7 +110,7 @@ def finished(point: Point) -> dict[str, Any]:
     """The run's result: read where it has finished, else made, going on where it was broken off."""
     from jclip.run import Run
 
-    with Run(point.folder, resolved(point.module, point.cfg)) as run:
+    with Run(point.folder, resolved(point.module, point.cfg), quiet=True) as run:
         if run.result is None:
             run.finish(point.module.run(point.cfg, run))
             run.slot().clear()
@@ -130,7 +122,7 @@ def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
     from jclip.results import SELECTED_ON_TEST, marked
 
     metrics = result["metrics"]
-    known = {k: metrics.get(k, "") for k in COLUMNS[4:7]}
+    known = {k: metrics.get(k, "") for k in METRICS}
     recipe = point.module.__name__.rsplit(".", 1)[-1]
     told = {"config": marked(point.config, metrics), "recipe": recipe}
     told |= {"shots": point.shots, "seed": point.cfg.data.seed}
@@ -139,10 +131,10 @@ def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
     return {**told, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """All rows so far."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        table = csv.DictWriter(f, COLUMNS)
+        table = csv.DictWriter(f, columns)
         table.writeheader()
         table.writerows(rows)
 
@@ -176,6 +168,19 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
     ]
     head = [f"{column.replace('_', ' ').replace('top1', 'top-1')}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
     return table(head, shown)
+
+
+def below_zero_shot(row: dict[str, Any]) -> bool:
+    """Whether adapting lost on validation what zero-shot had."""
+    return "" not in (row["val_top1"], row["zero_shot_val_top1"]) and row["val_top1"] < row["zero_shot_val_top1"]
+
+
+def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each config and number of shots that is below zero-shot on validation."""
+    found: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for row in filter(below_zero_shot, rows):
+        found[row["config"], row["shots"]].append(str(row["seed"]))
+    return [f"below zero-shot on validation: {name}, {k} shots, seed {', '.join(s)}" for (name, k), s in found.items()]
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:

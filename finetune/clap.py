@@ -125,7 +125,7 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
         return loss
 
     seen, count = adapt.watched(data, "last"), cfg.optim.epochs
-    evaluate = (lambda: {"top1": seen.top1(scores)}) if seen else None  # told, not chosen by
+    evaluate = seen and (lambda: {"top1": seen.top1(scores)})  # told, not chosen by
     outcome = fit(step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps)
     return adapt.last_and_best(outcome, state, scores, data, "last")
 

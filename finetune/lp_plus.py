@@ -144,16 +144,12 @@ def train(
 
     seen = adapt.watched(data, cfg.selection)
 
-    def evaluate() -> dict[str, float]:
-        top1 = seen.top1(scores)
-        return {"top1": top1, "right_then_late": round(top1 * seen.count) + optim.steps / (cfg.epochs + 1)}
-
     def epochs(_: int) -> Iterator[None]:
         yield None  # all rows at once
 
     outcome = fit(
         step, epochs, state=state, run=run, epochs=cfg.epochs, steps=cfg.epochs,
-        evaluate=evaluate if seen else None, select="right_then_late",
+        evaluate=seen and (lambda: {"top1": seen.top1(scores)}), among_equals="last",
     )  # fmt: skip
     trained = adapt.last_and_best(outcome, state, scores, data, cfg.selection)
     return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.told

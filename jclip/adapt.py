@@ -91,7 +91,7 @@ class Watched:
 
     def __init__(self, data: FeatureSet, part: str):
         features, self._labels = getattr(data, part), getattr(data, f"{part}_labels")
-        self.count, chunks = len(features), range(0, len(features), ROWS_AT_ONCE)
+        chunks = range(0, len(features), ROWS_AT_ONCE)
         self._chunks = [jt.array(features[i : i + ROWS_AT_ONCE]).stop_grad() for i in chunks]
 
     def top1(self, scores: Callable[[jt.Var], jt.Var]) -> float:
@@ -141,7 +141,7 @@ def train(
         return value
 
     state, seen = TrainState(optim), watched(data, selection)
-    evaluate = (lambda: {"top1": seen.top1(scores)}) if seen else None
+    evaluate = seen and (lambda: {"top1": seen.top1(scores)})
     outcome = fit(step, batches, state=state, run=run, epochs=config.epochs, evaluate=evaluate, steps=total, slot=slot)
     return last_and_best(outcome, state, scores, data, selection)
 

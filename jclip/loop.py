@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -44,6 +44,7 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     every: int = 1,
     select: str = "top1",
+    among_equals: Literal["first", "last"] = "first",
     read_every: int = 20,
     slot: str = "train",
     steps: int | None = None,
@@ -54,7 +55,7 @@ def fit(
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
     evaluate() measures validation data, every `every` epochs and after the last; `select` names the metric whose best
-    epoch is remembered (the first, among equals). The loss is read every `read_every` steps: each reading waits for the
+    epoch is remembered. The loss is read every `read_every` steps: each reading waits for the
     device. `steps`, of all epochs together, is for the progress bar. Raises `Diverged` naming the steps between which
     the loss stopped being a number, and `DataError` when there are no batches.
     """
@@ -75,15 +76,19 @@ def fit(
             outcome.last = {"loss": losses.mean(), **(evaluate() if due else {})}
             if due and select not in outcome.last:
                 raise ConfigError(f"select={select} is not measured here (measured: {', '.join(outcome.last)})")
-            if due and outcome.last[select] > outcome.best.get(select, -math.inf):
+            if due and _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
                 outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
-            if due and _worth_telling(epoch, epochs, every):
+            if due and not run.quiet and _worth_telling(epoch, epochs, every):
                 bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
             if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
                 place.save(*_saved(outcome, state, epoch + 1, number))
                 saved = time.monotonic()
     return outcome
+
+
+def _is_better(value: float, best: float, among_equals: str) -> bool:
+    return value > best or (among_equals == "last" and value == best)
 
 
 def _worth_telling(epoch: int, epochs: int, every: int) -> bool:

@@ -28,8 +28,11 @@ def plot_shots(
     path: str | os.PathLike, lines: Mapping[str, Mapping[int, tuple[float, float]]], title: str, label: str
 ) -> None:
     """One line for each name: shots → (mean, standard deviation) of an accuracy, on a logarithmic axis of shots."""
-    figure, axes = _figure(6.4, 4.4)
+    from matplotlib import colormaps
+
+    figure, axes = _figure(6.4, 4.4 + 0.1 * max(0, len(lines) - 6))
     shots = sorted({k for points in lines.values() for k in points})
+    axes.set_prop_cycle(color=colormaps["tab10" if len(lines) <= 11 else "tab20"].colors)
     for name, points in lines.items():
         ks = sorted(points)
         mean, deviation = (np.array([points[k][i] for k in ks]) for i in (0, 1))

@@ -38,10 +38,13 @@ class RunBusy(JclipError):
 
 class Run:
     """Opens or continues the run in `folder`. Raises `ConfigError` when the folder holds a run of another config, and
-    `RunBusy` when another process works there."""
+    `RunBusy` when another process works there.
 
-    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any]):
-        self.folder = Path(folder)
+    quiet: epochs are not told on stderr.
+    """
+
+    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any], quiet: bool = False):
+        self.folder, self.quiet = Path(folder), quiet
         self.values = json.loads(json.dumps(values))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()

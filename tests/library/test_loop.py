@@ -115,6 +115,21 @@ def test_the_best_epoch_is_the_first_of_the_best_by_validation(tmp_path):
     assert np.array_equal(outcome.best_arrays["w"], kept[1])
 
 
+@pytest.mark.parametrize("among_equals, epoch", [("first", 1), ("last", 3)])
+def test_of_equally_good_epochs_the_first_or_the_last_is_kept(tmp_path, among_equals, epoch):
+    problem, accuracies = Problem(tmp_path), iter([0.25, 0.75, 0.5, 0.75])
+    problem.evaluate = lambda: {"top1": next(accuracies)}
+    assert problem.fit(among_equals=among_equals).best_epoch == epoch
+
+
+def test_a_quiet_run_tells_no_epochs(tmp_path, capsys):
+    for quiet in (False, True):
+        problem = Problem(tmp_path / str(quiet))
+        with Run(problem.folder, {"recipe": "toy"}, quiet=quiet) as run:
+            fit(problem.step, problem.batches, state=problem.state, run=run, epochs=4, evaluate=problem.evaluate)
+        assert ("epoch 4 of 4" in capsys.readouterr().err) is not quiet
+
+
 def test_the_average_is_an_exponential_moving_one(tmp_path, close):
     problem = Problem(tmp_path, epochs=1)
     mean = np.ones((5, 3))
