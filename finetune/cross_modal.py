@@ -6,9 +6,10 @@ Needs: a few-shot split and text features; validation photos where the epoch or 
     logits = e^c h(x) W',  h(x) = x or r ReLU(W2 ReLU(W1 x)) + (1 - r) x,  x a photo's or a text's normalised feature
 
 As in the authors' code, the head's rows and what the adapter makes are not normalised, and c is a constant. Half of each
-batch are photos, half texts, each from an endless shuffled stream that drops what a pass leaves over. A text sample is
-each template's with a model, each class's mean where text features are recorded. Beside the trained head stands its mean
-with the zero-shot one (WiSE). The towers' own last blocks, the authors' `partial`, stay as they are here.
+batch are photos, half texts, each from an endless shuffled stream that drops what a pass leaves over. A photo sample is
+a photo as the evaluation sees it or that view's mirror image. A text sample is each template's with a model, each class's
+mean where text features are recorded. Beside the trained head stands its mean with the zero-shot one (WiSE). The towers'
+own last blocks, the authors' `partial`, stay as they are here.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Config:
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template
-    views: int = 1  # augmented views of each photo beside the plain one; the authors' is its mirror image
-    augment: str = "tip_adapter"
+    views: int = 1  # augmented views of each photo beside the plain one
+    augment: str = "mirror"  # the authors': the plain view's mirror image, of which there is but one
     head: Literal["linear", "adapter"] = "linear"
     init: Literal["zeroshot", "random"] = "zeroshot"  # W: the classes' mean texts, or as torch's Linear starts
     texts: bool = True  # half of each batch; without them it is all photos, the uni-modal baseline

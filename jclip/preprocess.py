@@ -61,7 +61,10 @@ class Preprocess:
             image = ImageOps.exif_transpose(image)
         if self.rgb_first:
             image = image.convert("RGB")
-        image = _RESIZERS[self.resize](self, image).convert("RGB")
+        return self.sharpened(_RESIZERS[self.resize](self, image).convert("RGB"))
+
+    def sharpened(self, image: Image.Image) -> Image.Image:
+        """`image` at the pipeline's sharpness."""
         return image if self.sharpness == 1.0 else ImageEnhance.Sharpness(image).enhance(self.sharpness)
 
     def normalise(self, image: Image.Image) -> np.ndarray:
@@ -141,7 +144,8 @@ def _centre_crop(image: Image.Image, p: Preprocess) -> Image.Image:
 class Augment:
     """Training pipeline on top of a `Preprocess`: random resized crop, flip, random erasing. All randomness is `rng`'s.
 
-    area: range of the crop's share of the photo. erase_area: range of the erased share of the normalised tensor.
+    area: range of the crop's share of the photo. erase_area: range of the erased share of the normalised tensor. plain:
+    the evaluation's pixels in place of a random crop.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -150,21 +154,24 @@ class Augment:
     erase: float = 0.0
     erase_area: tuple[float, float] = (0.002, 0.01)
     erase_ratio: tuple[float, float] = (0.3, 3.3)
+    plain: bool = False
 
     def __call__(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> np.ndarray:
         """float32 (3, H, W): one random view of `image`."""
-        image = (ImageOps.exif_transpose(image) if p.exif_rotate else image).convert("RGB")
-        box = random_crop_box(image.height, image.width, self.area, self.ratio, rng)
-        image = resized_crop(image, box, p)
+        image = p.pixels(image) if self.plain else self._cropped(image, p, rng)
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if p.sharpness != 1.0:
-            image = ImageEnhance.Sharpness(image).enhance(p.sharpness)
+        if not self.plain:
+            image = p.sharpened(image)
         x = p.normalise(image)
         if rng.random() < self.erase:
             top, left, height, width = random_erase_box(*x.shape[1:], self.erase_area, self.erase_ratio, rng)
             x[:, top : top + height, left : left + width] = 0.0
         return x
+
+    def _cropped(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> Image.Image:
+        image = (ImageOps.exif_transpose(image) if p.exif_rotate else image).convert("RGB")
+        return resized_crop(image, random_crop_box(image.height, image.width, self.area, self.ratio, rng), p)
 
 
 AUGMENTS: dict[str, Augment | None] = {
@@ -174,6 +181,7 @@ AUGMENTS: dict[str, Augment | None] = {
     "fd_align": Augment(flip=0.0),
     "wise_ft": Augment(area=(0.9, 1.0), flip=0.0),  # WiSE-FT, FLYP, open_clip
     "jittor_challenge": Augment(erase=0.5),
+    "mirror": Augment(flip=1.0, plain=True),  # cross-modal adaptation: nothing random, every view is the same
 }
 
 

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from jclip.errors import UnknownName
-from jclip.preprocess import AUGMENTS, Augment, Preprocess, augment, random_crop_box, random_erase_box, resized_crop
+from jclip.preprocess import (
+    AUGMENTS,
+    Augment,
+    Preprocess,
+    Views,
+    augment,
+    random_crop_box,
+    random_erase_box,
+    resized_crop,
+)
 from tests.golden.inputs import CROP_BOXES, PHOTO_SIZES, SHARPNESS, TARGETS, photo
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "preprocess.json").read_text())
@@ -133,7 +142,7 @@ def test_erased_boxes_are_small_and_inside():
 def test_views_depend_on_the_seed_alone():
     image, p = photo(61, 50, "RGB"), square(24)
     for name, pipeline in AUGMENTS.items():
-        if pipeline is not None:
+        if pipeline is not None and not pipeline.plain:
             views = [pipeline(image, p, np.random.default_rng(seed)) for seed in (0, 0, 1)]
             assert np.array_equal(views[0], views[1]), name
             assert not np.array_equal(views[0], views[2]), name
@@ -147,8 +156,37 @@ def test_the_whole_photo_without_flip_is_a_plain_squash():
     assert np.array_equal(mirrored, replace(p, resize="squash")(image)[:, :, ::-1])
 
 
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest-pad", "square-pad"])
+@pytest.mark.parametrize("width, height", [(61, 40), (40, 61), (25, 24)])
+def test_mirror_is_the_evaluations_pixels_mirrored(resize, width, height):
+    for mode, settings in (("RGB", {}), ("P", {}), ("RGB", {"sharpness": 2.3})):
+        image, p = photo(width, height, mode), square(24, resize=resize, **settings)
+        plain = p(image)
+        for seed in (0, 1):
+            seen = augment("mirror")(image, p, np.random.default_rng(seed))
+            assert seen.dtype == np.float32 and np.array_equal(seen, plain[:, :, ::-1])
+        assert not np.array_equal(plain, plain[:, :, ::-1])
+
+
+def test_mirror_turns_photos_as_the_evaluation_does(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(61, 40, "RGB").save(tmp_path / "turned.png", exif=exif)
+    stored = Image.open(tmp_path / "turned.png")
+    upright, lying = (
+        augment("mirror")(stored, square(24, exif_rotate=turn), np.random.default_rng(0)) for turn in (True, False)
+    )
+    assert np.array_equal(upright, square(24, exif_rotate=True)(stored)[:, :, ::-1])
+    assert not np.array_equal(upright, lying)
+
+
+def test_a_mirroring_view_survives_json():
+    views = Views(square(24), augment("mirror"), seed=3, numbers=(0, 2))
+    assert Views.from_dict(json.loads(json.dumps(views.to_dict()))) == views
+
+
 def test_presets_are_those_of_the_papers():
-    areas = {name: pipeline.area for name, pipeline in AUGMENTS.items() if pipeline}
+    areas = {name: pipeline.area for name, pipeline in AUGMENTS.items() if pipeline and not pipeline.plain}
     assert areas == {
         "coop": (0.08, 1.0),
         "tip_adapter": (0.5, 1.0),

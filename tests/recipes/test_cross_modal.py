@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune import cross_modal
 from finetune._configs import read_config
@@ -242,6 +243,7 @@ def test_batches_that_no_pass_can_fill_are_told():
 
 
 def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
+    from jclip.data.splits import read_photos
     from jclip.features import few_shot_features
     from jclip.heads import encode_prompts
     from jclip.prompts import fill, load_templates
@@ -249,13 +251,19 @@ def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
     from jclip.tokenizer import tokenize_for
 
     place = [f"model={small_models['vit']}", f"data.root={photo_folder}", "data.features=", "data.val_shots=2"]
-    _, cfg, _ = read_config(str(CONFIGS / "smoke.yaml"), [*place, "templates=openai7", "views=2", "data.shots=4"])
+    settings = ["templates=openai7", "views=2", "augment=tip_adapter", "data.shots=4"]
+    _, cfg, _ = read_config(str(CONFIGS / "smoke.yaml"), [*place, *settings])
     source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates)
     photos, labels = cross_modal.photo_samples(cfg, data, source)
     assert photos.shape == (36, 24) and np.array_equal(labels, np.tile(data.train_labels, 3))
     assert np.array_equal(photos[:12], data.train) and not np.array_equal(photos[12:24], photos[24:])
     close(np.linalg.norm(photos, axis=1), np.ones(36), "features_normalised")
+    mirrored, _ = cross_modal.photo_samples(replace(cfg, views=1, augment="mirror"), data, source)
+    seen = [source.preprocess(Image.open(p))[:, :, ::-1] for p in read_photos(cfg.data).train.paths]
+    wanted = source.model.encode_image(np.stack(seen)).numpy()
+    close(mirrored, np.concatenate([data.train, unit(wanted)]), "features_normalised", "cross-modal: mirrored photos")
+    assert cross_modal.Config(data=cfg.data).augment == "mirror" and cross_modal.Config(data=cfg.data).views == 1
     texts, of_class = cross_modal.text_samples(cfg, data, source)
     assert np.array_equal(of_class, np.repeat([0, 1, 2], 7))
     for k, name in enumerate(data.classnames):
