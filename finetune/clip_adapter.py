@@ -134,10 +134,11 @@ def arrays(data: FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> di
 
 
 def initial(cfg: Config, width: int) -> dict[str, np.ndarray]:
-    """W1 `down` and W2 `up` as torch's Linear starts: uniform within 1 / sqrt(inputs). Raises `ConfigError`."""
+    """W1 `down` and W2 `up` as torch's Linear starts. Raises `ConfigError`."""
+    from jclip.adapt import linear_start
+
     hidden = width // cfg.reduction
     if not hidden:
         raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
     rng = np.random.default_rng((cfg.seed, 0xADA))
-    shapes = {"down": (hidden, width), "up": (width, hidden)}
-    return {k: (rng.uniform(-1, 1, s) / np.sqrt(s[1])).astype(np.float32) for k, s in shapes.items()}
+    return {"down": linear_start(rng, hidden, width), "up": linear_start(rng, width, hidden)}

@@ -14,11 +14,9 @@ own last blocks, the authors' `partial`, stay as they are here.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,14 +25,10 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Trained
+    from jclip.adapt import Samples, Trained
     from jclip.features import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
-
-    Samples = tuple[np.ndarray, np.ndarray]  # features (N, E) and labels (N,)
-
-WARM_RATE = 1e-5  # of the very first step, where there is a warm-up
 
 
 @dataclass(frozen=True)
@@ -78,13 +72,12 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     data = few_shot_features(cfg.data, source, cfg.templates)
     run.note(**data.facts)
     adapt.need_text(data)
-    photos, texts = photo_samples(cfg, data, source), text_samples(cfg, data, source)
+    photos, texts = adapt.photo_samples(cfg, data, source), text_samples(cfg, data, source)
     zero_shot = zero_shot_weights(texts, data.classes)
-    optim, trained = choose(cfg, run, data, photos, texts)
+    trained, chosen = choose(cfg, run, data, photos, texts)
     learned = arrays(cfg, trained.arrays)
     wise = learned | {"head": (1 - cfg.wise) * learned["head"] + cfg.wise * zero_shot}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    chosen = {"lr": optim.lr, "weight_decay": optim.weight_decay, "batch": optim.batch}
     reports = data.report(scorer(learned, cfg)), data.report(scorer(wise, cfg), prefix="wise_")
     return {**adapt.zero_shot_report(data), **reports[0], **reports[1], **chosen, **trained.told}
 
@@ -111,17 +104,6 @@ def logits(features, params, scale: float, ratio: float):
     return zero_shot_scores(features, params["head"], scale)
 
 
-def photo_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> Samples:
-    """The training photos as they are seen plainly, then `views` augmented views; recorded ones are what they are."""
-    from jclip.features import training_view
-
-    seen = [(data.train, data.train_labels)]
-    if not cfg.data.features and cfg.augment != "none":
-        seen += [training_view(cfg.data, source, data, cfg.augment, cfg.seed, view) for view in range(cfg.views)]
-    features, labels = zip(*seen, strict=True)
-    return np.concatenate(features), np.concatenate(labels)
-
-
 def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> Samples:
     """Normalised text features: of each prompt with a model, of each class without. Raises `ConfigError`."""
     from jclip.heads import prompt_features, unit
@@ -142,18 +124,14 @@ def zero_shot_weights(texts: Samples, classes: int) -> np.ndarray:
 
 
 def settings(cfg: Config, photos: int, texts: int) -> list[OptimConfig]:
-    """The grid, batch fastest. Raises `ConfigError` where no batch can be filled from so many samples."""
-    batches = []
-    for batch in cfg.grid_batch or (cfg.optim.batch,):
+    """The grid. Raises `ConfigError` where no batch can be filled from so many samples."""
+    from jclip.adapt import grid
+
+    def fits(batch: int) -> bool:
         of_photos, of_texts = halves(cfg, batch)
-        if of_photos <= photos and cfg.texts <= of_texts <= texts:
-            batches.append(batch)
-    if not batches:
-        kinds = f"{photos} photos and {texts} texts, half of it each" if cfg.texts else f"{photos} photos"
-        raise ConfigError(f"no batch of that size can be filled from {kinds}: set optim.batch, or grid_batch")
-    rates, decays = cfg.grid_lr or (cfg.optim.lr,), cfg.grid_weight_decay or (cfg.optim.weight_decay,)
-    combined = itertools.product(rates, decays, batches)
-    return [replace(cfg.optim, lr=lr, weight_decay=decay, batch=batch) for lr, decay, batch in combined]
+        return of_photos <= photos and cfg.texts <= of_texts <= texts
+
+    return grid(cfg, fits, f"{photos} photos and {texts} texts, half of it each" if cfg.texts else f"{photos} photos")
 
 
 def halves(cfg: Config, batch: int) -> tuple[int, int]:
@@ -161,17 +139,17 @@ def halves(cfg: Config, batch: int) -> tuple[int, int]:
     return (batch - batch // 2, batch // 2) if cfg.texts else (batch, 0)
 
 
-def choose(cfg: Config, run: Run, data: FeatureSet, photos: Samples, texts: Samples) -> tuple[OptimConfig, Trained]:
-    """The setting and what was trained with it: the config's, or the best on validation of all in the grid."""
-    from jclip import adapt
+def choose(
+    cfg: Config, run: Run, data: FeatureSet, photos: Samples, texts: Samples
+) -> tuple[Trained, dict[str, float]]:
+    """What was trained, and its setting: the config's, or the best on validation of all in the grid."""
+    from jclip.adapt import best_setting
 
-    grid = settings(cfg, len(photos[0]), len(texts[0]))
-    adapt.need_val(data, cfg.selection, searched="the grid's setting" if len(grid) > 1 else "")
-    trained = [train_head(cfg, run, data, photos, texts, optim, f"train-{i}") for i, optim in enumerate(grid)]
-    if len(grid) == 1:
-        return grid[0], trained[0]
-    best, _ = adapt.best_on_val(range(len(grid)), data, lambda i: scorer(arrays(cfg, trained[i].arrays), cfg))
-    return grid[best], trained[best]
+    return best_setting(
+        settings(cfg, len(photos[0]), len(texts[0])), data, cfg.selection,
+        lambda optim, slot: train_head(cfg, run, data, photos, texts, optim, slot),
+        lambda learnt: scorer(arrays(cfg, learnt), cfg),
+    )  # fmt: skip
 
 
 def train_head(
@@ -182,50 +160,14 @@ def train_head(
     from jclip.runtime import jt
 
     params = {k: jt.array(a) for k, a in initial(cfg, zero_shot_weights(texts, data.classes)).items()}
-    features, labels = (np.concatenate(pair) for pair in zip(photos, texts, strict=True))
-    samples = jt.array(features).stop_grad(), jt.array(labels.astype(np.int32)).stop_grad()
+    batches = adapt.Streams((photos, texts), halves(cfg, optim.batch), cfg.seed, cfg.every)
     scale = math.exp(cfg.logit_scale)
-
-    def batches(epoch: int) -> Iterator[tuple]:
-        for rows in batch_rows(cfg, optim.batch, len(photos[0]), len(texts[0]), epoch):
-            at = jt.array(rows)
-            yield tuple(of_all[at] for of_all in samples)
 
     def scores(features):
         return logits(features, params, scale, cfg.ratio)
 
-    return adapt.train(
-        run, optim, params, scores, batches, cfg.every, data, cfg.selection,
-        rate=lambda step: learning_rate(optim, step, optim.epochs * cfg.every), slot=slot,
-    )  # fmt: skip
-
-
-def batch_rows(cfg: Config, batch: int, photos: int, texts: int, epoch: int) -> Iterator[np.ndarray]:
-    """The rows (B,) int32 of an epoch's batches, photos before texts, which are numbered after all photos."""
-    of_photos, of_texts = halves(cfg, batch)
-
-    @lru_cache(maxsize=2)  # of photos and of texts, one turn each at a time
-    def shuffled(kind: int, count: int, turn: int) -> np.ndarray:
-        return np.random.default_rng((cfg.seed, kind, turn)).permutation(count)
-
-    def stream(kind: int, count: int, size: int, number: int) -> np.ndarray:
-        turn, place = divmod(number, count // size)
-        return shuffled(kind, count, turn)[place * size : (place + 1) * size]
-
-    for number in range(epoch * cfg.every, (epoch + 1) * cfg.every):
-        rows = [stream(0, photos, of_photos, number)]
-        rows += [photos + stream(1, texts, of_texts, number)] if of_texts else []
-        yield np.concatenate(rows).astype(np.int32)
-
-
-def learning_rate(optim: OptimConfig, step: int, total: int) -> float:
-    """1e-5, then linearly up over the warm-up; the cosine after it counts from 0 again, so it ends above 0."""
-    from jclip.optim import cosine, warmup_steps
-
-    warmup = warmup_steps(optim, total)
-    if step < warmup:
-        return optim.lr * step / warmup if step else WARM_RATE
-    return cosine(step - warmup, total, optim.lr) if optim.schedule == "cosine" else optim.lr
+    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
+    return adapt.train(run, optim, params, scores, batches, cfg.every, data, cfg.selection, rate=rate, slot=slot)
 
 
 def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -234,16 +176,15 @@ def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
-    """The parameters at the start; random ones are uniform within 1 / sqrt(inputs). Raises `ConfigError`."""
+    """The parameters at the start, random ones as torch's Linear starts. Raises `ConfigError`."""
+    from jclip.adapt import linear_start
+
     rng = np.random.default_rng((cfg.seed, 2))
-
-    def random(*shape: int) -> np.ndarray:
-        return (rng.uniform(-1, 1, shape) / np.sqrt(shape[1])).astype(np.float32)
-
-    head = random(*zero_shot.shape) if cfg.init == "random" else zero_shot
+    head = linear_start(rng, *zero_shot.shape) if cfg.init == "random" else zero_shot
     if cfg.head == "linear":
         return {"head": head}
     width = zero_shot.shape[1]
     if width < cfg.reduction:
         raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
-    return {"head": head, "down": random(width // cfg.reduction, width), "up": random(width, width // cfg.reduction)}
+    hidden = width // cfg.reduction
+    return {"head": head, "down": linear_start(rng, hidden, width), "up": linear_start(rng, width, hidden)}

@@ -5,29 +5,34 @@ Nothing here knows a method: a recipe brings its parameters, its logits and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from jclip.config import OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
+from jclip.features import FeatureSet, training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.metrics import top_k
 from jclip.heads import ZeroShotHead
 from jclip.loop import Outcome, fit, predict
-from jclip.optim import TrainState, cosine, learning_rate, optimiser
+from jclip.optim import TrainState, cosine, learning_rate, optimiser, warmup_steps
 from jclip.results import SELECTED_ON_TEST
 from jclip.run import Run
 from jclip.runtime import jt
+from jclip.source import ModelSource
 
 Selection = Literal["val", "last", "test"]
+Samples = tuple[np.ndarray, np.ndarray]  # features (N, E) and labels (N,)
 Scorer = Callable[[np.ndarray], np.ndarray]
 Candidate = TypeVar("Candidate")
 ROWS_AT_ONCE = 4096
 SCORES_AT_ONCE = 2**25  # of a search
+WARM_RATE = 1e-5  # of the very first step or epoch, in the schedules that warm up so
 
 
 def zero_shot_report(data: FeatureSet) -> dict[str, float]:
@@ -76,6 +81,57 @@ class Batches:
         for start in range(0, self._used, self.size):
             rows = jt.array(order[start : start + self.size])
             yield tuple(v[rows] for v in self._vars)
+
+
+class Streams:
+    """Rows of several kinds of samples on the device, `sizes` of each in a batch, `steps` batches in an epoch.
+
+    Each kind is an endless stream, see `streamed_rows`; an epoch goes on where the one before it ended.
+    """
+
+    def __init__(self, kinds: Sequence[Samples], sizes: Sequence[int], seed: int, steps: int):
+        features, labels = (np.concatenate(column) for column in zip(*kinds, strict=True))
+        self._vars = jt.array(features).stop_grad(), jt.array(labels.astype(np.int32)).stop_grad()
+        self._counts, self._sizes = [len(labels) for _, labels in kinds], tuple(sizes)
+        self._seed, self.steps = seed, steps
+
+    def __call__(self, epoch: int) -> Iterator[tuple]:
+        numbers = range(epoch * self.steps, (epoch + 1) * self.steps)
+        for rows in streamed_rows(self._counts, self._sizes, self._seed, numbers):
+            at = jt.array(rows)
+            yield tuple(v[at] for v in self._vars)
+
+
+def streamed_rows(
+    counts: Sequence[int], sizes: Sequence[int], seed: int, numbers: Iterable[int]
+) -> Iterator[np.ndarray]:
+    """The rows (B,) int32 of the batches of these numbers, kind after kind, of kinds whose rows are joined.
+
+    counts: rows of each kind; sizes: how many of them a batch has, none where 0. Each kind is shuffled anew in each
+    pass by (seed, kind, pass), and a pass drops what fills no batch.
+    """
+    starts = np.cumsum([0, *counts])
+
+    @lru_cache(maxsize=len(counts))  # one pass of each kind at a time
+    def shuffled(kind: int, turn: int) -> np.ndarray:
+        return starts[kind] + np.random.default_rng((seed, kind, turn)).permutation(counts[kind])
+
+    def part(kind: int, number: int) -> np.ndarray:
+        turn, place = divmod(number, counts[kind] // sizes[kind])
+        return shuffled(kind, turn)[place * sizes[kind] : (place + 1) * sizes[kind]]
+
+    used = [kind for kind, size in enumerate(sizes) if size]
+    for number in numbers:
+        yield np.concatenate([part(kind, number) for kind in used]).astype(np.int32)
+
+
+def photo_samples(cfg: Any, data: FeatureSet, source: ModelSource | None) -> Samples:
+    """The training photos as they are seen plainly, then `cfg.views` augmented views; recorded ones are what they are."""
+    seen = [(data.train, data.train_labels)]
+    if not cfg.data.features and cfg.augment != "none":
+        seen += [training_view(cfg.data, source, data, cfg.augment, cfg.seed, view) for view in range(cfg.views)]
+    features, labels = zip(*seen, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
 
 
 @dataclass(frozen=True)
@@ -163,7 +219,53 @@ def last_and_best(
 
 def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:
     """CoOp's schedule: a first epoch of `steps` at 1e-5, then a cosine by epochs that counts from 0 and ends above it."""
-    return lambda n: cosine(n // steps - 1, config.epochs, config.lr) if n >= steps else 1e-5
+    return lambda n: cosine(n // steps - 1, config.epochs, config.lr) if n >= steps else WARM_RATE
+
+
+def warmed_rate(config: OptimConfig, total: int) -> Callable[[int], float]:
+    """Cross-modal adaptation's schedule over `total` steps: 1e-5, then linearly up over the warm-up; the cosine after it
+    counts from 0 again, so it ends above 0."""
+    warmup = warmup_steps(config, total)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return config.lr * step / warmup if step else WARM_RATE
+        return cosine(step - warmup, total, config.lr) if config.schedule == "cosine" else config.lr
+
+    return rate
+
+
+def grid(cfg: Any, fits: Callable[[int], bool], held: str) -> list[OptimConfig]:
+    """`cfg.optim` with each combination of `cfg.grid_lr`, `grid_weight_decay` and `grid_batch`, where given; batch fastest.
+
+    Batches that don't fit are left out. Raises `ConfigError` where none is left; `held` names what they are filled from.
+    """
+    batches = [batch for batch in cfg.grid_batch or (cfg.optim.batch,) if fits(batch)]
+    if not batches:
+        raise ConfigError(f"no batch of that size can be filled from {held}: set optim.batch, or grid_batch")
+    rates, decays = cfg.grid_lr or (cfg.optim.lr,), cfg.grid_weight_decay or (cfg.optim.weight_decay,)
+    combined = itertools.product(rates, decays, batches)
+    return [replace(cfg.optim, lr=lr, weight_decay=decay, batch=batch) for lr, decay, batch in combined]
+
+
+def best_setting(
+    settings: Sequence[OptimConfig],
+    data: FeatureSet,
+    selection: Selection,
+    train_with: Callable[[OptimConfig, str], Trained],
+    scorer_of: Callable[[dict[str, np.ndarray]], Scorer],
+) -> tuple[Trained, dict[str, float]]:
+    """What `train_with(setting, slot)` made with the best of them on validation, and the chosen setting to be told.
+
+    Raises `ConfigError` where something is chosen and there are no validation photos.
+    """
+    need_val(data, selection, searched="the grid's setting" if len(settings) > 1 else "")
+    trained = [train_with(setting, f"train-{i}") for i, setting in enumerate(settings)]
+    best = 0
+    if len(settings) > 1:
+        best, _ = best_on_val(range(len(settings)), data, lambda i: scorer_of(trained[i].arrays))
+    chosen = {name: getattr(settings[best], name) for name in ("lr", "weight_decay", "batch")}
+    return trained[best], chosen
 
 
 def in_chunks(score: Callable[[jt.Var], jt.Var]) -> Scorer:
@@ -215,6 +317,11 @@ def cache_hits(
             hits = (scores.argmax(dim=2)[0] == labels.unsqueeze(0)).int32()
             right[i] += hits.numpy().reshape(len(alphas), -1, kinds).sum(axis=1)
     return right
+
+
+def linear_start(rng: np.random.Generator, outputs: int, inputs: int) -> np.ndarray:
+    """(outputs, inputs) float32 as torch's Linear starts: uniform within 1 / sqrt(inputs)."""
+    return (rng.uniform(-1, 1, (outputs, inputs)) / np.sqrt(inputs)).astype(np.float32)
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from finetune import cross_modal
 from finetune._configs import read_config
+from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
@@ -61,8 +62,6 @@ def trained(cfg, data, folder, seed=0):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("head", ["linear", "adapter"])
 def test_logits_equal_the_formula(seed, head, close, monkeypatch):
-    from jclip import adapt
-
     monkeypatch.setattr(adapt, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
     data, cfg = features(seed), config(head=head, init="random", ratio=0.6, seed=seed, logit_scale=3.0)
     params = {k: 3 * a for k, a in cross_modal.initial(cfg, data.text).items()}
@@ -101,9 +100,9 @@ def test_random_starts_are_those_of_torchs_linear():
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("batch, of_photos, of_texts", [(7, 4, 3), (8, 4, 4), (2, 1, 1)])
 def test_half_of_a_batch_is_text_and_passes_drop_what_is_left(seed, batch, of_photos, of_texts):
-    cfg = config(seed=seed, every=6)
-    rows = np.stack([r for epoch in range(5) for r in cross_modal.batch_rows(cfg, batch, 15, 10, epoch)])
-    assert rows.shape == (30, batch) and rows.dtype == np.int32
+    halves = cross_modal.halves(config(), batch)
+    rows = np.stack(list(adapt.streamed_rows((15, 10), halves, seed, range(30))))
+    assert halves == (of_photos, of_texts) and rows.shape == (30, batch) and rows.dtype == np.int32
     photos, texts = rows[:, :of_photos], rows[:, of_photos:] - 15
     for part, count, size in ((photos, 15, of_photos), (texts, 10, of_texts)):
         assert part.min() >= 0 and part.max() < count
@@ -112,29 +111,29 @@ def test_half_of_a_batch_is_text_and_passes_drop_what_is_left(seed, batch, of_ph
         assert all(len(set(p)) == in_pass * size for p in passes)
         assert len(passes) < 2 or not np.array_equal(passes[0], passes[1])
         assert len(set(part.ravel())) == count  # what one pass dropped, another brings
-    slices = replace(cfg, every=10)  # the stream does not begin anew with an epoch
-    again = np.stack([r for epoch in range(3) for r in cross_modal.batch_rows(slices, batch, 15, 10, epoch)])
-    assert np.array_equal(rows, again)
-    other = np.stack(list(cross_modal.batch_rows(replace(cfg, seed=9), batch, 15, 10, 0)))
+    again = np.stack(list(adapt.streamed_rows((15, 10), halves, seed, range(20, 30))))
+    assert np.array_equal(rows[20:], again)  # the stream does not begin anew with an epoch
+    other = np.stack(list(adapt.streamed_rows((15, 10), halves, 9, range(6))))
     assert not np.array_equal(rows[:6], other)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_batches_bring_the_rows_of_the_streams(seed):
+    data = features(seed)
+    kinds = samples(data, seed)
+    batches = adapt.Streams(kinds, (4, 3), seed, steps=5)
+    found = [tuple(v.numpy() for v in batch) for epoch in range(2) for batch in batches(epoch)]
+    rows = list(adapt.streamed_rows((15, 10), (4, 3), seed, range(10)))
+    assert len(found) == len(rows) == 10 == 2 * batches.steps
+    joined = [np.concatenate(column) for column in zip(*kinds, strict=True)]
+    for batch, at in zip(found, rows, strict=True):
+        assert all(np.array_equal(got, wanted[at]) for got, wanted in zip(batch, joined, strict=True))
+
+
 def test_uni_modal_batches_are_all_photos():
-    rows = np.stack(list(cross_modal.batch_rows(config(texts=False), 7, 15, 10, 0)))
-    assert rows.shape == (4, 7) and rows.max() < 15
-
-
-def torch_rates(optimiser, optim, total):
-    """The learning rates of every step: torch's cosine, held back while a linear warm-up runs."""
-    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
-    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, float(total))
-    for step in range(total):
-        if step < optim.warmup:
-            yield 1e-5 if step == 0 else optim.lr * step / optim.warmup
-        else:
-            yield successor.get_last_lr()[0]
-            optimiser.step()
-            successor.step()
+    halves = cross_modal.halves(config(texts=False), 7)
+    rows = np.stack(list(adapt.streamed_rows((15, 10), halves, 1, range(4))))
+    assert halves == (7, 0) and rows.shape == (4, 7) and rows.max() < 15
 
 
 @pytest.mark.parametrize("warmup, total", [(50, 12_800), (3, 12), (0, 7)])
@@ -142,8 +141,9 @@ def test_the_schedule_is_the_authors(warmup, total, close):
     torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
     settings = optim(lr=1e-3, warmup=float(warmup))
     idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    theirs = list(torch_rates(idle, settings, total))
-    ours = [cross_modal.learning_rate(settings, n, total) for n in range(total)]
+    theirs = list(toys.torch_rates(idle, settings, total))
+    rate = adapt.warmed_rate(settings, total)
+    ours = [rate(n) for n in range(total)]
     close(ours, theirs, "schedule", "cross-modal: learning rates")
     assert ours[0] == (1e-5 if warmup else 1e-3) and ours[warmup] == 1e-3 and ours[-1] > 0
 
@@ -155,19 +155,13 @@ def torch_training(data, cfg, seed):
     start = cross_modal.initial(cfg, cross_modal.zero_shot_weights(texts, data.classes))
     params = {k: nn.Parameter(torch.tensor(a)) for k, a in start.items()}
 
-    def endless(kind, features, labels, size):
-        for turn in range(99):
-            order = np.random.default_rng((cfg.seed, kind, turn)).permutation(len(features))
-            for begin in range(0, len(order) - size + 1, size):
-                rows = order[begin : begin + size]
-                yield torch.tensor(features[rows]), torch.tensor(labels[rows])
-
     half = settings.batch // 2
-    loaders = endless(0, *photos, settings.batch - half), endless(1, *texts, half)
+    sizes = zip((photos, texts), (settings.batch - half, half), strict=True)
+    loaders = [toys.torch_loader((cfg.seed, kind), *of_kind, size) for kind, (of_kind, size) in enumerate(sizes)]
     optimiser = torch.optim.AdamW(params.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     total = settings.epochs * cfg.every
     idle = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.lr)
-    for rate in torch_rates(idle, settings, total):
+    for rate in toys.torch_rates(idle, settings, total):
         optimiser.param_groups[0]["lr"] = rate
         x, y = (torch.cat(pair) for pair in zip(*(next(loader) for loader in loaders), strict=True))
         x = nn.functional.normalize(x, dim=1)
@@ -223,9 +217,10 @@ def test_the_grid_keeps_the_first_of_the_best_and_leaves_out_large_batches(tmp_p
         found.append(top_k(numpy_logits(data.val, params, np.exp(2.0), 0.2), data.val_labels))
     assert len(set(found)) > 1 and np.argmax(found) > 0  # there is something to choose
     with Run(tmp_path / "all", {"recipe": "cross_modal"}) as run:
-        chosen, kept = cross_modal.choose(cfg, run, data, photos, texts)
-    assert chosen == grid[int(np.argmax(found))]
-    again = trained(replace(cfg, optim=chosen), data, tmp_path / "again")
+        kept, chosen = cross_modal.choose(cfg, run, data, photos, texts)
+    best = grid[int(np.argmax(found))]
+    assert chosen == {"lr": best.lr, "weight_decay": best.weight_decay, "batch": best.batch}
+    again = trained(replace(cfg, optim=best), data, tmp_path / "again")
     assert np.array_equal(kept.arrays["head"], again["head"])
 
 
@@ -255,11 +250,11 @@ def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
     _, cfg, _ = read_config(str(CONFIGS / "smoke.yaml"), [*place, *settings])
     source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates)
-    photos, labels = cross_modal.photo_samples(cfg, data, source)
+    photos, labels = adapt.photo_samples(cfg, data, source)
     assert photos.shape == (36, 24) and np.array_equal(labels, np.tile(data.train_labels, 3))
     assert np.array_equal(photos[:12], data.train) and not np.array_equal(photos[12:24], photos[24:])
     close(np.linalg.norm(photos, axis=1), np.ones(36), "features_normalised")
-    mirrored, _ = cross_modal.photo_samples(replace(cfg, views=1, augment="mirror"), data, source)
+    mirrored, _ = adapt.photo_samples(replace(cfg, views=1, augment="mirror"), data, source)
     seen = [source.preprocess(Image.open(p))[:, :, ::-1] for p in read_photos(cfg.data).train.paths]
     wanted = source.model.encode_image(np.stack(seen)).numpy()
     close(mirrored, np.concatenate([data.train, unit(wanted)]), "features_normalised", "cross-modal: mirrored photos")

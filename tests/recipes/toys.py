@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from finetune.__main__ import read_config, resolved
+from jclip.config import OptimConfig
 from jclip.features import FeatureSet
 from jclip.heads import unit
 from jclip.paths import ASSETS
 from jclip.run import Run
+
+NO_TORCH = "the reference is not installed: pip install '.[parity]'"
 
 
 def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
@@ -30,6 +35,29 @@ def random_features(seed: int, classes: int = 5, width: int = 7, shots: int = 3)
     labels = rng.permutation(np.repeat(np.arange(classes), shots))
     val, test = rng.integers(0, classes, 23), rng.integers(0, classes, 31)
     return FeatureSet(tuple("abcde"), rows(len(labels)), labels, rows(23), val, rows(31), test, rows(classes), 8.0)
+
+
+def torch_rates(optimiser, optim: OptimConfig, total: int):
+    """The learning rates of every step: torch's cosine, held back while a linear warm-up from 1e-5 runs."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, float(total))
+    for step in range(total):
+        if step < optim.warmup:
+            yield 1e-5 if step == 0 else optim.lr * step / optim.warmup
+        else:
+            yield successor.get_last_lr()[0]
+            optimiser.step()
+            successor.step()
+
+
+def torch_loader(seed: tuple[int, ...], features: np.ndarray, labels: np.ndarray, size: int):
+    """Batches without end as torch tensors, shuffled anew in each pass, which drops what is left over."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    for turn in itertools.count():
+        order = np.random.default_rng((*seed, turn)).permutation(len(features))
+        for begin in range(0, len(order) - size + 1, size):
+            rows = order[begin : begin + size]
+            yield torch.tensor(features[rows]), torch.tensor(labels[rows])
 
 
 def smoke_without(part: str, folder: Path) -> str:
