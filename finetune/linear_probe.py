@@ -1,27 +1,37 @@
-"""Linear probe: logistic regression on image features, by L-BFGS; text is not used.
+"""Linear probe: logistic regression on image features, by L-BFGS or in small steps; text is not used.
 
 Radford et al., 2021, arXiv 2103.00020, section 3.2; the search of CoOp, arXiv 2109.01134.   Trains: (E + 1) x C numbers.
-Needs: labelled photos or recorded features of every class; validation photos where C is searched.
+Needs: labelled photos or recorded features of every class; validation photos where C, a step or a setting is chosen.
 
-    logits = f W + b,   min ‖W‖² / 2 + C Σ_i CE(logits_i, y_i)
+    lbfgs: logits = f W + b,   min ‖W‖² / 2 + C Σ_i CE(logits_i, y_i)
+    sgd:   logits = e^c f W' / ‖f‖,   AdamW on the mean CE of small batches,   c a constant
+
+`sgd` is the uni-modal probe of Lin et al., CVPR 2023, arXiv 2301.06267: no bias, batches from an endless shuffled stream
+of photos alone that drops what a pass leaves over, validated every few steps, the best head kept. Its samples are the
+photos as the evaluation sees them and then `views` augmented ones, the authors' `mirror`; those of `lbfgs` are the views.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype
+from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.adapt import Samples, Trained
     from jclip.features import FeatureSet
     from jclip.functional.lbfgs import Minimum
     from jclip.run import Run
+    from jclip.source import ModelSource
+
+    Learned = tuple[dict[str, np.ndarray], dict[str, float]]  # arrays for `scorer`, and what the run tells of them
 
 NORMALISED = False  # the scorer takes features as long as the tower makes them
 
@@ -35,51 +45,56 @@ class Config:
     templates: str = "openai7"  # of the zero-shot figures beside
     views: int = 1  # augmented views of each training photo, every one a row of its own
     augment: str = "none"
-    normalize: bool = False  # features of length one (recorded ones always are)
+    solver: Literal["lbfgs", "sgd"] = "lbfgs"
+    # of lbfgs alone, from here
+    normalize: bool = False  # features of length one (recorded ones always are, and sgd's)
     C: float = 0.316  # weight of the data against ‖W‖², where it is not searched
     search: bool = True  # choose C on validation
     search_C: tuple[float, ...] = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)  # the first look
     search_rounds: int = 8  # halvings of the interval from a tenth to ten times the best of these
     iterations: int = 1000  # of L-BFGS at most
     tolerance: float = 1e-4  # the largest entry of the gradient that counts as zero, times C where C < 1
+    # of sgd alone, from here
+    init: Literal["random", "zeroshot"] = "random"  # W: as torch's Linear starts, or the classes' text features
+    logit_scale: float = 4.60517  # c
+    every: int = 100  # steps of an epoch, after which it is validated
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, warmup=50, epochs=128, batch=8))
+    grid_lr: tuple[float, ...] = ()  # where given, each combination is trained and the best on validation kept
+    grid_weight_decay: tuple[float, ...] = ()
+    grid_batch: tuple[int, ...] = ()  # those that are larger than the samples are left out
+    selection: Literal["val", "last", "test"] = "val"  # the epoch that is kept
+    # of both
     seed: int = 1
 
     def __post_init__(self):
         if not self.search_C or min(self.C, *self.search_C) <= 0:
             raise ConfigError("C and search_C are above 0, and search_C names at least one value")
-        if min(self.views, self.iterations) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
-            raise ConfigError("views and iterations are at least 1, search_rounds at least 0, tolerance above 0")
+        if min(self.views, self.iterations, self.every) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
+            raise ConfigError("views, iterations and every are at least 1, search_rounds at least 0, tolerance above 0")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
-    """Choice of C, fit, evaluation of val and test."""
+    """Features, choice and fit by the solver, evaluation of val and test."""
     from jclip import adapt
     from jclip.features import few_shot_features
     from jclip.source import source_of
 
-    views = {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, normalise=False, **views)
+    source, in_steps = source_of(cfg), cfg.solver == "sgd"
+    views = {} if in_steps else {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
+    data = few_shot_features(cfg.data, source, cfg.templates, normalise=in_steps, **views)
     run.note(**data.facts)
-    if cfg.search:
-        adapt.need_val(data, "last", searched="C")
-    of_length_one = replace(data, val=unit_rows(data.val), test=unit_rows(data.test))
-    c, fitted = search(cfg, data) if cfg.search else (cfg.C, fit(cfg, data, cfg.C))
-    if not fitted.converged:
-        sys.stderr.write(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations\n")
-    learned = dict(zip(("weights", "bias"), parted(fitted.x, data.classes), strict=True))
+    learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    told = {"C": c, "converged": int(fitted.converged), "iterations": fitted.iterations, "objective": fitted.value}
+    of_length_one = replace(data, val=unit_rows(data.val), test=unit_rows(data.test))
     return {**adapt.zero_shot_report(of_length_one), **data.report(scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with features (N, E), not normalised: scores (N, C) float64."""
+    if cfg.solver == "sgd":
+        weights = math.exp(cfg.logit_scale) * learned["weights"].T.astype(np.float64)
+        return lambda f: unit_rows(f) @ weights
     return lambda f: prepared(cfg, f) @ learned["weights"].T + learned["bias"]
-
-
-def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
-    """(N, E) as the regression sees it, float64."""
-    return (unit_rows(features) if cfg.normalize else features).astype(np.float64)
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
@@ -87,6 +102,28 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     from jclip.heads import unit
 
     return unit(features)
+
+
+# solver: lbfgs
+
+
+def regressed(cfg: Config, data: FeatureSet) -> Learned:
+    """W and b at the minimum, with C as it is set or chosen. Raises `ConfigError` or `DataError`."""
+    from jclip.adapt import need_val
+
+    if cfg.search:
+        need_val(data, "last", searched="C")
+    c, fitted = search(cfg, data) if cfg.search else (cfg.C, fit(cfg, data, cfg.C))
+    if not fitted.converged:
+        sys.stderr.write(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations\n")
+    learned = dict(zip(("weights", "bias"), parted(fitted.x, data.classes), strict=True))
+    told = {"C": c, "converged": int(fitted.converged), "iterations": fitted.iterations, "objective": fitted.value}
+    return learned, told
+
+
+def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
+    """(N, E) as the regression sees it, float64."""
+    return (unit_rows(features) if cfg.normalize else features).astype(np.float64)
 
 
 def fit(cfg: Config, data: FeatureSet, c: float) -> Minimum:
@@ -148,3 +185,49 @@ def search(cfg: Config, data: FeatureSet) -> tuple[float, Minimum]:
         left, right = (left, middle) if accuracy(left) >= accuracy(right) else (middle, right)
     chosen = max((left, right), key=accuracy)
     return chosen, fits[chosen][1]
+
+
+# solver: sgd
+
+
+def trained(cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None) -> Learned:
+    """W of the best epoch, with the config's setting or the best of its grid. Raises `ConfigError` or `DataError`."""
+    from jclip import adapt
+
+    photos = adapt.photo_samples(cfg, data, source)
+    start, count = initial(cfg, data), len(photos[0])
+    settings = adapt.grid(cfg, lambda batch: batch <= count, f"{count} photos")
+    kept, chosen = adapt.best_setting(
+        settings, data, cfg.selection,
+        lambda optim, slot: train_head(cfg, run, data, photos, start, optim, slot),
+        lambda learnt: scorer(learnt, cfg),
+    )  # fmt: skip
+    return kept.arrays, {**chosen, **kept.told}
+
+
+def initial(cfg: Config, data: FeatureSet) -> np.ndarray:
+    """W (C, E) float32 at the start. Raises `DataError` where it is text and there is none."""
+    from jclip import adapt
+
+    if cfg.init == "zeroshot":
+        return adapt.need_text(data)
+    return adapt.linear_start(np.random.default_rng((cfg.seed, 2)), data.classes, data.train.shape[1])
+
+
+def train_head(
+    cfg: Config, run: Run, data: FeatureSet, photos: Samples, start: np.ndarray, optim: OptimConfig, slot: str = "train"
+) -> Trained:
+    """Cross-entropy over batches of normalised features from `start`."""
+    from jclip import adapt
+    from jclip.functional.losses import cross_entropy
+    from jclip.functional.similarity import zero_shot_scores
+    from jclip.runtime import jt
+
+    head, scale = jt.array(start), math.exp(cfg.logit_scale)
+    return adapt.train(
+        run, optim, {"weights": head},
+        lambda batch: cross_entropy(zero_shot_scores(batch[0], head, scale), batch[1]),
+        adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every), cfg.every, data,
+        lambda learnt: scorer(learnt, cfg), cfg.selection,
+        rate=adapt.warmed_rate(optim, optim.epochs * cfg.every), slot=slot,
+    )  # fmt: skip

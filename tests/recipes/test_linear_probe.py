@@ -1,4 +1,4 @@
-"""The linear probe against its objective written out, torch's L-BFGS, and the figures of the recorded real features."""
+"""The linear probe against its objective written out, torch's L-BFGS and AdamW, and the recorded real features."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from finetune import linear_probe
+from finetune import cross_modal, linear_probe
 from finetune.__main__ import read_config
-from jclip.config import DataConfig
+from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet
+from jclip.run import Run
+from jclip.source import ModelSource
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "linear_probe"
@@ -180,15 +183,130 @@ def test_wrong_settings_and_data_are_refused():
         ({"C": 0.0}, "C and search_C are above 0"),
         ({"search_C": ()}, "search_C names at least one value"),
         ({"search_C": (1.0, -1.0)}, "C and search_C are above 0"),
-        ({"iterations": 0}, "iterations are at least 1"),
+        ({"iterations": 0}, "iterations and every are at least 1"),
         ({"search_rounds": -1}, "search_rounds at least 0"),
         ({"tolerance": 0.0}, "tolerance above 0"),
+        ({"every": 0}, "every are at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(**settings)
     data = features(0)
     with pytest.raises(DataError, match="2 of 7 classes have no training photos"):
         linear_probe.fit(config(), replace(data, classnames=tuple("abcdefg")), 1.0)
+
+
+# In small steps
+
+
+def in_steps(**settings) -> linear_probe.Config:
+    """24 samples in batches of 7: passes of three steps that drop three samples, epochs of four steps."""
+    return config(**{"solver": "sgd", "logit_scale": 2.0, "every": 4, "optim": optim(), **settings})
+
+
+def optim(**settings) -> OptimConfig:
+    return OptimConfig(**{"lr": 1e-2, "weight_decay": 0.1, "warmup": 3, "epochs": 3, "batch": 7, **settings})
+
+
+def learned(cfg, data, folder, settings=None):
+    """W that training ends with, from the config's start."""
+    photos, start = (of_length_one(data.train), data.train_labels), linear_probe.initial(cfg, data)
+    with Run(folder, {"recipe": "linear_probe"}) as run:
+        trained = linear_probe.train_head(cfg, run, data, photos, start, settings or cfg.optim)
+    return trained.arrays["weights"]
+
+
+def of_length_one(rows):
+    return (rows / np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
+def with_text(data: FeatureSet) -> FeatureSet:
+    text = np.random.default_rng(7).standard_normal((data.classes, data.train.shape[1]))
+    return replace(data, text=of_length_one(text))
+
+
+def torch_steps(cfg, data):
+    """Written in torch from the paper: an endless loader of photos, a head without bias, AdamW."""
+    torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
+    head = torch.nn.Linear(data.train.shape[1], data.classes, bias=False)
+    head.load_state_dict({"weight": torch.tensor(linear_probe.initial(cfg, data))})
+    settings = cfg.optim
+    loader = toys.torch_loader((cfg.seed, 0), data.train, data.train_labels, settings.batch)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.lr)
+    for rate in toys.torch_rates(idle, settings, settings.epochs * cfg.every):
+        optimiser.param_groups[0]["lr"] = rate
+        photos, labels = next(loader)
+        scores = head(torch.nn.functional.normalize(photos, dim=1)) * torch.tensor(cfg.logit_scale).exp()
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(scores, labels).backward()
+        optimiser.step()
+    return head.weight.detach().numpy()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_scores_in_steps_equal_the_formula(seed, close):
+    data, cfg = features(seed), in_steps(logit_scale=4.60517)
+    weights = np.random.default_rng(seed).standard_normal((5, 7)).astype(np.float32)
+    ours = linear_probe.scorer({"weights": weights}, cfg)(data.test)
+    wanted = [[np.exp(4.60517) * (w @ x) / np.sqrt(x @ x) for w in np.float64(weights)] for x in np.float64(data.test)]
+    close(ours, wanted, "scores", "linear probe: logits in steps")
+    close(linear_probe.scorer({"weights": weights}, cfg)(3 * data.test), ours, "scores")  # lengths are irrelevant
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("init", ["random", "zeroshot"])
+def test_training_in_steps_equals_torch(seed, init, tmp_path, close):
+    data, cfg = with_text(features(seed)), in_steps(init=init, seed=seed, selection="last")
+    ours, wanted = learned(cfg, data, tmp_path), torch_steps(cfg, data)
+    close(ours, wanted, "trajectory", "linear probe: W after 12 steps")
+    with pytest.raises(AssertionError, match="differs by"):
+        close(linear_probe.initial(cfg, data), wanted, "trajectory")  # it moved
+    once = replace(cfg, every=1, optim=optim(warmup=0.0, epochs=1))
+    close(learned(once, data, tmp_path / "once"), torch_steps(once, data), "optimiser", "linear probe: W after a step")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_starts_in_steps(seed):
+    data = with_text(features(seed))
+    start = linear_probe.initial(in_steps(seed=seed), data)
+    assert start.shape == (5, 7) and start.dtype == np.float32 and np.abs(start).max() <= 1 / np.sqrt(7)
+    assert np.abs(start).max() > 0.8 / np.sqrt(7) and abs(start.mean()) < 0.1
+    assert not np.array_equal(start, linear_probe.initial(in_steps(seed=9), data))
+    assert np.array_equal(linear_probe.initial(in_steps(init="zeroshot"), data), data.text)
+    with pytest.raises(DataError, match="come without text features"):
+        linear_probe.initial(in_steps(init="zeroshot"), replace(data, text=None))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_is_cross_modal_adaptation_without_texts(seed, tmp_path):
+    data = with_text(replace(features(seed), train=of_length_one(features(seed).train)))
+    same = {"init": "random", "logit_scale": 2.0, "every": 4, "optim": optim(), "seed": seed, "selection": "last"}
+    alone = cross_modal.Config(data=DataConfig(features="x"), texts=False, **same)
+    with Run(tmp_path / "cross", {"recipe": "cross_modal"}) as run:
+        texts = data.text, np.arange(5)
+        theirs = cross_modal.train_head(alone, run, data, (data.train, data.train_labels), texts, alone.optim)
+    assert np.array_equal(learned(in_steps(**same), data, tmp_path / "probe"), theirs.arrays["head"])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_grid_keeps_the_best_on_validation(seed, tmp_path):
+    data = features(seed)
+    cfg = in_steps(grid_lr=(1e-6, 0.3), grid_weight_decay=(0.0, 0.5), grid_batch=(6, 25, 24), optim=optim(epochs=2))
+    grid = [(lr, wd, batch) for lr in (1e-6, 0.3) for wd in (0.0, 0.5) for batch in (6, 24)]  # 25 are too many
+    heads, right = [], []
+    for number, (lr, decay, batch) in enumerate(grid):
+        settings = replace(cfg.optim, lr=lr, weight_decay=decay, batch=batch)
+        heads.append(learned(cfg, data, tmp_path / str(number), settings))
+        right.append(int(((data.val @ heads[-1].T).argmax(axis=1) == data.val_labels).sum()))
+    assert len(set(right)) > 1 and np.argmax(right) > 0  # there is something to choose
+    of_ones = replace(data, train=of_length_one(data.train))
+    with Run(tmp_path / "all", {"recipe": "linear_probe"}) as run:
+        kept, told = linear_probe.trained(cfg, run, of_ones, None)
+    assert (told["lr"], told["weight_decay"], told["batch"]) == grid[int(np.argmax(right))]
+    assert np.array_equal(kept["weights"], heads[int(np.argmax(right))])
+    with Run(tmp_path / "none", {"recipe": "linear_probe"}) as run:
+        with pytest.raises(ConfigError, match="no batch of that size can be filled from 24 photos: set optim.batch"):
+            linear_probe.trained(in_steps(optim=optim(batch=25)), run, of_ones, None)
 
 
 # Whole runs
@@ -230,20 +348,48 @@ def test_the_figures_of_the_recorded_features(shared, tmp_path, close):
     assert int(((f @ weights.T + bias).argmax(axis=1) == d["test_labels"]).sum()) == 904
 
 
+def test_the_figures_in_steps_of_the_recorded_features(shared, tmp_path):
+    from jclip.readers import read_weights
+
+    metrics = train("features_caltech_lvis_sgd.yaml", tmp_path, "optim.epochs=6")
+    assert metrics["zero_shot_test_correct"] == 900 and metrics["test_count"] == 922
+    assert metrics["test_correct"] == 881
+    assert (metrics["lr"], metrics["weight_decay"], metrics["batch"]) == (1e-3, 1e-2, 8)
+    d = np.load(shared / "clip_vitb32_features" / "caltech_lvis.npz")
+    weights = np.array(read_weights(tmp_path / "learned.safetensors")["weights"].read())
+    scores = d["test_features"].astype(np.float64) @ weights.T
+    assert int((scores.argmax(axis=1) == d["test_labels"]).sum()) == metrics["test_correct"]
+
+
 def test_text_is_not_needed(shared, tmp_path):
     pets = shared / "clip_vitb32_features" / "oxford_pets.npz"
-    metrics = train(
-        "features_caltech_lvis.yaml", tmp_path, f"data.features={pets}", "search=false", "C=100.0", "data.shots=4"
-    )
-    assert metrics["test_correct"] == 2470 and not any(k.startswith("zero_shot") for k in metrics)
+    for settings, correct in (
+        (["search=false", "C=100.0"], 2470),
+        (["solver=sgd", "every=20", "optim.epochs=10", "optim.batch=32"], 2305),
+    ):
+        metrics = train(
+            "features_caltech_lvis.yaml", tmp_path / settings[0], f"data.features={pets}", "data.shots=4", *settings
+        )
+        assert metrics["test_correct"] == correct and not any(k.startswith("zero_shot") for k in metrics)
 
 
 def test_searching_needs_validation_photos(tmp_path):
     override = toys.smoke_without("val", tmp_path)
     with pytest.raises(ConfigError, match="C is chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "run", override)
+    with pytest.raises(ConfigError, match="the epoch is chosen on validation photos, and there are none"):
+        train("smoke.yaml", tmp_path / "steps", override, "solver=sgd")
     metrics = train("smoke.yaml", tmp_path / "ok", override, "search=false")
     assert "val_top1" not in metrics and metrics["C"] == 0.316 and metrics["test_count"] == 63
+
+
+def photos_yaml(small_models, photo_folder, *settings: str, model: str = "vit") -> None:
+    """Writes mine.yaml: a probe on the seeded photos."""
+    lines = [
+        "recipe: linear_probe", f"model: '{small_models[model]}'", "templates: simple",
+        f"data: {{root: '{photo_folder}', shots: 4, val_shots: 2}}", *settings,
+    ]  # fmt: skip
+    Path("mine.yaml").write_text("\n".join(lines), encoding="utf-8")
 
 
 def loss_of(scores, labels):
@@ -262,11 +408,7 @@ def test_photos_are_measured_as_they_were_learned(
     from jclip.source import source_of
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.yaml").write_text(
-        f"recipe: linear_probe\nmodel: '{small_models['vit']}'\ntemplates: simple\nsearch: false\nC: 10.0\n"
-        f"normalize: {normalize}\ndata: {{root: '{photo_folder}', shots: 4, val_shots: 2}}\n",
-        encoding="utf-8",
-    )
+    photos_yaml(small_models, photo_folder, "search: false", "C: 10.0", f"normalize: {normalize}")
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
     metrics = json.loads(Path("run/result.json").read_text())["metrics"]
     cfg = read_config("mine.yaml")[1]
@@ -282,4 +424,33 @@ def test_photos_are_measured_as_they_were_learned(
     close(metrics["zero_shot_test_nll"], loss_of(raw.scale * unit.test @ raw.text.T, raw.test_labels), "loss")
     assert main(["eval", "run"]) == 0
     assert f"{metrics['test_top1']:.4f} ({metrics['test_correct']} of 18)" in capsys.readouterr().out
+    close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_photos_and_their_mirror_images_are_learned_in_steps(
+    seed, small_models, photo_folder, tmp_path, monkeypatch, close
+):
+    from jclip.cli import main
+    from jclip.data.splits import read_photos
+    from jclip.readers import read_weights
+
+    monkeypatch.chdir(tmp_path)
+    own = ["solver: sgd", "augment: mirror", f"seed: {seed}", "logit_scale: 2.0", "every: 4", "selection: last"]
+    photos_yaml(
+        small_models, photo_folder, *own, "optim: {lr: 1e-2, weight_decay: 0.1, warmup: 3, epochs: 3, batch: 7}"
+    )
+    assert main(["train", "mine.yaml", "--run", "run"]) == 0
+    cfg, source = read_config("mine.yaml")[1], ModelSource(small_models["vit"])
+    split = read_photos(cfg.data)
+    plain, test = (np.stack([source.preprocess(Image.open(p)) for p in s.paths]) for s in (split.train, split.test))
+    rows = source.model.encode_image(np.concatenate([plain, plain[:, :, :, ::-1]])).numpy()
+    data = replace(features(0, 24, (4, 4, 4)), train=rows, train_labels=np.tile(split.train.labels, 2).astype(np.int64))
+    wanted = torch_steps(cfg, data)
+    ours = np.array(read_weights(Path("run/learned.safetensors"))["weights"].read())
+    close(ours, wanted, "trajectory", "linear probe: W of photos and mirror images")
+    metrics = json.loads(Path("run/result.json").read_text())["metrics"]
+    scores = np.exp(2.0) * of_length_one(source.model.encode_image(test).numpy()) @ wanted.T
+    close(metrics["test_nll"], loss_of(scores, split.test.labels), "loss", "linear probe: loss of photos in steps")
+    assert metrics["zero_shot_test_count"] == 18 and main(["eval", "run"]) == 0
     close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")
