@@ -95,9 +95,9 @@ class Classifier:
         if not self.model:
             raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
         source = source_of(self.config, self.model)
-        if source.config.embed_dim != self.width:
+        if source.width != self.width:
             raise CheckpointError(
-                f"{self.model} gives features of {source.config.embed_dim} numbers, the run learned on {self.width}"
+                f"{self.model} gives features of {source.width} numbers, the run learned on {self.width}"
             )
         return source
 

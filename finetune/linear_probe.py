@@ -9,6 +9,9 @@ Needs: labelled photos or recorded features of every class; validation photos wh
 `sgd` is the uni-modal probe of Lin et al., CVPR 2023, arXiv 2301.06267: no bias, batches from an endless shuffled stream
 of photos alone that drops what a pass leaves over, validated every few steps, the best head kept. Its samples are the
 photos as the evaluation sees them and then `views` augmented ones, the authors' `mirror`; those of `lbfgs` are the views.
+
+`features: penultimate` are a vision transformer's before its projection, as in Radford et al.: E is the tower's width.
+No text lives in that space, so such runs tell no zero-shot figures.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class Config:
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"  # of the zero-shot figures beside
+    features: Literal["projected", "penultimate"] = "projected"  # of photos; recorded ones are what they are
     views: int = 1  # augmented views of each training photo, every one a row of its own
     augment: str = "none"
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
@@ -71,6 +75,10 @@ class Config:
             raise ConfigError("C and search_C are above 0, and search_C names at least one value")
         if min(self.views, self.iterations, self.every) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
             raise ConfigError("views, iterations and every are at least 1, search_rounds at least 0, tolerance above 0")
+        if self.features == "penultimate" and self.data.features:
+            raise ConfigError("recorded features are projected: for features=penultimate name photos and a model")
+        if self.features == "penultimate" and (self.solver, self.init) == ("sgd", "zeroshot"):
+            raise ConfigError("init=zeroshot needs features=projected: no text lives before the projection")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -219,15 +227,12 @@ def train_head(
 ) -> Trained:
     """Cross-entropy over batches of normalised features from `start`."""
     from jclip import adapt
-    from jclip.functional.losses import cross_entropy
     from jclip.functional.similarity import zero_shot_scores
     from jclip.runtime import jt
 
     head, scale = jt.array(start), math.exp(cfg.logit_scale)
+    batches = adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every)
     return adapt.train(
-        run, optim, {"weights": head},
-        lambda batch: cross_entropy(zero_shot_scores(batch[0], head, scale), batch[1]),
-        adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every), cfg.every, data,
-        lambda learnt: scorer(learnt, cfg), cfg.selection,
+        run, optim, {"weights": head}, lambda f: zero_shot_scores(f, head, scale), batches, cfg.every, data, cfg.selection,
         rate=adapt.warmed_rate(optim, optim.epochs * cfg.every), slot=slot,
     )  # fmt: skip

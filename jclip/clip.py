@@ -48,11 +48,19 @@ class CLIP(TextEncoder, nn.Module):
         self._image_dtype = "float32"
         self.streamed = False  # whether blocks stay on disk, see `jclip.streaming`
 
-    def encode_image(self, images, dense: bool | str = False, insert: dict | None = None, taps: dict | None = None):
+    def encode_image(
+        self,
+        images,
+        dense: bool | str = False,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        penultimate: bool = False,
+    ):
         """(B, 3, H, W) normalised pixels → (B, E), not normalised; with `dense` also (B, N, E), one per patch or cell.
 
         dense: True or "value" for value-projected tokens (what segmentation and multi-label recipes read), "token" for
-        a ViT's ordinary output tokens. insert: deep prompts (ViT only). taps: receives named intermediates.
+        a ViT's ordinary output tokens. insert: deep prompts (ViT only). taps: receives named intermediates. penultimate:
+        (B, D) of a ViT's class token after its last norm, before the projection. Raises `ConfigError`.
         """
         if self.config.vision is None:
             raise ConfigError("these weights are a text tower alone: they embed no images")
@@ -62,8 +70,11 @@ class CLIP(TextEncoder, nn.Module):
             raise ValueError(f"images of shape {tuple(x.shape)} do not fit a model of input (B, 3, {H}, {W})")
         x = x if x.dtype == self._image_dtype else x.cast(self._image_dtype)
         kind = "value" if dense is True else dense or None
-        options = {"dense": kind, "taps": taps}
-        return self.visual(x, **options) if insert is None else self.visual(x, insert=insert, **options)
+        options = {"dense": kind, "taps": taps} | ({} if insert is None else {"insert": insert})
+        if penultimate:
+            self.config.feature_width(penultimate)  # which not every tower has
+            options["penultimate"] = True
+        return self.visual(x, **options)
 
     def execute(self, images, tokens):
         """Logits both ways, float32: (B, T) per image and (T, B) per text."""

@@ -27,13 +27,13 @@ class EVATower(nn.Module):
         """(B, 3, H, W) → (B, 1 + N, D): class token and patches, positions added."""
         return self.trunk.embed(images)
 
-    def encode(self, tokens, dense: str | None = None, insert: dict | None = None, taps: dict | None = None):
+    def encode(self, tokens, **options):
         """(B, 1 + N, D) from `embed`, prompts appended or not → pooled (B, E); with `dense` also (B, N, E)."""
-        return self.trunk(tokens, dense, insert, taps)
+        return self.trunk(tokens, **options)
 
-    def execute(self, images, dense: str | None = None, insert: dict | None = None, taps: dict | None = None):
+    def execute(self, images, **options):
         """As `VisionTransformer`."""
-        return self.encode(self.embed(images), dense, insert, taps)
+        return self.encode(self.embed(images), **options)
 
 
 class Trunk(nn.Module):
@@ -55,8 +55,15 @@ class Trunk(nn.Module):
         first = self.cls_token.expand((patches.shape[0], 1, patches.shape[2]))
         return jt.concat([first.cast(patches.dtype), patches], dim=1) + self.pos_embed
 
-    def execute(self, x, dense: str | None = None, insert: dict | None = None, taps: dict | None = None):
-        """(B, 1 + N, D) → (B, E); with `dense` also (B, N, E)."""
+    def execute(
+        self,
+        x,
+        dense: str | None = None,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        penultimate: bool = False,
+    ):
+        """(B, 1 + N, D) → (B, E), with `penultimate` (B, D); with `dense` also (B, N, E)."""
         if taps is not None:
             taps["visual.stem"] = x
         entering = x
@@ -67,7 +74,8 @@ class Trunk(nn.Module):
             x = block(x, self._rope)
             if taps is not None:
                 taps[f"visual.block{i}"] = x
-        pooled = self.head(self.norm(x[:, 0]))
+        pooled = self.norm(x[:, 0])
+        pooled = pooled if penultimate else self.head(pooled)
         if dense is None:
             return pooled
         if dense == "value":

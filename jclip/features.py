@@ -32,7 +32,7 @@ BATCH = 64  # views at once; JCLIP_BATCH names another number
 class FeatureSet:
     """Normalised image features (N, E) float32 with labels, and what is known of the text side.
 
-    text: (C, E) rows of length one, or None where no text features were recorded. scale: exp(logit_scale).
+    text: (C, E) rows of length one, or None where none were recorded or they live elsewhere. scale: exp(logit_scale).
     """
 
     classnames: tuple[str, ...]
@@ -80,7 +80,8 @@ def extract(
     on_error: OnError = "stop",
     label: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32.
+    """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
+    a source of penultimate features.
 
     Views are numbered from `first_view`; the augmentation `none` has but one. The model is loaded only when the cache
     lacks these features. The same view of the same photo is the same for any batch size and number of threads: its
@@ -93,7 +94,7 @@ def extract(
         return np.array(saved["rows"].read()), np.array(saved["features"].read())
     failed: list[str] = []
     viewer = Views(source.preprocess, augment_named(augment), seed, tuple(numbers))
-    rows, features = _compute(source.model, split, viewer, on_error, failed, label)
+    rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate)
     if failed:
         _tell_skipped(failed, len(split))
     else:  # a photo that is mended later would otherwise stay missing
@@ -102,10 +103,11 @@ def extract(
 
 
 def feature_key(source: ModelSource, split: Split, views: range, augment: str, seed: int) -> str:
-    """SHA-256 over weights, preprocessing, photos, and, where there is any, augmentation, views and seed."""
+    """SHA-256 over weights, preprocessing, photos, and, where there is any, kind, augmentation, views and seed."""
     made_of = [source.identity, source.preprocess.to_dict(), split.digest()]
+    kind = ["penultimate"] if source.penultimate else []
     random = [] if augment == "none" else [augment, list(views), seed]
-    return hashlib.sha256(json.dumps([*made_of, *random]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*made_of, *kind, *random]).encode()).hexdigest()
 
 
 def encode_photos(
@@ -130,18 +132,21 @@ def batch_size() -> int:
     return int(named or BATCH)
 
 
-def _compute(model, split, viewer: Views, on_error, failed, label) -> tuple[np.ndarray, np.ndarray]:
+def _compute(
+    model, split, viewer: Views, on_error, failed, label, penultimate: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
     from jclip.runtime import jt
 
     views, size = len(viewer.numbers), batch_size()
-    rows, features = [np.zeros(0, np.int64)], [np.zeros((0, model.config.embed_dim), np.float32)]
+    rows, features = [np.zeros(0, np.int64)], [np.zeros((0, model.config.feature_width(penultimate)), np.float32)]
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
         for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
             with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
-                encoded = model.encode_image(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+                encoded = model.encode_image(pixels.reshape(-1, *pixels.shape[2:]), penultimate=penultimate)
+                encoded = encoded.float32().numpy()
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
             rows.append(at)
             bar.update(len(at))
@@ -282,7 +287,8 @@ def few_shot_features(
 ) -> FeatureSet:
     """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
 
-    Text features come from the file, else from the model's prompts; None when there is neither. `train` off leaves
+    Text features come from the file, else from the model's prompts; None when there is neither, and beside penultimate
+    features, which are not in their space. `train` off leaves
     the training photos out; `photos` are those of `data` where they have been read before. each_view: every view of a
     training photo is a row of its own, all photos of one view after those of another. normalise: off leaves image
     features as long as the tower makes them (recorded ones have lost that). Raises `DataError`.
@@ -303,7 +309,10 @@ def few_shot_features(
     photos = photos or read_photos(data)
     if train and not len(photos.train):
         raise DataError("there are no training photos: set data.root, data.train or data.split_file")
-    head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
+    text, scale = None, 1.0
+    if not source.penultimate:
+        head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
+        text, scale = head.weights, head.scale
     options = {"on_error": data.on_error, "normalise": normalise}
     augmented = {"views": views, "augment": augment, "seed": seed}
     learn = _labelled(source, photos.train if train else Split(), label="train", each=each_view, **augmented, **options)
@@ -316,7 +325,7 @@ def few_shot_features(
         if isinstance(split, Split) and len(split)
     }
     rows = *learn[:2], *val[:2], *test[:2]
-    return FeatureSet(photos.classnames, *rows, head.weights, head.scale, seen, {**digests, **weights})
+    return FeatureSet(photos.classnames, *rows, text, scale, seen, {**digests, **weights})
 
 
 def training_view(
@@ -334,7 +343,7 @@ def _labelled(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features, labels and the rows of `split` that they are of."""
     if not len(split):
-        return np.zeros((0, source.config.embed_dim), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.zeros((0, source.width), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
     if each and options.get("augment", "none") != "none":
         numbers = range(options.pop("views"))
         parts = [_labelled(source, split, first_view=v, normalise=normalise, **options) for v in numbers]

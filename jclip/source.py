@@ -22,8 +22,9 @@ class ModelSource:
     """What a name or path stands for; wrong ones are told here, before Jittor is imported.
 
     draft: large JPEGs are decoded at a fraction of their size, see `Preprocess`. stream: whether the blocks stay on
-    disk, see `jclip.streaming`; by default where the memory is too small.
-    Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is.
+    disk, see `jclip.streaming`; by default where the memory is too small. penultimate: image features are meant as they
+    are before the projection. Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is,
+    `ConfigError` for penultimate features of a tower without a projection of its own.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class ModelSource:
         image_size: int | tuple[int, int] | None = None,
         draft: bool = False,
         stream: bool | None = None,
+        penultimate: bool = False,
     ):
         checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype, self._stream = dtype, stream
         self.preprocess: Preprocess = replace(self.checkpoint.preprocess, draft=draft)
+        self.penultimate, self.width = penultimate, self.config.feature_width(penultimate)
 
     @property
     def config(self) -> CLIPConfig:
@@ -78,7 +81,11 @@ def open_any(path: Path, stated: Stated) -> Checkpoint:
 
 
 def source_of(config: Any, model: str = "") -> ModelSource | None:
-    """The model that a recipe's `config` names (or `model` in its place), in its family and dtype; None without any."""
+    """The model that a recipe's `config` names (or `model` in its place), in its family and dtype; None without any.
+
+    A config with `features: penultimate` asks for image features before the projection, wherever they are made.
+    """
     name = model or config.model
     dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
-    return ModelSource(name, config.family, dtype, draft=draft) if name else None
+    penultimate = getattr(config, "features", "projected") == "penultimate"
+    return ModelSource(name, config.family, dtype, draft=draft, penultimate=penultimate) if name else None

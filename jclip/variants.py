@@ -97,6 +97,14 @@ class CLIPConfig:
     activation: Activation = "quickgelu"
     norm_eps: float = 1e-5
 
+    def feature_width(self, penultimate: bool = False) -> int:
+        """Numbers of an image feature: E, or D before the projection. Raises `ConfigError` for a tower without one."""
+        if not penultimate:
+            return self.embed_dim
+        if not isinstance(self.vision, PatchTower):
+            raise ConfigError("only vision transformers have features before their projection: take projected ones")
+        return self.vision.width
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `from_dict` reads them back."""
         return asdict(self)

@@ -47,7 +47,14 @@ class VisionTransformer(nn.Module):
         first = self.class_embedding.reshape((1, 1, -1)).expand((patches.shape[0], 1, patches.shape[2]))
         return jt.concat([first.cast(patches.dtype), patches], dim=1) + self.positional_embedding
 
-    def encode(self, tokens, dense: str | None = None, insert: dict | None = None, taps: dict | None = None):
+    def encode(
+        self,
+        tokens,
+        dense: str | None = None,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        penultimate: bool = False,
+    ):
         """(B, 1 + N, D) from `embed`, prompts appended or not → pooled (B, E); with `dense` also (B, N, E)."""
         last = len(self.transformer.resblocks) - 1
         options = {"insert": insert, "taps": taps, "name": "visual."}
@@ -56,7 +63,8 @@ class VisionTransformer(nn.Module):
             taps["visual.stem"] = x
         entering = self.transformer(x, layers=range(last), **options)
         x = self.transformer(entering, layers=[last], **options)
-        pooled = jt.matmul(self.ln_post(x[:, 0]), self.proj)
+        pooled = self.ln_post(x[:, 0])
+        pooled = pooled if penultimate else jt.matmul(pooled, self.proj)
         if dense is None:
             return pooled
         if dense == "value":
@@ -65,10 +73,10 @@ class VisionTransformer(nn.Module):
         patches = x[:, 1 : self.positional_embedding.shape[0]]
         return pooled, kernels.linear(self.ln_post(patches), self.proj.transpose(0, 1))
 
-    def execute(self, images, dense: str | None = None, insert: dict | None = None, taps: dict | None = None):
-        """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row.
+    def execute(self, images, **options):
+        """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row. options: as of `encode`.
 
         dense: "value" takes what the last block's value projection makes of each patch, without attention; "token" the
-        last block's output. Neither is normalised.
+        last block's output. Neither is normalised. penultimate: pooled (B, D), before the projection.
         """
-        return self.encode(self.embed(images), dense, insert, taps)
+        return self.encode(self.embed(images), **options)

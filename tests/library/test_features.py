@@ -21,6 +21,7 @@ from jclip.prompts import class_prompts, fill, load_templates, prompt_sets
 from jclip.runtime import jt
 from jclip.source import ModelSource
 from jclip.tokenizer import tokenize
+from tests.toys import SMALL_VIT, toy_file
 
 
 @pytest.fixture(params=["vit", "resnet"])
@@ -171,6 +172,58 @@ def test_features_are_computed_once_and_never_mixed(source, photos, small_models
     save_checkpoint(tmp_path / "sharper.safetensors", arrays, source.config, sharper)
     with pytest.raises(AssertionError, match="the model was asked"):
         extract(untouched(ModelSource(tmp_path / "sharper.safetensors")), photos.train, **options)
+
+
+# Penultimate features
+
+
+@pytest.fixture(params=[0, 1])
+def before_projection(request, tmp_path):
+    return ModelSource(toy_file(tmp_path, SMALL_VIT, request.param), penultimate=True)
+
+
+def test_penultimate_features_are_those_that_the_projection_takes(before_projection, photos, close):
+    projection = dict(before_projection.checkpoint.arrays())["visual.proj"]
+    _, features = extract(before_projection, photos.test)
+    assert features.shape == (18, 48) and before_projection.width == 48
+    pixels = [before_projection.preprocess(Image.open(p)) for p in photos.test.paths]
+    close(features @ projection, by_hand(before_projection, pixels), "features", "penultimate features, projected")
+
+
+def test_penultimate_features_are_never_mixed_with_projected(before_projection, photos):
+    path = before_projection.checkpoint.path
+    kinds = {penultimate: ModelSource(path, penultimate=penultimate) for penultimate in (False, True)}
+    for options in ({}, {"views": 2, "augment": "coop", "seed": 1}):
+        found = {}
+        for penultimate, source in kinds.items():
+            if not penultimate:
+                found[False] = extract(source, photos.train, **options)[1]
+            other = ModelSource(path, penultimate=penultimate)
+            other.__dict__["model"] = Untouched()
+            if penultimate:
+                with pytest.raises(AssertionError, match="the model was asked"):
+                    extract(other, photos.train, **options)
+                found[True] = extract(source, photos.train, **options)[1]
+            assert np.array_equal(extract(other, photos.train, **options)[1], found[penultimate])
+        assert found[False].shape == (6, 24) and found[True].shape == (6, 48)
+
+
+def test_few_shot_penultimate_features_come_without_text(before_projection, photo_folder, close):
+    config = DataConfig(root=str(photo_folder), shots=2, val_shots=1)
+    views = {"views": 2, "augment": "tip_adapter", "each_view": True}
+    data = few_shot_features(config, before_projection, "simple", **views)
+    assert data.text is None and data.train.shape == (12, 48) and data.classes == 3
+    assert data.val.shape == (3, 48) and data.test.shape == (18, 48)
+    close(np.linalg.norm(data.test, axis=1), np.ones(18), "features_normalised")
+    view, _ = training_view(config, before_projection, data, "tip_adapter", 0, view=1)
+    assert np.array_equal(view, data.train[6:])
+    only_test = few_shot_features(config, before_projection, "simple", train=False)
+    assert only_test.train.shape == (0, 48) and np.array_equal(only_test.test, data.test)
+
+
+def test_a_resnet_has_no_penultimate_features(small_models):
+    with pytest.raises(ConfigError, match="only vision transformers have features before their projection"):
+        ModelSource(small_models["resnet"], penultimate=True)
 
 
 def test_a_photo_that_changed_is_computed_anew(source, photos, tmp_path):

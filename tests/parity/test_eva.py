@@ -73,6 +73,18 @@ def test_features_equal_the_formulas_in_float64(config, seed, close, request):
         )
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("config", CASES)
+def test_penultimate_features_equal_the_formulas_in_float64(config, seed, close):
+    model, arrays = model_of(config, seed)
+    pixels, _ = toy_batch(config, seed)
+    without = {k: a for k, a in arrays.items() if not k.startswith("visual.trunk.head.")}
+    width = {"visual.trunk.head.weight": np.eye(config.vision.width)}
+    wanted = numpy_eva.encode_image(without | width, pixels, config.vision.heads, config.vision.post_norm)
+    with jt.no_grad():
+        close(model.encode_image(pixels, penultimate=True).numpy(), wanted, "features", "EVA, penultimate features")
+
+
 @pytest.mark.parametrize("config", CASES)
 def test_gradients_equal_timms(config, close):
     model, arrays = model_of(config, 0)

@@ -75,6 +75,22 @@ def test_dense_image_tokens(case, close):
     )
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_penultimate_features_are_what_is_projected(seed, case, close):
+    model, p = case
+    pixels, _ = toy_batch(model.config, seed)
+    if model.config.vision.kind == "resnet":
+        with pytest.raises(ConfigError, match="only vision transformers have features before their projection"):
+            model.encode_image(pixels, penultimate=True)
+        return
+    width = model.config.vision.width
+    wanted = torch_clip.encode_vit(p | {"visual.proj": torch.eye(width)}, model.config, torch.tensor(pixels))
+    ours = model.encode_image(pixels, penultimate=True).numpy()
+    assert ours.shape == (3, width) and width != model.config.embed_dim
+    close(ours, wanted, "features", "penultimate features")
+    close(ours @ p["visual.proj"].numpy(), model.encode_image(pixels).numpy(), "features")
+
+
 def test_dense_text_tokens(case, close):
     model, p = case
     _, tokens = toy_batch(model.config)

@@ -13,7 +13,7 @@ from PIL import Image
 from finetune import cross_modal, linear_probe
 from finetune.__main__ import read_config
 from jclip.config import DataConfig, OptimConfig
-from jclip.errors import ConfigError, DataError
+from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.features import FeatureSet
 from jclip.run import Run
 from jclip.source import ModelSource
@@ -187,9 +187,14 @@ def test_wrong_settings_and_data_are_refused():
         ({"search_rounds": -1}, "search_rounds at least 0"),
         ({"tolerance": 0.0}, "tolerance above 0"),
         ({"every": 0}, "every are at least 1"),
+        ({"features": "penultimate"}, "recorded features are projected: for features=penultimate name photos"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(**settings)
+    photos = {"data": DataConfig(root="x"), "model": "x", "features": "penultimate", "init": "zeroshot"}
+    with pytest.raises(ConfigError, match="init=zeroshot needs features=projected"):
+        linear_probe.Config(**photos, solver="sgd")
+    assert linear_probe.Config(**photos).solver == "lbfgs"  # which has no start of that name
     data = features(0)
     with pytest.raises(DataError, match="2 of 7 classes have no training photos"):
         linear_probe.fit(config(), replace(data, classnames=tuple("abcdefg")), 1.0)
@@ -454,3 +459,56 @@ def test_photos_and_their_mirror_images_are_learned_in_steps(
     close(metrics["test_nll"], loss_of(scores, split.test.labels), "loss", "linear probe: loss of photos in steps")
     assert metrics["zero_shot_test_count"] == 18 and main(["eval", "run"]) == 0
     close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")
+
+
+def torch_penultimate(path, pixels):
+    """Class tokens before the projection, in torch."""
+    torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
+    from jclip.checkpoint import open_checkpoint
+    from tests.parity import torch_clip
+
+    checkpoint = open_checkpoint(path)
+    p = torch_clip.parameters(dict(checkpoint.arrays()))
+    p["visual.proj"] = torch.eye(checkpoint.config.vision.width)
+    with torch.no_grad():
+        return torch_clip.encode_vit(p, checkpoint.config, torch.tensor(pixels)).numpy()
+
+
+@pytest.mark.parametrize(
+    "settings", [("search: false", "C: 10.0"), ("solver: sgd", "every: 5", "optim: {epochs: 2, batch: 6}")]
+)
+def test_penultimate_features_are_learned_measured_and_predicted(
+    settings, small_models, photo_folder, tmp_path, monkeypatch, close
+):
+    from finetune import Classifier
+    from jclip.cli import main
+    from jclip.data.splits import read_photos
+    from jclip.readers import read_weights
+
+    monkeypatch.chdir(tmp_path)
+    photos_yaml(small_models, photo_folder, "features: penultimate", *settings)
+    assert main(["train", "mine.yaml", "--run", "run"]) == 0
+    saved, done = read_weights(Path("run/learned.safetensors")), Classifier.load("run")
+    learned = {k: np.array(t.read()).astype(np.float64) for k, t in saved.items()}
+    assert learned["weights"].shape == (3, 48) and done.width == 48
+    split, source = read_photos(done.config.data).test, ModelSource(small_models["vit"])
+    seen = torch_penultimate(small_models["vit"], np.stack([source.preprocess(Image.open(p)) for p in split.paths]))
+    scale = np.exp(4.60517) / np.linalg.norm(seen, axis=1, keepdims=True) if "solver: sgd" in settings else 1.0
+    scores = scale * seen @ learned["weights"].T + learned.get("bias", 0.0)
+    metrics = json.loads(Path("run/result.json").read_text())["metrics"]
+    close(metrics["test_nll"], loss_of(scores, split.labels), "loss", "linear probe: loss on penultimate features")
+    assert not any(k.startswith("zero_shot") for k in metrics)
+    assert main(["eval", "run"]) == 0
+    close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")
+    close(done.label(split)[0].scores, scores, "scores", "linear probe: penultimate scores")
+    with pytest.raises(CheckpointError, match="gives features of 24 numbers, the run learned on 48"):
+        Classifier.load("run", ["features=projected"]).label(split)
+
+
+def test_penultimate_features_need_a_vision_transformer(small_models, photo_folder, tmp_path, monkeypatch, capsys):
+    from jclip.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    photos_yaml(small_models, photo_folder, "features: penultimate", model="resnet")
+    assert main(["train", "mine.yaml", "--run", "run"]) != 0
+    assert "only vision transformers have features before their projection" in capsys.readouterr().err

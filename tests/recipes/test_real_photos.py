@@ -19,9 +19,15 @@ def test_from_folders_to_a_results_file(name, shared, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(["models", "--random", name, "--out", "random.safetensors"]) == 0
     head, *lines = (shared / "fewshot" / "index.tsv").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not line.endswith("test")] + [line for line in lines if line.endswith("test")][::3]
+    kept = [line for line in lines if not line.endswith("test")] + [line for line in lines if line.endswith("test")][
+        ::3
+    ]
     Path("index.tsv").write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")  # README's command sees them all
-    settings = [f"model={tmp_path / 'random.safetensors'}", "data.split_file=index.tsv", f"data.root={shared / 'fewshot'}"]
+    settings = [
+        f"model={tmp_path / 'random.safetensors'}",
+        "data.split_file=index.tsv",
+        f"data.root={shared / 'fewshot'}",
+    ]
     settings += ["views=1", "optim.epochs=1"]
     assert main(["train", str(CONFIG), *settings, "--run", "run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
