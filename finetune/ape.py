@@ -59,6 +59,14 @@ class Config:
             raise ConfigError("channels and train_channels are above 0: a number, or up to 1 a share of all")
         if min(self.search_steps) < 1 or self.views < 1:
             raise ConfigError("search_steps and views are at least 1")
+        if min(self.alpha, self.gamma) < 0 or self.beta <= 0:
+            raise ConfigError(f"alpha={self.alpha} and gamma={self.gamma} are at least 0, beta={self.beta} above 0")
+        if min(self.search_alpha, self.search_beta) <= 0.1 or self.search_gamma <= 0:
+            raise ConfigError(
+                "search_alpha and search_beta are above 0.1, search_gamma above 0: their grids start there"
+            )
+        if any(min(w) < 0 or not any(w) for w in (self.criterion, self.train_criterion)):
+            raise ConfigError("criterion and train_criterion are weights: none below 0, one of the two above it")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

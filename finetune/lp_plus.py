@@ -47,6 +47,8 @@ class Config:
             raise ConfigError(f"epochs={self.epochs} and alpha_every={self.alpha_every} are at least 1")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum} is not in [0, 1)")
+        if self.init_alpha < 0:
+            raise ConfigError(f"init_alpha={self.init_alpha} weighs the text's scores: it can't be negative")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

@@ -51,6 +51,8 @@ class Config:
     def __post_init__(self):
         if self.views < 1 or self.decay < 0:
             raise ConfigError(f"views is at least 1 and decay at least 0, got {self.views} and {self.decay}")
+        if self.alpha <= 0:
+            raise ConfigError(f"alpha={self.alpha} is how far the residual moves the text: it is above 0")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

@@ -44,6 +44,14 @@ class Config:
     selection: Literal["val", "last", "test"] = "val"  # the epoch whose keys are kept; "test" to compare with papers
     seed: int = 1
 
+    def __post_init__(self):
+        if self.views < 1 or min(self.search_steps) < 1:
+            raise ConfigError(f"views={self.views} and search_steps={list(self.search_steps)} are at least 1")
+        if self.alpha < 0 or self.beta <= 0:
+            raise ConfigError(f"alpha={self.alpha} is at least 0, beta={self.beta} above 0")
+        if min(self.search_alpha, self.search_beta) <= 0.1:
+            raise ConfigError("search_alpha and search_beta are above 0.1, where their grids start")
+
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""

@@ -101,6 +101,12 @@ class OptimConfig:
     def __post_init__(self):
         if self.epochs < 1 or self.batch < 1 or self.lr < 0 or self.warmup < 0:
             raise ConfigError("optim: epochs and batch are at least 1, lr and warmup at least 0")
+        if self.weight_decay < 0 or self.eps <= 0:
+            raise ConfigError(f"optim: weight_decay={self.weight_decay} is at least 0, eps={self.eps} above 0")
+        if not all(0 <= b < 1 for b in (*self.betas, self.momentum)):
+            raise ConfigError(
+                f"optim: betas={list(self.betas)} and momentum={self.momentum} are at least 0 and below 1"
+            )
 
 
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
@@ -240,6 +246,8 @@ def _build(schema: type, values: Any, place: str, prefix: str) -> Any:
             made[name] = _convert(hints[name], values[name], place, dotted)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{place}: {dotted} is missing")
+        if name == "seed" and made.get(name, 0) < 0:
+            raise ConfigError(f"{place}: {dotted}={made[name]} can't be negative")
     try:
         return schema(**made)
     except ConfigError as e:
