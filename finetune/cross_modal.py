@@ -60,6 +60,8 @@ class Config:
             raise ConfigError("views is at least 0, every and reduction at least 1")
         if not (0 <= self.ratio <= 1 and 0 <= self.wise <= 1):
             raise ConfigError(f"ratio and wise are shares between 0 and 1, got {self.ratio} and {self.wise}")
+        if abs(self.logit_scale) > 10:
+            raise ConfigError(f"logit_scale={self.logit_scale} is the scale's logarithm, such as 4.60517 for 100")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -69,7 +71,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import source_of
 
     source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates)
+    photos_alone = not cfg.texts and cfg.init == "random"
+    data = few_shot_features(cfg.data, source, cfg.templates, every_class=photos_alone)
     run.note(**data.facts)
     adapt.need_text(data)
     photos, texts = adapt.photo_samples(cfg, data, source), text_samples(cfg, data, source)

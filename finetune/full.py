@@ -114,7 +114,10 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def check(cfg: Config, photos: PhotoData) -> None:
-    """Raises `ConfigError` or `DataError` for what would only show after the training."""
+    """Raises `ConfigError` or `DataError` for what would only show after the training; tells of classes short of photos."""
+    from jclip.data.checks import check_taught
+    from jclip.features import tell_photos
+
     if cfg.data.features:
         raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
     if not len(photos.train):
@@ -125,6 +128,8 @@ def check(cfg: Config, photos: PhotoData) -> None:
         raise ConfigError(
             "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"
         )
+    check_taught(photos.train.labels, len(photos.classnames), photos.classnames, has_text=True)
+    tell_photos(photos, cfg.data.shots)
 
 
 def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):

@@ -47,6 +47,8 @@ class Config:
             raise ConfigError(f"views is at least 1, got {self.views}")
         if self.search and not self.search_alpha:
             raise ConfigError("search_alpha names no value: give some, or set search=false")
+        if min(self.alpha, *self.search_alpha) < 0:
+            raise ConfigError("alpha and search_alpha weigh the photos' scores: they can't be negative")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -56,8 +58,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import source_of
 
     data = few_shot_features(
-        cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True
-    )
+        cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True,
+        every_class=True,
+    )  # fmt: skip
     run.note(**data.facts)
     searched = cfg.search and data.text is not None
     if searched:

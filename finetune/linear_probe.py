@@ -89,7 +89,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
     source, in_steps = source_of(cfg), cfg.solver == "sgd"
     views = {} if in_steps else {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
-    data = few_shot_features(cfg.data, source, cfg.templates, normalise=in_steps, **views)
+    needs = {"normalise": in_steps, "every_class": not in_steps or cfg.init == "random"}
+    data = few_shot_features(cfg.data, source, cfg.templates, **needs, **views)
     run.note(**data.facts)
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])

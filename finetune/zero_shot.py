@@ -39,6 +39,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.note(**data.facts)
     if data.text is None:
         raise DataError("these features come without text features: set model= to the model they are of")
+    if not len(data.val) + len(data.test):
+        raise DataError("there are no photos to measure on: set data.val or data.test")
     head = ZeroShotHead(data.text, data.scale)
     run.save_learned(
         {"text": data.text, "scale": np.array([data.scale])}, classnames=data.classnames, width=data.text.shape[1]

@@ -54,7 +54,8 @@ def need_val(data: FeatureSet, selection: Selection, searched: str = "") -> None
     if (searched or selection == "val") and not len(data.val):
         what = searched or "the epoch"
         raise ConfigError(
-            f"{what} is chosen on validation photos, and there are none: set data.val, or switch the choice off"
+            f"{what} is chosen on validation photos, and there are none: set data.val, or switch the choice off "
+            "(search=false, selection=last)"
         )
 
 
@@ -161,7 +162,9 @@ def watched(data: FeatureSet, selection: Selection) -> Watched | None:
     if len(getattr(data, part)):
         return Watched(data, part)
     if selection != "last":
-        raise ConfigError(f"selection={selection} chooses the epoch on {part} photos, and there are none")
+        raise ConfigError(
+            f"selection={selection} chooses the epoch on {part} photos, and there are none: set selection=last"
+        )
     return None
 
 

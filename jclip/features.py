@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +15,12 @@ import numpy as np
 
 from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig
+from jclip.data.checks import check_several, check_taught, check_without_gap, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, told_when_full
 from jclip.functional.metrics import classification_report, top_k
-from jclip.heads import unit, zero_shot_head
+from jclip.heads import check_width, unit, zero_shot_head
 from jclip.paths import cache_dir
 from jclip.preprocess import Preprocess, Views
 from jclip.preprocess import augment as augment_named
@@ -206,20 +209,23 @@ def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[
     }
     parts = {"train": (first.format(shots), labels.format(shots)), **names}
     loaded = {part: _features_and_labels(arrays, *keys, path) for part, keys in parts.items()}
-    classes = tuple(map(str, arrays["classnames"])) if "classnames" in arrays else classnames
-    text = _text_features(arrays, text_path, path)
+    classes = tuple(map(str, np.atleast_1d(arrays["classnames"]))) if "classnames" in arrays else classnames
+    text, scale = _text_features(arrays, text_path, path), _scale(arrays, path)
     photos = tuple(map(str, arrays.get("test_path", ())))
     rows = *loaded["train"], *loaded["val"], *loaded["test"]
-    data = FeatureSet(classes, *rows, text, float(arrays.get("logit_scale", 100.0)), photos)
+    data = FeatureSet(classes, *rows, text, scale, photos)
     _check(data, path)
     return data
 
 
 def _load_npz(path: str) -> Mapping[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise DataError(f"{path} is not a readable .npz of arrays: it holds one array without a name")
+        with file:
             return {k: file[k] for k in file.files}
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f"{path} is not a readable .npz of arrays: {e}") from e
 
 
@@ -228,12 +234,50 @@ def _features_and_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     if features not in arrays or labels not in arrays:
         raise DataError(f"{path} lacks {features} or {labels} (has {', '.join(sorted(arrays))})")
-    x, y = arrays[features].astype(np.float32), arrays[labels].astype(np.int64)
+    x, y = arrays[features], arrays[labels]
     if x.ndim != 2 or y.shape != (len(x),):
         raise DataError(f"{path}: {features} {x.shape} and {labels} {y.shape} do not belong together")
+    return _directions(x, features, path), _whole_numbers(y, labels, path)
+
+
+def _directions(x: np.ndarray, name: str, path: str) -> np.ndarray:
+    """Rows (N, E) float32 of length one. Raises `DataError` for what is no number, and for rows without a length."""
+    if x.dtype.kind not in "fiu":
+        raise DataError(f"{path}: {name} holds {x.dtype}, expected real numbers")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+        lengths = np.linalg.norm(x, axis=1, keepdims=True)
     if not np.isfinite(x).all():
-        raise DataError(f"{path}: {features} holds {int((~np.isfinite(x)).sum())} values that are no numbers")
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), y
+        row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
+        raise DataError(
+            f"{path}: {name} holds {int((~np.isfinite(x)).sum())} values that are no numbers (first: row {row}): "
+            "record it anew"
+        )
+    lost = np.flatnonzero((lengths < 1e-12) | ~np.isfinite(lengths))
+    if len(lost):
+        raise DataError(
+            f"{path}: {name} has {len(lost)} rows that can't be brought to length one (first: row {lost[0]}, of length "
+            f"{float(lengths[lost[0], 0])}): record them anew, or leave them out"
+        )
+    return x / lengths
+
+
+def _whole_numbers(y: np.ndarray, name: str, path: str) -> np.ndarray:
+    """Labels (N,) int64. Raises `DataError` for what would have to be rounded."""
+    if y.dtype.kind not in "fiu" or not (np.isfinite(y).all() and (y == np.floor(y)).all()):
+        raise DataError(f"{path}: {name} are the classes' numbers from 0, expected whole numbers ({y.dtype})")
+    return y.astype(np.int64)
+
+
+def _scale(arrays: Mapping[str, np.ndarray], path: str) -> float:
+    scale = np.asarray(arrays.get("logit_scale", 100.0))
+    if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.ravel()[0]) < np.inf:
+        raise DataError(f"{path}: logit_scale is {_short(scale)}, expected one number above 0, such as 100")
+    return float(scale.ravel()[0])
+
+
+def _short(array: np.ndarray) -> str:
+    return str(array.ravel()[0]) if array.size == 1 else f"an array {array.shape}"
 
 
 def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) -> np.ndarray | None:
@@ -241,35 +285,39 @@ def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) 
     if text is None and text_path:
         try:
             text = np.load(text_path, allow_pickle=False)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
             raise DataError(f"data.text_features: {text_path} is not a readable .npy: {e}") from e
     if text is None:
         return None
-    text = np.asarray(text, np.float32)
-    if text.ndim != 2 or not np.isfinite(text).all():
-        raise DataError(f"{text_path or path}: text features of shape {text.shape} are no finite (C, E) table")
-    return text / np.linalg.norm(text, axis=1, keepdims=True)
+    if not isinstance(text, np.ndarray):
+        raise DataError(f"data.text_features: {text_path} holds several arrays, expected an .npy (C, E)")
+    if text.ndim != 2:
+        raise DataError(f"{text_path or path}: text features of shape {text.shape} are no (C, E) table")
+    return _directions(text, "text_features", path if "text_features" in arrays else text_path)
 
 
 def _check(data: FeatureSet, path: str) -> None:
     if data.test_photos and len(data.test_photos) != len(data.test):
         raise DataError(f"{path}: {len(data.test_photos)} names in test_path for {len(data.test)} test rows")
-    classes = (
-        len(data.classnames)
-        or int(max(y.max(initial=0) for y in (data.train_labels, data.val_labels, data.test_labels))) + 1
-    )
+    parts = {"train": data.train_labels, "val": data.val_labels, "test": data.test_labels}
     widths = {x.shape[1] for x in (data.train, data.val, data.test) if len(x)}
     if data.text is not None:
         widths.add(data.text.shape[1])
-        if len(data.text) != classes:
-            raise DataError(f"{path}: {len(data.text)} text features for {classes} classes")
+        named = len(data.classnames) or 1 + int(max(y.max(initial=0) for y in parts.values()))
+        if len(data.text) != named:
+            raise DataError(f"{path}: {len(data.text)} text features for {named} classes: record one of each")
     if len(widths) > 1:
-        raise DataError(f"{path}: features of different widths: {', '.join(map(str, sorted(widths)))}")
-    for part, labels in (("train", data.train_labels), ("val", data.val_labels), ("test", data.test_labels)):
-        if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        raise DataError(
+            f"{path}: features of different widths: {', '.join(map(str, sorted(widths)))}: all are to come of one model"
+        )
+    for part, labels in parts.items():
+        if labels.size and (labels.min() < 0 or labels.max() >= data.classes):
             raise DataError(
-                f"{path}: {part} labels reach from {labels.min()} to {labels.max()}, there are {classes} classes"
+                f"{path}: {part} labels reach from {labels.min()} to {labels.max()}, there are {data.classes} classes"
             )
+    check_several(data.classes, data.classnames[0] if data.classnames else "0", f"{path}: ")
+    if not data.classnames and data.text is None:
+        check_without_gap(np.concatenate([*parts.values()]), path)
 
 
 def few_shot_features(
@@ -284,6 +332,7 @@ def few_shot_features(
     photos: PhotoData | None = None,
     each_view: bool = False,
     normalise: bool = True,
+    every_class: bool = False,
 ) -> FeatureSet:
     """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
 
@@ -291,41 +340,72 @@ def few_shot_features(
     features, which are not in their space. `train` off leaves
     the training photos out; `photos` are those of `data` where they have been read before. each_view: every view of a
     training photo is a row of its own, all photos of one view after those of another. normalise: off leaves image
-    features as long as the tower makes them (recorded ones have lost that). Raises `DataError`.
+    features as long as the tower makes them (recorded ones have lost that). every_class: a class without training
+    photos is refused, text or not. Tells on stderr of classes short of photos, and of photos that are measured and
+    learned from. Raises `DataError`.
     """
-    weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
     if data.features:
-        recorded = read_recorded(data.features, data.pool or data.shots, data.text_features)
-        if data.pool:
-            val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
-            recorded = drawn(recorded, data.shots, val_shots, data.seed)
-        recorded = replace(recorded, facts={"data_sha256": file_sha256(data.features), **weights})
-        if recorded.text is None and source is not None:
-            head = zero_shot_head(source, class_prompts(recorded.classnames, load_templates(templates)))
-            return replace(recorded, text=head.weights, scale=head.scale)
-        return recorded
-    if source is None:
+        found = _recorded(data, source, templates)
+    elif source is None:
         raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
-    photos = photos or read_photos(data)
-    if train and not len(photos.train):
-        raise DataError("there are no training photos: set data.root, data.train or data.split_file")
+    else:
+        photos = photos or read_photos(data)
+        if train and not len(photos.train):
+            raise DataError("there are no training photos: set data.root, data.train or data.split_file")
+        training = {"views": views, "augment": augment, "seed": seed, "each": each_view}
+        found = _of_photos(data, source, templates, photos, normalise, training if train else None)
+    if train and (every_class or found.text is not None):  # without text, most recipes say so themselves
+        check_taught(found.train_labels, found.classes, found.classnames, has_text=not every_class)
+    if train and photos:
+        tell_photos(photos, data.shots)
+    elif train:
+        tell_few(found.train_labels, found.classes, found.classnames, data.shots)
+    return found
+
+
+def tell_photos(photos: PhotoData, shots: int) -> None:
+    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured."""
+    tell_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
+    tell_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
+
+
+def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
+    """Recorded features, shots drawn of a pool; with a model and without recorded text, text of class names."""
+    found = read_recorded(data.features, data.pool or data.shots, data.text_features)
+    if data.pool:
+        val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
+        found = drawn(found, data.shots, val_shots, data.seed)
+    weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
+    found = replace(found, facts={"data_sha256": file_sha256(data.features), **weights})
+    if found.text is not None or source is None:
+        return found
+    if not found.classnames:
+        raise DataError(
+            f"{data.features} names no classes, so no text can be made for them: set data.text_features, or leave "
+            "model out"
+        )
+    check_width(source, found.train.shape[1])
+    head = zero_shot_head(source, class_prompts(found.classnames, load_templates(templates)))
+    return replace(found, text=head.weights, scale=head.scale)
+
+
+def _of_photos(
+    data: DataConfig, source: ModelSource, templates: str, photos: PhotoData, normalise: bool, training: dict | None
+) -> FeatureSet:
+    """Features of photos and of their class names; training: how the training photos are seen, None: not at all."""
     text, scale = None, 1.0
     if not source.penultimate:
         head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
         text, scale = head.weights, head.scale
     options = {"on_error": data.on_error, "normalise": normalise}
-    augmented = {"views": views, "augment": augment, "seed": seed}
-    learn = _labelled(source, photos.train if train else Split(), label="train", each=each_view, **augmented, **options)
-    val = _labelled(source, photos.val, label="val", **options)
-    test = _labelled(source, photos.test, label="test", **options)
-    seen = tuple(photos.test.paths[i] for i in test[2])
-    digests = {
-        f"{part}_sha256": split.digest()
-        for part, split in vars(photos).items()
-        if isinstance(split, Split) and len(split)
-    }
-    rows = *learn[:2], *val[:2], *test[:2]
-    return FeatureSet(photos.classnames, *rows, text, scale, seen, {**digests, **weights})
+    learn = photos.train if training else Split()
+    parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
+    parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
+    digests = {f"{k}_sha256": v.digest() for k, v in vars(photos).items() if isinstance(v, Split) and len(v)}
+    facts = {**digests, "weights_sha256": source.checkpoint.sha256}
+    rows = [column for part in parts for column in part[:2]]
+    seen = tuple(photos.test.paths[i] for i in parts[2][2])
+    return FeatureSet(photos.classnames, *rows, text, scale, seen, facts)
 
 
 def training_view(

@@ -59,11 +59,16 @@ def prompt_features(source: ModelSource, prompts: Sequence[Sequence[str]], width
     """Raw features (P, E) of every prompt, and its class (P,). Raises `ConfigError` for a model of another width."""
     from jclip.tokenizer import tokenize_for
 
+    check_width(source, width)
+    tokens = tokenize_for(source.config.text, [prompt for of_class in prompts for prompt in of_class])
+    return encode_prompts(source.model, tokens), np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
+
+
+def check_width(source: ModelSource, width: int) -> None:
+    """Raises `ConfigError` for a model whose features are of another width than those at hand."""
     if source.config.embed_dim != width:
         widths = f"{source.config.embed_dim} numbers and not {width}"
         raise ConfigError(f"the model gives features of {widths}: name the model that these are of, or leave it out")
-    tokens = tokenize_for(source.config.text, [prompt for of_class in prompts for prompt in of_class])
-    return encode_prompts(source.model, tokens), np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
 
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:

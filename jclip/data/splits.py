@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip.config import WORLD, DataConfig
+from jclip.data.checks import check_agreement, check_several
 from jclip.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -199,7 +200,7 @@ def _read_coop_json(path: Path, root: Path) -> PhotoData:
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))
         rows = {
-            k: [(str(p), int(label), str(name)) for p, label, name in parts.get(k, [])]
+            k: [(str(p), _whole(label), str(name)) for p, label, name in parts.get(k, [])]
             for k in ("train", "val", "test")
         }
     except (OSError, ValueError, TypeError, AttributeError) as e:
@@ -212,6 +213,13 @@ def _read_coop_json(path: Path, root: Path) -> PhotoData:
         raise DataError(f"{path}: labels must be 0 to {len(names) - 1} without a gap, got {_preview(sorted(names))}")
     splits = (_split((str(root / p), label) for p, label, _ in rows[k]) for k in ("train", "val", "test"))
     return PhotoData(tuple(names[i] for i in range(len(names))), *splits)
+
+
+def _whole(label: object) -> int:
+    """Raises `ValueError` for a label that `int` would round."""
+    if isinstance(label, float) and not label.is_integer():
+        raise ValueError(f"label {label} is no whole number")
+    return int(label)
 
 
 def _read_table(path: Path, root: Path) -> PhotoData:
@@ -235,11 +243,8 @@ def strip_prefix(name: str) -> str:
 
 
 def _check(data: PhotoData) -> None:
-    """Labels within the classes, at least two classes, every photo there."""
-    if len(data.classnames) < 2:
-        raise DataError(
-            f"only one class ({data.classnames[0] if data.classnames else 'none'}): there is nothing to tell apart"
-        )
+    """Labels within the classes, at least two classes, every photo there and of one class."""
+    check_several(len(data.classnames), data.classnames[0] if data.classnames else "none")
     for part, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         beyond = split.labels[split.labels >= len(data.classnames)]
         if beyond.size:
@@ -247,46 +252,38 @@ def _check(data: PhotoData) -> None:
         absent = [p for p in split.paths if not Path(p).is_file()]
         if absent:
             raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {_preview(absent)}")
+    check_agreement({k: (v.paths, v.labels) for k, v in vars(data).items() if isinstance(v, Split)}, data.classnames)
 
 
 def draw_shots(data: PhotoData, shots: int, val_shots: int, seed: int) -> PhotoData:
     """`shots` photos per class to train on (0: all) and `val_shots` to choose by, drawn as CoOp's protocol draws them.
 
     One stream of random numbers per seed: where there is no val split, its photos are held out of train first, then
-    train is drawn, then val. val_shots -1 means min(shots, 4). Where there is no train split at all, none is missed
-    here. Raises `DataError` naming a class that is too small.
+    train is drawn, then val. val_shots -1 means min(shots, 4). Of a class with fewer photos all are taken; where they
+    are too few for both, validation gets its share of them, val_shots / (shots + val_shots), rounded down.
     """
     rng = random.Random(seed)
     train, val = data.train, data.val
     wanted = min(shots, 4) if val_shots < 0 else val_shots
-    classes = range(len(data.classnames))
     if not len(val) and len(train) and wanted and shots:
-        held = _draw(train, classes, wanted, rng, data.classnames, reserve=shots)
-        val, train = train.take(held), train.take([i for i in range(len(train)) if i not in set(held)])
+        held = _draw(train, wanted, rng, beside=shots)
+        val, train = train.take(held), train.take(sorted({*range(len(train))} - {*held}))
     if shots and len(train):
-        train = train.take(_draw(train, classes, shots, rng, data.classnames))
+        train = train.take(_draw(train, shots, rng))
     if len(val) and wanted:
-        val = val.take(_draw(val, classes, wanted, rng, data.classnames, keep_short=True))
+        val = val.take(_draw(val, wanted, rng))
     return replace(data, train=train, val=val)
 
 
-def _draw(
-    split: Split, classes, count: int, rng: random.Random, names, reserve: int = 0, keep_short: bool = False
-) -> list[int]:
-    """Rows of `count` photos per class, classes in order of first appearance."""
+def _draw(split: Split, count: int, rng: random.Random, beside: int = 0) -> list[int]:
+    """Rows of up to `count` photos per class, classes in order of first appearance; `beside` so many are wanted too."""
     by_class: dict[int, list[int]] = {}
     for row, label in enumerate(split.labels.tolist()):
         by_class.setdefault(label, []).append(row)
     rows = []
-    for label in [*by_class, *(c for c in classes if c not in by_class)]:
-        members = by_class.get(label, [])
-        if len(members) < count + reserve and not keep_short:
-            held = f" and {count} to validate" if reserve else ""
-            raise DataError(
-                f"class {names[label]!r} has {len(members)} photos, too few for {reserve or count} shots{held}: "
-                "lower data.shots or data.val_shots"
-            )
-        rows += members if len(members) <= count else rng.sample(members, count)
+    for members in by_class.values():
+        most = min(count, len(members) * count // (count + beside))
+        rows += members if len(members) <= most else rng.sample(members, most)
     return rows
 
 

@@ -117,15 +117,16 @@ def test_seeds_draw_different_photos_and_the_same_again(photos):
     assert draws[0] == draws[2] != draws[1]
 
 
+@pytest.mark.parametrize("shots, val_shots, drawn, held", [(7, 0, 6, 0), (5, 2, 5, 1), (16, -1, 5, 1), (4, 2, 4, 2)])
+def test_a_class_with_too_few_photos_gives_all_it_has(photos, shots, val_shots, drawn, held):
+    """Six of each class: where training and validation want more, they share them in proportion."""
+    data = read_photos(DataConfig(root=str(photos), shots=shots, val_shots=val_shots))
+    assert np.bincount(data.train.labels).tolist() == [drawn] * 3
+    assert np.bincount(data.val.labels, minlength=3).tolist() == [held] * 3
+    assert not set(data.train.paths) & set(data.val.paths)
+
+
 WRONG = [
-    (
-        dict(root="photos", shots=5, val_shots=2),
-        "class 'Polar Bear' has 6 photos, too few for 5 shots and 2 to validate",
-    ),
-    (
-        dict(root="photos", shots=7, val_shots=0),
-        "class 'Polar Bear' has 6 photos, too few for 7 shots: lower data.shots",
-    ),
     (dict(root="none"), "data.root is no folder"),
     (dict(root="empty"), "no class folders below"),
     (dict(root="one"), "only one class \\(cat\\)"),
@@ -135,11 +136,14 @@ WRONG = [
     (dict(train="far.txt", classes="classes.txt"), "label 7 is beyond the 2 classes"),
     (dict(train="gone.txt", classes="classes.txt"), "train: 2 of 2 photos are missing: .*x.png"),
     (dict(train="nothing.txt", classes="classes.txt"), "lists no photo"),
+    (dict(train="twice.txt", classes="classes.txt"), '/a.png has two labels, 0 \\("cat"\\) and 1 \\("dog"\\): keep'),
+    (dict(train="once.txt", test="other.txt", classes="classes.txt"), "/a.png has two labels, 0 .* and 1"),
     (dict(train="list.txt", classes="gap.txt"), "labels must be 0 to 1, each once, got 0, 2"),
     (dict(train="list.txt", classes="unlabelled.txt"), "expected `name label` lines, got 'cat'"),
     (dict(train="list.txt", classes="absent.txt"), "can't read .*absent.txt: No such file"),
     (dict(split_file="broken.json"), "is not a split file"),
     (dict(split_file="gap.json"), "labels must be 0 to 1 without a gap, got 0, 2"),
+    (dict(split_file="half.json"), "is not a split file .*: label 0.5 is no whole number"),
     (dict(split_file="two_names.json"), "label 0 is called both 'a' and 'b'"),
     (dict(split_file="columns.tsv"), "lacks the column split"),
     (dict(split_file="none.json"), "no such split file"),
@@ -154,10 +158,13 @@ def test_what_is_wrong_is_told(photos, tmp_path, config, message):
         "list.txt": "a.png 0\nb.png", "far.txt": "a.png 7", "gone.txt": "x.png 0\ny.png 1", "nothing.txt": "\n\n",
         "classes.txt": "cat 0\ndog 1", "gap.txt": "cat 0\ndog 2", "unlabelled.txt": "cat\ndog 1",
         "broken.json": "{", "gap.json": json.dumps({"train": [["a", 0, "a"], ["b", 2, "b"]]}),
+        "twice.txt": "a.png 0\na.png 1", "once.txt": "a.png 0", "other.txt": "a.png 1",
+        "half.json": json.dumps({"train": [["a", 0.5, "a"]]}),
         "two_names.json": json.dumps({"train": [["a", 0, "a"], ["b", 0, "b"]]}), "columns.tsv": "path\tclassname\na\tb",
     }  # fmt: skip
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "a.png").touch()
     config = {k: str(photos if v == "photos" else tmp_path / v) if isinstance(v, str) else v for k, v in config.items()}
     with pytest.raises(DataError, match=message) as told:
         read_photos(DataConfig(**config))

@@ -298,6 +298,10 @@ def npz(path, **changes):
         (dict(test_l=np.array([0, 2])), "test labels reach from 0 to 2, there are 2 classes"),
         (dict(text_features=np.ones((3, 3))), "3 text features for 2 classes"),
         (dict(text_features=np.ones((2, 4))), "features of different widths: 3, 4"),
+        (dict(text_features=np.ones(3)), r"text features of shape \(3,\) are no \(C, E\) table"),
+        (dict(classnames=None, test_l=np.array([0, 3])), "no row has label 2, though labels reach 3: number them"),
+        (dict(keys_2=np.full((4, 3), "x")), "keys_2 holds <U1, expected real numbers"),
+        (dict(logit_scale=np.ones(2)), r"logit_scale is an array \(2,\), expected one number above 0"),
         (dict(classnames=np.array([{"a": 1}], object)), "is not a readable .npz"),
     ],
 )
@@ -313,6 +317,14 @@ def test_recorded_features_that_are_absent(tmp_path):
     for name in ("y.npz", "z.npz"):
         with pytest.raises(DataError, match="is not a readable .npz"):
             read_recorded(str(tmp_path / name), 2)
+    whole = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    np.save(tmp_path / "one.npy", np.ones(3))
+    for name in ("cut.npz", "one.npy"):
+        with pytest.raises(DataError, match=f"{name} is not a readable .npz"):
+            read_recorded(str(tmp_path / name), 2)
+    with pytest.raises(DataError, match="x.npz holds several arrays, expected an .npy"):
+        read_recorded(str(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "x.npz"))
     np.save(tmp_path / "t.npy", np.eye(2, 3))
     data = read_recorded(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
     assert data.text.tolist() == [[1, 0, 0], [0, 1, 0]]

@@ -60,13 +60,24 @@ def torch_loader(seed: tuple[int, ...], features: np.ndarray, labels: np.ndarray
             yield torch.tensor(features[rows]), torch.tensor(labels[rows])
 
 
-def smoke_without(part: str, folder: Path) -> str:
-    """The setting that names the embedded features without "text" or without "val"idation rows."""
+def smoke_arrays() -> dict[str, np.ndarray]:
+    """The embedded features as they are recorded: 7 classes of 16 numbers, 4 shots and one."""
     with np.load(ASSETS / "smoke_features.npz") as data:
-        arrays = {k: data[k] for k in data.files}
+        return {k: data[k] for k in data.files}
+
+
+def record(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Writes recorded features; the setting that names them."""
+    np.savez(path, **arrays)
+    return f"data.features={path}"
+
+
+def smoke_without(part: str, folder: Path) -> str:
+    """The setting that names the embedded features without "text", or without rows to "train", "val" or "test" on."""
+    arrays = smoke_arrays()
     if part == "text":
         del arrays["text_features"]
     else:
-        arrays |= {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
-    np.savez(folder / f"no_{part}.npz", **arrays)
-    return f"data.features={folder / f'no_{part}.npz'}"
+        shots = "_4" if part == "train" else ""
+        arrays |= {f"{part}_features{shots}": np.zeros((0, 16)), f"{part}_labels{shots}": np.zeros(0, int)}
+    return record(folder / f"no_{part}.npz", arrays)

@@ -1,0 +1,85 @@
+"""Whether photos, or features of them, can be learned from: what is refused, and what is told in one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jclip.errors import DataError
+
+
+def check_several(classes: int, first: str, place: str = "") -> None:
+    """Raises `DataError` where one class, called `first`, is all there is."""
+    if classes < 2:
+        raise DataError(f"{place}only one class ({first}): there is nothing to tell apart")
+
+
+def check_without_gap(labels: np.ndarray, place: str) -> None:
+    """Raises `DataError` where labels (N,) ≥ 0 skip a number: nothing else tells what that class is."""
+    known = np.unique(labels)
+    if len(known) and known[-1] >= len(known):
+        gap = int(np.flatnonzero(known != np.arange(len(known)))[0])
+        raise DataError(
+            f"{place}: no row has label {gap}, though labels reach {known[-1]}: number them without a gap, "
+            "or record classnames"
+        )
+
+
+def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int) -> None:
+    """Tells of classes with training photos, labels (N,), but fewer than `shots`; Dassl's draw takes what there is too."""
+    counts = np.bincount(labels, minlength=classes)
+    few = np.flatnonzero((counts > 0) & (counts < shots))
+    if len(few):
+        first = f"{_name(names, few[0])}, {counts[few[0]]}"
+        sys.stderr.write(
+            f"{len(few)} of {classes} classes {_have(few)} fewer than {shots} training photos (first: {first}): "
+            "all of them are taken\n"
+        )
+
+
+def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_text: bool) -> None:
+    """Classes without any training photo, labels (N,): told where text speaks for them, else a `DataError`.
+
+    So is a training split without photos.
+    """
+    if not len(labels):
+        raise DataError("there is nothing to learn from: the training split is empty")
+    none = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if len(none):
+        lacking = f"{len(none)} of {classes} classes {_have(none)} no training photos (first: {_name(names, none[0])})"
+        if not has_text:
+            raise DataError(f"{lacking}, and this recipe learns from nothing else: add some, or leave the classes out")
+        sys.stderr.write(f"{lacking}: what is learned of them is their text alone\n")
+
+
+def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names: Sequence[str]) -> None:
+    """Raises `DataError` for a photo that stands in these parts, paths and labels (N,) each, with two labels."""
+    label_of: dict[str, int] = {}
+    for paths, labels in parts.values():
+        for path, label in zip(paths, labels.tolist(), strict=True):
+            if (before := label_of.setdefault(path, label)) != label:
+                told = " and ".join(f"{k} ({_name(names, k)})" for k in (before, label))
+                raise DataError(f"{path} has two labels, {told}: keep one of them")
+
+
+def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
+    """Tells of photos that are learned from and measured too: figures on them promise nothing for new ones."""
+    learned = set(train)
+    again = {part: [p for p in paths if p in learned] for part, paths in others.items()}
+    told = [f"{len(found)} of {len(others[part])} {part}" for part, found in again.items() if found]
+    if told:
+        first = next(found[0] for found in again.values() if found)
+        sys.stderr.write(
+            f"{' and '.join(told)} photos are training photos too (first: {first}): "
+            "their figures say nothing of new photos\n"
+        )
+
+
+def _have(classes: Sequence) -> str:
+    return "has" if len(classes) == 1 else "have"
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    return f'"{names[label]}"' if len(names) > label else f"label {label}"
