@@ -95,11 +95,15 @@ class Classifier:
         if not self.model:
             raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
         source = source_of(self.config, self.model)
-        if source.width != self.width:
-            raise CheckpointError(
-                f"{self.model} gives features of {source.width} numbers, the run learned on {self.width}"
-            )
+        self.check_width(source.width, self.model)
         return source
+
+    def check_width(self, width: int, place: str) -> None:
+        """Raises `CheckpointError` for features of another width than the run learned on; place: what gives them."""
+        if width != self.width:
+            raise CheckpointError(
+                f"{place} gives features of {width} numbers, the run learned on {self.width}: name what it learned from"
+            )
 
     def own_photos(self) -> Split:
         """The test photos of the run's data, with their labels. Raises `ConfigError` where it has none."""
@@ -125,7 +129,8 @@ def unlabelled(photos: Sequence[str]) -> Split:
 def measure(done: Classifier, out: Path) -> dict[str, float]:
     """Scores the test data of the run's config, photos or recorded features, and writes what `write_evaluation` does.
 
-    Raises `ConfigError` for a run that learned from captions, of other classes than the data, or without test data.
+    Raises `ConfigError` for a run that learned from captions, of other classes than the data, or without test data,
+    `CheckpointError` for features of another width.
     """
     from jclip.evaluation import write_evaluation
     from jclip.features import few_shot_features
@@ -140,14 +145,20 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
         )
     templates = getattr(cfg, "templates", "openai7")
     source = source_of(cfg, done.model)
+    if source and not cfg.data.features:
+        done.check_width(source.config.embed_dim, done.model)
     data = few_shot_features(cfg.data, source, templates, train=False, normalise=done.normalised)
     if data.classnames != done.classnames:
         raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
-    names = done.classnames or tuple(str(i) for i in range(data.classes))
+    done.check_width(data.test.shape[1], cfg.data.features or done.model)
+    scores = done.scorer()(data.test)
+    if data.classes > scores.shape[1]:
+        raise ConfigError(f"the data has {data.classes} classes, the run tells {scores.shape[1]} apart")
+    names = done.classnames or tuple(str(i) for i in range(scores.shape[1]))
     marks = {k: v for k, v in read_result(done.folder)["metrics"].items() if k == SELECTED_ON_TEST}
-    return write_evaluation(out, done.scorer()(data.test), data.test_labels, names, data.test_photos, marks)
+    return write_evaluation(out, scores, data.test_labels, names, data.test_photos, marks)
 
 
 def measure_if_cheap(folder: Path) -> list[str]:
