@@ -146,7 +146,7 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
     templates = getattr(cfg, "templates", "openai7")
     source = source_of(cfg, done.model)
     if source and not cfg.data.features:
-        done.check_width(source.config.embed_dim, done.model)
+        done.check_width(source.width, done.model)
     data = few_shot_features(cfg.data, source, templates, train=False, normalise=done.normalised)
     if data.classnames != done.classnames:
         raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
