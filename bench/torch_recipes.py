@@ -117,7 +117,7 @@ def tip_search(cfg, data: Data, keys, values) -> tuple[float, float]:
 
 def cross_modal(cfg, data: Data) -> dict[str, float]:
     """A linear head on photos and texts, started at the texts, and its mean with them."""
-    from finetune.cross_modal import learning_rate
+    from jclip.adapt import warmed_rate
 
     head, scale = data.text.clone().requires_grad_(), math.exp(cfg.logit_scale)
     samples = torch.cat([data.train, data.text])
@@ -125,9 +125,10 @@ def cross_modal(cfg, data: Data) -> dict[str, float]:
     optim, rows = adamw([head], cfg.optim), halves(cfg, len(data.train), data.classes)
     best = Best(data, lambda tensors: lambda f: scale * f @ tensors[0].T)
     total = cfg.optim.epochs * cfg.every
+    rate = warmed_rate(cfg.optim, total)
     for step in range(total):
         at = next(rows)
-        descend(optim, cross_entropy(scale * samples[at] @ head.T, labels[at]), learning_rate(cfg.optim, step, total))
+        descend(optim, cross_entropy(scale * samples[at] @ head.T, labels[at]), rate(step))
         if (step + 1) % cfg.every == 0:
             best.look([head])
     wise = (1 - cfg.wise) * best.tensors[0] + cfg.wise * data.text

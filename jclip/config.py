@@ -298,4 +298,5 @@ def to_values(config: Any) -> dict[str, Any]:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text of plain values, in their order."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may come without its C parts
+    return yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from jclip.kernels import linear
 from jclip.runtime import jt
 
 
 def linear_scores(features, weight, bias):
     """f · w_k + b_k: (N, E), (C, E), (C,) → (N, C)."""
-    return jt.nn.matmul_transpose(features, weight) + bias
+    return linear(features, weight, bias)
 
 
 def cosine_scores(features, prototypes, scale: float):

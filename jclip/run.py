@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@lru_cache
 def _version(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version  # a fiftieth of a second
 
@@ -211,6 +213,7 @@ def _version(package: str) -> str:
     return "not installed"
 
 
+@lru_cache  # a sweep asks for each of its runs
 def _commit() -> str:
     """The checkout's commit, `-dirty` when files differ from it; empty outside a checkout."""
     root = Path(__file__).resolve().parent.parent

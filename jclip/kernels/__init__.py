@@ -40,6 +40,11 @@ def layer_norm(x, weight, bias, eps: float):
     return (cpu.layer_norm if _fused(x, weight, bias) else plain.layer_norm)(x, weight, bias, eps)
 
 
+def cross_entropy(scores, labels):
+    """(B, C), (B,) int32 → (B,): -log softmax(scores)_y of each row."""
+    return (cpu.cross_entropy if _fused(scores) else plain.cross_entropy)(scores, labels)
+
+
 def batch_norm(x, weight, bias, eps: float):
     """(B, C, H, W) by the batch's own statistics → output, mean (C,), biased variance (C,), the latter two float32."""
     return (cpu.batch_norm if _fused(x, weight, bias) else plain.batch_norm)(x, weight, bias, eps)

@@ -77,6 +77,19 @@ class _Activation(Function):
         return _one("activation_backward", x.shape, [x, gradient], "in0->num", self.options), None
 
 
+class _CrossEntropy(Function):
+    def execute(self, scores, labels):
+        shapes = [labels.shape, scores.shape]
+        losses, probabilities = _code("cross_entropy_forward", shapes, [scores, labels], ROWS_OF_FIRST)
+        self.keep(probabilities, labels)
+        return losses
+
+    def grad(self, gradient):
+        probabilities, labels = self.kept()
+        inputs = [probabilities, labels, gradient]
+        return _one("cross_entropy_backward", probabilities.shape, inputs, ROWS_OF_FIRST), None
+
+
 class _BatchNorm(Function):
     def execute(self, x, weight, bias, eps):
         shapes = [x.shape, weight.shape, weight.shape]
@@ -141,6 +154,11 @@ def layer_norm(x, weight, bias, eps: float):
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
+def cross_entropy(scores, labels):
+    """As `kernels.cross_entropy`."""
+    return _CrossEntropy.apply(scores, labels)
+
+
 def batch_norm(x, weight, bias, eps: float):
     """As `kernels.batch_norm`."""
     return _BatchNorm.apply(x, weight, bias, eps)
@@ -194,6 +212,7 @@ ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2}  # as linear.h numbers them
 # Sizes that the C++ functions take after the arrays.
 PACKED = "in0_shape0, in0_shape1, in0_shape2"
 ROWS = "in0->num, in1_shape0"
+ROWS_OF_FIRST = "in0->num, in0_shape1"
 CHANNELS = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"
 GRADIENT_FIRST = "in0->num, out0_shape0, out0_shape1"
 COLUMNS = "in0->num, out0_shape0"

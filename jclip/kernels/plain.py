@@ -49,6 +49,14 @@ def causal_mask(length: int):
     return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
 
 
+def cross_entropy(scores, labels):
+    """Labels as rows of one-hot numbers, which Jittor makes on the way."""
+    shifted = scores - scores.max(dim=1, keepdims=True).detach()
+    own = (labels.unsqueeze(1) == jt.index(scores.shape, 1)).float32()
+    odds = jt.exp(shifted).stop_fuse()  # kept for the gradient: fused, they'd be computed again there
+    return jt.log(odds.sum(dim=1)) - (shifted * own).sum(dim=1)
+
+
 def batch_norm(x, weight, bias, eps: float):
     """Output, mean and biased variance, in float32; means of each map first, since one sum over all loses digits."""
     wide = x.float32()

@@ -64,6 +64,22 @@ def test_layer_norm_equals_torch(implementation, shape, offset, close):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(7, 5), (33, 101), (1, 2)])
+@pytest.mark.parametrize("spread", [3.0, 70.0])  # far beyond what exp can tell from zero
+def test_cross_entropy_equals_torch(implementation, shape, spread, close):
+    rng = np.random.default_rng(shape[0])
+    scores = np.float32(spread) * rng.standard_normal(shape, dtype=np.float32)
+    labels = rng.integers(0, shape[1], shape[0])
+    ours, theirs = jt.array(scores), torch.tensor(scores, requires_grad=True)
+    got = implementation.cross_entropy(ours, jt.array(labels.astype(np.int32)))
+    wanted = torch.nn.functional.cross_entropy(theirs, torch.tensor(labels), reduction="none")
+    close(got.numpy(), wanted.detach(), "kernel", "cross-entropy against torch, relative", relative=True)
+    gradient = jt.grad(weigh(got), ours)
+    weigh_torch(wanted).backward()
+    close(gradient.numpy(), theirs.grad, "kernel", "cross-entropy against torch: gradient")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(3, 5, 4, 7), (2, 1, 1, 3), (6, 9, 2, 2)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 def test_batch_norm_equals_torch(implementation, shape, offset, close):
