@@ -9,7 +9,8 @@ from pathlib import Path
 from jclip.errors import DataError, UnknownName, did_you_mean
 from jclip.paths import ASSETS
 
-Templates = tuple[str, ...] | Mapping[str, Sequence[str]]
+Set = tuple[str, ...] | Mapping[str, Sequence[str]]
+Templates = Set | list[Set]  # several sets: a class has the prompts of all
 
 
 def prompt_sets() -> list[str]:
@@ -20,8 +21,16 @@ def prompt_sets() -> list[str]:
 def load_templates(name_or_file: str) -> Templates:
     """Templates of a shipped set, of a file (.json list or one per line), or whole sentences by class (.json object).
 
-    A single template may stand in place of a name: anything with `{}` or `{c}`. Raises `UnknownName` or `DataError`.
+    A single template may stand in place of a name: anything with `{}` or `{c}`. `openai7+sentences.json` are both sets
+    together. Raises `UnknownName` or `DataError`.
     """
+    single = "{" in name_or_file or Path(name_or_file).is_file()
+    if "+" in name_or_file and not single:
+        return [_load_set(part) for part in name_or_file.split("+")]
+    return _load_set(name_or_file)
+
+
+def _load_set(name_or_file: str) -> Set:
     if "{}" in name_or_file or "{c}" in name_or_file:
         return (name_or_file,)
     shipped = ASSETS / "prompts" / f"{name_or_file}.json"
@@ -49,7 +58,10 @@ def fill(template: str, name: str) -> str:
 
 
 def class_prompts(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
-    """The prompts of each class: every template filled, or the sentences given for it. Underscores become spaces."""
+    """The prompts of each class: every template filled, or the sentences given for it, or both. Underscores become spaces."""
+    if isinstance(templates, list):
+        parts = [class_prompts(classnames, one) for one in templates]
+        return [[prompt for prompts in of_class for prompt in prompts] for of_class in zip(*parts, strict=True)]
     spoken = [name.replace("_", " ") for name in classnames]
     if isinstance(templates, Mapping):
         return [_sentences(name, raw, templates) for name, raw in zip(spoken, classnames, strict=True)]

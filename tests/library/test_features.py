@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import jclip.features
 from jclip.checkpoint import save_checkpoint
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import extract, few_shot_features, read_recorded, training_view
 from jclip.heads import unit, zero_shot_head
 from jclip.preprocess import AUGMENTS
@@ -77,6 +78,17 @@ def test_prompts_of_classes(tmp_path):
 
 
 # Heads
+
+
+def test_prompt_sets_together(tmp_path):
+    (tmp_path / "told.json").write_text(json.dumps({"a_b": ["It is flat.", "It is blue."], "c": "It is round."}))
+    joined = class_prompts(["a_b", "c"], load_templates(f"simple+{tmp_path}/told.json"))
+    assert joined == [["a photo of a a b.", "It is flat.", "It is blue."], ["a photo of a c.", "It is round."]]
+    assert load_templates("a {} + a shadow") == ("a {} + a shadow",)
+    (tmp_path / "a+b.txt").write_text("some {}\n")
+    assert load_templates(f"{tmp_path}/a+b.txt") == ("some {}",)
+    with pytest.raises(UnknownName, match="openai77"):
+        load_templates("simple+openai77")
 
 
 def test_head_is_the_mean_of_unit_prompts_normalised(source, close):
