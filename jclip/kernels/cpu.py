@@ -17,7 +17,7 @@ from jclip import toolchain
 from jclip.kernels.function import Function
 from jclip.runtime import jt
 
-_SOURCES = Path(__file__).parent / "sources"
+_SOURCES = Path(__file__).resolve().parent / "sources"  # a linked checkout compiles nothing anew
 
 
 def available() -> bool:

@@ -13,7 +13,7 @@ from jclip import toolchain
 from jclip.kernels.function import Function
 from jclip.runtime import jt
 
-SOURCES = Path(__file__).parent / "sources"
+SOURCES = Path(__file__).resolve().parent / "sources"
 WIDEST_HEAD = 128
 
 
