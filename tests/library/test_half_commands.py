@@ -71,7 +71,7 @@ def test_the_batch_is_set_by_the_environment(small_models, photo_folder, monkeyp
     photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
     source, seen = ModelSource(small_models["vit"]), []
     encode = source.model.encode_image
-    monkeypatch.setattr(source.model, "encode_image", lambda x: seen.append(len(x)) or encode(x))
+    monkeypatch.setattr(source.model, "encode_image", lambda x, **options: seen.append(len(x)) or encode(x, **options))
     whole = encode_photos(source.model, source.preprocess, photos)[1]
     monkeypatch.setenv("JCLIP_BATCH", "5")
     parts = encode_photos(source.model, source.preprocess, photos)[1]
@@ -87,7 +87,7 @@ def test_a_full_card_is_told_with_the_batch_to_try(small_models, photo_folder, m
     photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
     source = ModelSource(small_models["vit"])
 
-    def full(x):
+    def full(x, **_):
         raise RuntimeError(f"[f 1121 cuda_device_allocator.cc:38] {CARD_IS_FULL} for size 77\n" + "=" * 200)
 
     monkeypatch.setattr(source.model, "encode_image", full)

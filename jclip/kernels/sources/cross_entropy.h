@@ -15,13 +15,14 @@ inline void cross_entropy_forward(const float* scores, const int* labels, float*
     #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < count / C; row++) {
         const float* in = scores + row * C;
-        float *p = probabilities + row * C, largest = in[0], sum = 0.0f;
+        float *p = probabilities + row * C, largest = in[0];
+        double sum = 0.0;
         for (int64_t i = 1; i < C; i++) largest = std::max(largest, in[i]);
         for (int64_t i = 0; i < C; i++) p[i] = std::exp(std::max(in[i] - largest, LEAST));
         for (int64_t i = 0; i < C; i++) sum += p[i];
-        const float share = 1.0f / sum;
+        const float share = float(1.0 / sum);
         for (int64_t i = 0; i < C; i++) p[i] *= share;
-        losses[row] = std::log(sum) - (in[labels[row]] - largest);
+        losses[row] = float(std::log(sum) - (double(in[labels[row]]) - largest));
     }
 }
 
