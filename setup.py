@@ -49,6 +49,7 @@ setup(
             "open_clip_torch>=3.3,<4",
             "timm>=1.0.31,<2",
             "openai-clip==1.0.1",
+            "scikit-learn>=1.5,<2",
             "setuptools<81",  # openai-clip imports pkg_resources
             "huggingface_hub>=0.25",
         ],

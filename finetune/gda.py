@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
 
 
+NOTHING = 1e-12  # of a row's square, which is one: what rounding leaves of rows less themselves
+
+
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
@@ -97,19 +100,20 @@ def discriminant(cfg: Config, rows: np.ndarray, labels: np.ndarray, classes: int
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
         raise DataError(f"{int((counts == 0).sum())} of {classes} classes have no training photos, so no mean")
-    means = class_means(rows, labels, classes)
-    weights = solve(cfg, rows - means[labels], means)
+    wide = rows.astype(np.float64)
+    means = class_means(wide, labels, classes)
+    scatter = wide.T @ wide - (means.T * counts) @ means  # (N - 1) Σ: rows less their class's mean, squared
+    weights = solve(cfg, scatter, len(rows), means)
     prior = counts / counts.sum() if cfg.prior == "train" else np.full(classes, 1 / classes)
     return weights, np.log(prior) - (means * weights).sum(axis=1) / 2
 
 
-def solve(cfg: Config, centred: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """P μ_k for every class, (C, E): rows (N, E) less their class's mean, means (C, E), all float64."""
-    (count, width), classes = centred.shape, len(means)
-    scatter = centred.T @ centred  # (N - 1) Σ
+def solve(cfg: Config, scatter: np.ndarray, count: int, means: np.ndarray) -> np.ndarray:
+    """P μ_k for every class, (C, E), of (N - 1) Σ (E, E) of `count` rows and means (C, E), all float64."""
+    classes, width = means.shape
     if cfg.shrinkage == "ridge":
         spread = np.trace(scatter)
-        if spread <= 0:
+        if spread <= NOTHING * count:
             sys.stderr.write("one row per class has no covariance: nearest class means are taken (P = I)\n")
             return means
         matrix = (scatter + spread / (count - 1) * np.eye(width)) / width

@@ -335,4 +335,4 @@ def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
 def class_means(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """(N, E) → (C, E) float64, zero for a class without rows."""
     hot = one_hot(labels, classes).astype(np.float64)
-    return hot.T @ features.astype(np.float64) / np.maximum(hot.sum(axis=0), 1)[:, None]
+    return hot.T @ np.asarray(features, np.float64) / np.maximum(hot.sum(axis=0), 1)[:, None]
