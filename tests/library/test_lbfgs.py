@@ -84,7 +84,9 @@ def test_logistic_regression_ends_where_torch_does(c, close):
 
 
 def test_logistic_regression_ends_where_scikit_learn_does(close):
-    linear = pytest.importorskip("sklearn.linear_model", reason="the reference is not installed: pip install '.[parity]'")
+    linear = pytest.importorskip(
+        "sklearn.linear_model", reason="the reference is not installed: pip install '.[parity]'"
+    )
     rng = np.random.default_rng(4)
     rows, labels = rng.standard_normal((500, 64)), rng.integers(0, 7, 500)
     found = minimise(logistic(rows, labels, 7, 0.316), np.zeros(7 * 65))

@@ -111,7 +111,9 @@ def test_without_shrinkage_it_is_linear_discriminant_analysis(seed, prior, close
 
 @pytest.mark.parametrize("solver", ["svd", "lsqr"])
 def test_without_shrinkage_it_decides_as_scikit_learn(solver, close):
-    sklearn = pytest.importorskip("sklearn.discriminant_analysis", reason="the reference is not installed: pip install '.[parity]'")
+    sklearn = pytest.importorskip(
+        "sklearn.discriminant_analysis", reason="the reference is not installed: pip install '.[parity]'"
+    )
     data = features(2, counts=(8,) * 5)  # equal counts: lsqr divides by another number of rows
     weights, bias = gda.discriminant(config(shrinkage="none"), data.train, data.train_labels, 5)
     lda = sklearn.LinearDiscriminantAnalysis(solver=solver).fit(data.train.astype(np.float64), data.train_labels)
