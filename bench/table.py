@@ -1,4 +1,4 @@
-"""Prints the results of bench/speed.py as a Markdown table: `python bench/table.py [bench/results/NAME.json]`."""
+"""Prints the results of bench/speed.py and bench/recipes.py in Markdown: `python bench/table.py [bench/results/NAME.json]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+RECIPES = {  # of the tasks of bench/recipes.py
+    "Tip-Adapter, 4,000 settings": "tip_adapter",
+    "Tip-Adapter-F, 20 epochs": "tip_adapter",
+    "cross-modal linear, 2,000 steps": "cross_modal",
+    "LP++, 300 epochs": "lp_plus",
+    "GDA": "gda",
+}
 
 
 def main() -> int:
@@ -17,9 +24,7 @@ def main() -> int:
         return 2
     results = json.loads(files[0].read_text(encoding="utf-8"))
     machine = results["machine"]
-    print(
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}, commit {machine['commit']}\n"
-    )
+    print(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}\n")
     print("| per second (median) | jclip | torch | ratio | of sgemm's rate | peak memory, MiB |")
     print("|---|---|---|---|---|---|")
     for task, r in results["tasks"].items():
@@ -33,6 +38,14 @@ def main() -> int:
         for task, sides in results["memory"].items():
             told = (f"{sides[side]['loaded_mib']} → {sides[side]['peak_mib']}" for side in ("jclip", "torch"))
             print(f"| {task} | {' | '.join(told)} |")
+    if "recipes" in results:
+        print(
+            "\n| features to metrics, seconds | jclip | torch | ratio | operators compiled, first run |\n|---|---|---|---|---|"
+        )
+        for task, r in results["recipes"].items():
+            seconds = " | ".join(f"{r[side]['seconds']:.2f}" for side in ("jclip", "torch"))
+            compiled = results["operators"][RECIPES[task]]["first"]["operators"]
+            print(f"| {task} | {seconds} | {r['ratio']:.2f} | {compiled} |")
     return 0
 
 
