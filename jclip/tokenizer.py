@@ -168,12 +168,17 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
     return tokenizer()(texts, context_length, truncate)
 
 
-def tokenize_for(config: TextConfig, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
-    """As `tokenize`, in the vocabulary and context length of a text tower: smaller ones know only the first merges.
+def tokenizer_for(config: TextConfig) -> Tokenizer:
+    """The tokenizer in the vocabulary of a text tower: smaller ones know only the first merges.
 
     Raises `DataError` for a vocabulary that is no beginning of OpenAI's.
     """
     merges = config.vocab_size - len(_byte_order()) * 2 - 2
     if not 0 <= merges <= MERGES:
         raise DataError(f"a vocabulary of {config.vocab_size} is not OpenAI's {MERGES + 514} nor a beginning of it")
-    return tokenizer(merges)(texts, config.context_length, truncate)
+    return tokenizer(merges)
+
+
+def tokenize_for(config: TextConfig, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
+    """As `tokenize`, in the vocabulary and context length of a text tower. Raises `DataError` as `tokenizer_for`."""
+    return tokenizer_for(config)(texts, config.context_length, truncate)

@@ -1,0 +1,74 @@
+"""CoOp: the words around a class's name are learned as vectors, both towers frozen.
+
+Zhou et al., IJCV 2022, arXiv 2109.01134, eq. 2-3.   Trains: M x D numbers, with `per_class` C x M x D.
+Needs: a few-shot split and a model, whose text tower the gradient passes.
+
+    logits_k = s f · norm(h([start] v_1 … v_M name_k . [end]))
+
+Images come through a frozen tower, so each view of a photo is encoded once. The authors' schedule counts epochs: the
+first at 1e-5, then a cosine; they keep the last. As in their code the weight decay is on the vectors, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str  # a name or weight file; of recorded features the model that made them
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"
+    templates: str = "simple"  # of the zero-shot figures beside; the authors': the data set's own
+    views: int = 10  # augmented views that epochs take in turn; 0: each epoch a new one, as the authors do
+    augment: str = "coop"
+    context: int = 16  # M
+    words: str = ""  # start from their embeddings, whose number M then is: "a photo of a"
+    position: Literal["end", "middle", "front"] = "end"  # where the name stands
+    per_class: bool = False  # vectors of each class's own (CSC)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="sgd", lr=2e-3, weight_decay=5e-4, epochs=200, batch=32)
+    )  # the authors': 200 epochs of 16 and 8 shots, 100 of 4 and 2, 50 of 1
+    selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.context < 1 or self.views < 0:
+            raise ConfigError(f"context={self.context} is at least 1, views={self.views} at least 0")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
+    from jclip import adapt, context
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    source = source_of(cfg)
+    data = few_shot_features(cfg.data, source, cfg.templates, augment=cfg.augment, seed=cfg.seed)
+    run.note(**data.facts)
+    adapt.need_val(data, cfg.selection)
+    options = {"position": cfg.position, "per_class": cfg.per_class}
+    prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed, **options)
+    trained = context.train(cfg, run, data, source, prompts)
+    learned = {**trained.arrays, **context.text_of(prompts, trained.arrays["context"], data)}
+    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
+    context.write_nearest(run.folder / "words.csv", source.model, learned["context"])
+    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **trained.told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.heads import ZeroShotHead
+
+    return ZeroShotHead(learned["text"], float(learned["scale"][0]))

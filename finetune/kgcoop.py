@@ -1,0 +1,77 @@
+"""KgCoOp: CoOp whose text features are held near those of hand-written prompts, so that new classes are not forgotten.
+
+Yao et al., CVPR 2023, arXiv 2303.13283, eq. 5-6.   Trains: M x D numbers.   Needs: a few-shot split and a model, whose
+text tower the gradient passes.
+
+    loss = CE(s f T', y) + λ (1 - mean_k t_k · t⁰_k),   t⁰: the templates' text features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str  # a name or weight file; of recorded features the model that made them
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"
+    templates: str = "simple"  # the prompts that hold; the authors': the data set's own
+    views: int = 10  # augmented views that epochs take in turn; 0: each epoch a new one, as the authors do
+    augment: str = "coop"
+    context: int = 4  # M, where there are no words
+    words: str = "a photo of a"  # start from their embeddings
+    weight: float = 8.0  # λ
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="sgd", lr=2e-3, weight_decay=5e-4, epochs=100, batch=128)
+    )
+    selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.context < 1 or self.views < 0 or self.weight < 0:
+            raise ConfigError(f"context={self.context} is at least 1, views={self.views} and weight={self.weight} 0")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
+    from jclip import adapt, context
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    source = source_of(cfg)
+    data = few_shot_features(cfg.data, source, cfg.templates, augment=cfg.augment, seed=cfg.seed)
+    run.note(**data.facts)
+    adapt.need_val(data, cfg.selection)
+    prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
+    trained = context.train(cfg, run, data, source, prompts, distance(data.text, cfg.weight))
+    learned = {**trained.arrays, **context.text_of(prompts, trained.arrays["context"], data)}
+    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
+    context.write_nearest(run.folder / "words.csv", source.model, learned["context"])
+    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **trained.told}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E): scores (N, C)."""
+    from jclip.heads import ZeroShotHead
+
+    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def distance(frozen: np.ndarray, weight: float) -> Callable:
+    """T (C, E) of length one → λ (1 - mean_k t_k · t⁰_k), a scalar."""
+    from jclip.runtime import jt
+
+    held = jt.array(frozen).stop_grad()
+    return lambda text: weight * (1 - (text * held).sum() / len(frozen))

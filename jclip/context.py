@@ -1,0 +1,224 @@
+"""Learned prompts: vectors in the place of words around each class's name, for a text tower that stays as it is.
+
+Zhou et al., IJCV 2022, arXiv 2109.01134, section 3.2. The prompt of class k is [start] v_1 … v_M name_k . [end]; a tower
+that attends to what came before alone needs no token behind the end, so none is computed.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jclip.adapt import Batches, Trained, coop_rate
+from jclip.adapt import train as adapt_train
+from jclip.clip import CLIP, normalise
+from jclip.errors import DataError
+from jclip.features import FeatureSet, training_view
+from jclip.functional.losses import cross_entropy
+from jclip.functional.similarity import zero_shot_scores
+from jclip.heads import check_width
+from jclip.kernels.function import Function
+from jclip.paths import replacing
+from jclip.run import Run
+from jclip.runtime import jt
+from jclip.source import ModelSource
+from jclip.tokenizer import tokenizer_for
+from jclip.variants import TextConfig
+
+Position = Literal["end", "middle", "front"]  # where the class's name stands
+SPREAD = 0.02  # standard deviation of vectors that start from no words
+AT_ONCE = 256  # prompts of a backward pass that are kept in memory together
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Prompts as tokens (C, L) with gaps for the learned vectors: slots (C, L) are 0 at words and m at the m-th vector."""
+
+    tokens: np.ndarray
+    slots: np.ndarray
+    ends: np.ndarray  # (C,) positions of the end token
+
+    @classmethod
+    def of(cls, config: TextConfig, names: Sequence[str], vectors: int, position: Position = "end") -> Layout:
+        """Of class names and so many vectors, cut at the longest prompt. Raises `DataError` for what does not fit."""
+        words = tokenizer_for(config)
+        rows = [_arranged(words.encode(f"{name}."), len(words.encode(name)), vectors, position) for name in names]
+        length = max(len(tokens) for tokens, _ in rows) + 2
+        if length > config.context_length:
+            name = max(names, key=lambda n: len(words.encode(n)))
+            raise DataError(
+                f"{vectors} context vectors and the name {name!r} make {length} tokens, the tower takes "
+                f"{config.context_length}: learn fewer vectors, or shorten the name"
+            )
+        tokens, slots = np.zeros((2, len(rows), length), np.int32)
+        tokens[:, 0] = words.start
+        for k, (ids, places) in enumerate(rows):
+            tokens[k, 1 : len(ids) + 1], slots[k, 1 : len(ids) + 1] = ids, places
+            tokens[k, len(ids) + 1] = words.end
+        return cls(tokens, slots, tokens.argmax(axis=1))
+
+    def of_each_class(self, vectors: int) -> np.ndarray:
+        """The slots where each class has vectors of its own, numbered class by class."""
+        own = self.slots + vectors * np.arange(len(self.slots), dtype=np.int32)[:, None]
+        return np.where(self.slots > 0, own, 0)
+
+
+def _arranged(name: list[int], spoken: int, vectors: int, position: Position) -> tuple[list[int], list[int]]:
+    """Tokens and slots of a prompt without its start and end; `spoken`: how many tokens of `name` come before its dot."""
+    places = list(range(1, vectors + 1))
+    before = {"end": vectors, "middle": vectors // 2, "front": 0}[position]
+    ids = [0] * before + name[:spoken] + [0] * (vectors - before) + name[spoken:]
+    slots = places[:before] + [0] * spoken + places[before:] + [0] * (len(name) - spoken)
+    return ids, slots
+
+
+class Prompts:
+    """Class names with learned vectors, and the text features of both.
+
+    vectors: (M, D), or (C M, D) with `per_class`; started from `words`, whose number M then is, or at random by `seed`.
+    Raises `DataError` for names that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        classnames: Sequence[str],
+        length: int = 16,
+        words: str = "",
+        position: Position = "end",
+        per_class: bool = False,
+        seed: int = 0,
+    ):
+        config, names = model.config.text, [name.replace("_", " ") for name in classnames]
+        start = first_vectors(model, length, words, seed)
+        layout = Layout.of(config, names, len(start), position)
+        self.vectors = jt.array(np.tile(start, (len(names), 1)) if per_class else start)
+        self._model, self._ends = model, layout.ends
+        slots = layout.of_each_class(len(start)) if per_class else layout.slots
+        self._slots = jt.array(slots).stop_grad()
+        table = model.token_embedding.weight.numpy()
+        self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
+
+    def embeddings(self, vectors, rows: slice = slice(None)):
+        """(n, L, D) of the prompts in `rows`, without positions."""
+        table = jt.concat([jt.zeros((1, vectors.shape[1])), vectors], dim=0)
+        return self._words[rows] + table[self._slots[rows]]
+
+    def encode(self, vectors, rows: slice = slice(None)):
+        """(n, E) text features of length one of the prompts in `rows`."""
+        return normalise(self._model.encode_text_embeddings(self.embeddings(vectors, rows), self._ends[rows]))
+
+    def features(self):
+        """(C, E) text features of length one; of many classes the backward pass computes each part anew."""
+        if len(self._ends) <= AT_ONCE:
+            return self.encode(self.vectors)
+        parts = [slice(i, i + AT_ONCE) for i in range(0, len(self._ends), AT_ONCE)]
+        return _InParts.apply(self.vectors, self.encode, parts)
+
+
+class _InParts(Function):
+    """`encode(vectors, part)` of every part, joined, of which one at a time is kept in memory."""
+
+    def execute(self, vectors, encode, parts):
+        self.keep(vectors)
+        self.encode, self.parts = encode, parts
+        with jt.no_grad():
+            return jt.concat([encode(vectors, part) for part in parts], dim=0)
+
+    def grad(self, gradient):
+        (vectors,) = self.kept()
+        total = jt.zeros(vectors.shape)
+        for part in self.parts:
+            own = vectors.detach().start_grad()
+            total = total + jt.grad((self.encode(own, part) * gradient[part]).sum(), own)
+            total.sync()  # lets go of this part's activations
+        return total, None, None
+
+
+def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray:
+    """(M, D): the embeddings of `words`, or `length` random vectors of N(0, 0.02²). Raises `DataError` for no words."""
+    table = model.token_embedding.weight
+    if not words:
+        rng = np.random.default_rng((seed, 0xC0))
+        return (SPREAD * rng.standard_normal((length, table.shape[1]))).astype(np.float32)
+    ids = tokenizer_for(model.config.text).encode(words.replace("_", " "))
+    if not ids:
+        raise DataError(f"{words!r} holds no words to start from")
+    return table.numpy()[ids]
+
+
+def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, seed: int, **options) -> Prompts:
+    """The prompts of the data's classes. Raises `ConfigError` for a model of another width, `DataError` for names."""
+    check_width(source, data.train.shape[1])
+    return Prompts(source.model, data.classnames, length, words, seed=seed, **options)
+
+
+def train(
+    cfg: Any,
+    run: Run,
+    data: FeatureSet,
+    source: ModelSource,
+    prompts: Prompts,
+    penalty: Callable[[jt.Var], jt.Var] | None = None,
+) -> Trained:
+    """Cross-entropy of s f T' with the text features T (C, E) of each step, plus `penalty(T)`.
+
+    cfg: a recipe's config with data, augment, views, optim, selection and seed. From photos, epochs take augmented views
+    in turn, or with `views` 0 a new one each; the schedule is CoOp's.
+    """
+
+    def batches(epoch: int):
+        view = epoch % cfg.views if cfg.views else epoch
+        return Batches(training_view(cfg.data, source, data, cfg.augment, cfg.seed, view), cfg.optim.batch, cfg.seed)(
+            epoch
+        )
+
+    text: list[jt.Var] = []  # of the step, which the penalty shares
+
+    def scores(features):
+        text[:] = [prompts.features()]
+        return zero_shot_scores(features, text[0], data.scale)
+
+    def loss(scores, labels):
+        own = cross_entropy(scores, labels)
+        return own + penalty(text[0]) if penalty else own
+
+    steps = -(-len(data.train) // min(cfg.optim.batch, len(data.train)))
+    return adapt_train(
+        run, cfg.optim, {"context": prompts.vectors}, scores, batches, steps, data, cfg.selection,
+        loss=loss, rate=coop_rate(cfg.optim, steps),
+    )  # fmt: skip
+
+
+def text_of(prompts: Prompts, vectors: np.ndarray, data: FeatureSet) -> dict[str, np.ndarray]:
+    """`text` (C, E) and `scale`: the zero-shot head of learned vectors."""
+    with jt.no_grad():
+        return {"text": prompts.encode(jt.array(vectors)).numpy(), "scale": np.array([data.scale])}
+
+
+def nearest_words(model: CLIP, vectors: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:
+    """For each of `vectors` (n, D) the tokens whose embeddings are nearest, and how far away (Euclidean)."""
+    table, words = model.token_embedding.weight.numpy().astype(np.float64), tokenizer_for(model.config.text)
+    squares = (table**2).sum(axis=1)
+    found = []
+    for vector in vectors.astype(np.float64):
+        distances = squares - 2 * table @ vector + (vector**2).sum()
+        best = np.argsort(distances, kind="stable")[:count]
+        found.append([(words.decode([int(i)]).strip(), math.sqrt(max(distances[i], 0.0))) for i in best])
+    return found
+
+
+def write_nearest(path: Path, model: CLIP, vectors: np.ndarray, count: int = 5) -> None:
+    """A CSV of the tokens nearest to each vector with their distances: what was learned, as far as words tell it."""
+    columns = [f"{what}_{i + 1}" for i in range(count) for what in ("word", "distance")]
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["vector", *columns])
+        for number, words in enumerate(nearest_words(model, vectors, count)):
+            table.writerow([number + 1, *(x for word, away in words for x in (word, f"{away:.4f}"))])

@@ -1,0 +1,40 @@
+"""docs/results.md is what its command makes of docs/results.csv, and nothing in it is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("bench_results", ROOT / "bench" / "results.py")
+results = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(results)
+
+
+def test_the_page_is_that_of_the_runs():
+    rows = results.read(ROOT / "docs" / "results.csv")
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results.page(rows)
+
+
+def test_every_recipe_was_run_at_every_number_of_shots_and_seed():
+    rows = results.read(ROOT / "docs" / "results.csv")
+    wanted = [
+        (name, recipe, shots, seed)
+        for name, (_, recipes) in results.DATA_SETS.items()
+        for recipe in recipes
+        for shots in results.SHOTS
+        for seed in results.SEEDS
+    ]
+    assert [(r["data"], r["recipe"], r["shots"], r["seed"]) for r in rows] == wanted
+
+
+def test_a_cell_that_is_below_zero_shot_on_validation_says_so():
+    base = dict.fromkeys(results.COLUMNS, "") | {
+        "data": "caltech_lvis",
+        "recipe": "x",
+        "seconds": 1.0,
+        "test_top1": 0.5,
+    }
+    rows = [{**base, "shots": k, "seed": 1, "val_top1": 0.5, "zero_shot_val_top1": z} for k, z in ((1, 0.6), (16, 0.5))]
+    line = results.table("caltech_lvis", rows).splitlines()[2]
+    assert line == f"| x | 50.00 ± 0.00 {results.BELOW} | 50.00 ± 0.00 | 1.0 |"
