@@ -57,7 +57,9 @@ class Config:
     search_C: tuple[float, ...] = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)  # the first look
     search_rounds: int = 8  # halvings of the interval from a tenth to ten times the best of these
     iterations: int = 1000  # of L-BFGS at most
-    tolerance: float = 1e-4  # the largest entry of the gradient that counts as zero, times C where C < 1
+    tolerance: float = (
+        1e-4  # the largest entry of the gradient that counts as zero, times C where C < 1 or in the search
+    )
     # of sgd alone, from here
     init: Literal["random", "zeroshot"] = "random"  # W: as torch's Linear starts, or the classes' text features
     logit_scale: float = 4.60517  # c
@@ -135,16 +137,20 @@ def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
     return (unit_rows(features) if cfg.normalize else features).astype(np.float64)
 
 
-def fit(cfg: Config, data: FeatureSet, c: float) -> Minimum:
-    """The regression with C = `c`, from zeros; `x` holds W (C, E) and b (C,). Raises `DataError` for an empty class."""
+def fit(cfg: Config, data: FeatureSet, c: float, near: np.ndarray | None = None) -> Minimum:
+    """The regression with C = `c`, from zeros; `x` holds W (C, E) and b (C,). Raises `DataError` for an empty class.
+
+    near: where a first look starts instead, which stops as scikit-learn did for the authors: its objective is divided
+    by C, so that the same tolerance lets go of large C early.
+    """
     from jclip.functional.lbfgs import minimise
 
     missing = data.classes - len(np.unique(data.train_labels))
     if missing:
         raise DataError(f"{missing} of {data.classes} classes have no training photos, so their bias has no minimum")
     rows = prepared(cfg, data.train)
-    start = np.zeros(data.classes * (rows.shape[1] + 1))
-    stop = {"iterations": cfg.iterations, "tolerance": cfg.tolerance * min(1.0, c)}
+    start = np.zeros(data.classes * (rows.shape[1] + 1)) if near is None else near
+    stop = {"iterations": cfg.iterations, "tolerance": cfg.tolerance * (min(1.0, c) if near is None else c)}
     return minimise(lambda x: objective(x, rows, data.train_labels, data.classes, c), start, **stop)
 
 
@@ -175,17 +181,18 @@ def search(cfg: Config, data: FeatureSet) -> tuple[float, Minimum]:
     """C by validation accuracy, and its fit: the best of `search_C`, then halvings around it; ties go to the smaller C.
 
     The interval's ends are compared and the worse one moves to the middle, on a logarithmic scale, as CoOp's probe does.
+    Each look starts where that at the nearest C ended; the chosen C is fitted to the end, from zeros.
     """
     from jclip.functional.metrics import top_k
 
-    fits: dict[float, tuple[float, Minimum]] = {}
+    looks: dict[float, tuple[float, np.ndarray]] = {}
 
     def accuracy(c: float) -> float:
-        if c not in fits:
-            fitted = fit(cfg, data, c)
-            weights, bias = parted(fitted.x, data.classes)
-            fits[c] = top_k(scorer({"weights": weights, "bias": bias}, cfg)(data.val), data.val_labels), fitted
-        return fits[c][0]
+        if c not in looks:
+            x = look(cfg, data, c, {other: x for other, (_, x) in looks.items()})
+            weights, bias = parted(x, data.classes)
+            looks[c] = top_k(scorer({"weights": weights, "bias": bias}, cfg)(data.val), data.val_labels), x
+        return looks[c][0]
 
     peak = max(sorted(cfg.search_C), key=accuracy)  # the first among equals
     left, right = 0.1 * peak, 10 * peak
@@ -193,7 +200,14 @@ def search(cfg: Config, data: FeatureSet) -> tuple[float, Minimum]:
         middle = float(np.sqrt(left * right))
         left, right = (left, middle) if accuracy(left) >= accuracy(right) else (middle, right)
     chosen = max((left, right), key=accuracy)
-    return chosen, fits[chosen][1]
+    return chosen, fit(cfg, data, chosen)
+
+
+def look(cfg: Config, data: FeatureSet, c: float, known: dict[float, np.ndarray]) -> np.ndarray:
+    """W and b for `c`, as near to the minimum as a choice needs, from those of the nearest C that is known."""
+    nearest = min(known, key=lambda other: abs(np.log(other / c)), default=None)
+    start = np.zeros(data.classes * (data.train.shape[1] + 1)) if nearest is None else known[nearest]
+    return fit(cfg, data, c, start).x
 
 
 # solver: sgd

@@ -30,7 +30,8 @@ def plot_shots(
     """One line for each name: shots → (mean, standard deviation) of an accuracy, on a logarithmic axis of shots."""
     from matplotlib import colormaps
 
-    figure, axes = _figure(6.4, 4.4 + 0.1 * max(0, len(lines) - 6))
+    many = len(lines) > 6
+    figure, axes = _figure(9.0 if many else 6.4, 4.8)
     shots = sorted({k for points in lines.values() for k in points})
     axes.set_prop_cycle(color=colormaps["tab10" if len(lines) <= 11 else "tab20"].colors)
     for name, points in lines.items():
@@ -45,7 +46,7 @@ def plot_shots(
     axes.set_ylabel(label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
     _save(figure, path)
 
 

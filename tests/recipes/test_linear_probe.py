@@ -170,10 +170,10 @@ def test_ties_go_to_the_smaller_c(close):
     close(c / 1e-7, 1.0, "closed_form")
 
 
-def test_each_c_is_fitted_once(monkeypatch):
+def test_each_c_is_looked_at_once(monkeypatch):
     data, seen = features(0), []
-    fit = linear_probe.fit
-    monkeypatch.setattr(linear_probe, "fit", lambda cfg, data, c: seen.append(c) or fit(cfg, data, c))
+    look = linear_probe.look
+    monkeypatch.setattr(linear_probe, "look", lambda cfg, data, c, known: seen.append(c) or look(cfg, data, c, known))
     linear_probe.search(config(search_C=(1e-2, 1.0), search_rounds=5), data)
     assert len(seen) == len(set(seen)) <= 2 + 2 + 5
 
