@@ -139,7 +139,7 @@ def _accuracy(metrics: dict[str, float], prefix: str) -> str:
 
 def evaluate(argv: list[str]) -> int:
     """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
-    per_class.csv, confusion.csv, confusion.png, predictions.csv and result.txt into the run's folder."""
+    per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder."""
     p = argparse.ArgumentParser("jclip eval", description=evaluate.__doc__)
     p.add_argument("run", help="the folder of a finished run, or the config that was trained")
     p.add_argument(

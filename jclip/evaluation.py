@@ -11,10 +11,12 @@ import numpy as np
 
 from jclip.functional.metrics import classification_report, confusion_matrix, ranking
 from jclip.paths import replacing
-from jclip.report import LARGEST_MATRIX, plot_confusion
+from jclip.report import LARGEST_MATRIX, plot_classes, plot_confusion
 from jclip.results import Predictions, write_predictions
 
-FILES = ("eval.json", "per_class.csv", "confusion.csv", "confusion.png", "predictions.csv", "result.txt")
+FILES = (
+    "eval.json", "per_class.csv", "per_class.png", "confusion.csv", "confusion.png", "predictions.csv", "result.txt"
+)  # fmt: skip
 
 
 def write_evaluation(
@@ -23,7 +25,7 @@ def write_evaluation(
 ) -> dict[str, float]:  # fmt: skip
     """Writes what FILES names and returns the metrics.
 
-    per_class.csv: n, correct, top-1. confusion.csv: a row per true class; confusion.png of up to a hundred classes.
+    per_class.csv: n, correct, top-1. confusion.csv: a row per true class. Pictures of both of up to a hundred classes.
     predictions.csv: each photo's class, best class and its probability. result.txt: the challenge's lines, but where two
     photos have one name without their folders. Rows are numbered where their `photos` are not known. marks: what a reader
     of the metrics must know, such as `selected_on_test`; they are among them.
@@ -53,6 +55,8 @@ def _write_classes(folder: Path, confusion: np.ndarray, classnames: Sequence[str
     named = ([name, *row] for name, row in zip(classnames, confusion, strict=True))
     _write_csv(folder / "confusion.csv", ["true / predicted", *classnames], named)
     if len(classnames) <= LARGEST_MATRIX:
+        with np.errstate(invalid="ignore"):
+            plot_classes(folder / "per_class.png", right / counts, classnames)
         plot_confusion(folder / "confusion.png", confusion, classnames)
 
 

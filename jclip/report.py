@@ -1,4 +1,4 @@
-"""Pictures of results, by matplotlib: accuracy over shots, a confusion matrix. No display is needed."""
+"""Pictures of results, by matplotlib: accuracy over shots and of classes, confusion. No display is needed."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ def plot_shots(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
+    _save(figure, path)
+
+
+def plot_classes(path: str | os.PathLike, shares: np.ndarray, classnames: Sequence[str]) -> None:
+    """Top-1 (C,) of each class as a bar, the worst class first; NaN for a class without photos."""
+    order = np.argsort(np.nan_to_num(shares, nan=2.0), kind="stable")
+    figure, axes = _figure(6.4, max(2.5, 0.2 * len(classnames) + 1.0))
+    places, names = np.arange(len(order)), [classnames[i].replace("_", " ")[:24] for i in order]
+    axes.barh(places, 100 * np.nan_to_num(shares[order]))
+    axes.axvline(100 * np.nanmean(shares), color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(places, names, fontsize=6)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("top-1, %; dashed: mean over the classes")
     _save(figure, path)
 
 

@@ -93,6 +93,7 @@ def test_eval_writes_what_people_look_at(run, photo_folder, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {
         "eval.json",
         "per_class.csv",
+        "per_class.png",
         "confusion.csv",
         "confusion.png",
         "predictions.csv",
