@@ -17,16 +17,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
-from jclip.errors import ConfigError, DataError
 from jclip.towers import Lock, trained_patterns
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.loader import OnError
-    from jclip.data.splits import PhotoData, Split
-    from jclip.heads import ZeroShotHead
-    from jclip.preprocess import Preprocess
+    from jclip.data.splits import Split
     from jclip.run import Run
-    from jclip.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -63,10 +58,11 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.optim import TrainState, no_weight_decay, optimiser, trainable
     from jclip.prompts import class_prompts, load_templates
     from jclip.source import ModelSource
+    from jclip.tuning import check_photos, head_of_now, measure, measured_parts, photo_epochs
 
     source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
     photos = read_photos(cfg.data)
-    check(cfg, photos)
+    check_photos(cfg, photos)
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
     before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
     run.note(**before.facts)
@@ -82,7 +78,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         return measure(model, head_of_now(model, prompts), source.preprocess, split, cfg.data.on_error)
 
     outcome = fit(
-        training_step(cfg, model, optim, prompts, steps), epochs_of(cfg, photos, source), run=run,
+        training_step(cfg, model, optim, prompts, steps), photo_epochs(cfg, photos, source), run=run,
         state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
         evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
     )  # fmt: skip
@@ -96,12 +92,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         classnames=photos.classnames,
         width=head.weights.shape[1],
     )
-    after = {
-        f"{part}_{name}": value
-        for part, split in (("val", photos.val), ("test", photos.test))
-        if len(split)
-        for name, value in measure(model, head, source.preprocess, split, cfg.data.on_error).items()
-    }
+    after = measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
     return {**zero_shot, **after, **last, **best}
 
@@ -111,45 +102,6 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     from jclip.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
-
-
-def check(cfg: Config, photos: PhotoData) -> None:
-    """Raises `ConfigError` or `DataError` for what would only show after the training; tells of classes short of photos."""
-    from jclip.data.checks import check_taught
-    from jclip.features import tell_photos
-
-    if cfg.data.features:
-        raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
-    if not len(photos.train):
-        raise DataError("there are no training photos: set data.root or data.train")
-    if cfg.optim.batch > len(photos.train):
-        raise DataError(f"optim.batch={cfg.optim.batch} is larger than the data set of {len(photos.train)}: lower it")
-    if cfg.selection == "val" and not len(photos.val):
-        raise ConfigError(
-            "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"
-        )
-    check_taught(photos.train.labels, len(photos.classnames), photos.classnames, has_text=True)
-    tell_photos(photos, cfg.data.shots)
-
-
-def epochs_of(cfg: Config, photos: PhotoData, source: ModelSource):
-    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once."""
-    from jclip.data.loader import batches as photo_batches
-    from jclip.data.loader import tell_once
-    from jclip.preprocess import Views
-    from jclip.preprocess import augment as augment_named
-
-    pipeline, told = augment_named(cfg.augment), set()
-
-    def epoch(number: int):
-        order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
-        split, failed = photos.train.take(order), []
-        views = Views(source.preprocess, pipeline, cfg.seed, (number,))
-        for rows, pixels in photo_batches(split.paths, views, cfg.optim.batch, cfg.data.on_error, failed, order):
-            yield pixels[:, 0], split.labels[rows]
-        tell_once(failed, told)
-
-    return epoch
 
 
 def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):
@@ -202,24 +154,3 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
         return jt.array(known[rows]) if known is not None else normalise(model.encode_text(tokens[rows]))
 
     return texts_of
-
-
-def measure(model, head: ZeroShotHead, preprocess: Preprocess, split: Split, on_error: OnError) -> dict[str, float]:
-    """`classification_report` of the model as it is on photos that decode. Raises `DataError` as `encode_photos` does."""
-    from jclip.clip import inference
-    from jclip.features import encode_photos
-    from jclip.functional.metrics import classification_report
-    from jclip.heads import unit
-
-    with inference(model):
-        rows, features = encode_photos(model, preprocess, split, on_error)
-    return classification_report(head(unit(features)), split.labels[rows])
-
-
-def head_of_now(model, prompts: list[list[str]]) -> ZeroShotHead:
-    """The zero-shot head of the model as it is."""
-    from jclip.clip import inference
-    from jclip.heads import head_of
-
-    with inference(model):
-        return head_of(model, prompts)

@@ -1,16 +1,22 @@
-"""The parameters of the two towers by depth, for locking all of a tower but its top groups. Imports no Jittor.
+"""The parameters of the two towers by depth, for locking all of a tower but its top groups, and where low-rank updates
+are. Imports no Jittor.
 
 Groups count from the top as open_clip's `unlocked_groups` do: 1 is the projection, 2 adds the last block and its norm.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jclip.errors import ConfigError
 from jclip.variants import CLIPConfig, EVAConfig, ViTConfig
 
 Patterns = tuple[str, ...]
+Blocks = Literal["all", "bottom", "middle", "top", "lower half", "upper half", "top 3"]
+PARTS = ("q", "k", "v")  # of the packed projection, in its order
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,43 @@ def text_groups(config: CLIPConfig) -> list[Patterns]:
     blocks = [(f"transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
     stem = ("token_embedding.*", "positional_embedding")
     return [stem, *blocks[:-1], (*blocks[-1], "ln_final.*"), ("text_projection",)]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Low-rank updates of attention: where they are, and how large."""
+
+    rank: int = 2  # r
+    alpha: float = 1.0  # α
+    dropout: float = 0.25  # of what A sees, while training
+    towers: Literal["both", "text", "image"] = "both"
+    blocks: Blocks = "all"
+    parts: tuple[Literal["q", "k", "v"], ...] = PARTS
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha < 0 or not 0 <= self.dropout < 1:
+            raise ConfigError(f"rank={self.rank} is at least 1, alpha={self.alpha} 0, dropout={self.dropout} in [0, 1)")
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ConfigError(f"parts={list(self.parts)} are some of q, k, v, each once")
+
+    @property
+    def scale(self) -> float:
+        """α / √r."""
+        return self.alpha / math.sqrt(self.rank)
+
+
+def block_numbers(count: int, blocks: Blocks) -> Sequence[int]:
+    """Which of `count` blocks are meant: thirds and halves from the bottom, rounded up."""
+    third, half = -(-count // 3), -(-count // 2)
+    ranges = {
+        "all": (0, count),
+        "bottom": (0, third),
+        "middle": (third, count - third),
+        "top": (count - third, count),
+        "lower half": (0, half),
+        "upper half": (count - half, count),
+        "top 3": (max(0, count - 3), count),
+    }
+    if not (numbers := range(*ranges[blocks])):
+        raise ConfigError(f"of {count} blocks none is in the {blocks}: set lora.blocks=all")
+    return numbers

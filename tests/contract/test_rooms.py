@@ -66,7 +66,7 @@ FLOORS = [
     {"jclip.streaming"},
     {"jclip.features"},
     {"jclip.adapt", "jclip.prototypes"},
-    {"jclip.context"},
+    {"jclip.context", "jclip.lora", "jclip.tuning"},
     {"jclip.zero_shot", "jclip.warmup", "finetune", "convert"},
     {"jclip.cli"},
 ]

@@ -100,7 +100,7 @@ def encode_text(p, config: CLIPConfig, tokens, taps=None):
     x = p["token_embedding.weight"][tokens] + p["positional_embedding"]
     if taps is not None:
         taps["text.stem"] = x
-    mask = torch.full((tokens.shape[1],) * 2, float("-inf")).triu(1)
+    mask = torch.full((tokens.shape[1],) * 2, float("-inf"), dtype=x.dtype).triu(1)  # of another type it is misread
     x = transformer(x, p, "", t.layers, t.heads, activation(config.activation), eps, mask, taps, "text.")
     x = norm(x, p, "ln_final", eps)
     return x[torch.arange(len(x)), tokens.argmax(1)] @ p["text_projection"]

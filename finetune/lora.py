@@ -1,0 +1,159 @@
+"""CLIP-LoRA: low-rank updates of the attention in both towers, merged into the weights when training has ended.
+
+Zanella & Ben Ayed, CVPR-W 2024, arXiv 2405.18541.   Trains: 2 r D numbers per updated matrix.
+Needs: a few-shot split of photos; validation photos where the epoch is chosen.
+
+    W' = W + (α / √r) B A,   loss = CE(s I T', label) with the text features of all classes in each step
+
+The authors take 500 steps per shot, one set of values for all data sets, and the last step; `steps` are theirs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, OptimConfig
+from jclip.errors import ConfigError
+from jclip.towers import LowRank
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.clip import CLIP
+    from jclip.data.splits import PhotoData
+    from jclip.lora import Adapters
+    from jclip.run import Run
+    from jclip.source import ModelSource
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str
+    family: str | None = None  # for weights that don't say their activation
+    templates: str = "simple"  # the authors' for all data sets; of several, each step draws one
+    augment: str = "coop"
+    lora: LowRank = field(default_factory=LowRank)
+    steps: int = 0  # of the whole training; 0: 500 per shot
+    end_lr: float = 1e-6  # where the cosine ends
+    half: bool = False  # keep the merged weights in fp16
+    selection: Literal["val", "last"] = "last"  # the epoch that is kept
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=1e-2, batch=32))
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.steps < 0 or self.end_lr < 0:
+            raise ConfigError(f"steps={self.steps} and end_lr={self.end_lr} are at least 0")
+        if self.data.features:
+            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Zero-shot, training, merging, and the same measurements again; writes the merged model as model.safetensors."""
+    from jclip.clip import put_arrays, save_model
+    from jclip.data.splits import read_photos
+    from jclip.features import few_shot_features
+    from jclip.heads import ZeroShotHead
+    from jclip.lora import Adapters
+    from jclip.prompts import class_prompts, load_templates
+    from jclip.source import ModelSource
+    from jclip.tuning import check_photos, head_of_now, measured_parts
+
+    source, photos = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft), read_photos(cfg.data)
+    check_photos(cfg, photos)
+    model, adapters = source.model, Adapters(source.model, cfg.lora, cfg.seed)
+    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    run.note(**before.facts)
+    zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
+    prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
+    arrays, told = train(cfg, run, source, photos, adapters, prompts)
+
+    put_arrays(model, adapters.merged(arrays))
+    save_model(run.folder / "model.safetensors", model, source.checkpoint.preprocess, cfg.half, made_by="lora")
+    head = head_of_now(model, prompts)
+    learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
+    run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])
+    after = measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
+    return {**zero_shot, **after, **told, "parameters": sum(a.size for a in arrays.values())}
+
+
+def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """Zero-shot with the merged towers: normalised features (N, E) → scores (N, C)."""
+    from jclip.heads import ZeroShotHead
+
+    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def train(
+    cfg: Config, run: Run, source: ModelSource, photos: PhotoData, adapters: Adapters, prompts: list[list[str]]
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The updates of the chosen epoch, and what to tell. Afterwards the model is as it was."""
+    from jclip.loop import fit
+    from jclip.optim import TrainState, cosine, optimiser
+    from jclip.runtime import jt
+    from jclip.tuning import head_of_now, measure, photo_epochs
+
+    model, optim = source.model, optimiser(cfg.optim, adapters.params)
+    total, of_epoch = total_steps(cfg), -(-len(photos.train) // cfg.optim.batch)
+    every_epoch = photo_epochs(cfg, photos, source)
+    loss_of = batch_loss(cfg, model, prompts)
+
+    def step(batch, number: int):
+        optim.lr = cosine(number, total, cfg.optim.lr, cfg.end_lr)
+        jt.set_global_seed(int(np.random.default_rng((cfg.seed, number, 0xD0)).integers(2**31)))  # of dropout
+        adapters.train(True)
+        loss = loss_of(*batch, number)
+        optim.step(loss)
+        adapters.train(False)
+        return loss
+
+    def epochs(epoch: int):
+        return itertools.islice(every_epoch(epoch), total - epoch * of_epoch)
+
+    def top1(part: str) -> float:
+        return measure(model, head_of_now(model, prompts), source.preprocess, getattr(photos, part), cfg.data.on_error)[
+            "top1"
+        ]
+
+    adapters.attach()
+    try:
+        outcome = fit(
+            step, epochs, state=TrainState(optim), run=run, epochs=-(-total // of_epoch), steps=total,
+            evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None,
+        )  # fmt: skip
+        told = {"test_top1_last_epoch": top1("test")} if len(photos.test) else {}
+        last = {k: v.numpy() for k, v in adapters.params.items()}
+    finally:
+        adapters.detach()
+    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    return (outcome.best_arrays if cfg.selection == "val" else last), told
+
+
+def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]]) -> Callable:
+    """(pixels, labels, number) → cross-entropy over all classes, text features computed anew; a template by number."""
+    from jclip.clip import normalise
+    from jclip.functional.losses import cross_entropy
+    from jclip.functional.similarity import zero_shot_scores
+    from jclip.runtime import jt
+
+    scale = float(model.logit_scale.exp().item())
+    tokens = [
+        model.tokenize([of_class[i % len(of_class)] for of_class in prompts]) for i in range(max(map(len, prompts)))
+    ]
+
+    def loss(pixels, labels, number: int):
+        drawn = int(np.random.default_rng((cfg.seed, number)).integers(len(tokens)))
+        images, texts = normalise(model.encode_image(pixels)), normalise(model.encode_text(tokens[drawn]))
+        return cross_entropy(zero_shot_scores(images, texts, scale), jt.array(labels.astype(np.int32)))
+
+    return loss
+
+
+def total_steps(cfg: Config) -> int:
+    """500 per shot, or as many as the config says. Raises `ConfigError` where neither tells."""
+    if not (cfg.steps or cfg.data.shots):
+        raise ConfigError("data.shots=0 takes all photos, and steps are counted per shot: set steps")
+    return cfg.steps or 500 * cfg.data.shots
