@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 import finetune
-from finetune import full
 from finetune.__main__ import build_config, read_config
 from finetune._finished import Classifier, measure
 from jclip.config import DataConfig
@@ -23,6 +22,7 @@ from jclip.data.splits import read_photos
 from jclip.errors import CheckpointError, ConfigError, DataError, JclipError
 from jclip.features import few_shot_features
 from jclip.source import ModelSource
+from jclip.tuning import check_photos
 from tests.recipes.toys import record, smoke_arrays, smoke_without, train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -303,7 +303,7 @@ def test_photos_short_of_shots_are_told_once(tmp_path, small_models, capfd):
     assert np.bincount(photos.train.labels).tolist() == [3, 4, 1, 0, 4]
     _, cfg = build_config({"recipe": "full", "model": "x", "data": {"shots": 4}, "selection": "last",
                            "optim": {"batch": 2}}, "x")  # fmt: skip
-    full.check(cfg, photos)
+    check_photos(cfg, photos)
     assert capfd.readouterr().err.splitlines() == told
 
 
