@@ -50,21 +50,12 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
-    from jclip import adapt, context
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip import context
 
-    source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates, augment=cfg.augment, seed=cfg.seed)
-    run.note(**data.facts)
-    adapt.need_val(data, cfg.selection)
+    source, data = context.features_for(cfg, run)
     options = {"position": cfg.position, "per_class": cfg.per_class}
     prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed, **options)
-    trained = context.train(cfg, run, data, source, prompts)
-    learned = {**trained.arrays, **context.text_of(prompts, trained.arrays["context"], data)}
-    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    context.write_nearest(run.folder / "words.csv", source.model, learned["context"])
-    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **trained.told}
+    return context.learn(cfg, run, data, source, prompts)
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

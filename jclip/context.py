@@ -15,19 +15,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jclip.adapt import Batches, Trained, coop_rate
+from jclip.adapt import Batches, Trained, coop_rate, need_val, zero_shot_report
 from jclip.adapt import train as adapt_train
 from jclip.clip import CLIP, normalise
 from jclip.errors import DataError
-from jclip.features import FeatureSet, training_view
+from jclip.features import FeatureSet, few_shot_features, training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
-from jclip.heads import check_width
+from jclip.heads import ZeroShotHead, check_width
 from jclip.kernels.function import Function
 from jclip.paths import replacing
 from jclip.run import Run
 from jclip.runtime import jt
-from jclip.source import ModelSource
+from jclip.source import ModelSource, source_of
 from jclip.tokenizer import tokenizer_for
 from jclip.variants import TextConfig
 
@@ -151,6 +151,31 @@ def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray
     if not ids:
         raise DataError(f"{words!r} holds no words to start from")
     return table.numpy()[ids]
+
+
+def features_for(cfg: Any, run: Run) -> tuple[ModelSource, FeatureSet]:
+    """A recipe's model and data, noted in the run. Raises `ConfigError` or `DataError` for what can't be learned from."""
+    source = source_of(cfg)
+    data = few_shot_features(cfg.data, source, cfg.templates, augment=cfg.augment, seed=cfg.seed)
+    run.note(**data.facts)
+    need_val(data, cfg.selection)
+    return source, data
+
+
+def learn(
+    cfg: Any,
+    run: Run,
+    data: FeatureSet,
+    source: ModelSource,
+    prompts: Prompts,
+    penalty: Callable[[jt.Var], jt.Var] | None = None,
+) -> dict[str, float]:
+    """`train`, what was learned as arrays and as the words nearest to it, and the run's metrics."""
+    trained = train(cfg, run, data, source, prompts, penalty)
+    learned = {**trained.arrays, **text_of(prompts, trained.arrays["context"], data)}
+    run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
+    write_nearest(run.folder / "words.csv", source.model, learned["context"])
+    return {**zero_shot_report(data), **data.report(ZeroShotHead(learned["text"], data.scale)), **trained.told}
 
 
 def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, seed: int, **options) -> Prompts:
