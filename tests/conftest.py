@@ -109,6 +109,19 @@ def close():
     return check
 
 
+def pytest_sessionfinish(session) -> None:
+    """A worker of pytest-xdist hands its differences over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["differences"] = _differences
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """The largest of all workers are reported."""
+    for label, value in getattr(node, "workeroutput", {}).get("differences", {}).items():
+        _differences[label] = max(_differences.get(label, 0.0), value)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     if _differences:
         terminalreporter.section("largest differences")
