@@ -9,6 +9,7 @@ caller=$PWD
 cd "$(dirname "$0")"
 PROJECT=$PWD
 VENV=$PROJECT/.venv
+if [ -L "$VENV" ]; then VENV=$(readlink -f "$VENV"); fi # under another name Jittor would build itself anew
 PYTHON=$VENV/bin/python
 
 suits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
@@ -26,6 +27,7 @@ find_python() {
 if ! suits "$PYTHON"; then
     base=$(find_python) || exit 2
     say "making .venv with $("$base" --version)"
+    VENV=$PROJECT/.venv PYTHON=$PROJECT/.venv/bin/python
     rm -rf "$VENV"
     "$base" -m venv "$VENV" || fail "can't make a virtual environment: sudo apt install python3-venv"
 fi
