@@ -200,7 +200,7 @@ def test_photos(data: DataConfig, whole: bool = False) -> PhotoData | None:
 
     if data.features:
         return None
-    photos = read_photos(data)
+    photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))  # nothing is learned: a set's photos stay whole
     test = photos.train if whole and not len(photos.test) else photos.test
     if not len(test):
         raise ConfigError("there is no test data to measure on: set data.test")
