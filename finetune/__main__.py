@@ -21,6 +21,7 @@ from finetune._configs import (
 )
 from finetune._finished import Classifier, measure, measure_if_cheap, unlabelled
 from finetune._sweep import sweep
+from finetune._transfer import HALVES, base_to_new, means, on_sets
 from jclip.config import load_values
 from jclip.errors import ConfigError, UnknownName, guarded
 
@@ -91,7 +92,7 @@ def compare(argv: list[str]) -> int:
     first = next(iter(results.values()))
     named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
     named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
-    rows = [[name, *(_accuracy(metrics, f"{prefix}{part}") for part in parts)] for name, prefix, metrics in named]
+    rows = [[name, *(_accuracy(metrics, f"{prefix}{part}_") for part in parts)] for name, prefix, metrics in named]
     print(table(["top-1", *parts], rows))
     return 0
 
@@ -103,7 +104,7 @@ def report(metrics: dict[str, float]) -> str:
     parts = [part for part in ("val", "test") if f"{part}_top1" in metrics]
     rows = (
         [
-            [name, *(_accuracy(metrics, f"{prefix}{part}") for part in parts)]
+            [name, *(_accuracy(metrics, f"{prefix}{part}_") for part in parts)]
             for name, prefix in (("zero-shot", "zero_shot_"), ("this run", ""))
             if f"{prefix}{parts[0]}_top1" in metrics
         ]
@@ -134,7 +135,8 @@ def selected_on_test(metrics: dict[str, float]) -> list[str]:
 
 
 def _accuracy(metrics: dict[str, float], prefix: str) -> str:
-    return f"{metrics[f'{prefix}_top1']:.4f} ({metrics[f'{prefix}_correct']} of {metrics[f'{prefix}_count']})"
+    top1, correct, count = (metrics[f"{prefix}{what}"] for what in ("top1", "correct", "count"))
+    return f"{top1:.4f} ({correct} of {count})"
 
 
 def evaluate(argv: list[str]) -> int:
@@ -145,10 +147,27 @@ def evaluate(argv: list[str]) -> int:
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="other data, such as data.test=list.txt; model=FILE"
     )
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--base-to-new",
+        action="store_true",
+        help="on the base classes that it learned (data.subset=base) and on the new ones, with their harmonic mean",
+    )
+    how.add_argument(
+        "--on",
+        action="append",
+        nargs="+",
+        metavar="NAME",
+        help="on other test sets: NAME data.root=… [templates=…], as often as there are, or a YAML of names with those",
+    )
     p.add_argument("--out", metavar="FOLDER", help="where to write (default: the run's folder)")
     args = p.parse_intermixed_args(argv)
     done = Classifier.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder
+    if args.base_to_new:
+        return tell_base_to_new(done, out)
+    if args.on:
+        return tell_sets(done, args.on, out)
     metrics = measure(done, out)
 
     from jclip.evaluation import FILES
@@ -157,6 +176,37 @@ def evaluate(argv: list[str]) -> int:
     print(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))
     print(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
     print(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
+    return 0
+
+
+def tell_base_to_new(done: Classifier, out: Path) -> int:
+    """Base, new and H, zero-shot beside."""
+    from jclip.results import table
+
+    metrics = base_to_new(done, out)
+    rows = [
+        [name, *(_accuracy(metrics, f"{who}{half}_") for half in HALVES), f"{metrics[f'{who}harmonic_mean']:.4f}"]
+        for name, who in (("zero-shot", "zero_shot_"), ("this run", ""))
+        if f"{who}harmonic_mean" in metrics
+    ]
+    print("\n".join([table(["top-1", *HALVES, "H"], rows), *selected_on_test(metrics)]))
+    print(f"written: {out}/base_to_new.json, base_to_new.csv")
+    return 0
+
+
+def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
+    """A line per set, and the means."""
+    from jclip.results import table
+
+    told = on_sets(done, given, out)
+    rows = [
+        [name, str(m["classes"]), *(_accuracy(m, who) if f"{who}top1" in m else "" for who in ("zero_shot_", ""))]
+        for name, m in told.items()
+    ]
+    mean = means(told)
+    rows.append(["mean", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in ("zero_shot_top1", "top1"))])
+    print("\n".join([table(["top-1", "classes", "zero-shot", "this run"], rows), *selected_on_test(done.marks())]))
+    print(f"written: {out}/sets.json, sets.csv")
     return 0
 
 
@@ -177,7 +227,11 @@ def predict(argv: list[str]) -> int:
     places = [a for a in args.photos if a not in settings]
     if not done.model:
         raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
-    split = unlabelled(find_photos(places)) if places else done.own_photos()
+    if places:
+        split = unlabelled(find_photos(places))
+    else:
+        own = done.own_photos()
+        split, done = own.test, done.telling_apart(own.classnames, done.source())
     predictions, rows = done.label(split, args.on_error, args.top)
     write_predictions(predictions, args.out)
     print("\n".join([show(predictions), *selected_on_test(read_result(done.folder)["metrics"])]))

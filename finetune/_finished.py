@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
 
     from jclip.data.loader import OnError
-    from jclip.data.splits import Split
+    from jclip.data.splits import PhotoData, Split
+    from jclip.features import FeatureSet
+    from jclip.heads import ZeroShotHead
     from jclip.results import Predictions
     from jclip.source import ModelSource
 
@@ -33,6 +35,8 @@ class Classifier:
     classnames: tuple[str, ...]
     width: int
     model: str = ""  # the weights that its features are of; runs of recorded features have none
+    templates: str | None = None  # what it learned with; the config may say others now
+    columns: np.ndarray | None = None  # of its scores, where it tells apart some of its classes, or in another order
 
     @staticmethod
     def load(place: str | os.PathLike, overrides: Sequence[str] = (), model: str = "") -> Classifier:
@@ -62,6 +66,7 @@ class Classifier:
             classnames=tuple(json.loads(saved.metadata["classnames"])),
             width=int(saved.metadata["width"]),
             model=model or (str(own) if own.is_file() else cfg.model),
+            templates=json.loads(saved.metadata["config"]).get("templates"),
         )
 
     @property
@@ -71,13 +76,43 @@ class Classifier:
 
     def scorer(self) -> Callable[[np.ndarray], np.ndarray]:
         """Features (N, width), normalised where the recipe takes them so → scores (N, C)."""
-        return self.module.scorer(self.learned, self.config)
+        score = self.module.scorer(self.learned, self.config)
+        return score if self.columns is None else lambda features: score(features)[:, self.columns]
+
+    def telling_apart(self, classnames: Sequence[str], source: ModelSource | ZeroShotHead | None) -> Classifier:
+        """The same for other class names: a choice among its own, or what the recipe makes of new ones with `source`.
+
+        Raises `ConfigError` where the recipe learned a head of its own classes, and these are others.
+        """
+        retold = getattr(self.config, "templates", None) != self.templates
+        names, own = [[name.replace("_", " ") for name in of] for of in (classnames, self.classnames)]
+        if names == own and not retold:
+            return self
+        columns = None if retold else columns_of(names, own)
+        if columns is not None:
+            return replace(self, classnames=tuple(classnames), columns=columns)
+        recipe = self.module.__name__.rsplit(".", 1)[-1]
+        if not hasattr(self.module, "for_classes"):
+            raise ConfigError(f"{recipe} learned its own {len(own)} classes: {_news(names, own)}")
+        if source is None:
+            raise ConfigError("new classes are named to the model's text tower: name the model with model=")
+        learned = self.module.for_classes(self.learned, self.config, tuple(classnames), source)
+        return replace(self, learned=learned, classnames=tuple(classnames), columns=None)
 
     def predict(self, places: Iterable[str | os.PathLike], on_error: OnError = "stop", top: int = 5) -> Predictions:
         """Scores of photos, and of those in folders. Raises `DataError` for a photo that does not decode, unless "skip"."""
         from jclip.data.splits import find_photos
 
         return self.label(unlabelled(find_photos([str(p) for p in places])), on_error, top)[0]
+
+    def source(self) -> ModelSource | None:
+        """The model whose features it scores; of recorded features there may be none. Raises `CheckpointError`."""
+        from jclip.source import source_of
+
+        source = source_of(self.config, self.model)
+        if source and not getattr(self.config.data, "features", ""):
+            self.check_width(source.width, self.model)
+        return source
 
     def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[Predictions, np.ndarray]:
         """Scores of the photos of `split` that decode, and their rows."""
@@ -90,11 +125,9 @@ class Classifier:
         return Predictions(tuple(split.paths[i] for i in rows), self.classnames, scores, top), rows
 
     def _source(self) -> ModelSource:
-        from jclip.source import source_of
-
         if not self.model:
             raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
-        source = source_of(self.config, self.model)
+        source = self.source()
         self.check_width(source.width, self.model)
         return source
 
@@ -105,16 +138,30 @@ class Classifier:
                 f"{place} gives features of {width} numbers, the run learned on {self.width}: name what it learned from"
             )
 
-    def own_photos(self) -> Split:
-        """The test photos of the run's data, with their labels. Raises `ConfigError` where it has none."""
+    def check_photos(self) -> None:
+        """Raises `ConfigError` for a run that learned from captions."""
+        if not isinstance(self.config.data, DataConfig):
+            raise ConfigError(
+                f"{self.folder} learned from captions: measure its model.safetensors with the recipe zero_shot"
+            )
+
+    def marks(self) -> dict[str, float]:
+        """What a reader of its figures must know: whether they were chosen on test."""
+        from jclip.results import SELECTED_ON_TEST
+        from jclip.run import read_result
+
+        return {k: v for k, v in read_result(self.folder)["metrics"].items() if k == SELECTED_ON_TEST}
+
+    def own_photos(self) -> PhotoData:
+        """The test photos of the config's data, with their labels. Raises `ConfigError` where it has none."""
         from jclip.data.splits import read_photos
 
         if not isinstance(self.config.data, DataConfig) or self.config.data.features:
             raise ConfigError("name the photos to label: this run has none of its own")
-        split = read_photos(self.config.data).test
-        if not len(split):
+        photos = read_photos(self.config.data)
+        if not len(photos.test):
             raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
-        return split
+        return photos
 
 
 def unlabelled(photos: Sequence[str]) -> Split:
@@ -126,39 +173,83 @@ def unlabelled(photos: Sequence[str]) -> Split:
     return Split(tuple(photos), np.full(len(photos), -1, np.int32))
 
 
+def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
+    """Where each of `names` stands among `own` ones; None where one does not, or stands twice."""
+    import numpy as np
+
+    place = {name: i for i, name in enumerate(own)}
+    found = all(name in place for name in names) and len({*names}) == sum(own.count(name) for name in {*names})
+    return np.array([place[name] for name in names]) if found else None
+
+
+def _news(names: Sequence[str], own: Sequence[str]) -> str:
+    """Why `columns_of` found no way, and what to do."""
+    new = [name for name in names if name not in own]
+    if new:
+        return f"{len(new)} of the data's {len(names)} are others (first: {new[0]!r}); zero_shot and prompts take any"
+    twice = [name for name in names if own.count(name) > 1]
+    return f"{twice[0]!r} stands there twice: rename one" if twice else "its templates can't be changed afterwards"
+
+
+def test_photos(data: DataConfig, whole: bool = False) -> PhotoData | None:
+    """The test photos of `data`, or with `whole` all photos of a set that has no test part; None of recorded features.
+
+    Raises `ConfigError` where there is nothing to measure on.
+    """
+    from jclip.data.splits import Split, read_photos
+
+    if data.features:
+        return None
+    photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))  # nothing is learned: a set's photos stay whole
+    test = photos.train if whole and not len(photos.test) else photos.test
+    if not len(test):
+        raise ConfigError("there is no test data to measure on: set data.test")
+    return replace(photos, train=Split(), val=Split(), test=test)
+
+
+def test_features(
+    done: Classifier, source: ModelSource | None, photos: PhotoData | None, normalise: bool
+) -> FeatureSet:
+    """Test features of the config's data with the text of its classes. Raises `ConfigError` where there are none."""
+    from jclip.features import few_shot_features
+
+    templates = getattr(done.config, "templates", "openai7")
+    data = few_shot_features(done.config.data, source, templates, train=False, photos=photos, normalise=normalise)
+    if not len(data.test):
+        raise ConfigError("there is no test data to measure on: set data.test")
+    return data
+
+
+def scored(
+    done: Classifier, source: ModelSource | None, photos: PhotoData | None
+) -> tuple[FeatureSet, np.ndarray, tuple[str, ...]]:
+    """Test features of the config's data, their scores (N, C), and the names of the C classes.
+
+    Raises `ConfigError` for classes that the run can't tell apart, `CheckpointError` for features of another width.
+    """
+    from jclip.heads import ZeroShotHead
+
+    data = test_features(done, source, photos, done.normalised)
+    done.check_width(data.test.shape[1], done.config.data.features or done.model)
+    recorded = None if data.text is None else ZeroShotHead(data.text, data.scale)
+    there = done.telling_apart(data.classnames, source or recorded)
+    scores = there.scorer()(data.test)
+    if data.classes > scores.shape[1]:
+        raise ConfigError(f"the data has {data.classes} classes, the run tells {scores.shape[1]} apart")
+    return data, scores, there.classnames or tuple(str(i) for i in range(scores.shape[1]))
+
+
 def measure(done: Classifier, out: Path) -> dict[str, float]:
     """Scores the test data of the run's config, photos or recorded features, and writes what `write_evaluation` does.
 
-    Raises `ConfigError` for a run that learned from captions, of other classes than the data, or without test data,
+    Raises `ConfigError` for a run that learned from captions, of classes that it can't tell apart, or without test data,
     `CheckpointError` for features of another width.
     """
     from jclip.evaluation import write_evaluation
-    from jclip.features import few_shot_features
-    from jclip.results import SELECTED_ON_TEST
-    from jclip.run import read_result
-    from jclip.source import source_of
 
-    cfg = done.config
-    if not isinstance(cfg.data, DataConfig):
-        raise ConfigError(
-            f"{done.folder} learned from captions: measure its model.safetensors with the recipe zero_shot"
-        )
-    templates = getattr(cfg, "templates", "openai7")
-    source = source_of(cfg, done.model)
-    if source and not cfg.data.features:
-        done.check_width(source.width, done.model)
-    data = few_shot_features(cfg.data, source, templates, train=False, normalise=done.normalised)
-    if data.classnames != done.classnames:
-        raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
-    if not len(data.test):
-        raise ConfigError("there is no test data to measure on: set data.test")
-    done.check_width(data.test.shape[1], cfg.data.features or done.model)
-    scores = done.scorer()(data.test)
-    if data.classes > scores.shape[1]:
-        raise ConfigError(f"the data has {data.classes} classes, the run tells {scores.shape[1]} apart")
-    names = done.classnames or tuple(str(i) for i in range(scores.shape[1]))
-    marks = {k: v for k, v in read_result(done.folder)["metrics"].items() if k == SELECTED_ON_TEST}
-    return write_evaluation(out, scores, data.test_labels, names, data.test_photos, marks)
+    done.check_photos()
+    data, scores, names = scored(done, done.source(), test_photos(done.config.data))
+    return write_evaluation(out, scores, data.test_labels, names, data.test_photos, done.marks())
 
 
 def measure_if_cheap(folder: Path) -> list[str]:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from finetune._configs import default_folder, read_config, resolved
+from finetune._finished import Classifier
+from finetune._transfer import base_to_new
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
 
 METRICS = (
     "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
 )  # fmt: skip
+HALVES = ("base_top1", "new_top1", "harmonic_mean")
+BASE_TO_NEW = (*HALVES, *(f"zero_shot_{column}" for column in HALVES))
 COLUMNS = ("config", "recipe", "shots", "seed", *METRICS, "seconds", "selection", "run")
 
 
@@ -48,8 +52,14 @@ def sweep(argv: list[str]) -> int:
     )
     p.add_argument("--runs", metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)")
     p.add_argument("--out", metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png")
+    p.add_argument(
+        "--base-to-new",
+        action="store_true",
+        help="learn the base classes (data.subset=base), and measure on them, on the new ones, and the harmonic mean",
+    )
     args = p.parse_intermixed_args(argv)
-    points = planned(args.configs, args.runs)
+    extra = BASE_TO_NEW if args.base_to_new else ()
+    points = base_first(args.configs, args.runs) if args.base_to_new else planned(args.configs, args.runs)
 
     from tqdm import tqdm
 
@@ -58,12 +68,14 @@ def sweep(argv: list[str]) -> int:
         for point in bar:
             bar.set_postfix_str(f"{point.config} {point.shots} shots")
             try:
-                rows.append(row_of(point, finished(point)))
+                row = row_of(point, finished(point))
+                measured_too = base_to_new(Classifier.load(point.folder), point.folder) if extra else {}
+                rows.append(row | {column: measured_too.get(column, "") for column in extra})
             except (ConfigError, DataError) as e:  # what this recipe can't do with these shots; the others can
                 failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
-            write_csv(out / "sweep.csv", rows)  # a break leaves what was measured
+            write_csv(out / "sweep.csv", rows, (*COLUMNS, *extra))  # a break leaves what was measured
     if rows:
-        print("\n".join([told(rows), *losses(rows)]))
+        print("\n".join([told_base_to_new(rows) if extra else told(rows), *losses(rows)]))
         plot(out / "sweep.png", rows)
     print("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
     return 0 if rows else 2
@@ -83,6 +95,17 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
                 raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
             points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))
     return name_apart(points)
+
+
+def base_first(arguments: Sequence[str], runs: str) -> list[Point]:
+    """The same on base classes. Raises `ConfigError` for recipes that can only tell apart what they learned."""
+    points = planned(["data.subset=base", *arguments], runs)
+    for point in points:
+        if not hasattr(point.module, "for_classes"):
+            raise ConfigError(
+                f"{point.config} learns a head of its own classes: there are no new ones to measure it on"
+            )
+    return points
 
 
 def combinations(listed: dict[str, str]) -> Iterator[list[str]]:
@@ -168,6 +191,22 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
     ]
     head = [f"{column.replace('_', ' ').replace('top1', 'top-1')}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
     return table(head, shown)
+
+
+def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
+    """A table: a line per config and number of shots, the means over seeds of base, new and each seed's harmonic mean."""
+    from jclip.results import table
+
+    found = [statistics(rows, column) for column in HALVES]
+    before = [{**row, "config": "zero-shot"} for row in rows if row["zero_shot_harmonic_mean"] != ""]
+    first = [statistics(before, f"zero_shot_{column}") for column in HALVES] if before else None
+    shown = [
+        [name, str(k), *(f"{100 * of[name][k][0]:.2f} ± {100 * of[name][k][1]:.2f}" for of in columns)]
+        for columns in ([first] if first else []) + [found]
+        for name, points in columns[0].items()
+        for k in sorted(points)
+    ]
+    return table([f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown)
 
 
 def below_zero_shot(row: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ was learned serves for features of length one as well, such as recorded ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Trained
     from jclip.features import FeatureSet
     from jclip.run import Run
+    from jclip.source import ModelSource
 
 NORMALISED = False  # features come as long as the tower makes them
 
@@ -84,6 +85,15 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     down, up, text = (jt.array(learned[k]) for k in ("down", "up", "text"))
     scale, ratio = (float(learned[k][0]) for k in ("scale", "ratio"))
     return in_chunks(lambda f: logits(f, down, up, text, scale, ratio))
+
+
+def for_classes(
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+) -> dict[str, np.ndarray]:
+    """The same for other class names: the adapter knows none, it changes the photos' features."""
+    from jclip.heads import text_for
+
+    return {**learned, **text_for(source, classnames, cfg.templates)}
 
 
 def logits(features, down, up, text, scale: float, ratio: float):

@@ -10,7 +10,7 @@ Needs: a few-shot split of photos, with validation photos where the epoch is cho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ from jclip.towers import Lock, trained_patterns
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.data.splits import Split
     from jclip.run import Run
+    from jclip.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     from jclip.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def for_classes(
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+) -> dict[str, np.ndarray]:
+    """The same for other class names, read by the tuned text tower."""
+    from jclip.heads import text_for
+
+    return {**learned, **text_for(source, classnames, cfg.templates)}
 
 
 def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):

@@ -11,7 +11,7 @@ The authors take 500 steps per shot, one set of values for all data sets, and th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -85,6 +85,15 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     from jclip.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def for_classes(
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+) -> dict[str, np.ndarray]:
+    """The same for other class names, read by the merged text tower."""
+    from jclip.heads import text_for
+
+    return {**learned, **text_for(source, classnames, cfg.templates)}
 
 
 def train(

@@ -13,7 +13,7 @@ the mixed text tower; the mixture is written as model.safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Trained
     from jclip.features import FeatureSet
     from jclip.run import Run
+    from jclip.source import ModelSource
 
 Weights = dict[str, np.ndarray]
 
@@ -96,6 +97,20 @@ def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 
     weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
     return in_chunks(lambda f: linear_scores(f, weight, bias))
+
+
+def for_classes(learned: Weights, cfg: Config, classnames: Sequence[str], source: ModelSource) -> Weights:
+    """Mixed towers with the prompts of other class names. Raises `ConfigError` for a tuned head, which is of its own."""
+    from jclip.heads import text_for
+
+    if not cfg.tuned:
+        raise ConfigError("wise_ft without `tuned` learned a linear head of its own classes: it knows no others")
+    new = text_for(source, classnames, cfg.templates)
+    return {
+        **learned,
+        "weight": np.float32(new["scale"][0]) * new["text"],
+        "bias": np.zeros(len(classnames), np.float32),
+    }
 
 
 def start(data: FeatureSet) -> Weights:

@@ -5,7 +5,7 @@ Radford et al., 2021, arXiv 2103.00020, section 3.1.   Trains: nothing.   Needs:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from jclip.errors import DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
+    from jclip.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,12 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     from jclip.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def for_classes(
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+) -> dict[str, np.ndarray]:
+    """The same for other class names."""
+    from jclip.heads import text_for
+
+    return {**learned, **text_for(source, classnames, cfg.templates)}

@@ -23,6 +23,7 @@ from jclip.errors import ConfigError, did_you_mean
 from jclip.paths import ASSETS
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
+Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class DataConfig:
     train: str = ""  # list file: "relative/path label" per line
     val: str = ""
     test: str = ""
-    classes: str = ""  # "name label" per line
+    classes: str = (
+        ""  # "name label" per line; beside folders alone "folder name" per line, as ImageNet's classnames.txt
+    )
     split_file: str = ""
     features: str = ""
     text_features: str = ""  # .npy (C, E) for recorded features that come without
@@ -48,6 +51,7 @@ class DataConfig:
         0  # of recorded features: draw the shots, and val_shots, by seed from those of so many shots; 0: as recorded
     )
     seed: int = 1
+    subset: Subset = "all"  # of the classes, labels counted from 0 again; shots are drawn as if there were all
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
     on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
     draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
@@ -116,6 +120,22 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
 
 def load_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The nested values of a YAML file with `a.b=value` overrides applied. Raises `ConfigError`."""
+    values = _read_yaml(path)
+    _resolve_paths(values, project_of(path))
+    return apply_overrides(values, overrides)
+
+
+def load_groups(path: Path) -> dict[str, dict[str, Any]]:
+    """The nested values below each name of a YAML file that holds several configs. Raises `ConfigError`."""
+    groups = _read_yaml(path)
+    for name, values in groups.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {name} holds no settings (expected {name}: {{data: {{root: …}}}})")
+        _resolve_paths(values, project_of(path))
+    return {str(name): values for name, values in groups.items()}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.load(text, Loader=_StrictLoader)
@@ -127,8 +147,7 @@ def load_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no settings (expected `key: value` lines)")
-    _resolve_paths(values, project_of(path))
-    return apply_overrides(values, overrides)
+    return values
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +39,10 @@ def write_evaluation(
         [photo, classnames[true], classnames[k], f"{p[k]:.6f}"]
         for photo, true, k, p in zip(predictions.photos, labels, best, predictions.probabilities, strict=True)
     ]
-    _write_csv(folder / "predictions.csv", ["photo", "class", "predicted", "probability"], told)
+    write_csv(folder / "predictions.csv", ["photo", "class", "predicted", "probability"], told)
     if len({Path(photo).name for photo in predictions.photos}) == len(labels):
         write_predictions(predictions, str(folder / "result.txt"))
-    with replacing(folder / "eval.json") as path:
-        path.write_text(json.dumps(metrics, indent=1) + "\n")
+    write_json(folder / "eval.json", metrics)
     return metrics
 
 
@@ -51,16 +51,23 @@ def _write_classes(folder: Path, confusion: np.ndarray, classnames: Sequence[str
     per_class = [
         [name, n, k, f"{k / n:.4f}" if n else ""] for name, n, k in zip(classnames, counts, right, strict=True)
     ]
-    _write_csv(folder / "per_class.csv", ["class", "n", "correct", "top1"], per_class)
+    write_csv(folder / "per_class.csv", ["class", "n", "correct", "top1"], per_class)
     named = ([name, *row] for name, row in zip(classnames, confusion, strict=True))
-    _write_csv(folder / "confusion.csv", ["true / predicted", *classnames], named)
+    write_csv(folder / "confusion.csv", ["true / predicted", *classnames], named)
     if len(classnames) <= LARGEST_MATRIX:
         with np.errstate(invalid="ignore"):
             plot_classes(folder / "per_class.png", right / counts, classnames)
         plot_confusion(folder / "confusion.png", confusion, classnames)
 
 
-def _write_csv(path: Path, head: Sequence[str], rows) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Values as JSON, in place of what was there."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """A table, in place of what was there."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
         table = csv.writer(f)
         table.writerow(head)

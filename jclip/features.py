@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jclip.checkpoint import file_sha256
-from jclip.config import DataConfig
+from jclip.config import DataConfig, Subset
 from jclip.data.checks import check_several, check_taught, check_without_gap, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
-from jclip.data.splits import PhotoData, Split, read_photos
+from jclip.data.splits import PhotoData, Split, half, kept, read_photos
 from jclip.errors import ConfigError, DataError, told_when_full
 from jclip.functional.metrics import classification_report, top_k
 from jclip.heads import check_width, unit, zero_shot_head
@@ -184,6 +184,24 @@ def draw_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     grouped = labels[by_class]
     place = np.arange(len(labels)) - np.searchsorted(grouped, grouped)  # within its class
     return np.sort(by_class[place < count])
+
+
+def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
+    """The same of half the classes. Raises `DataError` where they have no names, or one is all there is of them."""
+    if subset == "all":
+        return recorded
+    if not recorded.classnames:
+        raise DataError(f"{path} names no classes: data.subset={subset} needs classnames, to tell base from new")
+    stay = half(recorded.classes, subset)
+    names = recorded.classnames[stay.start : stay.stop]
+    check_several(len(names), names[0] if names else "none", f"{path}, data.subset={subset}: ")
+    changed = {"classnames": names, "text": None if recorded.text is None else recorded.text[stay.start : stay.stop]}
+    for part in ("train", "val", "test"):
+        rows, labels = kept(getattr(recorded, f"{part}_labels"), stay)
+        changed |= {part: getattr(recorded, part)[rows], f"{part}_labels": labels}
+        if part == "test" and recorded.test_photos:
+            changed["test_photos"] = tuple(recorded.test_photos[i] for i in rows)
+    return replace(recorded, **changed)
 
 
 def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
@@ -375,6 +393,7 @@ def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> F
     if data.pool:
         val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
         found = drawn(found, data.shots, val_shots, data.seed)
+    found = subset_of(found, data.subset, data.features)
     weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
     found = replace(found, facts={"data_sha256": file_sha256(data.features), **weights})
     if found.text is not None or source is None:

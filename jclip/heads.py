@@ -11,6 +11,7 @@ import numpy as np
 
 from jclip.errors import ConfigError
 from jclip.paths import cache_dir
+from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights, safetensors
 from jclip.source import ModelSource
 
@@ -42,6 +43,16 @@ def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], trunca
     head = head_of(source.model, prompts, truncate)
     safetensors.write(file, {"weights": head.weights, "scale": np.array([head.scale], np.float64)})
     return head
+
+
+def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], templates: str) -> dict[str, np.ndarray]:
+    """`text` (C, E) and `scale` of other class names: what recipes that classify by text learn anew for them.
+
+    source: the model; or, of recorded features without one, the head of these classes that was recorded with them.
+    """
+    recorded = isinstance(source, ZeroShotHead)
+    head = source if recorded else zero_shot_head(source, class_prompts(classnames, load_templates(templates)))
+    return {"text": head.weights, "scale": np.array([head.scale])}
 
 
 def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.config import WORLD, DataConfig
+from jclip.config import WORLD, DataConfig, Subset
 from jclip.data.checks import check_agreement, check_several
 from jclip.errors import DataError
 
@@ -62,12 +62,41 @@ def read_photos(config: DataConfig) -> PhotoData:
         data = _read_lists(config)
     elif config.root:
         data = _read_folders(photo_folder(config.root))
+        if config.classes:
+            data = replace(data, classnames=_folder_names(Path(config.classes), data.classnames))
     else:
         raise DataError("no data named: set data.root, data.train, data.split_file or data.features")
     if config.strip_prefix:
         data = replace(data, classnames=tuple(strip_prefix(c) for c in data.classnames))
     _check(data)
-    return draw_shots(data, config.shots, config.val_shots, config.seed)
+    return subset_of(draw_shots(data, config.shots, config.val_shots, config.seed), config.subset)
+
+
+def half(classes: int, subset: Subset) -> range:
+    """The labels that stay: "base" are the first half, rounded up, "new" the rest."""
+    middle = -(-classes // 2)
+    return {"all": range(classes), "base": range(middle), "new": range(middle, classes)}[subset]
+
+
+def kept(labels: np.ndarray, labels_kept: range) -> tuple[np.ndarray, np.ndarray]:
+    """The rows whose labels (N,) stay, and these labels counted from 0."""
+    rows = np.flatnonzero((labels >= labels_kept.start) & (labels < labels_kept.stop))
+    return rows, labels[rows] - labels_kept.start
+
+
+def subset_of(data: PhotoData, subset: Subset) -> PhotoData:
+    """That half of the classes. Raises `DataError` where one is all there is of it."""
+    if subset == "all":
+        return data
+    stay = half(len(data.classnames), subset)
+    names = data.classnames[stay.start : stay.stop]
+    check_several(len(names), names[0] if names else "none", f"data.subset={subset}: ")
+    return PhotoData(names, *(_subset(split, stay) for split in (data.train, data.val, data.test)))
+
+
+def _subset(split: Split, stay: range) -> Split:
+    rows, labels = kept(split.labels, stay)
+    return Split(split.take(rows).paths, labels)
 
 
 def photo_folder(root: str) -> Path:
@@ -117,6 +146,18 @@ def _read_folders(root: Path) -> PhotoData:
     return PhotoData(
         tuple(names), splits.get("train", Split()), splits.get("val", Split()), splits.get("test", Split())
     )
+
+
+def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """The names of class folders from `folder name` lines, the first space separating. Raises `DataError`."""
+    rows = [line.split(maxsplit=1) for line in _lines(path)]
+    if all(len(row) == 1 or row[1].isdecimal() for row in rows):
+        raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
+    names = {row[0]: row[-1] for row in rows}
+    absent = [folder for folder in folders if folder not in names]
+    if absent:
+        raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {_preview(absent)}")
+    return tuple(names[folder] for folder in folders)
 
 
 def _read_class_folders(folder: Path, names: list[str]) -> Split:

@@ -21,6 +21,11 @@ def top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     return float((ranking(scores, k) == labels[:, None]).any(axis=1).mean())
 
 
+def harmonic_mean(a: float, b: float) -> float:
+    """2 a b / (a + b), 0 where either is: of the accuracies on base and new classes."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
 def per_class_recall(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """(C,) share of each class's rows that were found; NaN for a class without rows."""
     right = np.bincount(labels[predicted == labels], minlength=classes)
