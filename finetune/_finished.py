@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class Classifier:
         saved = read_weights(folder / "learned.safetensors")
         values = apply_overrides(json.loads(saved.metadata["config"]), overrides)
         module, cfg = build_config(values, f"{folder}/config.yaml")
+        cfg = replace(cfg, model=model) if model else cfg
         own = folder / "model.safetensors"  # of a run that trained the towers
         return Classifier(
             folder=folder,
@@ -61,7 +62,7 @@ class Classifier:
             learned={k: np.array(t.read()) for k, t in saved.items()},
             classnames=tuple(json.loads(saved.metadata["classnames"])),
             width=int(saved.metadata["width"]),
-            model=model or (str(own) if own.is_file() else cfg.model),
+            model=str(own) if own.is_file() and not model else cfg.model,
         )
 
     @property
@@ -96,7 +97,12 @@ class Classifier:
             raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
         source = source_of(self.config, self.model)
         self.check_width(source.width, self.model)
-        return source
+        return self.tuned(source)
+
+    def tuned(self, source: ModelSource) -> ModelSource:
+        """`source`, its image tower as the run left it where that is in no weights."""
+        prompted = getattr(self.module, "prompted_source", None)
+        return prompted(self.learned, self.config, source) if prompted else source
 
     def check_width(self, width: int, place: str) -> None:
         """Raises `CheckpointError` for features of another width than the run learned on; place: what gives them."""
@@ -147,6 +153,7 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
     source = source_of(cfg, done.model)
     if source and not cfg.data.features:
         done.check_width(source.width, done.model)
+        source = done.tuned(source)
     data = few_shot_features(cfg.data, source, templates, train=False, normalise=done.normalised)
     if data.classnames != done.classnames:
         raise ConfigError(f"the data has other classes than the run: {len(data.classnames)} and {len(done.classnames)}")
@@ -163,12 +170,16 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
 
 def measure_if_cheap(folder: Path) -> list[str]:
     """The same for a run that has just finished, into its own folder, where its features are frozen and known: the
-    names of the files. Runs that trained a tower, or have no test data, are left to `eval`."""
+    names of the files. Runs that trained a tower, whose scores take passes through one, or that have no test data, are
+    left to `eval`."""
     from jclip.evaluation import FILES
 
     metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]
     learned, own = folder / "learned.safetensors", folder / "model.safetensors"
     if own.is_file() or not learned.is_file() or "test_top1" not in metrics:
         return []
-    measure(Classifier.load(folder), folder)
+    done = Classifier.load(folder)
+    if not getattr(done.module, "CHEAP", True):
+        return []
+    measure(done, folder)
     return [name for name in FILES if (folder / name).is_file()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +42,11 @@ class Layout:
 
     tokens: np.ndarray
     slots: np.ndarray
-    ends: np.ndarray  # (C,) positions of the end token
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(C,) positions of the end token, whose number is the largest."""
+        return self.tokens.argmax(axis=1)
 
     @classmethod
     def of(
@@ -75,7 +79,16 @@ class Layout:
         for k, (ids, places) in enumerate(rows):
             tokens[k, 1 : len(ids) + 1], slots[k, 1 : len(ids) + 1] = ids, places
             tokens[k, len(ids) + 1] = words.end
-        return cls(tokens, slots, tokens.argmax(axis=1))
+        return cls(tokens, slots)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `read` takes."""
+        return {"tokens": self.tokens, "slots": self.slots}
+
+    @classmethod
+    def read(cls, learned: Mapping[str, np.ndarray]) -> Layout:
+        """The inverse of `arrays`."""
+        return cls(learned["tokens"], learned["slots"])
 
     def of_each_class(self, vectors: int) -> Layout:
         """The same where each class has vectors of its own, numbered class by class."""
@@ -144,8 +157,9 @@ class Prompts:
     ):
         start = first_vectors(model, length, words, seed)
         layout = Layout.of(model.config.text, classnames, len(start), position)
+        self.layout = layout.of_each_class(len(start)) if per_class else layout
         self.vectors = jt.array(np.tile(start, (len(classnames), 1)) if per_class else start)
-        self.frame = Frame(model, layout.of_each_class(len(start)) if per_class else layout)
+        self.frame = Frame(model, self.layout)
 
     def features(self):
         """(C, E) text features of length one, of the vectors as they are."""
