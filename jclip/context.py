@@ -24,6 +24,7 @@ from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, check_width
 from jclip.kernels.function import Function
+from jclip.optim import check_in_memory
 from jclip.paths import replacing
 from jclip.run import Run
 from jclip.runtime import jt
@@ -230,8 +231,10 @@ def learn(
 
 
 def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, seed: int, **options) -> Prompts:
-    """The prompts of the data's classes. Raises `ConfigError` for a model of another width, `DataError` for names."""
+    """The prompts of the data's classes. Raises `ConfigError` for a model of another width or on disk, `DataError` for
+    names that do not fit."""
     check_width(source, data.train.shape[1])
+    check_in_memory(source.model)
     return Prompts(source.model, data.classnames, length, words, seed=seed, **options)
 
 
