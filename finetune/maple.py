@@ -1,4 +1,4 @@
-"""MaPLe: vectors are learned beside the tokens of both towers and several blocks deep, those of images from those of texts.
+"""MaPLe: vectors learned beside the tokens of both towers, several blocks deep, those of images made of those of texts.
 
 Khattak et al., CVPR 2023, arXiv 2210.03117, eq. 3-9; with other settings also its baselines: vectors of both towers'
 own (IVLP), of the text alone, of the image alone (Jia et al., ECCV 2022, arXiv 2203.12119: VPT deep and shallow).
@@ -48,7 +48,7 @@ class Config:
     def __post_init__(self):
         if self.data.features:
             raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
-        self.prompts  # noqa: B018 - tells what can't be
+        _ = self.prompts  # tells what can't be
 
     @property
     def prompts(self) -> Prompting:

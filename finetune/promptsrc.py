@@ -58,7 +58,7 @@ class Config:
             raise ConfigError(f"text={self.text} and image={self.image} vectors are at least 1 in each tower")
         if min(self.image_weight, self.text_weight, self.scores_weight) < 0 or self.deviation <= 0:
             raise ConfigError(f"the weights are at least 0, deviation={self.deviation} is above 0")
-        self.prompts  # noqa: B018 - tells what can't be
+        _ = self.prompts  # tells what can't be
 
     @property
     def prompts(self) -> Prompting:

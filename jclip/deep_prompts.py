@@ -129,8 +129,8 @@ def opening(model: CLIP, config: Prompting) -> list[int]:
     tokens = tokenizer_for(model.config.text).encode(config.words.replace("_", " "))
     if config.text > len(tokens) > 0:
         raise ConfigError(
-            f"text={config.text} vectors can't start from the {len(tokens)} tokens of words={config.words!r}: take fewer "
-            'vectors, more words, or words="" to start at random'
+            f"text={config.text} vectors can't start from the {len(tokens)} tokens of words={config.words!r}: take "
+            'fewer vectors, more words, or words="" to start at random'
         )
     return tokens
 
@@ -167,7 +167,7 @@ def first_arrays(model: CLIP, config: Prompting, seed: int) -> Arrays:
 def with_names(
     learned: Arrays, config: Prompting, templates: str, classnames: Sequence[str], source: ModelSource
 ) -> Arrays:
-    """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
+    """What was learned, with text features of other classes' names. Raises `DataError` for names that don't fit."""
     if "context" not in learned:
         return {**learned, "text": zero_shot_head(source, class_prompts(classnames, load_templates(templates))).weights}
     with jt.no_grad():
