@@ -57,6 +57,7 @@ class Classifier:
         saved = read_weights(folder / "learned.safetensors")
         values = apply_overrides(json.loads(saved.metadata["config"]), overrides)
         module, cfg = build_config(values, f"{folder}/config.yaml")
+        cfg = replace(cfg, model=model) if model else cfg
         own = folder / "model.safetensors"  # of a run that trained the towers
         return Classifier(
             folder=folder,
@@ -65,7 +66,7 @@ class Classifier:
             learned={k: np.array(t.read()) for k, t in saved.items()},
             classnames=tuple(json.loads(saved.metadata["classnames"])),
             width=int(saved.metadata["width"]),
-            model=model or (str(own) if own.is_file() else cfg.model),
+            model=str(own) if own.is_file() and not model else cfg.model,
             templates=json.loads(saved.metadata["config"]).get("templates"),
         )
 
@@ -129,7 +130,12 @@ class Classifier:
             raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
         source = self.source()
         self.check_width(source.width, self.model)
-        return source
+        return self.tuned(source)
+
+    def tuned(self, source: ModelSource) -> ModelSource:
+        """`source`, its image tower as the run left it where that is in no weights."""
+        prompted = getattr(self.module, "prompted_source", None)
+        return prompted(self.learned, self.config, source) if prompted else source
 
     def check_width(self, width: int, place: str) -> None:
         """Raises `CheckpointError` for features of another width than the run learned on; place: what gives them."""
@@ -229,7 +235,8 @@ def scored(
     """
     from jclip.heads import ZeroShotHead
 
-    data = test_features(done, source, photos, done.normalised)
+    seen = done.tuned(source) if source and photos else source
+    data = test_features(done, seen, photos, done.normalised)
     done.check_width(data.test.shape[1], done.config.data.features or done.model)
     recorded = None if data.text is None else ZeroShotHead(data.text, data.scale)
     there = done.telling_apart(data.classnames, source or recorded)
@@ -254,12 +261,16 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
 
 def measure_if_cheap(folder: Path) -> list[str]:
     """The same for a run that has just finished, into its own folder, where its features are frozen and known: the
-    names of the files. Runs that trained a tower, or have no test data, are left to `eval`."""
+    names of the files. Runs that trained a tower, whose scores take passes through one, or that have no test data, are
+    left to `eval`."""
     from jclip.evaluation import FILES
 
     metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]
     learned, own = folder / "learned.safetensors", folder / "model.safetensors"
     if own.is_file() or not learned.is_file() or "test_top1" not in metrics:
         return []
-    measure(Classifier.load(folder), folder)
+    done = Classifier.load(folder)
+    if not getattr(done.module, "CHEAP", True):
+        return []
+    measure(done, folder)
     return [name for name in FILES if (folder / name).is_file()]

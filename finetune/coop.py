@@ -11,7 +11,7 @@ first at 1e-5, then a cosine; they keep the last. As in their code the weight de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,7 @@ from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
+    from jclip.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,14 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     from jclip.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def for_classes(
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+) -> dict[str, np.ndarray]:
+    """What `scorer` needs for other classes: the vectors around their names."""
+    from jclip import context
+
+    if cfg.per_class:
+        raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")
+    return context.with_names(learned, source, classnames, cfg.position)

@@ -8,7 +8,7 @@ text tower the gradient passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
+    from jclip.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     from jclip.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+
+
+def for_classes(
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+) -> dict[str, np.ndarray]:
+    """What `scorer` needs for other classes: the vectors around their names."""
+    from jclip import context
+
+    return context.with_names(learned, source, classnames)
 
 
 def distance(frozen: np.ndarray, weight: float) -> Callable:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, check_width
 from jclip.kernels.function import Function
+from jclip.optim import check_in_memory
 from jclip.paths import replacing
 from jclip.run import Run
 from jclip.runtime import jt
@@ -42,13 +43,31 @@ class Layout:
 
     tokens: np.ndarray
     slots: np.ndarray
-    ends: np.ndarray  # (C,) positions of the end token
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(C,) positions of the end token, whose number is the largest."""
+        return self.tokens.argmax(axis=1)
 
     @classmethod
-    def of(cls, config: TextConfig, names: Sequence[str], vectors: int, position: Position = "end") -> Layout:
-        """Of class names and so many vectors, cut at the longest prompt. Raises `DataError` for what does not fit."""
-        words = tokenizer_for(config)
-        rows = [_arranged(words.encode(f"{name}."), len(words.encode(name)), vectors, position) for name in names]
+    def of(
+        cls,
+        config: TextConfig,
+        classnames: Sequence[str],
+        vectors: int,
+        position: Position = "end",
+        fixed: Sequence[int] = (),
+    ) -> Layout:
+        """Of class names and so many vectors, cut at the longest prompt; `fixed`: tokens that stand before each name.
+
+        Raises `DataError` for what does not fit.
+        """
+        words, names = tokenizer_for(config), [name.replace("_", " ") for name in classnames]
+        spoken = [len(fixed) + len(words.encode(name)) for name in names]
+        rows = [
+            _arranged([*fixed, *words.encode(f"{name}.")], count, vectors, position)
+            for name, count in zip(names, spoken, strict=True)
+        ]
         length = max(len(tokens) for tokens, _ in rows) + 2
         if length > config.context_length:
             name = max(names, key=lambda n: len(words.encode(n)))
@@ -61,12 +80,21 @@ class Layout:
         for k, (ids, places) in enumerate(rows):
             tokens[k, 1 : len(ids) + 1], slots[k, 1 : len(ids) + 1] = ids, places
             tokens[k, len(ids) + 1] = words.end
-        return cls(tokens, slots, tokens.argmax(axis=1))
+        return cls(tokens, slots)
 
-    def of_each_class(self, vectors: int) -> np.ndarray:
-        """The slots where each class has vectors of its own, numbered class by class."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `read` takes."""
+        return {"tokens": self.tokens, "slots": self.slots}
+
+    @classmethod
+    def read(cls, learned: Mapping[str, np.ndarray]) -> Layout:
+        """The inverse of `arrays`."""
+        return cls(learned["tokens"], learned["slots"])
+
+    def of_each_class(self, vectors: int) -> Layout:
+        """The same where each class has vectors of its own, numbered class by class."""
         own = self.slots + vectors * np.arange(len(self.slots), dtype=np.int32)[:, None]
-        return np.where(self.slots > 0, own, 0)
+        return replace(self, slots=np.where(self.slots > 0, own, 0))
 
 
 def _arranged(name: list[int], spoken: int, vectors: int, position: Position) -> tuple[list[int], list[int]]:
@@ -76,6 +104,39 @@ def _arranged(name: list[int], spoken: int, vectors: int, position: Position) ->
     ids = [0] * before + name[:spoken] + [0] * (vectors - before) + name[spoken:]
     slots = places[:before] + [0] * spoken + places[before:] + [0] * (len(name) - spoken)
     return ids, slots
+
+
+class Frame:
+    """Prompts whose gaps are filled with vectors, and the text tower that reads them; it stays as it is."""
+
+    def __init__(self, model: CLIP, layout: Layout):
+        self._model, self._ends = model, layout.ends
+        self._slots = jt.array(layout.slots).stop_grad()
+        table = model.token_embedding.weight.numpy()
+        self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def encode(self, vectors, rows: slice | np.ndarray = slice(None), shifts=None):
+        """(n, E) text features of length one of the prompts in `rows`, with `vectors` in their gaps.
+
+        vectors: (M, D), or (J, M, D) where each of the first J blocks gets vectors of its own (those behind the start
+        token; the gaps are there then). shifts: (n, D) that are added to all vectors of a prompt.
+        """
+        at = rows if isinstance(rows, slice) else jt.array(rows.astype(np.int32))
+        first, deep = vectors, {}
+        if vectors.ndim == 3:
+            first, deep = vectors[0], {i: (1, vectors[i]) for i in range(1, vectors.shape[0])}
+        slots = self._slots[at]
+        x = self._words[at] + jt.concat([jt.zeros((1, first.shape[1])), first], dim=0)[slots]
+        if shifts is not None:
+            x = x + (slots > 0).float32().unsqueeze(2) * shifts.unsqueeze(1)
+        return normalise(self._model.encode_text_embeddings(x, self._ends[rows], insert=deep))
+
+    def features(self, vectors):
+        """(C, E) text features of length one of all prompts; of many the backward pass computes each part anew."""
+        return in_parts(self.encode, len(self), vectors)
 
 
 class Prompts:
@@ -95,50 +156,41 @@ class Prompts:
         per_class: bool = False,
         seed: int = 0,
     ):
-        config, names = model.config.text, [name.replace("_", " ") for name in classnames]
         start = first_vectors(model, length, words, seed)
-        layout = Layout.of(config, names, len(start), position)
-        self.vectors = jt.array(np.tile(start, (len(names), 1)) if per_class else start)
-        self._model, self._ends = model, layout.ends
-        slots = layout.of_each_class(len(start)) if per_class else layout.slots
-        self._slots = jt.array(slots).stop_grad()
-        table = model.token_embedding.weight.numpy()
-        self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
-
-    def embeddings(self, vectors, rows: slice = slice(None)):
-        """(n, L, D) of the prompts in `rows`, without positions."""
-        table = jt.concat([jt.zeros((1, vectors.shape[1])), vectors], dim=0)
-        return self._words[rows] + table[self._slots[rows]]
-
-    def encode(self, vectors, rows: slice = slice(None)):
-        """(n, E) text features of length one of the prompts in `rows`."""
-        return normalise(self._model.encode_text_embeddings(self.embeddings(vectors, rows), self._ends[rows]))
+        layout = Layout.of(model.config.text, classnames, len(start), position)
+        self.layout = layout.of_each_class(len(start)) if per_class else layout
+        self.vectors = jt.array(np.tile(start, (len(classnames), 1)) if per_class else start)
+        self.frame = Frame(model, self.layout)
 
     def features(self):
-        """(C, E) text features of length one; of many classes the backward pass computes each part anew."""
-        if len(self._ends) <= AT_ONCE:
-            return self.encode(self.vectors)
-        parts = [slice(i, i + AT_ONCE) for i in range(0, len(self._ends), AT_ONCE)]
-        return _InParts.apply(self.vectors, self.encode, parts)
+        """(C, E) text features of length one, of the vectors as they are."""
+        return self.frame.features(self.vectors)
+
+
+def in_parts(encode: Callable, count: int, *vectors):
+    """`encode(*vectors, rows)` of `count` rows, joined; where that takes several passes, a backward pass makes each of
+    them anew, so that one at a time is kept in memory."""
+    parts = [slice(i, min(i + AT_ONCE, count)) for i in range(0, count, AT_ONCE)]
+    return encode(*vectors, parts[0]) if len(parts) == 1 else _InParts.apply(encode, parts, *vectors)
 
 
 class _InParts(Function):
-    """`encode(vectors, part)` of every part, joined, of which one at a time is kept in memory."""
-
-    def execute(self, vectors, encode, parts):
-        self.keep(vectors)
+    def execute(self, encode, parts, *vectors):
+        self.keep(*vectors)
         self.encode, self.parts = encode, parts
         with jt.no_grad():
-            return jt.concat([encode(vectors, part) for part in parts], dim=0)
+            found = [encode(*vectors, part).sync() for part in parts]  # one after another: none waits in memory
+        return jt.concat(found, dim=0)
 
     def grad(self, gradient):
-        (vectors,) = self.kept()
-        total = jt.zeros(vectors.shape)
+        vectors = self.kept()
+        totals = [jt.zeros(v.shape) for v in vectors]
         for part in self.parts:
-            own = vectors.detach().start_grad()
-            total = total + jt.grad((self.encode(own, part) * gradient[part]).sum(), own)
-            total.sync()  # lets go of this part's activations
-        return total, None, None
+            own = [v.detach().start_grad() for v in vectors]
+            found = jt.grad((self.encode(*own, part) * gradient[part]).sum(), own)
+            totals = [total + one for total, one in zip(totals, found, strict=True)]
+            jt.sync(totals)  # lets go of this part's activations
+        return None, None, *totals
 
 
 def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray:
@@ -179,8 +231,10 @@ def learn(
 
 
 def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, seed: int, **options) -> Prompts:
-    """The prompts of the data's classes. Raises `ConfigError` for a model of another width, `DataError` for names."""
+    """The prompts of the data's classes. Raises `ConfigError` for a model of another width or on disk, `DataError` for
+    names that do not fit."""
     check_width(source, data.train.shape[1])
+    check_in_memory(source.model)
     return Prompts(source.model, data.classnames, length, words, seed=seed, **options)
 
 
@@ -198,12 +252,6 @@ def train(
     in turn, or with `views` 0 a new one each; the schedule is CoOp's.
     """
 
-    def batches(epoch: int):
-        view = epoch % cfg.views if cfg.views else epoch
-        return Batches(training_view(cfg.data, source, data, cfg.augment, cfg.seed, view), cfg.optim.batch, cfg.seed)(
-            epoch
-        )
-
     text: list[jt.Var] = []  # of the step, which the penalty shares
 
     def scores(features):
@@ -214,17 +262,43 @@ def train(
         own = cross_entropy(scores, labels)
         return own + penalty(text[0]) if penalty else own
 
-    steps = -(-len(data.train) // min(cfg.optim.batch, len(data.train)))
+    steps = steps_of(cfg, data)
     return adapt_train(
-        run, cfg.optim, {"context": prompts.vectors}, scores, batches, steps, data, cfg.selection,
-        loss=loss, rate=coop_rate(cfg.optim, steps),
+        run, cfg.optim, {"context": prompts.vectors}, scores, view_batches(cfg, data, source), steps, data,
+        cfg.selection, loss=loss, rate=coop_rate(cfg.optim, steps),
     )  # fmt: skip
+
+
+def steps_of(cfg: Any, data: FeatureSet) -> int:
+    """Steps of an epoch."""
+    return -(-len(data.train) // min(cfg.optim.batch, len(data.train)))
+
+
+def view_batches(cfg: Any, data: FeatureSet, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
+    """epoch → batches (features, labels) of its augmented view: these are taken in turn, or each is a new one."""
+
+    def batches(epoch: int):
+        view = epoch % cfg.views if cfg.views else epoch
+        seen = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view)
+        return Batches(seen, cfg.optim.batch, cfg.seed)(epoch)
+
+    return batches
 
 
 def text_of(prompts: Prompts, vectors: np.ndarray, data: FeatureSet) -> dict[str, np.ndarray]:
     """`text` (C, E) and `scale`: the zero-shot head of learned vectors."""
     with jt.no_grad():
-        return {"text": prompts.encode(jt.array(vectors)).numpy(), "scale": np.array([data.scale])}
+        return {"text": prompts.frame.features(jt.array(vectors)).numpy(), "scale": np.array([data.scale])}
+
+
+def with_names(
+    learned: dict[str, np.ndarray], source: ModelSource, classnames: Sequence[str], position: Position = "end"
+) -> dict[str, np.ndarray]:
+    """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
+    vectors = learned["context"]
+    frame = Frame(source.model, Layout.of(source.config.text, classnames, len(vectors), position))
+    with jt.no_grad():
+        return {**learned, "text": frame.features(jt.array(vectors)).numpy()}
 
 
 def nearest_words(model: CLIP, vectors: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:

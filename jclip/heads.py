@@ -101,5 +101,5 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def _head_key(source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool) -> str:
-    made_of = [source.identity, "openai-bpe", "embed", truncate, [list(p) for p in prompts]]
+    made_of = [source.text_identity, "openai-bpe", "embed", truncate, [list(p) for p in prompts]]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()

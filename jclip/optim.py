@@ -23,8 +23,7 @@ def trainable(model, patterns: Iterable[str] = ("*",)) -> dict[str, jt.Var]:
     Sets both kinds, whatever they were: Jittor's `model.eval()` freezes everything without saying so. Running statistics
     are never trained. Raises `ConfigError` for a pattern that matches nothing.
     """
-    if getattr(model, "streamed", False):
-        raise ConfigError("a model whose blocks stay on disk can't be trained: it needs memory for all weights")
+    check_in_memory(model)
     patterns = list(patterns)
     chosen, matched = {}, set()
     for name, var in model.state_dict().items():
@@ -38,6 +37,12 @@ def trainable(model, patterns: Iterable[str] = ("*",)) -> dict[str, jt.Var]:
         if pattern not in matched:
             raise ConfigError(f"no parameter's name matches {pattern!r}")
     return chosen
+
+
+def check_in_memory(model) -> None:
+    """Raises `ConfigError` for a model that no gradient can pass, since its weights are gone when it would."""
+    if getattr(model, "streamed", False):
+        raise ConfigError("a model whose blocks stay on disk can't be trained: it needs memory for all weights")
 
 
 def no_weight_decay(name: str, var) -> bool:

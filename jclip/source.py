@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jclip.checkpoint import Checkpoint, open_checkpoint
 from jclip.download import find_weights
@@ -49,8 +53,13 @@ class ModelSource:
 
     @property
     def identity(self) -> list:
-        """What features and heads depend on: the file's bytes, the architecture, the dtype."""
+        """What features depend on: the file's bytes, the architecture, the dtype."""
         return [self.checkpoint.sha256, self.config.to_dict(), self.dtype]
+
+    @property
+    def text_identity(self) -> list:
+        """What heads depend on."""
+        return self.identity
 
     @cached_property
     def model(self):
@@ -65,6 +74,36 @@ class ModelSource:
                 f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
             )
         return streaming.build_streamed(self.checkpoint)
+
+
+class PromptedSource:
+    """A `ModelSource` in all but this: its image tower sees learned vectors (J, n, D) beside the patches, those of the
+    j-th block in row j, and its features depend on them."""
+
+    def __init__(self, source: ModelSource, vectors: np.ndarray):
+        self._source, self._vectors = source, np.ascontiguousarray(vectors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    @property
+    def identity(self) -> list:
+        """What features depend on."""
+        digest = hashlib.sha256(self._vectors.tobytes()).hexdigest()
+        return [*self._source.identity, "prompts", list(self._vectors.shape), digest]
+
+    @cached_property
+    def model(self):
+        """The `CLIP` with these vectors, loaded at first use."""
+        from jclip.deep_prompts import PromptedModel
+        from jclip.runtime import jt
+
+        return PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
+
+
+def with_vectors(source: ModelSource, learned: Mapping[str, np.ndarray]) -> ModelSource | PromptedSource:
+    """`source` with the image vectors that were `learned`, if any."""
+    return PromptedSource(source, learned["image"]) if "image" in learned else source
 
 
 def open_any(path: Path, stated: Stated) -> Checkpoint:

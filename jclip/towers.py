@@ -1,5 +1,5 @@
 """The parameters of the two towers by depth, for locking all of a tower but its top groups, and where low-rank updates
-are. Imports no Jittor.
+and learned prompts are. Imports no Jittor.
 
 Groups count from the top as open_clip's `unlocked_groups` do: 1 is the projection, 2 adds the last block and its norm.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jclip.errors import ConfigError
-from jclip.variants import CLIPConfig, EVAConfig, ViTConfig
+from jclip.variants import CLIPConfig, EVAConfig, PatchTower, ViTConfig
 
 Patterns = tuple[str, ...]
 Blocks = Literal["all", "bottom", "middle", "top", "lower half", "upper half", "top 3"]
@@ -115,3 +115,36 @@ def block_numbers(count: int, blocks: Blocks) -> Sequence[int]:
     if not (numbers := range(*ranges[blocks])):
         raise ConfigError(f"of {count} blocks none is in the {blocks}: set lora.blocks=all")
     return numbers
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """Vectors that are learned beside a tower's tokens: how many in each tower, and before how many blocks new ones."""
+
+    text: int  # in the places of the first of `words`; 0: none
+    image: int  # behind the patches; 0: none
+    depth: int  # J
+    words: str = ""  # the text's first vectors start from them, words without a vector stay; none: at random
+    coupled: bool = False  # a block's image vectors are a linear map of its text vectors
+
+    def __post_init__(self):
+        if min(self.text, self.image) < 0 or not self.text + self.image or self.depth < 1:
+            raise ConfigError(
+                f"text={self.text} and image={self.image} vectors are at least 0, one of them and depth={self.depth} 1"
+            )
+        if self.coupled and self.text != self.image:
+            raise ConfigError(
+                f"coupled image vectors are made of the text's, one of each: {self.image} of {self.text} can't be; give "
+                "both one number, or set coupled=false"
+            )
+
+    def check(self, config: CLIPConfig) -> None:
+        """Raises `ConfigError` for towers that can't take them."""
+        if self.image and not isinstance(config.vision, PatchTower):
+            raise ConfigError(
+                "image vectors stand beside the patches of a vision transformer, and this model's image tower is none: "
+                "take another model, or learn text vectors alone (image=0, coupled=false)"
+            )
+        for number, name, tower in ((self.image, "image", config.vision), (self.text, "text", config.text)):
+            if number and self.depth > tower.layers:
+                raise ConfigError(f"depth={self.depth} is more than the {tower.layers} blocks of the {name} tower")

@@ -57,7 +57,8 @@ class PhotoData:
 def read_photos(config: DataConfig) -> PhotoData:
     """The data that `config` names, few shots drawn. Raises `DataError` for what is missing or contradictory."""
     if config.split_file:
-        data = _read_split_file(Path(config.split_file), Path(config.root or Path(config.split_file).parent))
+        root = photo_folder(config.root) if config.root else Path(config.split_file).parent
+        data = _read_split_file(Path(config.split_file), root)
     elif config.train or config.test:
         data = _read_lists(config)
     elif config.root:

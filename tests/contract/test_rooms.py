@@ -67,6 +67,7 @@ FLOORS = [
     {"jclip.features"},
     {"jclip.adapt", "jclip.prototypes"},
     {"jclip.context", "jclip.lora", "jclip.tuning"},
+    {"jclip.deep_prompts"},
     {"jclip.zero_shot", "jclip.warmup", "finetune", "convert"},
     {"jclip.cli"},
 ]

@@ -28,8 +28,9 @@ def norm(x, p, name, eps):
     return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], eps)
 
 
-def transformer(x, p, prefix, layers, heads, act, eps, mask=None, taps=None, name=""):
+def transformer(x, p, prefix, layers, heads, act, eps, mask=None, taps=None, name="", before=lambda i, x: x):
     for i in range(layers):
+        x = before(i, x)
         b = f"{prefix}transformer.resblocks.{i}."
         x = x + self_attention(norm(x, p, b + "ln_1", eps), p, b + "attn.", heads, mask)
         hidden = act(F.linear(norm(x, p, b + "ln_2", eps), p[b + "mlp.c_fc.weight"], p[b + "mlp.c_fc.bias"]))

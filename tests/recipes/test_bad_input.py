@@ -43,6 +43,13 @@ QUICK = {
 }
 PHOTOS_ALONE = ["gda", "linear_probe"]  # no text teaches them a class
 WITH_TEXT = [name for name in QUICK if name not in (*PHOTOS_ALONE, "zero_shot", "ensemble")]
+PROMPTED = [
+    "coop",
+    "kgcoop",
+    "cocoop",
+    "maple",
+    "promptsrc",
+]  # of a model that features of no more than 16 numbers lack
 LEARNING = [*WITH_TEXT, *PHOTOS_ALONE]
 CHOOSING = [name for name in QUICK if name not in ("clap", "zero_shot")]  # in their smoke configs
 
@@ -363,8 +370,16 @@ OWN = [
     ("cross_modal", "logit_scale=100", "logit_scale=100.0 is the scale's logarithm, such as 4.60517 for 100"),
     ("wise_ft", "alpha=1.5", r"alpha=1.5 is not in \[0, 1\]"),
     ("ensemble", "step=0", r"step=0.0 is not in \(0, 1\]"),
+    ("cocoop", "context=0", "context=0 is at least 1"),
+    ("cocoop", "views=-1", "views=-1 at least 0"),
+    ("maple", "depth=0", "depth=0 1"),
+    ("maple", "text=3", "give both one number, or set coupled=false"),
+    ("maple", "data.features=x.npz", "towers are tuned on photos"),
+    ("promptsrc", "image=0", "image=0 vectors are at least 1 in each tower"),
+    ("promptsrc", "deviation=0", "deviation=0.0 is above 0"),
 ]
 SETTINGS = [(recipe, *row) for recipe in QUICK for row in GENERAL.items()]
+SETTINGS += [(recipe, *row) for recipe in PROMPTED for row in OPTIM.items()]
 SETTINGS += [(recipe, *row) for recipe in WITH_TEXT if recipe != "lp_plus" for row in OPTIM.items()]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune
 from finetune import coop
 from jclip import context
 from jclip.checkpoint import open_checkpoint
@@ -129,6 +130,26 @@ def test_words_are_the_start(source, close):
     told = nearest_words(source.model, prompts.vectors.numpy(), 2)
     assert [row[0][0] for row in told] == ["a", "photo", "of", "a"]
     assert all(row[0][1] < row[1][1] / 100 for row in told)  # the word itself, and the next one
+
+
+@pytest.mark.parametrize("recipe, position", [("coop", "middle"), ("kgcoop", "end")])
+def test_other_names_get_the_learned_vectors(recipe, position, source, close):
+    module, others = finetune.load(recipe), ("zebra crossing", "ox", "a b c d e f g")
+    cfg = module.Config(DataConfig(), model="x", **({"position": position} if recipe == "coop" else {}))
+    vectors = np.random.default_rng(4).standard_normal((3, 32)).astype(np.float32) / 9
+    learned = {"context": vectors, "text": np.full((4, 24), np.nan), "scale": np.array([8.0])}
+    found = module.for_classes(learned, cfg, others, source)
+    direct = Prompts(source.model, others, 3, "", position)
+    direct.vectors.update(jt.array(vectors))
+    assert np.array_equal(found["text"], direct.features().numpy()) and np.isnan(learned["text"]).all()
+    features = data_of(0).test
+    close(module.scorer(found, cfg)(features), 8 * features @ found["text"].T, "scores")
+
+
+def test_vectors_of_each_class_fit_no_other_names(source):
+    cfg = coop.Config(DataConfig(), model="x", per_class=True)
+    with pytest.raises(ConfigError, match="per_class=true learned vectors of its own classes alone"):
+        coop.for_classes({"context": np.zeros((12, 32))}, cfg, ("ox",), source)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
