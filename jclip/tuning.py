@@ -56,7 +56,7 @@ def photo_epochs(cfg: Any, photos: PhotoData, source: ModelSource) -> Callable[[
 
 
 def measure(
-    model: CLIP, head: ZeroShotHead, preprocess: Preprocess, split: Split, on_error: OnError
+    model: CLIP, head: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, split: Split, on_error: OnError
 ) -> dict[str, float]:
     """`classification_report` of the model as it is on photos that decode. Raises `DataError` as `encode_photos` does."""
     with inference(model):
@@ -65,7 +65,7 @@ def measure(
 
 
 def measured_parts(
-    model: CLIP, head: ZeroShotHead, preprocess: Preprocess, photos: PhotoData, on_error: OnError
+    model: CLIP, head: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, photos: PhotoData, on_error: OnError
 ) -> dict[str, float]:
     """`measure` of val and test, where there are any: `val_top1`, `test_ece`, …"""
     parts = {"val": photos.val, "test": photos.test}

@@ -43,3 +43,10 @@ def soft_cross_entropy(scores, targets):
     shifted = scores - scores.max(dim=1, keepdims=True).detach()
     logs = shifted - jt.log(jt.exp(shifted).sum(dim=1, keepdims=True))
     return -(targets * logs).sum() / scores.shape[0]
+
+
+def divergence(scores, targets):
+    """Mean over the rows of KL(softmax(targets) ‖ softmax(scores)): (B, C), (B, C) → a scalar. Both as logarithms: a
+    probability that underflows adds nothing."""
+    logs, wanted = nn.log_softmax(scores, dim=1), nn.log_softmax(targets, dim=1)
+    return (jt.exp(wanted) * (wanted - logs)).sum() / scores.shape[0]

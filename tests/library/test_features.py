@@ -52,9 +52,10 @@ def untouched(source):
 
 
 def test_prompt_sets_as_published():
-    assert prompt_sets() == ["openai7", "openai80", "simple"]
+    assert prompt_sets() == ["jittor_challenge16", "openai7", "openai80", "simple"]
     templates = load_templates("openai80")
     assert len(set(templates)) == len(templates) == 80
+    assert len(set(load_templates("jittor_challenge16")) & set(templates)) == 16
     assert len(load_templates("openai7")) == 7 and load_templates("simple") == ("a photo of a {}.",)
     assert load_templates("{} texture.") == ("{} texture.",)
     assert fill("a {c}.", "cat") == fill("a {}.", "cat") == "a cat."
