@@ -262,7 +262,7 @@ def train(
 def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Callable:
     """(pixels, labels (B,), f0 (B, E)) → L, a scalar. head: W and b as Vars."""
     from jclip.clip import normalise
-    from jclip.functional.losses import cross_entropy, divergence
+    from jclip.functional.losses import cross_entropy, kl_divergence
     from jclip.prototypes import linear_scores
     from jclip.runtime import jt
 
@@ -272,7 +272,7 @@ def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Ca
         features = normalise(model.encode_image(pixels))
         own = cross_entropy(linear_scores(features, head["weight"], head["bias"]), jt.array(labels.astype(np.int32)))
         styles, held = (jt.nn.matmul_transpose(f, S) for f in (features, before))
-        return own + cfg.beta * divergence(styles, held) / len(spurious)
+        return own + cfg.beta * kl_divergence(styles, held) / (len(labels) * len(spurious))
 
     return loss
 

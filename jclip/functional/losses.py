@@ -40,13 +40,19 @@ def positive_targets(groups: np.ndarray) -> np.ndarray:
 
 def soft_cross_entropy(scores, targets):
     """Mean over the rows of -Σ_k y_k log softmax(scores)_k: (B, C), (B, C) → a scalar."""
+    return -(targets * log_softmax(scores)).sum() / scores.shape[0]
+
+
+def kl_divergence(scores, wanted):
+    """Σ p (log p - log q) over rows and classes, with p = softmax(wanted), q = softmax(scores): (B, C) twice → a scalar.
+
+    Of logarithms on both sides: a p that has become 0 adds nothing.
+    """
+    p, q = log_softmax(wanted), log_softmax(scores)
+    return (jt.exp(p) * (p - q)).sum(dim=1).sum()
+
+
+def log_softmax(scores):
+    """Of each row of (B, C)."""
     shifted = scores - scores.max(dim=1, keepdims=True).detach()
-    logs = shifted - jt.log(jt.exp(shifted).sum(dim=1, keepdims=True))
-    return -(targets * logs).sum() / scores.shape[0]
-
-
-def divergence(scores, targets):
-    """Mean over the rows of KL(softmax(targets) ‖ softmax(scores)): (B, C), (B, C) → a scalar. Both as logarithms: a
-    probability that underflows adds nothing."""
-    logs, wanted = nn.log_softmax(scores, dim=1), nn.log_softmax(targets, dim=1)
-    return (jt.exp(wanted) * (wanted - logs)).sum() / scores.shape[0]
+    return shifted - jt.log(jt.exp(shifted).sum(dim=1, keepdims=True))
