@@ -1,22 +1,24 @@
 """Cross-modal adaptation: class names are training samples too, one head learns from photos and texts.
 
-Lin et al., CVPR 2023, arXiv 2301.06267, eq. 4-6.   Trains: C x E numbers, the adapter E²/2 more.
-Needs: a few-shot split and text features; validation photos where the epoch or a setting is chosen.
+Lin et al., CVPR 2023, arXiv 2301.06267, eq. 4-6.   Trains: C x E numbers, the adapter E²/2 more, or the last block.
+Needs: a few-shot split and text features, `partial` photos; validation photos where the epoch or a setting is chosen.
 
     logits = e^c h(x) W',  h(x) = x or r ReLU(W2 ReLU(W1 x)) + (1 - r) x,  x a photo's or a text's normalised feature
 
 As in the authors' code, the head's rows and what the adapter makes are not normalised, and c is a constant. Half of each
 batch are photos, half texts, each from an endless shuffled stream that drops what a pass leaves over. A photo sample is
 a photo as the evaluation sees it or that view's mirror image. A text sample is each template's with a model, each class's
-mean where text features are recorded. Beside the trained head stands its mean with the zero-shot one (WiSE). The towers'
-own last blocks, the authors' `partial`, stay as they are here.
+mean where text features are recorded. Beside the trained head stands its mean with the zero-shot one (WiSE).
+
+`partial` trains what the image tower ends with as well, a transformer's last block or a ResNet's attention pool: what goes in
+there is computed once for each view, and texts go straight to the head. The tuned model is written as model.safetensors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,7 +28,9 @@ from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Samples, Trained
+    from jclip.data.splits import PhotoData
     from jclip.features import FeatureSet
+    from jclip.last_block import LastBlock
     from jclip.run import Run
     from jclip.source import ModelSource
 
@@ -40,10 +44,10 @@ class Config:
     templates: str = "simple"  # the authors': the data set's own template
     views: int = 1  # augmented views of each photo beside the plain one
     augment: str = "mirror"  # the authors': the plain view's mirror image, of which there is but one
-    head: Literal["linear", "adapter"] = "linear"
+    head: Literal["linear", "adapter", "partial"] = "linear"
     init: Literal["zeroshot", "random"] = "zeroshot"  # W: the classes' mean texts, or as torch's Linear starts
     texts: bool = True  # half of each batch; without them it is all photos, the uni-modal baseline
-    logit_scale: float = 4.60517  # c
+    logit_scale: float | None = None  # c; the authors': 4.60517, of partial 4.0
     ratio: float = 0.2  # r of the adapter
     reduction: int = 4  # the adapter's bottleneck is E / reduction wide
     wise: float = 0.5  # share of the zero-shot head in the figures `wise_…`
@@ -60,8 +64,20 @@ class Config:
             raise ConfigError("views is at least 0, every and reduction at least 1")
         if not (0 <= self.ratio <= 1 and 0 <= self.wise <= 1):
             raise ConfigError(f"ratio and wise are shares between 0 and 1, got {self.ratio} and {self.wise}")
-        if abs(self.logit_scale) > 10:
+        if abs(self.c) > 10:
             raise ConfigError(f"logit_scale={self.logit_scale} is the scale's logarithm, such as 4.60517 for 100")
+        if self.head == "partial" and self.data.features:
+            raise ConfigError(
+                "head=partial trains a tower's last block, which recorded features are behind: set data.root or data.train"
+            )
+        if self.head == "partial" and (self.dtype != "fp32" or self.selection == "test"):
+            raise ConfigError("head=partial trains in fp32 and chooses on validation: set dtype=fp32, selection=val")
+
+    @property
+    def c(self) -> float:
+        """The logarithm of what logits are multiplied by."""
+        given = self.logit_scale
+        return given if given is not None else 4.0 if self.head == "partial" else 4.60517
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -70,6 +86,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features import few_shot_features
     from jclip.source import source_of
 
+    if cfg.head == "partial":
+        return run_partial(cfg, run)
     source = source_of(cfg)
     photos_alone = not cfg.texts and cfg.init == "random"
     data = few_shot_features(cfg.data, source, cfg.templates, every_class=photos_alone)
@@ -79,10 +97,14 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     zero_shot = zero_shot_weights(texts, data.classes)
     trained, chosen = choose(cfg, run, data, photos, texts)
     learned = arrays(cfg, trained.arrays)
-    wise = learned | {"head": (1 - cfg.wise) * learned["head"] + cfg.wise * zero_shot}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    reports = data.report(scorer(learned, cfg)), data.report(scorer(wise, cfg), prefix="wise_")
-    return {**adapt.zero_shot_report(data), **reports[0], **reports[1], **chosen, **trained.told}
+    return {**adapt.zero_shot_report(data), **reports(cfg, data, learned, zero_shot), **chosen, **trained.told}
+
+
+def reports(cfg: Config, data: FeatureSet, learned: dict[str, np.ndarray], zero_shot: np.ndarray) -> dict[str, float]:
+    """Of the trained head, and of its mean with the zero-shot one."""
+    wise = learned | {"head": (1 - cfg.wise) * learned["head"] + cfg.wise * zero_shot}
+    return {**data.report(scorer(learned, cfg)), **data.report(scorer(wise, cfg), prefix="wise_")}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -164,7 +186,7 @@ def train_head(
 
     params = {k: jt.array(a) for k, a in initial(cfg, zero_shot_weights(texts, data.classes)).items()}
     batches = adapt.Streams((photos, texts), halves(cfg, optim.batch), cfg.seed, cfg.every)
-    scale = math.exp(cfg.logit_scale)
+    scale = math.exp(cfg.c)
 
     def scores(features):
         return logits(features, params, scale, cfg.ratio)
@@ -175,7 +197,7 @@ def train_head(
 
 def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What `scorer` needs, by name."""
-    return {**params, "scale": np.array([math.exp(cfg.logit_scale)]), "ratio": np.array([cfg.ratio])}
+    return {**params, "scale": np.array([math.exp(cfg.c)]), "ratio": np.array([cfg.ratio])}
 
 
 def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
@@ -184,10 +206,112 @@ def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
 
     rng = np.random.default_rng((cfg.seed, 2))
     head = linear_start(rng, *zero_shot.shape) if cfg.init == "random" else zero_shot
-    if cfg.head == "linear":
+    if cfg.head != "adapter":
         return {"head": head}
     width = zero_shot.shape[1]
     if width < cfg.reduction:
         raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
     hidden = width // cfg.reduction
     return {"head": head, "down": linear_start(rng, hidden, width), "up": linear_start(rng, width, hidden)}
+
+
+def run_partial(cfg: Config, run: Run) -> dict[str, float]:
+    """As `run`, with the tower's last block, which is merged into the model that is then measured from photos."""
+    from jclip import adapt
+    from jclip.clip import save_model
+    from jclip.data.checks import check_taught
+    from jclip.data.splits import read_photos
+    from jclip.features import few_shot_features, tell_photos
+    from jclip.last_block import LastBlock
+    from jclip.source import source_of
+    from jclip.tuning import features_of_now, measure
+
+    source, photos = source_of(cfg), read_photos(cfg.data)
+    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
+    adapt.need_val(data, cfg.selection)
+    tell_photos(photos, cfg.data.shots)
+    run.note(**data.facts)
+    texts, block = text_samples(cfg, data, source), LastBlock(source.model)
+    zero_shot, entering = zero_shot_weights(texts, data.classes), entering_features(cfg, data, source, photos)
+
+    def scorer_of(learnt: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        block.put(learnt)
+        return adapt.in_chunks(block_scores(cfg, block, learnt["head"]))
+
+    trained, chosen = adapt.best_setting(
+        settings(cfg, len(entering.train), len(texts[0])), entering, cfg.selection,
+        lambda optim, slot: train_block(cfg, run, block, zero_shot, entering, texts, optim, slot), scorer_of,
+    )  # fmt: skip
+    told = {**chosen, **trained.told}
+    if len(photos.test):
+        block.put(trained.last)
+        last = measure(
+            source.model, scorer(arrays(cfg, trained.last), cfg), source.preprocess, photos.test, cfg.data.on_error
+        )
+        told["test_top1_last_epoch"] = last["top1"]
+    block.put(trained.arrays)
+    save_model(run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, made_by="cross_modal")
+    learned = arrays(cfg, {"head": trained.arrays["head"]})
+    run.save_learned(learned, classnames=data.classnames, width=source.width)
+    after = features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
+    return {**adapt.zero_shot_report(data), **reports(cfg, after, learned, zero_shot), **told}
+
+
+def entering_features(cfg: Config, data: FeatureSet, source: ModelSource, photos: PhotoData) -> FeatureSet:
+    """`data` with what the last block is given of training photos, in each view, and of validation photos; without test."""
+    from jclip.features import extract
+
+    seen = [{}] + (
+        [{"augment": cfg.augment, "first_view": v} for v in range(cfg.views)] if cfg.augment != "none" else []
+    )
+    options = {"seed": cfg.seed, "on_error": cfg.data.on_error, "entering": True}
+    views = [extract(source, photos.train, label=f"view {i}", **view, **options) for i, view in enumerate(seen)]
+    rows, features = (np.concatenate(column) for column in zip(*views, strict=True))
+    val_rows, val = extract(source, photos.val, label="val", **options)
+    return replace(
+        data, train=features, train_labels=photos.train.labels[rows], val=val, val_labels=photos.val.labels[val_rows],
+        test=data.test[:0], test_labels=data.test_labels[:0],
+    )  # fmt: skip
+
+
+def train_block(
+    cfg: Config, run: Run, block: LastBlock, zero_shot: np.ndarray, data: FeatureSet, texts: Samples,
+    optim: OptimConfig, slot: str = "train",
+) -> Trained:  # fmt: skip
+    """As `train_head`, of the block as it was and the head; data: as of `entering_features`."""
+    from jclip import adapt
+    from jclip.runtime import jt
+
+    params = {**block.fresh(), "head": jt.array(initial(cfg, zero_shot)["head"])}
+    photos, sizes = (data.train, data.train_labels), halves(cfg, optim.batch)
+
+    def batches(epoch: int) -> Iterator[tuple]:
+        numbers = range(epoch * cfg.every, (epoch + 1) * cfg.every)
+        for rows in adapt.streamed_rows((len(photos[0]), len(texts[0])), sizes, cfg.seed, numbers):
+            at = rows[: sizes[0]], rows[sizes[0] :] - len(photos[0])
+            labels = np.concatenate([photos[1][at[0]], texts[1][at[1]]]).astype(np.int32)
+            yield (jt.array(photos[0][at[0]]), texts[0][at[1]]), jt.array(labels)
+
+    scores = block_scores(cfg, block, params["head"])
+    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
+    return adapt.train(
+        run, optim, params, lambda given: scores(*given) if isinstance(given, tuple) else scores(given),
+        batches, cfg.every, data, cfg.selection, rate=rate, slot=slot,
+    )  # fmt: skip
+
+
+def block_scores(cfg: Config, block: LastBlock, head) -> Callable:
+    """(what enters the block (B, N D), normalised texts (T, E) or none) → (B + T, C)."""
+    from jclip.clip import normalise
+    from jclip.functional.similarity import zero_shot_scores
+    from jclip.runtime import jt
+
+    weights, scale = jt.array(head) if isinstance(head, np.ndarray) else head, math.exp(cfg.c)
+
+    def scores(rows, texts=()):
+        features = normalise(block.leaving(rows))
+        joined = jt.concat([features, jt.array(texts)], dim=0) if len(texts) else features
+        return zero_shot_scores(joined, weights, scale)
+
+    return scores

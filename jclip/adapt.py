@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +31,7 @@ Samples = tuple[np.ndarray, np.ndarray]  # features (N, E) and labels (N,)
 Scorer = Callable[[np.ndarray], np.ndarray]
 Candidate = TypeVar("Candidate")
 ROWS_AT_ONCE = 4096
+NUMBERS_AT_ONCE = 2**22  # of features in so many rows: wide ones are fewer
 SCORES_AT_ONCE = 2**25  # of a search
 WARM_RATE = 1e-5  # of the very first step or epoch, in the schedules that warm up so
 
@@ -137,10 +138,12 @@ def photo_samples(cfg: Any, data: FeatureSet, source: ModelSource | None) -> Sam
 
 @dataclass(frozen=True)
 class Trained:
-    """The arrays of the chosen epoch, and what the run tells: test accuracy of the last and of the best epoch."""
+    """The arrays of the chosen epoch, what the run tells: test accuracy of the last and of the best epoch; and the arrays
+    of the last."""
 
     arrays: dict[str, np.ndarray]
     told: dict[str, float]
+    last: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Watched:
@@ -148,8 +151,7 @@ class Watched:
 
     def __init__(self, data: FeatureSet, part: str):
         features, self._labels = getattr(data, part), getattr(data, f"{part}_labels")
-        chunks = range(0, len(features), ROWS_AT_ONCE)
-        self._chunks = [jt.array(features[i : i + ROWS_AT_ONCE]).stop_grad() for i in chunks]
+        self._chunks = [jt.array(chunk).stop_grad() for chunk in chunks_of(features)]
 
     def top1(self, scores: Callable[[jt.Var], jt.Var]) -> float:
         """Of scores (n, C) of features (n, E), both Vars."""
@@ -217,7 +219,7 @@ def last_and_best(
             state.put(of_epoch)
             told[f"test_top1_{name}_epoch"] = test.top1(scores)
     told |= {SELECTED_ON_TEST: 1} if selection == "test" else {}
-    return Trained(arrays["last" if selection == "last" else "best"], told)
+    return Trained(arrays["last" if selection == "last" else "best"], told, arrays["last"])
 
 
 def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:
@@ -275,10 +277,15 @@ def in_chunks(score: Callable[[jt.Var], jt.Var]) -> Scorer:
     """A function of a Var (n, E) as one of arrays (N, E), a few thousand rows at once, without gradients."""
 
     def scored(features: np.ndarray) -> np.ndarray:
-        chunks = (features[i : i + ROWS_AT_ONCE] for i in range(0, len(features), ROWS_AT_ONCE))
-        return predict(lambda f: score(jt.array(f)), chunks)
+        return predict(lambda f: score(jt.array(f)), chunks_of(features))
 
     return scored
+
+
+def chunks_of(features: np.ndarray) -> Iterator[np.ndarray]:
+    """(N, E) in parts of a few thousand rows, of fewer where they are wide."""
+    size = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // max(1, features.shape[1])))
+    return (features[i : i + size] for i in range(0, len(features), size))
 
 
 def best_on_val(

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -82,22 +83,23 @@ def extract(
     seed: int = 0,
     on_error: OnError = "stop",
     label: str = "",
+    entering: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
-    a source of penultimate features.
+    a source of penultimate features, with `entering` (n, N D), what the tower's last block is given.
 
     Views are numbered from `first_view`; the augmentation `none` has but one. The model is loaded only when the cache
     lacks these features. The same view of the same photo is the same for any batch size and number of threads: its
     randomness comes from (seed, view, row). Raises `DataError` when a photo does not decode and `on_error` is "stop".
     """
     numbers = range(first_view, first_view + views) if augment != "none" else range(1)
-    file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed)}.safetensors"
+    file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed, entering)}.safetensors"
     if file.is_file():
         saved = read_weights(file)
         return np.array(saved["rows"].read()), np.array(saved["features"].read())
     failed: list[str] = []
     viewer = Views(source.preprocess, augment_named(augment), seed, tuple(numbers))
-    rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate)
+    rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
     if failed:
         _tell_skipped(failed, len(split))
     else:  # a photo that is mended later would otherwise stay missing
@@ -105,10 +107,12 @@ def extract(
     return rows, features
 
 
-def feature_key(source: ModelSource, split: Split, views: range, augment: str, seed: int) -> str:
+def feature_key(
+    source: ModelSource, split: Split, views: range, augment: str, seed: int, entering: bool = False
+) -> str:
     """SHA-256 over weights, preprocessing, photos, and, where there is any, kind, augmentation, views and seed."""
     made_of = [source.identity, source.preprocess.to_dict(), split.digest()]
-    kind = ["penultimate"] if source.penultimate else []
+    kind = ["entering"] if entering else ["penultimate"] if source.penultimate else []
     random = [] if augment == "none" else [augment, list(views), seed]
     return hashlib.sha256(json.dumps([*made_of, *kind, *random]).encode()).hexdigest()
 
@@ -136,24 +140,26 @@ def batch_size() -> int:
 
 
 def _compute(
-    model, split, viewer: Views, on_error, failed, label, penultimate: bool = False
+    model, split, viewer: Views, on_error, failed, label, penultimate: bool = False, entering: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
+    from jclip.last_block import LastBlock
     from jclip.runtime import jt
 
+    encode = LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
     views, size = len(viewer.numbers), batch_size()
-    rows, features = [np.zeros(0, np.int64)], [np.zeros((0, model.config.feature_width(penultimate)), np.float32)]
+    rows, features = [np.zeros(0, np.int64)], []
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
         for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
             with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
-                encoded = model.encode_image(pixels.reshape(-1, *pixels.shape[2:]), penultimate=penultimate)
-                encoded = encoded.float32().numpy()
+                encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
             rows.append(at)
             bar.update(len(at))
-    return np.concatenate(rows), np.concatenate(features)
+    none = np.zeros((0, model.config.feature_width(penultimate)), np.float32)
+    return np.concatenate(rows), np.concatenate(features) if features else none
 
 
 def _tell_skipped(failed: list[str], total: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -36,13 +37,40 @@ def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], trunca
     The model is loaded only when the cache does not hold the head. Raises `DataError` for a prompt that is too long,
     unless `truncate`.
     """
-    file = cache_dir("classifiers") / f"{_head_key(source, prompts, truncate)}.safetensors"
-    if file.is_file():
-        saved = read_weights(file)
-        return ZeroShotHead(np.array(saved["weights"].read()), float(saved["scale"].read()[0]))
-    head = head_of(source.model, prompts, truncate)
-    safetensors.write(file, {"weights": head.weights, "scale": np.array([head.scale], np.float64)})
-    return head
+
+    def make() -> dict[str, np.ndarray]:
+        return _arrays(head_of(source.model, prompts, truncate))
+
+    saved = _cached(_head_file(source, prompts, truncate), make)
+    return ZeroShotHead(saved["weights"], float(saved["scale"][0]))
+
+
+def text_means(
+    source: ModelSource, prompts: Sequence[Sequence[str]], unit_first: bool = True
+) -> tuple[ZeroShotHead, np.ndarray]:
+    """Prompts averaged both ways: each class's over the templates, the zero-shot head (C, E), and each template's over
+    the classes, (T, E); rows of length one.
+
+    unit_first: off averages texts as long as the tower makes them. Cached; the texts are read once for this and for
+    `zero_shot_head`. Raises `ConfigError` where not all classes have prompts of the same templates.
+    """
+    if len(counts := {len(of_class) for of_class in prompts}) > 1:
+        raise ConfigError(
+            f"templates fill {min(counts)} to {max(counts)} prompts per class, and here all classes need the same: "
+            "name a set of templates, not sentences"
+        )
+
+    def make() -> dict[str, np.ndarray]:
+        features, _ = prompt_features(source, prompts, source.config.embed_dim)
+        features = unit(features) if unit_first else features
+        head = ZeroShotHead(unit(_class_means(features, prompts)), scale_of(source.model))
+        if unit_first:
+            safetensors.write(_head_file(source, prompts), _arrays(head))
+        by_template = features.reshape(len(prompts), -1, features.shape[1]).mean(axis=0)
+        return {**_arrays(head), "templates": unit(by_template)}
+
+    saved = _cached(_head_file(source, prompts, kind=f"both ways, unit first: {unit_first}"), make)
+    return ZeroShotHead(saved["weights"], float(saved["scale"][0])), saved["templates"]
 
 
 def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], templates: str) -> dict[str, np.ndarray]:
@@ -61,9 +89,17 @@ def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> 
 
     flat = [p for of_class in prompts for p in of_class]
     embedded = unit(encode_prompts(model, tokenize_for(model.config.text, flat, truncate)))
+    return ZeroShotHead(unit(_class_means(embedded, prompts)), scale_of(model))
+
+
+def _class_means(features: np.ndarray, prompts: Sequence[Sequence[str]]) -> np.ndarray:
     counts = [len(of_class) for of_class in prompts]
-    means = np.add.reduceat(embedded, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts, np.float32)[:, None]
-    return ZeroShotHead(unit(means), float(np.exp(np.float64(model.logit_scale.numpy()[0]))))
+    return np.add.reduceat(features, np.cumsum([0, *counts[:-1]]), axis=0) / np.array(counts, np.float32)[:, None]
+
+
+def scale_of(model) -> float:
+    """exp(logit scale)."""
+    return float(np.exp(np.float64(model.logit_scale.numpy()[0])))
 
 
 def prompt_features(source: ModelSource, prompts: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +136,19 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _head_key(source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool) -> str:
-    made_of = [source.text_identity, "openai-bpe", "embed", truncate, [list(p) for p in prompts]]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+def _head_file(
+    source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool = False, kind: str = "embed"
+) -> Path:
+    made_of = [source.text_identity, "openai-bpe", kind, truncate, [list(p) for p in prompts]]
+    return cache_dir("classifiers") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
+
+
+def _arrays(head: ZeroShotHead) -> dict[str, np.ndarray]:
+    return {"weights": head.weights, "scale": np.array([head.scale], np.float64)}
+
+
+def _cached(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What the file holds, made and written first where it is absent."""
+    if not file.is_file():
+        safetensors.write(file, make())
+    return {k: np.array(t.read()) for k, t in read_weights(file).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.splits import PhotoData, Split
 from jclip.errors import ConfigError, DataError
-from jclip.features import encode_photos, tell_photos
+from jclip.features import FeatureSet, encode_photos, tell_photos
 from jclip.functional.metrics import classification_report
 from jclip.heads import ZeroShotHead, head_of, unit
 from jclip.preprocess import Preprocess, Views
@@ -56,7 +57,7 @@ def photo_epochs(cfg: Any, photos: PhotoData, source: ModelSource) -> Callable[[
 
 
 def measure(
-    model: CLIP, head: ZeroShotHead, preprocess: Preprocess, split: Split, on_error: OnError
+    model: CLIP, head: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, split: Split, on_error: OnError
 ) -> dict[str, float]:
     """`classification_report` of the model as it is on photos that decode. Raises `DataError` as `encode_photos` does."""
     with inference(model):
@@ -65,7 +66,7 @@ def measure(
 
 
 def measured_parts(
-    model: CLIP, head: ZeroShotHead, preprocess: Preprocess, photos: PhotoData, on_error: OnError
+    model: CLIP, head: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, photos: PhotoData, on_error: OnError
 ) -> dict[str, float]:
     """`measure` of val and test, where there are any: `val_top1`, `test_ece`, …"""
     parts = {"val": photos.val, "test": photos.test}
@@ -75,6 +76,19 @@ def measured_parts(
         if len(split)
         for name, value in measure(model, head, preprocess, split, on_error).items()
     }
+
+
+def features_of_now(
+    model: CLIP, preprocess: Preprocess, photos: PhotoData, before: FeatureSet, on_error: OnError
+) -> FeatureSet:
+    """`before` with the model's features of val and test as it is, in one pass for any number of heads."""
+    changed = {}
+    for part in ("val", "test"):
+        if len(split := getattr(photos, part)):
+            with inference(model):
+                rows, features = encode_photos(model, preprocess, split, on_error)
+            changed |= {part: unit(features), f"{part}_labels": split.labels[rows]}
+    return replace(before, **changed)
 
 
 def head_of_now(model: CLIP, prompts: list[list[str]]) -> ZeroShotHead:

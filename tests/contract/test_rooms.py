@@ -62,7 +62,7 @@ FLOORS = [
         "jclip.trials",
         "jclip.loop",
     },
-    {"jclip.clip", "jclip.heads", "jclip.sorting"},
+    {"jclip.clip", "jclip.heads", "jclip.last_block", "jclip.sorting"},
     {"jclip.streaming"},
     {"jclip.features"},
     {"jclip.adapt", "jclip.prototypes"},

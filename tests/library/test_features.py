@@ -52,10 +52,11 @@ def untouched(source):
 
 
 def test_prompt_sets_as_published():
-    assert prompt_sets() == ["openai7", "openai80", "promptsrc60", "simple"]
+    assert prompt_sets() == ["jittor_challenge16", "openai7", "openai80", "promptsrc60", "simple"]
     templates = load_templates("openai80")
     assert len(set(templates)) == len(templates) == 80
     assert len(load_templates("promptsrc60")) == 60 and set(load_templates("promptsrc60")) < set(templates)
+    assert len(set(load_templates("jittor_challenge16")) & set(templates)) == 16
     assert len(load_templates("openai7")) == 7 and load_templates("simple") == ("a photo of a {}.",)
     assert load_templates("{} texture.") == ("{} texture.",)
     assert fill("a {c}.", "cat") == fill("a {}.", "cat") == "a cat."

@@ -1,0 +1,311 @@
+"""FD-Align: the image tower is tuned on a few photos per class, and held to what it told of their style before.
+
+Song et al., NeurIPS 2023, arXiv 2310.15105, section 3.   Trains: the image tower and a linear head, (E + 1) x C numbers.
+Needs: a few-shot split of photos, with validation photos where the epoch is chosen.
+
+    L = CE(f W' + b, label) + β mean_ij q0_ij (log q0_ij - log q_ij),   q = softmax(f S'),   q0 = softmax(f0 S')
+
+f0 is what the tower made of the same view before it was tuned. S are spurious prototypes, of all that is in a prompt but the
+class: each template's texts averaged over the classes, times s; those unlike the others left out; centres of the rest. As in
+the authors' code, the mean is over photos and prototypes, W starts as s T, and both parts learn at one rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
+
+if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.clip import CLIP
+    from jclip.data.splits import PhotoData, Split
+    from jclip.run import Run
+    from jclip.source import ModelSource
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Spurious:
+    """How the templates' mean texts become the prototypes S."""
+
+    outliers: Literal["isolation_forest", "lof", "none"] = "isolation_forest"  # who tells which are unlike the others
+    kept: int = 60  # the most normal templates; with none, all are
+    clusters: int = 20  # centres of k-means; 0: the kept templates themselves
+    scale: float = 0.0  # s of S; 0: the model's, which is 100 of all released ones
+
+    def __post_init__(self):
+        if self.kept < 1 or self.clusters < 0 or self.scale < 0:
+            raise ConfigError("spurious: kept is at least 1, clusters and scale at least 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    data: DataConfig
+    model: str
+    family: str | None = None  # for weights that don't say their activation
+    dtype: Dtype = "fp32"  # bf16: linear maps multiply in it while training, on CPUs with AVX-512
+    templates: str = "openai80"  # of the head's start, and of the prototypes
+    unit_texts: bool = True  # texts get length one before they are averaged, and not only after it
+    spurious: Spurious = field(default_factory=Spurious)
+    beta: float = 20.0  # β
+    augment: str = "fd_align"
+    train_head: bool = True  # off: the head stays s T
+    head_first: bool = False  # train the head alone before, on frozen features of augmented views
+    head_views: int = 10  # which its epochs take in turn; 0: each epoch a new one, as the authors do
+    head_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="sgd", nesterov=True, lr=0.5, weight_decay=5e-4, epochs=60, batch=256)
+    )
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(name="sgd", nesterov=True, lr=5e-5, weight_decay=5e-4, epochs=60, batch=256)
+    )  # batches are as large as there are photos at most
+    lr_batch: int = 256  # rates are for batches of so many, and in proportion of others; 0: for any
+    selection: Literal["val", "last"] = "val"  # the epoch that is kept
+    wise: float = 0.0  # share of the weights before in what is saved; the authors' WiSE step has 0.5
+    half: bool = False  # keep the weights in fp16
+    seed: int = 1
+
+    def __post_init__(self):
+        if self.data.features:
+            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+        if self.beta < 0 or self.head_views < 0 or self.lr_batch < 0 or not 0 <= self.wise <= 1:
+            raise ConfigError("beta, head_views and lr_batch are at least 0, wise is a share between 0 and 1")
+        if self.head_first and not self.train_head:
+            raise ConfigError("head_first trains the head: leave train_head on")
+
+
+def run(cfg: Config, run: Run) -> dict[str, float]:
+    """Prototypes, zero-shot, the head, the tower; writes the tuned model as model.safetensors."""
+    from jclip.clip import put_arrays, save_model
+    from jclip.data.splits import read_photos
+    from jclip.features import few_shot_features
+    from jclip.heads import text_means
+    from jclip.kernels import products_in
+    from jclip.prompts import class_prompts, load_templates
+    from jclip.source import ModelSource
+    from jclip.tuning import check_photos, measured_parts
+
+    source, photos = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft), read_photos(cfg.data)
+    cfg = fitted(cfg, len(photos.train))
+    check_photos(cfg, photos)
+    products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
+    check_templates(cfg.spurious, len(prompts[0]))
+    zero_shot, means = text_means(source, prompts, cfg.unit_texts)
+    spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
+    before = few_shot_features(cfg.data, source, cfg.templates, train=cfg.head_first, photos=photos)
+    run.note(**before.facts)
+    told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
+    start = start_of(zero_shot)
+    head = train_head(cfg, run, source, before, start) if cfg.head_first else start
+    told |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
+    tuned, of_training = train(cfg, run, source, photos, head, spurious)
+
+    def put(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
+        put_arrays(source.model, {k: v for k, v in weights.items() if k.startswith("visual.")})
+        return scorer(weights, cfg)
+
+    def measured(weights: Weights, prefix: str = "") -> dict[str, float]:
+        parts = measured_parts(source.model, put(weights), source.preprocess, photos, cfg.data.on_error)
+        return {f"{prefix}{k}": v for k, v in parts.items()}
+
+    told |= measured(tuned, "tuned_") if cfg.wise else {}
+    final = mixed(cfg.wise, (*untuned(source), *start.items()), tuned) if cfg.wise else tuned
+    after = measured(final)
+    save_model(
+        run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align"
+    )
+    learned = {k: final[k] for k in start}
+    run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
+    run.slot("head").clear()
+    return {**told, **after, **of_training}
+
+
+def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E) of its tower: scores (N, C)."""
+    from jclip.adapt import in_chunks
+    from jclip.prototypes import linear_scores
+    from jclip.runtime import jt
+
+    weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
+    return in_chunks(lambda f: linear_scores(f, weight, bias))
+
+
+def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], source: ModelSource) -> Weights:
+    """For classes that nothing taught: the zero-shot head beside the tuned tower, whose text tower stayed as it was."""
+    from jclip.heads import text_means
+    from jclip.prompts import class_prompts, load_templates
+
+    return start_of(text_means(source, class_prompts(classnames, load_templates(cfg.templates)), cfg.unit_texts)[0])
+
+
+def start_of(zero_shot) -> Weights:
+    """A `ZeroShotHead` as a linear layer: W = s T (C, E), b = 0 (C,)."""
+    weights = zero_shot.weights
+    return {"weight": np.float32(zero_shot.scale) * weights, "bias": np.zeros(len(weights), np.float32)}
+
+
+def fitted(cfg: Config, photos: int) -> Config:
+    """With batches of at most all photos, and rates for batches of that size."""
+
+    def fit(optim: OptimConfig) -> OptimConfig:
+        batch = max(1, min(optim.batch, photos))
+        return replace(optim, batch=batch, lr=optim.lr * (batch / cfg.lr_batch if cfg.lr_batch else 1))
+
+    return replace(cfg, optim=fit(cfg.optim), head_optim=fit(cfg.head_optim))
+
+
+def check_templates(spurious: Spurious, templates: int) -> None:
+    """Raises `ConfigError` where there are fewer of them than are to be kept, or are to have centres."""
+    chosen = spurious.outliers != "none"
+    if chosen and spurious.kept > templates:
+        raise ConfigError(
+            f"spurious.kept={spurious.kept} of {templates} templates: lower it, or set spurious.outliers=none"
+        )
+    if spurious.clusters > (left := spurious.kept if chosen else templates):
+        raise ConfigError(
+            f"spurious.clusters={spurious.clusters} centres of {left} templates: lower it, 0 takes them as they are"
+        )
+
+
+def prototypes(cfg: Spurious, means: np.ndarray, scale: float, seed: int) -> np.ndarray:
+    """S (J, E) of the templates' mean texts (T, E); `scale` is the model's. k-means starts alike in every run."""
+    rows = (cfg.scale or scale) * means.astype(np.float64)
+    if cfg.outliers != "none":
+        best = np.argsort(-normality(cfg.outliers, rows, seed), kind="stable")[: cfg.kept]
+        rows = rows[np.sort(best)]
+    if cfg.clusters:
+        from sklearn.cluster import KMeans
+
+        rows = KMeans(cfg.clusters, n_init=10, random_state=0).fit(rows).cluster_centers_
+    return rows.astype(np.float32)
+
+
+def normality(kind: str, rows: np.ndarray, seed: int) -> np.ndarray:
+    """(T, E) → (T,): the higher, the more is a row like the others."""
+    if kind == "lof":
+        from sklearn.neighbors import LocalOutlierFactor
+
+        return LocalOutlierFactor(min(20, len(rows) - 1)).fit(rows).negative_outlier_factor_
+    from sklearn.ensemble import IsolationForest
+
+    return IsolationForest(random_state=seed).fit(rows).decision_function(rows)
+
+
+def train_head(cfg: Config, run: Run, source: ModelSource, data, start: Weights) -> Weights:
+    """The head alone, on features of the tower as it is; the epoch is chosen as the tower's."""
+    from jclip import adapt
+    from jclip.features import training_view
+    from jclip.prototypes import linear_scores
+    from jclip.runtime import jt
+
+    params = {k: jt.array(v) for k, v in start.items()}
+
+    def batches(epoch: int) -> Iterator[tuple]:
+        view = epoch % cfg.head_views if cfg.head_views else epoch
+        seen = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view)
+        return adapt.Batches(seen, cfg.head_optim.batch, cfg.seed)(epoch)
+
+    steps = -(-len(data.train) // cfg.head_optim.batch)
+    return adapt.train(
+        run, cfg.head_optim, params, lambda f: linear_scores(f, **params), batches, steps, data, cfg.selection,
+        slot="head",
+    ).arrays  # fmt: skip
+
+
+def train(
+    cfg: Config, run: Run, source: ModelSource, photos: PhotoData, start: Weights, spurious: np.ndarray
+) -> tuple[Weights, dict[str, float]]:
+    """Tower and head of the chosen epoch, by name, and what to tell. Batch norms keep their statistics."""
+    from jclip.clip import training_mode
+    from jclip.data.splits import Split
+    from jclip.kernels import products_in
+    from jclip.loop import fit
+    from jclip.optim import TrainState, learning_rate, optimiser, trainable
+    from jclip.runtime import jt
+    from jclip.tuning import measure, photo_epochs
+
+    model, head = source.model, {k: jt.array(v) for k, v in start.items()}
+    before = features_before(cfg, source, photos.train)
+    training_mode(model, ())
+    optim = optimiser(cfg.optim, trainable(model, ["visual.*"]) | (head if cfg.train_head else {}))
+    state, loss_of = TrainState(optim), batch_loss(cfg, model, head, spurious)
+    steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
+    numbered = replace(photos, train=Split(photos.train.paths, np.arange(len(photos.train))))
+
+    def step(batch, number: int):
+        pixels, rows = jt.array(batch[0]), batch[1]
+        optim.lr = learning_rate(cfg.optim, number, steps)
+        with products_in(cfg.dtype):
+            loss = loss_of(pixels, photos.train.labels[rows], before(pixels, rows))
+            optim.step(loss)
+        return loss
+
+    def top1(split: Split) -> float:
+        now = scorer({k: v.numpy() for k, v in head.items()}, cfg)
+        return measure(model, now, source.preprocess, split, cfg.data.on_error)["top1"]
+
+    outcome = fit(
+        step, photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.epochs, steps=steps,
+        evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
+    )  # fmt: skip
+    told = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
+    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
+    return start | (outcome.best_arrays if cfg.selection == "val" else state.arrays()), told
+
+
+def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Callable:
+    """(pixels, labels (B,), f0 (B, E)) → L, a scalar. head: W and b as Vars."""
+    from jclip.clip import normalise
+    from jclip.functional.losses import cross_entropy, kl_divergence
+    from jclip.prototypes import linear_scores
+    from jclip.runtime import jt
+
+    S = jt.array(spurious).stop_grad()
+
+    def loss(pixels, labels: np.ndarray, before):
+        features = normalise(model.encode_image(pixels))
+        own = cross_entropy(linear_scores(features, head["weight"], head["bias"]), jt.array(labels.astype(np.int32)))
+        styles, held = (jt.nn.matmul_transpose(f, S) for f in (features, before))
+        return own + cfg.beta * kl_divergence(styles, held) / (len(labels) * len(spurious))
+
+    return loss
+
+
+def features_before(cfg: Config, source: ModelSource, train: Split) -> Callable:
+    """(pixels, rows) → f0 (B, E), normalised: of a frozen copy of the image tower, or kept where each epoch sees the same."""
+    from jclip.checkpoint import load_strict
+    from jclip.clip import image_tower, normalise
+    from jclip.features import extract
+    from jclip.heads import unit
+    from jclip.runtime import jt
+
+    if cfg.augment == "none":
+        rows, features = extract(source, train, on_error=cfg.data.on_error, label="train")
+        known = np.zeros((len(train), features.shape[1]), np.float32)
+        known[rows] = unit(features)  # photos that don't decode are in no batch
+        return lambda pixels, rows: jt.array(known[rows]).stop_grad()
+    frozen = image_tower(source.config)
+    load_strict(frozen, ((k.removeprefix("visual."), v) for k, v in untuned(source)), cfg.model)
+    frozen.eval()
+
+    def encode(pixels, rows):
+        with jt.no_grad():
+            return normalise(frozen(pixels)).stop_grad()
+
+    return encode
+
+
+def untuned(source: ModelSource) -> Iterator[tuple[str, np.ndarray]]:
+    """The image tower's weights as the file has them, by name, one after the other."""
+    return ((k, v) for k, v in source.checkpoint.arrays() if k.startswith("visual."))
+
+
+def mixed(share: float, before: Iterable[tuple[str, np.ndarray]], after: Weights) -> Weights:
+    """share · before + (1 - share) · after of all that was tuned; the rest is as before."""
+    return {k: np.float32(share) * v + np.float32(1 - share) * after[k] if k in after else v for k, v in before}
