@@ -23,7 +23,7 @@ from jclip.features import FeatureSet, few_shot_features, training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, check_width
-from jclip.kernels.function import Function
+from jclip.parts import in_parts, slices
 from jclip.paths import replacing
 from jclip.run import Run
 from jclip.runtime import jt
@@ -116,29 +116,8 @@ class Prompts:
 
     def features(self):
         """(C, E) text features of length one; of many classes the backward pass computes each part anew."""
-        if len(self._ends) <= AT_ONCE:
-            return self.encode(self.vectors)
-        parts = [slice(i, i + AT_ONCE) for i in range(0, len(self._ends), AT_ONCE)]
-        return _InParts.apply(self.vectors, self.encode, parts)
-
-
-class _InParts(Function):
-    """`encode(vectors, part)` of every part, joined, of which one at a time is kept in memory."""
-
-    def execute(self, vectors, encode, parts):
-        self.keep(vectors)
-        self.encode, self.parts = encode, parts
-        with jt.no_grad():
-            return jt.concat([encode(vectors, part) for part in parts], dim=0)
-
-    def grad(self, gradient):
-        (vectors,) = self.kept()
-        total = jt.zeros(vectors.shape)
-        for part in self.parts:
-            own = vectors.detach().start_grad()
-            total = total + jt.grad((self.encode(own, part) * gradient[part]).sum(), own)
-            total.sync()  # lets go of this part's activations
-        return total, None, None
+        parts = slices(len(self._ends), AT_ONCE)
+        return in_parts(lambda rows: self.encode(self.vectors, rows), parts, [self.vectors])
 
 
 def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray:
