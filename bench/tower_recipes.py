@@ -197,7 +197,7 @@ def jclip_lora(_: bool) -> Callable[[], None]:
     adapters.attach()
     adapters.train(True)
     optim = AdamW(adapters.params, 2e-4)
-    loss_of = lora.batch_loss(cfg, model, [[f"a photo of a {name}."] for name in class_names()])
+    loss_of = lora.batch_loss(cfg, model, [[f"a photo of a {name}."] for name in class_names()], adapters)
     pixels, labels = images(model.config, BATCH), batch_labels()
 
     def step() -> None:

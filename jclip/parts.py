@@ -7,6 +7,7 @@ gradient arrives each part is computed anew. One more forward pass, the memory o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from jclip.kernels.function import Function
@@ -19,25 +20,19 @@ def in_parts(encode: Callable[[Part], jt.Var], parts: Sequence[Part], params: It
     """`encode(part)` (n, E) of every part, joined along the first axis; one part at a time is kept in memory.
 
     params: what `encode` reads and what gets gradients, no results of other operators. What `encode` draws at random must
-    be the same in a second call with that part.
+    be the same in a second call with a part.
     """
-    wanted = [p for p in params if not p.is_stop_grad()]
-    if len(parts) == 1 or not wanted or jt.flags.no_grad:
-        return joined(encode, parts)
+    if len(parts) == 1:
+        return encode(parts[0])
+    wanted = list(params)
     return _InParts.apply(encode, parts, wanted, *wanted)
-
-
-def joined(encode: Callable[[Part], jt.Var], parts: Sequence[Part]) -> jt.Var:
-    """`encode(part)` of every part as one array."""
-    made = [encode(part) for part in parts]
-    return jt.concat(made, dim=0) if len(made) > 1 else made[0]
 
 
 def slices(count: int, size: int) -> list[slice]:
     """`count` rows in as few parts of at most `size` as there can be, of equal length as nearly as possible."""
     parts = -(-count // size)
     bounds = [count * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 class _InParts(Function):
@@ -53,6 +48,7 @@ class _InParts(Function):
 
     def grad(self, gradient):
         total, start = None, 0
+        gradient = gradient.detach()  # which hangs on the parameters, too
         for part, count in zip(self.parts, self.ends, strict=True):
             features = self.encode(part)
             own = jt.grad((features * gradient[start : start + count]).sum(), self.params)
