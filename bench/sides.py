@@ -159,6 +159,7 @@ def torch_photos(model) -> Prepared:
 
 def torch_clip_model(config):
     """transformers' CLIPModel of that architecture."""
+    sys.modules.setdefault("torchvision", None)  # one of another build than torch's would stop the import
     from transformers import CLIPConfig, CLIPModel
 
     v, t = config.vision, config.text
@@ -199,13 +200,20 @@ def images(config, batch: int):
     return np.random.default_rng(0).standard_normal((batch, 3, *config.vision.image_size), dtype=np.float32)
 
 
-def prompts():
-    """Token ids of `a photo of a WORD.` for 374 words of the vocabulary."""
-    from jclip.tokenizer import Tokenizer, tokenize
+def words(count: int) -> list[str]:
+    """Words that are one token each."""
+    from jclip.tokenizer import Tokenizer
 
     symbols = Tokenizer()._symbols[20_000:]
-    words = [s.removesuffix("</w>") for s in symbols if s.endswith("</w>") and s[:-4].isascii() and s[:-4].isalpha()]
-    return tokenize([f"a photo of a {word}." for word in words[:CLASSES]])
+    ends = [s.removesuffix("</w>") for s in symbols if s.endswith("</w>")]
+    return [word for word in ends if word.isascii() and word.isalpha()][:count]
+
+
+def prompts():
+    """Token ids of `a photo of a WORD.` for 374 words of the vocabulary."""
+    from jclip.tokenizer import tokenize
+
+    return tokenize([f"a photo of a {word}." for word in words(CLASSES)])
 
 
 def photos() -> list[str]:

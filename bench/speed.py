@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,10 +157,15 @@ def profile(task: str) -> None:
     """Prints jclip's operators by the time that they take."""
     import sides
 
-    from jclip.runtime import jt
-
     warm, run, _ = sides.prepare_jclip(task)
     warm()
+    print_operators(run)
+
+
+def print_operators(run: Callable[[], None]) -> None:
+    """Prints the operators of one call by the time that they take."""
+    from jclip.runtime import jt
+
     with jt.profile_scope() as report:
         run()
     total = sum(int(row[2]) * float(row[4]) for row in report[1:])

@@ -61,7 +61,7 @@ def train(argv: list[str]) -> int:
             written = []
     if args.link:
         point(Path(args.link), folder)
-    print(report(result["metrics"]))
+    print("\n".join([report(result["metrics"]), *told_memory(result["provenance"].get("peak_mib", {}))]))
     print(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
     return 0
 
@@ -116,6 +116,13 @@ def report(metrics: dict[str, float]) -> str:
     rest = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items() if k not in shown]
     text = table(["top-1", *parts], rows) if rows else ""
     return "\n".join(filter(None, [text, ", ".join(rest), *warnings_of(metrics)]))
+
+
+def told_memory(peak: dict[str, int]) -> list[str]:
+    """`peak memory 812 MiB, of the GPU 2048 MiB`, as far as it is known."""
+    places = {"host": "", "gpu": "of the GPU "}
+    told = ", ".join(f"{places[place]}{mib} MiB" for place, mib in peak.items())
+    return [f"peak memory {told}"] if told else []
 
 
 def warnings_of(metrics: dict[str, float]) -> list[str]:

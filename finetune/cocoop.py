@@ -114,19 +114,21 @@ def network(inputs: int, outputs: int, seed: int) -> dict[str, jt.Var]:
 
 def image_scores(params: Mapping[str, jt.Var], frame: Frame, scale: float) -> Callable[[jt.Var], jt.Var]:
     """Features (B, E) of length one → scores (B, C); of many pairs of image and class some at a time are in memory."""
-    from jclip.context import in_parts
+    from jclip import context
+    from jclip.parts import in_parts, slices
     from jclip.runtime import jt
 
     def scores(features):
         hidden = jt.nn.relu(jt.nn.matmul_transpose(features, params["W1"]) + params["b1"])
         shifts = jt.nn.matmul_transpose(hidden, params["W2"]) + params["b2"]
 
-        def cosines(context, shifts, pairs: slice):
+        def cosines(pairs: slice):
             images, classes = np.divmod(np.arange(pairs.start, pairs.stop), len(frame))
             images = jt.array(images.astype(np.int32))
-            return (features[images] * frame.encode(context, classes, shifts[images])).sum(dim=1)
+            return (features[images] * frame.encode(params["context"], classes, shifts[images])).sum(dim=1)
 
-        found = in_parts(cosines, features.shape[0] * len(frame), params["context"], shifts)
+        parts = slices(features.shape[0] * len(frame), context.AT_ONCE)
+        found = in_parts(cosines, parts, [params["context"], shifts])
         return scale * found.reshape((features.shape[0], len(frame)))
 
     return scores

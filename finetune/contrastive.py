@@ -186,62 +186,27 @@ class Batches:
 def contrastive_gradients(model, parts: list, names: list[str], positives: str):
     """Loss and gradients of one step over all `parts` together, those of `names`' parameters in their order.
 
-    With several parts, features are first computed without gradient; then each part is computed again and takes its
-    place among them, and the gradients add up to those of the whole (Cherti et al.'s open_clip). The logit scale has a
-    part in each of the k losses, so its sum is divided by k, which open_clip forgets.
+    Of several parts one at a time is kept in memory (`jclip.parts`).
     """
     from jclip.functional.losses import contrastive_loss, positive_targets
     from jclip.runtime import jt
+    from jclip.tuning import features_in_parts
 
     params = model.state_dict()
-    wanted = [params[name] for name in names]
+    wanted = {name: params[name] for name in names}
+    images = features_in_parts(model, lambda part: image_features(model, part[0]), parts, wanted, "image")
+    texts = features_in_parts(model, lambda part: model.encode_text(part[1]), parts, wanted, "text")
     meanings = np.concatenate([meaning for _, _, meaning in parts])
     targets = positive_targets(ids_of(meanings)) if positives == "same" else None
-
-    def loss_of(features):
-        images, texts = (
-            jt.concat(list(side), dim=0) if len(side) > 1 else side[0] for side in zip(*features, strict=True)
-        )
-        return contrastive_loss(images, texts, params["logit_scale"].exp(), targets)
-
-    if len(parts) == 1:
-        loss = loss_of([features_of(model, parts[0])])
-        return loss, jt.grad(loss, wanted)
-    cached = without_gradient(model, parts)
-    total = None
-    for place, part in enumerate(parts):
-        features = [*cached[:place], features_of(model, part), *cached[place + 1 :]]
-        loss = loss_of(features)
-        gradients = jt.grad(loss, wanted)
-        total = gradients if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
-        jt.sync(total)
-    return loss, [g / len(parts) if name == "logit_scale" else g for name, g in zip(names, total, strict=True)]
+    loss = contrastive_loss(images, texts, params["logit_scale"].exp(), targets)
+    return loss, jt.grad(loss, list(wanted.values()))
 
 
-def features_of(model, part) -> tuple:
-    """Normalised image and text features; images that come as features (B, E) are those."""
-    from jclip.clip import normalise
+def image_features(model, images):
+    """Of pixels (n, 3, H, W); what comes as features (n, E) is that."""
     from jclip.runtime import jt
 
-    images, tokens, _ = part
-    encoded = model.encode_image(images) if images.ndim == 4 else jt.array(images)
-    return normalise(encoded), normalise(model.encode_text(tokens))
-
-
-def without_gradient(model, parts: list) -> list[tuple]:
-    """Features of all parts, with the batch's own statistics, which don't move here: the second pass moves them."""
-    from jclip.layers import BatchNorm
-    from jclip.runtime import jt
-
-    norms = [(m, m.momentum) for m in model.modules() if isinstance(m, BatchNorm)]
-    for norm, _ in norms:
-        norm.momentum = 0.0
-    with jt.no_grad():
-        cached = [features_of(model, part) for part in parts]
-        jt.sync([var for pair in cached for var in pair])
-    for norm, momentum in norms:
-        norm.momentum = momentum
-    return cached
+    return model.encode_image(images) if images.ndim == 4 else jt.array(images)
 
 
 def measure(

@@ -10,13 +10,14 @@ Needs: a few-shot split of photos, with validation photos where the epoch is cho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
 from jclip.towers import Lock, trained_patterns
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -38,6 +39,7 @@ class Config:
     lock: Lock = field(default_factory=Lock)
     statistics: bool = False  # whether batch norms move theirs
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
+    accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same numbers
     half: bool = False  # keep the weights in fp16
     selection: Literal["val", "last"] = "val"  # the epoch that is kept
     optim: OptimConfig = field(
@@ -46,6 +48,10 @@ class Config:
         )
     )
     seed: int = 1
+
+    def __post_init__(self):
+        if not 1 <= self.accumulate <= self.optim.batch or self.clip < 0:
+            raise ConfigError(f"accumulate={self.accumulate} is 1 … optim.batch, clip={self.clip} at least 0")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -116,13 +122,18 @@ def for_classes(
 
 def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
-    from jclip.clip import clamp_logit_scale, normalise
+    from jclip.clip import clamp_logit_scale
     from jclip.functional.losses import contrastive_loss, cross_entropy, positive_targets
     from jclip.kernels import products_in
     from jclip.optim import learning_rate
     from jclip.runtime import jt
+    from jclip.tuning import features_in_parts, shares
 
-    texts_of = prompt_encoder(cfg, model, prompts)
+    texts_of = prompt_encoder(cfg, model, prompts, optim.params)
+
+    def images_of(pixels):
+        parts = shares(len(pixels), cfg.accumulate)
+        return features_in_parts(model, lambda rows: model.encode_image(pixels[rows]), parts, optim.params, "image")
 
     def step(batch, number: int):
         with products_in(cfg.dtype):
@@ -131,7 +142,7 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     def one_step(pixels, labels, number: int):
         optim.lr = learning_rate(cfg.optim, number, steps)
         template = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
-        images, scale = normalise(model.encode_image(pixels)), model.logit_scale.exp()
+        images, scale = images_of(pixels), model.logit_scale.exp()
         if cfg.loss == "contrastive":
             targets = positive_targets(labels) if cfg.positives == "same" else None
             loss = contrastive_loss(images, texts_of(labels, template), scale, targets)
@@ -145,14 +156,14 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     return step
 
 
-def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
+def prompt_encoder(cfg: Config, model, prompts: list[list[str]], params: Mapping) -> Callable:
     """(labels, number) → normalised text features (n, E) of one prompt per label, the number choosing among its own.
 
     A locked text tower is run once.
     """
-    from jclip.clip import normalise
     from jclip.heads import encode_prompts, unit
     from jclip.runtime import jt
+    from jclip.tuning import TEXTS_AT_ONCE, features_in_parts, shares
 
     tokens = model.tokenize([p for of_class in prompts for p in of_class])
     counts = np.array([len(of_class) for of_class in prompts])
@@ -161,6 +172,9 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]]) -> Callable:
 
     def texts_of(labels: np.ndarray, number: int):
         rows = first[labels] + number % counts[labels]
-        return jt.array(known[rows]) if known is not None else normalise(model.encode_text(tokens[rows]))
+        if known is not None:
+            return jt.array(known[rows])
+        parts = shares(len(rows), cfg.accumulate, TEXTS_AT_ONCE)
+        return features_in_parts(model, lambda part: model.encode_text(tokens[rows[part]]), parts, params, "text")
 
     return texts_of

@@ -39,6 +39,7 @@ class Config:
     lora: LowRank = field(default_factory=LowRank)
     steps: int = 0  # of the whole training; 0: 500 per shot
     end_lr: float = 1e-6  # where the cosine ends
+    accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same numbers
     half: bool = False  # keep the merged weights in fp16
     selection: Literal["val", "last"] = "last"  # the epoch that is kept
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=1e-2, batch=32))
@@ -47,6 +48,8 @@ class Config:
     def __post_init__(self):
         if self.steps < 0 or self.end_lr < 0:
             raise ConfigError(f"steps={self.steps} and end_lr={self.end_lr} are at least 0")
+        if not 1 <= self.accumulate <= self.optim.batch:
+            raise ConfigError(f"accumulate={self.accumulate} is at least 1 and at most optim.batch={self.optim.batch}")
         if self.data.features:
             raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
 
@@ -102,17 +105,15 @@ def train(
     """The updates of the chosen epoch, and what to tell. Afterwards the model is as it was."""
     from jclip.loop import fit
     from jclip.optim import TrainState, cosine, optimiser
-    from jclip.runtime import jt
     from jclip.tuning import head_of_now, measure, photo_epochs
 
     model, optim = source.model, optimiser(cfg.optim, adapters.params)
     total, of_epoch = total_steps(cfg), -(-len(photos.train) // cfg.optim.batch)
     every_epoch = photo_epochs(cfg, photos, source)
-    loss_of = batch_loss(cfg, model, prompts)
+    loss_of = batch_loss(cfg, model, prompts, adapters)
 
     def step(batch, number: int):
         optim.lr = cosine(number, total, cfg.optim.lr, cfg.end_lr)
-        jt.set_global_seed(int(np.random.default_rng((cfg.seed, number, 0xD0)).integers(2**31)))  # of dropout
         adapters.train(True)
         loss = loss_of(*batch, number)
         optim.step(loss)
@@ -141,12 +142,12 @@ def train(
     return (outcome.best_arrays if cfg.selection == "val" else last), told
 
 
-def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]]) -> Callable:
+def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]], adapters: Adapters) -> Callable:
     """(pixels, labels, number) → cross-entropy over all classes, text features computed anew; a template by number."""
-    from jclip.clip import normalise
     from jclip.functional.losses import cross_entropy
     from jclip.functional.similarity import zero_shot_scores
     from jclip.runtime import jt
+    from jclip.tuning import TEXTS_AT_ONCE, features_in_parts, shares
 
     scale = float(model.logit_scale.exp().item())
     tokens = [
@@ -155,7 +156,18 @@ def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]]) -> Callable:
 
     def loss(pixels, labels, number: int):
         drawn = int(np.random.default_rng((cfg.seed, number)).integers(len(tokens)))
-        images, texts = normalise(model.encode_image(pixels)), normalise(model.encode_text(tokens[drawn]))
+
+        def image_part(rows: slice):
+            adapters.draw(cfg.seed, number, 0, rows.start)
+            return model.encode_image(pixels[rows])
+
+        def text_part(rows: slice):
+            adapters.draw(cfg.seed, number, 1, rows.start)
+            return model.encode_text(tokens[drawn][rows])
+
+        parts = shares(len(pixels), cfg.accumulate), shares(len(prompts), cfg.accumulate, TEXTS_AT_ONCE)
+        images = features_in_parts(model, image_part, parts[0], adapters.params, "image")
+        texts = features_in_parts(model, text_part, parts[1], adapters.params, "text")
         return cross_entropy(zero_shot_scores(images, texts, scale), jt.array(labels.astype(np.int32)))
 
     return loss

@@ -16,6 +16,7 @@ from jclip.checkpoint import Checkpoint, load_strict, save_checkpoint
 from jclip.config import Dtype
 from jclip.errors import ConfigError
 from jclip.eva import EVATower
+from jclip.layers import BatchNorm
 from jclip.preprocess import Preprocess
 from jclip.resnet import ModifiedResNet
 from jclip.runtime import jt
@@ -182,6 +183,19 @@ def training_mode(model: CLIP, moving: Iterable[str] = ("*",)) -> None:
     moving = list(moving)
     for name, module in model.named_modules():
         module.is_train = any(fnmatchcase(f"{name}.weight", pattern) for pattern in moving)
+
+
+@contextlib.contextmanager
+def held_statistics(model: CLIP) -> Iterator[None]:
+    """In the block batch norms use the statistics that they would, and move none."""
+    norms = [(module, module.momentum) for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in norms:
+            norm.momentum = momentum
 
 
 def clamp_logit_scale(model: CLIP) -> None:

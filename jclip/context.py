@@ -23,8 +23,8 @@ from jclip.features import FeatureSet, few_shot_features, training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, check_width
-from jclip.kernels.function import Function
 from jclip.optim import check_in_memory
+from jclip.parts import in_parts, slices
 from jclip.paths import replacing
 from jclip.run import Run
 from jclip.runtime import jt
@@ -136,7 +136,7 @@ class Frame:
 
     def features(self, vectors):
         """(C, E) text features of length one of all prompts; of many the backward pass computes each part anew."""
-        return in_parts(self.encode, len(self), vectors)
+        return in_parts(lambda rows: self.encode(vectors, rows), slices(len(self), AT_ONCE), [vectors])
 
 
 class Prompts:
@@ -165,32 +165,6 @@ class Prompts:
     def features(self):
         """(C, E) text features of length one, of the vectors as they are."""
         return self.frame.features(self.vectors)
-
-
-def in_parts(encode: Callable, count: int, *vectors):
-    """`encode(*vectors, rows)` of `count` rows, joined; where that takes several passes, a backward pass makes each of
-    them anew, so that one at a time is kept in memory."""
-    parts = [slice(i, min(i + AT_ONCE, count)) for i in range(0, count, AT_ONCE)]
-    return encode(*vectors, parts[0]) if len(parts) == 1 else _InParts.apply(encode, parts, *vectors)
-
-
-class _InParts(Function):
-    def execute(self, encode, parts, *vectors):
-        self.keep(*vectors)
-        self.encode, self.parts = encode, parts
-        with jt.no_grad():
-            found = [encode(*vectors, part).sync() for part in parts]  # one after another: none waits in memory
-        return jt.concat(found, dim=0)
-
-    def grad(self, gradient):
-        vectors = self.kept()
-        totals = [jt.zeros(v.shape) for v in vectors]
-        for part in self.parts:
-            own = [v.detach().start_grad() for v in vectors]
-            found = jt.grad((self.encode(*own, part) * gradient[part]).sum(), own)
-            totals = [total + one for total, one in zip(totals, found, strict=True)]
-            jt.sync(totals)  # lets go of this part's activations
-        return None, None, *totals
 
 
 def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray:

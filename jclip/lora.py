@@ -14,7 +14,7 @@ import numpy as np
 from jclip.adapt import linear_start
 from jclip.clip import CLIP
 from jclip.errors import ConfigError
-from jclip.kernels import linear
+from jclip.kernels import dropout, linear
 from jclip.layers import Attention
 from jclip.runtime import jt
 from jclip.towers import PARTS, LowRank, block_numbers
@@ -29,6 +29,7 @@ class Adapters:
 
     def __init__(self, model: CLIP, config: LowRank, seed: int):
         self._model, self._config, self._training = model, config, False
+        self._seed, self._drawn = (0,), 0
         self.params: dict[str, jt.Var] = {}
         rng = np.random.default_rng((seed, 0x10A))
         for name, attention in self._places():
@@ -66,21 +67,33 @@ class Adapters:
         """Whether dropout is on."""
         self._training = on
 
+    def draw(self, *seed: int) -> None:
+        """From now on dropout draws by `seed`, mask after mask."""
+        self._seed, self._drawn = seed, 0
+
     def _projection(self, name: str, attention: Attention):
+        parts = [part for part in PARTS if f"{name}.{part}.A" in self.params]
+        places = np.array(
+            [[here == part for part in parts] for here in PARTS], np.float32
+        )  # of the updates among q, k, v
+        places = jt.array(places[:, None, :, None]).stop_grad()
+
         def in_proj(x):
-            y = linear(x, attention.in_proj_weight, attention.in_proj_bias)
-            return y + jt.concat([self._update(f"{name}.{part}", x) for part in PARTS], dim=-1)
+            D, r = self.params[f"{name}.{parts[0]}.B"].shape
+            low = [linear(self._dropped(x), self.params[f"{name}.{part}.A"]) for part in parts]
+            ups = jt.concat([self.params[f"{name}.{part}.B"] for part in parts], dim=1).reshape((1, D, len(parts), r))
+            up = (places * ups * self._config.scale).reshape((3 * D, len(parts) * r))
+            update = linear(jt.concat(low, dim=-1), up)
+            return linear(x, attention.in_proj_weight, attention.in_proj_bias, residual=update)
 
         return in_proj
 
-    def _update(self, name: str, x):
-        if f"{name}.A" not in self.params:
-            return jt.zeros(x.shape)
-        if self._training and self._config.dropout:
-            kept = jt.random(x.shape) >= self._config.dropout
-            x = x * kept.float32() * (1 / (1 - self._config.dropout))
-        down, up = self.params[f"{name}.A"], self.params[f"{name}.B"]
-        return self._config.scale * linear(linear(x, down), up)
+    def _dropped(self, x):
+        if not (self._training and self._config.dropout):
+            return x
+        self._drawn += 1
+        seed = int(np.random.default_rng((*self._seed, self._drawn)).integers(2**31))
+        return dropout(x, self._config.dropout, seed)
 
     def merged(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Weights of the model, by name, with the updates of `arrays` (named as `params`) added in."""

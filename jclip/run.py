@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ class Run:
         self._lock = self._take_lock()
         self._claim()
         self._begun = time.time()
+        forget_peak()
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Run:
@@ -105,11 +107,15 @@ class Run:
         result = {
             "metrics": {k: round(v, 6) if isinstance(v, float) else v for k, v in metrics.items()},
             "config": self.values,
-            "provenance": {**provenance(), **self.facts, "seconds": round(time.time() - self._begun, 2)},
+            "provenance": {**provenance(), **self.facts, **self._spent()},
         }
         with replacing(self.folder / "result.json") as path:
             path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return result
+
+    def _spent(self) -> dict[str, Any]:
+        """What is another from run to run."""
+        return {"seconds": round(time.time() - self._begun, 2), "peak_mib": peak_memory()}
 
     def _take_lock(self):
         lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held as long as the run
@@ -202,6 +208,25 @@ def provenance() -> dict[str, Any]:
         "threads": threads(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def forget_peak() -> None:
+    """The most memory held is counted from now on, so that each run of a sweep tells its own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process held, in MiB: `host` where Linux tells it, `gpu` where one is used.
+
+    Of a GPU it is what Jittor's allocators have taken; they keep it as long as the card isn't full.
+    """
+    status, runtime = Path("/proc/self/status"), sys.modules.get("jclip.runtime")
+    told = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
+    held = {"host": int(told.group(1)) // 1024} if told else {}
+    if runtime and runtime.jt.flags.use_cuda:
+        held["gpu"] = runtime.jt.get_mem_info().total_cuda_used // 2**20
+    return held
 
 
 @lru_cache

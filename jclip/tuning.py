@@ -1,14 +1,15 @@
-"""What recipes share that train the towers: photos in fresh views, and the model measured as it is."""
+"""What recipes share that train the towers: photos in fresh views, features in parts, the model measured as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jclip.clip import CLIP, inference
+from jclip.clip import CLIP, held_statistics, inference, normalise
 from jclip.data.checks import check_taught
 from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
@@ -17,9 +18,13 @@ from jclip.errors import ConfigError, DataError
 from jclip.features import FeatureSet, encode_photos, tell_photos
 from jclip.functional.metrics import classification_report
 from jclip.heads import ZeroShotHead, head_of, unit
+from jclip.parts import Part, in_parts, slices
 from jclip.preprocess import Preprocess, Views
 from jclip.preprocess import augment as augment_named
+from jclip.runtime import jt
 from jclip.source import ModelSource
+
+TEXTS_AT_ONCE = 256  # of a backward pass
 
 
 def check_photos(cfg: Any, photos: PhotoData) -> None:
@@ -54,6 +59,29 @@ def photo_epochs(cfg: Any, photos: PhotoData, source: ModelSource) -> Callable[[
         tell_once(failed, told)
 
     return epoch
+
+
+def features_in_parts(
+    model: CLIP,
+    encode: Callable[[Part], jt.Var],
+    parts: Sequence[Part],
+    params: Mapping[str, jt.Var],
+    tower: Literal["image", "text"],
+) -> jt.Var:
+    """`jclip.parts.in_parts` of the features (n, E) that `encode` makes, of length one.
+
+    params: what is trained, by name, of which the image tower's begin with "visual.". Running statistics move in the
+    backward pass alone, once per part.
+    """
+    own = [v for k, v in params.items() if k != "logit_scale" and k.startswith("visual.") == (tower == "image")]
+    with held_statistics(model) if len(parts) > 1 else contextlib.nullcontext():
+        return in_parts(lambda part: normalise(encode(part)), parts, own)
+
+
+def shares(count: int, accumulate: int, most: int | None = None) -> list[slice]:
+    """`count` rows in `accumulate` parts, or in more where one would have more than `most` rows."""
+    size = -(-count // accumulate)
+    return slices(count, min(size, most or size))
 
 
 def measure(

@@ -40,6 +40,11 @@ def layer_norm(x, weight, bias, eps: float):
     return (cpu.layer_norm if _fused(x, weight, bias) else plain.layer_norm)(x, weight, bias, eps)
 
 
+def dropout(x, rate: float, seed: int):
+    """x with a share `rate` of its numbers set to zero and the others times 1 / (1 - rate); which ones says `seed`."""
+    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed)
+
+
 def cross_entropy(scores, labels):
     """(B, C), (B,) int32 → (B,): -log softmax(scores)_y of each row."""
     return (cpu.cross_entropy if _fused(scores) else plain.cross_entropy)(scores, labels)

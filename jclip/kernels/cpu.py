@@ -77,6 +77,15 @@ class _Activation(Function):
         return _one("activation_backward", x.shape, [x, gradient], "in0->num", self.options), None
 
 
+class _Dropout(Function):
+    def execute(self, x, rate, seed):
+        self.options = {"rate": rate, "seed": seed}
+        return self.grad(x)[0]
+
+    def grad(self, gradient):
+        return _one("dropout_forward", gradient.shape, [gradient], "in0->num", self.options), None, None
+
+
 class _CrossEntropy(Function):
     def execute(self, scores, labels):
         shapes = [labels.shape, scores.shape]
@@ -152,6 +161,11 @@ def half_products() -> Iterator[None]:
 def layer_norm(x, weight, bias, eps: float):
     """As `kernels.layer_norm`."""
     return _LayerNorm.apply(x, weight, bias, eps)
+
+
+def dropout(x, rate: float, seed: int):
+    """As `kernels.dropout`; numbers are drawn again in the backward pass instead of kept."""
+    return _Dropout.apply(x, rate, seed)
 
 
 def cross_entropy(scores, labels):

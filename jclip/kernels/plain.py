@@ -49,6 +49,14 @@ def causal_mask(length: int):
     return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
 
 
+def dropout(x, rate: float, seed: int):
+    """Which numbers are dropped is computed at once: what waits draws in an order that nobody knows."""
+    jt.set_global_seed(seed)
+    kept = jt.random(x.shape) >= rate
+    kept.sync()
+    return x * kept.cast(x.dtype) * (1 / (1 - rate))
+
+
 def cross_entropy(scores, labels):
     """Labels as rows of one-hot numbers, which Jittor makes on the way."""
     shifted = scores - scores.max(dim=1, keepdims=True).detach()

@@ -50,7 +50,7 @@ FLOORS = [
         "jclip.towers",
     },
     {"jclip.kernels", "jclip.download", "jclip.results", "jclip.evaluation", "jclip.optim"},
-    {"jclip.layers", "jclip.sheet", "jclip.functional.losses"},
+    {"jclip.layers", "jclip.sheet", "jclip.functional.losses", "jclip.parts"},
     {
         "jclip.vit",
         "jclip.resnet",

@@ -147,8 +147,8 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
 
     model = ModelSource(small_models["vit"]).model
     prompts = [["a cat", "two cats", "three"], ["a dog"]]
-    plain = prompt_encoder(Config(DataConfig(), "x"), model, prompts)
-    locked = prompt_encoder(Config(DataConfig(), "x", lock=Lock(text=True)), model, prompts)
+    plain = prompt_encoder(Config(DataConfig(), "x"), model, prompts, model.state_dict())
+    locked = prompt_encoder(Config(DataConfig(), "x", lock=Lock(text=True)), model, prompts, {})
     wanted = {n: plain(np.array([1, 0, 0]), n).numpy() for n in (0, 1, 5)}
     monkeypatch.setattr(type(model), "encode_text", lambda *_: pytest.fail("the text tower ran again"))
     for number, features in wanted.items():

@@ -93,7 +93,7 @@ def test_loss_and_gradients_equal_torchs(low, seed, source, small_models, close)
     adapters = Adapters(source.model, low, seed)
     reference = Reference(small_models["vit"], low, random_start(adapters, seed))
     adapters.attach()
-    loss = lora.batch_loss(config(lora=low), source.model, PROMPTS)(*batch(seed), 0)
+    loss = lora.batch_loss(config(lora=low), source.model, PROMPTS, adapters)(*batch(seed), 0)
     wanted = reference.loss(source.model, *batch(seed))
     close([loss.item()], [wanted.item()], "loss", "LoRA: loss")
     wanted.backward()
@@ -112,7 +112,7 @@ def test_ten_steps_equal_torchs(source, small_models, close):
     reference, ours = Reference(small_models["vit"], low, start), optimiser(optim, adapters.params)
     theirs = torch.optim.AdamW(reference.params.values(), 1e-3, weight_decay=1e-2)
     adapters.attach()
-    loss_of, losses, wanted = lora.batch_loss(config(lora=low), source.model, PROMPTS), [], []
+    loss_of, losses, wanted = lora.batch_loss(config(lora=low), source.model, PROMPTS, adapters), [], []
     for number in range(10):
         loss = loss_of(*batch(number), number)
         ours.step(loss)
@@ -161,7 +161,7 @@ def test_dropout_is_on_while_training_and_the_same_for_one_seed(source):
     adapters.train(True)
     drawn = []
     for seed in (1, 1, 2):
-        jt.set_global_seed(seed)
+        adapters.draw(seed)
         drawn.append(source.model.encode_image(pixels).numpy())
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
     adapters.train(False)

@@ -1,0 +1,249 @@
+"""Recipes with gradients through the towers: seconds per step and peak memory beside the same in torch.
+
+    python bench/tower_recipes.py [--tasks NAME …] [--rounds 3] [--steps 3] [--threads 2] [--out bench/results/NAME.json]
+    python bench/tower_recipes.py --profile NAME      where jclip's time goes, per operator
+
+ViT-B/32 with random weights, 100 classes whose names have one to four tokens, float32; torch runs transformers' CLIP with
+its sdpa attention. "authors": prompts of all 77 tokens, and in CoOp's step 32 photos through the frozen image tower, as the
+papers' code does it. "same cut": prompts end with the longest, and CoOp's features of photos are there, as jclip has them.
+"with images": jclip's CoOp where each step encodes its photos (`views: 0`). Each side runs in processes of its own, in turns;
+a first step, which compiles, doesn't count. A CoOp epoch is 50 steps of 32 of 1,600 photos: 50 times the median step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+MODEL, CLASSES, BATCH, VECTORS, RANK, DROPOUT = "ViT-B/32", 100, 32, 16, 2, 0.25
+EPOCH = CLASSES * 16 // BATCH  # steps
+COOP, LORA, FULL = "CoOp epoch", "LoRA step, batch 32", "full fine-tuning step, batch 32"
+SIDES = {
+    COOP: ("jclip", "with images", "authors", "same cut"),
+    LORA: ("jclip", "authors", "same cut"),
+    FULL: ("jclip", "authors", "same cut"),
+}
+RATIOS = {"authors": 3.0, "same cut": 1.1}  # at least, of torch's seconds to jclip's
+
+
+def main() -> int:
+    """Measures, prints the table, writes the results."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--tasks", nargs="+", default=[*SIDES], choices=SIDES, metavar="NAME", help="; ".join(SIDES))
+    p.add_argument("--rounds", type=int, default=3, help="child processes per side and task")
+    p.add_argument("--steps", type=int, default=3, help="measured steps per child process")
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--out", type=Path, help="results as JSON (default: none)")
+    p.add_argument("--profile", choices=SIDES, metavar="NAME", help="print where jclip's time goes in this task")
+    p.add_argument("--child", nargs=2, metavar=("SIDE", "TASK"), help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.child:
+        print(json.dumps(measure(*args.child, args.steps)))
+        return 0
+    if args.profile:
+        from speed import print_operators
+
+        step = prepare("jclip", args.profile)
+        step()
+        print_operators(step)
+        return 0
+    results = {}
+    for task in args.tasks:
+        results[task] = compare(task, args)
+        print(line(task, results[task]), flush=True)
+    if args.out:
+        write(args.out, args.threads, results)
+    return 0
+
+
+def compare(task: str, args: argparse.Namespace) -> dict:
+    """Median seconds and peak memory of every side, and torch's seconds to jclip's."""
+    runs: dict[str, list[dict]] = {side: [] for side in SIDES[task]}
+    for number in range(args.rounds):
+        for side in SIDES[task] if number % 2 else reversed(SIDES[task]):
+            runs[side].append(child(side, task, args))
+    told = {
+        side: {
+            "seconds": scale(task) * statistics.median(s for run in done for s in run["steps"]),
+            "steps": [round(s, 4) for run in done for s in run["steps"]],
+            "peak_mib": round(statistics.median(run["peak_mib"] for run in done)),
+        }
+        for side, done in runs.items()
+    }
+    ratios = {side: told[side]["seconds"] / told["jclip"]["seconds"] for side in RATIOS}
+    return {**told, "ratio": ratios}
+
+
+def scale(task: str) -> int:
+    """Steps of what is told."""
+    return EPOCH if task == COOP else 1
+
+
+def child(side: str, task: str, args: argparse.Namespace) -> dict:
+    """One measurement in a process of its own."""
+    counted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
+    command = [sys.executable, __file__, "--child", side, task, "--steps", str(args.steps)]
+    done = subprocess.run(command, env={**os.environ, **counted}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{side}, {task}: exit {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(side: str, task: str, steps: int) -> dict:
+    """Seconds of each step, and the most memory that this process held, in MiB."""
+    from jclip.run import peak_memory
+
+    step = prepare(side, task)
+    step()
+    spent = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        step()
+        spent.append(time.perf_counter() - begun)
+    return {"steps": spent, "peak_mib": peak_memory()["host"]}
+
+
+def prepare(side: str, task: str) -> Callable[[], None]:
+    """One optimiser step of that side, which has ended when the function returns."""
+    if side in ("jclip", "with images"):
+        return {COOP: jclip_coop, LORA: jclip_lora, FULL: jclip_full}[task](side == "with images")
+    import torch_towers
+
+    make = {COOP: torch_towers.coop, LORA: torch_towers.lora, FULL: torch_towers.full}[task]
+    return make(side == "same cut")
+
+
+def class_names() -> list[str]:
+    """Of one to four words, each a token."""
+    from sides import words
+
+    drawn = iter(words(10 * CLASSES))
+    return [" ".join(next(drawn) for _ in range(1 + k % 4)) for k in range(CLASSES)]
+
+
+def batch_labels():
+    """(B,) of a step's photos."""
+    import numpy as np
+
+    return np.random.default_rng(1).integers(0, CLASSES, BATCH)
+
+
+def jclip_model():
+    """The model with its random weights computed."""
+    from jclip.clip import CLIP
+    from jclip.runtime import jt
+    from jclip.variants import VARIANTS
+
+    model = CLIP(VARIANTS[MODEL])
+    model.eval()
+    jt.sync_all()
+    return model
+
+
+def jclip_coop(with_images: bool) -> Callable[[], None]:
+    """The recipe's step, features of photos from a file or made anew."""
+    from sides import images
+
+    from jclip.clip import normalise
+    from jclip.context import Prompts
+    from jclip.functional.losses import cross_entropy
+    from jclip.functional.similarity import zero_shot_scores
+    from jclip.optim import SGD
+    from jclip.runtime import jt
+
+    model = jclip_model()
+    prompts, labels = Prompts(model, class_names(), VECTORS), jt.array(batch_labels().astype("int32"))
+    optim, pixels = SGD({"context": prompts.vectors}, 2e-3, weight_decay=5e-4), jt.array(images(model.config, BATCH))
+
+    def encoded():
+        with jt.no_grad():
+            return normalise(model.encode_image(pixels))
+
+    known = encoded()
+    known.sync()
+
+    def step() -> None:
+        features = encoded() if with_images else known
+        loss = cross_entropy(zero_shot_scores(features, prompts.features(), 100.0), labels)
+        optim.step(loss)
+        loss.sync(True)
+
+    return step
+
+
+def jclip_lora(_: bool) -> Callable[[], None]:
+    """The recipe's step on pixels that are there."""
+    from sides import images
+
+    from finetune import lora
+    from jclip.config import DataConfig
+    from jclip.lora import Adapters
+    from jclip.optim import AdamW
+    from jclip.towers import LowRank
+
+    model = jclip_model()
+    cfg = lora.Config(DataConfig(root="x"), MODEL, lora=LowRank(RANK, dropout=DROPOUT))
+    adapters = Adapters(model, cfg.lora, 1)
+    adapters.attach()
+    adapters.train(True)
+    optim = AdamW(adapters.params, 2e-4)
+    loss_of = lora.batch_loss(cfg, model, [[f"a photo of a {name}."] for name in class_names()], adapters)
+    pixels, labels = images(model.config, BATCH), batch_labels()
+
+    def step() -> None:
+        loss = loss_of(pixels, labels, 0)
+        optim.step(loss)
+        loss.sync(True)
+
+    return step
+
+
+def jclip_full(_: bool) -> Callable[[], None]:
+    """The recipe's contrastive step on pixels that are there."""
+    from sides import images
+
+    from finetune import full
+    from jclip.clip import training_mode
+    from jclip.config import DataConfig
+    from jclip.optim import no_weight_decay, optimiser, trainable
+
+    model, cfg = jclip_model(), full.Config(DataConfig(root="x"), MODEL)
+    training_mode(model, ())
+    optim = optimiser(cfg.optim, trainable(model), no_weight_decay)
+    one = full.training_step(cfg, model, optim, [[f"a photo of a {name}."] for name in class_names()], 100)
+    pixels, labels = images(model.config, BATCH), batch_labels()
+    return lambda: one((pixels, labels), 0).sync(True)
+
+
+def line(task: str, result: dict) -> str:
+    """Seconds, memory and ratios of a task."""
+    sides = "  ".join(f"{side} {result[side]['seconds']:.2f} s {result[side]['peak_mib']} MiB" for side in SIDES[task])
+    ratios = ", ".join(
+        f"{ratio:.2f} to {side} (≥ {RATIOS[side]}: {'met' if ratio >= RATIOS[side] else 'MISSED'})"
+        for side, ratio in result["ratio"].items()
+    )
+    return f"{task}: {sides}; {ratios}"
+
+
+def write(path: Path, threads: int, measured: dict[str, dict]) -> None:
+    """Puts what was measured into the file; all else in it stays."""
+    from speed import read, save
+
+    results = read(path, threads)
+    commit = results["machine"]["commit"]
+    results["towers"] = {**results.get("towers", {}), **{k: {**r, "commit": commit} for k, r in measured.items()}}
+    save(path, results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
