@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.errors import ConfigError
 from jclip.towers import Lock, trained_patterns
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -39,12 +40,17 @@ class Config:
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
     half: bool = False  # keep the weights in fp16
     selection: Literal["val", "last"] = "val"  # the epoch that is kept
+    every: int = 1  # epochs from one measurement on validation photos to the next
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             lr=2e-6, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-3, epochs=50, batch=374
         )
     )
     seed: int = 1
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ConfigError(f"every={self.every} is a number of epochs, at least 1")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -81,6 +87,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         training_step(cfg, model, optim, prompts, steps), photo_epochs(cfg, photos, source), run=run,
         state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
         evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
+        every=cfg.every,
     )  # fmt: skip
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
