@@ -1,4 +1,4 @@
-"""`python -m finetune train|sweep|eval|predict|compare|recipes`: the recipes from the command line."""
+"""`python -m finetune train|sweep|eval|predict|compare|challenge|hold-out|recipes`: the recipes from the command line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import finetune
+from finetune._challenge import challenge
 from finetune._configs import (
     CHECKOUT_CONFIGS,
     INSTALLED_CONFIGS,
@@ -306,12 +307,21 @@ def recipes(argv: list[str]) -> int:
     return 0
 
 
+def hold_out(argv: list[str]) -> int:
+    """As `jclip hold-out`."""
+    from jclip.hold_out import main as draw
+
+    return draw(argv)
+
+
 COMMANDS = {
     "train": train,
     "sweep": sweep,
     "eval": evaluate,
     "predict": predict,
     "compare": compare,
+    "challenge": challenge,
+    "hold-out": hold_out,
     "recipes": recipes,
 }
 
@@ -319,7 +329,7 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     """Dispatches to the commands."""
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m finetune train|sweep|eval|predict|compare|recipes …  (each with --help)")
+        print(f"usage: python -m finetune {'|'.join(COMMANDS)} …  (each with --help)")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         return guarded(lambda: _unknown(argv[0]), "finetune")

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune._configs import default_folder, read_config, resolved
+from finetune import _runs
+from finetune._configs import default_folder, read_config
 from finetune._finished import Classifier
 from finetune._transfer import base_to_new
 from jclip.errors import ConfigError, DataError
@@ -131,13 +132,7 @@ def name_apart(points: list[Point]) -> list[Point]:
 
 def finished(point: Point) -> dict[str, Any]:
     """The run's result: read where it has finished, else made, going on where it was broken off."""
-    from jclip.run import Run
-
-    with Run(point.folder, resolved(point.module, point.cfg), quiet=True) as run:
-        if run.result is None:
-            run.finish(point.module.run(point.cfg, run))
-            run.slot().clear()
-        return run.result
+    return _runs.finished(point.folder, point.module, point.cfg, quiet=True)
 
 
 def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:

@@ -141,12 +141,12 @@ def epochs(cfg: Config, data: FeatureSet) -> Batches:
 
 def rate(cfg: Config, epoch: int) -> float:
     """Learning rate of an epoch from 0: warm-up, then half a cosine that counts from the first epoch after it."""
-    from jclip.optim import cosine
+    from jclip.optim import cosine, learning_rate
 
     if epoch < cfg.warmup_epochs:
         return cfg.warmup_lr
-    if cfg.optim.schedule == "constant":
-        return cfg.optim.lr
+    if cfg.optim.schedule != "cosine":
+        return learning_rate(cfg.optim, epoch, cfg.optim.epochs)
     return cosine(epoch - cfg.warmup_epochs, cfg.optim.epochs, cfg.optim.lr)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from finetune._configs import build_config, read_config, resolved
 from finetune._finished import Classifier
+from finetune._runs import finished
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError
 
@@ -127,15 +128,10 @@ def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
     unless that was done before."""
     if Path(place).is_dir():
         return Classifier.load(place)
-    from jclip.run import Run as Below
-
     module, cfg, path = read_config(place)
     cfg = replace(cfg, data=ensemble.data, seed=ensemble.seed)
     folder = run.folder / f"{number}-{path.parent.name}-{path.stem}"
-    with Below(folder, resolved(module, cfg)) as below:
-        if below.result is None:
-            below.finish(module.run(cfg, below))
-            below.slot().clear()
+    finished(folder, module, cfg)
     return Classifier.load(folder)
 
 

@@ -42,6 +42,7 @@ class Config:
     accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same numbers
     half: bool = False  # keep the weights in fp16
     selection: Literal["val", "last"] = "val"  # the epoch that is kept
+    every: int = 1  # epochs from one measurement on validation photos to the next
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             lr=2e-6, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-3, epochs=50, batch=374
@@ -52,6 +53,8 @@ class Config:
     def __post_init__(self):
         if not 1 <= self.accumulate <= self.optim.batch or self.clip < 0:
             raise ConfigError(f"accumulate={self.accumulate} is 1 … optim.batch, clip={self.clip} at least 0")
+        if self.every < 1:
+            raise ConfigError(f"every={self.every} is a number of epochs, at least 1")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
@@ -88,6 +91,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         training_step(cfg, model, optim, prompts, steps), photo_epochs(cfg, photos, source), run=run,
         state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
         evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
+        every=cfg.every,
     )  # fmt: skip
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":

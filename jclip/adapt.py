@@ -235,7 +235,11 @@ def warmed_rate(config: OptimConfig, total: int) -> Callable[[int], float]:
     def rate(step: int) -> float:
         if step < warmup:
             return config.lr * step / warmup if step else WARM_RATE
-        return cosine(step - warmup, total, config.lr) if config.schedule == "cosine" else config.lr
+        return (
+            cosine(step - warmup, total, config.lr)
+            if config.schedule == "cosine"
+            else learning_rate(config, step, total)
+        )
 
     return rate
 

@@ -16,6 +16,8 @@ COMMANDS = {  # name → module:function, one line of help
     "predict": ("finetune.__main__:predict", "label photos with a finished run"),
     "unsort": ("jclip.sorting:main", "take back what predict --sort-into made"),
     "compare": ("finetune.__main__:compare", "one table of several finished runs"),
+    "challenge": ("finetune._challenge:challenge", "the few-shot challenge of Jittor, from photos to its results file"),
+    "hold-out": ("jclip.hold_out:main", "draw the challenge's photos to learn from and to choose by"),
     "recipes": ("finetune.__main__:recipes", "list the recipes and their configs"),
     "convert": ("convert.cli:main", "take weights in, from any layout that is known"),
     "inspect": ("convert.cli:inspect", "tell what a weight file is"),

@@ -31,8 +31,8 @@ class DataConfig:
     """Where photos or recorded features are, and what is drawn of them.
 
     One of four sources: `features` (an .npz of recorded features), `split_file` (CoOp's split_zhou_*.json), `train`
-    (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly;
-    `shapes:STYLE` for rendered photos of the embedded world).
+    (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly; the
+    Jittor challenge's folder, see `jclip.data.challenge`; `shapes:STYLE` for rendered photos of the embedded world).
     """
 
     root: str = ""  # the folder that photos and lists are relative to
@@ -97,7 +97,9 @@ class OptimConfig:
     eps: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = False
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    step_epochs: int = 10  # of the schedule "step": epochs after which the rate is multiplied by gamma, again and again
+    gamma: float = 0.1
     warmup: float = 0.0  # steps; below 1 a share of all steps
     epochs: int = 20
     batch: int = 256
@@ -105,6 +107,10 @@ class OptimConfig:
     def __post_init__(self):
         if self.epochs < 1 or self.batch < 1 or self.lr < 0 or self.warmup < 0:
             raise ConfigError("optim: epochs and batch are at least 1, lr and warmup at least 0")
+        if self.step_epochs < 1 or not 0 <= self.gamma <= 1:
+            raise ConfigError(
+                f"optim: step_epochs={self.step_epochs} is at least 1, gamma={self.gamma} between 0 and 1"
+            )
         if self.weight_decay < 0 or self.eps <= 0:
             raise ConfigError(f"optim: weight_decay={self.weight_decay} is at least 0, eps={self.eps} above 0")
         if not all(0 <= b < 1 for b in (*self.betas, self.momentum)):
@@ -113,6 +119,7 @@ class OptimConfig:
             )
 
 
+ALIASES = {"epoches": "epochs", "ckt_gap": "every"}  # as an entry of the Jittor challenge spells them
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
@@ -252,6 +259,7 @@ def _build(schema: type, values: Any, place: str, prefix: str) -> Any:
         raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
+    values = {new if (new := ALIASES.get(key)) in fields and new not in values else key: v for key, v in values.items()}
     for key in values:
         if key not in fields:
             where = f"{prefix}.{key}" if prefix else str(key)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig, Subset
-from jclip.data.checks import check_several, check_taught, check_without_gap, tell_few, tell_leaks
+from jclip.data.checks import check_apart, check_several, check_taught, check_without_gap, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.splits import PhotoData, Split, half, kept, read_photos
 from jclip.errors import ConfigError, DataError, told_when_full
@@ -388,7 +388,9 @@ def few_shot_features(
 
 
 def tell_photos(photos: PhotoData, shots: int) -> None:
-    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured."""
+    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured. Raises
+    `DataError` for validation photos that are training photos."""
+    check_apart(photos.train.paths, photos.val.paths)
     tell_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
     tell_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
 

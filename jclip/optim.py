@@ -150,12 +150,15 @@ def clip_by_norm(gradients: list, limit: float) -> list:
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """Learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then constant or half a cosine to 0."""
+    """Learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then constant, half a cosine to 0, or
+    down by a factor after every so many of `config.epochs`."""
     warmup = warmup_steps(config, total)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "step":
+        return config.lr * config.gamma ** (step * config.epochs // total // config.step_epochs)
     return cosine(step - warmup, total - warmup, config.lr)
 
 

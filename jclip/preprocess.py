@@ -180,7 +180,7 @@ AUGMENTS: dict[str, Augment | None] = {
     "tip_adapter": Augment(area=(0.5, 1.0)),  # Tip-Adapter, GDA, APE, LP++, AMU
     "fd_align": Augment(flip=0.0),
     "wise_ft": Augment(area=(0.9, 1.0), flip=0.0),  # WiSE-FT, FLYP, open_clip
-    "jittor_challenge": Augment(erase=0.5),
+    "jittor_challenge": Augment(ratio=(0.75, 1.3), flip=0.0, erase=0.5),  # its entrants: random crop and erasing
     "mirror": Augment(flip=1.0, plain=True),  # cross-modal adaptation: nothing random, every view is the same
 }
 

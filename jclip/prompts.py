@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from jclip.paths import ASSETS
 
 Set = tuple[str, ...] | Mapping[str, Sequence[str]]
 Templates = Set | list[Set]  # several sets: a class has the prompts of all
+NAME = ("{}", "{c}", "{raw}")  # where a template has the class's name, of which it needs one
+_PLACES = re.compile(r"\{(c|raw|length|in)?\}")
+_NUMBERED = re.compile(r"(.+)\[([0-9]+)\]")
 
 
 def prompt_sets() -> list[str]:
@@ -21,8 +25,8 @@ def prompt_sets() -> list[str]:
 def load_templates(name_or_file: str) -> Templates:
     """Templates of a shipped set, of a file (.json list or one per line), or whole sentences by class (.json object).
 
-    A single template may stand in place of a name: anything with `{}` or `{c}`. `openai7+sentences.json` are both sets
-    together. Raises `UnknownName` or `DataError`.
+    A single template may stand in place of a name: anything with `{}`, `{c}` or `{raw}`. `openai7+sentences.json` are
+    both sets together, `jittor_challenge[4]` is the template of that number from 0. Raises `UnknownName` or `DataError`.
     """
     single = "{" in name_or_file or Path(name_or_file).is_file()
     if "+" in name_or_file and not single:
@@ -31,8 +35,10 @@ def load_templates(name_or_file: str) -> Templates:
 
 
 def _load_set(name_or_file: str) -> Set:
-    if "{}" in name_or_file or "{c}" in name_or_file:
+    if _has_name(name_or_file):
         return (name_or_file,)
+    if numbered := _NUMBERED.fullmatch(name_or_file):
+        return (_one_of(_load_set(numbered[1]), int(numbered[2]), name_or_file),)
     shipped = ASSETS / "prompts" / f"{name_or_file}.json"
     path = shipped if shipped.is_file() else Path(name_or_file)
     if not path.is_file():
@@ -47,29 +53,49 @@ def _load_set(name_or_file: str) -> Set:
     if isinstance(values, dict):
         return {str(k): tuple(map(str, v if isinstance(v, list) else [v])) for k, v in values.items()}
     for template in values:
-        if not isinstance(template, str) or not ("{}" in template or "{c}" in template):
-            raise DataError(f"{path}: {template!r} has no place for the class name ({{}} or {{c}})")
+        if not isinstance(template, str) or not _has_name(template):
+            raise DataError(f"{path}: {template!r} has no place for the class name ({', '.join(NAME)})")
     return tuple(values)
 
 
+def _has_name(template: str) -> bool:
+    return any(place in template for place in NAME)
+
+
+def _one_of(templates: Set, number: int, asked: str) -> str:
+    if isinstance(templates, Mapping) or number >= len(templates):
+        told = "sentences by class" if isinstance(templates, Mapping) else f"{len(templates)} templates, counted from 0"
+        raise DataError(f"templates: {asked!r} names none of its {told}")
+    return templates[number]
+
+
 def fill(template: str, name: str) -> str:
-    """The template with the class name in its place."""
-    return template.replace("{c}", name).replace("{}", name)
+    """The template with the class name in its place: `{}` and `{c}` with underscores as spaces, `{raw}` as it is.
+
+    `{length}` is the number of its characters, `{in}` says whether it has underscores: "in" or "not in".
+    """
+    said = {
+        None: name.replace("_", " "),
+        "raw": name,
+        "length": str(len(name)),
+        "in": "in" if "_" in name else "not in",
+    }
+    said["c"] = said[None]
+    return _PLACES.sub(lambda place: said[place[1]], template)
 
 
 def class_prompts(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
-    """The prompts of each class: every template filled, or the sentences given for it, or both. Underscores become spaces."""
+    """The prompts of each class: every template filled, or the sentences given for it, or both."""
     if isinstance(templates, list):
         parts = [class_prompts(classnames, one) for one in templates]
         return [[prompt for prompts in of_class for prompt in prompts] for of_class in zip(*parts, strict=True)]
-    spoken = [name.replace("_", " ") for name in classnames]
     if isinstance(templates, Mapping):
-        return [_sentences(name, raw, templates) for name, raw in zip(spoken, classnames, strict=True)]
-    return [[fill(t, name) for t in templates] for name in spoken]
+        return [_sentences(name, templates) for name in classnames]
+    return [[fill(t, name) for t in templates] for name in classnames]
 
 
-def _sentences(name: str, raw: str, templates: Mapping[str, Sequence[str]]) -> list[str]:
-    found = templates.get(raw) or templates.get(name)
+def _sentences(raw: str, templates: Mapping[str, Sequence[str]]) -> list[str]:
+    found = templates.get(raw) or templates.get(raw.replace("_", " "))
     if not found:
         raise DataError(f"no sentences are given for class {raw!r}{did_you_mean(raw, templates)}")
     return list(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,28 @@ def _write_challenge(p: Predictions, f) -> None:
         )
     for name, ids in sorted(zip(names, p.best.tolist(), strict=True), key=lambda row: natural_key(row[0])):
         f.write(" ".join([name, *map(str, ids)]) + "\n")
+
+
+def check_challenge(path: str | Path, photos: Sequence[str]) -> None:
+    """Raises `DataError` unless the file has one line for each of `photos`, in natural order, with five different ids."""
+    rows = [line.rsplit(" ", 5) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    wanted = sorted((Path(photo).name for photo in photos), key=natural_key)
+    if [row[0] for row in rows] != wanted:
+        raise DataError(
+            f"{path} has {len(rows)} lines that are not those of the {len(wanted)} photos, each once, in order"
+        )
+    for name, *ids in rows:
+        if len(set(ids)) != 5 or not all(i.isdecimal() for i in ids):
+            raise DataError(f"{path}: {name} has {' '.join(ids)}, expected five different classes")
+
+
+def zip_challenge(path: Path) -> Path:
+    """Writes what is handed in, a .zip beside `path` that holds it as result.txt; equal contents give equal bytes."""
+    entry = zipfile.ZipInfo("result.txt")
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+    with replacing(path.with_suffix(".zip")) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(entry, path.read_bytes())
+    return path.with_suffix(".zip")
 
 
 def show(p: Predictions, limit: int = 20, columns: int = 3) -> str:

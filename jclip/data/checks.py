@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -64,10 +69,19 @@ def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names
                 raise DataError(f"{path} has two labels, {told}: keep one of them")
 
 
+def check_apart(train: Sequence[str], val: Sequence[str]) -> None:
+    """Raises `DataError` for validation photos that are training photos: what is chosen on them is chosen badly."""
+    if again := repeated(train, val):
+        raise DataError(
+            f"{len(again)} of {len(val)} validation photos are training photos too ({preview(again)}): "
+            "take them out of one of the two lists"
+        )
+
+
 def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
-    """Tells of photos that are learned from and measured too: figures on them promise nothing for new ones."""
-    learned = set(train)
-    again = {part: [p for p in paths if p in learned] for part, paths in others.items()}
+    """Tells of photos that are learned from and measured too, of "val" copies as well: figures on them promise nothing
+    for new ones."""
+    again = {part: copied(train, paths) if part == "val" else repeated(train, paths) for part, paths in others.items()}
     told = [f"{len(found)} of {len(others[part])} {part}" for part, found in again.items() if found]
     if told:
         first = next(found[0] for found in again.values() if found)
@@ -75,6 +89,31 @@ def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> Non
             f"{' and '.join(told)} photos are training photos too (first: {first}): "
             "their figures say nothing of new photos\n"
         )
+
+
+def repeated(train: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of `others` that are files of `train`, under the same name or through a link."""
+    learned = set(map(os.path.realpath, train))
+    return [path for path in others if os.path.realpath(path) in learned]
+
+
+def copied(train: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of `others` with the bytes of a file of `train`; only what has an equal's size is read."""
+    by_size = defaultdict(list)
+    for path in train:
+        by_size[Path(path).stat().st_size].append(path)
+    bytes_of = lru_cache(maxsize=None)(lambda path: hashlib.sha256(Path(path).read_bytes()).digest())
+
+    def is_copy(path: str) -> bool:
+        near = by_size.get(Path(path).stat().st_size, ())
+        return any(bytes_of(path) == bytes_of(other) for other in near)
+
+    return [path for path in others if is_copy(path)]
+
+
+def preview(items: Sequence, count: int = 5) -> str:
+    """The first few, in one line."""
+    return ", ".join(map(str, items[:count])) + (", …" if len(items) > count else "")
 
 
 def _have(classes: Sequence) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from jclip.config import WORLD, DataConfig, Subset
-from jclip.data.checks import check_agreement, check_several
-from jclip.errors import DataError
+from jclip.data.challenge import base_of, class_finder, from_folder, strip_prefix
+from jclip.data.checks import check_agreement, check_several, preview
+from jclip.errors import DataError, did_you_mean
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -56,6 +57,7 @@ class PhotoData:
 
 def read_photos(config: DataConfig) -> PhotoData:
     """The data that `config` names, few shots drawn. Raises `DataError` for what is missing or contradictory."""
+    config = from_folder(config)
     if config.split_file:
         root = photo_folder(config.root) if config.root else Path(config.split_file).parent
         data = _read_split_file(Path(config.split_file), root)
@@ -157,7 +159,7 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     names = {row[0]: row[-1] for row in rows}
     absent = [folder for folder in folders if folder not in names]
     if absent:
-        raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {_preview(absent)}")
+        raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {preview(absent)}")
     return tuple(names[folder] for folder in folders)
 
 
@@ -182,7 +184,7 @@ def _read_lists(config: DataConfig) -> PhotoData:
         raise DataError("lists of photos need data.classes, a file with `name label` per line")
     names = read_classes(Path(config.classes))
     splits = [
-        read_list(Path(file), Path(config.root or Path(file).parent)) if file else Split()
+        read_list(Path(file), Path(config.root or Path(file).parent), names) if file else Split()
         for file in (config.train, config.val, config.test)
     ]
     return PhotoData(names, *splits)
@@ -196,7 +198,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path}: expected `name label` lines, got {unlabelled[0]!r}")
     labels = sorted(int(label) for _, _, label in rows)
     if labels != list(range(len(rows))):
-        raise DataError(f"{path}: labels must be 0 to {len(rows) - 1}, each once, got {_preview(labels)}")
+        raise DataError(f"{path}: labels must be 0 to {len(rows) - 1}, each once, got {preview(labels)}")
     return tuple(name.strip() for name, _, _ in sorted(rows, key=lambda r: int(r[2])))
 
 
@@ -208,17 +210,28 @@ def read_names(path: Path) -> tuple[str, ...]:
         return tuple(_lines(path))
 
 
-def read_list(path: Path, root: Path) -> Split:
-    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped."""
+def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
+    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped.
+
+    A line without a label is of the class, among `names`, that the photo's folders name.
+    """
+    lines, class_of = [line.replace("\t", " ").replace("\\", "/") for line in _lines(path)], class_finder(names)
     rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        name, _, label = line.replace("\t", " ").rpartition(" ")
-        if not name.strip() or not label.isdecimal():
-            raise DataError(f"{path}, line {number}: expected `relative/path label`, got {line!r:.80}")
-        rows.append((str(root / name.strip().replace("\\", "/").lstrip("/")), int(label)))
+    for number, line in enumerate(lines, start=1):
+        photo, _, last = line.rpartition(" ")
+        labelled = photo.strip() and last.isdecimal()
+        photo = (photo if labelled else line).strip().lstrip("/")
+        label = int(last) if labelled else class_of(photo)
+        if label is None:
+            near = did_you_mean(Path(photo).parent.name, [*names, *map(strip_prefix, names)])
+            raise DataError(
+                f"{path}, line {number}: expected `relative/path label`, got {line!r:.80}, whose folder is no class{near}"
+            )
+        rows.append((photo, label))
     if not rows:
         raise DataError(f"{path} lists no photo")
-    return _split(rows)
+    base = base_of(path, root, rows[0][0])
+    return _split((str(base / photo), label) for photo, label in rows)
 
 
 def _lines(path: Path) -> list[str]:
@@ -252,7 +265,7 @@ def _read_coop_json(path: Path, root: Path) -> PhotoData:
         if names.setdefault(label, name) != name:
             raise DataError(f"{path}: label {label} is called both {names[label]!r} and {name!r}")
     if sorted(names) != list(range(len(names))):
-        raise DataError(f"{path}: labels must be 0 to {len(names) - 1} without a gap, got {_preview(sorted(names))}")
+        raise DataError(f"{path}: labels must be 0 to {len(names) - 1} without a gap, got {preview(sorted(names))}")
     splits = (_split((str(root / p), label) for p, label, _ in rows[k]) for k in ("train", "val", "test"))
     return PhotoData(tuple(names[i] for i in range(len(names))), *splits)
 
@@ -279,11 +292,6 @@ def _read_table(path: Path, root: Path) -> PhotoData:
     return PhotoData(tuple(labels), parts["train"], parts["val"], parts["test"])
 
 
-def strip_prefix(name: str) -> str:
-    """`Animal_Polar_Bear` → `Polar_Bear`; a name without underscore stays."""
-    return name.split("_", 1)[-1]
-
-
 def _check(data: PhotoData) -> None:
     """Labels within the classes, at least two classes, every photo there and of one class."""
     check_several(len(data.classnames), data.classnames[0] if data.classnames else "none")
@@ -293,7 +301,7 @@ def _check(data: PhotoData) -> None:
             raise DataError(f"{part}: label {beyond.max()} is beyond the {len(data.classnames)} classes")
         absent = [p for p in split.paths if not Path(p).is_file()]
         if absent:
-            raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {_preview(absent)}")
+            raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {preview(absent)}")
     check_agreement({k: (v.paths, v.labels) for k, v in vars(data).items() if isinstance(v, Split)}, data.classnames)
 
 
@@ -327,7 +335,3 @@ def _draw(split: Split, count: int, rng: random.Random, beside: int = 0) -> list
         most = min(count, len(members) * count // (count + beside))
         rows += members if len(members) <= most else rng.sample(members, most)
     return rows
-
-
-def _preview(items: Sequence, count: int = 5) -> str:
-    return ", ".join(map(str, items[:count])) + (", …" if len(items) > count else "")

@@ -38,6 +38,14 @@ def test_defaults_then_file_then_command_line(tmp_path):
     assert read(tmp_path, "model: RN50", "optim.lr=1e-5", "data.shots=4").optim.lr == 1e-5
 
 
+def test_an_entrys_spelling_of_keys_is_taken(tmp_path):
+    assert read(tmp_path, "model: RN50", "optim.epoches=5").optim.epochs == 5
+    with pytest.raises(ConfigError, match="unknown key optim.epoches, did you mean 'epochs'"):
+        read(tmp_path, "model: RN50\noptim: {epochs: 3, epoches: 4}")
+    with pytest.raises(ConfigError, match="unknown key ckt_gap"):  # this schema has nothing that it could mean
+        read(tmp_path, "model: RN50\nckt_gap: 5")
+
+
 @pytest.mark.parametrize(
     "text, value",
     [

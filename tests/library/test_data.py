@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from jclip.config import DataConfig
+from jclip.data.challenge import strip_prefix
+from jclip.data.checks import check_apart, copied, repeated
 from jclip.data.splits import (
     PhotoData,
     Split,
@@ -21,7 +23,6 @@ from jclip.data.splits import (
     read_list,
     read_names,
     read_photos,
-    strip_prefix,
 )
 from jclip.errors import DataError
 from tests.library.conftest import CLASSES
@@ -132,7 +133,7 @@ WRONG = [
     (dict(root="one"), "only one class \\(cat\\)"),
     (dict(), "no data named"),
     (dict(train="list.txt"), "need data.classes"),
-    (dict(train="list.txt", classes="classes.txt"), "line 2: expected `relative/path label`, got 'b.png'"),
+    (dict(train="list.txt", classes="classes.txt"), "line 2: expected `relative/path label`, got 'b.png', whose f"),
     (dict(train="far.txt", classes="classes.txt"), "label 7 is beyond the 2 classes"),
     (dict(train="gone.txt", classes="classes.txt"), "train: 2 of 2 photos are missing: .*x.png"),
     (dict(train="nothing.txt", classes="classes.txt"), "lists no photo"),
@@ -183,6 +184,73 @@ def test_lists_take_backslashes_and_leading_slashes(tmp_path):
     (tmp_path / "l.txt").write_text("/TrainSet\\Animal\\a b.jpg 3\n")
     split = read_list(tmp_path / "l.txt", tmp_path)
     assert split.paths == (str(tmp_path / "TrainSet" / "Animal" / "a b.jpg"),) and split.labels.tolist() == [3]
+
+
+NAMES = ("Animal_Bear", "Animal_Polar_bear", "Caltech-101_bear", "Thu-dog_pug", "Food-101_pie")
+
+
+@pytest.mark.parametrize(
+    "line, label",
+    [
+        ("/TrainSet/Animal/Bear/20.jpg", 0),
+        ("TrainSet\\Animal\\Polar_bear\\a b 1.jpg", 1),
+        ("TrainSet/Caltech-101/bear/1.jpg", 2),
+        ("pug/7.jpg", 3),
+        ("TrainSet/Animal/Bear/20.jpg 4", 4),  # what is said counts
+    ],
+)
+def test_a_list_without_labels_tells_them_by_its_folders(line, label, tmp_path):
+    (tmp_path / "train_4class.txt").write_text(line)
+    assert read_list(tmp_path / "train_4class.txt", tmp_path, NAMES).labels.tolist() == [label]
+    stripped = tuple(map(strip_prefix, NAMES))
+    if label != 2:
+        assert read_list(tmp_path / "train_4class.txt", tmp_path, stripped).labels.tolist() == [label]
+
+
+@pytest.mark.parametrize("folder, near", [("Beer", "Animal_Bear"), ("Polar_bar", "Polar_bear")])
+def test_a_class_name_that_does_not_fit_is_told(folder, near, tmp_path):
+    (tmp_path / "list.txt").write_text(f"TrainSet/Animal/Bear/1.jpg\nTrainSet/Animal/{folder}/1.jpg")
+    with pytest.raises(DataError, match=f"line 2: .*{folder}/1.jpg', whose folder is no class, did you mean '.*ear'"):
+        read_list(tmp_path / "list.txt", tmp_path, NAMES)
+    (tmp_path / "list.txt").write_text("x/bear/1.jpg")
+    with pytest.raises(DataError, match="whose folder is no class"):  # two classes are called so
+        read_list(tmp_path / "list.txt", tmp_path, ("A_bear", "B_bear", "A_pug"))
+
+
+def test_the_challenges_folder_is_read_by_its_names(tmp_path):
+    for place in ("TrainSet/Animal/Bear/1.jpg", "TrainSet/Animal/Bear/2.jpg", "TrainSet/Food/pie/1.jpg",
+                  "TestSetZ/0.jpg", "TestSetZ/1.jpg"):  # fmt: skip
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    (tmp_path / "classes.txt").write_text("Animal_Bear 0\nFood_pie 1\n")
+    (tmp_path / "classes_b.txt").write_text("Animal_Bear 0\nFood_pie 1\nStanford-Cars_Audi_2012 2\n")
+    (tmp_path / "train.txt").write_text(
+        "TrainSet/Animal/Bear/1.jpg 0\nTrainSet/Animal/Bear/2.jpg 0\nTrainSet/Food/pie/1.jpg 1"
+    )
+    data = read_photos(DataConfig(root=str(tmp_path), shots=1, val_shots=0, strip_prefix=True))
+    assert data.classnames == ("Bear", "pie") and len(data.train) == 2 and not len(data.val)
+    (tmp_path / "train_4class.txt").write_text("/TrainSet/Animal/Bear/2.jpg\n/TrainSet/Food/pie/1.jpg\n")
+    (tmp_path / "TestSetZ-label.txt").write_text("1.jpg\t1\n0.jpg\t0\n")
+    config = DataConfig(root=str(tmp_path), shots=4, val_shots=0, strip_prefix=True)
+    data = read_photos(config)
+    assert data.train.paths == tuple(f"{tmp_path}/TrainSet/{p}" for p in ("Animal/Bear/2.jpg", "Food/pie/1.jpg"))
+    assert data.train.labels.tolist() == [0, 1]
+    assert data.val.paths == (f"{tmp_path}/TestSetZ/1.jpg", f"{tmp_path}/TestSetZ/0.jpg") and not len(data.test)
+    assert data.val.labels.tolist() == [1, 0]
+    assert len(read_photos(replace(config, train=str(tmp_path / "train.txt"))).train) == 3
+    assert read_photos(replace(config, classes=str(tmp_path / "classes_b.txt"))).classnames[2] == "Audi_2012"
+
+
+def test_photos_that_stand_twice_are_found_by_path_link_and_bytes(tmp_path):
+    for name, text in (("a.jpg", "one"), ("b.jpg", "two"), ("copy of a.jpg", "one"), ("c.jpg", "six")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "link to b.jpg").symlink_to(tmp_path / "b.jpg")
+    a, b, c, copy, link = (str(tmp_path / n) for n in ("a.jpg", "b.jpg", "c.jpg", "copy of a.jpg", "link to b.jpg"))
+    assert repeated([a, b], [a, c, copy, link]) == [a, link]
+    assert copied([a, b], [a, c, copy, link]) == [a, copy, link]
+    check_apart([a, b], [c, copy])
+    with pytest.raises(DataError, match=r"1 of 2 validation photos are training photos too \(.*link to b.jpg\): take"):
+        check_apart([a, b], [c, link])
 
 
 def test_finding_photos(photos, tmp_path):

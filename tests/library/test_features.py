@@ -52,7 +52,8 @@ def untouched(source):
 
 
 def test_prompt_sets_as_published():
-    assert prompt_sets() == ["jittor_challenge16", "openai7", "openai80", "promptsrc60", "simple"]
+    sets = ["jittor_challenge", "jittor_challenge16", "openai7", "openai80", "promptsrc60", "simple"]
+    assert prompt_sets() == sets
     templates = load_templates("openai80")
     assert len(set(templates)) == len(templates) == 80
     assert len(load_templates("promptsrc60")) == 60 and set(load_templates("promptsrc60")) < set(templates)
@@ -77,6 +78,39 @@ def test_prompts_of_classes(tmp_path):
     (tmp_path / "bad.txt").write_text("a photo of {}.\na photo.\n")
     with pytest.raises(DataError, match="'a photo.' has no place for the class name"):
         load_templates(str(tmp_path / "bad.txt"))
+
+
+FORMS = (  # of the challenge's entrants, for the name Polar_bear and for Bear
+    ("Polar_bear", "Bear"),
+    ("Polar_bear , 10", "Bear , 4"),
+    ("A photo of a Polar_bear", "A photo of a Bear"),
+    ("A photo of a Polar_bear with 10", "A photo of a Bear with 4"),
+    ("A photo of Polar_bear and the length of the prompt is 10", "A photo of Bear and the length of the prompt is 4"),
+    ("A photo of Polar_bear and the length of the Polar_bear is 10", "A photo of Bear and the length of the Bear is 4"),
+    ("A photo of Polar bear and the length of the name is 10", "A photo of Bear and the length of the name is 4"),
+    ("A photo of Polar_bear with 10 and _ in Polar_bear", "A photo of Bear with 4 and _ not in Bear"),
+    ("A photo of Polar_bear, Polar_bear, Polar_bear", "A photo of Bear, Bear, Bear"),
+)
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_the_forms_of_the_challenge(number):
+    assert class_prompts(["Polar_bear", "Bear"], load_templates(f"jittor_challenge[{number}]")) == [
+        [form] for form in FORMS[number]
+    ]
+    together = class_prompts(["Polar_bear", "Bear"], load_templates("jittor_challenge"))
+    assert [prompts[number] for prompts in together] == list(FORMS[number])
+
+
+def test_places_of_a_template():
+    assert fill("{} {c} {raw} {length} {in}", "{raw}_1") == "{raw} 1 {raw} 1 {raw}_1 7 in"  # names are not filled in
+    assert load_templates("a {raw}") == ("a {raw}",)
+    joined = class_prompts(["a_b"], load_templates("simple+jittor_challenge[2]"))
+    assert joined == [["a photo of a a b.", "A photo of a a_b"]]
+    with pytest.raises(DataError, match=r"'jittor_challenge\[9\]' names none of its 9 templates, counted from 0"):
+        load_templates("jittor_challenge[9]")
+    with pytest.raises(UnknownName, match="did you mean 'jittor_challenge'"):
+        load_templates("jittor_chalenge[4]")
 
 
 # Heads

@@ -194,7 +194,11 @@ def test_presets_are_those_of_the_papers():
         "wise_ft": (0.9, 1.0),
         "jittor_challenge": (0.08, 1.0),
     }
-    assert {name for name, pipeline in AUGMENTS.items() if pipeline and pipeline.flip == 0} == {"fd_align", "wise_ft"}
+    assert {name for name, pipeline in AUGMENTS.items() if pipeline and pipeline.flip == 0} == {
+        "fd_align",
+        "wise_ft",
+        "jittor_challenge",
+    }
 
 
 @pytest.mark.parametrize("n", TARGETS)

@@ -82,6 +82,20 @@ def test_schedules_equal_torch(close):
     assert learning_rate(OptimConfig(lr=0.5, schedule="constant"), 99, 100) == 0.5
 
 
+@pytest.mark.parametrize("step_epochs, gamma", [(10, 0.1), (3, 0.5)])
+def test_the_step_schedule_equals_torchs(step_epochs, gamma, close):
+    config, batches = OptimConfig(lr=0.3, schedule="step", step_epochs=step_epochs, gamma=gamma, epochs=23), 4
+    reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    schedule = torch.optim.lr_scheduler.StepLR(reference, step_size=step_epochs, gamma=gamma)
+    for epoch in range(config.epochs):
+        for batch in range(batches):
+            rate = learning_rate(config, epoch * batches + batch, config.epochs * batches)
+            close(rate, reference.param_groups[0]["lr"], "schedule")
+        reference.step()
+        schedule.step()
+    assert learning_rate(config, 91, 92) < config.lr
+
+
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_twenty_adamw_steps_of_the_whole_model(name, tmp_path, close):
     """From a fresh logit scale, as training starts. Key biases are left out of the comparison: softmax does not see
