@@ -136,8 +136,7 @@ def test_what_must_answer_at_once_imports_no_jittor():
 def test_a_recipes_top_level_imports_no_jittor():
     import finetune
 
- 
-      code = f"import finetune, sys\nfor n in {finetune.names()!r}:\n    finetune.load(n)\nassert 'jittor' not in sys.modules"
+    code = f"import finetune, sys\nfor n in {finetune.names()!r}:\n    finetune.load(n)\nassert 'jittor' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
