@@ -7,8 +7,8 @@ Trains: C x (E + 1) numbers.   Needs: a few-shot split, text features; validatio
 
 Both ends fold the scale in: a head that did not would be mixed with one a hundred times as large. The result tells the
 accuracy along the whole way, on validation and on test photos; α is 0.5, the paper's advice, or the best on validation.
-With `tuned`, a weight file made from `model`, nothing is trained: whole towers are mixed, and the classes' prompts read by
-the mixed text tower; the mixture is written as model.safetensors.
+With `tuned`, a weight file made from `model` or the folder of a run that tuned its towers, nothing is trained: whole towers
+are mixed, and the classes' prompts read by the mixed text tower; the mixture is written as model.safetensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError, MisfitError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from pathlib import Path
+
     from jclip.adapt import Trained
+    from jclip.checkpoint import Checkpoint
     from jclip.features import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
@@ -40,7 +43,7 @@ class Config:
     templates: str = "openai80"
     views: int = 1  # augmented views of each training photo, each a row of its own
     augment: str = "wise_ft"
-    tuned: str = ""  # end-to-end: the weight file, from here, that `model` became
+    tuned: str = ""  # end-to-end: the weight file or run folder, from here, that `model` became
     alpha: float = 0.5  # α: 0 is zero-shot, 1 the tuned head
     search: bool = False  # take the α of the best validation accuracy, the smallest among equals
     steps: int = 10  # α is looked at in steps of 1 / steps
@@ -150,7 +153,6 @@ def grid(steps: int) -> list[float]:
 def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot with towers between `model` and `tuned`: at 0, α and 1, or along the whole way where α is searched."""
     from jclip.adapt import need_val
-    from jclip.checkpoint import save_checkpoint
     from jclip.data.splits import read_photos
     from jclip.features import few_shot_features
     from jclip.heads import ZeroShotHead
@@ -161,11 +163,10 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
     ends, photos = [source_of(cfg), source_of(cfg, cfg.tuned)], read_photos(cfg.data)
     if ends[0].config != ends[1].config:
         raise MisfitError(f"{cfg.tuned} is of another architecture than {cfg.model}: they can't be mixed")
-    weights, file = [dict(end.checkpoint.arrays()) for end in ends], run.folder / "model.safetensors"
+    file = run.folder / "model.safetensors"
 
     def at(alpha: float) -> FeatureSet:
-        arrays = interpolate(*weights, alpha)
-        save_checkpoint(file, arrays, ends[0].config, ends[0].checkpoint.preprocess, {"made_by": "wise_ft"})
+        save_mixture(file, *(end.checkpoint for end in ends), alpha)
         mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft)
         return few_shot_features(cfg.data, mixed, cfg.templates, train=False, photos=photos)
 
@@ -181,6 +182,26 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
              for part in ("val", "test") if len(getattr(data, part)) for a, some in seen.items()}  # fmt: skip
     zero_shot = seen[0.0].report(heads[0.0], prefix="zero_shot_")
     return {**zero_shot, **data.report(scorer(learned, cfg)), "alpha": alpha, **curve}
+
+
+def save_mixture(file: Path, before: Checkpoint, after: Checkpoint, alpha: float) -> None:
+    """Writes what `interpolate` makes of two checkpoints tensor by tensor: no model is ever whole in memory."""
+    from jclip.checkpoint import compare_keys, describe, in_memory
+    from jclip.readers import LazyTensor, safetensors
+
+    ends = before.tensors, after.tensors
+    compare_keys(*({k: t.shape for k, t in end.items()} for end in ends), str(after.path))
+
+    def mixed(name: str) -> LazyTensor:
+        return LazyTensor(
+            ends[0][name].shape, "float32", lambda: _between(name, *(end[name].read() for end in ends), alpha)
+        )
+
+    tensors = {name: mixed(name) for name in ends[0]}
+    scale = tensors["logit_scale"].read().reshape(())
+    tensors["logit_scale"] = in_memory(scale)
+    metadata = {"made_by": "wise_ft", **describe(before.config, before.preprocess, float(scale))}
+    safetensors.write_tensors(file, tensors, dict.fromkeys(tensors, "float32"), metadata)
 
 
 def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], alpha: float) -> Weights:

@@ -248,6 +248,59 @@ def test_the_search_along_towers(small_models, photo_folder, tuned, tmp_path):
     assert metrics["zero_shot_val_top1"] == curve[0]
 
 
+@pytest.mark.parametrize("recipe", ["full", "lora", "fd_align"])
+def test_towers_of_a_run(recipe, small_models, photo_folder, tmp_path, close):
+    """Half way between a model and what a run made of it, named by the run's folder."""
+    from jclip.checkpoint import open_checkpoint
+
+    own = [
+        f"model={small_models['vit']}",
+        f"data.root={photo_folder}",
+        "data.val_shots=2",
+        "optim.lr=0.01",
+        "optim.batch=3",
+    ]
+    own += {"lora": ["steps=2"]}.get(recipe, ["optim.epochs=1"])
+    train(f"../{recipe}/smoke.yaml", tmp_path / "run", *own)
+    settings = photos_of(small_models, photo_folder, f"tuned={tmp_path / 'run'}", "search=false", "alpha=0.25")
+    metrics = train("smoke.yaml", tmp_path / "mixed", *settings)
+    files = small_models["vit"], tmp_path / "run" / "model.safetensors", tmp_path / "mixed" / "model.safetensors"
+    before, after, mixed = (dict(open_checkpoint(file).arrays()) for file in files)
+    moved = [k for k in before if not np.array_equal(before[k], after[k])]
+    assert moved and {"test_top1_at_0.00", "test_top1_at_0.25", "test_top1_at_1.00"} <= set(metrics)
+    for k, v in mixed.items():
+        close(v, 0.75 * before[k] + 0.25 * after[k], "optimiser", "WiSE-FT: part of the way to a run's towers")
+
+
+def test_a_mixture_is_written_tensor_by_tensor(small_models, tuned, tmp_path):
+    """What two ends and their mixture take in memory is a few tensors, not three models."""
+    from dataclasses import replace
+
+    from jclip.checkpoint import open_checkpoint
+
+    alive, most = 0, [0]
+
+    class Counted(np.ndarray):
+        def __array_finalize__(self, _):
+            nonlocal alive
+            alive += 1
+            most[0] = max(most[0], alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def counted(checkpoint):
+        def read(tensor):
+            return lambda: np.array(tensor.read()).view(Counted)
+
+        return replace(checkpoint, tensors={k: replace(t, read=read(t)) for k, t in checkpoint.tensors.items()})
+
+    ends = [counted(open_checkpoint(file)) for file in (small_models["vit"], tuned)]
+    wise_ft.save_mixture(tmp_path / "m.safetensors", *ends, 0.5)
+    assert 2 <= most[0] < 12 < len(ends[0].tensors)
+
+
 def test_towers_that_can_not_be_mixed(small_models, photo_folder, tuned, tmp_path):
     settings = photos_of(small_models, photo_folder)
     with pytest.raises(MisfitError, match="is of another architecture than .*: they can't be mixed"):
