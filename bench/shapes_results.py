@@ -1,0 +1,206 @@
+"""Every recipe on drawing styles that the shipped models never saw: accuracy over shots, and from base to new classes.
+
+    python bench/shapes_results.py [--models …] [--styles …] [--recipes …] [--threads N] [--choose | --table]
+
+Rendered photos, so nothing but the checkout is needed: 100 classes, 1, 4 and 16 shots drawn by three seeds, 1,000 test
+photos, min(shots, 4) validation photos per class. Each run is a line of docs/shapes_results.csv, written when it has
+ended; what stands there with the same settings is not run again. Afterwards docs/shapes_results.md and .png are written
+from the whole file. `--choose` runs each recipe's grid on seed 1 at 16 shots, and keeps what is best on validation in
+bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in bench/shapes_rows.py run as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from shapes_page import draw, page, read  # noqa: E402
+from shapes_rows import MODELS, ROWS, SEEDS, SHOTS, STYLES, Row, found  # noqa: E402
+
+import finetune  # noqa: E402
+from finetune._configs import build_config, default_folder, find_config  # noqa: E402
+from finetune._sweep import BASE_TO_NEW, METRICS, Point, finished, row_of, write_csv  # noqa: E402
+from jclip.config import apply_overrides, load_values  # noqa: E402
+from jclip.errors import JclipError  # noqa: E402
+
+CHOSEN = ROOT / "bench" / "shapes_settings.json"
+KEYS = ("model", "style", "recipe", "subset", "shots", "seed")
+COLUMNS = (*KEYS, *METRICS, *BASE_TO_NEW, "seconds", "settings")
+MOST_SHOTS = max(SHOTS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    model: str
+    style: str
+    recipe: str
+    subset: str
+    shots: int
+    seed: int
+    settings: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple:
+        """What tells runs apart in the CSV."""
+        return tuple(getattr(self, name) for name in KEYS)
+
+    def point(self, runs: str) -> Point:
+        """The run's config and folder. Raises `JclipError` where the recipe is not there, or can't."""
+        path = find_config(rows()[self.recipe].config)
+        values = load_values(path)
+        values["data"] = {"root": f"shapes:{self.style}"}
+        module, _ = build_config({**values, "model": self.model}, self.recipe)
+        known = {f.name for f in fields(module.Config)}
+        given = [f"model={self.model}", f"data.shots={self.shots}", f"data.subset={self.subset}"]
+        given += [f"data.seed={self.seed}", f"seed={self.seed}"]
+        given += [s for s in ("templates=simple", "augment=none", "views=1") if s.partition("=")[0] in known]
+        module, cfg = build_config(apply_overrides(values, [*given, *self.settings]), self.recipe)
+        return Point(self.recipe, self.settings, module, cfg, default_folder(module, cfg, path, runs))
+
+
+def main() -> int:
+    """Runs what is not there yet, writes the page, or chooses the settings."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    p.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
+    p.add_argument("--recipes", nargs="+", metavar="ROW", help="rows of the table, such as LoRA (default: all)")
+    p.add_argument("--shots", nargs="+", type=int, choices=SHOTS, default=SHOTS)
+    p.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    p.add_argument("--threads", type=int, help="of this process (default: all cores)")
+    p.add_argument("--runs", default="runs/shapes", help="where a run's folder is while it lasts")
+    p.add_argument("--out", type=Path, default=ROOT / "docs", help="for shapes_results.csv, .md and .png")
+    p.add_argument("--choose", action="store_true", help="choose each row's settings on validation, seed 1, 16 shots")
+    p.add_argument("--table", action="store_true", help="no runs: only the page and the plot, from the CSV")
+    args = p.parse_args()
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Jittor is not imported yet
+    unknown = {*(args.recipes or ())} - {*rows()}
+    if unknown:
+        p.error(f"no such row: {', '.join(sorted(unknown))} (known: {', '.join(rows())})")
+    if args.choose:
+        choose(args)
+        return 0
+    done = measure(args) if not args.table else read(args.out / "shapes_results.csv")
+    draw(args.out, done)
+    (args.out / "shapes_results.md").write_text(page(done), encoding="utf-8")
+    print(f"written: {args.out}/shapes_results.csv, .md, .png ({len(done)} runs)")
+    return 0
+
+
+def rows() -> dict[str, Row]:
+    """The table's rows, in order: those of `ROWS` whose recipe is there, then recipes without a row."""
+    known = {row.recipe for row in ROWS.values()}
+    there = {name: row for name, row in ROWS.items() if row.recipe in found()}
+    return there | {name: Row(f"{name}/smoke") for name in found() if name not in known}
+
+
+def jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """All runs that were asked for: shots and seeds on all classes, then 16 shots of the base classes."""
+    best = chosen()
+    wanted = [name for name in rows() if name in (args.recipes or rows())]
+    for model, style, name in itertools.product(args.models, args.styles, wanted):
+        row = rows()[name]
+        settings = best.get(name, {}).get(f"{model} {style}", row.candidates[0])
+        for shots, seed in itertools.product(args.shots, args.seeds):
+            yield Job(model, style, name, "all", shots, seed, row.at(shots, settings))
+        new = row.new and hasattr(finetune.load(row.recipe), "for_classes")
+        for seed in args.seeds if new and MOST_SHOTS in args.shots else ():
+            yield Job(model, style, name, "base", MOST_SHOTS, seed, row.at(MOST_SHOTS, settings))
+
+
+def chosen() -> dict[str, dict[str, list[str]]]:
+    """row → model and style → settings."""
+    return json.loads(CHOSEN.read_text(encoding="utf-8")) if CHOSEN.is_file() else {}
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every line of the CSV, those before and those of now; a break leaves what was measured."""
+    from tqdm import tqdm
+
+    path = args.out / "shapes_results.csv"
+    lines = {tuple(row[k] for k in KEYS): row for row in (read(path) if path.is_file() else [])}
+    wanted = [job for job in jobs(args) if lines.get(job.key, {}).get("settings") != told_as(job.settings)]
+    told: set[str] = set()
+    with tqdm(wanted, unit="run", disable=None) as bar:
+        for job in bar:
+            bar.set_postfix_str(" ".join(map(str, job.key)))
+            line = attempted(job, args.runs, told)
+            if line:
+                lines[job.key] = line
+                write_csv(path, in_order(lines.values()), COLUMNS)
+    return in_order(lines.values())
+
+
+def in_order(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By model, style, row, subset, shots and seed, as they stand in the tables."""
+    places = [list(MODELS), list(STYLES), list(rows()), ["all", "base"], list(SHOTS), list(SEEDS)]
+    kept = [line for line in lines if line["recipe"] in rows()]
+    return sorted(kept, key=lambda line: [of.index(line[k]) for of, k in zip(places, KEYS, strict=True)])
+
+
+def attempted(job: Job, runs: str, told: set[str]) -> dict[str, Any] | None:
+    """The line of a run; None where the recipe can't, which is told once for each reason."""
+    try:
+        return line_of(job, runs)
+    except JclipError as e:
+        message = f"{job.recipe} on {job.model}: {e}"
+        if message not in told:
+            told.add(message)
+            sys.stderr.write(f"not run: {message}\n")
+        return None
+
+
+def line_of(job: Job, runs: str) -> dict[str, Any]:
+    """Runs, measures on new classes where base classes were learned, and lets the run's folder go."""
+    from finetune._finished import Classifier
+    from finetune._transfer import base_to_new
+
+    point = job.point(runs)
+    row = row_of(point, finished(point))
+    line = {k: row[k] for k in (*METRICS, "seconds")}
+    if job.subset == "base":
+        told = base_to_new(Classifier.load(point.folder), point.folder)
+        line |= {k: told.get(k, "") for k in BASE_TO_NEW}
+    shutil.rmtree(point.folder)  # a tuned model is 30 MB, and the line is all that is kept of it
+    return {**dict(zip(KEYS, job.key, strict=True)), **line, "settings": told_as(job.settings)}
+
+
+def told_as(settings: Sequence[str]) -> str:
+    """Settings in one cell."""
+    return "; ".join(settings)
+
+
+def choose(args: argparse.Namespace) -> None:
+    """The best settings of each grid on the validation photos of seed 1, the first among equals."""
+    told: set[str] = set()
+    for model, style, name in itertools.product(args.models, args.styles, args.recipes or rows()):
+        best = {}
+        for settings in rows()[name].candidates if name in rows() else ():
+            given = rows()[name].at(MOST_SHOTS, settings)
+            line = attempted(Job(model, style, name, "all", MOST_SHOTS, SEEDS[0], given), args.runs, told)
+            if line:
+                print(
+                    f"{model} {style} {name} {told_as(settings)}: {line['val_top1']}, {line['seconds']} s", flush=True
+                )
+                best[settings] = line["val_top1"]
+        if best:
+            kept = {**chosen().get(name, {}), f"{model} {style}": max(best, key=best.get)}
+            text = json.dumps({**chosen(), name: kept}, indent=1, ensure_ascii=False)
+            CHOSEN.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
