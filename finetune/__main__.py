@@ -114,7 +114,7 @@ def report(metrics: dict[str, float]) -> str:
     )
     shown = {f"{prefix}{part}_{kind}" for prefix in ("zero_shot_", "") for part in ("val", "test")
              for kind in ("top1", "top5", "mean_per_class", "macro_f1", "ece", "nll", "correct", "count")}  # fmt: skip
-    rest = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items() if k not in shown]
+    rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
     text = table(["top-1", *parts], rows) if rows else ""
     return "\n".join(filter(None, [text, ", ".join(rest), *warnings_of(metrics)]))
 
@@ -124,6 +124,13 @@ def told_memory(peak: dict[str, int]) -> list[str]:
     places = {"host": "", "gpu": "of the GPU "}
     told = ", ".join(f"{places[place]}{mib} MiB" for place, mib in peak.items())
     return [f"peak memory {told}"] if told else []
+
+
+def shortly(value: float) -> str:
+    """Four decimals, of a small number (a learning rate) three digits; whole numbers as they are."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.3g}"
 
 
 def warnings_of(metrics: dict[str, float]) -> list[str]:

@@ -233,41 +233,47 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
     tell_photos(photos, cfg.data.shots)
     run.note(**data.facts)
     texts, block = text_samples(cfg, data, source), LastBlock(source.model)
-    zero_shot, entering = zero_shot_weights(texts, data.classes), entering_features(cfg, data, source, photos)
+    zero_shot = zero_shot_weights(texts, data.classes)
+    settings(cfg, len(views(cfg)) * len(photos.train), len(texts[0]))  # which tells early what can't be filled
+    entering = entering_features(cfg, data, source, photos)
+    grid = settings(cfg, len(entering.train), len(texts[0]))
+
+    def train_with(optim: OptimConfig, slot: str) -> Trained:
+        return train_block(cfg, run, block, zero_shot, entering, texts, optim, slot)
 
     def scorer_of(learnt: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         block.put(learnt)
         return adapt.in_chunks(block_scores(cfg, block, learnt["head"]))
 
-    trained, chosen = adapt.best_setting(
-        settings(cfg, len(entering.train), len(texts[0])), entering, cfg.selection,
-        lambda optim, slot: train_block(cfg, run, block, zero_shot, entering, texts, optim, slot), scorer_of,
-    )  # fmt: skip
-    told = {**chosen, **trained.told}
+    trained, told = adapt.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
     if len(photos.test):
         block.put(trained.last)
-        last = measure(
-            source.model, scorer(arrays(cfg, trained.last), cfg), source.preprocess, photos.test, cfg.data.on_error
-        )
-        told["test_top1_last_epoch"] = last["top1"]
+        of_last = scorer(arrays(cfg, trained.last), cfg)
+        report = measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
+        told["test_top1_last_epoch"] = report["top1"]
     block.put(trained.arrays)
     save_model(run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, made_by="cross_modal")
     learned = arrays(cfg, {"head": trained.arrays["head"]})
     run.save_learned(learned, classnames=data.classnames, width=source.width)
+    for i in range(len(grid)):
+        run.slot(f"train-{i}").clear()  # each as large as the block
     after = features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
-    return {**adapt.zero_shot_report(data), **reports(cfg, after, learned, zero_shot), **told}
+    return {**adapt.zero_shot_report(data), **reports(cfg, after, learned, zero_shot), **told, **trained.told}
+
+
+def views(cfg: Config) -> list[dict[str, str | int]]:
+    """How a training photo is seen: plainly, and augmented."""
+    augmented = range(cfg.views if cfg.augment != "none" else 0)
+    return [{}, *({"augment": cfg.augment, "first_view": view} for view in augmented)]
 
 
 def entering_features(cfg: Config, data: FeatureSet, source: ModelSource, photos: PhotoData) -> FeatureSet:
     """`data` with what the last block is given of training photos, in each view, and of validation photos; without test."""
     from jclip.features import extract
 
-    seen = [{}] + (
-        [{"augment": cfg.augment, "first_view": v} for v in range(cfg.views)] if cfg.augment != "none" else []
-    )
     options = {"seed": cfg.seed, "on_error": cfg.data.on_error, "entering": True}
-    views = [extract(source, photos.train, label=f"view {i}", **view, **options) for i, view in enumerate(seen)]
-    rows, features = (np.concatenate(column) for column in zip(*views, strict=True))
+    seen = [extract(source, photos.train, label=f"view {i}", **view, **options) for i, view in enumerate(views(cfg))]
+    rows, features = (np.concatenate(column) for column in zip(*seen, strict=True))
     val_rows, val = extract(source, photos.val, label="val", **options)
     return replace(
         data, train=features, train_labels=photos.train.labels[rows], val=val, val_labels=photos.val.labels[val_rows],

@@ -12,6 +12,7 @@ the authors' code, the mean is over photos and prototypes, W starts as s T, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -24,6 +25,8 @@ from jclip.errors import ConfigError
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.clip import CLIP
     from jclip.data.splits import PhotoData, Split
+    from jclip.features import FeatureSet
+    from jclip.heads import ZeroShotHead
     from jclip.run import Run
     from jclip.source import ModelSource
 
@@ -98,11 +101,11 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     check_templates(cfg.spurious, len(prompts[0]))
     zero_shot, means = text_means(source, prompts, cfg.unit_texts)
     spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
-    before = few_shot_features(cfg.data, source, cfg.templates, train=cfg.head_first, photos=photos)
+    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
     run.note(**before.facts)
     told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
     start = start_of(zero_shot)
-    head = train_head(cfg, run, source, before, start) if cfg.head_first else start
+    head = train_head(cfg, run, source, photos, before, start) if cfg.head_first else start
     told |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
     tuned, of_training = train(cfg, run, source, photos, head, spurious)
 
@@ -115,7 +118,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         return {f"{prefix}{k}": v for k, v in parts.items()}
 
     told |= measured(tuned, "tuned_") if cfg.wise else {}
-    final = mixed(cfg.wise, (*untuned(source), *start.items()), tuned) if cfg.wise else tuned
+    final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned) if cfg.wise else tuned
     after = measured(final)
     save_model(
         run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align"
@@ -144,8 +147,8 @@ def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], sour
     return start_of(text_means(source, class_prompts(classnames, load_templates(cfg.templates)), cfg.unit_texts)[0])
 
 
-def start_of(zero_shot) -> Weights:
-    """A `ZeroShotHead` as a linear layer: W = s T (C, E), b = 0 (C,)."""
+def start_of(zero_shot: ZeroShotHead) -> Weights:
+    """As a linear layer: W = s T (C, E), b = 0 (C,)."""
     weights = zero_shot.weights
     return {"weight": np.float32(zero_shot.scale) * weights, "bias": np.zeros(len(weights), np.float32)}
 
@@ -197,23 +200,29 @@ def normality(kind: str, rows: np.ndarray, seed: int) -> np.ndarray:
     return IsolationForest(random_state=seed).fit(rows).decision_function(rows)
 
 
-def train_head(cfg: Config, run: Run, source: ModelSource, data, start: Weights) -> Weights:
+def train_head(
+    cfg: Config, run: Run, source: ModelSource, photos: PhotoData, before: FeatureSet, start: Weights
+) -> Weights:
     """The head alone, on features of the tower as it is; the epoch is chosen as the tower's."""
     from jclip import adapt
-    from jclip.features import training_view
+    from jclip.features import extract, training_view
+    from jclip.heads import unit
     from jclip.prototypes import linear_scores
     from jclip.runtime import jt
 
     params = {k: jt.array(v) for k, v in start.items()}
+    if cfg.augment == "none":
+        rows, features = extract(source, photos.train, on_error=cfg.data.on_error, label="train")
+        before = replace(before, train=unit(features), train_labels=photos.train.labels[rows])
 
     def batches(epoch: int) -> Iterator[tuple]:
         view = epoch % cfg.head_views if cfg.head_views else epoch
-        seen = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view)
+        seen = training_view(cfg.data, source, before, cfg.augment, cfg.seed, view)
         return adapt.Batches(seen, cfg.head_optim.batch, cfg.seed)(epoch)
 
-    steps = -(-len(data.train) // cfg.head_optim.batch)
+    steps = -(-len(photos.train) // cfg.head_optim.batch)
     return adapt.train(
-        run, cfg.head_optim, params, lambda f: linear_scores(f, **params), batches, steps, data, cfg.selection,
+        run, cfg.head_optim, params, lambda f: linear_scores(f, **params), batches, steps, before, cfg.selection,
         slot="head",
     ).arrays  # fmt: skip
 

@@ -105,7 +105,7 @@ class Run:
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Writes result.json and returns it."""
         result = {
-            "metrics": {k: round(v, 6) if isinstance(v, float) else v for k, v in metrics.items()},
+            "metrics": {k: _rounded(v) if isinstance(v, float) else v for k, v in metrics.items()},
             "config": self.values,
             "provenance": {**provenance(), **self.facts, **self._spent()},
         }
@@ -141,6 +141,11 @@ class Run:
         else:
             with replacing(path) as temporary:
                 temporary.write_text(to_yaml(self.values), encoding="utf-8")
+
+
+def _rounded(value: float) -> float:
+    """To six decimals, what is small (a learning rate) to six digits."""
+    return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.6g}")
 
 
 def clear(folder: str | os.PathLike) -> None:

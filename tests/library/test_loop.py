@@ -232,9 +232,10 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_results_tell_where_they_come_from(tmp_path):
     with Run(tmp_path, {"recipe": "toy", "seed": 3}) as run:
         run.note(weights="abc")
-        run.finish({"top1": 0.123456789, "count": 5})
+        run.finish({"top1": 0.123456789, "count": 5, "lr": 1.2345678e-7})
     result = read_result(tmp_path)
-    assert result["metrics"] == {"top1": 0.123457, "count": 5} and result["config"] == {"recipe": "toy", "seed": 3}
+    assert result["metrics"] == {"top1": 0.123457, "count": 5, "lr": 1.23457e-7}
+    assert result["config"] == {"recipe": "toy", "seed": 3}
     told = result["provenance"]
     assert told["weights"] == "abc" and told["versions"]["jittor"] == "1.3.11.0" and told["threads"]
     with pytest.raises(ConfigError, match="holds no finished run"):

@@ -167,6 +167,8 @@ def test_from_photos_to_a_merged_model(settings, small_models, tmp_path, monkeyp
     assert main(["eval", str(tmp_path / "grid")]) == 0  # from photos, with the merged tower and the head
     assert f"({metrics['test_correct']} of 18)" in capsys.readouterr().out
 
+    assert not list((tmp_path / "grid").glob("train-*"))
+
     monkeypatch.setattr(LastBlock, "entering", lambda *_: pytest.fail("the lower part ran again"))
     alone = train(tmp_path / "alone", *settings, "grid_lr=[]", f"optim.lr={metrics['lr']}")
     assert alone == metrics  # of a grid each setting begins where the tower was
@@ -184,6 +186,8 @@ def test_what_can_not_work_is_told(settings, tmp_path):
             train(tmp_path / "b", *settings, wrong)
     with pytest.raises(ConfigError, match="the epoch is chosen on validation photos, and there are none"):
         train(tmp_path / "c", *settings, "data.val_shots=0", "grid_lr=[]")
+    with pytest.raises(ConfigError, match="no batch of that size can be filled from 12 photos and 3 texts"):
+        train(tmp_path / "g", *settings, "optim.batch=26")
     with pytest.raises(ConfigError, match="photos need a model: set model="):
         train(tmp_path / "d", *settings, "model=")
     assert "val_top1" not in train(tmp_path / "e", *settings, "data.val_shots=0", "grid_lr=[]", "selection=last")

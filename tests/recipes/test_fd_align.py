@@ -16,10 +16,12 @@ from jclip.checkpoint import open_checkpoint
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
+from jclip.features import extract, few_shot_features
 from jclip.functional.losses import kl_divergence
-from jclip.heads import encode_prompts, text_means, unit
+from jclip.heads import ZeroShotHead, encode_prompts, text_means, unit
 from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights
+from jclip.run import Run
 from jclip.runtime import jt
 from jclip.source import ModelSource
 from tests.recipes import toys
@@ -244,6 +246,35 @@ def test_the_divergence_by_hand_also_where_probabilities_underflow(close):
     assert kl_divergence(far, far).item() == 0 and np.isfinite(jt.grad(kl_divergence(far, far), far).numpy()).all()
 
 
+def test_the_head_alone_equals_torchs(small_models, photo_folder, tmp_path, close):
+    """Stage one: three epochs of Nesterov's steps on kept features, a cosine by steps."""
+    source, data = ModelSource(small_models["vit"]), DataConfig(root=str(photo_folder), shots=3, val_shots=2)
+    optim = replace(config().head_optim, lr=0.5, epochs=3, batch=4)
+    cfg = replace(config(augment="none", selection="last", head_optim=optim), data=data)
+    photos = read_photos(data)
+    before = few_shot_features(data, source, "openai7", train=False, photos=photos)
+    start = fd_align.start_of(ZeroShotHead(before.text, before.scale))
+    with Run(tmp_path, {"recipe": "fd_align"}) as run:
+        ours = fd_align.train_head(cfg, run, source, photos, before, start)
+    p = {k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in start.items()}
+    sgd = torch.optim.SGD(p.values(), 0.5, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 9)
+    x, y = (
+        torch.tensor(unit(extract(source, photos.train)[1]).astype(np.float64)),
+        torch.tensor(photos.train.labels).long(),
+    )
+    for epoch in range(3):
+        for rows in torch.tensor(np.random.default_rng((cfg.seed, epoch)).permutation(len(x))).split(4):
+            loss = F.cross_entropy(F.linear(x[rows], p["weight"], p["bias"]), y[rows])
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            schedule.step()
+    for k, v in p.items():
+        close(ours[k], v.detach(), "scores", "FD-Align: the head alone, 9 steps")
+        assert np.abs(ours[k] - start[k]).max() > 0.01
+
+
 # Whole runs
 
 
@@ -262,7 +293,7 @@ def settings(small_models, photo_folder) -> list[str]:
 
 
 def test_from_photos_to_a_tuned_model(settings, small_models, tmp_path, monkeypatch):
-    more = [*settings, "head_first=true", "head_views=2", "head_optim.epochs=2", "head_optim.batch=3"]
+    more = [*settings, "head_first=true", "head_views=2", "data.shots=4", "head_optim.epochs=2", "head_optim.batch=3"]
     whole = train(tmp_path / "whole", *more)
     assert {"zero_shot_test_top1", "head_test_top1", "test_top1", "test_top1_last_epoch", "best_epoch"} <= set(whole)
     assert whole["prototypes"] == 3 and not (tmp_path / "whole" / "head.safetensors").exists()
