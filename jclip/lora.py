@@ -73,7 +73,9 @@ class Adapters:
 
     def _projection(self, name: str, attention: Attention):
         parts = [part for part in PARTS if f"{name}.{part}.A" in self.params]
-        places = np.array([[here == part for part in parts] for here in PARTS], np.float32)  # of the updates among q, k, v
+        places = np.array(
+            [[here == part for part in parts] for here in PARTS], np.float32
+        )  # of the updates among q, k, v
         places = jt.array(places[:, None, :, None]).stop_grad()
 
         def in_proj(x):
