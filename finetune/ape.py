@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -67,6 +67,8 @@ class Config:
             )
         if any(min(w) < 0 or not any(w) for w in (self.criterion, self.train_criterion)):
             raise ConfigError("criterion and train_criterion are weights: none below 0, one of the two above it")
+        if not self.train:
+            refuse_average(self.optim, "train=true")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -81,6 +81,8 @@ class Config:
             raise ConfigError("recorded features are projected: for features=penultimate name photos and a model")
         if self.features == "penultimate" and (self.solver, self.init) == ("sgd", "zeroshot"):
             raise ConfigError("init=zeroshot needs features=projected: no text lives before the projection")
+        if self.solver == "lbfgs":
+            refuse_average(self.optim, "solver=sgd")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -52,6 +52,8 @@ class Config:
             raise ConfigError(f"alpha={self.alpha} is at least 0, beta={self.beta} above 0")
         if min(self.search_alpha, self.search_beta) <= 0.1:
             raise ConfigError("search_alpha and search_beta are above 0.1, where their grids start")
+        if not self.train:
+            refuse_average(self.optim, "train=true")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

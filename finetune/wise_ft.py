@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError, DataError, MisfitError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -59,6 +59,8 @@ class Config:
             raise ConfigError(f"alpha={self.alpha} is not in [0, 1], or steps={self.steps} not in 1 … 100")
         if not 0 <= self.smoothing < 1 or self.clip < 0 or self.views < 1:
             raise ConfigError("smoothing is in [0, 1), clip at least 0, views at least 1")
+        if self.tuned:
+            refuse_average(self.optim, "training: leave tuned out")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:

@@ -101,6 +101,7 @@ class OptimConfig:
     step_epochs: int = 10  # of the schedule "step": epochs after which the rate is multiplied by gamma, again and again
     gamma: float = 0.1
     warmup: float = 0.0  # steps; below 1 a share of all steps
+    average: float = 0.0  # decay of a moving average of the weights, which then is what is measured and kept; 0: none
     epochs: int = 20
     batch: int = 256
 
@@ -113,10 +114,15 @@ class OptimConfig:
             )
         if self.weight_decay < 0 or self.eps <= 0:
             raise ConfigError(f"optim: weight_decay={self.weight_decay} is at least 0, eps={self.eps} above 0")
-        if not all(0 <= b < 1 for b in (*self.betas, self.momentum)):
-            raise ConfigError(
-                f"optim: betas={list(self.betas)} and momentum={self.momentum} are at least 0 and below 1"
-            )
+        if not all(0 <= b < 1 for b in (*self.betas, self.momentum, self.average)):
+            given = f"betas={list(self.betas)}, momentum={self.momentum} and average={self.average}"
+            raise ConfigError(f"optim: {given} are at least 0 and below 1")
+
+
+def refuse_average(optim: OptimConfig, instead: str) -> None:
+    """Raises `ConfigError` where an average of weights is asked for and there are no steps to average over."""
+    if optim.average:
+        raise ConfigError(f"optim.average={optim.average} is of weights along training, which needs {instead}")
 
 
 ALIASES = {"epoches": "epochs", "ckt_gap": "every"}  # as an entry of the Jittor challenge spells them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,14 +50,15 @@ def fit(
     steps: int | None = None,
 ) -> Outcome:
     """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
-    killed goes on where it was saved, to the same numbers.
+    killed goes on where it was saved, to the same numbers. Where `state` keeps an average of the parameters, that is what
+    is measured, and what the parameters are in the end.
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
     evaluate() measures validation data, every `every` epochs and after the last; `select` names the metric whose best
     epoch is remembered. The loss is read every `read_every` steps: each reading waits for the
     device. `steps`, of all epochs together, is for the progress bar. Raises `Diverged` naming the steps between which
-    the loss stopped being a number, and `DataError` when there are no batches.
+    the loss, or the epoch in which the weights, stopped being numbers, and `DataError` when there are no batches.
     """
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
@@ -73,18 +74,30 @@ def fit(
                 number += 1
                 bar.update()
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
-            outcome.last = {"loss": losses.mean(), **(evaluate() if due else {})}
-            if due and select not in outcome.last:
-                raise ConfigError(f"select={select} is not measured here (measured: {', '.join(outcome.last)})")
-            if due and _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
-                outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
+            outcome.last = {"loss": losses.mean()}
+            if due:
+                with state.averaged():
+                    _measure(outcome, evaluate, select, among_equals, state, epoch)
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
             if due and not run.quiet and _worth_telling(epoch, epochs, every):
                 bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
             if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
                 place.save(*_saved(outcome, state, epoch + 1, number))
                 saved = time.monotonic()
+    state.keep_average()
     return outcome
+
+
+def _measure(
+    outcome: Outcome, evaluate: Callable, select: str, among_equals: str, state: TrainState, epoch: int
+) -> None:
+    """Adds to the last epoch's metrics, and makes it the best if it is."""
+    outcome.last |= evaluate()
+    if select not in outcome.last:
+        raise ConfigError(f"select={select} is not measured here (measured: {', '.join(outcome.last)})")
+    if _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
+        outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
+        _check_finite(outcome.best_arrays, epoch)
 
 
 def _is_better(value: float, best: float, among_equals: str) -> bool:
@@ -104,6 +117,8 @@ def _saved(
     outcome: Outcome, state: TrainState, epoch: int, number: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     best = {f"best.{k}": v for k, v in outcome.best_arrays.items()}
+    captured = state.capture()
+    _check_finite(captured, epoch - 1)
     told = {
         "epoch": epoch,
         "step": number,
@@ -111,7 +126,17 @@ def _saved(
         "best": outcome.best,
         "best_epoch": outcome.best_epoch,
     }
-    return {**{f"state.{k}": v for k, v in state.capture().items()}, **best}, told
+    return {**{f"state.{k}": v for k, v in captured.items()}, **best}, told
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+    """The loss is that before each step: what the last one broke would not show in it."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise Diverged(
+                f"{name} holds what is no number after epoch {epoch + 1}, the state saved before is kept: lower optim.lr, "
+                "or look for broken data"
+            )
 
 
 def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:

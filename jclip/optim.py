@@ -5,9 +5,10 @@ Jittor's own optimisers compute alike but keep their moments out of `state_dict(
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -51,7 +52,12 @@ def no_weight_decay(name: str, var) -> bool:
 
 
 class Optimiser(ABC):
-    """Base of `AdamW` and `SGD`: `params` by name, one learning rate, decay switched off where `exclude` says so."""
+    """Base of `AdamW` and `SGD`: `params` by name, one learning rate, decay switched off where `exclude` says so.
+
+    average: what `TrainState` keeps of them besides.
+    """
+
+    average = 0.0
 
     def __init__(
         self,
@@ -138,8 +144,11 @@ class SGD(Optimiser):
 def optimiser(config: OptimConfig, params: Mapping[str, jt.Var], exclude=None) -> Optimiser:
     """The optimiser that `config` names, for `params`."""
     if config.name == "adamw":
-        return AdamW(params, config.lr, config.betas, config.eps, config.weight_decay, exclude)
-    return SGD(params, config.lr, config.momentum, config.weight_decay, config.nesterov, exclude)
+        made = AdamW(params, config.lr, config.betas, config.eps, config.weight_decay, exclude)
+    else:
+        made = SGD(params, config.lr, config.momentum, config.weight_decay, config.nesterov, exclude)
+    made.average = config.average
+    return made
 
 
 def clip_by_norm(gradients: list, limit: float) -> list:
@@ -175,14 +184,15 @@ def cosine(step: int, total: int, high: float, low: float = 0.0) -> float:
 class TrainState:
     """What a checkpoint holds besides the position: parameters, the optimiser's state, an average of the parameters.
 
-    average: decay of an exponential moving average of the parameters, 0 for none.
+    The average is exponential, a = d a + (1 - d) p after each step, from the weights before the first one on; `extra`,
+    such as running statistics, has none. `optimiser.average` is d, 0 for no average.
     """
 
-    def __init__(self, optimiser: Optimiser, extra: Mapping[str, jt.Var] | None = None, average: float = 0.0):
+    def __init__(self, optimiser: Optimiser, extra: Mapping[str, jt.Var] | None = None):
         self.optimiser = optimiser
         self._vars = {**optimiser.params, **(extra or {})}
-        self._decay = average
-        self.average = {k: p.detach().clone().stop_grad() for k, p in optimiser.params.items()} if average else {}
+        self._decay, averaged = optimiser.average, optimiser.params if optimiser.average else {}
+        self.average = {k: p.detach().clone().stop_grad() for k, p in averaged.items()}
 
     def settle(self) -> None:
         """Moves the average one step towards the parameters, and computes all that an optimiser's step left to be done.
@@ -193,6 +203,26 @@ class TrainState:
         for k, a in self.average.items():
             a.update(self._decay * a + (1 - self._decay) * self.optimiser.params[k].detach())
         jt.sync([*self._vars.values(), *self.average.values()])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In the block the parameters are the average, if there is one."""
+        raw = {k: self.optimiser.params[k].detach() for k in self.average}
+        self.keep_average()
+        try:
+            yield
+        finally:
+            self._replace(raw)
+
+    def keep_average(self) -> None:
+        """The parameters become the average, if there is one, for good: training has ended."""
+        self._replace({k: a.detach() for k, a in self.average.items()})
+
+    def _replace(self, values: Mapping[str, jt.Var]) -> None:
+        for k, value in values.items():
+            self.optimiser.params[k].update(value)
+            self.optimiser.params[k].start_grad()
+        jt.sync([self.optimiser.params[k] for k in values])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Copies of the parameters and of what belongs to them, by name."""

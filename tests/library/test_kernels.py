@@ -131,3 +131,21 @@ def test_the_implementation_is_chosen_by_device_dtype_and_wish():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.stdout == "plain\n", done.stderr
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_dropout_keeps_its_share_and_draws_by_its_seed(implementation, close):
+    x = jt.array(np.random.default_rng(0).uniform(1, 2, (50, 40, 30)).astype(np.float32))
+    y = implementation.dropout(x, 0.25, 7)
+    kept = y.numpy() != 0
+    assert abs(kept.mean() - 0.75) < 0.01  # five deviations
+    for axis in range(3):
+        assert np.abs(kept.mean(axis=axis) - 0.75).max() < 0.35, "neighbours are drawn alike"
+    close(y.numpy()[kept], x.numpy()[kept] / 0.75, "kernel", "dropout")
+    close(jt.grad(weigh(y), x).numpy(), kept * weights_of(x.shape) / 0.75, "kernel", "dropout: gradient")
+    again, other = (implementation.dropout(x, 0.25, seed).numpy() != 0 for seed in (7, 8))
+    assert np.array_equal(again, kept) and abs((other & kept).mean() - 0.75**2) < 0.01
+
+
+def weights_of(shape, seed=9):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -30,7 +30,8 @@ class Problem:
     def __init__(self, folder, epochs=4, die_at=None, lr=1e-2):
         self.w = jt.array(np.ones((5, 3), np.float32))
         self.optim = AdamW({"w": self.w}, lr)
-        self.state = TrainState(self.optim, average=0.9)
+        self.optim.average = 0.9
+        self.state = TrainState(self.optim)
         self.folder, self.epochs, self.die_at, self.seen = folder, epochs, die_at, []
 
     def step(self, batch, number):
@@ -144,6 +145,55 @@ def test_the_average_is_an_exponential_moving_one(tmp_path, close):
     problem.step = step
     problem.fit()
     close(problem.state.average["w"].numpy(), mean, "optimiser")
+    assert np.array_equal(problem.w.numpy(), problem.state.average["w"].numpy()), "what training ends with"
+
+
+def test_the_average_is_what_is_measured_and_training_goes_on_from_the_weights(tmp_path):
+    problem, seen = Problem(tmp_path), []
+    inner = problem.step
+
+    def step(batch, number):
+        seen.append(("step", problem.w.numpy()))
+        loss = inner(batch, number)
+        seen.append(("done", problem.w.numpy()))
+        return loss
+
+    def evaluate():
+        seen.append(("measured", problem.w.numpy()))
+        return {"top1": float(len(seen))}  # each epoch is better than the one before
+
+    problem.step, problem.evaluate = step, evaluate
+    outcome = problem.fit()
+    at = [i for i, (what, _) in enumerate(seen) if what == "measured"]
+    assert len(at) == 4 and np.array_equal(outcome.best_arrays["w"], seen[at[-1]][1])
+    for i in at:
+        assert not np.array_equal(seen[i][1], seen[i - 1][1]), "measured is the average"
+    for i in at[:-1]:
+        assert np.array_equal(seen[i + 1][1], seen[i - 1][1]), "the next step starts where the last one ended"
+
+
+def test_weights_that_the_last_step_broke_are_neither_kept_nor_saved(tmp_path, monkeypatch):
+    """The loss before that step was a number."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    for evaluated in (True, False):
+        problem = Problem(tmp_path / str(evaluated))
+        problem.optim.average = 0.0
+        problem.state = TrainState(problem.optim)
+        inner = problem.step
+
+        def step(batch, number, problem=problem, inner=inner):
+            loss = inner(batch, number)
+            if number == 11:
+                problem.w.update(problem.w * float("inf"))
+                problem.w.start_grad()
+            return loss
+
+        problem.step = step
+        problem.evaluate = (lambda: {"top1": 0.0}) if evaluated else None
+        with pytest.raises(loop.Diverged, match=r"w holds what is no number after epoch 3, the state saved before"):
+            problem.fit()
+        with Run(problem.folder, {"recipe": "toy"}) as run:
+            assert run.slot().load()[1]["epoch"] == 2
 
 
 def test_a_loss_that_is_no_number_stops_with_its_steps_and_keeps_the_state(tmp_path, monkeypatch):
@@ -184,7 +234,9 @@ def test_state_of_another_model_is_refused(tmp_path):
     other.state = TrainState(SGD({"w": other.w, "b": jt.zeros((3,))}, 1e-2))
     with pytest.raises(CheckpointError, match="saved state does not fit the model"):
         other.fit()
-    other.state = TrainState(SGD({"w": other.w}, 1e-2), average=0.9)
+    sgd = SGD({"w": other.w}, 1e-2)
+    sgd.average = 0.9
+    other.state = TrainState(sgd)
     with pytest.raises(CheckpointError, match="optimiser state does not fit"):
         other.fit()
 

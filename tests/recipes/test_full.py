@@ -79,10 +79,10 @@ def test_the_epoch_is_chosen_on_validation_and_both_are_told(config, tmp_path):
     assert metrics["test_top1_last_epoch"] == last["test_top1"]
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
 @pytest.mark.parametrize("loss", ["contrastive", "cross_entropy"])
-def test_steps_equal_torch(kind, loss, small_models, close):
-    """Five steps of the recipe's own step on given pixels: losses and the weights they lead to."""
+@pytest.mark.parametrize(("kind", "accumulate"), [("vit", 1), ("resnet", 1), ("vit", 4)])
+def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypatch):
+    """Five steps of the recipe's own step on given pixels, whole or in parts: losses and the weights they lead to."""
     torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
     from finetune.full import Config, training_step
     from jclip.checkpoint import open_checkpoint
@@ -99,7 +99,9 @@ def test_steps_equal_torch(kind, loss, small_models, close):
     model = build(checkpoint)
     prompts = [["a cat.", "one large cat."], ["a dog.", "some dog."], ["a diagram of a thing.", "x"], ["y", "z"]]
     settings = OptimConfig(lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-3, schedule="constant")
-    cfg = Config(DataConfig(), str(small_models[kind]), loss=loss, positives="same", optim=settings)
+    parts = {"loss": loss, "positives": "same", "accumulate": accumulate}
+    cfg = Config(DataConfig(), str(small_models[kind]), optim=settings, **parts)
+    monkeypatch.setattr("jclip.tuning.TEXTS_AT_ONCE", 3 if accumulate > 1 else 256)
     optim = optimiser(settings, trainable(model), no_weight_decay)
     step = training_step(cfg, model, optim, prompts, 5)
     p = torch_clip.parameters(dict(checkpoint.arrays()), requires_grad=True)
@@ -167,6 +169,7 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
         (["data.root=nowhere"], "data.root is no folder"),
         (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),
         (["optim.lr=1e30"], "the loss stopped being a number between steps"),
+        (["accumulate=7"], "accumulate=7 is 1 … optim.batch, clip=0.0 at least 0"),
         (["lock.image_groups=1"], "unlocked groups are of a locked tower"),
     ],
 )

@@ -79,7 +79,7 @@ class Reference:
         return torch.nn.functional.cross_entropy(p["logit_scale"].exp() * scores, torch.tensor(labels))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "accumulate"), [(0, 1), (1, 2)])
 @pytest.mark.parametrize(
     "low",
     [
@@ -89,11 +89,13 @@ class Reference:
     ],
     ids=["both", "image", "text"],
 )
-def test_loss_and_gradients_equal_torchs(low, seed, source, small_models, close):
+def test_loss_and_gradients_equal_torchs(low, seed, accumulate, source, small_models, close):
+    """Of the whole batch, at once or in parts."""
     adapters = Adapters(source.model, low, seed)
     reference = Reference(small_models["vit"], low, random_start(adapters, seed))
     adapters.attach()
-    loss = lora.batch_loss(config(lora=low), source.model, PROMPTS, adapters)(*batch(seed), 0)
+    loss_of = lora.batch_loss(config(lora=low, accumulate=accumulate), source.model, PROMPTS, adapters)
+    loss = loss_of(*batch(seed), 0)
     wanted = reference.loss(source.model, *batch(seed))
     close([loss.item()], [wanted.item()], "loss", "LoRA: loss")
     wanted.backward()
@@ -166,6 +168,30 @@ def test_dropout_is_on_while_training_and_the_same_for_one_seed(source):
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
     adapters.train(False)
     assert np.array_equal(source.model.encode_image(pixels).numpy(), still) and not np.array_equal(drawn[0], still)
+
+
+def test_parts_are_computed_again_with_the_same_dropout(source, close, monkeypatch):
+    """Against one graph of all parts: other masks in the second pass would give other gradients."""
+    from jclip import tuning
+
+    adapters = Adapters(source.model, LowRank(dropout=0.5), 0)
+    random_start(adapters, 0)
+    adapters.attach()
+    adapters.train(True)
+    monkeypatch.setattr(tuning, "TEXTS_AT_ONCE", 1)
+    loss_of, params = (
+        lora.batch_loss(config(accumulate=3), source.model, PROMPTS, adapters),
+        list(adapters.params.values()),
+    )
+
+    def both():
+        loss = loss_of(*batch(0), 4)
+        return [loss.numpy(), *(g.numpy() for g in jt.grad(loss, params))]
+
+    got = both()
+    monkeypatch.setattr(tuning, "in_parts", lambda encode, parts, _: jt.concat([encode(p) for p in parts], dim=0))
+    for mine, whole in zip(got, both(), strict=True):
+        close(mine, whole, "gradient_relative", "LoRA: in parts with dropout, relative", relative=True)
 
 
 def test_blocks_by_name():
