@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,13 +25,11 @@ from finetune._configs import build_config, find_config, resolved
 from finetune._runs import finished
 from jclip.config import DataConfig, build, load_values, to_values
 from jclip.errors import ConfigError, DataError, UnknownName
-from jclip.paths import replacing
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
 
     from finetune._finished import Classifier
-    from finetune._fusion import Fused
     from jclip.data.splits import PhotoData, Split
     from jclip.source import ModelSource
 
@@ -118,7 +116,9 @@ def challenge(argv: list[str]) -> int:
     if args.until != "tune":
         members = work.train(best)
         if args.until == "results":
-            work.label(members)
+            from finetune._submission import submit
+
+            submit(work, members)
     return 0
 
 
@@ -219,6 +219,7 @@ class Pipeline:
         made_of = [resolved(module, cfg), sha256, self.photos.train.digest(), self.photos.val.digest()]
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
         folder = self._folder / f"{member}-{self.sources[backbone].checkpoint.path.stem}-{key}"
+        sys.stderr.write(f"{member}, {backbone}: {folder}\n")
         finished(folder, module, cfg)
         return Classifier.load(folder)
 
@@ -226,7 +227,7 @@ class Pipeline:
         """Tunes each backbone, tells how they do, and returns the one that is best on validation photos."""
         from jclip.results import table
 
-        found = {name: metrics_of(self.tuned(name)) for name in self.sources}
+        found = {name: self.tuned(name).metrics for name in self.sources}
         best = max(found, key=lambda name: found[name]["val_top1"])  # the first, among equals
         rows = [[name, f"{m['zero_shot_val_top1']:.4f}", f"{m['val_top1']:.4f}", "kept" if name == best else ""]
                 for name, m in found.items()]  # fmt: skip
@@ -253,38 +254,9 @@ class Pipeline:
             else:
                 weights = done[TUNED].model, file_sha256(done[TUNED].model)
             done[member] = self.finished(member, backbone, *weights)
-        rows = [[name, f"{metrics_of(one)['val_top1']:.4f}"] for name, one in done.items()]
+        rows = [[name, f"{one.metrics['val_top1']:.4f}"] for name, one in done.items()]
         print(table([f"{backbone}, top-1 on validation", ""], rows))
         return done
-
-    def label(self, members: dict[str, Classifier]) -> None:
-        """Fuses the members, labels the test photos, writes and tells the results."""
-        from finetune._fusion import fuse, gated, untaught
-        from jclip.functional.metrics import top_k
-
-        sizes = self.sizes(members)
-        self.check_size(sizes)
-        val, test = ({name: one.label(split)[0].scores for name, one in members.items()}
-                     for split in (self.photos.val, self.to_label))  # fmt: skip
-        fused = fuse(val, self.photos.val.labels, self.cfg.fuse, **asdict(self.cfg.fusion))
-        gate = {"taught": self.taught, "margin": self.cfg.gate_margin}
-        scores, sent = {}, {}
-        for part, of in (("val", val), ("test", test)):
-            scores[part] = gated(fused(of), of[self.cfg.gate], **gate) if self.cfg.gate else fused(of)
-            sent[part] = int(untaught(of[self.cfg.gate], **gate).sum()) if self.cfg.gate else 0
-        figures = {f"val_top{k}": top_k(scores["val"], self.photos.val.labels, k) for k in (1, 5)}
-        if (self.to_label.labels >= 0).all():
-            figures |= {f"test_top{k}": top_k(scores["test"], self.to_label.labels, k) for k in (1, 5)}
-        files = self.write(scores["test"])
-        self.tell(fused, members, sizes, sent, figures, files)
-
-    def sizes(self, members: dict[str, Classifier]) -> dict[str, int]:
-        """Numbers of parameters: of each weight file once, and of what members learned beside."""
-        from jclip.source import ModelSource
-
-        models = {(source := ModelSource(one.model)).checkpoint.sha256: (name, source) for name, one in members.items()}
-        counts = {f"model of {name}": parameters(source) for name, source in models.values()}
-        return counts | {name: sum(a.size for a in one.learned.values()) for name, one in members.items()}
 
     def check_size(self, sizes: Mapping[str, int]) -> None:
         """Raises `ConfigError` where they are more than the challenge allows."""
@@ -295,42 +267,6 @@ class Pipeline:
                 f"{total:.2f} million parameters ({told}), and {self.cfg.parameters:g} are allowed: "
                 "take smaller backbones, or fewer members into fuse"
             )
-
-    def write(self, scores: np.ndarray) -> list[Path]:
-        """resultMMDD.txt, read again and checked, and its .zip."""
-        from jclip.results import Predictions, check_challenge, write_predictions, zip_challenge
-
-        path = Path(self.cfg.out, f"result{self.cfg.date or time.strftime('%m%d')}.txt")
-        write_predictions(Predictions(self.to_label.paths, self.photos.classnames, scores), str(path))
-        check_challenge(path, self.to_label.paths)
-        return [path, zip_challenge(path)]
-
-    def tell(
-        self, fused: Fused, members: dict[str, Classifier], sizes: dict[str, int], sent: dict[str, int],
-        figures: dict[str, float], files: list[Path],
-    ) -> None:  # fmt: skip
-        """Prints weights, sizes, what the gate does and the figures; all of it is in resultMMDD.json too."""
-        from jclip.results import table
-        from jclip.run import provenance
-
-        rows = [[name, f"{metrics_of(members[name])['val_top1']:.4f}", f"{w:.2f}"] for name, w in fused.weights.items()]
-        print(table(["", "top-1 on validation", "weight"], [*rows, ["together", f"{figures['val_top1']:.4f}", ""]]))
-        total = sum(sizes.values())
-        shown = [[name, f"{count / 1e6:.2f}"] for name, count in [*sizes.items(), ("together", total)]]
-        print(table(["parameters, millions", f"of {self.cfg.parameters:g}"], shown))
-        unseen = int((~self.taught).sum())
-        counts = {"val": len(self.photos.val), "test": len(self.to_label)}
-        if unseen and self.cfg.gate:
-            told = " and ".join(f"{sent[part]} of {counts[part]} {part} photos" for part in sent)
-            print(f"{unseen} classes without training photos: {self.cfg.gate} takes {told} for one of them")
-        print(", ".join(f"{name.replace('_top', ' top-')} {value:.4f}" for name, value in figures.items()))
-        facts = {"config": to_values(self.cfg), "figures": figures, "fused": asdict(fused), "gate": sent | {"of": counts},
-                 "parameters": sizes | {"together": total}, "runs": {k: str(m.folder) for k, m in members.items()},
-                 "provenance": provenance()}  # fmt: skip
-        told = files[0].with_suffix(".json")
-        with replacing(told) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"written: {', '.join(map(str, files))} ({counts['test']} photos), {told}")
 
 
 def weights_of(backbone: str, root: str) -> str:
@@ -346,10 +282,3 @@ def parameters(source: ModelSource) -> int:
 
     shapes = {k: t.shape for k, t in source.checkpoint.tensors.items() if ".running_" not in k}
     return sum(math.prod(shape) for shape in shapes.values())
-
-
-def metrics_of(done: Classifier) -> dict[str, float]:
-    """What its run was measured at."""
-    from jclip.run import read_result
-
-    return read_result(done.folder)["metrics"]

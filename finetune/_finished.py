@@ -71,6 +71,13 @@ class Classifier:
         )
 
     @property
+    def metrics(self) -> dict[str, float]:
+        """What the run measured."""
+        from jclip.run import read_result
+
+        return read_result(self.folder)["metrics"]
+
+    @property
     def normalised(self) -> bool:
         """Whether the recipe takes features of length one, and not as long as the tower makes them."""
         return getattr(self.module, "NORMALISED", True)

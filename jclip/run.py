@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from jclip.config import to_yaml
-from jclip.errors import ConfigError, JclipError
+from jclip.errors import CheckpointError, ConfigError, JclipError
 from jclip.paths import replacing
 from jclip.readers import read_weights, safetensors
 
@@ -94,7 +94,7 @@ class Run:
 
     def slot(self, name: str = "train") -> Slot:
         """The place where training saves its state."""
-        return Slot(self.folder / f"{name}.safetensors")
+        return Slot(self.folder / f"{name}.safetensors", self.facts.get("weights_sha256", ""))
 
     def save_learned(self, arrays: Mapping[str, np.ndarray], **metadata: Any) -> None:
         """Writes what was learned, with recipe, config, and the given metadata as JSON."""
@@ -172,20 +172,28 @@ def _is_later(line: str, slot: str, epoch: int) -> bool:
 
 
 class Slot:
-    """Where training stands, in one file: arrays and position."""
+    """Where training stands, in one file: arrays and position. weights: the hash of those it began with, where known."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, weights: str = ""):
+        self._path, self._weights = path, weights
 
     def save(self, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
         """Replaces what was saved before; a crash in between leaves the earlier state."""
-        safetensors.write(self._path, arrays, {"position": json.dumps(position), "threads": threads()})
+        told = {"position": json.dumps(position), "threads": threads(), "weights": self._weights}
+        safetensors.write(self._path, arrays, told)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Arrays and position as saved; None at the start of a run."""
+        """Arrays and position as saved; None at the start of a run. Raises `CheckpointError` where that began with other
+        weights."""
         if not self._path.is_file():
             return None
         saved = read_weights(self._path)
+        begun = saved.metadata.get("weights", "")
+        if begun and self._weights and begun != self._weights:
+            raise CheckpointError(
+                f"{self._path} goes on from weights of SHA-256 {begun[:12]}…, and the model's are now "
+                f"{self._weights[:12]}…: put those back, or start over with --fresh"
+            )
         if saved.metadata["threads"] != threads():
             sys.stderr.write(
                 f"resuming at {threads()} threads what ran at {saved.metadata['threads']}: "

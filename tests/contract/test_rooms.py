@@ -15,15 +15,14 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 # Importing these must not import Jittor: help, configs, tokenizer, metrics and results answer at once.
 WITHOUT_JITTOR = [
     "convert.cli", "convert.source", "finetune", "finetune.__main__", "finetune._finished", "finetune._sweep",
-    "finetune._challenge", "finetune._fusion",
+    "finetune._challenge", "finetune._fusion", "finetune._submission",
     "jclip", "jclip.architecture", "jclip.catalogue",
     "jclip.checkpoint", "jclip.cli", "jclip.config", "jclip.cuda",
     "jclip.data.captions", "jclip.data.loader", "jclip.data.shapes", "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.heads", "jclip.hold_out", "jclip.models_command",
-    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.results", "jclip.run",
-    "jclip.sheet", "jclip.source",
-    "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.warmup", "jclip.zero_shot",
+    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.results", "jclip.run", "jclip.sheet",
+    "jclip.source", "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
 
 # From the bottom up; a module imports only from rows below its own, or beside it where said.

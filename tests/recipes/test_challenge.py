@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,46 +18,43 @@ import numpy as np
 import pytest
 
 from finetune import ensemble
-from finetune._challenge import Pipeline, weights_of
 from finetune._finished import Classifier, unlabelled
-from finetune._fusion import fuse, gated, untaught
+from finetune._fusion import Fused, fuse, gated, untaught
+from jclip.architecture import HEAD_WIDTHS
 from jclip.cli import main
 from jclip.data.checks import copied
-from jclip.data.splits import find_photos, natural_key, read_list
+from jclip.data.splits import natural_key, read_list
 from jclip.functional.metrics import ranking
-from tests.recipes.challenge_folder import TAUGHT, UNTAUGHT, write_folder
+from jclip.variants import CLIPConfig, TextConfig, ViTConfig
+from tests.recipes.challenge_folder import write_folder
+from tests.toys import SMALL_RESNET, SMALL_VIT, toy_file
 
 ROOT = Path(__file__).parents[2]
 QUICK = (
-    "tune.optim={lr: 1e-3, epochs: 6, batch: 8}", "tune.every=2", "members.tip_adapter.views=2",
-    "members.tip_adapter.search_steps=[5, 7]", "members.tip_adapter.optim={lr: 1e-2, epochs: 6, batch: 16}",
-    "members.cross_modal={every: 5, optim: {lr: 1e-3, epochs: 2, batch: 8}}", "fusion.step=0.1", "date='0820'",
+    "tune.optim={lr: 1e-3, epochs: 2, batch: 8}", "tune.every=1", "members.tip_adapter.views=2",
+    "members.tip_adapter.search_steps=[5, 7]", "members.tip_adapter.optim={lr: 1e-2, epochs: 2, batch: 16}",
+    "members.cross_modal={every: 2, augment: none, optim: {lr: 1e-3, epochs: 1, batch: 8}}", "fusion.step=0.1",
+    "date='0820'",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The challenge's folder with everything drawn."""
-    root = write_folder(tmp_path_factory.mktemp("challenge"))
-    assert main(["hold-out", str(root), "--count", "20", "--shots", "2", "--seed", "3"]) == 0
-    return root
+DRAW = ("--count", "20", "--shots", "2")
 
 
 @pytest.fixture
-def command(folder, small_models, tmp_path) -> list[str]:
-    """`challenge` with both small backbones, its runs and results in the test's own folder."""
-    backbones = f"backbones=['{small_models['vit']}', '{small_models['resnet']}']"
-    places = ["--runs", str(tmp_path / "runs"), f"out={tmp_path / 'results'}"]
-    return ["challenge", f"data.root={folder}", backbones, *QUICK, *places]
+def folder(tmp_path) -> Path:
+    """The challenge's folder with everything drawn."""
+    root = write_folder(tmp_path / "challenge")
+    assert main(["hold-out", str(root), *DRAW]) == 0
+    return root
 
 
 def rows_of(file: Path) -> dict[str, list[int]]:
+    """Photo → its classes, of a file that is handed in."""
     lines = (line.rsplit(" ", 5) for line in file.read_text().splitlines())
     return {name: list(map(int, ids)) for name, *ids in lines}
 
 
-def facts_of(tmp_path: Path) -> dict:
-    return json.loads((tmp_path / "results" / "result0820.json").read_text())
+def metrics_of(run: Path | str) -> dict[str, float]:
+    return json.loads((Path(run) / "result.json").read_text())["metrics"]
 
 
 # Holding out
@@ -73,13 +72,8 @@ def test_the_same_seed_holds_out_the_same_photos_and_none_that_is_learned_from(t
         assert [Path(p).name for p in held.paths] == [f"{i}.png" for i in range(30)] and len(set(held.paths)) == 30
         assert not copied(learned.paths, held.paths)
         originals = read_list(root / "train.txt", root)
-        for path, label in zip(held.paths, held.labels, strict=True):
-            assert (
-                Path(path).read_bytes()
-                in {Path(p).read_bytes() for p in originals.take(originals.labels == label).paths}
-                if False
-                else True
-            )
+        by_bytes = {Path(p).read_bytes(): k for p, k in zip(originals.paths, originals.labels, strict=True)}
+        assert [by_bytes[Path(p).read_bytes()] for p in held.paths] == held.labels.tolist()
     assert drawn["one"] == drawn["two"] and drawn["one"][1] != drawn["three"][1]
     assert "32 photos of 8 classes" in capsys.readouterr().out
     assert main(["hold-out", str(tmp_path / "one"), "--count", "30", "--seed", "5"]) == 0
@@ -109,67 +103,258 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
 # The whole
 
 
-def test_from_folders_to_what_is_handed_in(command, folder, tmp_path, capsys):
-    assert main(command) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("kept") == 1 and "tip_adapter" in printed and "parameters, millions" in printed
-    rows, facts = rows_of(tmp_path / "results" / "result0820.txt"), facts_of(tmp_path)
-    names = [Path(p).name for p in find_photos([folder / "TestSetA"])]
-    assert list(rows) == sorted(names, key=natural_key) and len(rows) == 16
-    assert all(len(set(ids)) == 5 and max(ids) < 8 for ids in rows.values())
+def commands() -> list[str]:
+    """The commands of docs/challenge.md that a newcomer types, in order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "challenge.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def seeds_weights(folder: Path) -> None:
+    """Jittor's .pkl where the seed has them: tiny models, with heads as wide as real ones, under the large ones' names."""
+    text = TextConfig(width=64, heads=1, layers=1, mlp_width=256)
+    vision = {"ViT-B-32": ViTConfig((32, 32), patch_size=8, width=64, layers=1, heads=1, mlp_width=256),
+              "RN101": SMALL_RESNET.vision}  # fmt: skip
+    for name, tower in vision.items():
+        made = toy_file(folder, CLIPConfig(24, tower, text))
+        assert main(["convert", str(made), str(folder / "Weights" / "initial_weight" / f"{name}.pkl")]) == 0
+
+
+def test_the_walk_of_the_docs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(HEAD_WIDTHS, 64, 64)  # a .pkl says no more than shapes; of a width that exists they are enough
+    folder = write_folder(tmp_path / "challenge")
+    seeds_weights(folder)
+    ran, printed = [], []
+    for line in commands():
+        words = shlex.split(line.removeprefix("jclip ").removeprefix("python -m finetune "))
+        if words[0] in ("hold-out", "challenge"):
+            capsys.readouterr()
+            assert main([*words, *(DRAW if words[0] == "hold-out" else (*QUICK, "family=openai"))]) == 0, line
+            ran.append(line)
+            printed.append(capsys.readouterr().out)
+            if len(ran) == 2:
+                whole(tmp_path, printed[-1])
+            if "board=B" in line:
+                board_b(tmp_path, printed[-1])
+    assert len(ran) == 5 and "cross_modal" in printed[3] and printed[2] != printed[4]
+    tuned = list((tmp_path / "runs" / "challenge").glob("tuned-*"))
+    assert len(tuned) == 6, "two backbones with three kinds of prompts or classes, and none of them twice"
+
+    labels = "".join(f"TestSetA/{i}.png {i % 8}\n" for i in range(16))
+    (folder / "labels.txt").write_text(labels)  # of photos whose classes are known, the accuracy is told
+    assert main(["challenge", "data.root=challenge", *QUICK, "family=openai", "photos=labels.txt"]) == 0
+    facts = json.loads((tmp_path / "results" / "result0820.json").read_text())
+    rows = rows_of(tmp_path / "results" / "result0820.txt")
+    right = [rows[f"{i}.png"].index(i % 8) if i % 8 in rows[f"{i}.png"] else 9 for i in range(16)]
+    assert facts["figures"]["test_top1"] == right.count(0) / 16
+    assert facts["figures"]["test_top5"] == sum(r < 5 for r in right) / 16
+
+
+def whole(tmp_path: Path, printed: str) -> None:
+    """What the one command leaves, made again by hand from the runs' own scores."""
+    assert printed.count("kept") == 1 and "parameters, millions" in printed
+    rows = rows_of(tmp_path / "results" / "result0820.txt")
+    facts = json.loads((tmp_path / "results" / "result0820.json").read_text())
+    photos = [
+        str(p) for p in sorted((tmp_path / "challenge" / "TestSetA").iterdir(), key=lambda p: natural_key(p.name))
+    ]
+    assert list(rows) == [Path(p).name for p in photos] and len(rows) == 16
     with zipfile.ZipFile(tmp_path / "results" / "result0820.zip") as archive:
         assert archive.namelist() == ["result.txt"]
         assert archive.read("result.txt") == (tmp_path / "results" / "result0820.txt").read_bytes()
-    tuned = {
-        p: json.loads((p / "result.json").read_text())["metrics"] for p in (tmp_path / "runs/challenge").glob("tuned*")
-    }
-    kept = Path(facts["runs"]["tuned"])
-    assert len(tuned) == 2 and tuned[kept]["val_top1"] == max(m["val_top1"] for m in tuned.values())
-    assert not [k for m in tuned.values() for k in m if k.startswith("test")], (
-        "test photos are not there before the end"
-    )
-
-    # by hand: both members' scores of their own features, weights that no others beat, ranked
+    tuned = {p: metrics_of(p) for p in (tmp_path / "runs" / "challenge").glob("tuned-*")}
+    assert len(tuned) == 2
+    assert tuned[Path(facts["runs"]["tuned"])]["val_top1"] == max(m["val_top1"] for m in tuned.values())
+    assert not [k for m in tuned.values() for k in m if "test" in k], "no step but the last sees test photos"
     members = {name: Classifier.load(run) for name, run in facts["runs"].items()}
-    photos = unlabelled([str(folder / "TestSetA" / name) for name in rows])
-    weights, temperatures = facts["fused"]["weights"], facts["fused"]["temperatures"]
     total = sum(
-        weights[m] * ensemble.transformed(one.label(photos)[0].scores, "log_softmax", temperatures[m])
+        facts["fused"]["weights"][m]
+        * ensemble.transformed(
+            one.label(unlabelled(photos))[0].scores, "log_softmax", facts["fused"]["temperatures"][m]
+        )
         for m, one in members.items()
     )
-    assert [ids.tolist() for ids in ranking(total, 5)] == list(rows.values())
-    assert facts["figures"]["val_top1"] >= max(
-        json.loads((Path(run) / "result.json").read_text())["metrics"]["val_top1"] for run in facts["runs"].values()
-    )
-
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("result.json")}
-    assert main([*command, "fuse=[tuned, tip_adapter, zero_shot, cross_modal]", "date='0821'"]) == 0
-    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items()), "what has finished is not done again"
-    assert len(list((tmp_path / "runs").rglob("result.json"))) == len(stamps) + 2
-    assert len(rows_of(tmp_path / "results" / "result0821.txt")) == 16
+    assert ranking(total, 5).tolist() == list(rows.values())
+    assert facts["figures"]["val_top1"] >= max(metrics_of(run)["val_top1"] for run in facts["runs"].values())
+    assert facts["figures"]["val_top1"] == metrics_of(facts["runs"]["tip_adapter"])["val_top1"] or len(members) == 2
+    for name, one in members.items():
+        assert facts["parameters"][f"learned by {name}"] == sum(a.size for a in one.learned.values())
 
 
-def test_killed_twice_and_equal_to_the_run_that_was_not(command, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def board_b(tmp_path: Path, printed: str) -> None:
+    """Ten classes, of which two have no photos: the gate's rows are the tuned model's own, all others the fused ones."""
+    rows = rows_of(tmp_path / "results" / "result0820.txt")
+    assert len(rows) == 20 and all(len(set(ids)) == 5 and max(ids) < 10 for ids in rows.values())
+    assert "2 classes without training photos: tuned takes" in printed and "with the gate" in printed
+    facts = json.loads((tmp_path / "results" / "result0820.json").read_text())
+    photos = [str(tmp_path / "challenge" / "TestSetB" / name) for name in rows]
+    scores = {name: Classifier.load(run).label(unlabelled(photos))[0].scores for name, run in facts["runs"].items()}
+    own, sent = ranking(scores["tuned"], 5), ranking(scores["tuned"], 1)[:, 0] >= 8
+    assert facts["gate"]["test"] == sent.sum()
+    assert [ids for ids, is_sent in zip(rows.values(), sent, strict=True) if is_sent] == own[sent].tolist()
 
-    def run(name: str) -> list[str]:
-        own = [*command[:-3], "--runs", str(tmp_path / name / "runs"), f"out={tmp_path / name / 'results'}"]
-        return [sys.executable, "-m", "finetune", *own, "tune.every=1", "tune.optim={lr: 1e-3, epochs: 30, batch: 8}"]
+
+def test_killed_twice_and_equal_to_the_run_that_was_not(small_models, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for name in ("killed", "whole"):
+        write_folder(tmp_path / name / "challenge")
+        assert main(["hold-out", str(tmp_path / name / "challenge"), *DRAW]) == 0
+
+    def arguments(name: str) -> list[str]:
+        places = ["--runs", str(tmp_path / name / "runs"), f"out={tmp_path / name / 'results'}"]
+        longer = ["tune.optim={lr: 1e-3, epochs: 8, batch: 8}", "members.tip_adapter.optim.epochs=8"]
+        data = [f"data.root={tmp_path / name / 'challenge'}", f"backbones={small_models['vit']}"]
+        return ["challenge", *data, *QUICK, *longer, *places]
+
+    command = [sys.executable, "-m", "finetune", *arguments("killed")]
 
     def killed_when(pattern: str) -> None:
-        process = subprocess.Popen(run("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.time() + 60
-        while time.time() < deadline and not list((tmp_path / "killed").rglob(pattern)) and process.poll() is None:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list((tmp_path / "killed").rglob(pattern)) and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it was killed before it had finished"
 
-    killed_when("tuned-*/train.safetensors")  # in the middle of the first backbone's training
+    killed_when("tuned-*/metrics.jsonl")  # its first epoch has ended
     assert not list((tmp_path / "killed").rglob("result.json"))
     killed_when("tip_adapter-*/config.yaml")
-    assert not (tmp_path / "killed" / "results").exists()
-    for name in ("killed", "whole"):
-        done = subprocess.run(run(name), env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "killed").rglob("result.json"))) == 1 and not (tmp_path / "killed" / "results").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert main(arguments("whole")) == 0
     for file in ("result0820.txt", "result0820.zip"):
         assert (tmp_path / "killed/results" / file).read_bytes() == (tmp_path / "whole/results" / file).read_bytes()
+
+
+# The gate and the fusion
+
+
+def test_the_gate_takes_whole_rows():
+    gate = np.array([[0.1, 0.2, 0.9, 0.3], [0.5, 0.2, 0.4, 0.1], [0.5, 0.6, 0.7, 0.0], [0.5, 0.1, 0.5, 0.0]])
+    fused = np.array([[0.9, 0.2, 0.1, 0.3], [0.1, 0.2, 0.3, 0.9], [0.9, 0.0, 0.1, 0.2], [0.3, 0.1, 0.2, 0.9]])
+    taught = np.array([True, True, False, True])
+    assert untaught(gate, taught).tolist() == [True, False, True, False]  # of equal ones the taught class stays
+    assert untaught(gate, taught, 0.2).tolist() == [True, False, False, False]
+    assert np.array_equal(gated(fused, gate, taught), np.stack([gate[0], fused[1], gate[2], fused[3]]))
+    assert np.array_equal(gated(fused, gate, np.ones(4, bool)), fused)
+    rng = np.random.default_rng(0)
+    rows = ranking(gated(*rng.standard_normal((2, 200, 9)), rng.random(9) < 0.6), 5)
+    assert all(len(set(row)) == 5 for row in rows.tolist())
+
+
+@pytest.mark.parametrize("inputs", ["log_softmax", "softmax", "logits"])
+def test_fusion_is_the_ensembles(inputs):
+    rng = np.random.default_rng(3)
+    scores = {name: 4 * rng.standard_normal((60, 5)) for name in ("a", "b")}
+    labels = (scores["a"] + scores["b"]).argmax(1)  # who has both is right more often than who has one
+    found = fuse(scores, labels, ["b", "a"], inputs, step=0.1)
+    assert list(found.weights) == ["b", "a"] and sum(found.weights.values()) == pytest.approx(1)
+    right = [
+        (Fused(inputs, {"b": w, "a": 1 - w}, found.temperatures)(scores).argmax(1) == labels).sum()
+        for w in np.linspace(0, 1, 11)
+    ]
+    assert (found(scores).argmax(1) == labels).sum() == max(right) > (scores["a"].argmax(1) == labels).sum()
+    shrunk = fuse(scores, labels, ["b", "a"], inputs, step=0.1, shrink=0.5).weights
+    assert shrunk["b"] == pytest.approx(found.weights["b"] / 2 + 0.25)
+    assert fuse(scores, labels, ["b", "a"], inputs, weights=(3, 1)).weights == {"b": 0.75, "a": 0.25}
+
+
+# What is refused, before anything is trained
+
+
+def refused(folder: Path, small_models, capsys, *settings: str) -> str:
+    """The line that the command ends with."""
+    capsys.readouterr()
+    backbone = f"backbones={small_models['vit']}"
+    runs = folder.parent / "refused"
+    assert main(["challenge", f"data.root={folder}", backbone, *settings, "--runs", str(runs)]) == 2
+    assert not list(runs.rglob("metrics.jsonl"))
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+SETTINGS = {
+    "fuse=[tuned, tip_adaptor]": "unknown member 'tip_adaptor', did you mean 'tip_adapter'",
+    "gate=nobody": "unknown member 'nobody'",
+    "backbones=[]": "backbones and fuse name one each at least",
+    "members.tip_adapter.on=given_": "members.tip_adapter is a group of settings, in which `on` is one of tuned, given",
+    "members.tip_adapter.alhpa=2": "members.tip_adapter: unknown key alhpa, did you mean 'alpha'",
+    "tune.optim.epochs=0": "tune: optim: epochs and batch are at least 1",
+    "tune.recipe=ful": "unknown recipe 'ful', did you mean 'full'",
+    "fusion.step=0": "fusion: step=0.0 is not in (0, 1]",
+    "fusion.weights=[1]": "fusion.weights are one per member of fuse: 2",
+    "date=820": "date is 820, expected text",
+    "date='8-20'": "date='8-20' is no MMDD",
+    "board=C": "board is 'C', expected one of A, B",
+    "parameters=1": "1.64 million parameters (",
+    "photos=TestSetC": "no such photo or folder: TestSetC",
+    f"templates=a {{}}, {'and so on ' * 40}": "text of 125 tokens is too long for context length 77",
+    "data.root=nowhere": "data.root is no folder",
+}
+
+
+@pytest.mark.parametrize("setting, message", SETTINGS.items(), ids=[s[:30] for s in SETTINGS])
+def test_wrong_settings(setting, message, folder, small_models, capsys):
+    assert message in refused(folder, small_models, capsys, setting)
+
+
+def test_too_many_parameters_for_a_model_and_its_tuned_copy(folder, small_models, capsys):
+    told = refused(folder, small_models, capsys, "parameters=2", "fuse=[tuned, zero_shot]")
+    assert "3.28 million parameters" in told and "and its tuned copy" in told and "2 are allowed" in told
+
+
+def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
+    first = (folder / "train_4class.txt").read_text().split()[0]
+    name = (folder / "TestSetZ-label.txt").read_text().split("\t")[0]
+    kept = (folder / "TestSetZ" / name).read_bytes()
+    shutil.copy(folder / first, folder / "TestSetZ" / name)
+    assert f"1 of 20 validation photos are copies of training photos ({folder}/TestSetZ/{name})" in refused(
+        folder, small_models, capsys
+    )
+    (folder / "TestSetZ" / name).unlink()
+    (folder / "TestSetZ" / name).symlink_to(folder / first)
+    assert f"1 of 20 validation photos are training photos too ({folder}/TestSetZ/{name})" in refused(
+        folder, small_models, capsys
+    )
+    (folder / "TestSetZ" / name).unlink()
+    (folder / "TestSetZ" / name).write_bytes(kept)
+    (folder / "TestSetZ-label.txt").unlink()
+    told = refused(folder, small_models, capsys)
+    assert "there are 16 training and 0 validation photos" in told and "`jclip hold-out FOLDER` draws them" in told
+
+
+def test_lists_that_do_not_fit_the_classes(folder, small_models, capsys):
+    text = (folder / "train_4class.txt").read_text()
+    (folder / "train_4class.txt").write_text(text.replace("Animal/Bear", "Animal/Beer").replace(" 0\n", "\n"))
+    assert "whose folder is no class, did you mean 'Bear'" in refused(folder, small_models, capsys)
+    (folder / "train_4class.txt").write_text(text.replace(" 7\n", " 8\n"))
+    assert "label 8 is beyond the 8 classes" in refused(folder, small_models, capsys)
+
+
+def test_a_tuning_that_leaves_no_model_is_told(folder, small_models, capsys, tmp_path):
+    backbone, runs = f"backbones={small_models['vit']}", ["--runs", str(tmp_path / "r")]
+    assert main(["challenge", f"data.root={folder}", backbone, "tune={recipe: zero_shot}", *runs]) == 2
+    assert "tune.recipe=zero_shot tunes no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["resnet", "vit of another seed"])
+def test_other_weights_on_resume_are_refused(other, folder, small_models, tmp_path, capsys, monkeypatch):
+    """The file was exchanged between a kill and the next start. The pipeline would give it a folder of its own."""
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(small_models["vit"], weights)
+    command = ["train", str(ROOT / "configs" / "no_finetune.yaml"), f"model={weights}", f"data.root={folder}",
+               "data.val_shots=0", "optim.batch=8", "optim.epochs=1", "--run", str(tmp_path / "run")]  # fmt: skip
+    with monkeypatch.context() as stopped:
+        stopped.setattr("jclip.clip.save_model", interrupt)
+        assert main(command) == 130
+    assert (tmp_path / "run" / "train.safetensors").is_file()
+    shutil.copy(small_models["resnet"] if other == "resnet" else toy_file(tmp_path, SMALL_VIT, seed=1), weights)
+    assert main(command) == 2
+    assert re.search(
+        r"train.safetensors goes on from weights of SHA-256 \w{12}…, and .* --fresh$", capsys.readouterr().err
+    )
+    shutil.copy(small_models["vit"], weights)
+    assert main(command) == 0
+
+
+def interrupt(*_, **__) -> None:
+    raise KeyboardInterrupt
