@@ -5,8 +5,9 @@
 Rendered photos, so nothing but the checkout is needed: 100 classes, 1, 4 and 16 shots drawn by three seeds, 1,000 test
 photos, min(shots, 4) validation photos per class. Each run is a line of docs/shapes_results.csv, written when it has
 ended; what stands there with the same settings is not run again, and several processes may share the file. Afterwards
-docs/shapes_results.md and .png are written from all of it. `--choose` runs each recipe's grid on seed 1 at 16 shots, and keeps what is best on validation in
-bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in bench/shapes_rows.py run as they are.
+docs/shapes_results.md and .png are written from all of it. `--choose` runs each recipe's grid on seed 1 at 16 shots, and
+keeps what is best on validation in bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in
+bench/shapes_rows.py run as they are.
 """
 
 from __future__ import annotations

@@ -401,7 +401,7 @@ def test_the_commands_of_the_page_print_what_it_says(tmp_path, monkeypatch, caps
         if lang == "sh":
             capsys.readouterr()
             for line in text.splitlines():
-                program, *arguments = shlex.split(line)
+                program, *arguments = shlex.split(line, comments=True)
                 assert program == "jclip" and main(arguments) == 0
             printed = capsys.readouterr().out
         elif lang == "text":
