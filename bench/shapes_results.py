@@ -4,14 +4,16 @@
 
 Rendered photos, so nothing but the checkout is needed: 100 classes, 1, 4 and 16 shots drawn by three seeds, 1,000 test
 photos, min(shots, 4) validation photos per class. Each run is a line of docs/shapes_results.csv, written when it has
-ended; what stands there with the same settings is not run again. Afterwards docs/shapes_results.md and .png are written
-from the whole file. `--choose` runs each recipe's grid on seed 1 at 16 shots, and keeps what is best on validation in
-bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in bench/shapes_rows.py run as they are.
+ended; what stands there with the same settings is not run again, and several processes may share the file. Afterwards
+docs/shapes_results.md and .png are written from all of it. `--choose` runs each recipe's grid on seed 1 at 16 shots, and
+keeps what is best on validation in bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in
+bench/shapes_rows.py run as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import json
 import os
@@ -131,7 +133,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     path = args.out / "shapes_results.csv"
-    lines = {tuple(row[k] for k in KEYS): row for row in (read(path) if path.is_file() else [])}
+    lines = by_key(path)
     wanted = [job for job in jobs(args) if lines.get(job.key, {}).get("settings") != told_as(job.settings)]
     told: set[str] = set()
     with tqdm(wanted, unit="run", disable=None) as bar:
@@ -139,9 +141,21 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             bar.set_postfix_str(" ".join(map(str, job.key)))
             line = attempted(job, args.runs, told)
             if line:
-                lines[job.key] = line
-                write_csv(path, in_order(lines.values()), COLUMNS)
-    return in_order(lines.values())
+                add(path, job.key, line)
+    return in_order(by_key(path).values())
+
+
+def by_key(path: Path) -> dict[tuple, dict[str, Any]]:
+    """The CSV's lines by what tells runs apart; none where it is not there yet."""
+    return {tuple(row[k] for k in KEYS): row for row in (read(path) if path.is_file() else [])}
+
+
+def add(path: Path, key: tuple, line: dict[str, Any]) -> None:
+    """Puts a line into the CSV, which other processes may write to as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_csv(path, in_order({**by_key(path), key: line}.values()), COLUMNS)
 
 
 def in_order(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

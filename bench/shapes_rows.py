@@ -85,7 +85,7 @@ ROWS = {
     "MaPLe": Row("maple/smoke", TOWERS, {"optim.lr": (0.1, 0.01)}, epochs=2, new=True),
     "PromptSRC": Row("promptsrc/smoke", ("optim.batch=50",), {"optim.lr": (0.1, 0.01)}, epochs=2, new=True),
     "LoRA": Row(
-        "lora/smoke", (*TOWERS, "steps=64", "lora.dropout=0.0"), {"optim.lr": (1e-2, 3e-3, 1e-3)}, new=True
+        "lora/smoke", (*TOWERS, "steps=40", "lora.dropout=0.0"), {"optim.lr": (1e-2, 3e-3, 1e-3)}, new=True
     ),
     "full, cross-entropy": Row(
         "full/smoke", (*TOWERS, "loss=cross_entropy", "optim.weight_decay=0.1", "optim.warmup=0.1"),
