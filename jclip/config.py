@@ -256,11 +256,14 @@ for _kind, (_pattern, _first) in _SCALARS.items():
 
 
 def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
-    """`schema`, a frozen dataclass, from nested `values`; `place` is the file named in errors. Raises `ConfigError`."""
+    """`schema`, a frozen dataclass, from nested `values`; `place` is the file named in errors. Raises `ConfigError`.
+
+    What a group of settings leaves out stays as the schema above it has it: `optim: {lr: 1e-3}` keeps a recipe's optimiser.
+    """
     return _build(schema, values, place, "")
 
 
-def _build(schema: type, values: Any, place: str, prefix: str) -> Any:
+def _build(schema: type, values: Any, place: str, prefix: str, default: Any = None) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(schema)}
@@ -272,11 +275,15 @@ def _build(schema: type, values: Any, place: str, prefix: str) -> Any:
             raise ConfigError(
                 f"{place}: unknown key {where}{did_you_mean(str(key), fields)} (known: {', '.join(fields)})"
             )
-    made = {}
+    made = {} if default is None else {name: getattr(default, name) for name in fields}
     for name, field in fields.items():
         dotted = f"{prefix}.{name}" if prefix else name
-        if name in values:
+        if name in values and dataclasses.is_dataclass(hints[name]):
+            made[name] = _build(hints[name], values[name], place, dotted, made.get(name, _default_of(field)))
+        elif name in values:
             made[name] = _convert(hints[name], values[name], place, dotted)
+        elif name in made:
+            continue
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{place}: {dotted} is missing")
         if name == "seed" and made.get(name, 0) < 0:
@@ -287,10 +294,13 @@ def _build(schema: type, values: Any, place: str, prefix: str) -> Any:
         raise ConfigError(f"{place}: {e}") from e
 
 
+def _default_of(field: dataclasses.Field) -> Any:
+    """The group of settings that a schema has in this place by default, None where it has to be given."""
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
     """`value` as `hint`, or a `ConfigError`. Whole numbers pass as float; nothing else is converted silently."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, place, dotted)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -1,7 +1,8 @@
 """Photos prepared in processes of their own: Jittor holds the interpreter's lock while it computes, so threads wait then.
 
 The processes are started by name, not forked, so any program may use them; pixels come back through memory that both
-sides map, and that no crash leaves behind. Messages are lines of JSON.
+sides map, and that no crash leaves behind. Messages are lines of JSON. Those that have done their work wait for more: an
+epoch of small photos takes less than to start them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jclip.preprocess import Views
 
 _MOST_SLOTS = 128  # photos that may wait prepared; their messages fit a pipe
 _MOST_BYTES = 2**28
+_idle: dict[int, list[subprocess.Popen]] = {}  # by who started them: a fork's copies are not its own
 
 
 def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int, count: int) -> Iterator:
@@ -37,7 +39,9 @@ def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int,
     try:
         os.ftruncate(shared, slots * size)
         pixels = _mapped(shared, slots, views.shape)
-        workers += [_start(shared, slots, views) for _ in range(min(count, slots))]
+        workers += _hired(min(count, slots))
+        for worker in workers:
+            _tell(worker, {"memory": f"/proc/{os.getpid()}/fd/{shared}", "slots": slots, "views": views.to_dict()})
         sent = 0
         for place in range(len(paths)):
             while sent < min(len(paths), place + slots):
@@ -45,6 +49,9 @@ def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int,
                 sent += 1
             error = _answer(workers[place % len(workers)], paths[place])
             yield place, DataError(error) if error else pixels[place % slots].copy()
+        while workers:  # each has given all its answers
+            _tell(workers[-1], {})
+            _idle.setdefault(os.getpid(), []).append(workers.pop())
     finally:
         for worker in workers:
             worker.kill()
@@ -57,16 +64,25 @@ def _mapped(shared: int, slots: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(memory, np.float32).reshape(slots, *shape)
 
 
-def _start(shared: int, slots: int, views: Views) -> subprocess.Popen:
+def _hired(count: int) -> list[subprocess.Popen]:
+    """So many processes, those that wait first."""
+    waiting = _idle.setdefault(os.getpid(), [])
+    found: list[subprocess.Popen] = []
+    while waiting and len(found) < count:
+        worker = waiting.pop()
+        if worker.poll() is None:
+            found.append(worker)
+    return found + [_start() for _ in range(count - len(found))]
+
+
+def _start() -> subprocess.Popen:
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "jclip.data.workers", str(shared), str(slots)],
+    return subprocess.Popen(
+        [sys.executable, "-m", "jclip.data.workers"],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(shared,), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    _tell(worker, views.to_dict())
-    return worker
 
 
 def _tell(worker: subprocess.Popen, message) -> None:
@@ -87,13 +103,20 @@ def _answer(worker: subprocess.Popen, path: str) -> str | None:
     return json.loads(line)
 
 
-def _work(shared: int, slots: int) -> None:
+def _work() -> None:
     """The process's part: until its input ends, prepare what is named and say null, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends this one
-    views = Views.from_dict(json.loads(sys.stdin.readline()))
-    pixels = _mapped(shared, slots, views.shape)
     for line in sys.stdin:
-        slot, row, path = json.loads(line)
+        message = json.loads(line)
+        if not message:  # these photos are done: let go of their memory
+            pixels = None
+            continue
+        if isinstance(message, dict):  # others: where their pixels go, and how they are seen
+            views = Views.from_dict(message["views"])
+            with open(message["memory"], "r+b") as shared:
+                pixels = _mapped(shared.fileno(), message["slots"], views.shape)
+            continue
+        slot, row, path = message
         error = None
         try:
             pixels[slot] = views(open_photo(path, views.draft), row)
@@ -104,4 +127,4 @@ def _work(shared: int, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    _work(*map(int, sys.argv[1:]))
+    _work()

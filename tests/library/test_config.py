@@ -38,6 +38,19 @@ def test_defaults_then_file_then_command_line(tmp_path):
     assert read(tmp_path, "model: RN50", "optim.lr=1e-5", "data.shots=4").optim.lr == 1e-5
 
 
+@pytest.mark.parametrize("text, override", [("model: x\noptim: {lr: 1e-4}", ()), ("model: x", ("optim.lr=1e-4",))])
+def test_what_a_group_leaves_out_is_the_schemas_own(tmp_path, text, override):
+    @dataclass(frozen=True)
+    class Recipe:
+        model: str
+        optim: OptimConfig = field(default_factory=lambda: OptimConfig(name="sgd", lr=2e-3, weight_decay=5e-4))
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    made = build(Recipe, load_values(path, override), "recipe.yaml").optim
+    assert made == OptimConfig(name="sgd", lr=1e-4, weight_decay=5e-4)
+
+
 def test_an_entrys_spelling_of_keys_is_taken(tmp_path):
     assert read(tmp_path, "model: RN50", "optim.epoches=5").optim.epochs == 5
     with pytest.raises(ConfigError, match="unknown key optim.epoches, did you mean 'epochs'"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,15 +76,36 @@ def test_processes_prepare_the_same_pixels_as_threads_in_the_same_order(photos, 
         assert np.array_equal(a, b) and np.array_equal(x, y) and x.shape[1:] == (2, 3, 16, 12)
 
 
-def test_processes_tell_of_broken_photos_and_leave_nothing_behind(damaged, monkeypatch):
+def test_processes_tell_of_broken_photos_and_then_wait_for_others(damaged, monkeypatch):
     monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
     monkeypatch.setenv("JCLIP_WORKERS", "2")
+    monkeypatch.setattr("jclip.data.workers._idle", {})
+    before = decoding_processes()
     with pytest.raises(DataError, match=r"6\.jpg does not decode: .*on_error=skip"):
         list(batches(damaged, views(), 4))
     failed = []
     parts = list(batches(damaged, views(), 4, "skip", failed))
     assert np.concatenate([rows for rows, _ in parts]).tolist() == [0] and len(failed) == 3
-    assert decoding_processes() == []
+    waiting = {*decoding_processes()} - {*before}
+    assert len(waiting) == 2  # those of the pass that broke off are gone
+    again = list(batches(damaged[:1], Views(Preprocess(size=(9, 8))), 4))  # other sizes
+    assert again[0][1].shape == (1, 1, 3, 9, 8) and {*decoding_processes()} - {*before} == waiting
+
+
+def test_processes_end_with_the_one_that_started_them(photos):
+    code = (
+        "import os, sys\nfrom jclip.data import loader, workers\nfrom jclip.preprocess import Preprocess, Views\n"
+        "loader._WORTH_PROCESSES = 1\nlist(loader.batches(sys.argv[1:], Views(Preprocess(size=(8, 8))), 4))\n"
+        "print(*(w.pid for w in workers._idle[os.getpid()]), flush=True)\nos._exit(9)"
+    )
+    split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    told = subprocess.run([sys.executable, "-c", code, *split.paths], capture_output=True, text=True).stdout
+    left = [Path(f"/proc/{number}") for number in told.split()]
+    assert left
+    until = time.monotonic() + 10
+    while any(p.exists() for p in left) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(p.exists() for p in left)
 
 
 def test_a_process_that_dies_is_told_with_the_way_round(photos, monkeypatch):
