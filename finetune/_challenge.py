@@ -219,7 +219,8 @@ class Pipeline:
         made_of = [resolved(module, cfg), sha256, self.photos.train.digest(), self.photos.val.digest()]
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
         folder = self._folder / f"{member}-{self.sources[backbone].checkpoint.path.stem}-{key}"
-        sys.stderr.write(f"{member}, {backbone}: {folder}\n")
+        if not (folder / "result.json").is_file():
+            sys.stderr.write(f"{member}, {backbone}: {folder}\n")
         finished(folder, module, cfg)
         return Classifier.load(folder)
 

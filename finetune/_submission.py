@@ -16,7 +16,7 @@ from jclip.functional.metrics import top_k
 from jclip.paths import replacing
 from jclip.results import Predictions, check_challenge, table, write_predictions, zip_challenge
 from jclip.run import provenance
-from jclip.source import ModelSource
+from jclip.source import ModelSource, source_of
 
 Members = Mapping[str, Classifier]
 
@@ -63,7 +63,7 @@ def sizes_of(members: Members) -> dict[str, int]:
     """Numbers of parameters: of each weight file once, and of what members learned beside."""
     models: dict[str, tuple[str, ModelSource]] = {}
     for name, one in members.items():
-        source = ModelSource(one.model)
+        source = source_of(one.config, one.model)
         models.setdefault(source.checkpoint.sha256, (f"model of {name}", source))
     learned = {f"learned by {name}": sum(a.size for a in one.learned.values()) for name, one in members.items()}
     return {name: parameters(source) for name, source in models.values()} | learned

@@ -226,6 +226,16 @@ def test_killed_twice_and_equal_to_the_run_that_was_not(small_models, tmp_path):
         assert (tmp_path / "killed/results" / file).read_bytes() == (tmp_path / "whole/results" / file).read_bytes()
 
 
+@pytest.mark.skipif(not (ROOT / ".venv").is_dir(), reason="the scripts would make an environment first")
+@pytest.mark.parametrize("script, step", [("train1.sh", "tune"), ("train2.sh", "members"), ("test.sh", "results")])
+def test_the_scripts_are_its_steps(script, step, tmp_path):
+    assert f"ROOT_PATH=challenge sh {script}" in commands()
+    assert (f"--until {step}" in (ROOT / script).read_text()) == (step != "results")
+    environment = {**os.environ, "ROOT_PATH": "photos", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", ROOT / script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and f"data.root is no folder: {tmp_path}/photos" in done.stderr
+
+
 # The gate and the fusion
 
 
