@@ -36,6 +36,7 @@ setup(
         "regex>=2022.1",
         "tqdm>=4.60",
         "matplotlib>=3.7",
+        "scikit-learn>=1.5,<2",
         f"onednn-cpu-gomp==2022.2.1; {ONEDNN}",
         f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
     ],
@@ -49,7 +50,6 @@ setup(
             "open_clip_torch>=3.3,<4",
             "timm>=1.0.31,<2",
             "openai-clip==1.0.1",
-            "scikit-learn>=1.5,<2",
             "setuptools<81",  # openai-clip imports pkg_resources
             "huggingface_hub>=0.25",
         ],

@@ -120,7 +120,8 @@ class Classifier:
         source = source_of(self.config, self.model)
         if source and not getattr(self.config.data, "features", ""):
             self.check_width(source.width, self.model)
-        return source
+        prompted = getattr(self.module, "prompted_source", None)  # image towers that are in no weights
+        return prompted(self.learned, self.config, source) if source and prompted else source
 
     def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[Predictions, np.ndarray]:
         """Scores of the photos of `split` that decode, and their rows."""
@@ -137,12 +138,7 @@ class Classifier:
             raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
         source = self.source()
         self.check_width(source.width, self.model)
-        return self.tuned(source)
-
-    def tuned(self, source: ModelSource) -> ModelSource:
-        """`source`, its image tower as the run left it where that is in no weights."""
-        prompted = getattr(self.module, "prompted_source", None)
-        return prompted(self.learned, self.config, source) if prompted else source
+        return source
 
     def check_width(self, width: int, place: str) -> None:
         """Raises `CheckpointError` for features of another width than the run learned on; place: what gives them."""
@@ -242,8 +238,7 @@ def scored(
     """
     from jclip.heads import ZeroShotHead
 
-    seen = done.tuned(source) if source and photos else source
-    data = test_features(done, seen, photos, done.normalised)
+    data = test_features(done, source, photos, done.normalised)
     done.check_width(data.test.shape[1], done.config.data.features or done.model)
     recorded = None if data.text is None else ZeroShotHead(data.text, data.scale)
     there = done.telling_apart(data.classnames, source or recorded)
