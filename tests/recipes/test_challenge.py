@@ -20,6 +20,7 @@ import pytest
 import finetune
 from finetune import ensemble
 from finetune._challenge import Config, Pipeline
+from finetune._configs import read_config
 from finetune._finished import Classifier, unlabelled
 from finetune._fusion import Fused, fuse, gated, untaught
 from jclip.architecture import HEAD_WIDTHS
@@ -27,6 +28,7 @@ from jclip.cli import main
 from jclip.config import build, load_values
 from jclip.data.checks import copied
 from jclip.data.splits import natural_key, read_list
+from jclip.errors import ConfigError
 from jclip.functional.metrics import ranking
 from jclip.variants import CLIPConfig, TextConfig, ViTConfig
 from tests.recipes.challenge_folder import write_folder
@@ -281,6 +283,11 @@ def test_every_member_that_ships_builds():
         module, cfg = work.settings(member, "weights.safetensors")
         assert cfg.model == "weights.safetensors" and cfg.data.root.endswith("challenge") and cfg.data.strip_prefix
         assert cfg.templates == ("openai80" if member == "fd_align" else "jittor_challenge[4]"), module.__name__
+
+
+def test_it_is_no_recipes_config():
+    with pytest.raises(ConfigError, match="challenge.yaml is of several recipes: run it with `jclip challenge`"):
+        read_config("challenge")
 
 
 # What is refused, before anything is trained
