@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import finetune
-from finetune._challenge import challenge
 from finetune._configs import (
     CHECKOUT_CONFIGS,
     INSTALLED_CONFIGS,
@@ -312,6 +311,13 @@ def recipes(argv: list[str]) -> int:
             if load_values(path).get("recipe") == name:
                 print(f"  {path.relative_to(folder.parent)}")
     return 0
+
+
+def challenge(argv: list[str]) -> int:
+    """As `jclip challenge`."""
+    from finetune._challenge import challenge as whole
+
+    return whole(argv)
 
 
 def hold_out(argv: list[str]) -> int:

@@ -45,6 +45,8 @@ def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
     """The recipe that `values` names with its key `recipe`, and its `Config`."""
     values = dict(values)
     recipe = values.pop("recipe", None)
+    if recipe is None and "backbones" in values:
+        raise ConfigError(f"{place} is of several recipes: run it with `jclip challenge`")
     if not isinstance(recipe, str):
         raise ConfigError(f"{place}: recipe is missing (one of {', '.join(finetune.names())})")
     module = finetune.load(recipe)

@@ -104,7 +104,7 @@ def test_yaml_of_the_readme_is_a_config():
 
 
 def test_links_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/porting.md", "docs/weights.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/porting.md", "docs/weights.md", "docs/challenge.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"

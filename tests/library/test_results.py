@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 
 import numpy as np
 import pytest
 
 from jclip.errors import ConfigError, DataError
-from jclip.results import Predictions, check_format, show, table, write_predictions
+from jclip.results import Predictions, check_challenge, check_format, show, table, write_predictions, zip_challenge
 
 SCORES = np.log(
     np.array([[0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9], [0.1, 0.2, 0.3, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.1, 0.1]])
@@ -29,6 +30,33 @@ def test_the_challenges_lines_refuse_two_photos_of_one_name(tmp_path):
     with pytest.raises(DataError, match="'x.jpg' stands there twice"):
         write_predictions(twice, str(tmp_path / "r.txt"))
     assert not list(tmp_path.iterdir())
+
+
+HANDED_IN = {
+    "b.jpg 0 1 2 3 4\na.jpg 0 1 2 3 4\n": "not those of the 2 photos",  # not in order
+    "a.jpg 0 1 2 3 4\n": "not those of the 2 photos",
+    "a.jpg 0 1 2 3 4\na.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 4\n": "not those of the 2 photos",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 1\n": "b.jpg has 0 1 2 3 1, expected five different classes",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3\n": "b.jpg has 0 1 2 3, expected five",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 x\n": "b.jpg has 0 1 2 3 x, expected five",
+}
+
+
+@pytest.mark.parametrize("text, message", HANDED_IN.items())
+def test_what_is_handed_in_is_checked(text, message, tmp_path):
+    (tmp_path / "r.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        check_challenge(tmp_path / "r.txt", ["photos/b.jpg", "photos/a.jpg"])
+
+
+def test_equal_results_give_equal_zips(tmp_path):
+    write_predictions(P, str(tmp_path / "one.txt"))
+    check_challenge(tmp_path / "one.txt", P.photos)
+    (tmp_path / "two.txt").write_bytes((tmp_path / "one.txt").read_bytes())
+    one, two = (zip_challenge(tmp_path / name) for name in ("one.txt", "two.txt"))
+    assert one.read_bytes() == two.read_bytes() and one.name == "one.zip"
+    with zipfile.ZipFile(one) as archive:
+        assert archive.read("result.txt") == (tmp_path / "one.txt").read_bytes()
 
 
 def test_csv_and_json(tmp_path):

@@ -17,13 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune
 from finetune import ensemble
+from finetune._challenge import Config, Pipeline
+from finetune._configs import read_config
 from finetune._finished import Classifier, unlabelled
 from finetune._fusion import Fused, fuse, gated, untaught
 from jclip.architecture import HEAD_WIDTHS
 from jclip.cli import main
+from jclip.config import build, load_values
 from jclip.data.checks import copied
 from jclip.data.splits import natural_key, read_list
+from jclip.errors import ConfigError
 from jclip.functional.metrics import ranking
 from jclip.variants import CLIPConfig, TextConfig, ViTConfig
 from tests.recipes.challenge_folder import write_folder
@@ -31,7 +36,7 @@ from tests.toys import SMALL_RESNET, SMALL_VIT, toy_file
 
 ROOT = Path(__file__).parents[2]
 QUICK = (
-    "tune.optim={lr: 1e-3, epochs: 2, batch: 8}", "tune.every=1", "members.tip_adapter.views=2",
+    "tune.optim={lr: 1e-3, epochs: 2, batch: 8}", "tune.every=1",
     "members.tip_adapter.search_steps=[5, 7]", "members.tip_adapter.optim={lr: 1e-2, epochs: 2, batch: 16}",
     "members.cross_modal={every: 2, augment: none, optim: {lr: 1e-3, epochs: 1, batch: 8}}", "fusion.step=0.1",
     "date='0820'",
@@ -267,6 +272,22 @@ def test_fusion_is_the_ensembles(inputs):
     shrunk = fuse(scores, labels, ["b", "a"], inputs, step=0.1, shrink=0.5).weights
     assert shrunk["b"] == pytest.approx(found.weights["b"] / 2 + 0.25)
     assert fuse(scores, labels, ["b", "a"], inputs, weights=(3, 1)).weights == {"b": 0.75, "a": 0.25}
+
+
+def test_every_member_that_ships_builds():
+    path = ROOT / "configs" / "challenge.yaml"
+    work = Pipeline(build(Config, load_values(path), "challenge.yaml"), Path("runs"), "challenge.yaml")
+    known = [name for name in work.cfg.members if name in finetune.names()]
+    assert {"tip_adapter", "cross_modal", "zero_shot"} <= set(known)
+    for member in ("tuned", *known):
+        module, cfg = work.settings(member, "weights.safetensors")
+        assert cfg.model == "weights.safetensors" and cfg.data.root.endswith("challenge") and cfg.data.strip_prefix
+        assert cfg.templates == ("openai80" if member == "fd_align" else "jittor_challenge[4]"), module.__name__
+
+
+def test_it_is_no_recipes_config():
+    with pytest.raises(ConfigError, match="challenge.yaml is of several recipes: run it with `jclip challenge`"):
+        read_config("challenge")
 
 
 # What is refused, before anything is trained
