@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import finetune
+
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHARE = re.compile(r"\b(0\.\d{4})\b(?: \((\d+) of (\d+)\))?")
+PAGES = ("porting", "weights", "challenge", "evaluation")
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]
 SCIENTIFIC = re.compile(r"\d\.\d+e[-+]\d+")
 
@@ -104,7 +107,8 @@ def test_yaml_of_the_readme_is_a_config():
 
 
 def test_links_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/porting.md", "docs/weights.md", "docs/challenge.md"):
+    names = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in PAGES))
+    for name in names:
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
@@ -116,3 +120,18 @@ def test_said_can_fail():
     assert said(table, "a  0.1200 (48 of 400)  0.7010 (701 of 1000)", about=True)
     assert not said(table, "a  0.1200 (48 of 400)  0.7010 (701 of 1000)")
     assert not said(table, "a  0.1400 (56 of 400)  0.7010 (701 of 1000)", about=True)
+
+
+def test_the_chinese_readme_has_the_same_commands_and_figures():
+    """So that what runs the one runs the other; comments are Chinese there."""
+
+    def bare(text: str) -> list[str]:
+        return [line for line in (re.sub(r"\s*#.*", "", line) for line in text.splitlines()) if line]
+
+    ours, theirs = (blocks(ROOT / name) for name in ("README.md", "README.zh-CN.md"))
+    assert [(lang, marks, bare(text)) for lang, marks, text in theirs] == [
+        (lang, marks, bare(text)) for lang, marks, text in ours
+    ]
+    recipes = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
+    ours, theirs = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    assert {*recipes.findall(theirs)} == {*recipes.findall(ours)} == {*finetune.names()}
