@@ -158,5 +158,5 @@ def test_every_recipe_averages_or_refuses(name, tmp_path, monkeypatch):
 
 
 def test_decays_are_below_one():
-    with pytest.raises(ConfigError, match=r"average=1.0 are at least 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"average=1.0 is at least 0 and below 1"):
         OptimConfig(average=1.0)
