@@ -1,4 +1,4 @@
-"""Prints the results of bench/speed.py and bench/recipes.py in Markdown: `python bench/table.py [bench/results/NAME.json]`."""
+"""Prints what the files beside it measured, in Markdown: `python bench/table.py [bench/results/NAME.json]`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,23 @@ def main() -> int:
             seconds = " | ".join(f"{r[side]['seconds']:.2f}" for side in ("jclip", "torch"))
             compiled = results["operators"][RECIPES[task]]["first"]["operators"]
             print(f"| {task} | {seconds} | {r['ratio']:.2f} | {compiled} |")
+    print_towers(results)
     return 0
+
+
+def print_towers(results: dict) -> None:
+    """What bench/tower_recipes.py measured."""
+    if "towers" in results:
+        sides = {"jclip": "jclip", "with images": "with images", "authors": "torch, authors", "same cut": "same cut"}
+        head = " | ".join([*(f"{name}: s, MiB" for name in sides.values()), "ratios"])
+        print(f"\n| seconds, peak memory | {head} |\n|{'---|' * (len(sides) + 2)}")
+        for task, r in results["towers"].items():
+            cells = [f"{r[side]['seconds']:.2f}, {r[side]['peak_mib']}" if side in r else "" for side in sides]
+            print(f"| {task} | {' | '.join(cells)} | {r['ratio']['authors']:.2f}, {r['ratio']['same cut']:.2f} |")
+    if "large" in results:
+        print("\n| one step | peak memory, GiB |\n|---|---|")
+        for task, r in results["large"].items():
+            print(f"| {task} | {r['peak_mib'] / 1024:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Recipes with gradients through the towers: seconds per step and peak memory beside the same in torch.
 
     python bench/tower_recipes.py [--tasks NAME …] [--rounds 3] [--steps 3] [--threads 2] [--out bench/results/NAME.json]
+    python bench/tower_recipes.py --large             jclip's peak memory at the sizes of large data sets, one step each
     python bench/tower_recipes.py --profile NAME      where jclip's time goes, per operator
 
 ViT-B/32 with random weights, 100 classes whose names have one to four tokens, float32; torch runs transformers' CLIP with
@@ -33,6 +34,11 @@ SIDES = {
     LORA: ("jclip", "authors", "same cut"),
     FULL: ("jclip", "authors", "same cut"),
 }
+LARGE = {  # at most so many GiB
+    "CoOp, 374 classes": 8.0,
+    "CoOp, 1,000 classes": 8.0,
+    "full fine-tuning, 374 photos in 4 parts": 12.0,
+}
 RATIOS = {"authors": 3.0, "same cut": 1.1}  # at least, of torch's seconds to jclip's
 
 
@@ -44,6 +50,7 @@ def main() -> int:
     p.add_argument("--steps", type=int, default=3, help="measured steps per child process")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--out", type=Path, help="results as JSON (default: none)")
+    p.add_argument("--large", action="store_true", help="only jclip's memory at large sizes")
     p.add_argument("--profile", choices=SIDES, metavar="NAME", help="print where jclip's time goes in this task")
     p.add_argument("--child", nargs=2, metavar=("SIDE", "TASK"), help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -58,30 +65,36 @@ def main() -> int:
         print_operators(step)
         return 0
     results = {}
-    for task in args.tasks:
-        results[task] = compare(task, args)
-        print(line(task, results[task]), flush=True)
+    for task in LARGE if args.large else args.tasks:
+        results[task] = child("jclip", task, args) if args.large else compare(task, args)
+        print(large_line(task, results[task]) if args.large else line(task, results[task]), flush=True)
     if args.out:
-        write(args.out, args.threads, results)
+        write(args.out, args.threads, {"large" if args.large else "towers": results})
     return 0
 
 
 def compare(task: str, args: argparse.Namespace) -> dict:
-    """Median seconds and peak memory of every side, and torch's seconds to jclip's."""
+    """Median seconds and peak memory of every side, and torch's seconds to jclip's, also those of CPU time."""
     runs: dict[str, list[dict]] = {side: [] for side in SIDES[task]}
     for number in range(args.rounds):
         for side in SIDES[task] if number % 2 else reversed(SIDES[task]):
             runs[side].append(child(side, task, args))
     told = {
         side: {
-            "seconds": scale(task) * statistics.median(s for run in done for s in run["steps"]),
-            "steps": [round(s, 4) for run in done for s in run["steps"]],
+            **{
+                name: scale(task) * statistics.median(step[i] for run in done for step in run["steps"])
+                for i, name in enumerate(("seconds", "cpu_seconds"))
+            },
+            "steps": [round(step[0], 4) for run in done for step in run["steps"]],
             "peak_mib": round(statistics.median(run["peak_mib"] for run in done)),
         }
         for side, done in runs.items()
     }
-    ratios = {side: told[side]["seconds"] / told["jclip"]["seconds"] for side in RATIOS}
-    return {**told, "ratio": ratios}
+    ratios = {
+        f"{kind}ratio": {side: told[side][f"{kind}seconds"] / told["jclip"][f"{kind}seconds"] for side in RATIOS}
+        for kind in ("", "cpu_")
+    }
+    return {**told, **ratios, "load": os.getloadavg()[0]}
 
 
 def scale(task: str) -> int:
@@ -92,7 +105,7 @@ def scale(task: str) -> int:
 def child(side: str, task: str, args: argparse.Namespace) -> dict:
     """One measurement in a process of its own."""
     counted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(args.threads))
-    command = [sys.executable, __file__, "--child", side, task, "--steps", str(args.steps)]
+    command = [sys.executable, __file__, "--child", side, task, "--steps", str(0 if args.large else args.steps)]
     done = subprocess.run(command, env={**os.environ, **counted}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{side}, {task}: exit {done.returncode}\n{done.stderr[-2000:]}")
@@ -100,42 +113,50 @@ def child(side: str, task: str, args: argparse.Namespace) -> dict:
 
 
 def measure(side: str, task: str, steps: int) -> dict:
-    """Seconds of each step, and the most memory that this process held, in MiB."""
+    """Seconds of each step, on the clock and of CPU time, and the most memory that this process held, in MiB."""
     from jclip.run import peak_memory
 
     step = prepare(side, task)
+    begun, spent = time.perf_counter(), []
     step()
-    spent = []
+    first = time.perf_counter() - begun
     for _ in range(steps):
-        begun = time.perf_counter()
+        begun = time.perf_counter(), time.process_time()
         step()
-        spent.append(time.perf_counter() - begun)
-    return {"steps": spent, "peak_mib": peak_memory()["host"]}
+        spent.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+    return {"steps": spent, "first_seconds": round(first, 2), "peak_mib": peak_memory()["host"]}
 
 
 def prepare(side: str, task: str) -> Callable[[], None]:
     """One optimiser step of that side, which has ended when the function returns."""
     if side in ("jclip", "with images"):
-        return {COOP: jclip_coop, LORA: jclip_lora, FULL: jclip_full}[task](side == "with images")
+        ours = {
+            COOP: lambda: jclip_coop(CLASSES, side == "with images"), LORA: jclip_lora, FULL: jclip_full,
+            "CoOp, 374 classes": lambda: jclip_coop(374), "CoOp, 1,000 classes": lambda: jclip_coop(1000),
+            "full fine-tuning, 374 photos in 4 parts": lambda: jclip_full(374, 4),
+        }  # fmt: skip
+        return ours[task]()
     import torch_towers
 
     make = {COOP: torch_towers.coop, LORA: torch_towers.lora, FULL: torch_towers.full}[task]
     return make(side == "same cut")
 
 
-def class_names() -> list[str]:
+def class_names(count: int = CLASSES) -> list[str]:
     """Of one to four words, each a token."""
+    from itertools import cycle
+
     from sides import words
 
-    drawn = iter(words(10 * CLASSES))
-    return [" ".join(next(drawn) for _ in range(1 + k % 4)) for k in range(CLASSES)]
+    drawn = cycle(words(10 * CLASSES))
+    return [" ".join(next(drawn) for _ in range(1 + k % 4)) for k in range(count)]
 
 
-def batch_labels():
+def batch_labels(count: int = BATCH):
     """(B,) of a step's photos."""
     import numpy as np
 
-    return np.random.default_rng(1).integers(0, CLASSES, BATCH)
+    return np.random.default_rng(1).integers(0, CLASSES, count)
 
 
 def jclip_model():
@@ -150,7 +171,7 @@ def jclip_model():
     return model
 
 
-def jclip_coop(with_images: bool) -> Callable[[], None]:
+def jclip_coop(classes: int, with_images: bool = False) -> Callable[[], None]:
     """The recipe's step, features of photos from a file or made anew."""
     from sides import images
 
@@ -162,7 +183,7 @@ def jclip_coop(with_images: bool) -> Callable[[], None]:
     from jclip.runtime import jt
 
     model = jclip_model()
-    prompts, labels = Prompts(model, class_names(), VECTORS), jt.array(batch_labels().astype("int32"))
+    prompts, labels = Prompts(model, class_names(classes), VECTORS), jt.array(batch_labels().astype("int32"))
     optim, pixels = SGD({"context": prompts.vectors}, 2e-3, weight_decay=5e-4), jt.array(images(model.config, BATCH))
 
     def encoded():
@@ -181,7 +202,7 @@ def jclip_coop(with_images: bool) -> Callable[[], None]:
     return step
 
 
-def jclip_lora(_: bool) -> Callable[[], None]:
+def jclip_lora() -> Callable[[], None]:
     """The recipe's step on pixels that are there."""
     from sides import images
 
@@ -208,7 +229,7 @@ def jclip_lora(_: bool) -> Callable[[], None]:
     return step
 
 
-def jclip_full(_: bool) -> Callable[[], None]:
+def jclip_full(batch: int = BATCH, accumulate: int = 1) -> Callable[[], None]:
     """The recipe's contrastive step on pixels that are there."""
     from sides import images
 
@@ -217,11 +238,11 @@ def jclip_full(_: bool) -> Callable[[], None]:
     from jclip.config import DataConfig
     from jclip.optim import no_weight_decay, optimiser, trainable
 
-    model, cfg = jclip_model(), full.Config(DataConfig(root="x"), MODEL)
+    model, cfg = jclip_model(), full.Config(DataConfig(root="x"), MODEL, accumulate=accumulate)
     training_mode(model, ())
     optim = optimiser(cfg.optim, trainable(model), no_weight_decay)
     one = full.training_step(cfg, model, optim, [[f"a photo of a {name}."] for name in class_names()], 100)
-    pixels, labels = images(model.config, BATCH), batch_labels()
+    pixels, labels = images(model.config, batch), batch_labels(batch)
     return lambda: one((pixels, labels), 0).sync(True)
 
 
@@ -229,10 +250,18 @@ def line(task: str, result: dict) -> str:
     """Seconds, memory and ratios of a task."""
     sides = "  ".join(f"{side} {result[side]['seconds']:.2f} s {result[side]['peak_mib']} MiB" for side in SIDES[task])
     ratios = ", ".join(
-        f"{ratio:.2f} to {side} (≥ {RATIOS[side]}: {'met' if ratio >= RATIOS[side] else 'MISSED'})"
-        for side, ratio in result["ratio"].items()
+        f"{result['ratio'][side]:.2f} to {side} ({result['cpu_ratio'][side]:.2f} of CPU time, "
+        f"≥ {wanted}: {'met' if result['ratio'][side] >= wanted else 'MISSED'})"
+        for side, wanted in RATIOS.items()
     )
     return f"{task}: {sides}; {ratios}"
+
+
+def large_line(task: str, result: dict) -> str:
+    """Memory of a task, and its limit."""
+    held = result["peak_mib"] / 1024
+    told = f"{'met' if held <= LARGE[task] else 'MISSED'}), {result['first_seconds']} s for the first step"
+    return f"{task}: {held:.2f} GiB (≤ {LARGE[task]}: {told}"
 
 
 def write(path: Path, threads: int, measured: dict[str, dict]) -> None:
@@ -241,7 +270,8 @@ def write(path: Path, threads: int, measured: dict[str, dict]) -> None:
 
     results = read(path, threads)
     commit = results["machine"]["commit"]
-    results["towers"] = {**results.get("towers", {}), **{k: {**r, "commit": commit} for k, r in measured.items()}}
+    for part, done in measured.items():
+        results[part] = {**results.get(part, {}), **{k: {**r, "commit": commit} for k, r in done.items()}}
     save(path, results)
 
 

@@ -114,9 +114,12 @@ class OptimConfig:
             )
         if self.weight_decay < 0 or self.eps <= 0:
             raise ConfigError(f"optim: weight_decay={self.weight_decay} is at least 0, eps={self.eps} above 0")
-        if not all(0 <= b < 1 for b in (*self.betas, self.momentum, self.average)):
-            given = f"betas={list(self.betas)}, momentum={self.momentum} and average={self.average}"
-            raise ConfigError(f"optim: {given} are at least 0 and below 1")
+        if not all(0 <= b < 1 for b in (*self.betas, self.momentum)):
+            raise ConfigError(
+                f"optim: betas={list(self.betas)} and momentum={self.momentum} are at least 0 and below 1"
+            )
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"optim: average={self.average} is at least 0 and below 1")
 
 
 def refuse_average(optim: OptimConfig, instead: str) -> None:
