@@ -89,6 +89,20 @@ def full(cut: bool) -> Step:
     return lambda: take(optim, model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss)
 
 
+def classified(cut: bool) -> Step:
+    """Both towers by cross-entropy over the prompts of all classes."""
+    model = loaded().train()
+    tokens = prompts([f"a photo of a {name}." for name in class_names()], cut)
+    optim = torch.optim.AdamW(model.parameters(), 2e-6, (0.9, 0.98), 1e-6, 1e-3)
+    pixels, labels = torch.from_numpy(images(VARIANTS[MODEL], BATCH)), torch.from_numpy(batch_labels()).long()
+
+    def step() -> None:
+        scores = model(input_ids=tokens, pixel_values=pixels).logits_per_image
+        take(optim, torch.nn.functional.cross_entropy(scores, labels))
+
+    return step
+
+
 def loaded():
     """The model with random weights, at the number of threads that was asked for."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

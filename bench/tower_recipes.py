@@ -29,10 +29,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 MODEL, CLASSES, BATCH, VECTORS, RANK, DROPOUT = "ViT-B/32", 100, 32, 16, 2, 0.25
 EPOCH = CLASSES * 16 // BATCH  # steps
 COOP, LORA, FULL = "CoOp epoch", "LoRA step, batch 32", "full fine-tuning step, batch 32"
+CLASSIFIED = "full fine-tuning step, cross-entropy"  # batch 32, the prompts of all classes
 SIDES = {
     COOP: ("jclip", "with images", "authors", "same cut"),
     LORA: ("jclip", "authors", "same cut"),
     FULL: ("jclip", "authors", "same cut"),
+    CLASSIFIED: ("jclip", "authors", "same cut"),
 }
 LARGE = {  # at most so many GiB
     "CoOp, 374 classes": 8.0,
@@ -132,13 +134,15 @@ def prepare(side: str, task: str) -> Callable[[], None]:
     if side in ("jclip", "with images"):
         ours = {
             COOP: lambda: jclip_coop(CLASSES, side == "with images"), LORA: jclip_lora, FULL: jclip_full,
+            CLASSIFIED: lambda: jclip_full(loss="cross_entropy"),
             "CoOp, 374 classes": lambda: jclip_coop(374), "CoOp, 1,000 classes": lambda: jclip_coop(1000),
             "full fine-tuning, 374 photos in 4 parts": lambda: jclip_full(374, 4),
         }  # fmt: skip
         return ours[task]()
     import torch_towers
 
-    make = {COOP: torch_towers.coop, LORA: torch_towers.lora, FULL: torch_towers.full}[task]
+    make = {COOP: torch_towers.coop, LORA: torch_towers.lora, FULL: torch_towers.full,
+            CLASSIFIED: torch_towers.classified}[task]  # fmt: skip
     return make(side == "same cut")
 
 
@@ -229,8 +233,8 @@ def jclip_lora() -> Callable[[], None]:
     return step
 
 
-def jclip_full(batch: int = BATCH, accumulate: int = 1) -> Callable[[], None]:
-    """The recipe's contrastive step on pixels that are there."""
+def jclip_full(batch: int = BATCH, accumulate: int = 1, loss: str = "contrastive") -> Callable[[], None]:
+    """The recipe's step on pixels that are there."""
     from sides import images
 
     from finetune import full
@@ -238,7 +242,7 @@ def jclip_full(batch: int = BATCH, accumulate: int = 1) -> Callable[[], None]:
     from jclip.config import DataConfig
     from jclip.optim import no_weight_decay, optimiser, trainable
 
-    model, cfg = jclip_model(), full.Config(DataConfig(root="x"), MODEL, accumulate=accumulate)
+    model, cfg = jclip_model(), full.Config(DataConfig(root="x"), MODEL, accumulate=accumulate, loss=loss)
     training_mode(model, ())
     optim = optimiser(cfg.optim, trainable(model), no_weight_decay)
     one = full.training_step(cfg, model, optim, [[f"a photo of a {name}."] for name in class_names()], 100)

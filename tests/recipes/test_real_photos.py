@@ -1,4 +1,7 @@
-"""The main job on real photos: three data sets, 99 classes, ViT-B/32 and RN50 of seeded random weights, to a results file."""
+"""The main job on real photos: three data sets, 99 classes, RN50 of seeded random weights, to a results file.
+
+With ViT-B/32 the README does the same.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,9 @@ CONFIG = Path(__file__).parent.parent.parent / "configs" / "tip_adapter" / "phot
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B/32", "RN50"])
-def test_from_folders_to_a_results_file(name, shared, tmp_path, capsys, monkeypatch):
+def test_from_folders_to_a_results_file(shared, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["models", "--random", name, "--out", "random.safetensors"]) == 0
+    assert main(["models", "--random", "RN50", "--out", "random.safetensors"]) == 0
     head, *lines = (shared / "fewshot" / "index.tsv").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.endswith("test")] + [line for line in lines if line.endswith("test")][
         ::3
