@@ -189,8 +189,8 @@ def prepare_torch(task: str, features: str) -> Callable[[], dict]:
 
 def report_seconds(features: str) -> float:
     """What measuring zero-shot and the result on val and test takes, of which both sides' times are a part."""
-    from jclip.features import read_recorded
     from jclip.heads import ZeroShotHead
+    from jclip.recorded import read_recorded
 
     data = read_recorded(features, SHOTS)
     head = ZeroShotHead(data.text, data.scale)

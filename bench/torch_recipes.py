@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from jclip.features import FeatureSet, read_recorded
+from jclip.recorded import FeatureSet, read_recorded
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 

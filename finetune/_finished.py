@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # help answers before NumPy is imported
 
     from jclip.data.loader import OnError
     from jclip.data.splits import PhotoData, Split
-    from jclip.features import FeatureSet
     from jclip.heads import ZeroShotHead
+    from jclip.recorded import FeatureSet
     from jclip.results import Predictions
     from jclip.source import ModelSource
 

@@ -24,7 +24,7 @@ from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Batches, Trained
-    from jclip.features import FeatureSet
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
 
 

@@ -22,7 +22,7 @@ from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Trained
-    from jclip.features import FeatureSet
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
 

@@ -22,7 +22,7 @@ from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.context import Frame
-    from jclip.features import FeatureSet
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.runtime import jt
     from jclip.source import ModelSource

@@ -29,8 +29,8 @@ from jclip.errors import ConfigError
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Samples, Trained
     from jclip.data.splits import PhotoData
-    from jclip.features import FeatureSet
     from jclip.last_block import LastBlock
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
 

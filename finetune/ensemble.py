@@ -30,7 +30,7 @@ from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features import FeatureSet
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
 
 Inputs = Literal["log_softmax", "softmax", "logits"]

@@ -25,8 +25,8 @@ from jclip.errors import ConfigError
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.clip import CLIP
     from jclip.data.splits import PhotoData, Split
-    from jclip.features import FeatureSet
     from jclip.heads import ZeroShotHead
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
 

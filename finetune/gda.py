@@ -22,7 +22,7 @@ from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features import FeatureSet
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
 
 

@@ -29,8 +29,8 @@ from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Samples, Trained
-    from jclip.features import FeatureSet
     from jclip.functional.lbfgs import Minimum
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
 

@@ -18,7 +18,7 @@ from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features import FeatureSet
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
 

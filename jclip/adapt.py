@@ -15,12 +15,13 @@ import numpy as np
 
 from jclip.config import OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet, training_view
+from jclip.features import training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.metrics import top_k
 from jclip.heads import ZeroShotHead
 from jclip.loop import Outcome, fit, predict
 from jclip.optim import TrainState, cosine, learning_rate, optimiser, warmup_steps
+from jclip.recorded import FeatureSet
 from jclip.results import SELECTED_ON_TEST
 from jclip.run import Run
 from jclip.runtime import jt

@@ -19,13 +19,14 @@ from jclip.adapt import Batches, Trained, coop_rate, need_val, zero_shot_report
 from jclip.adapt import train as adapt_train
 from jclip.clip import CLIP, normalise
 from jclip.errors import DataError
-from jclip.features import FeatureSet, few_shot_features, training_view
+from jclip.features import few_shot_features, training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, check_width
 from jclip.optim import check_in_memory
 from jclip.parts import in_parts, slices
 from jclip.paths import replacing
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from jclip.runtime import jt
 from jclip.source import ModelSource, source_of

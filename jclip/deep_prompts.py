@@ -18,13 +18,14 @@ from jclip.clip import CLIP, normalise
 from jclip.context import SPREAD, Frame, Layout, write_nearest
 from jclip.data.splits import PhotoData, read_photos
 from jclip.errors import ConfigError
-from jclip.features import FeatureSet, few_shot_features
+from jclip.features import few_shot_features
 from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, zero_shot_head
 from jclip.loop import fit
 from jclip.optim import TrainState, check_in_memory, optimiser
 from jclip.prompts import class_prompts, load_templates
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from jclip.runtime import jt
 from jclip.source import ModelSource, with_vectors

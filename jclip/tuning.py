@@ -15,12 +15,13 @@ from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.splits import PhotoData, Split
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet, encode_photos, tell_photos
+from jclip.features import encode_photos, tell_photos
 from jclip.functional.metrics import classification_report
 from jclip.heads import ZeroShotHead, head_of, unit
 from jclip.parts import Part, in_parts, slices
 from jclip.preprocess import Preprocess, Views
 from jclip.preprocess import augment as augment_named
+from jclip.recorded import FeatureSet
 from jclip.runtime import jt
 from jclip.source import ModelSource
 

@@ -21,7 +21,8 @@ WITHOUT_JITTOR = [
     "jclip.data.captions", "jclip.data.loader", "jclip.data.shapes", "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.heads", "jclip.hold_out", "jclip.models_command",
-    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.results", "jclip.run", "jclip.sheet",
+    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results",
+    "jclip.run", "jclip.sheet",
     "jclip.source", "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
 
@@ -50,7 +51,7 @@ FLOORS = [
         "jclip.run",
         "jclip.towers",
     },
-    {"jclip.kernels", "jclip.download", "jclip.results", "jclip.evaluation", "jclip.optim"},
+    {"jclip.recorded", "jclip.kernels", "jclip.download", "jclip.results", "jclip.evaluation", "jclip.optim"},
     {"jclip.layers", "jclip.sheet", "jclip.functional.losses", "jclip.parts"},
     {
         "jclip.vit",

@@ -7,7 +7,8 @@ import pytest
 
 from jclip.config import DataConfig
 from jclip.errors import ConfigError
-from jclip.features import FeatureSet, drawn, few_shot_features
+from jclip.features import few_shot_features
+from jclip.recorded import FeatureSet, drawn
 from jclip.source import ModelSource
 
 

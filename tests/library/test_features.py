@@ -15,10 +15,11 @@ from jclip.checkpoint import save_checkpoint
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError, UnknownName
-from jclip.features import extract, few_shot_features, read_recorded, training_view
+from jclip.features import extract, few_shot_features, training_view
 from jclip.heads import unit, zero_shot_head
 from jclip.preprocess import AUGMENTS
 from jclip.prompts import class_prompts, fill, load_templates, prompt_sets
+from jclip.recorded import read_recorded
 from jclip.runtime import jt
 from jclip.source import ModelSource
 from jclip.tokenizer import tokenize

@@ -13,7 +13,7 @@ from finetune import ape
 from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from tests.recipes import toys
 

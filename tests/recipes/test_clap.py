@@ -13,7 +13,7 @@ from finetune import clap
 from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet, read_recorded
+from jclip.recorded import FeatureSet, read_recorded
 from jclip.run import Run
 from tests.recipes import toys
 

@@ -13,9 +13,9 @@ from finetune import clip_adapter
 from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
 from jclip.functional.metrics import top_k
 from jclip.heads import ZeroShotHead, unit
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from tests.recipes import toys
 

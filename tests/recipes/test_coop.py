@@ -15,8 +15,8 @@ from jclip.checkpoint import open_checkpoint
 from jclip.config import DataConfig, OptimConfig
 from jclip.context import Layout, Prompts, first_vectors, nearest_words
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
 from jclip.heads import unit
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from jclip.runtime import jt
 from jclip.source import ModelSource

@@ -16,7 +16,7 @@ from finetune import ensemble
 from finetune._finished import Classifier
 from jclip.config import build
 from jclip.errors import ConfigError, UnknownName
-from jclip.features import read_recorded
+from jclip.recorded import read_recorded
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

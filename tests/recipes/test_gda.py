@@ -13,7 +13,7 @@ from finetune import gda
 from finetune.__main__ import read_config
 from jclip.config import DataConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
+from jclip.recorded import FeatureSet
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "gda"

@@ -14,7 +14,7 @@ from finetune import cross_modal, linear_probe
 from finetune.__main__ import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import CheckpointError, ConfigError, DataError
-from jclip.features import FeatureSet
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from jclip.source import ModelSource
 from tests.recipes import toys

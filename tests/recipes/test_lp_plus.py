@@ -13,7 +13,7 @@ from finetune import lp_plus
 from jclip import adapt
 from jclip.config import DataConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet, read_recorded
+from jclip.recorded import FeatureSet, read_recorded
 from jclip.run import Run
 from tests.recipes import toys
 

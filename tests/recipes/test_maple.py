@@ -16,10 +16,10 @@ from jclip.config import DataConfig, OptimConfig
 from jclip.data.splits import read_photos
 from jclip.deep_prompts import DeepPrompts, batch_loss, encode_beside, first_arrays, opening
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
 from jclip.heads import unit
 from jclip.optim import optimiser
 from jclip.readers import read_weights
+from jclip.recorded import FeatureSet
 from jclip.runtime import jt
 from jclip.source import ModelSource, PromptedSource
 from jclip.tokenizer import tokenizer

@@ -13,8 +13,8 @@ from finetune import task_res
 from finetune._configs import read_config, resolved
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet
 from jclip.heads import ZeroShotHead, unit
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 from tests.recipes import toys
 

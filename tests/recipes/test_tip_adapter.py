@@ -13,7 +13,7 @@ from finetune import tip_adapter
 from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features import FeatureSet, read_recorded
+from jclip.recorded import FeatureSet, read_recorded
 from jclip.run import Run
 from tests.recipes import toys
 

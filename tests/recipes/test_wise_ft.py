@@ -11,8 +11,8 @@ from finetune import wise_ft
 from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError, MisfitError
-from jclip.features import FeatureSet, read_recorded
 from jclip.functional.metrics import top_k
+from jclip.recorded import FeatureSet, read_recorded
 from jclip.run import Run
 from tests.recipes import toys
 

@@ -10,9 +10,9 @@ import pytest
 
 from finetune.__main__ import read_config, resolved
 from jclip.config import OptimConfig
-from jclip.features import FeatureSet
 from jclip.heads import unit
 from jclip.paths import ASSETS
+from jclip.recorded import FeatureSet
 from jclip.run import Run
 
 NO_TORCH = "the reference is not installed: pip install '.[parity]'"
