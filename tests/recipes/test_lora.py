@@ -230,22 +230,6 @@ def test_from_photos_to_a_merged_model(small_models, photo_folder, tmp_path, mon
     moved = {k for k in before if not np.array_equal(before[k], merged[k])}
     assert moved == {k for k in before if k.endswith("attn.in_proj_weight")}
 
-    real, calls = lora.batch_loss, []
-
-    def dying(*arguments):
-        loss = real(*arguments)
-
-        def once(*batch):
-            calls.append(0)
-            if len(calls) == 4:
-                raise KeyboardInterrupt
-            return loss(*batch)
-
-        return once
-
-    monkeypatch.setattr("jclip.loop.SAVE_SECONDS", 0.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(lora, "batch_loss", dying)
-        with pytest.raises(KeyboardInterrupt):
-            toys.train(CONFIG, tmp_path / "killed", *settings)
+    with toys.broken_off(lora, monkeypatch, step=4):
+        toys.train(CONFIG, tmp_path / "killed", *settings)
     assert toys.train(CONFIG, tmp_path / "killed", *settings) == whole

@@ -159,12 +159,12 @@ def test_the_start(source):
     assert random.shape == (1, 7, 32) and 0.01 < random.std() < 0.03
 
 
-def test_vectors_stand_behind_the_patches_and_the_class_token_is_read(source):
+def test_vectors_stand_behind_the_patches_and_the_class_token_is_read(source, close):
     taps, vectors = {}, jt.array(np.ones((3, 5, 48), np.float32))
     found = encode_beside(source.model, np.ones((2, 3, 32, 32), np.float32), vectors, taps=taps)
     assert [taps[name].shape for name in ("visual.stem", "visual.block2")] == [[2, 1 + 16 + 5, 48]] * 2
     first = source.model.visual.ln_post(taps["visual.block2"][:, 0])
-    assert np.allclose(found.numpy(), jt.matmul(first, source.model.visual.proj).numpy(), atol=1e-6)
+    close(found.numpy(), jt.matmul(first, source.model.visual.proj).numpy(), "rounding", "MaPLe: the class token")
 
 
 def test_a_tower_without_vectors_is_the_models_own(source, close):

@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_average(small_models, photo_folder, tm
     assert all(np.array_equal(t.read(), files[1][k].read()) for k, t in files[0].items())
 
 
-def test_weights_of_the_epochs_sum_to_one_and_equal_states_stay():
+def test_weights_of_the_epochs_sum_to_one_and_equal_states_stay(close):
     for epochs, mean, deviation in ((20, 15, 1), (50, 30, 30), (50, 45, 5), (20, 6, 10)):
         weights = promptsrc.gaussian(epochs, mean, deviation)
         assert weights.shape == (epochs,) and weights.sum() == pytest.approx(1) and weights.argmax() == mean - 1
@@ -153,7 +153,7 @@ def test_weights_of_the_epochs_sum_to_one_and_equal_states_stay():
     average = promptsrc.Aggregate({"x": jt.array(state)}, weights)
     for epoch in range(20):
         average.add(epoch)
-    assert np.allclose(average.arrays()["x"], state, atol=1e-6)
+    close(average.arrays()["x"], state, "rounding", "PromptSRC: the average of equal states")
     with pytest.raises(ConfigError, match="mean=100.0 is so far from all 5 epochs that none has a weight"):
         promptsrc.gaussian(5, 100.0, 1.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -23,6 +24,29 @@ def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
     module, cfg, _ = read_config(str(config), overrides)
     with Run(folder, resolved(module, cfg)) as run:
         return run.finish(module.run(cfg, run))["metrics"]
+
+
+@contextlib.contextmanager
+def broken_off(recipe, monkeypatch, step: int):
+    """In it a training ends with Ctrl-C in that step of its `batch_loss`; each epoch before was saved."""
+    real, calls = recipe.batch_loss, []
+
+    def dying(*arguments):
+        loss = real(*arguments)
+
+        def once(*batch):
+            calls.append(0)
+            if len(calls) == step:
+                raise KeyboardInterrupt
+            return loss(*batch)
+
+        return once
+
+    monkeypatch.setattr("jclip.loop.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "batch_loss", dying)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def random_features(seed: int, classes: int = 5, width: int = 7, shots: int = 3) -> FeatureSet:
