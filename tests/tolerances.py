@@ -18,7 +18,7 @@ TOLERANCES = {
     "contrastive_trajectory_loss": 1e-4,
     # an optimiser's update given equal gradients: rounding only.
     "optimiser": 2e-6,
-    # one product, or a weighted mean of equal numbers: rounding only. Measured below 3e-7.
+    # one product, or a weighted mean of equal numbers: rounding only. Measured below 4e-7.
     "rounding": 1e-6,
     # a learning rate computed in float64 on both sides.
     "schedule": 1e-12,
