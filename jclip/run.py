@@ -224,7 +224,10 @@ def provenance() -> dict[str, Any]:
 
 
 def forget_peak() -> None:
-    """The most memory held is counted from now on, so that each run of a sweep tells its own."""
+    """The most memory held is counted from now on, so that each run of a sweep tells its own.
+
+    Some containers refuse it: there a run tells the most that its process has held so far.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 

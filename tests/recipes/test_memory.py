@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +81,38 @@ def test_a_hundredth_of_a_step_would_be_seen(kind, small_models, photo_folder, t
     assert arrays == 80 if kind == "of Jittor" else mib > GROWTH  # Jittor's may fit into what its allocator has kept
 
 
-def test_each_run_tells_its_own_peak(tmp_path):
-    def peak(folder: str, ballast: int) -> int:
-        with Run(tmp_path / folder, {}) as run:
-            np.ones(ballast * 2**17).sum()
-            return run.finish({"x": 1.0})["provenance"]["peak_mib"]["host"]
+PEAKS = """
+import sys
+import numpy as np
+from jclip.run import Run
 
-    before = peak("a", 1)
-    assert 280 < peak("b", 300) - before < 320
-    assert abs(peak("c", 1) - before) < 20
+for folder, ballast in ("a", 1), ("b", 300), ("c", 1):
+    with Run(f"{sys.argv[1]}/{folder}", {}) as run:
+        np.ones(ballast * 2**17).sum()
+        print(run.finish({"x": 1.0})["provenance"]["peak_mib"]["host"])
+"""
+FORGETTING = """
+import mmap
+from pathlib import Path
+
+mmap.mmap(-1, 2**28).write(bytes(2**28))
+before = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+Path("/proc/self/clear_refs").write_text("5")
+after = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+assert int(after) < int(before) - 2**17
+"""
+
+
+def python(source: str, *args) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", source, *args], capture_output=True, text=True, check=False)
+
+
+def test_each_run_tells_its_own_peak(tmp_path):
+    small, large, small_again = map(int, python(PEAKS, tmp_path).stdout.split())
+    assert 280 < large - small < 320
+    if python(FORGETTING).returncode:
+        pytest.skip("this system doesn't let a process forget its peak: a later run of one process tells the largest")
+    assert abs(small_again - small) < 20
 
 
 def test_train_prints_the_peak(tmp_path, capsys):
