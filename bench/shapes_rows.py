@@ -96,6 +96,7 @@ ROWS = {
         {"optim.lr": (3e-4, 1e-3, 3e-5)}, epochs=2, new=True,
     ),
     "FD-Align": Row(
-        "fd_align/smoke", (*TOWERS, "lr_batch=0"), {"optim.lr": (1e-2, 1e-3)}, epochs=2
+        "fd_align/smoke", (*TOWERS, "lr_batch=0", "templates=openai7"), {"optim.lr": (1e-4, 3e-5, 3e-4)}, epochs=2,
+        new=True,
     ),
 }  # fmt: skip
