@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.ensemble import Inputs, best_weights, fitted_temperature, transformed
+from jclip.mixing import Inputs, best_weights, fitted_temperature, transformed
 
 Scores = Mapping[str, np.ndarray]  # of each member (N, C)
 

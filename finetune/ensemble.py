@@ -14,12 +14,11 @@ the weight is handed on as it is. The runs and their settings are kept in what i
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,14 +27,11 @@ from finetune._finished import Classifier
 from finetune._runs import finished
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError
+from jclip.mixing import Inputs, best_weights, fitted_temperature, transformed
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.recorded import FeatureSet
     from jclip.run import Run
-
-Inputs = Literal["log_softmax", "softmax", "logits"]
-GRID_UP_TO = 3  # runs; four in steps of 0.05 would be 1771 tries, ten 10 million
-INVERSE_TEMPERATURES = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -152,70 +148,6 @@ def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
         raise ConfigError(
             f"{one.folder} was made from other data: {', '.join(differing) or 'nothing in common'} differs"
         )
-
-
-def transformed(scores: np.ndarray, inputs: Inputs, temperature: float) -> np.ndarray:
-    """(N, C) scores as they are added up, float64."""
-    from jclip.functional.metrics import softmax
-
-    if inputs == "logits":
-        return scores.astype(np.float64)
-    if inputs == "softmax":
-        return softmax(scores)
-    z = scores.astype(np.float64) / temperature
-    z = z - z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-
-
-def fitted_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """τ of the smallest mean -log softmax(z / τ)_y, within 1e-3 … 1e3: in 1 / τ convex, so the slope is bisected."""
-    from jclip.functional.metrics import softmax
-
-    z = scores.astype(np.float64)
-    own = z[np.arange(len(labels)), labels]
-    low, high = np.log(INVERSE_TEMPERATURES)
-    for _ in range(60):
-        middle = (low + high) / 2
-        rising = ((softmax(np.exp(middle) * z) * z).sum(axis=1) - own).mean() > 0
-        low, high = (low, middle) if rising else (middle, high)
-    return float(np.exp(-(low + high) / 2))
-
-
-def best_weights(values: np.ndarray, labels: np.ndarray, step: float) -> np.ndarray:
-    """(M, N, C) of validation photos → (M,) on the simplex, of the best accuracy."""
-    count = len(values)
-
-    def right(weights: np.ndarray) -> int:
-        return int((np.tensordot(weights, values, axes=1).argmax(axis=1) == labels).sum())
-
-    if count <= GRID_UP_TO:
-        candidates = sorted(
-            simplex(count, round(1 / step)), key=lambda w: round(float(((w - 1 / count) ** 2).sum()), 9)
-        )
-        return max(candidates, key=right)  # the first, among equals
-    best, found = np.full(count, 1 / count), -1
-    while (now := right(best)) > found:
-        found = now
-        for m in range(count):
-            best = max([best, *moved(best, m, round(1 / step))], key=right)
-    return best
-
-
-def simplex(count: int, steps: int) -> Iterator[np.ndarray]:
-    """All (count,) weights in multiples of 1 / steps that sum to one."""
-    for cuts in itertools.combinations(range(steps + count - 1), count - 1):
-        edges = (-1, *cuts, steps + count - 1)
-        yield (np.diff(edges) - 1) / steps
-
-
-def moved(weights: np.ndarray, which: int, steps: int) -> Iterator[np.ndarray]:
-    """`weights` with one of them at 0, 1 / steps, … 1 and the others in their proportions, or alike where all are 0."""
-    others = np.where(np.arange(len(weights)) == which, 0.0, weights)
-    others = others if others.any() else np.where(np.arange(len(weights)) == which, 0.0, 1.0)
-    for i in range(steps + 1):
-        new = (1 - i / steps) * others / others.sum()
-        new[which] = i / steps
-        yield new
 
 
 def by_class(weights: np.ndarray, raw: list[np.ndarray], temperatures: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -20,9 +20,9 @@ WITHOUT_JITTOR = [
     "jclip.checkpoint", "jclip.cli", "jclip.config", "jclip.cuda",
     "jclip.data.captions", "jclip.data.loader", "jclip.data.shapes", "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
-    "jclip.functional.metrics", "jclip.functional.positions", "jclip.heads", "jclip.hold_out", "jclip.models_command",
-    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results",
-    "jclip.run", "jclip.sheet",
+    "jclip.functional.metrics", "jclip.functional.positions", "jclip.heads", "jclip.hold_out", "jclip.mixing",
+    "jclip.models_command", "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded",
+    "jclip.results", "jclip.run", "jclip.sheet",
     "jclip.source", "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
 
@@ -51,7 +51,15 @@ FLOORS = [
         "jclip.run",
         "jclip.towers",
     },
-    {"jclip.recorded", "jclip.kernels", "jclip.download", "jclip.results", "jclip.evaluation", "jclip.optim"},
+    {
+        "jclip.recorded",
+        "jclip.kernels",
+        "jclip.mixing",
+        "jclip.download",
+        "jclip.results",
+        "jclip.evaluation",
+        "jclip.optim",
+    },
     {"jclip.layers", "jclip.sheet", "jclip.functional.losses", "jclip.parts"},
     {
         "jclip.vit",

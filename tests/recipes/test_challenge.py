@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 import finetune
-from finetune import ensemble
 from finetune._challenge import Config, Pipeline
 from finetune._configs import read_config
 from finetune._finished import Classifier, unlabelled
 from finetune._fusion import Fused, fuse, gated, untaught
+from jclip import mixing
 from jclip.architecture import HEAD_WIDTHS
 from jclip.cli import main
 from jclip.config import build, load_values
@@ -174,9 +174,7 @@ def whole(tmp_path: Path, printed: str) -> None:
     members = {name: Classifier.load(run) for name, run in facts["runs"].items()}
     total = sum(
         facts["fused"]["weights"][m]
-        * ensemble.transformed(
-            one.label(unlabelled(photos))[0].scores, "log_softmax", facts["fused"]["temperatures"][m]
-        )
+        * mixing.transformed(one.label(unlabelled(photos))[0].scores, "log_softmax", facts["fused"]["temperatures"][m])
         for m, one in members.items()
     )
     assert ranking(total, 5).tolist() == list(rows.values())

@@ -14,6 +14,7 @@ import pytest
 
 from finetune import ensemble
 from finetune._finished import Classifier
+from jclip import mixing
 from jclip.config import build
 from jclip.errors import ConfigError, UnknownName
 from jclip.recorded import read_recorded
@@ -89,18 +90,18 @@ def test_the_temperature_is_that_of_the_best_likelihood(seed, close):
     def loss(t):
         return -numpy_log_softmax(z / t)[np.arange(37), labels].mean()
 
-    found = ensemble.fitted_temperature(z.astype(np.float32), labels)
+    found = mixing.fitted_temperature(z.astype(np.float32), labels)
     assert loss(found) < min(loss(found * 1.001), loss(found / 1.001)) and 1 < found < 7
     assert loss(found) <= min(loss(t) for t in np.exp(np.linspace(-3, 3, 200)))
-    scaled = ensemble.fitted_temperature((10 * z).astype(np.float32), labels)
+    scaled = mixing.fitted_temperature((10 * z).astype(np.float32), labels)
     close(scaled, 10 * found, "scores")
-    low = ensemble.fitted_temperature(10 * np.eye(4, dtype=np.float32), np.arange(4))  # nothing is wrong: it only grows
+    low = mixing.fitted_temperature(10 * np.eye(4, dtype=np.float32), np.arange(4))  # nothing is wrong: it only grows
     close(low, 1e-3, "optimiser")
 
 
 @pytest.mark.parametrize("count, steps, size", [(1, 4, 1), (2, 20, 21), (3, 20, 231), (3, 50, 1326)])
 def test_the_simplex_is_walked_once(count, steps, size, close):
-    found = np.array(list(ensemble.simplex(count, steps)))
+    found = np.array(list(mixing.simplex(count, steps)))
     assert len(found) == size == len({tuple(np.round(w * steps).astype(int)) for w in found})
     assert (found >= 0).all()
     close(found.sum(axis=1), np.ones(size), "closed_form")
@@ -125,7 +126,7 @@ def test_the_search_finds_the_best_and_of_those_the_nearest_to_the_mean(seed, co
             away = round(float(((w - 1 / count) ** 2).sum()), 9)
             if right > best or (right == best and away < nearest):
                 best, wanted, nearest = right, w, away
-    found = ensemble.best_weights(parts, labels, 0.1)
+    found = mixing.best_weights(parts, labels, 0.1)
     assert int((np.tensordot(found, parts, axes=1).argmax(axis=1) == labels).sum()) == best
     assert round(float(((found - 1 / count) ** 2).sum()), 9) == round(float(((wanted - 1 / count) ** 2).sum()), 9)
 
@@ -137,13 +138,13 @@ def test_of_many_runs_no_single_weight_could_be_better(seed, close):
     def right(w):
         return int((np.tensordot(w, parts, axes=1).argmax(axis=1) == labels).sum())
 
-    found = ensemble.best_weights(parts, labels, 0.05)
+    found = mixing.best_weights(parts, labels, 0.05)
     assert right(found) > right(np.full(5, 0.2)) and (found >= 0).all()
     close(found.sum(), 1, "closed_form")
     for m in range(5):
-        tried = list(ensemble.moved(found, m, 20))
+        tried = list(mixing.moved(found, m, 20))
         assert len(tried) == 21 and max(map(right, tried)) <= right(found)
-    assert np.array_equal(next(ensemble.moved(np.eye(3)[1], 1, 2)), [0.5, 0, 0.5])  # the others had nothing
+    assert np.array_equal(next(mixing.moved(np.eye(3)[1], 1, 2)), [0.5, 0, 0.5])  # the others had nothing
 
 
 @pytest.mark.parametrize("seed", [0, 1])
