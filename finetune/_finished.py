@@ -66,7 +66,7 @@ class Classifier:
             learned={k: np.array(t.read()) for k, t in saved.items()},
             classnames=tuple(json.loads(saved.metadata["classnames"])),
             width=int(saved.metadata["width"]),
-            model=str(own) if own.is_file() and not model else cfg.model,
+            model=str(own) if own.is_file() and not model else cfg.model or _members(cfg),
             templates=json.loads(saved.metadata["config"]).get("templates"),
         )
 
@@ -131,7 +131,8 @@ class Classifier:
 
         rows, features = extract(self._source(), split, on_error=on_error, label="photos")
         scores = self.scorer()(unit(features) if self.normalised else features)
-        return Predictions(tuple(split.paths[i] for i in rows), self.classnames, scores, top), rows
+        photos, unknown = tuple(split.paths[i] for i in rows), getattr(self.config, "unknown", 0.0)
+        return Predictions(photos, self.classnames, scores, top, unknown), rows
 
     def _source(self) -> ModelSource:
         if not self.model:
@@ -171,6 +172,11 @@ class Classifier:
         if not len(photos.test):
             raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
         return photos
+
+
+def _members(cfg: Any) -> str:
+    """The models of a run that has several."""
+    return " + ".join(member.weights for member in getattr(cfg, "models", ()))
 
 
 def unlabelled(photos: Sequence[str]) -> Split:

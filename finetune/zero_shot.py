@@ -1,65 +1,207 @@
-"""Zero-shot: classes named in prompts, nothing trained.
+"""Zero-shot: classes named in prompts, nothing trained; one model, or several mixed.
 
-Radford et al., 2021, arXiv 2103.00020, section 3.1.   Trains: nothing.   Needs: photos or recorded features with labels.
+Radford et al., 2021, arXiv 2103.00020, section 3.1; prompts scored one by one and models mixed as the entry that won the
+third Ajou challenge does it.   Trains: nothing, but weights of several models with `search`.   Needs: photos or recorded
+features with labels; validation photos where weights are searched.
+
+    one model:  s x · w_k,   w_k = norm(mean_j norm(h(prompt_kj)))      several:  see `jclip.mixture`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype
-from jclip.errors import DataError
+from jclip.errors import ConfigError, DataError
+from jclip.member import Member, check_mixture
+from jclip.mixing import Mix
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from jclip.data.splits import PhotoData
+    from jclip.mixture import Mixture
+    from jclip.recorded import FeatureSet
     from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.source import ModelSource, SideBySide
+
+Learned = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Config:
-    data: DataConfig
+    data: DataConfig = field(default_factory=DataConfig)
     model: str = ""  # a name or weight file; recorded features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
+    models: tuple[Member, ...] = ()  # in place of model, family, dtype and templates: several, or one in another mode
+    classes: str = ""  # names in place of the data's own: a benchmark's such as imagenet1k, a file, or a,b,c
+    mix: Mix = "prob"
+    search: bool = False  # weights of the models by validation photos
+    step: float = 0.05  # of that search
+    drop_below: float = 0.0  # of `prob-prompts`: mixed probabilities of prompts up to it count as none
+    drop_below_uniform: float = 0.0  # the same in units of uniform mass, 1 / the number of all prompts
+    unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1
+
+    def __post_init__(self):
+        if self.models and (self.model or self.data.features):
+            raise ConfigError("models look at photos, and each names its weights: leave model and data.features out")
+        if self.search and len(self.models) < 2:
+            raise ConfigError("search=true weighs several models: name them below models")
+        if not 0 < self.step <= 1 or not 0 <= self.unknown < 1 or min(self.drop_below, self.drop_below_uniform) < 0:
+            raise ConfigError(f"step={self.step} is in (0, 1], unknown={self.unknown} in [0, 1), drop_below at least 0")
+        if self.drop_below and self.drop_below_uniform:
+            raise ConfigError("drop_below and drop_below_uniform are one threshold in two units: set one of them")
+        if self.models:
+            check_mixture(self.models, self.mix, self.drop_below or self.drop_below_uniform)
+        elif self.drop_below or self.drop_below_uniform:
+            raise ConfigError(
+                "drop_below is of probabilities of prompts: name the model below models, mode prob-prompts"
+            )
 
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
-    """Builds the head, scores val and test."""
-    from jclip.features import few_shot_features
-    from jclip.heads import ZeroShotHead
-    from jclip.source import source_of
-
-    source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False)
+    """Builds the head, or those of all models, scores val and test."""
+    data, learned, width = of_models(cfg) if cfg.models else of_one_model(cfg)
     run.note(**data.facts)
-    if data.text is None:
-        raise DataError("these features come without text features: set model= to the model they are of")
     if not len(data.val) + len(data.test):
         raise DataError("there are no photos to measure on: set data.val or data.test")
-    head = ZeroShotHead(data.text, data.scale)
-    run.save_learned(
-        {"text": data.text, "scale": np.array([data.scale])}, classnames=data.classnames, width=data.text.shape[1]
-    )
-    return data.report(head)
+    run.save_learned(learned, classnames=data.classnames, width=width)
+    score = scorer(learned, cfg)
+    metrics = {**data.report(score), **known(cfg, data, score)}
+    write_benchmark(cfg, run, metrics, data.classes)
+    weights = learned["weights"] if cfg.models else ()
+    return {**metrics, **{f"weight_{number}": float(weight) for number, weight in enumerate(weights)}}
 
 
-def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
-    """What a finished run does with normalised features (N, E): scores (N, C)."""
+def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
+    """Features of photos, or recorded ones, and the text of their classes."""
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    photos = read_photos(cfg)
+    asked = replace(cfg.data, text_features="") if cfg.classes else cfg.data  # text is of other classes: see `renamed`
+    data = few_shot_features(asked, source_of(cfg), cfg.templates, train=False, photos=photos)
+    data = data if photos or not cfg.classes else renamed(cfg, data)
+    if data.text is None:
+        raise DataError("these features come without text features: set model= to the model they are of")
+    return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
+
+
+def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
+    """Features of photos by all models, side by side, and what mixes their scores."""
+    from jclip.features import few_shot_features
+    from jclip.source import source_of
+
+    source, photos = source_of(cfg), read_photos(cfg)
+    mixture = mixture_for(cfg, source, photos.classnames, photos)
+    data = few_shot_features(cfg.data, source, "", train=False, photos=photos)
+    if cfg.search and not len(data.val):
+        raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
+    mixture = mixture.searched(data.val, data.val_labels, cfg.step) if cfg.search else mixture
+    return data, mixture.arrays(), mixture.width
+
+
+def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
+    """What a finished run does with normalised features (N, E), of several models side by side: scores (N, C)."""
     from jclip.heads import ZeroShotHead
+    from jclip.mixture import Mixture
 
+    if cfg.models:
+        return Mixture.from_arrays(learned, [member.mode for member in cfg.models], cfg.mix)
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
-def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
-) -> dict[str, np.ndarray]:
-    """The same for other class names."""
+def for_classes(learned: Learned, cfg: Config, classnames: Sequence[str], source: ModelSource | SideBySide) -> Learned:
+    """The same for other class names, with the weights that it has."""
     from jclip.heads import text_for
 
+    if cfg.models:
+        return {**mixture_for(cfg, source, classnames).arrays(), "weights": learned["weights"]}
     return {**learned, **text_for(source, classnames, cfg.templates)}
+
+
+def mixture_for(cfg: Config, source: SideBySide, classnames: Sequence[str], photos: PhotoData | None = None) -> Mixture:
+    """All models' heads for these classes; features of val and test photos are computed on the way."""
+    from jclip.mixture import compute, mixture_of
+
+    splits = {"val": photos.val, "test": photos.test} if photos else {}
+    heads = compute(source, cfg.models, classnames, splits, cfg.data.on_error)
+    return mixture_of(cfg.models, heads, cfg.mix, cfg.drop_below, cfg.drop_below_uniform)
+
+
+def members(cfg: Config) -> tuple[Member, ...]:
+    """The models of a config, also where it has but one."""
+    if not cfg.models and not cfg.model:
+        raise ConfigError("this config names no model: set model, or models")
+    one = {"weights": cfg.model, "prompts": cfg.templates, "family": cfg.family, "dtype": cfg.dtype}
+    return cfg.models or (Member(**one),)
+
+
+def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+    """With `unknown`: the share of test photos that are given a class, and the accuracy among these."""
+    from jclip.functional.metrics import softmax, top_k
+
+    if not cfg.unknown or not len(data.test):
+        return {}
+    scores = score(data.test)
+    sure = softmax(scores).max(axis=1) >= cfg.unknown
+    told = {"test_known": float(sure.mean())}
+    return told | ({"test_known_top1": top_k(scores[sure], data.test_labels[sure])} if sure.any() else {})
+
+
+def read_photos(cfg: Config) -> PhotoData | None:
+    """The data's photos, their classes named as `classes` says; None of recorded features.
+
+    Of folders without a test part all photos are measured, but for validation photos that weights are searched by.
+    """
+    from jclip.data.class_names import read_class_names
+    from jclip.data.splits import Split, read_photos, renamed
+
+    if cfg.data.features:
+        return None
+    photos = read_photos(cfg.data)
+    if not len(photos.test):
+        whole = read_photos(replace(cfg.data, shots=0, val_shots=0)).train
+        val = photos.val if cfg.search else Split()
+        held = {*val.paths}
+        photos = replace(
+            photos, val=val, test=whole.take([i for i, path in enumerate(whole.paths) if path not in held])
+        )
+    if not cfg.classes:
+        return photos
+    names = read_class_names(cfg.classes)
+    return renamed(photos, names.names, names.places(photos.classnames))
+
+
+def renamed(cfg: Config, data: FeatureSet) -> FeatureSet:
+    """Recorded features among the classes that `classes` names, with `data.text_features` or the model's text of them."""
+    from jclip.data.class_names import read_class_names
+    from jclip.heads import text_for
+    from jclip.recorded import read_text, renamed
+    from jclip.source import source_of
+
+    names, source = read_class_names(cfg.classes), source_of(cfg)
+    places = names.places(data.classnames)
+    if cfg.data.text_features:
+        return renamed(
+            data, names.names, places, read_text(cfg.data.text_features, len(names.names), data.test.shape[1])
+        )
+    if source is None:
+        raise ConfigError("classes: these need text of their own: set model, or data.text_features to an .npy (C, E)")
+    text = text_for(source, names.names, cfg.templates)
+    return replace(renamed(data, names.names, places, text["text"]), scale=float(text["scale"][0]))
+
+
+def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: int) -> None:
+    """benchmark.json, in the fields of CLIP_benchmark."""
+    from jclip.evaluation import benchmark_of, write_json
+
+    data = cfg.data
+    dataset = data.features or data.split_file or data.root or data.test or data.train
+    models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
+    write_json(run.folder / "benchmark.json", benchmark_of(metrics, classes, dataset, models))

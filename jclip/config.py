@@ -191,9 +191,24 @@ def _resolve_paths(values: dict, base: Path) -> None:
     for key in _DATA_PATHS if isinstance(data, dict) else ():
         if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
             data[key] = _absolute(data[key], base)
-    model = values.get("model")
-    if isinstance(model, str) and _is_weight_path(model, base):
-        values["model"] = _absolute(model, base)
+    if isinstance(values.get("classes"), str) and (base / values["classes"]).is_file():
+        values["classes"] = _absolute(values["classes"], base)
+    _resolve_weights(values, "model", base)
+    for member in _entries(values.get("models")):
+        _resolve_weights(member, "weights", base)
+        if isinstance(member.get("prompts"), str) and member["prompts"] and (base / member["prompts"]).is_file():
+            member["prompts"] = _absolute(member["prompts"], base)
+
+
+def _resolve_weights(values: dict, key: str, base: Path) -> None:
+    if isinstance(values.get(key), str) and _is_weight_path(values[key], base):
+        values[key] = _absolute(values[key], base)
+
+
+def _entries(groups: Any) -> list[dict]:
+    """The groups of settings in a list of them, or in part of one: `{"0": {…}}`."""
+    listed = groups if isinstance(groups, list) else list(groups.values()) if isinstance(groups, dict) else []
+    return [group for group in listed if isinstance(group, dict)]
 
 
 def _absolute(value: str, base: Path) -> str:
@@ -215,15 +230,27 @@ def _apply_override(values: dict, override: str) -> None:
     given: dict[str, Any] = {}
     node, inside = values, given
     for key in above:
-        node, inside = node.setdefault(key, {}), inside.setdefault(key, {})
-        if not isinstance(node, dict):
+        node, inside = _below(node, key, dotted), inside.setdefault(key, {})
+        if not isinstance(node, dict | list):
             raise ConfigError(f"{dotted}: {key} is a single value and has no {last} inside")
     try:
         inside[last] = yaml.load(text, Loader=_StrictLoader) if text else ""
     except yaml.YAMLError as e:
         raise ConfigError(f"{dotted}: {text!r} is not a valid value") from e
     _resolve_paths(given, Path.cwd())
+    if isinstance(node, list):
+        _below(node, last, dotted)
+        last, inside = int(last), {int(last): inside[last]}
     node[last] = inside[last]
+
+
+def _below(node: dict | list, key: str, dotted: str) -> Any:
+    """What stands in a group under `key`, made where it is absent, or in a list at that number from 0."""
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"{dotted}: {key} is none of the list's {len(node)} entries, which are numbered from 0")
+    return node[int(key)]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -316,6 +343,8 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, place, dotted)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, place, dotted)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -331,7 +360,9 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "tru
 def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tuple:
     items = list(value) if isinstance(value, list | tuple) else [value]
     if arguments and arguments[-1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, place, dotted) for item in items)
+        numbered = dataclasses.is_dataclass(arguments[0])
+        names = [f"{dotted}.{i}" if numbered else dotted for i in range(len(items))]
+        return tuple(_convert(arguments[0], item, place, name) for item, name in zip(items, names, strict=True))
     if len(items) != len(arguments):
         raise ConfigError(f"{place}: {dotted} is {value!r}, expected {len(arguments)} values")
     return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))

@@ -60,6 +60,29 @@ def _write_classes(folder: Path, confusion: np.ndarray, classnames: Sequence[str
         plot_confusion(folder / "confusion.png", confusion, classnames)
 
 
+def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, models: Sequence[str]) -> dict[str, Any]:
+    """Test figures, or where there are none validation's, in the fields that CLIP_benchmark writes. `acc5` is None of
+    fewer than five classes. models: `architecture/tag`, or files."""
+    part = "test" if "test_top1" in metrics or "test_map" in metrics else "val"
+    if f"{part}_map" in metrics:
+        told = {"mean_average_precision": metrics[f"{part}_map"]}
+    else:
+        told = {
+            "acc1": metrics[f"{part}_top1"],
+            "acc5": None if classes < 5 else metrics[f"{part}_top5"],
+            "mean_per_class_recall": metrics[f"{part}_mean_per_class"],
+        }
+    halves = [model.partition("/") if not Path(model).exists() else (model, "", "") for model in models]
+    return {
+        "dataset": Path(dataset).stem or dataset,
+        "model": " + ".join(half[0] for half in halves),
+        "pretrained": " + ".join(half[2] for half in halves),
+        "task": "zeroshot_classification",
+        "metrics": told,
+        "language": "en",
+    }
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Values as JSON, in place of what was there."""
     with replacing(path) as temporary:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -24,13 +24,13 @@ from jclip.preprocess import augment as augment_named
 from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights, safetensors
 from jclip.recorded import FeatureSet, drawn, read_recorded, subset_of
-from jclip.source import ModelSource
+from jclip.source import ModelSource, SideBySide
 
 BATCH = 64  # views at once; JCLIP_BATCH names another number
 
 
 def extract(
-    source: ModelSource,
+    source: ModelSource | SideBySide,
     split: Split,
     *,
     views: int = 1,
@@ -48,6 +48,8 @@ def extract(
     lacks these features. The same view of the same photo is the same for any batch size and number of threads: its
     randomness comes from (seed, view, row). Raises `DataError` when a photo does not decode and `on_error` is "stop".
     """
+    if isinstance(source, SideBySide):
+        return _side_by_side(source, split, on_error, label)
     numbers = range(first_view, first_view + views) if augment != "none" else range(1)
     file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed, entering)}.safetensors"
     if file.is_file():
@@ -61,6 +63,27 @@ def extract(
     else:  # a photo that is mended later would otherwise stay missing
         safetensors.write(file, {"rows": rows, "features": features})
     return rows, features
+
+
+def _side_by_side(together: SideBySide, split: Split, on_error: OnError, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that decoded for every source, and its features of length one beside those of the others."""
+    parts = []
+    for number, source in enumerate(together.sources):
+        parts.append(extract_of(together, number, split, on_error, label))
+        source.release()
+    rows = reduce(np.intersect1d, (at for at, _ in parts))
+    return rows, np.concatenate([unit(x[np.isin(at, rows)]) for at, x in parts], axis=1)
+
+
+def extract_of(
+    together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
+    source, key = together.sources[number], (number, split.digest())
+    if key not in together.seen:
+        told = f"{label}, model {number + 1} of {len(together.sources)}"
+        together.seen[key] = extract(source, split, augment=together.views[number], on_error=on_error, label=told)
+    return together.seen[key]
 
 
 def feature_key(
@@ -184,7 +207,7 @@ def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> F
         val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
         found = drawn(found, data.shots, val_shots, data.seed)
     found = subset_of(found, data.subset, data.features)
-    weights = {"weights_sha256": source.checkpoint.sha256} if source else {}
+    weights = {"weights_sha256": source.weights_sha256} if source else {}
     found = replace(found, facts={"data_sha256": file_sha256(data.features), **weights})
     if found.text is not None or source is None:
         return found
@@ -203,7 +226,7 @@ def _of_photos(
 ) -> FeatureSet:
     """Features of photos and of their class names; training: how the training photos are seen, None: not at all."""
     text, scale = None, 1.0
-    if not source.penultimate:
+    if source.has_text:
         head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
         text, scale = head.weights, head.scale
     options = {"on_error": data.on_error, "normalise": normalise}
@@ -211,7 +234,7 @@ def _of_photos(
     parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
     parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
     digests = {f"{k}_sha256": v.digest() for k, v in vars(photos).items() if isinstance(v, Split) and len(v)}
-    facts = {**digests, "weights_sha256": source.checkpoint.sha256}
+    facts = {**digests, "weights_sha256": source.weights_sha256}
     rows = [column for part in parts for column in part[:2]]
     seen = tuple(photos.test.paths[i] for i in parts[2][2])
     return FeatureSet(photos.classnames, *rows, text, scale, seen, facts)

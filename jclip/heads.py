@@ -45,6 +45,19 @@ def zero_shot_head(source: ModelSource, prompts: Sequence[Sequence[str]], trunca
     return ZeroShotHead(saved["weights"], float(saved["scale"][0]))
 
 
+def prompt_embeddings(
+    source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool = False
+) -> tuple[np.ndarray, float]:
+    """Every prompt by itself, (P, E) rows of length one, and exp(logit_scale); cached, as heads are."""
+
+    def make() -> dict[str, np.ndarray]:
+        features, _ = prompt_features(source, prompts, source.config.embed_dim, truncate)
+        return {"prompts": unit(features), "scale": np.array([scale_of(source.model)], np.float64)}
+
+    saved = _cached(_head_file(source, prompts, truncate, kind="each"), make)
+    return saved["prompts"], float(saved["scale"][0])
+
+
 def text_means(
     source: ModelSource, prompts: Sequence[Sequence[str]], unit_first: bool = True
 ) -> tuple[ZeroShotHead, np.ndarray]:
@@ -102,12 +115,14 @@ def scale_of(model) -> float:
     return float(np.exp(np.float64(model.logit_scale.numpy()[0])))
 
 
-def prompt_features(source: ModelSource, prompts: Sequence[Sequence[str]], width: int) -> tuple[np.ndarray, np.ndarray]:
+def prompt_features(
+    source: ModelSource, prompts: Sequence[Sequence[str]], width: int, truncate: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Raw features (P, E) of every prompt, and its class (P,). Raises `ConfigError` for a model of another width."""
     from jclip.tokenizer import tokenize_for
 
     check_width(source, width)
-    tokens = tokenize_for(source.config.text, [prompt for of_class in prompts for prompt in of_class])
+    tokens = tokenize_for(source.config.text, [prompt for of_class in prompts for prompt in of_class], truncate)
     return encode_prompts(source.model, tokens), np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
 
 

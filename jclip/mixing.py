@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
-from jclip.functional.metrics import softmax
+from jclip.functional.metrics import TINY, softmax
 
 Inputs = Literal["log_softmax", "softmax", "logits"]
+Mix = Literal["prob", "logit", "geo"]  # what is weighed: probabilities, scores as they are, logarithms of probabilities
+INPUTS: dict[str, Inputs] = {"prob": "softmax", "logit": "logits", "geo": "log_softmax"}
 GRID_UP_TO = 3  # members; four in steps of 0.05 would be 1771 tries, ten 10 million
 INVERSE_TEMPERATURES = 1e-3, 1e3
 
@@ -26,6 +28,23 @@ def transformed(scores: np.ndarray, inputs: Inputs, temperature: float) -> np.nd
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
+def mixed(scores: Sequence[np.ndarray], weights: np.ndarray, mix: Mix) -> np.ndarray:
+    """(N, C) of each member → Σ_m w_m of what `mix` says, (N, C): scores whose softmax is the mixture's probabilities.
+
+    A member that has all the weight is handed on as it is.
+    """
+    used = np.flatnonzero(weights)
+    if len(used) == 1:
+        return scores[used[0]]
+    total = sum(weights[m] * transformed(scores[m], INPUTS[mix], 1.0) for m in used)
+    return as_scores(total, mix)
+
+
+def as_scores(total: np.ndarray, mix: Mix) -> np.ndarray:
+    """Weighed probabilities as their logarithms, which rank alike and are what a softmax undoes; others as they are."""
+    return np.log(np.maximum(total, TINY)) if mix == "prob" else total
+
+
 def fitted_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     """τ of the smallest mean -log softmax(z / τ)_y, within 1e-3 … 1e3: in 1 / τ convex, so the slope is bisected."""
     z = scores.astype(np.float64)
@@ -38,12 +57,18 @@ def fitted_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
-def best_weights(values: np.ndarray, labels: np.ndarray, step: float) -> np.ndarray:
-    """(M, N, C) of validation photos → (M,) on the simplex, of the best accuracy."""
+def best_weights(
+    values: np.ndarray, labels: np.ndarray, step: float, score: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
+    """(M, N, C) of validation photos → (M,) on the simplex, of the best accuracy.
+
+    score: what makes class scores (N, C) of weighed values (N, …), where they are of something else, such as prompts.
+    """
     count = len(values)
 
     def right(weights: np.ndarray) -> int:
-        return int((np.tensordot(weights, values, axes=1).argmax(axis=1) == labels).sum())
+        total = np.tensordot(weights, values, axes=1)
+        return int(((score(total) if score else total).argmax(axis=1) == labels).sum())
 
     if count <= GRID_UP_TO:
         candidates = sorted(

@@ -97,6 +97,20 @@ def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
     return replace(recorded, **changed)
 
 
+def renamed(recorded: FeatureSet, names: tuple[str, ...], places: np.ndarray, text: np.ndarray) -> FeatureSet:
+    """The same among the classes `names` with their text (C, E): label k becomes places[k]."""
+    labels = {f"{part}_labels": places[getattr(recorded, f"{part}_labels")] for part in ("train", "val", "test")}
+    return replace(recorded, classnames=names, text=text, **labels)
+
+
+def read_text(path: str, classes: int, width: int) -> np.ndarray:
+    """Text features (C, E) float32 of an .npy, rows of length one. Raises `DataError` for what is of other sizes."""
+    text = _text_features({}, path, path)
+    if text.shape != (classes, width):
+        raise DataError(f"data.text_features: {path} is {text.shape}, expected {(classes, width)}: a row of each class")
+    return text
+
+
 def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
     """Features of an .npz as few-shot repositories record them; nothing in it is executed.
 

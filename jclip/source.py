@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,24 @@ class ModelSource:
         """What heads depend on."""
         return self.identity
 
+    @property
+    def has_text(self) -> bool:
+        """Whether texts have features in the space of the photos'."""
+        return not self.penultimate
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file."""
+        return self.checkpoint.sha256
+
+    def release(self) -> None:
+        """Lets the model's memory go; at its next use it is loaded again."""
+        if self.__dict__.pop("model", None) is not None:
+            from jclip.runtime import jt
+
+            jt.sync_all()
+            jt.gc()
+
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
@@ -101,6 +119,25 @@ class PromptedSource:
         return PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
 
 
+class SideBySide:
+    """Several sources in place of one: a photo's features of each, of length one, stand side by side in a row.
+
+    Models are loaded one after the other, never together. views: how each sees a photo, by names of `preprocess.AUGMENTS`.
+    """
+
+    penultimate = has_text = False
+
+    def __init__(self, sources: Sequence[ModelSource], views: Sequence[str]):
+        self.sources, self.views = tuple(sources), tuple(views)
+        self.seen: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}  # what this process has asked for before
+        self.width = sum(source.width for source in self.sources)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of all files, in order."""
+        return hashlib.sha256(" ".join(source.weights_sha256 for source in self.sources).encode()).hexdigest()
+
+
 def with_vectors(source: ModelSource, learned: Mapping[str, np.ndarray]) -> ModelSource | PromptedSource:
     """`source` with the image vectors that were `learned`, if any."""
     return PromptedSource(source, learned["image"]) if "image" in learned else source
@@ -119,11 +156,14 @@ def open_any(path: Path, stated: Stated) -> Checkpoint:
     return found.checkpoint
 
 
-def source_of(config: Any, model: str = "") -> ModelSource | None:
+def source_of(config: Any, model: str = "") -> ModelSource | SideBySide | None:
     """The model that a recipe's `config` names (or `model` in its place), in its family and dtype; None without any.
+    Of a config with `models`, all of them side by side.
 
     A config with `features: penultimate` asks for image features before the projection, wherever they are made.
     """
+    if members := getattr(config, "models", ()):
+        return SideBySide([member.source() for member in members], [member.views for member in members])
     name = model or config.model
     dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
     penultimate = getattr(config, "features", "projected") == "penultimate"

@@ -1,127 +1,186 @@
-"""`jclip zero-shot`: photos into classes that the user names, without training."""
+"""`jclip zero-shot`: photos into classes that the user names, without training; by one model, or by several mixed."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import importlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError
 from jclip.families import FAMILIES
-from jclip.prompts import class_prompts, load_templates, prompt_sets
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
+    from jclip.member import Member
     from jclip.results import Predictions
-    from jclip.source import ModelSource
+
+OPTIONS = {  # of one model → the member's setting
+    "model": "weights", "templates": "prompts", "mode": "mode", "scale": "scale", "drop_below": "drop_below",
+    "drop_below_uniform": "drop_below_uniform", "views": "views", "family": "family", "dtype": "dtype",
+    "truncate": "truncate", "article": "article", "plural": "plural",
+}  # fmt: skip
+LOOKS = ("size", "resize", "sharpness")  # options of one model that are its preprocessing
+MODES = ("embed", "embed-raw", "max", "prob-prompts", "prob-templates")
 
 
 def classify(
-    source: ModelSource,
+    members: Sequence[Member],
     photos: Sequence[str],
     classnames: Sequence[str],
-    templates: str = "openai80",
+    *,
+    mix: str = "prob",
+    drop_below: float = 0.0,
+    drop_below_uniform: float = 0.0,
+    unknown: float = 0.0,
+    explain: bool = False,
     top: int = 5,
     on_error: str = "stop",
-    truncate: bool = False,
 ) -> Predictions:
-    """Scores s · x · w_k of each photo and class; w_k averages the class's prompts in embedding space."""
+    """Scores of each photo and class, by one model or several; see `jclip.mixture` and `jclip.functional.prompt_scores`.
+
+    unknown: below this probability a photo is of none of the classes. explain: also which prompt decided. Raises
+    `ConfigError` for members that can't be mixed so, `DataError` for a photo that does not decode, unless on_error is
+    "skip".
+    """
     import numpy as np
 
     from jclip.data.splits import Split
     from jclip.features import extract
-    from jclip.heads import unit, zero_shot_head
+    from jclip.member import check_mixture
+    from jclip.mixture import compute, deciding, mixture_of
     from jclip.results import Predictions
+    from jclip.source import SideBySide
 
-    head = zero_shot_head(source, class_prompts(classnames, load_templates(templates)), truncate)
-    split = Split(tuple(photos), np.zeros(len(photos), np.int32))
-    rows, features = extract(source, split, on_error=on_error, label="photos")
-    return Predictions(tuple(photos[i] for i in rows), tuple(classnames), head(unit(features)), top)
-
-
-def class_names(names_or_file: str) -> list[str]:
-    """Class names from `a,b,c` or from a file: one per line, `name label` lines, or a JSON list. Raises `DataError`."""
-    from jclip.data.splits import read_names
-
-    path = Path(names_or_file)
-    if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
-        names = _json_names(path) if path.suffix == ".json" else list(read_names(path))
-    elif "," not in names_or_file and (path.suffix or "/" in names_or_file):
-        raise DataError(f"no such file of class names: {path}")
-    else:
-        names = [n.strip() for n in names_or_file.split(",") if n.strip()]
-    if not names:
-        raise DataError("no class names given")
-    repeated = sorted({n for n in names if names.count(n) > 1})
-    if repeated:
-        raise DataError(f"class names stand more than once: {', '.join(repeated[:5])}")
-    return names
-
-
-def _json_names(path: Path) -> list[str]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise DataError(f"{path} is not valid JSON: {e}") from e
-    if not isinstance(names, list):
-        raise DataError(f"{path}: expected a JSON list of class names")
-    return [str(n) for n in names]
+    check_mixture(members, mix, drop_below or drop_below_uniform)
+    together = SideBySide([member.source() for member in members], [member.views for member in members])
+    split = Split(tuple(photos), np.full(len(photos), -1, np.int32))
+    heads = compute(together, members, classnames, {"photos": split}, on_error, whole=explain)
+    mixture = mixture_of(members, heads, mix, drop_below, drop_below_uniform)
+    rows, features = extract(together, split, on_error=on_error, label="photos")
+    scores = mixture(features)
+    prompts = deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
+    seen = tuple(photos[i] for i in rows)
+    return Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = argparse.ArgumentParser("jclip zero-shot", description=__doc__)
-    p.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
-    p.add_argument("--model", required=True, help="a name such as ViT-B/32 (downloaded once), or a weight file")
-    p.add_argument("--classes", required=True, metavar="FILE|a,b,c", help="class names, or a file with one per line")
     p.add_argument(
-        "--templates",
-        default="openai80",
-        metavar="SET|FILE",
-        help=f"{', '.join(prompt_sets())}, a file, or one template with {{}}",
+        "photos", nargs="+", metavar="PHOTO|key=value", help="photos, folders of photos, settings of --config"
     )
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="a name such as ViT-B/32 (downloaded once), or a weight file")
+    what.add_argument(
+        "--config", metavar="YAML", help="one of the recipe zero_shot, such as zero_shot/ajou: several models"
+    )
+    p.add_argument(
+        "--classes", metavar="SET|FILE|a,b,c", help="a benchmark's classes (imagenet1k), a file, or their names"
+    )
+    p.add_argument(
+        "--unknown", type=float, metavar="P", help="below this probability a photo is of none of the classes"
+    )
+    p.add_argument("--explain", action="store_true", help="tell which prompt decided, in .csv, .json and .html")
     p.add_argument("--top", type=int, default=5, help="classes told per photo (default 5)")
     p.add_argument("--out", metavar="FILE", help="results as .csv, .json, or .txt (the Jittor challenge's lines)")
-    p.add_argument("--sheet", metavar="FILE.png", help="also a picture of some of the photos with their classes")
-    p.add_argument("--family", choices=FAMILIES, help="for weights that don't say their activation")
     p.add_argument(
-        "--dtype",
-        choices=("fp32", "fp16", "bf16"),
-        default="fp32",
-        help="bf16 on CPUs with AVX-512, both halves on a GPU",
+        "--format", choices=("id_idx",), default="", help=".csv as the Ajou challenge takes it: id_idx,label"
+    )
+    p.add_argument(
+        "--sheet", metavar="FILE", help="also a .png or .html of the least and the most certain photos with their top-3"
     )
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
     p.add_argument("--draft", action="store_true", help="decode large JPEGs at a fraction of their size: not bit-exact")
-    p.add_argument("--truncate", action="store_true", help="cut prompts that are too long")
+    add_model_options(p.add_argument_group("of --model (a YAML has them below models)"))
     return p
+
+
+def add_model_options(p: argparse._ArgumentGroup) -> None:
+    """How one model reads prompts, sees photos and scores; what is not given is as `jclip.member.Member` has it."""
+    p.add_argument(
+        "--templates", metavar="SET|FILE", help="openai80 (default), openai7, simple, a data set's such as dtd, a file "
+        "({class: [sentences]} in .json), one template with {}, or several joined by +"
+    )  # fmt: skip
+    p.add_argument("--mode", choices=MODES, help="how prompts make a class's score (default embed: averaged)")
+    p.add_argument("--scale", type=float, help="of the logits (default: the weights' own)")
+    p.add_argument(
+        "--drop-below", type=float, metavar="P", help="prob-prompts: smaller probabilities of prompts are none"
+    )
+    p.add_argument("--drop-below-uniform", type=float, metavar="U", help="the same, times 1 / the number of prompts")
+    p.add_argument("--views", help="flip, five-crops or ten-crops: the mean of several views of a photo")
+    p.add_argument("--size", type=int, help="pixels (default: the weights' own)")
+    p.add_argument(
+        "--resize", choices=("shortest", "squash", "longest-pad", "square-pad"), help="how photos are brought to it"
+    )
+    p.add_argument("--sharpness", type=float, help="2 sharpens, 1 leaves photos as they are")
+    p.add_argument("--article", action="store_true", default=None, help='"a" and "an" agree with what follows')
+    p.add_argument("--plural", action="store_true", default=None, help='"many {}" takes the plural of the class')
+    p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that are too long")
+    p.add_argument("--family", choices=FAMILIES, help="for weights that don't say their activation")
+    p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="bf16 on CPUs with AVX-512, both halves on a GPU")
 
 
 def main(argv: list[str]) -> int:
     """Classifies, prints a table, writes the results file. Returns the exit code."""
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
+    places = [a for a in args.photos if a not in settings]
+    asked = of_config(args, settings) if args.config else of_options(args, settings)
 
+    from jclip.data.class_names import read_class_names
     from jclip.data.splits import find_photos
     from jclip.results import check_format, show, write_predictions
     from jclip.sheet import check_sheet, write_sheet
-    from jclip.source import ModelSource
 
-    check_format(args.out)
+    check_format(args.out, args.format)
     check_sheet(args.sheet)
-    if args.top < 1:
-        raise ConfigError(f"--top {args.top}: at least one class must be told")
-    names = class_names(args.classes)
-    photos = find_photos(args.photos)
-    source = ModelSource(args.model, args.family, args.dtype, draft=args.draft)
-    predictions = classify(source, photos, names, args.templates, args.top, args.on_error, args.truncate)
+    if args.top < 1 or not 0 <= asked["unknown"] < 1:
+        raise ConfigError(f"--top {args.top} is at least 1, --unknown {asked['unknown']} in [0, 1)")
+    if not asked["classes"]:
+        raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as imagenet1k")
+    names = read_class_names(asked.pop("classes")).names
+    photos = find_photos(places)
+    predictions = classify(
+        photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=args.on_error, **asked
+    )
     print(show(predictions))
     if args.out:
-        write_predictions(predictions, args.out)
+        write_predictions(predictions, args.out, args.format)
         print(f"written: {args.out} ({len(predictions.photos)} photos)")
     if args.sheet:
-        write_sheet(args.sheet, predictions)
+        write_sheet(args.sheet, predictions, choice="certainty")
         print(f"written: {args.sheet}")
     return 0
+
+
+def of_options(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
+    """What `classify` is asked, of one model. Raises `ConfigError`."""
+    from jclip.config import build
+    from jclip.member import Member
+
+    if settings:
+        raise ConfigError(f"{settings[0]} is a setting of a YAML: name it with --config, or use an option")
+    given = {setting: getattr(args, option) for option, setting in OPTIONS.items()}
+    looks = {name: getattr(args, name) for name in LOOKS} | {"draft": args.draft or None}
+    values = {k: v for k, v in given.items() if v is not None} | {"preprocess": looks}
+    return {"members": [build(Member, values, "options")], "classes": args.classes, "unknown": args.unknown or 0.0}
+
+
+def of_config(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
+    """What `classify` is asked, of a config of the recipe zero_shot. Raises `ConfigError` for another one."""
+    given = [f"--{o.replace('_', '-')}" for o in (*OPTIONS, *LOOKS) if o != "model" and getattr(args, o) is not None]
+    if given:
+        raise ConfigError(f"{given[0]} is of one model: with --config, set it as models.0.{given[0][2:]}=…")
+    configs = importlib.import_module("finetune._configs")  # a floor above: only when asked for
+    module, cfg, path = configs.read_config(args.config, settings)
+    if module.__name__ != "finetune.zero_shot":
+        raise ConfigError(f"{path} is of another recipe: train it, and label photos with `jclip predict`")
+    if cfg.search:
+        raise ConfigError(f"{path} searches its weights by labelled photos: train it, and label with `jclip predict`")
+    told = {name: getattr(cfg, name) for name in ("mix", "drop_below", "drop_below_uniform")}
+    unknown = cfg.unknown if args.unknown is None else args.unknown
+    return {"members": module.members(cfg), "classes": args.classes or cfg.classes, "unknown": unknown, **told}

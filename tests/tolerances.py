@@ -28,6 +28,8 @@ TOLERANCES = {
     "closed_form": 1e-9,
     # float32 scores of order ten against a float64 reference.
     "scores": 1e-4,
+    # probabilities of float32 logits up to 100, which are 8e-6 apart there; softmax hands that on. Measured 1.9e-6.
+    "probabilities_at_100": 5e-6,
     # float32 inputs around 1000 are 6e-5 apart, which the weight stretches. Jittor's own LayerNorm errs by 10 there.
     "layer_norm": 1e-3,
     # one fused operator on numbers of order one to ten, and its gradients. Measured 2e-6.

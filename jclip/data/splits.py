@@ -102,6 +102,12 @@ def _subset(split: Split, stay: range) -> Split:
     return Split(split.take(rows).paths, labels)
 
 
+def renamed(data: PhotoData, names: tuple[str, ...], places: np.ndarray) -> PhotoData:
+    """The same among the classes `names`: label k becomes places[k]."""
+    parts = (Split(split.paths, places[split.labels].astype(np.int32)) for split in (data.train, data.val, data.test))
+    return PhotoData(names, *parts)
+
+
 def photo_folder(root: str) -> Path:
     """The folder that `root` names; `shapes:STYLE` is rendered into the cache at first use."""
     if root.partition(":")[0] != WORLD:
