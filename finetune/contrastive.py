@@ -150,7 +150,7 @@ class Batches:
     """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
 
     def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
-        from jclip.preprocess import augment
+        from jclip.views import augment
 
         self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
         self._pipeline = augment(cfg.augment)
@@ -173,7 +173,7 @@ class Batches:
 
     def _images(self, epoch: int, size: int):
         """Rows and their pixels, or the features of a locked tower."""
-        from jclip.preprocess import Views
+        from jclip.views import Views
 
         order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
         if self._known is None:
@@ -256,7 +256,7 @@ def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> Encoded:
     """All pairs as the model sees them now."""
     from jclip.clip import inference
     from jclip.heads import encode_prompts
-    from jclip.preprocess import Views
+    from jclip.views import Views
 
     rows, images = [], []
     with inference(model):

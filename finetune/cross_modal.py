@@ -263,7 +263,9 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
 
 def views(cfg: Config) -> list[dict[str, str | int]]:
     """How a training photo is seen: plainly, and augmented."""
-    augmented = range(cfg.views if cfg.augment != "none" else 0)
+    from jclip.views import augment
+
+    augmented = range(cfg.views if augment(cfg.augment) else 0)
     return [{}, *({"augment": cfg.augment, "first_view": view} for view in augmented)]
 
 

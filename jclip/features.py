@@ -19,12 +19,13 @@ from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, told_when_full
 from jclip.heads import check_width, unit, zero_shot_head
 from jclip.paths import cache_dir
-from jclip.preprocess import Preprocess, Views
-from jclip.preprocess import augment as augment_named
+from jclip.preprocess import Preprocess
 from jclip.prompts import class_prompts, load_templates
 from jclip.readers import read_weights, safetensors
 from jclip.recorded import FeatureSet, drawn, read_recorded, subset_of
 from jclip.source import ModelSource, SideBySide
+from jclip.views import TEST_VIEWS, Views, pipeline_of
+from jclip.views import augment as augment_named
 
 BATCH = 64  # views at once; JCLIP_BATCH names another number
 
@@ -44,19 +45,20 @@ def extract(
     """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
     a source of penultimate features, with `entering` (n, N D), what the tower's last block is given.
 
-    Views are numbered from `first_view`; the augmentation `none` has but one. The model is loaded only when the cache
-    lacks these features. The same view of the same photo is the same for any batch size and number of threads: its
-    randomness comes from (seed, view, row). Raises `DataError` when a photo does not decode and `on_error` is "stop".
+    Random views are numbered from `first_view`; views to test by, `jclip.views.TEST_VIEWS`, are as many as their name
+    says, one of `none`. The model is loaded only when the cache lacks these features. The same view of the same photo is
+    the same for any batch size and number of threads: its randomness comes from (seed, view, row). Raises `UnknownName`,
+    or `DataError` when a photo does not decode and `on_error` is "stop".
     """
     if isinstance(source, SideBySide):
         return _side_by_side(source, split, on_error, label)
-    numbers = range(first_view, first_view + views) if augment != "none" else range(1)
+    numbers = range(first_view, first_view + views)
     file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed, entering)}.safetensors"
     if file.is_file():
         saved = read_weights(file)
         return np.array(saved["rows"].read()), np.array(saved["features"].read())
     failed: list[str] = []
-    viewer = Views(source.preprocess, augment_named(augment), seed, tuple(numbers))
+    viewer = Views(source.preprocess, pipeline_of(augment), seed, tuple(numbers))
     rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
     if failed:
         _tell_skipped(failed, len(split))
@@ -89,11 +91,13 @@ def extract_of(
 def feature_key(
     source: ModelSource, split: Split, views: range, augment: str, seed: int, entering: bool = False
 ) -> str:
-    """SHA-256 over weights, preprocessing, photos, and, where there is any, kind, augmentation, views and seed."""
+    """SHA-256 over weights, preprocessing, photos, and, where there is any, kind, augmentation, and views and seed of a
+    random one."""
     made_of = [source.identity, source.preprocess.to_dict(), split.digest()]
     kind = ["entering"] if entering else ["penultimate"] if source.penultimate else []
-    random = [] if augment == "none" else [augment, list(views), seed]
-    return hashlib.sha256(json.dumps([*made_of, *kind, *random]).encode()).hexdigest()
+    fixed = [] if augment == "none" else [augment]
+    seen = fixed if augment in TEST_VIEWS else [augment, list(views), seed]
+    return hashlib.sha256(json.dumps([*made_of, *kind, *seen]).encode()).hexdigest()
 
 
 def encode_photos(
@@ -127,7 +131,7 @@ def _compute(
     from jclip.runtime import jt
 
     encode = LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
-    views, size = len(viewer.numbers), batch_size()
+    views, size = viewer.shape[0], batch_size()
     rows, features = [np.zeros(0, np.int64)], []
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
@@ -181,6 +185,7 @@ def few_shot_features(
         photos = photos or read_photos(data)
         if train and not len(photos.train):
             raise DataError("there are no training photos: set data.root, data.train or data.split_file")
+        augment_named(augment)  # refused here where it is none to train on
         training = {"views": views, "augment": augment, "seed": seed, "each": each_view}
         found = _of_photos(data, source, templates, photos, normalise, training if train else None)
     if train and (every_class or found.text is not None):  # without text, most recipes say so themselves
@@ -244,7 +249,7 @@ def training_view(
     data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalised features and labels of the training photos in one augmented view; of recorded features, these."""
-    if data.features or augment == "none":
+    if data.features or augment_named(augment) is None:
         return recorded.train, recorded.train_labels
     options = {"augment": augment, "seed": seed, "on_error": data.on_error}
     return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)[:2]

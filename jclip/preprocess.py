@@ -1,4 +1,4 @@
-"""Photos to float32 tensors: OpenAI's order and rounding bit for bit, and the training pipelines of the recipes.
+"""Photos to float32 tensors: OpenAI's order and rounding bit for bit, and what a user sets otherwise.
 
 Pillow does every resize. The order is OpenAI's: resize, crop, convert to RGB, divide by 255, normalise; a palette
 photo is therefore resized by its palette indices, as in the reference. `rgb_first=True` converts before resizing.
@@ -6,8 +6,7 @@ photo is therefore resized by its palette indices, as in the reference. `rgb_fir
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ NORMALISATIONS = {  # mean and standard deviation of the three channels
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]
+Interpolation = Literal["bicubic", "bilinear"]
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -36,7 +36,7 @@ class Preprocess:
 
     size: tuple[int, int] = (224, 224)  # H, W
     resize: Resize = "shortest"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
     fill: int = 0
@@ -57,11 +57,13 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> Image.Image:
         """The RGB photo at the model's size, before scaling to floats."""
+        return self.sharpened(_RESIZERS[self.resize](self, self.upright(image)).convert("RGB"))
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """The photo as it is resized: turned and converted where the pipeline does so first."""
         if self.exif_rotate:
             image = ImageOps.exif_transpose(image)
-        if self.rgb_first:
-            image = image.convert("RGB")
-        return self.sharpened(_RESIZERS[self.resize](self, image).convert("RGB"))
+        return image.convert("RGB") if self.rgb_first else image
 
     def sharpened(self, image: Image.Image) -> Image.Image:
         """`image` at the pipeline's sharpness."""
@@ -88,8 +90,38 @@ class Preprocess:
             raise ConfigError(f"not a description of preprocessing: {e}") from e
 
 
+@dataclass(frozen=True)
+class PreprocessChoice:
+    """What a user sets otherwise than a model's weights say, of `Preprocess`; None: as they say.
+
+    size: of both sides; the model's table of positions is resampled to it, see `ModelSource`. sharpness: 0 blurs, 1
+    leaves a photo as it is, above 1 sharpens. Mean and standard deviation are always those of the weights.
+    """
+
+    size: int | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    sharpness: float | None = None
+    rgb_first: bool | None = None
+    exif_rotate: bool | None = None
+    draft: bool | None = None
+
+    def __post_init__(self):
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"preprocess: size={self.size} is at least 1")
+        if self.sharpness is not None and not self.sharpness >= 0:
+            raise ConfigError(f"preprocess: sharpness={self.sharpness} is at least 0 (0 blurs, 1 leaves, 2 sharpens)")
+
+    def applied(self, preprocess: Preprocess) -> Preprocess:
+        """`preprocess` with what is set here. Raises `UnknownName` for a way to resize that is none."""
+        chosen = {name: value for name, value in vars(self).items() if value is not None}
+        if "size" in chosen:
+            chosen["size"] = (self.size, self.size)
+        return replace(preprocess, **chosen)
+
+
 def _shortest(p: Preprocess, image: Image.Image) -> Image.Image:
-    return _centre_crop(_scale_short_side(image, p), p)
+    return centre_crop(scale_short_side(image, p), p)
 
 
 def _squash(p: Preprocess, image: Image.Image) -> Image.Image:
@@ -118,7 +150,7 @@ def _square_pad(p: Preprocess, image: Image.Image) -> Image.Image:
 _RESIZERS = {"shortest": _shortest, "squash": _squash, "longest-pad": _longest_pad, "square-pad": _square_pad}
 
 
-def _scale_short_side(image: Image.Image, p: Preprocess) -> Image.Image:
+def scale_short_side(image: Image.Image, p: Preprocess) -> Image.Image:
     """Square target: long side truncated, nothing done when the short side fits. Otherwise by ratio, rounded."""
     height, width = p.size
     if height == width:
@@ -133,140 +165,8 @@ def _scale_short_side(image: Image.Image, p: Preprocess) -> Image.Image:
     return image.resize(size, RESAMPLE[p.interpolation])
 
 
-def _centre_crop(image: Image.Image, p: Preprocess) -> Image.Image:
+def centre_crop(image: Image.Image, p: Preprocess) -> Image.Image:
     """Crop with margins rounded half to even, as torchvision's `int(round(margin / 2))`."""
     height, width = p.size
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Training pipeline on top of a `Preprocess`: random resized crop, flip, random erasing. All randomness is `rng`'s.
-
-    area: range of the crop's share of the photo. erase_area: range of the erased share of the normalised tensor. plain:
-    the evaluation's pixels in place of a random crop.
-    """
-
-    area: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.002, 0.01)
-    erase_ratio: tuple[float, float] = (0.3, 3.3)
-    plain: bool = False
-
-    def __call__(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> np.ndarray:
-        """float32 (3, H, W): one random view of `image`."""
-        image = p.pixels(image) if self.plain else self._cropped(image, p, rng)
-        if rng.random() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if not self.plain:
-            image = p.sharpened(image)
-        x = p.normalise(image)
-        if rng.random() < self.erase:
-            top, left, height, width = random_erase_box(*x.shape[1:], self.erase_area, self.erase_ratio, rng)
-            x[:, top : top + height, left : left + width] = 0.0
-        return x
-
-    def _cropped(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> Image.Image:
-        image = (ImageOps.exif_transpose(image) if p.exif_rotate else image).convert("RGB")
-        return resized_crop(image, random_crop_box(image.height, image.width, self.area, self.ratio, rng), p)
-
-
-AUGMENTS: dict[str, Augment | None] = {
-    "none": None,
-    "coop": Augment(),  # CoOp's family, CLIP-LoRA
-    "tip_adapter": Augment(area=(0.5, 1.0)),  # Tip-Adapter, GDA, APE, LP++, AMU
-    "fd_align": Augment(flip=0.0),
-    "wise_ft": Augment(area=(0.9, 1.0), flip=0.0),  # WiSE-FT, FLYP, open_clip
-    "jittor_challenge": Augment(ratio=(0.75, 1.3), flip=0.0, erase=0.5),  # its entrants: random crop and erasing
-    "mirror": Augment(flip=1.0, plain=True),  # cross-modal adaptation: nothing random, every view is the same
-}
-
-
-def augment(name: str) -> Augment | None:
-    """The training pipeline of that name, None for `none`. Raises `UnknownName`."""
-    if name not in AUGMENTS:
-        raise UnknownName("augmentation", name, AUGMENTS)
-    return AUGMENTS[name]
-
-
-@dataclass(frozen=True)
-class Views:
-    """photo, row → (V, 3, H, W) float32: the photo as training or evaluation sees it, once per number.
-
-    numbers: of views, or an epoch's; with (seed, number, row) they are all that a view's randomness depends on.
-    """
-
-    preprocess: Preprocess
-    pipeline: Augment | None = None
-    seed: int = 0
-    numbers: tuple[int, ...] = (0,)
-
-    def __call__(self, image: Image.Image, row: int) -> np.ndarray:
-        if self.pipeline is None:
-            return np.stack([self.preprocess(image)] * len(self.numbers))
-        keys = ((self.seed, number, row) for number in self.numbers)
-        return np.stack([self.pipeline(image, self.preprocess, np.random.default_rng(key)) for key in keys])
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(V, 3, H, W)."""
-        return len(self.numbers), 3, *self.preprocess.size
-
-    @property
-    def draft(self) -> tuple[int, int] | None:
-        """Width and height that a decoded fraction must have: twice what is wanted, so that resizing still averages."""
-        height, width = self.preprocess.size
-        return (2 * width, 2 * height) if self.preprocess.draft else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; `from_dict` reads them back."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Views:
-        """The inverse of `to_dict`, through JSON as well."""
-        pipeline = values["pipeline"]
-        return Views(
-            Preprocess.from_dict(values["preprocess"]),
-            pipeline and Augment(**{k: tuple(v) if isinstance(v, list) else v for k, v in pipeline.items()}),
-            values["seed"],
-            tuple(values["numbers"]),
-        )
-
-
-def random_crop_box(
-    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """top, left, height, width of a crop: ten tries at a uniform area and a log-uniform ratio, else the centre."""
-    for _ in range(10):
-        target = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = (width, round(width / aspect)) if width / height <= aspect else (round(height * aspect), height)
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def random_erase_box(
-    height: int, width: int, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """top, left, height, width to erase, strictly inside; nothing (zeros) when ten tries find none."""
-    for _ in range(10):
-        target = height * width * rng.uniform(*area)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        h, w = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if h < height and w < width:
-            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    return 0, 0, 0, 0
-
-
-def resized_crop(image: Image.Image, box: tuple[int, int, int, int], p: Preprocess) -> Image.Image:
-    """Crop `box` (top, left, height, width), then resize to the model's size."""
-    top, left, height, width = box
-    crop = image.crop((left, top, left + width, top + height))
-    return crop.resize((p.size[1], p.size[0]), RESAMPLE[p.interpolation])

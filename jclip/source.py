@@ -18,7 +18,7 @@ from jclip.checkpoint import Checkpoint, open_checkpoint
 from jclip.download import find_weights
 from jclip.errors import ConfigError, LayoutError
 from jclip.families import Stated
-from jclip.preprocess import Preprocess
+from jclip.preprocess import Preprocess, PreprocessChoice
 from jclip.variants import CLIPConfig
 
 
@@ -27,8 +27,9 @@ class ModelSource:
 
     draft: large JPEGs are decoded at a fraction of their size, see `Preprocess`. stream: whether the blocks stay on
     disk, see `jclip.streaming`; by default where the memory is too small. penultimate: image features are meant as they
-    are before the projection. Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is,
-    `ConfigError` for penultimate features of a tower without a projection of its own.
+    are before the projection. preprocess: what is set otherwise than the weights say, before `image_size` and `draft`.
+    Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is, `ConfigError` for
+    penultimate features of a tower without a projection of its own.
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class ModelSource:
         draft: bool = False,
         stream: bool | None = None,
         penultimate: bool = False,
+        preprocess: PreprocessChoice | None = None,
     ):
+        chosen = preprocess or PreprocessChoice()
+        image_size = image_size if chosen.size is None else chosen.size
         checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype, self._stream = dtype, stream
-        self.preprocess: Preprocess = replace(self.checkpoint.preprocess, draft=draft)
+        self.preprocess: Preprocess = chosen.applied(replace(self.checkpoint.preprocess, draft=draft))
         self.penultimate, self.width = penultimate, self.config.feature_width(penultimate)
 
     @property

@@ -19,11 +19,12 @@ from jclip.features import encode_photos, tell_photos
 from jclip.functional.metrics import classification_report
 from jclip.heads import ZeroShotHead, head_of, unit
 from jclip.parts import Part, in_parts, slices
-from jclip.preprocess import Preprocess, Views
-from jclip.preprocess import augment as augment_named
+from jclip.preprocess import Preprocess
 from jclip.recorded import FeatureSet
 from jclip.runtime import jt
 from jclip.source import ModelSource
+from jclip.views import Views
+from jclip.views import augment as augment_named
 
 TEXTS_AT_ONCE = 256  # of a backward pass
 

@@ -18,7 +18,7 @@ from jclip.data import shapes
 from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
 from jclip.errors import DataError
-from jclip.preprocess import Views
+from jclip.views import Views
 
 VALIDATION_SEED = 10**6
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jclip.errors import ConfigError, DataError
-from jclip.preprocess import Views
+from jclip.views import Views
 
 OnError = Literal["stop", "skip"]
 _AHEAD = 2  # batches that may wait decoded

@@ -20,7 +20,7 @@ import numpy as np
 
 from jclip.data.loader import open_photo
 from jclip.errors import DataError, SetupError
-from jclip.preprocess import Views
+from jclip.views import Views
 
 _MOST_SLOTS = 128  # photos that may wait prepared; their messages fit a pipe
 _MOST_BYTES = 2**28

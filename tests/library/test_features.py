@@ -17,12 +17,13 @@ from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import extract, few_shot_features, training_view
 from jclip.heads import unit, zero_shot_head
-from jclip.preprocess import AUGMENTS
+from jclip.preprocess import PreprocessChoice
 from jclip.prompts import class_prompts, fill, load_templates, prompt_sets
 from jclip.recorded import read_recorded
 from jclip.runtime import jt
 from jclip.source import ModelSource
 from jclip.tokenizer import tokenize
+from jclip.views import AUGMENTS, TEST_VIEWS, Views
 from tests.toys import SMALL_VIT, toy_file
 
 
@@ -221,6 +222,54 @@ def test_features_are_computed_once_and_never_mixed(source, photos, small_models
     save_checkpoint(tmp_path / "sharper.safetensors", arrays, source.config, sharper)
     with pytest.raises(AssertionError, match="the model was asked"):
         extract(untouched(ModelSource(tmp_path / "sharper.safetensors")), photos.train, **options)
+
+
+def test_features_of_fixed_views_are_their_mean(source, photos, close):
+    _, plain = extract(source, photos.test)
+    _, mirrored = extract(source, photos.test, augment="mirror")
+    close(extract(source, photos.test, augment="flip")[1], (plain + mirrored) / 2, "features")
+    rows, features = extract(source, photos.test, augment="ten-crops", views=3, seed=1)
+    crops = [Views(source.preprocess, TEST_VIEWS["ten-crops"])(Image.open(p), 0) for p in photos.test.paths]
+    assert crops[0].shape == (10, 3, *source.config.vision.image_size)
+    close(features, np.stack([by_hand(source, views).mean(0) for views in crops]), "features")
+    again = extract(untouched(source), photos.test, augment="ten-crops", seed=2)
+    assert np.array_equal(again[1], features) and np.array_equal(again[0], rows)
+    with pytest.raises(AssertionError, match="the model was asked"):
+        extract(untouched(source), photos.test, augment="five-crops")
+
+
+def test_fixed_views_are_the_same_from_processes(source, photos, monkeypatch, close):
+    _, features = extract(source, photos.test, augment="five-crops")
+    monkeypatch.setattr(jclip.features, "feature_key", lambda *a: "other")
+    monkeypatch.setattr("jclip.data.loader._WORTH_PROCESSES", 1)
+    monkeypatch.setenv("JCLIP_WORKERS", "2")
+    close(extract(source, photos.test, augment="five-crops")[1], features, "features")
+
+
+def test_what_is_set_otherwise_than_the_weights_say_is_another_source(small_models, photos):
+    path = small_models["vit"]
+    plain, sharp = ModelSource(path), ModelSource(path, preprocess=PreprocessChoice(resize="squash", sharpness=2.3))
+    assert ModelSource(path, preprocess=PreprocessChoice()).preprocess == plain.preprocess
+    assert sharp.preprocess == replace(plain.preprocess, resize="squash", sharpness=2.3)
+    assert sharp.identity == plain.identity  # the weights are the same: so are heads
+    assert not np.array_equal(extract(sharp, photos.test)[1], extract(plain, photos.test)[1])
+
+
+def test_a_size_that_is_set_resamples_the_positions(small_models, photos):
+    path = small_models["vit"]
+    larger, asked = (
+        ModelSource(path, preprocess=PreprocessChoice(size=48, sharpness=2.0)),
+        ModelSource(path, image_size=48),
+    )
+    assert larger.config == asked.config and larger.config.vision.image_size == (48, 48)
+    assert larger.preprocess == replace(asked.preprocess, sharpness=2.0)
+    ours, theirs = (dict(s.checkpoint.arrays())["visual.positional_embedding"] for s in (larger, asked))
+    assert ours.shape == (37, 48) and np.array_equal(ours, theirs)
+    assert extract(larger, photos.test, augment="flip")[1].shape == (18, 24)
+    drafted = ModelSource(path, draft=True, preprocess=PreprocessChoice(draft=False))
+    assert not drafted.preprocess.draft and ModelSource(path, draft=True).preprocess.draft
+    with pytest.raises(ConfigError, match="image size 49 x 49 is no multiple of 8"):
+        ModelSource(path, preprocess=PreprocessChoice(size=49))
 
 
 # Penultimate features

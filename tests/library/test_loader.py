@@ -18,7 +18,8 @@ from jclip.data import loader
 from jclip.data.loader import batches, open_photo, workers
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError, SetupError
-from jclip.preprocess import Preprocess, Views, augment
+from jclip.preprocess import Preprocess
+from jclip.views import Views, augment
 
 
 def pixels(image, row):
@@ -94,7 +95,8 @@ def test_processes_tell_of_broken_photos_and_then_wait_for_others(damaged, monke
 
 def test_processes_end_with_the_one_that_started_them(photos):
     code = (
-        "import os, sys\nfrom jclip.data import loader, workers\nfrom jclip.preprocess import Preprocess, Views\n"
+        "import os, sys\nfrom jclip.data import loader, workers\n"
+        "from jclip.preprocess import Preprocess\nfrom jclip.views import Views\n"
         "loader._WORTH_PROCESSES = 1\nlist(loader.batches(sys.argv[1:], Views(Preprocess(size=(8, 8))), 4))\n"
         "print(*(w.pid for w in workers._idle[os.getpid()]), flush=True)\nos._exit(9)"
     )

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jclip.errors import UnknownName
-from jclip.preprocess import (
-    AUGMENTS,
-    Augment,
-    Preprocess,
-    Views,
-    augment,
-    random_crop_box,
-    random_erase_box,
-    resized_crop,
-)
+from jclip.config import build, to_values
+from jclip.errors import ConfigError, UnknownName
+from jclip.preprocess import Preprocess, PreprocessChoice
+from jclip.views import resized_crop
 from tests.golden.inputs import CROP_BOXES, PHOTO_SIZES, SHARPNESS, TARGETS, photo
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "preprocess.json").read_text())
@@ -106,102 +99,69 @@ def test_a_description_survives_json():
 def test_unknown_modes_are_refused_with_the_nearest():
     with pytest.raises(UnknownName, match=r"resize mode 'shortes', did you mean 'shortest'"):
         Preprocess(resize="shortes")
-    with pytest.raises(UnknownName, match="augmentation 'copo', did you mean 'coop'"):
-        augment("copo")
-
-
-# The random part: its distribution, its limits, its seed.
-
-
-def test_crop_boxes_keep_to_area_and_ratio():
-    rng = np.random.default_rng(0)
-    boxes = np.array([random_crop_box(300, 400, (0.25, 0.5), (3 / 4, 4 / 3), rng) for _ in range(2000)])
-    top, left, height, width = boxes.T
-    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
-    area, ratio = height * width / 120_000, width / height
-    assert area.min() > 0.245 and area.max() < 0.505 and abs(area.mean() - 0.375) < 0.01
-    assert ratio.min() > 0.74 and ratio.max() < 1.35 and abs(np.log(ratio).mean()) < 0.02
-    assert abs((top / (300 - height + 1)).mean() - 0.5) < 0.03
-
-
-def test_a_photo_too_narrow_for_any_crop_gives_its_centre():
-    rng = np.random.default_rng(0)
-    assert random_crop_box(1000, 10, (1.0, 1.0), (3 / 4, 4 / 3), rng) == (493, 0, 13, 10)
-    assert random_crop_box(10, 1000, (1.0, 1.0), (3 / 4, 4 / 3), rng) == (0, 493, 10, 13)
-
-
-def test_erased_boxes_are_small_and_inside():
-    rng = np.random.default_rng(0)
-    for _ in range(500):
-        top, left, height, width = random_erase_box(64, 48, (0.002, 0.01), (0.3, 3.3), rng)
-        assert 0 <= top <= top + height <= 64 and 0 <= left <= left + width <= 48
-        assert height * width <= 0.02 * 64 * 48
-    assert random_erase_box(4, 4, (1.0, 1.0), (1.0, 1.0), rng) == (0, 0, 0, 0)
-
-
-def test_views_depend_on_the_seed_alone():
-    image, p = photo(61, 50, "RGB"), square(24)
-    for name, pipeline in AUGMENTS.items():
-        if pipeline is not None and not pipeline.plain:
-            views = [pipeline(image, p, np.random.default_rng(seed)) for seed in (0, 0, 1)]
-            assert np.array_equal(views[0], views[1]), name
-            assert not np.array_equal(views[0], views[2]), name
-
-
-def test_the_whole_photo_without_flip_is_a_plain_squash():
-    image, p = photo(33, 33, "RGB"), square(24)
-    whole = Augment(area=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-    assert np.array_equal(whole(image, p, np.random.default_rng(0)), replace(p, resize="squash")(image))
-    mirrored = replace(whole, flip=1.0)(image, p, np.random.default_rng(0))
-    assert np.array_equal(mirrored, replace(p, resize="squash")(image)[:, :, ::-1])
-
-
-@pytest.mark.parametrize("resize", ["shortest", "squash", "longest-pad", "square-pad"])
-@pytest.mark.parametrize("width, height", [(61, 40), (40, 61), (25, 24)])
-def test_mirror_is_the_evaluations_pixels_mirrored(resize, width, height):
-    for mode, settings in (("RGB", {}), ("P", {}), ("RGB", {"sharpness": 2.3})):
-        image, p = photo(width, height, mode), square(24, resize=resize, **settings)
-        plain = p(image)
-        for seed in (0, 1):
-            seen = augment("mirror")(image, p, np.random.default_rng(seed))
-            assert seen.dtype == np.float32 and np.array_equal(seen, plain[:, :, ::-1])
-        assert not np.array_equal(plain, plain[:, :, ::-1])
-
-
-def test_mirror_turns_photos_as_the_evaluation_does(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo(61, 40, "RGB").save(tmp_path / "turned.png", exif=exif)
-    stored = Image.open(tmp_path / "turned.png")
-    upright, lying = (
-        augment("mirror")(stored, square(24, exif_rotate=turn), np.random.default_rng(0)) for turn in (True, False)
-    )
-    assert np.array_equal(upright, square(24, exif_rotate=True)(stored)[:, :, ::-1])
-    assert not np.array_equal(upright, lying)
-
-
-def test_a_mirroring_view_survives_json():
-    views = Views(square(24), augment("mirror"), seed=3, numbers=(0, 2))
-    assert Views.from_dict(json.loads(json.dumps(views.to_dict()))) == views
-
-
-def test_presets_are_those_of_the_papers():
-    areas = {name: pipeline.area for name, pipeline in AUGMENTS.items() if pipeline and not pipeline.plain}
-    assert areas == {
-        "coop": (0.08, 1.0),
-        "tip_adapter": (0.5, 1.0),
-        "fd_align": (0.08, 1.0),
-        "wise_ft": (0.9, 1.0),
-        "jittor_challenge": (0.08, 1.0),
-    }
-    assert {name for name, pipeline in AUGMENTS.items() if pipeline and pipeline.flip == 0} == {
-        "fd_align",
-        "wise_ft",
-        "jittor_challenge",
-    }
 
 
 @pytest.mark.parametrize("n", TARGETS)
 def test_short_side_that_fits_is_left_alone(n):
     image = photo(n, n, "RGB")
     assert digest(square(n).pixels(image)) == digest(image)
+
+
+# What a user sets otherwise than the weights say
+
+
+@pytest.fixture(scope="module")
+def transforms():
+    return pytest.importorskip("torchvision.transforms", reason="torchvision is not installed: pip install '.[dev]'")
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0, 2.3])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
+def test_the_ajou_entrys_photos_equal_torchvisions(transforms, mode, sharpness):
+    size, bicubic = (224, 224), transforms.InterpolationMode.BICUBIC
+    theirs = transforms.Compose([
+        transforms.Resize(size, bicubic), transforms.CenterCrop(size), lambda image: image.convert("RGB"),
+        transforms.RandomAdjustSharpness(sharpness, p=1), transforms.ToTensor(),
+        transforms.Normalize(Preprocess().mean, Preprocess().std),
+    ])  # fmt: skip
+    ours = PreprocessChoice(resize="squash", sharpness=sharpness).applied(Preprocess())
+    for width, height in ((150, 150), (61, 40), (224, 224), (301, 97), (480, 641)):
+        image = photo(width, height, mode)
+        assert np.array_equal(ours(image), theirs(image).numpy()), (width, height)
+        assert np.array_equal(ours(image), Preprocess(resize="squash")(image)) == (sharpness == 1.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    preprocess: PreprocessChoice = field(default_factory=PreprocessChoice)
+
+
+def test_what_is_left_out_stays_as_the_weights_say():
+    weights = Preprocess((20, 28), "longest-pad", "bilinear", (0.5,) * 3, (0.4,) * 3, 7, 1.5, True, True, True)
+    assert PreprocessChoice().applied(weights) == build(Config, {}, "x.yaml").preprocess.applied(weights) == weights
+    chosen = {"size": 24, "resize": "squash", "interpolation": "bicubic", "sharpness": 0, "rgb_first": False}
+    cfg = build(Config, {"preprocess": {**chosen, "exif_rotate": False, "draft": False}}, "x.yaml")
+    assert build(Config, to_values(cfg), "x.yaml") == cfg and type(cfg.preprocess.sharpness) is float
+    wanted = Preprocess((24, 24), "squash", "bicubic", (0.5,) * 3, (0.4,) * 3, 7, 0.0, False, False, False)
+    assert cfg.preprocess.applied(weights) == wanted
+    one = build(Config, {"preprocess": {"sharpness": 2.3, "resize": None}}, "x.yaml").preprocess
+    assert one == PreprocessChoice(sharpness=2.3)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"size": 0}, "x.yaml: preprocess: size=0 is at least 1"),
+        ({"size": True}, "x.yaml: preprocess.size is True, expected a whole number"),
+        ({"sharpness": -0.5}, "x.yaml: preprocess: sharpness=-0.5 is at least 0"),
+        ({"sharpness": float("nan")}, "preprocess.sharpness is nan, expected a finite number"),
+        ({"resize": "squish"}, "preprocess.resize is 'squish', expected one of .*, did you mean 'squash'"),
+        ({"interpolation": "nearest"}, "preprocess.interpolation is 'nearest', expected one of bicubic, bilinear"),
+        ({"rgb_first": 1}, "preprocess.rgb_first is 1, expected true or false"),
+        ({"mean": [0.5, 0.5, 0.5]}, "unknown key preprocess.mean"),
+    ],
+    ids=str,
+)
+def test_a_wrong_choice_is_told(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(Config, {"preprocess": values}, "x.yaml")
