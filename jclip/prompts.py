@@ -230,9 +230,9 @@ def repeated(prompts: Sequence[Sequence[str]]) -> list[tuple[str, tuple[int, ...
 
 def tell_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -> None:
     """Tells of prompts that classes share, and of those that a class has twice."""
-    shared = [(prompt, classes) for prompt, classes in repeated(prompts) if len(set(classes)) > 1]
-    twice = [(prompt, classes) for prompt, classes in repeated(prompts) if len(set(classes)) < len(classes)]
-    told = []
+    again, told = repeated(prompts), []
+    shared = [(prompt, classes) for prompt, classes in again if len(set(classes)) > 1]
+    twice = [(prompt, classes) for prompt, classes in again if len(set(classes)) < len(classes)]
     if shared:
         prompt, classes = shared[0]
         first, other = (f"{k} ({classnames[k]})" for k in sorted(set(classes))[:2])
