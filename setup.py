@@ -34,6 +34,7 @@ setup(
         "pyyaml>=6",
         "ftfy>=6",
         "regex>=2022.1",
+        "inflect>=7",
         "tqdm>=4.60",
         "matplotlib>=3.7",
         "scikit-learn>=1.5,<2",

@@ -20,7 +20,7 @@ from jclip.errors import ConfigError, DataError, told_when_full
 from jclip.heads import check_width, unit, zero_shot_head
 from jclip.paths import cache_dir
 from jclip.preprocess import Preprocess
-from jclip.prompts import class_prompts, load_templates
+from jclip.prompts import prompts_of
 from jclip.readers import read_weights, safetensors
 from jclip.recorded import FeatureSet, drawn, read_recorded, subset_of
 from jclip.source import ModelSource, SideBySide
@@ -222,7 +222,7 @@ def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> F
             "model out"
         )
     check_width(source, found.train.shape[1])
-    head = zero_shot_head(source, class_prompts(found.classnames, load_templates(templates)))
+    head = zero_shot_head(source, prompts_of(found.classnames, templates))
     return replace(found, text=head.weights, scale=head.scale)
 
 
@@ -232,7 +232,7 @@ def _of_photos(
     """Features of photos and of their class names; training: how the training photos are seen, None: not at all."""
     text, scale = None, 1.0
     if source.has_text:
-        head = zero_shot_head(source, class_prompts(photos.classnames, load_templates(templates)))
+        head = zero_shot_head(source, prompts_of(photos.classnames, templates))
         text, scale = head.weights, head.scale
     options = {"on_error": data.on_error, "normalise": normalise}
     learn = photos.train if training else Split()

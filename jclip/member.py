@@ -10,7 +10,9 @@ from jclip.config import Dtype
 from jclip.errors import ConfigError
 from jclip.functional.prompt_scores import LOGITS, Mode
 from jclip.mixing import Mix
-from jclip.preprocess import PreprocessChoice, views_of
+from jclip.preprocess import PreprocessChoice
+from jclip.prompts import class_prompts, load_templates, prompts_of
+from jclip.views import views_of
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.source import ModelSource
@@ -49,10 +51,10 @@ class Member:
 
         return ModelSource(self.weights, self.family, self.dtype, stream=self.stream, preprocess=self.preprocess)
 
-    def class_prompts(self, classnames: Sequence[str]) -> list[list[str]]:
-        """Its prompts for each class."""
-        from jclip.prompts import class_prompts, load_templates
-
+    def class_prompts(self, classnames: Sequence[str], tell: bool = False) -> list[list[str]]:
+        """Its prompts for each class. tell: on stderr, of repeated ones and of classes without sentences."""
+        if tell:
+            return prompts_of(classnames, self.prompts, self.article, self.plural)
         return class_prompts(classnames, load_templates(self.prompts), self.article, self.plural)
 
 

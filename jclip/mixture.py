@@ -19,7 +19,6 @@ from jclip.functional.prompt_scores import Mode, class_scores, deciding_prompts,
 from jclip.heads import prompt_embeddings, zero_shot_head
 from jclip.member import Member
 from jclip.mixing import INPUTS, Mix, best_weights, mixed, transformed
-from jclip.prompts import tell_repeated
 from jclip.source import ModelSource, SideBySide
 
 
@@ -141,8 +140,7 @@ def compute(
 
 def prompt_head(source: ModelSource, member: Member, classnames: Sequence[str], whole: bool = False) -> PromptHead:
     """A member's head for these classes; repeated prompts are told on stderr."""
-    prompts = member.class_prompts(classnames)
-    tell_repeated(prompts, classnames)
+    prompts = member.class_prompts(classnames, tell=True)
     counts = np.array([len(of_class) for of_class in prompts])
     if member.mode == "prob-templates" and len({*counts.tolist()}) > 1:
         raise ConfigError(f"{member.prompts} has {counts.min()} to {counts.max()} prompts per class: mode prob-templates "

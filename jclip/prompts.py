@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jclip.errors import DataError, UnknownName, did_you_mean
+from jclip.grammar import article_before, plural_of
 from jclip.paths import ASSETS
 
-Set = tuple[str, ...] | Mapping[str, Sequence[str]]
+Sentences = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class WithSentences:
+    """Templates that every class is put into, and sentences besides for the classes that are named."""
+
+    templates: tuple[str, ...]
+    sentences: Sentences
+
+
+Set = tuple[str, ...] | Sentences | WithSentences
 Templates = Set | list[Set]  # several sets: a class has the prompts of all
 NAME = ("{}", "{c}", "{raw}")  # where a template has the class's name, of which it needs one
+LAYOUT = '{"templates": [...], "class_sentences": {class: [...]}}'  # of a file with both
 _PLACES = re.compile(r"\{(c|raw|length|in)?\}")
+_WORDS = re.compile(  # that agree with the class's name, and the places of it
+    r"(?i:\b(?P<article>an?)(?=\s))"
+    r"|(?P<many>(?i:\b(?:many|several|various|multiple|few|these|those))\s+)?\{(?P<place>c|raw|length|in)?\}"
+)
 _NUMBERED = re.compile(r"(.+)\[([0-9]+)\]")
 
 
 def prompt_sets() -> list[str]:
-    """Names of the sets that ship."""
-    return sorted(p.stem for p in (ASSETS / "prompts").glob("*.json"))
+    """Names of the sets that ship: those of papers, and that of each data set that CLIP was measured on."""
+    return sorted({p.stem for p in (ASSETS / "prompts").glob("*.json")} | _of_benchmarks().keys())
+
+
+def _of_benchmarks() -> dict[str, list[str] | str]:
+    """Templates by data set, or the name of the set that has the same ones."""
+    return json.loads((ASSETS / "benchmark_prompts.json").read_text(encoding="utf-8"))
 
 
 def load_templates(name_or_file: str) -> Templates:
     """Templates of a shipped set, of a file (.json list or one per line), or whole sentences by class (.json object).
 
-    A single template may stand in place of a name: anything with `{}`, `{c}` or `{raw}`. `openai7+sentences.json` are
-    both sets together, `jittor_challenge[4]` is the template of that number from 0. Raises `UnknownName` or `DataError`.
+    A .json object of `LAYOUT` has both: the class's sentences follow its templates. A single template may stand in place
+    of a name: anything with `{}`, `{c}` or `{raw}`. `openai7+sentences.json` are both sets together,
+    `jittor_challenge[4]` is the template of that number from 0. Raises `UnknownName` or `DataError`.
     """
     single = "{" in name_or_file or Path(name_or_file).is_file()
     if "+" in name_or_file and not single:
@@ -39,40 +64,66 @@ def _load_set(name_or_file: str) -> Set:
         return (name_or_file,)
     if numbered := _NUMBERED.fullmatch(name_or_file):
         return (_one_of(_load_set(numbered[1]), int(numbered[2]), name_or_file),)
+    if found := _of_benchmarks().get(name_or_file):
+        return _load_set(found) if isinstance(found, str) else tuple(found)
     shipped = ASSETS / "prompts" / f"{name_or_file}.json"
     path = shipped if shipped.is_file() else Path(name_or_file)
     if not path.is_file():
         raise UnknownName("prompt set or file", name_or_file, prompt_sets())
+    return _read_set(path)
+
+
+def _read_set(path: Path) -> Set:
     text = path.read_text(encoding="utf-8-sig")
+    if path.suffix != ".json":
+        return _checked([line.strip() for line in text.splitlines() if line.strip()], path)
     try:
-        values = (
-            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
-        )
+        values = json.loads(text)
     except ValueError as e:
         raise DataError(f"{path} is not valid JSON: {e}") from e
-    if isinstance(values, dict):
-        return {str(k): tuple(map(str, v if isinstance(v, list) else [v])) for k, v in values.items()}
-    for template in values:
+    if not isinstance(values, dict):
+        return _checked(values, path)
+    if "class_sentences" not in values and values.keys() != {"templates"}:
+        return _by_class(values)
+    sentences = values.get("class_sentences", {})
+    unknown = values.keys() - {"templates", "class_sentences"}
+    if unknown or "templates" not in values or not isinstance(sentences, dict):
+        raise DataError(f"{path} has {', '.join(values)}: expected {LAYOUT}")
+    return WithSentences(_checked(values["templates"], path), _by_class(sentences))
+
+
+def _checked(templates: object, path: Path) -> tuple[str, ...]:
+    if not isinstance(templates, list):
+        raise DataError(f"{path}: expected a list of templates, got {templates!r}")
+    for template in templates:
         if not isinstance(template, str) or not _has_name(template):
             raise DataError(f"{path}: {template!r} has no place for the class name ({', '.join(NAME)})")
-    return tuple(values)
+    return tuple(templates)
+
+
+def _by_class(values: Mapping) -> dict[str, tuple[str, ...]]:
+    return {str(k): tuple(map(str, v if isinstance(v, list) else [v])) for k, v in values.items()}
 
 
 def _has_name(template: str) -> bool:
     return any(place in template for place in NAME)
 
 
-def _one_of(templates: Set, number: int, asked: str) -> str:
+def _one_of(found: Set, number: int, asked: str) -> str:
+    templates = found.templates if isinstance(found, WithSentences) else found
     if isinstance(templates, Mapping) or number >= len(templates):
         told = "sentences by class" if isinstance(templates, Mapping) else f"{len(templates)} templates, counted from 0"
         raise DataError(f"templates: {asked!r} names none of its {told}")
     return templates[number]
 
 
-def fill(template: str, name: str) -> str:
+def fill(template: str, name: str, article: bool = False, plural: bool = False) -> str:
     """The template with the class name in its place: `{}` and `{c}` with underscores as spaces, `{raw}` as it is.
 
     `{length}` is the number of its characters, `{in}` says whether it has underscores: "in" or "not in".
+    article: an "a" or "an" of the template, never of the name, becomes what the word behind it asks for.
+    plural: the name in `{}` or `{c}` is put in the plural right behind many, several, various, multiple, few, these
+        and those.
     """
     said = {
         None: name.replace("_", " "),
@@ -81,21 +132,120 @@ def fill(template: str, name: str) -> str:
         "in": "in" if "_" in name else "not in",
     }
     said["c"] = said[None]
+    if article or plural:
+        return _agreeing(template, said, article, plural)
     return _PLACES.sub(lambda place: said[place[1]], template)
 
 
-def class_prompts(classnames: Sequence[str], templates: Templates) -> list[list[str]]:
-    """The prompts of each class: every template filled, or the sentences given for it, or both."""
+def _agreeing(template: str, said: Mapping[str | None, str], article: bool, plural: bool) -> str:
+    told, end = "", len(template)
+    for found in reversed(list(_WORDS.finditer(template))):  # an article is told when what follows it stands
+        told = template[found.end() : end] + told
+        end = found.start()
+        if word := found["article"]:
+            agreed = article_before(told) if article else ""
+            told = ((agreed.capitalize() if word[0].isupper() else agreed) or word) + told
+        else:
+            name, many = said[found["place"]], found["many"] or ""
+            told = many + (plural_of(name) if plural and many and found["place"] in (None, "c") else name) + told
+    return template[:end] + told
+
+
+def class_prompts(
+    classnames: Sequence[str], templates: Templates, article: bool = False, plural: bool = False
+) -> list[list[str]]:
+    """The prompts of each class: every template filled, or the sentences given for it, or first these and then those.
+
+    article, plural: as `fill` has them; sentences are never changed.
+    """
     if isinstance(templates, list):
-        parts = [class_prompts(classnames, one) for one in templates]
-        return [[prompt for prompts in of_class for prompt in prompts] for of_class in zip(*parts, strict=True)]
+        return _joined([class_prompts(classnames, one, article, plural) for one in templates])
+    if isinstance(templates, WithSentences):
+        filled = class_prompts(classnames, templates.templates, article, plural)
+        return _joined([filled, _given(classnames, templates.sentences)])
     if isinstance(templates, Mapping):
-        return [_sentences(name, templates) for name in classnames]
-    return [[fill(t, name) for t in templates] for name in classnames]
+        given = _given(classnames, templates)
+        if lacking := [name for name, sentences in zip(classnames, given, strict=True) if not sentences]:
+            raise DataError(f"no sentences are given for class {lacking[0]!r}{did_you_mean(lacking[0], templates)}")
+        return given
+    return [[fill(t, name, article, plural) for t in templates] for name in classnames]
 
 
-def _sentences(raw: str, templates: Mapping[str, Sequence[str]]) -> list[str]:
-    found = templates.get(raw) or templates.get(raw.replace("_", " "))
-    if not found:
-        raise DataError(f"no sentences are given for class {raw!r}{did_you_mean(raw, templates)}")
-    return list(found)
+def _joined(parts: Sequence[list[list[str]]]) -> list[list[str]]:
+    return [[prompt for prompts in of_class for prompt in prompts] for of_class in zip(*parts, strict=True)]
+
+
+def _given(classnames: Sequence[str], sentences: Sentences) -> list[list[str]]:
+    """The sentences of each class under its name, under it with spaces for underscores, or so in any case; or none."""
+    in_any_case = {_folded(name): told for name, told in sentences.items()}
+    return [
+        list(sentences.get(name) or sentences.get(name.replace("_", " ")) or in_any_case.get(_folded(name), ()))
+        for name in classnames
+    ]
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", " ").casefold()
+
+
+def prompts_of(
+    classnames: Sequence[str], name_or_file: str, article: bool = False, plural: bool = False
+) -> list[list[str]]:
+    """The prompts of each class, as `load_templates` and `class_prompts` give them.
+
+    Tells in one line each on stderr of classes without sentences where others have some, and of repeated prompts.
+    """
+    templates = load_templates(name_or_file)
+    prompts = class_prompts(classnames, templates, article, plural)
+    tell_without_sentences(classnames, templates)
+    tell_repeated(prompts, classnames)
+    return prompts
+
+
+def without_sentences(classnames: Sequence[str], templates: Templates) -> list[str]:
+    """The classes to which a set with templates and sentences gives templates alone."""
+    sets = templates if isinstance(templates, list) else [templates]
+    given = [_given(classnames, one.sentences) for one in sets if isinstance(one, WithSentences)]
+    return [name for k, name in enumerate(classnames) if not all(of_set[k] for of_set in given)]
+
+
+def tell_without_sentences(classnames: Sequence[str], templates: Templates) -> None:
+    """Tells of classes that get templates alone."""
+    if lacking := without_sentences(classnames, templates):
+        some = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
+        sys.stderr.write(
+            f"classes without sentences in the prompt set: {len(lacking)} of {len(classnames)} ({some}): "
+            "the templates alone stand for them\n"
+        )
+
+
+def repeated(prompts: Sequence[Sequence[str]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Prompts that stand more than once, each with the class's number for every time: (3, 3) is twice in class 3."""
+    standing: dict[str, list[int]] = {}
+    for k, of_class in enumerate(prompts):
+        for prompt in of_class:
+            standing.setdefault(prompt, []).append(k)
+    return [(prompt, tuple(classes)) for prompt, classes in standing.items() if len(classes) > 1]
+
+
+def tell_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -> None:
+    """Tells of prompts that classes share, and of those that a class has twice."""
+    again, told = repeated(prompts), []
+    shared = [(prompt, classes) for prompt, classes in again if len(set(classes)) > 1]
+    twice = [(prompt, classes) for prompt, classes in again if len(set(classes)) < len(classes)]
+    if shared:
+        prompt, classes = shared[0]
+        first, other = (f"{k} ({classnames[k]})" for k in sorted(set(classes))[:2])
+        told.append(
+            f"prompts that several classes share: {len(shared)}, first {prompt!r} of {first} and {other}; "
+            "they tell no such classes apart: give these other names, or sentences of their own"
+        )
+    if twice:
+        prompt, classes = twice[0]
+        k = next(k for k in classes if classes.count(k) > 1)
+        told.append(
+            f"prompts that a class has more than once: {len(twice)}, first {prompt!r} of {k} ({classnames[k]}); "
+            "they count as often: leave the copies out"
+        )
+    if told:
+        sys.stderr.write("; ".join(told) + "\n")

@@ -54,7 +54,7 @@ def read_class_names(named: str) -> ClassNames:
     if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
         found = _json_names(path) if path.suffix == ".json" else ClassNames(tuple(read_names(path)))
     elif named in class_sets():
-        found = ClassNames(class_set(named))
+        return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
     elif "," not in named and (path.suffix or "/" in named):
         raise DataError(f"no such file of class names: {path}")
     else:

@@ -72,6 +72,7 @@ def test_what_it_requires_is_lean(wheel):
         "scikit-learn",
         "pyyaml",
         "ftfy",
+        "inflect",
         "regex",
         "tqdm",
         "onednn-cpu-gomp",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 
@@ -14,11 +13,10 @@ import jclip.features
 from jclip.checkpoint import save_checkpoint
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
-from jclip.errors import ConfigError, DataError, UnknownName
+from jclip.errors import ConfigError, DataError
 from jclip.features import extract, few_shot_features, training_view
 from jclip.heads import unit, zero_shot_head
 from jclip.preprocess import PreprocessChoice
-from jclip.prompts import class_prompts, fill, load_templates, prompt_sets
 from jclip.recorded import read_recorded
 from jclip.runtime import jt
 from jclip.source import ModelSource
@@ -50,83 +48,7 @@ def untouched(source):
     return other
 
 
-# Prompts
-
-
-def test_prompt_sets_as_published():
-    sets = ["jittor_challenge", "jittor_challenge16", "openai7", "openai80", "promptsrc60", "simple"]
-    assert prompt_sets() == sets
-    templates = load_templates("openai80")
-    assert len(set(templates)) == len(templates) == 80
-    assert len(load_templates("promptsrc60")) == 60 and set(load_templates("promptsrc60")) < set(templates)
-    assert len(set(load_templates("jittor_challenge16")) & set(templates)) == 16
-    assert len(load_templates("openai7")) == 7 and load_templates("simple") == ("a photo of a {}.",)
-    assert load_templates("{} texture.") == ("{} texture.",)
-    assert fill("a {c}.", "cat") == fill("a {}.", "cat") == "a cat."
-
-
-def test_prompts_of_classes(tmp_path):
-    assert class_prompts(["hot_dog", "猫"], ("a {}.", "the {c}.")) == [
-        ["a hot dog.", "the hot dog."],
-        ["a 猫.", "the 猫."],
-    ]
-    (tmp_path / "cupl.json").write_text('{"hot_dog": ["long bun", "sausage"], "cat": "purrs"}')
-    assert class_prompts(["cat", "hot_dog"], load_templates(str(tmp_path / "cupl.json"))) == [
-        ["purrs"],
-        ["long bun", "sausage"],
-    ]
-    with pytest.raises(DataError, match="no sentences are given for class 'cta', did you mean 'cat'"):
-        class_prompts(["cta"], load_templates(str(tmp_path / "cupl.json")))
-    (tmp_path / "bad.txt").write_text("a photo of {}.\na photo.\n")
-    with pytest.raises(DataError, match="'a photo.' has no place for the class name"):
-        load_templates(str(tmp_path / "bad.txt"))
-
-
-FORMS = (  # of the challenge's entrants, for the name Polar_bear and for Bear
-    ("Polar_bear", "Bear"),
-    ("Polar_bear , 10", "Bear , 4"),
-    ("A photo of a Polar_bear", "A photo of a Bear"),
-    ("A photo of a Polar_bear with 10", "A photo of a Bear with 4"),
-    ("A photo of Polar_bear and the length of the prompt is 10", "A photo of Bear and the length of the prompt is 4"),
-    ("A photo of Polar_bear and the length of the Polar_bear is 10", "A photo of Bear and the length of the Bear is 4"),
-    ("A photo of Polar bear and the length of the name is 10", "A photo of Bear and the length of the name is 4"),
-    ("A photo of Polar_bear with 10 and _ in Polar_bear", "A photo of Bear with 4 and _ not in Bear"),
-    ("A photo of Polar_bear, Polar_bear, Polar_bear", "A photo of Bear, Bear, Bear"),
-)
-
-
-@pytest.mark.parametrize("number", range(9))
-def test_the_forms_of_the_challenge(number):
-    assert class_prompts(["Polar_bear", "Bear"], load_templates(f"jittor_challenge[{number}]")) == [
-        [form] for form in FORMS[number]
-    ]
-    together = class_prompts(["Polar_bear", "Bear"], load_templates("jittor_challenge"))
-    assert [prompts[number] for prompts in together] == list(FORMS[number])
-
-
-def test_places_of_a_template():
-    assert fill("{} {c} {raw} {length} {in}", "{raw}_1") == "{raw} 1 {raw} 1 {raw}_1 7 in"  # names are not filled in
-    assert load_templates("a {raw}") == ("a {raw}",)
-    joined = class_prompts(["a_b"], load_templates("simple+jittor_challenge[2]"))
-    assert joined == [["a photo of a a b.", "A photo of a a_b"]]
-    with pytest.raises(DataError, match=r"'jittor_challenge\[9\]' names none of its 9 templates, counted from 0"):
-        load_templates("jittor_challenge[9]")
-    with pytest.raises(UnknownName, match="did you mean 'jittor_challenge'"):
-        load_templates("jittor_chalenge[4]")
-
-
 # Heads
-
-
-def test_prompt_sets_together(tmp_path):
-    (tmp_path / "told.json").write_text(json.dumps({"a_b": ["It is flat.", "It is blue."], "c": "It is round."}))
-    joined = class_prompts(["a_b", "c"], load_templates(f"simple+{tmp_path}/told.json"))
-    assert joined == [["a photo of a a b.", "It is flat.", "It is blue."], ["a photo of a c.", "It is round."]]
-    assert load_templates("a {} + a shadow") == ("a {} + a shadow",)
-    (tmp_path / "a+b.txt").write_text("some {}\n")
-    assert load_templates(f"{tmp_path}/a+b.txt") == ("some {}",)
-    with pytest.raises(UnknownName, match="openai77"):
-        load_templates("simple+openai77")
 
 
 def test_head_is_the_mean_of_unit_prompts_normalised(source, close):
