@@ -44,12 +44,16 @@ class Config:
     step: float = 0.05  # of that search
     drop_below: float = 0.0  # of `prob-prompts`: mixed probabilities of prompts up to it count as none
     drop_below_uniform: float = 0.0  # the same in units of uniform mass, 1 / the number of all prompts
+    multi_label: bool = False  # photos may be of several classes: measures mAP, see `jclip.data.multi_label`
     unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1
 
     def __post_init__(self):
         if self.models and (self.model or self.data.features):
             raise ConfigError("models look at photos, and each names its weights: leave model and data.features out")
+        if self.multi_label and (self.search or self.classes or self.data.features):
+            raise ConfigError("multi_label=true measures photos among their own classes: leave search, classes and "
+                              "data.features out")  # fmt: skip
         if self.search and len(self.models) < 2:
             raise ConfigError("search=true weighs several models: name them below models")
         if not 0 < self.step <= 1 or not 0 <= self.unknown < 1 or min(self.drop_below, self.drop_below_uniform) < 0:
@@ -66,6 +70,8 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Builds the head, or those of all models, scores val and test."""
+    if cfg.multi_label:
+        return run_multi_label(cfg, run)
     data, learned, width = of_models(cfg) if cfg.models else of_one_model(cfg)
     run.note(**data.facts)
     if not len(data.val) + len(data.test):
@@ -104,6 +110,32 @@ def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
         raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
     mixture = mixture.searched(data.val, data.val_labels, cfg.step) if cfg.search else mixture
     return data, mixture.arrays(), mixture.width
+
+
+def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
+    """The same for photos of several classes each: their mAP, and per_class.csv."""
+    from jclip.data.multi_label import read_multi_label
+    from jclip.evaluation import write_csv
+    from jclip.features import extract
+    from jclip.functional.metrics import average_precisions
+    from jclip.mixture import compute, mixture_of
+    from jclip.source import SideBySide
+
+    models, found = members(cfg), read_multi_label(cfg.data)
+    together = SideBySide([one.source() for one in models], [one.views for one in models])
+    heads = compute(together, models, found.classnames, {"test": found.photos}, cfg.data.on_error)
+    mixture = mixture_of(models, heads, cfg.mix, cfg.drop_below, cfg.drop_below_uniform)
+    rows, features = extract(together, found.photos, on_error=cfg.data.on_error, label="test")
+    run.note(weights_sha256=together.weights_sha256, test_sha256=found.photos.digest())
+    one = {"text": heads[0].prompts, "scale": np.array([heads[0].scale])}
+    run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
+    targets = found.targets[rows]
+    precisions = average_precisions(mixture(features), targets)
+    table = zip(found.classnames, targets.sum(axis=0), precisions, strict=True)
+    write_csv(run.folder / "per_class.csv", ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
+    metrics = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
+    write_benchmark(cfg, run, metrics, len(found.classnames))
+    return metrics
 
 
 def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

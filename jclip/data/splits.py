@@ -159,7 +159,7 @@ def _read_folders(root: Path) -> PhotoData:
 
 def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     """The names of class folders from `folder name` lines, the first space separating. Raises `DataError`."""
-    rows = [line.split(maxsplit=1) for line in _lines(path)]
+    rows = [line.split(maxsplit=1) for line in lines_of(path)]
     if all(len(row) == 1 or row[1].isdecimal() for row in rows):
         raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
     names = {row[0]: row[-1] for row in rows}
@@ -198,7 +198,7 @@ def _read_lists(config: DataConfig) -> PhotoData:
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names in label order from `name label` lines, the last space separating. Raises `DataError`."""
-    rows = [line.replace("\t", " ").rpartition(" ") for line in _lines(path)]
+    rows = [line.replace("\t", " ").rpartition(" ") for line in lines_of(path)]
     unlabelled = [name or label for name, _, label in rows if not name or not label.isdecimal()]
     if unlabelled:
         raise DataError(f"{path}: expected `name label` lines, got {unlabelled[0]!r}")
@@ -213,7 +213,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     try:
         return read_classes(path)
     except DataError:
-        return tuple(_lines(path))
+        return tuple(lines_of(path))
 
 
 def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
@@ -221,7 +221,7 @@ def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
 
     A line without a label is of the class, among `names`, that the photo's folders name.
     """
-    lines, class_of = [line.replace("\t", " ").replace("\\", "/") for line in _lines(path)], class_finder(names)
+    lines, class_of = [line.replace("\t", " ").replace("\\", "/") for line in lines_of(path)], class_finder(names)
     rows = []
     for number, line in enumerate(lines, start=1):
         photo, _, last = line.rpartition(" ")
@@ -240,7 +240,8 @@ def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
     return _split((str(base / photo), label) for photo, label in rows)
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that hold something. Raises `DataError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as e:

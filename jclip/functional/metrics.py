@@ -91,6 +91,16 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
     return float((2 * right[occurs] / total[occurs]).mean())
 
 
+def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(N, C) scores, (N, C) true where a photo is of a class → (C,): for each class the mean, over its photos, of the share
+    of photos ranked as high that are its own. NaN for a class without photos; their mean over the others is the mAP."""
+    order = np.argsort(-scores, axis=0, kind="stable")
+    own = np.take_along_axis(targets, order, axis=0)
+    precision = own.cumsum(axis=0) / np.arange(1, len(scores) + 1)[:, None]
+    with np.errstate(invalid="ignore"):
+        return (precision * own).sum(axis=0) / own.sum(axis=0)
+
+
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean of -log p(true class)."""
     own = probabilities[np.arange(len(labels)), labels]

@@ -1,0 +1,81 @@
+"""Photos of several classes each, from folders and list files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from jclip.checkpoint import compute_sha256
+from jclip.config import DataConfig
+from jclip.data.checks import preview
+from jclip.data.splits import Split, lines_of, read_classes, read_photos
+from jclip.errors import DataError
+
+_PATH_AND_LABELS = re.compile(r"(.*?)((?:[\s,]+[0-9]+)*)")
+
+
+@dataclass(frozen=True)
+class LabelledPhotos:
+    """Photos, and which classes each is of."""
+
+    classnames: tuple[str, ...]
+    photos: Split  # of no one class: their labels are -1
+    targets: np.ndarray  # (N, C) bool
+
+
+def read_multi_label(config: DataConfig) -> LabelledPhotos:
+    """The test photos of `config`, or all of folders without a test part.
+
+    Of a folder per class, below test/ or directly, a photo that lies in several of them (the same bytes, or a link) has
+    all their classes. A list file, `data.test` beside `data.classes`, has all labels behind the path:
+    `photos/1.jpg 3 17`. Raises `DataError` for what is missing or contradictory.
+    """
+    if config.test:
+        return _of_list(Path(config.test), config)
+    data = read_photos(replace(config, shots=0, val_shots=0))
+    test = data.test if len(data.test) else data.train
+    return _gathered(data.classnames, zip(test.paths, _contents(test.paths), test.labels.tolist(), strict=True))
+
+
+def _contents(paths: Sequence[str]) -> list[tuple]:
+    """What tells apart the contents of files: where one has the size of another, also its hash."""
+    sizes = [Path(path).stat().st_size for path in paths]
+    common = {size for size, count in Counter(sizes).items() if count > 1}
+    return [(n, compute_sha256(Path(p)) if n in common else "") for p, n in zip(paths, sizes, strict=True)]
+
+
+def _of_list(path: Path, config: DataConfig) -> LabelledPhotos:
+    if not config.classes:
+        raise DataError("lists of photos need data.classes, a file with `name label` per line")
+    names, root = read_classes(Path(config.classes)), Path(config.root or path.parent)
+    rows = []
+    for number, line in enumerate(lines_of(path), start=1):
+        photo, told = _PATH_AND_LABELS.fullmatch(line).groups()
+        labels = [int(label) for label in told.replace(",", " ").split()]
+        if max(labels, default=-1) >= len(names):
+            raise DataError(f"{path}, line {number}: label {max(labels)} is beyond the {len(names)} classes")
+        rows += [(str(root / photo), photo, label) for label in labels or [-1]]
+    absent = [p for p, _, _ in rows if not Path(p).is_file()]
+    if absent:
+        raise DataError(f"{path}: {len(absent)} photos are missing: {preview(absent)}")
+    return _gathered(names, rows)
+
+
+def _gathered(names: tuple[str, ...], rows: Iterable[tuple[str, Hashable, int]]) -> LabelledPhotos:
+    """path, what tells photos apart, label (-1: none) → one row for each photo, that of its first path."""
+    paths: dict[Hashable, str] = {}
+    labels: dict[Hashable, list[int]] = {}
+    for path, key, label in rows:
+        paths.setdefault(key, path)
+        labels.setdefault(key, []).extend([label] if label >= 0 else [])
+    if not paths:
+        raise DataError("there are no photos to measure on: set data.root or data.test")
+    targets = np.zeros((len(paths), len(names)), bool)
+    for row, own in enumerate(labels.values()):
+        targets[row, own] = True
+    return LabelledPhotos(names, Split(tuple(paths.values()), np.full(len(paths), -1, np.int32)), targets)
