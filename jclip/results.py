@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,31 @@ from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
 
 FORMATS = (".csv", ".json", ".txt")
+FORMS = ("", "id_idx")  # what the ending says, or a .csv that numbers its photos instead of naming them
+UNKNOWN = "unknown"  # said where a photo belongs to none of the classes
 SELECTED_ON_TEST = "selected_on_test"  # a metric that marks figures of settings chosen on test data
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores (N, C) of photos for classes; `top` of them are told."""
+    """Scores (N, C) of photos for classes; `top` of them are told.
+
+    unknown: a photo whose best probability is below it belongs to none of the classes. prompts: of each photo the prompt
+    that decided; empty where nobody asked.
+    """
 
     photos: tuple[str, ...]
     classnames: tuple[str, ...]
     scores: np.ndarray
     top: int = 5
+    unknown: float = 0.0
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.scores) != len(self.photos) or (self.prompts and len(self.prompts) != len(self.photos)):
+            raise ValueError(
+                f"{len(self.photos)} photos, but {len(self.scores)} rows of scores and {len(self.prompts)} prompts"
+            )
 
     @property
     def best(self) -> np.ndarray:
@@ -41,43 +56,90 @@ class Predictions:
         """(N, C) softmax of the scores."""
         return softmax(self.scores)
 
+    @property
+    def known(self) -> np.ndarray:
+        """(N,) whether a photo's best probability reaches `unknown`."""
+        if self.unknown <= 0:
+            return np.ones(len(self.photos), bool)
+        return self.probabilities.max(axis=1) >= self.unknown
 
-def check_format(path: str | None) -> None:
-    """Raises `ConfigError` for a results file whose ending names no format: to be asked before the work, not after."""
-    if path is not None and Path(path).suffix.lower() not in FORMATS:
+
+def check_format(path: str | None, form: str = "") -> None:
+    """Raises `ConfigError` for an ending that names no format, or not that of `form`: to be asked before the work."""
+    if form not in FORMS:
+        raise ConfigError(f"unknown form {form!r} (known: {', '.join(FORMS[1:])})")
+    if path is None:
+        if form:
+            raise ConfigError(f"the form {form} was asked for, but no file to write it to")
+        return
+    suffix = Path(path).suffix.lower()
+    if form and suffix != ".csv":
+        raise ConfigError(f"{path}: the form {form} is a .csv file")
+    if suffix not in FORMATS:
         raise ConfigError(f"{path}: the ending tells the format, and it is none of {', '.join(FORMATS)}")
 
 
-def write_predictions(predictions: Predictions, path: str) -> None:
-    """Writes `path` in the format of its ending, to a temporary name first."""
-    check_format(path)
-    writer = {".csv": _write_csv, ".json": _write_json, ".txt": _write_challenge}[Path(path).suffix.lower()]
+def write_predictions(predictions: Predictions, path: str, form: str = "") -> None:
+    """Writes `path` in the format of its ending or in `form`, to a temporary name first."""
+    check_format(path, form)
+    writers = {".csv": _write_csv, ".json": _write_json, ".txt": _write_challenge, "id_idx": _write_numbered}
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writer(predictions, f)
+        writers[form or Path(path).suffix.lower()](predictions, f)
 
 
 def _write_csv(p: Predictions, f) -> None:
-    """photo, then class and probability of each of the best."""
-    best, probabilities = p.best, p.probabilities
+    """photo, class and probability of each of the best, and the prompt where it was asked for.
+
+    The first class of an unknown photo is `unknown`, beside the probability that did not suffice; what it would have been
+    stands in the JSON file.
+    """
+    best, probabilities, known = p.best, p.probabilities, p.known
+    head = ["photo", *(f"{what}_{i + 1}" for i in range(best.shape[1]) for what in ("class", "probability"))]
     table = csv.writer(f)
-    table.writerow(["photo", *(f"{what}_{i + 1}" for i in range(best.shape[1]) for what in ("class", "probability"))])
-    for photo, ids, row in zip(p.photos, best, probabilities, strict=True):
-        table.writerow([photo, *(x for i in ids for x in (p.classnames[i], f"{row[i]:.6f}"))])
+    table.writerow([*head, *(["prompt"] if p.prompts else [])])
+    for row, photo in enumerate(p.photos):
+        told = [x for i in best[row] for x in (p.classnames[i], f"{probabilities[row, i]:.6f}")]
+        if not known[row]:
+            told[0] = UNKNOWN
+        table.writerow([photo, *told, *p.prompts[row : row + 1]])
 
 
 def _write_json(p: Predictions, f) -> None:
-    """A list of photos, each with its best classes: name, label, probability."""
-    entries = [
-        {
-            "photo": photo,
-            "predictions": [
-                {"class": p.classnames[i], "label": int(i), "probability": round(float(row[i]), 6)} for i in ids
-            ],
-        }
-        for photo, ids, row in zip(p.photos, p.best, p.probabilities, strict=True)
-    ]
-    json.dump(entries, f, ensure_ascii=False, indent=1)
+    """A list of photos, each with its best classes: name, label, probability, score.
+
+    With `unknown` and `prompt`, where they were asked for; the classes of an unknown photo are told all the same.
+    """
+    best, probabilities, known = p.best.tolist(), p.probabilities, p.known.tolist()
+    entries = []
+    for row, photo in enumerate(p.photos):
+        asked = ({"unknown": not known[row]} if p.unknown > 0 else {}) | (
+            {"prompt": p.prompts[row]} if p.prompts else {}
+        )
+        classes = [
+            {
+                "class": p.classnames[i],
+                "label": i,
+                "probability": round(float(probabilities[row, i]), 6),
+                "score": _rounded(p.scores[row, i]),
+            }
+            for i in best[row]
+        ]
+        entries.append({"photo": photo, **asked, "predictions": classes})
+    json.dump(entries, f, ensure_ascii=False, indent=1, allow_nan=False)
     f.write("\n")
+
+
+def _rounded(score: float) -> float | None:
+    """JSON has no number for the logarithm of 0."""
+    return round(float(score), 6) if math.isfinite(score) else None
+
+
+def _write_numbered(p: Predictions, f) -> None:
+    """`id_idx,label` of photos in natural order of their paths: numbers from 0, class ids, -1 for an unknown photo."""
+    labels = np.where(p.known, p.best[:, 0], -1).tolist()
+    ordered = sorted(zip(p.photos, labels, strict=True), key=lambda row: natural_key(row[0]))
+    f.write("id_idx,label\n")
+    f.writelines(f"{number},{label}\n" for number, (_, label) in enumerate(ordered))
 
 
 def _write_challenge(p: Predictions, f) -> None:
@@ -116,11 +178,13 @@ def zip_challenge(path: Path) -> Path:
 
 def show(p: Predictions, limit: int = 20, columns: int = 3) -> str:
     """A table of the first `limit` photos and their best classes with probabilities."""
-    best, probabilities = p.best[:, :columns], p.probabilities
-    rows = [
-        [_shorten(photo, 40), *(f"{_shorten(p.classnames[i], 24)} {100 * row[i]:.1f} %" for i in ids)]
-        for photo, ids, row in zip(p.photos[:limit], best[:limit], probabilities[:limit], strict=True)
-    ]
+    best, probabilities, known = p.best[:limit, :columns], p.probabilities, p.known
+    rows = []
+    for row, (photo, ids) in enumerate(zip(p.photos, best, strict=False)):
+        told = [f"{shorten(p.classnames[i], 24)} {100 * probabilities[row, i]:.1f} %" for i in ids]
+        if not known[row]:
+            told[0] = f"{UNKNOWN} ({told[0]})"
+        rows.append([shorten(photo, 40), *told])
     text = table(["photo", *(f"top {i + 1}" for i in range(best.shape[1]))], rows)
     more = len(p.photos) - limit
     return text + (f"\n… and {more} more (--out FILE has them all)" if more > 0 else "")
@@ -145,6 +209,6 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
     """The end of a long text: of a path it says more than the beginning."""
     return text if len(text) <= length else "…" + text[-(length - 1) :]

@@ -67,13 +67,90 @@ def test_csv_and_json(tmp_path):
     write_predictions(P, str(tmp_path / "r.json"))
     told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert told[1]["photo"] == "a/image 9.jpg"
-    assert told[1]["predictions"][0] == {"class": "c", "label": 2, "probability": 0.3}
+    assert told[1]["predictions"][0] == {"class": "c", "label": 2, "probability": 0.3, "score": -1.203973}
+    assert set(told[1]) == {"photo", "predictions"}  # nobody asked for more
 
 
 def test_an_ending_that_names_no_format_is_told_before_the_work():
     check_format(None)
     with pytest.raises(ConfigError, match=r"r.xls: .*none of .csv, .json, .txt"):
         check_format("r.xls")
+
+    with pytest.raises(ConfigError, match="unknown form 'ids' .known: id_idx"):
+        check_format("r.csv", "ids")
+
+
+@pytest.mark.parametrize("path, message", {"r.json": "r.json: the form id_idx is a .csv", None: "no file"}.items())
+def test_the_numbered_form_is_a_csv(path, message, tmp_path):
+    check_format(str(tmp_path / "r.CSV"), "id_idx")
+    with pytest.raises(ConfigError, match=message):
+        check_format(path, "id_idx")
+    with pytest.raises(ConfigError, match=message):
+        write_predictions(P, path and str(tmp_path / path), "id_idx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_photos_are_numbered_in_natural_order_of_their_paths(tmp_path):
+    photos = ("b/1.jpg", "a/10.jpg", "a/2.jpg", "a/1.png")
+    scores = np.log([[0.6, 0.2, 0.2], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4], [0.4, 0.4, 0.2]])
+    write_predictions(Predictions(photos, ("x", "y", "z"), scores), str(tmp_path / "all.csv"), "id_idx")
+    assert (tmp_path / "all.csv").read_bytes() == b"id_idx,label\n0,0\n1,2\n2,1\n3,0\n"
+    write_predictions(Predictions(photos, ("x", "y", "z"), scores, 1, 0.5), str(tmp_path / "some.csv"), "id_idx")
+    assert (tmp_path / "some.csv").read_bytes() == b"id_idx,label\n0,-1\n1,-1\n2,1\n3,0\n"
+
+
+UNSURE = Predictions(P.photos, P.classnames, SCORES, top=2, unknown=0.3001, prompts=("an a", 'a "c", or so', ""))
+
+
+def test_an_unknown_photo_is_told_in_every_form(tmp_path):
+    assert UNSURE.known.tolist() == [True, False, False] and P.known.all()
+    write_predictions(UNSURE, str(tmp_path / "r.csv"))
+    head, *rows = csv.reader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines())
+    assert head == ["photo", "class_1", "probability_1", "class_2", "probability_2", "prompt"]
+    assert rows[0] == ["b/image_10.jpg", "a", "0.500000", "b", "0.300000", "an a"]
+    assert rows[1] == ["a/image 9.jpg", "unknown", "0.300000", "b", "0.200000", 'a "c", or so']
+    write_predictions(UNSURE, str(tmp_path / "r.json"))
+    told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [entry["unknown"] for entry in told] == [False, True, True]
+    assert [entry["prompt"] for entry in told] == list(UNSURE.prompts)
+    assert told[1]["predictions"][0]["class"] == "c"  # what it would have been
+    lines = show(UNSURE).splitlines()
+    assert "a 50.0 %" in lines[2] and "unknown (c 30.0 %)  b 20.0 %" in lines[3]
+    for name, predictions in (("asked", Predictions(P.photos, P.classnames, SCORES, 5, 0.9)), ("not", P)):
+        write_predictions(predictions, str(tmp_path / f"{name}.txt"))
+    assert (tmp_path / "asked.txt").read_bytes() == (tmp_path / "not.txt").read_bytes()
+
+
+def test_a_photo_at_the_threshold_is_known():
+    assert Predictions(("x",), ("a", "b"), np.zeros((1, 2)), unknown=0.5).known.all()
+
+
+def test_logarithms_of_tiny_probabilities(tmp_path):
+    """Of sums over prompts: they give the probabilities back, ties go to the lowest class, 0 has no logarithm."""
+    scores = np.array([[-690.0, 0.0, -690.0], [-np.inf, np.log(0.25), np.log(0.75)]])
+    p = Predictions(("x", "y"), ("a", "b", "c"), scores, unknown=0.8)
+    assert p.best.tolist() == [[1, 0, 2], [2, 1, 0]] and p.known.tolist() == [True, False]
+    np.testing.assert_array_equal(p.probabilities[0], np.exp(scores[0]))
+    write_predictions(p, str(tmp_path / "r.json"))
+    told = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert [q["score"] for q in told[0]["predictions"]] == [0.0, -690.0, -690.0]
+    assert told[1]["predictions"][2] == {"class": "a", "label": 0, "probability": 0.0, "score": None}
+
+
+def test_no_photos(tmp_path):
+    none = Predictions((), ("a", "b"), np.zeros((0, 2), np.float32), unknown=0.5)
+    written = {"r.csv": 1, "r.json": 1, "r.txt": 0, "n.csv": 1}
+    for name, lines in written.items():
+        write_predictions(none, str(tmp_path / name), "id_idx" if name == "n.csv" else "")
+        assert len((tmp_path / name).read_text().splitlines()) == lines
+    assert len(show(none).splitlines()) == 2
+
+
+def test_rows_and_prompts_that_are_not_the_photos():
+    with pytest.raises(ValueError, match="2 photos, but 3 rows of scores and 0 prompts"):
+        Predictions(("x", "y"), tuple("abcdef"), SCORES)
+    with pytest.raises(ValueError, match="and 1 prompts"):
+        Predictions(P.photos, P.classnames, SCORES, prompts=("a",))
 
 
 def test_fewer_classes_than_asked_for():
