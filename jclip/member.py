@@ -12,7 +12,7 @@ from jclip.functional.prompt_scores import LOGITS, Mode
 from jclip.mixing import Mix
 from jclip.preprocess import PreprocessChoice
 from jclip.prompts import class_prompts, load_templates, prompts_of
-from jclip.views import views_of
+from jclip.views import TestViews
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.source import ModelSource
@@ -30,7 +30,7 @@ class Member:
     drop_below: float = 0.0  # of `prob-prompts`: probabilities of prompts up to it count as none
     drop_below_uniform: float = 0.0  # the same in units of uniform mass, 1 / the number of all prompts
     preprocess: PreprocessChoice = field(default_factory=PreprocessChoice)
-    views: str = "none"  # how often and how a photo is seen: none, flip, five-crops, ten-crops
+    views: TestViews = "none"  # how often and how a photo is seen; features are averaged
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
     stream: bool | None = None  # blocks stay on disk; by default where the memory is too small
@@ -43,7 +43,6 @@ class Member:
             raise ConfigError("weight, scale, drop_below and drop_below_uniform are at least 0")
         if (self.drop_below or self.drop_below_uniform) and self.mode != "prob-prompts":
             raise ConfigError(f"drop_below is of probabilities of prompts: set mode to prob-prompts (now {self.mode})")
-        views_of(self.views)
 
     def source(self) -> ModelSource:
         """The model, opened. Raises `CheckpointError` for one that is not there or doesn't say what it is."""

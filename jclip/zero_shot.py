@@ -22,6 +22,7 @@ OPTIONS = {  # of one model → the member's setting
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
 LOOKS = ("size", "resize", "sharpness")  # options of one model that are its preprocessing
+VIEWS = ("none", "flip", "five-crops", "ten-crops")
 MODES = ("embed", "embed-raw", "max", "prob-prompts", "prob-templates")
 
 
@@ -111,7 +112,7 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         "--drop-below", type=float, metavar="P", help="prob-prompts: smaller probabilities of prompts are none"
     )
     p.add_argument("--drop-below-uniform", type=float, metavar="U", help="the same, times 1 / the number of prompts")
-    p.add_argument("--views", help="flip, five-crops or ten-crops: the mean of several views of a photo")
+    p.add_argument("--views", choices=VIEWS, help="the mean of several views of a photo (default none)")
     p.add_argument("--size", type=int, help="pixels (default: the weights' own)")
     p.add_argument(
         "--resize", choices=("shortest", "squash", "longest-pad", "square-pad"), help="how photos are brought to it"
@@ -138,6 +139,10 @@ def main(argv: list[str]) -> int:
 
     check_format(args.out, args.format)
     check_sheet(args.sheet)
+    if args.format and args.on_error == "skip":
+        raise ConfigError(
+            f"--format {args.format} counts photos: leaving some out with --on-error skip shifts the others"
+        )
     if args.top < 1 or not 0 <= asked["unknown"] < 1:
         raise ConfigError(f"--top {args.top} is at least 1, --unknown {asked['unknown']} in [0, 1)")
     if not asked["classes"]:

@@ -70,21 +70,26 @@ def photo_folder(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Features, heads and hashes of a test are its own; Jittor's compiled code is shared."""
+    folder = tmp_path_factory.mktemp("cache")
+    use_cache(folder, monkeypatch.setattr)
+    return folder
+
+
+def use_cache(folder: str | Path, setattr) -> None:
+    """From now on features, heads, hashes and weights are kept below `folder`, all else where it was."""
     import jclip.paths
 
-    folder, shared_cache = tmp_path_factory.mktemp("cache"), jclip.paths.cache_dir
+    before = jclip.paths.cache_dir
 
     def cache_dir(*parts: str) -> Path:
         if parts and parts[0] in ("features", "classifiers", "hashes", "weights"):
-            below = folder.joinpath(*parts)
+            below = Path(folder).joinpath(*parts)
             below.mkdir(parents=True, exist_ok=True)
             return below
-        return shared_cache(*parts)
+        return before(*parts)
 
     for module in ("paths", "checkpoint", "features", "heads", "download"):
-        imported = importlib.import_module(f"jclip.{module}")
-        monkeypatch.setattr(imported, "cache_dir", cache_dir)
-    return folder
+        setattr(importlib.import_module(f"jclip.{module}"), "cache_dir", cache_dir)
 
 
 @pytest.fixture

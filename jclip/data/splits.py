@@ -119,7 +119,11 @@ def photo_folder(root: str) -> Path:
 
 def natural_key(path: str) -> list:
     """Sorts `2.jpg` before `10.jpg`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", path) if part]
+    return [
+        (0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part)
+        for part in re.split(r"([0-9]+)", path)
+        if part
+    ]
 
 
 def find_photos(places: Iterable[str | os.PathLike]) -> list[str]:
