@@ -117,10 +117,10 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
         row = rows()[name]
         settings = best.get(name, {}).get(f"{model} {style}", row.candidates[0])
         for shots, seed in itertools.product(args.shots, args.seeds):
-            yield Job(model, style, name, "all", shots, seed, row.at(shots, settings))
+            yield Job(model, style, name, "all", shots, seed, row.at(shots, settings, model))
         new = row.new and hasattr(finetune.load(row.recipe), "for_classes")
         for seed in args.seeds if new and MOST_SHOTS in args.shots else ():
-            yield Job(model, style, name, "base", MOST_SHOTS, seed, row.at(MOST_SHOTS, settings))
+            yield Job(model, style, name, "base", MOST_SHOTS, seed, row.at(MOST_SHOTS, settings, model))
 
 
 def chosen() -> dict[str, dict[str, list[str]]]:
@@ -203,7 +203,7 @@ def choose(args: argparse.Namespace) -> None:
     for model, style, name in itertools.product(args.models, args.styles, args.recipes or rows()):
         best = {}
         for settings in rows()[name].candidates if name in rows() else ():
-            given = rows()[name].at(MOST_SHOTS, settings)
+            given = rows()[name].at(MOST_SHOTS, settings, model)
             line = attempted(Job(model, style, name, "all", MOST_SHOTS, SEEDS[0], given), args.runs, told)
             if line:
                 print(

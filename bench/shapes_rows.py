@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import finetune
 
 MODELS = ("shapes-tiny-vit", "shapes-tiny-rn")
+RESNET = MODELS[1]
 STYLES = ("inverted", "sketch")  # that neither model saw in training
 SHOTS, SEEDS = (1, 4, 16), (1, 2, 3)
 EPOCHS_AT = {16: 1, 4: 2, 1: 4}  # times a row's epochs: few photos make short epochs
@@ -19,7 +20,8 @@ LEFT_OUT = ("contrastive", "ensemble")  # learn from captions, and from other ru
 class Row:
     """A shipped config, the settings on top of it, and a grid: setting → values, the first in use where none was chosen.
 
-    epochs: at 16 shots; 0: the config's. new: whether it is measured from base to new, too.
+    epochs: at 16 shots; 0: the config's. new: whether it is measured from base to new, too. resnet: settings besides for
+    the model whose image tower is no vision transformer.
     """
 
     config: str
@@ -27,6 +29,7 @@ class Row:
     grid: dict[str, tuple] = field(default_factory=dict)
     epochs: int = 0
     new: bool = False
+    resnet: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -39,10 +42,10 @@ class Row:
         values = ([f"{key}={value}" for value in of] for key, of in self.grid.items())
         return list(itertools.product(*values))
 
-    def at(self, shots: int, chosen: Sequence[str]) -> tuple[str, ...]:
+    def at(self, shots: int, chosen: Sequence[str], model: str) -> tuple[str, ...]:
         """Everything that is set at so many shots."""
         epochs = [f"optim.epochs={self.epochs * EPOCHS_AT[shots]}"] if self.epochs else []
-        return (*self.settings, *epochs, *chosen)
+        return (*self.settings, *(self.resnet if model == RESNET else ()), *epochs, *chosen)
 
 
 def found() -> list[str]:
@@ -82,10 +85,15 @@ ROWS = {
     "CoCoOp": Row(
         "cocoop/smoke", ("optim.batch=10", "selection=val"), {"optim.lr": (0.02, 0.002)}, epochs=1, new=True
     ),
-    "MaPLe": Row("maple/smoke", TOWERS, {"optim.lr": (0.1, 0.01)}, epochs=2, new=True),
-    "PromptSRC": Row("promptsrc/smoke", ("optim.batch=50",), {"optim.lr": (0.1, 0.01)}, epochs=2, new=True),
+    "MaPLe": Row(
+        "maple/smoke", TOWERS, {"optim.lr": (0.1, 0.01)}, epochs=2, new=True, resnet=("image=0", "coupled=false")
+    ),
+    "PromptSRC": Row(
+        "promptsrc/smoke", ("optim.batch=50",), {"optim.lr": (0.1, 0.01)}, epochs=2, new=True
+    ),
     "LoRA": Row(
-        "lora/smoke", (*TOWERS, "steps=40", "lora.dropout=0.0"), {"optim.lr": (1e-2, 3e-3, 1e-3)}, new=True
+        "lora/smoke", (*TOWERS, "steps=40", "lora.dropout=0.0"), {"optim.lr": (1e-2, 3e-3, 1e-3)}, new=True,
+        resnet=("lora.towers=text",),
     ),
     "full, cross-entropy": Row(
         "full/smoke", (*TOWERS, "loss=cross_entropy", "optim.weight_decay=0.1", "optim.warmup=0.1"),

@@ -64,7 +64,9 @@ class Mixture:
         return mixed(used, self.weights, self.mix)
 
     def parts(self, features: np.ndarray) -> list[np.ndarray]:
-        """Each model's own features (N, E), of length one."""
+        """Each model's own features (N, E), of length one; those of one model alone are so."""
+        if len(self.heads) == 1:
+            return [features]
         edges = np.cumsum([head.prompts.shape[1] for head in self.heads])[:-1]
         return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in np.split(features, edges, axis=1)]
 

@@ -53,6 +53,8 @@ def class_scores(
 
 def class_directions(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """norm(mean_k e_ck): (J, E) rows of length one → (C, E) rows of length one."""
+    if (np.asarray(counts) == 1).all():
+        return prompts
     means = segment_means(prompts, counts, axis=0)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 

@@ -62,8 +62,10 @@ def test_every_row_that_can_be_run_builds(bench, tmp_path):
 def test_epochs_grow_as_photos_get_fewer(bench):
     row = bench.Row("full/smoke", ("selection=val",), {"optim.lr": (1, 2)}, epochs=2)
     assert row.candidates == [("optim.lr=1",), ("optim.lr=2",)]
-    assert row.at(16, ["optim.lr=2"]) == ("selection=val", "optim.epochs=2", "optim.lr=2")
-    assert "optim.epochs=8" in row.at(1, ()) and bench.Row("gda/smoke").at(1, ()) == ()
+    vit, rn = bench.MODELS
+    assert row.at(16, ["optim.lr=2"], vit) == ("selection=val", "optim.epochs=2", "optim.lr=2")
+    assert "optim.epochs=8" in row.at(1, (), vit) and bench.Row("gda/smoke").at(1, (), vit) == ()
+    assert bench.Row("lora/smoke", resnet=("a=1",)).at(1, (), rn) == ("a=1",)
 
 
 def test_tables_by_hand(bench):

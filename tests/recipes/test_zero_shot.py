@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune._finished import Classifier
 from jclip.cli import main
-from jclip.errors import DataError
+from jclip.errors import ConfigError, DataError
+from jclip.readers import read_weights
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "zero_shot"
@@ -61,3 +63,180 @@ def test_photos_agree_with_the_command(small_models, photo_folder, tmp_path, mon
     assert main(["zero-shot", str(photo_folder / "test"), *options]) == 0
     told = [json.loads((tmp_path / f"{n}.json").read_text(encoding="utf-8")) for n in ("recipe", "command")]
     assert told[0] == told[1] and len(told[0]) == 18
+
+
+def models_yaml(tmp_path, data: str, *members: str, **settings) -> Path:
+    lines = [f"{k}: {v}" for k, v in {"recipe": "zero_shot", "data": data, **settings}.items()]
+    (tmp_path / "mine.yaml").write_text(
+        "\n".join([*lines, "models:", *(f"  - {m}" for m in members)]), encoding="utf-8"
+    )
+    return tmp_path / "mine.yaml"
+
+
+@pytest.fixture
+def two(small_models) -> list[str]:
+    return [f"{{weights: '{small_models[kind]}', prompts: simple, mode: {mode}}}" for kind, mode in
+            (("vit", "max"), ("resnet", "embed"))]  # fmt: skip
+
+
+def test_weights_are_searched_on_validation_and_kept(two, photo_folder, tmp_path, monkeypatch, close):
+    """The run's figures are those of the weights that the search found, alone or on photos; and no others are as good."""
+    monkeypatch.chdir(tmp_path)
+    data = f"{{root: '{photo_folder}', shots: 2, val_shots: 6}}"
+    metrics = toys.train(models_yaml(tmp_path, data, *two, search="true", step=0.1), tmp_path / "run")
+    found = [metrics["weight_0"], metrics["weight_1"]]
+    assert sum(found) == pytest.approx(1.0)
+    val = []
+    for tenths in range(11):
+        given = [two[0].replace("}", f", weight: {tenths}}}"), two[1].replace("}", f", weight: {10 - tenths}}}")]
+        one = toys.train(models_yaml(tmp_path, data, *given), tmp_path / f"{tenths}")
+        val.append(one["val_correct"])
+        if tenths / 10 == pytest.approx(found[0]):
+            assert {k: one[k] for k in metrics if "top" in k} == {k: v for k, v in metrics.items() if "top" in k}
+    assert metrics["val_correct"] == max(val) and val[round(10 * found[0])] == max(val) > min(val)
+    assert main(["eval", "run"]) == 0
+    told = json.loads((tmp_path / "run" / "eval.json").read_text())
+    close(told["top1"], metrics["test_top1"], "rounding")
+    assert main(["predict", "run", str(photo_folder / "test"), "--out", "all.csv"]) == 0
+    assert len((tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()) == 19
+
+
+def test_other_classes_take_the_weights_along(two, photo_folder, small_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    toys.train(models_yaml(tmp_path, f"{{root: '{photo_folder}', subset: base}}", *two), tmp_path / "run")
+    assert main(["eval", "run", "--base-to-new"]) == 2  # three classes have but one new
+    assert "only one class" in capsys.readouterr().err
+    toys.train(models_yaml(tmp_path, f"{{root: '{photo_folder}'}}", *two), tmp_path / "whole")
+    assert main(["eval", "run", f"data.root={photo_folder}", "data.subset=all", "--out", "other"]) == 0
+    told = [json.loads((tmp_path / name).read_text()) for name in ("other/eval.json", "whole/result.json")]
+    assert told[0]["correct"] == told[1]["metrics"]["test_correct"] and told[0]["count"] == 18
+
+
+def test_folders_without_parts_are_measured_whole(two, photo_folder, tmp_path):
+    metrics = toys.train(models_yaml(tmp_path, f"{{root: '{photo_folder / 'train'}'}}", *two), tmp_path / "run")
+    assert metrics["test_count"] == 30 and "val_count" not in metrics
+    searched = models_yaml(tmp_path, f"{{root: '{photo_folder / 'train'}'}}", *two, search="true")
+    metrics = toys.train(searched, tmp_path / "searched")
+    assert (metrics["val_count"], metrics["test_count"]) == (6, 24)  # a fifth of each class's ten
+
+
+def test_the_fields_of_clip_benchmark(two, photo_folder, tmp_path, close):
+    metrics = toys.train(models_yaml(tmp_path, f"{{root: '{photo_folder}'}}", *two), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "benchmark.json").read_text(encoding="utf-8"))
+    assert list(told) == ["dataset", "model", "pretrained", "task", "metrics", "language"]
+    assert told["metrics"].pop("acc5") is None and told["task"] == "zeroshot_classification"  # of three classes
+    close(told["metrics"].pop("acc1"), metrics["test_top1"], "rounding")
+    close(told["metrics"].pop("mean_per_class_recall"), metrics["test_mean_per_class"], "rounding")
+    assert not told["metrics"]
+    assert told["dataset"] == photo_folder.name and told["model"].count(" + ") == 1
+
+
+def test_names_of_a_benchmark_stand_in_place_of_folders(small_models, photo_folder, tmp_path):
+    """Folders in the order of the labels take the names one after the other; folders with known names are among them."""
+    from jclip.heads import zero_shot_head
+    from jclip.source import ModelSource
+
+    (tmp_path / "names.txt").write_text("a hat\na cat\na dog\n")
+    (tmp_path / "mine.yaml").write_text(
+        f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ntemplates: 'a {{}}'\ndata: {{root: '{photo_folder}'}}\n"
+        "classes: names.txt\n", encoding="utf-8",
+    )  # fmt: skip
+    toys.train(tmp_path / "mine.yaml", tmp_path / "run")
+    learned = read_weights(tmp_path / "run" / "learned.safetensors")
+    head = zero_shot_head(ModelSource(small_models["vit"]), [["a a hat"], ["a a cat"], ["a a dog"]])
+    assert np.array_equal(learned["text"].read(), head.weights)
+    (tmp_path / "names.txt").write_text("a hat\nBlue thing\n绿_thing\nred thing\n", encoding="utf-8")
+    toys.train(tmp_path / "mine.yaml", tmp_path / "among")
+    rows = (tmp_path / "among" / "learned.safetensors").read_bytes()
+    assert "绿_thing".encode() in rows
+    (tmp_path / "names.txt").write_text("a hat\nBlue thing\n", encoding="utf-8")
+    with pytest.raises(DataError, match="2 of which are none of the 2 that are named"):
+        toys.train(tmp_path / "mine.yaml", tmp_path / "few")
+
+
+def test_1203_classes_of_lvis(shared, tmp_path):
+    """Photos of 35 classes among the recorded text of all LVIS names: the count of a product written out."""
+    metrics = train("features_lvis.yaml", tmp_path)
+    d = np.load(shared / "clip_vitb32_features" / "caltech_lvis.npz")
+    names = json.loads((shared / "clip_vitb32_text" / "lvis_v1_train_cat_info.json").read_text())
+    by_id = sorted(names, key=lambda entry: entry["id"])
+    places = []
+    for name in (str(c).replace(" ", "_") for c in d["classnames"]):
+        own = [k for k, entry in enumerate(by_id) if entry["name"] == name]
+        places.append((own or [k for k, entry in enumerate(by_id) if name in entry["synonyms"]])[0])
+    text = np.load(shared / "clip_vitb32_text" / "lvis_v1_clip_a+cname.npy").astype(np.float64)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    right = (d["test_features"].astype(np.float64) @ text.T).argmax(1) == np.array(places)[d["test_labels"]]
+    assert metrics["test_correct"] == right.sum() == 559 and metrics["test_count"] == 922 and len(text) == 1203
+
+
+def test_photos_of_several_classes(small_models, photo_folder, tmp_path, close):
+    """From folders in which one photo lies twice, and from a list of all labels: the mean of each class's precision."""
+    from sklearn.metrics import average_precision_score
+
+    from jclip.member import Member
+    from jclip.zero_shot import classify
+
+    root, paths = tmp_path / "photos", sorted((photo_folder / "test").rglob("*.png"))
+    names, targets, lines = ["blue thing", "red_thing", "绿 thing"], [], []
+    for i, path in enumerate(paths):
+        own = sorted({names.index(path.parent.name), *([i % 3] if i % 2 else [])})
+        targets.append([k in own for k in range(3)])
+        lines.append(f"{path.parent.name}/{path.name} {' '.join(map(str, own))}")
+        for k in own:
+            (root / names[k]).mkdir(parents=True, exist_ok=True)
+            (root / names[k] / f"{k} of {path.name}").write_bytes(path.read_bytes())
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "names.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)), encoding="utf-8")
+    head = f"recipe: zero_shot\nmulti_label: true\nmodel: '{small_models['vit']}'\n"
+    by_list = f"{{root: '{photo_folder / 'test'}', test: list.txt, classes: names.txt}}"
+    scores = classify([Member(str(small_models["vit"]), "openai7")], list(map(str, paths)), names).scores
+    wanted = [average_precision_score(np.array(targets)[:, k], scores[:, k]) for k in range(3)]
+    assert np.array(targets).sum(axis=1).max() == 2
+    for run, data in (("folders", f"{{root: '{root}'}}"), ("list", by_list)):
+        (tmp_path / "mine.yaml").write_text(f"{head}data: {data}\n", encoding="utf-8")
+        metrics = toys.train(tmp_path / "mine.yaml", tmp_path / run)
+        close(metrics["test_map"], np.mean(wanted), "probabilities_at_100", "mAP of several classes")
+        assert metrics["test_count"] == 18
+        told = json.loads((tmp_path / run / "benchmark.json").read_text())["metrics"]
+        close(told["mean_average_precision"], metrics["test_map"], "rounding")
+    rows = (tmp_path / "list" / "per_class.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[1] == f"blue thing,{np.array(targets)[:, 0].sum()},{wanted[0]:.4f}"
+    (tmp_path / "list.txt").write_text("none.png 0 3\n")
+    with pytest.raises(DataError, match="list.txt, line 1: label 3 is beyond the 3 classes"):
+        toys.train(tmp_path / "mine.yaml", tmp_path / "wrong")
+
+
+def test_unknown_photos_are_counted(small_models, photo_folder, tmp_path, close):
+    head = f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ndata: {{root: '{photo_folder}'}}\n"
+    (tmp_path / "mine.yaml").write_text(head, encoding="utf-8")
+    assert "test_known" not in toys.train(tmp_path / "mine.yaml", tmp_path / "all")
+    done = Classifier.load(tmp_path / "all")
+    predictions = done.predict([photo_folder / "test"])
+    best = predictions.probabilities.max(1)
+    assert predictions.known.all()
+    metrics = toys.train(tmp_path / "mine.yaml", tmp_path / "run", f"unknown={np.median(best):.6f}")
+    sure = Classifier.load(tmp_path / "run").predict([photo_folder / "test"]).known
+    labels = np.array([done.classnames.index(Path(p).parent.name) for p in predictions.photos])
+    assert np.array_equal(sure, best >= np.median(best).round(6)) and 0 < sure.sum() < 18
+    close(metrics["test_known"], sure.mean(), "rounding")
+    close(metrics["test_known_top1"], (predictions.best[sure, 0] == labels[sure]).mean(), "rounding")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["search=true"], "search=true weighs several models"),
+        (["unknown=1.5"], r"unknown=1.5 in \[0, 1\)"),
+        (["drop_below=0.1"], "mode prob-prompts"),
+        (["model=x.pt", "models=[{weights: y.pt}]"], "leave model and data.features out"),
+        (["models=[{weights: x.pt, mode: prob-prompts}]", "drop_below=0.1", "drop_below_uniform=0.5"], "one threshold"),
+        (["models=[{weights: x.pt}]", "models.1.mode=max"], "1 is none of the list's 1 entries"),
+        (["models=[{prompts: simple}]"], "models.0.weights is missing"),
+        (["multi_label=true", "classes=imagenet1k", "model=x.pt"], "leave search, classes"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    data = "data.features=" if settings[0].startswith("models") and "model=x" not in settings[0] else "data.shots=4"
+    with pytest.raises(ConfigError, match=message):
+        toys.read_config(str(CONFIGS / "smoke.yaml"), [data, *settings])
