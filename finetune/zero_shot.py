@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jclip.choices import Mix
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError
 from jclip.member import Member, check_mixture
-from jclip.mixing import Mix
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.data.splits import PhotoData

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from jclip.choices import LOGITS, Mix, Mode, PreprocessChoice, TestViews
 from jclip.config import Dtype
 from jclip.errors import ConfigError
-from jclip.functional.prompt_scores import LOGITS, Mode
-from jclip.mixing import Mix
-from jclip.preprocess import PreprocessChoice
 from jclip.prompts import class_prompts, load_templates, prompts_of
-from jclip.views import TestViews
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.source import ModelSource

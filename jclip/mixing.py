@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from jclip.choices import Mix
 from jclip.functional.metrics import TINY, softmax
 
 Inputs = Literal["log_softmax", "softmax", "logits"]
-Mix = Literal["prob", "logit", "geo"]  # what is weighed: probabilities, scores as they are, logarithms of probabilities
 INPUTS: dict[str, Inputs] = {"prob": "softmax", "logit": "logits", "geo": "log_softmax"}
 GRID_UP_TO = 3  # members; four in steps of 0.05 would be 1771 tries, ten 10 million
 INVERSE_TEMPERATURES = 1e-3, 1e3

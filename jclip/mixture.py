@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jclip.choices import Mix, Mode
 from jclip.data.loader import OnError
 from jclip.data.splits import Split
 from jclip.errors import ConfigError
 from jclip.features import extract_of
-from jclip.functional.prompt_scores import Mode, class_scores, deciding_prompts, prompt_probabilities, shares
+from jclip.functional.prompt_scores import class_scores, deciding_prompts, prompt_probabilities, shares
 from jclip.heads import prompt_embeddings, zero_shot_head
 from jclip.member import Member
-from jclip.mixing import INPUTS, Mix, best_weights, mixed, transformed
+from jclip.mixing import INPUTS, best_weights, mixed, transformed
 from jclip.source import ModelSource, SideBySide
 
 

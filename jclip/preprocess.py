@@ -1,4 +1,4 @@
-"""Photos to float32 tensors: OpenAI's order and rounding bit for bit, and what a user sets otherwise.
+"""Photos to float32 tensors: OpenAI's order and rounding bit for bit.
 
 Pillow does every resize. The order is OpenAI's: resize, crop, convert to RGB, divide by 255, normalise; a palette
 photo is therefore resized by its palette indices, as in the reference. `rgb_first=True` converts before resizing.
@@ -7,11 +7,12 @@ photo is therefore resized by its palette indices, as in the reference. `rgb_fir
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from jclip.choices import Interpolation, PreprocessChoice, Resize
 from jclip.errors import ConfigError, UnknownName
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,8 +22,6 @@ NORMALISATIONS = {  # mean and standard deviation of the three channels
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]
-Interpolation = Literal["bicubic", "bilinear"]
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -90,34 +89,12 @@ class Preprocess:
             raise ConfigError(f"not a description of preprocessing: {e}") from e
 
 
-@dataclass(frozen=True)
-class PreprocessChoice:
-    """What a user sets otherwise than a model's weights say, of `Preprocess`; None: as they say.
-
-    size: of both sides; the model's table of positions is resampled to it, see `ModelSource`. sharpness: 0 blurs, 1
-    leaves a photo as it is, above 1 sharpens. Mean and standard deviation are always those of the weights.
-    """
-
-    size: int | None = None
-    resize: Resize | None = None
-    interpolation: Interpolation | None = None
-    sharpness: float | None = None
-    rgb_first: bool | None = None
-    exif_rotate: bool | None = None
-    draft: bool | None = None
-
-    def __post_init__(self):
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"preprocess: size={self.size} is at least 1")
-        if self.sharpness is not None and not self.sharpness >= 0:
-            raise ConfigError(f"preprocess: sharpness={self.sharpness} is at least 0 (0 blurs, 1 leaves, 2 sharpens)")
-
-    def applied(self, preprocess: Preprocess) -> Preprocess:
-        """`preprocess` with what is set here. Raises `UnknownName` for a way to resize that is none."""
-        chosen = {name: value for name, value in vars(self).items() if value is not None}
-        if "size" in chosen:
-            chosen["size"] = (self.size, self.size)
-        return replace(preprocess, **chosen)
+def with_choice(preprocess: Preprocess, choice: PreprocessChoice) -> Preprocess:
+    """`preprocess` with what a user has set."""
+    chosen = {name: value for name, value in vars(choice).items() if value is not None}
+    if choice.size is not None:
+        chosen["size"] = (choice.size, choice.size)
+    return replace(preprocess, **chosen)
 
 
 def _shortest(p: Preprocess, image: Image.Image) -> Image.Image:

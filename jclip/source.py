@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from jclip.checkpoint import Checkpoint, open_checkpoint
+from jclip.choices import PreprocessChoice
 from jclip.download import find_weights
 from jclip.errors import ConfigError, LayoutError
 from jclip.families import Stated
-from jclip.preprocess import Preprocess, PreprocessChoice
+from jclip.preprocess import Preprocess, with_choice
 from jclip.variants import CLIPConfig
 
 
@@ -48,7 +49,7 @@ class ModelSource:
         checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype, self._stream = dtype, stream
-        self.preprocess: Preprocess = chosen.applied(replace(self.checkpoint.preprocess, draft=draft))
+        self.preprocess: Preprocess = with_choice(replace(self.checkpoint.preprocess, draft=draft), chosen)
         self.penultimate, self.width = penultimate, self.config.feature_width(penultimate)
 
     @property

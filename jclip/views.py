@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -94,7 +94,6 @@ TEST_VIEWS: dict[str, Crops] = {
     "five-crops": Crops(corners=True),
     "ten-crops": Crops(corners=True, flip=True),
 }
-TestViews = Literal["none", "flip", "five-crops", "ten-crops"]  # their names, for a config
 
 
 def augment(name: str) -> Augment | None:

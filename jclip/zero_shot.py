@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jclip.choices import MODES, RESIZES, VIEWS
 from jclip.errors import ConfigError
 from jclip.families import FAMILIES
 
@@ -22,8 +23,6 @@ OPTIONS = {  # of one model → the member's setting
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
 LOOKS = ("size", "resize", "sharpness")  # options of one model that are its preprocessing
-VIEWS = ("none", "flip", "five-crops", "ten-crops")
-MODES = ("embed", "embed-raw", "max", "prob-prompts", "prob-templates")
 
 
 def classify(
@@ -114,9 +113,7 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--drop-below-uniform", type=float, metavar="U", help="the same, times 1 / the number of prompts")
     p.add_argument("--views", choices=VIEWS, help="the mean of several views of a photo (default none)")
     p.add_argument("--size", type=int, help="pixels (default: the weights' own)")
-    p.add_argument(
-        "--resize", choices=("shortest", "squash", "longest-pad", "square-pad"), help="how photos are brought to it"
-    )
+    p.add_argument("--resize", choices=RESIZES, help="how photos are brought to it")
     p.add_argument("--sharpness", type=float, help="2 sharpens, 1 leaves photos as they are")
     p.add_argument("--article", action="store_true", default=None, help='"a" and "an" agree with what follows')
     p.add_argument("--plural", action="store_true", default=None, help='"many {}" takes the plural of the class')

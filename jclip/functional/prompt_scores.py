@@ -16,15 +16,12 @@ softmax undoes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 
+from jclip.choices import Mode
 from jclip.functional.metrics import TINY
 
-Mode = Literal["embed", "embed-raw", "max", "prob-prompts", "prob-templates"]
-MODES: tuple[str, ...] = get_args(Mode)
-LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
 AT_ONCE = 1 << 24  # scores of prompts in memory at a time
 
 

@@ -17,7 +17,7 @@ WITHOUT_JITTOR = [
     "convert.cli", "convert.source", "finetune", "finetune.__main__", "finetune._finished", "finetune._sweep",
     "finetune._challenge", "finetune._fusion", "finetune._submission",
     "jclip", "jclip.architecture", "jclip.catalogue",
-    "jclip.checkpoint", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
+    "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
     "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.shapes",
     "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
@@ -32,7 +32,7 @@ WITHOUT_JITTOR = [
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
 FLOORS = [
     {"jclip.errors"},
-    {"jclip.paths", "jclip.variants", "jclip.grammar"},
+    {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar"},
     {"jclip.report"},
     {
         "jclip.config",

@@ -11,12 +11,12 @@ from PIL import Image
 
 import jclip.features
 from jclip.checkpoint import save_checkpoint
+from jclip.choices import PreprocessChoice
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features import extract, few_shot_features, training_view
 from jclip.heads import unit, zero_shot_head
-from jclip.preprocess import PreprocessChoice
 from jclip.recorded import read_recorded
 from jclip.runtime import jt
 from jclip.source import ModelSource

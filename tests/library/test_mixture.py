@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jclip.choices import PreprocessChoice
 from jclip.cli import main
 from jclip.config import build
 from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import softmax
 from jclip.heads import unit
 from jclip.member import Member, check_mixture
-from jclip.preprocess import PreprocessChoice
+from jclip.preprocess import with_choice
 from jclip.readers import read_weights
 from jclip.source import ModelSource
 from jclip.tokenizer import tokenize
@@ -56,7 +57,7 @@ def written_out(member: Member, photos: list[str], close) -> np.ndarray:
     source = ModelSource(member.weights)
     texts = [t.replace("{}", name) for name in NAMES for t in TEMPLATES]
     e = unit(source.model.encode_text(tokenize(texts)).numpy().astype(np.float64))
-    look = member.preprocess.applied(source.preprocess)
+    look = with_choice(source.preprocess, member.preprocess)
     x = unit(source.model.encode_image(np.stack([look(Image.open(p)) for p in photos])).numpy().astype(np.float64))
     s = member.scale or float(np.exp(source.model.logit_scale.numpy()[0]))
     return softmax(s * x @ e.T).reshape(len(photos), len(NAMES), len(TEMPLATES))

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jclip.choices import PreprocessChoice
 from jclip.config import build, to_values
 from jclip.errors import ConfigError, UnknownName
-from jclip.preprocess import Preprocess, PreprocessChoice
+from jclip.preprocess import Preprocess, with_choice
 from jclip.views import resized_crop
 from tests.golden.inputs import CROP_BOXES, PHOTO_SIZES, SHARPNESS, TARGETS, photo
 
@@ -124,7 +125,7 @@ def test_the_ajou_entrys_photos_equal_torchvisions(transforms, mode, sharpness):
         transforms.RandomAdjustSharpness(sharpness, p=1), transforms.ToTensor(),
         transforms.Normalize(Preprocess().mean, Preprocess().std),
     ])  # fmt: skip
-    ours = PreprocessChoice(resize="squash", sharpness=sharpness).applied(Preprocess())
+    ours = with_choice(Preprocess(), PreprocessChoice(resize="squash", sharpness=sharpness))
     for width, height in ((150, 150), (61, 40), (224, 224), (301, 97), (480, 641)):
         image = photo(width, height, mode)
         assert np.array_equal(ours(image), theirs(image).numpy()), (width, height)
@@ -138,12 +139,13 @@ class Config:
 
 def test_what_is_left_out_stays_as_the_weights_say():
     weights = Preprocess((20, 28), "longest-pad", "bilinear", (0.5,) * 3, (0.4,) * 3, 7, 1.5, True, True, True)
-    assert PreprocessChoice().applied(weights) == build(Config, {}, "x.yaml").preprocess.applied(weights) == weights
+    assert with_choice(weights, PreprocessChoice()) == weights
+    assert with_choice(weights, build(Config, {}, "x.yaml").preprocess) == weights
     chosen = {"size": 24, "resize": "squash", "interpolation": "bicubic", "sharpness": 0, "rgb_first": False}
     cfg = build(Config, {"preprocess": {**chosen, "exif_rotate": False, "draft": False}}, "x.yaml")
     assert build(Config, to_values(cfg), "x.yaml") == cfg and type(cfg.preprocess.sharpness) is float
     wanted = Preprocess((24, 24), "squash", "bicubic", (0.5,) * 3, (0.4,) * 3, 7, 0.0, False, False, False)
-    assert cfg.preprocess.applied(weights) == wanted
+    assert with_choice(weights, cfg.preprocess) == wanted
     one = build(Config, {"preprocess": {"sharpness": 2.3, "resize": None}}, "x.yaml").preprocess
     assert one == PreprocessChoice(sharpness=2.3)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from jclip.choices import MODES
 from jclip.functional import prompt_scores
-from jclip.functional.prompt_scores import MODES, class_scores, deciding_prompts, prompt_probabilities, shares
+from jclip.functional.prompt_scores import class_scores, deciding_prompts, prompt_probabilities, shares
 
 EVEN, UNEVEN = [52] * 6, [3, 1, 7, 2, 5, 4]
 

@@ -1,0 +1,41 @@
+"""What a config may say of how photos are seen and prompts scored, as names. Imports neither NumPy nor Pillow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jclip.errors import ConfigError
+
+Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]  # see `jclip.preprocess.Preprocess`
+Interpolation = Literal["bicubic", "bilinear"]
+TestViews = Literal["none", "flip", "five-crops", "ten-crops"]  # see `jclip.views.TEST_VIEWS`
+Mode = Literal["embed", "embed-raw", "max", "prob-prompts", "prob-templates"]  # see `jclip.functional.prompt_scores`
+Mix = Literal[
+    "prob", "logit", "geo"
+]  # of several models: probabilities, scores as they are, logarithms of probabilities
+RESIZES, VIEWS, MODES, MIXES = map(get_args, (Resize, TestViews, Mode, Mix))
+LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
+
+
+@dataclass(frozen=True)
+class PreprocessChoice:
+    """What a user sets otherwise than a model's weights say, of `jclip.preprocess.Preprocess`; None: as they say.
+
+    size: of both sides; the model's table of positions is resampled to it, see `ModelSource`. sharpness: 0 blurs, 1
+    leaves a photo as it is, above 1 sharpens. Mean and standard deviation are always those of the weights.
+    """
+
+    size: int | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    sharpness: float | None = None
+    rgb_first: bool | None = None
+    exif_rotate: bool | None = None
+    draft: bool | None = None
+
+    def __post_init__(self):
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"preprocess: size={self.size} is at least 1")
+        if self.sharpness is not None and not self.sharpness >= 0:
+            raise ConfigError(f"preprocess: sharpness={self.sharpness} is at least 0 (0 blurs, 1 leaves, 2 sharpens)")
