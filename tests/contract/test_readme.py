@@ -15,7 +15,7 @@ import finetune
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHARE = re.compile(r"\b(0\.\d{4})\b(?: \((\d+) of (\d+)\))?")
-PAGES = ("porting", "weights", "challenge", "evaluation")
+PAGES = ("porting", "weights", "challenge", "evaluation", "zero_shot")
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]
 SCIENTIFIC = re.compile(r"\d\.\d+e[-+]\d+")
 
