@@ -46,7 +46,13 @@ def main() -> int:
     tell("the same, prob-prompts with a threshold after mixing", args.rounds, lambda: dropping(two))
     pair, three = mixed(args, 2, "prob-prompts"), mixed(args, 3, "prob-prompts")
     tell("search 1,001 weights of two models", args.rounds, lambda: pair.searched(two, labels, 0.001), pair, two)
-    tell("search 231 weights of three models", args.rounds, lambda: three.searched(features, labels, 0.05), three, features)
+    tell(
+        "search 231 weights of three models",
+        args.rounds,
+        lambda: three.searched(features, labels, 0.05),
+        three,
+        features,
+    )
     return 0
 
 

@@ -27,6 +27,7 @@ from jclip.source import ModelSource, SideBySide
 from jclip.views import TEST_VIEWS, Views, pipeline_of
 from jclip.views import augment as augment_named
 
+PART = 1024  # photos whose features are kept together: a break loses those of one part
 BATCH = 64  # views at once; JCLIP_BATCH names another number
 
 
@@ -48,10 +49,14 @@ def extract(
     Random views are numbered from `first_view`; views to test by, `jclip.views.TEST_VIEWS`, are as many as their name
     says, one of `none`. The model is loaded only when the cache lacks these features. The same view of the same photo is
     the same for any batch size and number of threads: its randomness comes from (seed, view, row). Raises `UnknownName`,
-    or `DataError` when a photo does not decode and `on_error` is "stop".
+    or `DataError` when a photo does not decode and `on_error` is "stop". Many photos without randomness are kept in parts,
+    so that a break loses but the last one.
     """
     if isinstance(source, SideBySide):
         return _side_by_side(source, split, on_error, label)
+    part = max(PART, batch_size())
+    if augment in TEST_VIEWS and len(split) > part:
+        return _in_parts(source, split, part, augment=augment, on_error=on_error, label=label, entering=entering)
     numbers = range(first_view, first_view + views)
     file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed, entering)}.safetensors"
     if file.is_file():
@@ -65,6 +70,17 @@ def extract(
     else:  # a photo that is mended later would otherwise stay missing
         safetensors.write(file, {"rows": rows, "features": features})
     return rows, features
+
+
+def _in_parts(source: ModelSource, split: Split, part: int, *, label: str, **options) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract`, `part` photos after the other, each with a file of its own in the cache."""
+    starts = range(0, len(split), part)
+    told = [f"{label} {at // part + 1}/{len(starts)}".strip() for at in starts]
+    rows = (range(at, min(at + part, len(split))) for at in starts)
+    done = [extract(source, split.take(some), label=name, **options) for some, name in zip(rows, told, strict=True)]
+    return np.concatenate([at + own for at, (own, _) in zip(starts, done, strict=True)]), np.concatenate(
+        [x for _, x in done]
+    )
 
 
 def _side_by_side(together: SideBySide, split: Split, on_error: OnError, label: str) -> tuple[np.ndarray, np.ndarray]:

@@ -348,3 +348,36 @@ def test_recorded_features_that_are_absent(tmp_path):
     np.save(tmp_path / "t.npy", np.eye(2, 3))
     data = read_recorded(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
     assert data.text.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_many_photos_are_kept_in_parts(small_models, photo_folder, monkeypatch, tmp_path, close):
+    """A break in the third part of five loses that alone; all parts are the whole, with a photo that doesn't decode too."""
+    source = ModelSource(small_models["vit"])
+    split = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
+    broken = tmp_path / "broken.png"
+    broken.write_text("no photo")
+    split = replace(split, paths=(*split.paths[:5], str(broken), *split.paths[6:]))
+    rows, whole = extract(source, split, on_error="skip")
+    monkeypatch.setattr(jclip.features, "PART", 4)
+    monkeypatch.setenv("JCLIP_BATCH", "2")
+    compute, seen = jclip.features._compute, []
+
+    def dying(model, part, *arguments, **options):
+        if len(seen) == 2:
+            seen.append(None)
+            raise KeyboardInterrupt
+        seen.append(part.paths)
+        return compute(model, part, *arguments, **options)
+
+    monkeypatch.setattr(jclip.features, "_compute", dying)
+    with pytest.raises(KeyboardInterrupt):
+        extract(source, split, on_error="skip")
+    again = extract(source, split, on_error="skip")
+    assert np.array_equal(again[0], rows) and 5 not in rows and len(rows) == 17
+    close(again[1], whole, "features")
+    assert seen[3:] == [
+        split.paths[4:8],
+        split.paths[8:12],
+        split.paths[12:16],
+        split.paths[16:],
+    ]  # the broken one's anew
