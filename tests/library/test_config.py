@@ -180,3 +180,35 @@ def test_paths_of_installed_configs_belong_to_the_callers_folder(tmp_path, monke
     (folder.parent / "__init__.py").write_text("")
     values = load_values(folder / "a.yaml")
     assert values["model"] == f"{tmp_path}/runs/x.safetensors" and values["data"]["root"] == f"{tmp_path}/photos"
+
+
+@dataclass(frozen=True)
+class Part:
+    weights: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Whole:
+    models: tuple[Part, ...] = ()
+
+
+def test_groups_in_a_list(tmp_path, monkeypatch):
+    """Each is built and told by its number; `models.1.share=2` changes one; paths are relative as others are."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "m.yaml").write_text("models:\n  - weights: ./a.pt\n  - {weights: ViT-B/32, share: 3}\n")
+    monkeypatch.chdir(tmp_path / "other")
+    values = load_values(tmp_path / "m.yaml", ["models.1.weights=./b.pt", "models.0.share=2"])
+    wanted = (Part(str(tmp_path / "a.pt"), 2.0), Part(str(tmp_path / "other" / "b.pt"), 3.0))
+    assert build(Whole, values, "m.yaml").models == wanted
+    assert build(Whole, {"models": {"weights": "x"}}, "m.yaml").models == (Part("x"),)
+    for given, message in (
+        ({"models": [{"weights": "x"}, {"share": 1}]}, "models.1.weights is missing"),
+        ({"models": [{"weights": "x", "shrae": 1}]}, "unknown key models.0.shrae, did you mean 'share'"),
+        ({"models": ["x"]}, "models.0 is a group of settings, got 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(Whole, given, "m.yaml")
+    for override in ("models.2.share=1", "models.x.share=1", "models.2={weights: x}"):
+        with pytest.raises(ConfigError, match="is none of the list's 2 entries"):
+            load_values(tmp_path / "m.yaml", [override])

@@ -20,6 +20,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import softmax
 from jclip.heads import unit
 from jclip.member import Member, check_mixture
+from jclip.mixture import Mixture, PromptHead
 from jclip.preprocess import with_choice
 from jclip.readers import read_weights
 from jclip.source import ModelSource
@@ -131,6 +132,30 @@ def test_the_prompt_that_decided(members, photos):
     for row, (best, prompt) in enumerate(zip(alone.best[:, 0], alone.prompts, strict=True)):
         own = [t.replace("{}", NAMES[best]) for t in TEMPLATES]
         assert prompt == own[int((unit(source.model.encode_text(tokenize(own)).numpy()) @ x[row]).argmax())]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("drop_below", [0.0, 0.03])
+def test_no_weights_are_better_than_those_that_were_searched(seed, drop_below):
+    """All of 21 pairs, each scored as the mixture scores photos."""
+    rng, counts = np.random.default_rng(seed), np.array([3, 2, 4])
+    heads = tuple(
+        PromptHead(unit(rng.standard_normal((9, width))).astype(np.float32), counts, 8.0, "prob-prompts")
+        for width in (5, 7)
+    )
+    labels = rng.integers(0, 3, 200)
+    centres = [np.stack([head.prompts[s : s + n].mean(0) for s, n in ((0, 3), (3, 2), (5, 4))]) for head in heads]
+    features = np.concatenate(
+        [unit(own[labels] + 0.5 * rng.standard_normal((200, own.shape[1]))) for own in centres], axis=1
+    ).astype(np.float32)
+    even = Mixture(heads, np.array([0.5, 0.5]), drop_below=drop_below)
+    right = [
+        int((replace(even, weights=np.array([i / 20, 1 - i / 20]))(features).argmax(1) == labels).sum())
+        for i in range(21)
+    ]
+    found = even.searched(features, labels, 0.05)
+    assert right[round(20 * found.weights[0])] == max(right) > min(right)
+    assert np.array_equal(Mixture.from_arrays(found.arrays(), ["prob-prompts"] * 2, "prob")(features), found(features))
 
 
 class Watch:
