@@ -83,8 +83,8 @@ ROWS = {
     ),
     "KgCoOp": Row("kgcoop/smoke", PROMPTS, {"optim.lr": (0.1, 0.01), "weight": (8.0, 1.0)}, epochs=12, new=True),
     "CoCoOp": Row(
-        "cocoop/smoke", ("optim.batch=10", "selection=val"), {"optim.lr": (0.02, 0.002)}, epochs=1, new=True
-    ),
+        "cocoop/smoke", ("optim.batch=10", "selection=val"), {"optim.lr": (0.02, 0.002)}, epochs=2, new=True
+    ),  # the first epoch is CoOp's warm-up
     "MaPLe": Row(
         "maple/smoke", TOWERS, {"optim.lr": (0.1, 0.01)}, epochs=2, new=True, resnet=("image=0", "coupled=false")
     ),
