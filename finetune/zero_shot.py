@@ -9,7 +9,7 @@ features with labels; validation photos where weights are searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.member import Member, check_mixture
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import PhotoData
+    from jclip.data.splits import PhotoData, Split
     from jclip.mixture import Mixture
     from jclip.recorded import FeatureSet
     from jclip.run import Run
@@ -104,10 +104,10 @@ def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     from jclip.source import source_of
 
     source, photos = source_of(cfg), read_photos(cfg)
-    mixture = mixture_for(cfg, source, photos.classnames, photos)
-    data = few_shot_features(cfg.data, source, "", train=False, photos=photos)
-    if cfg.search and not len(data.val):
+    if cfg.search and not len(photos.val):
         raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
+    mixture = mixture_for(cfg, source, photos.classnames, {"val": photos.val, "test": photos.test})
+    data = few_shot_features(cfg.data, source, "", train=False, photos=photos)
     mixture = mixture.searched(data.val, data.val_labels, cfg.step) if cfg.search else mixture
     return data, mixture.arrays(), mixture.width
 
@@ -118,16 +118,14 @@ def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.evaluation import write_csv
     from jclip.features import extract
     from jclip.functional.metrics import average_precisions
-    from jclip.mixture import compute, mixture_of
     from jclip.source import SideBySide
 
     models, found = members(cfg), read_multi_label(cfg.data)
     together = SideBySide([one.source() for one in models], [one.views for one in models])
-    heads = compute(together, models, found.classnames, {"test": found.photos}, cfg.data.on_error)
-    mixture = mixture_of(models, heads, cfg.mix, cfg.drop_below, cfg.drop_below_uniform)
+    mixture = mixture_for(cfg, together, found.classnames, {"test": found.photos})
     rows, features = extract(together, found.photos, on_error=cfg.data.on_error, label="test")
     run.note(weights_sha256=together.weights_sha256, test_sha256=found.photos.digest())
-    one = {"text": heads[0].prompts, "scale": np.array([heads[0].scale])}
+    one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
     run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
     targets = found.targets[rows]
     precisions = average_precisions(mixture(features), targets)
@@ -157,13 +155,15 @@ def for_classes(learned: Learned, cfg: Config, classnames: Sequence[str], source
     return {**learned, **text_for(source, classnames, cfg.templates)}
 
 
-def mixture_for(cfg: Config, source: SideBySide, classnames: Sequence[str], photos: PhotoData | None = None) -> Mixture:
-    """All models' heads for these classes; features of val and test photos are computed on the way."""
-    from jclip.mixture import compute, mixture_of
+def mixture_for(
+    cfg: Config, source: SideBySide, classnames: Sequence[str], splits: Mapping[str, Split] | None = None
+) -> Mixture:
+    """All models' heads for these classes; features of the photos in `splits` are computed on the way."""
+    from jclip.mixture import build_mixture
 
-    splits = {"val": photos.val, "test": photos.test} if photos else {}
-    heads = compute(source, cfg.models, classnames, splits, cfg.data.on_error)
-    return mixture_of(cfg.models, heads, cfg.mix, cfg.drop_below, cfg.drop_below_uniform)
+    drop = {"drop_below": cfg.drop_below, "drop_below_uniform": cfg.drop_below_uniform}
+    given = {"mix": cfg.mix, "on_error": cfg.data.on_error, **drop}
+    return build_mixture(source, members(cfg), classnames, splits or {}, **given)
 
 
 def members(cfg: Config) -> tuple[Member, ...]:

@@ -47,6 +47,11 @@ class Member:
 
         return ModelSource(self.weights, self.family, self.dtype, stream=self.stream, preprocess=self.preprocess)
 
+    @property
+    def asks(self) -> tuple:
+        """What its prompts depend on."""
+        return self.prompts, self.article, self.plural
+
     def class_prompts(self, classnames: Sequence[str], tell: bool = False) -> list[list[str]]:
         """Its prompts for each class. tell: on stderr, of repeated ones and of classes without sentences."""
         if tell:

@@ -18,7 +18,7 @@ from jclip.errors import ConfigError
 from jclip.features import extract_of
 from jclip.functional.prompt_scores import class_scores, deciding_prompts, prompt_probabilities, shares
 from jclip.heads import prompt_embeddings, zero_shot_head
-from jclip.member import Member
+from jclip.member import Member, check_mixture
 from jclip.mixing import INPUTS, best_weights, mixed, transformed
 from jclip.source import ModelSource, SideBySide
 
@@ -106,53 +106,60 @@ class Mixture:
         return Mixture(tuple(heads), arrays["weights"], mix, float(arrays["drop_below"][0]))
 
 
-def mixture_of(
-    members: Sequence[Member], heads: Sequence[PromptHead], mix: Mix, drop_below: float = 0.0, uniform: float = 0.0
-) -> Mixture:
-    """Heads with their members' weights. uniform: `drop_below` in units of uniform mass. Raises `ConfigError` where the
-    mixture's prompts are compared with a threshold, and not all models have the same numbers of them."""
-    counts = [head.counts.tolist() for head in heads]
-    if (drop_below or uniform) and counts.count(counts[0]) < len(counts):
-        raise ConfigError("drop_below compares prompts of all models: give them the same prompts")
-    weights = np.array([member.weight for member in members], np.float64)
-    threshold = drop_below or uniform / sum(counts[0])
-    return Mixture(tuple(heads), weights / weights.sum(), mix, threshold)
-
-
-def compute(
+def build_mixture(
     together: SideBySide,
     members: Sequence[Member],
     classnames: Sequence[str],
     splits: Mapping[str, Split],
+    *,
+    mix: Mix = "prob",
+    drop_below: float = 0.0,
+    drop_below_uniform: float = 0.0,
     on_error: OnError = "stop",
     whole: bool = False,
-) -> list[PromptHead]:
-    """Heads of all members, and in the cache the features of all splits: one model after the other, each loaded once.
+) -> Mixture:
+    """All members' heads for these classes, with their weights; in the cache, the features of all `splits`.
 
-    whole: heads keep every prompt, also where the mode needs but their mean.
+    One model after the other, each loaded once. drop_below: of the mixture's probabilities of prompts, or
+    drop_below_uniform in units of uniform mass. whole: heads keep every prompt, also where the mode needs but their mean.
+    Raises `ConfigError` for members that can't be mixed so, before anything is computed.
     """
+    check_mixture(members, mix, drop_below or drop_below_uniform)
+    told = [member.asks for member in members]
+    prompts = [m.class_prompts(classnames, tell=m.asks not in told[:i]) for i, m in enumerate(members)]
+    check_prompts(members, prompts, drop_below or drop_below_uniform)
     heads = []
     for number, (source, member) in enumerate(zip(together.sources, members, strict=True)):
-        heads.append(prompt_head(source, member, classnames, whole))
+        heads.append(prompt_head(source, member, prompts[number], whole))
         for label, split in splits.items():
             if len(split):
                 extract_of(together, number, split, on_error, label)
         source.release()
-    return heads
+    weights = np.array([member.weight for member in members], np.float64)
+    threshold = drop_below or drop_below_uniform / sum(map(len, prompts[0]))
+    return Mixture(tuple(heads), weights / weights.sum(), mix, threshold)
 
 
-def prompt_head(source: ModelSource, member: Member, classnames: Sequence[str], whole: bool = False) -> PromptHead:
-    """A member's head for these classes; repeated prompts are told on stderr."""
-    prompts = member.class_prompts(classnames, tell=True)
-    counts = np.array([len(of_class) for of_class in prompts])
-    if member.mode == "prob-templates" and len({*counts.tolist()}) > 1:
-        raise ConfigError(f"{member.prompts} has {counts.min()} to {counts.max()} prompts per class: mode prob-templates "
-                          "needs the same number of each, prob-prompts does not")  # fmt: skip
+def check_prompts(members: Sequence[Member], prompts: Sequence[list[list[str]]], drop_below: float) -> None:
+    """Raises `ConfigError` where prompts are of unequal numbers and may not be."""
+    counts = [[*map(len, of_member)] for of_member in prompts]
+    for member, own in zip(members, counts, strict=True):
+        if member.mode == "prob-templates" and len({*own}) > 1:
+            raise ConfigError(f"{member.prompts} has {min(own)} to {max(own)} prompts per class: mode prob-templates "
+                              "needs the same number of each, prob-prompts does not")  # fmt: skip
+    if drop_below and counts.count(counts[0]) < len(counts):
+        raise ConfigError("drop_below compares prompts of all models: give them the same prompts")
+
+
+def prompt_head(
+    source: ModelSource, member: Member, prompts: Sequence[Sequence[str]], whole: bool = False
+) -> PromptHead:
+    """A member's head of its prompts by class."""
     if member.mode == "embed" and not whole:
         head = zero_shot_head(source, prompts, member.truncate)
         return PromptHead(head.weights, np.ones(len(prompts), np.int64), member.scale or head.scale)
     embedded, scale = prompt_embeddings(source, prompts, member.truncate)
-    threshold = member.drop_below or member.drop_below_uniform / len(embedded)
+    counts, threshold = np.array([*map(len, prompts)]), member.drop_below or member.drop_below_uniform / len(embedded)
     return PromptHead(embedded, counts, member.scale or scale, member.mode, threshold)
 
 

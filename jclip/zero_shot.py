@@ -22,7 +22,7 @@ OPTIONS = {  # of one model → the member's setting
     "drop_below_uniform": "drop_below_uniform", "views": "views", "family": "family", "dtype": "dtype",
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
-LOOKS = ("size", "resize", "sharpness")  # options of one model that are its preprocessing
+LOOKS = ("size", "resize", "sharpness", "draft")  # options of one model that are its preprocessing
 
 
 def classify(
@@ -48,16 +48,16 @@ def classify(
 
     from jclip.data.splits import Split
     from jclip.features import extract
-    from jclip.member import check_mixture
-    from jclip.mixture import compute, deciding, mixture_of
+    from jclip.mixture import build_mixture, deciding
     from jclip.results import Predictions
     from jclip.source import SideBySide
 
-    check_mixture(members, mix, drop_below or drop_below_uniform)
     together = SideBySide([member.source() for member in members], [member.views for member in members])
     split = Split(tuple(photos), np.full(len(photos), -1, np.int32))
-    heads = compute(together, members, classnames, {"photos": split}, on_error, whole=explain)
-    mixture = mixture_of(members, heads, mix, drop_below, drop_below_uniform)
+    mixture = build_mixture(
+        together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,
+        drop_below_uniform=drop_below_uniform, on_error=on_error, whole=explain,
+    )  # fmt: skip
     rows, features = extract(together, split, on_error=on_error, label="photos")
     scores = mixture(features)
     prompts = deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
@@ -94,7 +94,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
     )
-    p.add_argument("--draft", action="store_true", help="decode large JPEGs at a fraction of their size: not bit-exact")
     add_model_options(p.add_argument_group("of --model (a YAML has them below models)"))
     return p
 
@@ -115,6 +114,12 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--size", type=int, help="pixels (default: the weights' own)")
     p.add_argument("--resize", choices=RESIZES, help="how photos are brought to it")
     p.add_argument("--sharpness", type=float, help="2 sharpens, 1 leaves photos as they are")
+    p.add_argument(
+        "--draft",
+        action="store_true",
+        default=None,
+        help="decode large JPEGs at a fraction of their size: not bit-exact",
+    )
     p.add_argument("--article", action="store_true", default=None, help='"a" and "an" agree with what follows')
     p.add_argument("--plural", action="store_true", default=None, help='"many {}" takes the plural of the class')
     p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that are too long")
@@ -167,16 +172,18 @@ def of_options(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, A
     if settings:
         raise ConfigError(f"{settings[0]} is a setting of a YAML: name it with --config, or use an option")
     given = {setting: getattr(args, option) for option, setting in OPTIONS.items()}
-    looks = {name: getattr(args, name) for name in LOOKS} | {"draft": args.draft or None}
+    looks = {name: getattr(args, name) for name in LOOKS}
     values = {k: v for k, v in given.items() if v is not None} | {"preprocess": looks}
     return {"members": [build(Member, values, "options")], "classes": args.classes, "unknown": args.unknown or 0.0}
 
 
 def of_config(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
     """What `classify` is asked, of a config of the recipe zero_shot. Raises `ConfigError` for another one."""
-    given = [f"--{o.replace('_', '-')}" for o in (*OPTIONS, *LOOKS) if o != "model" and getattr(args, o) is not None]
-    if given:
-        raise ConfigError(f"{given[0]} is of one model: with --config, set it as models.0.{given[0][2:]}=…")
+    places = {**OPTIONS, **{look: f"preprocess.{look}" for look in LOOKS}}
+    for option, setting in places.items():
+        if option != "model" and getattr(args, option) is not None:
+            told = option.replace("_", "-")
+            raise ConfigError(f"--{told} is of one model: with --config, set it as models.0.{setting}=…")
     configs = importlib.import_module("finetune._configs")  # a floor above: only when asked for
     module, cfg, path = configs.read_config(args.config, settings)
     if module.__name__ != "finetune.zero_shot":

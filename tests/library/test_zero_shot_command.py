@@ -96,6 +96,8 @@ def wrong(tmp_path: Path) -> dict[str, list]:
     ajou, one = ["--config", "zero_shot/ajou"], ["--model", "shapes-tiny-rn"]
     return {
         "--mode is of one model: with --config, set it as models.0.mode=": [*ajou, "--mode", "max"],
+        "set it as models.0.preprocess.sharpness=": [*ajou, "--sharpness", 2],
+        "set it as models.0.prompts=": [*ajou, "--templates", "simple"],
         "models.0.mode=max is a setting of a YAML": [*one, "models.0.mode=max"],
         "unknown key models.0.mdoe, did you mean 'mode'": [*ajou, "models.0.mdoe=max"],
         "unknown config 'zero_shot/ajuo', did you mean": ["--config", "zero_shot/ajuo"],
@@ -112,7 +114,7 @@ def wrong(tmp_path: Path) -> dict[str, list]:
     }
 
 
-@pytest.mark.parametrize("case", range(14))
+@pytest.mark.parametrize("case", range(16))
 def test_what_is_wrong_is_told_in_one_line(case, photo_folder, tmp_path, capsys):
     message, given = list(wrong(tmp_path).items())[case]
     assert run("zero-shot", photo_folder / "test", *given) == 2
