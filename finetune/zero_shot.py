@@ -189,21 +189,19 @@ def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarra
 def read_photos(cfg: Config) -> PhotoData | None:
     """The data's photos, their classes named as `classes` says; None of recorded features.
 
-    Of folders without a test part all photos are measured, but for validation photos that weights are searched by.
+    Of data that has neither a test nor a validation part all photos are measured, but for those that weights are searched by.
     """
     from jclip.data.class_names import read_class_names
     from jclip.data.splits import Split, read_photos, renamed
 
     if cfg.data.features:
         return None
-    photos = read_photos(cfg.data)
-    if not len(photos.test):
-        whole = read_photos(replace(cfg.data, shots=0, val_shots=0)).train
+    photos, whole = read_photos(cfg.data), read_photos(replace(cfg.data, shots=0, val_shots=0))
+    if not len(whole.val) + len(whole.test):
         val = photos.val if cfg.search else Split()
         held = {*val.paths}
-        photos = replace(
-            photos, val=val, test=whole.take([i for i, path in enumerate(whole.paths) if path not in held])
-        )
+        rest = [row for row, path in enumerate(whole.train.paths) if path not in held]
+        photos = replace(photos, val=val, test=whole.train.take(rest))
     if not cfg.classes:
         return photos
     names = read_class_names(cfg.classes)
