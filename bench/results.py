@@ -124,7 +124,9 @@ shots. Test top-1 in percent, mean ± standard deviation over three seeds, each 
 Settings and epochs are chosen on min(shots, 4) validation photos per class, never on test.
 {BELOW}: below zero-shot on validation at one seed or more.
 Seconds: the median of a 16-shot run from the file of features to its metrics, without the start of the process and the
-first compilation of operators."""
+first compilation of operators.
+
+Recipes through the towers, too, from base to new classes as well: [shapes_results.md](shapes_results.md)."""
 
 
 def table(name: str, rows: Sequence[dict[str, Any]]) -> str:
