@@ -227,7 +227,7 @@ def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
 def predict(argv: list[str]) -> int:
     """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
     args = predict_parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.]+=", a) and not Path(a).exists()]
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
 
     from jclip.data.splits import find_photos
     from jclip.functional.metrics import top_k

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def two(small_models) -> list[str]:
             (("vit", "max"), ("resnet", "embed"))]  # fmt: skip
 
 
-def test_weights_are_searched_on_validation_and_kept(two, photo_folder, tmp_path, monkeypatch, close):
+def test_weights_are_searched_on_validation_and_kept(two, small_models, photo_folder, tmp_path, monkeypatch, close):
     """The run's figures are those of the weights that the search found, alone or on photos; and no others are as good."""
     monkeypatch.chdir(tmp_path)
     data = f"{{root: '{photo_folder}', shots: 2, val_shots: 6}}"
@@ -97,7 +98,8 @@ def test_weights_are_searched_on_validation_and_kept(two, photo_folder, tmp_path
     assert main(["eval", "run"]) == 0
     told = json.loads((tmp_path / "run" / "eval.json").read_text())
     close(told["top1"], metrics["test_top1"], "rounding")
-    assert main(["predict", "run", str(photo_folder / "test"), "--out", "all.csv"]) == 0
+    place = f"models.0.weights={shutil.copy(small_models['vit'], tmp_path / 'moved.safetensors')}"
+    assert main(["predict", "run", str(photo_folder / "test"), place, "--out", "all.csv"]) == 0
     assert len((tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()) == 19
 
 
