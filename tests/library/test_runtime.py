@@ -30,6 +30,7 @@ def test_what_jittor_changes_is_put_back():
     done = python(
         """
         import os, signal, ssl, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of `sh … &` is started with it ignored
         before = dict(os.environ), ssl._create_default_https_context, sys.getrecursionlimit()
         handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGCHLD)]
         from jclip.runtime import jt
