@@ -51,8 +51,10 @@ class _InParts(Function):
         gradient = gradient.detach()  # which hangs on the parameters, too
         for part, count in zip(self.parts, self.ends, strict=True):
             features = self.encode(part)
-            own = jt.grad((features * gradient[start : start + count]).sum(), self.params)
-            total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
+            part_of_loss = (features * gradient[start : start + count]).sum()
+            own = jt.grad(part_of_loss, self.params, retain_graph=False)  # or this part's activations stay to the end
+            with jt.no_grad():  # sums that remember no part of themselves
+                total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
             jt.sync(total)
             start += count
         return None, None, None, *total
