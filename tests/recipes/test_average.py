@@ -120,7 +120,13 @@ def test_towers_average_equals_torchs(small_models, tmp_path, close):
 
 @pytest.mark.parametrize("recipe", ["coop", "lora"])
 def test_a_broken_run_goes_on_to_the_same_average(recipe, small_models, photo_folder, tmp_path, monkeypatch):
-    settings = [f"model={small_models['vit']}", f"data.root={photo_folder}", "data.shots=2", "optim.batch=4"]
+    settings = [
+        f"model={small_models['vit']}",
+        f"data.root={photo_folder}",
+        "data.split_file=",
+        "data.shots=2",
+        "optim.batch=4",
+    ]
     settings += ["optim.average=0.7", *(["steps=6"] if recipe == "lora" else ["optim.epochs=3", "views=1"])]
     config, log, lines = CONFIGS / recipe / "smoke.yaml", Run.log, []
     whole = toys.train(config, tmp_path / "whole", *settings)

@@ -288,7 +288,13 @@ def arrays_of(file) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def settings(small_models, photo_folder) -> list[str]:
-    own = [f"model={small_models['vit']}", f"data.root={photo_folder}", "data.shots=2", "data.val_shots=2"]
+    own = [
+        f"model={small_models['vit']}",
+        f"data.root={photo_folder}",
+        "data.split_file=",
+        "data.shots=2",
+        "data.val_shots=2",
+    ]
     return [*own, "optim.batch=4", "optim.lr=0.05", "optim.epochs=3"]
 
 

@@ -221,7 +221,14 @@ def test_what_does_not_fit_is_told(source, small_models):
 
 
 def test_from_photos_to_a_merged_model(small_models, photo_folder, tmp_path, monkeypatch):
-    settings = [f"model={small_models['vit']}", f"data.root={photo_folder}", "data.shots=2", "steps=5", "optim.batch=4"]
+    settings = [
+        f"model={small_models['vit']}",
+        f"data.root={photo_folder}",
+        "data.split_file=",
+        "data.shots=2",
+        "steps=5",
+        "optim.batch=4",
+    ]
     whole = toys.train(CONFIG, tmp_path / "whole", *settings)
     assert {"zero_shot_test_top1", "test_top1", "test_top1_last_epoch", "best_epoch"} <= set(whole)
     assert whole["test_top1"] == whole["test_top1_last_epoch"] and whole["parameters"] == 2 * 2 * 3 * (48 + 32) * 2

@@ -57,7 +57,14 @@ def grown(held) -> tuple[int, float]:
 
 
 def train(recipe: str, model: Path, photos: Path, folder: Path, *settings: str) -> None:
-    data = [f"model={model}", f"data.root={photos}", "data.shots=4", "data.val_shots=2", "optim.batch=6"]
+    data = [
+        f"model={model}",
+        f"data.root={photos}",
+        "data.split_file=",
+        "data.shots=4",
+        "data.val_shots=2",
+        "optim.batch=6",
+    ]
     toys.train(CONFIGS / recipe / "smoke.yaml", folder, *data, *RECIPES[recipe], *settings)
 
 
