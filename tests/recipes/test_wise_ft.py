@@ -256,6 +256,7 @@ def test_towers_of_a_run(recipe, small_models, photo_folder, tmp_path, close):
     own = [
         f"model={small_models['vit']}",
         f"data.root={photo_folder}",
+        "data.split_file=",
         "data.val_shots=2",
         "optim.lr=0.01",
         "optim.batch=3",
