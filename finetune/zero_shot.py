@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jclip.choices import Mix
+from jclip.choices import Mix, PreprocessChoice
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError
 from jclip.member import Member, check_mixture
@@ -51,6 +51,8 @@ class Config:
     def __post_init__(self):
         if self.models and (self.model or self.data.features):
             raise ConfigError("models look at photos, and each names its weights: leave model and data.features out")
+        if self.models and self.data.draft:
+            raise ConfigError("data.draft is of one model: with models, set models.0.preprocess.draft and so on")
         if self.multi_label and (self.search or self.classes or self.data.features):
             raise ConfigError("multi_label=true measures photos among their own classes: leave search, classes and "
                               "data.features out")  # fmt: skip
@@ -89,10 +91,12 @@ def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     from jclip.features import few_shot_features
     from jclip.source import source_of
 
-    photos = read_photos(cfg)
-    asked = replace(cfg.data, text_features="") if cfg.classes else cfg.data  # text is of other classes: see `renamed`
+    photos = photos_of(cfg)
+    asked = (
+        replace(cfg.data, text_features="") if cfg.classes else cfg.data
+    )  # text is of other classes: see `among_classes`
     data = few_shot_features(asked, source_of(cfg), cfg.templates, train=False, photos=photos)
-    data = data if photos or not cfg.classes else renamed(cfg, data)
+    data = data if photos or not cfg.classes else among_classes(cfg, data)
     if data.text is None:
         raise DataError("these features come without text features: set model= to the model they are of")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
@@ -103,7 +107,7 @@ def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     from jclip.features import few_shot_features
     from jclip.source import source_of
 
-    source, photos = source_of(cfg), read_photos(cfg)
+    source, photos = source_of(cfg), photos_of(cfg)
     if cfg.search and not len(photos.val):
         raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
     mixture = mixture_for(cfg, source, photos.classnames, {"val": photos.val, "test": photos.test})
@@ -121,7 +125,7 @@ def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import SideBySide
 
     models, found = members(cfg), read_multi_label(cfg.data)
-    together = SideBySide([one.source() for one in models], [one.views for one in models])
+    together = SideBySide.of(models)
     mixture = mixture_for(cfg, together, found.classnames, {"test": found.photos})
     rows, features = extract(together, found.photos, on_error=cfg.data.on_error, label="test")
     run.note(weights_sha256=together.weights_sha256, test_sha256=found.photos.digest())
@@ -170,8 +174,9 @@ def members(cfg: Config) -> tuple[Member, ...]:
     """The models of a config, also where it has but one."""
     if not cfg.models and not cfg.model:
         raise ConfigError("this config names no model: set model, or models")
+    look = PreprocessChoice(draft=cfg.data.draft or None)
     one = {"weights": cfg.model, "prompts": cfg.templates, "family": cfg.family, "dtype": cfg.dtype}
-    return cfg.models or (Member(**one),)
+    return cfg.models or (Member(**one, preprocess=look),)
 
 
 def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
@@ -186,7 +191,7 @@ def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarra
     return told | ({"test_known_top1": top_k(scores[sure], data.test_labels[sure])} if sure.any() else {})
 
 
-def read_photos(cfg: Config) -> PhotoData | None:
+def photos_of(cfg: Config) -> PhotoData | None:
     """The data's photos, their classes named as `classes` says; None of recorded features.
 
     Of data that has neither a test nor a validation part all photos are measured, but for those that weights are searched by.
@@ -196,7 +201,8 @@ def read_photos(cfg: Config) -> PhotoData | None:
 
     if cfg.data.features:
         return None
-    photos, whole = read_photos(cfg.data), read_photos(replace(cfg.data, shots=0, val_shots=0))
+    photos = read_photos(cfg.data)
+    whole = photos if len(photos.test) else read_photos(replace(cfg.data, shots=0, val_shots=0))
     if not len(whole.val) + len(whole.test):
         val = photos.val if cfg.search else Split()
         held = {*val.paths}
@@ -208,7 +214,7 @@ def read_photos(cfg: Config) -> PhotoData | None:
     return renamed(photos, names.names, names.places(photos.classnames))
 
 
-def renamed(cfg: Config, data: FeatureSet) -> FeatureSet:
+def among_classes(cfg: Config, data: FeatureSet) -> FeatureSet:
     """Recorded features among the classes that `classes` names, with `data.text_features` or the model's text of them."""
     from jclip.data.class_names import read_class_names
     from jclip.heads import text_for

@@ -127,7 +127,7 @@ class PromptedSource:
 class SideBySide:
     """Several sources in place of one: a photo's features of each, of length one, stand side by side in a row.
 
-    Models are loaded one after the other, never together. views: how each sees a photo, by names of `preprocess.AUGMENTS`.
+    Models are loaded one after the other, never together. views: how each sees a photo, by names of `views.TEST_VIEWS`.
     """
 
     penultimate = has_text = False
@@ -136,6 +136,11 @@ class SideBySide:
         self.sources, self.views = tuple(sources), tuple(views)
         self.seen: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}  # what this process has asked for before
         self.width = sum(source.width for source in self.sources)
+
+    @staticmethod
+    def of(members: Sequence[Any]) -> SideBySide:
+        """The sources of `jclip.member.Member`s, each opened: wrong weights are told here."""
+        return SideBySide([member.source() for member in members], [member.views for member in members])
 
     @property
     def weights_sha256(self) -> str:
@@ -168,7 +173,7 @@ def source_of(config: Any, model: str = "") -> ModelSource | SideBySide | None:
     A config with `features: penultimate` asks for image features before the projection, wherever they are made.
     """
     if members := getattr(config, "models", ()):
-        return SideBySide([member.source() for member in members], [member.views for member in members])
+        return SideBySide.of(members)
     name = model or config.model
     dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
     penultimate = getattr(config, "features", "projected") == "penultimate"

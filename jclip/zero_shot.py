@@ -52,7 +52,7 @@ def classify(
     from jclip.results import Predictions
     from jclip.source import SideBySide
 
-    together = SideBySide([member.source() for member in members], [member.views for member in members])
+    together = SideBySide.of(members)
     split = Split(tuple(photos), np.full(len(photos), -1, np.int32))
     mixture = build_mixture(
         together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,
@@ -149,6 +149,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--top {args.top} is at least 1, --unknown {asked['unknown']} in [0, 1)")
     if not asked["classes"]:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as imagenet1k")
+    if not places:
+        raise ConfigError("name the photos, or folders of photos")
     names = read_class_names(asked.pop("classes")).names
     photos = find_photos(places)
     predictions = classify(

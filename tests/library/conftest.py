@@ -1,6 +1,10 @@
-"""Photos that several tests of the library read."""
+"""Photos that several tests of the library read, and open_clip's lists of names."""
 
 from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -18,3 +22,15 @@ def photos(tmp_path):
             for i in range(1, count + 1):
                 Image.new("RGB", (9, 7), (40 * label, 20 * i, 99)).save(root / part / name / f"{i * 5}.png")
     return root
+
+
+@pytest.fixture
+def open_clip_lists() -> ModuleType:
+    """open_clip's templates and class names; of its files this one alone is read: the package would bring torch."""
+    if (found := importlib.util.find_spec("open_clip")) is None:
+        pytest.skip("open_clip is not installed: its lists are compared with a digest alone")
+    place = Path(found.origin).with_name("zero_shot_metadata.py")
+    spec = importlib.util.spec_from_file_location("zero_shot_metadata", place)
+    lists = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lists)
+    return lists

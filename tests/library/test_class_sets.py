@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-from pathlib import Path
 
 import pytest
 
@@ -71,16 +69,8 @@ def test_labels_in_the_order_of_their_lists():
     assert class_set("imagenet1k")[207] == "Golden Retriever" and class_set("imagenet1k")[999] == "toilet paper"
 
 
-def test_imagenet_as_open_clip_has_it():
-    """Its file alone is read: the package would bring torch."""
-    if (found := importlib.util.find_spec("open_clip")) is None:
-        pytest.skip("open_clip is not installed: the names are compared with a digest alone")
-    spec = importlib.util.spec_from_file_location(
-        "zero_shot_metadata", Path(found.origin).with_name("zero_shot_metadata.py")
-    )
-    theirs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(theirs)
-    assert class_set("imagenet1k") == tuple(theirs.IMAGENET_CLASSNAMES)
+def test_imagenet_as_open_clip_has_it(open_clip_lists):
+    assert class_set("imagenet1k") == tuple(open_clip_lists.IMAGENET_CLASSNAMES)
 
 
 def test_unknown_names():

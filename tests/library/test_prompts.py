@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -104,16 +103,8 @@ def test_sets_of_the_benchmarks(name):
     assert len(templates) == len(set(templates))
 
 
-def test_eighty_as_open_clip_has_them():
-    """Its file alone is read: the package would bring torch."""
-    if (found := importlib.util.find_spec("open_clip")) is None:
-        pytest.skip("open_clip is not installed: the eighty are compared with a digest of its list alone")
-    spec = importlib.util.spec_from_file_location(
-        "zero_shot_metadata", Path(found.origin).with_name("zero_shot_metadata.py")
-    )
-    theirs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(theirs)
-    assert {template("{c}") for template in theirs.OPENAI_IMAGENET_TEMPLATES} == eighty()
+def test_eighty_as_open_clip_has_them(open_clip_lists):
+    assert {template("{c}") for template in open_clip_lists.OPENAI_IMAGENET_TEMPLATES} == eighty()
 
 
 def test_names_of_sets_cost_no_time():

@@ -123,6 +123,11 @@ def test_what_is_wrong_is_told_in_one_line(case, photo_folder, tmp_path, capsys)
     assert len(told.err.strip().splitlines()) == 1
 
 
+def test_photos_are_to_be_named(capsys):
+    assert run("zero-shot", "models.0.weight=1", "--config", "zero_shot/ajou") == 2
+    assert capsys.readouterr().err == "jclip zero-shot: name the photos, or folders of photos\n"
+
+
 def test_numbers_in_names_are_those_that_a_computer_reads():
     assert sorted(["10.jpg", "²1.jpg", "2.jpg", "a²3.jpg"], key=natural_key) == ["2.jpg", "10.jpg", "a²3.jpg", "²1.jpg"]
 

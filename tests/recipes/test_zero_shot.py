@@ -235,6 +235,7 @@ def test_unknown_photos_are_counted(small_models, photo_folder, tmp_path, close)
         (["models=[{weights: x.pt, mode: prob-prompts}]", "drop_below=0.1", "drop_below_uniform=0.5"], "one threshold"),
         (["models=[{weights: x.pt}]", "models.1.mode=max"], "1 is none of the list's 1 entries"),
         (["models=[{prompts: simple}]"], "models.0.weights is missing"),
+        (["models=[{weights: x.pt}]", "data.draft=true"], "set models.0.preprocess.draft"),
         (["multi_label=true", "classes=imagenet1k", "model=x.pt"], "leave search, classes"),
     ],
 )
