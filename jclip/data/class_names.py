@@ -39,7 +39,7 @@ class ClassNames:
             return np.arange(len(own))
         raise DataError(
             f"the data has {len(own)} classes, {len(missing)} of which are none of the {len(self.names)} that are named "
-            f"(first: {missing[0]!r}{did_you_mean(missing[0], self.names)})"
+            f"(first: {missing[0]!r}{did_you_mean(missing[0], self.names)}): name these too, or {len(own)} in the data's order"
         )
 
 
