@@ -11,6 +11,7 @@ from typing import Any
 import finetune
 from jclip.config import build, load_values, to_values
 from jclip.errors import ConfigError, UnknownName
+from jclip.postponed import postponed
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
 CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
@@ -36,7 +37,7 @@ def shipped(folder: Path) -> list[Path]:
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Path]:
-    """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor is imported."""
+    """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor or NumPy is loaded."""
     path = find_config(name)
     return (*build_config(load_values(path, overrides), str(path)), path)
 
@@ -49,8 +50,9 @@ def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
         raise ConfigError(f"{place} is of several recipes: run it with `jclip challenge`")
     if not isinstance(recipe, str):
         raise ConfigError(f"{place}: recipe is missing (one of {', '.join(finetune.names())})")
-    module = finetune.load(recipe)
-    return module, build(module.Config, values, place)
+    with postponed("numpy"):
+        module = finetune.load(recipe)
+        return module, build(module.Config, values, place)
 
 
 def resolved(module: Any, cfg: Any) -> dict[str, Any]:

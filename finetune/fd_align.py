@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
     from jclip.source import ModelSource
 
-Weights = dict[str, np.ndarray]
+    Weights = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

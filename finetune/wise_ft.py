@@ -25,13 +25,13 @@ from jclip.errors import ConfigError, DataError, MisfitError
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from pathlib import Path
 
+    Weights = dict[str, np.ndarray]
+
     from jclip.adapt import Trained
     from jclip.checkpoint import Checkpoint
     from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource
-
-Weights = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.run import Run
     from jclip.source import ModelSource, SideBySide
 
-Learned = dict[str, np.ndarray]
+    Learned = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)

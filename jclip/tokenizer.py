@@ -10,7 +10,7 @@ import gzip
 import html
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,9 @@ class Tokenizer:
 
     def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
         with gzip.open(path, "rt", encoding="utf-8") as f:
-            lines = f.read().split("\n", merges + 1)[1 : merges + 1]
-        pairs = [tuple(line.split()) for line in lines]
+            pairs = [line.rstrip("\n") for line in islice(f, 1, merges + 1)]  # "a b"; taking them apart would take long
         letters = _byte_letters()
-        symbols = [*letters, *(c + "</w>" for c in letters), *("".join(p) for p in pairs), START, END]
+        symbols = [*letters, *(c + "</w>" for c in letters), *(p.replace(" ", "") for p in pairs), START, END]
         self._byte_to_letter = dict(zip(_byte_order(), letters, strict=True))
         self._letter_to_byte = {c: b for b, c in self._byte_to_letter.items()}
         self._ids = {s: i for i, s in enumerate(symbols)}
@@ -58,7 +57,7 @@ class Tokenizer:
 
     def merges(self) -> list[tuple[str, str]]:
         """The pairs that are merged, the most urgent first."""
-        return list(self._ranks)
+        return [tuple(pair.split()) for pair in self._ranks]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of `text`, without start and end."""
@@ -114,10 +113,10 @@ class Tokenizer:
     def _merge(self, symbols: list[str]) -> list[str]:
         """Greedy: join the pair of lowest rank, everywhere, until no pair has one."""
         while len(symbols) > 1:
-            best = min(pairwise(symbols), key=lambda p: self._ranks.get(p, len(self._ranks)))
+            best = min(map(" ".join, pairwise(symbols)), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
             if best not in self._ranks:
                 break
-            symbols = _join(symbols, best)
+            symbols = _join(symbols, tuple(best.split()))
         return symbols
 
 

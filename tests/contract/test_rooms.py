@@ -32,7 +32,7 @@ WITHOUT_JITTOR = [
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
 FLOORS = [
     {"jclip.errors"},
-    {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar"},
+    {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
     {"jclip.report"},
     {
         "jclip.config",

@@ -17,6 +17,7 @@ from PIL import Image
 import jclip.cli
 from jclip import doctor, trials
 from jclip.heads import unit, zero_shot_head
+from jclip.postponed import postponed
 from jclip.prompts import class_prompts, load_templates
 from jclip.source import ModelSource
 
@@ -57,6 +58,48 @@ def test_help_answers_in_a_fifth_of_a_second(command):
 def test_a_wrong_setting_is_told_in_a_fifth_of_a_second(config):
     command = [sys.executable, "-m", "finetune", "train", str(config), "no_such_key=1"]
     assert quickest(*command, code=2, within=0.2) < 0.2
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*/smoke.yaml")), ids=lambda path: path.parent.name)
+def test_a_wrong_setting_is_told_before_numpy_is_loaded(config):
+    code = f"""if True:
+        import sys
+        from finetune.__main__ import main
+        assert main(["train", {str(config)!r}, "no_such_key=1"]) == 2
+        assert not [name for name in sys.modules if name.startswith(("numpy.", "PIL", "jittor"))]
+        import numpy
+        assert numpy.arange(3).sum() == 3  # postponed, not broken
+        import numpy.fft
+        assert numpy.fft.fft([1.0])[0] == 1
+        """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_postponed_package_is_run_once_by_its_first_use(tmp_path, monkeypatch, capsys):
+    (tmp_path / "parcel").mkdir()
+    (tmp_path / "parcel" / "__init__.py").write_text("print('run')\nvalue = 7")
+    (tmp_path / "parcel" / "part.py").write_text("value = 8")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(KeyError), postponed("parcel"):
+            import parcel
+
+            assert capsys.readouterr().out == ""
+            raise KeyError
+        import parcel.part
+
+        assert (parcel.value, parcel.part.value, capsys.readouterr().out) == (7, 8, "run\n")
+        with postponed("parcel"), postponed("no_such_parcel"), pytest.raises(ModuleNotFoundError):
+            import no_such_parcel  # noqa: F401
+        (tmp_path / "parcel" / "__init__.py").write_text("raise KeyError('broken')  # longer than before")
+        for name in ("parcel", "parcel.part"):
+            del sys.modules[name]
+        with pytest.raises(KeyError, match="broken"), postponed("parcel"):
+            import parcel  # told when the block ends, and not left half run
+        assert "parcel" not in sys.modules
+    finally:
+        for name in ("parcel", "parcel.part"):
+            sys.modules.pop(name, None)
 
 
 def test_tokenizing_answers_in_three_tenths_without_jittor():
