@@ -5,7 +5,7 @@
 Writes the challenge's folder twice, of links to 99 classes of three data sets, with two classes of test set B that no photo
 teaches; draws the photos to learn from and to choose by; runs `configs/challenge.yaml` whole, then again with `kill -9` once
 in the first backbone's training and once when the members have begun, and compares the files that are handed in. Settings
-go to both runs, such as backbones=[ViT-B/32] tune.optim.epochs=2 board=B. What has been done stays in --out and is not done
+go to both runs, such as tune.optim.epochs=2 board=B. What has been done stays in --out and is not done
 again; remove it to start over.
 """
 
@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 DOMAINS = {"caltech101": "Caltech-101", "food101": "Food-101", "pets": "Animal"}
 UNTAUGHT = ("Stanford-Cars_Audi_TTS_Coupe_2012", "Stanford-Cars_Volvo_C30_Hatchback_2012")
-BACKBONES = ("ViT-B/32", "RN101")
 SMALL = ("tune.optim.epochs=1", "tune.optim.batch=99", "tune.every=1", "date='0820'")
 KILLED_AT = ("tuned-*/metrics.jsonl", "tip_adapter-*/config.yaml")  # when the first file of the kind is there
 
@@ -39,9 +38,10 @@ def main() -> int:
     p.add_argument("--out", type=Path, default=Path("runs/bench-challenge"))
     p.add_argument("--held-out", type=int, default=300, help="photos of TestSetZ")
     p.add_argument("--classes", type=int, default=0, help="only so many classes of each domain (default: all)")
+    p.add_argument("--backbones", default="ViT-B/32,RN101", help="architectures, between commas")
     args = p.parse_intermixed_args()
     out = args.out.absolute()
-    backbones = [write_backbone(name, out) for name in BACKBONES]
+    backbones = [write_backbone(name, out) for name in args.backbones.split(",")]
     settings = [f"backbones=[{', '.join(backbones)}]", *SMALL, *args.settings]
     for name in ("whole", "killed"):
         write_folder(args.photos.absolute(), out / name / "challenge", args.classes)
