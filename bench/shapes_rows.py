@@ -20,8 +20,9 @@ LEFT_OUT = ("contrastive", "ensemble")  # learn from captions, and from other ru
 class Row:
     """A shipped config, the settings on top of it, and a grid: setting → values, the first in use where none was chosen.
 
-    epochs: at 16 shots; 0: the config's. new: whether it is measured from base to new, too. resnet: settings besides for
-    the model whose image tower is no vision transformer.
+    epochs: at 16 shots, more at fewer; 0: the config's, at any number (cross-modal adaptation's epochs are steps). new:
+    whether it is measured from base to new, too. resnet: settings besides for the model whose image tower is no vision
+    transformer.
     """
 
     config: str
@@ -73,9 +74,11 @@ ROWS = {
         "clip_adapter/features_caltech_lvis", ("selection=val",), {"optim.lr": (1e-2, 1e-3), "ratio": (0.2, 0.6)},
         epochs=20, new=True,
     ),
-    "cross-modal linear": Row("cross_modal/features_caltech_lvis", grid={"optim.lr": (1e-3, 1e-2)}, epochs=16),
-    "cross-modal adapter": Row("cross_modal/features_caltech_lvis_adapter", grid={"optim.lr": (1e-4, 1e-3)}, epochs=16),
-    "cross-modal partial": Row("cross_modal/smoke", ("head=partial",), {"optim.lr": (1e-3, 1e-2)}, epochs=16),
+    "cross-modal linear": Row("cross_modal/features_caltech_lvis", grid={"optim.lr": (1e-3, 1e-2)}),
+    "cross-modal adapter": Row("cross_modal/features_caltech_lvis_adapter", grid={"optim.lr": (1e-4, 1e-3)}),
+    "cross-modal partial": Row(
+        "cross_modal/features_caltech_lvis", ("head=partial", "optim.epochs=16"), {"optim.lr": (1e-3, 1e-4, 1e-2)}
+    ),
     "WiSE-FT, head": Row("wise_ft/features_caltech_lvis", ("search=true",), {"optim.lr": (0.1, 0.01)}),
     "CoOp": Row(
         "coop/smoke", (*PROMPTS, "words=a photo of a", "optim.weight_decay=5e-4"), {"optim.lr": (0.1, 0.01)},
