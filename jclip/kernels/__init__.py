@@ -10,10 +10,13 @@ import contextlib
 import os
 
 from jclip.config import Dtype
+from jclip.cuda import find_gpus
 from jclip.errors import ConfigError
 from jclip.kernels import cpu, cuda, maps, plain
 from jclip.runtime import jt
 from jclip.toolchain import ONEDNN_INSTALL, cpu_flags
+
+BF16_CAPABILITY = 8.0  # Ampere
 
 
 def attention(qkv, heads: int, causal: bool = False):
@@ -73,16 +76,25 @@ def why_no_half(dtype: str) -> str:
 
 
 def products_in(dtype: Dtype):
-    """A block in which training multiplies in `dtype`: "bf16" rounds what linear maps multiply, on the CPU.
+    """A block in which training multiplies in `dtype`: "bf16" rounds what linear maps multiply.
 
-    Parameters, sums, norms, attention and gradients stay float32. Raises `ConfigError` for what the device doesn't do.
+    Parameters, norms, attention and gradients of parameters stay float32. Raises `ConfigError` for what the device
+    doesn't do.
     """
     if dtype == "fp32":
         return contextlib.nullcontext()
-    if jt.flags.use_cuda or (reason := why_no_half(dtype)):
-        reason = "a GPU trains in fp32 so far" if jt.flags.use_cuda else reason
+    if reason := why_no_half_on_gpu(dtype) if jt.flags.use_cuda else why_no_half(dtype):
         raise ConfigError(f"training with dtype {dtype}: {reason}; use dtype=fp32")
-    return cpu.half_products()
+    return plain.products_in("bfloat16") if jt.flags.use_cuda else cpu.half_products()
+
+
+def why_no_half_on_gpu(dtype: str) -> str:
+    """Why a GPU does not train in `dtype`; nothing when it does."""
+    if dtype == "fp16":
+        return "gradients fall below its smallest numbers; bf16 is the half precision to train in"
+    gpus, _ = find_gpus()
+    old = next((gpu for gpu in gpus if float(gpu.capability) < BF16_CAPABILITY), None)
+    return f"{old.name} ({old.capability}) has no bf16, which begins with {BF16_CAPABILITY}" if old else ""
 
 
 def to_half(weight, pack: bool):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,9 +26,32 @@ def gelu(x):
 ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
 
 
+class _Products:
+    """What float32 arrays are cast to before linear maps multiply them, forward and backward."""
+
+    dtype = "float32"
+
+
+@contextlib.contextmanager
+def products_in(dtype: str) -> Iterator[None]:
+    """Linear maps made in the block multiply in `dtype`, "bfloat16" or "float16"; weights and gradients stay float32.
+
+    Where the sums are kept wide, as cuBLAS does, this is torch's autocast of these maps: a product leaves in `dtype`.
+    """
+    before, _Products.dtype = _Products.dtype, dtype
+    try:
+        yield
+    finally:
+        _Products.dtype = before
+
+
 def linear(x, weight, bias=None, activation: str | None = None, residual=None):
     """One 2-D product: the only one that oneDNN computes for Jittor."""
-    y = nn.matmul_transpose(x.reshape((-1, x.shape[-1])), weight)
+    rows = x.reshape((-1, x.shape[-1]))
+    if x.dtype == "float32" and _Products.dtype != "float32":
+        y = nn.matmul_transpose(rows.cast(_Products.dtype), weight.cast(_Products.dtype)).float32()
+    else:
+        y = nn.matmul_transpose(rows, weight)
     y = (y if bias is None else y + bias).reshape((*x.shape[:-1], weight.shape[0]))
     y = y if activation is None else ACTIVATIONS[activation](y)
     return y if residual is None else y + residual

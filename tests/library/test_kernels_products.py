@@ -8,6 +8,7 @@ import pytest
 from jclip import kernels
 from jclip.checkpoint import load_strict, random_arrays
 from jclip.clip import CLIP, inference, training_mode
+from jclip.cuda import Gpu
 from jclip.errors import ConfigError
 from jclip.kernels import cpu, maps, plain
 from jclip.layers import BatchNorm
@@ -213,6 +214,42 @@ def test_training_in_half_multiplies_rounded_operands_both_ways(shape, outputs, 
     assert not np.array_equal(kernels.linear(*ours).numpy(), y.numpy())
     with pytest.raises(ConfigError, match="training with dtype fp16: no operator here computes it"):
         kernels.products_in("fp16")
+
+
+@pytest.mark.parametrize("shape, outputs", [((3, 5, 96), 128), ((7, 33), 65)])
+def test_plain_products_in_half_cast_operands_both_ways(shape, outputs, close):
+    """As on a GPU, in float16: small integers, whose sums it holds, and a little that it doesn't, which is gone."""
+    rng = np.random.default_rng(outputs)
+    x, w, g = (rng.integers(-4, 5, s).astype(np.float32) for s in (shape, (outputs, shape[-1]), (*shape[:-1], outputs)))
+    b, little = normal(rng, outputs), np.float32(2**-14)
+    x[x == 0], w[w == 0], g[g == 0] = 1, 1, 1  # beside 0 float16 would hold the little, too
+    ours = [jt.array(a) for a in (x + little, w - little, b)]
+    with plain.products_in("float16"):
+        y = plain.linear(*ours)
+        gradients = [d.numpy() for d in jt.grad((y * jt.array(g + little)).sum(), ours)]
+    rows = g.reshape(-1, outputs)
+    assert y.dtype == "float32" and np.array_equal(y.numpy(), x @ w.T + b)
+    assert np.array_equal(gradients[0], g @ w) and np.array_equal(gradients[1], rows.T @ x.reshape(-1, shape[-1]))
+    close(gradients[2], (rows + little).sum(0), "kernel", "plain half: gradient of the bias, relative", relative=True)
+    assert not np.array_equal(plain.linear(*ours).numpy(), y.numpy())
+
+
+def test_gpus_train_in_bf16_where_they_have_it(monkeypatch):
+    class OnGpu:
+        use_cuda = 1
+
+    monkeypatch.setattr(kernels.jt, "flags", OnGpu())
+    monkeypatch.setattr(kernels, "find_gpus", lambda: ((Gpu("A100", "8.0", 1), Gpu("H100", "9.0", 1)), ""))
+    assert plain._Products.dtype == "float32"
+    with kernels.products_in("bf16"):
+        assert plain._Products.dtype == "bfloat16"
+    with kernels.products_in("fp32"):
+        assert plain._Products.dtype == "float32"
+    with pytest.raises(ConfigError, match="training with dtype fp16: gradients fall below its smallest numbers; bf16"):
+        kernels.products_in("fp16")
+    monkeypatch.setattr(kernels, "find_gpus", lambda: ((Gpu("Tesla V100", "7.0", 1),), ""))
+    with pytest.raises(ConfigError, match=r"Tesla V100 \(7.0\) has no bf16, which begins with 8.0; use dtype=fp32"):
+        kernels.products_in("bf16")
 
 
 @needs_half
