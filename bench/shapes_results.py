@@ -13,6 +13,7 @@ bench/shapes_rows.py run as they are.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import itertools
 import json
@@ -153,9 +154,16 @@ def by_key(path: Path) -> dict[tuple, dict[str, Any]]:
 def add(path: Path, key: tuple, line: dict[str, Any]) -> None:
     """Puts a line into the CSV, which other processes may write to as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        write_csv(path, in_order({**by_key(path), key: line}.values()), COLUMNS)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_csv(path, in_order({**by_key(path), key: line}.values()), COLUMNS)
+        yield
 
 
 def in_order(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,9 +219,10 @@ def choose(args: argparse.Namespace) -> None:
                 )
                 best[settings] = line["val_top1"]
         if best:
-            kept = {**chosen().get(name, {}), f"{model} {style}": max(best, key=best.get)}
-            text = json.dumps({**chosen(), name: kept}, indent=1, ensure_ascii=False)
-            CHOSEN.write_text(f"{text}\n", encoding="utf-8")
+            with locked(CHOSEN):
+                kept = {**chosen().get(name, {}), f"{model} {style}": max(best, key=best.get)}
+                text = json.dumps({**chosen(), name: kept}, indent=1, ensure_ascii=False)
+                CHOSEN.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
