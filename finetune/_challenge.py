@@ -98,6 +98,7 @@ class Config:
 
 
 ON = (TUNED, "given")
+SPENT = ("seconds", "peak MiB")
 UNTIL = {"tune": "train1.sh", "members": "train2.sh", "results": "test.sh"}
 
 
@@ -228,11 +229,13 @@ class Pipeline:
         """Tunes each backbone, tells how they do, and returns the one that is best on validation photos."""
         from jclip.results import table
 
-        found = {name: self.tuned(name).metrics for name in self.sources}
-        best = max(found, key=lambda name: found[name]["val_top1"])  # the first, among equals
-        rows = [[name, f"{m['zero_shot_val_top1']:.4f}", f"{m['val_top1']:.4f}", "kept" if name == best else ""]
-                for name, m in found.items()]  # fmt: skip
-        print(table(["top-1 on validation", "zero-shot", TUNED, ""], rows))
+        runs = {name: self.tuned(name) for name in self.sources}
+        best = max(runs, key=lambda name: runs[name].metrics["val_top1"])  # the first, among equals
+        rows = [
+            [name, *accuracies(run, "zero_shot_val_top1", "val_top1"), *spent(run), "kept" if name == best else ""]
+            for name, run in runs.items()
+        ]
+        print(table(["top-1 on validation", "zero-shot", TUNED, *SPENT, ""], rows))
         return best
 
     def tuned(self, backbone: str) -> Classifier:
@@ -255,8 +258,8 @@ class Pipeline:
             else:
                 weights = done[TUNED].model, file_sha256(done[TUNED].model)
             done[member] = self.finished(member, backbone, *weights)
-        rows = [[name, f"{one.metrics['val_top1']:.4f}"] for name, one in done.items()]
-        print(table([f"{backbone}, top-1 on validation", ""], rows))
+        rows = [[name, *accuracies(run, "val_top1"), *spent(run)] for name, run in done.items()]
+        print(table([backbone, "top-1 on validation", *SPENT], rows))
         return done
 
     def check_size(self, sizes: Mapping[str, int]) -> None:
@@ -268,6 +271,17 @@ class Pipeline:
                 f"{total:.2f} million parameters ({told}), and {self.cfg.parameters:g} are allowed: "
                 "take smaller backbones, or fewer members into fuse"
             )
+
+
+def accuracies(run: Classifier, *names: str) -> list[str]:
+    """Figures of a run as cells."""
+    return [f"{run.metrics[name]:.4f}" for name in names]
+
+
+def spent(run: Classifier) -> list[str]:
+    """What the last start of a run took, as cells below `SPENT`; the GPU's memory where it used one."""
+    peak = run.provenance.get("peak_mib", {})
+    return [f"{run.provenance['seconds']:.0f}", str(peak.get("gpu", peak.get("host", "")))]
 
 
 def weights_of(backbone: str, root: str) -> str:

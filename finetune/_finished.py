@@ -78,6 +78,13 @@ class Classifier:
         return read_result(self.folder)["metrics"]
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run was made of and with, and what its last start took: `seconds`, `peak_mib`."""
+        from jclip.run import read_result
+
+        return read_result(self.folder)["provenance"]
+
+    @property
     def normalised(self) -> bool:
         """Whether the recipe takes features of length one, and not as long as the tower makes them."""
         return getattr(self.module, "NORMALISED", True)

@@ -158,6 +158,7 @@ def test_the_walk_of_the_docs(tmp_path, capsys, monkeypatch):
 def whole(tmp_path: Path, printed: str) -> None:
     """What the one command leaves, made again by hand from the runs' own scores."""
     assert printed.count("kept") == 1 and "parameters, millions" in printed
+    assert printed.count("seconds  peak MiB") == 2, "of each backbone, and of each member"
     rows = rows_of(tmp_path / "results" / "result0820.txt")
     facts = json.loads((tmp_path / "results" / "result0820.json").read_text())
     photos = [
