@@ -11,6 +11,7 @@ import pytest
 
 from finetune import task_res
 from finetune._configs import read_config, resolved
+from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
 from jclip.heads import ZeroShotHead, unit
@@ -135,6 +136,12 @@ def test_training_equals_torch(seed, tmp_path, close):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     close([line["lr"] for line in lines], rates, "schedule", "TaskRes: learning rates")
     assert rates[0] == 1e-5 and rates[1] == cfg.optim.lr and rates[-1] > 0
+
+
+def test_a_run_that_is_all_warm_up_is_told(capsys):
+    assert adapt.coop_rate(OptimConfig(lr=0.1, epochs=2), 3)(3) == 0.1 and not capsys.readouterr().err
+    assert adapt.coop_rate(OptimConfig(lr=0.1, epochs=1), 3)(2) == 1e-5
+    assert "the only epoch is the warm-up, at 1e-05; lr begins with the second" in capsys.readouterr().err
 
 
 def test_sgd_takes_its_own_decay(tmp_path, close):
