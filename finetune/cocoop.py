@@ -114,8 +114,7 @@ def network(inputs: int, outputs: int, seed: int) -> dict[str, jt.Var]:
 
 def image_scores(params: Mapping[str, jt.Var], frame: Frame, scale: float) -> Callable[[jt.Var], jt.Var]:
     """Features (B, E) of length one → scores (B, C); of many pairs of image and class some at a time are in memory."""
-    from jclip import context
-    from jclip.parts import in_parts, slices
+    from jclip.parts import in_parts
     from jclip.runtime import jt
 
     def scores(features):
@@ -124,14 +123,27 @@ def image_scores(params: Mapping[str, jt.Var], frame: Frame, scale: float) -> Ca
 
         def cosines(pairs: slice):
             images, classes = np.divmod(np.arange(pairs.start, pairs.stop), len(frame))
+            runs = int(1 + images[-1] - images[0])
             images = jt.array(images.astype(np.int32))
-            return (features[images] * frame.encode(params["context"], classes, shifts[images])).sum(dim=1)
+            texts = frame.encode(params["context"], classes, shifts[images], runs)
+            return (features[images] * texts).sum(dim=1)
 
-        parts = slices(features.shape[0] * len(frame), context.AT_ONCE)
+        parts = pairs_at_once(features.shape[0], len(frame))
         found = in_parts(cosines, parts, [params["context"], shifts])
         return scale * found.reshape((features.shape[0], len(frame)))
 
     return scores
+
+
+def pairs_at_once(images: int, classes: int) -> list[slice]:
+    """Pairs of image and class, classes first, in parts: of several images with all their classes, or of one image."""
+    from jclip.context import AT_ONCE
+    from jclip.parts import slices
+
+    if classes > AT_ONCE:
+        of_one = slices(classes, AT_ONCE)
+        return [slice(i * classes + part.start, i * classes + part.stop) for i in range(images) for part in of_one]
+    return [slice(part.start * classes, part.stop * classes) for part in slices(images, AT_ONCE // classes)]
 
 
 def unmeasured(data: FeatureSet) -> FeatureSet:

@@ -1,7 +1,8 @@
 """Learned prompts: vectors in the place of words around each class's name, for a text tower that stays as it is.
 
 Zhou et al., IJCV 2022, arXiv 2109.01134, section 3.2. The prompt of class k is [start] v_1 … v_M name_k . [end]; a tower
-that attends to what came before alone needs no token behind the end, so none is computed.
+that attends to what came before alone needs no token behind the end, so none is computed, and gives the same to equal
+beginnings, so [start] v_1 … v_M, in every prompt, is computed once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jclip.features import few_shot_features, training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.similarity import zero_shot_scores
 from jclip.heads import ZeroShotHead, check_width
+from jclip.layers import SharedStart
 from jclip.optim import check_in_memory
 from jclip.parts import in_parts, slices
 from jclip.paths import replacing
@@ -35,6 +37,7 @@ from jclip.variants import TextConfig
 
 Position = Literal["end", "middle", "front"]  # where the class's name stands
 SPREAD = 0.02  # standard deviation of vectors that start from no words
+WORTHWHILE = 0.2  # share of a text's tokens that are not computed again
 AT_ONCE = 256  # prompts of a backward pass that are kept in memory together
 
 
@@ -92,6 +95,12 @@ class Layout:
         """The inverse of `arrays`."""
         return cls(learned["tokens"], learned["slots"])
 
+    @property
+    def alike(self) -> int:
+        """How many tokens all prompts begin with, learned vectors among them."""
+        same = (self.tokens == self.tokens[0]).all(axis=0) & (self.slots == self.slots[0]).all(axis=0)
+        return int(same.argmin()) if not same.all() else len(same)
+
     def of_each_class(self, vectors: int) -> Layout:
         """The same where each class has vectors of its own, numbered class by class."""
         own = self.slots + vectors * np.arange(len(self.slots), dtype=np.int32)[:, None]
@@ -111,7 +120,7 @@ class Frame:
     """Prompts whose gaps are filled with vectors, and the text tower that reads them; it stays as it is."""
 
     def __init__(self, model: CLIP, layout: Layout):
-        self._model, self._ends = model, layout.ends
+        self._model, self._ends, self._alike = model, layout.ends, min(layout.alike, int(layout.ends.min()))
         self._slots = jt.array(layout.slots).stop_grad()
         table = model.token_embedding.weight.numpy()
         self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
@@ -119,11 +128,12 @@ class Frame:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def encode(self, vectors, rows: slice | np.ndarray = slice(None), shifts=None):
+    def encode(self, vectors, rows: slice | np.ndarray = slice(None), shifts=None, runs: int = 1):
         """(n, E) text features of length one of the prompts in `rows`, with `vectors` in their gaps.
 
         vectors: (M, D), or (J, M, D) where each of the first J blocks gets vectors of its own (those behind the start
-        token; the gaps are there then). shifts: (n, D) that are added to all vectors of a prompt.
+        token; the gaps are there then). shifts: (n, D) that are added to all vectors of a prompt, of the same for each of
+        `runs` runs of equally many prompts. What all prompts of a run begin with is computed once.
         """
         at = rows if isinstance(rows, slice) else jt.array(rows.astype(np.int32))
         first, deep = vectors, {}
@@ -133,7 +143,13 @@ class Frame:
         x = self._words[at] + jt.concat([jt.zeros((1, first.shape[1])), first], dim=0)[slots]
         if shifts is not None:
             x = x + (slots > 0).float32().unsqueeze(2) * shifts.unsqueeze(1)
-        return normalise(self._model.encode_text_embeddings(x, self._ends[rows], insert=deep))
+        shared = self._shared(*x.shape[:2], runs)
+        return normalise(self._model.encode_text_embeddings(x, self._ends[rows], insert=deep, shared=shared))
+
+    def _shared(self, rows: int, length: int, runs: int) -> SharedStart | None:
+        """How so many rows begin alike, where that saves enough to be worth the copies."""
+        saved = (rows - runs) * self._alike
+        return SharedStart(rows, length, self._alike, runs) if saved >= WORTHWHILE * rows * length else None
 
     def features(self, vectors):
         """(C, E) text features of length one of all prompts; of many the backward pass computes each part anew."""

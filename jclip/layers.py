@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from jclip import kernels
 from jclip.runtime import jt
 from jclip.variants import TextConfig, ViTConfig
@@ -54,6 +58,44 @@ class Linear(nn.Module):
         return kernels.linear(x, self.weight, self.bias, activation, residual, half)
 
 
+@dataclass(frozen=True)
+class SharedStart:
+    """Sequences (B, N, D) that begin alike: `tokens` first ones are equal within each of `runs` runs of equally many rows.
+
+    Where attention is causal these are equal in every layer. So a tower may hold them once a run, (T, D) in all: first
+    the starts, run by run, then what follows, row by row.
+    """
+
+    rows: int
+    length: int
+    tokens: int
+    runs: int = 1
+
+    def once(self, x):
+        """(B, N, D) → (T, D)."""
+        in_runs = x.reshape((self.runs, self.rows // self.runs, self.length, x.shape[-1]))
+        starts = in_runs[:, 0, : self.tokens].reshape((-1, x.shape[-1]))
+        return jt.concat([starts, x[:, self.tokens :].reshape((-1, x.shape[-1]))], dim=0)
+
+    def spread(self, x):
+        """The inverse."""
+        first, width, in_run = self.runs * self.tokens, x.shape[-1], self.rows // self.runs
+        starts = x[:first].reshape((self.runs, 1, self.tokens, width)).expand((self.runs, in_run, self.tokens, width))
+        rest = x[first:].reshape((self.rows, self.length - self.tokens, width))
+        return jt.concat([starts.reshape((self.rows, self.tokens, width)), rest], dim=1)
+
+    def put(self, x, position: int, tokens):
+        """As `put_tokens` of every row, of (T, D); tokens (n, D) that are all in the start."""
+        first = self.runs * self.tokens
+        starts = put_tokens(x[:first].reshape((self.runs, self.tokens, -1)), position, tokens)
+        return jt.concat([starts.reshape((first, -1)), x[first:]], dim=0)
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """(B,) positions behind the start → where these tokens are among the T."""
+        rest = self.length - self.tokens
+        return self.runs * self.tokens + np.arange(self.rows) * rest + np.asarray(positions) - self.tokens
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with q, k and v packed into one projection, as OpenAI's files have them."""
 
@@ -67,8 +109,13 @@ class Attention(nn.Module):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
         return kernels.linear(x, self.in_proj_weight, self.in_proj_bias, half=True)
 
-    def execute(self, x, causal: bool = False, residual=None):
-        return self.out_proj(kernels.attention(self.in_proj(x), self.heads, causal), residual=residual)
+    def execute(self, x, causal: bool = False, residual=None, shared: SharedStart | None = None):
+        qkv = self.in_proj(x)
+        if shared:
+            mixed = shared.once(kernels.attention(shared.spread(qkv), self.heads, causal))
+        else:
+            mixed = kernels.attention(qkv, self.heads, causal)
+        return self.out_proj(mixed, residual=residual)
 
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
@@ -103,11 +150,11 @@ class Block(nn.Module):
         if config.layer_scale:
             self.ls_1, self.ls_2 = LayerScale(width), LayerScale(width)
 
-    def execute(self, x, causal: bool = False):
+    def execute(self, x, causal: bool = False, shared: SharedStart | None = None):
         if self.layer_scale:
-            x = x + self.ls_1(self.attn(self.ln_1(x), causal))
+            x = x + self.ls_1(self.attn(self.ln_1(x), causal, shared=shared))
             return x + self.ls_2(self.mlp(self.ln_2(x)))
-        x = self.attn(self.ln_1(x), causal, residual=x)
+        x = self.attn(self.ln_1(x), causal, residual=x, shared=shared)
         return self.mlp(self.ln_2(x), residual=x)
 
 
@@ -126,8 +173,9 @@ class Transformer(nn.Module):
         insert: dict | None = None,
         taps: dict | None = None,
         name: str = "",
+        shared: SharedStart | None = None,
     ):
-        """(B, N, D) → (B, N, D); `causal`: a token sees those before it and itself.
+        """(B, N, D) → (B, N, D); `causal`: a token sees those before it and itself. With `shared` (T, D) → (T, D).
 
         layers: which blocks to run, all by default. insert: layer → (position, tokens (n, D) or (B, n, D)); before that
         layer the tokens from `position` on are replaced by these (deep prompts). taps: receives each block's output as
@@ -135,8 +183,8 @@ class Transformer(nn.Module):
         """
         for i in range(len(self.resblocks)) if layers is None else layers:
             if insert and i in insert:
-                x = put_tokens(x, *insert[i])
-            x = self.resblocks[i](x, causal)
+                x = (shared.put if shared else put_tokens)(x, *insert[i])
+            x = self.resblocks[i](x, causal, shared) if shared else self.resblocks[i](x, causal)
             if taps is not None:
                 taps[f"{name}block{i}"] = x
         return x

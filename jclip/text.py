@@ -6,7 +6,7 @@ import numpy as np
 
 from jclip import kernels
 from jclip.errors import ConfigError, DataError
-from jclip.layers import LayerNorm, Transformer
+from jclip.layers import LayerNorm, SharedStart, Transformer
 from jclip.runtime import jt
 from jclip.tokenizer import tokenize_for
 from jclip.variants import TextConfig
@@ -66,13 +66,26 @@ class TextEncoder:
         ends = ids.argmax(axis=1)
         return self.encode_text_embeddings(self.embed(ids[:, : ends.max() + 1]), ends, dense, taps=taps)
 
-    def encode_text_embeddings(self, x, eot, dense: bool = False, insert: dict | None = None, taps: dict | None = None):
+    def encode_text_embeddings(
+        self,
+        x,
+        eot,
+        dense: bool = False,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        shared: SharedStart | None = None,
+    ):
         """As `encode_text`, from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
 
-        insert: deep prompts, see `Transformer`.
+        insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which is then computed once; without
+        `dense` and `taps`.
         """
         length = x.shape[1]
         x = x + self.positional_embedding[:length]
+        if shared:
+            x = self.transformer(shared.once(x), causal=True, insert=insert, shared=shared)
+            ends = jt.array(shared.at(eot).astype(np.int32))
+            return jt.matmul(self.ln_final(x[ends]), self.text_projection)
         if taps is not None:
             taps["text.stem"] = x
         x = self.transformer(x, causal=True, insert=insert, taps=taps, name="text.")
