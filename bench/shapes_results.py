@@ -60,6 +60,11 @@ class Job:
         """What tells runs apart in the CSV."""
         return tuple(getattr(self, name) for name in KEYS)
 
+    @property
+    def told(self) -> str:
+        """Config and settings in one cell."""
+        return "; ".join((rows()[self.recipe].config, *self.settings))
+
     def point(self, runs: str) -> Point:
         """The run's config and folder. Raises `JclipError` where the recipe is not there, or can't."""
         path = find_config(rows()[self.recipe].config)
@@ -135,7 +140,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     path = args.out / "shapes_results.csv"
     lines = by_key(path)
-    wanted = [job for job in jobs(args) if lines.get(job.key, {}).get("settings") != told_as(job.settings)]
+    wanted = [job for job in jobs(args) if lines.get(job.key, {}).get("settings") != job.told]
     told: set[str] = set()
     with tqdm(wanted, unit="run", disable=None) as bar:
         for job in bar:
@@ -197,12 +202,7 @@ def line_of(job: Job, runs: str) -> dict[str, Any]:
         told = base_to_new(Classifier.load(point.folder), point.folder)
         line |= {k: told.get(k, "") for k in BASE_TO_NEW}
     shutil.rmtree(point.folder)  # a tuned model is 30 MB, and the line is all that is kept of it
-    return {**dict(zip(KEYS, job.key, strict=True)), **line, "settings": told_as(job.settings)}
-
-
-def told_as(settings: Sequence[str]) -> str:
-    """Settings in one cell."""
-    return "; ".join(settings)
+    return {**dict(zip(KEYS, job.key, strict=True)), **line, "settings": job.told}
 
 
 def choose(args: argparse.Namespace) -> None:
@@ -214,9 +214,8 @@ def choose(args: argparse.Namespace) -> None:
             given = rows()[name].at(MOST_SHOTS, settings, model)
             line = attempted(Job(model, style, name, "all", MOST_SHOTS, SEEDS[0], given), args.runs, told)
             if line:
-                print(
-                    f"{model} {style} {name} {told_as(settings)}: {line['val_top1']}, {line['seconds']} s", flush=True
-                )
+                told_settings = "; ".join(settings)
+                print(f"{model} {style} {name} {told_settings}: {line['val_top1']}, {line['seconds']} s", flush=True)
                 best[settings] = line["val_top1"]
         if best:
             with locked(CHOSEN):

@@ -74,7 +74,7 @@ ROWS = {
         "clip_adapter/features_caltech_lvis", ("selection=val",), {"optim.lr": (1e-2, 1e-3), "ratio": (0.2, 0.6)},
         epochs=20, new=True,
     ),
-    "cross-modal linear": Row("cross_modal/features_caltech_lvis", grid={"optim.lr": (1e-3, 1e-2)}),
+    "cross-modal linear": Row("cross_modal/features_caltech_lvis", grid={"optim.lr": (1e-3, 1e-2, 1e-4)}),
     "cross-modal adapter": Row("cross_modal/features_caltech_lvis_adapter", grid={"optim.lr": (1e-4, 1e-3)}),
     "cross-modal partial": Row(
         "cross_modal/features_caltech_lvis", ("head=partial", "optim.epochs=16"), {"optim.lr": (1e-3, 1e-4, 1e-2)}

@@ -28,16 +28,17 @@ def plot_shots(
     path: str | os.PathLike, lines: Mapping[str, Mapping[int, tuple[float, float]]], title: str, label: str
 ) -> None:
     """One line for each name: shots → (mean, standard deviation) of an accuracy, on a logarithmic axis of shots."""
-    from matplotlib import colormaps
+    from matplotlib import colormaps, cycler
 
     many = len(lines) > 6
     figure, axes = _figure(9.0 if many else 6.4, 4.8)
     shots = sorted({k for points in lines.values() for k in points})
-    axes.set_prop_cycle(color=colormaps["tab10" if len(lines) <= 11 else "tab20"].colors)
+    colors = colormaps["tab10" if len(lines) <= 11 else "tab20"].colors
+    axes.set_prop_cycle(cycler(marker=["o", "s"]) * cycler(color=colors))  # squares when the colours are used up
     for name, points in lines.items():
         ks = sorted(points)
         mean, deviation = (np.array([points[k][i] for k in ks]) for i in (0, 1))
-        style = {"linestyle": "--", "color": "grey"} if name == "zero-shot" else {"marker": "o", "markersize": 4}
+        style = {"linestyle": "--", "color": "grey", "marker": ""} if name == "zero-shot" else {"markersize": 4}
         (line,) = axes.plot(ks, 100 * mean, label=name, **style)
         axes.fill_between(ks, 100 * (mean - deviation), 100 * (mean + deviation), alpha=0.15, color=line.get_color())
     axes.set_xscale("log", base=2)
