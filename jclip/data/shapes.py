@@ -240,10 +240,11 @@ def _ramp(size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(np.linspace(-0.5, 0.5, size, dtype=np.float32), np.linspace(-0.5, 0.5, size, dtype=np.float32))
 
 
-@lru_cache(maxsize=1)
-def _noise() -> np.ndarray:
-    """One sheet of noise, from which each scene takes a piece."""
-    return np.random.default_rng(0).normal(0, 6, (NOISE_SIDE, NOISE_SIDE, 3)).astype(np.float32)
+@lru_cache(maxsize=4)
+def _noise(size: int) -> np.ndarray:
+    """(3, H, W): a sheet of noise, from which each scene takes a piece of `size`; it begins anew behind its edge."""
+    sheet = np.random.default_rng(0).normal(0, 6, (NOISE_SIDE, NOISE_SIDE, 3)).astype(np.float32)
+    return np.pad(sheet.transpose(2, 0, 1), ((0, 0), (0, size), (0, size)), mode="wrap")
 
 
 def _background(size: int, rng: np.random.Generator) -> Image.Image:
@@ -252,10 +253,10 @@ def _background(size: int, rng: np.random.Generator) -> Image.Image:
     colour = grey + rng.uniform(-14, 14, 3)
     slope = rng.uniform(-40, 40) + rng.uniform(-12, 12, 3)
     along = np.float32(np.cos(turn)) * x + np.float32(np.sin(turn)) * y
-    pixels = along[..., None] * slope.astype(np.float32) + colour.astype(np.float32)
-    rows, columns = ((np.arange(size) + start) % NOISE_SIDE for start in rng.integers(0, NOISE_SIDE, 2))
-    pixels += _noise()[rows[:, None], columns]
-    return Image.fromarray(pixels.astype(np.uint8), "RGB")
+    planes = along * slope.astype(np.float32)[:, None, None] + colour.astype(np.float32)[:, None, None]
+    top, left = rng.integers(0, NOISE_SIDE, 2)
+    planes += _noise(size)[:, top : top + size, left : left + size]
+    return Image.fromarray(np.ascontiguousarray(planes.astype(np.uint8).transpose(1, 2, 0)), "RGB")
 
 
 def _draw(image: Image.Image, thing: Thing, style: str, rng: np.random.Generator) -> None:
