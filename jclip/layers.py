@@ -78,14 +78,14 @@ class SharedStart:
         return jt.concat([starts, x[:, self.tokens :].reshape((-1, x.shape[-1]))], dim=0)
 
     def spread(self, x):
-        """The inverse."""
+        """(T, D) → (B, N, D), the inverse of `once`."""
         first, width, in_run = self.runs * self.tokens, x.shape[-1], self.rows // self.runs
         starts = x[:first].reshape((self.runs, 1, self.tokens, width)).expand((self.runs, in_run, self.tokens, width))
         rest = x[first:].reshape((self.rows, self.length - self.tokens, width))
         return jt.concat([starts.reshape((self.rows, self.tokens, width)), rest], dim=1)
 
     def put(self, x, position: int, tokens):
-        """As `put_tokens` of every row, of (T, D); tokens (n, D) that are all in the start."""
+        """(T, D) → (T, D): as `put_tokens` of every row, tokens (n, D). Raises `ValueError` for what leaves the start."""
         first = self.runs * self.tokens
         starts = put_tokens(x[:first].reshape((self.runs, self.tokens, -1)), position, tokens)
         return jt.concat([starts.reshape((first, -1)), x[first:]], dim=0)
