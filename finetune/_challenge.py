@@ -248,7 +248,7 @@ class Pipeline:
 
     def train(self, backbone: str) -> dict[str, Classifier]:
         """The tuned backbone and the members on it, by name, in the order of `fuse`."""
-        from jclip.checkpoint import file_sha256
+        from jclip.paths import file_sha256
         from jclip.results import table
 
         done, source = {TUNED: self.tuned(backbone)}, self.sources[backbone]

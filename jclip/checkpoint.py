@@ -24,7 +24,7 @@ from jclip.architecture import config_from_shapes
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError
 from jclip.families import FAMILIES, Stated
 from jclip.functional.positions import resample_linearly, resample_positions
-from jclip.paths import cache_dir, replacing
+from jclip.paths import file_sha256
 from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
 from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
@@ -284,26 +284,3 @@ def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarra
             x = x * fan_in**-0.5
         made[name] = x.astype(np.float32)
     return made
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, remembered in the cache for its path, size and modification time."""
-    path = Path(path).absolute()
-    stat = path.stat()
-    key = hashlib.sha256(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()
-    note = cache_dir("hashes") / key
-    if note.is_file() and len(known := note.read_text()) == 64:
-        return known
-    digest = compute_sha256(path)
-    with replacing(note) as temporary:
-        temporary.write_text(digest)
-    return digest
-
-
-def compute_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, read now."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()

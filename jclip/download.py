@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 
 from jclip import catalogue
-from jclip.checkpoint import compute_sha256, file_sha256
 from jclip.errors import CheckpointError, UnknownName, did_you_mean
-from jclip.paths import ASSETS, cache_dir
+from jclip.paths import ASSETS, cache_dir, compute_sha256, file_sha256
 from jclip.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"

@@ -94,7 +94,16 @@ def guarded(command: Callable[[], int | None], name: str) -> int:
         return fail(name, f"{place}{e.strerror}", 2)
 
 
+def printable(text: str, most: int = 2000) -> str:
+    """`text` as one line that no terminal obeys: control characters, escape codes, line breaks, direction marks and lone
+    surrogates as `\\x1b`-like escapes, and what goes on for more than `most` characters cut with a note of how many."""
+    shown = "".join(
+        c if c.isprintable() or c == " " else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:most]
+    )
+    return shown if len(text) <= most else f"{shown}… ({len(text) - most:,} more characters)"
+
+
 def fail(name: str, message: str, code: int) -> int:
     """One line on stderr, and the exit code back."""
-    sys.stderr.write(f"{name}: {message}\n")
+    sys.stderr.write(f"{name}: {printable(message)}\n")
     return code

@@ -11,14 +11,13 @@ from functools import partial, reduce
 
 import numpy as np
 
-from jclip.checkpoint import file_sha256
 from jclip.config import DataConfig
 from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, told_when_full
 from jclip.heads import check_width, unit, zero_shot_head
-from jclip.paths import cache_dir
+from jclip.paths import cache_dir, file_sha256
 from jclip.preprocess import Preprocess
 from jclip.prompts import prompts_of
 from jclip.readers import read_weights, safetensors

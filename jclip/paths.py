@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from jclip.errors import SetupError
 
@@ -30,6 +34,69 @@ def cache_dir(*parts: str) -> Path:
             f"can't write the cache folder {folder} ({e.strerror}): set JCLIP_CACHE to a writable one"
         ) from e
     return folder
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file for reading in binary, links followed. Never blocks.
+
+    Raises `OSError`, whose `strerror` says what stands there, for a FIFO, a device, a socket or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            what = "a folder" if stat.S_ISDIR(kind) else "a FIFO, socket or device"
+            raise OSError(errno.EINVAL, f"must be a regular file, got {what}", os.fspath(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes as hex digits.
+
+    Remembered in the cache for the resolved path, device, inode, size, mtime_ns and ctime_ns together: a file that was
+    replaced, edited in place or restored with its old time is hashed again.
+    """
+    path = Path(path).resolve()
+    with open_regular(path) as f:
+        found = os.fstat(f.fileno())
+        facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        key = hashlib.sha256(os.fsencode(path) + repr(facts).encode()).hexdigest()
+        note = cache_dir("hashes") / key
+        if (known := _noted(note, key)) is not None:
+            return known
+        digest = _digest_of(f)
+    with replacing(note) as temporary:
+        temporary.write_text(f"{digest} {_note_checksum(key, digest)}", encoding="ascii")
+    return digest
+
+
+def _noted(note: Path, key: str) -> str | None:
+    """The digest that a note holds; None where there is none, or where the note is damaged."""
+    try:
+        digest, checksum = note.read_text(encoding="ascii").split(" ")
+    except (OSError, ValueError):
+        return None
+    return digest if checksum == _note_checksum(key, digest) else None
+
+
+def _note_checksum(key: str, digest: str) -> str:
+    return hashlib.sha256(f"{key} {digest}".encode()).hexdigest()[:16]
+
+
+def compute_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes as hex digits, read now."""
+    with open_regular(path) as f:
+        return _digest_of(f)
+
+
+def _digest_of(file: BinaryIO) -> str:
+    sha = hashlib.sha256()
+    while block := file.read(1 << 20):
+        sha.update(block)
+    return sha.hexdigest()
 
 
 @contextmanager

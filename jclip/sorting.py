@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from jclip.checkpoint import compute_sha256
 from jclip.errors import DataError
-from jclip.paths import replacing
+from jclip.paths import compute_sha256, replacing
 from jclip.results import Predictions
 
 How = Literal["copy", "link"]

@@ -88,7 +88,7 @@ def use_cache(folder: str | Path, setattr) -> None:
             return below
         return before(*parts)
 
-    for module in ("paths", "checkpoint", "features", "heads", "download"):
+    for module in ("paths", "features", "heads", "download"):
         setattr(importlib.import_module(f"jclip.{module}"), "cache_dir", cache_dir)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.checkpoint import compute_sha256
 from jclip.config import DataConfig
 from jclip.data.checks import preview
 from jclip.data.splits import Split, lines_of, read_classes, read_photos
 from jclip.errors import DataError
+from jclip.paths import compute_sha256
 
 _PATH_AND_LABELS = re.compile(r"(.*?)((?:[\s,]+[0-9]+)*)")
 

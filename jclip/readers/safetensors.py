@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip.errors import CheckpointError
-from jclip.paths import replacing
+from jclip.paths import open_regular, replacing
 from jclip.readers.tensors import LazyTensor, WeightFile, decode, encode, itemsize
 
 DTYPES = {
@@ -28,6 +30,12 @@ DTYPES = {
     "BOOL": "bool",
 }
 _LARGEST_HEADER = 100 * 2**20
+SEAL = "jclip_seal"  # metadata: SHA-256 of header and data, computed with `_UNSEALED` in its place
+_UNSEALED = "0" * 64
+
+
+class DamagedFile(CheckpointError):
+    """A file of our own whose bytes changed after they were written."""
 
 
 def read(path: Path) -> WeightFile:
@@ -38,7 +46,7 @@ def read(path: Path) -> WeightFile:
         if length > min(_LARGEST_HEADER, size - 8):
             raise CheckpointError(f"{path} is damaged: its header claims {length} bytes of a file of {size}")
         header = _parse(f.read(length), path)
-    metadata = header.pop("__metadata__", {}) or {}
+    metadata = {k: v for k, v in (header.pop("__metadata__", {}) or {}).items() if k != SEAL}
     start = 8 + length
     _check_layout(header, size - start, path)
     tensors = {name: _tensor(path, start, entry) for name, entry in header.items()}
@@ -113,9 +121,15 @@ def write_tensors(
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `arrays` in their order, to a temporary name first. A (uint16 array, "bfloat16") pair writes bfloat16 bits."""
+    """Writes `arrays` in their order, to a temporary name first, sealed: `read_sealed` notices any byte that changes later.
+
+    A (uint16 array, "bfloat16") pair writes bfloat16 bits.
+    """
     codes = {v: k for k, v in DTYPES.items()}
-    header: dict = {"__metadata__": dict(metadata)} if metadata else {}
+    said = {k: v for k, v in (metadata or {}).items() if k != SEAL}
+    header: dict = {
+        "__metadata__": {SEAL: _UNSEALED, **said}
+    }  # the seal first, so that the first such digits are its own
     at, blocks = 0, []
     for name, value in arrays.items():
         array, dtype = value if isinstance(value, tuple) else (np.asarray(value), str(np.asarray(value).dtype))
@@ -124,8 +138,31 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
         blocks.append(array)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    data = [np.ascontiguousarray(array).data if array.ndim else array.tobytes() for array in blocks]
+    seal = hashlib.sha256(text)
+    for block in data:
+        seal.update(block)
+    text = text.replace(_UNSEALED.encode(), seal.hexdigest().encode(), 1)
     with replacing(path) as temporary, open(temporary, "wb") as f:
         f.write(len(text).to_bytes(8, "little"))
         f.write(text)
-        for array in blocks:
-            f.write(np.ascontiguousarray(array).data if array.ndim else array.tobytes())
+        f.writelines(data)
+
+
+def read_sealed(path: Path) -> WeightFile:
+    """A file that `write` wrote, read whole and compared with its seal.
+
+    Raises `DamagedFile`, a `CheckpointError`, where a byte of header or data is another than was written.
+    """
+    with open_regular(path) as f:
+        length = int.from_bytes(f.read(8), "little")
+        text = f.read(min(length, _LARGEST_HEADER))
+        found = re.search(rb'"' + SEAL.encode() + rb'":"([0-9a-f]{64})"', text)
+        if found is None:
+            raise DamagedFile(f"{path} is damaged: it has no seal")
+        seal = hashlib.sha256(text[: found.start(1)] + _UNSEALED.encode() + text[found.end(1) :])
+        while block := f.read(1 << 20):
+            seal.update(block)
+    if seal.hexdigest().encode() != found[1]:
+        raise DamagedFile(f"{path} is damaged: its bytes are not those that were written")
+    return read(path)

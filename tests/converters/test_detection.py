@@ -10,9 +10,10 @@ import pytest
 from convert.source import identify, layout_of
 from jclip import catalogue
 from jclip.architecture import config_from_shapes, parameter_shapes
-from jclip.checkpoint import compute_sha256, open_checkpoint
+from jclip.checkpoint import open_checkpoint
 from jclip.errors import CheckpointError, UnknownName
 from jclip.families import FAMILIES, NOT_READ, Stated
+from jclip.paths import compute_sha256
 from jclip.readers import safetensors
 from jclip.variants import ARCHITECTURES, VARIANTS, EVAConfig, architecture_name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from jclip.architecture import config_from_shapes
 from jclip.checkpoint import (
     SCALARS,
-    file_sha256,
     load_strict,
     open_checkpoint,
     random_arrays,
@@ -19,6 +19,7 @@ from jclip.checkpoint import (
 )
 from jclip.errors import CheckpointError, LayoutError, MisfitError, UnknownName
 from jclip.families import Stated
+from jclip.paths import file_sha256
 from jclip.preprocess import Preprocess
 from jclip.readers import jittor_pickle, safetensors
 from jclip.variants import VARIANTS, CLIPConfig, canonical_name, file_stem, slug
@@ -185,3 +186,36 @@ def test_names_and_their_spellings():
     assert slug("ViT-L/14@336px") == "vit_l14_336" and file_stem("ViT-L/14@336px") == "ViT-L-14-336px"
     with pytest.raises(UnknownName, match=r"model 'ViT-B/31', did you mean 'ViT-B/32'\?"):
         canonical_name("ViT-B/31")
+
+
+def test_a_damaged_note_of_a_hash_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    right = file_sha256(path)
+    (note,) = (tmp_path / "cache" / "hashes").iterdir()
+    note.write_text(note.read_text().replace(right[:4], "0000", 1))
+    assert file_sha256(path) == right
+
+
+def test_a_file_restored_with_its_old_time_is_hashed_again(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    before, first = path.stat(), file_sha256(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_sha256(path) != first
+
+
+@pytest.mark.parametrize("at", ["header", "metadata", "data"])
+def test_a_sealed_file_notices_one_changed_byte(tmp_path, at):
+    path = tmp_path / "x.safetensors"
+    safetensors.write(path, {"a": np.arange(5.0), "b": np.zeros((0, 3))}, {"note": "0" * 64})
+    whole = bytearray(path.read_bytes())
+    assert np.array_equal(safetensors.read_sealed(path)["a"].read(), np.arange(5.0))
+    assert safetensors.read_sealed(path).metadata == {"note": "0" * 64}
+    place = {"header": whole.index(b'"a"') + 1, "metadata": whole.index(b'"note"') + 2, "data": len(whole) - 3}[at]
+    whole[place] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(safetensors.DamagedFile, match="damaged"):
+        safetensors.read_sealed(path)
