@@ -189,11 +189,13 @@ def test_names_and_their_spellings():
 
 
 def test_a_damaged_note_of_a_hash_is_not_believed(tmp_path, monkeypatch):
-    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path / "cache"))
+    notes = tmp_path / "hashes"
+    notes.mkdir()
+    monkeypatch.setattr("jclip.paths.cache_dir", lambda *_: notes)
     path = tmp_path / "x"
     path.write_bytes(b"one")
     right = file_sha256(path)
-    (note,) = (tmp_path / "cache" / "hashes").iterdir()
+    (note,) = notes.iterdir()
     note.write_text(note.read_text().replace(right[:4], "0000", 1))
     assert file_sha256(path) == right
 
