@@ -38,6 +38,7 @@ setup(
         "tqdm>=4.60",
         "matplotlib>=3.7",
         "scikit-learn>=1.5,<2",
+        "safetensors>=0.5",
         f"onednn-cpu-gomp==2022.2.1; {ONEDNN}",
         f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
     ],
