@@ -203,19 +203,22 @@ def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
 
 
 def load_strict(
-    model, arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray], place: str = "weights"
+    model,
+    arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray | LazyTensor],
+    place: str = "weights",
 ) -> None:
-    """Fills `model`. All names and shapes are compared before anything is assigned.
+    """Fills `model`. All names and shapes are compared before anything is assigned; tensors of a file are read one by one.
 
     Raises `MisfitError` listing missing, unexpected and misshaped keys. Jittor's own loader raises nothing.
     """
     values = dict(arrays.items() if isinstance(arrays, Mapping) else arrays)
     state = model.state_dict()
-    values = {k: v.reshape(1) if v.ndim == 0 else v for k, v in values.items()}
-    compare_keys({k: tuple(v.shape) for k, v in state.items()}, {k: tuple(v.shape) for k, v in values.items()}, place)
+    shapes = {k: tuple(v.shape) or (1,) for k, v in values.items()}
+    compare_keys({k: tuple(v.shape) for k, v in state.items()}, shapes, place)
     for name, var in state.items():
-        frozen = var.is_stop_grad()
-        var.update(type(var)(np.ascontiguousarray(values[name])))
+        frozen, value = var.is_stop_grad(), values[name]
+        array = value.read().astype(np.float32, copy=False) if isinstance(value, LazyTensor) else value
+        var.update(type(var)(np.ascontiguousarray(array.reshape(shapes[name]))))
         if frozen:
             var.stop_grad()
 
