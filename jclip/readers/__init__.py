@@ -60,5 +60,5 @@ def _what_else(head: bytes) -> str:
     except UnicodeDecodeError:
         return known
     if text.replace("\n", " ").replace("\r", " ").replace("\t", " ").isprintable():
-        return f"{known}, but text that begins with {shown(text, 60)!r}"
+        return f"{known}, but text that begins with '{shown(text, 60)}'"
     return known

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 from jclip.errors import CheckpointError
 from jclip.readers.source import Part, Source, shown
 
-MOST_OPCODES = 1 << 20  # a checkpoint with its optimiser's state takes 100,000
+MOST_OPCODES = 1 << 19  # a checkpoint with its optimiser's state takes 100,000
 _MOST_DIGITS = 1000  # of a whole number in text
 _MOST_INTEGER = 1024  # bytes of a whole number
 _MOST_NAME = 1000  # characters of a module's or function's name
 _WINDOW = 1 << 16
+_STOP = ord(".")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class Stream:
         self.at += count
         return self._window[begin : begin + count]
 
+    def byte(self) -> int:
+        """The next byte."""
+        place = self.at - self._start
+        if 0 <= place < len(self._window):
+            self.at += 1
+            return self._window[place]
+        return self.take(1)[0]
+
     def part(self, count: int) -> Part:
         """The next `count` bytes, to be read later."""
         if not 0 <= count <= self.left:
@@ -118,17 +127,16 @@ class Stream:
 
     def line(self, most: int) -> bytes:
         """Up to the next line break, without it."""
-        start, size = self.at, 80
-        while size < 2 * most:
+        start, size, longest = self.at, 80, min(most + 1, self.left)
+        while True:
             self.at = start
-            found, *more = self.take(min(size, most + 1, self.left)).split(b"\n", 1)
+            found, *more = self.take(min(size, longest)).split(b"\n", 1)
             if more:
                 self.at = start + len(found) + 1
                 return found
-            if not self.left:
-                raise Malformed("a line without an end")
+            if size >= longest:
+                raise Malformed(f"a line without an end, or of more than {most} bytes")
             size *= 8
-        raise Malformed(f"a line of more than {most} bytes")
 
 
 def run_pickle(stream: Stream, place: str, meaning: Meaning, budget: Budget | None = None) -> Any:
@@ -147,17 +155,17 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        take, budget = self.stream.take, self.budget
+        byte, budget, steps = self.stream.byte, self.budget, _STEPS_BY_BYTE
         while True:
             if budget.left <= 0:
                 raise Malformed(f"more than {MOST_OPCODES:,} instructions")
             budget.left -= 1
-            opcode = take(1)
-            if opcode == b".":
+            opcode = byte()
+            if opcode == _STOP:
                 return self.pop()
-            step = _STEPS.get(opcode)
+            step = steps.get(opcode)
             if step is None:
-                raise Malformed(f"instruction {opcode!r} is not one that weights need")
+                raise Malformed(f"instruction {opcode:#04x} is not one that weights need")
             step(self)
 
     def pop(self) -> Any:
@@ -404,3 +412,4 @@ _STEPS: dict[bytes, Callable[[_Machine], Any]] = {
     b"h": lambda m: m.recall(m.count(1)),
     b"j": lambda m: m.recall(m.count(4)),
 }
+_STEPS_BY_BYTE = {opcode[0]: step for opcode, step in _STEPS.items()}

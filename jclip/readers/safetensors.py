@@ -105,7 +105,7 @@ def _parse(text: bytes, path: Path) -> dict:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
-            raise CheckpointError(f"{path} is damaged: its header says {shown(twice)!r} twice")
+            raise CheckpointError(f"{path} is damaged: its header says '{shown(twice)}' twice")
         return found
 
     try:

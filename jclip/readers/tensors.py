@@ -75,19 +75,31 @@ def sizes(values: Any, place: str, together: bool = True) -> tuple[int, ...]:
     Raises `CheckpointError` unless all are whole numbers from 0 to below 2^48, zeros aside their product as well.
     """
     if type(values) not in (tuple, list) or len(values) > _MOST_AXES:
-        raise CheckpointError(f"{place} is damaged: a shape must be a list of at most {_MOST_AXES} sizes")
+        raise CheckpointError(
+            f"{place} is damaged: a shape must be a list of at most {_MOST_AXES} sizes, got {_shown(values)}"
+        )
     if any(type(n) is not int or not 0 <= n < _TOO_LARGE for n in values):
-        raise CheckpointError(f"{place} is damaged: sizes must be whole numbers from 0 to below 2^48")
+        raise CheckpointError(
+            f"{place} is damaged: sizes must be whole numbers from 0 to below 2^48, got {_shown(values)}"
+        )
     if together and math.prod(n for n in values if n) >= _TOO_LARGE:
         raise CheckpointError(f"{place} is damaged: a tensor must have fewer than 2^48 values")
     return tuple(values)
+
+
+def _shown(values: Any) -> str:
+    """Sizes as they may stand in a message; of what is neither a number nor text the type, for it may nest without end."""
+    if type(values) not in (tuple, list):
+        return printable(values, 60) if type(values) is str else type(values).__name__
+    shown = (printable(str(v), 24) if type(v) in (int, float, str) else type(v).__name__ for v in values[:_MOST_AXES])
+    return f"[{', '.join(shown)}]"
 
 
 def check_name(name: str, place: str) -> str:
     """The name itself. Raises `CheckpointError` unless it is printable and of at most `MOST_NAME` characters."""
     if len(name) > MOST_NAME or not name.isprintable():
         raise CheckpointError(
-            f"{place} names a tensor {printable(name, 120)!r}: names must be printable, of at most {MOST_NAME} characters"
+            f'{place} names a tensor "{printable(name, 120)}": names must be printable, of at most {MOST_NAME} characters'
         )
     return name
 

@@ -25,7 +25,7 @@ def read(file: HeldFile) -> WeightFile:
         key, dtype, count = claim
         entry = entries.get(f"{root}data/{key}")
         if entry is None:
-            raise CheckpointError(f"{place} lacks the storage {shown(key)!r}")
+            raise CheckpointError(f"{place} lacks the storage '{shown(key)}'")
         if count * itemsize(dtype) > entry.size:
             raise CheckpointError(
                 f"{place} is damaged: storage {shown(key)} holds {entry.size} bytes, {count} {dtype} are claimed"
