@@ -175,7 +175,7 @@ def _described_vision(v: ViTConfig | ResNetConfig | EVAConfig) -> dict[str, Any]
     height, width = v.image_size
     said: dict[str, Any] = {"image_size": height if height == width else [height, width]}
     if isinstance(v, EVAConfig):
-        same = [n for n, a in TIMM.items() if replace(ARCHITECTURES[a].vision, image_size=v.image_size) == v]
+        same = [n for n, a in TIMM.items() if _but_size(ARCHITECTURES[a].vision) == _but_size(v)]
         known = next((n for n in same if ARCHITECTURES[TIMM[n]].vision.image_size == v.image_size), (same or [None])[0])
         timm = {"timm_model_name": known, "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": None}
         return {**said, **timm} if known else None
@@ -184,6 +184,10 @@ def _described_vision(v: ViTConfig | ResNetConfig | EVAConfig) -> dict[str, Any]
         return said | {"layers": list(v.layers), "head_width": v.width * 32 // v.heads}
     said |= {"layers": v.layers, "patch_size": v.patch_size, "head_width": v.width // v.heads}
     return said | {"mlp_ratio": v.mlp_width / v.width} | _described_scale(v.layer_scale)
+
+
+def _but_size(tower: object) -> dict[str, Any]:
+    return {key: value for key, value in vars(tower).items() if key != "image_size"}
 
 
 def _described_scale(layer_scale: bool) -> dict[str, float]:

@@ -139,6 +139,8 @@ def open_checkpoint(
     error. Raises `LayoutError` for another layout, which `convert` reads, and `CheckpointError` for what is not known.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} must be a regular file, got a {'folder' if path.is_dir() else 'FIFO or device'}")
     stated = stated or Stated(family=family, head_width=head_width)
     file = read_weights(path)
     if file.metadata.get("format") == "jclip":
@@ -170,19 +172,16 @@ def from_tensors(path: Path, tensors: dict[str, LazyTensor], stated: Stated, lay
 
 
 def finite_tensors(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
-    """The same tensors, each compared when it is read: a number that is not finite is a `CheckpointError` by its name.
-
-    The temperature is read at once. Raises `CheckpointError` where it is no logarithm of a temperature.
-    """
-    checked = {k: replace(t, read=partial(_read_finite, k, t, path)) for k, t in tensors.items()}
-    if "logit_scale" in checked and math.prod(checked["logit_scale"].shape) == 1:
-        _check_scale(float(checked["logit_scale"].read().reshape(())), path)
-    return checked
+    """The same tensors, each compared when it is read: numbers that are not finite, and a temperature that is not stored
+    as its logarithm, are a `CheckpointError` by the tensor's name."""
+    return {k: replace(t, read=partial(_read_finite, k, t, path)) for k, t in tensors.items()}
 
 
 def _read_finite(name: str, tensor: LazyTensor, path: Path) -> np.ndarray:
     values = tensor.read()
     refuse_infinite(name, values, path)
+    if name == "logit_scale" and values.size == 1:
+        _check_scale(float(values.reshape(())), path)
     return values
 
 
@@ -232,6 +231,8 @@ def _from_metadata(path: Path, file: WeightFile, stated: Stated) -> Checkpoint:
     try:
         config = CLIPConfig.from_dict(_described(file, "config"))
         preprocess = Preprocess.from_dict(_described(file, "preprocess"))
+        if config.vision and preprocess.size != config.vision.image_size:
+            raise ConfigError(f"size must be image_size {config.vision.image_size} of vision, got {preprocess.size}")
     except (CheckpointError, ConfigError) as e:
         raise CheckpointError(f"{path} was written by jclip but its metadata is damaged: {e}") from e
     wanted = stated.activation or (FAMILIES[stated.family].activation if stated.family else None)
