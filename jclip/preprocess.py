@@ -6,14 +6,16 @@ photo is therefore resized by its palette indices, as in the reference. `rgb_fir
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jclip.choices import Interpolation, PreprocessChoice, Resize
-from jclip.errors import ConfigError, UnknownName
+from jclip.errors import UnknownName
+from jclip.schema import FLAG, Condition, number, obey, one_of, refuse_unknown, several, whole
+from jclip.variants import SIDE
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,7 +24,13 @@ NORMALISATIONS = {  # mean and standard deviation of the three channels
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+MEANS, DEVIATIONS = several(number(-1e3, 1e3), 3), several(number(1e-6, 1e3), 3)
+FILL = whole(0, 255)
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+DESCRIBED: dict[str, Condition] = {  # what a file may say of photos, but for flags
+    "size": several(SIDE, 2), "resize": one_of(*get_args(Resize)), "interpolation": one_of(*RESAMPLE),
+    "mean": MEANS, "std": DEVIATIONS, "fill": FILL, "sharpness": number(0, 1e3),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,11 @@ class Preprocess:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`. Raises `ConfigError` for keys it doesn't know."""
-        try:
-            return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        except TypeError as e:
-            raise ConfigError(f"not a description of preprocessing: {e}") from e
+        """The inverse of `to_dict`. Raises `ConfigError` for keys it doesn't know and values out of range, by key."""
+        flags = {field.name: FLAG for field in fields(Preprocess) if isinstance(field.default, bool)}
+        obey(values, {**DESCRIBED, **flags})
+        refuse_unknown(values, [field.name for field in fields(Preprocess)], "it")
+        return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def with_choice(preprocess: Preprocess, choice: PreprocessChoice) -> Preprocess:
