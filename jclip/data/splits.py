@@ -37,11 +37,15 @@ class Split:
         return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, np.int64)])
 
     def digest(self) -> str:
-        """SHA-256 over paths, sizes, modification times and labels: what a feature cache and a result depend on."""
+        """SHA-256 over each photo's bytes and label, in order: what a feature cache and a result depend on.
+
+        Neither names nor times count, so a folder that is copied, moved or restored has the same.
+        """
+        from jclip.data.photo_hashes import photo_hashes
+
         sha = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            stat = Path(path).stat()
-            sha.update(f"{path}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
+        for digest, label in zip(photo_hashes(self.paths), self.labels, strict=True):
+            sha.update(f"{digest}\t{label}\n".encode())
         return sha.hexdigest()
 
 
