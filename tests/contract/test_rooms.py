@@ -18,14 +18,15 @@ WITHOUT_JITTOR = [
     "finetune._challenge", "finetune._fusion", "finetune._submission",
     "jclip", "jclip.architecture", "jclip.catalogue",
     "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
-    "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.shapes",
+    "jclip.data.captions", "jclip.data.class_lists", "jclip.data.class_names", "jclip.data.loader",
+    "jclip.data.photo_lists", "jclip.data.shapes",
     "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
     "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
     "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.readers.text",
-    "jclip.recorded", "jclip.results", "jclip.run", "jclip.spelling", "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
-    "jclip.towers", "jclip.variants", "jclip.views",
+    "jclip.recorded", "jclip.results", "jclip.run", "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.spelling",
+    "jclip.tiles", "jclip.tokenizer", "jclip.toolchain", "jclip.towers", "jclip.variants", "jclip.views",
     "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
 
