@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from jclip.data.class_names import read_classes
 from jclip.data.photo_lists import on_disk, photos_with_label
 from jclip.errors import DataError, did_you_mean
 from jclip.paths import is_file
-from jclip.readers.text import read_lines
+from jclip.readers.text import read_lines, read_table
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -271,9 +270,8 @@ def _whole(label: object) -> int:
 
 def _read_table(path: Path, root: Path) -> PhotoData:
     """Classes in order of first appearance."""
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        table = list(csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ","))
-    lacking = {"path", "classname", "split"} - set(table[0] if table else ())
+    columns, rows = read_table(path, "\t" if path.suffix == ".tsv" else ",")
+    lacking, table = {"path", "classname", "split"} - {*columns}, [row for _, row in rows]
     if lacking:
         raise DataError(f"{path} lacks the column {', '.join(sorted(lacking))} (needs path, classname, split)")
     labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for row in table))}
