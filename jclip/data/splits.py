@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ from jclip.data.class_names import read_classes
 from jclip.data.photo_lists import on_disk, photos_with_label
 from jclip.errors import DataError, did_you_mean
 from jclip.paths import is_file
-from jclip.readers.text import read_lines, read_table
+from jclip.readers.text import read_lines
+from jclip.spelling import name_key
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -169,11 +171,14 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     rows = [line.split(maxsplit=1) for line in lines_of(path)]
     if all(len(row) == 1 or row[1].isdecimal() for row in rows):
         raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
-    names = {row[0]: row[-1] for row in rows}
-    absent = [folder for folder in folders if folder not in names]
+    exact = {row[0]: row[-1] for row in rows}
+    if len(exact) < len(rows):
+        raise DataError(f"{path}: each folder must stand once, got {len(rows)} lines for {len(exact)} folders")
+    names = {name_key(folder): name for folder, name in exact.items()} | exact
+    absent = [folder for folder in folders if folder not in names and name_key(folder) not in names]
     if absent:
         raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {preview(absent)}")
-    return tuple(names[folder] for folder in folders)
+    return tuple(names[folder if folder in names else name_key(folder)] for folder in folders)
 
 
 def _read_class_folders(folder: Path, names: list[str]) -> Split:
@@ -270,8 +275,9 @@ def _whole(label: object) -> int:
 
 def _read_table(path: Path, root: Path) -> PhotoData:
     """Classes in order of first appearance."""
-    columns, rows = read_table(path, "\t" if path.suffix == ".tsv" else ",")
-    lacking, table = {"path", "classname", "split"} - {*columns}, [row for _, row in rows]
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        table = list(csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ","))
+    lacking = {"path", "classname", "split"} - set(table[0] if table else ())
     if lacking:
         raise DataError(f"{path} lacks the column {', '.join(sorted(lacking))} (needs path, classname, split)")
     labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for row in table))}
