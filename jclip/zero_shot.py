@@ -77,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "--config", metavar="YAML", help="one of the recipe zero_shot, such as zero_shot/ajou: several models"
     )
     p.add_argument(
-        "--classes", metavar="SET|FILE|a,b,c", help="a benchmark's classes (imagenet1k), a file, or their names"
+        "--classes",
+        metavar="SET|FILE|a,b,c",
+        help="a benchmark's classes (imagenet1k), a file (a name per line, CSV, JSON, YAML), or their names",
     )
     p.add_argument(
         "--unknown", type=float, metavar="P", help="below this probability a photo is of none of the classes"

@@ -25,6 +25,8 @@ _MOST_OF_YAML = 1 << 22
 _NUMBER = "[0-9]{1,18}"
 _IN_FRONT = re.compile(rf"(?P<id>{_NUMBER})(?: ?[:,;=)] ?|\. | )(?P<name>\S.*)")
 _BEHIND = re.compile(rf"(?P<name>.*?\S)(?: ?[:,;=] ?| )(?P<id>{_NUMBER})")
+_WNID = re.compile(r"(n[0-9]{8}) (\S.*)")
+_QUOTED = re.compile(r"""(["'])([^"]*)\1 ?,?""")
 _NAMES = {"name", "names", "class", "classes", "class name", "classname", "label", "label name", "category"}
 _NUMBERS = {"id", "idx", "index", "class id", "class idx", "label id", "category id", "number", "label"}
 _OTHERS = {"wnid", "synset", "folder", "synonym", "synonyms", "alias", "aliases"}
@@ -47,8 +49,9 @@ class Entry:
 def read_entries(path: Path) -> list[Entry]:
     """The classes of a file in the order of their labels. Names are stripped, and blanks within them single.
 
-    Text: a name per line, or with its number in front or behind. CSV and TSV: names, or names and numbers, with a header
-    or without. JSON: see `_FORMS`; YAML: the same. Raises `DataError` for what is neither, and for numbers that are
+    Text: a name per line, or with its number in front or behind, or with ImageNet's folder in front. CSV and TSV: names,
+    or names and numbers, with a header or without. JSON: see `_FORMS`; YAML: the same. Raises `DataError` for what is
+    neither, and for numbers that are
     not 0 or 1 to the last without a gap (of COCO's categories they only give the order).
     """
     suffix = path.suffix.lower()
@@ -95,28 +98,44 @@ def _first_wrong(ids: Sequence[int], start: int) -> str:
 
 
 def _of_lines(path: Path) -> list[Entry]:
-    lines = [
-        (number, _collapsed(line)) for number, line in enumerate(read_lines(path, most=MOST_OF_NAMES), start=1) if line
-    ]
-    if len(lines) == 1 and re.search(r"[,;]", lines[0][1]) and not _split_all(lines, _BEHIND, _IN_FRONT):
+    read = enumerate(read_lines(path, most=MOST_OF_NAMES), start=1)
+    lines = _unquoted([(number, _collapsed(line)) for number, line in read if line])
+    if comment := next(((number, line) for number, line in lines if line.startswith("# ")), None):
+        raise DataError(
+            f"{path}, line {comment[0]}: class lists have no comments, got {comment[1]!r:.60}: remove the line"
+        )
+    if len(lines) == 1 and re.search(r"[,;，、；]", lines[0][1]) and not _split_all(lines, _BEHIND, _IN_FRONT):
         raise DataError(
             f"{path}: must have a class name per line, got one line with commas ({lines[0][1]:.60}): "
             "break the line at each, or give the names themselves in place of the file"
         )
     rows = lines[1:] if len(lines) > 1 and _is_header([lines[0][1]], path) else lines
+    folders = [_WNID.fullmatch(line) for _, line in rows]
+    if all(folders):
+        named = zip(rows, folders, strict=True)
+        return [_checked(Entry(m[2], None, (m[1],), f"{path}, line {number}")) for (number, _), m in named]
     numbered = _split_all(rows, _BEHIND, _IN_FRONT)
-    entries = [
-        Entry(*numbered.get(number, (line, None)), place=f"{path}, line {number}") for number, line in rows
-    ]  # fmt: skip
+    entries = [Entry(*numbered.get(number, (line, None)), place=f"{path}, line {number}") for number, line in rows]
     if numbered and len(numbered) < len(rows):
-        head, *rest = entries
-        if head.id is None and all(entry.id is not None for entry in rest) and _words(head.name) <= _NAMES | _NUMBERS:
-            return [_checked(entry) for entry in rest]
-        odd = next(entry for entry in entries if entry.id is None)
-        raise DataError(
-            f"{odd.place}: expected `name label` lines, got {odd.name!r:.80} (of {len(rows)} lines {len(numbered)} have both)"
-        )
+        entries = _without_header(entries, len(numbered))
     return [_checked(entry) for entry in entries]
+
+
+def _unquoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The same without the marks and commas of a list in a program's source, where every line has them."""
+    found = [_QUOTED.fullmatch(line) for _, line in lines]
+    return [(number, m[2]) for (number, _), m in zip(lines, found, strict=True)] if all(found) else lines
+
+
+def _without_header(entries: list[Entry], numbered: int) -> list[Entry]:
+    """Entries of which some have no number: a header may. Raises `DataError` for a class without one."""
+    head, *rest = entries
+    if head.id is None and all(entry.id is not None for entry in rest) and _words(head.name) <= _NAMES | _NUMBERS:
+        return rest
+    odd = next(entry for entry in entries if entry.id is None)
+    raise DataError(
+        f"{odd.place}: expected `name label` lines, got {odd.name!r:.80} (of {len(entries)} lines {numbered} have both)"
+    )
 
 
 def _split_all(lines: Sequence[tuple[int, str]], *patterns: re.Pattern) -> dict[int, tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,8 @@ def _unlike(entries: Sequence[Entry], place: str = "") -> ClassNames:
     if len(names) == 1:
         near = nearest(names[0], class_sets())
         meant = f"did you mean the set {near[0]!r}? " if near else ""
+        if not place and re.search(r"[\s;|，、；]", names[0]):
+            meant += "separate names by commas, or "
         raise DataError(
             f"{before}classes must be at least two, got one ({names[0]:.60}), which every photo would be of: {meant}"
             'add a second name, such as "something else"'

@@ -79,6 +79,8 @@ def test_a_name_that_is_also_a_synonym_is_itself():
         ("classes.txt", "no such file of class names"),
         ("/dev/null", "it is no regular file"),
         ("imagnet1k", "got one .imagnet1k., .*did you mean the set 'imagenet1k'.*add a second name"),
+        ("cat dog owl", "got one .cat dog owl., .*separate names by commas, or add a second name"),
+        ("猫，狗，马", "got one .猫，狗，马., .*separate names by commas"),
         ("cat", "classes must be at least two, got one .cat., .*add a second name"),
         ("x" * 5000, "classes must be at least two, got one"),
     ],
@@ -96,6 +98,8 @@ FILES = {
     "e.txt": "1,cat\n2,black dog\n",
     "f.txt": "id name\n0 cat\n1 black dog\n",
     "g.txt": "1. cat\r2. black  dog\r",
+    "i.txt": "n02124075 cat\nn02084071 black dog\n",
+    "j.txt": "'cat',\n'black dog'\n",
     "h.txt": "classes\ncat\nblack dog",
     "a.csv": "cat\nblack dog\n",
     "b.csv": "id,name\n1,black dog\n0,cat\n",
@@ -140,6 +144,7 @@ def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
+        ("a.txt", "猫、狗、马\n", "must have a class name per line, got one line with commas"),
         ("a.txt", "a, b, c\n", "must have a class name per line, got one line with commas"),
         (
             "a.txt",
@@ -150,6 +155,7 @@ def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
         ("a.txt", "cat 0\ndog 1\ncat 2\n", "stand more than once: cat .line 1 and line 3.: name each class once"),
         ("a.txt", "cat\nCat\n", "stand more than once: cat .line 1 and line 2, 'Cat' but for case"),
         ("a.txt", "cat 0\ndog 1\nowl -1\n", "line 3: expected `name label` lines, got 'owl -1'"),
+        ("a.txt", "# my classes\ncat\ndog\n", "line 1: class lists have no comments, got '# my classes'"),
         ("a.txt", "cat\n\x1b[2Jdog\n", r"line 2: class names must be of letters, digits and signs, got '\\x1b'"),
         ("a.txt", "cat\n" + "x" * 2001, "line 2: must be a class name of 1 to 2,000 characters, got one of 2,001"),
         ("a.txt", "\n\n", "is empty"),
