@@ -222,7 +222,7 @@ def among_classes(cfg: Config, data: FeatureSet) -> FeatureSet:
     from jclip.source import source_of
 
     names, source = read_class_names(cfg.classes), source_of(cfg)
-    places = names.places(data.classnames)
+    places = names.places(data.classnames, data.classes)
     if cfg.data.text_features:
         return renamed(
             data, names.names, places, read_text(cfg.data.text_features, len(names.names), data.test.shape[1])

@@ -6,12 +6,12 @@ import argparse
 import importlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.choices import MODES, RESIZES, VIEWS
 from jclip.errors import ConfigError
 from jclip.families import FAMILIES
+from jclip.paths import exists
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from jclip.member import Member
@@ -77,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
         "--config", metavar="YAML", help="one of the recipe zero_shot, such as zero_shot/ajou: several models"
     )
     p.add_argument(
-        "--classes", metavar="SET|FILE|a,b,c", help="a benchmark's classes (imagenet1k), a file, or their names"
+        "--classes",
+        metavar="SET|FILE|a,b,c",
+        help="a benchmark's classes (imagenet1k), a file (a name per line, CSV, JSON, YAML), or their names",
     )
     p.add_argument(
         "--unknown", type=float, metavar="P", help="below this probability a photo is of none of the classes"
@@ -136,7 +138,7 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
 def main(argv: list[str]) -> int:
     """Classifies, prints a table, writes the results file. Returns the exit code."""
     args = parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
     places = [a for a in args.photos if a not in settings]
     asked = of_config(args, settings) if args.config else of_options(args, settings)
 

@@ -10,14 +10,19 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from jclip.config import WORLD, DataConfig, Subset
 from jclip.data.challenge import base_of, class_finder, from_folder, strip_prefix
 from jclip.data.checks import check_agreement, check_several, preview
+from jclip.data.class_names import read_classes
+from jclip.data.photo_lists import on_disk, photos_with_label
 from jclip.errors import DataError, did_you_mean
+from jclip.paths import is_file
+from jclip.readers.text import read_lines
+from jclip.spelling import name_key
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
@@ -170,11 +175,14 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     rows = [line.split(maxsplit=1) for line in lines_of(path)]
     if all(len(row) == 1 or row[1].isdecimal() for row in rows):
         raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
-    names = {row[0]: row[-1] for row in rows}
-    absent = [folder for folder in folders if folder not in names]
+    exact = {row[0]: row[-1] for row in rows}
+    if len(exact) < len(rows):
+        raise DataError(f"{path}: each folder must stand once, got {len(rows)} lines for {len(exact)} folders")
+    names = {name_key(folder): name for folder, name in exact.items()} | exact
+    absent = [folder for folder in folders if folder not in names and name_key(folder) not in names]
     if absent:
         raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {preview(absent)}")
-    return tuple(names[folder] for folder in folders)
+    return tuple(names[folder if folder in names else name_key(folder)] for folder in folders)
 
 
 def _read_class_folders(folder: Path, names: list[str]) -> Split:
@@ -204,59 +212,36 @@ def _read_lists(config: DataConfig) -> PhotoData:
     return PhotoData(names, *splits)
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names in label order from `name label` lines, the last space separating. Raises `DataError`."""
-    rows = [line.replace("\t", " ").rpartition(" ") for line in lines_of(path)]
-    unlabelled = [name or label for name, _, label in rows if not name or not label.isdecimal()]
-    if unlabelled:
-        raise DataError(f"{path}: expected `name label` lines, got {unlabelled[0]!r}")
-    labels = sorted(int(label) for _, _, label in rows)
-    if labels != list(range(len(rows))):
-        raise DataError(f"{path}: labels must be 0 to {len(rows) - 1}, each once, got {preview(labels)}")
-    return tuple(name.strip() for name, _, _ in sorted(rows, key=lambda r: int(r[2])))
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Class names, one per line in order; a file of `name label` lines whose labels are 0, 1, … is told by that."""
-    try:
-        return read_classes(path)
-    except DataError:
-        return tuple(lines_of(path))
-
-
 def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
-    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped.
+    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped, unless
+    the path as it stands is a file. See `jclip.data.photo_lists`.
 
-    A line without a label is of the class, among `names`, that the photo's folders name.
+    A line without a label is of the class, among `names`, that the photo's folders name. Raises `DataError` with the line
+    for labels that are none, or beyond `names`.
     """
-    lines, class_of = [line.replace("\t", " ").replace("\\", "/") for line in lines_of(path)], class_finder(names)
+    lines, class_of = photos_with_label(path, [root, path.parent], len(names)), class_finder(names)
     rows = []
-    for number, line in enumerate(lines, start=1):
-        photo, _, last = line.rpartition(" ")
-        labelled = photo.strip() and last.isdecimal()
-        photo = (photo if labelled else line).strip().lstrip("/")
-        label = int(last) if labelled else class_of(photo)
+    for number, photo, label in lines:
+        label = class_of(photo) if label is None else label
         if label is None:
-            near = did_you_mean(Path(photo).parent.name, [*names, *map(strip_prefix, names)])
+            near = did_you_mean(PurePosixPath(photo).parent.name, [*names, *map(strip_prefix, names)])
             raise DataError(
-                f"{path}, line {number}: expected `relative/path label`, got {line!r:.80}, whose folder is no class{near}"
+                f"{path}, line {number}: expected `relative/path label`, got {photo!r:.80}, whose folder is no class{near}"
             )
         rows.append((photo, label))
-    if not rows:
-        raise DataError(f"{path} lists no photo")
-    base = base_of(path, root, rows[0][0])
-    return _split((str(base / photo), label) for photo, label in rows)
+    base = base_of(path, root, rows[0][0].lstrip("/"))
+    paths = on_disk(_below(base, photo) for photo, _ in rows)
+    return _split(zip(paths, (label for _, label in rows), strict=True))
+
+
+def _below(base: Path, photo: str) -> str:
+    below = str(base / photo.lstrip("/"))
+    return photo if photo.startswith("/") and not is_file(below) and is_file(photo) else below
 
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that hold something. Raises `DataError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror}") from e
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line for line in read_lines(path) if line]
 
 
 def _read_split_file(path: Path, root: Path) -> PhotoData:
@@ -314,7 +299,7 @@ def _check(data: PhotoData) -> None:
         beyond = split.labels[split.labels >= len(data.classnames)]
         if beyond.size:
             raise DataError(f"{part}: label {beyond.max()} is beyond the {len(data.classnames)} classes")
-        absent = [p for p in split.paths if not Path(p).is_file()]
+        absent = [p for p in split.paths if not is_file(p)]
         if absent:
             raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {preview(absent)}")
     check_agreement({k: (v.paths, v.labels) for k, v in vars(data).items() if isinstance(v, Split)}, data.classnames)
