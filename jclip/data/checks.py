@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections import defaultdict
@@ -12,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.errors import DataError
+from jclip.errors import DataError, printable
+from jclip.paths import compute_sha256
 
 
-def check_several(classes: int, first: str, place: str = "") -> None:
-    """Raises `DataError` where one class, called `first`, is all there is."""
+def check_several(classes: int, first: str, place: str = "", more: str = "") -> None:
+    """Raises `DataError` where one class, called `first`, is all there is; more: what else the message says."""
     if classes < 2:
-        raise DataError(f"{place}only one class ({first}): there is nothing to tell apart")
+        raise DataError(
+            f"{place}only one class ({first}): there is nothing to tell apart; add photos of another class, or name others "
+            f"beside it (jclip zero-shot --classes {first},OTHER){more}"
+        )
 
 
 def check_without_gap(labels: np.ndarray, place: str) -> None:
@@ -79,16 +82,14 @@ def check_apart(train: Sequence[str], val: Sequence[str]) -> None:
 
 
 def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
-    """Tells of photos that are learned from and measured too, of "val" copies as well: figures on them promise nothing
+    """Writes a line on photos that are learned from and measured too, copies included: their figures promise nothing
     for new ones."""
-    again = {part: copied(train, paths) if part == "val" else repeated(train, paths) for part, paths in others.items()}
+    again = {part: copied(train, paths) for part, paths in others.items()}
     told = [f"{len(found)} of {len(others[part])} {part}" for part, found in again.items() if found]
     if told:
         first = next(found[0] for found in again.values() if found)
-        sys.stderr.write(
-            f"{' and '.join(told)} photos are training photos too (first: {first}): "
-            "their figures say nothing of new photos\n"
-        )
+        line = f"{' and '.join(told)} photos are training photos too (first: {first}): "
+        sys.stderr.write(f"{printable(line)}their figures say nothing of new photos\n")
 
 
 def repeated(train: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -102,7 +103,7 @@ def copied(train: Sequence[str], others: Sequence[str]) -> list[str]:
     by_size = defaultdict(list)
     for path in train:
         by_size[Path(path).stat().st_size].append(path)
-    bytes_of = lru_cache(maxsize=None)(lambda path: hashlib.sha256(Path(path).read_bytes()).digest())
+    bytes_of = lru_cache(maxsize=None)(compute_sha256)
 
     def is_copy(path: str) -> bool:
         near = by_size.get(Path(path).stat().st_size, ())

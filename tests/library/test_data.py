@@ -144,7 +144,10 @@ WRONG = [
     (dict(train="list.txt", classes="absent.txt"), "can't read .*absent.txt: No such file"),
     (dict(split_file="broken.json"), "is not a split file"),
     (dict(split_file="gap.json"), "labels must be 0 to 1 without a gap, got 0, 2"),
-    (dict(split_file="half.json"), "is not a split file .*: label 0.5 is no whole number"),
+    (
+        dict(split_file="half.json"),
+        "is not a split file .*: label must be a whole number from 0 to 2147483647, got 0.5",
+    ),
     (dict(split_file="two_names.json"), "label 0 is called both 'a' and 'b'"),
     (dict(split_file="columns.tsv"), "lacks the column split"),
     (dict(split_file="none.json"), "no such split file"),
