@@ -36,6 +36,11 @@ def cache_dir(*parts: str) -> Path:
     return folder
 
 
+def is_file(name: str | os.PathLike) -> bool:
+    """Whether a regular file has that name; unlike `Path.is_file`, also answers for a text too long to be a file's name."""
+    return os.path.isfile(name)  # noqa: PTH113
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a regular file for reading in binary, links followed. Never blocks.
 

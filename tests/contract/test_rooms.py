@@ -23,9 +23,8 @@ WITHOUT_JITTOR = [
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
     "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
-    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results", "jclip.run",
-    "jclip.run_data", "jclip.data.folders",
-    "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
+    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.readers.text",
+    "jclip.recorded", "jclip.results", "jclip.run", "jclip.run_data", "jclip.data.folders", "jclip.spelling", "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
     "jclip.towers", "jclip.variants", "jclip.views",
     "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
@@ -33,7 +32,7 @@ WITHOUT_JITTOR = [
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
 FLOORS = [
     {"jclip.errors"},
-    {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
+    {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed", "jclip.spelling"},
     {"jclip.report"},
     {
         "jclip.config",
