@@ -43,6 +43,7 @@ setup(
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.25"],
+        "heic": ["pillow-heif>=0.16"],
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",

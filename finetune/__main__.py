@@ -252,7 +252,8 @@ def predict(argv: list[str]) -> int:
     if not places and (split.labels >= 0).all():
         print(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
     if args.sheet:
-        write_sheet(args.sheet, predictions, split.labels[rows])
+        upright = getattr(done.config.data, "upright", True)
+        write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
     if args.sort_into:
         sort_photos(predictions, args)
     print(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")

@@ -27,6 +27,7 @@ WHERE_FROM = (
     "seed",
     "on_error",
     "draft",
+    "upright",
 )  # a set's data has the run's, where it says none
 SETTINGS = ("data", "templates")  # that a set may have
 SET_COLUMNS = ("set", "classes", "photos", "zero_shot_top1", "top1", "top5", "mean_per_class", "ece")
@@ -119,8 +120,8 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
     unknown = sorted({*values} - {*SETTINGS})
     if unknown or not isinstance(values.get("data", {}), Mapping):
         raise ConfigError(f"{place}: a set has data.… settings and templates, got {', '.join(unknown) or 'data'}")
-    if "draft" in values.get("data", {}):
-        raise ConfigError(f"{place}: data.draft is said of all sets, behind the run")
+    if of_all := [key for key in ("draft", "upright", "exif_rotate") if key in values.get("data", {})]:
+        raise ConfigError(f"{place}: data.{of_all[0]} is said of all sets, behind the run")
     whole = resolved(done.module, done.config)
     kept = {k: whole["data"][k] for k in WHERE_FROM}
     whole |= {"classes": ""} if "classes" in whole else {}  # a set has its own

@@ -93,7 +93,10 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import ModelSource
     from jclip.tuning import check_photos, measured_parts
 
-    source, photos = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft), read_photos(cfg.data)
+    source, photos = (
+        ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        read_photos(cfg.data),
+    )
     cfg = fitted(cfg, len(photos.train))
     check_photos(cfg, photos)
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed

@@ -70,7 +70,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import ModelSource
     from jclip.tuning import check_photos, head_of_now, measure, measured_parts, photo_epochs
 
-    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed

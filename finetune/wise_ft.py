@@ -169,7 +169,7 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
 
     def at(alpha: float) -> FeatureSet:
         save_mixture(file, *(end.checkpoint for end in ends), alpha)
-        mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft)
+        mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft, upright=cfg.data.upright)
         return few_shot_features(cfg.data, mixed, cfg.templates, train=False, photos=photos)
 
     seen = {alpha: at(alpha) for alpha in (grid(cfg.steps) if cfg.search else sorted({0.0, cfg.alpha, 1.0}))}

@@ -175,7 +175,7 @@ def members(cfg: Config) -> tuple[Member, ...]:
         raise ConfigError("this config names no model: set model, or models")
     look = PreprocessChoice(draft=cfg.data.draft or None)
     one = {"weights": cfg.model, "prompts": cfg.templates, "family": cfg.family, "dtype": cfg.dtype}
-    return cfg.models or (Member(**one, preprocess=look),)
+    return tuple(member.reading(cfg.data.upright) for member in cfg.models or (Member(**one, preprocess=look),))
 
 
 def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:

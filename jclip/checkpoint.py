@@ -256,7 +256,7 @@ def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | No
         "format_version": FORMAT_VERSION,
         "arch": architecture_name(config) or "unnamed",
         "config": json.dumps(config.to_dict()),
-        "preprocess": json.dumps(preprocess.to_dict()),
+        "preprocess": json.dumps({k: v for k, v in preprocess.to_dict().items() if k != "upright"}),  # the reader's
         "tokenizer": "openai-bpe",
     }
     return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}

@@ -55,6 +55,7 @@ class DataConfig:
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
     on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
     draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
+    upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
 
     def __post_init__(self):
         if self.shots < 0 or self.val_shots < -1:
@@ -80,6 +81,7 @@ class CaptionConfig:
     val_scenes: int = 500
     easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
     on_error: Literal["stop", "skip"] = "stop"
+    upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
 
     def __post_init__(self):
         if min(self.scenes, self.val_scenes) < 2 or self.easy_epochs < 0:
@@ -128,7 +130,10 @@ def refuse_average(optim: OptimConfig, instead: str) -> None:
         raise ConfigError(f"optim.average={optim.average} is of weights along training, which needs {instead}")
 
 
-ALIASES = {"epoches": "epochs", "ckt_gap": "every"}  # as an entry of the Jittor challenge spells them
+ALIASES = {
+    "epoches": "epochs", "ckt_gap": "every",  # as an entry of the Jittor challenge spells them
+    "exif_rotate": "upright",  # as it was called while it was off by default
+}  # fmt: skip
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")

@@ -181,7 +181,7 @@ def photos_for(cfg: Any, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
 
     Raises `ConfigError` or `DataError` for what can't be learned from.
     """
-    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     cfg.prompts.check(source.config)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)

@@ -74,8 +74,24 @@ def told_when_full(mend: str) -> Iterator[None]:
         raise SetupError(f"the GPU's memory is full: {mend}") from e
 
 
+_AT_END: list[Callable[[], None]] = []
+
+
+def at_end(say: Callable[[], None]) -> None:
+    """Calls `say` once, when the command that is running ends."""
+    _AT_END.append(say)
+
+
 def guarded(command: Callable[[], int | None], name: str) -> int:
     """Runs `command`; what a user can mend ends in one line on stderr and exit code 2, not in a traceback."""
+    try:
+        return _guarded(command, name)
+    finally:
+        while _AT_END:
+            _AT_END.pop()()
+
+
+def _guarded(command: Callable[[], int | None], name: str) -> int:
     try:
         code = command() or 0
         sys.stdout.flush()  # here, where a reader that left is no error, and not at exit

@@ -11,16 +11,18 @@ from functools import partial, reduce
 
 import numpy as np
 
+from jclip.cached import read_cached
 from jclip.config import DataConfig
 from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
+from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.splits import PhotoData, Split, read_photos
-from jclip.errors import ConfigError, DataError, told_when_full
-from jclip.heads import check_width, unit, zero_shot_head
+from jclip.errors import ConfigError, DataError, printable, told_when_full
+from jclip.heads import check_directions, check_width, unit, zero_shot_head
 from jclip.paths import cache_dir, file_sha256
 from jclip.preprocess import Preprocess
 from jclip.prompts import prompts_of
-from jclip.readers import read_weights, safetensors
+from jclip.readers import safetensors
 from jclip.recorded import FeatureSet, drawn, read_recorded, subset_of
 from jclip.source import ModelSource, SideBySide
 from jclip.views import TEST_VIEWS, Views, pipeline_of
@@ -57,18 +59,30 @@ def extract(
     if augment in TEST_VIEWS and len(split) > part:
         return _in_parts(source, split, part, augment=augment, on_error=on_error, label=label, entering=entering)
     numbers = range(first_view, first_view + views)
-    file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed, entering)}.safetensors"
-    if file.is_file():
-        saved = read_weights(file)
-        return np.array(saved["rows"].read()), np.array(saved["features"].read())
+    made_of = (source, split, numbers, augment, seed, entering)
+    key = feature_key(*made_of)
+    file = cache_dir("features") / f"{key}.safetensors"
+    if (saved := read_cached(file, ("rows", "features", "turned"))) is not None:
+        return _seen_before(split, saved)
     failed: list[str] = []
     viewer = Views(source.preprocess, pipeline_of(augment), seed, tuple(numbers))
     rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
-    if failed:
+    if failed:  # nothing is kept: a photo that is repaired later would stay missing
         _tell_skipped(failed, len(split))
-    else:  # a photo that is mended later would otherwise stay missing
-        safetensors.write(file, {"rows": rows, "features": features})
+    elif feature_key(*made_of) != key:
+        sys.stderr.write("photos changed while they were read: their features are not kept\n")
+    else:
+        turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
+        safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
     return rows, features
+
+
+def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and features as they were kept; which photos were turned is reported as if they were read now."""
+    turned = {*saved["turned"].tolist()}
+    for row in saved["rows"].tolist():
+        ORIENTATIONS.saw(split.paths[row], row in turned)
+    return saved["rows"], saved["features"]
 
 
 def _in_parts(source: ModelSource, split: Split, part: int, *, label: str, **options) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +167,7 @@ def _compute(
         for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
             with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
                 encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+            check_directions(encoded, [split.paths[row] for row in at for _ in range(views)])
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
             rows.append(at)
             bar.update(len(at))
@@ -162,7 +177,7 @@ def _compute(
 
 def _tell_skipped(failed: list[str], total: int) -> None:
     for message in failed:
-        sys.stderr.write(f"skipped: {message}\n")
+        sys.stderr.write(f"skipped: {printable(message)}\n")
     sys.stderr.write(f"skipped {len(failed)} of {total} photos\n")
     if len(failed) == total:
         raise DataError(f"none of {total} photos decoded: {failed[0]}")

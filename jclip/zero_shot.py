@@ -22,7 +22,7 @@ OPTIONS = {  # of one model → the member's setting
     "drop_below_uniform": "drop_below_uniform", "views": "views", "family": "family", "dtype": "dtype",
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
-LOOKS = ("size", "resize", "sharpness", "draft")  # options of one model that are its preprocessing
+LOOKS = ("size", "resize", "sharpness", "draft", "upright")  # options of one model that are its preprocessing
 
 
 def classify(
@@ -120,6 +120,12 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         default=None,
         help="decode large JPEGs at a fraction of their size: not bit-exact",
     )
+    p.add_argument(
+        "--upright",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="apply EXIF orientations (the default), or leave photos as they are stored",
+    )
     p.add_argument("--article", action="store_true", default=None, help='"a" and "an" agree with what follows')
     p.add_argument("--plural", action="store_true", default=None, help='"many {}" takes the plural of the class')
     p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that are too long")
@@ -161,7 +167,8 @@ def main(argv: list[str]) -> int:
         write_predictions(predictions, args.out, args.format)
         print(f"written: {args.out} ({len(predictions.photos)} photos)")
     if args.sheet:
-        write_sheet(args.sheet, predictions, choice="certainty")
+        upright = all(member.preprocess.upright is not False for member in asked["members"])
+        write_sheet(args.sheet, predictions, choice="certainty", upright=upright)
         print(f"written: {args.sheet}")
     return 0
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import random
 import sys
@@ -28,6 +26,7 @@ from jclip.data.folders import (
 )
 from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.errors import DataError, did_you_mean, printable
+from jclip.readers.text import read_json, read_table
 
 __all__ = ["PhotoData", "Split", "find_photos", "natural_key", "read_photos"]  # and what is public below
 PARTS = ("train", "val", "test")
@@ -50,11 +49,15 @@ class Split:
         return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, np.int64)])
 
     def digest(self) -> str:
-        """SHA-256 over paths, sizes, modification times and labels: what a feature cache and a result depend on."""
+        """SHA-256 over each photo's bytes and label, in order: what a feature cache and a result depend on.
+
+        Neither names nor times count, so a folder that is copied, moved or restored has the same.
+        """
+        from jclip.data.photo_hashes import photo_hashes
+
         sha = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            stat = Path(path).stat()
-            sha.update(os.fsencode(path) + f"\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
+        for digest, label in zip(photo_hashes(self.paths), self.labels, strict=True):
+            sha.update(f"{digest}\t{label}\n".encode())
         return sha.hexdigest()
 
 
@@ -304,17 +307,14 @@ def _read_coop_json(path: Path, root: Path) -> PhotoData:
 
 def _coop_rows(path: Path) -> dict[str, list[tuple[str, int, str]]]:
     """part → its rows of path, label and class. Raises `DataError`."""
-    form = f"{path} is not a split file of the form {{train: [[path, label, class], …], …}}"
-    try:
-        lists = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise DataError(f"{form}: {e or type(e).__name__}") from e
+    form = f"{path} must be a split file of the form {{train: [[path, label, class], …], …}}"
+    lists = read_json(path)
     if not isinstance(lists, dict):
-        raise DataError(f"{form}: it holds a {type(lists).__name__}")
+        raise DataError(f"{form}, got a {type(lists).__name__}")
     lists = {name: rows for name, rows in lists.items() if isinstance(rows, list)}
     said = parts_said({name: len(rows) for name, rows in lists.items()}, path)
     return {
-        said[name]: [_coop_row(row, f"{form}: {name}[{i}]") for i, row in enumerate(rows)]
+        said[name]: [_coop_row(row, f"{path}: {name}[{i}]") for i, row in enumerate(rows)]
         for name, rows in lists.items()
     }
 
@@ -343,21 +343,16 @@ def parts_said(counts: Mapping[str, int], path: Path) -> dict[str, str]:
 
 def _read_table(path: Path, root: Path) -> PhotoData:
     """Classes in order of first appearance."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            table = list(csv.DictReader(f, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise DataError(f"{path} is no table of UTF-8 text: {e}") from e
-    lacking = {"path", "classname", "split"} - set(table[0] if table else ())
-    if lacking:
-        raise DataError(f"{path} lacks the column {', '.join(sorted(lacking))} (needs path, classname, split)")
-    for number, row in enumerate(table, start=2):
-        if empty := [column for column in ("path", "classname", "split") if not (row[column] or "").strip()]:
-            raise DataError(f"{path}, row {number} of {len(table) + 1}: {empty[0]} is empty")
-    said = parts_said(Counter(row["split"] for row in table), path)
-    labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for row in table))}
+    columns, table = read_table(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    if lacking := sorted({"path", "classname", "split"} - {*columns}):
+        raise DataError(f"{path} lacks the column {', '.join(lacking)} (needs path, classname, split)")
+    for line, row in table:
+        if empty := [column for column in ("path", "classname", "split") if not row[column].strip()]:
+            raise DataError(f"{path}, line {line}: {empty[0]} must not be empty")
+    said = parts_said(Counter(row["split"] for _, row in table), path)
+    labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for _, row in table))}
     rows: dict[str, list[tuple[str, int]]] = {part: [] for part in PARTS}
-    for row in table:
+    for _, row in table:
         rows[said[row["split"]]].append((str(root / row["path"]), labels[row["classname"]]))
     return PhotoData(tuple(labels), *(_split(rows[part], f"{path}, {part}") for part in PARTS))
 

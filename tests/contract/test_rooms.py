@@ -16,9 +16,10 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 WITHOUT_JITTOR = [
     "convert.cli", "convert.source", "finetune", "finetune.__main__", "finetune._finished", "finetune._sweep",
     "finetune._challenge", "finetune._fusion", "finetune._submission",
-    "jclip", "jclip.architecture", "jclip.catalogue",
+    "jclip", "jclip.architecture", "jclip.cached", "jclip.catalogue",
     "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
-    "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.shapes",
+    "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.photo_file",
+    "jclip.data.photo_hashes", "jclip.data.shapes",
     "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
@@ -33,7 +34,7 @@ WITHOUT_JITTOR = [
 FLOORS = [
     {"jclip.errors"},
     {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed", "jclip.spelling"},
-    {"jclip.report"},
+    {"jclip.report", "jclip.data.photo_file"},
     {
         "jclip.config",
         "jclip.preprocess",
@@ -43,7 +44,7 @@ FLOORS = [
         "jclip.readers",
         "jclip.catalogue",
     },
-    {"jclip.families", "jclip.views"},
+    {"jclip.cached", "jclip.families", "jclip.views"},
     {"jclip.architecture"},
     {
         "jclip.runtime",
