@@ -195,7 +195,8 @@ class Classifier:
         told = read_result(self.folder)
         values = resolved(self.module, self.config)
         same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
-        if not same or values.get("multi_label"):  # other data was named, or photos of several labels each
+        comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
+        if not (same and comparable):  # other data is named, or digests are of another kind
             return
         finished = (self.folder / "result.json").stat().st_mtime
         for name, digest in photos.digests().items():
@@ -210,8 +211,8 @@ def _changed(part: str, split: Split, before: str, now: str, finished: float) ->
     later = [path for path in split.paths if os.stat(path).st_mtime > finished]  # noqa: PTH116
     first = f", {len(later)} of them later than result.json (first: {later[0]})" if later else ""
     return (
-        f"the run's {part} photos have changed since it finished: now {len(split)}{first}; SHA-256 of names, labels and "
-        f"contents was {before[:12]}…, is {now[:12]}…"
+        f"the run's {part} photos have changed since it finished: now {len(split)}{first}; SHA-256 of contents and "
+        f"labels was {before[:12]}…, is {now[:12]}…"
     )
 
 

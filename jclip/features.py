@@ -268,7 +268,7 @@ def _of_photos(
     learn = photos.train if training else Split()
     parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
     parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
-    facts = {**photos.digests(), "weights_sha256": source.weights_sha256}
+    facts = {**photos.digests(), "photos_by": "contents", "weights_sha256": source.weights_sha256}
     rows = [column for part in parts for column in part[:2]]
     seen = tuple(photos.test.paths[i] for i in parts[2][2])
     return FeatureSet(photos.classnames, *rows, text, scale, seen, facts, photos)

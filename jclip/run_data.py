@@ -19,14 +19,17 @@ from jclip.source import ModelSource
 
 
 def run_photos(cfg: Any, measures_all: bool = False) -> PhotoData | None:
-    """The photos of a recipe's config, shots drawn and classes named as it says; None of recorded features.
+    """`read_run_photos`, with a note on stderr of what a user may not expect; None of recorded features."""
+    return None if cfg.data.features else noted(read_run_photos(cfg, measures_all))
+
+
+def read_run_photos(cfg: Any, measures_all: bool = False) -> PhotoData:
+    """The photos of a recipe's config, shots drawn and classes named as it says.
 
     measures_all: of data that has neither a test nor a validation part all photos are measured, but for those that
     `search` chooses by. Raises `DataError` or `ConfigError`.
     """
-    if cfg.data.features:
-        return None
-    whole = noted(read_all_photos(cfg.data))
+    whole = read_all_photos(cfg.data)
     photos = drawn_photos(whole, cfg.data)
     if measures_all and not len(whole.val) + len(whole.test):
         photos = _measured_whole(photos, subset_of(whole, cfg.data.subset).train, getattr(cfg, "search", False))

@@ -29,6 +29,7 @@ SYSTEM = {
 }  # fmt: skip
 HIDDEN = "hidden or system files and folders"
 _MOST_DEEP = 100  # folders within folders
+Place = tuple[int, int]  # device and inode
 
 
 @dataclass
@@ -48,10 +49,13 @@ class LeftOut:
         for reason, count in other.counts.items():
             self.add(reason, other.first[reason], count)
 
+    def lines(self) -> list[str]:
+        """`3 .txt files (first: a/notes.txt)`, one for each reason."""
+        return [f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in sorted(self.counts.items())]
+
     def line(self) -> str:
-        """`left out: 3 .txt files (first: a/notes.txt), …`, or nothing where nothing was."""
-        told = (f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in sorted(self.counts.items()))
-        return f"left out: {', '.join(told)}" if self.counts else ""
+        """All of them in one line, or nothing where nothing was left out."""
+        return f"left out: {', '.join(self.lines())}" if self.counts else ""
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,25 @@ def natural_key(path: str) -> list:
     ]
 
 
-def photos_below(folder: str | os.PathLike, left: LeftOut) -> list[str]:
+def photos_below(folder: str | os.PathLike, left: LeftOut, apart: Iterable[Place] = ()) -> list[str]:
     """The photos in `folder` and the folders below it, in natural order; what is none is added to `left`.
 
-    Raises `DataError` for a folder that can't be read.
+    apart: folders that are not entered from here, whatever links lead to them. Raises `DataError` for a folder that can't
+    be read.
     """
     root = os.fspath(folder)
-    found = list(_photos_below(root, left, set()))
-    return sorted(found, key=lambda path: natural_key(path[len(root) :]))
+    seen = {*apart} - {_place(root)}
+    return sorted(_photos_below(root, left, seen), key=lambda path: natural_key(path[len(root) :]))
 
 
-def _photos_below(folder: str, left: LeftOut, seen: set[tuple[int, int]], deep: int = 0) -> Iterator[str]:
+def _photos_below(folder: str, left: LeftOut, seen: set[Place], deep: int = 0) -> Iterator[str]:
+    """seen: folders that were entered before, or are not to be: links may lead into circles."""
+    if (place := _place(folder)) in seen or deep > _MOST_DEEP:
+        left.add("links to folders that are read elsewhere" if place in seen else "folders that are too deep", folder)
+        return
+    seen.add(place)
     inner = []
-    for entry in _entries(folder, seen):
+    for entry in _entries(folder):
         kind = _kind(entry)
         if is_hidden(entry.name):
             left.add(HIDDEN, entry.path)
@@ -112,23 +122,25 @@ def _photos_below(folder: str, left: LeftOut, seen: set[tuple[int, int]], deep: 
         else:
             left.add(_by_ending(entry.name), entry.path)
     for path in inner:
-        if deep < _MOST_DEEP:
-            yield from _photos_below(path, left, seen, deep + 1)
-        else:
-            left.add(f"folders more than {_MOST_DEEP} deep", path)
+        yield from _photos_below(path, left, seen, deep + 1)
 
 
-def _entries(folder: str, seen: set[tuple[int, int]]) -> list[os.DirEntry]:
-    """The entries of a folder by name, none where it was `seen`: a link may lead into a circle."""
+def _entries(folder: str) -> list[os.DirEntry]:
+    """The entries of a folder by name. Raises `DataError`."""
     try:
-        place = os.stat(folder)  # noqa: PTH116
-        if (place.st_dev, place.st_ino) in seen:
-            return []
-        seen.add((place.st_dev, place.st_ino))
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: os.fsencode(entry.name))
     except OSError as e:
         raise DataError(f"can't read the folder {folder}: {e.strerror}") from e
+
+
+def _place(folder: str) -> Place:
+    """What tells folders apart, whatever links lead to them. Raises `DataError`."""
+    try:
+        found = os.stat(folder)  # noqa: PTH116
+    except OSError as e:
+        raise DataError(f"can't read the folder {folder}: {e.strerror}") from e
+    return found.st_dev, found.st_ino
 
 
 def _kind(entry: os.DirEntry) -> str:
@@ -192,7 +204,8 @@ def read_class_folders(root: Path) -> ClassFolders:
     photos: dict[str, list[tuple[str, int]]] = {}
     nested: list[str] = []
     for part, of_part in inside.items():
-        found = {name: photos_below(of_part[name], left) for name in folders if name in of_part}
+        apart = [_place(folder) for folder in (str(root), str(parts[part]), *of_part.values())]
+        found = {name: photos_below(of_part[name], left, apart) for name in folders if name in of_part}
         photos[part] = [(path, label) for label, name in enumerate(folders) for path in found.get(name, ())]
         nested += [path for name, paths in found.items() for path in paths if os.path.dirname(path) != of_part[name]]  # noqa: PTH120
     names = tuple(map(spoken_name, folders))
@@ -243,7 +256,7 @@ def _parts_below(root: Path, left: LeftOut) -> dict[str, Path]:
 def _folders_in(folder: str | os.PathLike, left: LeftOut) -> dict[str, str]:
     """name → path of the folders in `folder`; files there are left out."""
     found = {}
-    for entry in _entries(os.fspath(folder), set()):
+    for entry in _entries(os.fspath(folder)):
         kind = _kind(entry)
         if is_hidden(entry.name):
             left.add(HIDDEN, entry.path)
@@ -258,7 +271,7 @@ def _folders_in(folder: str | os.PathLike, left: LeftOut) -> dict[str, str]:
 
 
 def _has_folders(folder: str) -> bool:
-    return any(_kind(entry) == "folder" and not is_hidden(entry.name) for entry in _entries(folder, set()))
+    return any(_kind(entry) == "folder" and not is_hidden(entry.name) for entry in _entries(folder))
 
 
 def _nearest_beside(root: Path) -> str:

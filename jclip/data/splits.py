@@ -65,7 +65,8 @@ class Split:
 class PhotoData:
     """Class names by label, and three splits of which `val` and `test` may be empty.
 
-    left: what lies in its folders and was not read. notes: lines on what a user may not expect of it.
+    left: what lies in its folders and was not read. notes: lines on what a user may not expect of it. called: what the
+    data itself calls each class, "" for one that it does not have; nothing where these are the names.
     """
 
     classnames: tuple[str, ...]
@@ -74,6 +75,7 @@ class PhotoData:
     test: Split
     left: LeftOut = field(default_factory=LeftOut)
     notes: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()
 
     def digests(self) -> dict[str, str]:
         """`train_sha256`, `val_sha256`, `test_sha256` of the parts that have photos: what a result was made of."""
@@ -144,7 +146,9 @@ def subset_of(data: PhotoData, subset: Subset) -> PhotoData:
     stay = half(len(data.classnames), subset)
     names = data.classnames[stay.start : stay.stop]
     check_several(len(names), names[0] if names else "none", f"data.subset={subset}: ")
-    return replace(data, classnames=names, **{part: _subset(getattr(data, part), stay) for part in PARTS})
+    called = data.called[stay.start : stay.stop]
+    splits = {part: _subset(getattr(data, part), stay) for part in PARTS}
+    return replace(data, classnames=names, called=called, **splits)
 
 
 def _subset(split: Split, stay: range) -> Split:
@@ -156,7 +160,10 @@ def renamed(data: PhotoData, names: tuple[str, ...], places: np.ndarray) -> Phot
     """The same among the classes `names`: label k becomes places[k]."""
     splits = {part: getattr(data, part) for part in PARTS}
     moved = {part: Split(split.paths, places[split.labels].astype(np.int32)) for part, split in splits.items()}
-    return replace(data, classnames=names, **moved)
+    called = [""] * len(names)
+    for place, own in zip(places.tolist(), data.called or data.classnames, strict=True):
+        called[place] = own
+    return replace(data, classnames=names, called=tuple(called), **moved)
 
 
 def photo_folder(root: str) -> Path:
@@ -195,7 +202,8 @@ def _read_folders(root: Path, classes: str = "") -> PhotoData:
     found = read_class_folders(root)
     splits = {part: _split(rows, f"{root}, {part}") for part, rows in found.photos.items()}
     names = _folder_names(Path(classes), found.folders) if classes else found.names
-    return PhotoData(names, *(splits.get(part, Split()) for part in PARTS), found.left, found.notes)
+    called = found.names if classes else ()
+    return PhotoData(names, *(splits.get(part, Split()) for part in PARTS), found.left, found.notes, called)
 
 
 def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:

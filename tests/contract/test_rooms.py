@@ -25,7 +25,9 @@ WITHOUT_JITTOR = [
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
     "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
     "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.readers.text",
-    "jclip.recorded", "jclip.results", "jclip.run", "jclip.run_data", "jclip.data.folders", "jclip.spelling", "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
+    "jclip.recorded", "jclip.results", "jclip.run", "jclip.run_data", "jclip.data.folders",
+    "jclip.check_data", "jclip.data.examine", "jclip.spelling",
+    "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
     "jclip.towers", "jclip.variants", "jclip.views",
     "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
@@ -84,7 +86,7 @@ FLOORS = [
     {"jclip.adapt", "jclip.mixture", "jclip.prototypes", "jclip.run_data"},
     {"jclip.context", "jclip.lora", "jclip.tuning"},
     {"jclip.deep_prompts"},
-    {"jclip.zero_shot", "jclip.warmup", "jclip.hold_out", "finetune", "convert"},
+    {"jclip.zero_shot", "jclip.warmup", "jclip.hold_out", "jclip.check_data", "finetune", "convert"},
     {"jclip.cli"},
 ]
 

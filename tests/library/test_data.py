@@ -142,11 +142,11 @@ WRONG = [
     (dict(train="list.txt", classes="gap.txt"), "labels must be 0 to 1, each once, got 0, 2"),
     (dict(train="list.txt", classes="unlabelled.txt"), "expected `name label` lines, got 'cat'"),
     (dict(train="list.txt", classes="absent.txt"), "can't read .*absent.txt: No such file"),
-    (dict(split_file="broken.json"), "is not a split file"),
+    (dict(split_file="broken.json"), "broken.json is not valid JSON, line 1"),
     (dict(split_file="gap.json"), "labels must be 0 to 1 without a gap, got 0, 2"),
     (
         dict(split_file="half.json"),
-        "is not a split file .*: label must be a whole number from 0 to 2147483647, got 0.5",
+        "half.json: train\\[0\\]: label must be a whole number from 0 to 2147483647, got 0.5",
     ),
     (dict(split_file="two_names.json"), "label 0 is called both 'a' and 'b'"),
     (dict(split_file="columns.tsv"), "lacks the column split"),
