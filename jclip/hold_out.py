@@ -13,7 +13,8 @@ import numpy as np
 
 from jclip.data.challenge import ALL, CLASSES, HELD_OUT, LABELS, SHOTS
 from jclip.data.checks import copied, repeated
-from jclip.data.splits import Split, read_classes, read_list
+from jclip.data.class_names import read_classes
+from jclip.data.splits import Split, read_list
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing, replacing_folder
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from jclip.data.checks import check_several
 from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.errors import DataError, did_you_mean
+from jclip.spelling import alike, difference, name_key
 
 PARTS = {
     "train": "train", "training": "train", "trainset": "train", "训练": "train", "训练集": "train",
@@ -195,6 +197,7 @@ def read_class_folders(root: Path) -> ClassFolders:
     left = LeftOut()
     parts = _parts_below(root, left)
     inside = {part: _folders_in(folder, left) for part, folder in parts.items()}
+    joined = _join_spellings(inside)
     folders = in_order({name for of_part in inside.values() for name in of_part})
     if not folders:
         raise DataError(_no_classes(root, left))
@@ -211,7 +214,7 @@ def read_class_folders(root: Path) -> ClassFolders:
     names = tuple(map(spoken_name, folders))
     if len({*names}) < len(names):
         raise DataError(f"{root}: two class folders have the same name in UTF-8 and in GB18030: rename one")
-    notes = [*_order_note(root, folders), *_encoding_note(root, folders, names), *_nested_note(nested)]
+    notes = [*joined, *_order_note(root, folders), *_encoding_note(root, folders, names), *_nested_note(nested)]
     return ClassFolders(names, tuple(folders), photos, left, tuple(notes))
 
 
@@ -231,6 +234,27 @@ def spoken_name(folder: str) -> str:
         except UnicodeDecodeError:
             continue
     raise DataError(f"the name of the class folder {folder} must be UTF-8 or GB18030, got {raw!r}: rename it")
+
+
+def _join_spellings(inside: dict[str, dict[str, str]]) -> list[str]:
+    """Gives folders of different parts whose names are one but for case, blanks or Unicode form the first one's name; in
+    one part they stay apart. Returns the notes on both."""
+    notes: list[str] = []
+    first: dict[str, str] = {}
+    for of_part in inside.values():
+        if twice := alike(map(spoken_name, of_part)):
+            one, other = ([*of_part][k] for k in twice)
+            kind = difference(spoken_name(one), spoken_name(other)) or "encoding"
+            notes.append(f"{of_part[one]} and {of_part[other]} differ only in {kind}: they are two classes")
+        keys = Counter(name_key(spoken_name(name)) for name in of_part)
+        for name in [*of_part]:
+            before = first.setdefault(key := name_key(spoken_name(name)), name)
+            if before != name and keys[key] == 1 and before not in of_part:
+                notes.append(
+                    f"{of_part[name]} is taken for the class {spoken_name(before)!r}, which is spelled otherwise"
+                )
+                of_part[before] = of_part.pop(name)
+    return notes
 
 
 def _parts_below(root: Path, left: LeftOut) -> dict[str, Path]:

@@ -9,13 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from jclip.config import WORLD, DataConfig, Subset
 from jclip.data.challenge import base_of, class_finder, from_folder, strip_prefix
 from jclip.data.checks import check_agreement, check_several, preview
+from jclip.data.class_names import read_classes
 from jclip.data.folders import (
     LeftOut,
     assign_parts,
@@ -25,12 +26,13 @@ from jclip.data.folders import (
     read_class_folders,
 )
 from jclip.data.photo_file import PHOTO_ENDINGS
+from jclip.data.photo_lists import MOST_LABEL, on_disk, photos_with_label
 from jclip.errors import DataError, did_you_mean, printable
-from jclip.readers.text import read_json, read_table
+from jclip.paths import is_file
+from jclip.readers.text import read_json, read_lines, read_table
 
 __all__ = ["PhotoData", "Split", "find_photos", "natural_key", "read_photos"]  # and what is public below
 PARTS = ("train", "val", "test")
-_MOST_LABEL = 2**31 - 1
 _noted: set[str] = set()  # lines that this process has written already
 
 
@@ -162,7 +164,7 @@ def renamed(data: PhotoData, names: tuple[str, ...], places: np.ndarray) -> Phot
     moved = {part: Split(split.paths, places[split.labels].astype(np.int32)) for part, split in splits.items()}
     called = [""] * len(names)
     for place, own in zip(places.tolist(), data.called or data.classnames, strict=True):
-        called[place] = own
+        called[place] = f"{called[place]} / {own}" if called[place] else own
     return replace(data, classnames=names, called=tuple(called), **moved)
 
 
@@ -221,9 +223,9 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
 def _split(rows: Iterable[tuple[str, int]], place: str) -> Split:
     """Paths and labels; raises `DataError` for labels that int32 can't hold."""
     rows = list(rows)
-    beyond = [label for _, label in rows if not 0 <= label <= _MOST_LABEL]
+    beyond = [label for _, label in rows if not 0 <= label <= MOST_LABEL]
     if beyond:
-        raise DataError(f"{place}: labels must be 0 to {_MOST_LABEL}, got {beyond[0]} ({len(beyond)} of {len(rows)})")
+        raise DataError(f"{place}: labels must be 0 to {MOST_LABEL}, got {beyond[0]} ({len(beyond)} of {len(rows)})")
     return Split(tuple(p for p, _ in rows), np.array([label for _, label in rows], np.int32))
 
 
@@ -239,59 +241,36 @@ def _read_lists(config: DataConfig) -> PhotoData:
     return PhotoData(names, *splits)
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names in label order from `name label` lines, the last space separating. Raises `DataError`."""
-    rows = [line.replace("\t", " ").rpartition(" ") for line in lines_of(path)]
-    unlabelled = [name or label for name, _, label in rows if not name or not label.isdecimal()]
-    if unlabelled:
-        raise DataError(f"{path}: expected `name label` lines, got {unlabelled[0]!r}")
-    labels = sorted(int(label) for _, _, label in rows)
-    if labels != list(range(len(rows))):
-        raise DataError(f"{path}: labels must be 0 to {len(rows) - 1}, each once, got {preview(labels)}")
-    return tuple(name.strip() for name, _, _ in sorted(rows, key=lambda r: int(r[2])))
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Class names, one per line in order; a file of `name label` lines whose labels are 0, 1, … is told by that."""
-    try:
-        return read_classes(path)
-    except DataError:
-        return tuple(lines_of(path))
-
-
 def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
-    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped.
+    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped, unless
+    the path as it stands is a file. See `jclip.data.photo_lists`.
 
-    A line without a label is of the class, among `names`, that the photo's folders name.
+    A line without a label is of the class, among `names`, that the photo's folders name. Raises `DataError` with the line
+    for labels that are none, or beyond `names`.
     """
-    lines, class_of = [line.replace("\t", " ").replace("\\", "/") for line in lines_of(path)], class_finder(names)
+    lines, class_of = photos_with_label(path, [root, path.parent], len(names)), class_finder(names)
     rows = []
-    for number, line in enumerate(lines, start=1):
-        photo, _, last = line.rpartition(" ")
-        labelled = photo.strip() and last.isdecimal() and len(last) < 19
-        photo = (photo if labelled else line).strip().lstrip("/")
-        label = int(last) if labelled else class_of(photo)
+    for number, photo, label in lines:
+        label = class_of(photo) if label is None else label
         if label is None:
-            near = did_you_mean(Path(photo).parent.name, [*names, *map(strip_prefix, names)])
+            near = did_you_mean(PurePosixPath(photo).parent.name, [*names, *map(strip_prefix, names)])
             raise DataError(
-                f"{path}, line {number}: expected `relative/path label`, got {line!r:.80}, whose folder is no class{near}"
+                f"{path}, line {number}: expected `relative/path label`, got {photo!r:.80}, whose folder is no class{near}"
             )
         rows.append((photo, label))
-    if not rows:
-        raise DataError(f"{path} lists no photo")
-    base = base_of(path, root, rows[0][0])
-    return _split(((str(base / photo), label) for photo, label in rows), str(path))
+    base = base_of(path, root, rows[0][0].lstrip("/"))
+    paths = on_disk(_below(base, photo) for photo, _ in rows)
+    return _split(zip(paths, (label for _, label in rows), strict=True), str(path))
+
+
+def _below(base: Path, photo: str) -> str:
+    below = str(base / photo.lstrip("/"))
+    return photo if photo.startswith("/") and not is_file(below) and is_file(photo) else below
 
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that hold something. Raises `DataError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror}") from e
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line for line in read_lines(path) if line]
 
 
 def _read_split_file(path: Path, root: Path) -> PhotoData:
@@ -309,8 +288,15 @@ def _read_coop_json(path: Path, root: Path) -> PhotoData:
             raise DataError(f"{path}: label {label} is called both {names[label]!r} and {name!r}")
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{path}: labels must be 0 to {len(names) - 1} without a gap, got {preview(sorted(names))}")
-    splits = (_split(((str(root / p), label) for p, label, _ in rows.get(k, ())), f"{path}, {k}") for k in PARTS)
+    splits = (_below_root(root, ((p, label) for p, label, _ in rows.get(k, ())), f"{path}, {k}") for k in PARTS)
     return PhotoData(tuple(names[i] for i in range(len(names))), *splits)
+
+
+def _below_root(root: Path, rows: Iterable[tuple[str, int]], place: str) -> Split:
+    """Paths relative to `root`, in the spelling of the disk, and labels."""
+    rows = list(rows)
+    paths = on_disk(str(root / path) for path, _ in rows)
+    return _split(zip(paths, (label for _, label in rows), strict=True), place)
 
 
 def _coop_rows(path: Path) -> dict[str, list[tuple[str, int, str]]]:
@@ -332,8 +318,8 @@ def _coop_row(row: object, place: str) -> tuple[str, int, str]:
     if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[2], str):
         raise DataError(f"{place} must be [path, label, class], got {row!r:.80}")
     path, label, name = row
-    if type(label) is not int or not 0 <= label <= _MOST_LABEL:
-        raise DataError(f"{place}: label must be a whole number from 0 to {_MOST_LABEL}, got {label!r:.80}")
+    if type(label) is not int or not 0 <= label <= MOST_LABEL:
+        raise DataError(f"{place}: label must be a whole number from 0 to {MOST_LABEL}, got {label!r:.80}")
     return path, label, name
 
 
@@ -361,8 +347,8 @@ def _read_table(path: Path, root: Path) -> PhotoData:
     labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for _, row in table))}
     rows: dict[str, list[tuple[str, int]]] = {part: [] for part in PARTS}
     for _, row in table:
-        rows[said[row["split"]]].append((str(root / row["path"]), labels[row["classname"]]))
-    return PhotoData(tuple(labels), *(_split(rows[part], f"{path}, {part}") for part in PARTS))
+        rows[said[row["split"]]].append((row["path"], labels[row["classname"]]))
+    return PhotoData(tuple(labels), *(_below_root(root, rows[part], f"{path}, {part}") for part in PARTS))
 
 
 def _check(data: PhotoData) -> None:
@@ -372,7 +358,7 @@ def _check(data: PhotoData) -> None:
         beyond = split.labels[split.labels >= len(data.classnames)]
         if beyond.size:
             raise DataError(f"{part}: label {beyond.max()} is beyond the {len(data.classnames)} classes")
-        absent = [p for p in split.paths if not os.path.isfile(p)]  # noqa: PTH113 - also for names too long for a file
+        absent = [p for p in split.paths if not is_file(p)]
         if absent:
             raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {preview(absent)}")
     check_agreement({k: (v.paths, v.labels) for k, v in vars(data).items() if isinstance(v, Split)}, data.classnames)
