@@ -240,20 +240,24 @@ def _join_spellings(inside: dict[str, dict[str, str]]) -> list[str]:
     """Gives folders of different parts whose names are one but for case, blanks or Unicode form the first one's name; in
     one part they stay apart. Returns the notes on both."""
     notes: list[str] = []
+    respelled: list[str] = []
     first: dict[str, str] = {}
     for of_part in inside.values():
-        if twice := alike(map(spoken_name, of_part)):
+        spoken = {name: spoken_name(name) for name in of_part}
+        if twice := alike(spoken.values()):
             one, other = ([*of_part][k] for k in twice)
-            kind = difference(spoken_name(one), spoken_name(other)) or "encoding"
+            kind = difference(spoken[one], spoken[other]) or "encoding"
             notes.append(f"{of_part[one]} and {of_part[other]} differ only in {kind}: they are two classes")
-        keys = Counter(name_key(spoken_name(name)) for name in of_part)
-        for name in [*of_part]:
-            before = first.setdefault(key := name_key(spoken_name(name)), name)
-            if before != name and keys[key] == 1 and before not in of_part:
-                notes.append(
-                    f"{of_part[name]} is taken for the class {spoken_name(before)!r}, which is spelled otherwise"
-                )
+        count = Counter(map(name_key, spoken.values()))
+        for name, text in spoken.items():
+            before = first.setdefault(name_key(text), name)
+            if before not in of_part and count[name_key(text)] == 1:
+                respelled.append(f"{of_part[name]} for {spoken_name(before)!r}")
                 of_part[before] = of_part.pop(name)
+    if respelled:
+        notes.append(
+            f"{len(respelled)} class folders are spelled otherwise than in another part (first: {respelled[0]})"
+        )
     return notes
 
 
@@ -274,7 +278,8 @@ def _parts_below(root: Path, left: LeftOut) -> dict[str, Path]:
     left.take(beside)
     if others:
         left.add(f"folders beside {', '.join(named)}", inside[others[0]], len(others))
-    return {part: Path(inside[name]) for name, part in said.items()}
+    by_part = {part: Path(inside[name]) for name, part in said.items()}
+    return {part: by_part[part] for part in ("train", "val", "test") if part in by_part}
 
 
 def _folders_in(folder: str | os.PathLike, left: LeftOut) -> dict[str, str]:
