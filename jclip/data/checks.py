@@ -38,10 +38,8 @@ def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int)
     few = np.flatnonzero((counts > 0) & (counts < shots))
     if len(few):
         first = f"{_name(names, few[0])}, {counts[few[0]]}"
-        sys.stderr.write(
-            f"{len(few)} of {classes} classes {_have(few)} fewer than {shots} training photos (first: {first}): "
-            "all of them are taken\n"
-        )
+        line = f"{len(few)} of {classes} classes {_have(few)} fewer than {shots} training photos (first: {first})"
+        sys.stderr.write(f"{printable(line)}: all of them are taken\n")
 
 
 def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_text: bool) -> None:
@@ -56,7 +54,7 @@ def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_tex
         lacking = f"{len(none)} of {classes} classes {_have(none)} no training photos (first: {_name(names, none[0])})"
         if not has_text:
             raise DataError(f"{lacking}, and this recipe learns from nothing else: add some, or leave the classes out")
-        sys.stderr.write(f"{lacking}: what is learned of them is their text alone\n")
+        sys.stderr.write(f"{printable(lacking)}: what is learned of them is their text alone\n")
 
 
 def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names: Sequence[str]) -> None:

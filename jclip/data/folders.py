@@ -226,14 +226,14 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def spoken_name(folder: str) -> str:
-    """The name of a folder as text: UTF-8, else GB18030. Raises `DataError` for a name that is neither."""
+    """The name of a folder or file as text: UTF-8, else GB18030. Raises `DataError` for a name that is neither."""
     raw = os.fsencode(folder)
     for encoding in ("utf-8", "gb18030"):
         try:
             return raw.decode(encoding)
         except UnicodeDecodeError:
             continue
-    raise DataError(f"the name of the class folder {folder} must be UTF-8 or GB18030, got {raw!r}: rename it")
+    raise DataError(f"the name {folder} must be UTF-8 or GB18030, got {raw!r}: rename it")
 
 
 def _join_spellings(inside: dict[str, dict[str, str]]) -> list[str]:

@@ -281,3 +281,18 @@ def test_the_faulty_folder_is_read_as_a_person_would(tmp_path):
     data = read(faulty_folder(tmp_path / "root"))
     assert len(data.classnames) == 13 and [len(data.train), len(data.val), len(data.test)] == [48, 24, 27]
     assert data.classnames[-1] == "苹果" and sum(data.left.counts.values()) == 15
+
+
+def test_hold_out_takes_names_that_are_no_utf8(tmp_path):
+    from jclip.hold_out import main
+
+    apple = os.fsdecode("苹果".encode("gb18030"))
+    for i in range(6):
+        photo(tmp_path / "TrainSet" / apple / f"{i}.png", i)
+    names = [f"TrainSet/苹果/{i}.png {i % 2}\n" for i in range(6)]
+    (tmp_path / "train.txt").write_text("".join(names), encoding="gb18030")
+    (tmp_path / "classes.txt").write_text("Animal_Bear 0\nAnimal_Cat 1\n")
+    assert main([str(tmp_path), "--count", "2", "--shots", "1"]) == 0
+    assert "苹果" in (tmp_path / "train_4class.txt").read_text(encoding="utf-8")
+    data = read(tmp_path, shots=4)
+    assert len(data.train) == len(data.val) == 2 and all(map(os.path.isfile, data.train.paths))
