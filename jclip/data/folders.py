@@ -20,9 +20,9 @@ from jclip.errors import DataError, did_you_mean
 from jclip.spelling import alike, difference, name_key
 
 PARTS = {
-    "train": "train", "training": "train", "trainset": "train", "训练": "train", "训练集": "train",
+    "train": "train", "training": "train", "训练": "train", "训练集": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "development": "val", "验证": "val", "验证集": "val",
-    "test": "test", "testing": "test", "testset": "test", "测试": "test", "测试集": "test",
+    "test": "test", "testing": "test", "测试": "test", "测试集": "test",
 }  # fmt: skip
 EITHER = {"eval", "evaluation"}  # the test part, or beside one of these the validation part
 SYSTEM = {
