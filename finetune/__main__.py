@@ -24,6 +24,7 @@ from finetune._sweep import sweep
 from finetune._transfer import HALVES, base_to_new, means, on_sets
 from jclip.config import load_values
 from jclip.errors import ConfigError, UnknownName, guarded
+from jclip.paths import exists
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     from jclip.results import Predictions
@@ -227,7 +228,7 @@ def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
 def predict(argv: list[str]) -> int:
     """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
     args = predict_parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
     from jclip.data.splits import find_photos
     from jclip.functional.metrics import top_k

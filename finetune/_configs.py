@@ -11,6 +11,7 @@ from typing import Any
 import finetune
 from jclip.config import build, load_values, to_values
 from jclip.errors import ConfigError, UnknownName
+from jclip.paths import is_file
 from jclip.postponed import postponed
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
@@ -20,11 +21,11 @@ CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
 def find_config(name: str) -> Path:
     """A path, or the name of a shipped config such as `tip_adapter/features_caltech_lvis`. Raises `ConfigError`."""
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     for folder in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS):
         for candidate in (folder / name, folder / f"{name}.yaml", folder.parent / name):
-            if candidate.is_file():
+            if is_file(candidate):
                 return candidate
     raise UnknownName(
         "config", name, [str(p.relative_to(f)) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune._configs import build_config, default_folder, read_config, resolved
 from jclip.config import DataConfig, apply_overrides
 from jclip.errors import CheckpointError, ConfigError, printable
+from jclip.spelling import name_key
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -231,7 +232,13 @@ def unlabelled(photos: Sequence[str]) -> Split:
 
 
 def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
-    """Where each of `names` stands among `own` ones; None where one does not, or stands twice."""
+    """Where each of `names` stands among `own` ones, as it is spelled or, if need be, as `name_key` compares; None where
+    one does not, or stands twice."""
+    exact = _columns(names, own)
+    return exact if exact is not None else _columns([*map(name_key, names)], [*map(name_key, own)])
+
+
+def _columns(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
     import numpy as np
 
     place = {name: i for i, name in enumerate(own)}
@@ -241,7 +248,8 @@ def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
 
 def _news(names: Sequence[str], own: Sequence[str]) -> str:
     """Why `columns_of` found no way, and what to do."""
-    new = [name for name in names if name not in own]
+    known = {*map(name_key, own)}
+    new = [name for name in names if name_key(name) not in known]
     if new:
         return f"{len(new)} of the data's {len(names)} are others (first: {new[0]!r}); zero_shot and prompts take any"
     twice = [name for name in names if own.count(name) > 1]

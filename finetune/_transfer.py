@@ -15,6 +15,7 @@ from finetune._configs import build_config, resolved
 from finetune._finished import Classifier, scored, test_features, test_photos
 from jclip.config import apply_overrides, load_groups
 from jclip.errors import ConfigError, JclipError
+from jclip.paths import is_file
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     from jclip.source import ModelSource
@@ -102,7 +103,7 @@ def read_sets(done: Classifier, given: Sequence[Sequence[str]]) -> dict[str, Cla
     """
     found: dict[str, Classifier] = {}
     for name, *settings in given:
-        if not settings and Path(name).is_file():
+        if not settings and is_file(name):
             groups = load_groups(Path(name))
         elif settings and "=" not in name:
             groups = {name: apply_overrides({}, settings)}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from jclip.errors import ConfigError, did_you_mean
-from jclip.paths import ASSETS
+from jclip.paths import ASSETS, is_file
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
@@ -196,12 +196,12 @@ def _resolve_paths(values: dict, base: Path) -> None:
     for key in _DATA_PATHS if isinstance(data, dict) else ():
         if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
             data[key] = _absolute(data[key], base)
-    if isinstance(values.get("classes"), str) and (base / values["classes"]).is_file():
+    if isinstance(values.get("classes"), str) and is_file(base / values["classes"]):
         values["classes"] = _absolute(values["classes"], base)
     _resolve_weights(values, "model", base)
     for member in _entries(values.get("models")):
         _resolve_weights(member, "weights", base)
-        if isinstance(member.get("prompts"), str) and member["prompts"] and (base / member["prompts"]).is_file():
+        if isinstance(member.get("prompts"), str) and member["prompts"] and is_file(base / member["prompts"]):
             member["prompts"] = _absolute(member["prompts"], base)
 
 
@@ -224,7 +224,7 @@ def _absolute(value: str, base: Path) -> str:
 
 def _is_weight_path(value: str, base: Path) -> bool:
     """A model's name such as ViT-B/32 has a slash too: it is a path when it looks like a file or exists."""
-    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or (base / value).is_file()
+    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or is_file(base / value)
 
 
 def _apply_override(values: dict, override: str) -> None:

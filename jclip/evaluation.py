@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jclip.functional.metrics import classification_report, confusion_matrix, ranking
-from jclip.paths import replacing
+from jclip.paths import exists, replacing
 from jclip.report import LARGEST_MATRIX, plot_classes, plot_confusion
 from jclip.results import Predictions, write_predictions
 
@@ -72,7 +72,7 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
             "acc5": None if classes < 5 else metrics[f"{part}_top5"],
             "mean_per_class_recall": metrics[f"{part}_mean_per_class"],
         }
-    halves = [model.partition("/") if not Path(model).exists() else (model, "", "") for model in models]
+    halves = [model.partition("/") if not exists(model) else (model, "", "") for model in models]
     return {
         "dataset": Path(dataset).stem or dataset,
         "model": " + ".join(half[0] for half in halves),

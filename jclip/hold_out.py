@@ -18,6 +18,7 @@ from jclip.data.folders import spoken_name
 from jclip.data.splits import Split, read_list
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing, replacing_folder
+from jclip.readers.text import read_text
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +84,7 @@ def write_held_out(folder: Path, held: Split, link: bool) -> str:
     labels = folder / LABELS
     if target.is_dir() and not labels.is_file():
         raise ConfigError(f"{target} is there without {LABELS}: move it away")
-    if labels.is_file() and labels.read_text(encoding="utf-8") != text:
+    if labels.is_file() and read_text(labels) != text:
         raise ConfigError(
             f"{labels} is of another draw: take the same --count and --seed, or move it and {HELD_OUT} away"
         )

@@ -41,6 +41,11 @@ def is_file(name: str | os.PathLike) -> bool:
     return os.path.isfile(name)  # noqa: PTH113
 
 
+def exists(name: str | os.PathLike) -> bool:
+    """Whether anything has that name; as `is_file`, also of a text too long to be one."""
+    return os.path.exists(name)  # noqa: PTH110
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Opens a regular file for reading in binary, links followed. Never blocks.
 

@@ -18,6 +18,7 @@ from jclip.data.splits import natural_key
 from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
+from jclip.readers.text import read_text
 
 FORMATS = (".csv", ".json", ".txt")
 FORMS = ("", "id_idx")  # what the ending says, or a .csv that numbers its photos instead of naming them
@@ -156,7 +157,7 @@ def _write_challenge(p: Predictions, f) -> None:
 
 def check_challenge(path: str | Path, photos: Sequence[str]) -> None:
     """Raises `DataError` unless the file has one line for each of `photos`, in natural order, with five different ids."""
-    rows = [line.rsplit(" ", 5) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows = [line.rsplit(" ", 5) for line in read_text(path).split("\n") if line]
     wanted = sorted((Path(photo).name for photo in photos), key=natural_key)
     if [row[0] for row in rows] != wanted:
         raise DataError(

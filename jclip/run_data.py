@@ -60,7 +60,7 @@ def run_features(cfg: Any, source: ModelSource | None, photos: PhotoData | None,
 def _among_classes(cfg: Any, found: FeatureSet, source: ModelSource | None) -> FeatureSet:
     """Recorded features among the config's classes, with `data.text_features` or the model's text of these."""
     names = read_class_names(cfg.classes)
-    places, count = names.places(found.classnames), len(names.names)
+    places, count = names.places(found.classnames, found.classes), len(names.names)
     if cfg.data.text_features:
         return renamed_features(
             found, names.names, places, read_text(cfg.data.text_features, count, found.test.shape[1])

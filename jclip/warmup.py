@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jclip.paths import is_file
+
 STAGES = ("image", "text", "training")
 
 
@@ -50,7 +52,7 @@ def named_config(model: str, family: str | None):
     """The architecture of a name or of a weight file. Raises `CheckpointError` or `UnknownName`."""
     from jclip.variants import config_of
 
-    if Path(model).is_file():
+    if is_file(model):
         from jclip.source import ModelSource
 
         return ModelSource(model, family).config

@@ -6,12 +6,12 @@ import argparse
 import importlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.choices import MODES, RESIZES, VIEWS
 from jclip.errors import ConfigError
 from jclip.families import FAMILIES
+from jclip.paths import exists
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from jclip.member import Member
@@ -136,7 +136,7 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
 def main(argv: list[str]) -> int:
     """Classifies, prints a table, writes the results file. Returns the exit code."""
     args = parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
     places = [a for a in args.photos if a not in settings]
     asked = of_config(args, settings) if args.config else of_options(args, settings)
 

@@ -17,10 +17,11 @@ import yaml
 
 from jclip.data.checks import preview
 from jclip.errors import DataError, printable
-from jclip.readers.text import read_json, read_lines, read_records, read_text
+from jclip.readers.text import MOST_OF_NAMES, read_json, read_lines, read_records, read_text
 from jclip.spelling import name_key
 
 LONGEST = 2000
+_MOST_OF_YAML = 1 << 22
 _NUMBER = "[0-9]{1,18}"
 _IN_FRONT = re.compile(rf"(?P<id>{_NUMBER})(?: ?[:,;=)] ?|\. | )(?P<name>\S.*)")
 _BEHIND = re.compile(rf"(?P<name>.*?\S)(?: ?[:,;=] ?| )(?P<id>{_NUMBER})")
@@ -94,7 +95,9 @@ def _first_wrong(ids: Sequence[int], start: int) -> str:
 
 
 def _of_lines(path: Path) -> list[Entry]:
-    lines = [(number, _collapsed(line)) for number, line in enumerate(read_lines(path), start=1) if line]
+    lines = [
+        (number, _collapsed(line)) for number, line in enumerate(read_lines(path, most=MOST_OF_NAMES), start=1) if line
+    ]
     if len(lines) == 1 and re.search(r"[,;]", lines[0][1]) and not _split_all(lines, _BEHIND, _IN_FRONT):
         raise DataError(
             f"{path}: must have a class name per line, got one line with commas ({lines[0][1]:.60}): "
@@ -165,7 +168,7 @@ def _of_table(path: Path) -> list[Entry]:
 
 
 def _delimiter(path: Path) -> str:
-    first = read_lines(path)[0]
+    first = next(line for line in read_lines(path) if line)
     return max(",;\t", key=first.count)
 
 
@@ -208,7 +211,7 @@ def _of_rows(records: Sequence[tuple[int, list[str]]], head: Sequence[str], path
 def _yaml(path: Path) -> Any:
     """YAML with every scalar as text, so that `no` is a name. Anchors and aliases are refused."""
     try:
-        return yaml.load(read_text(path), Loader=_PlainLoader)
+        return yaml.load(read_text(path, most=_MOST_OF_YAML), Loader=_PlainLoader)
     except (yaml.YAMLError, RecursionError) as e:
         raise DataError(f"{path} is not valid YAML: {printable(' '.join(str(e).split()), 200)}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 from jclip.class_sets import class_set, class_sets
 from jclip.data.class_lists import Entry, read_entries, read_numbered
 from jclip.errors import DataError, printable
-from jclip.paths import is_file
+from jclip.paths import exists, is_file
 from jclip.spelling import alike, difference, name_key, nearest
 
 
@@ -92,7 +91,7 @@ def read_class_names(named: str) -> ClassNames:
     if named in class_sets():
         return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
     if "," not in named and (path.suffix or "/" in named):
-        reason = "can't be read, it is no regular file" if os.path.exists(named) else "no such file of class names"  # noqa: PTH110
+        reason = "can't be read, it is no regular file" if exists(named) else "no such file of class names"
         raise DataError(f"{reason}: {path}")
     return _unlike(
         [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()]

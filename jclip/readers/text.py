@@ -18,7 +18,8 @@ from typing import Any
 from jclip.errors import DataError, JclipError, printable
 from jclip.paths import open_regular
 
-MOST_BYTES = 1 << 29
+MOST_BYTES = 1 << 31  # of lists of photos, captions, COCO's annotations
+MOST_OF_NAMES = 1 << 26  # of class names and templates
 _HEAD = 1 << 16
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _DIGITS = 19  # more than any 64-bit integer has
@@ -28,13 +29,13 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Error = type[JclipError]
 
 
-def read_text(path: str | os.PathLike, error: Error = DataError) -> str:
+def read_text(path: str | os.PathLike, error: Error = DataError, most: int = MOST_BYTES) -> str:
     """Returns a text file's contents, line ends as `\\n`, without a byte order mark.
 
     UTF-8; UTF-16 with a byte order mark; else GB18030 where the bytes are plausible as that, which is reported in one line
-    on stderr. Raises `error` for a file that is absent, no regular file, empty, over `MOST_BYTES`, or binary.
+    on stderr. Raises `error` for a file that is absent, no regular file, empty, over `most` bytes, or binary.
     """
-    data = _bytes_of(path, error)
+    data = _bytes_of(path, error, most)
     text = _decoded(data, path, error).lstrip("\ufeff")
     if "\0" in text:
         raise error(f"{path}, line {_line(text, text.index(chr(0)))}: must be text, got a NUL byte: save it as UTF-8")
@@ -44,12 +45,12 @@ def read_text(path: str | os.PathLike, error: Error = DataError) -> str:
     return text
 
 
-def read_lines(path: str | os.PathLike, error: Error = DataError) -> list[str]:
+def read_lines(path: str | os.PathLike, error: Error = DataError, most: int = MOST_BYTES) -> list[str]:
     """Returns the lines of a text file, blank ones too, stripped: line k of the file stands at k - 1.
 
     Only LF, CRLF and CR end a line: U+2028 or U+0085 within a name do not. Raises as `read_text` does.
     """
-    lines = [line.strip() for line in read_text(path, error).split("\n")]
+    lines = [line.strip() for line in read_text(path, error, most).split("\n")]
     return lines if lines[-1] else lines[:-1]
 
 
@@ -136,7 +137,7 @@ def read_table(
     return columns, rows
 
 
-def _bytes_of(path: str | os.PathLike, error: Error) -> bytes:
+def _bytes_of(path: str | os.PathLike, error: Error, most: int) -> bytes:
     try:
         with open_regular(path) as f:
             head = f.read(_HEAD)
@@ -145,13 +146,13 @@ def _bytes_of(path: str | os.PathLike, error: Error) -> bytes:
             if b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise error(f"{path} must be a text file, got NUL bytes: save it as UTF-8")
             size = os.fstat(f.fileno()).st_size
-            data = head + f.read(MOST_BYTES + 1 - len(head)) if size <= MOST_BYTES else b""
+            data = head + f.read(most + 1 - len(head)) if size <= most else b""
     except OSError as e:
         raise error(f"can't read {path}: {e.strerror}") from None
     except ValueError as e:  # a NUL or half a surrogate pair in the name
         raise error(f"can't read {path}: {e}") from None
-    if not 0 < len(data) <= MOST_BYTES:
-        raise error(f"{path} must be a text file of at most {MOST_BYTES:,} bytes, got {max(size, len(data)):,}")
+    if not 0 < len(data) <= most:
+        raise error(f"{path} must be a text file of at most {most:,} bytes, got {max(size, len(data)):,}")
     return data
 
 

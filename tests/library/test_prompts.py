@@ -192,7 +192,7 @@ def test_prompts_of_classes(tmp_path):
         ["a 猫.", "the 猫."],
     ]
     (tmp_path / "cupl.json").write_text('{"hot_dog": ["long bun", "sausage"], "cat": "purrs", "Cat": "is a name"}')
-    assert class_prompts(["cat", "hot_dog", "CAT", "Hot dog"], load_templates(str(tmp_path / "cupl.json"))) == [
+    assert class_prompts(["cat", "hot_dog", "Cat", "Hot dog"], load_templates(str(tmp_path / "cupl.json"))) == [
         ["purrs"],
         ["long bun", "sausage"],
         ["is a name"],
