@@ -58,7 +58,7 @@ FORMATS = tuple(
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
-MOST_PIXELS = 178_956_970  # of a photo, 0.5 GB as RGB: Pillow's own limit of 2^29 / 3, and independent of its setting
+MOST_PIXELS = 178_956_970  # of a photo, 0.5 GB as RGB: where Pillow refuses, too, unless its own limit is set lower
 MOST_ASPECT = 200  # the long side by the short one
 MOST_BYTES = 2**27  # of a file that decoders may read whole before they know its size
 MOST_PLAIN_BYTES = 2**30  # of a file that is little else than its pixels
@@ -163,6 +163,8 @@ def check_size(size: tuple[int, int]) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"its bytes are of none of the formats {', '.join(FORMATS)}, HEIC"
+    if isinstance(error, Image.DecompressionBombError):  # before the size is known here
+        return f"a photo must have at most {MOST_PIXELS:,} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = " ".join(str(error).split())
@@ -216,18 +218,21 @@ class Orientations:
         if not self._read:
             at_end(self.tell)
         self._read.add(path)
-        if turned:
-            self._turned.add(path)
+        (self._turned.add if turned else self._turned.discard)(path)
 
     def turned_among(self, paths: Iterable[str]) -> list[int]:
         """Places in `paths` of photos that were turned."""
         return [i for i, path in enumerate(paths) if path in self._turned]
 
+    def clear(self) -> None:
+        """Begins anew."""
+        self._read.clear()
+        self._turned.clear()
+
     def tell(self) -> None:
         """One line on stderr, where any photo was turned; and begins anew."""
         read, turned = len(self._read), len(self._turned)
-        self._read.clear()
-        self._turned.clear()
+        self.clear()
         if turned:
             sys.stderr.write(
                 f"{turned} of {read} photos carry an EXIF orientation and are turned upright "

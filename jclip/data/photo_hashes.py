@@ -111,7 +111,7 @@ class _Notes:
             if self._base is not None:
                 self._base.close()
             self._base = None
-            if not isinstance(e, sqlite3.OperationalError):  # locked, or the disk is full: no damage
+            if not isinstance(e, sqlite3.OperationalError) or "no such" in str(e):  # locked or a full disk is no damage
                 self._file.unlink(missing_ok=True)
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, str]:

@@ -123,6 +123,7 @@ def _work() -> None:
                 pixels = _mapped(shared.fileno(), message["slots"], views.shape)
             continue
         slot, row, path = message
+        ORIENTATIONS.clear()
         error = None
         try:
             pixels[slot] = seen(path, views, row)
