@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.config import WORLD, DataConfig, to_yaml
-from jclip.errors import ConfigError, DataError, JclipError, did_you_mean, fail, printable
+from jclip.errors import ConfigError, DataError, JclipError, UnknownName, fail, printable
 from jclip.paths import replacing
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
@@ -87,16 +87,19 @@ def main(argv: list[str]) -> int:
 
 def asked(target: str, overrides: Sequence[str]) -> tuple[DataConfig, Any, bool]:
     """The data that a command names, and for a run's config that and whether it measures all photos. Raises `ConfigError`."""
+    from jclip.data.folders import nearest_beside
+
     path = Path(target)
     if path.is_dir() or target.partition(":")[0] == WORLD:
         found = DataConfig(root=target, shots=0, val_shots=0)
     elif path.suffix.lower() in SPLIT_FILES:
         found = DataConfig(split_file=target, shots=0, val_shots=0)
-    elif not path.exists() and path.suffix != ".yaml" and path.parent.is_dir() and path.parent != Path():
-        near = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
-        raise DataError(f"no such folder or config: {target}{near}")
     else:
         configs = importlib.import_module("finetune._configs")  # a floor above: only when asked for
+        try:
+            configs.find_config(target)
+        except UnknownName:
+            raise DataError(f"no such folder or config: {target}{nearest_beside(path)}") from None
         module, cfg, place = configs.read_config(target, overrides)
         if not isinstance(cfg.data, DataConfig):
             raise ConfigError(f"{place} learns from captions: photos with classes can be checked")
@@ -371,7 +374,7 @@ def shots_for(photos: PhotoData) -> tuple[int, int]:
 
 
 def _absolute(place: str) -> str:
-    return place if place.partition(":")[0] == WORLD else str(Path(place).absolute())
+    return place if place.partition(":")[0] == WORLD else str(Path(place).resolve())
 
 
 if __name__ == "__main__":

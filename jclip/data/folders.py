@@ -193,7 +193,7 @@ def read_class_folders(root: Path) -> ClassFolders:
     Raises `DataError` where there are no class folders, or where it isn't clear which folders are classes.
     """
     if not root.is_dir():
-        raise DataError(f"data.root is no folder: {root}{_nearest_beside(root)}")
+        raise DataError(f"data.root is no folder: {root}{nearest_beside(root)}")
     left = LeftOut()
     parts = _parts_below(root, left)
     inside = {part: _folders_in(folder, left) for part, folder in parts.items()}
@@ -303,10 +303,10 @@ def _has_folders(folder: str) -> bool:
     return any(_kind(entry) == "folder" and not is_hidden(entry.name) for entry in _entries(folder))
 
 
-def _nearest_beside(root: Path) -> str:
-    """What stands beside a folder that is not there, and is called nearly so."""
+def nearest_beside(root: Path) -> str:
+    """`", did you mean 'photos'?"` for what stands beside a folder that is not there, and is called nearly so."""
     try:
-        return did_you_mean(root.name, [entry.name for entry in os.scandir(root.parent) if entry.is_dir()])
+        return did_you_mean(root.name, [entry.name for entry in os.scandir(root.parent) if not is_hidden(entry.name)])
     except OSError:
         return ""
 
