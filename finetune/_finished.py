@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune._configs import build_config, default_folder, read_config
+from finetune._configs import build_config, default_folder, read_config, resolved
 from jclip.config import DataConfig, apply_overrides
-from jclip.errors import CheckpointError, ConfigError
+from jclip.errors import CheckpointError, ConfigError, printable
 from jclip.spelling import name_key
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
@@ -170,16 +171,50 @@ class Classifier:
 
         return {k: v for k, v in read_result(self.folder)["metrics"].items() if k == SELECTED_ON_TEST}
 
+    def photos(self) -> PhotoData | None:
+        """The photos of the config as the run saw them, those that have changed since noted; None of recorded features."""
+        from jclip.run_data import run_photos
+
+        photos = run_photos(self.config, getattr(self.module, "MEASURES_ALL", False))
+        if photos is not None:
+            self._note_changed(photos)
+        return photos
+
     def own_photos(self) -> PhotoData:
         """The test photos of the config's data, with their labels. Raises `ConfigError` where it has none."""
-        from jclip.data.splits import read_photos
-
         if not isinstance(self.config.data, DataConfig) or self.config.data.features:
             raise ConfigError("name the photos to label: this run has none of its own")
-        photos = read_photos(self.config.data)
+        photos = self.photos()
         if not len(photos.test):
             raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
         return photos
+
+    def _note_changed(self, photos: PhotoData) -> None:
+        """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
+        from jclip.run import read_result
+
+        told = read_result(self.folder)
+        values = resolved(self.module, self.config)
+        same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
+        comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
+        if not (same and comparable):  # other data is named, or digests are of another kind
+            return
+        finished = (self.folder / "result.json").stat().st_mtime
+        for name, digest in photos.digests().items():
+            before = told["provenance"].get(name, digest)
+            if before != digest:
+                part = name.removesuffix("_sha256")
+                sys.stderr.write(f"{printable(_changed(part, getattr(photos, part), before, digest, finished))}\n")
+
+
+def _changed(part: str, split: Split, before: str, now: str, finished: float) -> str:
+    """The line on a part's photos that changed since a run; finished: when that was, in seconds of the epoch."""
+    later = [path for path in split.paths if os.stat(path).st_mtime > finished]  # noqa: PTH116
+    first = f", {len(later)} of them later than result.json (first: {later[0]})" if later else ""
+    return (
+        f"the run's {part} photos have changed since it finished: now {len(split)}{first}; SHA-256 of contents and "
+        f"labels was {before[:12]}…, is {now[:12]}…"
+    )
 
 
 def _members(cfg: Any) -> str:
@@ -221,16 +256,22 @@ def _news(names: Sequence[str], own: Sequence[str]) -> str:
     return f"{twice[0]!r} stands there twice: rename one" if twice else "its templates can't be changed afterwards"
 
 
-def test_photos(data: DataConfig, whole: bool = False) -> PhotoData | None:
-    """The test photos of `data`, or with `whole` all photos of a set that has no test part; None of recorded features.
+def test_photos(done: Classifier, whole: bool = False) -> PhotoData | None:
+    """The test photos of the run's config, or with `whole` all photos of a set that has no test part; None of recorded
+    features.
 
     Raises `ConfigError` where there is nothing to measure on.
     """
-    from jclip.data.splits import Split, read_photos
+    from jclip.data.splits import Split
+    from jclip.run_data import run_photos
 
-    if data.features:
+    if whole:  # nothing is learned: a set's photos stay whole
+        data = replace(done.config.data, shots=0, val_shots=0, pool=0)
+        photos = run_photos(replace(done.config, data=data))
+    else:
+        photos = done.photos()
+    if photos is None:
         return None
-    photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))  # nothing is learned: a set's photos stay whole
     test = photos.train if whole and not len(photos.test) else photos.test
     if not len(test):
         raise ConfigError("there is no test data to measure on: set data.test")
@@ -241,10 +282,9 @@ def test_features(
     done: Classifier, source: ModelSource | None, photos: PhotoData | None, normalise: bool
 ) -> FeatureSet:
     """Test features of the config's data with the text of its classes. Raises `ConfigError` where there are none."""
-    from jclip.features import few_shot_features
+    from jclip.run_data import run_features
 
-    templates = getattr(done.config, "templates", "openai7")
-    data = few_shot_features(done.config.data, source, templates, train=False, photos=photos, normalise=normalise)
+    data = run_features(done.config, source, photos, train=False, normalise=normalise)
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
     return data
@@ -278,7 +318,7 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
     from jclip.evaluation import write_evaluation
 
     done.check_photos()
-    data, scores, names = scored(done, done.source(), test_photos(done.config.data))
+    data, scores, names = scored(done, done.source(), test_photos(done))
     return write_evaluation(out, scores, data.test_labels, names, data.test_photos, done.marks())
 
 

@@ -125,6 +125,7 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
         raise ConfigError(f"{place}: data.{of_all[0]} is said of all sets, behind the run")
     whole = resolved(done.module, done.config)
     kept = {k: whole["data"][k] for k in WHERE_FROM}
+    whole |= {"classes": ""} if "classes" in whole else {}  # a set has its own
     whole |= {**values, "data": {**kept, **values.get("data", {})}}
     return replace(done, config=build_config(whole, place)[1])
 
@@ -154,7 +155,7 @@ def measured(
     from jclip.functional.metrics import classification_report
     from jclip.heads import ZeroShotHead, unit
 
-    photos = test_photos(done.config.data, whole)
+    photos = test_photos(done, whole)
     data, scores, names = scored(done, own, photos)
     told = {"classes": len(names), **classification_report(scores, data.test_labels)}
     if before is not own:

@@ -268,21 +268,24 @@ def _of_photos(
     learn = photos.train if training else Split()
     parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
     parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
-    digests = {f"{k}_sha256": v.digest() for k, v in vars(photos).items() if isinstance(v, Split) and len(v)}
-    facts = {**digests, "weights_sha256": source.weights_sha256}
+    facts = {**photos.digests(), "photos_by": "contents", "weights_sha256": source.weights_sha256}
     rows = [column for part in parts for column in part[:2]]
     seen = tuple(photos.test.paths[i] for i in parts[2][2])
-    return FeatureSet(photos.classnames, *rows, text, scale, seen, facts)
+    return FeatureSet(photos.classnames, *rows, text, scale, seen, facts, photos)
 
 
 def training_view(
     data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised features and labels of the training photos in one augmented view; of recorded features, these."""
+    """Normalised features and labels of the training photos in one augmented view; of recorded features, these.
+
+    recorded: what `few_shot_features` read of `data`, photos included, so that no epoch reads the lists again.
+    """
     if data.features or augment_named(augment) is None:
         return recorded.train, recorded.train_labels
+    photos = recorded.photos or read_photos(data)
     options = {"augment": augment, "seed": seed, "on_error": data.on_error}
-    return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)[:2]
+    return _labelled(source, photos.train, first_view=view, label=f"view {view}", **options)[:2]
 
 
 def _labelled(

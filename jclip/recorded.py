@@ -9,7 +9,7 @@ import numpy as np
 
 from jclip.config import Subset
 from jclip.data.checks import check_several, check_without_gap
-from jclip.data.splits import half, kept
+from jclip.data.splits import PhotoData, half, kept
 from jclip.errors import CheckpointError, DataError
 from jclip.functional.metrics import classification_report, top_k
 from jclip.readers.npz import read_npy, read_npz
@@ -33,6 +33,7 @@ class FeatureSet:
     scale: float
     test_photos: tuple[str, ...] = ()  # of the test rows, where that is known
     facts: Mapping[str, str] = field(default_factory=dict)  # hashes of data and weights, for the run's result
+    photos: PhotoData | None = None  # what the rows are features of; None where they were recorded
 
     def report(self, score: Callable[[np.ndarray], np.ndarray], prefix: str = "") -> dict[str, float]:
         """`classification_report` of `score` on val and test, where there are any: `val_top1`, `test_ece`, …"""

@@ -97,6 +97,21 @@ def open_photo(path: str | os.PathLike, draft: tuple[int, int] | None = None, up
     return image
 
 
+def header(path: str | os.PathLike) -> tuple[str, str, int, int, int]:
+    """Format, Pillow's mode, width and height as stored, and EXIF orientation of a photo, of which only the header is read.
+
+    Raises `DataError` as `open_photo` does.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(16)
+            file.seek(0)
+            image = Image.open(file, formats=_formats_for(start))
+            return image.format or "", image.mode, *image.size, orientation(image)
+    except Exception as e:  # as above
+        raise DataError(f"{printable(os.fspath(path))} does not decode: {_reason(e)}") from e
+
+
 def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, bool]:
     """The photo, and whether it was turned."""
     start = file.read(16)

@@ -44,6 +44,11 @@ def photo_hashes(paths: Sequence[str]) -> list[str]:
     return [known[key] if key in known else made[place].digest for place, key in enumerate(keys)]
 
 
+def is_hash(digest: str) -> bool:
+    """Whether one of `photo_hashes` is that of a file, and not the reason why there is none."""
+    return len(digest) == 64
+
+
 def _key(path: str, real_folder) -> bytes:
     """What a note is found by; empty for what is no file."""
     try:
