@@ -1,4 +1,4 @@
-"""Strict YAML to frozen dataclasses. Imports no Jittor: a wrong setting is told in no time.
+"""Strict YAML to frozen dataclasses. Imports no Jittor: a wrong setting is refused at once.
 
 Merge order: defaults of the dataclass, then the file, then `key=value` from the command line; nothing else. Unknown,
 missing, duplicate, ill-typed and out-of-set values are errors that name the file and the dotted key.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
-from jclip.errors import ConfigError, did_you_mean
+from jclip.errors import ConfigError, did_you_mean, printable
 from jclip.paths import ASSETS
+from jclip.strict_yaml import parse_yaml, read_yaml, unusable
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
@@ -129,6 +130,9 @@ def refuse_average(optim: OptimConfig, instead: str) -> None:
 
 
 ALIASES = {"epoches": "epochs", "ckt_gap": "every"}  # as an entry of the Jittor challenge spells them
+MOST_NAMES = 8  # of groups and the setting in `a.b.c=value`
+MOST_NUMBER = 3.4e38  # a float32 holds no more
+MOST_WHOLE = 2**32  # what generators of random numbers take as a seed
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
@@ -136,34 +140,19 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
 
 def load_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The nested values of a YAML file with `a.b=value` overrides applied. Raises `ConfigError`."""
-    values = _read_yaml(path)
+    values = read_yaml(path)
     _resolve_paths(values, project_of(path))
     return apply_overrides(values, overrides)
 
 
 def load_groups(path: Path) -> dict[str, dict[str, Any]]:
     """The nested values below each name of a YAML file that holds several configs. Raises `ConfigError`."""
-    groups = _read_yaml(path)
+    groups = read_yaml(path)
     for name, values in groups.items():
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: {name} holds no settings (expected {name}: {{data: {{root: …}}}})")
         _resolve_paths(values, project_of(path))
-    return {str(name): values for name, values in groups.items()}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_StrictLoader)
-    except OSError as e:
-        raise ConfigError(f"can't read {path}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{path} is not UTF-8 text") from e
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings (expected `key: value` lines)")
-    return values
+    return groups
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -191,12 +180,12 @@ def _resolve_paths(values: dict, base: Path) -> None:
     for key in _DATA_PATHS if isinstance(data, dict) else ():
         if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
             data[key] = _absolute(data[key], base)
-    if isinstance(values.get("classes"), str) and (base / values["classes"]).is_file():
+    if isinstance(values.get("classes"), str) and _is_file(values["classes"], base):
         values["classes"] = _absolute(values["classes"], base)
     _resolve_weights(values, "model", base)
     for member in _entries(values.get("models")):
         _resolve_weights(member, "weights", base)
-        if isinstance(member.get("prompts"), str) and member["prompts"] and (base / member["prompts"]).is_file():
+        if isinstance(member.get("prompts"), str) and member["prompts"] and _is_file(member["prompts"], base):
             member["prompts"] = _absolute(member["prompts"], base)
 
 
@@ -214,29 +203,30 @@ def _entries(groups: Any) -> list[dict]:
 def _absolute(value: str, base: Path) -> str:
     if value.startswith("asset:"):  # what ships inside the package
         return str(ASSETS / value.removeprefix("asset:"))
-    return str((base / Path(value).expanduser()).resolve())
+    return os.path.realpath(base / os.path.expanduser(value))  # noqa: PTH111 - neither raises for an unknown ~name or a loop of links
+
+
+def _is_file(value: str, base: Path) -> bool:
+    return os.path.isfile(base / value)  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
 
 
 def _is_weight_path(value: str, base: Path) -> bool:
     """A model's name such as ViT-B/32 has a slash too: it is a path when it looks like a file or exists."""
-    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or (base / value).is_file()
+    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or _is_file(value, base)
 
 
 def _apply_override(values: dict, override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise ConfigError(f"{override!r} is no setting: write key=value, such as data.shots=4")
-    *above, last = dotted.split(".")
+    *above, last = names = dotted.split(".")
+    if not equals or not all(names) or len(names) > MOST_NAMES or not dotted.isprintable():
+        raise ConfigError(f"{_shown(override)} is no setting: write key=value, such as data.shots=4")
     given: dict[str, Any] = {}
     node, inside = values, given
     for key in above:
         node, inside = _below(node, key, dotted), inside.setdefault(key, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"{dotted}: {key} is a single value and has no {last} inside")
-    try:
-        inside[last] = yaml.load(text, Loader=_StrictLoader) if text else ""
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{dotted}: {text!r} is not a valid value") from e
+    inside[last] = _value_of(text, dotted)
     _resolve_paths(given, Path.cwd())
     if isinstance(node, list):
         _below(node, last, dotted)
@@ -244,45 +234,28 @@ def _apply_override(values: dict, override: str) -> None:
     node[last] = inside[last]
 
 
+def _value_of(text: str, dotted: str) -> Any:
+    """What stands behind `=`, as YAML; a path whose bytes are no UTF-8 is text as it stands."""
+    if not text or any("\udc80" <= c <= "\udcff" for c in text):
+        return text
+    try:
+        return parse_yaml(text)
+    except ConfigError as e:
+        raise ConfigError(f"{dotted}: {_shown(text)} is not a valid value ({e})") from e
+
+
 def _below(node: dict | list, key: str, dotted: str) -> Any:
     """What stands in a group under `key`, made where it is absent, or in a list at that number from 0."""
     if isinstance(node, dict):
         return node.setdefault(key, {})
-    if not key.isdecimal() or int(key) >= len(node):
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
         raise ConfigError(f"{dotted}: {key} is none of the list's {len(node)} entries, which are numbered from 0")
     return node[int(key)]
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys; reads 1e-5 as a number and 010 as text (YAML 1.1 says text and 8)."""
-
-
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if key in seen:
-            raise yaml.YAMLError(f"key {key!r} stands on line {seen[key]} and again on line {line}")
-        seen[key] = line
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-_NUMBER = r"[-+]?(?:0|[1-9][0-9]*)"
-_SCALARS = {
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (_NUMBER, "-+0123456789"),
-    "float": (
-        rf"{_NUMBER}(?:\.[0-9]*)?[eE][-+]?[0-9]+|{_NUMBER}\.[0-9]*|[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?",
-        "-+.0123456789",
-    ),
-}
-_StrictLoader.yaml_implicit_resolvers = {}
-for _kind, (_pattern, _first) in _SCALARS.items():
-    _letters = ["" if c == "\0" else c for c in _first]
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _letters)
+def _shown(value: Any) -> str:
+    """A value in an error's message, on one line and not too long."""
+    return printable(repr(value), 200)
 
 
 def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
@@ -295,16 +268,14 @@ def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
 
 def _build(schema: type, values: Any, place: str, prefix: str, default: Any = None) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {values!r}")
+        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {_shown(values)}")
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     values = {new if (new := ALIASES.get(key)) in fields and new not in values else key: v for key, v in values.items()}
     for key in values:
         if key not in fields:
-            where = f"{prefix}.{key}" if prefix else str(key)
-            raise ConfigError(
-                f"{place}: unknown key {where}{did_you_mean(str(key), fields)} (known: {', '.join(fields)})"
-            )
+            where = f"{prefix}.{printable(key, 60)}" if prefix else printable(key, 60)
+            raise ConfigError(f"{place}: unknown key {where}{did_you_mean(key, fields)} (known: {', '.join(fields)})")
     made = {} if default is None else {name: getattr(default, name) for name in fields}
     for name, field in fields.items():
         dotted = f"{prefix}.{name}" if prefix else name
@@ -339,18 +310,27 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
             near = did_you_mean(str(value), map(str, arguments))
-            raise ConfigError(f"{place}: {dotted} is {value!r}, expected one of {', '.join(map(str, arguments))}{near}")
+            raise ConfigError(
+                f"{place}: {dotted} is {_shown(value)}, expected one of {', '.join(map(str, arguments))}{near}"
+            )
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, place, dotted)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, place, dotted)
+    if isinstance(value, int) and not abs(value) < MOST_WHOLE:
+        shown = value if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
+        raise ConfigError(f"{place}: {dotted} must be between -{MOST_WHOLE} and {MOST_WHOLE}, got {shown}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{place}: {dotted} is {value!r}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
+        raise ConfigError(f"{place}: {dotted} is {_shown(value)}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{place}: {dotted} is {value}, expected a finite number")
+    if isinstance(value, float) and abs(value) > MOST_NUMBER:
+        raise ConfigError(f"{place}: {dotted} must be between -{MOST_NUMBER} and {MOST_NUMBER}, got {value}")
+    if isinstance(value, str) and (why := unusable(value)):
+        raise ConfigError(f"{place}: {dotted} must not hold {why}, got {_shown(value)}")
     return value
 
 
@@ -364,7 +344,7 @@ def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tup
         names = [f"{dotted}.{i}" if numbered else dotted for i in range(len(items))]
         return tuple(_convert(arguments[0], item, place, name) for item, name in zip(items, names, strict=True))
     if len(items) != len(arguments):
-        raise ConfigError(f"{place}: {dotted} is {value!r}, expected {len(arguments)} values")
+        raise ConfigError(f"{place}: {dotted} is {_shown(value)}, expected {len(arguments)} values")
     return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))
 
 
