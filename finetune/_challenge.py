@@ -46,8 +46,10 @@ class Fusion:
     weights: tuple[float, ...] = ()  # one per member of `fuse`, in place of the search
 
     def __post_init__(self):
-        if not 0 < self.step <= 1 or not 0 <= self.shrink <= 1:
-            raise ConfigError(f"fusion: step={self.step} is not in (0, 1], or shrink={self.shrink} not in [0, 1]")
+        if not 0.001 <= self.step <= 1 or not 0 <= self.shrink <= 1:
+            raise ConfigError(
+                f"fusion.step must be in [0.001, 1] and fusion.shrink in [0, 1], got {self.step} and {self.shrink}"
+            )
         if self.weights and (min(self.weights) < 0 or not any(self.weights)):
             raise ConfigError("fusion: weights are never negative, and not all 0")
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import yaml
 
-from jclip.errors import ConfigError, did_you_mean, printable
+from jclip.errors import ConfigError, did_you_mean, printable, quoted
 from jclip.paths import ASSETS
 from jclip.strict_yaml import parse_yaml, read_yaml, unusable
 
@@ -123,6 +123,13 @@ class OptimConfig:
             raise ConfigError(f"optim: average={self.average} is at least 0 and below 1")
 
 
+def check_grid(optim: OptimConfig, **values: Sequence[float]) -> None:
+    """Raises `ConfigError` for a value that `optim` could not have: `check_grid(optim, lr=(1e-3, -1))`."""
+    for name, given in values.items():
+        for value in given:
+            dataclasses.replace(optim, **{name: value})
+
+
 def refuse_average(optim: OptimConfig, instead: str) -> None:
     """Raises `ConfigError` where an average of weights is asked for and there are no steps to average over."""
     if optim.average:
@@ -132,7 +139,14 @@ def refuse_average(optim: OptimConfig, instead: str) -> None:
 ALIASES = {"epoches": "epochs", "ckt_gap": "every"}  # as an entry of the Jittor challenge spells them
 MOST_NAMES = 8  # of groups and the setting in `a.b.c=value`
 MOST_NUMBER = 3.4e38  # a float32 holds no more
-MOST_WHOLE = 2**32  # what generators of random numbers take as a seed
+MOST_WHOLE = 1_000_000
+MOST_OF = {  # whole numbers of that name, in whatever recipe: a seed allocates nothing, the others photos and prompts
+    "seed": 2**32 - 1,
+    "views": 1_000,
+    "head_views": 1_000,
+    "context": 256,
+    "search_steps": 10_000,
+}
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
@@ -219,7 +233,7 @@ def _apply_override(values: dict, override: str) -> None:
     dotted, equals, text = override.partition("=")
     *above, last = names = dotted.split(".")
     if not equals or not all(names) or len(names) > MOST_NAMES or not dotted.isprintable():
-        raise ConfigError(f"{_shown(override)} is no setting: write key=value, such as data.shots=4")
+        raise ConfigError(f"{quoted(override)} is no setting: write key=value, such as data.shots=4")
     given: dict[str, Any] = {}
     node, inside = values, given
     for key in above:
@@ -241,7 +255,7 @@ def _value_of(text: str, dotted: str) -> Any:
     try:
         return parse_yaml(text)
     except ConfigError as e:
-        raise ConfigError(f"{dotted}: {_shown(text)} is not a valid value ({e})") from e
+        raise ConfigError(f"{dotted}: {quoted(text)} is not a valid value ({e})") from e
 
 
 def _below(node: dict | list, key: str, dotted: str) -> Any:
@@ -251,11 +265,6 @@ def _below(node: dict | list, key: str, dotted: str) -> Any:
     if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
         raise ConfigError(f"{dotted}: {key} is none of the list's {len(node)} entries, which are numbered from 0")
     return node[int(key)]
-
-
-def _shown(value: Any) -> str:
-    """A value in an error's message, on one line and not too long."""
-    return printable(repr(value), 200)
 
 
 def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
@@ -268,7 +277,7 @@ def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
 
 def _build(schema: type, values: Any, place: str, prefix: str, default: Any = None) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {_shown(values)}")
+        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {quoted(values)}")
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     values = {new if (new := ALIASES.get(key)) in fields and new not in values else key: v for key, v in values.items()}
@@ -311,26 +320,30 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
             near = did_you_mean(str(value), map(str, arguments))
             raise ConfigError(
-                f"{place}: {dotted} is {_shown(value)}, expected one of {', '.join(map(str, arguments))}{near}"
+                f"{place}: {dotted} is {quoted(value)}, expected one of {', '.join(map(str, arguments))}{near}"
             )
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, place, dotted)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, place, dotted)
-    if isinstance(value, int) and not abs(value) < MOST_WHOLE:
+    if (
+        hint is int
+        and isinstance(value, int)
+        and abs(value) > (most := MOST_OF.get(dotted.rpartition(".")[2], MOST_WHOLE))
+    ):
         shown = value if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
-        raise ConfigError(f"{place}: {dotted} must be between -{MOST_WHOLE} and {MOST_WHOLE}, got {shown}")
+        raise ConfigError(f"{place}: {dotted} must be between -{most} and {most}, got {shown}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= MOST_NUMBER else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{place}: {dotted} is {_shown(value)}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
+        raise ConfigError(f"{place}: {dotted} is {quoted(value)}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{place}: {dotted} is {value}, expected a finite number")
     if isinstance(value, float) and abs(value) > MOST_NUMBER:
         raise ConfigError(f"{place}: {dotted} must be between -{MOST_NUMBER} and {MOST_NUMBER}, got {value}")
     if isinstance(value, str) and (why := unusable(value)):
-        raise ConfigError(f"{place}: {dotted} must not hold {why}, got {_shown(value)}")
+        raise ConfigError(f"{place}: {dotted} must not hold {why}, got {quoted(value)}")
     return value
 
 
@@ -344,7 +357,7 @@ def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tup
         names = [f"{dotted}.{i}" if numbered else dotted for i in range(len(items))]
         return tuple(_convert(arguments[0], item, place, name) for item, name in zip(items, names, strict=True))
     if len(items) != len(arguments):
-        raise ConfigError(f"{place}: {dotted} is {_shown(value)}, expected {len(arguments)} values")
+        raise ConfigError(f"{place}: {dotted} is {quoted(value)}, expected {len(arguments)} values")
     return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 
@@ -13,6 +14,10 @@ class JclipError(Exception):
     """Something that the message tells how to mend: what was wrong, where, and what to do."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """The message on one line, whatever names from files it quotes."""
+        return printable(super().__str__())
 
 
 class SetupError(JclipError):
@@ -50,13 +55,18 @@ class UnknownName(JclipError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = list(known)
-        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        super().__init__(f"unknown {kind} {quoted(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
+
+
+LONGEST_NAME = 1000  # that anything is likely to be near to
+JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts, and between emoji
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is near."""
     by_lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.6)
+    likely = str(name).lower()
+    near = difflib.get_close_matches(likely, by_lower, n=1, cutoff=0.6) if len(likely) < LONGEST_NAME else []
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
@@ -96,11 +106,28 @@ def guarded(command: Callable[[], int | None], name: str) -> int:
 
 def printable(text: str, most: int = 2000) -> str:
     """`text` as one line that no terminal obeys: control characters, escape codes, line breaks, direction marks and lone
-    surrogates as `\\x1b`-like escapes, and what goes on for more than `most` characters cut with a note of how many."""
-    shown = "".join(
-        c if c.isprintable() or c == " " else c.encode("unicode_escape", "surrogatepass").decode() for c in text[:most]
-    )
-    return shown if len(text) <= most else f"{shown}… ({len(text) - most:,} more characters)"
+    surrogates as `\\x1b`-like escapes; of what is longer than `most` characters the beginning and the end, which says
+    what to do, with a note of how many are left out."""
+    if len(text) > most:
+        end = most // 4
+        left_out = f"… ({len(text) - most:,} more characters) …"
+        return _escaped(text[: most - end]) + left_out + _escaped(text[-end:])
+    return _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _is_shown(c: str) -> bool:
+    return c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs"  # other spaces than " "
+
+
+def quoted(value: object, most: int = 200) -> str:
+    """`repr` of what was given, for a message: on one line and not too long."""
+    return printable(repr(value), most)
 
 
 def fail(name: str, message: str, code: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from jclip.errors import ConfigError, printable
+from jclip.errors import ConfigError, printable, quoted
 from jclip.paths import open_regular
 
 MOST_BYTES = 2**18  # of a file, or of one value on the command line
@@ -108,14 +108,14 @@ def _key(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
         raise _fault(node, "a key must be a word, got a list or a group")
     if len(node.value) > MOST_LETTERS or not node.value.isprintable():
-        shown = printable(repr(node.value), 60)
+        shown = quoted(node.value, 60)
         raise _fault(node, f"a key must be printable text of at most {MOST_LETTERS} letters, got {shown}")
     return node.value
 
 
 def _text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
     if why := unusable(node.value):
-        raise _fault(node, f"text must not hold {why}, got {printable(repr(node.value), 60)}")
+        raise _fault(node, f"text must not hold {why}, got {quoted(node.value, 60)}")
     return node.value
 
 

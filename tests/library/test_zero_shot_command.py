@@ -109,8 +109,8 @@ def wrong(tmp_path: Path) -> dict[str, list]:
         "--format id_idx counts photos": [*ajou, "--format", "id_idx", "--out", "r.csv", "--on-error", "skip"],
         "the form id_idx is a .csv file": [*ajou, "--format", "id_idx", "--out", "r.txt"],
         "set mode to prob-prompts (now embed)": [*one, "--classes", "a,b", "--drop-below", 0.1],
-        "sharpness=-1.0 is at least 0": [*one, "--classes", "a,b", "--sharpness", -1],
-        "size=0 is at least 1": [*one, "--classes", "a,b", "--size", 0],
+        "preprocess.sharpness must be in [0, 1000]": [*one, "--classes", "a,b", "--sharpness", -1],
+        "preprocess.size must be in [1, 4096] pixels, got 0": [*one, "--classes", "a,b", "--size", 0],
     }
 
 

@@ -310,7 +310,7 @@ SETTINGS = {
     "members.tip_adapter.alhpa=2": "members.tip_adapter: unknown key alhpa, did you mean 'alpha'",
     "tune.optim.epochs=0": "tune: optim: epochs and batch are at least 1",
     "tune.recipe=ful": "unknown recipe 'ful', did you mean 'full'",
-    "fusion.step=0": "fusion: step=0.0 is not in (0, 1]",
+    "fusion.step=0": "fusion.step must be in [0.001, 1]",
     "fusion.weights=[1]": "fusion.weights are one per member of fuse: 2",
     "date=820": "date is 820, expected text",
     "date='8-20'": "date='8-20' is no MMDD",
