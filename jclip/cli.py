@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from jclip.errors import UnknownName, fail, guarded
+from jclip.errors import UnknownName, fail, guarded, say
 
 COMMANDS = {  # name → module:function, one line of help
     "zero-shot": ("jclip.zero_shot:main", "sort photos into classes that you name"),
@@ -32,15 +32,22 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "win32":
         return fail("jclip", "native Windows is not supported: run it inside WSL2 (README, 'Windows')", 2)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"jclip {version('jclip')}")
-        return 0
+    if not argv or argv[0].startswith("-"):
+        return guarded(lambda: _without_command(argv), "jclip")
     return guarded(lambda: _command(argv[0])(argv[1:]), f"jclip {argv[0]}")
+
+
+def _without_command(argv: list[str]) -> int:
+    """Help or the version. Raises `UnknownName` for another option."""
+    if not argv or argv[0] in ("-h", "--help"):
+        say(usage())
+        return 0 if argv else 2
+    if argv[0] not in ("-V", "--version"):
+        raise UnknownName("option", argv[0], ("--help", "--version"))
+    from importlib.metadata import version
+
+    say(f"jclip {version('jclip')}")
+    return 0
 
 
 def usage() -> str:

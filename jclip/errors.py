@@ -59,6 +59,7 @@ class UnknownName(JclipError):
 
 
 LONGEST_NAME = 1000  # that anything is likely to be near to
+LONGEST_LINE = 20_000
 JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts, and between emoji
 
 
@@ -85,23 +86,74 @@ def told_when_full(mend: str) -> Iterator[None]:
 
 
 def guarded(command: Callable[[], int | None], name: str) -> int:
-    """Runs `command`; what a user can mend ends in one line on stderr and exit code 2, not in a traceback."""
+    """Runs `command`; what a user can fix ends in one line on stderr and exit code 2, not in a traceback."""
+    settle_streams()
     try:
-        code = command() or 0
-        sys.stdout.flush()  # here, where a reader that left is no error, and not at exit
-        return code
+        return _flushed(command)
     except JclipError as e:
         return fail(name, str(e), e.exit_code)
     except KeyboardInterrupt:
         return fail(name, "stopped", 130)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader left; Python flushes once more at exit
+        _drop_unprinted()  # the reader left; Python flushes once more at exit
         return 141
+    except MemoryError as e:
+        return fail(name, f"there is not enough memory{f': {e}' if str(e) else ''}", 2)
     except OSError as e:
         if e.errno is None:
             raise
+        _drop_unprinted()
         place = f"{e.filename}: " if e.filename else ""
         return fail(name, f"{place}{e.strerror}", 2)
+
+
+def _flushed(command: Callable[[], int | None]) -> int:
+    """The command's exit code. All that it printed is flushed here, where `guarded` sees what goes wrong, not at exit."""
+    try:
+        code = command() or 0
+    except SystemExit:  # argparse has printed its help, or what is wrong
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def settle_streams() -> None:
+    """Makes printing safe, whatever the terminal: letters that its encoding lacks are escaped, and descriptors that are
+    closed lead to the null device, since the next file opened would get their number and with it what Jittor prints."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - it stays as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # notebooks have streams of their own
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_unprinted() -> None:
+    """Forgets what stdout can't take, if there is anything."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def say(text: str) -> None:
+    """Prints lines on stdout, each free of what a terminal would obey."""
+    sys.stdout.write("\n".join(printable(line, LONGEST_LINE) for line in text.split("\n")) + "\n")
+
+
+def notice(text: str) -> None:
+    """Prints one line on stderr. A stderr that takes nothing is no reason to stop."""
+    with contextlib.suppress(OSError, AttributeError):  # there may be none
+        sys.stderr.write(f"{printable(text)}\n")
 
 
 def printable(text: str, most: int = 2000) -> str:
@@ -132,5 +184,5 @@ def quoted(value: object, most: int = 200) -> str:
 
 def fail(name: str, message: str, code: int) -> int:
     """One line on stderr, and the exit code back."""
-    sys.stderr.write(f"{name}: {printable(message)}\n")
+    notice(f"{name}: {message}")
     return code
