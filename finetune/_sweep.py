@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 from collections import defaultdict
@@ -15,6 +14,7 @@ from finetune import _runs
 from finetune._configs import default_folder, read_config
 from finetune._finished import Classifier
 from finetune._transfer import base_to_new
+from jclip.arguments import Parser, nonempty
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
 
@@ -44,15 +44,19 @@ class Point:
 def sweep(argv: list[str]) -> int:
     """Runs each config at each combination of the listed values, what has finished before excepted, and tells mean and
     standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
-    p = argparse.ArgumentParser("jclip sweep", description=sweep.__doc__)
+    p = Parser("jclip sweep", description=sweep.__doc__)
     p.add_argument(
         "configs",
         nargs="+",
         metavar="CONFIG|key=a,b,c",
         help="YAMLs or their names, and settings; `seed` draws the shots, too",
     )
-    p.add_argument("--runs", metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)")
-    p.add_argument("--out", metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png")
+    p.add_argument(
+        "--runs", type=nonempty, metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)"
+    )
+    p.add_argument(
+        "--out", type=nonempty, metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png"
+    )
     p.add_argument(
         "--base-to-new",
         action="store_true",

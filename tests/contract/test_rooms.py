@@ -16,7 +16,7 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 WITHOUT_JITTOR = [
     "convert.cli", "convert.source", "finetune", "finetune.__main__", "finetune._finished", "finetune._sweep",
     "finetune._challenge", "finetune._fusion", "finetune._submission",
-    "jclip", "jclip.architecture", "jclip.catalogue",
+    "jclip", "jclip.architecture", "jclip.arguments", "jclip.catalogue",
     "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
     "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.shapes",
     "jclip.data.splits", "jclip.data.world",
@@ -32,7 +32,7 @@ WITHOUT_JITTOR = [
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
 FLOORS = [
     {"jclip.errors"},
-    {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
+    {"jclip.arguments", "jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
     {"jclip.report", "jclip.strict_yaml"},
     {
         "jclip.config",

@@ -193,7 +193,7 @@ def wrong(tmp_path, small_models):
         "no class names given": [ok, *vit, "--classes", " , "],
         "unknown prompt set or file 'openai81', did you mean 'openai80'": [ok, *vit, *two, "--templates", "openai81"],
         "none of .csv, .json, .txt": [ok, *vit, *two, "--out", "r.xls"],
-        "--top 0": [ok, *vit, *two, "--top", 0],
+        "argument --top: must be a whole number in [1, 1000000], got '0'": [ok, *vit, *two, "--top", 0],
         "too long for context length 77": [ok, *vit, "--classes", "a," + "long " * 90],
         "dtype fp16 on the CPU: no operator here computes it": [ok, *vit, *two, "--dtype", "fp16"],
     }
@@ -248,8 +248,8 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(models_command.VARIANTS, "RN50", TOY_VIT)
     assert run("models", "--random", "rn50", "--out", tmp_path / "x.safetensors", "--seed", 7) == 0
     assert ModelSource(tmp_path / "x.safetensors").config == TOY_VIT
-    with pytest.raises(SystemExit, match="2"):
-        run("models", "--random", "RN50")
+    assert run("models", "--random", "RN50") == 2
+    assert "--random NAME and --out FILE belong together" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -97,7 +97,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
     for changed, told in (
         (["--seed", "11"], "is of another draw"),
         (["--count", "9"], "9 photos can't be held out: of 64 in train.txt, 8 are not learned from"),
-        (["--count", "0"], "are at least 1"),
+        (["--count", "0"], "argument --count: must be a whole number in [1, "),
     ):
         assert main([*draw, *changed]) == 2
         assert told in capsys.readouterr().err
