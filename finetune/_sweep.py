@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from finetune._transfer import base_to_new
 from jclip.arguments import Parser, nonempty
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
+from jclip.spreadsheet import write_csv_rows
 
 METRICS = (
     "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
@@ -155,10 +155,11 @@ def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """All rows so far."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        table = csv.DictWriter(f, columns)
-        table.writeheader()
-        table.writerows(rows)
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
+    ):
+        write_csv_rows(f, columns, [[row[column] for column in columns] for row in rows])
 
 
 def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[int, tuple[float, float]]]:

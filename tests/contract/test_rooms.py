@@ -24,7 +24,8 @@ WITHOUT_JITTOR = [
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
     "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
     "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results", "jclip.run",
-    "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.strict_yaml", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
+    "jclip.sheet", "jclip.sheet_html", "jclip.source",
+    "jclip.spreadsheet", "jclip.strict_yaml", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
     "jclip.towers", "jclip.variants", "jclip.views",
     "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
@@ -33,7 +34,7 @@ WITHOUT_JITTOR = [
 FLOORS = [
     {"jclip.errors"},
     {"jclip.arguments", "jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
-    {"jclip.report", "jclip.strict_yaml"},
+    {"jclip.report", "jclip.spreadsheet", "jclip.strict_yaml"},
     {
         "jclip.config",
         "jclip.preprocess",
