@@ -95,7 +95,7 @@ def guarded(command: Callable[[], int | None], name: str) -> int:
     except KeyboardInterrupt:
         return fail(name, "stopped", 130)
     except BrokenPipeError:
-        _drop_unprinted()  # the reader left; Python flushes once more at exit
+        _drop_unprinted()
         return 141
     except MemoryError as e:
         return fail(name, f"there is not enough memory{f': {e}' if str(e) else ''}", 2)
@@ -137,12 +137,12 @@ def settle_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_unprinted() -> None:
-    """Forgets what stdout can't take, if there is anything."""
+def _drop_unprinted(name: str = "stdout") -> None:
+    """Forgets what a stream can't take, if there is anything: Python flushes once more at exit."""
     try:
-        sys.stdout.flush()
+        getattr(sys, name).flush()
     except OSError:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def say(text: str) -> None:
@@ -152,8 +152,13 @@ def say(text: str) -> None:
 
 def notice(text: str) -> None:
     """Prints one line on stderr. A stderr that takes nothing is no reason to stop."""
-    with contextlib.suppress(OSError, AttributeError):  # there may be none
+    if sys.stderr is None:
+        return
+    try:
         sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
+    except OSError:
+        _drop_unprinted("stderr")
 
 
 def printable(text: str, most: int = 2000) -> str:
