@@ -257,7 +257,7 @@ def predict(argv: list[str]) -> int:
     else:
         own = done.own_photos()
         split, done = own.test, done.telling_apart(own.classnames, done.source())
-    predictions, rows = done.label(split, args.on_error, args.top)
+    predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
     write_predictions(predictions, args.out)
     print("\n".join([show(predictions), *selected_on_test(read_result(done.folder)["metrics"])]))
     if not places and (split.labels >= 0).all():
@@ -297,7 +297,9 @@ def predict_parser() -> argparse.ArgumentParser:
         "--sheet", type=nonempty, metavar="FILE.png", help="also a picture of some of the photos with their classes"
     )
     p.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
+        "--on-error",
+        choices=("stop", "skip"),
+        help="what to do with photos that do not decode (default: skip and count them; stop at the run's own test photos)",
     )
     p.add_argument(
         "--sort-into", type=nonempty, metavar="FOLDER", help="also put the photos into a folder for each class there"

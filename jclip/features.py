@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -15,7 +14,7 @@ from jclip.config import DataConfig
 from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.splits import PhotoData, Split, read_photos
-from jclip.errors import ConfigError, DataError, told_when_full
+from jclip.errors import ConfigError, DataError, notice, told_when_full
 from jclip.heads import check_width, unit, zero_shot_head
 from jclip.paths import cache_dir, file_sha256
 from jclip.preprocess import Preprocess
@@ -161,11 +160,9 @@ def _compute(
 
 
 def _tell_skipped(failed: list[str], total: int) -> None:
-    for message in failed:
-        sys.stderr.write(f"skipped: {message}\n")
-    sys.stderr.write(f"skipped {len(failed)} of {total} photos\n")
     if len(failed) == total:
         raise DataError(f"none of {total} photos decoded: {failed[0]}")
+    notice(f"skipped {len(failed)} of {total} photos (first: {failed[0]})")
 
 
 def few_shot_features(

@@ -105,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
         help="also a .png or .html of the least and the most certain photos with their top-3",
     )
     p.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
+        "--on-error",
+        choices=("stop", "skip"),
+        help="what to do with photos that do not decode (default: skip and count them; stop with --format)",
     )
     add_model_options(p.add_argument_group("of --model (a YAML has them below models)"))
     return p
@@ -154,9 +156,10 @@ def main(argv: list[str]) -> int:
     from jclip.results import check_format, show, write_predictions
     from jclip.sheet import check_sheet, write_sheet
 
+    on_error = args.on_error or ("stop" if args.format else "skip")
     check_format(args.out, args.format)
     check_sheet(args.sheet)
-    if args.format and args.on_error == "skip":
+    if args.format and on_error == "skip":
         raise ConfigError(
             f"--format {args.format} counts photos: leaving some out with --on-error skip shifts the others"
         )
@@ -167,7 +170,7 @@ def main(argv: list[str]) -> int:
     names = read_class_names(asked.pop("classes")).names
     photos = find_photos(places)
     predictions = classify(
-        photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=args.on_error, **asked
+        photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked
     )
     print(show(predictions))
     if args.out:

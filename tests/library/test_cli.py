@@ -219,12 +219,15 @@ def test_a_results_file_that_cannot_be_written_is_told(small_models, photos, tmp
     assert f"jclip zero-shot: {tmp_path / 'file'}: File exists" in capsys.readouterr().err
 
 
-def test_broken_photos_can_be_skipped(small_models, photos, tmp_path, capfd):
+def test_broken_photos_are_skipped_and_counted_unless_all_are(small_models, photos, tmp_path, capfd):
     (tmp_path / "broken.jpg").write_text("no photo")
-    options = ["--model", small_models["vit"], "--classes", CLASSES, "--on-error", "skip"]
+    options = ["--model", small_models["vit"], "--classes", CLASSES]
     assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options) == 0
     told = capfd.readouterr()
-    assert "skipped 1 of 2 photos" in told.err and photos[0].name in told.out
+    assert "skipped 1 of 2 photos (first: " in told.err and photos[0].name in told.out
+    assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options, "--on-error", "stop") == 2
+    assert run("zero-shot", tmp_path / "broken.jpg", *options) == 2
+    assert "none of 1 photos decoded: " in capfd.readouterr().err
 
 
 # The other commands
