@@ -20,7 +20,7 @@ from jclip.choices import LARGEST_SIZE
 from jclip.download import find_weights
 from jclip.errors import ConfigError, UnsaidError, guarded
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
-from jclip.paths import replacing, replacing_folder
+from jclip.paths import expanded, replacing, replacing_folder
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -135,7 +135,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def locate(src: str) -> Path:
     """The local file or folder of SRC, fetched when it is a name. Raises `CheckpointError`."""
-    path = Path(src).expanduser()
+    path = expanded(src)
     return path if path.exists() else find_weights(src)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jclip import catalogue
 from jclip.errors import CheckpointError, UnknownName, did_you_mean
-from jclip.paths import ASSETS, cache_dir, compute_sha256, file_sha256
+from jclip.paths import ASSETS, cache_dir, compute_sha256, expanded, file_sha256
 from jclip.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -64,7 +64,7 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, one of the catalogue's.
     Raises `CheckpointError`.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if (path / "model.safetensors").is_file() and not (path / "config.json").is_file():  # `python convert` wrote it
         path = path / "model.safetensors"
     if path.exists():
