@@ -17,11 +17,13 @@ import numpy as np
 
 from convert.source import DESCRIPTIONS, WEIGHTS, identify
 from convert.summary import told
+from jclip.arguments import Parser, nonempty, whole
 from jclip.checkpoint import Checkpoint
+from jclip.choices import LARGEST_SIZE
 from jclip.download import find_weights
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
-from jclip.paths import replacing, replacing_folder
+from jclip.paths import expanded, replacing, replacing_folder
 from jclip.readers import LazyTensor
 from jclip.schema import shown
 from jclip.variants import SIDE
@@ -49,9 +51,11 @@ TARGETS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser("convert", description=__doc__.split("\n\n")[0])
-    p.add_argument("src", metavar="SRC", help=_SRC)
-    p.add_argument("dst", metavar="DST", help="a folder, or a file: .safetensors or .pkl (Jittor's), .pt for torch")
+    p = Parser("convert", description=__doc__.split("\n\n")[0])
+    p.add_argument("src", type=nonempty, metavar="SRC", help=_SRC)
+    p.add_argument(
+        "dst", type=nonempty, metavar="DST", help="a folder, or a file: .safetensors or .pkl (Jittor's), .pt for torch"
+    )
     p.add_argument("--to", choices=TARGETS, default="jclip", help="who is to read DST (default: jclip)")
     p.add_argument("--dtype", choices=DTYPES, default="fp32", help="how floats are stored; the logit scale stays fp32")
     p.add_argument("--check", action="store_true", help="run a fixed input here and in the family's reference as well")
@@ -59,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tower", choices=("image", "text"), help="which tower SRC holds, or which one to keep")
     p.add_argument(
         "--image-size",
-        type=int,
+        type=whole(1, LARGEST_SIZE),
         nargs="+",
         metavar="N",
         help="another input size, HEIGHT [WIDTH]; or SRC's, not square",
@@ -69,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("yes", "no"),
         help="how image positions are resampled: yes as open_clip, no as HF and EVA",
     )
-    p.add_argument("--context-length", type=int, metavar="N", help="another number of tokens")
+    p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="another number of tokens")
     p.add_argument(
         "--context-by", choices=("auto", "truncate", "linear"), default="auto", help="auto cuts, and grows linearly"
     )
@@ -91,20 +95,21 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--resize", choices=("shortest", "squash"), help="how photos get their size, the family's by default"
     )
-    p.add_argument("--vision-head-width", type=int, metavar="N", help="for an image tower of an unknown width")
+    p.add_argument(
+        "--vision-head-width", type=whole(1, 4096), metavar="N", help="for an image tower of an unknown width"
+    )
     p.add_argument("--post-norm", choices=("yes", "no"), help="the order of norms in an EVA tower of an unknown width")
 
 
 def main(argv: list[str]) -> int:
     """Converts, and returns the exit code."""
-    args = parser().parse_args(argv)
-    return guarded(lambda: convert(args), "convert")
+    return guarded(lambda: convert(parser().parse_args(argv)), "convert")
 
 
 def inspect(argv: list[str]) -> int:
     """`jclip inspect SRC`: tells what a weight file or folder is, without reading its tensors."""
-    p = argparse.ArgumentParser("jclip inspect", description=inspect.__doc__)
-    p.add_argument("src", metavar="SRC", help=_SRC)
+    p = Parser("jclip inspect", description=inspect.__doc__)
+    p.add_argument("src", type=nonempty, metavar="SRC", help=_SRC)
     add_identity(p)
     p.add_argument("--tower", choices=("image", "text"), help="which tower an export holds")
     args = p.parse_args(argv)
@@ -136,7 +141,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def locate(src: str) -> Path:
     """The local file or folder of SRC, fetched when it is a name. Raises `CheckpointError`."""
-    path = Path(src).expanduser()
+    path = expanded(src)
     return path if path.exists() else find_weights(src)
 
 

@@ -22,6 +22,7 @@ from finetune._configs import (
 from finetune._finished import Classifier, measure, measure_if_cheap, unlabelled
 from finetune._sweep import sweep
 from finetune._transfer import HALVES, base_to_new, means, on_sets
+from jclip.arguments import Parser, nonempty, number, whole
 from jclip.config import load_values
 from jclip.errors import ConfigError, UnknownName, guarded
 from jclip.paths import exists
@@ -34,15 +35,25 @@ __all__ = ["build_config", "main", "read_config", "resolved"]
 
 def train(argv: list[str]) -> int:
     """Runs a config to its end, continues it after a break, or shows a finished result again."""
-    p = argparse.ArgumentParser("jclip train", description=train.__doc__)
-    p.add_argument("config", help="a YAML, or the name of a shipped one (`jclip recipes` lists them)")
+    p = Parser("jclip train", description=train.__doc__)
+    p.add_argument("config", type=nonempty, help="a YAML, or the name of a shipped one (`jclip recipes` lists them)")
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that win over the file, such as data.shots=4"
     )
-    p.add_argument("--run", metavar="FOLDER", help="the run's folder (default: runs/<recipe>/<config>-<hash>)")
-    p.add_argument("--runs", metavar="FOLDER", default="runs", help="where folders of that default are (default: runs)")
+    p.add_argument(
+        "--run", type=nonempty, metavar="FOLDER", help="the run's folder (default: runs/<recipe>/<config>-<hash>)"
+    )
+    p.add_argument(
+        "--runs",
+        type=nonempty,
+        metavar="FOLDER",
+        default="runs",
+        help="where folders of that default are (default: runs)",
+    )
     p.add_argument("--fresh", action="store_true", help="forget what the folder holds and start over")
-    p.add_argument("--link", metavar="NAME", help="a link to the run's folder, moved there when it has finished")
+    p.add_argument(
+        "--link", type=nonempty, metavar="NAME", help="a link to the run's folder, moved there when it has finished"
+    )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
@@ -79,8 +90,8 @@ def point(link: Path, folder: Path) -> None:
 
 def compare(argv: list[str]) -> int:
     """One table of finished runs on the same data: zero-shot of the first, then each run."""
-    p = argparse.ArgumentParser("jclip compare", description=compare.__doc__)
-    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
+    p = Parser("jclip compare", description=compare.__doc__)
+    p.add_argument("runs", nargs="+", type=nonempty, metavar="RUN", help="folders of finished runs")
     args = p.parse_args(argv)
 
     from jclip.results import marked, table
@@ -157,8 +168,8 @@ def _accuracy(metrics: dict[str, float], prefix: str) -> str:
 def evaluate(argv: list[str]) -> int:
     """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
     per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder."""
-    p = argparse.ArgumentParser("jclip eval", description=evaluate.__doc__)
-    p.add_argument("run", help="the folder of a finished run, or the config that was trained")
+    p = Parser("jclip eval", description=evaluate.__doc__)
+    p.add_argument("run", type=nonempty, help="the folder of a finished run, or the config that was trained")
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="other data, such as data.test=list.txt; model=FILE"
     )
@@ -175,7 +186,7 @@ def evaluate(argv: list[str]) -> int:
         metavar="NAME",
         help="on other test sets: NAME data.root=… [templates=…], as often as there are, or a YAML of names with those",
     )
-    p.add_argument("--out", metavar="FOLDER", help="where to write (default: the run's folder)")
+    p.add_argument("--out", type=nonempty, metavar="FOLDER", help="where to write (default: the run's folder)")
     args = p.parse_intermixed_args(argv)
     done = Classifier.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder
@@ -247,7 +258,7 @@ def predict(argv: list[str]) -> int:
     else:
         own = done.own_photos()
         split, done = own.test, done.telling_apart(own.classnames, done.source())
-    predictions, rows = done.label(split, args.on_error, args.top)
+    predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
     write_predictions(predictions, args.out)
     print("\n".join([show(predictions), *selected_on_test(read_result(done.folder)["metrics"])]))
     if not places and (split.labels >= 0).all():
@@ -263,28 +274,42 @@ def predict(argv: list[str]) -> int:
 
 def predict_parser() -> argparse.ArgumentParser:
     """The options of `predict`."""
-    p = argparse.ArgumentParser("jclip predict", description=predict.__doc__)
-    p.add_argument("run", help="the folder of a finished run, or the config that was trained")
+    p = Parser("jclip predict", description=predict.__doc__)
+    p.add_argument("run", type=nonempty, help="the folder of a finished run, or the config that was trained")
     p.add_argument(
         "photos",
         nargs="*",
         metavar="PHOTO|key=value",
         help="photos, folders of photos, and settings of the config; without photos the run's own test photos",
     )
-    p.add_argument("--model", help="the base model, if the run was made from recorded features or the file has moved")
-    p.add_argument("--top", type=int, default=5, help="classes told per photo (default 5)")
     p.add_argument(
-        "--out", default="results/result.txt", metavar="FILE", help=".txt (the Jittor challenge's lines), .csv or .json"
+        "--model",
+        type=nonempty,
+        help="the base model, if the run was made from recorded features or the file has moved",
     )
-    p.add_argument("--sheet", metavar="FILE.png", help="also a picture of some of the photos with their classes")
+    p.add_argument("--top", type=whole(1, 1_000_000), default=5, help="classes told per photo (default 5)")
     p.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
+        "--out",
+        type=nonempty,
+        default="results/result.txt",
+        metavar="FILE",
+        help=".txt (the Jittor challenge's lines), .csv or .json",
     )
-    p.add_argument("--sort-into", metavar="FOLDER", help="also put the photos into a folder for each class there")
+    p.add_argument(
+        "--sheet", type=nonempty, metavar="FILE.png", help="also a picture of some of the photos with their classes"
+    )
+    p.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        help="what to do with photos that do not decode (default: skip and count them; stop at the run's own test photos)",
+    )
+    p.add_argument(
+        "--sort-into", type=nonempty, metavar="FOLDER", help="also put the photos into a folder for each class there"
+    )
     how = p.add_mutually_exclusive_group()
     how.add_argument("--copy", dest="how", action="store_const", const="copy", help="--sort-into copies (the default)")
     how.add_argument("--link", dest="how", action="store_const", const="link", help="--sort-into makes links")
-    p.add_argument("--unsure", type=float, default=0.0, metavar="P", help="below this probability into _unsure")
+    p.add_argument("--unsure", type=number(0, 1), default=0.0, metavar="P", help="below this probability into _unsure")
     p.add_argument("--dry-run", action="store_true", help="--sort-into only tells what it would do")
     return p
 
@@ -305,7 +330,7 @@ def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
 
 def recipes(argv: list[str]) -> int:
     """Lists the recipes with the configs that ship."""
-    argparse.ArgumentParser("jclip recipes", description=recipes.__doc__).parse_args(argv)
+    Parser("jclip recipes", description=recipes.__doc__).parse_args(argv)
     folder = CHECKOUT_CONFIGS if CHECKOUT_CONFIGS.is_dir() else INSTALLED_CONFIGS
     for name in finetune.names():
         print(f"{name}: {(finetune.load(name).__doc__ or '').splitlines()[0]}")

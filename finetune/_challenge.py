@@ -10,7 +10,6 @@ was broken off goes on, and something else never gets into its place.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import finetune
 from finetune._configs import build_config, find_config, resolved
 from finetune._runs import finished
+from jclip.arguments import Parser, nonempty
 from jclip.config import DataConfig, build, load_values, to_values
 from jclip.errors import ConfigError, DataError, UnknownName
 
@@ -46,8 +46,10 @@ class Fusion:
     weights: tuple[float, ...] = ()  # one per member of `fuse`, in place of the search
 
     def __post_init__(self):
-        if not 0 < self.step <= 1 or not 0 <= self.shrink <= 1:
-            raise ConfigError(f"fusion: step={self.step} is not in (0, 1], or shrink={self.shrink} not in [0, 1]")
+        if not 0.001 <= self.step <= 1 or not 0 <= self.shrink <= 1:
+            raise ConfigError(
+                f"fusion.step must be in [0.001, 1] and fusion.shrink in [0, 1], got {self.step} and {self.shrink}"
+            )
         if self.weights and (min(self.weights) < 0 or not any(self.weights)):
             raise ConfigError("fusion: weights are never negative, and not all 0")
 
@@ -104,9 +106,11 @@ UNTIL = {"tune": "train1.sh", "members": "train2.sh", "results": "test.sh"}
 
 def challenge(argv: list[str]) -> int:
     """Tunes, fuses and labels as a YAML says, and goes on where it was broken off; docs/challenge.md walks through it."""
-    p = argparse.ArgumentParser("jclip challenge", description=challenge.__doc__)
+    p = Parser("jclip challenge", description=challenge.__doc__)
     p.add_argument("arguments", nargs="*", metavar="CONFIG|key=value", help="default configs/challenge.yaml; settings")
-    p.add_argument("--runs", metavar="FOLDER", default="runs", help="where folders of the steps are (default: runs)")
+    p.add_argument(
+        "--runs", type=nonempty, metavar="FOLDER", default="runs", help="where folders of the steps are (default: runs)"
+    )
     p.add_argument("--until", choices=UNTIL, default="results", help="the last step (default: results, all of them)")
     args = p.parse_intermixed_args(argv)
     path = find_config(next((a for a in args.arguments if "=" not in a), "challenge.yaml"))

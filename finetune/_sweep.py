@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,8 +13,10 @@ from finetune import _runs
 from finetune._configs import default_folder, read_config
 from finetune._finished import Classifier
 from finetune._transfer import base_to_new
+from jclip.arguments import Parser, nonempty
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
+from jclip.spreadsheet import write_csv_rows
 
 METRICS = (
     "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
@@ -44,15 +44,19 @@ class Point:
 def sweep(argv: list[str]) -> int:
     """Runs each config at each combination of the listed values, what has finished before excepted, and tells mean and
     standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
-    p = argparse.ArgumentParser("jclip sweep", description=sweep.__doc__)
+    p = Parser("jclip sweep", description=sweep.__doc__)
     p.add_argument(
         "configs",
         nargs="+",
         metavar="CONFIG|key=a,b,c",
         help="YAMLs or their names, and settings; `seed` draws the shots, too",
     )
-    p.add_argument("--runs", metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)")
-    p.add_argument("--out", metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png")
+    p.add_argument(
+        "--runs", type=nonempty, metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)"
+    )
+    p.add_argument(
+        "--out", type=nonempty, metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png"
+    )
     p.add_argument(
         "--base-to-new",
         action="store_true",
@@ -151,10 +155,11 @@ def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """All rows so far."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        table = csv.DictWriter(f, columns)
-        table.writeheader()
-        table.writerows(rows)
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
+    ):
+        write_csv_rows(f, columns, [[row[column] for column in columns] for row in rows])
 
 
 def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[int, tuple[float, float]]]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, check_grid
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -60,6 +60,7 @@ class Config:
     seed: int = 1
 
     def __post_init__(self):
+        check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)
         if self.views < 0 or self.every < 1 or self.reduction < 1:
             raise ConfigError("views is at least 0, every and reduction at least 1")
         if not (0 <= self.ratio <= 1 and 0 <= self.wise <= 1):

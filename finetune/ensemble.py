@@ -55,8 +55,8 @@ class Config:
     def __post_init__(self):
         if not self.runs:
             raise ConfigError("runs is empty: name the folders of finished runs")
-        if not 0 < self.step <= 1 or not 0 <= self.shrink <= 1:
-            raise ConfigError(f"step={self.step} is not in (0, 1], or shrink={self.shrink} not in [0, 1]")
+        if not 0.001 <= self.step <= 1 or not 0 <= self.shrink <= 1:
+            raise ConfigError(f"step must be in [0.001, 1] and shrink in [0, 1], got {self.step} and {self.shrink}")
         if self.weights and (len(self.weights) != len(self.runs) or min(self.weights) < 0 or not any(self.weights)):
             raise ConfigError(f"weights are one per run ({len(self.runs)}), none negative and not all 0")
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
+from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
@@ -73,6 +73,7 @@ class Config:
     seed: int = 1
 
     def __post_init__(self):
+        check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)
         if not self.search_C or min(self.C, *self.search_C) <= 0:
             raise ConfigError("C and search_C are above 0, and search_C names at least one value")
         if min(self.views, self.iterations, self.every) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
@@ -81,6 +82,10 @@ class Config:
             raise ConfigError("recorded features are projected: for features=penultimate name photos and a model")
         if self.features == "penultimate" and (self.solver, self.init) == ("sgd", "zeroshot"):
             raise ConfigError("init=zeroshot needs features=projected: no text lives before the projection")
+        if abs(self.logit_scale) > 10:
+            raise ConfigError(
+                f"logit_scale must be a scale's logarithm in [-10, 10], such as 4.60517 for 100, got {self.logit_scale}"
+            )
         if self.solver == "lbfgs":
             refuse_average(self.optim, "solver=sgd")
 

@@ -61,8 +61,10 @@ class Config:
                               "data.features out")  # fmt: skip
         if self.search and len(self.models) < 2:
             raise ConfigError("search=true weighs several models: name them below models")
-        if not 0 < self.step <= 1 or not 0 <= self.unknown < 1 or min(self.drop_below, self.drop_below_uniform) < 0:
-            raise ConfigError(f"step={self.step} is in (0, 1], unknown={self.unknown} in [0, 1), drop_below at least 0")
+        if not 0.001 <= self.step <= 1 or not 0 <= self.unknown < 1:
+            raise ConfigError(f"step must be in [0.001, 1] and unknown in [0, 1), got {self.step} and {self.unknown}")
+        if min(self.drop_below, self.drop_below_uniform) < 0:
+            raise ConfigError("drop_below and drop_below_uniform must be at least 0")
         if self.drop_below and self.drop_below_uniform:
             raise ConfigError("drop_below and drop_below_uniform are one threshold in two units: set one of them")
         if self.models:

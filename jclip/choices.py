@@ -15,6 +15,7 @@ Mix = Literal[
     "prob", "logit", "geo"
 ]  # of several models: probabilities, scores as they are, logarithms of probabilities
 RESIZES, VIEWS, MODES, MIXES = map(get_args, (Resize, TestViews, Mode, Mix))
+LARGEST_SIZE = 4096  # pixels of a side: a batch of 64 photos of that size takes 13 GB
 LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
 
 
@@ -35,7 +36,9 @@ class PreprocessChoice:
     draft: bool | None = None
 
     def __post_init__(self):
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"preprocess: size={self.size} is at least 1")
-        if self.sharpness is not None and not self.sharpness >= 0:
-            raise ConfigError(f"preprocess: sharpness={self.sharpness} is at least 0 (0 blurs, 1 leaves, 2 sharpens)")
+        if self.size is not None and not 1 <= self.size <= LARGEST_SIZE:
+            raise ConfigError(f"preprocess.size must be in [1, {LARGEST_SIZE}] pixels, got {self.size}")
+        if self.sharpness is not None and not 0 <= self.sharpness <= 1_000:
+            raise ConfigError(
+                f"preprocess.sharpness must be in [0, 1000] (0 blurs, 1 leaves, 2 sharpens), got {self.sharpness}"
+            )

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from jclip.errors import UnknownName, fail, guarded
+from jclip.errors import UnknownName, fail, guarded, say
 
 COMMANDS = {  # name → module:function, one line of help
     "check-data": ("jclip.check_data:main", "show what a run would read of a folder of photos, before it is run"),
@@ -33,15 +33,22 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "win32":
         return fail("jclip", "native Windows is not supported: run it inside WSL2 (README, 'Windows')", 2)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
-    if argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"jclip {version('jclip')}")
-        return 0
+    if not argv or argv[0].startswith("-"):
+        return guarded(lambda: _without_command(argv), "jclip")
     return guarded(lambda: _command(argv[0])(argv[1:]), f"jclip {argv[0]}")
+
+
+def _without_command(argv: list[str]) -> int:
+    """Help or the version. Raises `UnknownName` for another option."""
+    if not argv or argv[0] in ("-h", "--help"):
+        say(usage())
+        return 0 if argv else 2
+    if argv[0] not in ("-V", "--version"):
+        raise UnknownName("option", argv[0], ("--help", "--version"))
+    from importlib.metadata import version
+
+    say(f"jclip {version('jclip')}")
+    return 0
 
 
 def usage() -> str:

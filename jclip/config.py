@@ -1,4 +1,4 @@
-"""Strict YAML to frozen dataclasses. Imports no Jittor: a wrong setting is told in no time.
+"""Strict YAML to frozen dataclasses. Imports no Jittor: a wrong setting is refused at once.
 
 Merge order: defaults of the dataclass, then the file, then `key=value` from the command line; nothing else. Unknown,
 missing, duplicate, ill-typed and out-of-set values are errors that name the file and the dotted key.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import yaml
 
-from jclip.errors import ConfigError, did_you_mean
+from jclip.errors import ConfigError, did_you_mean, printable, quoted
 from jclip.paths import ASSETS, is_file
+from jclip.strict_yaml import parse_yaml, read_yaml, unusable
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
@@ -124,6 +125,13 @@ class OptimConfig:
             raise ConfigError(f"optim: average={self.average} is at least 0 and below 1")
 
 
+def check_grid(optim: OptimConfig, **values: Sequence[float]) -> None:
+    """Raises `ConfigError` for a value that `optim` could not have: `check_grid(optim, lr=(1e-3, -1))`."""
+    for name, given in values.items():
+        for value in given:
+            dataclasses.replace(optim, **{name: value})
+
+
 def refuse_average(optim: OptimConfig, instead: str) -> None:
     """Raises `ConfigError` where an average of weights is asked for and there are no steps to average over."""
     if optim.average:
@@ -134,6 +142,16 @@ ALIASES = {
     "epoches": "epochs", "ckt_gap": "every",  # as an entry of the Jittor challenge spells them
     "exif_rotate": "upright",  # as it was called while it was off by default
 }  # fmt: skip
+MOST_NAMES = 8  # of groups and the setting in `a.b.c=value`
+MOST_NUMBER = 3.4e38  # a float32 holds no more
+MOST_WHOLE = 1_000_000
+MOST_OF = {  # whole numbers of that name, in whatever recipe: a seed allocates nothing, the others photos and prompts
+    "seed": 2**32 - 1,
+    "views": 1_000,
+    "head_views": 1_000,
+    "context": 256,
+    "search_steps": 10_000,
+}
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
@@ -141,34 +159,19 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
 
 def load_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The nested values of a YAML file with `a.b=value` overrides applied. Raises `ConfigError`."""
-    values = _read_yaml(path)
+    values = read_yaml(path)
     _resolve_paths(values, project_of(path))
     return apply_overrides(values, overrides)
 
 
 def load_groups(path: Path) -> dict[str, dict[str, Any]]:
     """The nested values below each name of a YAML file that holds several configs. Raises `ConfigError`."""
-    groups = _read_yaml(path)
+    groups = read_yaml(path)
     for name, values in groups.items():
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: {name} holds no settings (expected {name}: {{data: {{root: …}}}})")
         _resolve_paths(values, project_of(path))
-    return {str(name): values for name, values in groups.items()}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_StrictLoader)
-    except OSError as e:
-        raise ConfigError(f"can't read {path}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"{path} is not UTF-8 text") from e
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings (expected `key: value` lines)")
-    return values
+    return groups
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -219,7 +222,7 @@ def _entries(groups: Any) -> list[dict]:
 def _absolute(value: str, base: Path) -> str:
     if value.startswith("asset:"):  # what ships inside the package
         return str(ASSETS / value.removeprefix("asset:"))
-    return str((base / Path(value).expanduser()).resolve())
+    return os.path.realpath(base / os.path.expanduser(value))  # noqa: PTH111 - neither raises for an unknown ~name or a loop of links
 
 
 def _is_weight_path(value: str, base: Path) -> bool:
@@ -229,19 +232,16 @@ def _is_weight_path(value: str, base: Path) -> bool:
 
 def _apply_override(values: dict, override: str) -> None:
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise ConfigError(f"{override!r} is no setting: write key=value, such as data.shots=4")
-    *above, last = dotted.split(".")
+    *above, last = names = dotted.split(".")
+    if not equals or not all(names) or len(names) > MOST_NAMES or not dotted.isprintable():
+        raise ConfigError(f"{quoted(override)} is no setting: write key=value, such as data.shots=4")
     given: dict[str, Any] = {}
     node, inside = values, given
     for key in above:
         node, inside = _below(node, key, dotted), inside.setdefault(key, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"{dotted}: {key} is a single value and has no {last} inside")
-    try:
-        inside[last] = yaml.load(text, Loader=_StrictLoader) if text else ""
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{dotted}: {text!r} is not a valid value") from e
+    inside[last] = _value_of(text, dotted)
     _resolve_paths(given, Path.cwd())
     if isinstance(node, list):
         _below(node, last, dotted)
@@ -249,45 +249,23 @@ def _apply_override(values: dict, override: str) -> None:
     node[last] = inside[last]
 
 
+def _value_of(text: str, dotted: str) -> Any:
+    """What stands behind `=`, as YAML; a path whose bytes are no UTF-8 is text as it stands."""
+    if not text or any("\udc80" <= c <= "\udcff" for c in text):
+        return text
+    try:
+        return parse_yaml(text)
+    except ConfigError as e:
+        raise ConfigError(f"{dotted}: {quoted(text)} is not a valid value ({e})") from e
+
+
 def _below(node: dict | list, key: str, dotted: str) -> Any:
     """What stands in a group under `key`, made where it is absent, or in a list at that number from 0."""
     if isinstance(node, dict):
         return node.setdefault(key, {})
-    if not key.isdecimal() or int(key) >= len(node):
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
         raise ConfigError(f"{dotted}: {key} is none of the list's {len(node)} entries, which are numbered from 0")
     return node[int(key)]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys; reads 1e-5 as a number and 010 as text (YAML 1.1 says text and 8)."""
-
-
-def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if key in seen:
-            raise yaml.YAMLError(f"key {key!r} stands on line {seen[key]} and again on line {line}")
-        seen[key] = line
-    return loader.construct_mapping(node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-_NUMBER = r"[-+]?(?:0|[1-9][0-9]*)"
-_SCALARS = {
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (_NUMBER, "-+0123456789"),
-    "float": (
-        rf"{_NUMBER}(?:\.[0-9]*)?[eE][-+]?[0-9]+|{_NUMBER}\.[0-9]*|[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?",
-        "-+.0123456789",
-    ),
-}
-_StrictLoader.yaml_implicit_resolvers = {}
-for _kind, (_pattern, _first) in _SCALARS.items():
-    _letters = ["" if c == "\0" else c for c in _first]
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), _letters)
 
 
 def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
@@ -300,16 +278,14 @@ def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
 
 def _build(schema: type, values: Any, place: str, prefix: str, default: Any = None) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {values!r}")
+        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {quoted(values)}")
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     values = {new if (new := ALIASES.get(key)) in fields and new not in values else key: v for key, v in values.items()}
     for key in values:
         if key not in fields:
-            where = f"{prefix}.{key}" if prefix else str(key)
-            raise ConfigError(
-                f"{place}: unknown key {where}{did_you_mean(str(key), fields)} (known: {', '.join(fields)})"
-            )
+            where = f"{prefix}.{printable(key, 60)}" if prefix else printable(key, 60)
+            raise ConfigError(f"{place}: unknown key {where}{did_you_mean(key, fields)} (known: {', '.join(fields)})")
     made = {} if default is None else {name: getattr(default, name) for name in fields}
     for name, field in fields.items():
         dotted = f"{prefix}.{name}" if prefix else name
@@ -344,18 +320,31 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
             near = did_you_mean(str(value), map(str, arguments))
-            raise ConfigError(f"{place}: {dotted} is {value!r}, expected one of {', '.join(map(str, arguments))}{near}")
+            raise ConfigError(
+                f"{place}: {dotted} is {quoted(value)}, expected one of {', '.join(map(str, arguments))}{near}"
+            )
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, place, dotted)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, place, dotted)
+    if (
+        hint is int
+        and isinstance(value, int)
+        and abs(value) > (most := MOST_OF.get(dotted.rpartition(".")[2], MOST_WHOLE))
+    ):
+        shown = value if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
+        raise ConfigError(f"{place}: {dotted} must be between -{most} and {most}, got {shown}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) <= MOST_NUMBER else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{place}: {dotted} is {value!r}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
+        raise ConfigError(f"{place}: {dotted} is {quoted(value)}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{place}: {dotted} is {value}, expected a finite number")
+    if isinstance(value, float) and abs(value) > MOST_NUMBER:
+        raise ConfigError(f"{place}: {dotted} must be between -{MOST_NUMBER} and {MOST_NUMBER}, got {value}")
+    if isinstance(value, str) and (why := unusable(value)):
+        raise ConfigError(f"{place}: {dotted} must not hold {why}, got {quoted(value)}")
     return value
 
 
@@ -369,7 +358,7 @@ def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tup
         names = [f"{dotted}.{i}" if numbered else dotted for i in range(len(items))]
         return tuple(_convert(arguments[0], item, place, name) for item, name in zip(items, names, strict=True))
     if len(items) != len(arguments):
-        raise ConfigError(f"{place}: {dotted} is {value!r}, expected {len(arguments)} values")
+        raise ConfigError(f"{place}: {dotted} is {quoted(value)}, expected {len(arguments)} values")
     return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))
 
 

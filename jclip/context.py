@@ -7,7 +7,6 @@ beginnings, so [start] v_1 … v_M, in every prompt, is computed once.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from jclip.recorded import FeatureSet
 from jclip.run import Run
 from jclip.runtime import jt
 from jclip.source import ModelSource, source_of
+from jclip.spreadsheet import write_csv_rows
 from jclip.tokenizer import tokenizer_for
 from jclip.variants import TextConfig
 
@@ -307,8 +307,7 @@ def nearest_words(model: CLIP, vectors: np.ndarray, count: int = 5) -> list[list
 def write_nearest(path: Path, model: CLIP, vectors: np.ndarray, count: int = 5) -> None:
     """A CSV of the tokens nearest to each vector with their distances: what was learned, as far as words tell it."""
     columns = [f"{what}_{i + 1}" for i in range(count) for what in ("word", "distance")]
+    found = enumerate(nearest_words(model, vectors, count), start=1)
+    rows = [[number, *(x for word, away in words for x in (word, f"{away:.4f}"))] for number, words in found]
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(["vector", *columns])
-        for number, words in enumerate(nearest_words(model, vectors, count)):
-            table.writerow([number + 1, *(x for word, away in words for x in (word, f"{away:.4f}"))])
+        write_csv_rows(f, ["vector", *columns], rows)

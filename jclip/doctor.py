@@ -5,7 +5,6 @@ Exit code 0 only when a matrix product, a convolution with its gradient and an a
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jclip import cuda, toolchain
+from jclip.arguments import Parser
 from jclip.errors import JclipError, SetupError
 from jclip.paths import cache_dir
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # of values of order one in float32, on any device (TF32 off)
 
 def main(argv: list[str]) -> int:
     """Prints the findings, then computes. Returns 0 when everything was right, else 1."""
-    argparse.ArgumentParser("jclip doctor", description=__doc__).parse_args(argv)
+    Parser("jclip doctor", description=__doc__).parse_args(argv)
     for name, finding in findings():
         print(f"{name:<16} {finding}", flush=True)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jclip import catalogue
 from jclip.errors import CheckpointError, UnknownName, did_you_mean
-from jclip.paths import ASSETS, cache_dir, compute_sha256, exists, file_sha256, is_file
+from jclip.paths import ASSETS, cache_dir, compute_sha256, exists, expanded, file_sha256, is_file
 from jclip.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -64,7 +64,7 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, one of the catalogue's.
     Raises `CheckpointError`.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if is_file(path / "model.safetensors") and not is_file(path / "config.json"):  # `python convert` wrote it
         path = path / "model.safetensors"
     if exists(path):

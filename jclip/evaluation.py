@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from jclip.functional.metrics import classification_report, confusion_matrix, ra
 from jclip.paths import exists, replacing
 from jclip.report import LARGEST_MATRIX, plot_classes, plot_confusion
 from jclip.results import Predictions, write_predictions
+from jclip.spreadsheet import write_csv_rows
 
 FILES = (
     "eval.json", "per_class.csv", "per_class.png", "confusion.csv", "confusion.png", "predictions.csv", "result.txt"
@@ -86,12 +86,13 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Values as JSON, in place of what was there."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
     """A table, in place of what was there."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(head)
-        table.writerows(rows)
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
+    ):
+        write_csv_rows(f, head, rows)

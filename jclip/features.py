@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -17,7 +16,7 @@ from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.splits import PhotoData, Split, read_photos
-from jclip.errors import ConfigError, DataError, printable, told_when_full
+from jclip.errors import ConfigError, DataError, notice, told_when_full
 from jclip.heads import check_directions, check_width, unit, zero_shot_head
 from jclip.paths import cache_dir, file_sha256
 from jclip.preprocess import Preprocess
@@ -70,7 +69,7 @@ def extract(
     if failed:  # nothing is kept: a photo that is repaired later would stay missing
         _tell_skipped(failed, len(split))
     elif feature_key(*made_of) != key:
-        sys.stderr.write("photos changed while they were read: their features are not kept\n")
+        notice("photos changed while they were read: their features are not kept")
     else:
         turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
         safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
@@ -176,11 +175,9 @@ def _compute(
 
 
 def _tell_skipped(failed: list[str], total: int) -> None:
-    for message in failed:
-        sys.stderr.write(f"skipped: {printable(message)}\n")
-    sys.stderr.write(f"skipped {len(failed)} of {total} photos\n")
     if len(failed) == total:
         raise DataError(f"none of {total} photos decoded: {failed[0]}")
+    notice(f"skipped {len(failed)} of {total} photos (first: {failed[0]})")
 
 
 def few_shot_features(

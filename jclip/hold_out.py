@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jclip.arguments import Parser, nonempty, whole
 from jclip.data.challenge import ALL, CLASSES, HELD_OUT, LABELS, SHOTS
 from jclip.data.checks import copied, repeated
 from jclip.data.class_names import read_classes
@@ -24,15 +24,17 @@ from jclip.readers.text import read_text
 def main(argv: list[str]) -> int:
     """Draws train_4class.txt, where there is none, and TestSetZ with TestSetZ-label.txt. The same seed draws the same
     photos. None of TestSetZ is in train_4class.txt, nor a copy of one that is."""
-    p = argparse.ArgumentParser("jclip hold-out", description=main.__doc__)
-    p.add_argument("folder", help="with classes.txt, train.txt and the photos that it lists (docs/challenge.md)")
-    p.add_argument("--count", type=int, default=3000, help="photos of TestSetZ (default 3000)")
-    p.add_argument("--shots", type=int, default=4, help="photos of each class in train_4class.txt (default 4)")
-    p.add_argument("--seed", type=int, default=10)
+    p = Parser("jclip hold-out", description=main.__doc__)
+    p.add_argument(
+        "folder", type=nonempty, help="with classes.txt, train.txt and the photos that it lists (docs/challenge.md)"
+    )
+    p.add_argument("--count", type=whole(1, 10**9), default=3000, help="photos of TestSetZ (default 3000)")
+    p.add_argument(
+        "--shots", type=whole(1, 10**9), default=4, help="photos of each class in train_4class.txt (default 4)"
+    )
+    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=10)
     p.add_argument("--link", action="store_true", help="TestSetZ has links in place of copies")
     args = p.parse_args(argv)
-    if args.count < 1 or args.shots < 1:
-        raise ConfigError(f"--count {args.count} and --shots {args.shots} are at least 1")
     folder = Path(args.folder)
     names = read_classes(folder / CLASSES)
     photos = read_list(folder / ALL, folder, names)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+from jclip.arguments import Parser, nonempty, whole
 from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser("jclip models", description=__doc__)
-    p.add_argument("--random", metavar="NAME", help="write a model of that name with random weights (needs --out)")
-    p.add_argument("--out", metavar="FILE.safetensors", help="where to")
-    p.add_argument("--seed", type=int, default=0)
+    p = Parser("jclip models", description=__doc__)
+    p.add_argument(
+        "--random", type=nonempty, metavar="NAME", help="write a model of that name with random weights (needs --out)"
+    )
+    p.add_argument("--out", type=nonempty, metavar="FILE.safetensors", help="where to")
+    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
     p.add_argument("--published", action="store_true", help="list the published weights that are known by name")
     return p
 

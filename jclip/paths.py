@@ -25,8 +25,10 @@ def cache_dir(*parts: str) -> Path:
     """
     named = os.environ.get("JCLIP_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME")
-    root = Path(named) if named else Path(shared, "jclip") if shared else Path.home() / ".cache" / "jclip"
-    folder = root.expanduser().absolute().joinpath(*parts)
+    root = expanded(named or (Path(shared, "jclip") if shared else "~/.cache/jclip"))
+    if root.parts[0].startswith("~"):
+        raise SetupError(f"{root}: there is no such home folder: set JCLIP_CACHE to a writable folder")
+    folder = root.absolute().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -44,6 +46,11 @@ def is_file(name: str | os.PathLike) -> bool:
 def exists(name: str | os.PathLike) -> bool:
     """Whether anything has that name; as `is_file`, also of a text too long to be one."""
     return os.path.exists(name)  # noqa: PTH110
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """The path with `~` and `~user` as home folders; as it is where there is no such user. `Path`'s own raises then."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jclip.errors import printable
 from jclip.paths import replacing
 
 LARGEST_MATRIX = 100  # classes: more can't be told apart in a picture
@@ -39,13 +40,13 @@ def plot_shots(
         ks = sorted(points)
         mean, deviation = (np.array([points[k][i] for k in ks]) for i in (0, 1))
         style = {"linestyle": "--", "color": "grey", "marker": ""} if name == "zero-shot" else {"markersize": 4}
-        (line,) = axes.plot(ks, 100 * mean, label=name, **style)
+        (line,) = axes.plot(ks, 100 * mean, label=_label(name, 60), **style)
         axes.fill_between(ks, 100 * (mean - deviation), 100 * (mean + deviation), alpha=0.15, color=line.get_color())
     axes.set_xscale("log", base=2)
     axes.set_xticks(shots, [str(k) for k in shots])
     axes.set_xlabel("shots")
     axes.set_ylabel(label)
-    axes.set_title(title)
+    axes.set_title(_label(title, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
     _save(figure, path)
@@ -55,7 +56,7 @@ def plot_classes(path: str | os.PathLike, shares: np.ndarray, classnames: Sequen
     """Top-1 (C,) of each class as a bar, the worst class first; NaN for a class without photos."""
     order = np.argsort(np.nan_to_num(shares, nan=2.0), kind="stable")
     figure, axes = _figure(6.4, max(2.5, 0.2 * len(classnames) + 1.0))
-    places, names = np.arange(len(order)), [classnames[i].replace("_", " ")[:24] for i in order]
+    places, names = np.arange(len(order)), [_label(classnames[i]) for i in order]
     axes.barh(places, 100 * np.nan_to_num(shares[order]))
     axes.axvline(100 * np.nanmean(shares), color="grey", linestyle="--", linewidth=1)
     axes.set_yticks(places, names, fontsize=6)
@@ -71,13 +72,19 @@ def plot_confusion(path: str | os.PathLike, confusion: np.ndarray, classnames: S
     figure, axes = _figure(size, size)
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    places, names = range(len(classnames)), [name.replace("_", " ")[:24] for name in classnames]
+    places, names = range(len(classnames)), [_label(name) for name in classnames]
     axes.set_xticks(places, names, rotation=90, fontsize=6)
     axes.set_yticks(places, names, fontsize=6)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.colorbar(image, shrink=0.6)
     _save(figure, path)
+
+
+def _label(name: str, most: int = 24) -> str:
+    """A name as matplotlib draws it letter by letter: no formula between dollars, no line break, and in a legend even
+    where it begins with an underscore."""
+    return printable(name[:most].replace("_", " ")).replace("$", r"\$")
 
 
 def _figure(width: float, height: float):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from jclip.data.splits import natural_key
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, printable
 from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
-from jclip.readers.text import read_text
+from jclip.spreadsheet import write_csv_rows
 
 FORMATS = (".csv", ".json", ".txt")
+WIDEST = 200  # letters of a cell on screen
 FORMS = ("", "id_idx")  # what the ending says, or a .csv that numbers its photos instead of naming them
 UNKNOWN = "unknown"  # said where a photo belongs to none of the classes
 SELECTED_ON_TEST = "selected_on_test"  # a metric that marks figures of settings chosen on test data
@@ -84,8 +85,10 @@ def write_predictions(predictions: Predictions, path: str, form: str = "") -> No
     """Writes `path` in the format of its ending or in `form`, to a temporary name first."""
     check_format(path, form)
     writers = {".csv": _write_csv, ".json": _write_json, ".txt": _write_challenge, "id_idx": _write_numbered}
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writers[form or Path(path).suffix.lower()](predictions, f)
+    kind = form or Path(path).suffix.lower()
+    errors = "backslashreplace" if kind == ".json" else "surrogateescape"  # names of files that are no UTF-8
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors=errors, newline="") as f:
+        writers[kind](predictions, f)
 
 
 def _write_csv(p: Predictions, f) -> None:
@@ -96,13 +99,13 @@ def _write_csv(p: Predictions, f) -> None:
     """
     best, probabilities, known = p.best, p.probabilities, p.known
     head = ["photo", *(f"{what}_{i + 1}" for i in range(best.shape[1]) for what in ("class", "probability"))]
-    table = csv.writer(f)
-    table.writerow([*head, *(["prompt"] if p.prompts else [])])
+    rows = []
     for row, photo in enumerate(p.photos):
         told = [x for i in best[row] for x in (p.classnames[i], f"{probabilities[row, i]:.6f}")]
         if not known[row]:
             told[0] = UNKNOWN
-        table.writerow([photo, *told, *p.prompts[row : row + 1]])
+        rows.append([photo, *told, *p.prompts[row : row + 1]])
+    write_csv_rows(f, [*head, *(["prompt"] if p.prompts else [])], rows)
 
 
 def _write_json(p: Predictions, f) -> None:
@@ -146,18 +149,21 @@ def _write_numbered(p: Predictions, f) -> None:
 def _write_challenge(p: Predictions, f) -> None:
     """`name top1 … top5` per photo: base names in natural order, class ids, no header."""
     names = [Path(photo).name for photo in p.photos]
-    repeated = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(
             f"the challenge's file names photos without their folder, and {repeated[0]!r} stands there twice"
         )
+    if broken := [name for name in names if {*name} & {"\n", "\r"}]:
+        raise DataError(f"the challenge's file has a photo on each line, and {broken[0]!r} has a line break: rename it")
     for name, ids in sorted(zip(names, p.best.tolist(), strict=True), key=lambda row: natural_key(row[0])):
         f.write(" ".join([name, *map(str, ids)]) + "\n")
 
 
 def check_challenge(path: str | Path, photos: Sequence[str]) -> None:
     """Raises `DataError` unless the file has one line for each of `photos`, in natural order, with five different ids."""
-    rows = [line.rsplit(" ", 5) for line in read_text(path).split("\n") if line]
+    lines = Path(path).read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
+    rows = [line.rsplit(" ", 5) for line in lines]
     wanted = sorted((Path(photo).name for photo in photos), key=natural_key)
     if [row[0] for row in rows] != wanted:
         raise DataError(
@@ -197,11 +203,12 @@ def marked(name: str, metrics: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned to the left, wide characters counted as two."""
-    widths = [max(_width(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
+    """Columns aligned to the left, wide characters counted as two. Cells are cleaned of what a terminal would obey."""
+    head, rows = [printable(name, WIDEST) for name in head], [[printable(str(c), WIDEST) for c in row] for row in rows]
+    widths = [max(_width(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [[*head], ["-" * w for w in widths], *rows]
     return "\n".join(
-        "  ".join(f"{cell}{' ' * (w - _width(str(cell)))}" for cell, w in zip(line, widths, strict=True)).rstrip()
+        "  ".join(f"{cell}{' ' * (w - _width(cell))}" for cell, w in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 

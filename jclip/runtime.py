@@ -30,7 +30,7 @@ from types import ModuleType
 
 from jclip import cuda, toolchain
 from jclip.errors import SetupError
-from jclip.paths import cache_dir, replacing
+from jclip.paths import cache_dir, expanded, replacing
 
 toolchain.refuse_unsupported()  # before the names below, which Windows lacks
 
@@ -288,7 +288,7 @@ def _cause(tail: list[str]) -> str:
 def _try_out() -> None:
     """The child's part: import, compute, name the compiled libraries on the last line."""
     with _prepared({}):
-        module = _import_jittor(Path.home())
+        module = _import_jittor(expanded("~"))
     product = (module.array([[1.0, 2.0], [3.0, 4.0]]) @ module.array([[1.0], [10.0]])).numpy()
     if product.ravel().tolist() != [21.0, 43.0]:
         raise SystemExit(f"Error: Jittor computes wrongly: {product.ravel().tolist()} instead of [21.0, 43.0]")

@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 
+from jclip.errors import printable
 from jclip.results import UNKNOWN, Predictions, shorten
 from jclip.tiles import EMPTY, Section, Tile, small_photo
 
@@ -83,7 +84,7 @@ def _section(part: Section) -> str:
 
 def _figure(tile: Tile) -> str:
     """One photo: picture, classes with bars, then what else there is to say of it."""
-    name = html.escape(tile.file)
+    name, place = html.escape(tile.file), html.escape(printable(tile.photo))
     badge = f'<span class="badge">{UNKNOWN}</span>' if tile.verdict == "unknown" else ""
     true = f'<p class="true">is {html.escape(tile.true)}</p>' if tile.true else ""
     prompt = f'<p class="prompt">{html.escape(tile.prompt)}</p>' if tile.prompt else ""
@@ -91,7 +92,7 @@ def _figure(tile: Tile) -> str:
     return (
         f'<figure class="{tile.verdict}"><img src="{_data_uri(tile)}" alt="{name}">{badge}'
         f"<figcaption><ol>{classes}</ol>{true}{prompt}"
-        f'<p class="file" title="{html.escape(tile.photo)}">{html.escape(shorten(tile.file, 28))}</p></figcaption></figure>'
+        f'<p class="file" title="{place}">{html.escape(shorten(tile.file, 28))}</p></figcaption></figure>'
     )
 
 

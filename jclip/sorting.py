@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from jclip.arguments import Parser, nonempty
 from jclip.errors import DataError
 from jclip.paths import compute_sha256, replacing
 from jclip.results import Predictions
@@ -128,8 +128,8 @@ def counts(placed: Sequence[Placement]) -> list[list[str]]:
 
 def main(argv: list[str]) -> int:
     """`jclip unsort MANIFEST`: removes the copies or links that `predict --sort-into` made; the photos stay."""
-    p = argparse.ArgumentParser("jclip unsort", description=main.__doc__)
-    p.add_argument("manifest", help=f"the {MANIFEST} in the folder of sorted photos")
+    p = Parser("jclip unsort", description=main.__doc__)
+    p.add_argument("manifest", type=nonempty, help=f"the {MANIFEST} in the folder of sorted photos")
     removed, left = undo(Path(p.parse_args(argv).manifest))
     print(f"removed: {removed} of what was made")
     for name in left:

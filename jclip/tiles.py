@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jclip.data.photo_file import open_photo
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, printable
 from jclip.functional.metrics import ranking
 from jclip.results import Predictions
 
@@ -20,6 +20,7 @@ Verdict = Literal["right", "wrong", "unknown", "open"]  # open: nobody knows the
 CHOICES = get_args(Choice)
 TOLD = 3  # classes of a photo
 EMPTY = "no photos"
+LONGEST = 500  # letters of a name or prompt
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Tile:
     @property
     def file(self) -> str:
         """The photo's name without its folder, on one line."""
-        return " ".join(Path(self.photo).name.split())
+        return _cleaned(Path(self.photo).name)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def sections(
             best=tuple((_spoken(predictions, i), float(probabilities[row, i])) for i in best[row]),
             verdict=_verdict(bool(known[row]), true, int(best[row, 0])),
             true=_spoken(predictions, true) if true >= 0 and not (known[row] and true == best[row, 0]) else "",
-            prompt=predictions.prompts[row] if predictions.prompts else "",
+            prompt=_cleaned(predictions.prompts[row]) if predictions.prompts else "",
             upright=upright,
         )
 
@@ -106,7 +107,12 @@ def _verdict(known: bool, true: int, best: int) -> Verdict:
 
 
 def _spoken(predictions: Predictions, label: int) -> str:
-    return " ".join(predictions.classnames[label].replace("_", " ").split())
+    return _cleaned(predictions.classnames[label].replace("_", " "))
+
+
+def _cleaned(text: str) -> str:
+    """On one line, without what a page or picture would obey, and not longer than anybody reads."""
+    return printable(" ".join(text[:LONGEST].split()))
 
 
 def small_photo(tile: Tile, side: int) -> Image.Image:

@@ -7,10 +7,11 @@ A caption that contains "<|endoftext|>" is text here, not a command; OpenAI turn
 from __future__ import annotations
 
 import gzip
+import heapq
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ from jclip.variants import TextConfig
 VOCABULARY = ASSETS / "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2  # what OpenAI uses of the table's lines
 START, END = "<|startoftext|>", "<|endoftext|>"
+MOST_LETTERS = 100_000  # of a text: repairing it takes a second then
+LONGEST_REMEMBERED = 64  # letters of a word whose ids are kept
+END_OF_WORD = -1
 _SPECIAL = r"<\|startoftext\|>|<\|endoftext\|>|"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _PLAIN = regex.compile(r"[ !-%'-~]*")  # printable ASCII without "&": repairing and unescaping change nothing
@@ -60,14 +64,19 @@ class Tokenizer:
         return [tuple(pair.split()) for pair in self._ranks]
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Ids of `text`, without start and end."""
+        """Ids of `text`, without start and end.
+
+        Raises `DataError` for a text of more than a hundred thousand letters.
+        """
+        if len(text) > MOST_LETTERS:
+            raise DataError(f"a text must have at most {MOST_LETTERS:,} letters, got {len(text):,}: {_shorten(text)!r}")
         split = self._split_special if allow_special else self._split
         ids: list[int] = []
         for word in split.findall(clean(text)):
             if allow_special and word in (START, END):
                 ids.append(self._ids[word])
             else:
-                ids.extend(self._word_ids(word))
+                ids.extend(self._ids_of(word))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -95,7 +104,7 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokens = np.zeros((len(texts), context_length), dtype=np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            ids = self.encode(text, allow_special)
+            ids = self.encode(text[:MOST_LETTERS] if truncate else text, allow_special)
             room = context_length - 2
             if len(ids) > room and not truncate:
                 raise DataError(
@@ -106,30 +115,48 @@ class Tokenizer:
             row[: len(ids)] = ids
         return tokens
 
+    def _ids_of(self, word: str) -> tuple[int, ...]:
+        return self._word_ids(word) if len(word) <= LONGEST_REMEMBERED else self._encode_word(word)
+
     def _encode_word(self, word: str) -> tuple[int, ...]:
         letters = [self._byte_to_letter[b] for b in word.encode("utf-8")]
-        return tuple(self._ids[s] for s in self._merge([*letters[:-1], letters[-1] + "</w>"]))
-
-    def _merge(self, symbols: list[str]) -> list[str]:
-        """Greedy: join the pair of lowest rank, everywhere, until no pair has one."""
-        while len(symbols) > 1:
-            best = min(map(" ".join, pairwise(symbols)), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if best not in self._ranks:
-                break
-            symbols = _join(symbols, tuple(best.split()))
-        return symbols
+        return tuple(self._ids[s] for s in _merge([*letters[:-1], letters[-1] + "</w>"], self._ranks))
 
 
-def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    joined, i = [], 0
-    while i < len(symbols):
-        if i + 1 < len(symbols) and (symbols[i], symbols[i + 1]) == pair:
-            joined.append(pair[0] + pair[1])
-            i += 2
-        else:
-            joined.append(symbols[i])
-            i += 1
-    return joined
+def _merge(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
+    """Greedy: join the pair of lowest rank, everywhere from left to right, until no pair has one. O(n log n).
+
+    ranks: "a b" → how urgent it is to join a and b. `symbols` is changed: a joined pair stands in the left one's place.
+    """
+    follower, waiting = [*range(1, len(symbols)), END_OF_WORD], []  # of each symbol; (rank, place of the left one)
+    leader = [END_OF_WORD, *range(len(symbols) - 1)]
+    joined = [False] * len(symbols)  # to the symbol before it
+
+    def wait(left: int) -> None:
+        if left != END_OF_WORD and (right := follower[left]) != END_OF_WORD:
+            pair = f"{symbols[left]} {symbols[right]}"
+            if pair in ranks:
+                heapq.heappush(waiting, (ranks[pair], left, pair))
+
+    for place in range(len(symbols)):
+        wait(place)
+    while waiting:
+        rank, made = waiting[0][0], []
+        while waiting and waiting[0][0] == rank:  # all of one pair, before what they make is looked at
+            _, left, pair = heapq.heappop(waiting)
+            right = follower[left]
+            if joined[left] or right == END_OF_WORD or f"{symbols[left]} {symbols[right]}" != pair:
+                continue  # one of the two has been joined to another
+            symbols[left] += symbols[right]
+            joined[right] = True
+            follower[left] = after = follower[right]
+            if after != END_OF_WORD:
+                leader[after] = left
+            made.append(left)
+        for left in made:
+            wait(leader[left])
+            wait(left)
+    return [symbol for symbol, gone in zip(symbols, joined, strict=True) if not gone]
 
 
 def clean(text: str) -> str:

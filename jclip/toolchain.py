@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jclip.errors import SetupError
-from jclip.paths import cache_dir, replacing
+from jclip.paths import cache_dir, expanded, replacing
 
 JITTOR_TRIED = "1.3.11.0"
 ONEDNN_PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
@@ -107,7 +107,7 @@ def _is_onednn2(include: Path) -> bool:
 
 
 def _jittors_onednn() -> OneDNN | None:
-    for folder in sorted((Path.home() / ".cache/jittor/mkl").glob("dnnl*")):
+    for folder in sorted(expanded("~/.cache/jittor/mkl").glob("dnnl*")):
         library = folder / "lib" / "libmkldnn.so"
         if library.is_file() and (folder / "include" / "dnnl.hpp").is_file():
             return OneDNN((folder / "include").resolve(), library.resolve(), f"Jittor's own cache {folder}")
@@ -121,7 +121,7 @@ def jittor_home() -> Path:
     branch that a virtual environment happens to sit in.
     """
     named = os.environ.get("JITTOR_HOME")
-    return Path(named).expanduser().absolute() if named else cache_dir("jittor")
+    return expanded(named).absolute() if named else cache_dir("jittor")
 
 
 def compile_script(home: Path) -> Path:

@@ -132,6 +132,8 @@ class Prompting:
             raise ConfigError(
                 f"text={self.text} and image={self.image} vectors are at least 0, one of them and depth={self.depth} 1"
             )
+        if max(self.text, self.image) > 1_000:
+            raise ConfigError(f"text and image vectors must be at most 1000 each, got {self.text} and {self.image}")
         if self.coupled and self.text != self.image:
             raise ConfigError(
                 f"coupled image vectors are made of the text's, one of each: {self.image} of {self.text} can't be; give "

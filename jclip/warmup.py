@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jclip.arguments import Parser, nonempty
 from jclip.paths import is_file
 
 STAGES = ("image", "text", "training")
@@ -17,9 +18,12 @@ STAGES = ("image", "text", "training")
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser("jclip warmup", description=__doc__.split("\n\n")[0])
+    p = Parser("jclip warmup", description=__doc__.split("\n\n")[0])
     p.add_argument(
-        "--model", required=True, help="a name of `jclip models` (its weights are not needed), or a weight file"
+        "--model",
+        type=nonempty,
+        required=True,
+        help="a name of `jclip models` (its weights are not needed), or a weight file",
     )
     p.add_argument("--family", help="for weights that don't say their activation")
     p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of images and texts")

@@ -8,7 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jclip.choices import MODES, RESIZES, VIEWS
+from jclip.arguments import Parser, nonempty, number, whole
+from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS
 from jclip.errors import ConfigError
 from jclip.families import FAMILIES
 from jclip.paths import exists
@@ -22,6 +23,7 @@ OPTIONS = {  # of one model → the member's setting
     "drop_below_uniform": "drop_below_uniform", "views": "views", "family": "family", "dtype": "dtype",
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
+MOST_TOP = 1_000_000  # classes
 LOOKS = ("size", "resize", "sharpness", "draft", "upright")  # options of one model that are its preprocessing
 
 
@@ -67,14 +69,17 @@ def classify(
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser("jclip zero-shot", description=__doc__)
+    p = Parser("jclip zero-shot", description=__doc__)
     p.add_argument(
         "photos", nargs="+", metavar="PHOTO|key=value", help="photos, folders of photos, settings of --config"
     )
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="a name such as ViT-B/32 (downloaded once), or a weight file")
+    what.add_argument("--model", type=nonempty, help="a name such as ViT-B/32 (downloaded once), or a weight file")
     what.add_argument(
-        "--config", metavar="YAML", help="one of the recipe zero_shot, such as zero_shot/ajou: several models"
+        "--config",
+        type=nonempty,
+        metavar="YAML",
+        help="one of the recipe zero_shot, such as zero_shot/ajou: several models",
     )
     p.add_argument(
         "--classes",
@@ -82,19 +87,29 @@ def parser() -> argparse.ArgumentParser:
         help="a benchmark's classes (imagenet1k), a file (a name per line, CSV, JSON, YAML), or their names",
     )
     p.add_argument(
-        "--unknown", type=float, metavar="P", help="below this probability a photo is of none of the classes"
+        "--unknown",
+        type=number(0, 1, below=True),
+        metavar="P",
+        help="below this probability a photo is of none of the classes",
     )
     p.add_argument("--explain", action="store_true", help="tell which prompt decided, in .csv, .json and .html")
-    p.add_argument("--top", type=int, default=5, help="classes told per photo (default 5)")
-    p.add_argument("--out", metavar="FILE", help="results as .csv, .json, or .txt (the Jittor challenge's lines)")
+    p.add_argument("--top", type=whole(1, MOST_TOP), default=5, help="classes told per photo (default 5)")
+    p.add_argument(
+        "--out", type=nonempty, metavar="FILE", help="results as .csv, .json, or .txt (the Jittor challenge's lines)"
+    )
     p.add_argument(
         "--format", choices=("id_idx",), default="", help=".csv as the Ajou challenge takes it: id_idx,label"
     )
     p.add_argument(
-        "--sheet", metavar="FILE", help="also a .png or .html of the least and the most certain photos with their top-3"
+        "--sheet",
+        type=nonempty,
+        metavar="FILE",
+        help="also a .png or .html of the least and the most certain photos with their top-3",
     )
     p.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do with a photo that does not decode"
+        "--on-error",
+        choices=("stop", "skip"),
+        help="what to do with photos that do not decode (default: skip and count them; stop with --format)",
     )
     add_model_options(p.add_argument_group("of --model (a YAML has them below models)"))
     return p
@@ -107,15 +122,17 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         "({class: [sentences]} in .json), one template with {}, or several joined by +"
     )  # fmt: skip
     p.add_argument("--mode", choices=MODES, help="how prompts make a class's score (default embed: averaged)")
-    p.add_argument("--scale", type=float, help="of the logits (default: the weights' own)")
+    p.add_argument("--scale", type=number(0, 1e6), help="of the logits (default: the weights' own)")
     p.add_argument(
-        "--drop-below", type=float, metavar="P", help="prob-prompts: smaller probabilities of prompts are none"
+        "--drop-below", type=number(0, 1), metavar="P", help="prob-prompts: smaller probabilities of prompts are none"
     )
-    p.add_argument("--drop-below-uniform", type=float, metavar="U", help="the same, times 1 / the number of prompts")
+    p.add_argument(
+        "--drop-below-uniform", type=number(0, 1e6), metavar="U", help="the same, times 1 / the number of prompts"
+    )
     p.add_argument("--views", choices=VIEWS, help="the mean of several views of a photo (default none)")
-    p.add_argument("--size", type=int, help="pixels (default: the weights' own)")
+    p.add_argument("--size", type=whole(1, LARGEST_SIZE), help="pixels (default: the weights' own)")
     p.add_argument("--resize", choices=RESIZES, help="how photos are brought to it")
-    p.add_argument("--sharpness", type=float, help="2 sharpens, 1 leaves photos as they are")
+    p.add_argument("--sharpness", type=number(0, 1_000), help="2 sharpens, 1 leaves photos as they are")
     p.add_argument(
         "--draft",
         action="store_true",
@@ -147,14 +164,13 @@ def main(argv: list[str]) -> int:
     from jclip.results import check_format, show, write_predictions
     from jclip.sheet import check_sheet, write_sheet
 
+    on_error = args.on_error or ("stop" if args.format else "skip")
     check_format(args.out, args.format)
     check_sheet(args.sheet)
-    if args.format and args.on_error == "skip":
+    if args.format and on_error == "skip":
         raise ConfigError(
             f"--format {args.format} counts photos: leaving some out with --on-error skip shifts the others"
         )
-    if args.top < 1 or not 0 <= asked["unknown"] < 1:
-        raise ConfigError(f"--top {args.top} is at least 1, --unknown {asked['unknown']} in [0, 1)")
     if not asked["classes"]:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as imagenet1k")
     if not places:
@@ -162,7 +178,7 @@ def main(argv: list[str]) -> int:
     names = read_class_names(asked.pop("classes")).names
     photos = find_photos(places)
     predictions = classify(
-        photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=args.on_error, **asked
+        photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked
     )
     print(show(predictions))
     if args.out:

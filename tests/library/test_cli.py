@@ -193,7 +193,7 @@ def wrong(tmp_path, small_models):
         "no class names given": [ok, *vit, "--classes", " , "],
         "unknown prompt set or file 'openai81', did you mean 'openai80'": [ok, *vit, *two, "--templates", "openai81"],
         "none of .csv, .json, .txt": [ok, *vit, *two, "--out", "r.xls"],
-        "--top 0": [ok, *vit, *two, "--top", 0],
+        "argument --top: must be a whole number in [1, 1000000], got '0'": [ok, *vit, *two, "--top", 0],
         "too long for context length 77": [ok, *vit, "--classes", "a," + "long " * 90],
         "dtype fp16 on the CPU: no operator here computes it": [ok, *vit, *two, "--dtype", "fp16"],
     }
@@ -219,12 +219,15 @@ def test_a_results_file_that_cannot_be_written_is_told(small_models, photos, tmp
     assert f"jclip zero-shot: {tmp_path / 'file'}: File exists" in capsys.readouterr().err
 
 
-def test_broken_photos_can_be_skipped(small_models, photos, tmp_path, capfd):
+def test_broken_photos_are_skipped_and_counted_unless_all_are(small_models, photos, tmp_path, capfd):
     (tmp_path / "broken.jpg").write_text("no photo")
-    options = ["--model", small_models["vit"], "--classes", CLASSES, "--on-error", "skip"]
+    options = ["--model", small_models["vit"], "--classes", CLASSES]
     assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options) == 0
     told = capfd.readouterr()
-    assert "skipped 1 of 2 photos" in told.err and photos[0].name in told.out
+    assert "skipped 1 of 2 photos (first: " in told.err and photos[0].name in told.out
+    assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options, "--on-error", "stop") == 2
+    assert run("zero-shot", tmp_path / "broken.jpg", *options) == 2
+    assert "none of 1 photos decoded: " in capfd.readouterr().err
 
 
 # The other commands
@@ -248,8 +251,8 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(models_command.VARIANTS, "RN50", TOY_VIT)
     assert run("models", "--random", "rn50", "--out", tmp_path / "x.safetensors", "--seed", 7) == 0
     assert ModelSource(tmp_path / "x.safetensors").config == TOY_VIT
-    with pytest.raises(SystemExit, match="2"):
-        run("models", "--random", "RN50")
+    assert run("models", "--random", "RN50") == 2
+    assert "--random NAME and --out FILE belong together" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error():

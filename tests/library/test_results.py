@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jclip.errors import ConfigError, DataError
+from jclip.evaluation import write_csv
 from jclip.results import Predictions, check_challenge, check_format, show, table, write_predictions, zip_challenge
+from jclip.spreadsheet import read_csv
 
 SCORES = np.log(
     np.array([[0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9], [0.1, 0.2, 0.3, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.1, 0.1]])
@@ -161,3 +165,59 @@ def test_the_table_counts_wide_characters():
     text = table(["photo", "top 1"], [["图.png", "a"], ["b.png", "cc"]])
     assert text.splitlines() == ["photo   top 1", "------  -----", "图.png  a", "b.png   cc"]
     assert show(P, limit=2).splitlines()[-1] == "… and 1 more (--out FILE has them all)"
+
+
+NAMES = (
+    "plain", "=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2", "-2-3", "-", "'quoted", "'=x", "''-1", "\ttab", "a\nb",
+    'say "x", y', "", "\rx", "＝全角", "'", "1e5", "-1.5e-3", "./=x",
+)  # fmt: skip
+
+
+def test_csv_runs_nothing_in_a_spreadsheet_and_reads_back_equal(tmp_path):
+    """Names of classes and photos are text, never a formula; numbers stay as they are."""
+    photos = tuple(f"{name}{i}" for i, name in enumerate(NAMES))
+    count = len(NAMES)
+    scores = np.eye(count)[:, ::-1]
+    predictions = Predictions((*photos[1:], "gbk-\udcb2\udce2.jpg"), NAMES, scores, top=2, prompts=NAMES)
+    write_predictions(predictions, str(tmp_path / "r.csv"))
+    for cell in (cell for row in raw_cells(tmp_path / "r.csv") for cell in row if cell[:1] in (*"=+-@\t\r\n＝",)):
+        assert np.isfinite(float(cell))
+    rows = read_csv(tmp_path / "r.csv")
+    assert [row["prompt"] for row in rows] == [*NAMES]
+    assert [Path(row["photo"]) for row in rows] == [*map(Path, predictions.photos)]
+    assert [row["class_1"] for row in rows] == [*NAMES[::-1]]
+    assert rows[-1]["photo"].encode("utf-8", "surrogateescape") == b"gbk-\xb2\xe2.jpg"
+    write_csv(tmp_path / "t.csv", ["a", *NAMES], [[name, *range(count)] for name in NAMES])
+    assert [*read_csv(tmp_path / "t.csv")[0]] == ["a", *NAMES] and [r["a"] for r in read_csv(tmp_path / "t.csv")] == [
+        *NAMES
+    ]
+
+
+def raw_cells(path: Path) -> list[list[str]]:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as f:
+        return [*csv.reader(f)]
+
+
+def test_contests_files_have_names_byte_for_byte(tmp_path):
+    photos = ("=1.jpg", "-2.jpg", "gbk-\udcb2.jpg", "a\u2028b.jpg", "x\x0by.jpg")
+    predictions = Predictions(photos, tuple("abcdef"), np.tile(np.arange(6.0), (5, 1)))
+    write_predictions(predictions, str(tmp_path / "r.txt"))
+    assert {line.split(b" ")[0] for line in (tmp_path / "r.txt").read_bytes().split(b"\n")[:-1]} == {
+        *map(os.fsencode, photos)
+    }
+    check_challenge(tmp_path / "r.txt", photos)
+    write_predictions(predictions, str(tmp_path / "r.json"))
+    assert [entry["photo"] for entry in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))] == [*photos]
+    with pytest.raises(DataError, match=r"a photo on each line, and 'a\\nb.jpg' has a line break: rename it"):
+        write_predictions(Predictions(("a\nb.jpg",), tuple("abcdef"), np.ones((1, 6))), str(tmp_path / "n.txt"))
+    assert not (tmp_path / "n.txt").exists()
+
+
+def test_tables_print_nothing_that_a_terminal_obeys():
+    text = table(
+        ["a\x1b[31m"], [["b\nc"], ["\u202egpj.exe"], ["x" * 10_000_000], ["\ud800"], ["می\u200cخواهم"], ["全\u3000角"]]
+    )
+    assert (
+        len(text.splitlines()) == 8 and all(c.isprintable() or c in "\n\u200c\u3000" for c in text) and len(text) < 3000
+    )
+    assert "\\x1b[31m" in text and "b\\nc" in text and "\\u202egpj" in text and "می\u200cخواهم" in text

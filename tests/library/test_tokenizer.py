@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
+from itertools import pairwise
 from pathlib import Path
 
 import ftfy
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from jclip.errors import DataError
-from jclip.tokenizer import VOCABULARY, Tokenizer, clean, tokenize, tokenizer
+from jclip.tokenizer import MOST_LETTERS, VOCABULARY, Tokenizer, _merge, clean, tokenize, tokenizer
 from tests.golden.inputs import HARD_STRINGS, random_strings
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "tokenizer.json").read_text())
@@ -89,3 +91,49 @@ def test_a_smaller_vocabulary_keeps_end_of_text_last():
     small = Tokenizer(merges=1500)
     assert small.vocab_size == 512 + 1500 + 2 and small.end == small.vocab_size - 1
     assert small.decode(small.encode("a photo of a red circle")).strip() == "a photo of a red circle"
+
+
+def merged_by_definition(symbols: list[str], ranks: dict[str, int]) -> list[str]:
+    """Byte-pair encoding as the paper has it: look for the best pair, join it everywhere, look again."""
+    while pairs := [pair for pair in map(" ".join, pairwise(symbols)) if pair in ranks]:
+        best, joined = min(pairs, key=ranks.__getitem__), []
+        for symbol in symbols:
+            if joined and f"{joined[-1]} {symbol}" == best:
+                joined[-1] += f" {symbol}"  # the blank keeps it from being joined once more
+            else:
+                joined.append(symbol)
+        symbols = [symbol.replace(" ", "") for symbol in joined]
+    return symbols
+
+
+def test_merges_are_those_of_the_definition():
+    """Of published merges, and of tables in any order, whose later pairs may be more urgent than those they are made of."""
+    rng, published = random.Random(5), tokenizer()._ranks
+    for number in range(3000):
+        word = rng.choices("abc", k=rng.randrange(1, 30))
+        parts = ["a", "b", "c", "ab", "bc", "aa", "aab", "abc", "abab", "ca"]
+        table = rng.sample([f"{x} {y}" for x in parts for y in parts], rng.randrange(1, 60))
+        ranks = {pair: rank for rank, pair in enumerate(table)}
+        assert _merge(list(word), ranks) == merged_by_definition(list(word), ranks), (word, table)
+        letters = [*rng.choices("etaoinshrdlu", k=number % 40), "s</w>"]
+        assert _merge(list(letters), published) == merged_by_definition(letters, published), letters
+
+
+RANDOM_WORD = "".join(random.Random(3).choices("etaoinshrdlucmfw", k=20_000))
+
+
+@pytest.mark.parametrize("letters", [RANDOM_WORD, "é", "&amp;", "\u202e", "\U0001f469\u200d", "a\n"], ids=range(6))
+def test_long_words_are_encoded(letters):
+    """In n log n: a word of so many letters takes minutes by definition."""
+    text = letters * (20_000 // len(letters))
+    assert len(tokenizer().encode(text)) > 1000
+    assert (tokenize(text, truncate=True)[0, :76] == [49406, *tokenizer().encode(text)[:75]]).all()
+
+
+def test_texts_out_of_bounds():
+    with pytest.raises(DataError, match="a text must have at most 100,000 letters, got 3,000,000: 'aaa"):
+        tokenize("a" * 3_000_000)
+    assert tokenize("very " * MOST_LETTERS, truncate=True)[0, 76] == 49407
+    replaced = tokenizer().encode("a photo of a \ufffd")
+    assert tokenizer().encode("a photo of a \udcb2") == tokenizer().encode("a photo of a \ud800") == replaced
+    assert tokenizer().encode("nul \x00 and \x1b[31m red") == tokenizer().encode("nul and red")

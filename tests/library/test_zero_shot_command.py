@@ -105,12 +105,12 @@ def wrong(tmp_path: Path) -> dict[str, list]:
         "search.yaml searches its weights by labelled photos": ["--config", tmp_path / "search.yaml"],
         "this config names no model": ["--config", tmp_path / "none.yaml"],
         "name the classes with --classes": one,
-        "--unknown 1.5 in [0, 1)": [*one, "--classes", "a,b", "--unknown", 1.5],
+        "argument --unknown: must be a number in [0, 1), got '1.5'": [*one, "--classes", "a,b", "--unknown", 1.5],
         "--format id_idx counts photos": [*ajou, "--format", "id_idx", "--out", "r.csv", "--on-error", "skip"],
         "the form id_idx is a .csv file": [*ajou, "--format", "id_idx", "--out", "r.txt"],
         "set mode to prob-prompts (now embed)": [*one, "--classes", "a,b", "--drop-below", 0.1],
-        "sharpness=-1.0 is at least 0": [*one, "--classes", "a,b", "--sharpness", -1],
-        "size=0 is at least 1": [*one, "--classes", "a,b", "--size", 0],
+        "argument --sharpness: must be a number in [0, 1000]": [*one, "--classes", "a,b", "--sharpness", -1],
+        "argument --size: must be a whole number in [1, 4096], got '0'": [*one, "--classes", "a,b", "--size", 0],
     }
 
 

@@ -97,7 +97,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
     for changed, told in (
         (["--seed", "11"], "is of another draw"),
         (["--count", "9"], "9 photos can't be held out: of 64 in train.txt, 8 are not learned from"),
-        (["--count", "0"], "are at least 1"),
+        (["--count", "0"], "argument --count: must be a whole number in [1, "),
     ):
         assert main([*draw, *changed]) == 2
         assert told in capsys.readouterr().err
@@ -310,7 +310,7 @@ SETTINGS = {
     "members.tip_adapter.alhpa=2": "members.tip_adapter: unknown key alhpa, did you mean 'alpha'",
     "tune.optim.epochs=0": "tune: optim: epochs and batch are at least 1",
     "tune.recipe=ful": "unknown recipe 'ful', did you mean 'full'",
-    "fusion.step=0": "fusion: step=0.0 is not in (0, 1]",
+    "fusion.step=0": "fusion.step must be in [0.001, 1]",
     "fusion.weights=[1]": "fusion.weights are one per member of fuse: 2",
     "date=820": "date is 820, expected text",
     "date='8-20'": "date='8-20' is no MMDD",

@@ -47,6 +47,17 @@ def test_it_equals_the_command(run, photo_folder, tmp_path):
     }
 
 
+def test_given_photos_that_do_not_decode_are_skipped_and_counted(run, photo_folder, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no photo")
+    out = ["--out", str(tmp_path / "r.csv")]
+    assert main(["predict", str(run), str(photo_folder / "test"), str(broken), *out]) == 0
+    assert "skipped 1 of 19 photos (first: " in capsys.readouterr().err
+    assert len((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines()) == 19
+    assert main(["predict", str(run), str(broken), *out]) == 2
+    assert main(["predict", str(run), str(photo_folder / "test"), str(broken), *out, "--on-error", "stop"]) == 2
+
+
 def test_photos_go_into_folders_and_back(run, photo_folder, tmp_path, capsys):
     out = tmp_path / "sorted"
     command = [
