@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import unicodedata
@@ -82,9 +83,17 @@ def check_format(path: str | None, form: str = "") -> None:
 def write_predictions(predictions: Predictions, path: str, form: str = "") -> None:
     """Writes `path` in the format of its ending or in `form`, to a temporary name first."""
     check_format(path, form)
+    text = predictions_text(predictions, form or Path(path).suffix.lower())
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def predictions_text(predictions: Predictions, kind: str) -> str:
+    """What `write_predictions` writes; kind: an ending of FORMATS, or one of FORMS."""
     writers = {".csv": _write_csv, ".json": _write_json, ".txt": _write_challenge, "id_idx": _write_numbered}
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writers[form or Path(path).suffix.lower()](predictions, f)
+    text = io.StringIO(newline="")
+    writers[kind](predictions, text)
+    return text.getvalue()
 
 
 def _write_csv(p: Predictions, f) -> None:
@@ -171,8 +180,11 @@ def zip_challenge(path: Path) -> Path:
     """Writes what is handed in, a .zip beside `path` that holds it as result.txt; equal contents give equal bytes."""
     entry = zipfile.ZipInfo("result.txt")
     entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-    with replacing(path.with_suffix(".zip")) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(entry, path.read_bytes())
+    with replacing(path.with_suffix(".zip")) as temporary:
+        temporary.write_bytes(packed.getvalue())
     return path.with_suffix(".zip")
 
 

@@ -24,6 +24,7 @@ WITHOUT_JITTOR = [
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
     "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
     "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results", "jclip.run",
+    "jclip.run_folder",
     "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
     "jclip.towers", "jclip.variants", "jclip.views",
     "jclip.warmup", "jclip.zero_shot",
@@ -43,7 +44,7 @@ FLOORS = [
         "jclip.readers",
         "jclip.catalogue",
     },
-    {"jclip.families", "jclip.views"},
+    {"jclip.families", "jclip.views", "jclip.run_folder"},
     {"jclip.architecture"},
     {
         "jclip.runtime",
