@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,22 @@ def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
     with postponed("numpy"):
         module = finetune.load(recipe)
         return module, build(module.Config, values, place)
+
+
+def files_named_in(values: Any) -> list[str]:
+    """The files that settings name: lists, features, weights, templates. What is written may be none of them."""
+    if isinstance(values, Mapping):
+        return [file for value in values.values() for file in files_named_in(value)]
+    if isinstance(values, list | tuple):
+        return [file for value in values for file in files_named_in(value)]
+    return [values] if isinstance(values, str) and _is_file(values) else []
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that is longer than names can be, or has a zero byte
+        return False
 
 
 def resolved(module: Any, cfg: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # help answers before NumPy is imported
     from jclip.source import ModelSource
 
 HALVES = ("base", "new")
+BASE_TO_NEW_FILES, SETS_FILES = ("base_to_new.json", "base_to_new.csv"), ("sets.json", "sets.csv")
 WHERE_FROM = (
     "shots",
     "val_shots",

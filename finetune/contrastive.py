@@ -292,7 +292,7 @@ def save(cfg: Config, run: Run, model, preprocess: Preprocess, folders: Mapping[
     from jclip.heads import head_of
     from jclip.prompts import class_prompts, load_templates
 
-    save_model(run.folder / "model.safetensors", model, preprocess, cfg.half, made_by="contrastive")
+    save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
     for photos in list(folders.values())[:1]:
         with inference(model):
             head = head_of(model, class_prompts(photos.classnames, load_templates(cfg.templates)))

@@ -123,9 +123,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= measured(tuned, "tuned_") if cfg.wise else {}
     final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned) if cfg.wise else tuned
     after = measured(final)
-    save_model(
-        run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align"
-    )
+    save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align")
     learned = {k: final[k] for k in start}
     run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
     run.slot("head").clear()

@@ -78,7 +78,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     arrays, told = train(cfg, run, source, photos, adapters, prompts)
 
     put_arrays(model, adapters.merged(arrays))
-    save_model(run.folder / "model.safetensors", model, source.checkpoint.preprocess, cfg.half, made_by="lora")
+    save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
     head = head_of_now(model, prompts)
     learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
     run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])

@@ -165,7 +165,7 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
     ends, photos = [source_of(cfg), source_of(cfg, cfg.tuned)], read_photos(cfg.data)
     if ends[0].config != ends[1].config:
         raise MisfitError(f"{cfg.tuned} is of another architecture than {cfg.model}: they can't be mixed")
-    file = run.folder / "model.safetensors"
+    file = run.file("model.safetensors")
 
     def at(alpha: float) -> FeatureSet:
         save_mixture(file, *(end.checkpoint for end in ends), alpha)

@@ -135,7 +135,7 @@ def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
     targets = found.targets[rows]
     precisions = average_precisions(mixture(features), targets)
     table = zip(found.classnames, targets.sum(axis=0), precisions, strict=True)
-    write_csv(run.folder / "per_class.csv", ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
+    write_csv(run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
     metrics = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
     write_benchmark(cfg, run, metrics, len(found.classnames))
     return metrics
@@ -199,4 +199,4 @@ def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: i
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train
     models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
-    write_json(run.folder / "benchmark.json", benchmark_of(metrics, classes, dataset, models))
+    write_json(run.file("benchmark.json"), benchmark_of(metrics, classes, dataset, models))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -59,8 +60,10 @@ def write_sheet(
             temporary.write_text(text, encoding="utf-8")
         return
     sheet = _picture(parts, PLAIN if choice == "spread" else CARDS)
+    drawn = io.BytesIO()  # a full disk would end in an error of the encoder's own
+    sheet.save(drawn, format="JPEG" if suffix in (".jpg", ".jpeg") else suffix[1:], quality=90)
     with replacing(path) as temporary:
-        sheet.save(temporary, format="JPEG" if suffix in (".jpg", ".jpeg") else suffix[1:], quality=90)
+        temporary.write_bytes(drawn.getvalue())
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,7 @@ def main(argv: list[str]) -> int:
 
     from jclip.data.class_names import read_class_names
     from jclip.data.splits import find_photos
+    from jclip.paths import refuse_overwriting
     from jclip.results import check_format, show, write_predictions
     from jclip.sheet import check_sheet, write_sheet
 
@@ -177,6 +178,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("name the photos, or folders of photos")
     names = read_class_names(asked.pop("classes")).names
     photos = find_photos(places)
+    read = [args.classes, args.model, args.config, args.templates]
+    refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])
     predictions = classify(
         photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked
     )
