@@ -106,6 +106,28 @@ def test_the_embedded_world_is_new_in_each_epoch_and_the_same_again():
     assert not set(val.texts(range(40))[0]) <= set(first)
 
 
+@pytest.mark.parametrize(
+    "easy, epoch, alone, styles, radius",
+    [(4, 0, 100, 1, 0.26), (4, 1, 88, 1, 0.235), (4, 2, 75, 1, 0.21), (4, 3, 63, 4, 0.185), (4, 4, 50, 4, 0.16),
+     (4, 9, 50, 4, 0.16), (0, 0, 50, 4, 0.16)],
+)  # fmt: skip
+def test_scenes_get_harder_by_epochs(easy, epoch, alone, styles, radius, monkeypatch):
+    """Of a hundred scenes so many show one thing; several styles come when the second half begins."""
+    asked = []
+
+    def spy(seed, **settings):
+        asked.append(settings)
+        return drawn
+
+    drawn = shapes.draw_scene((0,), count=(1, 1))
+    monkeypatch.setattr(shapes, "draw_scene", spy)
+    read_pairs(CaptionConfig(train="shapes", scenes=200, easy_epochs=easy), "train", (8, 8), 0).texts(range(200), epoch)
+    counts = [settings["count"] for settings in asked[:200]]
+    assert counts == ([(1, 1)] * alone + [(2, 4)] * (100 - alone)) * 2
+    assert {s["styles"] for s in asked} == {shapes.SEEN_STYLES[:styles]} and styles <= len(shapes.SEEN_STYLES)
+    assert all(s["radius"] == (pytest.approx(radius), 0.36) for s in asked)
+
+
 def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
     assert list(ahead(lambda i: i * i, 5)) == [0, 1, 4, 9, 16] and list(ahead(lambda i: i, 0)) == []
 

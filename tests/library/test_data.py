@@ -119,6 +119,15 @@ def test_seeds_draw_different_photos_and_the_same_again(photos):
     assert draws[0] == draws[2] != draws[1]
 
 
+@pytest.mark.parametrize("shots, held", [(1, 1), (3, 3), (4, 4), (5, 4), (16, 4)])
+@pytest.mark.parametrize("own", [True, False], ids=["val split", "held out of train"])
+def test_as_many_are_drawn_to_choose_by_as_to_train_on_but_at_most_four(shots, held, own):
+    train, val = (Split(tuple(f"{part}{i}" for i in range(60)), np.arange(60) % 3) for part in ("t", "v"))
+    drawn = draw_shots(PhotoData(("a", "b", "c"), train, val if own else Split(), Split()), shots, -1, 1)
+    assert np.bincount(drawn.train.labels).tolist() == [shots] * 3
+    assert np.bincount(drawn.val.labels).tolist() == [held] * 3
+
+
 @pytest.mark.parametrize("shots, val_shots, drawn, held", [(7, 0, 6, 0), (5, 2, 5, 1), (16, -1, 5, 1), (4, 2, 4, 2)])
 def test_a_class_with_too_few_photos_gives_all_it_has(photos, shots, val_shots, drawn, held):
     """Six of each class: where training and validation want more, they share them in proportion."""

@@ -56,6 +56,12 @@ def test_everything_is_sure_without_a_threshold(predictions, tmp_path):
     assert not any(p.target.startswith("_unsure") for p in sorting.plan(predictions, tmp_path / "out"))
 
 
+def test_a_photo_exactly_at_the_threshold_is_sure(tmp_path):
+    half = Predictions(("x.jpg",), NAMES[:2], np.zeros((1, 2)))
+    for unsure, target in ((0.5, "cat/x.jpg"), (np.nextafter(0.5, 1), "_unsure/x.jpg")):
+        assert [p.target for p in sorting.plan(half, tmp_path / "out", unsure)] == [target]
+
+
 def test_what_stands_there_is_never_overwritten(predictions, tmp_path):
     (tmp_path / "out" / "cat").mkdir(parents=True)
     (tmp_path / "out" / "cat" / "x.jpg").write_text("mine")
