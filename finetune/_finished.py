@@ -196,15 +196,15 @@ class Classifier:
 
     def _note_changed(self, photos: PhotoData) -> None:
         """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
-        from jclip.run import read_result
-
-        told = read_result(self.folder)
+        told, file = self.result, self.folder / "result.json"
+        if not told or not file.is_file():  # it is about to finish with what it has just read
+            return
         values = resolved(self.module, self.config)
         same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
         comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
         if not (same and comparable):  # other data is named, or digests are of another kind
             return
-        finished = (self.folder / "result.json").stat().st_mtime
+        finished = file.stat().st_mtime
         for name, digest in photos.digests().items():
             before = told["provenance"].get(name, digest)
             if before != digest:
