@@ -114,7 +114,7 @@ def _with_images(
     rows: Sequence[tuple[int, object, object]], root: Path, path: Path, broken: _Broken
 ) -> list[tuple[str, str]]:
     """The path of the image and the caption of each row that has both."""
-    usable, pairs = [], []
+    usable = []
     for line, image, caption in rows:
         lacking = next(
             (what for what, text in (("an image", image), ("a caption", caption)) if not _is_said(text)), None
@@ -125,19 +125,18 @@ def _with_images(
         else:
             usable.append((line, image.strip(), caption.strip()))
     found = on_disk(_place(root, image) for _, image, _ in usable)
-    absent = [(line, image) for (line, *_), image in zip(usable, found, strict=True) if not is_file(image)]
+    there = [is_file(image) for image in found]
+    absent = [(line, image) for (line, *_), image, is_there in zip(usable, found, there, strict=True) if not is_there]
     if absent and broken.on_error == "stop":
         line, image = absent[0]
         raise DataError(
             f"{path}: {len(absent)} of {len(usable)} images are missing: {preview([p for _, p in absent], 3)} "
             f"(first in line {line}; left out with data.on_error=skip)"
         )
-    for (line, _, caption), image in zip(usable, found, strict=True):
-        if is_file(image):
-            pairs.append((image, caption))
-        else:
-            broken(DataError(f"{path}, line {line}: there is no image {image}"))
-    return pairs
+    for line, image in absent:
+        broken(DataError(f"{path}, line {line}: there is no image {image}"))
+    kept = zip(usable, found, there, strict=True)
+    return [(image, caption) for (_, _, caption), image, is_there in kept if is_there]
 
 
 def _is_said(text: object) -> bool:

@@ -51,8 +51,7 @@ def read_entries(path: Path) -> list[Entry]:
 
     Text: a name per line, or with its number in front or behind, or with ImageNet's folder in front. CSV and TSV: names,
     or names and numbers, with a header or without. JSON: see `_FORMS`; YAML: the same. Raises `DataError` for what is
-    neither, and for numbers that are
-    not 0 or 1 to the last without a gap (of COCO's categories they only give the order).
+    neither, and for numbers that are not 0 or 1 to the last without a gap (of COCO's categories they only give the order).
     """
     suffix = path.suffix.lower()
     if suffix == ".json":

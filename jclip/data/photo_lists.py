@@ -96,7 +96,7 @@ def on_disk(paths: Iterable[str]) -> list[str]:
     GB18030 bytes, as a .zip of Windows leaves them on Linux. What was found so is reported in one line on stderr."""
     found, other = [], []
     for path in paths:
-        real = path if is_file(path) else next(filter(is_file, _spellings(path)), path)
+        real = path if path.isascii() or is_file(path) else next(filter(is_file, _spellings(path)), path)
         found.append(real)
         if real != path:
             other.append(path)
@@ -108,8 +108,6 @@ def on_disk(paths: Iterable[str]) -> list[str]:
 
 
 def _spellings(path: str) -> Iterator[str]:
-    if path.isascii():
-        return
     yield from (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
     parts = Path(path).parts
     for place in range(len(parts) - 1, max(0, len(parts) - 4), -1):  # the name, then its folders too
