@@ -24,7 +24,7 @@ _LAST_CHARACTER = 0x10FFFF
 def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
     """Arrays by name, read when asked for. Raises `CheckpointError` for what is no `.npz` of numbers and text."""
     file = HeldFile(path)
-    if file.size == 0 or file.read(0, min(4, file.size)).tobytes() != MAGIC:
+    if file.read(0, min(4, file.size)).tobytes() != MAGIC:
         raise CheckpointError(f"{path} is no zip of arrays")
     entries = Archive(file).entries
     return {name.removesuffix(".npy"): _array(entry, f"{path}, {shown(name)}") for name, entry in entries.items()}
@@ -32,7 +32,10 @@ def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
 
 def read_npy(path: str | os.PathLike) -> LazyTensor:
     """One array, read when asked for. Raises `CheckpointError` for what is no `.npy` of numbers or text."""
-    return _array(HeldFile(path), str(path))
+    file = HeldFile(path)
+    if file.read(0, min(4, file.size)).tobytes() == MAGIC:
+        raise CheckpointError(f"{path} holds several arrays, expected an .npy with one")
+    return _array(file, str(path))
 
 
 def _array(data: Source, place: str) -> LazyTensor:

@@ -34,6 +34,7 @@ DTYPES = {
     "BOOL": "bool",
 }
 _LARGEST_HEADER = 16 << 20  # bytes; a hundred thousand tensors take less
+_MARKS, _MOST_MARKS = (b",", b"[", b"{"), 1 << 20  # each costs every parser memory, many times its byte
 _SMALL_HEADER = 1 << 20  # so much is parsed by Python's JSON even where the library refused it
 SEAL = "jclip_seal"  # metadata: SHA-256 of header and data, computed with `_UNSEALED` in its place
 _UNSEALED = "0" * 64
@@ -50,6 +51,8 @@ def read(file: HeldFile) -> WeightFile:
     if length > min(_LARGEST_HEADER, size - 8):
         raise CheckpointError(f"{path} is damaged: its header claims {length} bytes of a file of {size}")
     text = file.read(8, length).tobytes()
+    if sum(map(text.count, _MARKS)) > _MOST_MARKS:
+        raise CheckpointError(f"{path} is damaged: its header lists more than {_MOST_MARKS:,} things")
     complaint = _complaint_of_library(text, size)
     if complaint and length > _SMALL_HEADER:
         raise CheckpointError(f"{path} is damaged: {complaint}")
