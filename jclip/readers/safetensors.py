@@ -70,7 +70,7 @@ def _complaint_of_library(text: bytes, size: int) -> str | None:
     """What the format's own library says against a header; None when it is sound.
 
     It sees the bytes that we use, before as many zeros as data follow, which take no room: by its name, the file might be
-    another by then.
+    another by then. Not asked where the system grants no file of that size (`ulimit -f`): our own check is complete by itself.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -79,6 +79,8 @@ def _complaint_of_library(text: bytes, size: int) -> str | None:
             pass
     except SafetensorError as e:
         return shown(e, 300)
+    except OSError:
+        return None
     return None
 
 
