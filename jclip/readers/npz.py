@@ -11,7 +11,7 @@ import numpy as np
 
 from jclip.errors import CheckpointError
 from jclip.readers.source import HeldFile, Source, shown
-from jclip.readers.tensors import LazyTensor, sizes
+from jclip.readers.tensors import LazyTensor, decode, sizes
 from jclip.readers.zip_archive import MAGIC, Archive
 
 _NPY = b"\x93NUMPY"
@@ -47,7 +47,7 @@ def _array(data: Source, place: str) -> LazyTensor:
         _refuse(place, f"an array {shape} of {dtype} takes {wanted} bytes, {data.size - start} follow its header")
 
     def values() -> np.ndarray:
-        array = data.read(start, wanted).view(dtype) if wanted else np.zeros(0, dtype)
+        array = decode(data.read(start, wanted), str(dtype)) if wanted else np.zeros(0, dtype)
         if dtype.kind == "U" and wanted and array.view(f"{dtype.byteorder}u4").max() > _LAST_CHARACTER:
             _refuse(place, "its text is none")
         return array.reshape(shape, order="F" if fortran else "C")

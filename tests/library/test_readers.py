@@ -461,3 +461,20 @@ def test_a_tensor_takes_its_own_part_of_a_storage(tmp_path, torch, monkeypatch):
     monkeypatch.setattr(HeldFile, "read", lambda self, at, size: taken.append(size) or read(self, at, size))
     assert all(np.array_equal(file[f"w{i}"].read(), np.arange(10.0) + 10 * i) for i in range(5))
     assert taken == [40] * 5
+
+
+def test_archives_of_many_gigabytes_keep_sizes_and_places_elsewhere(tmp_path, torch, monkeypatch):
+    """A small one that is written as if it were large: 64 bits for sizes, places and the directory."""
+    value = torch.randn(4, 4)
+    torch.save({"w": value}, tmp_path / "x.pt")
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    rewrite(tmp_path / "x.pt", tmp_path / "large.pt", lambda _, data: data)
+    assert b"PK\x06\x06" in (tmp_path / "large.pt").read_bytes()
+    assert np.array_equal(read_weights(tmp_path / "large.pt")["w"].read(), value.numpy())
+
+
+def test_truths_are_0_and_1(tmp_path):
+    """NumPy sizes the result of indexing by a mask by summing its bytes."""
+    safetensors.write(tmp_path / "x.safetensors", {"a": (np.array([0, 2, 255, 1], np.uint8), "bool")})
+    mask = read_weights(tmp_path / "x.safetensors")["a"].read()
+    assert mask.view(np.uint8).tolist() == [0, 1, 1, 1]
