@@ -56,6 +56,7 @@ setup(
             "setuptools<81",  # openai-clip imports pkg_resources
             "huggingface_hub>=0.25",
         ],
+        "fuzz": ["atheris>=3,<4"],  # tests/hostile/atheris_readers.py
         "dev": ["pytest>=8", "pytest-xdist>=3.7", "ruff>=0.8", "nbclient>=0.10", "ipykernel>=6"],
     },
     entry_points={"console_scripts": ["jclip=jclip.cli:main"]},

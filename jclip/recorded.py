@@ -147,7 +147,11 @@ def _load_npz(path: str) -> Mapping[str, np.ndarray]:
     try:
         return {name: array.read() for name, array in read_npz(path).items()}
     except CheckpointError as e:
-        raise DataError(f"{path} is not a readable .npz of arrays: {e}") from e
+        raise DataError(f"{path} is not a readable .npz of arrays: {_without_path(e, path)}") from e
+
+
+def _without_path(error: CheckpointError, path: str) -> str:
+    return str(error).removeprefix(path).lstrip(", ")
 
 
 def _features_and_labels(
@@ -207,7 +211,7 @@ def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) 
         try:
             text = read_npy(text_path).read()
         except CheckpointError as e:
-            raise DataError(f"data.text_features: {text_path} is not a readable .npy: {e}") from e
+            raise DataError(f"data.text_features: {e}") from e
     if text is None:
         return None
     if text.ndim != 2:

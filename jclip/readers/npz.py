@@ -11,7 +11,7 @@ import numpy as np
 
 from jclip.errors import CheckpointError
 from jclip.readers.source import HeldFile, Source, shown
-from jclip.readers.tensors import LazyTensor, sizes
+from jclip.readers.tensors import LazyTensor, decode, sizes
 from jclip.readers.zip_archive import MAGIC, Archive
 
 _NPY = b"\x93NUMPY"
@@ -24,7 +24,7 @@ _LAST_CHARACTER = 0x10FFFF
 def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
     """Arrays by name, read when asked for. Raises `CheckpointError` for what is no `.npz` of numbers and text."""
     file = HeldFile(path)
-    if file.size == 0 or file.read(0, min(4, file.size)).tobytes() != MAGIC:
+    if file.read(0, min(4, file.size)).tobytes() != MAGIC:
         raise CheckpointError(f"{path} is no zip of arrays")
     entries = Archive(file).entries
     return {name.removesuffix(".npy"): _array(entry, f"{path}, {shown(name)}") for name, entry in entries.items()}
@@ -32,7 +32,10 @@ def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
 
 def read_npy(path: str | os.PathLike) -> LazyTensor:
     """One array, read when asked for. Raises `CheckpointError` for what is no `.npy` of numbers or text."""
-    return _array(HeldFile(path), str(path))
+    file = HeldFile(path)
+    if file.read(0, min(4, file.size)).tobytes() == MAGIC:
+        raise CheckpointError(f"{path} holds several arrays, expected an .npy with one")
+    return _array(file, str(path))
 
 
 def _array(data: Source, place: str) -> LazyTensor:
@@ -44,7 +47,7 @@ def _array(data: Source, place: str) -> LazyTensor:
         _refuse(place, f"an array {shape} of {dtype} takes {wanted} bytes, {data.size - start} follow its header")
 
     def values() -> np.ndarray:
-        array = data.read(start, wanted).view(dtype) if wanted else np.zeros(0, dtype)
+        array = decode(data.read(start, wanted), str(dtype)) if wanted else np.zeros(0, dtype)
         if dtype.kind == "U" and wanted and array.view(f"{dtype.byteorder}u4").max() > _LAST_CHARACTER:
             _refuse(place, "its text is none")
         return array.reshape(shape, order="F" if fortran else "C")

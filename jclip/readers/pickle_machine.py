@@ -235,8 +235,9 @@ class _Machine:
         self.push(int(line))
 
     def floating(self) -> None:
+        line = self.stream.line(_MOST_DIGITS)
         try:
-            self.push(float(self.stream.line(_MOST_DIGITS)))
+            self.push(float(line))
         except ValueError as e:
             raise Malformed("a number that is none") from e
 

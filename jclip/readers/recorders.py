@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -320,19 +320,21 @@ def weight_file(tree: Any, kind: str, place: str, size: int) -> WeightFile:
     return WeightFile(found, kind=kind)
 
 
-def _leaves(tree: Any, place: str) -> Iterator[tuple[str, Array | TorchTensor]]:
+def _leaves(tree: Any, place: str) -> list[tuple[str, Array | TorchTensor]]:
+    found: list[tuple[str, Array | TorchTensor]] = []
     visits = 0
 
-    def walk(node: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Array | TorchTensor]]:
+    def walk(table: Table, name: str, above: tuple[int, ...]) -> None:
         nonlocal visits
-        if isinstance(node, Array | TorchTensor):
-            yield name, node
-        elif isinstance(node, Table) and id(node) not in above:
-            visits += 1 + len(node)
-            if visits > _MOST_VISITS or len(above) > _MOST_DEPTH or len(name) > MOST_NAME:
-                raise CheckpointError(f"{place} nests or repeats its dicts without end: damaged, or not a weight file")
-            for key, value in node.items():
-                if isinstance(value, Table | Array | TorchTensor):
-                    yield from walk(value, f"{name}.{key}" if name else key, (*above, id(node)))
+        visits += 1 + len(table)
+        if visits > _MOST_VISITS or len(above) > _MOST_DEPTH or len(name) > MOST_NAME:
+            raise CheckpointError(f"{place} nests or repeats its dicts without end: damaged, or not a weight file")
+        for key, value in table.items():
+            if isinstance(value, Array | TorchTensor):
+                found.append((f"{name}{key}", value))
+            elif isinstance(value, Table) and id(value) not in above:
+                walk(value, f"{name}{key}.", (*above, id(value)))
 
-    yield from walk(tree, "", ())
+    if isinstance(tree, Table):
+        walk(tree, "", (id(tree),))
+    return [("", tree)] if isinstance(tree, Array | TorchTensor) else found

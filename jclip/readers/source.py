@@ -34,6 +34,7 @@ class HeldFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        self._name = self.path.absolute()
         try:
             with open_regular(path) as file:
                 self._descriptor = os.dup(file.fileno())
@@ -51,20 +52,25 @@ class HeldFile:
         """
         if offset < 0 or size < 0 or offset + size > self.size:
             raise CheckpointError(f"{self.path} is truncated: it has {self.size} bytes, {offset + size} are needed")
-        buffer, done = np.empty(size, np.uint8), 0
-        view = memoryview(buffer)
-        while done < size:
-            count = os.preadv(self._descriptor, [view[done:]], offset + done)
-            if count == 0:
-                break
-            done += count
+        try:
+            buffer = np.empty(size, np.uint8)
+            self._fill(memoryview(buffer), offset)
+        except MemoryError as e:
+            raise CheckpointError(f"{self.path}: a tensor of {size} bytes does not fit into the memory") from e
+        except OSError as e:
+            raise CheckpointError(f"can't read {self.path}: {e.strerror}") from e
         self.check_unchanged()
         return buffer
+
+    def _fill(self, view: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(view) and (count := os.preadv(self._descriptor, [view[done:]], offset + done)):
+            done += count
 
     def check_unchanged(self) -> None:
         """Raises `CheckpointError` where the file was written to, cut, removed or replaced since it was opened."""
         try:
-            there = self.path.stat()
+            there = self._name.stat()
         except OSError:
             there = None
         replaced = there is None or (there.st_dev, there.st_ino) != self._place

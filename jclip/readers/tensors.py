@@ -55,6 +55,8 @@ def itemsize(dtype: str) -> int:
 
 def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
     """A uint8 vector as values of `dtype`; bfloat16 is widened to float32, exactly."""
+    if dtype == "bool":
+        return raw != 0  # NumPy counts on 0 and 1, a file may hold other bytes
     if dtype != "bfloat16":
         return raw.view(dtype)
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -69,6 +69,7 @@ def test_what_it_requires_is_lean(wheel):
         "matplotlib",
         "numpy",
         "pillow",
+        "safetensors",
         "scikit-learn",
         "pyyaml",
         "ftfy",

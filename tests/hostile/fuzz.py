@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ FORMATS = {  # name → module and variable
     "npz": "tests.hostile.readers_formats:NPZ",
 }
 ROOM = 300 << 20  # bytes of address space beyond the start of the process
+ROOM_OF_A_REFUSAL = 200 << 20
 SECONDS = 5  # of the processor, for one mutant
 LONGEST_LINE = 4000
 NUMBERS = [0, 1, 2, 4, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 47, (1 << 63) - 1,
@@ -129,20 +130,17 @@ MUTATIONS = (_flip, _byte, _number, _number, _cut, _drop, _repeat, _splice, _tok
 
 
 def end_of(form: Format, path: Path, expected: Mapping[str, np.ndarray]) -> str:
-    """How reading ends: "refused", "equal", "other values", or "FAULT …"."""
+    """How reading ends: "refused: …", "equal", "other values", or "FAULT …"."""
     try:
         found = form.read(path)
     except JclipError as e:
         told = str(e)
-        return (
-            "refused"
-            if told.isprintable() and len(told) < LONGEST_LINE
-            else f"FAULT message of {len(told)}: {told!r:.300}"
-        )
+        good = told.isprintable() and len(told) < LONGEST_LINE
+        return f"refused: {told}" if good else f"FAULT message of {len(told)}: {told!a:.300}"
     except _TooLong:
         return f"FAULT more than {SECONDS} s"
     except BaseException as e:
-        return f"FAULT {type(e).__name__}: {e!s:.300}"
+        return f"FAULT {type(e).__name__}: {str(e)!a:.300}"
     if not all(isinstance(a, np.ndarray) and not a.dtype.hasobject for a in found.values()):
         return "FAULT what was read is no array of plain values"
     same = list(found) == list(expected) and all(_equal(found[k], expected[k]) for k in expected)
@@ -161,43 +159,64 @@ def _too_long(*_: Any) -> None:
     raise _TooLong
 
 
-def child(name: str, seed: int, first: int, behind: int) -> None:
-    """Reads mutants, one line for each on stdout; a line before each tells which, should it be the last."""
-    form = format_of(name)
-    seeds = form.seeds()
+def _bound(room: int) -> None:
+    """From here on the process has `room` more bytes of address space, leaves no core behind, and stops what takes long."""
     signal.signal(signal.SIGVTALRM, _too_long)
+    if sys.platform == "linux":
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + room, taken + room))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _tell(form: Format, path: Path, number: int, expected: Mapping[str, np.ndarray]) -> None:
+    """Two lines on stdout: which file is about to be read, should it be the last; and how that ended."""
+    print(number, flush=True)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    end = end_of(form, path, expected)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    print(" ".join(end.split()), flush=True)
+
+
+def read_mutants(name: str, seed: int, first: int, behind: int) -> None:
+    """The child's work: mutants `first` to `behind` of a format."""
+    form = format_of(name)
+    seeds, expected = form.seeds(), []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, form.name)
-        expected = []
         for data in seeds:
             path.write_bytes(data)
             expected.append(form.read(path))
-        pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 1 << 20
-        room = pages * resource.getpagesize() + ROOM
-        resource.setrlimit(resource.RLIMIT_AS, (room, room))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _bound(ROOM)
         for number in range(first, behind):
             of, data = mutant(form, seeds, seed, number)
             path.write_bytes(data)
-            print(number, flush=True)
-            signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-            end = end_of(form, path, expected[of])
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            print(" ".join(end.split()), flush=True)
+            _tell(form, path, number, expected[of])
+
+
+def read_files(name: str, files: list[str]) -> None:
+    """The child's work: files as they are, whose names end in what their format needs."""
+    form = format_of(name)
+    _bound(ROOM_OF_A_REFUSAL)
+    for number, file in enumerate(files):
+        _tell(form, Path(file), number, {})
 
 
 def ends(name: str, count: int, seed: int = 0) -> list[str]:
-    """How reading ends for each of `count` mutants; a child that dies is a fault of the mutant that it read."""
+    """How reading ends for each of `count` mutants."""
+    return _ends(count, lambda first: ["--format", name, "--seed", str(seed), "--child", str(first), str(count)])
+
+
+def ends_of_files(name: str, files: Sequence[Path]) -> list[str]:
+    """How reading ends for each file, as "refused: …" with the message, in a process that has 200 MiB for it."""
+    return _ends(len(files), lambda first: ["--format", name, "--files", *map(str, files[first:])])
+
+
+def _ends(count: int, arguments: Callable[[int], list[str]]) -> list[str]:
+    """Of children, one after the other; one that dies is a fault of the file that it read, the next begins behind."""
     found: list[str] = []
     while len(found) < count:
-        command = [sys.executable, "-m", "tests.hostile.fuzz", "--format", name, "--seed", str(seed)]
-        done = subprocess.run(
-            [*command, "--child", str(len(found)), str(count)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        command = [sys.executable, "-m", "tests.hostile.fuzz", *arguments(len(found))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
         lines = done.stdout.splitlines()
         if not lines:
             raise RuntimeError(f"the child did not start: {done.stderr[-2000:]}")
@@ -205,6 +224,10 @@ def ends(name: str, count: int, seed: int = 0) -> list[str]:
         if len(lines) % 2:
             found.append(f"FAULT the process ended by {done.returncode}: {' '.join(done.stderr.split())[-200:]}")
     return found
+
+
+def _kind(end: str) -> str:
+    return " ".join(end.split()[:2]).rstrip(":") if end.startswith("FAULT") else end.split(":")[0]
 
 
 def main() -> int:
@@ -215,15 +238,17 @@ def main() -> int:
     parser.add_argument("--show", type=int, default=5, help="faults to print")
     parser.add_argument("--keep", type=Path, help="folder for the files of all faults")
     parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--files", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.format, options.seed, *options.child)
+        read_mutants(options.format, options.seed, *options.child)
+        return 0
+    if options.files:
+        read_files(options.format, options.files)
         return 0
     found = ends(options.format, options.count, options.seed)
     faults = [(n, end) for n, end in enumerate(found) if end.startswith("FAULT")]
-    kinds = collections.Counter(
-        " ".join(end.split()[:2]).rstrip(":") if end.startswith("FAULT") else end for end in found
-    )
+    kinds = collections.Counter(_kind(end) for end in found)
     print(f"{options.format}, seed {options.seed}: {len(found)} mutants")
     for kind, number in kinds.most_common():
         print(f"{number:8} {kind}")

@@ -62,11 +62,11 @@ def tensor(stored: bytes, offset: int, shape: tuple[int, ...], strides: tuple[in
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + given + b"tR"
 
 
-def nested(values: np.ndarray) -> bytes:
+def nested(values: np.ndarray, claimed: int | None = None) -> bytes:
     """A storage as Jittor's pickle of a torch tensor has it: a whole file of torch's old format as bytes."""
     opening = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
     held = b"\x80\x02" + storage("7", values.size) + b"." + pickle.dumps(["7"], 2)
-    inner = opening + held + struct.pack("<Q", values.size) + values.tobytes()
+    inner = opening + held + struct.pack("<Q", values.size if claimed is None else claimed) + values.tobytes()
     return b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(inner)) + inner + b"\x85R"
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import enum
 import io
 import json
 import os
+import pathlib
 import pickle
 import struct
 import subprocess
@@ -16,6 +21,7 @@ import pytest
 
 from jclip.errors import CheckpointError
 from jclip.readers import jittor_pickle, read_weights, safetensors
+from jclip.readers.source import HeldFile
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -342,3 +348,133 @@ def test_random_damage_never_escapes_as_another_error(tmp_path, torch):
                     tensor.read()
             except CheckpointError as e:
                 assert "\n" not in str(e)
+
+
+# Pickles as NumPy, torch and people's scripts write them
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    TWO = 2
+
+
+BESIDE = {
+    "where": pathlib.PureWindowsPath("c:/runs/1"),
+    "other": pathlib.PurePosixPath("runs/1"),
+    "at": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc),
+    "took": datetime.timedelta(3),
+    "args": argparse.Namespace(lr=0.1, names=["a"]),
+    "colour": Colour.RED,
+    "number": Colour.TWO,
+    "counts": collections.Counter("aab"),
+    "lists": collections.defaultdict(list, a=[1]),
+    "last": collections.deque([1, 2]),
+    "seen": {1, 2},
+    "fixed": frozenset((1, 2)),
+    "best": np.float32(3),
+    "names": np.array(["ox", "cat"]),
+    "large": 1 << 100,
+    "small": -5,
+    "nothing": (None, True, 1.5, 1 + 2j, b"bytes", "中文\n", bytearray(b"x")),
+    (1, 2): "a key that is no text",
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_numpys_pickles_of_every_protocol(protocol, tmp_path):
+    arrays = {
+        **ARRAYS,
+        "fortran": np.asfortranarray(ARRAYS["a.weight"]),
+        "transposed": ARRAYS["half"].T,
+        "big-endian": ARRAYS["a.weight"].astype(">f4"),
+        "unsigned": np.arange(3, dtype=np.uint16),
+        "complex": np.array([1 + 2j], np.complex64),
+    }
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"state": arrays, "epoch": 3}, protocol))
+    same(
+        read_weights(tmp_path / "x.pkl"), {f"state.{k}": v.astype(v.dtype.newbyteorder("=")) for k, v in arrays.items()}
+    )
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_objects_beside_weights_do_nothing(protocol, tmp_path):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({**BESIDE, "state_dict": ARRAYS}, protocol))
+    same(read_weights(tmp_path / "x.pkl"), {f"state_dict.{k}": v for k, v in ARRAYS.items()})
+
+
+def test_numpy_2_and_paths_of_other_systems(tmp_path):
+    """Names as NumPy 2 and other Pythons spell them."""
+    data = pickle.dumps({"a": ARRAYS["ids"], "b": np.float32(3), "c": pathlib.PurePosixPath("x")}, 2)
+    data = data.replace(b"numpy.core.", b"numpy._core.").replace(
+        b"cpathlib\nPurePosixPath", b"cpathlib._local\nWindowsPath"
+    )
+    (tmp_path / "x.pkl").write_bytes(data)
+    same(read_weights(tmp_path / "x.pkl"), {"a": ARRAYS["ids"]})
+    data = pickle.dumps({"a": ARRAYS["ids"]}, 5)
+    core, numpy_2 = b"\x8c\x12numpy.core.numeric", b"\x8c\x13numpy._core.numeric"
+    assert core in data
+    at = data.index(b"\x95")  # a frame, whose length goes along
+    length = struct.pack("<Q", struct.unpack_from("<Q", data, at + 1)[0] + 1)
+    (tmp_path / "y.pkl").write_bytes((data[: at + 1] + length + data[at + 9 :]).replace(core, numpy_2))
+    same(read_weights(tmp_path / "y.pkl"), {"a": ARRAYS["ids"]})
+
+
+def test_python_2s_arrays(tmp_path):
+    """Text of one byte a character stood for bytes."""
+    head = b"\x80\x02}U\x01aq\x01cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02\x85"
+    dtype = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    values = np.array([1.5, -2], np.float32)
+    (tmp_path / "x.pkl").write_bytes(head + dtype + b"\x89U\x08" + values.tobytes() + b"tbs.")
+    same(read_weights(tmp_path / "x.pkl"), {"a": values})
+
+
+def test_torchs_objects_beside_weights(tmp_path, torch):
+    state = {**BESIDE, "size": torch.Size((1, 2)), "device": torch.device("cpu"), "dtype": torch.float32}
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], foreach=False)
+    optimiser.param_groups[0]["params"][0].grad = torch.ones(3)
+    optimiser.step()
+    state |= {"optimizer": optimiser.state_dict(), "rng": torch.get_rng_state(), "model": {"w": torch.arange(3.0)}}
+    state["expanded"] = torch.arange(3.0).expand(4, 3)
+    torch.save(state, tmp_path / "x.pt")
+    file = read_weights(tmp_path / "x.pt")
+    assert list(file) == ["rng", "model.w", "expanded"]
+    assert all(
+        np.array_equal(file[k].read(), v.numpy())
+        for k, v in {"model.w": state["model"]["w"], "expanded": state["expanded"], "rng": state["rng"]}.items()
+    )
+
+
+def test_whole_pickled_modules_are_laid_out(tmp_path, torch):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU())
+    torch.save(model, tmp_path / "x.pt")
+    file = read_weights(tmp_path / "x.pt")
+    assert list(file) == ["_modules.0._parameters.weight", "_modules.0._parameters.bias"]
+    assert np.array_equal(file["_modules.0._parameters.weight"].read(), model[0].weight.detach().numpy())
+
+
+def test_a_tensor_takes_its_own_part_of_a_storage(tmp_path, torch, monkeypatch):
+    """Views of one large storage: each reads what it shows, not all."""
+    flat = torch.arange(100_000.0)
+    torch.save({f"w{i}": flat[i * 10 : i * 10 + 10] for i in range(5)}, tmp_path / "x.pt")
+    file, taken = read_weights(tmp_path / "x.pt"), []
+    read = HeldFile.read
+    monkeypatch.setattr(HeldFile, "read", lambda self, at, size: taken.append(size) or read(self, at, size))
+    assert all(np.array_equal(file[f"w{i}"].read(), np.arange(10.0) + 10 * i) for i in range(5))
+    assert taken == [40] * 5
+
+
+def test_archives_of_many_gigabytes_keep_sizes_and_places_elsewhere(tmp_path, torch, monkeypatch):
+    """A small one that is written as if it were large: 64 bits for sizes, places and the directory."""
+    value = torch.randn(4, 4)
+    torch.save({"w": value}, tmp_path / "x.pt")
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    rewrite(tmp_path / "x.pt", tmp_path / "large.pt", lambda _, data: data)
+    assert b"PK\x06\x06" in (tmp_path / "large.pt").read_bytes()
+    assert np.array_equal(read_weights(tmp_path / "large.pt")["w"].read(), value.numpy())
+
+
+def test_truths_are_0_and_1(tmp_path):
+    """NumPy sizes the result of indexing by a mask by summing its bytes."""
+    safetensors.write(tmp_path / "x.safetensors", {"a": (np.array([0, 2, 255, 1], np.uint8), "bool")})
+    mask = read_weights(tmp_path / "x.safetensors")["a"].read()
+    assert mask.view(np.uint8).tolist() == [0, 1, 1, 1]
