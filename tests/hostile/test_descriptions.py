@@ -220,7 +220,7 @@ def test_a_temperature_that_is_no_logarithm_is_noticed(value, told, tmp_path):
         dict(open_checkpoint(tmp_path / "x.safetensors").arrays())
 
 
-@pytest.mark.parametrize("order", itertools.permutations(["module.", "_orig_mod.", "model.", "state_dict."], 3))
+@pytest.mark.parametrize("order", list(itertools.permutations(["module.", "_orig_mod.", "model.", "state_dict."], 3)))
 def test_wrappers_come_off_in_any_order(order, tmp_path):
     arrays = descriptions._arrays("vit")
     wrapped = {"".join(order) + k: a for k, a in arrays.items()} | {"optimizer.step": np.zeros(3, np.float32)}
