@@ -66,7 +66,7 @@ def fetch_openai(name: str, folder: Path | None = None) -> Path:
 
 def _mirror() -> str:
     """The address that holds OpenAI's files. Raises `CheckpointError` for a `JCLIP_MIRROR` that is none."""
-    base = os.environ.get("JCLIP_MIRROR", OPENAI).rstrip("/")
+    base = (os.environ.get("JCLIP_MIRROR") or OPENAI).rstrip("/")
     if not is_address(base):
         raise CheckpointError(f"JCLIP_MIRROR must be an address that begins with http:// or https://, got {base!r}")
     return base
@@ -273,6 +273,20 @@ def _download(url: str, part: Path, most: int, by_hand: str) -> None:
     raise CheckpointError(f"can't download {url}: {cause} ({again}offline, {by_hand})")
 
 
+def _ask(url: str, headers: dict[str, str]) -> Any:
+    """The answer to a request, redirected at most ten times and to web addresses only."""
+    import urllib.request
+
+    class WebOnly(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, request, answer, code, message, found, address):
+            if not is_address(address):
+                raise _WrongAnswer(f"the server redirects to {printable(address, 100)!r}, which is no web address")
+            return super().redirect_request(request, answer, code, message, found, address)
+
+    request = urllib.request.Request(url, headers=headers)
+    return urllib.request.build_opener(WebOnly).open(request, timeout=TIMEOUT)
+
+
 class _WrongAnswer(Exception):
     """A server says or sends what can't be the file."""
 
@@ -283,13 +297,10 @@ def _size(part: Path) -> int:
 
 def _fetch_rest(url: str, part: Path, most: int) -> bool:
     """One connection's worth. True when the whole file has arrived."""
-    import urllib.request
-
     from tqdm import tqdm
 
     have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with _within(ANSWER, lambda: urllib.request.urlopen(request, timeout=TIMEOUT)) as answer:
+    with _within(ANSWER, lambda: _ask(url, {"Range": f"bytes={have}-"} if have else {})) as answer:
         if answer.status != 206:
             have = 0  # the server starts from the beginning
         length = answer.headers.get("Content-Length")
