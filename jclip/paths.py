@@ -251,3 +251,23 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def plain_path(folder: Path) -> Path:
+    """`folder`, or a link to it whose path every shell takes as one word: Jittor puts paths into commands unquoted.
+
+    Raises `SetupError` when the place for such links belongs to somebody else.
+    """
+    if not re.search(r"[^\w./+@:-]", str(folder)):
+        return folder
+    private = Path("/tmp") / f"jclip-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    if private.is_symlink() or private.stat().st_uid != os.getuid():
+        raise SetupError(f"{private} belongs to somebody else: the path {folder} must be without blanks and signs")
+    link = private / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    if not link.is_symlink() or link.readlink() != folder:
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder)
+        temporary.replace(link)
+    return link
