@@ -18,7 +18,7 @@ import numpy as np
 from convert.source import DESCRIPTIONS, WEIGHTS, identify
 from convert.summary import told
 from jclip.checkpoint import Checkpoint
-from jclip.download import find_weights
+from jclip.download import find_weights, local_path
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
 from jclip.paths import replacing, replacing_folder
@@ -136,7 +136,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def locate(src: str) -> Path:
     """The local file or folder of SRC, fetched when it is a name. Raises `CheckpointError`."""
-    path = Path(src).expanduser()
+    path = local_path(src)
     return path if path.exists() else find_weights(src)
 
 

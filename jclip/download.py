@@ -107,13 +107,25 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def local_path(name_or_path: str | os.PathLike) -> Path:
+    """The path that a name may be, `~` expanded. Raises `CheckpointError` for what the system can't look up."""
+    path = Path(name_or_path)
+    try:
+        with contextlib.suppress(RuntimeError):  # of a user that does not exist: then it is a name
+            path = path.expanduser()
+        path.exists()
+    except OSError as e:
+        raise CheckpointError(f"can't look for {printable(str(name_or_path), 200)}: {e.strerror}") from e
+    return path
+
+
 def find_weights(name_or_path: str | os.PathLike) -> Path:
     """The file or folder of a path or a known name, the latter shipped, or downloaded when it is absent.
 
     `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, one of the catalogue's.
     Raises `CheckpointError`.
     """
-    path = Path(name_or_path).expanduser()
+    path = local_path(name_or_path)
     if (path / "model.safetensors").is_file() and not (path / "config.json").is_file():  # `python convert` wrote it
         path = path / "model.safetensors"
     if path.exists():
