@@ -20,10 +20,10 @@ from convert.summary import told
 from jclip.arguments import Parser, nonempty, whole
 from jclip.checkpoint import Checkpoint
 from jclip.choices import LARGEST_SIZE
-from jclip.download import find_weights
+from jclip.download import find_weights, local_path
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
-from jclip.paths import expanded, replacing, replacing_folder
+from jclip.paths import replacing, replacing_folder
 from jclip.readers import LazyTensor
 from jclip.schema import shown
 from jclip.variants import SIDE
@@ -141,7 +141,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def locate(src: str) -> Path:
     """The local file or folder of SRC, fetched when it is a name. Raises `CheckpointError`."""
-    path = expanded(src)
+    path = local_path(src)
     return path if path.exists() else find_weights(src)
 
 
@@ -199,8 +199,10 @@ def fitting(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
 def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str], None]:
     """Writes DST at once or not at all. Raises `ConfigError` for a DST that the target can't be."""
     to = TARGETS[target]
+    if src.is_dir() and dst.resolve().is_relative_to(src.resolve()):
+        raise ConfigError(f"{dst} must not lie in SRC, or be it: name a file or folder elsewhere")
     if dst.suffix in to.files:
-        if dst.is_dir() or dst.resolve() == src.resolve():
+        if dst.is_dir() or (dst.exists() and dst.samefile(src)):
             raise ConfigError(f"{dst} is {'a folder' if dst.is_dir() else 'SRC itself'}: name a new file")
         return lambda checkpoint, dtype: _write_file(to.files[dst.suffix], dst, checkpoint, dtype)
     endings = " or ".join(to.files)
@@ -208,7 +210,7 @@ def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str],
         raise ConfigError(f"{dst}: --to {target} writes a file, whose name ends in {endings}")
     if dst.is_file():
         raise ConfigError(f"{dst} is a file: name a folder{f', or a file that ends in {endings}' if endings else ''}")
-    if dst.is_dir() and dst.resolve() in (src.resolve(), src.resolve().parent):
+    if dst.is_dir() and src.resolve().is_relative_to(dst.resolve()):
         raise ConfigError(f"{dst} is where SRC lies: name another folder")
     return lambda checkpoint, dtype: _write_folder(to.folder, dst, checkpoint, dtype)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
 
 
@@ -46,7 +47,10 @@ class Report:
 
 
 def apply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> tuple[dict[str, LazyTensor], Report]:
-    """Tensors under their new names, read only when asked for, and the report; keys that no rule names are `unknown`."""
+    """Tensors under their new names, read only when asked for, and the report; keys that no rule names are `unknown`.
+
+    Raises `CheckpointError` for tensors that belong one below the other and have no common width.
+    """
     made: dict[str, LazyTensor] = {}
     report, seen = Report(), set()
     for rule in rules:
@@ -58,10 +62,20 @@ def apply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> tuple[dic
             if not rule.target:
                 report.dropped += names
                 continue
+            if rule.transform == "stack":
+                _check_stack({name: tensors[name].shape for name in names})
             made[rule.target.replace("{}", layer)] = TRANSFORMS[rule.transform]([tensors[name] for name in names])
             (report.copied if rule.transform == "same" else report.transformed).extend(names)
     report.unknown = [name for name in tensors if name not in seen]
     return made, report
+
+
+def _check_stack(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if () in shapes.values() or len({shape[1:] for shape in shapes.values()}) > 1:
+        raise CheckpointError(
+            f"{', '.join(shapes)} must have shapes that differ in the first axis only, got "
+            f"{', '.join(map(str, shapes.values()))}"
+        )
 
 
 def unapply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
@@ -78,7 +92,7 @@ def layers_of(tensors: Mapping[str, LazyTensor], pattern: str) -> list[str]:
     """What `{}` stands for in the keys that match, in the order of numbers; one empty string where there is no `{}`."""
     if "{}" not in pattern:
         return [""] if pattern in tensors else []
-    matcher = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
+    matcher = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d{1,6})"))
     found = {m.group(1) for m in map(matcher.fullmatch, tensors) if m}
     return sorted(found, key=int)
 

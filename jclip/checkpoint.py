@@ -186,14 +186,13 @@ def _read_finite(name: str, tensor: LazyTensor, path: Path) -> np.ndarray:
 
 
 def refuse_infinite(name: str, values: np.ndarray, place: object) -> None:
-    """Raises `CheckpointError` where a number is NaN or infinite. One pass and no copy where all are finite."""
+    """Raises `CheckpointError` where a number is NaN or infinite."""
     if values.dtype.kind != "f":
         return
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum()):  # one that is not would make the sum so
-            return
-        lost = values.size - int(np.count_nonzero(np.isfinite(values)))
-    if lost:
+    half = values.dtype == np.float16  # by its bits: NumPy's own test takes ten times as long
+    finite = (values.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(values)
+    if not finite.all():
+        lost = values.size - int(np.count_nonzero(finite))
         raise CheckpointError(
             f"{place}: {name} must be finite, got {lost:,} NaN or infinite of {values.size:,} numbers"
         )

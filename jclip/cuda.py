@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from jclip.paths import ASSETS, cache_dir
+from jclip.paths import ASSETS, cache_dir, plain_path
 
 HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h")
 LIBRARIES = ("libcudart", "libcublas", "libcublasLt", "libcudnn", "libcurand", "libcufft", "libcusparse")
@@ -97,8 +98,9 @@ def jittor_environment(toolkit: Toolkit) -> dict[str, str]:
     """Variables for Jittor's import: the toolkit itself where Jittor can use it as it is, else a repaired folder."""
     downloads_off = {"use_cutt": "0", "use_cutlass": "0", "use_nccl": "0"}
     if not toolkit.needs_repair:
-        return {"nvcc_path": str(toolkit.nvcc), **downloads_off}
-    folder = repaired_folder(toolkit)
+        root = plain_path(toolkit.nvcc.parent.parent)
+        return {"nvcc_path": str(root / "bin" / "nvcc"), **downloads_off}
+    folder = plain_path(repaired_folder(toolkit))
     return {
         "nvcc_path": str(folder / "bin" / "nvcc"),
         "cc_flags": f'-include "{folder / "include" / "jclip_cuda13.h"}"',
@@ -259,12 +261,13 @@ def _link_unversioned(lib64: Path) -> None:
 
 def _nvcc_script(toolkit: Toolkit) -> str:
     """CUDA 13's headers want C++17 and Jittor asks for C++14; older toolkits take what Jittor asks for."""
+    nvcc = shlex.quote(str(toolkit.nvcc))
     if toolkit.version < (13, 0):
-        return f'#!/bin/sh\nexec "{toolkit.nvcc}" "$@"\n'
+        return f'#!/bin/sh\nexec {nvcc} "$@"\n'
     return f"""#!/bin/bash
 # Jittor asks for C++14; the cub and thrust of CUDA 13 want C++17.
-case " $* " in *" --version "*) exec "{toolkit.nvcc}" "$@" ;; esac
+case " $* " in *" --version "*) exec {nvcc} "$@" ;; esac
 kept=()
 for flag in "$@"; do [ "$flag" = -std=c++14 ] || kept+=("$flag"); done
-exec "{toolkit.nvcc}" -std=c++17 "${{kept[@]}}"
+exec {nvcc} -std=c++17 "${{kept[@]}}"
 """

@@ -3,7 +3,8 @@
 Before the import it gives Jittor what Jittor would otherwise miss, download or guess (oneDNN, CUDA, Python's headers);
 a variable that the user set wins. The first import on a machine compiles for minutes and may end the process, so it
 runs in a child process and is checked. After the import, what Jittor changed behind the user's back is put back: TLS
-verification, the recursion limit, signal handlers, environment variables.
+verification, the recursion limit and the stack's, signal handlers, environment variables, `sys.excepthook` and
+`sys.exit`, the state of Python's and NumPy's random numbers, the way in which `multiprocessing` starts processes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import ctypes
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
+import random
 import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -28,11 +32,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from jclip import cuda, toolchain
 from jclip.errors import SetupError
-from jclip.paths import cache_dir, expanded, replacing
+from jclip.paths import cache_dir, expanded, plain_path, replacing
 
 toolchain.refuse_unsupported()  # before the names below, which Windows lacks
+import resource  # noqa: E402
 
 WITHOUT_ONEDNN = "matrix products and convolutions will be about 100 times slower"
 _READY = "jclip: Jittor is ready"
@@ -74,7 +81,7 @@ def _settings() -> dict[str, str]:
     toolchain.find_compiler()
     toolchain.find_python_include()
     wanted = {
-        "HOME": str(toolchain.jittor_home()),
+        "HOME": str(plain_path(toolchain.jittor_home())),  # Jittor does not quote it for the shell
         "cache_name": "jclip",  # otherwise the git branch of whatever repository holds the environment
         "FIX_TORCH_ERROR": "0",  # otherwise torch is imported whenever it is installed
         "use_mpi": "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0",  # otherwise whenever mpicc is in PATH
@@ -102,7 +109,10 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
     """`settings` in the environment for the block; afterwards all that Jittor changes is as it was."""
     environment = dict(os.environ)
     https_context = ssl._create_default_https_context
-    recursion_limit = sys.getrecursionlimit()
+    recursion_limit, stack = sys.getrecursionlimit(), resource.getrlimit(resource.RLIMIT_STACK)
+    hook, leave = sys.excepthook, sys.exit
+    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()
+    starts_by = multiprocessing.get_start_method(allow_none=True)
     libc, actions = ctypes.CDLL(None), {}
     for number in _JITTORS_SIGNALS:
         actions[number] = ctypes.create_string_buffer(256)  # a struct sigaction has 152 bytes
@@ -114,6 +124,11 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
     finally:
         ssl._create_default_https_context = https_context
         sys.setrecursionlimit(recursion_limit)
+        resource.setrlimit(resource.RLIMIT_STACK, stack)
+        sys.excepthook, sys.exit = hook, leave
+        random.setstate(drawn)
+        np.random.set_state(drawn_by_numpy)
+        multiprocessing.set_start_method(starts_by, force=True)
         os.environ.clear()
         os.environ.update(environment)
         for number, action in actions.items():  # as the system knows them: faulthandler's are not Python's to tell
@@ -122,19 +137,19 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
 
 def _import_jittor(home: Path) -> ModuleType:
     import jittor_utils
-    import numpy as np
 
     for kind in (np.float32, np.float64):
         np.finfo(kind)  # kept from now on: Jittor switches denormal numbers off, of which NumPy would warn each time
     paths = sysconfig.get_paths()  # no python3.x-config is asked: a virtual environment has none
-    jittor_utils._py3_include_path = " ".join(f'-I"{paths[k]}"' for k in ("include", "platinclude"))
+    includes = (plain_path(Path(paths[kind])) for kind in ("include", "platinclude"))
+    jittor_utils._py3_include_path = " ".join(f'-I"{path}"' for path in includes)
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
     import jittor
 
     if "use_parallel_op_compiler" not in os.environ:  # its threads tune matrix products on one graph: a data race
         jittor.flags.use_parallel_op_compiler = 0
-    jittor.flags.python_path = f'"{toolchain.compile_script(home)}"'
-    jittor.flags.jittor_path = str(toolchain.without_spaces(Path(jittor.flags.jittor_path)))
+    jittor.flags.python_path = shlex.quote(str(toolchain.compile_script(home)))
+    jittor.flags.jittor_path = str(plain_path(Path(jittor.flags.jittor_path)))
     return jittor
 
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -131,7 +132,7 @@ def compile_script(home: Path) -> Path:
     the command to the compiler, with Jittor's headers precompiled at its first use (g++ only; it ignores them where
     flags differ). Jittor's other helper, for linking CUDA code, is passed on.
     """
-    text = _COMPILE_SCRIPT.format(python=sys.executable, header=_header(home))
+    text = _COMPILE_SCRIPT.format(python=shlex.quote(sys.executable), header=shlex.quote(str(_header(home))))
     script = home / "compile.sh"
     if not script.is_file() or script.read_text() != text:
         with replacing(script) as temporary:
@@ -151,9 +152,9 @@ _HEADER = """#define JIT 1
 _COMPILE_SCRIPT = """#!/bin/sh
 case "$1" in
 *asm_tuner.py) compiler=${{2#--cc_path=}}; shift 2 ;;
-*) exec "{python}" "$@" ;;
+*) exec {python} "$@" ;;
 esac
-header="{header}"
+header={header}
 precompile() {{
     for word; do # the operator's own command, without what names its source and its library
         shift
@@ -194,25 +195,6 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(found.group(1).split()) if found else frozenset()
-
-
-def without_spaces(folder: Path) -> Path:
-    """`folder`, or a link to it that the shell takes as one word: Jittor does not quote where its sources are.
-
-    Raises `SetupError` when the place for such links belongs to somebody else.
-    """
-    if not re.search(r"[^\w./+@:-]", str(folder)):
-        return folder
-    private = Path("/tmp") / f"jclip-{os.getuid()}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    if private.is_symlink() or private.stat().st_uid != os.getuid():
-        raise SetupError(f"{private} belongs to somebody else: install jclip in a folder without spaces in its path")
-    link = private / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}-{folder.name}"
-    if not link.is_symlink() or link.readlink() != folder:
-        temporary = link.with_name(f".{link.name}.{os.getpid()}")
-        temporary.symlink_to(folder)
-        temporary.replace(link)
-    return link
 
 
 def offer_onednn(home: Path, onednn: OneDNN) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jclip import toolchain
 from jclip.kernels.function import Function
+from jclip.paths import plain_path
 from jclip.runtime import jt
 
 _SOURCES = Path(__file__).resolve().parent / "sources"  # a linked checkout compiles nothing anew
@@ -288,6 +289,6 @@ def _digest(header: str) -> str:
 @lru_cache(maxsize=1)
 def _flags() -> dict[str, int]:
     """Where the headers and oneDNN are, in the form in which Jittor hands options to the compiler."""
-    onednn = toolchain.without_spaces(toolchain.jittor_home() / ".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp")
-    sources = toolchain.without_spaces(_SOURCES)
+    onednn = plain_path(toolchain.jittor_home() / ".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp")
+    sources = plain_path(_SOURCES)
     return {f"FLAGS: -I{sources} -I{onednn}/include -L{onednn}/lib -Wl,-rpath,{onednn}/lib -lmkldnn ": 1}

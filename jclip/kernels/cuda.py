@@ -9,8 +9,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from jclip import toolchain
 from jclip.kernels.function import Function
+from jclip.paths import plain_path
 from jclip.runtime import jt
 
 SOURCES = Path(__file__).resolve().parent / "sources"
@@ -49,7 +49,7 @@ def _code(function: str, shapes: list, dtypes: list, inputs: list, options: dict
         data=options,
     )
     for var in made:
-        var.compile_options = {f"FLAGS: -I{toolchain.without_spaces(SOURCES)} ": 1}
+        var.compile_options = {f"FLAGS: -I{plain_path(SOURCES)} ": 1}
     return made
 
 

@@ -132,7 +132,7 @@ def test_an_index_names_only_shards_beside_it(name, tmp_path):
 
 def test_an_index_of_a_million_entries_is_refused(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {f"{i:020}": "model.safetensors" for i in range(400_000)}}))
+    index.write_text('{"weight_map": {' + '"a": "model.safetensors", ' * 700_000)
     with pytest.raises(CheckpointError, match="must be a description of at most 16,777,216 bytes, got"):
         read_weight_map(index)
     index.write_text(json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(1001)}}))
@@ -165,8 +165,9 @@ def test_numbers_that_are_not_finite_are_refused_by_the_tensors_name(form, value
     arrays = descriptions._arrays("vit")
     if form == "hf":
         base, write = KINDS["Hugging Face"]()
-        path, name, ours = write(tmp_path, base), "visual_projection.weight", "visual.proj"
-        for file in tmp_path.glob("*-of-*"):
+        (tmp_path / "hf").mkdir()
+        path, name, ours = write(tmp_path / "hf", base), "visual_projection.weight", "visual.proj"
+        for file in path.glob("*-of-*"):
             part = {k: np.array(t.read()) for k, t in safetensors.read(file).items()}
             if name in part:
                 part[name].ravel()[5] = value
@@ -220,7 +221,7 @@ def test_a_temperature_that_is_no_logarithm_is_noticed(value, told, tmp_path):
         dict(open_checkpoint(tmp_path / "x.safetensors").arrays())
 
 
-@pytest.mark.parametrize("order", itertools.permutations(["module.", "_orig_mod.", "model.", "state_dict."], 3))
+@pytest.mark.parametrize("order", list(itertools.permutations(["module.", "_orig_mod.", "model.", "state_dict."], 3)))
 def test_wrappers_come_off_in_any_order(order, tmp_path):
     arrays = descriptions._arrays("vit")
     wrapped = {"".join(order) + k: a for k, a in arrays.items()} | {"optimizer.step": np.zeros(3, np.float32)}
@@ -252,6 +253,44 @@ def test_shapes_that_make_no_model_are_refused(shape, tmp_path):
     )
     with pytest.raises(CheckpointError, match="visual.conv1.weight must have 4 axes, none of them empty"):
         open_checkpoint(tmp_path / "x.pkl", family="openai", head_width=8)
+
+
+@pytest.mark.parametrize(
+    "name", ["~nobody-of-that-name/x", "a" * 300, "a\0b", "a\nb", "\x1b[2J", "/proc/1/mem/x", "\ud800"]
+)
+def test_names_that_no_file_has_are_refused(name, capsys):
+    assert jclip(["inspect", name]) == 2
+    told = capsys.readouterr().err.rstrip("\n")
+    assert told.isprintable() and len(told) < 2500
+
+
+def test_a_device_is_no_weight_file(capsys):
+    for command in (["inspect", "/dev/zero"], ["inspect", "/dev/null"]):
+        assert jclip(command) == 2
+        assert "must be a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(), (24, 5), (24, 24, 2)])
+def test_thirds_that_do_not_stack_are_refused(shape, tmp_path, capsys):
+    base, write = KINDS["Hugging Face"]()
+    write(tmp_path, base)
+    name = "vision_model.encoder.layers.0.self_attn.k_proj.weight"
+    file = tmp_path / base["model.safetensors.index.json"]["weight_map"][name]
+    safetensors.write(
+        file, {**{k: t.read() for k, t in safetensors.read(file).items()}, name: np.ones(shape, np.float32)}
+    )
+    assert jclip(["inspect", str(tmp_path)]) == 2
+    assert "must have shapes that differ in the first axis only" in capsys.readouterr().err
+
+
+def test_hashes_of_the_catalogue_are_found_again_and_others_are_not():
+    from jclip import catalogue
+
+    assert all(len(file.sha256) in (8, 64) for file in catalogue.files())
+    for file in catalogue.files():
+        digest = file.sha256.ljust(64, "0")
+        assert catalogue.by_sha256(digest) == catalogue.lookup(f"{file.architecture}/{file.tag}")
+    assert catalogue.by_sha256("0" * 64) is None
 
 
 def test_every_variant_meets_the_conditions():

@@ -29,13 +29,20 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
 def test_what_jittor_changes_is_put_back():
     done = python(
         """
-        import os, signal, ssl, sys
+        import multiprocessing, os, random, resource, signal, ssl, sys
+        import numpy as np
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of `sh … &` is started with it ignored
+        random.seed(5), np.random.seed(5)
+        def process():
+            return [sys.excepthook, sys.exit, resource.getrlimit(resource.RLIMIT_STACK), random.getstate(),
+                    np.random.get_state()[1].tolist(), multiprocessing.get_start_method(allow_none=True)]
+        found = process()
         before = dict(os.environ), ssl._create_default_https_context, sys.getrecursionlimit()
         handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGCHLD)]
         from jclip.runtime import jt
         assert (dict(os.environ), ssl._create_default_https_context, sys.getrecursionlimit()) == before
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGCHLD)] == handlers
+        assert process() == found
         assert "torch" not in sys.modules
         assert jt.compile_extern.mkl_ops is not None
         import subprocess
