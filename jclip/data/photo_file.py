@@ -201,7 +201,7 @@ class Orientations:
     def saw(self, path: str, turned: bool) -> None:
         """One photo was read, here or in another process."""
         if not self._read:
-            at_end(self.tell)
+            at_end(self)
         self._read.add(path)
         (self._turned.add if turned else self._turned.discard)(path)
 
