@@ -43,10 +43,10 @@ def test_no_photo_starts_a_program(tmp_path, monkeypatch):
     assert not started.exists()
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A grey PNG that says it is so large and holds hardly any pixels."""
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], pixels: int = 100) -> bytes:
+    """A grey PNG that says it is so large and holds so many bytes of pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(pixels))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     )
@@ -60,8 +60,8 @@ def tiff_of_tags(count: int, length: int) -> bytes:
 
 ZEROS = zlib.compress(bytes(300 * 2**20), 9)
 REFUSED = {
-    "one pixel high": png(1_000_000, 1),
-    "one pixel wide": png(1, 1_000_000),
+    "one pixel high": png(1_000_000, 1, pixels=1_000_001),
+    "one pixel wide": png(1, 1_000_000, pixels=2_000_000),
     "a vast PNG": png(2**31 - 1, 2**31 - 1),
     "a PNG of too many pixels": png(20_000, 9_000),
     "a vast GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
