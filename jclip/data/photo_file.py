@@ -25,6 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from jclip.data.photo_parts import check_parts, check_tags
 from jclip.errors import DataError, at_end, printable
 from jclip.paths import open_regular
 
@@ -62,7 +63,8 @@ MOST_PIXELS = 178_956_970  # of a photo, 0.5 GB as RGB: where Pillow refuses, to
 MOST_ASPECT = 200  # the long side by the short one
 MOST_BYTES = 2**27  # of a file that decoders may read whole before they know its size
 MOST_PLAIN_BYTES = 2**30  # of a file that is little else than its pixels
-_PLAIN_STARTS = (b"BM", b"II*\0", b"MM\0*", b"P2", b"P3", b"P5", b"P6")  # BMP, TIFF, PGM, PPM
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_PLAIN_STARTS = (b"BM", *_TIFF_STARTS, b"P5", b"P6")  # BMP, TIFF, PGM, PPM
 
 ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
@@ -100,8 +102,8 @@ def open_photo(path: str | os.PathLike, draft: tuple[int, int] | None = None, up
 def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, bool]:
     """The photo, and whether it was turned."""
     start = file.read(16)
+    _check_bytes(file, start)
     file.seek(0)
-    _check_bytes(start, os.fstat(file.fileno()).st_size)
     image = Image.open(file, formats=_formats_for(start))
     check_size(image.size)
     turn = orientation(image)
@@ -112,10 +114,20 @@ def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tu
     return as_seen(image, upright), upright and turn in _TURNS
 
 
-def _check_bytes(start: bytes, size: int) -> None:
+def _check_bytes(file: BinaryIO, start: bytes) -> None:
+    """Raises `DataError` for a file that is too large for its kind, or made of too many parts."""
+    size = os.fstat(file.fileno()).st_size
     most = MOST_PLAIN_BYTES if start.startswith(_PLAIN_STARTS) else MOST_BYTES
     if size > most:
         raise DataError(f"the file must have at most {most:,} bytes, got {size:,}")
+
+    def read_at(offset: int, length: int) -> bytes:
+        file.seek(offset)
+        return file.read(length)
+
+    check_parts(lambda: read_at(0, size), start)
+    if start.startswith(_TIFF_STARTS):
+        check_tags(read_at, start)
 
 
 def _formats_for(start: bytes) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ WITHOUT_JITTOR = [
     "jclip", "jclip.architecture", "jclip.cached", "jclip.catalogue",
     "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
     "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.photo_file",
-    "jclip.data.photo_hashes", "jclip.data.shapes",
+    "jclip.data.photo_hashes", "jclip.data.photo_parts", "jclip.data.shapes",
     "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
@@ -34,7 +34,8 @@ WITHOUT_JITTOR = [
 FLOORS = [
     {"jclip.errors"},
     {"jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
-    {"jclip.report", "jclip.data.photo_file"},
+    {"jclip.report", "jclip.data.photo_parts"},
+    {"jclip.data.photo_file"},
     {
         "jclip.config",
         "jclip.preprocess",

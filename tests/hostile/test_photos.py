@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -58,6 +59,16 @@ def tiff_of_tags(count: int, length: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + length) + bytes(length) + struct.pack("<H", count) + tags + bytes(4)
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG of 12,000 x 12,000 pixels that says again and again that nothing changes."""
+    Image.new("L", (16, 16)).save(file := io.BytesIO(), "JPEG", progressive=True)
+    data = bytearray(file.getvalue())
+    size = data.index(b"\xff\xc2") + 5
+    data[size : size + 4] = struct.pack(">HH", 12_000, 12_000)
+    last = data.rindex(b"\xff\xda")
+    return bytes(data[:last] + data[last:-2] * count + data[-2:])
+
+
 ZEROS = zlib.compress(bytes(300 * 2**20), 9)
 REFUSED = {
     "one pixel high": png(1_000_000, 1, pixels=1_000_001),
@@ -73,6 +84,15 @@ REFUSED = {
     "a profile that inflates": png(9, 9, (b"iCCP", b"icc\0\0" + ZEROS)),
     "pixels of a photo that ends": png(13_000, 13_000),
     "a TIFF of endless tags": tiff_of_tags(2_000, 2**20),
+    "a JPEG of padding": b"\xff\xd8" + b"\xff" * 2**26,
+    "a JPEG of comments": b"\xff\xd8" + b"\xff\xfe\0\2" * 2**22,
+    "a JPEG of many tags": b"\xff\xd8" + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 1500,
+    "a JPEG of scans": scans(2**16),
+    "a PNG of chunks": png(9, 9, *[(b"teSt", b"")] * 2**18),
+    "a GIF of comments": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"!\xfe" + (b"\xff" + b"c" * 255) * 2**17,
+    "a GIF of nothing": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"\1" * 2**24,
+    "a JPEG 2000 without end": b"\xff\x4f\xff\x51" + bytes(2**26),
+    "a JPEG 2000 of boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * 2**20,
     "text": "照片".encode(),
     "nothing": b"",
 }
