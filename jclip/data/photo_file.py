@@ -76,6 +76,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TELL_FIRST = ("JPEG", "MPO", "TIFF")  # the tag is known before the pixels: asking a PNG for it decodes the PNG
 _LYING = range(5, 9)  # orientations that swap width and height
 _TAGGED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps a tag
 _CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
@@ -106,11 +107,11 @@ def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tu
     file.seek(0)
     image = Image.open(file, formats=_formats_for(start))
     check_size(image.size)
-    turn = orientation(image)
+    turn = orientation(image) if image.format in _TELL_FIRST else 1
     if draft:
         image.draft(None, draft[::-1] if upright and turn in _LYING else draft)
     image.load()
-    turn = max(turn, orientation(image))  # a PNG may tell after its pixels, and a TIFF is turned by Pillow
+    turn = max(turn, orientation(image))  # a TIFF was turned by Pillow now
     return as_seen(image, upright), upright and turn in _TURNS
 
 
@@ -169,7 +170,10 @@ def _reason(error: Exception) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation that a photo still carries, 1 to 8; 1 without a tag, or with one that can't be read."""
+    """The EXIF orientation that a photo still carries, 1 to 8; 1 without a tag, or with one that can't be read.
+
+    Of formats but JPEG and TIFF the photo must be decoded before: what asking decodes, and fails, would pass for whole.
+    """
     try:
         tags = getattr(image, "tag_v2", None)
         value = image.getexif().get(ORIENTATION, 1) if tags is None else tags.get(ORIENTATION, 1)
@@ -184,6 +188,7 @@ def as_seen(image: Image.Image, upright: bool = True) -> Image.Image:
     16-bit grey becomes round(x / 257), which is never half way between two numbers. Raises `DataError` for other modes
     that have no RGB: whole numbers of 32 bits, floats, LAB.
     """
+    image.load()
     turn = _TURNS.get(orientation(image)) if upright else None
     image = _eight_bits(image)
     if turn is None:

@@ -21,6 +21,8 @@ MOST_MARKERS = 2**10  # of a JPEG 2000 codestream's header, and boxes around it
 MOST_TAGS = 2**27  # bytes of a TIFF beside its pixels
 
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd9-\xfe]")  # neither an escaped FF, nor a restart, nor padding
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_PROGRESSIVE)
 
 
 def check_parts(read: Callable[[], bytes], start: bytes) -> None:
@@ -36,19 +38,22 @@ def _limit(count: int, most: int, what: str) -> None:
 
 
 def _jpeg(data: bytes) -> None:
-    segments, scans, at = 0, 0, 2
-    few = data.count(b"\xff\xda") <= MOST_SCANS  # then the pixels need no walk
-    while found := _JPEG_MARKER.search(data, at):
-        marker, place = data[found.start() + 1], found.start()
-        scans += marker == 0xDA
-        if not scans:
+    segments, scans, at, components = 0, 0, 2, 0
+    while (found := _JPEG_MARKER.search(data, at)) and (marker := data[found.start() + 1]) != 0xD9:
+        place = found.start()
+        if marker in _FRAMES:
+            components = 255 if marker in _PROGRESSIVE else int.from_bytes(data[place + 9 : place + 10], "big")
+        if marker == 0xDA:
+            scans += 1
+            _limit(scans, MOST_SCANS, "scans")
+            if scans == 1 and data[place + 4 : place + 5] >= bytes([components]):
+                return  # all components at once: libjpeg makes one pass
+        elif not scans:
             segments += 1
-            _limit(max(place, at), MOST_HEADER, "bytes before its pixels")
             _limit(segments, MOST_SEGMENTS, "segments before its pixels")
-        _limit(scans, MOST_SCANS, "scans")
-        if marker == 0xD9 or (scans and few):
-            return
         at = place + 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+        if not scans:
+            _limit(min(at, len(data)), MOST_HEADER, "bytes before its pixels")
     if not scans:
         _limit(len(data), MOST_HEADER, "bytes before its pixels")
 

@@ -158,6 +158,34 @@ def test_whatever_a_decoder_raises_is_a_refusal_of_that_photo(tmp_path, monkeypa
     assert "\x1b" not in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "bmp", "tif", "ppm", "tga", "jp2"])
+def test_truncated_photos_are_refused(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
+    whole = path.read_bytes()
+    for share in (0.6, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match=f"{ending} does not decode"):
+            open_photo(path)
+        try:
+            image = Image.open(path)
+        except OSError:
+            continue
+        with pytest.raises((OSError, ValueError)):
+            Preprocess(size=(8, 8))(image)
+
+
+def test_a_broken_stream_does_not_pass_for_whole(tmp_path):
+    Image.effect_noise((40, 30), 60).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(DataError, match="broken data stream"):
+        open_photo(tmp_path / "a.png")
+    with pytest.raises(OSError, match="broken data stream"):
+        Preprocess(size=(8, 8))(Image.open(tmp_path / "a.png"))
+
+
 @pytest.mark.parametrize("ending, how", [("tif", {}), ("gif", {}), ("webp", {"lossless": True})])
 def test_of_many_pages_the_first_is_read(tmp_path, ending, how):
     pages = [Image.new("RGB", (9, 8), (i, 255 - i, 0)) for i in range(120)]
