@@ -8,6 +8,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 
 class JclipError(Exception):
@@ -85,22 +86,34 @@ def told_when_full(mend: str) -> Iterator[None]:
         raise SetupError(f"the GPU's memory is full: {mend}") from e
 
 
-_AT_END: list[Callable[[], None]] = []
+class Report(Protocol):
+    """What a command says once, when its work is done."""
+
+    def tell(self) -> None:
+        """Says it on stderr, and begins anew."""
+
+    def clear(self) -> None:
+        """Begins anew."""
 
 
-def at_end(say: Callable[[], None]) -> None:
-    """Calls `say` once, when the command that is running ends."""
-    _AT_END.append(say)
+_AT_END: list[Report] = []
+
+
+def at_end(report: Report) -> None:
+    """Lets `report` speak when the command that is running ends; what no command did is not reported."""
+    _AT_END.append(report)
 
 
 def guarded(command: Callable[[], int | None], name: str) -> int:
     """Runs `command`; what a user can fix ends in one line on stderr and exit code 2, not in a traceback."""
+    while _AT_END:
+        _AT_END.pop().clear()
     settle_streams()
     try:
         return _guarded(command, name)
     finally:
         while _AT_END:
-            _AT_END.pop()()
+            _AT_END.pop().tell()
 
 
 def _guarded(command: Callable[[], int | None], name: str) -> int:

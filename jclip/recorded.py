@@ -196,8 +196,8 @@ def _whole_numbers(y: np.ndarray, name: str, path: str) -> np.ndarray:
 
 def _scale(arrays: Mapping[str, np.ndarray], path: str) -> float:
     scale = np.asarray(arrays.get("logit_scale", 100.0))
-    if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.ravel()[0]) < np.inf:
-        raise DataError(f"{path}: logit_scale is {_short(scale)}, expected one number above 0, such as 100")
+    if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.ravel()[0]) <= np.finfo(np.float32).max:
+        raise DataError(f"{path}: logit_scale is {_short(scale)}, expected one number above 0 in float32, such as 100")
     return float(scale.ravel()[0])
 
 

@@ -25,6 +25,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from jclip.data.photo_parts import check_parts, check_tags
 from jclip.errors import DataError, at_end, printable
 from jclip.paths import open_regular
 
@@ -62,7 +63,8 @@ MOST_PIXELS = 178_956_970  # of a photo, 0.5 GB as RGB: where Pillow refuses, to
 MOST_ASPECT = 200  # the long side by the short one
 MOST_BYTES = 2**27  # of a file that decoders may read whole before they know its size
 MOST_PLAIN_BYTES = 2**30  # of a file that is little else than its pixels
-_PLAIN_STARTS = (b"BM", b"II*\0", b"MM\0*", b"P2", b"P3", b"P5", b"P6")  # BMP, TIFF, PGM, PPM
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_PLAIN_STARTS = (b"BM", *_TIFF_STARTS, b"P5", b"P6")  # BMP, TIFF, PGM, PPM
 
 ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
@@ -74,6 +76,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TELL_FIRST = ("JPEG", "MPO", "TIFF")  # the tag is known before the pixels: asking a PNG for it decodes the PNG
 _LYING = range(5, 9)  # orientations that swap width and height
 _TAGGED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow keeps a tag
 _CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
@@ -115,22 +118,32 @@ def header(path: str | os.PathLike) -> tuple[str, str, int, int, int]:
 def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, bool]:
     """The photo, and whether it was turned."""
     start = file.read(16)
+    _check_bytes(file, start)
     file.seek(0)
-    _check_bytes(start, os.fstat(file.fileno()).st_size)
     image = Image.open(file, formats=_formats_for(start))
     check_size(image.size)
-    turn = orientation(image)
+    turn = orientation(image) if image.format in _TELL_FIRST else 1
     if draft:
         image.draft(None, draft[::-1] if upright and turn in _LYING else draft)
     image.load()
-    turn = max(turn, orientation(image))  # a PNG may tell after its pixels, and a TIFF is turned by Pillow
+    turn = max(turn, orientation(image))  # a TIFF was turned by Pillow now
     return as_seen(image, upright), upright and turn in _TURNS
 
 
-def _check_bytes(start: bytes, size: int) -> None:
+def _check_bytes(file: BinaryIO, start: bytes) -> None:
+    """Raises `DataError` for a file that is too large for its kind, or made of too many parts."""
+    size = os.fstat(file.fileno()).st_size
     most = MOST_PLAIN_BYTES if start.startswith(_PLAIN_STARTS) else MOST_BYTES
     if size > most:
         raise DataError(f"the file must have at most {most:,} bytes, got {size:,}")
+
+    def read_at(offset: int, length: int) -> bytes:
+        file.seek(offset)
+        return file.read(length)
+
+    check_parts(lambda: read_at(0, size), start)
+    if start.startswith(_TIFF_STARTS):
+        check_tags(read_at, start)
 
 
 def _formats_for(start: bytes) -> tuple[str, ...]:
@@ -172,7 +185,10 @@ def _reason(error: Exception) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation that a photo still carries, 1 to 8; 1 without a tag, or with one that can't be read."""
+    """The EXIF orientation that a photo still carries, 1 to 8; 1 without a tag, or with one that can't be read.
+
+    Of formats but JPEG and TIFF the photo must be decoded before: what asking decodes, and fails, would pass for whole.
+    """
     try:
         tags = getattr(image, "tag_v2", None)
         value = image.getexif().get(ORIENTATION, 1) if tags is None else tags.get(ORIENTATION, 1)
@@ -187,6 +203,7 @@ def as_seen(image: Image.Image, upright: bool = True) -> Image.Image:
     16-bit grey becomes round(x / 257), which is never half way between two numbers. Raises `DataError` for other modes
     that have no RGB: whole numbers of 32 bits, floats, LAB.
     """
+    image.load()
     turn = _TURNS.get(orientation(image)) if upright else None
     image = _eight_bits(image)
     if turn is None:
@@ -216,7 +233,7 @@ class Orientations:
     def saw(self, path: str, turned: bool) -> None:
         """One photo was read, here or in another process."""
         if not self._read:
-            at_end(self.tell)
+            at_end(self)
         self._read.add(path)
         (self._turned.add if turned else self._turned.discard)(path)
 

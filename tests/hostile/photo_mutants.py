@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 MEMORY = 2**30  # bytes of address space beyond what the child has when it begins
-SECONDS = 300  # of the child's CPU time
+PER_CHILD, SECONDS = 1000, 300  # mutants that one child reads, and the CPU time it has for them
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -143,7 +143,8 @@ def count(start: int, stop: int) -> tuple[collections.Counter, dict[str, list[in
     """Outcomes of the mutants, the numbers of those that are findings by what they are, and the MiB they took at most."""
     counts, findings, most = collections.Counter(), collections.defaultdict(list), 0
     while start < stop:
-        code = f"from tests.hostile.photo_mutants import _read_them; _read_them({start}, {stop})"
+        end = min(stop, start + PER_CHILD)
+        code = f"from tests.hostile.photo_mutants import _read_them; _read_them({start}, {end})"
         child = subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True)
         lines = [json.loads(line) for line in child.stdout.splitlines()]
         if not lines:

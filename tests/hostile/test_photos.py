@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -43,10 +44,10 @@ def test_no_photo_starts_a_program(tmp_path, monkeypatch):
     assert not started.exists()
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A grey PNG that says it is so large and holds hardly any pixels."""
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], pixels: int = 100) -> bytes:
+    """A grey PNG that says it is so large and holds so many bytes of pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(pixels))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     )
@@ -58,10 +59,20 @@ def tiff_of_tags(count: int, length: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + length) + bytes(length) + struct.pack("<H", count) + tags + bytes(4)
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG of 12,000 x 12,000 pixels that says again and again that nothing changes."""
+    Image.new("L", (16, 16)).save(file := io.BytesIO(), "JPEG", progressive=True)
+    data = bytearray(file.getvalue())
+    size = data.index(b"\xff\xc2") + 5
+    data[size : size + 4] = struct.pack(">HH", 12_000, 12_000)
+    last = data.rindex(b"\xff\xda")
+    return bytes(data[:last] + data[last:-2] * count + data[-2:])
+
+
 ZEROS = zlib.compress(bytes(300 * 2**20), 9)
 REFUSED = {
-    "one pixel high": png(1_000_000, 1),
-    "one pixel wide": png(1, 1_000_000),
+    "one pixel high": png(1_000_000, 1, pixels=1_000_001),
+    "one pixel wide": png(1, 1_000_000, pixels=2_000_000),
     "a vast PNG": png(2**31 - 1, 2**31 - 1),
     "a PNG of too many pixels": png(20_000, 9_000),
     "a vast GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
@@ -73,6 +84,15 @@ REFUSED = {
     "a profile that inflates": png(9, 9, (b"iCCP", b"icc\0\0" + ZEROS)),
     "pixels of a photo that ends": png(13_000, 13_000),
     "a TIFF of endless tags": tiff_of_tags(2_000, 2**20),
+    "a JPEG of padding": b"\xff\xd8" + b"\xff" * 2**26,
+    "a JPEG of comments": b"\xff\xd8" + b"\xff\xfe\0\2" * 2**22,
+    "a JPEG of many tags": b"\xff\xd8" + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 1500,
+    "a JPEG of scans": scans(2**16),
+    "a PNG of chunks": png(9, 9, *[(b"teSt", b"")] * 2**18),
+    "a GIF of comments": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"!\xfe" + (b"\xff" + b"c" * 255) * 2**17,
+    "a GIF of nothing": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"\1" * 2**24,
+    "a JPEG 2000 without end": b"\xff\x4f\xff\x51" + bytes(2**26),
+    "a JPEG 2000 of boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * 2**20,
     "text": "照片".encode(),
     "nothing": b"",
 }
@@ -136,6 +156,34 @@ def test_whatever_a_decoder_raises_is_a_refusal_of_that_photo(tmp_path, monkeypa
     with pytest.raises(DataError, match=r"a\.png does not decode: [^\n\x1b]*of the") as refused:
         open_photo(tmp_path / "a.png")
     assert "\x1b" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "bmp", "tif", "ppm", "tga", "jp2"])
+def test_truncated_photos_are_refused(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
+    whole = path.read_bytes()
+    for share in (0.6, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DataError, match=f"{ending} does not decode"):
+            open_photo(path)
+        try:
+            image = Image.open(path)
+        except OSError:
+            continue
+        with pytest.raises((OSError, ValueError)):
+            Preprocess(size=(8, 8))(image)
+
+
+def test_a_broken_stream_does_not_pass_for_whole(tmp_path):
+    Image.effect_noise((40, 30), 60).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(DataError, match="broken data stream"):
+        open_photo(tmp_path / "a.png")
+    with pytest.raises(OSError, match="broken data stream"):
+        Preprocess(size=(8, 8))(Image.open(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("ending, how", [("tif", {}), ("gif", {}), ("webp", {"lossless": True})])

@@ -232,3 +232,22 @@ def test_what_no_sheet_can_be_is_refused(predictions, tmp_path):
     with pytest.raises(ConfigError, match="a sheet of 0 photos"):
         write_sheet(tmp_path / "s.png", predictions, count=0)
     assert not (tmp_path / "s.png").exists()
+
+
+@pytest.mark.parametrize("choice", ["spread", "certainty"])
+def test_sheets_show_photos_as_the_model_saw_them(tmp_path, choice):
+    rows = np.zeros((40, 60, 3), np.uint8)
+    rows[:20], rows[20:] = (200, 0, 0), (0, 0, 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, image, tag in (("lying", rows, exif), ("stored", rows, None), ("turned", np.rot90(rows, -1), None)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "a.png", exif=tag)
+    for kind in ("png", "html"):
+        sheets = {}
+        for name, upright in (("lying", True), ("turned", True), ("lying", False), ("stored", True)):
+            predictions = Predictions((str(tmp_path / name / "a.png"),), ("cat", "dog"), np.array([[1.0, 2.0]]))
+            file = tmp_path / f"s.{kind}"
+            write_sheet(file, predictions, choice=choice, upright=upright)
+            sheets[name, upright] = file.read_bytes().replace(f"/{name}/".encode(), b"/here/")
+        assert sheets["lying", True] == sheets["turned", True] != sheets["lying", False] == sheets["stored", True]
