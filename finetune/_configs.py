@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
 def find_config(name: str) -> Path:
     """A path, or the name of a shipped config such as `tip_adapter/features_caltech_lvis`. Raises `ConfigError`."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
         return path
     for folder in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS):
         for candidate in (folder / name, folder / f"{name}.yaml", folder.parent / name):
-            if candidate.is_file():
+            if os.path.isfile(candidate):  # noqa: PTH113
                 return candidate
+    if name and os.path.lexists(path):
+        return path  # a folder, a FIFO: whoever reads it says so
     raise UnknownName(
         "config", name, [str(p.relative_to(f)) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]
     )

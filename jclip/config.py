@@ -368,5 +368,8 @@ def to_values(config: Any) -> dict[str, Any]:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text of plain values, in their order."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may come without its C parts
-    return yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True)
+    fast = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may come without its C parts
+    try:
+        return yaml.dump(dict(values), Dumper=fast, sort_keys=False, allow_unicode=True)
+    except UnicodeEncodeError:  # a path whose bytes are no UTF-8
+        return yaml.dump(dict(values), Dumper=yaml.SafeDumper, sort_keys=False)
