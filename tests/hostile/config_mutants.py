@@ -138,7 +138,7 @@ def end_of(mutant: Mutant, folder: Path) -> str:
         again = build_config(load_values(path), "mutant.yaml")[1]
         return "built" if to_values(again) == to_values(config) else "built, but reads back as another"
     except JclipError as e:
-        one_line = all(c.isprintable() or c == "\u3000" for c in str(e)) and len(str(e)) < 2300
+        one_line = len(str(e)) < 2300 and all(c.isprintable() or c == "\u3000" for c in str(e))
         return "refused" if one_line else "refused in a message of more than a line"
     except Exception as e:
         return f"{type(e).__name__} instead of a refusal"
