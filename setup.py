@@ -38,11 +38,13 @@ setup(
         "tqdm>=4.60",
         "matplotlib>=3.7",
         "scikit-learn>=1.5,<2",
+        "safetensors>=0.5",
         f"onednn-cpu-gomp==2022.2.1; {ONEDNN}",
         f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.25"],
+        "heic": ["pillow-heif>=0.16"],
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",

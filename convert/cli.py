@@ -10,7 +10,10 @@ import argparse
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from convert.source import DESCRIPTIONS, WEIGHTS, identify
 from convert.summary import told
@@ -18,9 +21,12 @@ from jclip.arguments import Parser, nonempty, whole
 from jclip.checkpoint import Checkpoint
 from jclip.choices import LARGEST_SIZE
 from jclip.download import find_weights
-from jclip.errors import ConfigError, UnsaidError, guarded
+from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
 from jclip.paths import expanded, replacing, replacing_folder
+from jclip.readers import LazyTensor
+from jclip.schema import shown
+from jclip.variants import SIDE
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -127,7 +133,7 @@ def convert(args: argparse.Namespace) -> int:
         from convert.check import against_reference
 
         print("\n".join(against_reference(source)))
-    write(source.checkpoint, DTYPES[args.dtype])
+    write(fitting(source.checkpoint, args.dtype), DTYPES[args.dtype])
     print(told(source))
     print(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
     return 0
@@ -157,6 +163,9 @@ def image_size(numbers: list[int]) -> tuple[int, int]:
     """(H, W) of one number or two. Raises `ConfigError`."""
     if len(numbers) > 2:
         raise ConfigError(f"--image-size takes HEIGHT and WIDTH, not {len(numbers)} numbers")
+    for side in numbers:
+        if not SIDE.holds(side):
+            raise ConfigError(f"--image-size must be {SIDE.phrase}, got {shown(side)}")
     return numbers[0], numbers[-1]
 
 
@@ -165,9 +174,26 @@ def reshaped(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
     if args.image_size:
         antialias = None if args.antialias is None else args.antialias == "yes"
         checkpoint = checkpoint.resized(image_size(args.image_size), antialias)
-    if args.context_length:
+    if args.context_length is not None:
         checkpoint = checkpoint.with_context(args.context_length, args.context_by)
     return checkpoint
+
+
+def fitting(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The same weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
+    most = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)
+
+    def read(name: str, tensor: LazyTensor) -> np.ndarray:
+        values = tensor.read()
+        if values.size and (largest := max(values.max(), -values.min())) > most:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} must be at most {most:g} in size as {dtype}, got {largest:g}: "
+                "take --dtype bf16 or fp32"
+            )
+        return values
+
+    kept = {name: replace(tensor, read=partial(read, name, tensor)) for name, tensor in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=kept)
 
 
 def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str], None]:

@@ -9,7 +9,8 @@ from convert.from_huggingface import TEXT_RULES, text_from
 from convert.keymap import Report, Rule, apply, both
 from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
-from jclip.variants import CLIPConfig, EVAConfig
+from jclip.schema import FLAG, NOTHING, TABLE, Condition, either, obey
+from jclip.variants import EPSILON, HEADS, HIDDEN, LAYERS, PATCH, SIDE, WIDTH, CLIPConfig, EVAConfig
 
 TRUNK, BLOCK = "visual.trunk", "visual.trunk.blocks.{}"
 _SAME = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -71,15 +72,28 @@ def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
     return apply(tensors, HUGGING_FACE)
 
 
+_FLAGS = (
+    "post_layernorm", "use_rms_norm", "q_bias", "use_rope", "use_sub_ln", "use_swiglu_mlp", "x_attention", "k_bias",
+)  # fmt: skip
+_VISION: dict[str, Condition] = {
+    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "image_size": SIDE, "patch_size": PATCH, "layer_norm_eps": EPSILON, **dict.fromkeys(_FLAGS, either(FLAG, NOTHING)),
+}  # fmt: skip
+
+
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of EVA-CLIP's code on the hub."""
-    named = " ".join(map(str, config.get("architectures") or []))
-    return "EvaCLIP" in named or "use_rms_norm" in (config.get("vision_config") or {})
+    """Whether a config.json is of EVA-CLIP's code on the hub. Raises `ConfigError`."""
+    named, tables = Condition("a list of names", lambda v: v is None or isinstance(v, list)), either(TABLE, NOTHING)
+    obey(config, {"architectures": named, "vision_config": tables, "text_config": tables})
+    kinds = (name for name in config.get("architectures") or [] if isinstance(name, str))
+    return "EvaCLIP" in " ".join(kinds) or "use_rms_norm" in (config.get("vision_config") or {})
 
 
 def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     """The flags of the hub's code; `post_layernorm` there is the order of norms in a block. Raises `CheckpointError`."""
     vision = config.get("vision_config") or {}
+    obey(config, {"projection_dim": WIDTH})
+    obey(vision, _VISION, "vision_config")
     unread = [k for k in ("use_rope", "use_sub_ln", "use_swiglu_mlp", "x_attention", "k_bias") if vision.get(k)]
     if unread:
         raise CheckpointError(f"{place}: an EVA tower with {unread[0]} is not read from the hub's layout")

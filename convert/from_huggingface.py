@@ -8,9 +8,23 @@ from typing import Any
 from convert.keymap import Report, Rule, apply, both
 from jclip.errors import CheckpointError
 from jclip.families import refused
-from jclip.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from jclip.preprocess import DEVIATIONS, MEANS, OPENAI_MEAN, OPENAI_STD, Preprocess
 from jclip.readers import LazyTensor
-from jclip.variants import CLIPConfig, TextConfig, ViTConfig
+from jclip.schema import FLAG, NOTHING, TABLE, TEXT, Condition, either, obey, one_of, whole
+from jclip.variants import (
+    CONTEXT,
+    EPSILON,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    PATCH,
+    SIDE,
+    VOCABULARY,
+    WIDTH,
+    CLIPConfig,
+    TextConfig,
+    ViTConfig,
+)
 
 ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -47,6 +61,18 @@ RULES = [
     Rule(("visual_projection.weight",), "visual.proj", "transpose"),
     *TEXT_RULES,
 ]
+_TOWER: dict[str, Condition] = {  # what config.json may say of a tower
+    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "hidden_act": TEXT, "layer_norm_eps": EPSILON,
+}  # fmt: skip
+_VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
+_TEXT = {
+    **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY,
+    "eos_token_id": either(whole(0, 1 << 24), NOTHING),
+}  # fmt: skip
+_PHOTOS = {  # what preprocessor_config.json may say of photos
+    "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
+}  # fmt: skip
 TOWERS = {"clip_vision_model": "image", "clip_text_model": "text"}  # exports of one tower
 _REFUSED = {"siglip": "siglip", "siglip2": "siglip", "chinese_clip": "chinese-clip", "metaclip_2": "metaclip2"}
 
@@ -59,8 +85,9 @@ def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor],
 def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     """Old files leave out what is ViT-B/32's, or put the towers under `…_config_dict`; exports of one tower are flat.
 
-    Raises `CheckpointError` for a model of another kind.
+    Raises `CheckpointError` for a model of another kind, `ConfigError` for values out of range.
     """
+    obey(config, {"model_type": TEXT, "projection_dim": WIDTH})
     kind = config.get("model_type", "clip")
     if kind in _REFUSED:
         raise refused(_REFUSED[kind], place)
@@ -69,6 +96,8 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     tower = TOWERS.get(kind)
     vision = None if tower == "text" else config if tower else _side(config, "vision_config")
     text = None if tower == "image" else config if tower else _side(config, "text_config")
+    obey(vision or {}, _VISION, "" if tower else "vision_config")
+    obey(text or {}, _TEXT, "" if tower else "text_config")
     said = {str(side.get("hidden_act", "quick_gelu")) for side in (vision, text) if side is not None}
     if len(said) != 1 or not said <= set(ACTIVATIONS):
         raise CheckpointError(f"{place} names the activations {', '.join(sorted(said))}: one of "
@@ -88,6 +117,7 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
 
 
 def _side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    obey(config, dict.fromkeys((name, f"{name}_dict"), either(TABLE, NOTHING)))
     return {**(config.get(f"{name}_dict") or {}), **(config.get(name) or {})}
 
 
@@ -103,6 +133,7 @@ def vision_from(vision: Mapping[str, Any]) -> ViTConfig:
 
 def text_from(text: Mapping[str, Any]) -> TextConfig:
     """The text tower, with ViT-B/32's numbers for what is left out."""
+    obey(text, _TEXT, "text_config")
     return TextConfig(
         width=text.get("hidden_size", 512), heads=text.get("num_attention_heads", 8),
         layers=text.get("num_hidden_layers", 12), mlp_width=text.get("intermediate_size", 2048),
@@ -111,11 +142,16 @@ def text_from(text: Mapping[str, Any]) -> TextConfig:
 
 
 def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
-    """What preprocessor_config.json says of photos; OpenAI's pipeline at the model's size for what it leaves out."""
+    """What preprocessor_config.json says of photos; OpenAI's pipeline at the model's size for what it leaves out.
+
+    null leaves out. Raises `ConfigError`.
+    """
+    said = {key: value for key, value in said.items() if value is not None}
+    obey(said, _PHOTOS)
     return Preprocess(
         size=config.vision.image_size if config.vision else (224, 224),
         resize="shortest" if said.get("do_center_crop", True) else "squash",
-        interpolation=RESAMPLE.get(said.get("resample", 3), "bicubic"),
+        interpolation=RESAMPLE[said.get("resample", 3)],
         mean=tuple(said.get("image_mean", OPENAI_MEAN)),
         std=tuple(said.get("image_std", OPENAI_STD)),
     )

@@ -9,9 +9,24 @@ from typing import Any
 from convert.keymap import Report
 from jclip.errors import CheckpointError
 from jclip.families import refused
-from jclip.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from jclip.preprocess import DEVIATIONS, FILL, MEANS, OPENAI_MEAN, OPENAI_STD, RESAMPLE, Preprocess
 from jclip.readers import LazyTensor
-from jclip.variants import ARCHITECTURES, CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.schema import FLAG, NOTHING, TABLE, TEXT, Condition, either, number, obey, one_of, several
+from jclip.variants import (
+    ARCHITECTURES,
+    CONTEXT,
+    HEADS,
+    LAYERS,
+    PATCH,
+    SIDE,
+    VOCABULARY,
+    WIDTH,
+    CLIPConfig,
+    EVAConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 
 CONFIG = "open_clip_config.json"
 TIMM = {  # open_clip names EVA's towers by timm's name
@@ -29,6 +44,23 @@ _TEXT = {
     "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "tokenizer_kwargs",
     "pad_id", "eos_id", "correct_cls_mask", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
+_RATIO = number(0, 64, above=True)
+_RULES: dict[str, dict[str, Condition]] = {  # what open_clip_config.json may say, table by table
+    "model_cfg": {"embed_dim": WIDTH, "quick_gelu": FLAG, "vision_cfg": TABLE, "text_cfg": TABLE},
+    "vision_cfg": {
+        "image_size": either(SIDE, several(SIDE, 2)), "width": WIDTH, "layers": either(LAYERS, several(LAYERS, 4)),
+        "head_width": WIDTH, "mlp_ratio": _RATIO, "patch_size": PATCH, "ls_init_value": either(number(0, 1e3), NOTHING),
+        "timm_model_name": either(TEXT, NOTHING),
+    },
+    "text_cfg": {
+        "width": WIDTH, "heads": HEADS, "layers": LAYERS, "mlp_ratio": _RATIO, "context_length": CONTEXT,
+        "vocab_size": VOCABULARY, "ls_init_value": either(number(0, 1e3), NOTHING),
+        "hf_tokenizer_name": either(TEXT, NOTHING), "hf_model_name": either(TEXT, NOTHING),
+    },
+    "preprocess_cfg": {
+        "resize_mode": TEXT, "interpolation": one_of(*RESAMPLE), "mean": MEANS, "std": DEVIATIONS, "fill_color": FILL,
+    },
+}  # fmt: skip
 _PLAIN = ("learnable", "tok", "argmax", "linear", "default", "clean", None, False)
 
 
@@ -45,7 +77,10 @@ def config_from(said: Mapping[str, Any], place: object) -> CLIPConfig:
     Raises `CheckpointError` for towers that jclip lacks.
     """
     try:
+        obey(said, _RULES["model_cfg"], "model_cfg")
         vision, text = said["vision_cfg"], said["text_cfg"]
+        obey(vision, _RULES["vision_cfg"], "vision_cfg")
+        obey(text, _RULES["text_cfg"], "text_cfg")
         _refuse(said, vision, text, place)
         activation = "quickgelu" if said.get("quick_gelu") else "gelu"
         return CLIPConfig(said["embed_dim"], tower_from(vision, place), text_from(text), activation)
@@ -82,11 +117,18 @@ def tower_from(vision: Mapping[str, Any], place: object) -> ViTConfig | ResNetCo
     if vision.get("timm_model_name"):
         return replace(ARCHITECTURES[TIMM[vision["timm_model_name"]]].vision, image_size=size)
     if isinstance(layers, list):
-        return ResNetConfig(size, width, tuple(layers), heads=width * 32 // vision.get("head_width", 64))
-    heads, hidden = width // vision.get("head_width", 64), int(width * vision.get("mlp_ratio", 4.0))
+        return ResNetConfig(size, width, tuple(layers), heads=_heads(width * 32, vision, place))
+    heads, hidden = _heads(width, vision, place), int(width * vision.get("mlp_ratio", 4.0))
     return ViTConfig(
         size, vision.get("patch_size", 16), width, layers, heads, hidden, bool(vision.get("ls_init_value"))
     )
+
+
+def _heads(width: int, vision: Mapping[str, Any], place: object) -> int:
+    head_width = vision.get("head_width", 64)
+    if width % head_width:
+        raise CheckpointError(f"{place}: vision_cfg.head_width must divide {width}, got {head_width}")
+    return width // head_width
 
 
 def text_from(text: Mapping[str, Any]) -> TextConfig:
@@ -99,7 +141,8 @@ def text_from(text: Mapping[str, Any]) -> TextConfig:
 
 
 def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
-    """What the file says of photos; a resize mode that jclip lacks is refused by `Preprocess`."""
+    """What the file says of photos; a resize mode that jclip lacks is refused by `Preprocess`. Raises `ConfigError`."""
+    obey(said, _RULES["preprocess_cfg"], "preprocess_cfg")
     modes = {"longest": "longest-pad"}
     mode = said.get("resize_mode", "shortest")
     return Preprocess(
@@ -132,7 +175,7 @@ def _described_vision(v: ViTConfig | ResNetConfig | EVAConfig) -> dict[str, Any]
     height, width = v.image_size
     said: dict[str, Any] = {"image_size": height if height == width else [height, width]}
     if isinstance(v, EVAConfig):
-        same = [n for n, a in TIMM.items() if replace(ARCHITECTURES[a].vision, image_size=v.image_size) == v]
+        same = [n for n, a in TIMM.items() if _but_size(ARCHITECTURES[a].vision) == _but_size(v)]
         known = next((n for n in same if ARCHITECTURES[TIMM[n]].vision.image_size == v.image_size), (same or [None])[0])
         timm = {"timm_model_name": known, "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": None}
         return {**said, **timm} if known else None
@@ -141,6 +184,10 @@ def _described_vision(v: ViTConfig | ResNetConfig | EVAConfig) -> dict[str, Any]
         return said | {"layers": list(v.layers), "head_width": v.width * 32 // v.heads}
     said |= {"layers": v.layers, "patch_size": v.patch_size, "head_width": v.width // v.heads}
     return said | {"mlp_ratio": v.mlp_width / v.width} | _described_scale(v.layer_scale)
+
+
+def _but_size(tower: object) -> dict[str, Any]:
+    return {key: value for key, value in vars(tower).items() if key != "image_size"}
 
 
 def _described_scale(layer_scale: bool) -> dict[str, float]:

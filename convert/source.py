@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +15,17 @@ from jclip.checkpoint import (
     Checkpoint,
     compare_keys,
     family_of,
+    finite_tensors,
     from_tensors,
     is_ours,
     open_checkpoint,
     plain_tensors,
 )
-from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError
+from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
 from jclip.families import Stated, refused
 from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, WeightFile, read_weights
+from jclip.schema import TABLE, obey, read_table, read_weight_map
 from jclip.variants import CLIPConfig
 
 Tower = Literal["image", "text"]
@@ -117,13 +119,15 @@ def _folder(folder: Path, stated: Stated) -> Source:
             f"{folder} is a folder that says itself what --family, --activation, --normalisation, --resize and "
             f"--vision-head-width would say: remove these, or name {files[0]} in a folder without {described.name}"
         )
-    said = read_json(described)
-    config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
+    said = read_table(described)
+    with _told_of(described):
+        config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
     raw = _tensors_of(folder)
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
-    return Source(Checkpoint(folder, tensors, config, preprocess, facts, tuple(files)), report, f"{layout} folder")
+    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files))
+    return Source(checkpoint, report, f"{layout} folder")
 
 
 def described_by(folder: Path) -> Path | None:
@@ -132,6 +136,7 @@ def described_by(folder: Path) -> Path | None:
 
 
 def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    obey(said, {"model_cfg": TABLE, "preprocess_cfg": TABLE})
     config = from_open_clip.config_from(said.get("model_cfg", {}), place)
     return config, from_open_clip.preprocess_from(said.get("preprocess_cfg", {}), config)
 
@@ -139,7 +144,8 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
     config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
-    return config, from_huggingface.preprocess_from(read_json(beside) if beside.is_file() else {}, config)
+    with _told_of(beside):
+        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
@@ -212,24 +218,18 @@ def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(v, str) and Path(v).name == v for v in placed.values()):
-        raise CheckpointError(f"{index} is no index of shards beside it")
+    placed = read_weight_map(index)
     absent = sorted({file for file in placed.values() if not (index.parent / file).is_file()})
     if absent or not placed:
-        missing = ", ".join(absent) or "every shard"
+        missing = ", ".join(absent[:4]) or "every shard"
         raise CheckpointError(f"{index.parent}: {missing} is missing, which {index.name} names: fetch it as well")
     return placed
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON table. Raises `CheckpointError`."""
+@contextmanager
+def _told_of(place: Path) -> Iterator[None]:
+    """What a description says wrong, as a `CheckpointError` that names its file."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise CheckpointError(f"can't read {file}: {e.strerror}") from e
-    except ValueError as e:
-        raise CheckpointError(f"{file} is not valid JSON: {e}") from e
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a table")
-    return values
+        yield
+    except (ConfigError, UnknownName) as e:
+        raise CheckpointError(f"{place}: {e}") from e

@@ -6,6 +6,7 @@ import math
 
 from convert.source import Source
 from jclip.checkpoint import Checkpoint
+from jclip.errors import printable
 from jclip.preprocess import Preprocess
 from jclip.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
 
@@ -32,7 +33,7 @@ def told(source: Source, unsaid: bool = False) -> str:
         "sha256": found.sha256,
         **positions(found),
     }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<12} {printable(str(value))}" for name, value in rows.items())
 
 
 def photos(shown: Preprocess) -> str:

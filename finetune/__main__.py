@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,18 @@ from finetune._configs import (
     INSTALLED_CONFIGS,
     build_config,
     default_folder,
+    files_named_in,
     read_config,
     resolved,
     shipped,
 )
 from finetune._finished import Classifier, measure, measure_if_cheap, unlabelled
 from finetune._sweep import sweep
-from finetune._transfer import HALVES, base_to_new, means, on_sets
+from finetune._transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
 from jclip.arguments import Parser, nonempty, number, whole
 from jclip.config import load_values
 from jclip.errors import ConfigError, UnknownName, guarded
+from jclip.paths import exists
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     from jclip.results import Predictions
@@ -57,19 +60,20 @@ def train(argv: list[str]) -> int:
     module, cfg, path = read_config(args.config, args.overrides)
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
 
-    from jclip.run import Run, clear
+    if args.link:
+        check_link(Path(args.link))
 
-    if args.fresh:
-        clear(folder)
-    with Run(folder, resolved(module, cfg)) as run:
+    from jclip.run import Run
+
+    written: list[str] = []
+    with Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
         result = run.result
         if result is None:
-            result = run.finish(module.run(cfg, run))
-            run.slot().clear()
-            written = measure_if_cheap(folder)
+            result = run.finish(module.run(cfg, run), lambda result: written.extend(measure_if_cheap(run, result)))
         else:
             print("this run has finished before; --fresh starts over")
-            written = []
+            if not (folder / "eval.json").is_file():  # of a sweep, or killed here by an earlier version
+                written += measure_if_cheap(run, result)
     if args.link:
         point(Path(args.link), folder)
     print("\n".join([report(result["metrics"]), *told_memory(result["provenance"].get("peak_mib", {}))]))
@@ -79,12 +83,19 @@ def train(argv: list[str]) -> int:
 
 def point(link: Path, folder: Path) -> None:
     """Makes `link` a relative symbolic link to `folder`, in one move. Raises `ConfigError` where something else stands."""
-    if link.exists() and not link.is_symlink():
-        raise ConfigError(f"{link} is no link: choose another name with --link")
+    check_link(link)
     link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary = link.with_name(f".{link.name}.part")
+    if temporary.is_symlink():  # of a process that was killed here
+        temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(folder, link.parent))
     temporary.replace(link)
+
+
+def check_link(link: Path) -> None:
+    """Raises `ConfigError` where something that is no link stands there: to be asked before the work."""
+    if os.path.lexists(link) and not link.is_symlink():
+        raise ConfigError(f"{link} must be a link or absent, got a file or folder: choose another name with --link")
 
 
 def compare(argv: list[str]) -> int:
@@ -189,12 +200,33 @@ def evaluate(argv: list[str]) -> int:
     args = p.parse_intermixed_args(argv)
     done = Classifier.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder
-    if args.base_to_new:
-        return tell_base_to_new(done, out)
-    if args.on:
-        return tell_sets(done, args.on, out)
-    metrics = measure(done, out)
 
+    from jclip.evaluation import FILES
+    from jclip.run_folder import adding_to
+
+    names = BASE_TO_NEW_FILES if args.base_to_new else SETS_FILES if args.on else FILES
+    check_out(done, out, names)
+    with adding_to(out, names):
+        if args.base_to_new:
+            return tell_base_to_new(done, out)
+        if args.on:
+            return tell_sets(done, args.on, out)
+        metrics = measure(done, out)
+    return tell_measured(metrics, out)
+
+
+def check_out(done: Classifier, out: Path, names: Sequence[str]) -> None:
+    """Raises `ConfigError` where `eval` would write into another run's folder, or over a file that it reads."""
+    from jclip.paths import refuse_overwriting
+    from jclip.run_folder import is_run
+
+    if is_run(out) and not out.samefile(done.folder):
+        raise ConfigError(f"{out} must not be the folder of another run: choose another with --out")
+    refuse_overwriting([out / name for name in names], files_named_in(resolved(done.module, done.config)))
+
+
+def tell_measured(metrics: dict[str, float], out: Path) -> int:
+    """The accuracy, five other figures, and what was written."""
     from jclip.evaluation import FILES
     from jclip.results import SELECTED_ON_TEST
 
@@ -238,16 +270,19 @@ def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
 def predict(argv: list[str]) -> int:
     """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
     args = predict_parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
     from jclip.data.splits import find_photos
     from jclip.functional.metrics import top_k
+    from jclip.paths import refuse_overwriting
     from jclip.results import check_format, show, write_predictions
-    from jclip.run import read_result
     from jclip.sheet import check_sheet, write_sheet
+    from jclip.sorting import check_folder
 
     check_format(args.out)
     check_sheet(args.sheet)
+    if args.sort_into:
+        check_folder(Path(args.sort_into))
     done = Classifier.load(args.run, settings, args.model or "")
     places = [a for a in args.photos if a not in settings]
     if not done.model:
@@ -257,17 +292,25 @@ def predict(argv: list[str]) -> int:
     else:
         own = done.own_photos()
         split, done = own.test, done.telling_apart(own.classnames, done.source())
+    refuse_overwriting([args.out, args.sheet], [*split.paths, *files_of_run(done)])
     predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
     write_predictions(predictions, args.out)
-    print("\n".join([show(predictions), *selected_on_test(read_result(done.folder)["metrics"])]))
+    print("\n".join([show(predictions), *selected_on_test(done.metrics)]))
     if not places and (split.labels >= 0).all():
         print(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
     if args.sheet:
-        write_sheet(args.sheet, predictions, split.labels[rows])
+        upright = getattr(done.config.data, "upright", True)
+        write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
     if args.sort_into:
         sort_photos(predictions, args)
     print(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
     return 0
+
+
+def files_of_run(done: Classifier) -> list[str | Path]:
+    """The run's own files, and those that its settings name."""
+    settings = resolved(done.module, done.config)
+    return [*files_named_in(settings), *files_named_in(done.model), *done.folder.iterdir()]
 
 
 def predict_parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import finetune
-from finetune._configs import build_config, find_config, resolved
+from finetune._configs import build_config, files_named_in, find_config, resolved
 from finetune._runs import finished
 from jclip.arguments import Parser, nonempty
 from jclip.config import DataConfig, build, load_values, to_values
@@ -193,6 +194,7 @@ class Pipeline:
 
     def check(self) -> None:
         """Raises at once what would else show hours later: settings, photos, long names, models that are too large."""
+        from jclip.paths import refuse_overwriting
         from jclip.prompts import class_prompts, load_templates
         from jclip.tokenizer import tokenize_for
 
@@ -203,7 +205,8 @@ class Pipeline:
         for name, source in self.sources.items():
             tokenize_for(source.config.text, [text for of_class in prompts for text in of_class])
             self.check_size({f"{name}{' and its tuned copy' * (copies - 1)}": copies * parameters(source)})
-        _ = self.to_label
+        read = [*files_named_in(to_values(self.cfg)), *self.to_label.paths]
+        refuse_overwriting(results_of(self.cfg), [*read, *self.photos.train.paths, *self.photos.val.paths])
 
     def settings(self, member: str, model: str) -> tuple[Any, Any]:
         """Recipe and built config of a member on weights `model`. Raises `ConfigError`."""
@@ -275,6 +278,12 @@ class Pipeline:
                 f"{total:.2f} million parameters ({told}), and {self.cfg.parameters:g} are allowed: "
                 "take smaller backbones, or fewer members into fuse"
             )
+
+
+def results_of(cfg: Config) -> list[Path]:
+    """The files of the results: lines, .zip and .json."""
+    path = Path(cfg.out, f"result{cfg.date or time.strftime('%m%d')}.txt")
+    return [path, path.with_suffix(".zip"), path.with_suffix(".json")]
 
 
 def accuracies(run: Classifier, *names: str) -> list[str]:

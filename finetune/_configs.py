@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import finetune
 from jclip.config import build, load_values, to_values
 from jclip.errors import ConfigError, UnknownName
+from jclip.paths import is_file
 from jclip.postponed import postponed
 
 INSTALLED_CONFIGS = Path(__file__).parent / "configs"
@@ -21,11 +22,11 @@ CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"
 def find_config(name: str) -> Path:
     """A path, or the name of a shipped config such as `tip_adapter/features_caltech_lvis`. Raises `ConfigError`."""
     path = Path(name)
-    if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
+    if is_file(path):
         return path
     for folder in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS):
         for candidate in (folder / name, folder / f"{name}.yaml", folder.parent / name):
-            if os.path.isfile(candidate):  # noqa: PTH113
+            if is_file(candidate):
                 return candidate
     if name and os.path.lexists(path):
         return path  # a folder, a FIFO: whoever reads it says so
@@ -56,6 +57,22 @@ def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
     with postponed("numpy"):
         module = finetune.load(recipe)
         return module, build(module.Config, values, place)
+
+
+def files_named_in(values: Any) -> list[str]:
+    """The files that settings name: lists, features, weights, templates. What is written may be none of them."""
+    if isinstance(values, Mapping):
+        return [file for value in values.values() for file in files_named_in(value)]
+    if isinstance(values, list | tuple):
+        return [file for value in values for file in files_named_in(value)]
+    return [values] if isinstance(values, str) and _is_file(values) else []
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that is longer than names can be, or has a zero byte
+        return False
 
 
 def resolved(module: Any, cfg: Any) -> dict[str, Any]:

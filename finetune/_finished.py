@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune._configs import build_config, default_folder, read_config
+from finetune._configs import build_config, default_folder, read_config, resolved
 from jclip.config import DataConfig, apply_overrides
-from jclip.errors import CheckpointError, ConfigError
+from jclip.errors import CheckpointError, ConfigError, printable
+from jclip.spelling import name_key
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -19,8 +21,10 @@ if TYPE_CHECKING:  # help answers before NumPy is imported
     from jclip.data.loader import OnError
     from jclip.data.splits import PhotoData, Split
     from jclip.heads import ZeroShotHead
+    from jclip.readers import WeightFile
     from jclip.recorded import FeatureSet
     from jclip.results import Predictions
+    from jclip.run import Run
     from jclip.source import ModelSource
 
 
@@ -37,25 +41,32 @@ class Classifier:
     model: str = ""  # the weights that its features are of; runs of recorded features have none
     templates: str | None = None  # what it learned with; the config may say others now
     columns: np.ndarray | None = None  # of its scores, where it tells apart some of its classes, or in another order
+    result: Mapping[str, Any] = field(default_factory=dict)  # metrics and provenance, as result.json has them
 
     @staticmethod
-    def load(place: str | os.PathLike, overrides: Sequence[str] = (), model: str = "") -> Classifier:
+    def load(
+        place: str | os.PathLike,
+        overrides: Sequence[str] = (),
+        model: str = "",
+        result: Mapping[str, Any] | None = None,
+    ) -> Classifier:
         """The run in folder `place` with settings changed, or the one that training the config `place` with them made.
 
-        model: the base weights, where the run was made from recorded features or the file has moved. Raises
-        `ConfigError` when there is no such run.
+        model: the base weights, where the run was made from recorded features or the file has moved. result: of a run that
+        is about to finish, before it is written. Raises `ConfigError` when there is no such run, and `CheckpointError` where
+        a file of it is damaged.
         """
         import numpy as np
 
-        from jclip.readers import read_weights
         from jclip.run import read_result
 
         folder = Path(place)
         if folder.is_file() or folder.suffix == ".yaml":
             folder, overrides = default_folder(*read_config(str(place), overrides)), ()
-        read_result(folder)
-        saved = read_weights(folder / "learned.safetensors")
-        values = apply_overrides(json.loads(saved.metadata["config"]), overrides)
+        result = result or read_result(folder)
+        saved, told = _read_learned(folder)
+        templates = told["config"].get("templates")  # before they are overridden
+        values = apply_overrides(told["config"], overrides)
         module, cfg = build_config(values, f"{folder}/config.yaml")
         cfg = replace(cfg, model=model) if model else cfg
         own = folder / "model.safetensors"  # of a run that trained the towers
@@ -64,25 +75,22 @@ class Classifier:
             module=module,
             config=cfg,
             learned={k: np.array(t.read()) for k, t in saved.items()},
-            classnames=tuple(json.loads(saved.metadata["classnames"])),
-            width=int(saved.metadata["width"]),
+            classnames=tuple(told["classnames"]),
+            width=told["width"],
             model=str(own) if own.is_file() and not model else cfg.model or _members(cfg),
-            templates=json.loads(saved.metadata["config"]).get("templates"),
+            templates=templates,
+            result=result,
         )
 
     @property
     def metrics(self) -> dict[str, float]:
         """What the run measured."""
-        from jclip.run import read_result
-
-        return read_result(self.folder)["metrics"]
+        return self.result["metrics"]
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What the run was made of and with, and what its last start took: `seconds`, `peak_mib`."""
-        from jclip.run import read_result
-
-        return read_result(self.folder)["provenance"]
+        return self.result["provenance"]
 
     @property
     def normalised(self) -> bool:
@@ -165,20 +173,74 @@ class Classifier:
     def marks(self) -> dict[str, float]:
         """What a reader of its figures must know: whether they were chosen on test."""
         from jclip.results import SELECTED_ON_TEST
-        from jclip.run import read_result
 
-        return {k: v for k, v in read_result(self.folder)["metrics"].items() if k == SELECTED_ON_TEST}
+        return {k: v for k, v in self.metrics.items() if k == SELECTED_ON_TEST}
+
+    def photos(self) -> PhotoData | None:
+        """The photos of the config as the run saw them, those that have changed since noted; None of recorded features."""
+        from jclip.run_data import run_photos
+
+        photos = run_photos(self.config, getattr(self.module, "MEASURES_ALL", False))
+        if photos is not None:
+            self._note_changed(photos)
+        return photos
 
     def own_photos(self) -> PhotoData:
         """The test photos of the config's data, with their labels. Raises `ConfigError` where it has none."""
-        from jclip.data.splits import read_photos
-
         if not isinstance(self.config.data, DataConfig) or self.config.data.features:
             raise ConfigError("name the photos to label: this run has none of its own")
-        photos = read_photos(self.config.data)
+        photos = self.photos()
         if not len(photos.test):
             raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
         return photos
+
+    def _note_changed(self, photos: PhotoData) -> None:
+        """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
+        from jclip.run import read_result
+
+        told = read_result(self.folder)
+        values = resolved(self.module, self.config)
+        same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
+        comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
+        if not (same and comparable):  # other data is named, or digests are of another kind
+            return
+        finished = (self.folder / "result.json").stat().st_mtime
+        for name, digest in photos.digests().items():
+            before = told["provenance"].get(name, digest)
+            if before != digest:
+                part = name.removesuffix("_sha256")
+                sys.stderr.write(f"{printable(_changed(part, getattr(photos, part), before, digest, finished))}\n")
+
+
+def _changed(part: str, split: Split, before: str, now: str, finished: float) -> str:
+    """The line on a part's photos that changed since a run; finished: when that was, in seconds of the epoch."""
+    later = [path for path in split.paths if os.stat(path).st_mtime > finished]  # noqa: PTH116
+    first = f", {len(later)} of them later than result.json (first: {later[0]})" if later else ""
+    return (
+        f"the run's {part} photos have changed since it finished: now {len(split)}{first}; SHA-256 of contents and "
+        f"labels was {before[:12]}…, is {now[:12]}…"
+    )
+
+
+def _read_learned(folder: Path) -> tuple[WeightFile, dict[str, Any]]:
+    """What a run learned, and what the file says of it: config, class names and width. Raises `CheckpointError`."""
+    from jclip.readers import read_weights, safetensors
+    from jclip.run_folder import LEARNED, read_index
+
+    path = folder / LEARNED
+    older = read_index(folder) is None  # of the time before files had seals
+    try:
+        saved = read_weights(path) if older else safetensors.read_sealed(path)
+        told = {key: json.loads(saved.metadata[key]) for key in ("config", "classnames", "width")}
+    except OSError as e:
+        raise CheckpointError(f"can't read {path}: {e.strerror}") from e
+    except (KeyError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path} must say config, class names and width: it is not what a run learned") from e
+    names = told["classnames"]
+    whole = isinstance(told["config"], dict) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+    if not whole or type(told["width"]) is not int or told["width"] < 1:
+        raise CheckpointError(f"{path} must say config, class names and width, each of its type")
+    return saved, told
 
 
 def _members(cfg: Any) -> str:
@@ -196,7 +258,13 @@ def unlabelled(photos: Sequence[str]) -> Split:
 
 
 def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
-    """Where each of `names` stands among `own` ones; None where one does not, or stands twice."""
+    """Where each of `names` stands among `own` ones, as it is spelled or, if need be, as `name_key` compares; None where
+    one does not, or stands twice."""
+    exact = _columns(names, own)
+    return exact if exact is not None else _columns([*map(name_key, names)], [*map(name_key, own)])
+
+
+def _columns(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
     import numpy as np
 
     place = {name: i for i, name in enumerate(own)}
@@ -206,23 +274,30 @@ def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
 
 def _news(names: Sequence[str], own: Sequence[str]) -> str:
     """Why `columns_of` found no way, and what to do."""
-    new = [name for name in names if name not in own]
+    known = {*map(name_key, own)}
+    new = [name for name in names if name_key(name) not in known]
     if new:
         return f"{len(new)} of the data's {len(names)} are others (first: {new[0]!r}); zero_shot and prompts take any"
     twice = [name for name in names if own.count(name) > 1]
     return f"{twice[0]!r} stands there twice: rename one" if twice else "its templates can't be changed afterwards"
 
 
-def test_photos(data: DataConfig, whole: bool = False) -> PhotoData | None:
-    """The test photos of `data`, or with `whole` all photos of a set that has no test part; None of recorded features.
+def test_photos(done: Classifier, whole: bool = False) -> PhotoData | None:
+    """The test photos of the run's config, or with `whole` all photos of a set that has no test part; None of recorded
+    features.
 
     Raises `ConfigError` where there is nothing to measure on.
     """
-    from jclip.data.splits import Split, read_photos
+    from jclip.data.splits import Split
+    from jclip.run_data import run_photos
 
-    if data.features:
+    if whole:  # nothing is learned: a set's photos stay whole
+        data = replace(done.config.data, shots=0, val_shots=0, pool=0)
+        photos = run_photos(replace(done.config, data=data))
+    else:
+        photos = done.photos()
+    if photos is None:
         return None
-    photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))  # nothing is learned: a set's photos stay whole
     test = photos.train if whole and not len(photos.test) else photos.test
     if not len(test):
         raise ConfigError("there is no test data to measure on: set data.test")
@@ -233,10 +308,9 @@ def test_features(
     done: Classifier, source: ModelSource | None, photos: PhotoData | None, normalise: bool
 ) -> FeatureSet:
     """Test features of the config's data with the text of its classes. Raises `ConfigError` where there are none."""
-    from jclip.features import few_shot_features
+    from jclip.run_data import run_features
 
-    templates = getattr(done.config, "templates", "openai7")
-    data = few_shot_features(done.config.data, source, templates, train=False, photos=photos, normalise=normalise)
+    data = run_features(done.config, source, photos, train=False, normalise=normalise)
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
     return data
@@ -267,25 +341,29 @@ def measure(done: Classifier, out: Path) -> dict[str, float]:
     Raises `ConfigError` for a run that learned from captions, of classes that it can't tell apart, or without test data,
     `CheckpointError` for features of another width.
     """
-    from jclip.evaluation import write_evaluation
+    from jclip.evaluation import FILES, write_evaluation
+    from jclip.paths import refuse_overwriting
 
     done.check_photos()
-    data, scores, names = scored(done, done.source(), test_photos(done.config.data))
+    photos = test_photos(done)
+    refuse_overwriting([out / name for name in FILES], photos.test.paths if photos else ())
+    data, scores, names = scored(done, done.source(), photos)
     return write_evaluation(out, scores, data.test_labels, names, data.test_photos, done.marks())
 
 
-def measure_if_cheap(folder: Path) -> list[str]:
-    """The same for a run that has just finished, into its own folder, where its features are frozen and known: the
-    names of the files. Runs that trained a tower, whose scores take passes through one, or that have no test data, are
-    left to `eval`."""
+def measure_if_cheap(run: Run, result: Mapping[str, Any]) -> list[str]:
+    """The same for a run that is about to finish with `result`, into its own folder, where its features are frozen and
+    known: the names of the files. Runs that trained a tower, whose scores take passes through one, or that have no test
+    data, are left to `eval`."""
     from jclip.evaluation import FILES
 
-    metrics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["metrics"]
+    folder = run.folder
     learned, own = folder / "learned.safetensors", folder / "model.safetensors"
-    if own.is_file() or not learned.is_file() or "test_top1" not in metrics:
+    if own.is_file() or not learned.is_file() or "test_top1" not in result["metrics"]:
         return []
-    done = Classifier.load(folder)
+    done = Classifier.load(folder, result=result)
     if not getattr(done.module, "CHEAP", True):
         return []
+    run.expect(FILES)
     measure(done, folder)
     return [name for name in FILES if (folder / name).is_file()]

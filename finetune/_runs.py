@@ -13,7 +13,4 @@ def finished(folder: Path, module: Any, cfg: Any, quiet: bool = False) -> dict[s
     from jclip.run import Run
 
     with Run(folder, resolved(module, cfg), quiet) as run:
-        if run.result is None:
-            run.finish(module.run(cfg, run))
-            run.slot().clear()
-        return run.result
+        return run.result or run.finish(module.run(cfg, run))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from finetune._challenge import Config, Pipeline, parameters
+from finetune._challenge import Config, Pipeline, parameters, results_of
 from finetune._finished import Classifier
 from finetune._fusion import Fused, fuse, gated, untaught
 from jclip.config import to_values
@@ -71,7 +70,7 @@ def sizes_of(members: Members) -> dict[str, int]:
 
 def write(cfg: Config, predictions: Predictions) -> list[Path]:
     """resultMMDD.txt, read again and checked, and its .zip."""
-    path = Path(cfg.out, f"result{cfg.date or time.strftime('%m%d')}.txt")
+    path = results_of(cfg)[0]
     write_predictions(predictions, str(path))
     check_challenge(path, predictions.photos)
     return [path, zip_challenge(path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune import _runs
-from finetune._configs import default_folder, read_config
+from finetune._configs import default_folder, files_named_in, find_config, read_config, resolved
 from finetune._finished import Classifier
-from finetune._transfer import base_to_new
+from finetune._transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.arguments import Parser, nonempty
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing
@@ -66,15 +67,17 @@ def sweep(argv: list[str]) -> int:
     extra = BASE_TO_NEW if args.base_to_new else ()
     points = base_first(args.configs, args.runs) if args.base_to_new else planned(args.configs, args.runs)
 
+    rows, failed, out = [], [], Path(args.out)
+    check_out(out, points, [a for a in args.configs if "=" not in a])
+
     from tqdm import tqdm
 
-    rows, failed, out = [], [], Path(args.out)
     with tqdm(points, desc="sweep", unit="run", disable=None, leave=False) as bar:
         for point in bar:
             bar.set_postfix_str(f"{point.config} {point.shots} shots")
             try:
                 row = row_of(point, finished(point))
-                measured_too = base_to_new(Classifier.load(point.folder), point.folder) if extra else {}
+                measured_too = measured_halves(point.folder) if extra else {}
                 rows.append(row | {column: measured_too.get(column, "") for column in extra})
             except (ConfigError, DataError) as e:  # what this recipe can't do with these shots; the others can
                 failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
@@ -84,6 +87,30 @@ def sweep(argv: list[str]) -> int:
         plot(out / "sweep.png", rows)
     print("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
     return 0 if rows else 2
+
+
+def check_out(out: Path, points: Sequence[Point], configs: Sequence[str]) -> None:
+    """Raises `ConfigError` where sweep.csv or sweep.png would take the place of what the sweep reads."""
+    from jclip.paths import refuse_overwriting
+
+    named = [file for point in points for file in files_named_in(resolved(point.module, point.cfg))]
+    refuse_overwriting([out / "sweep.csv", out / "sweep.png"], [*named, *map(find_config, configs)])
+    picture = (out / "sweep.png").resolve()
+    roots = {point.cfg.data.root: point.cfg.data for point in points if point.cfg.data.root}
+    for root, data in roots.items():
+        if picture.is_file() and picture.is_relative_to(Path(root).resolve()):
+            from jclip.data.splits import read_photos
+
+            photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))
+            refuse_overwriting([picture], [p for split in (photos.train, photos.val, photos.test) for p in split.paths])
+
+
+def measured_halves(folder: Path) -> dict[str, float]:
+    """What a run has of base and new classes, written into its folder."""
+    from jclip.run_folder import adding_to
+
+    with adding_to(folder, BASE_TO_NEW_FILES):
+        return base_to_new(Classifier.load(folder), folder)
 
 
 def planned(arguments: Sequence[str], runs: str) -> list[Point]:
@@ -155,11 +182,10 @@ def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """All rows so far."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
-    ):
-        write_csv_rows(f, columns, [[row[column] for column in columns] for row in rows])
+    text = io.StringIO(newline="")
+    write_csv_rows(text, columns, [[row[column] for column in columns] for row in rows])
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[int, tuple[float, float]]]:

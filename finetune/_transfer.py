@@ -15,11 +15,13 @@ from finetune._configs import build_config, resolved
 from finetune._finished import Classifier, scored, test_features, test_photos
 from jclip.config import apply_overrides, load_groups
 from jclip.errors import ConfigError, JclipError
+from jclip.paths import is_file
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     from jclip.source import ModelSource
 
 HALVES = ("base", "new")
+BASE_TO_NEW_FILES, SETS_FILES = ("base_to_new.json", "base_to_new.csv"), ("sets.json", "sets.csv")
 WHERE_FROM = (
     "shots",
     "val_shots",
@@ -27,6 +29,7 @@ WHERE_FROM = (
     "seed",
     "on_error",
     "draft",
+    "upright",
 )  # a set's data has the run's, where it says none
 SETTINGS = ("data", "templates")  # that a set may have
 SET_COLUMNS = ("set", "classes", "photos", "zero_shot_top1", "top1", "top5", "mean_per_class", "ece")
@@ -101,7 +104,7 @@ def read_sets(done: Classifier, given: Sequence[Sequence[str]]) -> dict[str, Cla
     """
     found: dict[str, Classifier] = {}
     for name, *settings in given:
-        if not settings and Path(name).is_file():
+        if not settings and is_file(name):
             groups = load_groups(Path(name))
         elif settings and "=" not in name:
             groups = {name: apply_overrides({}, settings)}
@@ -119,10 +122,11 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
     unknown = sorted({*values} - {*SETTINGS})
     if unknown or not isinstance(values.get("data", {}), Mapping):
         raise ConfigError(f"{place}: a set has data.… settings and templates, got {', '.join(unknown) or 'data'}")
-    if "draft" in values.get("data", {}):
-        raise ConfigError(f"{place}: data.draft is said of all sets, behind the run")
+    if of_all := [key for key in ("draft", "upright", "exif_rotate") if key in values.get("data", {})]:
+        raise ConfigError(f"{place}: data.{of_all[0]} is said of all sets, behind the run")
     whole = resolved(done.module, done.config)
     kept = {k: whole["data"][k] for k in WHERE_FROM}
+    whole |= {"classes": ""} if "classes" in whole else {}  # a set has its own
     whole |= {**values, "data": {**kept, **values.get("data", {})}}
     return replace(done, config=build_config(whole, place)[1])
 
@@ -152,7 +156,7 @@ def measured(
     from jclip.functional.metrics import classification_report
     from jclip.heads import ZeroShotHead, unit
 
-    photos = test_photos(done.config.data, whole)
+    photos = test_photos(done, whole)
     data, scores, names = scored(done, own, photos)
     told = {"classes": len(names), **classification_report(scores, data.test_labels)}
     if before is not own:

@@ -67,7 +67,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     )  # fmt: skip
     learned = {**trained.arrays, **prompts.layout.arrays(), "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    context.write_nearest(run.folder / "words.csv", source.model, learned["context"])
+    context.write_nearest(run.file("words.csv"), source.model, learned["context"])
     measured = data.report(scorer_of(learned, source))
     last = {"test_top1_last_epoch": measured["test_top1"]} if cfg.selection == "last" and len(data.test) else {}
     return {**adapt.zero_shot_report(data), **measured, **last, **trained.told}

@@ -117,7 +117,7 @@ def start_model(cfg: Config, run: Run):
     if not cfg.scratch:
         from jclip.source import ModelSource
 
-        source = ModelSource(cfg.model, cfg.family)
+        source = ModelSource(cfg.model, cfg.family, upright=cfg.data.upright)
         run.note(weights_sha256=source.checkpoint.sha256)
         return source.model, source.preprocess
     from jclip.clip import CLIP
@@ -126,7 +126,7 @@ def start_model(cfg: Config, run: Run):
 
     config = config_of(cfg.model)
     jt.set_global_seed(cfg.seed)
-    return CLIP(config), Preprocess(size=config.vision.image_size)
+    return CLIP(config), Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
 
 
 def check(cfg: Config, train: Pairs | None, val: Pairs | None, size: int) -> None:
@@ -292,7 +292,7 @@ def save(cfg: Config, run: Run, model, preprocess: Preprocess, folders: Mapping[
     from jclip.heads import head_of
     from jclip.prompts import class_prompts, load_templates
 
-    save_model(run.folder / "model.safetensors", model, preprocess, cfg.half, made_by="contrastive")
+    save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
     for photos in list(folders.values())[:1]:
         with inference(model):
             head = head_of(model, class_prompts(photos.classnames, load_templates(cfg.templates)))

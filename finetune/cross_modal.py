@@ -253,7 +253,7 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
         report = measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
         told["test_top1_last_epoch"] = report["top1"]
     block.put(trained.arrays)
-    save_model(run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, made_by="cross_modal")
+    save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, made_by="cross_modal")
     learned = arrays(cfg, {"head": trained.arrays["head"]})
     run.save_learned(learned, classnames=data.classnames, width=source.width)
     for i in range(len(grid)):

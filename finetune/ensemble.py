@@ -126,7 +126,7 @@ def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
         return Classifier.load(place)
     module, cfg, path = read_config(place)
     cfg = replace(cfg, data=ensemble.data, seed=ensemble.seed)
-    folder = run.folder / f"{number}-{path.parent.name}-{path.stem}"
+    folder = run.inner(f"{number}-{path.parent.name}-{path.stem}")
     finished(folder, module, cfg)
     return Classifier.load(folder)
 

@@ -93,7 +93,10 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import ModelSource
     from jclip.tuning import check_photos, measured_parts
 
-    source, photos = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft), read_photos(cfg.data)
+    source, photos = (
+        ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        read_photos(cfg.data),
+    )
     cfg = fitted(cfg, len(photos.train))
     check_photos(cfg, photos)
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
@@ -120,9 +123,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= measured(tuned, "tuned_") if cfg.wise else {}
     final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned) if cfg.wise else tuned
     after = measured(final)
-    save_model(
-        run.folder / "model.safetensors", source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align"
-    )
+    save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align")
     learned = {k: final[k] for k in start}
     run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
     run.slot("head").clear()

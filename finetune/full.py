@@ -70,7 +70,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import ModelSource
     from jclip.tuning import check_photos, head_of_now, measure, measured_parts, photo_epochs
 
-    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
@@ -96,7 +96,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
         put_arrays(model, outcome.best_arrays)
-    save_model(run.folder / "model.safetensors", model, source.checkpoint.preprocess, cfg.half, made_by="full")
+    save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
     head = head_of_now(model, prompts)
     run.save_learned(
         {"text": head.weights, "scale": np.array([head.scale])},

@@ -65,7 +65,10 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.source import ModelSource
     from jclip.tuning import check_photos, head_of_now, measured_parts
 
-    source, photos = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft), read_photos(cfg.data)
+    source, photos = (
+        ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        read_photos(cfg.data),
+    )
     check_photos(cfg, photos)
     model, adapters = source.model, Adapters(source.model, cfg.lora, cfg.seed)
     before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
@@ -75,7 +78,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     arrays, told = train(cfg, run, source, photos, adapters, prompts)
 
     put_arrays(model, adapters.merged(arrays))
-    save_model(run.folder / "model.safetensors", model, source.checkpoint.preprocess, cfg.half, made_by="lora")
+    save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
     head = head_of_now(model, prompts)
     learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
     run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])

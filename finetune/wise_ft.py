@@ -165,11 +165,11 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
     ends, photos = [source_of(cfg), source_of(cfg, cfg.tuned)], read_photos(cfg.data)
     if ends[0].config != ends[1].config:
         raise MisfitError(f"{cfg.tuned} is of another architecture than {cfg.model}: they can't be mixed")
-    file = run.folder / "model.safetensors"
+    file = run.file("model.safetensors")
 
     def at(alpha: float) -> FeatureSet:
         save_mixture(file, *(end.checkpoint for end in ends), alpha)
-        mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft)
+        mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft, upright=cfg.data.upright)
         return few_shot_features(cfg.data, mixed, cfg.templates, train=False, photos=photos)
 
     seen = {alpha: at(alpha) for alpha in (grid(cfg.steps) if cfg.search else sorted({0.0, cfg.alpha, 1.0}))}

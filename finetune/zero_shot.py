@@ -10,7 +10,7 @@ features with labels; validation photos where weights are searched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,13 +21,16 @@ from jclip.errors import ConfigError, DataError
 from jclip.member import Member, check_mixture
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import PhotoData, Split
+    from jclip.data.splits import Split
     from jclip.mixture import Mixture
     from jclip.recorded import FeatureSet
     from jclip.run import Run
     from jclip.source import ModelSource, SideBySide
 
     Learned = dict[str, np.ndarray]
+
+
+MEASURES_ALL = True  # photos of data without parts: there is nothing to learn from
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,10 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     """Features of photos, or recorded ones, and the text of their classes."""
-    from jclip.features import few_shot_features
+    from jclip.run_data import run_features, run_photos
     from jclip.source import source_of
 
-    photos = photos_of(cfg)
-    asked = (
-        replace(cfg.data, text_features="") if cfg.classes else cfg.data
-    )  # text is of other classes: see `among_classes`
-    data = few_shot_features(asked, source_of(cfg), cfg.templates, train=False, photos=photos)
-    data = data if photos or not cfg.classes else among_classes(cfg, data)
+    data = run_features(cfg, source_of(cfg), run_photos(cfg, MEASURES_ALL), train=False)
     if data.text is None:
         raise DataError("these features come without text features: set model= to the model they are of")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
@@ -107,9 +105,10 @@ def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
 def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     """Features of photos by all models, side by side, and what mixes their scores."""
     from jclip.features import few_shot_features
+    from jclip.run_data import run_photos
     from jclip.source import source_of
 
-    source, photos = source_of(cfg), photos_of(cfg)
+    source, photos = source_of(cfg), run_photos(cfg, MEASURES_ALL)
     if cfg.search and not len(photos.val):
         raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
     mixture = mixture_for(cfg, source, photos.classnames, {"val": photos.val, "test": photos.test})
@@ -136,7 +135,7 @@ def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
     targets = found.targets[rows]
     precisions = average_precisions(mixture(features), targets)
     table = zip(found.classnames, targets.sum(axis=0), precisions, strict=True)
-    write_csv(run.folder / "per_class.csv", ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
+    write_csv(run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
     metrics = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
     write_benchmark(cfg, run, metrics, len(found.classnames))
     return metrics
@@ -178,7 +177,7 @@ def members(cfg: Config) -> tuple[Member, ...]:
         raise ConfigError("this config names no model: set model, or models")
     look = PreprocessChoice(draft=cfg.data.draft or None)
     one = {"weights": cfg.model, "prompts": cfg.templates, "family": cfg.family, "dtype": cfg.dtype}
-    return cfg.models or (Member(**one, preprocess=look),)
+    return tuple(member.reading(cfg.data.upright) for member in cfg.models or (Member(**one, preprocess=look),))
 
 
 def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
@@ -193,48 +192,6 @@ def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarra
     return told | ({"test_known_top1": top_k(scores[sure], data.test_labels[sure])} if sure.any() else {})
 
 
-def photos_of(cfg: Config) -> PhotoData | None:
-    """The data's photos, their classes named as `classes` says; None of recorded features.
-
-    Of data that has neither a test nor a validation part all photos are measured, but for those that weights are searched by.
-    """
-    from jclip.data.class_names import read_class_names
-    from jclip.data.splits import Split, read_photos, renamed
-
-    if cfg.data.features:
-        return None
-    photos = read_photos(cfg.data)
-    whole = photos if len(photos.test) else read_photos(replace(cfg.data, shots=0, val_shots=0))
-    if not len(whole.val) + len(whole.test):
-        val = photos.val if cfg.search else Split()
-        held = {*val.paths}
-        rest = [row for row, path in enumerate(whole.train.paths) if path not in held]
-        photos = replace(photos, val=val, test=whole.train.take(rest))
-    if not cfg.classes:
-        return photos
-    names = read_class_names(cfg.classes)
-    return renamed(photos, names.names, names.places(photos.classnames))
-
-
-def among_classes(cfg: Config, data: FeatureSet) -> FeatureSet:
-    """Recorded features among the classes that `classes` names, with `data.text_features` or the model's text of them."""
-    from jclip.data.class_names import read_class_names
-    from jclip.heads import text_for
-    from jclip.recorded import read_text, renamed
-    from jclip.source import source_of
-
-    names, source = read_class_names(cfg.classes), source_of(cfg)
-    places = names.places(data.classnames)
-    if cfg.data.text_features:
-        return renamed(
-            data, names.names, places, read_text(cfg.data.text_features, len(names.names), data.test.shape[1])
-        )
-    if source is None:
-        raise ConfigError("classes: these need text of their own: set model, or data.text_features to an .npy (C, E)")
-    text = text_for(source, names.names, cfg.templates)
-    return replace(renamed(data, names.names, places, text["text"]), scale=float(text["scale"][0]))
-
-
 def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: int) -> None:
     """benchmark.json, in the fields of CLIP_benchmark."""
     from jclip.evaluation import benchmark_of, write_json
@@ -242,4 +199,4 @@ def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: i
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train
     models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
-    write_json(run.folder / "benchmark.json", benchmark_of(metrics, classes, dataset, models))
+    write_json(run.file("benchmark.json"), benchmark_of(metrics, classes, dataset, models))

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from jclip.errors import CheckpointError
+from jclip.errors import CheckpointError, ConfigError
 from jclip.families import Stated, refused
 from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
@@ -15,6 +15,15 @@ HEAD_WIDTHS = {
     384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112, 4096: 128, 5120: 128,
 }  # fmt: skip
 POST_NORM = {768: False, 1024: False, 1792: True, 4096: False, 5120: True}  # EVA's, by width
+_RANKS = {  # axes of the tensors whose shapes are read below
+    "visual.conv1.weight": 4, "visual.positional_embedding": 2, "visual.proj": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "visual.trunk.patch_embed.proj.weight": 4, "visual.trunk.pos_embed": 3, "visual.trunk.head.weight": 2,
+    "visual.trunk.blocks.0.mlp.fc1.weight": 2, "visual.trunk.blocks.0.mlp.fc1_g.weight": 2,
+    "visual.layer1.0.conv1.weight": 4, "visual.attnpool.positional_embedding": 2, "visual.attnpool.c_proj.weight": 2,
+    "token_embedding.weight": 2, "positional_embedding": 2, "text_projection": 2, "ln_final.weight": 1,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+}  # fmt: skip
 _FOREIGN_VOCABULARIES = {901629: "metaclip2", 250100: "metaclip2", 32000: "clipa"}
 
 
@@ -145,6 +154,9 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
     One tower alone makes a model of one tower.
     """
     activation = stated.told_activation(place)
+    for key, rank in _RANKS.items():
+        if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
+            raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")
     try:
         vision = _vision_from_shapes(shapes, stated, place)
         text = _text_from_shapes(shapes) if "token_embedding.weight" in shapes else None
@@ -155,6 +167,8 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
         return CLIPConfig(_embed_dim(shapes), vision, text, activation)
     except KeyError as e:
         raise CheckpointError(f"{place}: a CLIP model needs {e.args[0]}, which is missing") from e
+    except ConfigError as e:
+        raise CheckpointError(f"{place}: its shapes make no CLIP model: {e}") from e
 
 
 def _embed_dim(shapes: Mapping[str, tuple]) -> int:
@@ -241,7 +255,7 @@ def _resnet_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: obje
 
 
 def _heads(width: int, stated: Stated, place: object) -> int:
-    head_width = stated.head_width or HEAD_WIDTHS.get(width)
+    head_width = HEAD_WIDTHS.get(width) if stated.head_width is None else stated.head_width
     if not head_width:
         raise CheckpointError(
             f"{place}: an image tower of width {width} does not tell its head width: pass head_width= (--vision-head-width)"

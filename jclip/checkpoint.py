@@ -14,25 +14,31 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from jclip import catalogue
-from jclip.architecture import config_from_shapes
-from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError
+from jclip.architecture import config_from_shapes, parameter_shapes
+from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, printable
 from jclip.families import FAMILIES, Stated
 from jclip.functional.positions import resample_linearly, resample_positions
 from jclip.paths import file_sha256
 from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
+from jclip.schema import LARGEST_DESCRIPTION, parse
 from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
 
 FORMAT_VERSION = "1"
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
-_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.")
-_PREFIXES = ("module.", "_orig_mod.")
+LARGEST_SCALE = 7.0  # of |logit_scale|: e^7 is eleven times what CLIP clamps its temperature to
+_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.")
+_INSERTED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_ROOTS = (  # what a model's own names begin with, in every layout that is read
+    "visual.", "token_embedding.", "transformer.", "text.", "vision_model.", "text_model.", "visual_projection.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, of several files of their hashes; remembered for path, size and modification time."""
+        """Of the file's bytes, of several files of their hashes; remembered as `file_sha256` does."""
         if len(self.files) < 2:
             return file_sha256(self.files[0] if self.files else self.path)
         return hashlib.sha256("".join(map(file_sha256, self.files)).encode()).hexdigest()
@@ -69,10 +75,10 @@ class Checkpoint:
             raise ConfigError(f"{self.path} holds no image tower: it has no image size")
         if old.image_size == (height, width):
             return self
-        new = replace(old, image_size=(height, width))
-        step = 32 if isinstance(new, ResNetConfig) else new.patch_size
+        step = 32 if isinstance(old, ResNetConfig) else old.patch_size
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size {height} x {width} is no multiple of {step}, the model's step")
+        new = replace(old, image_size=(height, width))
         antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
         table = before.read().astype(np.float32)
@@ -100,13 +106,14 @@ class Checkpoint:
         grows = length > text.context_length
         if length < 3 or (grows and method == "truncate"):
             raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        resized = replace(text, context_length=length)
         table = self.tensors["positional_embedding"].read().astype(np.float32)
         table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
         said = f"{text.context_length} to {length}, {'linear' if grows or method == 'linear' else 'truncated'}"
         return replace(
             self,
             tensors={**self.tensors, "positional_embedding": in_memory(table)},
-            config=replace(self.config, text=replace(text, context_length=length)),
+            config=replace(self.config, text=resized),
             metadata={**self.metadata, "text_positions": said},
         )
 
@@ -132,6 +139,8 @@ def open_checkpoint(
     error. Raises `LayoutError` for another layout, which `convert` reads, and `CheckpointError` for what is not known.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} must be a regular file, got a {'folder' if path.is_dir() else 'FIFO or device'}")
     stated = stated or Stated(family=family, head_width=head_width)
     file = read_weights(path)
     if file.metadata.get("format") == "jclip":
@@ -140,7 +149,7 @@ def open_checkpoint(
     if not is_openai_layout(tensors):
         shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
         raise LayoutError(f"{path} is no CLIP model in OpenAI's layout (it holds {shown} …)")
-    return from_tensors(path, tensors, stated.believing(family_of(path, file, stated)), "openai names")
+    return _fitting(from_tensors(path, tensors, stated.believing(family_of(path, file, stated)), "openai names"))
 
 
 def is_ours(path: Path) -> bool:
@@ -158,7 +167,54 @@ def from_tensors(path: Path, tensors: dict[str, LazyTensor], stated: Stated, lay
     config = config_from_shapes({k: t.shape for k, t in tensors.items()}, stated, path)
     size = config.vision.image_size if config.vision else (224, 224)
     facts = {"source_family": stated.family or "stated", "source_layout": layout}
-    return Checkpoint(path, tensors, config, stated.preprocess(size), facts, (path,) if path.is_file() else ())
+    files = (path,) if path.is_file() else ()
+    return Checkpoint(path, finite_tensors(tensors, path), config, stated.preprocess(size), facts, files)
+
+
+def finite_tensors(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    """The same tensors, each compared when it is read: numbers that are not finite, and a temperature that is not stored
+    as its logarithm, are a `CheckpointError` by the tensor's name."""
+    return {k: replace(t, read=partial(_read_finite, k, t, path)) for k, t in tensors.items()}
+
+
+def _read_finite(name: str, tensor: LazyTensor, path: Path) -> np.ndarray:
+    values = tensor.read()
+    refuse_infinite(name, values, path)
+    if name == "logit_scale" and values.size == 1:
+        _check_scale(float(values.reshape(())), path)
+    return values
+
+
+def refuse_infinite(name: str, values: np.ndarray, place: object) -> None:
+    """Raises `CheckpointError` where a number is NaN or infinite. One pass and no copy where all are finite."""
+    if values.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):  # one that is not would make the sum so
+            return
+        lost = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if lost:
+        raise CheckpointError(
+            f"{place}: {name} must be finite, got {lost:,} NaN or infinite of {values.size:,} numbers"
+        )
+
+
+def _check_scale(value: float, path: Path) -> None:
+    if abs(value) <= LARGEST_SCALE:
+        return
+    meant = f": it is exponentiated already; save its logarithm {math.log(value):.4f} in its place" if value > 0 else ""
+    raise CheckpointError(
+        f"{path}: logit_scale must be the logarithm of a temperature, from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g} "
+        f"(CLIP's own: 4.6052), got {value:g}{meant}"
+    )
+
+
+def _fitting(checkpoint: Checkpoint) -> Checkpoint:
+    """The same. Raises `MisfitError` unless the file holds what its description, or its shapes, say: nothing is
+    allocated for what isn't there."""
+    got = {k: t.shape or (1,) for k, t in checkpoint.tensors.items()}
+    compare_keys(parameter_shapes(checkpoint.config), got, str(checkpoint.path))
+    return checkpoint
 
 
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
@@ -173,15 +229,26 @@ def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
 
 def _from_metadata(path: Path, file: WeightFile, stated: Stated) -> Checkpoint:
     try:
-        config = CLIPConfig.from_dict(json.loads(file.metadata["config"]))
-        preprocess = Preprocess.from_dict(json.loads(file.metadata["preprocess"]))
-    except (KeyError, ValueError, ConfigError) as e:
+        config = CLIPConfig.from_dict(_described(file, "config"))
+        preprocess = Preprocess.from_dict(_described(file, "preprocess"))
+        if config.vision and preprocess.size != config.vision.image_size:
+            raise ConfigError(f"size must be image_size {config.vision.image_size} of vision, got {preprocess.size}")
+    except (CheckpointError, ConfigError) as e:
         raise CheckpointError(f"{path} was written by jclip but its metadata is damaged: {e}") from e
     wanted = stated.activation or (FAMILIES[stated.family].activation if stated.family else None)
     if wanted not in (None, config.activation):
         said = f"family {stated.family!r}" if stated.family else f"--activation {wanted}"
         raise CheckpointError(f"{path} says activation {config.activation}, {said} contradicts it")
-    return Checkpoint(path, file.tensors, config, preprocess, file.metadata, (path,))
+    facts = {printable(k): printable(v) for k, v in file.metadata.items() if k not in ("config", "preprocess")}
+    return _fitting(Checkpoint(path, finite_tensors(file.tensors, path), config, preprocess, facts, (path,)))
+
+
+def _described(file: WeightFile, key: str) -> dict:
+    if key not in file.metadata:
+        raise CheckpointError(f"{key} is missing")
+    if len(file.metadata[key]) > LARGEST_DESCRIPTION:
+        raise CheckpointError(f"{key} must be at most {LARGEST_DESCRIPTION:,} characters long")
+    return parse(file.metadata[key], key)
 
 
 def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
@@ -191,31 +258,45 @@ def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
 
 
 def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
-    """Names without the wrappers of training scripts (`state_dict`, `module.`, `_orig_mod.`)."""
+    """Names without the wrappers of training scripts, in any order and nesting (`state_dict`, `module.`, `_orig_mod.`).
+
+    What stands beside a wrapper's names (an optimiser's moments) is left out. Where a model's own names are seen, all
+    names are taken as they are. Raises `CheckpointError` where two names become one.
+    """
     tensors = dict(file)
-    for wrapper in _WRAPPERS:
-        inner = {k.removeprefix(wrapper): t for k, t in tensors.items() if k.startswith(wrapper)}
-        tensors = inner or tensors
-    for prefix in _PREFIXES:
-        if tensors and all(k.startswith(prefix) for k in tensors):
-            tensors = {k.removeprefix(prefix): t for k, t in tensors.items()}
-    return tensors
+    while not any(name.startswith(_ROOTS) for name in tensors):
+        wrapper = next((w for w in _WRAPPERS if any(name.startswith(w) for name in tensors)), None)
+        if wrapper is None:
+            break
+        tensors = {k.removeprefix(wrapper): t for k, t in tensors.items() if k.startswith(wrapper)}
+    plain: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        own = _INSERTED.sub("", name)
+        if own in plain:
+            raise CheckpointError(f"{own} must stand in a file once, but {name} is the same tensor's name")
+        plain[own] = tensor
+    return plain
 
 
 def load_strict(
-    model, arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray], place: str = "weights"
+    model,
+    arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray | LazyTensor],
+    place: str = "weights",
 ) -> None:
-    """Fills `model`. All names and shapes are compared before anything is assigned.
+    """Fills `model`. All names and shapes are compared before anything is assigned; tensors of a file are read one by one.
 
-    Raises `MisfitError` listing missing, unexpected and misshaped keys. Jittor's own loader raises nothing.
+    Raises `MisfitError` listing missing, unexpected and misshaped keys, and `CheckpointError` for NaN and infinite
+    numbers. Jittor's own loader raises nothing.
     """
     values = dict(arrays.items() if isinstance(arrays, Mapping) else arrays)
     state = model.state_dict()
-    values = {k: v.reshape(1) if v.ndim == 0 else v for k, v in values.items()}
-    compare_keys({k: tuple(v.shape) for k, v in state.items()}, {k: tuple(v.shape) for k, v in values.items()}, place)
+    shapes = {k: tuple(v.shape) or (1,) for k, v in values.items()}
+    compare_keys({k: tuple(v.shape) for k, v in state.items()}, shapes, place)
     for name, var in state.items():
-        frozen = var.is_stop_grad()
-        var.update(type(var)(np.ascontiguousarray(values[name])))
+        frozen, value = var.is_stop_grad(), values[name]
+        array = value.read().astype(np.float32, copy=False) if isinstance(value, LazyTensor) else value
+        refuse_infinite(name, array, place)
+        var.update(type(var)(np.ascontiguousarray(array.reshape(shapes[name]))))
         if frozen:
             var.stop_grad()
 
@@ -256,7 +337,7 @@ def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | No
         "format_version": FORMAT_VERSION,
         "arch": architecture_name(config) or "unnamed",
         "config": json.dumps(config.to_dict()),
-        "preprocess": json.dumps(preprocess.to_dict()),
+        "preprocess": json.dumps({k: v for k, v in preprocess.to_dict().items() if k != "upright"}),  # the reader's
         "tokenizer": "openai-bpe",
     }
     return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}

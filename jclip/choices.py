@@ -32,7 +32,7 @@ class PreprocessChoice:
     interpolation: Interpolation | None = None
     sharpness: float | None = None
     rgb_first: bool | None = None
-    exif_rotate: bool | None = None
+    upright: bool | None = None
     draft: bool | None = None
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from jclip.errors import UnknownName, fail, guarded, say
 
 COMMANDS = {  # name → module:function, one line of help
+    "check-data": ("jclip.check_data:main", "show what a run would read of a folder of photos, before it is run"),
     "zero-shot": ("jclip.zero_shot:main", "sort photos into classes that you name"),
     "train": ("finetune.__main__:train", "run a recipe from a YAML"),
     "sweep": ("finetune._sweep:sweep", "run configs at several settings: shots, seeds, rates"),

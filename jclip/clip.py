@@ -255,7 +255,7 @@ def load(
 def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
     """The model that `checkpoint` holds, in evaluation mode. Raises `MisfitError` when keys or shapes don't fit."""
     model = CLIP(checkpoint.config)
-    load_strict(model, checkpoint.arrays(), str(checkpoint.path))
+    load_strict(model, checkpoint.tensors, str(checkpoint.path))
     model.eval()
     model.to(dtype)
     jt.sync_all()  # weights that were never computed would be fused into the first operators that read them

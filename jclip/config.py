@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from jclip.errors import ConfigError, did_you_mean, printable, quoted
-from jclip.paths import ASSETS
+from jclip.paths import ASSETS, is_file
 from jclip.strict_yaml import parse_yaml, read_yaml, unusable
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
@@ -56,6 +56,7 @@ class DataConfig:
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
     on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
     draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
+    upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
 
     def __post_init__(self):
         if self.shots < 0 or self.val_shots < -1:
@@ -81,6 +82,7 @@ class CaptionConfig:
     val_scenes: int = 500
     easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
     on_error: Literal["stop", "skip"] = "stop"
+    upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
 
     def __post_init__(self):
         if min(self.scenes, self.val_scenes) < 2 or self.easy_epochs < 0:
@@ -136,7 +138,10 @@ def refuse_average(optim: OptimConfig, instead: str) -> None:
         raise ConfigError(f"optim.average={optim.average} is of weights along training, which needs {instead}")
 
 
-ALIASES = {"epoches": "epochs", "ckt_gap": "every"}  # as an entry of the Jittor challenge spells them
+ALIASES = {
+    "epoches": "epochs", "ckt_gap": "every",  # as an entry of the Jittor challenge spells them
+    "exif_rotate": "upright",  # as it was called while it was off by default
+}  # fmt: skip
 MOST_NAMES = 8  # of groups and the setting in `a.b.c=value`
 MOST_NUMBER = 3.4e38  # a float32 holds no more
 MOST_WHOLE = 1_000_000
@@ -194,12 +199,12 @@ def _resolve_paths(values: dict, base: Path) -> None:
     for key in _DATA_PATHS if isinstance(data, dict) else ():
         if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
             data[key] = _absolute(data[key], base)
-    if isinstance(values.get("classes"), str) and _is_file(values["classes"], base):
+    if isinstance(values.get("classes"), str) and is_file(base / values["classes"]):
         values["classes"] = _absolute(values["classes"], base)
     _resolve_weights(values, "model", base)
     for member in _entries(values.get("models")):
         _resolve_weights(member, "weights", base)
-        if isinstance(member.get("prompts"), str) and member["prompts"] and _is_file(member["prompts"], base):
+        if isinstance(member.get("prompts"), str) and member["prompts"] and is_file(base / member["prompts"]):
             member["prompts"] = _absolute(member["prompts"], base)
 
 
@@ -220,13 +225,9 @@ def _absolute(value: str, base: Path) -> str:
     return os.path.realpath(base / os.path.expanduser(value))  # noqa: PTH111 - neither raises for an unknown ~name or a loop of links
 
 
-def _is_file(value: str, base: Path) -> bool:
-    return os.path.isfile(base / value)  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
-
-
 def _is_weight_path(value: str, base: Path) -> bool:
     """A model's name such as ViT-B/32 has a slash too: it is a path when it looks like a file or exists."""
-    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or _is_file(value, base)
+    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or is_file(base / value)
 
 
 def _apply_override(values: dict, override: str) -> None:

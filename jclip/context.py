@@ -217,7 +217,7 @@ def learn(
     trained = train(cfg, run, data, source, prompts, penalty)
     learned = {**trained.arrays, **text_of(prompts, trained.arrays["context"], data)}
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    write_nearest(run.folder / "words.csv", source.model, learned["context"])
+    write_nearest(run.file("words.csv"), source.model, learned["context"])
     return {**zero_shot_report(data), **data.report(ZeroShotHead(learned["text"], data.scale)), **trained.told}
 
 

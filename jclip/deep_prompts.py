@@ -181,7 +181,7 @@ def photos_for(cfg: Any, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
 
     Raises `ConfigError` or `DataError` for what can't be learned from.
     """
-    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft)
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     cfg.prompts.check(source.config)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
@@ -209,7 +209,7 @@ def learn(
     learned = prompts.learned(data.scale)
     run.save_learned(learned, classnames=photos.classnames, width=learned["text"].shape[1])
     if "context" in learned:
-        write_nearest(run.folder / "words.csv", source.model, learned["context"][0])
+        write_nearest(run.file("words.csv"), source.model, learned["context"][0])
     seen = few_shot_features(cfg.data, with_vectors(source, learned), cfg.templates, train=False, photos=photos)
     metrics = seen.report(ZeroShotHead(learned["text"], data.scale))
     if cfg.selection == "last" and len(photos.test):

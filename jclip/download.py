@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jclip import catalogue
 from jclip.errors import CheckpointError, UnknownName, did_you_mean
-from jclip.paths import ASSETS, cache_dir, compute_sha256, expanded, file_sha256
+from jclip.paths import ASSETS, cache_dir, compute_sha256, exists, expanded, file_sha256, is_file
 from jclip.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -65,9 +65,9 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     Raises `CheckpointError`.
     """
     path = expanded(name_or_path)
-    if (path / "model.safetensors").is_file() and not (path / "config.json").is_file():  # `python convert` wrote it
+    if is_file(path / "model.safetensors") and not is_file(path / "config.json"):  # `python convert` wrote it
         path = path / "model.safetensors"
-    if path.exists():
+    if exists(path):
         return path
     if str(name_or_path).startswith(HUB):
         return fetch_hub(str(name_or_path).removeprefix(HUB))

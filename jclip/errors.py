@@ -85,9 +85,25 @@ def told_when_full(mend: str) -> Iterator[None]:
         raise SetupError(f"the GPU's memory is full: {mend}") from e
 
 
+_AT_END: list[Callable[[], None]] = []
+
+
+def at_end(say: Callable[[], None]) -> None:
+    """Calls `say` once, when the command that is running ends."""
+    _AT_END.append(say)
+
+
 def guarded(command: Callable[[], int | None], name: str) -> int:
     """Runs `command`; what a user can fix ends in one line on stderr and exit code 2, not in a traceback."""
     settle_streams()
+    try:
+        return _guarded(command, name)
+    finally:
+        while _AT_END:
+            _AT_END.pop()()
+
+
+def _guarded(command: Callable[[], int | None], name: str) -> int:
     try:
         return _flushed(command)
     except JclipError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jclip.functional.metrics import classification_report, confusion_matrix, ranking
-from jclip.paths import replacing
+from jclip.paths import exists, replacing, write_together
 from jclip.report import LARGEST_MATRIX, plot_classes, plot_confusion
-from jclip.results import Predictions, write_predictions
+from jclip.results import Predictions, predictions_bytes
 from jclip.spreadsheet import write_csv_rows
 
 FILES = (
@@ -24,7 +25,7 @@ def write_evaluation(
     folder: Path, scores: np.ndarray, labels: np.ndarray, classnames: Sequence[str],
     photos: Sequence[str] = (), marks: Mapping[str, float] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Writes what FILES names and returns the metrics.
+    """Writes what FILES names, together, and returns the metrics; eval.json comes last and marks that all are there.
 
     per_class.csv: n, correct, top-1. confusion.csv: a row per true class. Pictures of both of up to a hundred classes.
     predictions.csv: each photo's class, best class and its probability. result.txt: the challenge's lines, but where two
@@ -34,30 +35,34 @@ def write_evaluation(
     metrics = {**classification_report(scores, labels), **(marks or {})}
     predictions = Predictions(tuple(photos) or tuple(map(str, range(len(labels)))), tuple(classnames), scores)
     best = ranking(scores, 1)[:, 0]
-    _write_classes(folder, confusion_matrix(best, labels, len(classnames)), classnames)
+    files = {"eval.json": _json(metrics).encode()}
+    files |= _of_classes(confusion_matrix(best, labels, len(classnames)), classnames)
     told = [
         [photo, classnames[true], classnames[k], f"{p[k]:.6f}"]
         for photo, true, k, p in zip(predictions.photos, labels, best, predictions.probabilities, strict=True)
     ]
-    write_csv(folder / "predictions.csv", ["photo", "class", "predicted", "probability"], told)
+    files["predictions.csv"] = _csv(["photo", "class", "predicted", "probability"], told)
     if len({Path(photo).name for photo in predictions.photos}) == len(labels):
-        write_predictions(predictions, str(folder / "result.txt"))
-    write_json(folder / "eval.json", metrics)
+        files["result.txt"] = predictions_bytes(predictions, ".txt")
+    write_together(folder, files, stale=[name for name in FILES if name not in files])
     return metrics
 
 
-def _write_classes(folder: Path, confusion: np.ndarray, classnames: Sequence[str]) -> None:
+def _of_classes(confusion: np.ndarray, classnames: Sequence[str]) -> dict[str, bytes]:
+    """per_class and confusion as files."""
     counts, right = confusion.sum(axis=1), confusion.diagonal()
     per_class = [
         [name, n, k, f"{k / n:.4f}" if n else ""] for name, n, k in zip(classnames, counts, right, strict=True)
     ]
-    write_csv(folder / "per_class.csv", ["class", "n", "correct", "top1"], per_class)
+    files = {"per_class.csv": _csv(["class", "n", "correct", "top1"], per_class)}
     named = ([name, *row] for name, row in zip(classnames, confusion, strict=True))
-    write_csv(folder / "confusion.csv", ["true / predicted", *classnames], named)
+    files["confusion.csv"] = _csv(["true / predicted", *classnames], named)
     if len(classnames) <= LARGEST_MATRIX:
         with np.errstate(invalid="ignore"):
-            plot_classes(folder / "per_class.png", right / counts, classnames)
-        plot_confusion(folder / "confusion.png", confusion, classnames)
+            plot_classes(shares := io.BytesIO(), right / counts, classnames)
+        plot_confusion(matrix := io.BytesIO(), confusion, classnames)
+        files |= {"per_class.png": shares.getvalue(), "confusion.png": matrix.getvalue()}
+    return files
 
 
 def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, models: Sequence[str]) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
             "acc5": None if classes < 5 else metrics[f"{part}_top5"],
             "mean_per_class_recall": metrics[f"{part}_mean_per_class"],
         }
-    halves = [model.partition("/") if not Path(model).exists() else (model, "", "") for model in models]
+    halves = [model.partition("/") if not exists(model) else (model, "", "") for model in models]
     return {
         "dataset": Path(dataset).stem or dataset,
         "model": " + ".join(half[0] for half in halves),
@@ -86,13 +91,20 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Values as JSON, in place of what was there."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
+        temporary.write_text(_json(values), "utf-8", "backslashreplace")
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
     """A table, in place of what was there."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f,
-    ):
-        write_csv_rows(f, head, rows)
+    with replacing(path) as temporary:
+        temporary.write_bytes(_csv(head, rows))
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence]) -> bytes:
+    text = io.StringIO(newline="")
+    write_csv_rows(text, head, rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")

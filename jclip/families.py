@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jclip.errors import CheckpointError, UnknownName, UnsaidError
-from jclip.variants import Activation
+from jclip.schema import obey, several
+from jclip.variants import SIDE, WIDTH, Activation
 
 if TYPE_CHECKING:
     from jclip.preprocess import Preprocess
@@ -70,6 +71,8 @@ class Stated:
             raise UnknownName("family", self.family, FAMILIES)
         if self.normalisation not in (None, *NORMALISATIONS):
             raise UnknownName("normalisation", self.normalisation, NORMALISATIONS)
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        obey(given, {"head_width": WIDTH, "image_size": several(SIDE, 2)})
 
     @property
     def anything(self) -> bool:

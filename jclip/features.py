@@ -10,16 +10,18 @@ from functools import partial, reduce
 
 import numpy as np
 
+from jclip.cached import read_cached
 from jclip.config import DataConfig
 from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
 from jclip.data.loader import OnError, batches
+from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, notice, told_when_full
-from jclip.heads import check_width, unit, zero_shot_head
+from jclip.heads import check_directions, check_width, unit, zero_shot_head
 from jclip.paths import cache_dir, file_sha256
 from jclip.preprocess import Preprocess
 from jclip.prompts import prompts_of
-from jclip.readers import read_weights, safetensors
+from jclip.readers import safetensors
 from jclip.recorded import FeatureSet, drawn, read_recorded, subset_of
 from jclip.source import ModelSource, SideBySide
 from jclip.views import TEST_VIEWS, Views, pipeline_of
@@ -56,18 +58,30 @@ def extract(
     if augment in TEST_VIEWS and len(split) > part:
         return _in_parts(source, split, part, augment=augment, on_error=on_error, label=label, entering=entering)
     numbers = range(first_view, first_view + views)
-    file = cache_dir("features") / f"{feature_key(source, split, numbers, augment, seed, entering)}.safetensors"
-    if file.is_file():
-        saved = read_weights(file)
-        return np.array(saved["rows"].read()), np.array(saved["features"].read())
+    made_of = (source, split, numbers, augment, seed, entering)
+    key = feature_key(*made_of)
+    file = cache_dir("features") / f"{key}.safetensors"
+    if (saved := read_cached(file, ("rows", "features", "turned"))) is not None:
+        return _seen_before(split, saved)
     failed: list[str] = []
     viewer = Views(source.preprocess, pipeline_of(augment), seed, tuple(numbers))
     rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
-    if failed:
+    if failed:  # nothing is kept: a photo that is repaired later would stay missing
         _tell_skipped(failed, len(split))
-    else:  # a photo that is mended later would otherwise stay missing
-        safetensors.write(file, {"rows": rows, "features": features})
+    elif feature_key(*made_of) != key:
+        notice("photos changed while they were read: their features are not kept")
+    else:
+        turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
+        safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
     return rows, features
+
+
+def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and features as they were kept; which photos were turned is reported as if they were read now."""
+    turned = {*saved["turned"].tolist()}
+    for row in saved["rows"].tolist():
+        ORIENTATIONS.saw(split.paths[row], row in turned)
+    return saved["rows"], saved["features"]
 
 
 def _in_parts(source: ModelSource, split: Split, part: int, *, label: str, **options) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +166,7 @@ def _compute(
         for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
             with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
                 encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+            check_directions(encoded, [split.paths[row] for row in at for _ in range(views)])
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
             rows.append(at)
             bar.update(len(at))
@@ -250,21 +265,24 @@ def _of_photos(
     learn = photos.train if training else Split()
     parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
     parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
-    digests = {f"{k}_sha256": v.digest() for k, v in vars(photos).items() if isinstance(v, Split) and len(v)}
-    facts = {**digests, "weights_sha256": source.weights_sha256}
+    facts = {**photos.digests(), "photos_by": "contents", "weights_sha256": source.weights_sha256}
     rows = [column for part in parts for column in part[:2]]
     seen = tuple(photos.test.paths[i] for i in parts[2][2])
-    return FeatureSet(photos.classnames, *rows, text, scale, seen, facts)
+    return FeatureSet(photos.classnames, *rows, text, scale, seen, facts, photos)
 
 
 def training_view(
     data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised features and labels of the training photos in one augmented view; of recorded features, these."""
+    """Normalised features and labels of the training photos in one augmented view; of recorded features, these.
+
+    recorded: what `few_shot_features` read of `data`, photos included, so that no epoch reads the lists again.
+    """
     if data.features or augment_named(augment) is None:
         return recorded.train, recorded.train_labels
+    photos = recorded.photos or read_photos(data)
     options = {"augment": augment, "seed": seed, "on_error": data.on_error}
-    return _labelled(source, read_photos(data).train, first_view=view, label=f"view {view}", **options)[:2]
+    return _labelled(source, photos.train, first_view=view, label=f"view {view}", **options)[:2]
 
 
 def _labelled(

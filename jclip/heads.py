@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.errors import ConfigError
+from jclip.cached import read_cached
+from jclip.errors import ConfigError, DataError, printable
 from jclip.paths import cache_dir
 from jclip.prompts import class_prompts, load_templates
-from jclip.readers import read_weights, safetensors
+from jclip.readers import safetensors
 from jclip.source import ModelSource
 
 PROMPTS_AT_ONCE = 512
@@ -101,7 +102,9 @@ def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> 
     from jclip.tokenizer import tokenize_for
 
     flat = [p for of_class in prompts for p in of_class]
-    embedded = unit(encode_prompts(model, tokenize_for(model.config.text, flat, truncate)))
+    encoded = encode_prompts(model, tokenize_for(model.config.text, flat, truncate))
+    check_directions(encoded, flat)
+    embedded = unit(encoded)
     return ZeroShotHead(unit(_class_means(embedded, prompts)), scale_of(model))
 
 
@@ -111,8 +114,13 @@ def _class_means(features: np.ndarray, prompts: Sequence[Sequence[str]]) -> np.n
 
 
 def scale_of(model) -> float:
-    """exp(logit scale)."""
-    return float(np.exp(np.float64(model.logit_scale.numpy()[0])))
+    """exp(logit scale). Raises `DataError` for one that is not finite."""
+    stored = float(model.logit_scale.numpy()[0])
+    with np.errstate(over="ignore"):
+        scale = float(np.exp(np.float64(stored)))
+    if not 0 < scale <= np.finfo(np.float32).max:
+        raise DataError(f"logit_scale must be a number whose exponential is finite and above 0, got {stored}")
+    return scale
 
 
 def prompt_features(
@@ -122,8 +130,23 @@ def prompt_features(
     from jclip.tokenizer import tokenize_for
 
     check_width(source, width)
-    tokens = tokenize_for(source.config.text, [prompt for of_class in prompts for prompt in of_class], truncate)
-    return encode_prompts(source.model, tokens), np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
+    flat = [prompt for of_class in prompts for prompt in of_class]
+    features = encode_prompts(source.model, tokenize_for(source.config.text, flat, truncate))
+    check_directions(features, flat)
+    return features, np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
+
+
+def check_directions(features: np.ndarray, of: Sequence[str]) -> None:
+    """Raises `DataError` where a row of features (n, E) holds NaN or infinities, or has no length: its prompt, or the
+    path of its photo, is in `of`."""
+    lengths = np.linalg.norm(features.astype(np.float64), axis=-1)
+    lost = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+    if len(lost):
+        what = "is zero" if lengths[lost[0]] == 0 else "holds NaN or infinite numbers"
+        raise DataError(
+            f"the model's feature of {printable(str(of[lost[0]]), 200)!r} {what}, as do {len(lost)} of {len(of)}: its "
+            "weights are damaged, or too large for a half dtype (use dtype fp32)"
+        )
 
 
 def check_width(source: ModelSource, width: int) -> None:
@@ -154,7 +177,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def _head_file(
     source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool = False, kind: str = "embed"
 ) -> Path:
-    made_of = [source.text_identity, "openai-bpe", kind, truncate, [list(p) for p in prompts]]
+    made_of = [source.text_identity, "openai-bpe", kind, truncate, [list(p) for p in prompts], "sealed"]
     return cache_dir("classifiers") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
 
 
@@ -163,7 +186,9 @@ def _arrays(head: ZeroShotHead) -> dict[str, np.ndarray]:
 
 
 def _cached(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What the file holds, made and written first where it is absent."""
-    if not file.is_file():
-        safetensors.write(file, make())
-    return {k: np.array(t.read()) for k, t in read_weights(file).items()}
+    """What the file holds, made and written first where it is absent or damaged."""
+    saved = read_cached(file, ("scale",))
+    if saved is None:
+        saved = make()
+        safetensors.write(file, saved)
+    return saved

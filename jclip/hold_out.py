@@ -13,9 +13,12 @@ import numpy as np
 from jclip.arguments import Parser, nonempty, whole
 from jclip.data.challenge import ALL, CLASSES, HELD_OUT, LABELS, SHOTS
 from jclip.data.checks import copied, repeated
-from jclip.data.splits import Split, read_classes, read_list
+from jclip.data.class_names import read_classes
+from jclip.data.folders import spoken_name
+from jclip.data.splits import Split, read_list
 from jclip.errors import ConfigError, DataError
 from jclip.paths import replacing, replacing_folder
+from jclip.readers.text import read_text
 
 
 def main(argv: list[str]) -> int:
@@ -50,11 +53,16 @@ def write_shots(folder: Path, photos: Split, shots: int, seed: int) -> str:
     members = [np.flatnonzero(photos.labels == label).tolist() for label in present]
     drawn = [rng.sample(rows, min(shots, len(rows))) for rows in members]
     rows = [of_class[turn] for turn in range(shots) for of_class in drawn if turn < len(of_class)]
-    lines = [f"{os.path.relpath(photos.paths[row], folder)} {photos.labels[row]}\n" for row in rows]
+    lines = [f"{in_list(os.path.relpath(photos.paths[row], folder))} {photos.labels[row]}\n" for row in rows]
     write_text(folder / SHOTS, "".join(lines))
     few = sum(len(of_class) < shots for of_class in drawn)
     more = f", {few} of them have fewer than {shots}" if few else ""
     return f"drawn: {folder / SHOTS}: {len(rows)} photos of {len(present)} classes{more}"
+
+
+def in_list(path: str) -> str:
+    """A path as text of a list: names in GB18030, as a .zip of Windows leaves them, are found by their text too."""
+    return "/".join(map(spoken_name, Path(path).parts))
 
 
 def draw(photos: Split, learned: Split, count: int, seed: int) -> Split:
@@ -78,7 +86,7 @@ def write_held_out(folder: Path, held: Split, link: bool) -> str:
     labels = folder / LABELS
     if target.is_dir() and not labels.is_file():
         raise ConfigError(f"{target} is there without {LABELS}: move it away")
-    if labels.is_file() and labels.read_text(encoding="utf-8") != text:
+    if labels.is_file() and read_text(labels) != text:
         raise ConfigError(
             f"{labels} is of another draw: take the same --count and --seed, or move it and {HELD_OUT} away"
         )

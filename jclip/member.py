@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jclip.choices import LOGITS, Mix, Mode, PreprocessChoice, TestViews
@@ -40,6 +40,12 @@ class Member:
             raise ConfigError("weight, scale, drop_below and drop_below_uniform are at least 0")
         if (self.drop_below or self.drop_below_uniform) and self.mode != "prob-prompts":
             raise ConfigError(f"drop_below is of probabilities of prompts: set mode to prob-prompts (now {self.mode})")
+
+    def reading(self, upright: bool) -> Member:
+        """The same, its photos read upright or as stored where it does not say so itself."""
+        if self.preprocess.upright is not None:
+            return self
+        return replace(self, preprocess=replace(self.preprocess, upright=upright))
 
     def source(self) -> ModelSource:
         """The model, opened. Raises `CheckpointError` for one that is not there or doesn't say what it is."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jclip.errors import DataError, UnknownName, did_you_mean
 from jclip.grammar import article_before, plural_of
-from jclip.paths import ASSETS
+from jclip.paths import ASSETS, is_file
+from jclip.spelling import name_key
 
 Sentences = Mapping[str, Sequence[str]]
 
@@ -33,7 +36,8 @@ _WORDS = re.compile(  # that agree with the class's name, and the places of it
     r"(?i:\b(?P<article>an?)(?=\s))"
     r"|(?P<many>(?i:\b(?:many|several|various|multiple|few|these|those))\s+)?\{(?P<place>c|raw|length|in)?\}"
 )
-_NUMBERED = re.compile(r"(.+)\[([0-9]+)\]")
+_NUMBERED = re.compile(r"(.+)\[([0-9]{1,9})\]")
+_SHOWN = 80  # characters of a text in a message
 
 
 def prompt_sets() -> list[str]:
@@ -41,6 +45,7 @@ def prompt_sets() -> list[str]:
     return sorted({p.stem for p in (ASSETS / "prompts").glob("*.json")} | _of_benchmarks().keys())
 
 
+@cache
 def _of_benchmarks() -> dict[str, list[str] | str]:
     """Templates by data set, or the name of the set that has the same ones."""
     return json.loads((ASSETS / "benchmark_prompts.json").read_text(encoding="utf-8"))
@@ -53,56 +58,90 @@ def load_templates(name_or_file: str) -> Templates:
     of a name: anything with `{}`, `{c}` or `{raw}`. `openai7+sentences.json` are both sets together,
     `jittor_challenge[4]` is the template of that number from 0. Raises `UnknownName` or `DataError`.
     """
-    single = "{" in name_or_file or Path(name_or_file).is_file()
+    single = "{" in name_or_file or is_file(name_or_file)
     if "+" in name_or_file and not single:
         return [_load_set(part) for part in name_or_file.split("+")]
     return _load_set(name_or_file)
 
 
 def _load_set(name_or_file: str) -> Set:
-    if _has_name(name_or_file):
-        return (name_or_file,)
+    if _has_name(name_or_file) and not is_file(name_or_file):
+        return _checked([name_or_file], "templates")
     if numbered := _NUMBERED.fullmatch(name_or_file):
-        return (_one_of(_load_set(numbered[1]), int(numbered[2]), name_or_file),)
+        return (_one_of(_whole_set(numbered[1]), int(numbered[2]), name_or_file),)
+    return _whole_set(name_or_file)
+
+
+def _whole_set(name_or_file: str) -> Set:
     if found := _of_benchmarks().get(name_or_file):
-        return _load_set(found) if isinstance(found, str) else tuple(found)
+        return _whole_set(found) if isinstance(found, str) else tuple(found)
     shipped = ASSETS / "prompts" / f"{name_or_file}.json"
-    path = shipped if shipped.is_file() else Path(name_or_file)
-    if not path.is_file():
-        raise UnknownName("prompt set or file", name_or_file, prompt_sets())
-    return _read_set(path)
+    if "/" not in name_or_file and is_file(shipped):
+        return _read_set(shipped)
+    if is_file(name_or_file):
+        return _read_set(Path(name_or_file))
+    if re.search(r"[{}]|\s", name_or_file) and not name_or_file.endswith((".txt", ".json")):
+        raise DataError(f"templates: {_without_name(name_or_file)}")
+    raise UnknownName("prompt set or file", name_or_file[:_SHOWN], prompt_sets())
 
 
 def _read_set(path: Path) -> Set:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix != ".json":
-        return _checked([line.strip() for line in text.splitlines() if line.strip()], path)
-    try:
-        values = json.loads(text)
-    except ValueError as e:
-        raise DataError(f"{path} is not valid JSON: {e}") from e
+    from jclip.readers.text import (  # its room brings NumPy, which the names of sets need not
+        MOST_OF_NAMES,
+        read_json,
+        read_lines,
+    )
+
+    if path.suffix.lower() != ".json":
+        lines = [
+            (f"{path}, line {number}", line)
+            for number, line in enumerate(read_lines(path, most=MOST_OF_NAMES), start=1)
+            if line
+        ]
+        return tuple(_template(line, place) for place, line in lines)
+    values = read_json(path)
     if not isinstance(values, dict):
         return _checked(values, path)
     if "class_sentences" not in values and values.keys() != {"templates"}:
-        return _by_class(values)
+        return _by_class(values, path)
     sentences = values.get("class_sentences", {})
     unknown = values.keys() - {"templates", "class_sentences"}
     if unknown or "templates" not in values or not isinstance(sentences, dict):
-        raise DataError(f"{path} has {', '.join(values)}: expected {LAYOUT}")
-    return WithSentences(_checked(values["templates"], path), _by_class(sentences))
+        raise DataError(f"{path} has {', '.join(values):.200}: expected {LAYOUT}")
+    return WithSentences(_checked(values["templates"], path), _by_class(sentences, path))
 
 
-def _checked(templates: object, path: Path) -> tuple[str, ...]:
-    if not isinstance(templates, list):
-        raise DataError(f"{path}: expected a list of templates, got {templates!r}")
-    for template in templates:
-        if not isinstance(template, str) or not _has_name(template):
-            raise DataError(f"{path}: {template!r} has no place for the class name ({', '.join(NAME)})")
-    return tuple(templates)
+def _checked(templates: object, place: str | Path) -> tuple[str, ...]:
+    if not isinstance(templates, list) or not templates:
+        raise DataError(f"{place}: expected a list of templates, got {templates!r:.80}")
+    return tuple(_template(template, str(place)) for template in templates)
 
 
-def _by_class(values: Mapping) -> dict[str, tuple[str, ...]]:
-    return {str(k): tuple(map(str, v if isinstance(v, list) else [v])) for k, v in values.items()}
+def _template(text: object, place: str) -> str:
+    if not isinstance(text, str) or not _has_name(text):
+        raise DataError(f"{place}: {_without_name(text)}")
+    return _sentence(text, place)
+
+
+def _without_name(template: object) -> str:
+    return f"{template!r:.{_SHOWN}} has no place for the class name ({', '.join(NAME)})"
+
+
+def _sentence(text: object, place: str) -> str:
+    """Raises `DataError` for what is no text, empty, or holds control characters."""
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place}: must be text in quotation marks, got {text!r:.{_SHOWN}}")
+    if odd := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r\x85"), None):
+        raise DataError(f"{place}: must be plain text, got {odd!r} in {text!r:.{_SHOWN}}")
+    return text
+
+
+def _by_class(values: Mapping[str, object], path: Path) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name, given in values.items():
+        sentences = given if isinstance(given, list) else [given]
+        found[name] = tuple(_sentence(text, f"{path}, {name!r:.{_SHOWN}}") for text in sentences)
+    return found
 
 
 def _has_name(template: str) -> bool:
@@ -166,7 +205,7 @@ def class_prompts(
     if isinstance(templates, Mapping):
         given = _given(classnames, templates)
         if lacking := [name for name, sentences in zip(classnames, given, strict=True) if not sentences]:
-            raise DataError(f"no sentences are given for class {lacking[0]!r}{did_you_mean(lacking[0], templates)}")
+            raise DataError(f"no sentences are given for class {lacking[0]!r:.80}{did_you_mean(lacking[0], templates)}")
         return given
     return [[fill(t, name, article, plural) for t in templates] for name in classnames]
 
@@ -176,16 +215,20 @@ def _joined(parts: Sequence[list[list[str]]]) -> list[list[str]]:
 
 
 def _given(classnames: Sequence[str], sentences: Sentences) -> list[list[str]]:
-    """The sentences of each class under its name, under it with spaces for underscores, or so in any case; or none."""
-    in_any_case = {_folded(name): told for name, told in sentences.items()}
-    return [
-        list(sentences.get(name) or sentences.get(name.replace("_", " ")) or in_any_case.get(_folded(name), ()))
-        for name in classnames
-    ]
+    """The sentences of each class under its name, or under another spelling of it (`jclip.spelling`); or none."""
+    by_key: dict[str, list[str]] = {}
+    for spelled in sentences:
+        by_key.setdefault(name_key(spelled), []).append(spelled)
+    return [list(sentences[name] if name in sentences else _of_key(name, by_key, sentences)) for name in classnames]
 
 
-def _folded(name: str) -> str:
-    return name.replace("_", " ").casefold()
+def _of_key(name: str, by_key: Mapping[str, Sequence[str]], sentences: Sentences) -> Sequence[str]:
+    spelled = by_key.get(name_key(name), ())
+    if len(spelled) > 1:
+        raise DataError(
+            f"sentences of class {name!r:.80} must stand once, got them for {spelled[0]!r} and {spelled[1]!r}"
+        )
+    return sentences[spelled[0]] if spelled else ()
 
 
 def prompts_of(

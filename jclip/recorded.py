@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,9 +9,10 @@ import numpy as np
 
 from jclip.config import Subset
 from jclip.data.checks import check_several, check_without_gap
-from jclip.data.splits import half, kept
-from jclip.errors import DataError
+from jclip.data.splits import PhotoData, half, kept
+from jclip.errors import CheckpointError, DataError
 from jclip.functional.metrics import classification_report, top_k
+from jclip.readers.npz import read_npy, read_npz
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class FeatureSet:
     scale: float
     test_photos: tuple[str, ...] = ()  # of the test rows, where that is known
     facts: Mapping[str, str] = field(default_factory=dict)  # hashes of data and weights, for the run's result
+    photos: PhotoData | None = None  # what the rows are features of; None where they were recorded
 
     def report(self, score: Callable[[np.ndarray], np.ndarray], prefix: str = "") -> dict[str, float]:
         """`classification_report` of `score` on val and test, where there are any: `val_top1`, `test_ece`, …"""
@@ -145,12 +145,8 @@ def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[
 
 def _load_npz(path: str) -> Mapping[str, np.ndarray]:
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise DataError(f"{path} is not a readable .npz of arrays: it holds one array without a name")
-        with file:
-            return {k: file[k] for k in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        return {name: array.read() for name, array in read_npz(path).items()}
+    except CheckpointError as e:
         raise DataError(f"{path} is not a readable .npz of arrays: {e}") from e
 
 
@@ -209,13 +205,11 @@ def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) 
     text = arrays.get("text_features")
     if text is None and text_path:
         try:
-            text = np.load(text_path, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+            text = read_npy(text_path).read()
+        except CheckpointError as e:
             raise DataError(f"data.text_features: {text_path} is not a readable .npy: {e}") from e
     if text is None:
         return None
-    if not isinstance(text, np.ndarray):
-        raise DataError(f"data.text_features: {text_path} holds several arrays, expected an .npy (C, E)")
     if text.ndim != 2:
         raise DataError(f"{text_path or path}: text features of shape {text.shape} are no (C, E) table")
     return _directions(text, "text_features", path if "text_features" in arrays else text_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def plot_shots(
     _save(figure, path)
 
 
-def plot_classes(path: str | os.PathLike, shares: np.ndarray, classnames: Sequence[str]) -> None:
+def plot_classes(path: str | os.PathLike | io.BytesIO, shares: np.ndarray, classnames: Sequence[str]) -> None:
     """Top-1 (C,) of each class as a bar, the worst class first; NaN for a class without photos."""
     order = np.argsort(np.nan_to_num(shares, nan=2.0), kind="stable")
     figure, axes = _figure(6.4, max(2.5, 0.2 * len(classnames) + 1.0))
@@ -66,7 +67,7 @@ def plot_classes(path: str | os.PathLike, shares: np.ndarray, classnames: Sequen
     _save(figure, path)
 
 
-def plot_confusion(path: str | os.PathLike, confusion: np.ndarray, classnames: Sequence[str]) -> None:
+def plot_confusion(path: str | os.PathLike | io.BytesIO, confusion: np.ndarray, classnames: Sequence[str]) -> None:
     """(C, C) counts as shares of each true class's row."""
     size = max(4.0, 0.22 * len(classnames) + 1.5)
     figure, axes = _figure(size, size)
@@ -96,7 +97,17 @@ def _figure(width: float, height: float):
     return figure, figure.add_subplot()
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def _save(figure, path: str | os.PathLike | io.BytesIO) -> None:
+    """Drawn in memory, where no full disk ends in an error of the encoder's own, and written whole."""
+    if isinstance(path, io.BytesIO):
+        path.write(_drawn(figure, "png"))
+        return
+    picture = _drawn(figure, Path(path).suffix[1:] or "png")
+    with replacing(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+def _drawn(figure, kind: str) -> bytes:
     import matplotlib
     from matplotlib import font_manager
 
@@ -104,7 +115,9 @@ def _save(figure, path: str | os.PathLike) -> None:
     if font := find_font():
         font_manager.fontManager.addfont(font)
         families.insert(0, font_manager.FontProperties(fname=font).get_name())
-    with replacing(path) as temporary, warnings.catch_warnings():
+    drawn = io.BytesIO()
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a machine without Chinese fonts shows boxes
         with matplotlib.rc_context({"font.family": families}):
-            figure.savefig(temporary, format=Path(path).suffix[1:] or "png")
+            figure.savefig(drawn, format=kind)
+    return drawn.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import unicodedata
@@ -84,11 +85,18 @@ def check_format(path: str | None, form: str = "") -> None:
 def write_predictions(predictions: Predictions, path: str, form: str = "") -> None:
     """Writes `path` in the format of its ending or in `form`, to a temporary name first."""
     check_format(path, form)
+    data = predictions_bytes(predictions, form or Path(path).suffix.lower())
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def predictions_bytes(predictions: Predictions, kind: str) -> bytes:
+    """What `write_predictions` writes; kind: an ending of FORMATS, or one of FORMS."""
     writers = {".csv": _write_csv, ".json": _write_json, ".txt": _write_challenge, "id_idx": _write_numbered}
-    kind = form or Path(path).suffix.lower()
+    text = io.StringIO(newline="")
+    writers[kind](predictions, text)
     errors = "backslashreplace" if kind == ".json" else "surrogateescape"  # names of files that are no UTF-8
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors=errors, newline="") as f:
-        writers[kind](predictions, f)
+    return text.getvalue().encode("utf-8", errors)
 
 
 def _write_csv(p: Predictions, f) -> None:
@@ -178,8 +186,11 @@ def zip_challenge(path: Path) -> Path:
     """Writes what is handed in, a .zip beside `path` that holds it as result.txt; equal contents give equal bytes."""
     entry = zipfile.ZipInfo("result.txt")
     entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-    with replacing(path.with_suffix(".zip")) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(entry, path.read_bytes())
+    with replacing(path.with_suffix(".zip")) as temporary:
+        temporary.write_bytes(packed.getvalue())
     return path.with_suffix(".zip")
 
 

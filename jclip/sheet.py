@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -41,16 +42,17 @@ def write_sheet(
     labels: Sequence[int] | None = None,
     count: int = 24,
     choice: Choice = "spread",
+    upright: bool = True,
 ) -> None:
     """Writes `count` photos with their best classes and probabilities, as a picture or, to .html, as a page of its own.
 
     spread: evenly spaced photos, in a picture with one class each. certainty: half of them the least certain, half the
     most certain ones, with three classes each. With `labels` (-1: not known) right classes are green and wrong ones red,
-    the true one below. Raises `ConfigError` for another ending, choice, or a count below one, `DataError` for a photo
-    that has stopped to decode.
+    the true one below. upright: whether the model saw the photos so. Raises `ConfigError` for another ending, choice, or
+    a count below one, `DataError` for a photo that has stopped to decode.
     """
     check_sheet(str(path))
-    parts = sections(predictions, labels, count, choice)
+    parts = sections(predictions, labels, count, choice, upright)
     suffix = Path(path).suffix.lower()
     if suffix == ".html":
         text = page(parts, predictions)
@@ -58,8 +60,10 @@ def write_sheet(
             temporary.write_text(text, encoding="utf-8")
         return
     sheet = _picture(parts, PLAIN if choice == "spread" else CARDS)
+    drawn = io.BytesIO()  # a full disk would end in an error of the encoder's own
+    sheet.save(drawn, format="JPEG" if suffix in (".jpg", ".jpeg") else suffix[1:], quality=90)
     with replacing(path) as temporary:
-        sheet.save(temporary, format="JPEG" if suffix in (".jpg", ".jpeg") else suffix[1:], quality=90)
+        temporary.write_bytes(drawn.getvalue())
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _draw_bar(pen: ImageDraw.ImageDraw, probability: float, colour: Colour, x: i
 
 def _draw_photo(sheet: Image.Image, tile: Tile, x: int, y: int, side: int, back: Colour) -> None:
     """The whole photo in a square; a badge in its corner says that it belongs to no class."""
-    sheet.paste(ImageOps.pad(small_photo(tile.photo, side), (side, side), color=back), (x, y))
+    sheet.paste(ImageOps.pad(small_photo(tile, side), (side, side), color=back), (x, y))
     if tile.verdict == "unknown":
         pen, font = ImageDraw.Draw(sheet), _font(11)
         pen.rounded_rectangle((x + 4, y + 4, x + 16 + font.getlength(UNKNOWN), y + 21), 4, fill=COLOURS["unknown"])

@@ -90,7 +90,7 @@ def _figure(tile: Tile) -> str:
     prompt = f'<p class="prompt">{html.escape(tile.prompt)}</p>' if tile.prompt else ""
     classes = "".join(f"<li>{_share(*one)}</li>" for one in tile.best)
     return (
-        f'<figure class="{tile.verdict}"><img src="{_data_uri(tile.photo)}" alt="{name}">{badge}'
+        f'<figure class="{tile.verdict}"><img src="{_data_uri(tile)}" alt="{name}">{badge}'
         f"<figcaption><ol>{classes}</ol>{true}{prompt}"
         f'<p class="file" title="{place}">{html.escape(shorten(tile.file, 28))}</p></figcaption></figure>'
     )
@@ -104,8 +104,8 @@ def _share(name: str, probability: float) -> str:
     )
 
 
-def _data_uri(path: str) -> str:
-    photo, written = small_photo(path, SIDE), io.BytesIO()
+def _data_uri(tile: Tile) -> str:
+    photo, written = small_photo(tile, SIDE), io.BytesIO()
     photo.thumbnail((SIDE, SIDE))
     photo.save(written, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -26,9 +26,11 @@ from jclip.variants import CLIPConfig
 class ModelSource:
     """What a name or path stands for; wrong ones are told here, before Jittor is imported.
 
-    draft: large JPEGs are decoded at a fraction of their size, see `Preprocess`. stream: whether the blocks stay on
+    draft: large JPEGs are decoded at a fraction of their size; upright: EXIF orientations are applied, see `Preprocess`.
+    stream: whether the blocks stay on
     disk, see `jclip.streaming`; by default where the memory is too small. penultimate: image features are meant as they
-    are before the projection. preprocess: what is set otherwise than the weights say, before `image_size` and `draft`.
+    are before the projection. preprocess: what is set otherwise than the weights say, before `image_size`, `draft`
+    and `upright`.
     Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is, `ConfigError` for
     penultimate features of a tower without a projection of its own.
     """
@@ -43,13 +45,16 @@ class ModelSource:
         stream: bool | None = None,
         penultimate: bool = False,
         preprocess: PreprocessChoice | None = None,
+        upright: bool = True,
     ):
         chosen = preprocess or PreprocessChoice()
         image_size = image_size if chosen.size is None else chosen.size
         checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.dtype, self._stream = dtype, stream
-        self.preprocess: Preprocess = with_choice(replace(self.checkpoint.preprocess, draft=draft), chosen)
+        self.preprocess: Preprocess = with_choice(
+            replace(self.checkpoint.preprocess, draft=draft, upright=upright), chosen
+        )
         self.penultimate, self.width = penultimate, self.config.feature_width(penultimate)
 
     @property
@@ -172,9 +177,11 @@ def source_of(config: Any, model: str = "") -> ModelSource | SideBySide | None:
 
     A config with `features: penultimate` asks for image features before the projection, wherever they are made.
     """
+    upright = getattr(config.data, "upright", True)
     if members := getattr(config, "models", ()):
-        return SideBySide.of(members)
+        return SideBySide.of([member.reading(upright) for member in members])
     name = model or config.model
     dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
     penultimate = getattr(config, "features", "projected") == "penultimate"
-    return ModelSource(name, config.family, dtype, draft=draft, penultimate=penultimate) if name else None
+    seen = {"draft": draft, "upright": upright}
+    return ModelSource(name, config.family, dtype, penultimate=penultimate, **seen) if name else None

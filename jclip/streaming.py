@@ -39,7 +39,7 @@ class StreamedBlocks:
             jt.sync_all()  # what reads the weights that are about to be replaced
             start = f"{self._prefix}{i}."
             own = {k.removeprefix(start): t for k, t in self._tensors.items() if k.startswith(start)}
-            load_strict(self._block, ((k, t.read().astype("float32", copy=False)) for k, t in own.items()), self._place)
+            load_strict(self._block, own, self._place)
             self._loaded = i
         return self._block
 
@@ -55,7 +55,7 @@ def build_streamed(checkpoint: Checkpoint) -> CLIP:
     )
     model, streamed = CLIP(bare), [TEXT_BLOCKS, *([IMAGE_BLOCKS[image.kind]] if image else [])]
     kept = {k: t for k, t in checkpoint.tensors.items() if not k.startswith(tuple(streamed))}
-    load_strict(model, replace(checkpoint, tensors=kept).arrays(), str(checkpoint.path))
+    load_strict(model, kept, str(checkpoint.path))
     if whole.text:
         block = layers.Block(replace(whole.text, layers=1), whole.activation, whole.norm_eps)
         model.transformer.resblocks = _blocks(block, TEXT_BLOCKS, whole.text.layers, checkpoint)

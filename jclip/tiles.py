@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from jclip.data.loader import open_photo
+from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, printable
 from jclip.functional.metrics import ranking
 from jclip.results import Predictions
@@ -32,6 +32,7 @@ class Tile:
     verdict: Verdict
     true: str = ""  # the true class, where it is known and not what was predicted
     prompt: str = ""
+    upright: bool = True  # as the model saw it
 
     @property
     def file(self) -> str:
@@ -54,10 +55,15 @@ class Section:
 
 
 def sections(
-    predictions: Predictions, labels: Sequence[int] | None = None, count: int = 24, choice: Choice = "spread"
+    predictions: Predictions,
+    labels: Sequence[int] | None = None,
+    count: int = 24,
+    choice: Choice = "spread",
+    upright: bool = True,
 ) -> list[Section]:
     """`count` photos, evenly spaced (`spread`), or the least and the most certain ones (`certainty`).
 
+    upright: whether the model saw them so, with their EXIF orientation applied.
     labels: (N,) true classes, -1 where not known. No section is empty: of no photos there is none.
     """
     if choice not in CHOICES:
@@ -76,6 +82,7 @@ def sections(
             verdict=_verdict(bool(known[row]), true, int(best[row, 0])),
             true=_spoken(predictions, true) if true >= 0 and not (known[row] and true == best[row, 0]) else "",
             prompt=_cleaned(predictions.prompts[row]) if predictions.prompts else "",
+            upright=upright,
         )
 
     return [Section(title, tuple(map(tile, rows))) for title, rows in chosen.items() if len(rows)]
@@ -108,6 +115,9 @@ def _cleaned(text: str) -> str:
     return printable(" ".join(text[:LONGEST].split()))
 
 
-def small_photo(path: str, side: int) -> Image.Image:
-    """The upright photo in colours, large enough for `side` pixels. Raises `DataError` when it no longer decodes."""
-    return ImageOps.exif_transpose(open_photo(path, draft=(2 * side, 2 * side))).convert("RGB")
+def small_photo(tile: Tile, side: int) -> Image.Image:
+    """A tile's photo in colours as the model saw it, large enough for `side` pixels.
+
+    Raises `DataError` when it no longer decodes.
+    """
+    return open_photo(tile.photo, (2 * side, 2 * side), tile.upright).convert("RGB")

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 from jclip.errors import ConfigError, UnknownName
+from jclip.schema import FLAG, Condition, number, obey, one_of, refuse_unknown, several, whole
 
 Activation = Literal["quickgelu", "gelu"]
+
+# What an architecture may be: far beyond every model that is published, and small enough to be compared in no time.
+SIDE, WIDTH, HIDDEN = whole(1, 8192), whole(1, 65536), whole(1, 1 << 20)
+LAYERS, HEADS, PATCH = whole(1, 1000), whole(1, 4096), whole(1, 1024)
+CONTEXT, VOCABULARY = whole(1, 1 << 16), whole(1, 1 << 24)
+EPSILON = number(0, 1, above=True)
+_MOST_PATCHES = 1 << 16
+_BLOCKS = whole(0, 1000)  # none: of a tower whose blocks stay on disk
+_PATCHES: dict[str, Condition] = {
+    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": _BLOCKS, "heads": HEADS,
+    "mlp_width": HIDDEN,
+}  # fmt: skip
+_FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,17 @@ class PatchTower:
     heads: int
     mlp_width: int
 
+    def __post_init__(self) -> None:
+        obey(vars(self), _PATCHES, "vision")
+        _divides(self.heads, self.width, "vision")
+        if self.patch_size > min(self.image_size):
+            H, W = self.image_size
+            raise ConfigError(f"vision.patch_size must fit image_size ({H}, {W}), got {self.patch_size}")
+        if (count := self.grid[0] * self.grid[1]) > _MOST_PATCHES:
+            raise ConfigError(
+                f"vision.image_size and patch_size must make at most {_MOST_PATCHES:,} patches, got {count:,}"
+            )
+
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along H and W."""
@@ -33,6 +58,10 @@ class ViTConfig(PatchTower):
 
     layer_scale: bool = False  # each branch multiplied by learned numbers, `ls_1.gamma` and `ls_2.gamma`
     kind: str = "vit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        obey(vars(self), {"layer_scale": FLAG, "kind": one_of("vit")}, "vision")
 
 
 @dataclass(frozen=True)
@@ -49,6 +78,14 @@ class EVAConfig(PatchTower):
     rope_grid: int = 16  # side of the grid in pre-training, to which rotary positions are scaled
     kind: str = "eva"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = dict.fromkeys(_FLAGS, FLAG) | {"norm_eps": EPSILON, "rope_grid": SIDE, "kind": one_of("eva")}
+        obey(vars(self), rules, "vision")
+        if self.rope and self.width // self.heads % 4:
+            width = self.width // self.heads
+            raise ConfigError(f"vision.rope needs heads whose width is a multiple of 4, got heads of width {width}")
+
 
 @dataclass(frozen=True)
 class ResNetConfig:
@@ -59,6 +96,11 @@ class ResNetConfig:
     layers: tuple[int, int, int, int]
     heads: int
     kind: str = "resnet"
+
+    def __post_init__(self) -> None:
+        rules = {"image_size": several(whole(32, 8192), 2), "width": whole(2, 4096), "heads": HEADS}
+        obey(vars(self), {**rules, "layers": several(LAYERS, 4), "kind": one_of("resnet")}, "vision")
+        _divides(self.heads, self.output_width, "vision", "the last feature map's width")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -83,6 +125,16 @@ class TextConfig:
     vocab_size: int = 49408
     layer_scale: bool = False
 
+    def __post_init__(self) -> None:
+        rules = {"width": WIDTH, "heads": HEADS, "layers": _BLOCKS, "mlp_width": HIDDEN, "context_length": CONTEXT}
+        obey(vars(self), {**rules, "vocab_size": VOCABULARY, "layer_scale": FLAG}, "text")
+        _divides(self.heads, self.width, "text")
+
+
+def _divides(heads: int, width: int, place: str, of: str = "width") -> None:
+    if width % heads:
+        raise ConfigError(f"{place}.heads must divide {of} {width}, got {heads}")
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -96,6 +148,10 @@ class CLIPConfig:
     text: TextConfig | None
     activation: Activation = "quickgelu"
     norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        rules = {"embed_dim": WIDTH, "activation": one_of(*get_args(Activation)), "norm_eps": EPSILON}
+        obey(vars(self), rules)
 
     def feature_width(self, penultimate: bool = False) -> int:
         """Numbers of an image feature: E, or D before the projection. Raises `ConfigError` for a tower without one."""
@@ -111,20 +167,33 @@ class CLIPConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> CLIPConfig:
-        """The inverse of `to_dict`. Raises `ConfigError` for keys or kinds it doesn't know."""
-        try:
-            vision, text = values["vision"], values["text"]
-            rest = {k: v for k, v in values.items() if k not in ("vision", "text")}
-            return CLIPConfig(
-                vision=_tower_from_dict(vision) if vision else None, text=TextConfig(**text) if text else None, **rest
-            )
-        except (KeyError, TypeError, ValueError) as e:
-            raise ConfigError(f"not a description of a CLIP model: {e}") from e
+        """The inverse of `to_dict`. Raises `ConfigError`, which names the key, for what is no such description."""
+        obey(values, {"embed_dim": WIDTH}, needed=("embed_dim",))
+        refuse_unknown(values, [field.name for field in fields(CLIPConfig)], "it")
+        towers = {name: values.get(name) for name in ("vision", "text")}
+        if towers["vision"] is None and towers["text"] is None:
+            raise ConfigError("vision and text must not both be absent")
+        vision = None if towers["vision"] is None else _tower_from_dict(towers["vision"])
+        text = None if towers["text"] is None else _built(TextConfig, towers["text"], "text")
+        return CLIPConfig(**{**values, "vision": vision, "text": text})
 
 
-def _tower_from_dict(values: dict[str, Any]) -> ViTConfig | ResNetConfig | EVAConfig:
-    tower = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}[values.get("kind", "vit")]
-    return tower(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def _tower_from_dict(values: Any) -> ViTConfig | ResNetConfig | EVAConfig:
+    kinds = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}
+    obey(values, {"kind": one_of(*kinds)}, "vision")
+    return _built(kinds[values.get("kind", "vit")], values, "vision")
+
+
+def _built(kind: type, values: Any, place: str) -> Any:
+    """One tower from a table: no key is strange, none is missing, and it has blocks."""
+    obey(values, {}, place)
+    refuse_unknown(values, [field.name for field in fields(kind)], place)
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in values:
+            raise ConfigError(f"{place}.{field.name} must be given")
+    if values["layers"] == 0:
+        raise ConfigError(f"{place}.layers must be {LAYERS.phrase}, got 0")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from jclip.data.photo_file import as_seen
 from jclip.errors import ConfigError, UnknownName
 from jclip.preprocess import RESAMPLE, Preprocess, centre_crop, scale_short_side
 
@@ -43,7 +44,7 @@ class Augment:
         return x
 
     def _cropped(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> Image.Image:
-        image = (ImageOps.exif_transpose(image) if p.exif_rotate else image).convert("RGB")
+        image = as_seen(image, p.upright).convert("RGB")
         return resized_crop(image, random_crop_box(image.height, image.width, self.area, self.ratio, rng), p)
 
 
@@ -85,7 +86,7 @@ class Crops:
     @staticmethod
     def _larger(image: Image.Image, p: Preprocess) -> Image.Image:
         size = tuple(round(side * 8 / 7) for side in p.size)
-        return scale_short_side(p.upright(image), replace(p, size=size)).convert("RGB")
+        return scale_short_side(p.source(image), replace(p, size=size)).convert("RGB")
 
 
 TEST_VIEWS: dict[str, Crops] = {

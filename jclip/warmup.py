@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jclip.arguments import Parser, nonempty
+from jclip.paths import is_file
 
 STAGES = ("image", "text", "training")
 
@@ -55,7 +56,7 @@ def named_config(model: str, family: str | None):
     """The architecture of a name or of a weight file. Raises `CheckpointError` or `UnknownName`."""
     from jclip.variants import config_of
 
-    if Path(model).is_file():
+    if is_file(model):
         from jclip.source import ModelSource
 
         return ModelSource(model, family).config

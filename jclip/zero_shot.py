@@ -6,13 +6,13 @@ import argparse
 import importlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.arguments import Parser, nonempty, number, whole
 from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS
 from jclip.errors import ConfigError
 from jclip.families import FAMILIES
+from jclip.paths import exists
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from jclip.member import Member
@@ -24,7 +24,7 @@ OPTIONS = {  # of one model → the member's setting
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
 MOST_TOP = 1_000_000  # classes
-LOOKS = ("size", "resize", "sharpness", "draft")  # options of one model that are its preprocessing
+LOOKS = ("size", "resize", "sharpness", "draft", "upright")  # options of one model that are its preprocessing
 
 
 def classify(
@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
         help="one of the recipe zero_shot, such as zero_shot/ajou: several models",
     )
     p.add_argument(
-        "--classes", metavar="SET|FILE|a,b,c", help="a benchmark's classes (imagenet1k), a file, or their names"
+        "--classes",
+        metavar="SET|FILE|a,b,c",
+        help="a benchmark's classes (imagenet1k), a file (a name per line, CSV, JSON, YAML), or their names",
     )
     p.add_argument(
         "--unknown",
@@ -137,6 +139,12 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         default=None,
         help="decode large JPEGs at a fraction of their size: not bit-exact",
     )
+    p.add_argument(
+        "--upright",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="apply EXIF orientations (the default), or leave photos as they are stored",
+    )
     p.add_argument("--article", action="store_true", default=None, help='"a" and "an" agree with what follows')
     p.add_argument("--plural", action="store_true", default=None, help='"many {}" takes the plural of the class')
     p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that are too long")
@@ -147,12 +155,13 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
 def main(argv: list[str]) -> int:
     """Classifies, prints a table, writes the results file. Returns the exit code."""
     args = parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not Path(a).exists()]
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
     places = [a for a in args.photos if a not in settings]
     asked = of_config(args, settings) if args.config else of_options(args, settings)
 
     from jclip.data.class_names import read_class_names
     from jclip.data.splits import find_photos
+    from jclip.paths import refuse_overwriting
     from jclip.results import check_format, show, write_predictions
     from jclip.sheet import check_sheet, write_sheet
 
@@ -169,6 +178,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("name the photos, or folders of photos")
     names = read_class_names(asked.pop("classes")).names
     photos = find_photos(places)
+    read = [args.classes, args.model, args.config, args.templates]
+    refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])
     predictions = classify(
         photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked
     )
@@ -177,7 +188,8 @@ def main(argv: list[str]) -> int:
         write_predictions(predictions, args.out, args.format)
         print(f"written: {args.out} ({len(predictions.photos)} photos)")
     if args.sheet:
-        write_sheet(args.sheet, predictions, choice="certainty")
+        upright = all(member.preprocess.upright is not False for member in asked["members"])
+        write_sheet(args.sheet, predictions, choice="certainty", upright=upright)
         print(f"written: {args.sheet}")
     return 0
 

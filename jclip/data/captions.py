@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,9 +14,13 @@ from PIL import Image
 
 from jclip.config import WORLD, CaptionConfig
 from jclip.data import shapes
+from jclip.data.checks import preview
 from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
-from jclip.errors import DataError
+from jclip.data.photo_lists import on_disk
+from jclip.errors import DataError, printable
+from jclip.paths import is_file
+from jclip.readers.text import parse_json, read_lines, read_table
 from jclip.views import Views
 
 VALIDATION_SEED = 10**6
@@ -71,17 +74,80 @@ def read_pairs(config: CaptionConfig, part: Literal["train", "val"], size: tuple
         return None
     if source == WORLD:
         return rendered_pairs(config, part, max(size), seed)
-    path = Path(source)
-    rows = READERS.get(path.suffix, _unknown_format)(path, config)
-    if not rows:
-        raise DataError(f"{path} lists no image with its caption")
+    path, broken = Path(source), _Broken(source, config.on_error)
+    rows = READERS.get(path.suffix.lower(), _unknown_format)(path, config, broken)
     root = Path(config.root) if config.root else path.parent
-    paths = tuple(str(root / image) for image, _ in rows)
-    absent = [p for p in paths if not Path(p).is_file()]
-    if absent:
-        raise DataError(f"{path}: {len(absent)} of {len(paths)} images are missing: {', '.join(absent[:3])}")
+    rows = _with_images(rows, root, path, broken)
+    if not rows:
+        raise DataError(f"{path} lists no image with its caption{broken.first}")
+    broken.report(len(rows))
     captions = [caption for _, caption in rows]
-    return Pairs(len(rows), lambda row, _: (captions[row],) * 2, paths, on_error=config.on_error)
+    return Pairs(len(rows), lambda row, _: (captions[row],) * 2, tuple(p for p, _ in rows), on_error=config.on_error)
+
+
+@dataclass
+class _Broken:
+    """What to do with rows of a captions file that can't be used: the first stops, or all are left out and counted."""
+
+    path: str
+    on_error: OnError
+    refusals: list[DataError] = field(default_factory=list)
+
+    def __call__(self, refusal: DataError) -> None:
+        if self.on_error == "stop":
+            raise refusal
+        self.refusals.append(refusal)
+
+    @property
+    def first(self) -> str:
+        """Why the first was left out, in brackets."""
+        return f" (first left out: {self.refusals[0]})" if self.refusals else ""
+
+    def report(self, kept: int) -> None:
+        """Reports in one line on stderr how many rows were left out."""
+        if self.refusals:
+            told = f"{self.path}: {len(self.refusals)} of {len(self.refusals) + kept} rows left out{self.first}"
+            sys.stderr.write(printable(told) + "\n")
+
+
+def _with_images(
+    rows: Sequence[tuple[int, object, object]], root: Path, path: Path, broken: _Broken
+) -> list[tuple[str, str]]:
+    """The path of the image and the caption of each row that has both."""
+    usable, pairs = [], []
+    for line, image, caption in rows:
+        lacking = next(
+            (what for what, text in (("an image", image), ("a caption", caption)) if not _is_said(text)), None
+        )
+        if lacking:
+            got = {"an image": image, "a caption": caption}[lacking]
+            broken(DataError(f"{path}, line {line}: must have {lacking} as text, got {printable(repr(got), 60)}"))
+        else:
+            usable.append((line, image.strip(), caption.strip()))
+    found = on_disk(_place(root, image) for _, image, _ in usable)
+    absent = [(line, image) for (line, *_), image in zip(usable, found, strict=True) if not is_file(image)]
+    if absent and broken.on_error == "stop":
+        line, image = absent[0]
+        raise DataError(
+            f"{path}: {len(absent)} of {len(usable)} images are missing: {preview([p for _, p in absent], 3)} "
+            f"(first in line {line}; left out with data.on_error=skip)"
+        )
+    for (line, _, caption), image in zip(usable, found, strict=True):
+        if is_file(image):
+            pairs.append((image, caption))
+        else:
+            broken(DataError(f"{path}, line {line}: there is no image {image}"))
+    return pairs
+
+
+def _is_said(text: object) -> bool:
+    """Whether a field holds something; tables write what is absent in these ways."""
+    return isinstance(text, str) and text.strip().casefold() not in ("", "nan", "null", "none", "n/a", "<na>", "\\n")
+
+
+def _place(root: Path, image: str) -> str:
+    path = str(root / image)
+    return path if "\\" not in image or is_file(path) else str(root / image.replace("\\", "/"))
 
 
 def rendered_pairs(config: CaptionConfig, part: Literal["train", "val"], size: int, seed: int) -> Pairs:
@@ -118,48 +184,52 @@ def ahead(make: Callable[[int], object], count: int):
             yield ready
 
 
-def _read_table(path: Path, config: CaptionConfig) -> list[tuple[str, str]]:
-    lines = _text(path).splitlines()
-    table = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" or "\t" in (lines or [""])[0] else ",")
-    lacking = {config.image_key, config.caption_key} - set(table.fieldnames or ())
+def _read_table(path: Path, config: CaptionConfig, broken: _Broken) -> list[tuple[int, object, object]]:
+    """Number of line, image and caption; the columns are separated by what stands in the header."""
+    header = next(line for line in read_lines(path) if line)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in header else "|" if "|" in header else ","
+    columns, rows = read_table(path, delimiter, broken)
+    lacking = {config.image_key, config.caption_key} - {*columns}
     if lacking:
         raise DataError(
-            f"{path} lacks the column {', '.join(sorted(lacking))} (has {', '.join(table.fieldnames or ['none'])}): "
+            f"{path} lacks the column {', '.join(sorted(lacking))} (has {', '.join(columns) or 'none':.200}): "
             "set data.image_key and data.caption_key"
         )
-    return [(row[config.image_key], row[config.caption_key]) for row in table]
+    return [(line, row[config.image_key], row[config.caption_key]) for line, row in rows]
 
 
-def _read_json_lines(path: Path, config: CaptionConfig) -> list[tuple[str, str]]:
+def _read_json_lines(path: Path, config: CaptionConfig, broken: _Broken) -> list[tuple[int, object, object]]:
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line:
+            continue
+        expected = f"{path}, line {number}: expected a JSON object with {config.image_key} and {config.caption_key}"
         try:
-            row = json.loads(line)
-            rows.append((str(row[config.image_key]), str(row[config.caption_key])))
-        except (ValueError, KeyError, TypeError) as e:
-            raise DataError(
-                f"{path}, line {number}: expected a JSON object with {config.image_key} and {config.caption_key}"
-            ) from e
+            row = parse_json(line, "it")
+        except DataError as e:
+            broken(DataError(f"{expected}: {e}"))
+            continue
+        if isinstance(row, dict) and row.keys() >= {config.image_key, config.caption_key}:
+            rows.append((number, row[config.image_key], row[config.caption_key]))
+        else:
+            has = f"an object with {', '.join(row) or 'nothing':.100}" if isinstance(row, dict) else f"{line:.60}"
+            broken(DataError(f"{expected}, got {has}"))
     return rows
 
 
-def _read_a3r(path: Path, config: CaptionConfig) -> list[tuple[str, str]]:
-    rows = [line.split("$") for line in _text(path).splitlines() if line.strip()]
-    short = [number for number, row in enumerate(rows, start=1) if len(row) < 2]
-    if short:
-        raise DataError(f"{path}, line {short[0]}: expected `image$attributes$caption`")
-    return [(row[0].strip(), row[-1].strip()) for row in rows]
+def _read_a3r(path: Path, config: CaptionConfig, broken: _Broken) -> list[tuple[int, object, object]]:
+    """`image$attributes$caption`, or `image$caption`, one of the two throughout: a caption with a `$` of its own is none."""
+    lines = [(number, line.split("$")) for number, line in enumerate(read_lines(path), start=1) if line]
+    width = 2 if sum(len(row) == 2 for _, row in lines) > sum(len(row) == 3 for _, row in lines) else 3
+    expected = "image$caption" if width == 2 else "image$attributes$caption"
+    for number, row in lines:
+        if len(row) != width:
+            broken(DataError(f"{path}, line {number}: expected `{expected}`, got {len(row)} fields between `$`"))
+    return [(number, row[0], row[-1]) for number, row in lines if len(row) == width]
 
 
-def _unknown_format(path: Path, config: CaptionConfig) -> list[tuple[str, str]]:
+def _unknown_format(path: Path, config: CaptionConfig, broken: _Broken) -> list[tuple[int, object, object]]:
     raise DataError(f"{path}: captions come as {', '.join(READERS)} (or `{WORLD}`), not as {path.suffix or 'that'}")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from e
 
 
 READERS = {".csv": _read_table, ".tsv": _read_table, ".jsonl": _read_json_lines, ".txt": _read_a3r}

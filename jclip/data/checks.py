@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from jclip.errors import DataError
+from jclip.data.photo_hashes import is_hash, photo_hashes
+from jclip.errors import DataError, printable
 
 
-def check_several(classes: int, first: str, place: str = "") -> None:
-    """Raises `DataError` where one class, called `first`, is all there is."""
+def check_several(classes: int, first: str, place: str = "", more: str = "") -> None:
+    """Raises `DataError` where one class, called `first`, is all there is; more: what else the message says."""
     if classes < 2:
-        raise DataError(f"{place}only one class ({first}): there is nothing to tell apart")
+        raise DataError(
+            f"{place}only one class ({first}): there is nothing to tell apart; add photos of another class, or name others "
+            f"beside it (jclip zero-shot --classes {first},OTHER){more}"
+        )
 
 
 def check_without_gap(labels: np.ndarray, place: str) -> None:
@@ -38,10 +38,8 @@ def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int)
     few = np.flatnonzero((counts > 0) & (counts < shots))
     if len(few):
         first = f"{_name(names, few[0])}, {counts[few[0]]}"
-        sys.stderr.write(
-            f"{len(few)} of {classes} classes {_have(few)} fewer than {shots} training photos (first: {first}): "
-            "all of them are taken\n"
-        )
+        line = f"{len(few)} of {classes} classes {_have(few)} fewer than {shots} training photos (first: {first})"
+        sys.stderr.write(f"{printable(line)}: all of them are taken\n")
 
 
 def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_text: bool) -> None:
@@ -56,7 +54,7 @@ def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_tex
         lacking = f"{len(none)} of {classes} classes {_have(none)} no training photos (first: {_name(names, none[0])})"
         if not has_text:
             raise DataError(f"{lacking}, and this recipe learns from nothing else: add some, or leave the classes out")
-        sys.stderr.write(f"{lacking}: what is learned of them is their text alone\n")
+        sys.stderr.write(f"{printable(lacking)}: what is learned of them is their text alone\n")
 
 
 def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names: Sequence[str]) -> None:
@@ -79,16 +77,14 @@ def check_apart(train: Sequence[str], val: Sequence[str]) -> None:
 
 
 def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
-    """Tells of photos that are learned from and measured too, of "val" copies as well: figures on them promise nothing
+    """Writes a line on photos that are learned from and measured too, copies included: their figures promise nothing
     for new ones."""
-    again = {part: copied(train, paths) if part == "val" else repeated(train, paths) for part, paths in others.items()}
+    again = {part: copied(train, paths) for part, paths in others.items()}
     told = [f"{len(found)} of {len(others[part])} {part}" for part, found in again.items() if found]
     if told:
         first = next(found[0] for found in again.values() if found)
-        sys.stderr.write(
-            f"{' and '.join(told)} photos are training photos too (first: {first}): "
-            "their figures say nothing of new photos\n"
-        )
+        line = f"{' and '.join(told)} photos are training photos too (first: {first}): "
+        sys.stderr.write(f"{printable(line)}their figures say nothing of new photos\n")
 
 
 def repeated(train: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -98,17 +94,15 @@ def repeated(train: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def copied(train: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Those of `others` with the bytes of a file of `train`; only what has an equal's size is read."""
-    by_size = defaultdict(list)
-    for path in train:
-        by_size[Path(path).stat().st_size].append(path)
-    bytes_of = lru_cache(maxsize=None)(lambda path: hashlib.sha256(Path(path).read_bytes()).digest())
-
-    def is_copy(path: str) -> bool:
-        near = by_size.get(Path(path).stat().st_size, ())
-        return any(bytes_of(path) == bytes_of(other) for other in near)
-
-    return [path for path in others if is_copy(path)]
+    """Those of `others` with the bytes of a file of `train`; only what has an equal's size is read, and that but once."""
+    size_of = {path: os.stat(path).st_size for path in (*train, *others)}  # noqa: PTH116 - half of the time
+    sizes = {size_of[path] for path in train}
+    near = [path for path in others if size_of[path] in sizes]
+    shared = {size_of[path] for path in near}
+    learned = {
+        digest for digest in photo_hashes([path for path in train if size_of[path] in shared]) if is_hash(digest)
+    }
+    return [path for path, digest in zip(near, photo_hashes(near), strict=True) if digest in learned]
 
 
 def preview(items: Sequence, count: int = 5) -> str:

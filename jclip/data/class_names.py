@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jclip.class_sets import class_set, class_sets
-from jclip.data.checks import preview
-from jclip.data.splits import read_names
-from jclip.errors import DataError, did_you_mean
+from jclip.data.class_lists import Entry, read_entries, read_numbered
+from jclip.errors import DataError, printable
+from jclip.paths import exists, is_file
+from jclip.spelling import alike, difference, name_key, nearest
 
 
 @dataclass(frozen=True)
@@ -24,63 +24,120 @@ class ClassNames:
     names: tuple[str, ...]
     synonyms: Mapping[str, int] = field(default_factory=dict)
 
-    def places(self, own: Sequence[str]) -> np.ndarray:
-        """For the classes `own` of some data, their labels (C,) among these names.
+    def places(self, own: Sequence[str], count: int | None = None) -> np.ndarray:
+        """For the classes `own` of some data, their labels (C,) among these names; `count` classes, where it has no names.
 
-        Told by name where every one is found, underscores as spaces and whatever the case; else, of equally many, one
-        after the other, as ImageNet's folders n01440764, … are in the order of its names. Raises `DataError`.
+        By name where any is found, see `jclip.spelling.name_key`; where none is, of equally many in order, as ImageNet's
+        folders n01440764, … are in the order of its names, which is reported. Raises `DataError`.
         """
-        found = {_spoken(name): label for name, label in reversed(self.synonyms.items())}
-        found |= {_spoken(name): label for label, name in reversed([*enumerate(self.names)])}
-        missing = [name for name in own if _spoken(name) not in found]
-        if not missing:
-            return np.array([found[_spoken(name)] for name in own])
-        if len(own) == len(self.names):
-            return np.arange(len(own))
+        found = {name_key(name): label for name, label in reversed(self.synonyms.items())}
+        found |= {name_key(name): label for label, name in reversed([*enumerate(self.names)])}
+        missing = [name for name in own if name_key(name) not in found]
+        if own and not missing:
+            labels = [found[name_key(name)] for name in own]
+            _report_matches(own, labels, self)
+            return np.array(labels)
+        count = len(own) or count or 0
+        if len(missing) == len(own) and count == len(self.names):
+            _report_order(own, self.names)
+            return np.arange(count)
+        first = [f"{name!r}{self._suggestion(name)}" for name in missing[:3]]
+        told = f"{len(missing)} of which are none" if own else "without names, which can't be found"
         raise DataError(
-            f"the data has {len(own)} classes, {len(missing)} of which are none of the {len(self.names)} that are named "
-            f"(first: {missing[0]!r}{did_you_mean(missing[0], self.names)}): name these too, or {len(own)} in the data's order"
+            f"the data has {count} classes, {told} of the {len(self.names)} that are named"
+            + (f" (first: {', '.join(first)})" if first else "")
+            + f": name these too, or {count} in the data's order"
         )
 
+    def _suggestion(self, name: str) -> str:
+        near = nearest(name, [*self.names, *self.synonyms])
+        return f", did you mean {near[0]!r}?" if near else ""
 
-def _spoken(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+
+def _report_matches(own: Sequence[str], labels: Sequence[int], names: ClassNames) -> None:
+    """Reports classes of the data that become one, and names that differ by more than underscores for blanks."""
+    again = {label: name for name, label in zip(own, labels, strict=True)}
+    merged = [(name, again[label]) for name, label in zip(own, labels, strict=True) if again[label] != name]
+    spelled = [(name, names.names[label]) for name, label in zip(own, labels, strict=True)]
+    odd = [pair for pair in spelled if difference(pair[0].replace("_", " "), pair[1].replace("_", " "))]
+    told = []
+    if merged:
+        told.append(f"{len(merged)} classes of the data are other names of one (first: {_pair(merged[0], ' and ')})")
+    if odd:
+        kind = difference(odd[0][0].replace("_", " "), odd[0][1].replace("_", " "))
+        told.append(f"{len(odd)} class names differ in {kind} from the data's (first: {_pair(odd[0], ' is ')})")
+    if told:
+        sys.stderr.write(printable("; ".join(told)) + "\n")
+
+
+def _pair(pair: tuple[str, str], word: str) -> str:
+    return word.join(map(repr, pair))
+
+
+def _report_order(own: Sequence[str], names: Sequence[str]) -> None:
+    pairs = [f"{mine} = {name}" for mine, name in zip(own or map(str, range(len(names))), names, strict=True)]
+    shown = ", ".join(pairs if len(pairs) <= 12 else [*pairs[:3], "…", pairs[-1]])
+    sys.stderr.write(printable(f"no class of the data is among the names given: taken in order ({shown})") + "\n")
 
 
 def read_class_names(named: str) -> ClassNames:
-    """Class names from `a,b,c`, from a benchmark's set, or from a file: one per line, `name label` lines, a JSON list, or
-    the categories of COCO and LVIS (a JSON list of objects with `name`, `id` and `synonyms`). Raises `DataError`."""
+    """Class names from `a,b,c`, from a benchmark's set, or from a file, see `jclip.data.class_lists.read_entries`.
+
+    Raises `DataError` for names that are absent, one name twice (whatever its case, blanks or Unicode form), or a single
+    class.
+    """
     path = Path(named)
-    if os.path.isfile(path):  # noqa: PTH113 - unlike Path's, it answers for what is too long to be a file's name
-        found = _json_names(path) if path.suffix == ".json" else ClassNames(tuple(read_names(path)))
-    elif named in class_sets():
+    if is_file(named):
+        return _unlike(read_entries(path), named)
+    if named in class_sets():
         return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
-    elif "," not in named and (path.suffix or "/" in named):
-        raise DataError(f"no such file of class names: {path}")
-    else:
-        found = ClassNames(tuple(n.strip() for n in named.split(",") if n.strip()))
-    if not found.names:
+    if "," not in named and (path.suffix or "/" in named):
+        reason = "can't be read, it is no regular file" if exists(named) else "no such file of class names"
+        raise DataError(f"{reason}: {path}")
+    return _unlike(
+        [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()]
+    )
+
+
+def _unlike(entries: Sequence[Entry], place: str = "") -> ClassNames:
+    """Raises `DataError` unless there are several entries with names that differ."""
+    names, before = tuple(entry.name for entry in entries), f"{place}: " if place else ""
+    if not names:
         raise DataError("no class names given")
-    repeated = sorted({n for n in found.names if found.names.count(n) > 1})
-    if repeated:
-        raise DataError(f"class names stand more than once: {preview(repeated)}")
-    return found
+    if twice := alike(names):
+        first, second = (entries[k] for k in twice)
+        why = difference(first.name, second.name)
+        raise DataError(
+            f"class names stand more than once: {first.name} ({first.place.removeprefix(f'{place}, ')} and "
+            f"{second.place.removeprefix(f'{place}, ')}{f', {second.name!r} but for {why}' if why else ''}): "
+            f"name each class once{f', in {place}' if place else ''}"
+        )
+    if len(names) == 1:
+        near = nearest(names[0], class_sets())
+        meant = f"did you mean the set {near[0]!r}? " if near else ""
+        if not place and re.search(r"[\s;|，、；]", names[0]):
+            meant += "separate names by commas, or "
+        raise DataError(
+            f"{before}classes must be at least two, got one ({names[0]:.60}), which every photo would be of: {meant}"
+            'add a second name, such as "something else"'
+        )
+    return ClassNames(names, {other: k for k, entry in reversed([*enumerate(entries)]) for other in entry.others})
 
 
-def _json_names(path: Path) -> ClassNames:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise DataError(f"{path} is not valid JSON: {e}") from e
-    if isinstance(entries, dict) and isinstance(entries.get("categories"), list):
-        entries = entries["categories"]
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a JSON list of class names")
-    if entries and all(isinstance(entry, dict) and "name" in entry for entry in entries):
-        return _categories(sorted(entries, key=lambda entry: entry.get("id", 0)))
-    return ClassNames(tuple(map(str, entries)))
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names in the order of labels that the file says: `name label` lines, the last blank separating, or another
+    form of `jclip.data.class_lists`. Raises `DataError`."""
+    entries = read_numbered(path)
+    names = tuple(entry.name for entry in entries)
+    if twice := alike(names):
+        first, second = (entries[k] for k in twice)
+        if first.name == second.name:
+            raise DataError(f"{second.place}: class names must stand once, got {second.name!r} again")
+        why = difference(first.name, second.name)
+        sys.stderr.write(printable(f"{path}: {first.name!r} and {second.name!r} differ only in {why}") + "\n")
+    return names
 
 
-def _categories(entries: list[dict[str, Any]]) -> ClassNames:
-    synonyms = {str(s): label for label, entry in reversed([*enumerate(entries)]) for s in entry.get("synonyms", ())}
-    return ClassNames(tuple(str(entry["name"]) for entry in entries), synonyms)
+def read_names(path: Path) -> tuple[str, ...]:
+    """Class names in order, of any file that `jclip.data.class_lists` reads. Raises `DataError`."""
+    return tuple(entry.name for entry in read_entries(path))

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from jclip.errors import ConfigError, DataError
+from jclip.data.photo_file import open_photo
+from jclip.errors import ConfigError, DataError, printable
 from jclip.views import Views
 
 OnError = Literal["stop", "skip"]
@@ -21,27 +22,12 @@ _AHEAD = 2  # batches that may wait decoded
 _WORTH_PROCESSES = 256  # photos: processes take a third of a second to start
 
 
-def open_photo(path: str, draft: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded photo; of a JPEG, with `draft` (width, height), the smallest fraction that is at least that large.
-
-    Raises `DataError` with its path when it does not decode.
-    """
-    try:
-        image = Image.open(path)
-        if draft:
-            image.draft(None, draft)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise DataError(f"{path} does not decode: {' '.join(str(e).split()) or type(e).__name__}") from e
-    return image
-
-
 def tell_once(failed: Iterable[str], told: set[str]) -> None:
     """Names on stderr the photos that were left out, each but once; `told` remembers them."""
     for message in failed:
         if message not in told:
             told.add(message)
-            sys.stderr.write(f"skipped: {message}\n")
+            sys.stderr.write(f"skipped: {printable(message)}\n")
 
 
 def batches(
@@ -82,6 +68,15 @@ def batches(
             yield _stack(kept)
 
 
+def seen(path: str, views: Views, row: int) -> np.ndarray:
+    """(V, 3, H, W) of the photo at `path`. Raises `DataError` with the path for one that can't be seen so."""
+    image = open_photo(path, views.draft, views.preprocess.upright)
+    try:
+        return views(image, row)
+    except (DataError, MemoryError, ValueError, OSError) as e:
+        raise DataError(f"{path} can't be resized: {e or type(e).__name__}") from e
+
+
 def workers() -> int:
     """How many processes or threads decode: JCLIP_WORKERS, else one per core, at most 16. 0: no processes."""
     named = os.environ.get("JCLIP_WORKERS", "")
@@ -91,10 +86,10 @@ def workers() -> int:
 
 
 def _in_threads(paths, rows, prepare, ahead: int, count: int) -> Iterator[tuple[int, np.ndarray | DataError]]:
-    draft = prepare.draft if isinstance(prepare, Views) else None
-
     def make(place: int) -> np.ndarray:
-        return prepare(open_photo(paths[place], draft), int(rows[place]))
+        if isinstance(prepare, Views):
+            return seen(paths[place], prepare, int(rows[place]))
+        return prepare(open_photo(paths[place]), int(rows[place]))
 
     with ThreadPoolExecutor(max(1, count), thread_name_prefix="decode") as pool:
         waiting: deque[Future] = deque()

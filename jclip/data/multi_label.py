@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +12,11 @@ import numpy as np
 
 from jclip.config import DataConfig
 from jclip.data.checks import preview
-from jclip.data.splits import Split, lines_of, read_classes, read_photos
+from jclip.data.class_names import read_classes
+from jclip.data.photo_lists import is_photo, label_of, list_lines, on_disk
+from jclip.data.splits import Split, read_photos
 from jclip.errors import DataError
-from jclip.paths import compute_sha256
-
-_PATH_AND_LABELS = re.compile(r"(.*?)((?:[\s,]+[0-9]+)*)")
+from jclip.paths import compute_sha256, is_file
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,28 @@ def _of_list(path: Path, config: DataConfig) -> LabelledPhotos:
         raise DataError("lists of photos need data.classes, a file with `name label` per line")
     names, root = read_classes(Path(config.classes)), Path(config.root or path.parent)
     rows = []
-    for number, line in enumerate(lines_of(path), start=1):
-        photo, told = _PATH_AND_LABELS.fullmatch(line).groups()
-        labels = [int(label) for label in told.replace(",", " ").split()]
-        if max(labels, default=-1) >= len(names):
-            raise DataError(f"{path}, line {number}: label {max(labels)} is beyond the {len(names)} classes")
+    for number, line in list_lines(path):
+        photo, labels = _photo_and_labels(line, f"{path}, line {number}", len(names))
         rows += [(str(root / photo), photo, label) for label in labels or [-1]]
-    absent = [p for p, _, _ in rows if not Path(p).is_file()]
+    rows = [(real, photo, label) for real, (_, photo, label) in zip(on_disk(p for p, _, _ in rows), rows, strict=True)]
+    absent = [p for p, _, _ in rows if not is_file(p)]
     if absent:
         raise DataError(f"{path}: {len(absent)} photos are missing: {preview(absent)}")
     return _gathered(names, rows)
+
+
+def _photo_and_labels(line: str, place: str, classes: int) -> tuple[str, list[int]]:
+    """What stands before and in the numbers that end a line, which blanks or commas separate."""
+    plain = line.replace(",", " ")
+    words = plain.split()
+    labels = list(itertools.takewhile(str.isdecimal, reversed(words)))
+    photo = line[: len(plain.rsplit(maxsplit=len(labels))[0])] if len(labels) < len(words) else ""
+    if not photo:
+        raise DataError(f"{place}: expected `relative/path label label …`, got {line!r:.80}")
+    head, blank, last = photo.rpartition(" ")
+    if blank and is_photo(head) and not is_photo(last):
+        raise DataError(f"{place}: labels must be whole numbers from 0, got {last!r:.60}")
+    return photo, [label_of(label, place, classes) for label in reversed(labels)]
 
 
 def _gathered(names: tuple[str, ...], rows: Iterable[tuple[str, Hashable, int]]) -> LabelledPhotos:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import random
-import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from jclip.config import WORLD, DataConfig, Subset
 from jclip.data.challenge import base_of, class_finder, from_folder, strip_prefix
 from jclip.data.checks import check_agreement, check_several, preview
-from jclip.errors import DataError, did_you_mean
+from jclip.data.class_names import read_classes
+from jclip.data.folders import (
+    LeftOut,
+    assign_parts,
+    natural_key,
+    nearest_part,
+    photos_below,
+    read_class_folders,
+)
+from jclip.data.photo_file import PHOTO_ENDINGS
+from jclip.data.photo_lists import MOST_LABEL, on_disk, photos_with_label
+from jclip.errors import DataError, did_you_mean, printable
+from jclip.paths import is_file
+from jclip.readers.text import read_json, read_lines, read_table
+from jclip.spelling import name_key
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+__all__ = ["PhotoData", "Split", "find_photos", "natural_key", "read_photos"]  # and what is public below
+PARTS = ("train", "val", "test")
+_noted: set[str] = set()  # lines that this process has written already
 
 
 @dataclass(frozen=True)
@@ -37,26 +52,60 @@ class Split:
         return Split(tuple(self.paths[i] for i in rows), self.labels[np.asarray(rows, np.int64)])
 
     def digest(self) -> str:
-        """SHA-256 over paths, sizes, modification times and labels: what a feature cache and a result depend on."""
+        """SHA-256 over each photo's bytes and label, in order: what a feature cache and a result depend on.
+
+        Neither names nor times count, so a folder that is copied, moved or restored has the same.
+        """
+        from jclip.data.photo_hashes import photo_hashes
+
         sha = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            stat = Path(path).stat()
-            sha.update(f"{path}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
+        for digest, label in zip(photo_hashes(self.paths), self.labels, strict=True):
+            sha.update(f"{digest}\t{label}\n".encode())
         return sha.hexdigest()
 
 
 @dataclass(frozen=True)
 class PhotoData:
-    """Class names by label, and three splits of which `val` and `test` may be empty."""
+    """Class names by label, and three splits of which `val` and `test` may be empty.
+
+    left: what lies in its folders and was not read. notes: lines on what a user may not expect of it. called: what the
+    data itself calls each class, "" for one that it does not have; nothing where these are the names.
+    """
 
     classnames: tuple[str, ...]
     train: Split
     val: Split
     test: Split
+    left: LeftOut = field(default_factory=LeftOut)
+    notes: tuple[str, ...] = ()
+    called: tuple[str, ...] = ()
+
+    def digests(self) -> dict[str, str]:
+        """`train_sha256`, `val_sha256`, `test_sha256` of the parts that have photos: what a result was made of."""
+        return {f"{part}_sha256": split.digest() for part in PARTS if len(split := getattr(self, part))}
 
 
 def read_photos(config: DataConfig) -> PhotoData:
-    """The data that `config` names, few shots drawn. Raises `DataError` for what is missing or contradictory."""
+    """The data that `config` names, few shots drawn; what was left out is noted on stderr, once in a process.
+
+    Raises `DataError` for what is missing or contradictory.
+    """
+    return drawn_photos(noted(read_all_photos(config)), config)
+
+
+def drawn_photos(data: PhotoData, config: DataConfig) -> PhotoData:
+    """Of all photos those that `config` draws, of the half of the classes that it names."""
+    return subset_of(draw_shots(data, config.shots, config.val_shots, config.seed), config.subset)
+
+
+def noted(data: PhotoData) -> PhotoData:
+    """The same; what a user may not expect of it is written to stderr."""
+    write_notes([*data.notes, data.left.line()])
+    return data
+
+
+def read_all_photos(config: DataConfig) -> PhotoData:
+    """All photos that `config` names, before shots are drawn. Raises `DataError` for what is missing or contradictory."""
     config = from_folder(config)
     if config.split_file:
         root = photo_folder(config.root) if config.root else Path(config.split_file).parent
@@ -64,15 +113,21 @@ def read_photos(config: DataConfig) -> PhotoData:
     elif config.train or config.test:
         data = _read_lists(config)
     elif config.root:
-        data = _read_folders(photo_folder(config.root))
-        if config.classes:
-            data = replace(data, classnames=_folder_names(Path(config.classes), data.classnames))
+        data = _read_folders(photo_folder(config.root), config.classes)
     else:
         raise DataError("no data named: set data.root, data.train, data.split_file or data.features")
     if config.strip_prefix:
         data = replace(data, classnames=tuple(strip_prefix(c) for c in data.classnames))
     _check(data)
-    return subset_of(draw_shots(data, config.shots, config.val_shots, config.seed), config.subset)
+    return data
+
+
+def write_notes(lines: Iterable[str]) -> None:
+    """Writes lines to stderr, each once in a process, however often its data is read."""
+    for line in lines:
+        if line and line not in _noted:
+            _noted.add(line)
+            sys.stderr.write(f"{printable(line)}\n")
 
 
 def half(classes: int, subset: Subset) -> range:
@@ -94,7 +149,9 @@ def subset_of(data: PhotoData, subset: Subset) -> PhotoData:
     stay = half(len(data.classnames), subset)
     names = data.classnames[stay.start : stay.stop]
     check_several(len(names), names[0] if names else "none", f"data.subset={subset}: ")
-    return PhotoData(names, *(_subset(split, stay) for split in (data.train, data.val, data.test)))
+    called = data.called[stay.start : stay.stop]
+    splits = {part: _subset(getattr(data, part), stay) for part in PARTS}
+    return replace(data, classnames=names, called=called, **splits)
 
 
 def _subset(split: Split, stay: range) -> Split:
@@ -104,8 +161,12 @@ def _subset(split: Split, stay: range) -> Split:
 
 def renamed(data: PhotoData, names: tuple[str, ...], places: np.ndarray) -> PhotoData:
     """The same among the classes `names`: label k becomes places[k]."""
-    parts = (Split(split.paths, places[split.labels].astype(np.int32)) for split in (data.train, data.val, data.test))
-    return PhotoData(names, *parts)
+    splits = {part: getattr(data, part) for part in PARTS}
+    moved = {part: Split(split.paths, places[split.labels].astype(np.int32)) for part, split in splits.items()}
+    called = [""] * len(names)
+    for place, own in zip(places.tolist(), data.called or data.classnames, strict=True):
+        called[place] = f"{called[place]} / {own}" if called[place] else own
+    return replace(data, classnames=names, called=tuple(called), **moved)
 
 
 def photo_folder(root: str) -> Path:
@@ -117,24 +178,21 @@ def photo_folder(root: str) -> Path:
     return rendered_folder(root.partition(":")[2])
 
 
-def natural_key(path: str) -> list:
-    """Sorts `2.jpg` before `10.jpg`."""
-    return [
-        (0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in re.split(r"([0-9]+)", path)
-        if part
-    ]
-
-
 def find_photos(places: Iterable[str | os.PathLike]) -> list[str]:
-    """Photos named or below named folders, each folder in natural order. Raises `DataError` for what isn't there."""
+    """Photos named or below named folders, each folder in natural order; what lies there beside them is noted on stderr.
+
+    Raises `DataError` for what isn't there.
+    """
     found: list[str] = []
     for place in map(Path, places):
         if place.is_dir():
-            below = [str(p) for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+            left = LeftOut()
+            below = photos_below(place, left)
             if not below:
-                raise DataError(f"no photo below {place} (looked for {', '.join(sorted(SUFFIXES))})")
-            found += sorted(below, key=natural_key)
+                also = f"; {left.line()}" if left.counts else ""
+                raise DataError(f"no photo below {place} (looked for {', '.join(sorted(PHOTO_ENDINGS))}{also})")
+            write_notes([left.line()])
+            found += below
         elif place.is_file():
             found.append(str(place))
         else:
@@ -142,23 +200,13 @@ def find_photos(places: Iterable[str | os.PathLike]) -> list[str]:
     return found
 
 
-def _read_folders(root: Path) -> PhotoData:
-    """root/{train,val,test}/<class>/… or root/<class>/…; classes in byte order of their names."""
-    if not root.is_dir():
-        raise DataError(f"data.root is no folder: {root}")
-    parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
-    others = [d for d in root.iterdir() if d.is_dir() and d not in parts.values()]
-    if "train" not in parts and (others or not parts):
-        parts = {"train": root}
-    names = sorted({d.name for part in parts.values() for d in part.iterdir() if d.is_dir()}, key=os.fsencode)
-    if not names:
-        raise DataError(
-            f"no class folders below {root}: expected {root}/<class>/<photo>, or train/val/test above the classes"
-        )
-    splits = {part: _read_class_folders(folder, names) for part, folder in parts.items()}
-    return PhotoData(
-        tuple(names), splits.get("train", Split()), splits.get("val", Split()), splits.get("test", Split())
-    )
+def _read_folders(root: Path, classes: str = "") -> PhotoData:
+    """Class folders, below folders for parts or without; `classes`: a file that names them otherwise."""
+    found = read_class_folders(root)
+    splits = {part: _split(rows, f"{root}, {part}") for part, rows in found.photos.items()}
+    names = _folder_names(Path(classes), found.folders) if classes else found.names
+    called = found.names if classes else ()
+    return PhotoData(names, *(splits.get(part, Split()) for part in PARTS), found.left, found.notes, called)
 
 
 def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
@@ -166,25 +214,22 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     rows = [line.split(maxsplit=1) for line in lines_of(path)]
     if all(len(row) == 1 or row[1].isdecimal() for row in rows):
         raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
-    names = {row[0]: row[-1] for row in rows}
-    absent = [folder for folder in folders if folder not in names]
+    exact = {row[0]: row[-1] for row in rows}
+    if len(exact) < len(rows):
+        raise DataError(f"{path}: each folder must stand once, got {len(rows)} lines for {len(exact)} folders")
+    names = {name_key(folder): name for folder, name in exact.items()} | exact
+    absent = [folder for folder in folders if folder not in names and name_key(folder) not in names]
     if absent:
         raise DataError(f"{path} names {len(absent)} of {len(folders)} class folders not: {preview(absent)}")
-    return tuple(names[folder] for folder in folders)
+    return tuple(names[folder if folder in names else name_key(folder)] for folder in folders)
 
 
-def _read_class_folders(folder: Path, names: list[str]) -> Split:
-    rows = [
-        (str(photo), label)
-        for label, name in enumerate(names)
-        for photo in sorted((folder / name).glob("*"), key=lambda p: natural_key(p.name))
-        if photo.suffix.lower() in SUFFIXES
-    ]
-    return _split(rows)
-
-
-def _split(rows: Iterable[tuple[str, int]]) -> Split:
+def _split(rows: Iterable[tuple[str, int]], place: str) -> Split:
+    """Paths and labels; raises `DataError` for labels that int32 can't hold."""
     rows = list(rows)
+    beyond = [label for _, label in rows if not 0 <= label <= MOST_LABEL]
+    if beyond:
+        raise DataError(f"{place}: labels must be 0 to {MOST_LABEL}, got {beyond[0]} ({len(beyond)} of {len(rows)})")
     return Split(tuple(p for p, _ in rows), np.array([label for _, label in rows], np.int32))
 
 
@@ -200,117 +245,124 @@ def _read_lists(config: DataConfig) -> PhotoData:
     return PhotoData(names, *splits)
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names in label order from `name label` lines, the last space separating. Raises `DataError`."""
-    rows = [line.replace("\t", " ").rpartition(" ") for line in lines_of(path)]
-    unlabelled = [name or label for name, _, label in rows if not name or not label.isdecimal()]
-    if unlabelled:
-        raise DataError(f"{path}: expected `name label` lines, got {unlabelled[0]!r}")
-    labels = sorted(int(label) for _, _, label in rows)
-    if labels != list(range(len(rows))):
-        raise DataError(f"{path}: labels must be 0 to {len(rows) - 1}, each once, got {preview(labels)}")
-    return tuple(name.strip() for name, _, _ in sorted(rows, key=lambda r: int(r[2])))
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Class names, one per line in order; a file of `name label` lines whose labels are 0, 1, … is told by that."""
-    try:
-        return read_classes(path)
-    except DataError:
-        return tuple(lines_of(path))
-
-
 def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
-    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped.
+    """`relative/path label` per line; the last space separates, `\\` is taken for `/`, a leading slash is dropped, unless
+    the path as it stands is a file. See `jclip.data.photo_lists`.
 
-    A line without a label is of the class, among `names`, that the photo's folders name.
+    A line without a label is of the class, among `names`, that the photo's folders name. Raises `DataError` with the line
+    for labels that are none, or beyond `names`.
     """
-    lines, class_of = [line.replace("\t", " ").replace("\\", "/") for line in lines_of(path)], class_finder(names)
+    lines, class_of = photos_with_label(path, [root, path.parent], len(names)), class_finder(names)
     rows = []
-    for number, line in enumerate(lines, start=1):
-        photo, _, last = line.rpartition(" ")
-        labelled = photo.strip() and last.isdecimal()
-        photo = (photo if labelled else line).strip().lstrip("/")
-        label = int(last) if labelled else class_of(photo)
+    for number, photo, label in lines:
+        label = class_of(photo) if label is None else label
         if label is None:
-            near = did_you_mean(Path(photo).parent.name, [*names, *map(strip_prefix, names)])
+            near = did_you_mean(PurePosixPath(photo).parent.name, [*names, *map(strip_prefix, names)])
             raise DataError(
-                f"{path}, line {number}: expected `relative/path label`, got {line!r:.80}, whose folder is no class{near}"
+                f"{path}, line {number}: expected `relative/path label`, got {photo!r:.80}, whose folder is no class{near}"
             )
         rows.append((photo, label))
-    if not rows:
-        raise DataError(f"{path} lists no photo")
-    base = base_of(path, root, rows[0][0])
-    return _split((str(base / photo), label) for photo, label in rows)
+    base = base_of(path, root, rows[0][0].lstrip("/"))
+    paths = on_disk(_below(base, photo) for photo, _ in rows)
+    return _split(zip(paths, (label for _, label in rows), strict=True), str(path))
+
+
+def _below(base: Path, photo: str) -> str:
+    below = str(base / photo.lstrip("/"))
+    return photo if photo.startswith("/") and not is_file(below) and is_file(photo) else below
 
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that hold something. Raises `DataError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror}") from e
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line for line in read_lines(path) if line]
 
 
 def _read_split_file(path: Path, root: Path) -> PhotoData:
     """CoOp's JSON (`train`, `val`, `test` lists of [path, label, class]) or a table with path, classname, split."""
     if not path.is_file():
         raise DataError(f"no such split file: {path}")
-    return _read_table(path, root) if path.suffix in (".tsv", ".csv") else _read_coop_json(path, root)
+    return _read_table(path, root) if path.suffix.lower() in (".tsv", ".csv") else _read_coop_json(path, root)
 
 
 def _read_coop_json(path: Path, root: Path) -> PhotoData:
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-        rows = {
-            k: [(str(p), _whole(label), str(name)) for p, label, name in parts.get(k, [])]
-            for k in ("train", "val", "test")
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise DataError(f"{path} is not a split file of the form {{train: [[path, label, class], …], …}}: {e}") from e
+    rows = _coop_rows(path)
     names: dict[int, str] = {}
     for _, label, name in (r for part in rows.values() for r in part):
         if names.setdefault(label, name) != name:
             raise DataError(f"{path}: label {label} is called both {names[label]!r} and {name!r}")
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{path}: labels must be 0 to {len(names) - 1} without a gap, got {preview(sorted(names))}")
-    splits = (_split((str(root / p), label) for p, label, _ in rows[k]) for k in ("train", "val", "test"))
+    splits = (_below_root(root, ((p, label) for p, label, _ in rows.get(k, ())), f"{path}, {k}") for k in PARTS)
     return PhotoData(tuple(names[i] for i in range(len(names))), *splits)
 
 
-def _whole(label: object) -> int:
-    """Raises `ValueError` for a label that `int` would round."""
-    if isinstance(label, float) and not label.is_integer():
-        raise ValueError(f"label {label} is no whole number")
-    return int(label)
+def _below_root(root: Path, rows: Iterable[tuple[str, int]], place: str) -> Split:
+    """Paths relative to `root`, in the spelling of the disk, and labels."""
+    rows = list(rows)
+    paths = on_disk(str(root / path) for path, _ in rows)
+    return _split(zip(paths, (label for _, label in rows), strict=True), place)
+
+
+def _coop_rows(path: Path) -> dict[str, list[tuple[str, int, str]]]:
+    """part → its rows of path, label and class. Raises `DataError`."""
+    form = f"{path} must be a split file of the form {{train: [[path, label, class], …], …}}"
+    lists = read_json(path)
+    if not isinstance(lists, dict):
+        raise DataError(f"{form}, got a {type(lists).__name__}")
+    lists = {name: rows for name, rows in lists.items() if isinstance(rows, list)}
+    said = parts_said({name: len(rows) for name, rows in lists.items()}, path)
+    return {
+        said[name]: [_coop_row(row, f"{path}: {name}[{i}]") for i, row in enumerate(rows)]
+        for name, rows in lists.items()
+    }
+
+
+def _coop_row(row: object, place: str) -> tuple[str, int, str]:
+    """One row of CoOp's JSON. Raises `DataError`."""
+    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[2], str):
+        raise DataError(f"{place} must be [path, label, class], got {row!r:.80}")
+    path, label, name = row
+    if type(label) is not int or not 0 <= label <= MOST_LABEL:
+        raise DataError(f"{place}: label must be a whole number from 0 to {MOST_LABEL}, got {label!r:.80}")
+    return path, label, name
+
+
+def parts_said(counts: Mapping[str, int], path: Path) -> dict[str, str]:
+    """name → "train", "val" or "test". Raises `DataError` for names of parts that say none, with how many rows they have."""
+    said = assign_parts(counts, str(path))
+    if unknown := [name for name in counts if name not in said]:
+        lost = sum(counts[name] for name in unknown)
+        raise DataError(
+            f"{path}: {len(unknown)} of {len(counts)} splits must be called train, val or test ({lost:,} rows, first: "
+            f"{unknown[0]!r}{nearest_part(unknown[0])}): rename or remove them"
+        )
+    return said
 
 
 def _read_table(path: Path, root: Path) -> PhotoData:
     """Classes in order of first appearance."""
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        table = list(csv.DictReader(f, delimiter="\t" if path.suffix == ".tsv" else ","))
-    lacking = {"path", "classname", "split"} - set(table[0] if table else ())
-    if lacking:
-        raise DataError(f"{path} lacks the column {', '.join(sorted(lacking))} (needs path, classname, split)")
-    labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for row in table))}
-    parts = {
-        part: _split((str(root / row["path"]), labels[row["classname"]]) for row in table if row["split"] == part)
-        for part in ("train", "val", "test")
-    }
-    return PhotoData(tuple(labels), parts["train"], parts["val"], parts["test"])
+    columns, table = read_table(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    if lacking := sorted({"path", "classname", "split"} - {*columns}):
+        raise DataError(f"{path} lacks the column {', '.join(lacking)} (needs path, classname, split)")
+    for line, row in table:
+        if empty := [column for column in ("path", "classname", "split") if not row[column].strip()]:
+            raise DataError(f"{path}, line {line}: {empty[0]} must not be empty")
+    said = parts_said(Counter(row["split"] for _, row in table), path)
+    labels = {name: i for i, name in enumerate(dict.fromkeys(row["classname"] for _, row in table))}
+    rows: dict[str, list[tuple[str, int]]] = {part: [] for part in PARTS}
+    for _, row in table:
+        rows[said[row["split"]]].append((row["path"], labels[row["classname"]]))
+    return PhotoData(tuple(labels), *(_below_root(root, rows[part], f"{path}, {part}") for part in PARTS))
 
 
 def _check(data: PhotoData) -> None:
     """Labels within the classes, at least two classes, every photo there and of one class."""
     check_several(len(data.classnames), data.classnames[0] if data.classnames else "none")
-    for part, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+    for part, split in ((part, getattr(data, part)) for part in PARTS):
         beyond = split.labels[split.labels >= len(data.classnames)]
         if beyond.size:
             raise DataError(f"{part}: label {beyond.max()} is beyond the {len(data.classnames)} classes")
-        absent = [p for p in split.paths if not Path(p).is_file()]
+        absent = [p for p in split.paths if not is_file(p)]
         if absent:
             raise DataError(f"{part}: {len(absent)} of {len(split)} photos are missing: {preview(absent)}")
     check_agreement({k: (v.paths, v.labels) for k, v in vars(data).items() if isinstance(v, Split)}, data.classnames)
@@ -337,12 +389,15 @@ def draw_shots(data: PhotoData, shots: int, val_shots: int, seed: int) -> PhotoD
 
 
 def _draw(split: Split, count: int, rng: random.Random, beside: int = 0) -> list[int]:
-    """Rows of up to `count` photos per class, classes in order of first appearance; `beside` so many are wanted too."""
+    """Rows of up to `count` photos per class, classes in order of first appearance; `beside` so many are wanted too.
+
+    As Dassl draws them: a class of fewer is taken as it stands, of one with just as many the order is drawn too.
+    """
     by_class: dict[int, list[int]] = {}
     for row, label in enumerate(split.labels.tolist()):
         by_class.setdefault(label, []).append(row)
     rows = []
     for members in by_class.values():
         most = min(count, len(members) * count // (count + beside))
-        rows += members if len(members) <= most else rng.sample(members, most)
+        rows += members if most == len(members) < count else rng.sample(members, most)
     return rows

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.data.loader import open_photo
+from jclip.data.loader import seen
+from jclip.data.photo_file import ORIENTATIONS
 from jclip.errors import DataError, SetupError
 from jclip.views import Views
 
@@ -47,8 +48,10 @@ def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int,
             while sent < min(len(paths), place + slots):
                 _tell(workers[sent % len(workers)], [sent % slots, int(rows[sent]), paths[sent]])
                 sent += 1
-            error = _answer(workers[place % len(workers)], paths[place])
-            yield place, DataError(error) if error else pixels[place % slots].copy()
+            error, turned = _answer(workers[place % len(workers)], paths[place])
+            if error is None:
+                ORIENTATIONS.saw(paths[place], turned)
+            yield place, pixels[place % slots].copy() if error is None else DataError(error)
         while workers:  # each has given all its answers
             _tell(workers[-1], {})
             _idle.setdefault(os.getpid(), []).append(workers.pop())
@@ -93,18 +96,21 @@ def _tell(worker: subprocess.Popen, message) -> None:
         pass  # its answer, which is awaited in turn, will be missing
 
 
-def _answer(worker: subprocess.Popen, path: str) -> str | None:
+def _answer(worker: subprocess.Popen, path: str) -> tuple[str | None, bool]:
+    """What went wrong with a photo, if anything, and whether it was turned upright."""
     line = worker.stdout.readline()
     if not line:
         raise SetupError(
             f"a process that decodes photos ended with {worker.wait()} at {path} or one of the next "
             "(out of memory?): JCLIP_WORKERS=0 decodes without such processes"
         )
-    return json.loads(line)
+    error, turned = json.loads(line)
+    return error, turned
 
 
 def _work() -> None:
-    """The process's part: until its input ends, prepare what is named and say null, or what went wrong."""
+    """The process's part: until its input ends, prepare what is named and say null, or what went wrong, and whether the
+    photo was turned."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends this one
     for line in sys.stdin:
         message = json.loads(line)
@@ -117,12 +123,13 @@ def _work() -> None:
                 pixels = _mapped(shared.fileno(), message["slots"], views.shape)
             continue
         slot, row, path = message
+        ORIENTATIONS.clear()
         error = None
         try:
-            pixels[slot] = views(open_photo(path, views.draft), row)
+            pixels[slot] = seen(path, views, row)
         except DataError as e:
             error = str(e)
-        sys.stdout.write(json.dumps(error) + "\n")
+        sys.stdout.write(json.dumps([error, bool(ORIENTATIONS.turned_among([path]))]) + "\n")
         sys.stdout.flush()
 
 

@@ -7,71 +7,66 @@ storage as bytes in torch's old format inside the pickle; those are read too.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jclip.errors import CheckpointError
 from jclip.paths import replacing
-from jclip.readers.restricted import RestrictedUnpickler, load_pickle, named_leaves
-from jclip.readers.tensors import LazyTensor, WeightFile, decode, itemsize, strided
+from jclip.readers.pickle_machine import Budget, Stream, run_pickle
+from jclip.readers.recorders import Storage, Weights, weight_file
+from jclip.readers.source import CHUNK, HeldFile, InMemory, Part, Source
+from jclip.readers.tensors import WeightFile, itemsize
 
 _TRAILER = b"HCAJSLHD"
 
 
-def read(path: Path) -> WeightFile:
+def read(file: HeldFile) -> WeightFile:
     """Every array of the pickled tree under its dotted name. Raises `CheckpointError` when the checksum is wrong."""
-    data = path.read_bytes()
-    if data.endswith(_TRAILER):
-        body, checksum = data[:-28], data[-28:-8]
-        if hashlib.sha1(body).digest() != checksum:
-            raise CheckpointError(f"{path} is damaged: its checksum does not match, fetch or copy it again")
-    else:
-        body = data
-    place = str(path)
-    unpickler = RestrictedUnpickler(io.BytesIO(body), place, _tensor, nested=lambda b: _old_torch_storage(b, place))
-    arrays = named_leaves(load_pickle(unpickler, place), lambda node: isinstance(node, np.ndarray))
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise CheckpointError(f"{path}: {name} is an array of objects, not of numbers")
-    return WeightFile({k: _in_memory(v) for k, v in arrays.items()}, kind="jittor")
+    body: Source = file
+    end = file.read(max(0, file.size - 28), min(28, file.size)).tobytes()
+    if has_trailer(end):
+        body = Part(file, 0, file.size - 28)
+        if _sha1(body) != end[:20]:
+            raise CheckpointError(f"{file.path} is damaged: its checksum does not match, fetch or copy it again")
+    place, budget = str(file.path), Budget()
+    meaning = Weights(place, nested=lambda data: _old_torch_storage(data, place, budget))
+    tree = run_pickle(Stream(body), place, meaning, budget)
+    return weight_file(tree, "jittor", place, file.size)
 
 
-def _in_memory(array: np.ndarray) -> LazyTensor:
-    return LazyTensor(array.shape, str(array.dtype), lambda: array)
+def has_trailer(end: bytes) -> bool:
+    """Whether a file whose last bytes these are was written by Jittor, with a checksum."""
+    return len(end) == 28 and end.endswith(_TRAILER)
 
 
-def _tensor(storage: np.ndarray, offset: int, shape: Any, strides: Any, *_: Any) -> np.ndarray:
-    return np.array(strided(storage, offset, tuple(shape), tuple(strides), "of a storage"), order="C")
+def _sha1(data: Source) -> bytes:
+    sha = hashlib.sha1()
+    for at in range(0, data.size, CHUNK):
+        sha.update(data.read(at, min(CHUNK, data.size - at)))
+    return sha.digest()
 
 
-def _old_torch_storage(data: bytes, place: str) -> np.ndarray:
+def _old_torch_storage(data: Source, place: str, budget: Budget) -> Storage:
     """The single storage of `torch.save(storage, _use_new_zipfile_serialization=False)`: four pickles, keys, raw values."""
-    stream = io.BytesIO(data)
-    claims: list[tuple] = []
+    stream = Stream(data)
+    claims: list[tuple[str, str, int]] = []
 
-    def storage(pid: tuple) -> str:
-        claims.append(pid)
-        return str(pid[2])
+    def storage(claim: tuple[str, str, int]) -> Storage:
+        claims.append(claim)
+        return Storage(InMemory(b""), claim[1], 0)
 
-    def next_pickle() -> Any:
-        return load_pickle(RestrictedUnpickler(stream, place, _tensor, storage), place)
-
-    for _ in range(4):  # magic number, protocol, system, the storage itself
-        next_pickle()
-    next_pickle()  # keys
-    if len(claims) != 1 or not isinstance(claims[0][1], str):
+    for _ in range(5):  # magic number, protocol, system, the storage itself, keys
+        run_pickle(stream, place, Weights(place, storage), budget)
+    if len(claims) != 1 or stream.left < 8:
         raise CheckpointError(f"{place} holds a nested file that is not one storage")
-    dtype, count = claims[0][1], int.from_bytes(stream.read(8), "little")
-    raw = stream.read(count * itemsize(dtype))
-    if len(raw) != count * itemsize(dtype):
+    _, dtype, _ = claims[0]
+    count = int.from_bytes(stream.take(8), "little")
+    if count * itemsize(dtype) > stream.left:
         raise CheckpointError(f"{place} is truncated inside a storage of {count} {dtype}")
-    return decode(np.frombuffer(raw, np.uint8), dtype)
+    return Storage(stream.part(count * itemsize(dtype)), dtype, count)
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:

@@ -7,15 +7,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from itertools import pairwise
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jclip.errors import CheckpointError
-from jclip.paths import open_regular, replacing
-from jclip.readers.tensors import LazyTensor, WeightFile, decode, encode, itemsize
+from jclip.paths import replacing
+from jclip.readers.source import CHUNK, HeldFile, Part, shown
+from jclip.readers.tensors import LazyTensor, WeightFile, check_name, decode, encode, itemsize, sizes
 
 DTYPES = {
     "F64": "float64",
@@ -29,7 +33,8 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_LARGEST_HEADER = 100 * 2**20
+_LARGEST_HEADER = 16 << 20  # bytes; a hundred thousand tensors take less
+_SMALL_HEADER = 1 << 20  # so much is parsed by Python's JSON even where the library refused it
 SEAL = "jclip_seal"  # metadata: SHA-256 of header and data, computed with `_UNSEALED` in its place
 _UNSEALED = "0" * 64
 
@@ -38,66 +43,117 @@ class DamagedFile(CheckpointError):
     """A file of our own whose bytes changed after they were written."""
 
 
-def read(path: Path) -> WeightFile:
-    """Header checked in full, data memory-mapped. Raises `CheckpointError` for any contradiction."""
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if length > min(_LARGEST_HEADER, size - 8):
-            raise CheckpointError(f"{path} is damaged: its header claims {length} bytes of a file of {size}")
-        header = _parse(f.read(length), path)
-    metadata = {k: v for k, v in (header.pop("__metadata__", {}) or {}).items() if k != SEAL}
+def read(file: HeldFile) -> WeightFile:
+    """Header checked in full, data read when asked for. Raises `CheckpointError` for any contradiction."""
+    path, size = file.path, file.size
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little") if size >= 8 else size
+    if length > min(_LARGEST_HEADER, size - 8):
+        raise CheckpointError(f"{path} is damaged: its header claims {length} bytes of a file of {size}")
+    text = file.read(8, length).tobytes()
+    complaint = _complaint_of_library(text, size)
+    if complaint and length > _SMALL_HEADER:
+        raise CheckpointError(f"{path} is damaged: {complaint}")
+    header = _parse(text, path)  # what the library refuses is refused in our own words where we have some
+    metadata = _metadata(header.pop("__metadata__", None), path)
     start = 8 + length
     _check_layout(header, size - start, path)
-    tensors = {name: _tensor(path, start, entry) for name, entry in header.items()}
-    return WeightFile(tensors, {str(k): str(v) for k, v in metadata.items()}, "safetensors")
+    if complaint:
+        raise CheckpointError(f"{path} is damaged: {complaint}")
+    tensors = {name: _tensor(Part(file, start, size - start), entry) for name, entry in header.items()}
+    return WeightFile(tensors, {k: v for k, v in metadata.items() if k != SEAL}, "safetensors")
+
+
+def _complaint_of_library(text: bytes, size: int) -> str | None:
+    """What the format's own library says against a header; None when it is sound.
+
+    It sees the bytes that we use, before as many zeros as data follow, which take no room: by its name, the file might be
+    another by then.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with _sparse(len(text).to_bytes(8, "little") + text, size) as name, safe_open(name, "numpy"):
+            pass
+    except SafetensorError as e:
+        return shown(e, 300)
+    return None
+
+
+@contextmanager
+def _sparse(head: bytes, size: int) -> Iterator[str]:
+    """The name of a file of `size` bytes that begins with `head`: in memory where the system has such, else temporary."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("header", os.MFD_CLOEXEC)
+        name = f"/proc/self/fd/{descriptor}"
+    else:
+        descriptor, name = tempfile.mkstemp(suffix=".safetensors")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(head)
+            file.truncate(size)
+            file.flush()
+            yield name
+    finally:
+        if not hasattr(os, "memfd_create"):
+            os.unlink(name)  # noqa: PTH108
 
 
 def _parse(text: bytes, path: Path) -> dict:
+    """The header. Raises `CheckpointError` where it is no table, or names something twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
+            raise CheckpointError(f"{path} is damaged: its header says '{shown(twice)}' twice")
+        return found
+
     try:
-        header = json.loads(text)
-    except ValueError as e:
-        raise CheckpointError(f"{path} is damaged: its header is not JSON ({e})") from e
+        header = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path} is damaged: its header is not JSON ({shown(e)})") from e
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is damaged: its header is not a table of tensors")
     return header
 
 
+def _metadata(found: Any, path: Path) -> dict[str, str]:
+    if found is not None and not (isinstance(found, dict) and all(isinstance(v, str) for v in found.values())):
+        raise CheckpointError(f"{path} is damaged: its metadata must be a table of texts")
+    return found or {}
+
+
 def _check_layout(header: dict, room: int, path: Path) -> None:
-    """Each entry well-formed, inside the file, as large as its shape says, and none overlapping another."""
+    """Each entry well-formed, as large as its shape says, and the entries one after the other fill the file."""
     spans = []
     for name, entry in header.items():
+        check_name(name, str(path))
         try:
             dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            sizes = [begin, end, *shape]
-            whole = all(type(n) is int and n >= 0 for n in sizes)
         except (KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"{path}: the entry of {name} is not one that jclip reads: {entry!r:.120}") from e
-        count = 1
-        for n in shape:
-            count *= n
-        if not whole or end > room or end - begin != count * itemsize(dtype):
+        count = math.prod(sizes(shape, f"{path}, {name}"))
+        whole = type(begin) is int and type(end) is int and 0 <= begin <= end <= room
+        if not whole or end - begin != count * itemsize(dtype):
             raise CheckpointError(
-                f"{path} is damaged: {name} {shape} {dtype} does not fit bytes {begin} to {end} of {room}"
+                f"{path} is damaged: {name} {shape} {dtype} does not fit bytes {shown(begin)} to {shown(end)} of {room}"
             )
         spans.append((begin, end, name))
-    spans.sort()
-    for (_, end, first), (begin, _, second) in pairwise(spans):
-        if begin < end:
-            raise CheckpointError(f"{path} is damaged: {first} and {second} overlap")
+    at, before = 0, "the header"
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            raise CheckpointError(
+                f"{path} is damaged: {before} and {name} {'overlap' if begin < at else 'leave a gap between them'}"
+            )
+        at, before = end, name
+    if at != room:
+        raise CheckpointError(f"{path} is damaged: {room - at} bytes behind {before} belong to no tensor")
 
 
-def _tensor(path: Path, start: int, entry: dict) -> LazyTensor:
+def _tensor(data: Part, entry: dict) -> LazyTensor:
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-
-    def values() -> np.ndarray:
-        if begin == end:
-            return np.zeros(shape, "float32" if dtype == "bfloat16" else dtype)
-        raw = np.memmap(path, np.uint8, "r", start + begin, end - begin)
-        return decode(raw, dtype).reshape(shape)
-
-    return LazyTensor(shape, dtype, values)
+    return LazyTensor(shape, dtype, lambda: decode(data.read(begin, end - begin), dtype).reshape(shape))
 
 
 def write_tensors(
@@ -152,17 +208,20 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
 def read_sealed(path: Path) -> WeightFile:
     """A file that `write` wrote, read whole and compared with its seal.
 
-    Raises `DamagedFile`, a `CheckpointError`, where a byte of header or data is another than was written.
+    Raises `DamagedFile`, a `CheckpointError`, where a byte of header or data is another than was written, and
+    `CheckpointError` where there is no such file.
     """
-    with open_regular(path) as f:
-        length = int.from_bytes(f.read(8), "little")
-        text = f.read(min(length, _LARGEST_HEADER))
-        found = re.search(rb'"' + SEAL.encode() + rb'":"([0-9a-f]{64})"', text)
-        if found is None:
-            raise DamagedFile(f"{path} is damaged: it has no seal")
-        seal = hashlib.sha256(text[: found.start(1)] + _UNSEALED.encode() + text[found.end(1) :])
-        while block := f.read(1 << 20):
-            seal.update(block)
+    file = HeldFile(path)
+    if file.size < 8:
+        raise DamagedFile(f"{path} is damaged: it has no seal")
+    length = min(int.from_bytes(file.read(0, 8).tobytes(), "little"), _LARGEST_HEADER, file.size - 8)
+    text = file.read(8, length).tobytes()
+    found = re.search(rb'"' + SEAL.encode() + rb'":"([0-9a-f]{64})"', text)
+    if found is None:
+        raise DamagedFile(f"{path} is damaged: it has no seal")
+    seal = hashlib.sha256(text[: found.start(1)] + _UNSEALED.encode() + text[found.end(1) :])
+    for at in range(8 + length, file.size, CHUNK):
+        seal.update(file.read(at, min(CHUNK, file.size - at)))
     if seal.hexdigest().encode() != found[1]:
         raise DamagedFile(f"{path} is damaged: its bytes are not those that were written")
-    return read(path)
+    return read(file)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from jclip.errors import CheckpointError
+from jclip.errors import CheckpointError, printable
 
 ITEMSIZE = {"bfloat16": 2}
+MOST_NAME = 1000  # characters
+_MOST_AXES = 32  # as many as NumPy has
+_TOO_LARGE = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,44 @@ def encode(values: np.ndarray, dtype: str) -> np.ndarray:
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
-def strided(flat: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], name: str) -> np.ndarray:
-    """The view of a storage that a torch tensor is. Raises `CheckpointError` when it reaches outside the storage."""
-    if any(n < 0 for n in (offset, *shape, *strides)) or len(shape) != len(strides):
-        raise CheckpointError(f"tensor {name} has a negative size or stride")
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if 0 not in shape and last >= flat.size:
-        raise CheckpointError(f"tensor {name} reaches to element {last} of a storage of {flat.size}")
-    return np.lib.stride_tricks.as_strided(flat[offset:], shape, [s * flat.itemsize for s in strides], writeable=False)
+def sizes(values: Any, place: str, together: bool = True) -> tuple[int, ...]:
+    """A shape, offset or strides out of a file as a tuple. together: their product is bounded, too.
+
+    Raises `CheckpointError` unless all are whole numbers from 0 to below 2^48, zeros aside their product as well.
+    """
+    if type(values) not in (tuple, list) or len(values) > _MOST_AXES:
+        raise CheckpointError(
+            f"{place} is damaged: a shape must be a list of at most {_MOST_AXES} sizes, got {_shown(values)}"
+        )
+    if any(type(n) is not int or not 0 <= n < _TOO_LARGE for n in values):
+        raise CheckpointError(
+            f"{place} is damaged: sizes must be whole numbers from 0 to below 2^48, got {_shown(values)}"
+        )
+    if together and math.prod(n for n in values if n) >= _TOO_LARGE:
+        raise CheckpointError(f"{place} is damaged: a tensor must have fewer than 2^48 values")
+    return tuple(values)
+
+
+def _shown(values: Any) -> str:
+    """Sizes as they may stand in a message; of what is neither a number nor text the type, for it may nest without end."""
+    if type(values) not in (tuple, list):
+        return printable(values, 60) if type(values) is str else type(values).__name__
+    shown = (printable(str(v), 24) if type(v) in (int, float, str) else type(v).__name__ for v in values[:_MOST_AXES])
+    return f"[{', '.join(shown)}]"
+
+
+def check_name(name: str, place: str) -> str:
+    """The name itself. Raises `CheckpointError` unless it is printable and of at most `MOST_NAME` characters."""
+    if len(name) > MOST_NAME or not name.isprintable():
+        raise CheckpointError(
+            f'{place} names a tensor "{printable(name, 120)}": names must be printable, of at most {MOST_NAME} characters'
+        )
+    return name
+
+
+def strided(flat: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    """The view of a flat array that a torch tensor is. Raises `CheckpointError` when it reaches outside."""
+    last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if any(n < 0 for n in (*shape, *strides)) or (0 not in shape and last >= flat.size):
+        raise CheckpointError(f"a tensor reaches to element {last} of {flat.size}")
+    return np.lib.stride_tricks.as_strided(flat, shape, [s * flat.itemsize for s in strides], writeable=False)

@@ -16,16 +16,16 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 WITHOUT_JITTOR = [
     "convert.cli", "convert.source", "finetune", "finetune.__main__", "finetune._finished", "finetune._sweep",
     "finetune._challenge", "finetune._fusion", "finetune._submission",
-    "jclip", "jclip.architecture", "jclip.arguments", "jclip.catalogue",
+    "jclip", "jclip.architecture", "jclip.cached", "jclip.catalogue",
     "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
-    "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.shapes",
+    "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.photo_file",
+    "jclip.data.photo_hashes", "jclip.data.shapes",
     "jclip.data.splits", "jclip.data.world",
     "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
     "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
     "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
     "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results", "jclip.run",
-    "jclip.sheet", "jclip.sheet_html", "jclip.source",
-    "jclip.spreadsheet", "jclip.strict_yaml", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
+    "jclip.schema", "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
     "jclip.towers", "jclip.variants", "jclip.views",
     "jclip.warmup", "jclip.zero_shot",
 ]  # fmt: skip
@@ -33,8 +33,10 @@ WITHOUT_JITTOR = [
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
 FLOORS = [
     {"jclip.errors"},
-    {"jclip.arguments", "jclip.choices", "jclip.paths", "jclip.variants", "jclip.grammar", "jclip.postponed"},
-    {"jclip.report", "jclip.spreadsheet", "jclip.strict_yaml"},
+    {"jclip.choices", "jclip.paths", "jclip.grammar", "jclip.postponed"},
+    {"jclip.schema"},
+    {"jclip.variants"},
+    {"jclip.report", "jclip.data.photo_file"},
     {
         "jclip.config",
         "jclip.preprocess",
@@ -44,7 +46,7 @@ FLOORS = [
         "jclip.readers",
         "jclip.catalogue",
     },
-    {"jclip.families", "jclip.views"},
+    {"jclip.cached", "jclip.families", "jclip.views"},
     {"jclip.architecture"},
     {
         "jclip.runtime",

@@ -93,7 +93,10 @@ def test_a_shorter_context_keeps_the_trained_positions(tmp_path):
     [
         (["--image-size", "33"], "image size 33 x 33 is no multiple of 5"),
         (["--image-size", "20", "20", "20"], "takes HEIGHT and WIDTH, not 3 numbers"),
-        (["--image-size", "0"], "is no multiple of 5"),
+        (["--image-size", "0"], "--image-size must be an integer from 1 to 8192, got 0"),
+        (["--image-size", "1000000000"], "--image-size must be an integer from 1 to 8192, got 1000000000"),
+        (["--context-length", "0"], "a context of 11 can't be made 0 long"),
+        (["--context-length", "1000000000"], "text.context_length must be an integer from 1 to 65536"),
         (["--context-length", "2"], "a context of 11 can't be made 2 long"),
         (["--context-length", "20", "--context-by", "truncate"], "can't be made 20 long by method truncate"),
     ],

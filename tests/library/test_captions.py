@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -104,6 +106,28 @@ def test_the_embedded_world_is_new_in_each_epoch_and_the_same_again():
     assert not set(val.texts(range(40))[0]) <= set(first)
 
 
+@pytest.mark.parametrize(
+    "easy, epoch, alone, styles, radius",
+    [(4, 0, 100, 1, 0.26), (4, 1, 88, 1, 0.235), (4, 2, 75, 1, 0.21), (4, 3, 63, 4, 0.185), (4, 4, 50, 4, 0.16),
+     (4, 9, 50, 4, 0.16), (0, 0, 50, 4, 0.16)],
+)  # fmt: skip
+def test_scenes_get_harder_by_epochs(easy, epoch, alone, styles, radius, monkeypatch):
+    """Of a hundred scenes so many show one thing; several styles come when the second half begins."""
+    asked = []
+
+    def spy(seed, **settings):
+        asked.append(settings)
+        return drawn
+
+    drawn = shapes.draw_scene((0,), count=(1, 1))
+    monkeypatch.setattr(shapes, "draw_scene", spy)
+    read_pairs(CaptionConfig(train="shapes", scenes=200, easy_epochs=easy), "train", (8, 8), 0).texts(range(200), epoch)
+    counts = [settings["count"] for settings in asked[:200]]
+    assert counts == ([(1, 1)] * alone + [(2, 4)] * (100 - alone)) * 2
+    assert {s["styles"] for s in asked} == {shapes.SEEN_STYLES[:styles]} and styles <= len(shapes.SEEN_STYLES)
+    assert all(s["radius"] == (pytest.approx(radius), 0.36) for s in asked)
+
+
 def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
     assert list(ahead(lambda i: i * i, 5)) == [0, 1, 4, 9, 16] and list(ahead(lambda i: i, 0)) == []
 
@@ -116,3 +140,76 @@ def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
     assert [next(made), next(made)] == [0, 1]
     with pytest.raises(DataError, match=r"x.png does not decode"):
         next(made)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.csv", "filepath,title\n图 0.png,x\n图 1.png\n", "line 3: must have 2 fields .filepath, title., got 1"),
+        ("a.csv", "filepath,title\n图 1.png,x\n图 0.png,a,b\n", "line 3: must have 2 fields .filepath, title., got 3"),
+        ("a.csv", "filepath,title\n图 0.png,x\n图 1.png,\n", "line 3: must have a caption as text, got ''"),
+        ("a.csv", "filepath,title\n图 0.png,x\n图 1.png,NaN\n", "line 3: must have a caption as text, got 'NaN'"),
+        ("a.csv", "filepath,title\n图 0.png,x\n,y\n", "line 3: must have an image as text"),
+        ("a.csv", "filepath,title,title\n图 0.png,x,y\n", "column 'title' must stand once"),
+        ("a.csv", f'filepath,title\n图 0.png,x\n图 1.png,"{"y" * 200_000}\n', "line 3: is not valid CSV"),
+        ("a.csv", "filepath,title\n图 0.png,x\nno.png,y\n", r"1 of 2 images are missing: .*no.png \(first in line 3"),
+        ("a.tsv", "filepath\ttitle\n图 0.png\tx\n图 1.png\n", "line 3: must have 2 fields"),
+        ("a.csv", "filepath| title\n图 0.png| x\n图 1.png| a | b\n", "line 3: must have 2 fields .*, got 3"),
+        (
+            "a.jsonl",
+            '{"filepath": "图 0.png", "title": "x"}\n{"filepath": "图 1.png", "title": null}\n',
+            "line 2: .* got None",
+        ),
+        (
+            "a.jsonl",
+            '{"filepath": "图 0.png", "title": "x"}\n{"filepath": "图 1.png", "title": ["y"]}\n',
+            "must have a cap",
+        ),
+        (
+            "a.jsonl",
+            '{"filepath": "图 0.png", "title": "x"}\n{"filepath": NaN, "title": "y"}\n',
+            "line 2: .*NaN is no",
+        ),
+        ("a.jsonl", '{"filepath": "图 0.png", "title": "x"}\n[1]\n', "line 2: expected a JSON object .*, got .1"),
+        (
+            "a.txt",
+            "图 0.png$white$x\n图 1.png$red$costs $5\n",
+            r"line 2: expected `image\$attributes\$caption`, got 4 fields",
+        ),
+        ("a.txt", "图 0.png$x\n图 2.png$z\n图 1.png$red$y\n", r"line 3: expected `image\$caption`, got 3 fields"),
+    ],
+)
+def test_rows_that_are_broken_stop_or_are_left_out_and_counted(images, capsys, name, text, told):
+    (images / name).write_text(text, encoding="utf-8")
+    if "column" not in told:
+        pairs = read_pairs(CaptionConfig(train=str(images / name), on_error="skip"), "train", (8, 8), 0)
+        line = capsys.readouterr().err
+        assert "x" in pairs.texts(range(len(pairs)))[0] or name == "a.csv"
+        assert line.count("\n") == 1 and f"1 of {len(pairs) + 1} rows left out (first left out: " in line
+    with pytest.raises(DataError, match=told):
+        read_pairs(CaptionConfig(train=str(images / name)), "train", (8, 8), 0)
+
+
+def test_captions_keep_what_belongs_to_them(images):
+    (images / "a.csv").write_bytes('filepath,title\r\n"图 0.png","a ""red"",\r\nlong thing"\r\n'.encode())
+    assert read_pairs(CaptionConfig(train=str(images / "a.csv")), "train", (8, 8), 0).texts([0])[0] == [
+        'a "red",\nlong thing'
+    ]
+    (images / "b.csv").write_text("image_name| n| comment\n图 1.png| 0| a, green thing\n", encoding="utf-8")
+    config = CaptionConfig(train=str(images / "b.csv"), image_key="image_name", caption_key="comment")
+    assert read_pairs(config, "train", (8, 8), 0).texts([0])[0] == ["a, green thing"]
+    lines = [{"filepath": ".\\图 0.png", "title": "a\u2028b"}, {"filepath": str(images / "图 2.png"), "title": "c"}]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (images / "c.jsonl").write_text(text, encoding="utf-16")
+    assert read_pairs(CaptionConfig(train=str(images / "c.jsonl")), "train", (8, 8), 0).texts([0, 1])[0] == [
+        "a\u2028b",
+        "c",
+    ]
+
+
+def test_a_file_of_broken_rows_alone_is_refused(images):
+    (images / "a.csv").write_text("filepath,title\nno.png,x\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"lists no image with its caption .first left out: .*line 2: there is no image"
+    ):
+        read_pairs(CaptionConfig(train=str(images / "a.csv"), on_error="skip"), "train", (8, 8), 0)

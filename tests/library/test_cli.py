@@ -178,7 +178,7 @@ def wrong(tmp_path, small_models):
     (tmp_path / "broken.jpg").write_text("no photo")
     (tmp_path / "no weights.pt").write_bytes(b"PK\x03\x04 nothing")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "names.json").write_text("{}")
+    (tmp_path / "names.json").write_text("7")
     Image.new("RGB", (40, 40)).save(tmp_path / "ok.png")
     ok, two = tmp_path / "ok.png", ["--classes", "a,b"]
     return {
@@ -188,7 +188,7 @@ def wrong(tmp_path, small_models):
         "is neither a file nor a model's name, did you mean 'ViT-B/32'": [ok, "--model", "ViT-B/33", *two],
         "no weights.pt is a damaged archive": [ok, "--model", tmp_path / "no weights.pt", *two],
         "no such file of class names": [ok, *vit, "--classes", "classes.txt"],
-        "names.json: expected a JSON list": [ok, *vit, "--classes", tmp_path / "names.json"],
+        "names.json: must be a list of names": [ok, *vit, "--classes", tmp_path / "names.json"],
         "class names stand more than once: a": [ok, *vit, "--classes", "a,b,a"],
         "no class names given": [ok, *vit, "--classes", " , "],
         "unknown prompt set or file 'openai81', did you mean 'openai80'": [ok, *vit, *two, "--templates", "openai81"],

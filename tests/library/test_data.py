@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 
@@ -13,15 +14,15 @@ from PIL import Image
 from jclip.config import DataConfig
 from jclip.data.challenge import strip_prefix
 from jclip.data.checks import check_apart, copied, repeated
+from jclip.data.class_names import read_classes, read_names
+from jclip.data.multi_label import read_multi_label
 from jclip.data.splits import (
     PhotoData,
     Split,
     draw_shots,
     find_photos,
     natural_key,
-    read_classes,
     read_list,
-    read_names,
     read_photos,
 )
 from jclip.errors import DataError
@@ -118,6 +119,15 @@ def test_seeds_draw_different_photos_and_the_same_again(photos):
     assert draws[0] == draws[2] != draws[1]
 
 
+@pytest.mark.parametrize("shots, held", [(1, 1), (3, 3), (4, 4), (5, 4), (16, 4)])
+@pytest.mark.parametrize("own", [True, False], ids=["val split", "held out of train"])
+def test_as_many_are_drawn_to_choose_by_as_to_train_on_but_at_most_four(shots, held, own):
+    train, val = (Split(tuple(f"{part}{i}" for i in range(60)), np.arange(60) % 3) for part in ("t", "v"))
+    drawn = draw_shots(PhotoData(("a", "b", "c"), train, val if own else Split(), Split()), shots, -1, 1)
+    assert np.bincount(drawn.train.labels).tolist() == [shots] * 3
+    assert np.bincount(drawn.val.labels).tolist() == [held] * 3
+
+
 @pytest.mark.parametrize("shots, val_shots, drawn, held", [(7, 0, 6, 0), (5, 2, 5, 1), (16, -1, 5, 1), (4, 2, 4, 2)])
 def test_a_class_with_too_few_photos_gives_all_it_has(photos, shots, val_shots, drawn, held):
     """Six of each class: where training and validation want more, they share them in proportion."""
@@ -136,15 +146,18 @@ WRONG = [
     (dict(train="list.txt", classes="classes.txt"), "line 2: expected `relative/path label`, got 'b.png', whose f"),
     (dict(train="far.txt", classes="classes.txt"), "label 7 is beyond the 2 classes"),
     (dict(train="gone.txt", classes="classes.txt"), "train: 2 of 2 photos are missing: .*x.png"),
-    (dict(train="nothing.txt", classes="classes.txt"), "lists no photo"),
+    (dict(train="nothing.txt", classes="classes.txt"), "nothing.txt is empty"),
     (dict(train="twice.txt", classes="classes.txt"), '/a.png has two labels, 0 \\("cat"\\) and 1 \\("dog"\\): keep'),
     (dict(train="once.txt", test="other.txt", classes="classes.txt"), "/a.png has two labels, 0 .* and 1"),
     (dict(train="list.txt", classes="gap.txt"), "labels must be 0 to 1, each once, got 0, 2"),
     (dict(train="list.txt", classes="unlabelled.txt"), "expected `name label` lines, got 'cat'"),
     (dict(train="list.txt", classes="absent.txt"), "can't read .*absent.txt: No such file"),
-    (dict(split_file="broken.json"), "is not a split file"),
+    (dict(split_file="broken.json"), "broken.json is not valid JSON, line 1"),
     (dict(split_file="gap.json"), "labels must be 0 to 1 without a gap, got 0, 2"),
-    (dict(split_file="half.json"), "is not a split file .*: label 0.5 is no whole number"),
+    (
+        dict(split_file="half.json"),
+        "half.json: train\\[0\\]: label must be a whole number from 0 to 2147483647, got 0.5",
+    ),
     (dict(split_file="two_names.json"), "label 0 is called both 'a' and 'b'"),
     (dict(split_file="columns.tsv"), "lacks the column split"),
     (dict(split_file="none.json"), "no such split file"),
@@ -269,3 +282,77 @@ def test_digest_follows_content_and_labels(photos):
     assert Split(split.paths, split.labels[::-1].copy()).digest() != before
     Image.new("RGB", (50, 50)).save(split.paths[0])
     assert split.digest() != before
+
+
+LINES = {  # of a list → what it names below its folder, and the label
+    "a.png 1": ("a.png", 1),
+    "a.png\t\t 1  ": ("a.png", 1),
+    "./a.png,1": ("a.png", 1),
+    "a.png; 1": ("a.png", 1),
+    "sub\\x\\..\\b c.png 1": ("sub/x/../b c.png", 1),
+    "50%25 off.png 1": ("50%25 off.png", 1),
+    "a, b.png 1": ("a, b.png", 1),
+    "1 a.png": ("a.png", 1),
+    "1,a.png": ("a.png", 1),
+    "#1.png 0": ("#1.png", 0),
+    "caf\u00e9.png 1": ("cafe\u0301.png", 1),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_a_list(tmp_path, line):
+    name, label = LINES[line]
+    (tmp_path / "sub" / "x").mkdir(parents=True)
+    (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(line + "\n", encoding="utf-8")
+    split = read_list(tmp_path / "list.txt", tmp_path, ("cat", "dog"))
+    assert split.paths == (str(tmp_path / name),) and split.labels.tolist() == [label]
+
+
+def test_absolute_paths_and_names_in_gb18030(tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    photo = tmp_path / "elsewhere" / os.fsdecode("黑狗.png".encode("gb18030"))
+    photo.touch()
+    (tmp_path / "elsewhere" / "b.png").touch()
+    (tmp_path / "list.txt").write_bytes(
+        "elsewhere/黑狗.png 0\n".encode("gb18030") + f"{tmp_path}/elsewhere/b.png 1\n".encode()
+    )
+    split = read_list(tmp_path / "list.txt", tmp_path, ("cat", "dog"))
+    assert split.paths == (str(photo), str(tmp_path / "elsewhere" / "b.png"))
+    assert "1 photos are found under another spelling of their names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("read", [read_list, "many"])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("2", "label 2 is beyond the 2 classes"),
+        ("4294967296", "label 4294967296 is beyond the 2 classes"),
+        ("9" * 5000, "label 9{40} is beyond the 2 classes"),
+        ("-1", "labels must be whole numbers from 0, got '-1'"),
+        ("1.0", "labels must be whole numbers from 0, got '1.0'"),
+        ("True", "labels must be whole numbers from 0, got 'True'"),
+        ("nan", "labels must be whole numbers from 0, got 'nan'"),
+        ("١", "labels must be whole numbers from 0"),
+    ],
+)
+def test_labels_that_are_none_are_refused_with_their_line(tmp_path, read, label, message):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "list.txt").write_text(f"a.png 1\n\na.png {label}\n", encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("cat 0\ndog 1\n")
+    with pytest.raises(DataError, match=f"list.txt, line 3: {message}"):
+        if read == "many":
+            read_multi_label(DataConfig(test=str(tmp_path / "list.txt"), classes=str(tmp_path / "classes.txt")))
+        else:
+            read(tmp_path / "list.txt", tmp_path, ("cat", "dog"))
+
+
+def test_labels_without_classes_fit_32_bits(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png 2147483648\n")
+    with pytest.raises(DataError, match="line 1: labels must be at most 2147483647"):
+        read_list(tmp_path / "list.txt", tmp_path)
+
+
+def test_folders_of_a_list_are_compared_as_names_are(tmp_path):
+    (tmp_path / "list.txt").write_text("x/Cafe\u0301 noir/1.png\nx/DOG/1.png\n", encoding="utf-8")
+    assert read_list(tmp_path / "list.txt", tmp_path, ("caf\u00e9_noir", "dog")).labels.tolist() == [0, 1]

@@ -11,6 +11,8 @@ from jclip.functional.metrics import (
     expected_calibration_error,
     per_class_recall,
     ranking,
+    retrieval_ranks,
+    retrieval_report,
     softmax,
     top_k,
 )
@@ -22,6 +24,14 @@ LABELS = np.array([0, 2, 1, 2, 2])
 def test_ranking_breaks_ties_by_the_lowest_class():
     assert ranking(SCORES, 3).tolist() == [[0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 1, 0], [0, 1, 2]]
     assert ranking(SCORES, 9).shape == (5, 3)
+
+
+def test_ties_of_many_classes_stay_in_order():
+    """An unstable sort keeps the order of up to 16 equal scores, and of more only by luck."""
+    assert ranking(np.zeros((2, 400)), 400).tolist() == [[*range(400)]] * 2
+    scores = np.random.default_rng(0).integers(0, 3, (5, 90)).astype(float)
+    wanted = [sorted(range(90), key=lambda c, row=row: (-row[c], c)) for row in scores]
+    assert ranking(scores, 90).tolist() == wanted and ranking(scores, 1)[:, 0].tolist() == [w[0] for w in wanted]
 
 
 def test_top_k_by_hand():
@@ -47,6 +57,20 @@ def test_calibration_by_hand():
     assert expected_calibration_error(np.array([[1.0, 0.0]]), np.array([0])) == 0.0
 
 
+@pytest.mark.parametrize(
+    "low, high, bins",
+    [(0.5, 0.625, {"bins": 4}), (0.75, 0.8125, {"bins": 4}), (0.53, 0.54, {}), (0.6, 0.61, {})],
+    ids=["a half", "three quarters", "of fifteen", "nine fifteenths"],
+)
+def test_a_bin_of_calibration_ends_with_its_upper_edge(low, high, bins):
+    """The first is wrong and the second right: in one bin their gaps would cancel out."""
+    probabilities = np.array([[low, 1 - low], [high, 1 - high]])
+    error = expected_calibration_error(probabilities, np.array([1, 0]), **bins)
+    assert error == pytest.approx((low + (1 - high)) / 2)
+    inside = np.array([[high, 1 - high], [high + 0.01, 0.99 - high]])
+    assert expected_calibration_error(inside, np.array([1, 0]), **bins) == pytest.approx(abs(0.99 - 2 * high) / 2)
+
+
 def test_softmax_of_large_scores():
     assert softmax(np.array([[1000.0, 1000.0], [0.0, 1000.0]])).tolist() == [[0.5, 0.5], [0.0, 1.0]]
 
@@ -66,3 +90,45 @@ def test_macro_f1_and_likelihood_by_hand():
     probabilities = np.array([[0.5, 0.5], [0.25, 0.75]])
     assert np.isclose(negative_log_likelihood(probabilities, np.array([0, 1])), -(np.log(0.5) + np.log(0.75)) / 2)
     assert np.isfinite(negative_log_likelihood(np.array([[0.0, 1.0]]), np.array([0])))
+
+
+def test_retrieval_ranks_by_hand():
+    """The best of the wanted entries counts; of equal scores the earlier entry ranks first, wanted or not."""
+    scores = np.array([[3.0, 2.0, 1.0, 0.0], [-4.0, -1.0, -2.0, -3.0], [5.0, 5.0, 5.0, 5.0], [1.0, 2.0, 2.0, 0.0]])
+    positives = np.array([[0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 1, 0], [0, 1, 1, 0]], bool)
+    assert retrieval_ranks(scores, positives).tolist() == [2, 0, 2, 0]
+    with pytest.raises(ValueError, match="1 queries have nothing to find"):
+        retrieval_ranks(scores, positives & np.array([[True], [True], [False], [True]]))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_retrieval_ranks_are_places_in_a_sorted_list(seed):
+    rng = np.random.default_rng(seed)
+    scores, positives = rng.integers(-3, 3, (30, 25)).astype(float), rng.random((30, 25)) < 0.1
+    positives[:, 7] |= ~positives.any(axis=1)
+    order = [sorted(range(25), key=lambda g, row=row: (-row[g], g)) for row in scores]
+    wanted = [min(o.index(g) for g in np.flatnonzero(p)) for o, p in zip(order, positives, strict=True)]
+    assert retrieval_ranks(scores, positives).tolist() == wanted
+
+
+def test_retrieval_report_by_hand():
+    """Twelve images whose own texts have these ranks: the edges of R@1, R@5 and R@10 are among them."""
+    ranks = [0, 0, 0, 1, 4, 5, 9, 10, 11, 2, 3, 0]
+    scores = np.full((12, 12), -1.0)
+    for i, rank in enumerate(ranks):
+        others = [g for g in range(12) if g != i]
+        scores[i, i], scores[i, others[:rank]] = 0.0, 1.0
+    report = retrieval_report(scores)
+    wanted = {"r1": 4 / 12, "r5": 8 / 12, "r10": 10 / 12, "mean_rank": 1 + 45 / 12, "median_rank": 3.0}
+    assert {k: report[f"i2t_{k}"] for k in wanted} == pytest.approx(wanted)
+    turned = retrieval_report(scores.T)
+    assert {k: turned[f"t2i_{k}"] for k in wanted} == pytest.approx(wanted)
+    assert report["t2i_r1"] == turned["i2t_r1"] != report["i2t_r1"] and len(report) == 10
+
+
+def test_retrieval_of_groups_finds_what_shares_an_id():
+    scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.3, 0.8], [0.7, 0.6, 0.4]])
+    alone, grouped = retrieval_report(scores), retrieval_report(scores, np.array([4, 4, 9]))
+    assert (alone["i2t_mean_rank"], alone["t2i_mean_rank"]) == (pytest.approx(8 / 3), pytest.approx(3))
+    assert (grouped["i2t_mean_rank"], grouped["t2i_mean_rank"]) == (pytest.approx(2), pytest.approx(2))
+    assert (grouped["i2t_r1"], grouped["t2i_r1"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))

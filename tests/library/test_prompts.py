@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jclip.errors import DataError, UnknownName
+from jclip.errors import DataError, UnknownName, printable
 from jclip.prompts import (
     class_prompts,
     fill,
@@ -192,7 +192,7 @@ def test_prompts_of_classes(tmp_path):
         ["a 猫.", "the 猫."],
     ]
     (tmp_path / "cupl.json").write_text('{"hot_dog": ["long bun", "sausage"], "cat": "purrs", "Cat": "is a name"}')
-    assert class_prompts(["cat", "hot_dog", "CAT", "Hot dog"], load_templates(str(tmp_path / "cupl.json"))) == [
+    assert class_prompts(["cat", "hot_dog", "Cat", "Hot dog"], load_templates(str(tmp_path / "cupl.json"))) == [
         ["purrs"],
         ["long bun", "sausage"],
         ["is a name"],
@@ -273,3 +273,63 @@ def test_repeated_prompts_are_told_in_one_line(capfd):
     told = capfd.readouterr().err
     assert "share: 1, first 'a' of 0 (x) and 1 (y);" in told and "once: 1, first 'a' of 2 (z);" in told
     assert told.count("\n") == 1
+
+
+LONG = "a photo of a very " + "long " * 200
+
+
+@pytest.mark.parametrize("template", [LONG + "{}.", "{0.__class__} {}", "%s {} {0} {name!r}", "{} and {}", "{}" * 200])
+def test_only_the_places_of_a_template_are_filled(template, tmp_path):
+    wanted = [[template.replace("{}", "hot dog")]]
+    assert class_prompts(["hot_dog"], load_templates(template)) == wanted
+    (tmp_path / "t.txt").write_text(f"\ufeff{template}\r\n\r\n", encoding="utf-8")
+    assert class_prompts(["hot_dog"], load_templates(str(tmp_path / "t.txt"))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (LONG, "'a photo of a very long .*has no place for the class name"),
+        ("{0.__class__}", "'{0.__class__}' has no place for the class name"),
+        ("a {name}", "'a {name}' has no place for the class name"),
+        ("x" * 5000, "unknown prompt set or file 'x{80}'"),
+        ("openai7[" + "9" * 5000 + "]", "unknown prompt set"),
+        ("a[0][0]", "unknown prompt set"),
+        ("../classes/cifar10", "unknown prompt set"),
+        ("\ud800{}", "must be plain text"),
+        ("a\0{}", "must be plain text"),
+    ],
+)
+def test_templates_that_are_refused(given, message):
+    with pytest.raises((DataError, UnknownName), match=message) as refusal:
+        load_templates(given)
+    assert len(printable(str(refusal.value))) < 1200
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "a {}.\na photo.\n", "p.txt, line 2: 'a photo.' has no place"),
+        ("p.txt", "", "p.txt is empty"),
+        ("p.txt", "a {}.\n\x1b[2J{}\n", "line 2: must be plain text"),
+        ("p.json", "[]", "expected a list of templates"),
+        ("p.json", '{"cat": null}', "'cat': must be text in quotation marks, got None"),
+        ("p.json", '{"cat": ["a", 3]}', "'cat': must be text in quotation marks, got 3"),
+        ("p.json", '{"cat": [" "]}', "'cat': must be text"),
+        ("p.json", '{"cat": {"a": "b"}}', "'cat': must be text"),
+        ("p.json", '{"cat": ["a"], "cat": ["b"]}', "key 'cat' stands more than once"),
+        ("p.json", '{"templates": ["{}"], "class_sentences": {"cat": 1}}', "'cat': must be text"),
+    ],
+)
+def test_prompt_files_that_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_templates(str(tmp_path / name))
+
+
+def test_sentences_are_found_under_other_spellings_of_the_class(tmp_path):
+    (tmp_path / "p.json").write_text('{"Cafe\u0301 noir": "black", "Cat": "one", "cat": "two"}', encoding="utf-8")
+    sentences = load_templates(str(tmp_path / "p.json"))
+    assert class_prompts(["caf\u00e9_noir", "Cat"], sentences) == [["black"], ["one"]]
+    with pytest.raises(DataError, match="sentences of class 'CAT' must stand once, got them for 'Cat' and 'cat'"):
+        class_prompts(["CAT"], sentences)

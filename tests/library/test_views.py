@@ -98,9 +98,9 @@ def test_mirror_turns_photos_as_the_evaluation_does(tmp_path):
     photo(61, 40, "RGB").save(tmp_path / "turned.png", exif=exif)
     stored = Image.open(tmp_path / "turned.png")
     upright, lying = (
-        augment("mirror")(stored, square(24, exif_rotate=turn), np.random.default_rng(0)) for turn in (True, False)
+        augment("mirror")(stored, square(24, upright=turn), np.random.default_rng(0)) for turn in (True, False)
     )
-    assert np.array_equal(upright, square(24, exif_rotate=True)(stored)[:, :, ::-1])
+    assert np.array_equal(upright, square(24)(stored)[:, :, ::-1])
     assert not np.array_equal(upright, lying)
 
 
@@ -188,8 +188,8 @@ def test_views_turn_photos_as_the_evaluation_does(tmp_path):
     photo(61, 40, "RGB").save(tmp_path / "turned.png", exif=exif)
     stored, upright = Image.open(tmp_path / "turned.png"), photo(61, 40, "RGB").transpose(Image.Transpose.ROTATE_270)
     for name in TEST_VIEWS:
-        assert np.array_equal(seen(stored, name, square(20, exif_rotate=True)), seen(upright, name, square(20)))
-        assert not np.array_equal(seen(stored, name, square(20)), seen(upright, name, square(20)))
+        assert np.array_equal(seen(stored, name, square(20)), seen(upright, name, square(20)))
+        assert not np.array_equal(seen(stored, name, square(20, upright=False)), seen(upright, name, square(20)))
 
 
 def test_crops_for_a_size_that_is_no_square():

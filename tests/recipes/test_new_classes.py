@@ -222,6 +222,8 @@ def test_columns_by_hand():
     assert columns_of(["c", "a"], ["a", "b", "c"]).tolist() == [2, 0]
     assert columns_of(["b", "a", "b"], ["a", "b"]).tolist() == [1, 0, 1]
     assert columns_of(["a"], ["a", "b", "a"]) is None  # which of the two
+    assert columns_of(["Caf\u00e9", "A"], ["a", "cafe\u0301"]).tolist() == [1, 0]  # other spellings of the same names
+    assert columns_of(["a", "A"], ["A", "a"]).tolist() == [1, 0] and columns_of(["\uff21"], ["a", "A"]) is None
     assert columns_of(["a", "d"], ["a", "b"]) is None
 
 

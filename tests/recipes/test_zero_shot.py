@@ -156,6 +156,60 @@ def test_names_of_a_benchmark_stand_in_place_of_folders(small_models, photo_fold
         toys.train(tmp_path / "mine.yaml", tmp_path / "few")
 
 
+def test_eval_and_predict_see_the_classes_that_the_run_saw(small_models, photo_folder, tmp_path, monkeypatch, capsys):
+    """Among more names than the data has, all later commands measure as the run did; sets have classes of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("a hat\nred thing\n绿 thing\na shoe\nblue thing\n", encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ntemplates: 'a {{}}'\n"
+        f"data: {{root: '{photo_folder}'}}\nclasses: names.txt\n", encoding="utf-8",
+    )  # fmt: skip
+    metrics = toys.train(tmp_path / "mine.yaml", tmp_path / "run")
+    assert main(["eval", "run"]) == 0 and main(["predict", "run", "--out", "all.json"]) == 0
+    told = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert (told["correct"], round(told["nll"], 6)) == (metrics["test_correct"], metrics["test_nll"])
+    assert f"top-1 {told['top1']:.4f} of these photos" in capsys.readouterr().out
+    assert main(["eval", "run", "--on", "own", f"data.root={photo_folder}", "--out", "sets"]) == 0
+    assert json.loads((tmp_path / "sets" / "sets.json").read_text())["sets"]["own"]["classes"] == 3
+
+
+def test_recorded_features_are_measured_among_the_same_classes(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, labels = rng.standard_normal((12, 5)).astype(np.float32), np.arange(12) % 3
+    parts = {f"{part}_features{end}": rows for part, end in (("train", "_1"), ("val", ""), ("test", ""))}
+    parts |= {f"{part}_labels{end}": labels for part, end in (("train", "_1"), ("val", ""), ("test", ""))}
+    np.savez(tmp_path / "f.npz", classnames=np.array(["cat", "dog", "owl"]), **parts)
+    np.save(tmp_path / "text.npy", rng.standard_normal((6, 5)).astype(np.float32))
+    (tmp_path / "names.txt").write_text("hat\nowl\nshoe\ncat\ntree\ndog\n")
+    (tmp_path / "mine.yaml").write_text(
+        "recipe: zero_shot\nclasses: names.txt\ndata: {features: f.npz, text_features: text.npy, shots: 1}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    metrics = toys.train(tmp_path / "mine.yaml", tmp_path / "run")
+    assert main(["eval", "run"]) == 0
+    told = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert (told["correct"], round(told["nll"], 6)) == (metrics["test_correct"], metrics["test_nll"])
+
+
+def test_photos_that_changed_since_the_run_are_reported(small_models, photo_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    (tmp_path / "mine.yaml").write_text(f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ndata: {{root: photos}}\n")
+    toys.train(tmp_path / "mine.yaml", tmp_path / "run")
+    capsys.readouterr()
+    assert main(["eval", "run"]) == 0 and main(["predict", "run"]) == 0
+    assert "changed" not in capsys.readouterr().err
+    first = min((tmp_path / "photos" / "test").rglob("*.png"))
+    shutil.copyfile(max((tmp_path / "photos" / "test").rglob("*.png")), first)
+    for command in (["eval", "run"], ["predict", "run"]):
+        assert main(command) == 0
+        told = capsys.readouterr().err
+        assert "the run's test photos have changed since it finished: now 18, 1 of them later than result.json" in told
+        assert f"(first: {first})" in told and "train photos" not in told
+    assert main(["eval", "run", "data.root=photos/test", "--out", "o"]) in (0, 2)
+    assert "have changed" not in capsys.readouterr().err  # other data was asked for
+
+
 def test_1203_classes_of_lvis(shared, tmp_path):
     """Photos of 35 classes among the recorded text of all LVIS names: the count of a product written out."""
     metrics = train("features_lvis.yaml", tmp_path)

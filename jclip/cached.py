@@ -1,0 +1,27 @@
+"""Arrays kept in the cache under what made them: sealed when written, compared with their seal when read. No Jittor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jclip.errors import CheckpointError, printable
+from jclip.readers import safetensors
+
+
+def read_cached(file: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of a file that `safetensors.write` wrote; None where it is absent, damaged or lacks one of `names`.
+
+    Damage is reported in one line on stderr: the arrays must be computed again, and the file replaced.
+    """
+    if not file.is_file():
+        return None
+    try:
+        arrays = {name: np.array(tensor.read()) for name, tensor in safetensors.read_sealed(file).items()}
+    except (CheckpointError, OSError) as e:
+        sys.stderr.write(f"{printable(str(e))}; it is computed again\n")
+        return None
+    return arrays if {*names} <= {*arrays} else None

@@ -1,0 +1,86 @@
+"""NumPy's `.npy` and `.npz` without NumPy's reader: no pickle, bounded headers, values exactly as many as there are bytes."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import NoReturn
+
+import numpy as np
+
+from jclip.errors import CheckpointError
+from jclip.readers.source import HeldFile, Source, shown
+from jclip.readers.tensors import LazyTensor, sizes
+from jclip.readers.zip_archive import MAGIC, Archive
+
+_NPY = b"\x93NUMPY"
+_LONGEST_HEADER = 10_000  # bytes, as NumPy has it
+_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+_TEXT = re.compile(r"[US][1-9]\d{0,5}")
+_LAST_CHARACTER = 0x10FFFF
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
+    """Arrays by name, read when asked for. Raises `CheckpointError` for what is no `.npz` of numbers and text."""
+    file = HeldFile(path)
+    if file.size == 0 or file.read(0, min(4, file.size)).tobytes() != MAGIC:
+        raise CheckpointError(f"{path} is no zip of arrays")
+    entries = Archive(file).entries
+    return {name.removesuffix(".npy"): _array(entry, f"{path}, {shown(name)}") for name, entry in entries.items()}
+
+
+def read_npy(path: str | os.PathLike) -> LazyTensor:
+    """One array, read when asked for. Raises `CheckpointError` for what is no `.npy` of numbers or text."""
+    return _array(HeldFile(path), str(path))
+
+
+def _array(data: Source, place: str) -> LazyTensor:
+    header, start = _header(data, place)
+    code, fortran, shape = _fields(header, place)
+    dtype = np.dtype(code)
+    wanted = math.prod(shape) * dtype.itemsize
+    if data.size - start != wanted:
+        _refuse(place, f"an array {shape} of {dtype} takes {wanted} bytes, {data.size - start} follow its header")
+
+    def values() -> np.ndarray:
+        array = data.read(start, wanted).view(dtype) if wanted else np.zeros(0, dtype)
+        if dtype.kind == "U" and wanted and array.view(f"{dtype.byteorder}u4").max() > _LAST_CHARACTER:
+            _refuse(place, "its text is none")
+        return array.reshape(shape, order="F" if fortran else "C")
+
+    return LazyTensor(shape, str(dtype), values)
+
+
+def _header(data: Source, place: str) -> tuple[str, int]:
+    """The header's text, and where the values begin."""
+    head = data.read(0, min(12, data.size)).tobytes()
+    if head[:6] != _NPY or len(head) < 12 or head[6] not in (1, 2, 3):
+        _refuse(place, "it is no .npy")
+    width = 2 if head[6] == 1 else 4
+    length, start = int.from_bytes(head[8 : 8 + width], "little"), 8 + width
+    if length > min(_LONGEST_HEADER, data.size - start):
+        _refuse(place, f"its header claims {length} bytes")
+    return data.read(start, length).tobytes().decode("latin-1"), start + length
+
+
+def _fields(header: str, place: str) -> tuple[str, bool, tuple[int, ...]]:
+    """Code of the values, Fortran order, shape: of the one form that NumPy writes."""
+    descr = re.findall(r"'descr'\s*:\s*'([<>|=]?)(\w{1,8})'\s*[,}]", header)
+    order = re.findall(r"'fortran_order'\s*:\s*(True|False)\s*[,}]", header)
+    shape = re.findall(r"'shape'\s*:\s*\(([\d\s,L]{0,700})\)\s*[,}]", header)
+    if "'O'" in header or "|O" in header:
+        _refuse(place, "its values are Python objects, which are not read (they would be a pickle)")
+    if not len(descr) == len(order) == len(shape) == 1:
+        _refuse(place, "its header is not one of a plain array")
+    byteorder, code = descr[0]
+    if code not in _NUMBERS and not _TEXT.fullmatch(code):
+        _refuse(place, f"values of kind {code} are not read")
+    numbers = [n.strip().removesuffix("L") for n in shape[0].split(",") if n.strip()]
+    if not all(n.isdigit() and len(n) < 20 for n in numbers):
+        _refuse(place, "its shape is none")
+    return byteorder + code, order[0] == "True", sizes([int(n) for n in numbers], place)
+
+
+def _refuse(place: str, what: str) -> NoReturn:
+    raise CheckpointError(f"{place} is damaged or no array ({what})")

@@ -1,0 +1,110 @@
+"""Where bytes come from: one open handle for a file's whole life, and parts of it that are read when asked for."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from jclip.errors import CheckpointError, printable
+from jclip.paths import open_regular
+
+CHUNK = 1 << 20  # bytes of what is only looked through
+
+
+class Source(Protocol):
+    """Bytes that can be read at any place. `size` is their number."""
+
+    size: int
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """`size` bytes from `offset` as uint8. Raises `CheckpointError` where there are fewer."""
+        ...
+
+
+class HeldFile:
+    """A regular file, opened once. What is read is what stood there at opening, or an error.
+
+    Read into buffers of our own, not mapped: a file that is cut while it is mapped kills the process.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            with open_regular(path) as file:
+                self._descriptor = os.dup(file.fileno())
+        except (OSError, ValueError) as e:
+            reason = e.strerror if isinstance(e, OSError) else e
+            raise CheckpointError(f"can't read {shown(path)}: {reason}") from e
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor)
+        self.size, self._facts, self._place = found.st_size, _facts(found), (found.st_dev, found.st_ino)
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """`size` bytes from `offset` as a uint8 array of its own.
+
+        Raises `CheckpointError` where the file ends before, or is another than when it was opened.
+        """
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise CheckpointError(f"{self.path} is truncated: it has {self.size} bytes, {offset + size} are needed")
+        buffer, done = np.empty(size, np.uint8), 0
+        view = memoryview(buffer)
+        while done < size:
+            count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if count == 0:
+                break
+            done += count
+        self.check_unchanged()
+        return buffer
+
+    def check_unchanged(self) -> None:
+        """Raises `CheckpointError` where the file was written to, cut, removed or replaced since it was opened."""
+        try:
+            there = self.path.stat()
+        except OSError:
+            there = None
+        replaced = there is None or (there.st_dev, there.st_ino) != self._place
+        if replaced or _facts(os.fstat(self._descriptor)) != self._facts:
+            raise CheckpointError(f"{self.path} was changed while it was read: read it again once it is complete")
+
+
+def _facts(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class InMemory:
+    """Bytes that are in memory already."""
+
+    def __init__(self, data: bytes):
+        self.size, self._values = len(data), np.frombuffer(data, np.uint8)
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """`size` bytes from `offset`, not copied."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise CheckpointError(f"{offset + size} bytes are needed where there are {self.size}")
+        return self._values[offset : offset + size]
+
+
+@dataclass(frozen=True)
+class Part:
+    """`size` bytes of a source from `offset` on; a source itself."""
+
+    source: Source
+    offset: int
+    size: int
+
+    def read(self, offset: int = 0, size: int | None = None) -> np.ndarray:
+        """`size` bytes, or all that follow, from `offset` within the part."""
+        size = self.size - offset if size is None else size
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise CheckpointError(f"{offset + size} bytes are needed where there are {self.size}")
+        return self.source.read(self.offset + offset, size)
+
+
+def shown(value: object, most: int = 120) -> str:
+    """A name from a file as it may stand in a message: one line, printable, cut."""
+    return printable(str(value), most)

@@ -1,0 +1,147 @@
+"""Files that are no photos, or hurt who opens them: each is refused in one line, with little memory, and starts nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from jclip.data.loader import batches
+from jclip.data.photo_file import MOST_BYTES, MOST_PLAIN_BYTES, open_photo
+from jclip.errors import DataError
+from jclip.preprocess import Preprocess
+from jclip.views import Views
+from tests.hostile.photo_mutants import count
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%BeginProlog\n%%EndProlog\nshowpage\n%%EOF\n"
+
+
+def test_mutants_end_in_a_refusal_or_in_pixels():
+    outcomes, findings, _ = count(0, 300)
+    assert not findings and outcomes["seen"] and outcomes["refused"]
+
+
+def test_no_photo_starts_a_program(tmp_path, monkeypatch):
+    program, started = tmp_path / "bin" / "gs", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch '{started}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    for name in ("photo.jpg", "photo.eps", "photo.png"):
+        (tmp_path / name).write_bytes(EPS)
+        with pytest.raises(DataError, match=f"{name} does not decode: its bytes are of none of the formats JPEG, PNG"):
+            open_photo(tmp_path / name)
+    assert not started.exists()
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A grey PNG that says it is so large and holds hardly any pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+def tiff_of_tags(count: int, length: int) -> bytes:
+    """A TIFF whose tags all claim the same large piece of the file."""
+    tags = b"".join(struct.pack("<HHII", 40_000 + i, 1, length, 8) for i in range(count))
+    return b"II*\0" + struct.pack("<I", 8 + length) + bytes(length) + struct.pack("<H", count) + tags + bytes(4)
+
+
+ZEROS = zlib.compress(bytes(300 * 2**20), 9)
+REFUSED = {
+    "one pixel high": png(1_000_000, 1),
+    "one pixel wide": png(1, 1_000_000),
+    "a vast PNG": png(2**31 - 1, 2**31 - 1),
+    "a PNG of too many pixels": png(20_000, 9_000),
+    "a vast GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
+    "a vast PPM": b"P6 40000 40000 255\n" + bytes(100),
+    "a PPM without pixels": b"P6 0 0 255\n",
+    "a vast BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 99, 1, 1, 0, 0),
+    "a vast TGA": struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 65535, 65535, 24, 0),
+    "text that inflates": png(9, 9, (b"zTXt", b"comment\0\0" + ZEROS)),
+    "a profile that inflates": png(9, 9, (b"iCCP", b"icc\0\0" + ZEROS)),
+    "pixels of a photo that ends": png(13_000, 13_000),
+    "a TIFF of endless tags": tiff_of_tags(2_000, 2**20),
+    "text": "照片".encode(),
+    "nothing": b"",
+}
+
+
+def test_a_refusal_takes_little_memory(tmp_path):
+    """Each in one child that has 200 MiB more than it began with."""
+    for name, data in REFUSED.items():
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+    for name, size, start in (("a long file", MOST_BYTES, b"\xff\xd8"), ("a long plain file", MOST_PLAIN_BYTES, b"BM")):
+        with open(tmp_path / f"{name}.jpg", "wb") as f:
+            f.write(start)
+            f.truncate(size + 1)
+    files = sorted(map(str, tmp_path.iterdir()))
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom tests.hostile.photo_mutants import limit, outcome\n"
+        "limit(200 * 2**20, 60)\nprint(json.dumps({Path(f).stem: outcome(Path(f)) for f in sys.argv[1:]}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == dict.fromkeys([Path(f).stem for f in files], "refused"), done.stderr
+
+
+@pytest.mark.parametrize("size, said", [
+    ((1, 201), "the long side of a photo must be at most 200 times the short one, got 1 x 201"),
+    ((20_000, 9_000), "a photo must have at most 178,956,970 pixels"),
+])  # fmt: skip
+def test_extreme_sizes_are_refused_by_name_and_skippable(tmp_path, size, said):
+    (tmp_path / "odd.png").write_bytes(png(*size))
+    Image.new("RGB", (200, 1)).save(tmp_path / "long.png")
+    paths, failed = [str(tmp_path / name) for name in ("odd.png", "long.png")], []
+    parts = list(batches(paths, Views(Preprocess(size=(8, 8))), 4, "skip", failed))
+    assert [rows.tolist() for rows, _ in parts] == [[1]] and failed == [f"{paths[0]} does not decode: {said}"]
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
+    place = socket.socket(socket.AF_UNIX)
+    place.bind(str(tmp_path / "socket.jpg"))
+    place.close()
+    said = {"fifo": "FIFO", "device": "FIFO, socket or device", "folder": "got a folder", "circle": "symbolic links"}
+    for name, reason in {**said, "socket": "", "absent": "No such file", "a\0b": "null byte"}.items():
+        with pytest.raises(DataError, match=rf"\.jpg does not decode: .*{reason}"):
+            open_photo(f"{tmp_path}/{name}.jpg")
+
+
+ERRORS = [RuntimeError, NotImplementedError, OverflowError, MemoryError, SyntaxError, struct.error, EOFError, KeyError,
+          ZeroDivisionError, IndexError, TypeError, RecursionError, AttributeError]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_whatever_a_decoder_raises_is_a_refusal_of_that_photo(tmp_path, monkeypatch, kind):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+
+    def load(self):
+        raise kind("of the\ndecoder\x1b[2J")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(DataError, match=r"a\.png does not decode: [^\n\x1b]*of the") as refused:
+        open_photo(tmp_path / "a.png")
+    assert "\x1b" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ending, how", [("tif", {}), ("gif", {}), ("webp", {"lossless": True})])
+def test_of_many_pages_the_first_is_read(tmp_path, ending, how):
+    pages = [Image.new("RGB", (9, 8), (i, 255 - i, 0)) for i in range(120)]
+    pages[0].save(tmp_path / f"many.{ending}", save_all=True, append_images=pages[1:], **how)
+    pages[0].save(tmp_path / f"one.{ending}", **how)
+    seen = [open_photo(tmp_path / f"{name}.{ending}").convert("RGB") for name in ("many", "one")]
+    assert np.array_equal(*map(np.asarray, seen))
