@@ -221,7 +221,12 @@ def _entries(groups: Any) -> list[dict]:
 
 def _absolute(value: str, base: Path) -> str:
     if value.startswith("asset:"):  # what ships inside the package
-        return str(ASSETS / value.removeprefix("asset:"))
+        asset = os.path.normpath(ASSETS / value.removeprefix("asset:"))
+        if not asset.startswith(f"{ASSETS}{os.sep}"):
+            raise ConfigError(
+                f"{quoted(value)} must name a file that ships with jclip, such as asset:smoke_features.npz"
+            )
+        return asset
     return os.path.realpath(base / os.path.expanduser(value))  # noqa: PTH111 - neither raises for an unknown ~name or a loop of links
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import os
+import typing
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import finetune
+from finetune._configs import build_config
 from jclip.cli import main
-from jclip.config import apply_overrides, load_groups, load_values
-from jclip.errors import ConfigError
+from jclip.config import apply_overrides, load_groups, load_values, to_values
+from jclip.errors import ConfigError, JclipError
 from jclip.strict_yaml import MOST_BYTES, MOST_DEPTH, MOST_VALUES
-from tests.conftest import SHARED
+from tests.conftest import ROOT, SHARED
 from tests.hostile.config_mutants import end_of, mutants
 
 NINE = "".join(f", &{letter} [{', '.join([f'*{before}'] * 9)}]" for before, letter in pairwise("abcdefghi"))
@@ -99,6 +107,9 @@ SETTINGS = {
     "models.-1.weight=1": "is none of the list's 1 entries",
     "models.0.weight.x=1": "weight is a single value and has no x inside",
     f"a={'x' * (MOST_BYTES + 1)}": "is too long",
+    "data.features=asset:../../x": "'asset:../../x' must name a file that ships with jclip",
+    "data.features=asset:/etc/passwd": "'asset:/etc/passwd' must name a file that ships with jclip",
+    "data.features=asset:": "must name a file that ships with jclip",
 }
 
 
@@ -137,3 +148,33 @@ def test_paths_that_lead_nowhere_are_kept(tmp_path, monkeypatch):
 def test_mutants_end_in_a_config_or_a_line(tmp_path):
     ends = [end_of(mutant, tmp_path) for mutant in mutants(seed=0, count=300)]
     assert {*ends} == {"built", "refused"} and ends.count("built") > 20
+
+
+def leaves(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of each setting of a recipe."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from leaves(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", hints[field.name]
+
+
+@pytest.mark.parametrize("recipe", finetune.names())
+def test_absurd_values_of_every_setting(recipe):
+    """Numbers that memory or time would follow are refused, whatever the setting; other values build or are refused."""
+    module = finetune.load(recipe)
+    smoke = to_values(build_config(load_values(ROOT / "configs" / recipe / "smoke.yaml"), "smoke")[1])
+    for dotted, hint in leaves(module.Config):
+        *above, last = dotted.split(".")
+        numbers = {int, float} & {hint, *typing.get_args(hint)}
+        for value in (10**18, 1e300, -(10**9), 10**9, {}, [], [[]], None, True, "", "x" * 10_000, "a\x1b\nb"):
+            values = copy.deepcopy(smoke)
+            group = functools.reduce(dict.__getitem__, above, values)
+            group[last] = value
+            try:
+                build_config({"recipe": recipe, **values}, "mine.yaml")
+                assert value != 1e300 and (value != 10**18 or float in numbers), dotted
+                assert value != 10**9 or last == "seed" or int not in numbers, dotted
+            except JclipError as e:
+                assert str(e).isprintable() and len(str(e)) < 2300, dotted
