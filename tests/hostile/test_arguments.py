@@ -34,7 +34,10 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "models": ("none", "--random --out --seed"),
     "warmup": ("--model none", "--model --family --dtype --stages"),
     "doctor": ("none", ""),
+    "check-data": ("none", "--json --write"),
 }  # fmt: skip
+
+WITHOUT = ("models", "recipes", "doctor", "check-data")  # commands whose first argument any text, or any folder, may be
 
 
 def given(command: str) -> list[list[str]]:
@@ -44,9 +47,7 @@ def given(command: str) -> list[list[str]]:
     found = []
     for value in VALUES:
         found += [[*wrong, option, value] for option in options]
-        found += [
-            [*wrong[:i], value, *wrong[i + 1 :]] for i in places if command not in ("models", "recipes", "doctor")
-        ]
+        found += [[*wrong[:i], value, *wrong[i + 1 :]] for i in places if command not in WITHOUT]
         found.append([*wrong, value])
     return found
 
