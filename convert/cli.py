@@ -21,7 +21,7 @@ from jclip.arguments import Parser, nonempty, whole
 from jclip.checkpoint import Checkpoint
 from jclip.choices import LARGEST_SIZE
 from jclip.download import find_weights, local_path
-from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded
+from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
 from jclip.families import FAMILIES, NORMALISATIONS, Stated
 from jclip.paths import replacing, replacing_folder
 from jclip.readers import LazyTensor
@@ -118,7 +118,7 @@ def inspect(argv: list[str]) -> int:
         source = identify(path, stated, args.tower)
     except UnsaidError:  # all else can be told
         source, unsaid = identify(path, replace(stated, activation="gelu"), args.tower), True
-    print(told(source, unsaid))
+    say(told(source, unsaid))
     return 0
 
 
@@ -132,10 +132,10 @@ def convert(args: argparse.Namespace) -> int:
     if args.check:
         from convert.check import against_reference
 
-        print("\n".join(against_reference(source)))
+        say("\n".join(against_reference(source)))
     write(fitting(source.checkpoint, args.dtype), DTYPES[args.dtype])
-    print(told(source))
-    print(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
+    say(told(source))
+    say(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
     return 0
 
 

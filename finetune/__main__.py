@@ -26,7 +26,7 @@ from finetune._sweep import sweep
 from finetune._transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
 from jclip.arguments import Parser, nonempty, number, whole
 from jclip.config import load_values
-from jclip.errors import ConfigError, UnknownName, guarded
+from jclip.errors import ConfigError, UnknownName, guarded, say
 from jclip.paths import exists
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
@@ -71,13 +71,13 @@ def train(argv: list[str]) -> int:
         if result is None:
             result = run.finish(module.run(cfg, run), lambda result: written.extend(measure_if_cheap(run, result)))
         else:
-            print("this run has finished before; --fresh starts over")
+            say("this run has finished before; --fresh starts over")
             if not (folder / "eval.json").is_file():  # of a sweep, or killed here by an earlier version
                 written += measure_if_cheap(run, result)
     if args.link:
         point(Path(args.link), folder)
-    print("\n".join([report(result["metrics"]), *told_memory(result["provenance"].get("peak_mib", {}))]))
-    print(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
+    say("\n".join([report(result["metrics"]), *told_memory(result["provenance"].get("peak_mib", {}))]))
+    say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
     return 0
 
 
@@ -115,7 +115,7 @@ def compare(argv: list[str]) -> int:
     named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
     named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
     rows = [[name, *(_accuracy(metrics, f"{prefix}{part}_") for part in parts)] for name, prefix, metrics in named]
-    print(table(["top-1", *parts], rows))
+    say(table(["top-1", *parts], rows))
     return 0
 
 
@@ -230,9 +230,9 @@ def tell_measured(metrics: dict[str, float], out: Path) -> int:
     from jclip.evaluation import FILES
     from jclip.results import SELECTED_ON_TEST
 
-    print(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))
-    print(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
-    print(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
+    say(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))
+    say(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
+    say(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
     return 0
 
 
@@ -246,8 +246,8 @@ def tell_base_to_new(done: Classifier, out: Path) -> int:
         for name, who in (("zero-shot", "zero_shot_"), ("this run", ""))
         if f"{who}harmonic_mean" in metrics
     ]
-    print("\n".join([table(["top-1", *HALVES, "H"], rows), *selected_on_test(metrics)]))
-    print(f"written: {out}/base_to_new.json, base_to_new.csv")
+    say("\n".join([table(["top-1", *HALVES, "H"], rows), *selected_on_test(metrics)]))
+    say(f"written: {out}/base_to_new.json, base_to_new.csv")
     return 0
 
 
@@ -262,8 +262,8 @@ def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
     ]
     mean = means(told)
     rows.append(["mean", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in ("zero_shot_top1", "top1"))])
-    print("\n".join([table(["top-1", "classes", "zero-shot", "this run"], rows), *selected_on_test(done.marks())]))
-    print(f"written: {out}/sets.json, sets.csv")
+    say("\n".join([table(["top-1", "classes", "zero-shot", "this run"], rows), *selected_on_test(done.marks())]))
+    say(f"written: {out}/sets.json, sets.csv")
     return 0
 
 
@@ -295,15 +295,15 @@ def predict(argv: list[str]) -> int:
     refuse_overwriting([args.out, args.sheet], [*split.paths, *files_of_run(done)])
     predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
     write_predictions(predictions, args.out)
-    print("\n".join([show(predictions), *selected_on_test(done.metrics)]))
+    say("\n".join([show(predictions), *selected_on_test(done.metrics)]))
     if not places and (split.labels >= 0).all():
-        print(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
+        say(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
     if args.sheet:
         upright = getattr(done.config.data, "upright", True)
         write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
     if args.sort_into:
         sort_photos(predictions, args)
-    print(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
+    say(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
     return 0
 
 
@@ -362,11 +362,11 @@ def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
 
     folder = Path(args.sort_into)
     placed = plan(predictions, folder, args.unsure)
-    print(table([f"folder in {folder}", "photos"], counts(placed)))
+    say(table([f"folder in {folder}", "photos"], counts(placed)))
     if args.dry_run:
-        print("nothing was moved: leave --dry-run out to do it")
+        say("nothing was moved: leave --dry-run out to do it")
     else:
-        print(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'copy')}` undoes it")
+        say(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'copy')}` undoes it")
 
 
 def recipes(argv: list[str]) -> int:
@@ -374,10 +374,10 @@ def recipes(argv: list[str]) -> int:
     Parser("jclip recipes", description=recipes.__doc__).parse_args(argv)
     folder = CHECKOUT_CONFIGS if CHECKOUT_CONFIGS.is_dir() else INSTALLED_CONFIGS
     for name in finetune.names():
-        print(f"{name}: {(finetune.load(name).__doc__ or '').splitlines()[0]}")
+        say(f"{name}: {(finetune.load(name).__doc__ or '').splitlines()[0]}")
         for path in shipped(folder):
             if load_values(path).get("recipe") == name:
-                print(f"  {path.relative_to(folder.parent)}")
+                say(f"  {path.relative_to(folder.parent)}")
     return 0
 
 
@@ -410,7 +410,7 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     """Dispatches to the commands."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: python -m finetune {'|'.join(COMMANDS)} …  (each with --help)")
+        say(f"usage: python -m finetune {'|'.join(COMMANDS)} …  (each with --help)")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         return guarded(lambda: _unknown(argv[0]), "finetune")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -25,7 +24,7 @@ from finetune._configs import build_config, files_named_in, find_config, resolve
 from finetune._runs import finished
 from jclip.arguments import Parser, nonempty
 from jclip.config import DataConfig, build, load_values, to_values
-from jclip.errors import ConfigError, DataError, UnknownName
+from jclip.errors import ConfigError, DataError, UnknownName, notice, say
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -228,7 +227,7 @@ class Pipeline:
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
         folder = self._folder / f"{member}-{self.sources[backbone].checkpoint.path.stem}-{key}"
         if not (folder / "result.json").is_file():
-            sys.stderr.write(f"{member}, {backbone}: {folder}\n")
+            notice(f"{member}, {backbone}: {folder}")
         finished(folder, module, cfg)
         return Classifier.load(folder)
 
@@ -242,7 +241,7 @@ class Pipeline:
             [name, *accuracies(run, "zero_shot_val_top1", "val_top1"), *spent(run), "kept" if name == best else ""]
             for name, run in runs.items()
         ]
-        print(table(["top-1 on validation", "zero-shot", TUNED, *SPENT, ""], rows))
+        say(table(["top-1 on validation", "zero-shot", TUNED, *SPENT, ""], rows))
         return best
 
     def tuned(self, backbone: str) -> Classifier:
@@ -266,7 +265,7 @@ class Pipeline:
                 weights = done[TUNED].model, file_sha256(done[TUNED].model)
             done[member] = self.finished(member, backbone, *weights)
         rows = [[name, *accuracies(run, "val_top1"), *spent(run)] for name, run in done.items()]
-        print(table([backbone, "top-1 on validation", *SPENT], rows))
+        say(table([backbone, "top-1 on validation", *SPENT], rows))
         return done
 
     def check_size(self, sizes: Mapping[str, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def find_config(name: str) -> Path:
         for candidate in (folder / name, folder / f"{name}.yaml", folder.parent / name):
             if is_file(candidate):
                 return candidate
+    if name and os.path.lexists(path):
+        return path  # a folder, a FIFO: whoever reads it says so
     raise UnknownName(
         "config", name, [str(p.relative_to(f)) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]
     )

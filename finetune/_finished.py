@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune._configs import build_config, default_folder, read_config, resolved
 from jclip.config import DataConfig, apply_overrides
-from jclip.errors import CheckpointError, ConfigError, printable
+from jclip.errors import CheckpointError, ConfigError, notice
 from jclip.spelling import name_key
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
@@ -209,7 +208,7 @@ class Classifier:
             before = told["provenance"].get(name, digest)
             if before != digest:
                 part = name.removesuffix("_sha256")
-                sys.stderr.write(f"{printable(_changed(part, getattr(photos, part), before, digest, finished))}\n")
+                notice(_changed(part, getattr(photos, part), before, digest, finished))
 
 
 def _changed(part: str, split: Split, before: str, now: str, finished: float) -> str:

@@ -11,6 +11,7 @@ from finetune._challenge import Config, Pipeline, parameters, results_of
 from finetune._finished import Classifier
 from finetune._fusion import Fused, fuse, gated, untaught
 from jclip.config import to_values
+from jclip.errors import say
 from jclip.functional.metrics import top_k
 from jclip.paths import replacing
 from jclip.results import Predictions, check_challenge, table, write_predictions, zip_challenge
@@ -43,9 +44,9 @@ def submit(work: Pipeline, members: Members) -> None:
     if (test.labels >= 0).all():
         figures |= {f"test_top{k}": top_k(test_scores, test.labels, k) for k in (1, 5)}
     files = write(cfg, Predictions(test.paths, photos.classnames, test_scores))
-    print(told(cfg, fused, members, sizes, figures))
+    say(told(cfg, fused, members, sizes, figures))
     if sent:
-        print(
+        say(
             f"{int((~work.taught).sum())} classes without training photos: {cfg.gate} takes {sent['val']} of "
             f"{len(photos.val)} validation photos and {sent['test']} of {len(test)} test photos for one of them"
         )
@@ -55,7 +56,7 @@ def submit(work: Pipeline, members: Members) -> None:
     with replacing(note) as temporary:
         text = json.dumps(facts | {"provenance": provenance()}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    print(f"written: {', '.join(map(str, files))} ({len(test)} photos), {note}")
+    say(f"written: {', '.join(map(str, files))} ({len(test)} photos), {note}")
 
 
 def sizes_of(members: Members) -> dict[str, int]:

@@ -15,7 +15,7 @@ from finetune._configs import default_folder, files_named_in, find_config, read_
 from finetune._finished import Classifier
 from finetune._transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.arguments import Parser, nonempty
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, say
 from jclip.paths import replacing
 from jclip.spreadsheet import write_csv_rows
 
@@ -83,9 +83,9 @@ def sweep(argv: list[str]) -> int:
                 failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
             write_csv(out / "sweep.csv", rows, (*COLUMNS, *extra))  # a break leaves what was measured
     if rows:
-        print("\n".join([told_base_to_new(rows) if extra else told(rows), *losses(rows)]))
+        say("\n".join([told_base_to_new(rows) if extra else told(rows), *losses(rows)]))
         plot(out / "sweep.png", rows)
-    print("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
+    say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
     return 0 if rows else 2
 
 

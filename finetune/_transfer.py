@@ -5,7 +5,6 @@ Zhou et al., CVPR 2022, arXiv 2203.05557, sections 4.1-4.3: the protocols. Zero-
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune._configs import build_config, resolved
 from finetune._finished import Classifier, scored, test_features, test_photos
 from jclip.config import apply_overrides, load_groups
-from jclip.errors import ConfigError, JclipError
+from jclip.errors import ConfigError, JclipError, notice
 from jclip.paths import is_file
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
@@ -144,7 +143,7 @@ def sources(done: Classifier) -> tuple[ModelSource | None, ModelSource | None]:
     try:
         before = source_of(done.config)
     except JclipError as e:
-        sys.stderr.write(f"zero-shot is left out: {e}\n")
+        notice(f"zero-shot is left out: {e}")
         return own, None
     return own, own if before.identity == own.identity else before
 

@@ -8,7 +8,6 @@ Needs: image-caption pairs, or the embedded world (`data.train: shapes`).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, notice
 from jclip.towers import Lock, trained_patterns
 from jclip.variants import config_of
 
@@ -143,7 +142,7 @@ def check(cfg: Config, train: Pairs | None, val: Pairs | None, size: int) -> Non
         raise ConfigError("choosing the best epoch needs data.val or zero_shot, or set selection=last")
     total = cfg.optim.epochs * (len(train) // size)
     if (warm := warmup_steps(cfg.optim, total)) > 0.2 * total:
-        sys.stderr.write(f"the warm-up takes {warm} of {total} steps, more than a fifth: lower optim.warmup?\n")
+        notice(f"the warm-up takes {warm} of {total} steps, more than a fifth: lower optim.warmup?")
 
 
 class Batches:

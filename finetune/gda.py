@@ -11,7 +11,6 @@ Without text features the logits are f W + b alone. One row per class has no cov
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jclip.config import DataConfig, Dtype
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, notice
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.recorded import FeatureSet
@@ -114,7 +113,7 @@ def solve(cfg: Config, scatter: np.ndarray, count: int, means: np.ndarray) -> np
     if cfg.shrinkage == "ridge":
         spread = np.trace(scatter)
         if spread <= NOTHING * count:
-            sys.stderr.write("one row per class has no covariance: nearest class means are taken (P = I)\n")
+            notice("one row per class has no covariance: nearest class means are taken (P = I)")
             return means
         matrix = (scatter + spread / (count - 1) * np.eye(width)) / width
     else:

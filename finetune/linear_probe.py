@@ -17,7 +17,6 @@ No text lives in that space, so such runs tell no zero-shot figures.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, notice
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.adapt import Samples, Trained
@@ -133,7 +132,7 @@ def regressed(cfg: Config, data: FeatureSet) -> Learned:
         need_val(data, "last", searched="C")
     c, fitted = search(cfg, data) if cfg.search else (cfg.C, fit(cfg, data, cfg.C))
     if not fitted.converged:
-        sys.stderr.write(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations\n")
+        notice(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations")
     learned = dict(zip(("weights", "bias"), parted(fitted.x, data.classes), strict=True))
     told = {"C": c, "converged": int(fitted.converged), "iterations": fitted.iterations, "objective": fitted.value}
     return learned, told

@@ -6,7 +6,6 @@ Nothing here knows a method: a recipe brings its parameters, its logits and its 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from jclip.config import OptimConfig
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, notice
 from jclip.features import training_view
 from jclip.functional.losses import cross_entropy
 from jclip.functional.metrics import top_k
@@ -227,7 +226,7 @@ def last_and_best(
 def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:
     """CoOp's schedule: a first epoch of `steps` at 1e-5, then a cosine by epochs that counts from 0 and ends above it."""
     if config.epochs == 1:
-        sys.stderr.write(f"optim.epochs=1: the only epoch is the warm-up, at {WARM_RATE}; lr begins with the second\n")
+        notice(f"optim.epochs=1: the only epoch is the warm-up, at {WARM_RATE}; lr begins with the second")
     return lambda n: cosine(n // steps - 1, config.epochs, config.lr) if n >= steps else WARM_RATE
 
 

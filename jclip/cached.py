@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jclip.errors import CheckpointError, printable
+from jclip.errors import CheckpointError, notice
 from jclip.readers import safetensors
 
 
@@ -22,6 +21,6 @@ def read_cached(file: Path, names: Sequence[str]) -> dict[str, np.ndarray] | Non
     try:
         arrays = {name: np.array(tensor.read()) for name, tensor in safetensors.read_sealed(file).items()}
     except (CheckpointError, OSError) as e:
-        sys.stderr.write(f"{printable(str(e))}; it is computed again\n")
+        notice(f"{e}; it is computed again")
         return None
     return arrays if {*names} <= {*arrays} else None

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jclip.arguments import Parser, nonempty
 from jclip.config import WORLD, DataConfig, to_yaml
-from jclip.errors import ConfigError, DataError, JclipError, UnknownName, fail, printable
+from jclip.errors import ConfigError, DataError, JclipError, UnknownName, fail, printable, say
 from jclip.paths import replacing
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
@@ -52,13 +53,18 @@ class Report:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser("jclip check-data", description=__doc__)
+    p = Parser("jclip check-data", description=__doc__)
     p.add_argument(
-        "data", metavar="FOLDER|YAML", help="a folder of photos, CoOp's .json, a table (.csv, .tsv), or a run's config"
+        "data",
+        type=nonempty,
+        metavar="FOLDER|YAML",
+        help="a folder of photos, CoOp's .json, a table (.csv, .tsv), or a run's config",
     )
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the config, such as data.shots=4")
-    p.add_argument("--json", metavar="FILE", help="everything that was found")
-    p.add_argument("--write", metavar="RUN.yaml", help="a config for this folder, which `jclip train` takes")
+    p.add_argument("--json", type=nonempty, metavar="FILE", help="everything that was found")
+    p.add_argument(
+        "--write", type=nonempty, metavar="RUN.yaml", help="a config for this folder, which `jclip train` takes"
+    )
     p.add_argument("--no-photos", action="store_true", help="read lists and folders only: photos are not opened")
     return p
 
@@ -70,15 +76,15 @@ def main(argv: list[str]) -> int:
     if args.write and cfg is not None:
         raise ConfigError(f"--write makes a config of a folder, and {args.data} is one already")
     report, photos = check(args.data, data, cfg, measures_all, opened=not args.no_photos)
-    print("\n".join(map(printable_lines, told(report))))
+    say("\n".join(map(printable_lines, told(report))))
     if args.json:
         write_json(args.json, report)
-        print(f"written: {args.json}")
+        say(f"written: {args.json}")
     if args.write and photos is None:
-        print(f"not written: {args.write}, until a run can read this data")
+        say(f"not written: {args.write}, until a run can read this data")
     elif args.write:
         write_config(Path(args.write), data, photos, report)
-        print(f"written: {args.write} (jclip train {args.write})")
+        say(f"written: {args.write} (jclip train {args.write})")
     if report.refused:
         first = report.refused[0]
         return fail("jclip check-data", f"a run would refuse this data: {first}", 2)

@@ -221,7 +221,12 @@ def _entries(groups: Any) -> list[dict]:
 
 def _absolute(value: str, base: Path) -> str:
     if value.startswith("asset:"):  # what ships inside the package
-        return str(ASSETS / value.removeprefix("asset:"))
+        asset = os.path.normpath(ASSETS / value.removeprefix("asset:"))
+        if not asset.startswith(f"{ASSETS}{os.sep}"):
+            raise ConfigError(
+                f"{quoted(value)} must name a file that ships with jclip, such as asset:smoke_features.npz"
+            )
+        return asset
     return os.path.realpath(base / os.path.expanduser(value))  # noqa: PTH111 - neither raises for an unknown ~name or a loop of links
 
 
@@ -369,5 +374,8 @@ def to_values(config: Any) -> dict[str, Any]:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text of plain values, in their order."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may come without its C parts
-    return yaml.dump(dict(values), Dumper=dumper, sort_keys=False, allow_unicode=True)
+    fast = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may come without its C parts
+    try:
+        return yaml.dump(dict(values), Dumper=fast, sort_keys=False, allow_unicode=True)
+    except UnicodeEncodeError:  # a path whose bytes are no UTF-8
+        return yaml.dump(dict(values), Dumper=yaml.SafeDumper, sort_keys=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jclip import cuda, toolchain
 from jclip.arguments import Parser
-from jclip.errors import JclipError, SetupError
+from jclip.errors import JclipError, SetupError, say
 from jclip.paths import cache_dir
 
 KERNELS = {
@@ -29,17 +29,17 @@ def main(argv: list[str]) -> int:
     """Prints the findings, then computes. Returns 0 when everything was right, else 1."""
     Parser("jclip doctor", description=__doc__).parse_args(argv)
     for name, finding in findings():
-        print(f"{name:<16} {finding}", flush=True)
+        say(f"{name:<16} {finding}")
     try:
         with_what = _device()
         from jclip.kernels import chosen
         from jclip.trials import TRIALS
     except JclipError as e:
-        print(f"{'Jittor':<16} does not start: {e}")
+        say(f"{'Jittor':<16} does not start: {e}")
         return 1
-    print(f"{'kernels':<16} {KERNELS[chosen()]}", flush=True)
+    say(f"{'kernels':<16} {KERNELS[chosen()]}")
     right = [_tell(name, trial, with_what) for name, trial in TRIALS.items()]
-    print("everything ran and was right" if all(right) else "something is wrong: see above")
+    say("everything ran and was right" if all(right) else "something is wrong: see above")
     return 0 if all(right) else 1
 
 
@@ -134,10 +134,10 @@ def _tell(name: str, trial: Callable[[], float], device: str) -> bool:
     try:
         error = trial()
     except Exception as e:  # whatever a kernel raises, the doctor tells it
-        print(f"{name:<16} FAILED on the {device}: {' '.join(str(e).split())[:300]}")
+        say(f"{name:<16} FAILED on the {device}: {' '.join(str(e).split())[:300]}")
         return False
     right = bool(error < TOLERANCE)
-    print(f"{name:<16} {'right' if right else 'WRONG'} on the {device} (largest error {error:.1e})", flush=True)
+    say(f"{name:<16} {'right' if right else 'WRONG'} on the {device} (largest error {error:.1e})")
     return right
 
 

@@ -177,6 +177,7 @@ def _drop_unprinted(name: str = "stdout") -> None:
 def say(text: str) -> None:
     """Prints lines on stdout, each free of what a terminal would obey."""
     sys.stdout.write("\n".join(printable(line, LONGEST_LINE) for line in text.split("\n")) + "\n")
+    sys.stdout.flush()
 
 
 def notice(text: str) -> None:

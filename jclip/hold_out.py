@@ -16,7 +16,7 @@ from jclip.data.checks import copied, repeated
 from jclip.data.class_names import read_classes
 from jclip.data.folders import spoken_name
 from jclip.data.splits import Split, read_list
-from jclip.errors import ConfigError, DataError
+from jclip.errors import ConfigError, DataError, say
 from jclip.paths import replacing, replacing_folder
 from jclip.readers.text import read_text
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     learned = read_list(folder / SHOTS, folder, names)
     held = draw(photos, learned, args.count, args.seed)
     written = write_held_out(folder, held, args.link)
-    print("\n".join([*told, f"{written}: {len(held)} photos", *lacking(held, names)]))
+    say("\n".join([*told, f"{written}: {len(held)} photos", *lacking(held, names)]))
     return 0
 
 

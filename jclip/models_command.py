@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jclip.arguments import Parser, nonempty, whole
+from jclip.errors import say
 from jclip.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
 
 
@@ -28,15 +29,15 @@ def main(argv: list[str]) -> int:
         p.error("--random NAME and --out FILE belong together")
     if args.random:
         write_random(canonical_name(args.random), args.out, args.seed)
-        print(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
+        say(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
         return 0
     from jclip.results import table
 
     if args.published:
-        print("\n".join(published()))
+        say("\n".join(published()))
         return 0
     rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
-    print(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
+    say(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
     return 0
 
 

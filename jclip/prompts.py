@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jclip.errors import DataError, UnknownName, did_you_mean
+from jclip.errors import DataError, UnknownName, did_you_mean, notice
 from jclip.grammar import article_before, plural_of
 from jclip.paths import ASSETS, is_file
 from jclip.spelling import name_key
@@ -256,9 +255,9 @@ def tell_without_sentences(classnames: Sequence[str], templates: Templates) -> N
     """Tells of classes that get templates alone."""
     if lacking := without_sentences(classnames, templates):
         some = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
-        sys.stderr.write(
+        notice(
             f"classes without sentences in the prompt set: {len(lacking)} of {len(classnames)} ({some}): "
-            "the templates alone stand for them\n"
+            "the templates alone stand for them"
         )
 
 
@@ -291,4 +290,4 @@ def tell_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -
             "they count as often: leave the copies out"
         )
     if told:
-        sys.stderr.write("; ".join(told) + "\n")
+        notice("; ".join(told))

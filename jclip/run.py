@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from jclip.config import to_yaml
-from jclip.errors import CheckpointError, ConfigError, printable
+from jclip.errors import CheckpointError, ConfigError, notice, printable
 from jclip.paths import naming, open_regular, replacing
 from jclip.readers import safetensors
 from jclip.run_folder import (
@@ -121,7 +121,7 @@ class Run:
             if told is not None and not (told.get("slot") == slot and told.get("epoch", -1) >= epoch)
         ]
         if damaged:
-            sys.stderr.write(f"{path}: {damaged} of {len(lines)} lines were damaged, and are left out\n")
+            notice(f"{path}: {damaged} of {len(lines)} lines were damaged, and are left out")
         if kept != lines:
             with replacing(path) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
@@ -269,7 +269,7 @@ class Slot:
             except CheckpointError as e:
                 if place + 1 == len(there):
                     raise CheckpointError(f"{e}; no earlier state is left: start over with --fresh") from e
-                sys.stderr.write(f"{printable(str(e))}: going on from the state before it\n")
+                notice(f"{e}: going on from the state before it")
                 continue
             self._check_weights(path, metadata)
             _report_threads(metadata)
@@ -292,9 +292,9 @@ class Slot:
 
 def _report_threads(metadata: Mapping[str, str]) -> None:
     if metadata.get("threads") != threads():
-        sys.stderr.write(
+        notice(
             f"resuming at {threads()} threads what ran at {printable(metadata.get('threads', '?'), 20)}: "
-            "the last digits may differ (set OMP_NUM_THREADS to repeat them)\n"
+            "the last digits may differ (set OMP_NUM_THREADS to repeat them)"
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from jclip.arguments import Parser, nonempty
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, printable, say
 from jclip.paths import creating, naming, open_regular, remove_parts, replacing
 from jclip.results import Predictions
 
@@ -397,7 +397,7 @@ def main(argv: list[str]) -> int:
     p = Parser("jclip unsort", description=main.__doc__)
     p.add_argument("manifest", type=nonempty, help=f"the {MANIFEST} in the folder of sorted photos")
     removed, left = undo(Path(p.parse_args(argv).manifest))
-    print(f"removed: {removed} of what was made")
+    say(f"removed: {removed} of what was made")
     for name, reason in left.items():
-        print(f"left, as {reason}: {printable(name)}")
+        say(f"left, as {reason}: {name}")
     return 0

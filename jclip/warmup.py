@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jclip.arguments import Parser, nonempty
+from jclip.errors import say
 from jclip.paths import is_file
 
 STAGES = ("image", "text", "training")
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
         stages[name]()
         jt.sync_all(True)
         rows.append([name, str(compiled(jt) - before), f"{time.perf_counter() - begun:.1f}"])
-    print(table(["stage", "operators compiled", "seconds"], rows))
+    say(table(["stage", "operators compiled", "seconds"], rows))
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.arguments import Parser, nonempty, number, whole
 from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, say
 from jclip.families import FAMILIES
 from jclip.paths import exists
 
@@ -183,14 +183,14 @@ def main(argv: list[str]) -> int:
     predictions = classify(
         photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked
     )
-    print(show(predictions))
+    say(show(predictions))
     if args.out:
         write_predictions(predictions, args.out, args.format)
-        print(f"written: {args.out} ({len(predictions.photos)} photos)")
+        say(f"written: {args.out} ({len(predictions.photos)} photos)")
     if args.sheet:
         upright = all(member.preprocess.upright is not False for member in asked["members"])
         write_sheet(args.sheet, predictions, choice="certainty", upright=upright)
-        print(f"written: {args.sheet}")
+        say(f"written: {args.sheet}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from jclip.data.checks import preview
 from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.photo_lists import on_disk
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, notice, printable
 from jclip.paths import is_file
 from jclip.readers.text import parse_json, read_lines, read_table
 from jclip.views import Views
@@ -107,7 +106,7 @@ class _Broken:
         """Reports in one line on stderr how many rows were left out."""
         if self.refusals:
             told = f"{self.path}: {len(self.refusals)} of {len(self.refusals) + kept} rows left out{self.first}"
-            sys.stderr.write(printable(told) + "\n")
+            notice(told)
 
 
 def _with_images(

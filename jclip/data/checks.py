@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jclip.data.photo_hashes import is_hash, photo_hashes
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, notice
 
 
 def check_several(classes: int, first: str, place: str = "", more: str = "") -> None:
@@ -39,7 +38,7 @@ def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int)
     if len(few):
         first = f"{_name(names, few[0])}, {counts[few[0]]}"
         line = f"{len(few)} of {classes} classes {_have(few)} fewer than {shots} training photos (first: {first})"
-        sys.stderr.write(f"{printable(line)}: all of them are taken\n")
+        notice(f"{line}: all of them are taken")
 
 
 def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_text: bool) -> None:
@@ -54,7 +53,7 @@ def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_tex
         lacking = f"{len(none)} of {classes} classes {_have(none)} no training photos (first: {_name(names, none[0])})"
         if not has_text:
             raise DataError(f"{lacking}, and this recipe learns from nothing else: add some, or leave the classes out")
-        sys.stderr.write(f"{printable(lacking)}: what is learned of them is their text alone\n")
+        notice(f"{lacking}: what is learned of them is their text alone")
 
 
 def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names: Sequence[str]) -> None:
@@ -84,7 +83,7 @@ def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> Non
     if told:
         first = next(found[0] for found in again.values() if found)
         line = f"{' and '.join(told)} photos are training photos too (first: {first}): "
-        sys.stderr.write(f"{printable(line)}their figures say nothing of new photos\n")
+        notice(f"{line}their figures say nothing of new photos")
 
 
 def repeated(train: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from jclip.data.checks import preview
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, notice, printable
 from jclip.readers.text import MOST_OF_NAMES, read_json, read_lines, read_records, read_text
 from jclip.spelling import name_key
 
@@ -165,7 +164,7 @@ def _is_header(cells: Sequence[str], path: Path) -> bool:
     """Whether the first line names columns and no class, which is reported."""
     if not {name_key(cell) for cell in cells} <= _NAMES | _NUMBERS | _OTHERS:
         return False
-    sys.stderr.write(printable(f"{path}, line 1 ({', '.join(cells)}) is taken for a header, not for a class") + "\n")
+    notice(f"{path}, line 1 ({', '.join(cells)}) is taken for a header, not for a class")
     return True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from jclip.class_sets import class_set, class_sets
 from jclip.data.class_lists import Entry, read_entries, read_numbered
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, notice
 from jclip.paths import exists, is_file
 from jclip.spelling import alike, difference, name_key, nearest
 
@@ -67,7 +66,7 @@ def _report_matches(own: Sequence[str], labels: Sequence[int], names: ClassNames
         kind = difference(odd[0][0].replace("_", " "), odd[0][1].replace("_", " "))
         told.append(f"{len(odd)} class names differ in {kind} from the data's (first: {_pair(odd[0], ' is ')})")
     if told:
-        sys.stderr.write(printable("; ".join(told)) + "\n")
+        notice("; ".join(told))
 
 
 def _pair(pair: tuple[str, str], word: str) -> str:
@@ -77,7 +76,7 @@ def _pair(pair: tuple[str, str], word: str) -> str:
 def _report_order(own: Sequence[str], names: Sequence[str]) -> None:
     pairs = [f"{mine} = {name}" for mine, name in zip(own or map(str, range(len(names))), names, strict=True)]
     shown = ", ".join(pairs if len(pairs) <= 12 else [*pairs[:3], "…", pairs[-1]])
-    sys.stderr.write(printable(f"no class of the data is among the names given: taken in order ({shown})") + "\n")
+    notice(f"no class of the data is among the names given: taken in order ({shown})")
 
 
 def read_class_names(named: str) -> ClassNames:
@@ -134,7 +133,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         if first.name == second.name:
             raise DataError(f"{second.place}: class names must stand once, got {second.name!r} again")
         why = difference(first.name, second.name)
-        sys.stderr.write(printable(f"{path}: {first.name!r} and {second.name!r} differ only in {why}") + "\n")
+        notice(f"{path}: {first.name!r} and {second.name!r} differ only in {why}")
     return names
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jclip.data.photo_file import open_photo
-from jclip.errors import ConfigError, DataError, printable
+from jclip.errors import ConfigError, DataError, notice
 from jclip.views import Views
 
 OnError = Literal["stop", "skip"]
@@ -27,7 +26,7 @@ def tell_once(failed: Iterable[str], told: set[str]) -> None:
     for message in failed:
         if message not in told:
             told.add(message)
-            sys.stderr.write(f"skipped: {printable(message)}\n")
+            notice(f"skipped: {message}")
 
 
 def batches(

@@ -6,7 +6,6 @@ Pillow tries only the formats of `FORMATS`, none of which runs a program, by the
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import BinaryIO
@@ -26,7 +25,7 @@ from PIL import (
 )
 
 from jclip.data.photo_parts import check_parts, check_tags
-from jclip.errors import DataError, at_end, printable
+from jclip.errors import DataError, at_end, notice, printable
 from jclip.paths import open_regular
 
 # Endings of files that count as photos, in lower case; the format is decided by the bytes, not by the ending.
@@ -251,9 +250,9 @@ class Orientations:
         read, turned = len(self._read), len(self._turned)
         self.clear()
         if turned:
-            sys.stderr.write(
+            notice(
                 f"{turned} of {read} photos carry an EXIF orientation and are turned upright "
-                "(upright: false leaves them as stored)\n"
+                "(upright: false leaves them as stored)"
             )
 
 

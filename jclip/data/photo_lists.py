@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, notice
 from jclip.paths import is_file
 from jclip.readers.text import read_lines
 
@@ -101,9 +100,7 @@ def on_disk(paths: Iterable[str]) -> list[str]:
         if real != path:
             other.append(path)
     if other:
-        sys.stderr.write(
-            printable(f"{len(other)} photos are found under another spelling of their names (first: {other[0]})") + "\n"
-        )
+        notice(f"{len(other)} photos are found under another spelling of their names (first: {other[0]})")
     return found
 
 

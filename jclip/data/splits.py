@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from jclip.data.folders import (
 )
 from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.data.photo_lists import MOST_LABEL, on_disk, photos_with_label
-from jclip.errors import DataError, did_you_mean, printable
+from jclip.errors import DataError, did_you_mean, notice
 from jclip.paths import is_file
 from jclip.readers.text import read_json, read_lines, read_table
 from jclip.spelling import name_key
@@ -127,7 +126,7 @@ def write_notes(lines: Iterable[str]) -> None:
     for line in lines:
         if line and line not in _noted:
             _noted.add(line)
-            sys.stderr.write(f"{printable(line)}\n")
+            notice(line)
 
 
 def half(classes: int, subset: Subset) -> range:

@@ -9,13 +9,12 @@ import json
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from jclip.errors import DataError, JclipError, printable
+from jclip.errors import DataError, JclipError, notice, printable
 from jclip.paths import open_regular
 
 MOST_BYTES = 1 << 31  # of lists of photos, captions, COCO's annotations
@@ -199,10 +198,7 @@ def _in_gb2312(character: str) -> bool:
 
 @cache
 def _report_encoding(path: str, line: int, text: str) -> None:
-    sys.stderr.write(
-        printable(f"{path} is not UTF-8, read as GB18030 (line {line}: {text[:60]}): save it as UTF-8 if that is wrong")
-        + "\n"
-    )
+    notice(f"{path} is not UTF-8, read as GB18030 (line {line}: {text[:60]}): save it as UTF-8 if that is wrong")
 
 
 def _line(text: str, position: int) -> int:

@@ -33,10 +33,10 @@ WITHOUT_JITTOR = [
 # From the bottom up; a module imports only from rows below its own, or beside it where said.
 FLOORS = [
     {"jclip.errors"},
-    {"jclip.choices", "jclip.paths", "jclip.grammar", "jclip.postponed"},
+    {"jclip.arguments", "jclip.choices", "jclip.paths", "jclip.grammar", "jclip.postponed"},
     {"jclip.schema"},
     {"jclip.variants"},
-    {"jclip.report", "jclip.data.photo_file"},
+    {"jclip.report", "jclip.spreadsheet", "jclip.strict_yaml", "jclip.data.photo_file"},
     {
         "jclip.config",
         "jclip.preprocess",

@@ -1,0 +1,80 @@
+"""Arguments as strangers and scripts give them, to every option of every command: one line, exit code 2, no Jittor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jclip.cli import COMMANDS, main
+
+SMOKE = str(Path(__file__).parent.parent.parent / "configs" / "tip_adapter" / "smoke.yaml")
+VALUES = (
+    "", " ", "x" * 300, "x" * 100_000, "\udcb2\udcd4.jpg", "a\x1b[31m\nb", "-1", "0", "1e9", "9" * 5000, "nan", "inf", "1_000",
+    "٣", "~nosuchuser/x", "/dev/null", ".", "-", "=", "a=b", "a.b.c=[", "=" * 300, "{}", "[", "%s", "%(prog)s", "\u202e",
+)  # fmt: skip
+WRONG = {  # what is wrong already, so that a value that is taken for good ends all the same; and the options
+    "zero-shot": ("photo.png --model none.safetensors --classes a,b",
+                  "--model --config --classes --unknown --top --out --format --sheet --on-error --templates --mode --scale "
+                  "--drop-below --drop-below-uniform --views --size --resize --sharpness --family --dtype"),
+    "train": (f"{SMOKE} none=1", "--run --runs --link"),
+    "sweep": (f"{SMOKE} none=1", "--runs --out"),
+    "eval": ("none", "--out --on"),
+    "predict": ("none photo.png", "--model --top --out --sheet --on-error --sort-into --unsure"),
+    "unsort": ("none", ""),
+    "compare": ("none", ""),
+    "challenge": ("none.yaml", "--runs --until"),
+    "hold-out": ("none", "--count --shots --seed"),
+    "recipes": ("none", ""),
+    "convert": ("none.pt out", "--to --dtype --family --activation --normalisation --resize --vision-head-width --post-norm "
+                "--tower --image-size --antialias --context-length --context-by"),
+    "inspect": ("none.pt", "--family --activation --normalisation --resize --vision-head-width --post-norm --tower"),
+    "models": ("none", "--random --out --seed"),
+    "warmup": ("--model none", "--model --family --dtype --stages"),
+    "doctor": ("none", ""),
+    "check-data": ("none", "--json --write"),
+}  # fmt: skip
+
+WITHOUT = ("models", "recipes", "doctor", "check-data")  # commands whose first argument any text, or any folder, may be
+
+
+def given(command: str) -> list[list[str]]:
+    """Each value behind each option, in place of each argument, and as one more."""
+    wrong, options = (text.split() for text in WRONG[command])
+    places = [i for i, word in enumerate(wrong) if not word.startswith("--")]
+    found = []
+    for value in VALUES:
+        found += [[*wrong, option, value] for option in options]
+        found += [[*wrong[:i], value, *wrong[i + 1 :]] for i in places if command not in WITHOUT]
+        found.append([*wrong, value])
+    return found
+
+
+def test_every_command_is_tried():
+    assert {*COMMANDS} <= {*WRONG}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_wrong_arguments_are_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.png")
+    before = "jittor" in sys.modules
+    for arguments in given(command):
+        shown = [argument[:40] for argument in arguments]
+        assert main([command, *arguments]) == 2, shown
+        told = capsys.readouterr()
+        assert (
+            told.err.count("\n") == 1 and told.err.startswith((f"jclip {command}: ", "convert: ")) and not told.out
+        ), shown
+        assert len(told.err) < 2300 and all(c.isprintable() or c == "\u3000" for c in told.err[:-1]), shown
+    assert ("jittor" in sys.modules) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png"]  # nothing was made
+
+
+@pytest.mark.parametrize("options", ["--top 0", "--top -1", "--top 1e9", "--unsure 2", "--unsure nan", "--unknown 1"])
+def test_bounds_of_numbers_are_told(options, capsys):
+    command = "zero-shot" if "unknown" in options else "predict"
+    assert main([command, "run", *options.split()]) == 2
+    assert f"argument {options.split()[0]}: must be a " in capsys.readouterr().err
