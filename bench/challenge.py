@@ -101,10 +101,10 @@ def challenge(folder: Path, settings: Sequence[str], kill_at: str = "") -> None:
     """Runs the challenge in `folder` to its end, or until a file that is named so begins to be there."""
     places = ["--runs", str(folder / "runs"), f"out={folder / 'results'}"]
     command = [f"data.root={folder / 'challenge'}", *settings, *places]
-    begun = time.time()
+    begun = time.monotonic()
     if not kill_at:
         finetune("challenge", *command)
-        print(f"{folder.name}: ended after {time.time() - begun:.0f} s", flush=True)
+        print(f"{folder.name}: ended after {time.monotonic() - begun:.0f} s", flush=True)
         return
     if list(folder.rglob(kill_at)):
         return  # an earlier call of this program got as far
@@ -114,7 +114,7 @@ def challenge(folder: Path, settings: Sequence[str], kill_at: str = "") -> None:
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
         raise SystemExit(f"{folder.name}: ended before it could be killed at {kill_at}")
-    print(f"{folder.name}: killed after {time.time() - begun:.0f} s, at {kill_at}", flush=True)
+    print(f"{folder.name}: killed after {time.monotonic() - begun:.0f} s, at {kill_at}", flush=True)
 
 
 def compare(out: Path) -> int:

@@ -108,7 +108,8 @@ def compare(argv: list[str]) -> int:
     from jclip.run import read_result
 
     results = {folder: read_result(folder)["metrics"] for folder in args.runs}
-    parts = [part for part in ("val", "test") if all(f"{part}_top1" in m for m in results.values())]
+    needed = ("top1", "correct", "count")
+    parts = [p for p in ("val", "test") if all(f"{p}_{k}" in m for m in results.values() for k in needed)]
     if not parts:
         raise ConfigError(f"{', '.join(results)} have no accuracy in common")
     first = next(iter(results.values()))

@@ -202,7 +202,8 @@ def read_result(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         with open_regular(path) as f:
             values = json.loads(f.read())
-        shapes = [isinstance(values.get(kind), dict) for kind in ("metrics", "config", "provenance")]
+        shapes = [isinstance(values.setdefault(kind, {}), dict) for kind in ("metrics", "config", "provenance")]
+        shapes += [_is_figure(k, v) for k, v in values["metrics"].items()] if shapes[0] else []
         sealed = "checksum" not in values or values.pop("checksum") == checksum_of(values)
         files = values.pop("files", [])
         plain = isinstance(files, list) and all(isinstance(name, str) for name in files)
@@ -216,6 +217,13 @@ def read_result(folder: str | os.PathLike) -> dict[str, Any]:
             f"{folder} must hold {missing[0]}, which its run wrote: put it back, or train with --fresh"
         )
     return values
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    """Whether a metric has a value that can be shown: a number, or a text where nobody computes with it."""
+    return isinstance(value, int | float) or (
+        isinstance(value, str | None) and not name.endswith(("top1", "correct", "count"))
+    )
 
 
 def _crc(values: Mapping[str, Any]) -> str:

@@ -172,7 +172,7 @@ class _Made:
 
     def photo(self, one: Placement, how: How) -> None:
         below, _, name = one.target.partition("/")
-        with naming(self._root / one.target), _opened_folder(self._root / below) as at:
+        with naming(self._root / one.target, instead_of=name), _opened_folder(self._root / below) as at:
             if how == "link":
                 os.symlink(one.photo, name, dir_fd=at)
                 self._photos.append((one.target, os.stat(name, dir_fd=at, follow_symlinks=False)))
@@ -239,6 +239,8 @@ def read_manifest(path: Path) -> Manifest:
         with open_regular(path) as f:
             values = json.loads(f.read(_LARGEST_MANIFEST))
         folders = values.get("folders")
+        if not isinstance(values["photos"], list) or not isinstance(folders, list | None):
+            raise TypeError("its photos and folders are no lists")
         found = Manifest(
             values["how"],
             tuple(Placement(**one) for one in values["photos"]),

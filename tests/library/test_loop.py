@@ -17,7 +17,7 @@ from jclip import loop
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.loop import Diverged, fit, predict
 from jclip.optim import SGD, AdamW, TrainState, trainable
-from jclip.run import Run, RunBusy, clear, read_result
+from jclip.run import Run, RunBusy, read_result
 from jclip.runtime import jt
 
 RNG = np.random.default_rng(0)
@@ -268,8 +268,8 @@ def test_a_folder_of_another_config_is_refused(tmp_path):
         pass
     with pytest.raises(ConfigError, match=r"another config \(differs in alpha, data.shots\): .*--run.*--fresh"):
         Run(tmp_path / "r", {"recipe": "toy", "data": {"shots": 8}, "alpha": 2.0})
-    clear(tmp_path / "r")
-    with Run(tmp_path / "r", {"recipe": "other"}) as run:
+
+    with Run(tmp_path / "r", {"recipe": "other"}, fresh=True) as run:
         assert run.result is None
 
 

@@ -26,7 +26,10 @@ def test_a_link_moves_to_the_run_that_finished_last(tmp_path, capsys):
     rows = capsys.readouterr().out.splitlines()[-4:]
     assert [row.split()[0] for row in rows[1:]] == ["zero-shot", first.name, "latest"]
     assert main([*command[:-1], str(tmp_path)]) == 2
-    assert f"{tmp_path} is no link: choose another name with --link" in capsys.readouterr().err
+    assert (
+        f"{tmp_path} must be a link or absent, got a file or folder: choose another name with --link"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_table_needs_finished_runs_that_share_something(tmp_path, capsys):
