@@ -278,3 +278,24 @@ def test_digest_follows_content_and_labels(photos):
     assert Split(split.paths, split.labels[::-1].copy()).digest() != before
     Image.new("RGB", (50, 50)).save(split.paths[0])
     assert split.digest() != before
+
+
+def test_the_challenges_folder_needs_its_classes_and_a_list(tmp_path):
+    from jclip.data.challenge import from_folder
+
+    config = DataConfig(root=str(tmp_path))
+    (tmp_path / "classes.txt").write_text("a 0\nb 1\n")
+    assert from_folder(config) == config
+    (tmp_path / "train.txt").write_text("a/0.jpg 0\n")
+    found = from_folder(config)
+    assert (found.classes, found.train) == (str(tmp_path / "classes.txt"), str(tmp_path / "train.txt"))
+    (tmp_path / "train_4class.txt").write_text("a/0.jpg 0\n")
+    assert from_folder(config).train == str(tmp_path / "train_4class.txt") and not from_folder(config).val
+    (tmp_path / "classes.txt").unlink()
+    assert from_folder(config) == config
+
+
+def test_a_preview_shows_the_first_few_and_says_where_it_breaks_off():
+    from jclip.data.checks import preview
+
+    assert preview("abcde") == "a, b, c, d, e" and preview("abcdef") == "a, b, c, d, e, …" and preview("a") == "a"
