@@ -3,6 +3,7 @@
 # Two processes of one thread each: most of the work is Python's and the compiler's. `-n 0` runs all in one.
 set -eu
 JCLIP_EXTRAS=parity,dev
+began=$(date +%s)
 . "$(dirname "$0")/scripts/env.sh"
 cd "$PROJECT"
 
@@ -11,4 +12,8 @@ cd "$PROJECT"
 "$PYTHON" -m ruff format --check .
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
-exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+ready=$(date +%s)
+status=0
+"$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 "$@" || status=$?
+say "set up in $((ready - began)) s, tested in $(($(date +%s) - ready)) s"
+exit "$status"

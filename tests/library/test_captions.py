@@ -128,6 +128,13 @@ def test_scenes_get_harder_by_epochs(easy, epoch, alone, styles, radius, monkeyp
     assert all(s["radius"] == (pytest.approx(radius), 0.36) for s in asked)
 
 
+def test_scenes_come_in_batches_of_all_rows():
+    pairs = read_pairs(CaptionConfig(train="shapes", scenes=9), "train", (8, 8), 0)
+    made = list(pairs.batches([4, 0, 8, 2, 6], 0, 2, lambda image, row: np.full((1, 3, 8, 8), row, np.float32)))
+    assert [rows.tolist() for rows, _ in made] == [[4, 0], [8, 2], [6]]
+    assert [x[:, 0, 0, 0].tolist() for _, x in made] == [[4, 0], [8, 2], [6]]
+
+
 def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
     assert list(ahead(lambda i: i * i, 5)) == [0, 1, 4, 9, 16] and list(ahead(lambda i: i, 0)) == []
 

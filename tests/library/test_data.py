@@ -356,3 +356,24 @@ def test_labels_without_classes_fit_32_bits(tmp_path):
 def test_folders_of_a_list_are_compared_as_names_are(tmp_path):
     (tmp_path / "list.txt").write_text("x/Cafe\u0301 noir/1.png\nx/DOG/1.png\n", encoding="utf-8")
     assert read_list(tmp_path / "list.txt", tmp_path, ("caf\u00e9_noir", "dog")).labels.tolist() == [0, 1]
+
+
+def test_the_challenges_folder_needs_its_classes_and_a_list(tmp_path):
+    from jclip.data.challenge import from_folder
+
+    config = DataConfig(root=str(tmp_path))
+    (tmp_path / "classes.txt").write_text("a 0\nb 1\n")
+    assert from_folder(config) == config
+    (tmp_path / "train.txt").write_text("a/0.jpg 0\n")
+    found = from_folder(config)
+    assert (found.classes, found.train) == (str(tmp_path / "classes.txt"), str(tmp_path / "train.txt"))
+    (tmp_path / "train_4class.txt").write_text("a/0.jpg 0\n")
+    assert from_folder(config).train == str(tmp_path / "train_4class.txt") and not from_folder(config).val
+    (tmp_path / "classes.txt").unlink()
+    assert from_folder(config) == config
+
+
+def test_a_preview_shows_the_first_few_and_says_where_it_breaks_off():
+    from jclip.data.checks import preview
+
+    assert preview("abcde") == "a, b, c, d, e" and preview("abcdef") == "a, b, c, d, e, …" and preview("a") == "a"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -19,6 +18,7 @@ from jclip.loop import Diverged, fit, predict
 from jclip.optim import SGD, AdamW, TrainState, trainable
 from jclip.run import Run, RunBusy, read_result
 from jclip.runtime import jt
+from tests.killed import killed_at
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((32, 5)).astype(np.float32), RNG.standard_normal((32, 3)).astype(np.float32)
@@ -320,16 +320,10 @@ def test_killed_with_9_in_the_middle_of_training(tmp_path):
     """In a process of its own, one thread, killed while it trains; then finished by the same command."""
     code = textwrap.dedent(
         """
-        import sys, time
+        import sys
         from pathlib import Path
         from tests.library.test_loop import Problem
         problem = Problem(Path(sys.argv[1]), epochs=6)
-        inner = problem.step
-        def step(batch, number):
-            if sys.argv[2] == "slow":
-                time.sleep(0.05)
-            return inner(batch, number)
-        problem.step = step
         problem.fit()
         print(problem.w.numpy().tobytes().hex())
         """
@@ -337,20 +331,13 @@ def test_killed_with_9_in_the_middle_of_training(tmp_path):
     root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(folder, speed):
-        command = [sys.executable, "-c", code, str(folder), speed]
-        return subprocess.Popen(
-            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def finish(folder):
+        command = [sys.executable, "-c", code, str(folder)]
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
-    wanted, _ = start(tmp_path / "whole", "fast").communicate()
-    broken = start(tmp_path / "broken", "slow")
-    while not (tmp_path / "broken" / "train.safetensors").is_file() and broken.poll() is None:
-        pass
-    os.kill(broken.pid, signal.SIGKILL)
-    broken.communicate()
-    lines = len(metrics(tmp_path / "broken").splitlines())
-    assert 1 <= lines < 6
-    got, errors = start(tmp_path / "broken", "fast").communicate()
-    assert got == wanted and got.strip(), errors
+    wanted = finish(tmp_path / "whole").stdout
+    killed_at("*/train.safetensors", str(tmp_path / "broken"), times=3, program=code)
+    assert len(metrics(tmp_path / "broken").splitlines()) == 3
+    done = finish(tmp_path / "broken")
+    assert done.stdout == wanted and wanted.strip(), done.stderr
     assert [json.loads(line)["epoch"] for line in metrics(tmp_path / "broken").splitlines()] == list(range(6))

@@ -9,6 +9,7 @@ from jclip.functional.metrics import (
     classification_report,
     confusion_matrix,
     expected_calibration_error,
+    harmonic_mean,
     per_class_recall,
     ranking,
     retrieval_ranks,
@@ -40,6 +41,11 @@ def test_top_k_by_hand():
     assert top_k(SCORES, LABELS, 5) == 1.0
     with pytest.raises(ValueError, match="0 rows of scores and 0 labels"):
         top_k(np.zeros((0, 3)), np.zeros(0, int))
+
+
+def test_harmonic_mean_by_hand():
+    assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3) and harmonic_mean(0.75, 0.75) == 0.75
+    assert harmonic_mean(0.0, 0.0) == harmonic_mean(0.5, 0.0) == 0.0
 
 
 def test_per_class_and_confusion_by_hand():

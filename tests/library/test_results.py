@@ -161,6 +161,10 @@ def test_fewer_classes_than_asked_for():
     assert Predictions(("x",), ("a", "b"), np.array([[1.0, 2.0]]), top=5).best.tolist() == [[1, 0]]
 
 
+def test_what_is_left_out_of_the_table_is_counted():
+    assert "more" not in show(P, limit=3) and show(P, limit=2).endswith("\n… and 1 more (--out FILE has them all)")
+
+
 def test_the_table_counts_wide_characters():
     text = table(["photo", "top 1"], [["图.png", "a"], ["b.png", "cc"]])
     assert text.splitlines() == ["photo   top 1", "------  -----", "图.png  a", "b.png   cc"]

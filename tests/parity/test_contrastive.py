@@ -17,22 +17,14 @@ from jclip.functional.losses import contrastive_loss, positive_targets  # noqa: 
 from jclip.optim import learning_rate, no_weight_decay, optimiser, trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
-from tests.parity.test_training import without_key_bias  # noqa: E402
 from tests.toys import TOYS, toy_batch, toy_file  # noqa: E402
+from tests.trajectories import in_both_precisions, steps_from_equal_weights, without_key_bias  # noqa: E402
 
 F = torch.nn.functional
 
 
 RATES = {"vit": 1e-3, "resnet": 1e-4}
 SCALES = {"vit": math.log(100.0) - 2e-3, "resnet": math.log(1 / 0.07)}
-
-
-@pytest.fixture
-def double():
-    """torch in float64: its own float32 batch norm errs ten times as much as ours over twenty steps."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def doubled(p):
@@ -140,55 +132,78 @@ def test_accumulation_moves_running_statistics_once_per_part(tmp_path):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_twenty_steps_of_the_recipe(name, seed, tmp_path, close, double):
+def test_twenty_steps_of_the_recipe(name, seed, tmp_path, close):
     """Warm-up and cosine, decay left out where the rule says, batch statistics, the logit scale kept below 100.
 
-    The ViT's scale starts at its bound; the ResNet's where training starts, as batch statistics of five pictures amplify
-    each rounding at a scale of 100. A ResNet's losses are compared at the weights that ours has reached, in float64: they
-    amplify differences of 1e-6 between two sets of weights several hundred times, in torch's own float32 as well;
-    its learning rate is smaller for the same reason.
+    Each step from equal weights, and all twenty on their own. The ViT's scale starts at its bound; the ResNet's where
+    training starts, as batch statistics of five pictures amplify each rounding at a scale of 100.
     """
-    top = RATES[name]
     checkpoint = open_checkpoint(toy_file(tmp_path, TOYS[name], seed=seed))
-    model = build(checkpoint)
-    training_mode(model)
     arrays = {**dict(checkpoint.arrays()), "logit_scale": np.array([SCALES[name]], np.float32)}
-    load_strict(model, arrays)
-    config = OptimConfig(lr=top, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, warmup=0.2)
-    optim = optimiser(config, trainable(model), no_weight_decay)
-    p = doubled(torch_clip.parameters(arrays, requires_grad=True))
-    split = {
-        flag: [p[k] for k in optim.params if no_weight_decay(k, optim.params[k]) == flag] for flag in (True, False)
-    }
-    groups = [{"params": split[False], "weight_decay": 0.2}, {"params": split[True], "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, top, (0.9, 0.98), 1e-6)
-    ours, theirs = [], []
-    for number in range(20):
-        parts = parts_of(model.config, [5], seed=100 * seed + number)
+    config = OptimConfig(lr=RATES[name], betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, warmup=0.2)
+    parts = [parts_of(checkpoint.config, [5], seed=100 * seed + number) for number in range(20)]
+    label = f"toy {name}: {{}} 20 contrastive steps"
+
+    def prepared():
+        model = build(checkpoint)
+        training_mode(model)
+        load_strict(model, arrays)
+        return model, optimiser(config, trainable(model), no_weight_decay)
+
+    def ours_at(number):
         optim.lr = learning_rate(config, number, 20)
-        rate = top * (number + 1) / 4 if number < 4 else 0.5 * top * (1 + math.cos(math.pi * (number - 4) / 16))
+        return contrastive_gradients(model, parts[number], list(optim.params), "own")
+
+    def in_torch():
+        p = doubled(torch_clip.parameters(arrays, requires_grad=True))
+        groups = [{"params": [p[k]], "weight_decay": decay} for k, decay in optim._decay.items()]
+        assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
+        return p, torch.optim.AdamW(groups, config.lr, config.betas, config.eps)
+
+    def loss_at(number):
+        rising, falling = (number + 1) / 4, 0.5 * (1 + math.cos(math.pi * (number - 4) / 16))
         for group in reference.param_groups:
-            group["lr"] = rate
-        wanted_here = None
-        if name == "resnet":
-            reached = doubled(torch_clip.parameters({k: v.numpy() for k, v in model.state_dict().items()}))
-            with torch.no_grad():
-                wanted_here = whole_loss(reached, model.config, parts, "own", training=True)
-        loss, gradients = contrastive_gradients(model, parts, list(optim.params), "own")
-        optim.apply(gradients)
-        clamp_logit_scale(model)
-        wanted = whole_loss(p, model.config, parts, "own", training=True)
-        reference.zero_grad()
-        wanted.backward()
-        reference.step()
+            group["lr"] = config.lr * (rising if number < 4 else falling)
+        return whole_loss(p, model.config, parts[number], "own", training=True)
+
+    def clamp():
         with torch.no_grad():
             p["logit_scale"].clamp_(0, math.log(100.0))
-        ours.append(loss.numpy().ravel()[0])
-        theirs.append((wanted if wanted_here is None else wanted_here).item())
-    close(ours, theirs, "contrastive_trajectory_loss", f"toy {name}: losses of 20 contrastive steps")
+
+    def clamp_both():
+        clamp_logit_scale(model)
+        clamp()
+
+    def free_run():
+        nonlocal p, reference
+        p, reference = in_torch()
+        losses = []
+        for number in range(20):
+            wanted = loss_at(number)
+            reference.zero_grad()
+            wanted.backward()
+            reference.step()
+            clamp()
+            losses.append(wanted.detach().numpy())
+        return {k: without_key_bias(k, p[k].detach().numpy()) for k in optim.params} | {"": np.stack(losses)}
+
+    model, optim = prepared()
+    p, reference = in_torch()
+    each = label.format("each of")
+    steps_from_equal_weights(20, optim, ours_at, reference, p, loss_at, clamp_both, close, each)
+
+    model, optim = prepared()
+    losses = []
+    for number in range(20):
+        loss, gradients = ours_at(number)
+        optim.apply(gradients)
+        clamp_logit_scale(model)
+        losses.append(loss.numpy().ravel()[0])
+    wanted, drift = in_both_precisions(free_run)
+    close(losses, wanted[""], "contrastive_trajectory_loss", label.format("losses of"), drift=drift[""])
     for k, v in optim.params.items():
-        compared = without_key_bias(k, v.numpy().reshape(p[k].shape)), without_key_bias(k, p[k].detach().numpy())
-        close(*compared, "contrastive_trajectory", f"toy {name}: weights after 20 contrastive steps")
+        got = without_key_bias(k, v.numpy()).reshape(wanted[k].shape)
+        close(got, wanted[k], "contrastive_trajectory", label.format("weights after"), drift=drift[k])
 
 
 @pytest.mark.parametrize(("before", "after"), [(4.7, math.log(100.0)), (-0.3, 0.0), (2.5, 2.5)])

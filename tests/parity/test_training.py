@@ -14,6 +14,7 @@ from jclip.optim import SGD, AdamW, clip_by_norm, cosine, learning_rate, no_weig
 from jclip.runtime import jt  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOYS, toy_batch, toy_file  # noqa: E402
+from tests.trajectories import in_both_precisions, steps_from_equal_weights, without_key_bias  # noqa: E402
 
 OPTIMISERS = {
     "adamw": (
@@ -98,56 +99,71 @@ def test_the_step_schedule_equals_torchs(step_epochs, gamma, close):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_twenty_adamw_steps_of_the_whole_model(name, tmp_path, close):
-    """From a fresh logit scale, as training starts. Key biases are left out of the comparison: softmax does not see
-    them, so their gradient is rounding noise, which Adam divides by its own size."""
+    """From a fresh logit scale, as training starts: each step from equal weights, and all twenty on their own."""
     checkpoint = open_checkpoint(toy_file(tmp_path, TOYS[name], seed=3))
-    model = build(checkpoint)
     arrays = {**dict(checkpoint.arrays()), "logit_scale": np.array([np.log(1 / 0.07)], np.float32)}
-    load_strict(model, arrays)
-    params = trainable(model)
-    p = torch_clip.parameters(arrays, requires_grad=True)
-    optim = AdamW(params, 1e-3, (0.9, 0.98), 1e-6, 0.2, exclude=no_weight_decay)
-    decayed = [p[k] for k, v in params.items() if not no_weight_decay(k, v)]
-    kept = [p[k] for k, v in params.items() if no_weight_decay(k, v)]
-    groups = [{"params": decayed, "weight_decay": 0.2}, {"params": kept, "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, 1e-3, (0.9, 0.98), 1e-6)
-    assert decayed and kept
+
+    def prepared():
+        model = build(checkpoint)
+        load_strict(model, arrays)
+        return model, AdamW(trainable(model), 1e-3, (0.9, 0.98), 1e-6, 0.2, exclude=no_weight_decay)
+
+    model, optim = prepared()
+    batches = [toy_batch(model.config, seed=number, images=4, texts=4) for number in range(20)]
+    label = f"toy {name}: {{}} 20 AdamW steps"
+    p, reference = torch_adamw(arrays, optim)
+    steps_from_equal_weights(
+        20, optim, lambda i: our_gradients(model, optim, *batches[i]), reference, p,
+        lambda i: torch_loss(p, model.config, *batches[i]), lambda: None, close, label.format("each of"),
+    )  # fmt: skip
+
+    def free_run():
+        p, reference = torch_adamw(arrays, optim)
+        losses = []
+        for batch in batches:
+            wanted = torch_loss(p, model.config, *batch)
+            reference.zero_grad()
+            wanted.backward()
+            reference.step()
+            losses.append(wanted.detach().numpy())
+        return {k: without_key_bias(k, v.detach().numpy()) for k, v in p.items()} | {"": np.stack(losses)}
+
+    model, optim = prepared()
     losses = []
-    for number in range(20):
-        pixels, tokens = toy_batch(model.config, seed=number, images=4, texts=4)
-        images, texts = normalise(model.encode_image(pixels)), normalise(model.encode_text(tokens))
-        per_image = model.logit_scale.exp() * jt.matmul(images, texts.transpose(0, 1))
-        target = jt.array(np.arange(4))
-        loss = (
-            jt.nn.cross_entropy_loss(per_image, target) + jt.nn.cross_entropy_loss(per_image.transpose(0, 1), target)
-        ) / 2
-        optim.step(loss)
-
-        images = torch.nn.functional.normalize(torch_clip.encode_image(p, model.config, torch.tensor(pixels)), dim=-1)
-        texts = torch.nn.functional.normalize(
-            torch_clip.encode_text(p, model.config, torch.tensor(tokens).long()), dim=-1
-        )
-        per_image = p["logit_scale"].exp() * images @ texts.T
-        target = torch.arange(4)
-        wanted = (
-            torch.nn.functional.cross_entropy(per_image, target)
-            + torch.nn.functional.cross_entropy(per_image.T, target)
-        ) / 2
-        reference.zero_grad()
-        wanted.backward()
-        reference.step()
-        losses.append((float(loss.numpy()[0]), wanted.item()))
-    ours, theirs = np.array(losses).T
-    close(ours, theirs, "trajectory_loss", f"toy {name}: losses of 20 AdamW steps")
-    for k, v in params.items():
-        compared = without_key_bias(k, v.numpy().reshape(p[k].shape)), without_key_bias(k, p[k].detach().numpy())
-        close(*compared, "trajectory", f"toy {name}: weights after 20 AdamW steps")
+    for batch in batches:
+        loss, gradients = our_gradients(model, optim, *batch)
+        optim.apply(gradients)
+        losses.append(loss.item())
+    wanted, drift = in_both_precisions(free_run)
+    close(losses, wanted[""], "trajectory_loss", label.format("losses of"), drift=drift[""])
+    for k, v in optim.params.items():
+        got = without_key_bias(k, v.numpy()).reshape(wanted[k].shape)
+        close(got, wanted[k], "trajectory", label.format("weights after"), drift=drift[k])
 
 
-def without_key_bias(name: str, array: np.ndarray) -> np.ndarray:
-    if name.endswith("k_proj.bias"):
-        return array[:0]
-    if name.endswith("in_proj_bias"):
-        q, _, v = np.split(array, 3)
-        return np.concatenate([q, v])
-    return array
+def torch_adamw(arrays, optim):
+    """The parameters in float64 and torch's optimiser of those that `optim` trains, with its rule of decay."""
+    p = {
+        k: torch.tensor(v.astype(np.float64)).reshape(() if k == "logit_scale" else v.shape) for k, v in arrays.items()
+    }
+    groups = [{"params": [p[k].requires_grad_()], "weight_decay": optim._decay[k]} for k in optim.params]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
+    return p, torch.optim.AdamW(groups, 1e-3, (0.9, 0.98), 1e-6)
+
+
+def our_gradients(model, optim, pixels, tokens):
+    """The loss of images and their texts, and its gradients in the order of the optimiser's parameters."""
+    images, texts = normalise(model.encode_image(pixels)), normalise(model.encode_text(tokens))
+    per_image = model.logit_scale.exp() * jt.matmul(images, texts.transpose(0, 1))
+    target = jt.array(np.arange(len(pixels)))
+    both = (jt.nn.cross_entropy_loss(scores, target) for scores in (per_image, per_image.transpose(0, 1)))
+    loss = sum(both) / 2
+    return loss, jt.grad(loss, list(optim.params.values()))
+
+
+def torch_loss(p, config, pixels, tokens):
+    normal, entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
+    images = normal(torch_clip.encode_image(p, config, torch.tensor(pixels).double()), dim=-1)
+    texts = normal(torch_clip.encode_text(p, config, torch.tensor(tokens).long()), dim=-1)
+    per_image, target = p["logit_scale"].exp() * images @ texts.T, torch.arange(len(pixels))
+    return (entropy(per_image, target) + entropy(per_image.T, target)) / 2

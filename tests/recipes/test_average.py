@@ -81,7 +81,7 @@ def test_towers_average_equals_torchs(small_models, tmp_path, close):
     from jclip.checkpoint import open_checkpoint
     from jclip.clip import build
     from tests.parity import torch_clip
-    from tests.parity.test_training import without_key_bias
+    from tests.trajectories import without_key_bias
 
     F = torch.nn.functional
     checkpoint = open_checkpoint(small_models["vit"])

@@ -54,6 +54,13 @@ LEARNING = [*WITH_TEXT, *PHOTOS_ALONE]
 CHOOSING = [name for name in QUICK if name not in ("clap", "zero_shot")]  # in their smoke configs
 
 
+def each_once(recipes, checks) -> list[tuple]:
+    """Pairs in which every recipe and every check stands: a check is one function, which all recipes call."""
+    recipes, checks = list(recipes), list(checks)
+    turns = range(max(len(recipes), len(checks)))
+    return [(recipes[i % len(recipes)], checks[i % len(checks)]) for i in turns]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A run on sound features, for ensembles."""
@@ -134,8 +141,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("defect", BROKEN)
-@pytest.mark.parametrize("recipe", QUICK)
+@pytest.mark.parametrize("recipe, defect", each_once(QUICK, BROKEN))
 def test_broken_features_are_refused_in_one_line(recipe, defect, run_on, tmp_path, capfd):
     changes, message = BROKEN[defect]
     arrays = {k: v for k, v in {**SMOKE, **changes}.items() if v is not None}
@@ -378,9 +384,8 @@ OWN = [
     ("promptsrc", "image=0", "image=0 vectors are at least 1 in each tower"),
     ("promptsrc", "deviation=0", "deviation=0.0 is above 0"),
 ]
-SETTINGS = [(recipe, *row) for recipe in QUICK for row in GENERAL.items()]
-SETTINGS += [(recipe, *row) for recipe in PROMPTED for row in OPTIM.items()]
-SETTINGS += [(recipe, *row) for recipe in WITH_TEXT if recipe != "lp_plus" for row in OPTIM.items()]
+TRAINED = [*PROMPTED, *(recipe for recipe in WITH_TEXT if recipe != "lp_plus")]
+SETTINGS = [(recipe, *row) for recipe, row in each_once(QUICK, GENERAL.items()) + each_once(TRAINED, OPTIM.items())]
 
 
 @pytest.mark.parametrize("recipe, setting, message", SETTINGS + OWN, ids=lambda x: x[:24])

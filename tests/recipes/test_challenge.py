@@ -7,10 +7,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from jclip.data.splits import natural_key, read_list
 from jclip.errors import ConfigError
 from jclip.functional.metrics import ranking
 from jclip.variants import CLIPConfig, TextConfig, ViTConfig
+from tests.killed import killed_at
 from tests.recipes.challenge_folder import write_folder
 from tests.toys import SMALL_RESNET, SMALL_VIT, toy_file
 
@@ -212,16 +211,9 @@ def test_killed_twice_and_equal_to_the_run_that_was_not(small_models, tmp_path):
 
     command = [sys.executable, "-m", "finetune", *arguments("killed")]
 
-    def killed_when(pattern: str) -> None:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list((tmp_path / "killed").rglob(pattern)) and process.poll() is None:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it was killed before it had finished"
-
-    killed_when("tuned-*/metrics.jsonl")  # its first epoch has ended
+    killed_at("*/tuned-*/train.safetensors", *command[3:])  # its first epoch has ended
     assert not list((tmp_path / "killed").rglob("result.json"))
-    killed_when("tip_adapter-*/config.yaml")
+    killed_at("*/tip_adapter-*/config.yaml", *command[3:])
     assert len(list((tmp_path / "killed").rglob("result.json"))) == 1 and not (tmp_path / "killed" / "results").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

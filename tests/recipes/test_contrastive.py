@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 
 from jclip.cli import main
 from jclip.readers import read_weights
+from tests.killed import killed_at
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
@@ -114,21 +114,15 @@ def test_killed_with_9_and_run_again_gives_the_same_bits(tmp_path):
     command = [sys.executable, "-m", "finetune", "train", str(SMOKE), *QUICK, "data.scenes=40", "optim.epochs=4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def start(folder):
-        return subprocess.Popen(
-            [*command, "--run", str(tmp_path / folder)], cwd=ROOT, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    def finish(folder):
+        place = ["--run", str(tmp_path / folder)]
+        return subprocess.run([*command, *place], cwd=ROOT, env=environment, capture_output=True, text=True).stderr
 
-    _, errors = start("whole").communicate()
+    errors = finish("whole")
     assert (tmp_path / "whole" / "result.json").is_file(), errors
-    broken = start("broken")
-    while not (tmp_path / "broken" / "train.safetensors").is_file() and broken.poll() is None:
-        pass
-    os.kill(broken.pid, signal.SIGKILL)
-    broken.communicate()
-    assert not (tmp_path / "broken" / "result.json").is_file() and len(lines_of(tmp_path / "broken")) < 4
-    _, errors = start("broken").communicate()
+    killed_at("*/train.safetensors", *command[3:], "--run", str(tmp_path / "broken"))
+    assert not (tmp_path / "broken" / "result.json").is_file() and len(lines_of(tmp_path / "broken")) == 1
+    errors = finish("broken")
     a, b = (tmp_path / folder / "model.safetensors" for folder in ("whole", "broken"))
     assert a.read_bytes() == b.read_bytes(), errors
     assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")

@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
 
 from tests.parity import torch_clip  # noqa: E402
 from tests.parity.test_contrastive import doubled  # noqa: E402
-from tests.parity.test_training import without_key_bias  # noqa: E402
+from tests.trajectories import without_key_bias  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "fd_align"
 F = torch.nn.functional

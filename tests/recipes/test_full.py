@@ -91,7 +91,7 @@ def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypa
     from jclip.functional.losses import positive_targets
     from jclip.optim import no_weight_decay, optimiser, trainable
     from tests.parity import torch_clip
-    from tests.parity.test_training import without_key_bias
+    from tests.trajectories import in_both_precisions, without_key_bias
 
     F = torch.nn.functional
     rng = np.random.default_rng(3)
@@ -104,41 +104,43 @@ def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypa
     monkeypatch.setattr("jclip.tuning.TEXTS_AT_ONCE", 3 if accumulate > 1 else 256)
     optim = optimiser(settings, trainable(model), no_weight_decay)
     step = training_step(cfg, model, optim, prompts, 5)
-    p = torch_clip.parameters(dict(checkpoint.arrays()), requires_grad=True)
-    split = {
-        flag: [p[k] for k in optim.params if no_weight_decay(k, optim.params[k]) == flag] for flag in (True, False)
-    }
-    groups = [{"params": split[False], "weight_decay": 1e-3}, {"params": split[True], "weight_decay": 0.0}]
-    reference = torch.optim.AdamW(groups, 1e-4, (0.9, 0.98), 1e-6)
-    for number in range(5):
-        pixels = rng.standard_normal((6, 3, *model.config.vision.image_size), dtype=np.float32)
-        labels = rng.integers(0, 4, 6)
-        template = int(np.random.default_rng((cfg.seed, number)).integers(2**31)) % 2
-        classes = labels if loss == "contrastive" else range(4)
-        tokens = torch.tensor(model.tokenize([prompts[c][template] for c in classes])).long()
-        images = F.normalize(torch_clip.encode_image(p, model.config, torch.tensor(pixels)), dim=-1)
-        scores = (
-            p["logit_scale"].exp() * images @ F.normalize(torch_clip.encode_text(p, model.config, tokens), dim=-1).T
-        )
-        if loss == "contrastive":
-            same = torch.tensor(positive_targets(labels))
-            wanted = (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
-        else:
-            wanted = F.cross_entropy(scores, torch.tensor(labels))
-        reference.zero_grad()
-        wanted.backward()
-        reference.step()
-        with torch.no_grad():
-            p["logit_scale"].clamp_(0, np.log(100.0))
-        close(
-            step((pixels, labels), number).numpy(),
-            [wanted.item()],
-            "trajectory_loss",
-            f"full, {loss}: losses of 5 steps",
-        )
+    given = [
+        (rng.standard_normal((6, 3, *model.config.vision.image_size), dtype=np.float32), rng.integers(0, 4, 6))
+        for _ in range(5)
+    ]
+    decays = {k: 0.0 if no_weight_decay(k, v) else 1e-3 for k, v in optim.params.items()}
+
+    def in_torch():
+        p = torch_clip.parameters({k: v.astype(np.float64) for k, v in checkpoint.arrays()}, requires_grad=True)
+        groups, losses = [{"params": [p[k]], "weight_decay": decay} for k, decay in decays.items()], []
+        reference = torch.optim.AdamW(groups, 1e-4, (0.9, 0.98), 1e-6)
+        for number, (pixels, labels) in enumerate(given):
+            template = int(np.random.default_rng((cfg.seed, number)).integers(2**31)) % 2
+            classes = labels if loss == "contrastive" else range(4)
+            tokens = torch.tensor(model.tokenize([prompts[c][template] for c in classes])).long()
+            images = F.normalize(torch_clip.encode_image(p, model.config, torch.tensor(pixels).double()), dim=-1)
+            texts = F.normalize(torch_clip.encode_text(p, model.config, tokens), dim=-1)
+            scores = p["logit_scale"].exp() * images @ texts.T
+            if loss == "contrastive":
+                same = torch.tensor(positive_targets(labels)).to(scores.dtype)
+                wanted = (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same)) / 2
+            else:
+                wanted = F.cross_entropy(scores, torch.tensor(labels))
+            reference.zero_grad()
+            wanted.backward()
+            reference.step()
+            with torch.no_grad():
+                p["logit_scale"].clamp_(0, np.log(100.0))
+            losses.append(wanted.item())
+        return {k: without_key_bias(k, p[k].detach().numpy()) for k in decays} | {"losses": np.array(losses)}
+
+    losses = [step(batch, number).item() for number, batch in enumerate(given)]
+    wanted, drift = in_both_precisions(in_torch)
+    label = f"full, {loss}: {{}} 5 steps"
+    close(losses, wanted["losses"], "trajectory_loss", label.format("losses of"), drift=drift["losses"])
     for k, v in optim.params.items():
-        compared = without_key_bias(k, v.numpy().reshape(p[k].shape)), without_key_bias(k, p[k].detach().numpy())
-        close(*compared, "trajectory", f"full, {loss}: weights after 5 steps")
+        got = without_key_bias(k, v.numpy()).reshape(wanted[k].shape)
+        close(got, wanted[k], "trajectory", label.format("weights after"), drift=drift[k])
 
 
 def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):

@@ -32,6 +32,7 @@ from tests.toys import toy_file
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
 
 from tests.recipes.prompted_clip import PromptedCLIP, epochs_of_sgd, tensors, vectors_of  # noqa: E402
+from tests.trajectories import in_both_precisions  # noqa: E402
 
 CONFIG = Path(__file__).parents[2] / "configs" / "maple" / "smoke.yaml"
 NAMES = ("ant", "great_white_shark", "t-rex", "b c d e")
@@ -106,31 +107,41 @@ def test_a_run_equals_torchs(kind, selection, seed, model_file, photo_folder, tm
     settings += [f"seed={seed}", "optim.lr=0.05", "optim.epochs=4", "optim.batch=4"]
     metrics = toys.train(CONFIG, tmp_path / "run", *settings)
 
-    cfg, source, reference = read_config(str(CONFIG), settings)[1], ModelSource(model_file), PromptedCLIP(model_file)
-    photos, after = read_photos(cfg.data), []
-    theirs = tensors(first_arrays(source.model, cfg.prompts, seed))
-
-    def loss_of(pixels, labels):
-        text, image = vectors_of(theirs)
-        scores = reference.images(pixels, image) @ reference.texts(photos.classnames, text).T
-        return torch.nn.functional.cross_entropy(reference.scale * scores, labels)
-
-    def keep(epoch):
-        after.append({k: v.detach().clone() for k, v in theirs.items()})
-
-    losses = epochs_of_sgd(theirs, 0.05, 4, photo_epochs(cfg, photos, source), loss_of, keep)
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    close([line["loss"] for line in told], losses, "trajectory_loss", "MaPLe: losses of four epochs")
-    chosen = after[metrics["best_epoch"] - 1 if selection == "val" else 3]
-    learned = {k: np.array(t.read()) for k, t in read_weights(tmp_path / "run" / "learned.safetensors").items()}
-    text, image = vectors_of(chosen)
-    for name, wanted in {**chosen, "image": torch.stack(image)}.items():
-        close(learned[name], wanted, "trajectory", "MaPLe: parameters of the chosen epoch")
-    close(learned["text"], reference.texts(photos.classnames, text), "trajectory", "MaPLe: texts of the chosen epoch")
+    cfg, source = read_config(str(CONFIG), settings)[1], ModelSource(model_file)
+    photos = read_photos(cfg.data)
     pixels = next(photo_epochs(cfg, photos, source)(0))[0]
-    features = unit(maple.prompted_source(learned, cfg, source).model.encode_image(pixels).numpy())
-    close(features, reference.images(pixels, image), "trajectory", "MaPLe: images of the chosen epoch")
-    assert metrics["parameters"] == sum(v.numel() for v in chosen.values())
+
+    def in_torch():
+        reference, theirs, after = PromptedCLIP(model_file), tensors(first_arrays(source.model, cfg.prompts, seed)), []
+
+        def loss_of(pixels, labels):
+            text, image = vectors_of(theirs)
+            scores = reference.images(pixels, image) @ reference.texts(photos.classnames, text).T
+            return torch.nn.functional.cross_entropy(reference.scale * scores, labels)
+
+        def keep(epoch):
+            after.append({k: v.detach().clone() for k, v in theirs.items()})
+
+        losses = epochs_of_sgd(theirs, 0.05, 4, photo_epochs(cfg, photos, source), loss_of, keep)
+        chosen = after[metrics["best_epoch"] - 1 if selection == "val" else 3]
+        text, image = vectors_of(chosen)
+        seen = {"text": reference.texts(photos.classnames, text), "photos": reference.images(pixels, image)}
+        return {**chosen, "image": torch.stack(image), **seen, "losses": np.array(losses)}
+
+    wanted, drift = in_both_precisions(in_torch)
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    learned = {k: np.array(t.read()) for k, t in read_weights(tmp_path / "run" / "learned.safetensors").items()}
+    found = {**learned, "losses": [line["loss"] for line in told]}
+    found["photos"] = unit(maple.prompted_source(learned, cfg, source).model.encode_image(pixels).numpy())
+    names = {
+        "losses": "losses of four epochs",
+        "text": "texts of the chosen epoch",
+        "photos": "images of the chosen epoch",
+    }
+    for k, array in wanted.items():
+        label = f"MaPLe: {names.get(k, 'parameters of the chosen epoch')}"
+        close(found[k], array, "trajectory_loss" if k == "losses" else "trajectory", label, drift=drift[k])
+    assert metrics["parameters"] == sum(wanted[k].size for k in first_arrays(source.model, cfg.prompts, seed))
     if selection == "last":
         assert metrics["test_top1"] == metrics["test_top1_last_epoch"]
 

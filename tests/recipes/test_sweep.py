@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import pytest
 from finetune._sweep import combinations, planned, statistics, sweep, told
 from jclip.cli import main
 from jclip.errors import ConfigError
+from tests.killed import killed_at
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ("zero_shot/smoke", "tip_adapter/smoke")
@@ -82,16 +81,10 @@ def test_killed_with_9_and_finished_by_the_same_command(tmp_path):
         "seed=1,2",
         "data.pool=4",
     ]
-    command += ["optim.epochs=40", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    command += ["optim.epochs=4", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list((tmp_path / "runs").rglob("result.json"))) < 2:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    broken = len(list((tmp_path / "runs").rglob("result.json")))
-    assert 2 <= broken < 6
+    killed_at("*/result.json", *command[3:], times=2)
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 2
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     killed = rows_of(tmp_path / "out" / "sweep.csv")

@@ -1,0 +1,97 @@
+"""Trainings against torch that hold on any processor: each step from equal weights, and the free run within what
+rounding does to torch itself.
+
+Rounding differs from one processor to the next, and a free run adds it up; how far it carries is no constant but a fact of
+the very steps, which torch's float32 measures against its float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class _Single(TorchFunctionMode):
+    """In it what asks torch for float64 gets float32."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        func = torch.Tensor.float if func is torch.Tensor.double else func
+        args = [torch.float32 if a is torch.float64 else a for a in args]
+        made = func(*args, **(kwargs or {}))
+        if func is torch.tensor and made.dtype == torch.float64:
+            return made.detach().float().requires_grad_(made.requires_grad)
+        return made
+
+
+def in_both_precisions(reference: Callable[[], Arrays]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What a torch training written for float64 ends with, and how far each array ends from that in float32."""
+    exact = {k: np.asarray(v, np.float64) for k, v in reference().items()}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with _Single():
+            rounded = {k: np.asarray(v) for k, v in reference().items()}
+    finally:
+        torch.set_default_dtype(before)
+    assert np.dtype(np.float32) in {v.dtype for v in rounded.values()}, "the reference ran in float64 again"
+    return exact, {k: float(np.abs(v - rounded[k]).max(initial=0.0)) for k, v in exact.items()}
+
+
+def without_key_bias(name: str, array: np.ndarray) -> np.ndarray:
+    """Softmax does not see key biases: their gradient is rounding noise, which Adam divides by its own size."""
+    if name.endswith("k_proj.bias"):
+        return array[:0]
+    if name.endswith("in_proj_bias"):
+        q, _, v = np.split(array, 3)
+        return np.concatenate([q, v])
+    return array
+
+
+def steps_from_equal_weights(
+    steps: int,
+    ours,
+    gradients: Callable[[int], tuple],
+    reference: torch.optim.Optimizer,
+    p: Mapping[str, torch.Tensor],
+    loss_of: Callable[[int], torch.Tensor],
+    after: Callable[[], None],
+    close,
+    label: str,
+) -> None:
+    """Before each step torch gets the weights that ours has reached: then loss and gradients must agree, and the weights
+    after both optimisers took the step along the same gradients.
+
+    ours: the optimiser. gradients: step → our loss and gradients, in the order of `ours.params`. reference: torch's
+    optimiser of `p`. loss_of: step → torch's loss at `p`. after: what follows a step of ours and of torch's.
+    """
+    for number in range(steps):
+        with torch.no_grad():
+            for k, v in ours.params.items():
+                p[k].copy_(torch.tensor(v.numpy().reshape(p[k].shape)))
+        loss, given = gradients(number)
+        given = {k: torch.tensor(g.numpy().reshape(p[k].shape)) for k, g in zip(ours.params, given, strict=True)}
+        reference.zero_grad()
+        wanted = loss_of(number)
+        wanted.backward()
+        close(loss.numpy().ravel(), [wanted.item()], "trajectory_loss", f"{label}: losses at equal weights")
+        for k, g in given.items():
+            pair = (without_key_bias(k, a.numpy()) for a in (g, p[k].grad))
+            close(*pair, "step_gradient_relative", f"{label}: gradients at equal weights, relative", relative=True)
+            p[k].grad.copy_(g)
+        ours.apply(given_to_jittor(ours, given))
+        reference.step()
+        after()
+        for k, v in ours.params.items():
+            close(v.numpy().reshape(p[k].shape), p[k].detach(), "optimiser", f"{label}: one step along equal gradients")
+
+
+def given_to_jittor(ours, given: Mapping[str, torch.Tensor]) -> list:
+    """The gradients as Jittor's variables, in the shapes of the parameters."""
+    from jclip.runtime import jt
+
+    return [jt.array(given[k].numpy().reshape(v.shape)) for k, v in ours.params.items()]
