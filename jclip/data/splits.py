@@ -214,8 +214,6 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     if all(len(row) == 1 or row[1].isdecimal() for row in rows):
         raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
     exact = {row[0]: row[-1] for row in rows}
-    if len(exact) < len(rows):
-        raise DataError(f"{path}: each folder must stand once, got {len(rows)} lines for {len(exact)} folders")
     names = {name_key(folder): name for folder, name in exact.items()} | exact
     absent = [folder for folder in folders if folder not in names and name_key(folder) not in names]
     if absent:
