@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from finetune._challenge import Config, Pipeline, parameters, results_of
 from finetune._finished import Classifier
 from finetune._fusion import Fused, fuse, gated, untaught
-from jclip.config import to_values
+from jclip.config import to_json, to_values
 from jclip.errors import say
 from jclip.functional.metrics import top_k
 from jclip.paths import replacing
@@ -54,7 +53,7 @@ def submit(work: Pipeline, members: Members) -> None:
              "runs": {name: str(one.folder) for name, one in members.items()}, "config": to_values(cfg)}  # fmt: skip
     note = files[0].with_suffix(".json")
     with replacing(note) as temporary:
-        text = json.dumps(facts | {"provenance": provenance()}, indent=1, ensure_ascii=False)
+        text = to_json(facts | {"provenance": provenance()}, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
     say(f"written: {', '.join(map(str, files))} ({len(test)} photos), {note}")
 

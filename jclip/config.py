@@ -372,6 +372,12 @@ def to_values(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def to_json(values: Any, indent: int | None = None) -> str:
+    """JSON text that is UTF-8, whatever names of files it holds: bytes that are none are escaped, and read back equal."""
+    text = json.dumps(values, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text of plain values, in their order."""
     fast = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may come without its C parts

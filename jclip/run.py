@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip.config import to_yaml
+from jclip.config import to_json, to_yaml
 from jclip.errors import CheckpointError, ConfigError, notice, printable
 from jclip.paths import naming, open_regular, replacing
 from jclip.readers import safetensors
@@ -138,7 +138,7 @@ class Run:
     def save_learned(self, arrays: Mapping[str, np.ndarray], **metadata: Any) -> None:
         """Writes what was learned, with recipe, config, and the given metadata as JSON."""
         told = {"config": self.values, **metadata}
-        described = {"format": "jclip-learned", **{k: json.dumps(v, ensure_ascii=False) for k, v in told.items()}}
+        described = {"format": "jclip-learned", **{k: to_json(v) for k, v in told.items()}}
         safetensors.write(self.folder / LEARNED, arrays, described)
 
     def finish(
@@ -158,7 +158,7 @@ class Run:
         there = [name for name in sorted(self._held.index.files) if name != RESULT and (self.folder / name).is_file()]
         written = json.loads(json.dumps({**result, "files": there}))
         with replacing(self.folder / RESULT) as path:
-            text = json.dumps({**written, "checksum": checksum_of(written)}, indent=1, ensure_ascii=False)
+            text = to_json({**written, "checksum": checksum_of(written)}, indent=1)
             path.write_text(text + "\n", encoding="utf-8")
         self._held.drop_slots()
         return result
