@@ -83,13 +83,16 @@ def train(argv: list[str]) -> int:
 
 def point(link: Path, folder: Path) -> None:
     """Makes `link` a relative symbolic link to `folder`, in one move. Raises `ConfigError` where something else stands."""
+    from jclip.paths import naming
+
     check_link(link)
     link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.part")
+    temporary, to = link.with_name(f".{link.name}.part"), os.path.relpath(folder, link.parent)
     if temporary.is_symlink():  # of a process that was killed here
         temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(folder, link.parent))
-    temporary.replace(link)
+    with naming(link, instead_of=to):
+        temporary.symlink_to(to)
+        temporary.replace(link)
 
 
 def check_link(link: Path) -> None:

@@ -96,6 +96,10 @@ class Optimiser(ABC):
         wanted = {"steps", *(f"{kind}.{k}" for kind, group in self._moments.items() for k in group)}
         if set(state) != wanted:
             raise CheckpointError(f"optimiser state does not fit: {sorted(set(state) ^ wanted)[:4]} …")
+        moments = {f"{kind}.{k}": m for kind, group in self._moments.items() for k, m in group.items()}
+        misshaped = [name for name, m in moments.items() if state[name].shape != tuple(m.shape)]
+        if misshaped or not state["steps"].size:
+            raise CheckpointError(f"optimiser state does not fit: {(misshaped or ['steps'])[0]} has another shape")
         self.steps = int(np.ravel(state["steps"])[0])
         for kind, group in self._moments.items():
             for k, m in group.items():

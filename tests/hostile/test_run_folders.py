@@ -344,3 +344,15 @@ def test_results_are_all_there_or_those_of_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_evaluation(tmp_path, scores, labels, classes, ["a/x.jpg", "b/x.jpg"])  # of which no result.txt can be made
     assert not (tmp_path / "result.txt").exists() and json.loads((tmp_path / "eval.json").read_text())["top1"] == 1.0
+
+
+def test_a_full_disk_names_the_link_that_could_not_be_made(tmp_path, monkeypatch):
+    from finetune.__main__ import point
+
+    def full(self, target):
+        raise OSError(28, "No space left on device", target)
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(OSError, match="No space left") as e:
+        point(tmp_path / "latest", tmp_path / "run")
+    assert e.value.filename == str(tmp_path / "latest")
