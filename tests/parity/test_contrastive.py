@@ -160,7 +160,7 @@ def test_twenty_steps_of_the_recipe(name, seed, tmp_path, close):
         assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
         return p, torch.optim.AdamW(groups, config.lr, config.betas, config.eps)
 
-    def loss_at(number):
+    def loss_at(p, number):
         rising, falling = (number + 1) / 4, 0.5 * (1 + math.cos(math.pi * (number - 4) / 16))
         for group in reference.param_groups:
             group["lr"] = config.lr * (rising if number < 4 else falling)
@@ -179,7 +179,7 @@ def test_twenty_steps_of_the_recipe(name, seed, tmp_path, close):
         p, reference = in_torch()
         losses = []
         for number in range(20):
-            wanted = loss_at(number)
+            wanted = loss_at(p, number)
             reference.zero_grad()
             wanted.backward()
             reference.step()

@@ -114,7 +114,7 @@ def test_twenty_adamw_steps_of_the_whole_model(name, tmp_path, close):
     p, reference = torch_adamw(arrays, optim)
     steps_from_equal_weights(
         20, optim, lambda i: our_gradients(model, optim, *batches[i]), reference, p,
-        lambda i: torch_loss(p, model.config, *batches[i]), lambda: None, close, label.format("each of"),
+        lambda p, i: torch_loss(p, model.config, *batches[i]), lambda: None, close, label.format("each of"),
     )  # fmt: skip
 
     def free_run():
