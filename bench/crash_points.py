@@ -86,7 +86,7 @@ def train_scenario(config: str = "clip_adapter/smoke") -> Scenario:
     """A run with a link to it; states are saved after each epoch."""
 
     def run(root: Path) -> int:
-        from jclip import loop
+        from jclip.train import loop
 
         loop.SAVE_SECONDS = 0.0
         return command("train", config, "--run", str(root / "runs" / "one"), "--link", str(root / "runs" / "last"))
@@ -163,9 +163,9 @@ def folder_scenario() -> Scenario:
     """A run whose training is adding up: states, lines, what was learned, its evaluation, the result."""
     import numpy as np
 
-    from jclip.evaluation import write_evaluation
     from jclip.paths import replacing
-    from jclip.run import Run
+    from jclip.report.evaluation import write_evaluation
+    from jclip.train.run import Run
 
     def run(root: Path) -> int:
         from jclip.errors import guarded
@@ -203,8 +203,8 @@ def sort_scenario(how: str = "copy") -> Scenario:
     import numpy as np
 
     from jclip.errors import guarded
-    from jclip.results import Predictions
-    from jclip.sorting import MANIFEST, place, plan
+    from jclip.report.predictions import Predictions
+    from jclip.report.sorted_folders import MANIFEST, place, plan
 
     def prepare(root: Path) -> None:
         for number in range(3):

@@ -21,7 +21,7 @@ import yaml
 
 from jclip.errors import ConfigError, did_you_mean, printable, quoted
 from jclip.paths import ASSETS, is_file
-from jclip.strict_yaml import parse_yaml, read_yaml, unusable
+from jclip.readers.strict_yaml import parse_yaml, read_yaml, unusable
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
@@ -33,7 +33,7 @@ class DataConfig:
 
     One of four sources: `features` (an .npz of recorded features), `split_file` (CoOp's split_zhou_*.json), `train`
     (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly; the
-    Jittor challenge's folder, see `jclip.data.challenge`; `shapes:STYLE` for rendered photos of the embedded world).
+    Jittor challenge's folder, see `jclip.data.challenge_folder`; `shapes:STYLE` for rendered photos of the embedded world).
     """
 
     root: str = ""  # the folder that photos and lists are relative to

@@ -10,12 +10,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
 from finetune.contrastive import contrastive_gradients  # noqa: E402
-from jclip.checkpoint import load_strict, open_checkpoint  # noqa: E402
-from jclip.clip import build, clamp_logit_scale, training_mode  # noqa: E402
 from jclip.config import OptimConfig  # noqa: E402
 from jclip.functional.losses import contrastive_loss, positive_targets  # noqa: E402
-from jclip.optim import learning_rate, no_weight_decay, optimiser, trainable  # noqa: E402
+from jclip.model.clip import build, clamp_logit_scale, training_mode  # noqa: E402
+from jclip.model.trainable import no_weight_decay, trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
+from jclip.train.optim import learning_rate, optimiser  # noqa: E402
+from jclip.weights.checkpoint import load_strict, open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOYS, toy_batch, toy_file  # noqa: E402
 from tests.trajectories import in_both_precisions, steps_from_equal_weights, without_key_bias  # noqa: E402
