@@ -15,7 +15,7 @@ setup(
     packages=[*find_packages(include=["jclip", "jclip.*"]), "finetune", "finetune.configs", "convert"],
     package_dir={"finetune.configs": "configs"},
     package_data={
-        "jclip": ["assets/*", "assets/*/*", "kernels/sources/*"],
+        "jclip": ["README.md", "assets/*", "assets/*/*", "kernels/sources/*"],
         "finetune.configs": ["*.yaml", "*/*.yaml"],
     },
     install_requires=[
