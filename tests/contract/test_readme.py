@@ -105,7 +105,7 @@ def test_the_first_program_stands_within_twenty_lines_of_the_text():
 def test_yaml_of_the_readme_is_a_config():
     import yaml
 
-    from finetune.__main__ import build_config
+    from jclip.train.configs import build_config
 
     for lang, _, text in blocks(ROOT / "README.md"):
         if lang == "yaml":
