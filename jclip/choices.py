@@ -42,3 +42,6 @@ class PreprocessChoice:
             raise ConfigError(
                 f"preprocess.sharpness must be in [0, 1000] (0 blurs, 1 leaves, 2 sharpens), got {self.sharpness}"
             )
+
+
+SELECTED_ON_TEST = "selected_on_test"  # a metric that marks figures of settings chosen on test data

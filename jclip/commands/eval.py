@@ -73,7 +73,7 @@ def check_out(done: Classifier, out: Path, names: Sequence[str]) -> None:
 
 def tell_measured(metrics: dict[str, float], out: Path) -> int:
     """The accuracy, five other figures, and what was written."""
-    from jclip.functional.metrics import SELECTED_ON_TEST
+    from jclip.choices import SELECTED_ON_TEST
     from jclip.report.evaluation import FILES
 
     say(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))

@@ -168,7 +168,7 @@ def finished(point: Point) -> dict[str, Any]:
 
 def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
     """A line of sweep.csv."""
-    from jclip.functional.metrics import SELECTED_ON_TEST
+    from jclip.choices import SELECTED_ON_TEST
     from jclip.report.predictions import marked
 
     metrics = result["metrics"]

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.data.splits import natural_key
 from jclip.errors import ConfigError, DataError, printable
-from jclip.functional.metrics import SELECTED_ON_TEST, ranking, softmax
+from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
 

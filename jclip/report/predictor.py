@@ -171,7 +171,7 @@ class Classifier:
 
     def marks(self) -> dict[str, float]:
         """What a reader of its figures must know: whether they were chosen on test."""
-        from jclip.functional.metrics import SELECTED_ON_TEST
+        from jclip.choices import SELECTED_ON_TEST
 
         return {k: v for k, v in self.metrics.items() if k == SELECTED_ON_TEST}
 

@@ -48,7 +48,7 @@ def warnings_of(metrics: dict[str, float]) -> list[str]:
 
 def selected_on_test(metrics: dict[str, float]) -> list[str]:
     """The line that every output of such a run has."""
-    from jclip.functional.metrics import SELECTED_ON_TEST
+    from jclip.choices import SELECTED_ON_TEST
 
     line = "selected on test: for comparing with papers that did so, not a result"
     return [line] if metrics.get(SELECTED_ON_TEST) else []

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.config import OptimConfig
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features.extraction import training_view
@@ -20,7 +21,7 @@ from jclip.features.heads import ZeroShotHead
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource
 from jclip.functional.losses import cross_entropy
-from jclip.functional.metrics import SELECTED_ON_TEST, top_k
+from jclip.functional.metrics import top_k
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit, predict
 from jclip.train.optim import TrainState, cosine, learning_rate, optimiser, warmup_steps

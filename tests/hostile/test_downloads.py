@@ -150,7 +150,7 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 server.daemon_threads = True
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-from jclip import download
+from jclip.weights import download
 from jclip.errors import CheckpointError
 download.ANSWER = 2
 for case in CASES:

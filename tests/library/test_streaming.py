@@ -70,7 +70,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from jclip.model.clip import load
+from jclip.features.loading import load
 from jclip.runtime import jt
 path, stream = sys.argv[1], sys.argv[2] == "1"
 model, _ = load(path, stream=stream)
