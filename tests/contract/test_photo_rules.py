@@ -31,8 +31,8 @@ def test_photos_are_opened_in_one_place(path):
     if name != OPENS_PHOTOS:
         assert not opened(tree), f"{name}:{opened(tree)[0]} opens a photo: call jclip.data.photo_file.open_photo"
         return
-    (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Image.open"]
-    assert "formats" in {k.arg for k in call.keywords}
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "Image.open"]
+    assert calls and all("formats" in {k.arg for k in call.keywords} for call in calls)
 
 
 def test_published_figures_are_repeated_on_photos_as_stored():

@@ -14,7 +14,7 @@ from convert.cli import main
 from jclip.cli import main as jclip
 from jclip.errors import CheckpointError, JclipError, MisfitError
 from jclip.features.source import open_any
-from jclip.readers import jittor_pickle, safetensors
+from jclip.readers import jittor_pickle, read_weights, safetensors
 from jclip.readers.schema import parse, read_weight_map
 from jclip.weights.checkpoint import open_checkpoint, refuse_infinite
 from jclip.weights.families import Stated
@@ -168,7 +168,7 @@ def test_numbers_that_are_not_finite_are_refused_by_the_tensors_name(form, value
         (tmp_path / "hf").mkdir()
         path, name, ours = write(tmp_path / "hf", base), "visual_projection.weight", "visual.proj"
         for file in path.glob("*-of-*"):
-            part = {k: np.array(t.read()) for k, t in safetensors.read(file).items()}
+            part = {k: np.array(t.read()) for k, t in read_weights(file).items()}
             if name in part:
                 part[name].ravel()[5] = value
                 safetensors.write(file, part)
@@ -276,9 +276,7 @@ def test_thirds_that_do_not_stack_are_refused(shape, tmp_path, capsys):
     write(tmp_path, base)
     name = "vision_model.encoder.layers.0.self_attn.k_proj.weight"
     file = tmp_path / base["model.safetensors.index.json"]["weight_map"][name]
-    safetensors.write(
-        file, {**{k: t.read() for k, t in safetensors.read(file).items()}, name: np.ones(shape, np.float32)}
-    )
+    safetensors.write(file, {**{k: t.read() for k, t in read_weights(file).items()}, name: np.ones(shape, np.float32)})
     assert jclip(["inspect", str(tmp_path)]) == 2
     assert "must have shapes that differ in the first axis only" in capsys.readouterr().err
 

@@ -306,7 +306,7 @@ def test_a_sweep_over_its_own_list_is_refused(tmp_path, capsys):
 
 
 def test_eval_writes_into_no_other_run(tmp_path, capsys, monkeypatch):
-    import finetune.__main__ as commands
+    from jclip.commands import eval as commands
 
     finished(tmp_path / "a")
     finished(tmp_path / "b")

@@ -17,6 +17,7 @@ from jclip.features.extraction import extract
 from jclip.features.heads import head_of, prompt_embeddings, text_means, zero_shot_head
 from jclip.features.precomputed import read_recorded
 from jclip.features.source import ModelSource
+from jclip.readers import read_weights
 from jclip.weights.checkpoint import save_checkpoint
 
 PROMPTS = [["a cat."], ["a dog."]]
@@ -142,17 +143,20 @@ def test_what_a_checkpoint_says_of_orientations_does_not_count(source, tmp_path)
         replace(source.preprocess, upright=False),
     )
     again = ModelSource(tmp_path / "x.safetensors")
-    assert again.preprocess.upright and "upright" not in again.checkpoint.metadata["preprocess"]
+    assert again.preprocess.upright and "upright" not in read_weights(tmp_path / "x.safetensors").metadata["preprocess"]
 
 
 # Numbers that are none
 
 
 def broken(source, tmp_path, name: str, value: float) -> ModelSource:
-    arrays = {k: np.array(v) for k, v in source.checkpoint.arrays()}
-    arrays[name].reshape(-1)[...] = value
-    save_checkpoint(tmp_path / "broken.safetensors", arrays, source.config, source.preprocess)
-    return ModelSource(tmp_path / "broken.safetensors")
+    """Weights that became so after they were loaded: a file's are refused before."""
+    from jclip.runtime import jt
+
+    found = ModelSource(source.checkpoint.path)
+    weight = found.model.state_dict()[name]
+    weight.update(jt.array(np.full(tuple(weight.shape), value, np.float32)))
+    return found
 
 
 @pytest.mark.parametrize("value, said", [(np.nan, "holds NaN or infinite"), (np.inf, "holds NaN"), (0.0, "is zero")])

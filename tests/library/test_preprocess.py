@@ -170,9 +170,9 @@ def test_what_is_left_out_stays_as_the_weights_say():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"size": 0}, "x.yaml: preprocess: size=0 is at least 1"),
+        ({"size": 0}, r"x.yaml: preprocess.size must be in \[1, 4096\] pixels, got 0"),
         ({"size": True}, "x.yaml: preprocess.size is True, expected a whole number"),
-        ({"sharpness": -0.5}, "x.yaml: preprocess: sharpness=-0.5 is at least 0"),
+        ({"sharpness": -0.5}, r"x.yaml: preprocess.sharpness must be in \[0, 1000\] .*, got -0.5"),
         ({"sharpness": float("nan")}, "preprocess.sharpness is nan, expected a finite number"),
         ({"resize": "squish"}, "preprocess.resize is 'squish', expected one of .*, did you mean 'squash'"),
         ({"interpolation": "nearest"}, "preprocess.interpolation is 'nearest', expected one of bicubic, bilinear"),

@@ -7,10 +7,10 @@ import pytest
 
 from jclip import kernels
 from jclip.features.source import ModelSource
+from jclip.model import learned_prompts
 from jclip.model.layers import SharedStart, Transformer, put_tokens
 from jclip.model.learned_prompts import Frame, Layout, Prompts
 from jclip.runtime import jt
-from jclip.train import prompt_training as context
 
 NAMES = ("ant", "great_white_shark", "t-rex", "b c d e")
 
@@ -58,7 +58,7 @@ def both_ways(monkeypatch, compute) -> list[list[np.ndarray]]:
     """What `compute` returns with the start shared, and with each prompt computed whole."""
     found = []
     for share in (0.2, 2.0):
-        monkeypatch.setattr(context, "WORTHWHILE", share)
+        monkeypatch.setattr(learned_prompts, "WORTHWHILE", share)
         found.append([array.numpy() for array in compute()])
     return found
 

@@ -76,11 +76,11 @@ def test_half_precision_weights_and_the_best_epoch(tmp_path):
 
 
 def test_locked_towers_do_not_move_and_their_photos_are_read_once(small_models, from_weights, tmp_path, monkeypatch):
-    from jclip.data import loader
+    from jclip.data import augment
 
     opened = []
-    real = loader.open_photo
-    monkeypatch.setattr(loader, "open_photo", lambda path, *draft: opened.append(path) or real(path, *draft))
+    real = augment.open_photo
+    monkeypatch.setattr(augment, "open_photo", lambda path, *draft: opened.append(path) or real(path, *draft))
     settings = [*from_weights, "lock.image=true", "optim.batch=10", "optim.epochs=3", "positives=same"]
     assert train(tmp_path / "r", *settings) == 0
     assert len(opened) == 30
@@ -181,7 +181,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
     )
     told = [line for line in done.stderr.splitlines() if line.startswith("finetune train:")]
     assert done.returncode == 2 and len(told) == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "File too large" in told[0] and "train.safetensors" in told[0]
+    assert "File too large" in told[0] and "train.next.safetensors" in told[0]
     assert not list((tmp_path / "r").glob("*.safetensors")) and not list((tmp_path / "r").glob(".*.part"))
     done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
