@@ -23,7 +23,8 @@ from jclip.errors import ConfigError, DataError
 from jclip.features import few_shot_features
 from jclip.functional.metrics import harmonic_mean
 from jclip.heads import unit
-from tests.contract.test_readme import blocks, said
+from tests.contract.test_readme import said
+from tests.pages import blocks
 from tests.recipes.toys import record, smoke_arrays
 
 ROOT = Path(__file__).parents[2]
