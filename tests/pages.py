@@ -28,6 +28,12 @@ def headings(path: Path) -> list[tuple[int, str]]:
     return [(len(level), title) for level, title in HEADING.findall(text)]
 
 
+def table_rows(path: Path) -> list[str]:
+    """The lines of all tables outside of code blocks."""
+    text = FENCED.sub("", path.read_text(encoding="utf-8"))
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
 def anchors(path: Path) -> set[str]:
     """What `#…` can name on a page, as GitHub makes it of headings."""
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for _, title in headings(path)}

@@ -12,7 +12,7 @@ from finetune.__main__ import build_config
 from finetune._configs import find_config
 from jclip.cli import COMMANDS, main
 from jclip.errors import UnknownName
-from tests.pages import ROOT, anchors, bare, blocks, commands, headings
+from tests.pages import ROOT, anchors, bare, blocks, commands, headings, table_rows
 
 READMES = ("README.md", "README.zh-CN.md")
 ENGLISH = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -62,6 +62,7 @@ def test_a_chinese_page_has_the_headings_commands_and_figures_of_the_english_one
     )
     assert theirs == ours
     assert [level for level, _ in headings(ROOT / page)] == [level for level, _ in headings(ROOT / twin(page))]
+    assert len(table_rows(ROOT / page)) == len(table_rows(ROOT / twin(page)))
 
 
 def test_pages_for_users_stand_in_chinese():
