@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ONEDNN = 'platform_system == "Linux" and platform_machine == "x86_64"'
 
@@ -12,19 +12,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10,<3.13",
-    packages=[
-        "jclip",
-        "jclip.readers",
-        "jclip.functional",
-        "jclip.kernels",
-        "jclip.data",
-        "finetune",
-        "finetune.configs",
-        "convert",
-    ],
+    packages=[*find_packages(include=["jclip", "jclip.*"]), "finetune", "finetune.configs", "convert"],
     package_dir={"finetune.configs": "configs"},
     package_data={
-        "jclip": ["assets/*", "assets/*/*", "kernels/sources/*"],
+        "jclip": ["README.md", "assets/*", "assets/*/*", "kernels/sources/*"],
         "finetune.configs": ["*.yaml", "*/*.yaml"],
     },
     install_requires=[

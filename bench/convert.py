@@ -19,11 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jclip.architecture import parameter_shapes
-from jclip.checkpoint import LazyTensor
 from jclip.readers import safetensors, torch_writer
-from jclip.results import table
-from jclip.variants import ARCHITECTURES, VARIANTS
+from jclip.report.predictions import table
+from jclip.weights.checkpoint import LazyTensor
+from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.variants import ARCHITECTURES, VARIANTS
 
 CONFIGS = {**{name.replace("/", "-"): config for name, config in VARIANTS.items()}, **ARCHITECTURES}
 FORMATS = {"safetensors": "x.safetensors", "zip": "x.pt"}

@@ -86,7 +86,7 @@ def train_scenario(config: str = "clip_adapter/smoke") -> Scenario:
     """A run with a link to it; states are saved after each epoch."""
 
     def run(root: Path) -> int:
-        from jclip import loop
+        from jclip.train import loop
 
         loop.SAVE_SECONDS = 0.0
         return command("train", config, "--run", str(root / "runs" / "one"), "--link", str(root / "runs" / "last"))
@@ -163,9 +163,9 @@ def folder_scenario() -> Scenario:
     """A run whose training is adding up: states, lines, what was learned, its evaluation, the result."""
     import numpy as np
 
-    from jclip.evaluation import write_evaluation
     from jclip.paths import replacing
-    from jclip.run import Run
+    from jclip.report.evaluation import write_evaluation
+    from jclip.train.run import Run
 
     def run(root: Path) -> int:
         from jclip.errors import guarded
@@ -203,8 +203,8 @@ def sort_scenario(how: str = "copy") -> Scenario:
     import numpy as np
 
     from jclip.errors import guarded
-    from jclip.results import Predictions
-    from jclip.sorting import MANIFEST, place, plan
+    from jclip.report.predictions import Predictions
+    from jclip.report.sorted_folders import MANIFEST, place, plan
 
     def prepare(root: Path) -> None:
         for number in range(3):
@@ -356,8 +356,8 @@ def _fault_of_full(ended: Ended, root: Path) -> str:
     return ""
 
 
-def tried(name: str, ways: Sequence[str], most: int = 0) -> Table:
-    """The table of a command: all points, or `most` evenly spaced ones."""
+def tried(name: str, ways: Sequence[str], most: int = 0, first: int = 1) -> Table:
+    """The table of a command: all points from `first` on, or `most` evenly spaced ones."""
     place = Path(os.environ["CRASH_PLACE"])
     scenario, root, journal = SCENARIOS[name](), place / "work", place / "operations.txt"
     fresh(scenario, root)
@@ -368,9 +368,9 @@ def tried(name: str, ways: Sequence[str], most: int = 0) -> Table:
     assert whole.code == 0, whole.errors
     wanted, operations = contents(root), journal.read_text().split()
     count = len(operations)
-    points = list(range(1, count + 1))
-    if most:
-        points = sorted({1 + round(i * (count - 1) / (most - 1)) for i in range(most)})
+    points = list(range(first, count + 1))
+    if 1 < most < len(points):
+        points = sorted({first + round(i * (count - first) / (most - 1)) for i in range(most)})
     table = Table(name, operations)
     for way in ways:
         table.points[way], table.failures[way] = points, []
@@ -397,12 +397,13 @@ def main(argv: list[str]) -> int:
     p.add_argument("commands", nargs="+", choices=SCENARIOS)
     p.add_argument("--with", dest="ways", nargs="+", choices=WITH, default=["kill"])
     p.add_argument("--points", type=int, default=0, metavar="N", help="so many evenly spaced points (default: all)")
+    p.add_argument("--from", dest="first", type=int, default=1, metavar="N", help="the first point (default: 1)")
     p.add_argument("--out", metavar="FILE", help="the table as Markdown")
     args = p.parse_args(argv)
     if "CRASH_PLACE" not in os.environ:
         return _started_again(argv)
     sys.path.insert(0, str(ROOT))
-    begun, tables = time.monotonic(), [tried(name, args.ways, args.points) for name in args.commands]
+    begun, tables = time.monotonic(), [tried(name, args.ways, args.points, args.first) for name in args.commands]
     text = "\n".join([*HEAD, *(row for table in tables for row in table.rows())])
     print(text)
     print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)

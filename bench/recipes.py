@@ -157,15 +157,15 @@ def make_features(path: Path) -> str:
 
 def config_of(task: str, features: str):
     """The recipe's module and its config for a task."""
-    from finetune._configs import build_config
+    from jclip.train.configs import build_config
 
     return build_config({**TASKS[task], "data": {"features": features, "shots": SHOTS}}, task)
 
 
 def prepare_jclip(task: str, features: str) -> Callable[[], dict]:
     """The whole run in a new folder, as `jclip train` does it."""
-    from finetune._configs import resolved
-    from jclip.run import Run
+    from jclip.train.configs import resolved
+    from jclip.train.run import Run
 
     module, cfg = config_of(task, features)
 
@@ -189,8 +189,8 @@ def prepare_torch(task: str, features: str) -> Callable[[], dict]:
 
 def report_seconds(features: str) -> float:
     """What measuring zero-shot and the result on val and test takes, of which both sides' times are a part."""
-    from jclip.heads import ZeroShotHead
-    from jclip.recorded import read_recorded
+    from jclip.features.heads import ZeroShotHead
+    from jclip.features.precomputed import read_recorded
 
     data = read_recorded(features, SHOTS)
     head = ZeroShotHead(data.text, data.scale)
@@ -224,10 +224,10 @@ def compiled_by(recipe: str, args: argparse.Namespace) -> dict:
 
 def first_run(recipe: str, cache: Path) -> dict:
     """Runs the smoke config on the operators in `cache`: how many more there are afterwards, and the seconds."""
-    from finetune._configs import read_config, resolved
-    from jclip.run import Run
+    from jclip.commands.warmup import compiled
     from jclip.runtime import jt
-    from jclip.warmup import compiled
+    from jclip.train.configs import read_config, resolved
+    from jclip.train.run import Run
 
     (cache / "jit").mkdir(exist_ok=True)
     jt.flags.cache_path = str(cache)  # of operators; Jittor's own libraries are loaded by now
@@ -241,7 +241,7 @@ def first_run(recipe: str, cache: Path) -> dict:
 
 def speed_table(speeds: dict[str, dict]) -> str:
     """One row per task: medians, ratio, target, and what does not count."""
-    from jclip.results import table
+    from jclip.report.predictions import table
 
     rows = []
     for task, r in speeds.items():
@@ -258,7 +258,7 @@ def speed_table(speeds: dict[str, dict]) -> str:
 
 def operator_table(operators: dict[str, dict]) -> str:
     """One row per recipe."""
-    from jclip.results import table
+    from jclip.report.predictions import table
 
     rows = []
     for name, r in operators.items():

@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from finetune._sweep import METRICS, below_zero_shot, finished, planned, row_of, write_csv  # noqa: E402
-from finetune._sweep import statistics as over_seeds  # noqa: E402
+from jclip.commands.sweep import METRICS, below_zero_shot, finished, planned, row_of, write_csv  # noqa: E402
+from jclip.commands.sweep import statistics as over_seeds  # noqa: E402
 
 SHOTS, SEEDS, POOL = (1, 2, 4, 8, 16), (1, 2, 3), 16
 WITH_TEXT = {
@@ -103,7 +103,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def draw(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """results.png: a line per recipe that uses text; the linear probes would leave the others no room."""
-    from jclip.report import plot_shots
+    from jclip.report.plots import plot_shots
 
     shown = [row for row in rows if row["data"] == "caltech_lvis" and not row["recipe"].startswith("linear probe")]
     named = [{**row, "config": row["recipe"]} for row in shown]

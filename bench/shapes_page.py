@@ -10,8 +10,8 @@ from typing import Any
 
 from shapes_rows import MODELS, SEEDS, SHOTS, STYLES
 
-from finetune._sweep import BASE_TO_NEW, HALVES, METRICS, below_zero_shot
-from finetune._sweep import statistics as over_seeds
+from jclip.commands.sweep import BASE_TO_NEW, HALVES, METRICS, below_zero_shot
+from jclip.commands.sweep import statistics as over_seeds
 
 BELOW = "↓"
 Lines = Sequence[dict[str, Any]]
@@ -85,7 +85,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def draw(folder: Path, lines: Lines) -> None:
     """shapes_results.png: the ViT on the style that it knows least."""
-    from jclip.report import plot_shots
+    from jclip.report.plots import plot_shots
 
     shown = [
         {**line, "config": line["recipe"]}

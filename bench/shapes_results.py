@@ -32,10 +32,10 @@ from shapes_page import draw, page, read  # noqa: E402
 from shapes_rows import MODELS, ROWS, SEEDS, SHOTS, STYLES, Row, found  # noqa: E402
 
 import finetune  # noqa: E402
-from finetune._configs import build_config, default_folder, find_config  # noqa: E402
-from finetune._sweep import BASE_TO_NEW, METRICS, Point, finished, row_of, write_csv  # noqa: E402
+from jclip.commands.sweep import BASE_TO_NEW, METRICS, Point, finished, row_of, write_csv  # noqa: E402
 from jclip.config import apply_overrides, load_values  # noqa: E402
 from jclip.errors import JclipError  # noqa: E402
+from jclip.train.configs import build_config, default_folder, find_config  # noqa: E402
 
 CHOSEN = ROOT / "bench" / "shapes_settings.json"
 KEYS = ("model", "style", "recipe", "subset", "shots", "seed")
@@ -192,8 +192,8 @@ def attempted(job: Job, runs: str, told: set[str]) -> dict[str, Any] | None:
 
 def line_of(job: Job, runs: str) -> dict[str, Any]:
     """Runs, measures on new classes where base classes were learned, and lets the run's folder go."""
-    from finetune._finished import Classifier
-    from finetune._transfer import base_to_new
+    from jclip.report.predictor import Classifier
+    from jclip.report.transfer import base_to_new
 
     point = job.point(runs)
     row = row_of(point, finished(point))

@@ -25,9 +25,9 @@ def parse(task: str) -> tuple[str, str, int, str]:
 
 
 def prepare_jclip(task: str) -> Prepared:
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
     from jclip.runtime import jt
-    from jclip.variants import VARIANTS
+    from jclip.weights.variants import VARIANTS
 
     kind, name, batch, dtype = parse(task)
     model = CLIP(VARIANTS[name])
@@ -53,8 +53,9 @@ def jclip_training(model, batch: int) -> Prepared:
     import numpy as np
 
     from finetune.contrastive import contrastive_gradients
-    from jclip.clip import training_mode
-    from jclip.optim import AdamW, no_weight_decay, trainable
+    from jclip.model.clip import training_mode
+    from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.train.optim import AdamW
 
     training_mode(model)
     optim = AdamW(trainable(model), 1e-6, (0.9, 0.98), 1e-6, 0.1, exclude=no_weight_decay)
@@ -72,9 +73,9 @@ def jclip_photos(model) -> Prepared:
     """Files to features, decoded as `jclip zero-shot` and the recipes do it."""
     import numpy as np
 
+    from jclip.data.preprocess import Preprocess
     from jclip.data.splits import Split
-    from jclip.features import encode_photos
-    from jclip.preprocess import Preprocess
+    from jclip.features.extraction import encode_photos
 
     def over(paths: list[str]) -> Callable[[], None]:
         split = Split(tuple(paths), np.zeros(len(paths), np.int32))
@@ -87,7 +88,7 @@ def jclip_photos(model) -> Prepared:
 def prepare_torch(task: str) -> Prepared:
     import torch
 
-    from jclip.variants import VARIANTS
+    from jclip.weights.variants import VARIANTS
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     kind, name, batch, dtype = parse(task)
@@ -133,7 +134,7 @@ def torch_photos(model) -> Prepared:
     import torch
     from PIL import Image
 
-    from jclip.preprocess import Preprocess
+    from jclip.data.preprocess import Preprocess
 
     class Photos(torch.utils.data.Dataset):
         def __init__(self, paths: list[str]):
@@ -179,7 +180,7 @@ def torch_resnet(config, batch: int) -> Prepared:
     """The twin of the parity tests."""
     import torch
 
-    from jclip.checkpoint import random_arrays
+    from jclip.weights.checkpoint import random_arrays
     from tests.parity import torch_clip
     from tests.toys import shapes_of
 
@@ -202,7 +203,7 @@ def images(config, batch: int):
 
 def words(count: int) -> list[str]:
     """Words that are one token each."""
-    from jclip.tokenizer import Tokenizer
+    from jclip.prompts.tokenizer import Tokenizer
 
     symbols = Tokenizer()._symbols[20_000:]
     ends = [s.removesuffix("</w>") for s in symbols if s.endswith("</w>")]
@@ -211,7 +212,7 @@ def words(count: int) -> list[str]:
 
 def prompts():
     """Token ids of `a photo of a WORD.` for 374 words of the vocabulary."""
-    from jclip.tokenizer import tokenize
+    from jclip.prompts.tokenizer import tokenize
 
     return tokenize([f"a photo of a {word}." for word in words(CLASSES)])
 
@@ -237,7 +238,7 @@ def photos() -> list[str]:
 
 def gflop(task: str) -> float:
     """10^9 multiplications and additions of one image's products, for a ViT in float32; else 0."""
-    from jclip.variants import VARIANTS, ViTConfig
+    from jclip.weights.variants import VARIANTS, ViTConfig
 
     kind, name, _, dtype = parse(task)
     vision = VARIANTS[name].vision

@@ -180,8 +180,8 @@ def machine(threads: int) -> dict:
     """What the figures depend on."""
     from importlib.metadata import version
 
-    from jclip.run import provenance
     from jclip.runtime import _cpu_model
+    from jclip.train.run import provenance
 
     packages = {name: version(name) for name in ("torch", "transformers", "jittor")}
     told = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}

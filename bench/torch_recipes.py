@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from jclip.recorded import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_recorded
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 
@@ -82,7 +82,7 @@ def tip_adapter(cfg, data: Data) -> dict[str, float]:
 
 
 def tip_keys(cfg, data: Data, logits) -> tuple[torch.Tensor, dict[str, float]]:
-    from jclip.optim import learning_rate
+    from jclip.train.optim import learning_rate
 
     keys = data.train.clone().requires_grad_()
     optim = adamw([keys], cfg.optim)
@@ -117,7 +117,7 @@ def tip_search(cfg, data: Data, keys, values) -> tuple[float, float]:
 
 def cross_modal(cfg, data: Data) -> dict[str, float]:
     """A linear head on photos and texts, started at the texts, and its mean with them."""
-    from jclip.adapt import warmed_rate
+    from jclip.train.on_features import warmed_rate
 
     head, scale = data.text.clone().requires_grad_(), math.exp(cfg.logit_scale)
     samples = torch.cat([data.train, data.text])

@@ -10,8 +10,8 @@ from sides import images, torch_clip_model
 from torch.nn.functional import cross_entropy, linear, normalize
 from tower_recipes import BATCH, DROPOUT, MODEL, RANK, VECTORS, batch_labels, class_names
 
-from jclip.tokenizer import tokenize
-from jclip.variants import VARIANTS
+from jclip.prompts.tokenizer import tokenize
+from jclip.weights.variants import VARIANTS
 
 Step = Callable[[], None]
 

@@ -116,7 +116,7 @@ def child(side: str, task: str, args: argparse.Namespace) -> dict:
 
 def measure(side: str, task: str, steps: int) -> dict:
     """Seconds of each step, on the clock and of CPU time, and the most memory that this process held, in MiB."""
-    from jclip.run import peak_memory
+    from jclip.train.run import peak_memory
 
     step = prepare(side, task)
     begun, spent = time.perf_counter(), []
@@ -165,9 +165,9 @@ def batch_labels(count: int = BATCH):
 
 def jclip_model():
     """The model with its random weights computed."""
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
     from jclip.runtime import jt
-    from jclip.variants import VARIANTS
+    from jclip.weights.variants import VARIANTS
 
     model = CLIP(VARIANTS[MODEL])
     model.eval()
@@ -179,12 +179,12 @@ def jclip_coop(classes: int, with_images: bool = False) -> Callable[[], None]:
     """The recipe's step, features of photos from a file or made anew."""
     from sides import images
 
-    from jclip.clip import normalise
-    from jclip.context import Prompts
     from jclip.functional.losses import cross_entropy
     from jclip.functional.similarity import zero_shot_scores
-    from jclip.optim import SGD
+    from jclip.model.clip import normalise
+    from jclip.model.learned_prompts import Prompts
     from jclip.runtime import jt
+    from jclip.train.optim import SGD
 
     model = jclip_model()
     prompts, labels = Prompts(model, class_names(classes), VECTORS), jt.array(batch_labels().astype("int32"))
@@ -212,9 +212,9 @@ def jclip_lora() -> Callable[[], None]:
 
     from finetune import lora
     from jclip.config import DataConfig
-    from jclip.lora import Adapters
-    from jclip.optim import AdamW
-    from jclip.towers import LowRank
+    from jclip.model.low_rank import Adapters
+    from jclip.model.parameter_groups import LowRank
+    from jclip.train.optim import AdamW
 
     model = jclip_model()
     cfg = lora.Config(DataConfig(root="x"), MODEL, lora=LowRank(RANK, dropout=DROPOUT))
@@ -238,9 +238,10 @@ def jclip_full(batch: int = BATCH, accumulate: int = 1, loss: str = "contrastive
     from sides import images
 
     from finetune import full
-    from jclip.clip import training_mode
     from jclip.config import DataConfig
-    from jclip.optim import no_weight_decay, optimiser, trainable
+    from jclip.model.clip import training_mode
+    from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.train.optim import optimiser
 
     model, cfg = jclip_model(), full.Config(DataConfig(root="x"), MODEL, accumulate=accumulate, loss=loss)
     training_mode(model, ())

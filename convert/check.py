@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from convert import from_open_clip, to_torch
-from convert.source import Source, described_by
-from jclip.checkpoint import Checkpoint
+from convert import to_torch
 from jclip.errors import MisfitError, SetupError
 from jclip.readers import read_weights
-from jclip.variants import CLIPConfig
+from jclip.weights.checkpoint import Checkpoint
+from jclip.weights.identify import Source, described_by
+from jclip.weights.layouts import from_open_clip
+from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
 Encoders = dict[str, Callable[[np.ndarray], np.ndarray]]
@@ -57,7 +58,7 @@ def fixed_input(config: CLIPConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ours(checkpoint: Checkpoint) -> Encoders:
-    from jclip.clip import build, inference
+    from jclip.model.clip import build, inference
 
     model = build(checkpoint)
 

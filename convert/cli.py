@@ -15,18 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.source import DESCRIPTIONS, WEIGHTS, identify
 from convert.summary import told
-from jclip.arguments import Parser, nonempty, whole
-from jclip.checkpoint import Checkpoint
 from jclip.choices import LARGEST_SIZE
-from jclip.download import find_weights, local_path
+from jclip.commands.arguments import Parser, nonempty, whole
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
-from jclip.families import FAMILIES, NORMALISATIONS, Stated
 from jclip.paths import replacing, replacing_folder
 from jclip.readers import LazyTensor
-from jclip.schema import shown
-from jclip.variants import SIDE
+from jclip.readers.schema import SIDE, shown
+from jclip.weights.checkpoint import Checkpoint
+from jclip.weights.download import find_weights, local_path
+from jclip.weights.families import FAMILIES, NORMALISATIONS, Stated
+from jclip.weights.identify import DESCRIPTIONS, WEIGHTS, identify
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 

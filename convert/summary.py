@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from convert.source import Source
-from jclip.checkpoint import Checkpoint
+from jclip.data.preprocess import Preprocess
 from jclip.errors import printable
-from jclip.preprocess import Preprocess
-from jclip.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
+from jclip.weights.checkpoint import Checkpoint
+from jclip.weights.identify import Source
+from jclip.weights.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
 
 UNSAID = "not said by the weights: state it with --family"
 

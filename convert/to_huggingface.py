@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convert import from_eva, from_huggingface
-from convert.keymap import unapply
 from convert.to_jclip import scalar_scale
-from jclip.checkpoint import Checkpoint
+from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
-from jclip.preprocess import Preprocess
+from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import safetensors
-from jclip.tokenizer import tokenizer
-from jclip.variants import EVAConfig, TextConfig, ViTConfig
+from jclip.weights.checkpoint import Checkpoint
+from jclip.weights.layouts import from_eva, from_huggingface
+from jclip.weights.layouts.keymap import unapply
+from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
 ACTIVATIONS = {ours: theirs for theirs, ours in from_huggingface.ACTIVATIONS.items()}
 RESAMPLE = {name: number for number, name in from_huggingface.RESAMPLE.items()}

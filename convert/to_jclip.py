@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from convert import from_open_clip
-from jclip.checkpoint import Checkpoint, describe
 from jclip.errors import ConfigError
 from jclip.readers import LazyTensor, jittor_pickle, safetensors
+from jclip.weights.checkpoint import Checkpoint, describe
+from jclip.weights.layouts import from_open_clip
 
 
 def dtypes_of(checkpoint: Checkpoint, dtype: str) -> dict[str, str]:

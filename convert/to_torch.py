@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from convert.to_jclip import dtypes_of, scalar_scale, write_description
-from jclip.checkpoint import Checkpoint, in_memory
+from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
-from jclip.preprocess import Preprocess
 from jclip.readers import LazyTensor, safetensors, torch_writer
-from jclip.variants import EVAConfig, TextConfig, ViTConfig
+from jclip.weights.checkpoint import Checkpoint, in_memory
+from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
 
 def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:

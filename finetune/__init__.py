@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from types import ModuleType
 
 from jclip.errors import UnknownName
+from jclip.train import recipe_finder
 
 
 def names() -> list[str]:
@@ -16,7 +18,7 @@ def names() -> list[str]:
 
 def __getattr__(name: str):
     if name == "Classifier":  # resolved on first use: finding recipes imports nothing
-        from finetune._finished import Classifier
+        from jclip.report.predictor import Classifier
 
         return Classifier
     raise AttributeError(f"module 'finetune' has no attribute {name!r}")
@@ -27,3 +29,6 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UnknownName("recipe", name, names())
     return importlib.import_module(f"finetune.{name}")
+
+
+recipe_finder.offer(sys.modules[__name__])

@@ -21,9 +21,9 @@ from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Channels, cache, training if asked for, search, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
@@ -94,9 +94,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.adapt import in_chunks
     from jclip.functional.similarity import cache_scores, zero_shot_scores
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     keys, values, text = (jt.array(learned[k]) for k in ("keys", "values", "text"))
     scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
@@ -107,7 +107,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def chosen(features: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """(N, E) → (N, Q) of length one; all channels are left as they are."""
-    from jclip.heads import unit
+    from jclip.features.heads import unit
 
     return features if len(channels) == features.shape[1] else unit(features[:, channels])
 
@@ -136,7 +136,7 @@ def choose_channels(
 
 def training_free(cfg: Config, data: FeatureSet) -> dict[str, np.ndarray]:
     """The cache of the chosen channels, with u of each key (S,): what `search` and `fold` take."""
-    from jclip.adapt import one_hot
+    from jclip.train.on_features import one_hot
 
     channels = choose_channels(data.text, data.train, data.train_labels, cfg.criterion, cfg.channels)
     keys, values = chosen(data.train, channels), one_hot(data.train_labels, data.classes)
@@ -168,9 +168,9 @@ def train(
 
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are.
     """
-    from jclip import adapt
-    from jclip.features import training_view
+    from jclip.features.extraction import training_view
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     nothing = data.train[:0], data.train_labels[:0]
     channels = choose_channels(data.text, *nothing, cfg.train_criterion, cfg.train_channels)
@@ -208,7 +208,7 @@ def trained_logits(features, channels, params, constants, scale: float, alpha: f
 
 def moved(cfg: Config, data: FeatureSet, channels: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The cache of trained r and v, all channels of it, not renormalised."""
-    from jclip.adapt import one_hot
+    from jclip.train.on_features import one_hot
 
     step, values = np.zeros_like(data.text), one_hot(data.train_labels, data.classes) * arrays["weights"].T
     step[:, channels] = arrays["residual"]
@@ -222,7 +222,7 @@ def search(cfg: Config, data: FeatureSet, cache: dict[str, np.ndarray]) -> dict[
 
     After training there is no γ.
     """
-    from jclip.adapt import cache_hits
+    from jclip.train.on_features import cache_hits
 
     alphas = grid(0.1, cfg.search_alpha, cfg.search_steps[0])
     betas = grid(0.1, cfg.search_beta, cfg.search_steps[1])

@@ -23,9 +23,9 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Batches, Trained
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
+    from jclip.features.precomputed import FeatureSet
+    from jclip.train.on_features import Batches, Trained
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Multipliers from zero-shot, training, evaluation of val and test."""
-    from jclip.adapt import need_text, zero_shot_report
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train.on_features import need_text, zero_shot_report
 
     options = {"views": cfg.views, "augment": cfg.augment, "each_view": True, "seed": cfg.seed}
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, **options)
@@ -76,9 +76,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.adapt import in_chunks
-    from jclip.prototypes import cosine_scores
+    from jclip.functional.prototypes import cosine_scores
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     prototypes, scale = jt.array(learned["prototypes"]), float(learned["scale"][0])
     return in_chunks(lambda f: cosine_scores(f, prototypes, scale))
@@ -86,12 +86,12 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
     """The prototypes (C, E) and the multipliers (C,) after the last epoch."""
-    from jclip import adapt
     from jclip.functional.losses import cross_entropy
-    from jclip.loop import fit
-    from jclip.optim import TrainState, optimiser
-    from jclip.prototypes import cosine_scores
+    from jclip.functional.prototypes import cosine_scores
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
+    from jclip.train.loop import fit
+    from jclip.train.optim import TrainState, optimiser
 
     text = jt.array(np.float32(cfg.text_length) * data.text).stop_grad()
     prototypes = jt.array(text.numpy())
@@ -132,7 +132,7 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
 
 def epochs(cfg: Config, data: FeatureSet) -> Batches:
     """Of the rows of all views, as many whole batches in each epoch as the photos fill, at least one."""
-    from jclip.adapt import Batches
+    from jclip.train.on_features import Batches
 
     views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # recorded features are what they are
     rows = max(len(data.train) // views // cfg.optim.batch, 1) * cfg.optim.batch
@@ -141,7 +141,7 @@ def epochs(cfg: Config, data: FeatureSet) -> Batches:
 
 def rate(cfg: Config, epoch: int) -> float:
     """Learning rate of an epoch from 0: warm-up, then half a cosine that counts from the first epoch after it."""
-    from jclip.optim import cosine, learning_rate
+    from jclip.train.optim import cosine, learning_rate
 
     if epoch < cfg.warmup_epochs:
         return cfg.warmup_lr
@@ -153,7 +153,7 @@ def rate(cfg: Config, epoch: int) -> float:
 def multipliers(data: FeatureSet) -> np.ndarray:
     """λ: (C,) mean zero-shot probability of each class on its own rows; 1 for a class without any, which is held most."""
     from jclip.functional.metrics import softmax
-    from jclip.prototypes import own_class_means
+    from jclip.functional.prototypes import own_class_means
 
     scores = data.scale * (data.train.astype(np.float64) @ data.text.astype(np.float64).T)
     return np.nan_to_num(own_class_means(softmax(scores), data.train_labels), nan=1.0).astype(np.float32)

@@ -21,10 +21,10 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Trained
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.train.on_features import Trained
+    from jclip.train.run import Run
 
 NORMALISED = False  # features come as long as the tower makes them
 
@@ -58,10 +58,10 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training of the adapter, once or for each ratio, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.heads import unit
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.heads import unit
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     data = few_shot_features(
         cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed,
@@ -79,8 +79,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with features (N, E) of any length: scores (N, C)."""
-    from jclip.adapt import in_chunks
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     down, up, text = (jt.array(learned[k]) for k in ("down", "up", "text"))
     scale, ratio = (float(learned[k][0]) for k in ("scale", "ratio"))
@@ -91,15 +91,15 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """The same for other class names: the adapter knows none, it changes the photos' features."""
-    from jclip.heads import text_for
+    from jclip.features.heads import text_for
 
     return {**learned, **text_for(source, classnames, cfg.templates)}
 
 
 def logits(features, down, up, text, scale: float, ratio: float):
     """Eq. 3-6 of features of any length: (B, E), W1 (E/4, E), W2 (E, E/4), (C, E) → (B, C)."""
-    from jclip.clip import normalise
     from jclip.functional.similarity import zero_shot_scores
+    from jclip.model.clip import normalise
     from jclip.runtime import jt
 
     hidden = jt.nn.relu(jt.nn.matmul_transpose(features, down))
@@ -109,7 +109,7 @@ def logits(features, down, up, text, scale: float, ratio: float):
 
 def choose(cfg: Config, run: Run, data: FeatureSet) -> tuple[float, Trained]:
     """The ratio and what was trained with it: the config's, or the best on validation of a training for each."""
-    from jclip.adapt import best_on_val
+    from jclip.train.on_features import best_on_val
 
     if not cfg.search:
         return cfg.ratio, train_adapter(cfg, run, data, cfg.ratio)
@@ -120,8 +120,8 @@ def choose(cfg: Config, run: Run, data: FeatureSet) -> tuple[float, Trained]:
 
 def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trained:
     """Cross-entropy on the logits above; from photos, an epoch draws as many views as there are photos."""
-    from jclip import adapt
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     params = {k: jt.array(a) for k, a in initial(cfg, data.train.shape[1]).items()}
     text = jt.array(data.text).stop_grad()
@@ -145,7 +145,7 @@ def arrays(data: FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> di
 
 def initial(cfg: Config, width: int) -> dict[str, np.ndarray]:
     """W1 `down` and W2 `up` as torch's Linear starts. Raises `ConfigError`."""
-    from jclip.adapt import linear_start
+    from jclip.functional.initial_values import linear_start
 
     hidden = width // cfg.reduction
     if not hidden:

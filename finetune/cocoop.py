@@ -21,11 +21,11 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.context import Frame
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.model.learned_prompts import Frame
     from jclip.runtime import jt
-    from jclip.source import ModelSource
+    from jclip.train.run import Run
 
 CHEAP = False  # scores take passes through a tower
 NARROWER = 16  # the network's hidden layer: E / 16
@@ -55,7 +55,8 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Vectors and network, training, evaluation of val and test; writes the words nearest to each vector."""
-    from jclip import adapt, context
+    from jclip.train import on_features as adapt
+    from jclip.train import prompt_training as context
 
     source, data = context.features_for(cfg, run)
     prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
@@ -75,7 +76,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C), through the text tower of the model."""
-    from jclip.source import source_of
+    from jclip.features.source import source_of
 
     return scorer_of(learned, source_of(cfg))
 
@@ -84,16 +85,16 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.context import Layout
+    from jclip.model.learned_prompts import Layout
 
     return {**learned, **Layout.of(source.config.text, classnames, len(learned["context"])).arrays()}
 
 
 def scorer_of(learned: dict[str, np.ndarray], source: ModelSource) -> Callable[[np.ndarray], np.ndarray]:
     """`scorer` with a model at hand."""
-    from jclip.adapt import in_chunks
-    from jclip.context import Frame, Layout
+    from jclip.model.learned_prompts import Frame, Layout
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     params = {name: jt.array(learned[name]).stop_grad() for name in ("context", "W1", "b1", "W2", "b2")}
     return in_chunks(image_scores(params, Frame(source.model, Layout.read(learned)), float(learned["scale"][0])))
@@ -101,7 +102,7 @@ def scorer_of(learned: dict[str, np.ndarray], source: ModelSource) -> Callable[[
 
 def network(inputs: int, outputs: int, seed: int) -> dict[str, jt.Var]:
     """W1 (E/16, E), b1, W2 (D, E/16), b2, as torch starts them: uniform within one over the root of the inputs."""
-    from jclip.adapt import linear_start
+    from jclip.functional.initial_values import linear_start
     from jclip.runtime import jt
 
     rng, hidden = np.random.default_rng((seed, 0xCC)), max(1, inputs // NARROWER)
@@ -114,7 +115,7 @@ def network(inputs: int, outputs: int, seed: int) -> dict[str, jt.Var]:
 
 def image_scores(params: Mapping[str, jt.Var], frame: Frame, scale: float) -> Callable[[jt.Var], jt.Var]:
     """Features (B, E) of length one → scores (B, C); of many pairs of image and class some at a time are in memory."""
-    from jclip.parts import in_parts
+    from jclip.kernels.gradient_parts import in_parts
     from jclip.runtime import jt
 
     def scores(features):
@@ -137,8 +138,8 @@ def image_scores(params: Mapping[str, jt.Var], frame: Frame, scale: float) -> Ca
 
 def pairs_at_once(images: int, classes: int) -> list[slice]:
     """Pairs of image and class, classes first, in parts: of several images with all their classes, or of one image."""
-    from jclip.context import AT_ONCE
-    from jclip.parts import slices
+    from jclip.kernels.gradient_parts import slices
+    from jclip.model.learned_prompts import AT_ONCE
 
     if classes > AT_ONCE:
         of_one = slices(classes, AT_ONCE)

@@ -17,14 +17,14 @@ import numpy as np
 
 from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError, notice
-from jclip.towers import Lock, trained_patterns
-from jclip.variants import config_of
+from jclip.model.parameter_groups import Lock, trained_patterns
+from jclip.weights.variants import config_of
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.data.captions import Pairs
+    from jclip.data.preprocess import Preprocess
     from jclip.data.splits import PhotoData
-    from jclip.preprocess import Preprocess
-    from jclip.run import Run
+    from jclip.train.run import Run
 
 AT_ONCE = 256
 
@@ -63,12 +63,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
-    from jclip.clip import clamp_logit_scale, put_arrays, running_statistics, training_mode
     from jclip.data.captions import read_pairs
     from jclip.data.splits import read_photos
     from jclip.kernels import products_in
-    from jclip.loop import fit
-    from jclip.optim import TrainState, clip_by_norm, learning_rate, no_weight_decay, optimiser, trainable
+    from jclip.model.clip import clamp_logit_scale, put_arrays, running_statistics, training_mode
+    from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.train.loop import fit
+    from jclip.train.optim import TrainState, clip_by_norm, learning_rate, optimiser
 
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
     model, preprocess = start_model(cfg, run)
@@ -106,7 +107,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the trained towers: normalised features (N, E) → scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
@@ -114,13 +115,13 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 def start_model(cfg: Config, run: Run):
     """The model that training starts from, and its preprocessing."""
     if not cfg.scratch:
-        from jclip.source import ModelSource
+        from jclip.features.source import ModelSource
 
         source = ModelSource(cfg.model, cfg.family, upright=cfg.data.upright)
         run.note(weights_sha256=source.checkpoint.sha256)
         return source.model, source.preprocess
-    from jclip.clip import CLIP
-    from jclip.preprocess import Preprocess
+    from jclip.data.preprocess import Preprocess
+    from jclip.model.clip import CLIP
     from jclip.runtime import jt
 
     config = config_of(cfg.model)
@@ -130,7 +131,7 @@ def start_model(cfg: Config, run: Run):
 
 def check(cfg: Config, train: Pairs | None, val: Pairs | None, size: int) -> None:
     """Raises `DataError` or `ConfigError` for what would only show, or not even show, after hours."""
-    from jclip.optim import warmup_steps
+    from jclip.train.optim import warmup_steps
 
     if train is None:
         raise DataError("no training pairs named: set data.train to a table of captions, or to shapes")
@@ -149,7 +150,7 @@ class Batches:
     """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
 
     def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
-        from jclip.views import augment
+        from jclip.data.augment import augment
 
         self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
         self._pipeline = augment(cfg.augment)
@@ -172,7 +173,7 @@ class Batches:
 
     def _images(self, epoch: int, size: int):
         """Rows and their pixels, or the features of a locked tower."""
-        from jclip.views import Views
+        from jclip.data.augment import Views
 
         order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
         if self._known is None:
@@ -185,11 +186,11 @@ class Batches:
 def contrastive_gradients(model, parts: list, names: list[str], positives: str):
     """Loss and gradients of one step over all `parts` together, those of `names`' parameters in their order.
 
-    Of several parts one at a time is kept in memory (`jclip.parts`).
+    Of several parts one at a time is kept in memory (`jclip.kernels.gradient_parts`).
     """
     from jclip.functional.losses import contrastive_loss, positive_targets
     from jclip.runtime import jt
-    from jclip.tuning import features_in_parts
+    from jclip.train.on_photos import features_in_parts
 
     params = model.state_dict()
     wanted = {name: params[name] for name in names}
@@ -212,11 +213,11 @@ def measure(
     cfg: Config, model, preprocess: Preprocess, val: Pairs | None, folders: Mapping[str, PhotoData]
 ) -> Callable[[], dict[str, float]] | None:
     """What is measured on the way: retrieval among the validation pairs, zero-shot on each named folder."""
-    from jclip.clip import inference
-    from jclip.features import encode_photos
+    from jclip.features.extraction import encode_photos
+    from jclip.features.heads import head_of, unit
     from jclip.functional.metrics import retrieval_report, top_k
-    from jclip.heads import head_of, unit
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.model.clip import inference
+    from jclip.prompts.templates import class_prompts, load_templates
 
     templates = load_templates(cfg.templates)
 
@@ -253,9 +254,9 @@ class Encoded:
 
 def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> Encoded:
     """All pairs as the model sees them now."""
-    from jclip.clip import inference
-    from jclip.heads import encode_prompts
-    from jclip.views import Views
+    from jclip.data.augment import Views
+    from jclip.features.heads import encode_prompts
+    from jclip.model.clip import inference
 
     rows, images = [], []
     with inference(model):
@@ -287,9 +288,9 @@ def name_of(root: str) -> str:
 
 def save(cfg: Config, run: Run, model, preprocess: Preprocess, folders: Mapping[str, PhotoData]) -> None:
     """model.safetensors, which every command takes as --model, and the classifier of the first zero-shot folder."""
-    from jclip.clip import inference, save_model
-    from jclip.heads import head_of
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.features.heads import head_of
+    from jclip.model.clip import inference, save_model
+    from jclip.prompts.templates import class_prompts, load_templates
 
     save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
     for photos in list(folders.values())[:1]:

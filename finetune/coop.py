@@ -21,8 +21,8 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
-    from jclip import context
+    from jclip.train import prompt_training as context
 
     source, data = context.features_for(cfg, run)
     options = {"position": cfg.position, "per_class": cfg.per_class}
@@ -61,7 +61,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
@@ -70,7 +70,7 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip import context
+    from jclip.train import prompt_training as context
 
     if cfg.per_class:
         raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")

@@ -27,12 +27,12 @@ from jclip.config import DataConfig, Dtype, OptimConfig, check_grid
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Samples, Trained
     from jclip.data.splits import PhotoData
-    from jclip.last_block import LastBlock
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.model.last_block import LastBlock
+    from jclip.train.on_features import Samples, Trained
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Samples of both kinds, training with each setting, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     if cfg.head == "partial":
         return run_partial(cfg, run)
@@ -110,8 +110,8 @@ def reports(cfg: Config, data: FeatureSet, learned: dict[str, np.ndarray], zero_
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.adapt import in_chunks
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     params = {k: jt.array(learned[k]) for k in ("head", "down", "up") if k in learned}
     scale, ratio = (float(learned[k][0]) for k in ("scale", "ratio"))
@@ -132,8 +132,8 @@ def logits(features, params, scale: float, ratio: float):
 
 def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> Samples:
     """Normalised text features: of each prompt with a model, of each class without. Raises `ConfigError`."""
-    from jclip.heads import prompt_features, unit
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.features.heads import prompt_features, unit
+    from jclip.prompts.templates import class_prompts, load_templates
 
     if source is None or not data.classnames:
         return data.text, np.arange(len(data.text))
@@ -144,14 +144,15 @@ def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> S
 
 def zero_shot_weights(texts: Samples, classes: int) -> np.ndarray:
     """(C, E) float32, rows of length one: each class's mean text."""
-    from jclip import adapt, heads
+    from jclip.features.extraction import heads
+    from jclip.train import on_features as adapt
 
     return heads.unit(adapt.class_means(*texts, classes)).astype(np.float32)
 
 
 def settings(cfg: Config, photos: int, texts: int) -> list[OptimConfig]:
     """The grid. Raises `ConfigError` where no batch can be filled from so many samples."""
-    from jclip.adapt import grid
+    from jclip.train.on_features import grid
 
     def fits(batch: int) -> bool:
         of_photos, of_texts = halves(cfg, batch)
@@ -169,7 +170,7 @@ def choose(
     cfg: Config, run: Run, data: FeatureSet, photos: Samples, texts: Samples
 ) -> tuple[Trained, dict[str, float]]:
     """What was trained, and its setting: the config's, or the best on validation of all in the grid."""
-    from jclip.adapt import best_setting
+    from jclip.train.on_features import best_setting
 
     return best_setting(
         settings(cfg, len(photos[0]), len(texts[0])), data, cfg.selection,
@@ -182,8 +183,8 @@ def train_head(
     cfg: Config, run: Run, data: FeatureSet, photos: Samples, texts: Samples, optim: OptimConfig, slot: str = "train"
 ) -> Trained:
     """Cross-entropy over the joined batch, every sample of equal weight."""
-    from jclip import adapt
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     params = {k: jt.array(a) for k, a in initial(cfg, zero_shot_weights(texts, data.classes)).items()}
     batches = adapt.Streams((photos, texts), halves(cfg, optim.batch), cfg.seed, cfg.every)
@@ -203,7 +204,7 @@ def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
     """The parameters at the start, random ones as torch's Linear starts. Raises `ConfigError`."""
-    from jclip.adapt import linear_start
+    from jclip.functional.initial_values import linear_start
 
     rng = np.random.default_rng((cfg.seed, 2))
     head = linear_start(rng, *zero_shot.shape) if cfg.init == "random" else zero_shot
@@ -218,14 +219,14 @@ def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
 
 def run_partial(cfg: Config, run: Run) -> dict[str, float]:
     """As `run`, with the tower's last block, which is merged into the model that is then measured from photos."""
-    from jclip import adapt
-    from jclip.clip import save_model
     from jclip.data.checks import check_taught
     from jclip.data.splits import read_photos
-    from jclip.features import few_shot_features, tell_photos
-    from jclip.last_block import LastBlock
-    from jclip.source import source_of
-    from jclip.tuning import features_of_now, measure
+    from jclip.features.extraction import few_shot_features, tell_photos
+    from jclip.features.source import source_of
+    from jclip.model.clip import save_model
+    from jclip.model.last_block import LastBlock
+    from jclip.train import on_features as adapt
+    from jclip.train.on_photos import features_of_now, measure
 
     source, photos = source_of(cfg), read_photos(cfg.data)
     data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
@@ -264,7 +265,7 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
 
 def views(cfg: Config) -> list[dict[str, str | int]]:
     """How a training photo is seen: plainly, and augmented."""
-    from jclip.views import augment
+    from jclip.data.augment import augment
 
     augmented = range(cfg.views if augment(cfg.augment) else 0)
     return [{}, *({"augment": cfg.augment, "first_view": view} for view in augmented)]
@@ -272,7 +273,7 @@ def views(cfg: Config) -> list[dict[str, str | int]]:
 
 def entering_features(cfg: Config, data: FeatureSet, source: ModelSource, photos: PhotoData) -> FeatureSet:
     """`data` with what the last block is given of training photos, in each view, and of validation photos; without test."""
-    from jclip.features import extract
+    from jclip.features.extraction import extract
 
     options = {"seed": cfg.seed, "on_error": cfg.data.on_error, "entering": True}
     seen = [extract(source, photos.train, label=f"view {i}", **view, **options) for i, view in enumerate(views(cfg))]
@@ -289,8 +290,8 @@ def train_block(
     optim: OptimConfig, slot: str = "train",
 ) -> Trained:  # fmt: skip
     """As `train_head`, of the block as it was and the head; data: as of `entering_features`."""
-    from jclip import adapt
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     params = {**block.fresh(), "head": jt.array(initial(cfg, zero_shot)["head"])}
     photos, sizes = (data.train, data.train_labels), halves(cfg, optim.batch)
@@ -312,8 +313,8 @@ def train_block(
 
 def block_scores(cfg: Config, block: LastBlock, head) -> Callable:
     """(what enters the block (B, N D), normalised texts (T, E) or none) → (B + T, C)."""
-    from jclip.clip import normalise
     from jclip.functional.similarity import zero_shot_scores
+    from jclip.model.clip import normalise
     from jclip.runtime import jt
 
     weights, scale = jt.array(head) if isinstance(head, np.ndarray) else head, math.exp(cfg.c)

@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune._configs import build_config, read_config, resolved
-from finetune._finished import Classifier
-from finetune._runs import finished
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError
-from jclip.mixing import Inputs, best_weights, fitted_temperature, transformed
+from jclip.functional.fusion import Inputs, best_weights, fitted_temperature, transformed
+from jclip.report.predictor import Classifier
+from jclip.train.configs import build_config, read_config, resolved
+from jclip.train.recipe_runs import finished
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
+    from jclip.features.precomputed import FeatureSet
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Runs what has not been run, temperatures and weights from validation, evaluation of val and test."""
-    from jclip.adapt import need_val, zero_shot_report
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train.on_features import need_val, zero_shot_report
 
     members = [member(place, number, cfg, run) for number, place in enumerate(cfg.runs)]
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
@@ -133,7 +133,7 @@ def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
 
 def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
     """Raises `ConfigError` for a run whose scores do not belong beside others' on these features."""
-    from jclip.run import read_result
+    from jclip.train.run import read_result
 
     if one.classnames != data.classnames:
         raise ConfigError(f"{one.folder} has other classes than the data, or others in their place: leave it out")
@@ -153,7 +153,7 @@ def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
 def by_class(weights: np.ndarray, raw: list[np.ndarray], temperatures: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(M,) → (M, C): w_m times the mean probability of class k on its own photos, over the sum; w_m without photos."""
     from jclip.functional.metrics import softmax
-    from jclip.prototypes import own_class_means
+    from jclip.functional.prototypes import own_class_means
 
     trust = np.stack([own_class_means(softmax(z / t), labels) for z, t in zip(raw, temperatures, strict=True)])
     parts = weights[:, None] * np.maximum(np.nan_to_num(trust, nan=1.0), 1e-12)

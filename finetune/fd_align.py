@@ -23,12 +23,12 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.clip import CLIP
     from jclip.data.splits import PhotoData, Split
-    from jclip.heads import ZeroShotHead
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.heads import ZeroShotHead
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.model.clip import CLIP
+    from jclip.train.run import Run
 
     Weights = dict[str, np.ndarray]
 
@@ -84,14 +84,14 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Prototypes, zero-shot, the head, the tower; writes the tuned model as model.safetensors."""
-    from jclip.clip import put_arrays, save_model
     from jclip.data.splits import read_photos
-    from jclip.features import few_shot_features
-    from jclip.heads import text_means
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.heads import text_means
+    from jclip.features.source import ModelSource
     from jclip.kernels import products_in
-    from jclip.prompts import class_prompts, load_templates
-    from jclip.source import ModelSource
-    from jclip.tuning import check_photos, measured_parts
+    from jclip.model.clip import put_arrays, save_model
+    from jclip.prompts.templates import class_prompts, load_templates
+    from jclip.train.on_photos import check_photos, measured_parts
 
     source, photos = (
         ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
@@ -132,9 +132,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E) of its tower: scores (N, C)."""
-    from jclip.adapt import in_chunks
-    from jclip.prototypes import linear_scores
+    from jclip.functional.prototypes import linear_scores
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
     return in_chunks(lambda f: linear_scores(f, weight, bias))
@@ -142,8 +142,8 @@ def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 
 def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], source: ModelSource) -> Weights:
     """For classes that nothing taught: the zero-shot head beside the tuned tower, whose text tower stayed as it was."""
-    from jclip.heads import text_means
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.features.heads import text_means
+    from jclip.prompts.templates import class_prompts, load_templates
 
     return start_of(text_means(source, class_prompts(classnames, load_templates(cfg.templates)), cfg.unit_texts)[0])
 
@@ -205,11 +205,11 @@ def train_head(
     cfg: Config, run: Run, source: ModelSource, photos: PhotoData, before: FeatureSet, start: Weights
 ) -> Weights:
     """The head alone, on features of the tower as it is; the epoch is chosen as the tower's."""
-    from jclip import adapt
-    from jclip.features import extract, training_view
-    from jclip.heads import unit
-    from jclip.prototypes import linear_scores
+    from jclip.features.extraction import extract, training_view
+    from jclip.features.heads import unit
+    from jclip.functional.prototypes import linear_scores
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     params = {k: jt.array(v) for k, v in start.items()}
     if cfg.augment == "none":
@@ -232,13 +232,14 @@ def train(
     cfg: Config, run: Run, source: ModelSource, photos: PhotoData, start: Weights, spurious: np.ndarray
 ) -> tuple[Weights, dict[str, float]]:
     """Tower and head of the chosen epoch, by name, and what to tell. Batch norms keep their statistics."""
-    from jclip.clip import training_mode
     from jclip.data.splits import Split
     from jclip.kernels import products_in
-    from jclip.loop import fit
-    from jclip.optim import TrainState, learning_rate, optimiser, trainable
+    from jclip.model.clip import training_mode
+    from jclip.model.trainable import trainable
     from jclip.runtime import jt
-    from jclip.tuning import measure, photo_epochs
+    from jclip.train.loop import fit
+    from jclip.train.on_photos import measure, photo_epochs
+    from jclip.train.optim import TrainState, learning_rate, optimiser
 
     model, head = source.model, {k: jt.array(v) for k, v in start.items()}
     before = features_before(cfg, source, photos.train)
@@ -271,9 +272,9 @@ def train(
 
 def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Callable:
     """(pixels, labels (B,), f0 (B, E)) → L, a scalar. head: W and b as Vars."""
-    from jclip.clip import normalise
     from jclip.functional.losses import cross_entropy, kl_divergence
-    from jclip.prototypes import linear_scores
+    from jclip.functional.prototypes import linear_scores
+    from jclip.model.clip import normalise
     from jclip.runtime import jt
 
     S = jt.array(spurious).stop_grad()
@@ -289,11 +290,11 @@ def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Ca
 
 def features_before(cfg: Config, source: ModelSource, train: Split) -> Callable:
     """(pixels, rows) → f0 (B, E), normalised: of a frozen copy of the image tower, or kept where each epoch sees the same."""
-    from jclip.checkpoint import load_strict
-    from jclip.clip import image_tower, normalise
-    from jclip.features import extract
-    from jclip.heads import unit
+    from jclip.features.extraction import extract
+    from jclip.features.heads import unit
+    from jclip.model.clip import image_tower, normalise
     from jclip.runtime import jt
+    from jclip.weights.checkpoint import load_strict
 
     if cfg.augment == "none":
         rows, features = extract(source, train, on_error=cfg.data.on_error, label="train")

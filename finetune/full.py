@@ -18,12 +18,12 @@ import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
-from jclip.towers import Lock, trained_patterns
+from jclip.model.parameter_groups import Lock, trained_patterns
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.data.splits import Split
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,17 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
-    from jclip.clip import put_arrays, running_statistics, save_model, training_mode
     from jclip.data.splits import read_photos
-    from jclip.features import few_shot_features
-    from jclip.heads import ZeroShotHead
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.heads import ZeroShotHead
+    from jclip.features.source import ModelSource
     from jclip.kernels import products_in
-    from jclip.loop import fit
-    from jclip.optim import TrainState, no_weight_decay, optimiser, trainable
-    from jclip.prompts import class_prompts, load_templates
-    from jclip.source import ModelSource
-    from jclip.tuning import check_photos, head_of_now, measure, measured_parts, photo_epochs
+    from jclip.model.clip import put_arrays, running_statistics, save_model, training_mode
+    from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.prompts.templates import class_prompts, load_templates
+    from jclip.train.loop import fit
+    from jclip.train.on_photos import check_photos, head_of_now, measure, measured_parts, photo_epochs
+    from jclip.train.optim import TrainState, optimiser
 
     source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     photos = read_photos(cfg.data)
@@ -110,7 +111,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the tuned towers: normalised features (N, E) → scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
@@ -119,19 +120,19 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """The same for other class names, read by the tuned text tower."""
-    from jclip.heads import text_for
+    from jclip.features.heads import text_for
 
     return {**learned, **text_for(source, classnames, cfg.templates)}
 
 
 def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
-    from jclip.clip import clamp_logit_scale
     from jclip.functional.losses import contrastive_loss, cross_entropy, positive_targets
     from jclip.kernels import products_in
-    from jclip.optim import learning_rate
+    from jclip.model.clip import clamp_logit_scale
     from jclip.runtime import jt
-    from jclip.tuning import features_in_parts, shares
+    from jclip.train.on_photos import features_in_parts, shares
+    from jclip.train.optim import learning_rate
 
     texts_of = prompt_encoder(cfg, model, prompts, optim.params)
 
@@ -165,9 +166,9 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]], params: Mapping
 
     A locked text tower is run once.
     """
-    from jclip.heads import encode_prompts, unit
+    from jclip.features.heads import encode_prompts, unit
     from jclip.runtime import jt
-    from jclip.tuning import TEXTS_AT_ONCE, features_in_parts, shares
+    from jclip.train.on_photos import TEXTS_AT_ONCE, features_in_parts, shares
 
     tokens = model.tokenize([p for of_class in prompts for p in of_class])
     counts = np.array([len(of_class) for of_class in prompts])

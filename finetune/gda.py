@@ -21,8 +21,8 @@ from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError, notice
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
+    from jclip.features.precomputed import FeatureSet
+    from jclip.train.run import Run
 
 
 NOTHING = 1e-12  # of a row's square, which is one: what rounding leaves of rows less themselves
@@ -55,9 +55,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Means, covariance, α, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     data = few_shot_features(
         cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True,
@@ -79,7 +79,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C) float64."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     if "text" not in learned:
         return lambda f: gaussian_scores(f, learned["weights"], learned["bias"])
@@ -94,7 +94,7 @@ def gaussian_scores(features: np.ndarray, weights: np.ndarray, bias: np.ndarray)
 
 def discriminant(cfg: Config, rows: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """W' (C, E) and b (C,) float64 of normalised rows (N, E). Raises `DataError` where they fix no covariance."""
-    from jclip.adapt import class_means
+    from jclip.train.on_features import class_means
 
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
@@ -129,8 +129,8 @@ def solve(cfg: Config, scatter: np.ndarray, count: int, means: np.ndarray) -> np
 
 def choose_alpha(cfg: Config, data: FeatureSet, weights: np.ndarray, bias: np.ndarray) -> float:
     """α of the best validation accuracy, the first among equals."""
-    from jclip.adapt import best_on_val
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
+    from jclip.train.on_features import best_on_val
 
     zero_shot = ZeroShotHead(data.text, data.scale)(data.val)
     own = gaussian_scores(data.val, weights, bias)

@@ -18,8 +18,8 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
-    from jclip import context
+    from jclip.train import prompt_training as context
 
     source, data = context.features_for(cfg, run)
     prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
@@ -56,7 +56,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
@@ -65,7 +65,7 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip import context
+    from jclip.train import prompt_training as context
 
     return context.with_names(learned, source, classnames)
 

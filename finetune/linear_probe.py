@@ -27,11 +27,11 @@ from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_aver
 from jclip.errors import ConfigError, DataError, notice
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Samples, Trained
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
     from jclip.functional.lbfgs import Minimum
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.train.on_features import Samples, Trained
+    from jclip.train.run import Run
 
     Learned = tuple[dict[str, np.ndarray], dict[str, float]]  # arrays for `scorer`, and what the run tells of them
 
@@ -91,9 +91,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Features, choice and fit by the solver, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     source, in_steps = source_of(cfg), cfg.solver == "sgd"
     views = {} if in_steps else {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
@@ -116,7 +116,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
     """Rows divided by their length."""
-    from jclip.heads import unit
+    from jclip.features.heads import unit
 
     return unit(features)
 
@@ -126,7 +126,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
 
 def regressed(cfg: Config, data: FeatureSet) -> Learned:
     """W and b at the minimum, with C as it is set or chosen. Raises `ConfigError` or `DataError`."""
-    from jclip.adapt import need_val
+    from jclip.train.on_features import need_val
 
     if cfg.search:
         need_val(data, "last", searched="C")
@@ -221,7 +221,7 @@ def look(cfg: Config, data: FeatureSet, c: float, known: dict[float, np.ndarray]
 
 def trained(cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None) -> Learned:
     """W of the best epoch, with the config's setting or the best of its grid. Raises `ConfigError` or `DataError`."""
-    from jclip import adapt
+    from jclip.train import on_features as adapt
 
     photos = adapt.photo_samples(cfg, data, source)
     start, count = initial(cfg, data), len(photos[0])
@@ -236,20 +236,22 @@ def trained(cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None)
 
 def initial(cfg: Config, data: FeatureSet) -> np.ndarray:
     """W (C, E) float32 at the start. Raises `DataError` where it is text and there is none."""
-    from jclip import adapt
+    from jclip.train import on_features as adapt
 
     if cfg.init == "zeroshot":
         return adapt.need_text(data)
-    return adapt.linear_start(np.random.default_rng((cfg.seed, 2)), data.classes, data.train.shape[1])
+    from jclip.functional.initial_values import linear_start
+
+    return linear_start(np.random.default_rng((cfg.seed, 2)), data.classes, data.train.shape[1])
 
 
 def train_head(
     cfg: Config, run: Run, data: FeatureSet, photos: Samples, start: np.ndarray, optim: OptimConfig, slot: str = "train"
 ) -> Trained:
     """Cross-entropy over batches of normalised features from `start`."""
-    from jclip import adapt
     from jclip.functional.similarity import zero_shot_scores
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     head, scale = jt.array(start), math.exp(cfg.logit_scale)
     batches = adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every)

@@ -19,14 +19,14 @@ import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
-from jclip.towers import LowRank
+from jclip.model.parameter_groups import LowRank
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.clip import CLIP
     from jclip.data.splits import PhotoData
-    from jclip.lora import Adapters
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.source import ModelSource
+    from jclip.model.clip import CLIP
+    from jclip.model.low_rank import Adapters
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot, training, merging, and the same measurements again; writes the merged model as model.safetensors."""
-    from jclip.clip import put_arrays, save_model
     from jclip.data.splits import read_photos
-    from jclip.features import few_shot_features
-    from jclip.heads import ZeroShotHead
-    from jclip.lora import Adapters
-    from jclip.prompts import class_prompts, load_templates
-    from jclip.source import ModelSource
-    from jclip.tuning import check_photos, head_of_now, measured_parts
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.heads import ZeroShotHead
+    from jclip.features.source import ModelSource
+    from jclip.model.clip import put_arrays, save_model
+    from jclip.model.low_rank import Adapters
+    from jclip.prompts.templates import class_prompts, load_templates
+    from jclip.train.on_photos import check_photos, head_of_now, measured_parts
 
     source, photos = (
         ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
@@ -88,7 +88,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the merged towers: normalised features (N, E) → scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
@@ -97,7 +97,7 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """The same for other class names, read by the merged text tower."""
-    from jclip.heads import text_for
+    from jclip.features.heads import text_for
 
     return {**learned, **text_for(source, classnames, cfg.templates)}
 
@@ -106,9 +106,9 @@ def train(
     cfg: Config, run: Run, source: ModelSource, photos: PhotoData, adapters: Adapters, prompts: list[list[str]]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The updates of the chosen epoch, and what to tell. Afterwards the model is as it was."""
-    from jclip.loop import fit
-    from jclip.optim import TrainState, cosine, optimiser
-    from jclip.tuning import head_of_now, measure, photo_epochs
+    from jclip.train.loop import fit
+    from jclip.train.on_photos import head_of_now, measure, photo_epochs
+    from jclip.train.optim import TrainState, cosine, optimiser
 
     model, optim = source.model, optimiser(cfg.optim, adapters.params)
     total, of_epoch = total_steps(cfg), -(-len(photos.train) // cfg.optim.batch)
@@ -150,7 +150,7 @@ def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]], adapters: Ada
     from jclip.functional.losses import cross_entropy
     from jclip.functional.similarity import zero_shot_scores
     from jclip.runtime import jt
-    from jclip.tuning import TEXTS_AT_ONCE, features_in_parts, shares
+    from jclip.train.on_photos import TEXTS_AT_ONCE, features_in_parts, shares
 
     scale = float(model.logit_scale.exp().item())
     tokens = [

@@ -22,8 +22,8 @@ from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
+    from jclip.features.precomputed import FeatureSet
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Start and step sizes from the data, training, evaluation of val and test."""
-    from jclip.adapt import need_text, need_val, zero_shot_report
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train.on_features import need_text, need_val, zero_shot_report
 
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, augment=cfg.augment, seed=cfg.seed)
     run.note(**data.facts)
@@ -73,8 +73,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.adapt import in_chunks
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     weight, bias, alpha, text = (jt.array(learned[k]) for k in ("weight", "bias", "alpha", "text"))
     return in_chunks(lambda f: logits(f, weight, bias, alpha, text))
@@ -82,15 +82,15 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def logits(features, weight, bias, alpha, text):
     """Eq. 3 as one product: f · (w_k + α_k t_k) + b_k."""
-    from jclip.prototypes import linear_scores
+    from jclip.functional.prototypes import linear_scores
 
     return linear_scores(features, weight + alpha.unsqueeze(1) * text, bias)
 
 
 def start(cfg: Config, data: FeatureSet) -> dict[str, np.ndarray]:
     """w: (C, E) sums of each class's features; b: zeros; α: (C,) `init_alpha` times how near photos are to their text."""
-    from jclip.adapt import one_hot
-    from jclip.prototypes import own_class_means
+    from jclip.functional.prototypes import own_class_means
+    from jclip.train.on_features import one_hot
 
     sums = one_hot(data.train_labels, data.classes).T.astype(np.float64) @ data.train.astype(np.float64)
     nearness = np.nanmean(own_class_means(similarities(data), data.train_labels))  # over the classes with photos
@@ -115,11 +115,11 @@ def train(
     cfg: Config, run: Run, data: FeatureSet, begin: dict[str, np.ndarray], rates: tuple[float, float]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Both blocks, `cfg.epochs` steps. Returns the arrays of the chosen epoch, and test accuracy of the last and best."""
-    from jclip import adapt
     from jclip.functional.losses import cross_entropy
-    from jclip.loop import fit
-    from jclip.optim import SGD, TrainState
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
+    from jclip.train.loop import fit
+    from jclip.train.optim import SGD, TrainState
 
     lr_w, lr_alpha = rates
     weight, bias, alpha = (jt.array(begin[k]) for k in ("weight", "bias", "alpha"))

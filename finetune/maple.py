@@ -20,11 +20,11 @@ import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
-from jclip.towers import Prompting
+from jclip.model.parameter_groups import Prompting
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the words nearest to the first vectors."""
-    from jclip.deep_prompts import DeepPrompts, learn, photos_for
+    from jclip.model.deep_prompts import DeepPrompts
+    from jclip.train.deep_prompt_training import learn, photos_for
 
     source, photos, data = photos_for(cfg, run)
     return learn(cfg, run, source, photos, data, DeepPrompts(source.model, data, cfg.prompts, cfg.seed))
@@ -66,14 +67,14 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the learned texts: normalised features (N, E) of `prompted_source` → scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: ModelSource) -> ModelSource:
     """What a finished run takes its image features from."""
-    from jclip.source import with_vectors
+    from jclip.features.source import with_vectors
 
     return with_vectors(source, learned)
 
@@ -82,6 +83,6 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.deep_prompts import with_names
+    from jclip.train.deep_prompt_training import with_names
 
     return with_names(learned, cfg.prompts, cfg.templates, classnames, source)

@@ -20,13 +20,13 @@ import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
-from jclip.towers import Prompting
+from jclip.model.parameter_groups import Prompting
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.clip import CLIP
-    from jclip.run import Run
+    from jclip.features.source import ModelSource
+    from jclip.model.clip import CLIP
     from jclip.runtime import jt
-    from jclip.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the words nearest to the first vectors."""
-    from jclip.deep_prompts import DeepPrompts, learn, photos_for
+    from jclip.model.deep_prompts import DeepPrompts
+    from jclip.train.deep_prompt_training import learn, photos_for
 
     source, photos, data = photos_for(cfg, run)
     prompts = DeepPrompts(source.model, data, cfg.prompts, cfg.seed)
@@ -79,14 +80,14 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the learned texts: normalised features (N, E) of `prompted_source` → scores (N, C)."""
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: ModelSource) -> ModelSource:
     """What a finished run takes its image features from."""
-    from jclip.source import with_vectors
+    from jclip.features.source import with_vectors
 
     return with_vectors(source, learned)
 
@@ -95,16 +96,16 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.deep_prompts import with_names
+    from jclip.train.deep_prompt_training import with_names
 
     return with_names(learned, cfg.prompts, cfg.templates, classnames, source)
 
 
 def raw_means(source: ModelSource, classnames: Sequence[str], templates: str) -> np.ndarray:
     """t⁰ (C, E): of each class the mean over its prompts' features, brought to length one thereafter alone."""
-    from jclip.adapt import class_means
-    from jclip.heads import prompt_features, unit
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.features.heads import prompt_features, unit
+    from jclip.prompts.templates import class_prompts, load_templates
+    from jclip.train.on_features import class_means
 
     prompts = class_prompts(classnames, load_templates(templates))
     features, labels = prompt_features(source, prompts, source.width)
@@ -113,9 +114,9 @@ def raw_means(source: ModelSource, classnames: Sequence[str], templates: str) ->
 
 def regulariser(cfg: Config, model: CLIP, held: np.ndarray, scale: float) -> Callable:
     """(pixels, f, t, z) → what is added to the cross-entropy; the frozen towers keep nothing for a backward pass."""
-    from jclip.clip import normalise
     from jclip.functional.losses import kl_divergence
     from jclip.functional.similarity import zero_shot_scores
+    from jclip.model.clip import normalise
     from jclip.runtime import jt
 
     frozen = jt.array(held).stop_grad()

@@ -24,10 +24,10 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.adapt import Trained
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.train.on_features import Trained
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Base text features, training of the residual, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     source = source_of(cfg)
     data = few_shot_features(
@@ -77,7 +77,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.heads import ZeroShotHead, unit
+    from jclip.features.heads import ZeroShotHead, unit
 
     text = learned["text"] + np.float32(learned["alpha"][0]) * learned["residual"]
     return ZeroShotHead(unit(text), float(learned["scale"][0]))
@@ -85,17 +85,17 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def logits(features, text, residual, scale: float, alpha: float):
     """Eq. 5 of normalised features: (B, E), (C, E), (C, E) → (B, C)."""
-    from jclip.clip import normalise
     from jclip.functional.similarity import zero_shot_scores
+    from jclip.model.clip import normalise
 
     return zero_shot_scores(features, normalise(text + alpha * residual), scale)
 
 
 def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) -> Trained:
     """Cross-entropy on the logits above plus λ/2 |x|²; from photos, an epoch draws as many views as there are photos."""
-    from jclip import adapt
     from jclip.functional.losses import cross_entropy
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     residual, fixed = jt.zeros(text.shape), jt.array(text).stop_grad()
     several = not cfg.data.features and cfg.augment != "none"
@@ -124,8 +124,8 @@ def base_text(cfg: Config, data: FeatureSet, source: ModelSource | None) -> np.n
 
     Raises `ConfigError` for a model of another width.
     """
-    from jclip.heads import prompt_features
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.features.heads import prompt_features
+    from jclip.prompts.templates import class_prompts, load_templates
 
     if source is None or not data.classnames:
         return data.text

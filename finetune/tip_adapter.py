@@ -18,9 +18,9 @@ from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
-    from jclip import adapt
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train import on_features as adapt
 
     source = source_of(cfg)
     data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
@@ -90,8 +90,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.adapt import in_chunks
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     keys, values, text = (jt.array(learned[k]) for k in ("keys", "values", "text"))
     scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
@@ -113,9 +113,9 @@ def train_keys(
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
     keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
     """
-    from jclip import adapt
-    from jclip.features import training_view
+    from jclip.features.extraction import training_view
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     keys, fixed = jt.array(data.train), [jt.array(values).stop_grad(), jt.array(data.text).stop_grad()]
     size = min(cfg.optim.batch, len(data.train))
@@ -134,7 +134,7 @@ def train_keys(
 
 def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """α and β of the best validation accuracy over the authors' grid; the first, β outer and α inner, among equals."""
-    from jclip.adapt import cache_hits
+    from jclip.train.on_features import cache_hits
 
     alphas, betas = grid(cfg.search_alpha, cfg.search_steps[0]), grid(cfg.search_beta, cfg.search_steps[1])
     cache = {"keys": keys, "values": values[:, None], "text": data.text}

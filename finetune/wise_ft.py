@@ -27,11 +27,11 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
 
     Weights = dict[str, np.ndarray]
 
-    from jclip.adapt import Trained
-    from jclip.checkpoint import Checkpoint
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.source import ModelSource
+    from jclip.train.on_features import Trained
+    from jclip.train.run import Run
+    from jclip.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training, accuracy along α, the head at the chosen α, evaluation of val and test."""
-    from jclip.adapt import best_on_val, need_text, need_val, zero_shot_report
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
+    from jclip.train.on_features import best_on_val, need_text, need_val, zero_shot_report
 
     if cfg.tuned:
         return mix_towers(cfg, run)
@@ -96,9 +96,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.adapt import in_chunks
-    from jclip.prototypes import linear_scores
+    from jclip.functional.prototypes import linear_scores
     from jclip.runtime import jt
+    from jclip.train.on_features import in_chunks
 
     weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
     return in_chunks(lambda f: linear_scores(f, weight, bias))
@@ -106,7 +106,7 @@ def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 
 def for_classes(learned: Weights, cfg: Config, classnames: Sequence[str], source: ModelSource) -> Weights:
     """Mixed towers with the prompts of other class names. Raises `ConfigError` for a tuned head, which is of its own."""
-    from jclip.heads import text_for
+    from jclip.features.heads import text_for
 
     if not cfg.tuned:
         raise ConfigError("wise_ft without `tuned` learned a linear head of its own classes: it knows no others")
@@ -125,10 +125,10 @@ def start(data: FeatureSet) -> Weights:
 
 def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Trained:
     """The head after the last epoch."""
-    from jclip import adapt
     from jclip.functional.losses import cross_entropy
-    from jclip.prototypes import linear_scores
+    from jclip.functional.prototypes import linear_scores
     from jclip.runtime import jt
+    from jclip.train import on_features as adapt
 
     head = {k: jt.array(v) for k, v in before.items()}
     batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed)
@@ -154,11 +154,11 @@ def grid(steps: int) -> list[float]:
 
 def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
     """Zero-shot with towers between `model` and `tuned`: at 0, α and 1, or along the whole way where α is searched."""
-    from jclip.adapt import need_val
     from jclip.data.splits import read_photos
-    from jclip.features import few_shot_features
-    from jclip.heads import ZeroShotHead
-    from jclip.source import ModelSource, source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.heads import ZeroShotHead
+    from jclip.features.source import ModelSource, source_of
+    from jclip.train.on_features import need_val
 
     if not cfg.model or cfg.data.features:
         raise ConfigError("towers are mixed on photos: set model= to the weights before tuning, and data.root")
@@ -188,8 +188,8 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
 
 def save_mixture(file: Path, before: Checkpoint, after: Checkpoint, alpha: float) -> None:
     """Writes what `interpolate` makes of two checkpoints tensor by tensor: no model is ever whole in memory."""
-    from jclip.checkpoint import compare_keys, describe, in_memory
     from jclip.readers import LazyTensor, safetensors
+    from jclip.weights.checkpoint import compare_keys, describe, in_memory
 
     ends = before.tensors, after.tensors
     compare_keys(*({k: t.shape for k, t in end.items()} for end in ends), str(after.path))
@@ -212,7 +212,7 @@ def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray
     Good for heads and for whole checkpoints, running statistics included. Raises `MisfitError` when names or shapes
     differ, and for whole numbers that do: between two of them there is nothing to take.
     """
-    from jclip.checkpoint import compare_keys
+    from jclip.weights.checkpoint import compare_keys
 
     compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
     return {k: _between(k, before[k], after[k], alpha) for k in before}

@@ -4,7 +4,7 @@ Radford et al., 2021, arXiv 2103.00020, section 3.1; prompts scored one by one a
 third Ajou challenge does it.   Trains: nothing, but weights of several models with `search`.   Needs: photos or recorded
 features with labels; validation photos where weights are searched.
 
-    one model:  s x · w_k,   w_k = norm(mean_j norm(h(prompt_kj)))      several:  see `jclip.mixture`
+    one model:  s x · w_k,   w_k = norm(mean_j norm(h(prompt_kj)))      several:  see `jclip.features.several_models`
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from jclip.choices import Mix, PreprocessChoice
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError
-from jclip.member import Member, check_mixture
+from jclip.features.member import Member, check_mixture
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.data.splits import Split
-    from jclip.mixture import Mixture
-    from jclip.recorded import FeatureSet
-    from jclip.run import Run
-    from jclip.source import ModelSource, SideBySide
+    from jclip.features.precomputed import FeatureSet
+    from jclip.features.several_models import Mixture
+    from jclip.features.source import ModelSource, SideBySide
+    from jclip.train.run import Run
 
     Learned = dict[str, np.ndarray]
 
@@ -93,8 +93,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     """Features of photos, or recorded ones, and the text of their classes."""
-    from jclip.run_data import run_features, run_photos
-    from jclip.source import source_of
+    from jclip.features.run_data import run_features, run_photos
+    from jclip.features.source import source_of
 
     data = run_features(cfg, source_of(cfg), run_photos(cfg, MEASURES_ALL), train=False)
     if data.text is None:
@@ -104,9 +104,9 @@ def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
 
 def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     """Features of photos by all models, side by side, and what mixes their scores."""
-    from jclip.features import few_shot_features
-    from jclip.run_data import run_photos
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.run_data import run_photos
+    from jclip.features.source import source_of
 
     source, photos = source_of(cfg), run_photos(cfg, MEASURES_ALL)
     if cfg.search and not len(photos.val):
@@ -120,10 +120,10 @@ def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
 def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
     """The same for photos of several classes each: their mAP, and per_class.csv."""
     from jclip.data.multi_label import read_multi_label
-    from jclip.evaluation import write_csv
-    from jclip.features import extract
+    from jclip.features.extraction import extract
+    from jclip.features.source import SideBySide
     from jclip.functional.metrics import average_precisions
-    from jclip.source import SideBySide
+    from jclip.report.evaluation import write_csv
 
     models, found = members(cfg), read_multi_label(cfg.data)
     together = SideBySide.of(models)
@@ -143,8 +143,8 @@ def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E), of several models side by side: scores (N, C)."""
-    from jclip.heads import ZeroShotHead
-    from jclip.mixture import Mixture
+    from jclip.features.heads import ZeroShotHead
+    from jclip.features.several_models import Mixture
 
     if cfg.models:
         return Mixture.from_arrays(learned, [member.mode for member in cfg.models], cfg.mix)
@@ -153,7 +153,7 @@ def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 
 def for_classes(learned: Learned, cfg: Config, classnames: Sequence[str], source: ModelSource | SideBySide) -> Learned:
     """The same for other class names, with the weights that it has."""
-    from jclip.heads import text_for
+    from jclip.features.heads import text_for
 
     if cfg.models:
         return {**mixture_for(cfg, source, classnames).arrays(), "weights": learned["weights"]}
@@ -164,7 +164,7 @@ def mixture_for(
     cfg: Config, source: SideBySide, classnames: Sequence[str], splits: Mapping[str, Split] | None = None
 ) -> Mixture:
     """All models' heads for these classes; features of the photos in `splits` are computed on the way."""
-    from jclip.mixture import build_mixture
+    from jclip.features.several_models import build_mixture
 
     drop = {"drop_below": cfg.drop_below, "drop_below_uniform": cfg.drop_below_uniform}
     given = {"mix": cfg.mix, "on_error": cfg.data.on_error, **drop}
@@ -194,7 +194,7 @@ def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarra
 
 def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: int) -> None:
     """benchmark.json, in the fields of CLIP_benchmark."""
-    from jclip.evaluation import benchmark_of, write_json
+    from jclip.report.evaluation import benchmark_of, write_json
 
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train

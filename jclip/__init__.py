@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 
 _HOMES = {
-    "load": "clip",
-    "available_models": "clip",
-    "CLIP": "clip",
-    "tokenize": "tokenizer",
-    "Tokenizer": "tokenizer",
-    "Preprocess": "preprocess",
-    "ModelSource": "source",
-    "CLIPConfig": "variants",
-    "VARIANTS": "variants",
+    "load": "features.loading",
+    "available_models": "features.loading",
+    "CLIP": "model.clip",
+    "tokenize": "prompts.tokenizer",
+    "Tokenizer": "prompts.tokenizer",
+    "Preprocess": "data.preprocess",
+    "ModelSource": "features.source",
+    "CLIPConfig": "weights.variants",
+    "VARIANTS": "weights.variants",
     "JclipError": "errors",
 }
 __all__ = list(_HOMES)

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from jclip.errors import ConfigError
 
-Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]  # see `jclip.preprocess.Preprocess`
+Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]  # see `jclip.data.preprocess.Preprocess`
 Interpolation = Literal["bicubic", "bilinear"]
-TestViews = Literal["none", "flip", "five-crops", "ten-crops"]  # see `jclip.views.TEST_VIEWS`
+TestViews = Literal["none", "flip", "five-crops", "ten-crops"]  # see `jclip.data.augment.TEST_VIEWS`
 Mode = Literal["embed", "embed-raw", "max", "prob-prompts", "prob-templates"]  # see `jclip.functional.prompt_scores`
 Mix = Literal[
     "prob", "logit", "geo"
@@ -21,7 +21,7 @@ LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
 
 @dataclass(frozen=True)
 class PreprocessChoice:
-    """What a user sets otherwise than a model's weights say, of `jclip.preprocess.Preprocess`; None: as they say.
+    """What a user sets otherwise than a model's weights say, of `jclip.data.preprocess.Preprocess`; None: as they say.
 
     size: of both sides; the model's table of positions is resampled to it, see `ModelSource`. sharpness: 0 blurs, 1
     leaves a photo as it is, above 1 sharpens. Mean and standard deviation are always those of the weights.

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 from jclip.errors import UnknownName, fail, guarded, say
 
+RECIPES = "finetune"
 COMMANDS = {  # name → module:function, one line of help
-    "check-data": ("jclip.check_data:main", "show what a run would read of a folder of photos, before it is run"),
-    "zero-shot": ("jclip.zero_shot:main", "sort photos into classes that you name"),
-    "train": ("finetune.__main__:train", "run a recipe from a YAML"),
-    "sweep": ("finetune._sweep:sweep", "run configs at several settings: shots, seeds, rates"),
-    "eval": ("finetune.__main__:evaluate", "measure a finished run"),
-    "predict": ("finetune.__main__:predict", "label photos with a finished run"),
-    "unsort": ("jclip.sorting:main", "take back what predict --sort-into made"),
-    "compare": ("finetune.__main__:compare", "one table of several finished runs"),
-    "challenge": ("finetune._challenge:challenge", "the few-shot challenge of Jittor, from photos to its results file"),
-    "hold-out": ("jclip.hold_out:main", "draw the challenge's photos to learn from and to choose by"),
-    "recipes": ("finetune.__main__:recipes", "list the recipes and their configs"),
+    "check-data": (
+        "jclip.commands.check_data:main",
+        "show what a run would read of a folder of photos, before it is run",
+    ),
+    "zero-shot": ("jclip.commands.zero_shot_photos:main", "sort photos into classes that you name"),
+    "train": ("jclip.commands.train:train", "run a recipe from a YAML"),
+    "sweep": ("jclip.commands.sweep:sweep", "run configs at several settings: shots, seeds, rates"),
+    "eval": ("jclip.commands.eval:evaluate", "measure a finished run"),
+    "predict": ("jclip.commands.predict:predict", "label photos with a finished run"),
+    "unsort": ("jclip.commands.unsort:main", "take back what predict --sort-into made"),
+    "compare": ("jclip.commands.compare:compare", "one table of several finished runs"),
+    "challenge": (
+        "jclip.commands.challenge:challenge",
+        "the few-shot challenge of Jittor, from photos to its results file",
+    ),
+    "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's photos to learn from and to choose by"),
+    "recipes": ("jclip.commands.recipes:recipes", "list the recipes and their configs"),
     "convert": ("convert.cli:main", "take weights in, from any layout that is known"),
     "inspect": ("convert.cli:inspect", "tell what a weight file is"),
-    "models": ("jclip.models_command:main", "list the models, or write one with seeded random weights"),
-    "warmup": ("jclip.warmup:main", "compile a model's operators ahead"),
-    "doctor": ("jclip.doctor:main", "tell what this machine offers, what is missing, and how to mend it"),
+    "models": ("jclip.commands.models:main", "list the models, or write one with seeded random weights"),
+    "warmup": ("jclip.commands.warmup:main", "compile a model's operators ahead"),
+    "doctor": ("jclip.commands.doctor:main", "tell what this machine offers, what is missing, and how to mend it"),
 }
 
 
@@ -35,7 +42,14 @@ def main(argv: list[str] | None = None) -> int:
         return fail("jclip", "native Windows is not supported: run it inside WSL2 (README, 'Windows')", 2)
     if not argv or argv[0].startswith("-"):
         return guarded(lambda: _without_command(argv), "jclip")
-    return guarded(lambda: _command(argv[0])(argv[1:]), f"jclip {argv[0]}")
+    return run(argv, "jclip", COMMANDS)
+
+
+def run(argv: list[str], program: str, known: Collection[str]) -> int:
+    """Runs command `argv[0]`, one of `known`, and returns its exit code; errors name `program`."""
+    if argv[0] not in known:
+        return guarded(lambda: _unknown(argv[0], known), program)
+    return guarded(lambda: _command(argv[0])(argv[1:]), f"{program} {argv[0]}")
 
 
 def _without_command(argv: list[str]) -> int:
@@ -57,9 +71,12 @@ def usage() -> str:
     return "\n".join(["usage: jclip COMMAND …", "", *lines, "", "`jclip COMMAND --help` tells more."])
 
 
+def _unknown(name: str, known: Iterable[str]) -> int:
+    raise UnknownName("command", name, known)
+
+
 def _command(name: str) -> Callable[[list[str]], int | None]:
-    if name not in COMMANDS:
-        raise UnknownName("command", name, COMMANDS)
+    importlib.import_module(RECIPES)  # offers its recipes to the commands
     module, _, function = COMMANDS[name][0].partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -21,7 +21,7 @@ import yaml
 
 from jclip.errors import ConfigError, did_you_mean, printable, quoted
 from jclip.paths import ASSETS, is_file
-from jclip.strict_yaml import parse_yaml, read_yaml, unusable
+from jclip.readers.strict_yaml import parse_yaml, read_yaml, unusable
 
 Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
@@ -33,7 +33,7 @@ class DataConfig:
 
     One of four sources: `features` (an .npz of recorded features), `split_file` (CoOp's split_zhou_*.json), `train`
     (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly; the
-    Jittor challenge's folder, see `jclip.data.challenge`; `shapes:STYLE` for rendered photos of the embedded world).
+    Jittor challenge's folder, see `jclip.data.challenge_folder`; `shapes:STYLE` for rendered photos of the embedded world).
     """
 
     root: str = ""  # the folder that photos and lists are relative to
@@ -370,6 +370,12 @@ def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tup
 def to_values(config: Any) -> dict[str, Any]:
     """The resolved configuration as plain values, which `build` reads back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """JSON text that is UTF-8, whatever names of files it holds: bytes that are none are escaped, and read back equal."""
+    text = json.dumps(values, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -34,8 +34,9 @@ from types import ModuleType
 
 import numpy as np
 
-from jclip import cuda, toolchain
 from jclip.errors import SetupError
+from jclip.machine import gpu as cuda
+from jclip.machine import toolchain
 from jclip.paths import cache_dir, expanded, plain_path, replacing
 
 toolchain.refuse_unsupported()  # before the names below, which Windows lacks

@@ -15,6 +15,9 @@ PYTHON=$VENV/bin/python
 suits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
 
 find_python() {
+    if [ -n "${JCLIP_PYTHON:-}" ] && ! suits "$JCLIP_PYTHON"; then
+        fail "JCLIP_PYTHON must be a Python 3.10 to 3.12, got $JCLIP_PYTHON"
+    fi
     for candidate in "${JCLIP_PYTHON:-}" python3 python3.12 python3.11 python3.10; do
         if [ -n "$candidate" ] && suits "$candidate"; then
             printf '%s' "$candidate"
@@ -30,6 +33,8 @@ if ! suits "$PYTHON"; then
     VENV=$PROJECT/.venv PYTHON=$PROJECT/.venv/bin/python
     rm -rf "$VENV"
     "$base" -m venv "$VENV" || fail "can't make a virtual environment: sudo apt install python3-venv"
+elif [ -n "${JCLIP_PYTHON:-}" ] && [ "$("$JCLIP_PYTHON" --version 2>&1)" != "$("$PYTHON" --version)" ]; then
+    say "using .venv with $("$PYTHON" --version): JCLIP_PYTHON counts when .venv is made, remove .venv for it"
 fi
 
 setup=$(cksum setup.py)

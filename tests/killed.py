@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DYING = """
 import fnmatch, os, pathlib, runpy, signal, sys
-import jclip.loop
-jclip.loop.SAVE_SECONDS = 0.0  # every epoch is saved, whatever it took
+import jclip.train.loop
+jclip.train.loop.SAVE_SECONDS = 0.0  # every epoch is saved, whatever it took
 left, replace = [{times}], pathlib.Path.replace
 def replace_and_die(self, target):
     replace(self, target)

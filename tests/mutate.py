@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ SWAPS = {
 }  # fmt: skip
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "argmin", "argmin": "argmax",
          "floor": "ceil", "ceil": "floor"}  # fmt: skip
-SECONDS = 600  # a mutant that loops for ever is killed, too
+SECONDS = 600  # then a mutant loops for ever, or the machine is busy: it counts neither way
+TIMED_OUT = "TIMED OUT"
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def failure(project: Path, tests: list[str]) -> str:
     try:
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        return f"more than {SECONDS} seconds"
+        return TIMED_OUT
     if done.returncode == 0:
         return ""
     if found := re.search(r"^(?:FAILED|ERROR) (tests/[^\s\[]+)", done.stdout, re.MULTILINE):
@@ -199,17 +201,18 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
     p.add_argument("--all", action="store_true", help="run the whole suite against each, not what imports the module")
     args = p.parse_args(argv)
-    drawn, left = drawn_from(modules_below(list(args.paths)), args.count, args.seed), []
+    drawn, counts = drawn_from(modules_below(list(args.paths)), args.count, args.seed), Counter()
     if not drawn:
         raise SystemExit(f"{' '.join(args.paths)}: nothing to mutate")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         project = copied(Path(folder))
         for mutation in drawn:
             found = killer(project, mutation, ["tests"] if args.all else tests_of(mutation.module))
-            left += [] if found else [mutation]
-            print(f"{f'killed by {found}' if found else 'SURVIVED'}  {mutation}", flush=True)
-    killed = len(drawn) - len(left)
-    print(f"killed {killed} of {len(drawn)} (seed {args.seed}): {killed / len(drawn):.0%}")
+            counts[TIMED_OUT if found == TIMED_OUT else "killed" if found else "survived"] += 1
+            told = found if found == TIMED_OUT else f"killed by {found}" if found else "SURVIVED"
+            print(f"{told}  {mutation}", flush=True)
+    ended = counts["killed"] + counts["survived"]
+    print(f"killed {counts['killed']} of {ended} (seed {args.seed}), {counts[TIMED_OUT]} timed out")
     return 0
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.checkpoint import random_arrays, save_checkpoint
-from jclip.preprocess import Preprocess
-from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.data.preprocess import Preprocess
+from jclip.weights.checkpoint import random_arrays, save_checkpoint
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
 TEXT = TextConfig(width=20, heads=4, layers=3, mlp_width=33, context_length=11, vocab_size=97)
 TOY_VIT = CLIPConfig(14, ViTConfig((20, 20), patch_size=5, width=24, layers=2, heads=3, mlp_width=42), TEXT)
@@ -30,7 +30,7 @@ TOYS = {"vit": TOY_VIT, "vit_gelu": TOY_VIT_GELU, "resnet": TOY_RESNET}
 
 
 def shapes_of(config: CLIPConfig) -> dict[str, tuple]:
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
 
     return {k: tuple(v.shape) for k, v in CLIP(config).state_dict().items()}
 

@@ -58,7 +58,7 @@ def steps_from_equal_weights(
     gradients: Callable[[int], tuple],
     reference: torch.optim.Optimizer,
     p: Mapping[str, torch.Tensor],
-    loss_of: Callable[[int], torch.Tensor],
+    loss_of: Callable[[Mapping[str, torch.Tensor], int], torch.Tensor],
     after: Callable[[], None],
     close,
     label: str,
@@ -67,7 +67,7 @@ def steps_from_equal_weights(
     after both optimisers took the step along the same gradients.
 
     ours: the optimiser. gradients: step → our loss and gradients, in the order of `ours.params`. reference: torch's
-    optimiser of `p`. loss_of: step → torch's loss at `p`. after: what follows a step of ours and of torch's.
+    optimiser of `p`. loss_of: parameters, step → torch's loss. after: what follows a step of ours and of torch's.
     """
     for number in range(steps):
         with torch.no_grad():
@@ -76,18 +76,34 @@ def steps_from_equal_weights(
         loss, given = gradients(number)
         given = {k: torch.tensor(g.numpy().reshape(p[k].shape)) for k, g in zip(ours.params, given, strict=True)}
         reference.zero_grad()
-        wanted = loss_of(number)
+        wanted = loss_of(p, number)
         wanted.backward()
+        drift = _drift_of_gradients(p, number, loss_of)
         close(loss.numpy().ravel(), [wanted.item()], "trajectory_loss", f"{label}: losses at equal weights")
         for k, g in given.items():
             pair = (without_key_bias(k, a.numpy()) for a in (g, p[k].grad))
-            close(*pair, "step_gradient_relative", f"{label}: gradients at equal weights, relative", relative=True)
+            told = f"{label}: gradients at equal weights, relative"
+            close(*pair, "gradient_relative", told, relative=True, drift=drift[k])
             p[k].grad.copy_(g)
         ours.apply(given_to_jittor(ours, given))
         reference.step()
         after()
         for k, v in ours.params.items():
             close(v.numpy().reshape(p[k].shape), p[k].detach(), "optimiser", f"{label}: one step along equal gradients")
+
+
+def _drift_of_gradients(p, number: int, loss_of) -> dict[str, float]:
+    """How far float32 alone carries torch's gradients at `p`, relative to the largest entry of each as `close` counts."""
+    single = {k: v.detach().float().requires_grad_(v.requires_grad) for k, v in p.items()}
+    with _Single():
+        loss_of(single, number).backward()
+    found = {}
+    for k, v in p.items():
+        if v.grad is not None:
+            exact, rounded = (without_key_bias(k, a.grad.numpy()) for a in (v, single[k]))
+            largest = max(float(np.abs(exact).max(initial=0.0)), 1e-4)
+            found[k] = float(np.abs(exact - rounded).max(initial=0.0)) / largest
+    return found
 
 
 def given_to_jittor(ours, given: Mapping[str, torch.Tensor]) -> list:

@@ -1,0 +1,48 @@
+"""Photos, lists, captions and few-shot draws, and how photos are seen. Imports no Jittor."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "augment": ("Views", "pipeline_of"),
+        "captions": ("Pairs", "read_pairs"),
+        "challenge_folder": ("from_folder",),
+        "checks": (
+            "check_apart",
+            "check_several",
+            "check_taught",
+            "check_without_gap",
+            "copied",
+            "preview",
+            "repeated",
+            "tell_few",
+            "tell_leaks",
+        ),
+        "class_names": ("read_class_names", "read_classes"),
+        "examine": ("Seen", "examined"),
+        "folders": ("nearest_beside", "spoken_name"),
+        "loader": ("OnError", "batches", "tell_once"),
+        "multi_label": ("read_multi_label",),
+        "photo_file": ("open_photo",),
+        "photo_hashes": ("is_hash",),
+        "preprocess": ("Preprocess", "with_choice"),
+        "splits": (
+            "PhotoData",
+            "Split",
+            "drawn_photos",
+            "find_photos",
+            "half",
+            "kept",
+            "natural_key",
+            "noted",
+            "read_all_photos",
+            "read_list",
+            "read_photos",
+            "renamed",
+            "subset_of",
+        ),
+    },
+)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jclip.config import WORLD, CaptionConfig
 from jclip.data import shapes
+from jclip.data.augment import Views
 from jclip.data.checks import preview
 from jclip.data.loader import OnError, tell_once
 from jclip.data.loader import batches as photo_batches
@@ -20,7 +21,6 @@ from jclip.data.photo_lists import on_disk
 from jclip.errors import DataError, notice, printable
 from jclip.paths import is_file
 from jclip.readers.text import parse_json, read_lines, read_table
-from jclip.views import Views
 
 VALIDATION_SEED = 10**6
 

@@ -16,8 +16,8 @@ import yaml
 
 from jclip.data.checks import preview
 from jclip.errors import DataError, notice, printable
+from jclip.prompts.spelling import name_key
 from jclip.readers.text import MOST_OF_NAMES, read_json, read_lines, read_records, read_text
-from jclip.spelling import name_key
 
 LONGEST = 2000
 _MOST_OF_YAML = 1 << 22

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.class_sets import class_set, class_sets
 from jclip.data.class_lists import Entry, read_entries, read_numbered
 from jclip.errors import DataError, notice
 from jclip.paths import exists, is_file
-from jclip.spelling import alike, difference, name_key, nearest
+from jclip.prompts.class_sets import class_set, class_sets
+from jclip.prompts.spelling import alike, difference, name_key, nearest
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ClassNames:
     def places(self, own: Sequence[str], count: int | None = None) -> np.ndarray:
         """For the classes `own` of some data, their labels (C,) among these names; `count` classes, where it has no names.
 
-        By name where any is found, see `jclip.spelling.name_key`; where none is, of equally many in order, as ImageNet's
-        folders n01440764, … are in the order of its names, which is reported. Raises `DataError`.
+        By name where any is found, see `jclip.prompts.spelling.name_key`; where none is, of equally many in order, as
+        ImageNet's folders n01440764, … are in the order of its names, which is reported. Raises `DataError`.
         """
         found = {name_key(name): label for name, label in reversed(self.synonyms.items())}
         found |= {name_key(name): label for label, name in reversed([*enumerate(self.names)])}

@@ -17,7 +17,7 @@ from pathlib import Path
 from jclip.data.checks import check_several
 from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.errors import DataError, did_you_mean
-from jclip.spelling import alike, difference, name_key
+from jclip.prompts.spelling import alike, difference, name_key
 
 PARTS = {
     "train": "train", "training": "train", "训练": "train", "训练集": "train",

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from jclip.data.augment import Views, seen
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, notice
-from jclip.views import Views
 
 OnError = Literal["stop", "skip"]
 _AHEAD = 2  # batches that may wait decoded
@@ -65,15 +65,6 @@ def batches(
                 kept = []
         if kept:
             yield _stack(kept)
-
-
-def seen(path: str, views: Views, row: int) -> np.ndarray:
-    """(V, 3, H, W) of the photo at `path`. Raises `DataError` with the path for one that can't be seen so."""
-    image = open_photo(path, views.draft, views.preprocess.upright)
-    try:
-        return views(image, row)
-    except (DataError, MemoryError, ValueError, OSError) as e:
-        raise DataError(f"{path} can't be resized: {e or type(e).__name__}") from e
 
 
 def workers() -> int:

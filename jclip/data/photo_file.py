@@ -31,7 +31,7 @@ from jclip.paths import open_regular
 # Endings of files that count as photos, in lower case; the format is decided by the bytes, not by the ending.
 PHOTO_ENDINGS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".tga",
-    ".jp2", ".j2k", ".avif", ".heic", ".heif",
+    ".jp2", ".j2k", ".avif", ".mpo", ".heic", ".heif",
 })  # fmt: skip
 _PLUGINS = (
     JpegImagePlugin,

@@ -8,12 +8,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.errors import DataError, notice
 from jclip.paths import is_file
 from jclip.readers.text import read_lines
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".tga", ".jp2",
-            ".avif", ".mpo", ".heic")  # fmt: skip
 MOST_LABEL = 2**31 - 1
 _IN_FRONT = re.compile(r"([0-9]+)[ ,;]+(\S.*)")
 
@@ -71,7 +70,7 @@ def _is_label(text: str) -> bool:
 
 def is_photo(name: str) -> bool:
     """Whether a name ends as names of photos do."""
-    return name.rstrip().lower().endswith(SUFFIXES)
+    return os.path.splitext(name.rstrip().lower())[1] in PHOTO_ENDINGS  # noqa: PTH122 - a name of any length
 
 
 def _only(photo: str, whole: str, folders: Sequence[Path]) -> bool:

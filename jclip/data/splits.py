@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from jclip.config import WORLD, DataConfig, Subset
-from jclip.data.challenge import base_of, class_finder, from_folder, strip_prefix
+from jclip.data.challenge_folder import base_of, class_finder, from_folder, strip_prefix
 from jclip.data.checks import check_agreement, check_several, preview
 from jclip.data.class_names import read_classes
 from jclip.data.folders import (
@@ -28,8 +28,8 @@ from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.data.photo_lists import MOST_LABEL, on_disk, photos_with_label
 from jclip.errors import DataError, did_you_mean, notice
 from jclip.paths import is_file
+from jclip.prompts.spelling import name_key
 from jclip.readers.text import read_json, read_lines, read_table
-from jclip.spelling import name_key
 
 __all__ = ["PhotoData", "Split", "find_photos", "natural_key", "read_photos"]  # and what is public below
 PARTS = ("train", "val", "test")
@@ -214,8 +214,6 @@ def _folder_names(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     if all(len(row) == 1 or row[1].isdecimal() for row in rows):
         raise DataError(f"{path}: beside data.root alone, data.classes holds `folder name` lines")
     exact = {row[0]: row[-1] for row in rows}
-    if len(exact) < len(rows):
-        raise DataError(f"{path}: each folder must stand once, got {len(rows)} lines for {len(exact)} folders")
     names = {name_key(folder): name for folder, name in exact.items()} | exact
     absent = [folder for folder in folders if folder not in names and name_key(folder) not in names]
     if absent:

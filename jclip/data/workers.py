@@ -18,10 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.data.loader import seen
+from jclip.data.augment import Views, seen
 from jclip.data.photo_file import ORIENTATIONS
 from jclip.errors import DataError, SetupError
-from jclip.views import Views
 
 _MOST_SLOTS = 128  # photos that may wait prepared; their messages fit a pipe
 _MOST_BYTES = 2**28

@@ -1,0 +1,29 @@
+"""Pure functions: losses, metrics, scores and their fusion, positions, initial values."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed"),
+        "initial_values": ("linear_start",),
+        "lbfgs": ("Minimum", "minimise"),
+        "losses": ("contrastive_loss", "cross_entropy", "kl_divergence", "positive_targets"),
+        "metrics": (
+            "average_precisions",
+            "classification_report",
+            "confusion_matrix",
+            "harmonic_mean",
+            "ranking",
+            "retrieval_report",
+            "softmax",
+            "top_k",
+        ),
+        "positions": ("resample_linearly", "resample_positions"),
+        "prompt_scores": ("class_scores", "deciding_prompts", "prompt_probabilities", "shares"),
+        "prototypes": ("cosine_scores", "linear_scores", "own_class_means"),
+        "similarity": ("cache_scores", "zero_shot_scores"),
+    },
+)

@@ -125,3 +125,6 @@ def classification_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, f
 def _refuse_empty(scores: np.ndarray, labels: np.ndarray) -> None:
     if len(labels) == 0 or scores.shape[0] != len(labels):
         raise ValueError(f"{scores.shape[0]} rows of scores and {len(labels)} labels give no accuracy")
+
+
+SELECTED_ON_TEST = "selected_on_test"  # a metric that marks figures of settings chosen on test data

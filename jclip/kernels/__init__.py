@@ -10,11 +10,11 @@ import contextlib
 import os
 
 from jclip.config import Dtype
-from jclip.cuda import find_gpus
 from jclip.errors import ConfigError
 from jclip.kernels import cpu, cuda, maps, plain
+from jclip.machine.gpu import find_gpus
+from jclip.machine.toolchain import ONEDNN_INSTALL, cpu_flags
 from jclip.runtime import jt
-from jclip.toolchain import ONEDNN_INSTALL, cpu_flags
 
 BF16_CAPABILITY = 8.0  # Ampere
 

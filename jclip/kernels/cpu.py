@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from jclip import toolchain
 from jclip.kernels.function import Function
+from jclip.machine import toolchain
 from jclip.paths import plain_path
 from jclip.runtime import jt
 

@@ -6,7 +6,7 @@ import os
 
 from jclip.errors import CheckpointError
 from jclip.readers import jittor_pickle, safetensors, torch_zip, zip_archive
-from jclip.readers.source import HeldFile, shown
+from jclip.readers.held_file import HeldFile, shown
 from jclip.readers.tensors import LazyTensor, WeightFile
 
 __all__ = ["LazyTensor", "WeightFile", "read_weights"]

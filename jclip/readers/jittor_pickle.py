@@ -15,9 +15,9 @@ import numpy as np
 
 from jclip.errors import CheckpointError
 from jclip.paths import replacing
+from jclip.readers.held_file import CHUNK, HeldFile, InMemory, Part, Source
 from jclip.readers.pickle_machine import Budget, Stream, run_pickle
 from jclip.readers.recorders import Storage, Weights, weight_file
-from jclip.readers.source import CHUNK, HeldFile, InMemory, Part, Source
 from jclip.readers.tensors import WeightFile, itemsize
 
 _TRAILER = b"HCAJSLHD"

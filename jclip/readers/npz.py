@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from jclip.errors import CheckpointError
-from jclip.readers.source import HeldFile, Source, shown
+from jclip.readers.held_file import HeldFile, Source, shown
 from jclip.readers.tensors import LazyTensor, decode, sizes
 from jclip.readers.zip_archive import MAGIC, Archive
 

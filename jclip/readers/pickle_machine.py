@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from jclip.errors import CheckpointError
-from jclip.readers.source import Part, Source, shown
+from jclip.readers.held_file import Part, Source, shown
 
 MOST_OPCODES = 1 << 19  # a checkpoint with its optimiser's state takes 100,000
 _MOST_DIGITS = 1000  # of a whole number in text

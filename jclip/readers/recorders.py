@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jclip.errors import CheckpointError
+from jclip.readers.held_file import InMemory, Source, shown
 from jclip.readers.pickle_machine import Inert, Name, Table
-from jclip.readers.source import InMemory, Source, shown
 from jclip.readers.tensors import (
     MOST_NAME,
     LazyTensor,

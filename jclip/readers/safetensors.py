@@ -18,7 +18,7 @@ import numpy as np
 
 from jclip.errors import CheckpointError
 from jclip.paths import replacing
-from jclip.readers.source import CHUNK, HeldFile, Part, shown
+from jclip.readers.held_file import CHUNK, HeldFile, Part, shown
 from jclip.readers.tensors import LazyTensor, WeightFile, check_name, decode, encode, itemsize, sizes
 
 DTYPES = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jclip.errors import CheckpointError
+from jclip.readers.held_file import HeldFile, shown
 from jclip.readers.pickle_machine import Stream, run_pickle
 from jclip.readers.recorders import Storage, Weights, weight_file
-from jclip.readers.source import HeldFile, shown
 from jclip.readers.tensors import WeightFile, itemsize
 from jclip.readers.zip_archive import Archive
 

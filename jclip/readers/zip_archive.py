@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 
 from jclip.errors import CheckpointError
-from jclip.readers.source import CHUNK, HeldFile, shown
+from jclip.readers.held_file import CHUNK, HeldFile, shown
 
 MAGIC = b"PK\x03\x04"
 _MOST_DIRECTORY = 8 << 20  # bytes; one entry takes about a hundred

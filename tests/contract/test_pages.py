@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from finetune.__main__ import build_config
-from finetune._configs import find_config
 from jclip.cli import COMMANDS, main
 from jclip.errors import UnknownName
+from jclip.train.configs import find_config
 from tests.pages import ROOT, anchors, bare, blocks, commands, headings, table_rows
 
 READMES = ("README.md", "README.zh-CN.md")

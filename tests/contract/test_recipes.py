@@ -13,7 +13,7 @@ import finetune
 from finetune.__main__ import build_config, read_config, resolved
 from jclip.config import WORLD, load_values
 from jclip.errors import ConfigError, UnknownName
-from jclip.run import Run
+from jclip.train.run import Run
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 YAMLS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.name != "challenge.yaml")  # which is no recipe's, but several

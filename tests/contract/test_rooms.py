@@ -1,10 +1,11 @@
-"""Who may import whom, read from the source: it holds for files that are not written yet."""
+"""Who may import whom, as rules over rooms, read from the source: they hold for files that are not written yet."""
 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
+import re
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,148 +13,128 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / room).rglob("*.py"))
 
-# Importing these must not import Jittor: help, configs, tokenizer, metrics and results answer at once.
-WITHOUT_JITTOR = [
-    "convert.cli", "convert.source", "finetune", "finetune.__main__", "finetune._finished", "finetune._sweep",
-    "finetune._challenge", "finetune._fusion", "finetune._submission",
-    "jclip", "jclip.architecture", "jclip.cached", "jclip.catalogue",
-    "jclip.checkpoint", "jclip.choices", "jclip.class_sets", "jclip.cli", "jclip.config", "jclip.cuda",
-    "jclip.data.captions", "jclip.data.class_names", "jclip.data.loader", "jclip.data.photo_file",
-    "jclip.data.photo_hashes", "jclip.data.shapes",
-    "jclip.data.splits", "jclip.data.world",
-    "jclip.doctor", "jclip.download", "jclip.errors", "jclip.evaluation", "jclip.families", "jclip.features",
-    "jclip.functional.metrics", "jclip.functional.positions", "jclip.functional.prompt_scores", "jclip.grammar",
-    "jclip.heads", "jclip.hold_out", "jclip.member", "jclip.mixing", "jclip.mixture", "jclip.models_command",
-    "jclip.paths", "jclip.preprocess", "jclip.prompts", "jclip.readers", "jclip.recorded", "jclip.results", "jclip.run",
-    "jclip.schema", "jclip.sheet", "jclip.sheet_html", "jclip.source", "jclip.tiles", "jclip.tokenizer", "jclip.toolchain",
-    "jclip.towers", "jclip.variants", "jclip.views",
-    "jclip.warmup", "jclip.zero_shot",
+# From left to right: a room imports from rooms to its left, and from itself without a circle.
+ROOMS = [
+    "errors", "postponed", "choices", "paths", "readers", "config", "machine", "runtime", "kernels", "functional",
+    "prompts", "data", "weights", "model", "features", "train", "report", "commands", "cli",
 ]  # fmt: skip
-
-# From the bottom up; a module imports only from rows below its own, or beside it where said.
-FLOORS = [
-    {"jclip.errors"},
-    {"jclip.arguments", "jclip.choices", "jclip.paths", "jclip.grammar", "jclip.postponed"},
-    {"jclip.schema"},
-    {"jclip.variants"},
-    {"jclip.report", "jclip.spreadsheet", "jclip.strict_yaml", "jclip.data.photo_file"},
-    {
-        "jclip.config",
-        "jclip.preprocess",
-        "jclip.tokenizer",
-        "jclip.cuda",
-        "jclip.toolchain",
-        "jclip.readers",
-        "jclip.catalogue",
-    },
-    {"jclip.cached", "jclip.families", "jclip.views"},
-    {"jclip.architecture"},
-    {
-        "jclip.runtime",
-        "jclip.functional",
-        "jclip.checkpoint",
-        "jclip.data",
-        "jclip.prompts",
-        "jclip.class_sets",
-        "jclip.run",
-        "jclip.towers",
-    },
-    {
-        "jclip.recorded",
-        "jclip.kernels",
-        "jclip.mixing",
-        "jclip.download",
-        "jclip.results",
-        "jclip.evaluation",
-        "jclip.optim",
-    },
-    {"jclip.layers", "jclip.tiles", "jclip.functional.losses", "jclip.parts"},
-    {
-        "jclip.vit",
-        "jclip.resnet",
-        "jclip.eva",
-        "jclip.text",
-        "jclip.sheet_html",
-        "jclip.source",
-        "jclip.models_command",
-        "jclip.doctor",
-        "jclip.trials",
-        "jclip.loop",
-    },
-    {"jclip.clip", "jclip.heads", "jclip.last_block", "jclip.member", "jclip.sheet", "jclip.sorting"},
-    {"jclip.streaming"},
-    {"jclip.features"},
-    {"jclip.adapt", "jclip.mixture", "jclip.prototypes"},
-    {"jclip.context", "jclip.lora", "jclip.tuning"},
-    {"jclip.deep_prompts"},
-    {"jclip.zero_shot", "jclip.warmup", "jclip.hold_out", "finetune", "convert"},
-    {"jclip.cli"},
-]
-
-
-def imports(path: Path, top_level: bool = False) -> list[tuple[int, str]]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level else ast.walk(tree)
-    found = []
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
-    return found
+LIBRARIES_USERS = ("finetune", "convert")  # right of all rooms, and nobody's left
+# Help, configs, lists, weights and results answer without Jittor, whose import compiles for minutes at first.
+WITHOUT_JITTOR = ("errors", "paths", "config", "machine", "readers", "prompts", "data", "weights", "report", "commands")
 
 
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def floor(module: str) -> int | None:
-    fitting = [
-        (len(room), number)
-        for number, rooms in enumerate(FLOORS)
-        for room in rooms
-        if module == room or module.startswith(f"{room}.")
-    ]
-    return max(fitting)[1] if fitting else None  # of the longest name
+def room_of(module: str) -> str:
+    """Its room in jclip, else the package; "jclip" for the library's public face."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "jclip" and len(parts) > 1 else parts[0]
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path, top_level: bool = False) -> list[tuple[int, str]]:
+    """(line, full name) of what a file imports: anywhere, or when it is imported itself; by string as well."""
+    found = []
+    for node in tree_of(path).body if top_level else ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = re.fullmatch(r"(?:jclip|finetune|convert)(?:\.\w+)+", node.value)
+            found += [(node.lineno, node.value)] if named else []
+    return found
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def own_imports(path: Path, top_level: bool = False) -> list[str]:
+    """Modules of ours that a file imports, itself not among them."""
+    names = (name for _, name in imports(path, top_level))
+    found = {name if name in MODULES else name.rpartition(".")[0] for name in names}
+    return sorted(name for name in found if name in MODULES and name != module_of(path))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports(path):
+def test_a_room_imports_from_its_left(path):
     own = module_of(path)
+    room = room_of(own)
     for line, name in imports(path):
         place, head = f"{path.relative_to(ROOT)}:{line} imports {name}", name.split(".")[0]
-        assert head != "jittor" or own == "jclip.runtime", f"{place}: only jclip/runtime.py does"
-        assert head not in ("torch", "torchvision") or own.split(".")[0] == "convert", f"{place}: only convert/ may"
-        assert head != "convert" or own.split(".")[0] == "convert", f"{place}: nobody imports the customs office"
-        assert head != "finetune" or own.split(".")[0] == "finetune", f"{place}: the library knows no recipe"
-        recipes = [n for n in (own, name) if n.startswith("finetune.") and not n.startswith("finetune._")]
-        if len(recipes) == 2:
-            raise AssertionError(f"{place}: a recipe never imports a recipe")
-        if own.startswith("jclip.data") and name.startswith(
-            ("jclip.clip", "jclip.vit", "jclip.resnet", "jclip.source")
-        ):
-            raise AssertionError(f"{place}: data never imports a model")
-    for line, name in imports(path, top_level=True):
-        here, there = floor(own), floor(name)
-        if name.startswith("jclip.") and own != "jclip":
-            assert here is not None, f"{own} has no floor in tests/contract/test_rooms.py"
-            same_room = FLOORS[here] & {r for r in FLOORS[here] if name.startswith(r)} and here == there
-            assert there is not None and (there < here or same_room), (
-                f"{path.relative_to(ROOT)}:{line} imports {name}: not below"
-            )
+        assert head != "jittor" or own == "jclip.runtime", f"{place}: only jclip/runtime.py may"
+        assert head not in ("torch", "torchvision") or room == "convert", f"{place}: only convert/ may"
+        assert head not in LIBRARIES_USERS or head == room or own == "jclip.cli", f"{place}: the library knows none"
+        if head == "jclip" and room in ROOMS and name.count(".") and room_of(name) != room:
+            there = room_of(name)
+            assert there in ROOMS, f"{place}: {there} is no room of tests/contract/test_rooms.py"
+            assert own == "jclip.cli" or ROOMS.index(there) < ROOMS.index(room), f"{place}: not to the left of {room}"
+        recipes = [n for n in (own, name) if n.startswith("finetune.") and n != "finetune.__main__"]
+        assert len(recipes) < 2, f"{place}: a recipe never imports a recipe"
+
+
+def test_files_of_a_room_have_no_circle():
+    above: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str) -> None:
+        assert module not in above, f"a circle: {' → '.join([*above[above.index(module) :], module])}"
+        if module in done:
+            return
+        above.append(module)
+        for other in own_imports(MODULES[module]):
+            if room_of(other) == room_of(module) and other.rpartition(".")[0] != other:
+                visit(other)
+        done.add(above.pop())
+
+    for module in MODULES:
+        if module.startswith("jclip.") and module != "jclip.cli":
+            visit(module)
 
 
 def test_what_must_answer_at_once_imports_no_jittor():
-    code = f"import importlib, sys\nfor m in {WITHOUT_JITTOR!r}:\n    importlib.import_module(m)\n"
-    code += "bad = {'jittor', 'jittor_utils', 'torch', 'transformers'} & set(sys.modules)\nassert not bad, bad"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    @cache
+    def reaches_jittor(module: str) -> tuple[str, ...]:
+        """The way from a module to Jittor along what is imported with it, empty where there is none."""
+        if module == "jclip.runtime":
+            return (module,)
+        ways = (reaches_jittor(other) for other in own_imports(MODULES[module], top_level=True))
+        return next(((module, *way) for way in ways if way), ())
+
+    for module in MODULES:
+        if room_of(module) in (*WITHOUT_JITTOR, "jclip", "cli", *LIBRARIES_USERS):
+            way = reaches_jittor(module)
+            assert not way, f"importing {module} imports Jittor: {' → '.join(way)}"
 
 
-def test_a_recipes_top_level_imports_no_jittor():
-    import finetune
+def test_a_modules_name_stands_once():
+    names = Counter(m.rpartition(".")[2] for m in MODULES if m.startswith("jclip.") and MODULES[m].stem != "__init__")
+    assert not (twice := [name for name, count in names.items() if count > 1]), twice
 
-    code = f"import finetune, sys\nfor n in {finetune.names()!r}:\n    finetune.load(n)\nassert 'jittor' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+def test_the_map_names_every_room():
+    told = (ROOT / "jclip" / "README.md").read_text(encoding="utf-8")
+    rooms = [p.name for p in sorted((ROOT / "jclip").iterdir()) if (p / "__init__.py").is_file()]
+    assert [r for r in rooms if f"`{r}/`" not in told] == []
+    named = set(re.findall(r"`((?:jclip|finetune|convert|configs|tests)/[\w/.]+?)`", told))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if (ROOT / "jclip" / r / "__init__.py").is_file()])
+def test_a_rooms_face_names_what_is_there(room):
+    import importlib
+
+    face = importlib.import_module(f"jclip.{room}")
+    assert face.__doc__
+    for name in getattr(face, "__all__", ()):
+        assert getattr(face, name) is not None
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -168,7 +149,7 @@ def test_manners(path):
             raise AssertionError(f"{place}: bare except")
         if isinstance(node, ast.Assert):
             raise AssertionError(f"{place}: assert is no check of what users give")
-        if isinstance(node, ast.ClassDef) and path.parts[-2] != "jclip":
+        if isinstance(node, ast.ClassDef) and path.relative_to(ROOT).parts[0] != "jclip":
             assert node.name not in ("Transformer", "Attention", "Block", "CLIP"), f"{place}: a copy of the model"
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from convert.cli import DTYPES, main
-from jclip.architecture import parameter_shapes
-from jclip.checkpoint import open_checkpoint, random_arrays
 from jclip.cli import main as jclip
-from jclip.clip import CLIP, build, load
+from jclip.features.loading import load
+from jclip.model.clip import CLIP, build
 from jclip.readers import read_weights, safetensors
 from jclip.runtime import jt
-from jclip.variants import SHIPPED, VARIANTS
+from jclip.weights.checkpoint import open_checkpoint, random_arrays
+from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.variants import SHIPPED, VARIANTS
 from tests.toys import TOY_RESNET, TOY_VIT, TOY_VIT_GELU, TOYS, shapes_of, toy_batch, toy_file
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convert.source import identify, layout_of
-from jclip import catalogue
-from jclip.architecture import config_from_shapes, parameter_shapes
-from jclip.checkpoint import open_checkpoint
 from jclip.errors import CheckpointError, UnknownName
-from jclip.families import FAMILIES, NOT_READ, Stated
 from jclip.paths import compute_sha256
 from jclip.readers import safetensors
-from jclip.variants import ARCHITECTURES, VARIANTS, EVAConfig, architecture_name
+from jclip.weights import catalogue
+from jclip.weights.checkpoint import open_checkpoint
+from jclip.weights.families import FAMILIES, NOT_READ, Stated
+from jclip.weights.identify import identify, layout_of
+from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
+from jclip.weights.variants import ARCHITECTURES, VARIANTS, EVAConfig, architecture_name
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 PUBLISHED = {  # millions of parameters

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from convert.cli import TARGETS, parser
-from jclip.families import FAMILIES
-from jclip.models_command import published
+from jclip.commands.models import published
+from jclip.weights.families import FAMILIES
 from tests.converters.test_convert import ROOT
 
 TEXT, CHINESE = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("weights.md", "zh/weights.md"))

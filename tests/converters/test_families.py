@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from convert.cli import main
-from jclip.checkpoint import open_checkpoint, random_arrays
-from jclip.clip import load
 from jclip.errors import ConfigError
+from jclip.features.loading import load
 from jclip.readers import safetensors
 from jclip.runtime import jt
+from jclip.weights.checkpoint import open_checkpoint, random_arrays
 from tests.converters import writers
 from tests.parity import numpy_eva
 from tests.toys import SMALL_VIT, TOY_EVAS, shapes_of, toy_batch
@@ -320,8 +320,8 @@ def test_descriptions_of_other_families_are_refused_by_name(model_cfg, told, tmp
 
 
 def test_eva01_is_told_by_its_shapes(tmp_path, capsys):
-    from jclip.architecture import parameter_shapes
-    from jclip.variants import ARCHITECTURES
+    from jclip.weights.parameter_shapes import parameter_shapes
+    from jclip.weights.variants import ARCHITECTURES
 
     config = ARCHITECTURES["EVA02-E-14"]
     tower = replace(config.vision, width=1408, heads=16, layers=1, mlp_width=64, image_size=(28, 28))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convert.cli import main
-from jclip.clip import load
+from jclip.features.loading import load
 from jclip.runtime import jt
 from tests.toys import TOY_RESNET, TOY_VIT, toy_batch, toy_file
 

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from jclip.architecture import parameter_shapes
 from jclip.readers import LazyTensor, safetensors, torch_writer
-from jclip.variants import VARIANTS
+from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.variants import VARIANTS
 from tests.converters.test_convert import ROOT
 
 MEASURE = """

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from convert.cli import main
-from jclip.architecture import parameter_shapes
-from jclip.checkpoint import open_checkpoint, random_arrays, save_checkpoint
-from jclip.clip import build, load
-from jclip.preprocess import Preprocess
+from jclip.data.preprocess import Preprocess
+from jclip.features.loading import load
+from jclip.model.clip import build
 from jclip.readers import read_weights
 from jclip.runtime import jt
-from jclip.variants import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.weights.checkpoint import open_checkpoint, random_arrays, save_checkpoint
+from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.variants import ARCHITECTURES, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from tests.toys import SMALL_VIT, TOY_EVAS, TOY_LAYER_SCALE, TOY_RESNET, TOY_VIT, TOY_VIT_GELU, toy_batch, toy_file
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
@@ -124,7 +125,7 @@ def test_transformers_tokenizer_and_processor_load_ours(tmp_path, close):
     from transformers import CLIPTokenizer
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from jclip.tokenizer import tokenize
+    from jclip.prompts.tokenizer import tokenize
 
     assert main([str(toy_file(tmp_path, SMALL_VIT)), str(tmp_path / "hf"), "--to", "huggingface"]) == 0
     texts = ["a photo of a dog", "Ünïcode's 2 cats!", "don't"]
@@ -227,7 +228,7 @@ def test_where_things_go_is_checked_first(tmp_path, capsys):
 
 
 def test_eva02_is_described_by_timms_name(tmp_path):
-    from convert.from_open_clip import config_from, described
+    from jclip.weights.layouts.from_open_clip import config_from, described
 
     for name in ("EVA02-B-16", "EVA02-L-14", "EVA02-L-14-336", "EVA02-E-14", "EVA02-E-14-plus"):
         config = ARCHITECTURES[name]
@@ -262,7 +263,8 @@ def test_check_runs_the_reference(tmp_path, capsys):
 def test_check_fails_for_what_computes_something_else(tmp_path, capsys):
     """A folder that says GELU of what jclip is told is QuickGELU."""
     pytest.importorskip("open_clip", reason="open_clip is not installed")
-    from convert import check, source
+    from convert import check
+    from jclip.weights import identify as source
 
     assert main([str(toy_file(tmp_path, TOY_VIT)), str(tmp_path / "in"), "--to", "open_clip"]) == 0
     found = source.identify(tmp_path / "in")

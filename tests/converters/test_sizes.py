@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from convert.cli import main
-from jclip.checkpoint import open_checkpoint
 from jclip.functional.positions import resample_linearly
 from jclip.readers import read_weights
+from jclip.weights.checkpoint import open_checkpoint
 from tests.toys import TOY_EVAS, TOY_RESNET, TOY_VIT, toy_file
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")

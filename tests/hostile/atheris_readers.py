@@ -16,8 +16,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["jclip.readers", "jclip.recorded"]):
-    importlib.import_module("jclip.recorded")
+with atheris.instrument_imports(include=["jclip.readers", "jclip.features.precomputed"]):
+    importlib.import_module("jclip.features.precomputed")
 
 import numpy as np
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune._challenge import Config as Challenge
-from finetune._configs import build_config, resolved
+from jclip.commands.challenge_steps import Config as Challenge
 from jclip.config import build, load_values, to_values, to_yaml
 from jclip.errors import JclipError
+from jclip.train.configs import build_config, resolved
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = [*sorted((ROOT / "configs").rglob("*.yaml"))]

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jclip.architecture import parameter_shapes
-from jclip.checkpoint import describe, random_arrays
+from jclip.data.preprocess import Preprocess
 from jclip.errors import JclipError
-from jclip.families import Stated
-from jclip.preprocess import Preprocess
+from jclip.features.source import open_any
 from jclip.readers import safetensors
-from jclip.source import open_any
-from jclip.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.weights.checkpoint import describe, random_arrays
+from jclip.weights.families import Stated
+from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
 TEXT = TextConfig(width=16, heads=2, layers=1, mlp_width=32, context_length=11, vocab_size=97)
 MODELS = {
@@ -77,7 +77,7 @@ def ours(model: str) -> tuple[dict[str, Any], Kind]:
 
 def open_clip() -> tuple[dict[str, Any], Kind]:
     """A folder as open_clip pushes it."""
-    from convert.from_open_clip import described
+    from jclip.weights.layouts.from_open_clip import described
 
     config, arrays = MODELS["vit"], _arrays("vit")
     return {"open_clip_config.json": described(config, Preprocess(size=(20, 20)))}, _folder_of(
@@ -87,9 +87,10 @@ def open_clip() -> tuple[dict[str, Any], Kind]:
 
 def hugging_face() -> tuple[dict[str, Any], Kind]:
     """A folder of CLIPModel, its weights in two shards."""
-    from convert import from_huggingface, to_huggingface
-    from convert.keymap import unapply
-    from jclip.checkpoint import Checkpoint, in_memory
+    from convert import to_huggingface
+    from jclip.weights.checkpoint import Checkpoint, in_memory
+    from jclip.weights.layouts import from_huggingface
+    from jclip.weights.layouts.keymap import unapply
 
     arrays = {k: in_memory(a) for k, a in _arrays("vit").items()}
     found = Checkpoint(Path("x"), arrays, MODELS["vit"], Preprocess(size=(20, 20)), {})
@@ -114,9 +115,10 @@ def hugging_face() -> tuple[dict[str, Any], Kind]:
 
 def eva_hub() -> tuple[dict[str, Any], Kind]:
     """A folder as BAAI/EVA-CLIP-8B has it."""
-    from convert import from_eva, to_huggingface
-    from convert.keymap import unapply
-    from jclip.checkpoint import Checkpoint, in_memory
+    from convert import to_huggingface
+    from jclip.weights.checkpoint import Checkpoint, in_memory
+    from jclip.weights.layouts import from_eva
+    from jclip.weights.layouts.keymap import unapply
 
     tower = EVAConfig((20, 20), 5, 24, 1, 3, 48, rms_norm=True, bias=False)
     config = CLIPConfig(14, tower, TEXT, "gelu")
@@ -216,7 +218,7 @@ def end_of(path: Path, load: bool = False) -> str:
     if pixels.shape != (3, *found.config.vision.image_size) or not np.isfinite(pixels).all():
         raise AssertionError(f"pixels of shape {pixels.shape}, which are not what the model takes, or not finite")
     if load:
-        from jclip.clip import build
+        from jclip.model.clip import build
 
         model = build(found)
         if not np.isfinite(model.encode_image(pixels[None]).numpy()).all():
@@ -236,7 +238,7 @@ def check_sense(config: CLIPConfig) -> None:
         raise AssertionError(f"norm_eps {config.norm_eps}")
 
 
-def in_child(path: Path, load: bool, seconds: int = 20) -> str:
+def in_child(path: Path, load: bool, seconds: int = 60) -> str:
     """The end in a forked child, so that a crash or a hang is an end as well."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -269,10 +271,13 @@ def main() -> None:
     p.add_argument("--show", action="store_true", help="name the mutants that end badly")
     args = p.parse_args()
     if args.load:
-        import jclip.clip  # noqa: F401 - once, before the children
+        import jclip.model.clip  # noqa: F401 - once, before the children
     each, ends = args.count // len(KINDS), collections.Counter()
     for kind, make in KINDS.items():
         base, write = make()
+        with tempfile.TemporaryDirectory() as folder:  # whose operators are compiled then
+            if (end := in_child(write(Path(folder), base), args.load, seconds=600)) != "accepted":
+                raise SystemExit(f"{kind}: the description that nothing was changed in ends as {end}")
         systematic = list(mutants(base))
         random.Random(args.seed).shuffle(systematic)
         tried = [*systematic[: each // 2], *drawn(base, each - min(each // 2, len(systematic)), args.seed)]

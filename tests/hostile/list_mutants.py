@@ -25,7 +25,7 @@ from jclip.data.class_names import read_class_names
 from jclip.data.multi_label import read_multi_label
 from jclip.data.splits import read_list
 from jclip.errors import JclipError, printable
-from jclip.prompts import class_prompts, load_templates
+from jclip.prompts.templates import class_prompts, load_templates
 
 NAMES = ("cat", "black dog", "Café_noir")
 PHOTOS = ("a.png", "b c.png", "sub/猫.png")

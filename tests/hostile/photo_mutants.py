@@ -102,8 +102,8 @@ def outcome(path: Path) -> str:
         from jclip.data.photo_file import open_photo
     except ImportError:  # as it was before photos were opened in one place
         from jclip.data.loader import open_photo
+    from jclip.data.preprocess import Preprocess
     from jclip.errors import DataError
-    from jclip.preprocess import Preprocess
 
     try:
         pixels = Preprocess()(open_photo(str(path)))

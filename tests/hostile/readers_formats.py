@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jclip.features.precomputed import read_recorded
 from jclip.readers import read_weights, safetensors, torch_writer
 from jclip.readers.tensors import LazyTensor
-from jclip.recorded import read_recorded
 from tests.hostile.fuzz import Format
 
 ARRAYS = {

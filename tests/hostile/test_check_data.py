@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune._configs import read_config
 from jclip.cli import main
 from jclip.data import examine, splits
 from jclip.data.splits import read_photos
+from jclip.train.configs import read_config
 from tests.hostile.faulty_folder import faulty_folder, photo
 
 

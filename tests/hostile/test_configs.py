@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import finetune
-from finetune._configs import build_config
 from jclip.cli import main
 from jclip.config import apply_overrides, load_groups, load_values, to_values
 from jclip.errors import ConfigError, JclipError
-from jclip.strict_yaml import MOST_BYTES, MOST_DEPTH, MOST_VALUES
+from jclip.readers.strict_yaml import MOST_BYTES, MOST_DEPTH, MOST_VALUES
+from jclip.train.configs import build_config
 from tests.conftest import ROOT, SHARED
 from tests.hostile.config_mutants import end_of, mutants
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from convert.cli import main
-from jclip.checkpoint import open_checkpoint, refuse_infinite
 from jclip.cli import main as jclip
 from jclip.errors import CheckpointError, JclipError, MisfitError
-from jclip.families import Stated
+from jclip.features.source import open_any
 from jclip.readers import jittor_pickle, safetensors
-from jclip.schema import parse, read_weight_map
-from jclip.source import open_any
-from jclip.variants import CLIPConfig
+from jclip.readers.schema import parse, read_weight_map
+from jclip.weights.checkpoint import open_checkpoint, refuse_infinite
+from jclip.weights.families import Stated
+from jclip.weights.variants import CLIPConfig
 from tests.hostile import descriptions
 from tests.hostile.descriptions import KINDS, drawn, end_of, with_value
 
@@ -114,8 +114,8 @@ def test_free_text_of_a_file_is_printed_and_kept_as_one_harmless_line(tmp_path, 
 
 
 def describe_toy() -> dict[str, str]:
-    from jclip.checkpoint import describe
-    from jclip.preprocess import Preprocess
+    from jclip.data.preprocess import Preprocess
+    from jclip.weights.checkpoint import describe
 
     return describe(descriptions.MODELS["vit"], Preprocess(size=(20, 20)), 4.6)
 
@@ -284,7 +284,7 @@ def test_thirds_that_do_not_stack_are_refused(shape, tmp_path, capsys):
 
 
 def test_hashes_of_the_catalogue_are_found_again_and_others_are_not():
-    from jclip import catalogue
+    from jclip.weights import catalogue
 
     assert all(len(file.sha256) in (8, 64) for file in catalogue.files())
     for file in catalogue.files():
@@ -294,7 +294,7 @@ def test_hashes_of_the_catalogue_are_found_again_and_others_are_not():
 
 
 def test_every_variant_meets_the_conditions():
-    from jclip.variants import ARCHITECTURES, SHIPPED, VARIANTS
+    from jclip.weights.variants import ARCHITECTURES, SHIPPED, VARIANTS
 
     for config in (*VARIANTS.values(), *SHIPPED.values(), *ARCHITECTURES.values()):
         assert CLIPConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

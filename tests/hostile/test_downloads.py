@@ -12,8 +12,8 @@ import threading
 
 import pytest
 
-from jclip import download
 from jclip.errors import CheckpointError, printable
+from jclip.weights import download
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b"x" * 1000

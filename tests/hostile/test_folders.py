@@ -250,7 +250,7 @@ def test_draws_are_dassls(shots, seed):
 
 
 def test_test_photos_that_are_copies_are_reported(tmp_path, capsys):
-    from jclip.features import tell_photos
+    from jclip.features.extraction import tell_photos
 
     for i in range(4):
         photo(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
@@ -264,8 +264,8 @@ def test_test_photos_that_are_copies_are_reported(tmp_path, capsys):
 
 
 def test_epochs_do_not_read_the_lists_again(monkeypatch):
-    from jclip import features
-    from jclip.recorded import FeatureSet
+    from jclip.features.extraction import extraction as features
+    from jclip.features.precomputed import FeatureSet
 
     split, none = Split(("1", "2"), np.zeros(2, np.int32)), np.zeros((0, 3), np.float32)
     seen = FeatureSet(
@@ -284,7 +284,7 @@ def test_the_faulty_folder_is_read_as_a_person_would(tmp_path):
 
 
 def test_hold_out_takes_names_that_are_no_utf8(tmp_path):
-    from jclip.hold_out import main
+    from jclip.commands.hold_out import main
 
     apple = os.fsdecode("苹果".encode("gb18030"))
     for i in range(6):

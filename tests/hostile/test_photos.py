@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from jclip.data.augment import Views
 from jclip.data.loader import batches
 from jclip.data.photo_file import MOST_BYTES, MOST_PLAIN_BYTES, open_photo
+from jclip.data.preprocess import Preprocess
 from jclip.errors import DataError
-from jclip.preprocess import Preprocess
-from jclip.views import Views
 from tests.hostile.photo_mutants import count
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%BeginProlog\n%%EndProlog\nshowpage\n%%EOF\n"

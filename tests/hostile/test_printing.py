@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from jclip.errors import ConfigError, JclipError, UnknownName, fail, guarded, notice, printable, say
-from jclip.report import plot_classes, plot_confusion, plot_shots
-from jclip.results import Predictions, show
-from jclip.sheet import write_sheet
+from jclip.report.contact_sheet import write_sheet
+from jclip.report.plots import plot_classes, plot_confusion, plot_shots
+from jclip.report.predictions import Predictions, show
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = (
@@ -102,10 +102,10 @@ def test_pictures_show_names_as_text(tmp_path):
 
 def test_legends_show_every_name(tmp_path, monkeypatch):
     """matplotlib leaves names that begin with an underscore out, and sets what stands between dollars as a formula."""
-    import jclip.report
+    import jclip.report.plots
 
     drawn = []
-    monkeypatch.setattr(jclip.report, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(jclip.report.plots, "_save", lambda figure, path: drawn.append(figure))
     plot_shots(tmp_path / "x.png", {"_one": {1: (0.5, 0.1)}, "$two$": {1: (0.4, 0.1)}}, "", "")
     texts = drawn[0].axes[0].get_legend().get_texts()
     assert [text.get_text() for text in texts] == [" one", r"\$two\$"]

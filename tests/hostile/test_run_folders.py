@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune import _finished
 from jclip.cli import main
 from jclip.errors import CheckpointError, ConfigError
 from jclip.paths import refuse_overwriting, replacing
-from jclip.run import Run, RunBusy, read_result
-from jclip.run_folder import INDEX, adding_to, is_run
+from jclip.report import predictor as _finished
+from jclip.train.run import Run, RunBusy, read_result
+from jclip.train.run_folder import INDEX, adding_to, is_run
 
 VALUES = {"recipe": "toy", "seed": 1}
 
@@ -100,7 +100,7 @@ def test_fresh_asks_for_the_lock_first(tmp_path):
 
 @pytest.mark.parametrize("name", ["../mine", "/etc/passwd", "..", "", "a/b", "x\0", 7, None])
 def test_an_index_names_nothing_outside(name, tmp_path):
-    from jclip.run_folder import Index, _index_text, read_index
+    from jclip.train.run_folder import Index, _index_text, read_index
 
     (tmp_path / "run").mkdir()
     (tmp_path / "mine").write_text("mine")
@@ -324,7 +324,7 @@ def test_eval_writes_into_no_other_run(tmp_path, capsys, monkeypatch):
 
 def test_results_are_all_there_or_those_of_before(tmp_path, monkeypatch):
     """A full disk in the middle of an evaluation leaves the one before."""
-    from jclip.evaluation import write_evaluation
+    from jclip.report.evaluation import write_evaluation
 
     scores, labels, classes = np.eye(2, dtype=np.float32)[[0, 1]], np.array([0, 1]), [f"c{i}" for i in range(101)]
     write_evaluation(tmp_path, scores, labels, classes, ["a.jpg", "b.jpg"])
@@ -344,3 +344,15 @@ def test_results_are_all_there_or_those_of_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_evaluation(tmp_path, scores, labels, classes, ["a/x.jpg", "b/x.jpg"])  # of which no result.txt can be made
     assert not (tmp_path / "result.txt").exists() and json.loads((tmp_path / "eval.json").read_text())["top1"] == 1.0
+
+
+def test_a_full_disk_names_the_link_that_could_not_be_made(tmp_path, monkeypatch):
+    from jclip.commands.train import point
+
+    def full(self, target):
+        raise OSError(28, "No space left on device", target)
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(OSError, match="No space left") as e:
+        point(tmp_path / "latest", tmp_path / "run")
+    assert e.value.filename == str(tmp_path / "latest")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jclip import cuda, runtime, toolchain
+from jclip import runtime
+from jclip.machine import gpu as cuda
+from jclip.machine import toolchain
 from jclip.paths import plain_path
 
 NAMES = ["a$(touch x)b c", "`touch x`", "'; touch x; '", '"; touch x; "', "a\ntouch x\nb", "a & touch x &", "$HOME \\"]

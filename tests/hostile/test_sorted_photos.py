@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip import sorting
 from jclip.errors import DataError
-from jclip.results import Predictions
+from jclip.report.plots import sorted_folders as sorting
+from jclip.report.predictions import Predictions
 
 
 def predicted(photos, classnames=("cat", "dog"), labels=None) -> Predictions:

@@ -9,20 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jclip.architecture import config_from_shapes
-from jclip.checkpoint import (
+from jclip.data.preprocess import Preprocess
+from jclip.errors import CheckpointError, LayoutError, MisfitError, UnknownName
+from jclip.paths import file_sha256
+from jclip.readers import jittor_pickle, safetensors
+from jclip.weights.checkpoint import (
     SCALARS,
     load_strict,
     open_checkpoint,
     random_arrays,
     save_checkpoint,
 )
-from jclip.errors import CheckpointError, LayoutError, MisfitError, UnknownName
-from jclip.families import Stated
-from jclip.paths import file_sha256
-from jclip.preprocess import Preprocess
-from jclip.readers import jittor_pickle, safetensors
-from jclip.variants import VARIANTS, CLIPConfig, canonical_name, file_stem, slug
+from jclip.weights.families import Stated
+from jclip.weights.parameter_shapes import config_from_shapes
+from jclip.weights.variants import VARIANTS, CLIPConfig, canonical_name, file_stem, slug
 from tests.toys import TOY_RESNET, TOY_VIT, TOYS, shapes_of, toy_batch, toy_file
 
 
@@ -121,7 +121,7 @@ def test_damaged_metadata_is_told(tmp_path):
 
 
 def test_strict_loading_lists_every_kind_of_misfit_and_changes_nothing(tmp_path):
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
 
     model = CLIP(TOY_VIT)
     before = {k: v.numpy() for k, v in model.state_dict().items()}
@@ -140,7 +140,7 @@ def test_strict_loading_lists_every_kind_of_misfit_and_changes_nothing(tmp_path)
 
 
 def test_masks_and_tables_are_no_parameters():
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
 
     for config in (TOY_VIT, TOY_RESNET):
         model = CLIP(config)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from jclip.class_sets import class_set
 from jclip.data.class_names import ClassNames, read_class_names
 from jclip.errors import DataError
+from jclip.prompts.class_sets import class_set
 
 
 def test_names_come_from_a_list_a_set_or_a_file(tmp_path):

@@ -6,8 +6,8 @@ import hashlib
 
 import pytest
 
-from jclip.class_sets import class_set, class_sets
 from jclip.errors import UnknownName
+from jclip.prompts.class_sets import class_set, class_sets
 
 CLASSES = {  # number of classes, SHA-256 of their names in order
     "caltech101": (102, "e0ecbf33d0f07158"),

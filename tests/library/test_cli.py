@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 import jclip.cli
-from jclip import doctor, trials
-from jclip.heads import unit, zero_shot_head
+from jclip.commands import doctor
+from jclip.features.heads import unit, zero_shot_head
+from jclip.features.source import ModelSource
+from jclip.kernels import trials
 from jclip.postponed import postponed
-from jclip.prompts import class_prompts, load_templates
-from jclip.source import ModelSource
+from jclip.prompts.templates import class_prompts, load_templates
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = "red thing,绿 thing,blue thing"
@@ -232,8 +233,8 @@ def test_unknown_commands_suggest_the_nearest(capsys):
 
 
 def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
-    from jclip import models_command
-    from jclip.variants import VARIANTS
+    from jclip.commands import models as models_command
+    from jclip.weights.variants import VARIANTS
     from tests.toys import TOY_VIT
 
     assert run("models") == 0
@@ -295,11 +296,11 @@ def test_the_interface_of_jittors_clip(tmp_path, photos, close):
     from dataclasses import replace
 
     import jclip as clip
-    from jclip.checkpoint import SCALARS, random_arrays
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
     from jclip.readers import jittor_pickle
     from jclip.runtime import jt
-    from jclip.variants import VARIANTS, CLIPConfig
+    from jclip.weights.checkpoint import SCALARS, random_arrays
+    from jclip.weights.variants import VARIANTS, CLIPConfig
 
     text = replace(VARIANTS["ViT-B/32"].text, width=64, heads=1, layers=1, mlp_width=64)
     vision = replace(VARIANTS["ViT-B/32"].vision, layers=1, width=384, heads=6, mlp_width=64, image_size=(64, 64))

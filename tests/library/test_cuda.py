@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jclip import cuda
+from jclip.machine import gpu as cuda
 
 LIBRARIES = [f"{lib}.so" for lib in cuda.LIBRARIES]
 

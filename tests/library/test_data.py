@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jclip.config import DataConfig
-from jclip.data.challenge import strip_prefix
+from jclip.data.challenge_folder import strip_prefix
 from jclip.data.checks import check_apart, copied, repeated
 from jclip.data.class_names import read_classes, read_names
 from jclip.data.multi_label import read_multi_label
@@ -359,7 +359,7 @@ def test_folders_of_a_list_are_compared_as_names_are(tmp_path):
 
 
 def test_the_challenges_folder_needs_its_classes_and_a_list(tmp_path):
-    from jclip.data.challenge import from_folder
+    from jclip.data.challenge_folder import from_folder
 
     config = DataConfig(root=str(tmp_path))
     (tmp_path / "classes.txt").write_text("a 0\nb 1\n")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jclip import download
 from jclip.errors import CheckpointError
-from jclip.variants import VARIANTS
+from jclip.weights import download
+from jclip.weights.variants import VARIANTS
 
 CONTENT = bytes(range(256)) * 4000
 EXPECTED = hashlib.sha256(CONTENT).hexdigest()
@@ -178,7 +178,7 @@ def hub(tmp_path):
 
     def find(name: str, **settings: str) -> str:
         code = f"""
-from jclip.download import CheckpointError, find_weights
+from jclip.weights.download import CheckpointError, find_weights
 try:
     print(find_weights({name!r}))
 except CheckpointError as e:

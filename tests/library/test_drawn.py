@@ -7,9 +7,9 @@ import pytest
 
 from jclip.config import DataConfig
 from jclip.errors import ConfigError
-from jclip.features import few_shot_features
-from jclip.recorded import FeatureSet, drawn
-from jclip.source import ModelSource
+from jclip.features.extraction import few_shot_features
+from jclip.features.precomputed import FeatureSet, drawn
+from jclip.features.source import ModelSource
 
 
 def pool(per_class: tuple[int, ...]) -> FeatureSet:

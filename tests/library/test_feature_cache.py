@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jclip.features
-from jclip.checkpoint import save_checkpoint
+import jclip.features.extraction
 from jclip.data.splits import Split
 from jclip.errors import DataError, guarded
-from jclip.features import extract
-from jclip.heads import head_of, prompt_embeddings, text_means, zero_shot_head
-from jclip.recorded import read_recorded
-from jclip.source import ModelSource
+from jclip.features.extraction import extract
+from jclip.features.heads import head_of, prompt_embeddings, text_means, zero_shot_head
+from jclip.features.precomputed import read_recorded
+from jclip.features.source import ModelSource
+from jclip.weights.checkpoint import save_checkpoint
 
 PROMPTS = [["a cat."], ["a dog."]]
 
@@ -44,9 +44,11 @@ def split_of(folder: Path) -> Split:
 @pytest.fixture
 def passes(monkeypatch) -> list[int]:
     """How many photos went through the model, call by call."""
-    counts, real = [], jclip.features._compute
+    counts, real = [], jclip.features.extraction._compute
     monkeypatch.setattr(
-        jclip.features, "_compute", lambda model, split, *rest: counts.append(len(split)) or real(model, split, *rest)
+        jclip.features.extraction,
+        "_compute",
+        lambda model, split, *rest: counts.append(len(split)) or real(model, split, *rest),
     )
     return counts
 
@@ -81,13 +83,13 @@ def test_an_edited_photo_of_equal_size_and_time_is_computed_again(source, folder
 
 
 def test_photos_that_change_while_they_are_read_are_not_kept(source, folder, monkeypatch, capfd):
-    real = jclip.features._compute
+    real = jclip.features.extraction._compute
 
     def compute(*args):
         Image.new("RGB", (32, 40), "red").save(folder / "2.png")
         return real(*args)
 
-    monkeypatch.setattr(jclip.features, "_compute", compute)
+    monkeypatch.setattr(jclip.features.extraction, "_compute", compute)
     extract(source, split_of(folder))
     assert "photos changed while they were read: their features are not kept" in capfd.readouterr().err
     monkeypatch.undo()

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import jclip.features
-from jclip.checkpoint import save_checkpoint
+import jclip.features.extraction
 from jclip.choices import PreprocessChoice
 from jclip.config import DataConfig
+from jclip.data.augment import AUGMENTS, TEST_VIEWS, Views
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
-from jclip.features import extract, few_shot_features, training_view
-from jclip.heads import unit, zero_shot_head
-from jclip.recorded import read_recorded
+from jclip.features.extraction import extract, few_shot_features, training_view
+from jclip.features.heads import unit, zero_shot_head
+from jclip.features.precomputed import read_recorded
+from jclip.features.source import ModelSource
+from jclip.prompts.tokenizer import tokenize
 from jclip.runtime import jt
-from jclip.source import ModelSource
-from jclip.tokenizer import tokenize
-from jclip.views import AUGMENTS, TEST_VIEWS, Views
+from jclip.weights.checkpoint import save_checkpoint
 from tests.toys import SMALL_VIT, toy_file
 
 
@@ -117,8 +117,8 @@ def test_views_are_averaged_before_normalising_and_seeded_by_photo_and_view(sour
 
 def test_batch_size_does_not_matter(source, photos, monkeypatch, close):
     _, wanted = extract(source, photos.train, views=2, augment="coop", seed=1)
-    monkeypatch.setattr(jclip.features, "BATCH", 3)
-    monkeypatch.setattr(jclip.features, "feature_key", lambda *a: "other")
+    monkeypatch.setattr(jclip.features.extraction, "BATCH", 3)
+    monkeypatch.setattr(jclip.features.extraction, "feature_key", lambda *a: "other")
     close(extract(source, photos.train, views=2, augment="coop", seed=1)[1], wanted, "features")
 
 
@@ -162,7 +162,7 @@ def test_features_of_fixed_views_are_their_mean(source, photos, close):
 
 def test_fixed_views_are_the_same_from_processes(source, photos, monkeypatch, close):
     _, features = extract(source, photos.test, augment="five-crops")
-    monkeypatch.setattr(jclip.features, "feature_key", lambda *a: "other")
+    monkeypatch.setattr(jclip.features.extraction, "feature_key", lambda *a: "other")
     monkeypatch.setattr("jclip.data.loader._WORTH_PROCESSES", 1)
     monkeypatch.setenv("JCLIP_WORKERS", "2")
     close(extract(source, photos.test, augment="five-crops")[1], features, "features")
@@ -358,9 +358,9 @@ def test_many_photos_are_kept_in_parts(small_models, photo_folder, monkeypatch, 
     broken.write_text("no photo")
     split = replace(split, paths=(*split.paths[:5], str(broken), *split.paths[6:]))
     rows, whole = extract(source, split, on_error="skip")
-    monkeypatch.setattr(jclip.features, "PART", 4)
+    monkeypatch.setattr(jclip.features.extraction, "PART", 4)
     monkeypatch.setenv("JCLIP_BATCH", "2")
-    compute, seen = jclip.features._compute, []
+    compute, seen = jclip.features.extraction._compute, []
 
     def dying(model, part, *arguments, **options):
         if len(seen) == 2:
@@ -369,7 +369,7 @@ def test_many_photos_are_kept_in_parts(small_models, photo_folder, monkeypatch, 
         seen.append(part.paths)
         return compute(model, part, *arguments, **options)
 
-    monkeypatch.setattr(jclip.features, "_compute", dying)
+    monkeypatch.setattr(jclip.features.extraction, "_compute", dying)
     with pytest.raises(KeyboardInterrupt):
         extract(source, split, on_error="skip")
     again = extract(source, split, on_error="skip")

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from jclip.errors import SetupError
-from jclip.grammar import article_before, plural_of
-from jclip.prompts import class_prompts, fill, load_templates
+from jclip.prompts.grammar import article_before, plural_of
+from jclip.prompts.templates import class_prompts, fill, load_templates
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_grammar_is_for_templates_alone_and_off_by_default():
 
 
 def test_without_inflect(monkeypatch):
-    from jclip import grammar
+    from jclip.prompts.templates import grammar
 
     monkeypatch.setitem(sys.modules, "inflect", None)
     grammar._engine.cache_clear()

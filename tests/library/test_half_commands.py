@@ -7,15 +7,15 @@ import json
 import numpy as np
 import pytest
 
-import jclip.features
+import jclip.features.extraction
 from jclip import kernels
 from jclip.cli import main
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import CARD_IS_FULL, ConfigError, SetupError, told_when_full
-from jclip.features import batch_size, encode_photos, extract, feature_key
+from jclip.features.extraction import batch_size, encode_photos, extract, feature_key
+from jclip.features.source import ModelSource
 from jclip.readers import read_weights
-from jclip.source import ModelSource
 from tests.conftest import ROOT
 
 needs_half = pytest.mark.skipif(bool(kernels.why_no_half("bf16")), reason="no half precision on this processor")
@@ -92,6 +92,6 @@ def test_a_full_card_is_told_with_the_batch_to_try(small_models, photo_folder, m
 
     monkeypatch.setattr(source.model, "encode_image", full)
     with pytest.raises(SetupError, match=r"^the GPU's memory is full: set JCLIP_BATCH=32 \(now 64\)$"):
-        jclip.features.encode_photos(source.model, source.preprocess, photos)
+        jclip.features.extraction.encode_photos(source.model, source.preprocess, photos)
     with pytest.raises(RuntimeError, match="another"), told_when_full("lower it"):
         raise RuntimeError("another")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip import cuda as toolkits
 from jclip.kernels import cuda, plain
+from jclip.machine import gpu as toolkits
 from jclip.runtime import jt
 from tests.library.test_kernels import weigh
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from jclip import kernels
-from jclip.checkpoint import load_strict, random_arrays
-from jclip.clip import CLIP, inference, training_mode
-from jclip.cuda import Gpu
 from jclip.errors import ConfigError
 from jclip.kernels import cpu, maps, plain
-from jclip.layers import BatchNorm
-from jclip.optim import trainable
-from jclip.resnet import conv
+from jclip.machine.gpu import Gpu
+from jclip.model.clip import CLIP, inference, training_mode
+from jclip.model.layers import BatchNorm
+from jclip.model.resnet import conv
+from jclip.model.trainable import trainable
 from jclip.runtime import jt
+from jclip.weights.checkpoint import load_strict, random_arrays
 from tests.library.test_kernels import IMPLEMENTATIONS, needs_onednn, weigh, weigh_torch
 from tests.toys import TOYS, shapes_of, toy_batch
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from jclip.config import DataConfig
 from jclip.data import loader
+from jclip.data.augment import Views, augment
 from jclip.data.loader import batches, open_photo, workers
+from jclip.data.preprocess import Preprocess
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError, SetupError
-from jclip.preprocess import Preprocess
-from jclip.views import Views, augment
 
 
 def pixels(image, row):
@@ -96,7 +96,7 @@ def test_processes_tell_of_broken_photos_and_then_wait_for_others(damaged, monke
 def test_processes_end_with_the_one_that_started_them(photos):
     code = (
         "import os, sys\nfrom jclip.data import loader, workers\n"
-        "from jclip.preprocess import Preprocess\nfrom jclip.views import Views\n"
+        "from jclip.data.preprocess import Preprocess\nfrom jclip.data.augment import Views\n"
         "loader._WORTH_PROCESSES = 1\nlist(loader.batches(sys.argv[1:], Views(Preprocess(size=(8, 8))), 4))\n"
         "print(*(w.pid for w in workers._idle[os.getpid()]), flush=True)\nos._exit(9)"
     )

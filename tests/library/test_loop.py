@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip import loop
 from jclip.errors import CheckpointError, ConfigError, DataError
-from jclip.loop import Diverged, fit, predict
-from jclip.optim import SGD, AdamW, TrainState, trainable
-from jclip.run import Run, RunBusy, read_result
+from jclip.model.trainable import trainable
 from jclip.runtime import jt
+from jclip.train import loop
+from jclip.train.loop import Diverged, fit, predict
+from jclip.train.optim import SGD, AdamW, TrainState
+from jclip.train.run import Run, RunBusy, read_result
 from tests.killed import killed_at
 
 RNG = np.random.default_rng(0)
@@ -242,7 +243,7 @@ def test_state_of_another_model_is_refused(tmp_path):
 
 
 def test_what_is_frozen_does_not_move_and_what_is_trained_does(tmp_path):
-    from jclip.clip import CLIP
+    from jclip.model.clip import CLIP
     from tests.toys import TOY_RESNET, toy_batch
 
     model = CLIP(TOY_RESNET)

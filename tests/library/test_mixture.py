@@ -15,17 +15,17 @@ from PIL import Image
 
 from jclip.choices import PreprocessChoice
 from jclip.cli import main
+from jclip.commands.zero_shot_photos import classify
 from jclip.config import build
+from jclip.data.preprocess import with_choice
 from jclip.errors import ConfigError, DataError
+from jclip.features.heads import unit
+from jclip.features.member import Member, check_mixture
+from jclip.features.several_models import Mixture, PromptHead
+from jclip.features.source import ModelSource
 from jclip.functional.metrics import softmax
-from jclip.heads import unit
-from jclip.member import Member, check_mixture
-from jclip.mixture import Mixture, PromptHead
-from jclip.preprocess import with_choice
+from jclip.prompts.tokenizer import tokenize
 from jclip.readers import read_weights
-from jclip.source import ModelSource
-from jclip.tokenizer import tokenize
-from jclip.zero_shot import classify
 from tests.conftest import use_cache
 from tests.toys import SMALL_VIT, toy_file
 
@@ -164,7 +164,7 @@ class Watch:
     def __init__(self, monkeypatch):
         self.loaded: list[str] = []
         self.now: set[int] = set()
-        build_model, release = sys.modules["jclip.clip"].build, ModelSource.release
+        build_model, release = sys.modules["jclip.model.clip"].build, ModelSource.release
 
         def watched(checkpoint, dtype):
             assert not self.now, "two models at once"
@@ -177,7 +177,7 @@ class Watch:
             release(source)
             assert "model" not in vars(source)
 
-        monkeypatch.setattr("jclip.clip.build", watched)
+        monkeypatch.setattr("jclip.model.clip.build", watched)
         monkeypatch.setattr(ModelSource, "release", released)
 
 
@@ -204,7 +204,7 @@ def test_blocks_may_stay_on_disk(members, photos, close, own_cache):
 KILLED = """
 import os, signal, sys
 from tests.conftest import use_cache
-from jclip.source import ModelSource
+from jclip.features.source import ModelSource
 
 use_cache(sys.argv[1], setattr)
 release = ModelSource.release

@@ -12,11 +12,11 @@ from PIL import Image, ImageOps
 from jclip.choices import PreprocessChoice
 from jclip.config import CaptionConfig, DataConfig, build
 from jclip.data import loader
+from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
 from jclip.data.loader import batches
 from jclip.data.photo_file import ORIENTATIONS, PHOTO_ENDINGS, as_seen, open_photo, orientation
+from jclip.data.preprocess import Preprocess
 from jclip.errors import DataError, guarded
-from jclip.preprocess import Preprocess
-from jclip.views import TEST_VIEWS, Views, pipeline_of
 from tests.golden.inputs import photo
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from jclip.choices import PreprocessChoice
 from jclip.config import build, to_values
+from jclip.data.augment import resized_crop
+from jclip.data.preprocess import Preprocess, with_choice
 from jclip.errors import ConfigError, DataError, UnknownName
-from jclip.preprocess import Preprocess, with_choice
-from jclip.views import resized_crop
 from tests.golden.inputs import CROP_BOXES, PHOTO_SIZES, SHARPNESS, TARGETS, photo
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "preprocess.json").read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jclip.errors import DataError, UnknownName, printable
-from jclip.prompts import (
+from jclip.prompts.templates import (
     class_prompts,
     fill,
     load_templates,
@@ -109,7 +109,7 @@ def test_eighty_as_open_clip_has_them(open_clip_lists):
 
 def test_names_of_sets_cost_no_time():
     heavy = "{'numpy', 'inflect', 'jittor', 'typeguard'}"
-    code = f"import sys, jclip.prompts as p\np.prompt_sets()\nbad = {heavy} & set(sys.modules)\nassert not bad, bad"
+    code = f"import sys, jclip.prompts.templates as p\np.prompt_sets()\nbad = {heavy} & set(sys.modules)\nassert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent.parent)
 
 

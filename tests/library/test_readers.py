@@ -21,7 +21,7 @@ import pytest
 
 from jclip.errors import CheckpointError
 from jclip.readers import jittor_pickle, read_weights, safetensors
-from jclip.readers.source import HeldFile
+from jclip.readers.held_file import HeldFile
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -12,9 +12,17 @@ import numpy as np
 import pytest
 
 from jclip.errors import ConfigError, DataError
-from jclip.evaluation import write_csv
-from jclip.results import Predictions, check_challenge, check_format, show, table, write_predictions, zip_challenge
-from jclip.spreadsheet import read_csv
+from jclip.readers.spreadsheet import read_csv
+from jclip.report.evaluation import write_csv
+from jclip.report.predictions import (
+    Predictions,
+    check_challenge,
+    check_format,
+    show,
+    table,
+    write_predictions,
+    zip_challenge,
+)
 
 SCORES = np.log(
     np.array([[0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9], [0.1, 0.2, 0.3, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.1, 0.1]])

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from jclip import runtime, toolchain
+from jclip import runtime
 from jclip.errors import SetupError
+from jclip.machine import toolchain
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -13,11 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jclip import sheet as sheet_module
 from jclip.errors import ConfigError, DataError
-from jclip.results import Predictions
-from jclip.sheet import BAR, BARS, CARD, GAP, OTHERS, RIGHT, TILE, TITLE, TRACK, WRONG, check_sheet, write_sheet
-from jclip.tiles import sections
+from jclip.report.contact_sheet import (
+    BAR,
+    BARS,
+    CARD,
+    GAP,
+    OTHERS,
+    RIGHT,
+    TILE,
+    TITLE,
+    TRACK,
+    WRONG,
+    check_sheet,
+    write_sheet,
+)
+from jclip.report.plots import contact_sheet as sheet_module
+from jclip.report.predictions import Predictions
+from jclip.report.tiles import sections
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (200, 0, 200), (0, 200, 200)]
 CERTAINTY = [0.7, 0.5, 0.9, 0.45, 0.6, 0.8]  # of the six photos

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip import sorting
 from jclip.cli import main
 from jclip.errors import DataError
-from jclip.results import Predictions
+from jclip.report.plots import sorted_folders as sorting
+from jclip.report.predictions import Predictions
 
 NAMES = ("cat", "绿 thing", "a/b: c?")
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip import streaming
-from jclip.checkpoint import open_checkpoint
-from jclip.clip import CLIP, load
 from jclip.errors import ConfigError
-from jclip.optim import trainable
+from jclip.features.loading import load
+from jclip.model import streaming
+from jclip.model.clip import CLIP
+from jclip.model.trainable import trainable
 from jclip.runtime import jt
+from jclip.weights.checkpoint import open_checkpoint
 from tests.toys import TOY_EVAS, TOY_LAYER_SCALE, TOY_RESNET, TOY_VIT, toy_batch, toy_file
 
 CONFIGS = {**TOY_EVAS, "vit": TOY_VIT, "layer_scale": TOY_LAYER_SCALE, "resnet": TOY_RESNET}
@@ -69,7 +70,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from jclip.clip import load
+from jclip.model.clip import load
 from jclip.runtime import jt
 path, stream = sys.argv[1], sys.argv[2] == "1"
 model, _ = load(path, stream=stream)
@@ -85,9 +86,9 @@ def test_an_18b_like_tower_needs_the_memory_of_a_few_blocks(tmp_path, close):
     """48 blocks as 18B has them, 512 wide: the weights alone take 604 MB, the streamed run stays far below."""
     from dataclasses import replace
 
-    from jclip.architecture import parameter_shapes
-    from jclip.checkpoint import random_arrays, save_checkpoint
-    from jclip.preprocess import Preprocess
+    from jclip.data.preprocess import Preprocess
+    from jclip.weights.checkpoint import random_arrays, save_checkpoint
+    from jclip.weights.parameter_shapes import parameter_shapes
 
     toy = TOY_EVAS["18b"]
     tower = replace(toy.vision, width=512, layers=48, heads=4, mlp_width=2560)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jclip.errors import DataError
-from jclip.tokenizer import MOST_LETTERS, VOCABULARY, Tokenizer, _merge, clean, tokenize, tokenizer
+from jclip.prompts.tokenizer import MOST_LETTERS, VOCABULARY, Tokenizer, _merge, clean, tokenize, tokenizer
 from tests.golden.inputs import HARD_STRINGS, random_strings
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "tokenizer.json").read_text())

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from jclip.errors import ConfigError
-from jclip.towers import Lock, image_groups, text_groups, trained_patterns
+from jclip.model.parameter_groups import Lock, image_groups, text_groups, trained_patterns
 from tests.toys import TOY_RESNET, TOY_VIT, shapes_of
 
 CONFIGS = {"vit": TOY_VIT, "resnet": TOY_RESNET}

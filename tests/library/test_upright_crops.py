@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from jclip.preprocess import Preprocess
-from jclip.views import AUGMENTS, Views
+from jclip.data.augment import AUGMENTS, Views
+from jclip.data.preprocess import Preprocess
 
 TURNS = next(f.name for f in fields(Preprocess) if f.name in ("upright", "exif_rotate"))
 ORIENTATION = 0x0112

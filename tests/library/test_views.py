@@ -12,11 +12,7 @@ import pytest
 from PIL import Image
 
 from jclip.config import DataConfig
-from jclip.data.splits import Split
-from jclip.errors import ConfigError, UnknownName
-from jclip.features import feature_key, few_shot_features, training_view
-from jclip.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
-from jclip.views import (
+from jclip.data.augment import (
     AUGMENTS,
     TEST_VIEWS,
     Augment,
@@ -27,6 +23,10 @@ from jclip.views import (
     random_erase_box,
     views_of,
 )
+from jclip.data.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
+from jclip.data.splits import Split
+from jclip.errors import ConfigError, UnknownName
+from jclip.features.extraction import feature_key, few_shot_features, training_view
 from tests.golden.inputs import photo
 
 

@@ -17,8 +17,8 @@ import sys
 import time
 import numpy as np
 from jclip.runtime import jt
-from jclip.source import ModelSource
-from jclip.clip import inference
+from jclip.features.source import ModelSource
+from jclip.model.clip import inference
 model = ModelSource(sys.argv[1]).model
 if len(sys.argv) > 2:
     jt.code((1,), "float32", [], cpu_src=f"out0_p[0] = 1; // {time.time()}").numpy()

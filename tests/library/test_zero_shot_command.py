@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune._configs import read_config
 from finetune.zero_shot import members
-from jclip.checkpoint import random_arrays
-from jclip.class_sets import class_set
 from jclip.cli import main
+from jclip.commands.zero_shot_photos import classify
 from jclip.data.splits import natural_key
-from jclip.zero_shot import classify
+from jclip.prompts.class_sets import class_set
+from jclip.train.configs import read_config
+from jclip.weights.checkpoint import random_arrays
 from tests.converters import writers
 from tests.toys import SMALL_TEXT, SMALL_VIT, TOY_EVAS, shapes_of, toy_file
 
@@ -133,7 +133,7 @@ def test_numbers_in_names_are_those_that_a_computer_reads():
 
 
 def test_labels_agree_with_plain_scores(small_models, photo_folder):
-    from jclip.member import Member
+    from jclip.features.member import Member
 
     photos = sorted(map(str, (photo_folder / "test").rglob("*.png")))
     one = Member(str(small_models["vit"]), "a photo of a {}.")

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPConfig as HFConfig
 from transformers import CLIPModel
 
-from jclip.variants import CLIPConfig
+from jclip.weights.variants import CLIPConfig
 
 _LAYER = {
     "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",

@@ -10,12 +10,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
 from finetune.contrastive import contrastive_gradients  # noqa: E402
-from jclip.checkpoint import load_strict, open_checkpoint  # noqa: E402
-from jclip.clip import build, clamp_logit_scale, training_mode  # noqa: E402
 from jclip.config import OptimConfig  # noqa: E402
 from jclip.functional.losses import contrastive_loss, positive_targets  # noqa: E402
-from jclip.optim import learning_rate, no_weight_decay, optimiser, trainable  # noqa: E402
+from jclip.model.clip import build, clamp_logit_scale, training_mode  # noqa: E402
+from jclip.model.trainable import no_weight_decay, trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
+from jclip.train.optim import learning_rate, optimiser  # noqa: E402
+from jclip.weights.checkpoint import load_strict, open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOYS, toy_batch, toy_file  # noqa: E402
 from tests.trajectories import in_both_precisions, steps_from_equal_weights, without_key_bias  # noqa: E402
@@ -160,7 +161,7 @@ def test_twenty_steps_of_the_recipe(name, seed, tmp_path, close):
         assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
         return p, torch.optim.AdamW(groups, config.lr, config.betas, config.eps)
 
-    def loss_at(number):
+    def loss_at(p, number):
         rising, falling = (number + 1) / 4, 0.5 * (1 + math.cos(math.pi * (number - 4) / 16))
         for group in reference.param_groups:
             group["lr"] = config.lr * (rising if number < 4 else falling)
@@ -179,7 +180,7 @@ def test_twenty_steps_of_the_recipe(name, seed, tmp_path, close):
         p, reference = in_torch()
         losses = []
         for number in range(20):
-            wanted = loss_at(number)
+            wanted = loss_at(p, number)
             reference.zero_grad()
             wanted.backward()
             reference.step()

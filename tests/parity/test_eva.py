@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jclip.checkpoint import random_arrays
-from jclip.clip import CLIP, load_strict
+from jclip.model.clip import CLIP, load_strict
 from jclip.runtime import jt
-from jclip.variants import EVAConfig
+from jclip.weights.checkpoint import random_arrays
+from jclip.weights.variants import EVAConfig
 from tests.parity import numpy_eva
 from tests.toys import TOY_EVAS, shapes_of, toy_batch
 
@@ -134,8 +134,8 @@ def test_a_prompt_behind_the_patches_is_not_rotated(close):
 
 def test_other_sizes_recompute_the_rotation(tmp_path, close):
     """Positions resampled without antialias as EVA does it, and the rotary angles scaled to the same 16 steps."""
-    from jclip.checkpoint import open_checkpoint
-    from jclip.clip import build
+    from jclip.model.clip import build
+    from jclip.weights.checkpoint import open_checkpoint
     from tests.toys import toy_file
 
     config = TOY_EVAS["eva02"]

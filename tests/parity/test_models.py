@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
-from jclip.checkpoint import open_checkpoint  # noqa: E402
-from jclip.clip import build, normalise  # noqa: E402
-from jclip.optim import trainable  # noqa: E402
+from jclip.model.clip import build, normalise  # noqa: E402
+from jclip.model.trainable import trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
+from jclip.weights.checkpoint import open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOYS, shapes_of, toy_batch, toy_file  # noqa: E402
 
@@ -127,9 +127,9 @@ def compare_with_transformers(model, checkpoint, make, seed, close, label):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-B/32", "RN50"])
 def test_real_sizes(name, tmp_path, close):
-    from jclip.checkpoint import random_arrays, save_checkpoint
-    from jclip.preprocess import Preprocess
-    from jclip.variants import VARIANTS
+    from jclip.data.preprocess import Preprocess
+    from jclip.weights.checkpoint import random_arrays, save_checkpoint
+    from jclip.weights.variants import VARIANTS
     from tests.parity.hugging_face import hugging_face_model
 
     config = VARIANTS[name]

@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
 from jclip import kernels  # noqa: E402
-from jclip.checkpoint import open_checkpoint  # noqa: E402
-from jclip.clip import build  # noqa: E402
 from jclip.errors import ConfigError  # noqa: E402
-from jclip.layers import LayerNorm, put_tokens  # noqa: E402
-from jclip.optim import trainable  # noqa: E402
+from jclip.model.clip import build  # noqa: E402
+from jclip.model.layers import LayerNorm, put_tokens  # noqa: E402
+from jclip.model.trainable import trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
+from jclip.weights.checkpoint import open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOY_RESNET, TOY_VIT, TOY_VIT_GELU, TOYS, toy_batch, toy_file  # noqa: E402
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jclip import context, kernels
-from jclip.context import Frame, Layout, Prompts
-from jclip.layers import SharedStart, Transformer, put_tokens
+from jclip import kernels
+from jclip.features.source import ModelSource
+from jclip.model.layers import SharedStart, Transformer, put_tokens
+from jclip.model.learned_prompts import Frame, Layout, Prompts
 from jclip.runtime import jt
-from jclip.source import ModelSource
+from jclip.train import prompt_training as context
 
 NAMES = ("ant", "great_white_shark", "t-rex", "b c d e")
 

@@ -7,11 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
-from jclip.checkpoint import load_strict, open_checkpoint  # noqa: E402
-from jclip.clip import build, normalise  # noqa: E402
 from jclip.config import OptimConfig  # noqa: E402
-from jclip.optim import SGD, AdamW, clip_by_norm, cosine, learning_rate, no_weight_decay, trainable  # noqa: E402
+from jclip.model.clip import build, normalise  # noqa: E402
+from jclip.model.trainable import no_weight_decay, trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
+from jclip.train.optim import SGD, AdamW, clip_by_norm, cosine, learning_rate  # noqa: E402
+from jclip.weights.checkpoint import load_strict, open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOYS, toy_batch, toy_file  # noqa: E402
 from tests.trajectories import in_both_precisions, steps_from_equal_weights, without_key_bias  # noqa: E402
@@ -114,7 +115,7 @@ def test_twenty_adamw_steps_of_the_whole_model(name, tmp_path, close):
     p, reference = torch_adamw(arrays, optim)
     steps_from_equal_weights(
         20, optim, lambda i: our_gradients(model, optim, *batches[i]), reference, p,
-        lambda i: torch_loss(p, model.config, *batches[i]), lambda: None, close, label.format("each of"),
+        lambda p, i: torch_loss(p, model.config, *batches[i]), lambda: None, close, label.format("each of"),
     )  # fmt: skip
 
     def free_run():

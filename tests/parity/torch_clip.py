@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from jclip.variants import CLIPConfig
+from jclip.weights.variants import CLIPConfig
 
 
 def activation(name: str):

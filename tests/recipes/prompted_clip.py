@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from jclip.checkpoint import open_checkpoint
-from jclip.tokenizer import tokenizer
+from jclip.prompts.tokenizer import tokenizer
+from jclip.weights.checkpoint import open_checkpoint
 from tests.parity import torch_clip
 from tests.parity.test_contrastive import doubled
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import ape
-from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.recorded import FeatureSet
-from jclip.run import Run
+from jclip.features.precomputed import FeatureSet
+from jclip.train import on_features as adapt
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "ape"

@@ -9,13 +9,14 @@ import pytest
 
 import finetune
 from finetune.__main__ import read_config
-from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
-from jclip.loop import fit
-from jclip.optim import TrainState, no_weight_decay, optimiser, trainable
-from jclip.run import Run
+from jclip.model.trainable import no_weight_decay, trainable
 from jclip.runtime import jt
+from jclip.train import on_features as adapt
+from jclip.train.loop import fit
+from jclip.train.optim import TrainState, optimiser
+from jclip.train.run import Run
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
@@ -78,8 +79,8 @@ def test_a_heads_average_equals_torchs(seed, selection, tmp_path, close):
 def test_towers_average_equals_torchs(small_models, tmp_path, close):
     """Five steps of full fine-tuning, each an epoch; both towers against torch's step on the same pixels."""
     from finetune.full import Config, training_step
-    from jclip.checkpoint import open_checkpoint
-    from jclip.clip import build
+    from jclip.model.clip import build
+    from jclip.weights.checkpoint import open_checkpoint
     from tests.parity import torch_clip
     from tests.trajectories import without_key_bias
 
@@ -131,7 +132,7 @@ def test_a_broken_run_goes_on_to_the_same_average(recipe, small_models, photo_fo
     config, log, lines = CONFIGS / recipe / "smoke.yaml", Run.log, []
     whole = toys.train(config, tmp_path / "whole", *settings)
     assert toys.train(config, tmp_path / "raw", *settings, "optim.average=0")["test_nll"] != whole["test_nll"]
-    monkeypatch.setattr("jclip.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
 
     def dying(self, **values):
         lines.append(values)

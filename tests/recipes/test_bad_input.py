@@ -16,13 +16,13 @@ from PIL import Image
 
 import finetune
 from finetune.__main__ import build_config, read_config
-from finetune._finished import Classifier, measure
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import CheckpointError, ConfigError, DataError, JclipError
-from jclip.features import few_shot_features
-from jclip.source import ModelSource
-from jclip.tuning import check_photos
+from jclip.features.extraction import few_shot_features
+from jclip.features.source import ModelSource
+from jclip.report.predictor import Classifier, measure
+from jclip.train.on_photos import check_photos
 from tests.recipes.toys import record, smoke_arrays, smoke_without, train
 
 ROOT = Path(__file__).parent.parent.parent

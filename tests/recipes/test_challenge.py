@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 
 import finetune
-from finetune._challenge import Config, Pipeline
-from finetune._configs import read_config
-from finetune._finished import Classifier, unlabelled
-from finetune._fusion import Fused, fuse, gated, untaught
-from jclip import mixing
-from jclip.architecture import HEAD_WIDTHS
 from jclip.cli import main
+from jclip.commands.challenge_steps import Config, Pipeline
 from jclip.config import build, load_values
 from jclip.data.checks import copied
 from jclip.data.splits import natural_key, read_list
 from jclip.errors import ConfigError
+from jclip.functional import fusion as mixing
 from jclip.functional.metrics import ranking
-from jclip.variants import CLIPConfig, TextConfig, ViTConfig
+from jclip.report.fused_runs import Fused, fuse, gated, untaught
+from jclip.report.predictor import Classifier, unlabelled
+from jclip.train.configs import read_config
+from jclip.weights.parameter_shapes import HEAD_WIDTHS
+from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
 from tests.killed import killed_at
 from tests.recipes.challenge_folder import write_folder
 from tests.toys import SMALL_RESNET, SMALL_VIT, toy_file
@@ -366,7 +366,7 @@ def test_other_weights_on_resume_are_refused(other, folder, small_models, tmp_pa
     command = ["train", str(ROOT / "configs" / "no_finetune.yaml"), f"model={weights}", f"data.root={folder}",
                "data.val_shots=0", "optim.batch=8", "optim.epochs=1", "--run", str(tmp_path / "run")]  # fmt: skip
     with monkeypatch.context() as stopped:
-        stopped.setattr("jclip.clip.save_model", interrupt)
+        stopped.setattr("jclip.model.clip.save_model", interrupt)
         assert main(command) == 130
     assert (tmp_path / "run" / "train.safetensors").is_file()
     shutil.copy(small_models["resnet"] if other == "resnet" else toy_file(tmp_path, SMALL_VIT, seed=1), weights)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import clap
-from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.recorded import FeatureSet, read_recorded
-from jclip.run import Run
+from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.train.configs import read_config
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "clap"
@@ -63,9 +63,9 @@ def numpy_multipliers(data):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_logits_and_multipliers_equal_the_formulas(seed, close, monkeypatch):
-    import jclip.adapt
+    import jclip.train.on_features
 
-    monkeypatch.setattr(jclip.adapt, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
+    monkeypatch.setattr(jclip.train.on_features, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
     data = features(seed)
     prototypes = (4 * np.random.default_rng(seed).standard_normal((5, 7))).astype(np.float32)
     ours = clap.scorer({"prototypes": prototypes, "scale": np.array([9.0])}, config())(data.test)

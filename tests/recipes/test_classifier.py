@@ -11,7 +11,7 @@ import pytest
 from finetune import Classifier
 from jclip.cli import main
 from jclip.errors import CheckpointError, ConfigError, DataError
-from jclip.evaluation import write_evaluation
+from jclip.report.evaluation import write_evaluation
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from finetune import clip_adapter
-from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
+from jclip.features.heads import ZeroShotHead, unit
+from jclip.features.precomputed import FeatureSet
 from jclip.functional.metrics import top_k
-from jclip.heads import ZeroShotHead, unit
-from jclip.recorded import FeatureSet
-from jclip.run import Run
+from jclip.train.configs import read_config
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "clip_adapter"
@@ -70,7 +70,7 @@ def trained(cfg, data, folder, ratio=0.2):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("ratio", [0.2, 0.6, 0.9])
 def test_logits_equal_the_formula(seed, ratio, close, monkeypatch):
-    from jclip import adapt
+    from jclip.train import on_features as adapt
 
     monkeypatch.setattr(adapt, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
     data, adapter = features(seed), adapter_of(seed)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from finetune import Classifier, cocoop
-from jclip import context
 from jclip.config import DataConfig, OptimConfig
-from jclip.context import Frame, Layout, Prompts
 from jclip.errors import ConfigError
+from jclip.model.learned_prompts import Frame, Layout, Prompts
 from jclip.readers import read_weights
-from jclip.run import Run
 from jclip.runtime import jt
+from jclip.train import prompt_training as context
+from jclip.train.run import Run
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
@@ -78,7 +78,7 @@ def test_a_run_equals_torchs(seed, selection, source, reference, tmp_path, monke
     """Four epochs of three steps; validation is measured only where it chooses."""
     data, frozen = data_of(seed), {k: v.numpy() for k, v in source.model.state_dict().items()}
     monkeypatch.setattr(context, "features_for", lambda cfg, run: (source, data))
-    monkeypatch.setattr("jclip.source.source_of", lambda cfg: source)
+    monkeypatch.setattr("jclip.features.source.source_of", lambda cfg: source)
     optim = OptimConfig(name="sgd", lr=0.05, weight_decay=5e-4, epochs=4, batch=5)
     cfg = config(words="", context=3, optim=optim, selection=selection, seed=seed)
     start = Prompts(source.model, NAMES, 3, seed=seed).vectors.numpy()
@@ -130,7 +130,7 @@ def test_other_names_get_the_learned_vectors(source, reference, close, monkeypat
     others, features = NAMES[:2][::-1], data_of(3).test[:2]
     arrays, layout = random_params(3), Layout.of(source.config.text, ("zebra crossing", "ox", "a b c d e f g"), 3)
     learned = {**arrays, **layout.arrays(), "scale": np.array([8.0])}
-    monkeypatch.setattr("jclip.source.source_of", lambda cfg: source)
+    monkeypatch.setattr("jclip.features.source.source_of", lambda cfg: source)
     found = cocoop.for_classes(learned, config(), others, source)
     wanted = authors_scores(reference, doubled(arrays), torch.tensor(features.astype(np.float64)), 8.0)
     got = cocoop.scorer(found, config())(features)

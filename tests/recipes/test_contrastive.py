@@ -160,7 +160,7 @@ def test_a_loss_that_is_no_number_is_told_and_the_state_is_kept(tmp_path, capsys
         return (loss * float("nan") if (tmp_path / "r" / "train.safetensors").is_file() else loss), gradients
 
     monkeypatch.setattr(contrastive, "contrastive_gradients", broken)
-    monkeypatch.setattr("jclip.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
     assert train(tmp_path / "r", *QUICK) != 0
     assert "the loss stopped being a number between steps 3 and 5 of epoch 1" in capsys.readouterr().err
     monkeypatch.undo()

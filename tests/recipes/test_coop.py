@@ -10,17 +10,17 @@ import pytest
 
 import finetune
 from finetune import coop
-from jclip import context
-from jclip.checkpoint import open_checkpoint
 from jclip.config import DataConfig, OptimConfig
-from jclip.context import Layout, Prompts, first_vectors, nearest_words
 from jclip.errors import ConfigError, DataError
-from jclip.heads import unit
-from jclip.recorded import FeatureSet
-from jclip.run import Run
+from jclip.features.heads import unit
+from jclip.features.precomputed import FeatureSet
+from jclip.features.source import ModelSource
+from jclip.model.learned_prompts import Layout, Prompts, first_vectors, nearest_words
+from jclip.prompts.tokenizer import tokenizer
 from jclip.runtime import jt
-from jclip.source import ModelSource
-from jclip.tokenizer import tokenizer
+from jclip.train import prompt_training as context
+from jclip.train.run import Run
+from jclip.weights.checkpoint import open_checkpoint
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from finetune import cross_modal
-from finetune._configs import read_config
-from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
+from jclip.features.heads import ZeroShotHead, unit
+from jclip.features.precomputed import FeatureSet
 from jclip.functional.metrics import top_k
-from jclip.heads import ZeroShotHead, unit
-from jclip.recorded import FeatureSet
-from jclip.run import Run
+from jclip.train import on_features as adapt
+from jclip.train.configs import read_config
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "cross_modal"
@@ -239,11 +239,11 @@ def test_batches_that_no_pass_can_fill_are_told():
 
 def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
     from jclip.data.splits import read_photos
-    from jclip.features import few_shot_features
-    from jclip.heads import encode_prompts
-    from jclip.prompts import fill, load_templates
-    from jclip.source import source_of
-    from jclip.tokenizer import tokenize_for
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.heads import encode_prompts
+    from jclip.features.source import source_of
+    from jclip.prompts.templates import fill, load_templates
+    from jclip.prompts.tokenizer import tokenize_for
 
     place = [f"model={small_models['vit']}", f"data.root={photo_folder}", "data.features=", "data.val_shots=2"]
     settings = ["templates=openai7", "views=2", "augment=tip_adapter", "data.shots=4"]

@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from finetune import cross_modal
-from jclip.checkpoint import open_checkpoint
-from jclip.clip import build, normalise
 from jclip.config import DataConfig, OptimConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
-from jclip.features import few_shot_features
-from jclip.last_block import LastBlock
-from jclip.run import Run
+from jclip.features.extraction import few_shot_features
+from jclip.features.source import ModelSource
+from jclip.model.clip import build, normalise
+from jclip.model.last_block import LastBlock
 from jclip.runtime import jt
-from jclip.source import ModelSource
+from jclip.train.run import Run
+from jclip.weights.checkpoint import open_checkpoint
 from tests.recipes import toys
 from tests.toys import TOY_EVAS, TOY_LAYER_SCALE, TOY_RESNET, toy_batch, toy_file
 

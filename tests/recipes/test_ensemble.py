@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from finetune import ensemble
-from finetune._finished import Classifier
-from jclip import mixing
 from jclip.config import build
 from jclip.errors import ConfigError, UnknownName
-from jclip.recorded import read_recorded
+from jclip.features.precomputed import read_recorded
+from jclip.functional import fusion as mixing
+from jclip.report.predictor import Classifier
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -12,18 +12,18 @@ from _pytest.outcomes import Failed
 from PIL import Image
 
 from finetune import fd_align
-from jclip.checkpoint import open_checkpoint
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
-from jclip.features import extract, few_shot_features
+from jclip.features.extraction import extract, few_shot_features
+from jclip.features.heads import ZeroShotHead, encode_prompts, text_means, unit
+from jclip.features.source import ModelSource
 from jclip.functional.losses import kl_divergence
-from jclip.heads import ZeroShotHead, encode_prompts, text_means, unit
-from jclip.prompts import class_prompts, load_templates
+from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import read_weights
-from jclip.run import Run
 from jclip.runtime import jt
-from jclip.source import ModelSource
+from jclip.train.run import Run
+from jclip.weights.checkpoint import open_checkpoint
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
@@ -57,7 +57,7 @@ def test_texts_are_averaged_both_ways(unit_first, small_models, monkeypatch, clo
         monkeypatch.setattr(type(source.model), "encode_text", lambda *_: pytest.fail("the texts were read again"))
     assert np.isclose(head.scale, 100.0) and means.shape == (7, WIDTH)
     if unit_first:
-        from jclip.heads import zero_shot_head
+        from jclip.features.heads import zero_shot_head
 
         assert np.array_equal(zero_shot_head(source, prompts).weights, head.weights)
 
@@ -163,9 +163,9 @@ def batch(source: ModelSource, seed: int, photos: int = 5) -> tuple[np.ndarray, 
 
 def prepared(source, weights, S, changed, cfg):
     """Our loss as a function of pixels and labels, the trained parameters, the features before."""
-    from jclip.clip import put_arrays, training_mode
     from jclip.data.splits import Split
-    from jclip.optim import trainable
+    from jclip.model.clip import put_arrays, training_mode
+    from jclip.model.trainable import trainable
 
     head, before = {k: jt.array(v) for k, v in weights.items()}, fd_align.features_before(cfg, source, Split())
     put_arrays(source.model, changed)
@@ -197,7 +197,7 @@ def test_loss_and_gradients_equal_the_authors(kind, seed, small_models, close):
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_ten_steps_equal_torchs(kind, seed, small_models, close):
-    from jclip.optim import learning_rate, optimiser
+    from jclip.train.optim import learning_rate, optimiser
 
     source, weights, S, _ = case(small_models, kind, seed, moved=False)
     settings = replace(config().optim, lr=1e-3, epochs=2)
@@ -318,7 +318,7 @@ def test_features_before_are_computed_once_where_views_do_not_change(small_model
     pixels = jt.array(np.stack([source.preprocess(Image.open(photos.train.paths[i])) for i in rows]))
     copied = fd_align.features_before(config(), source, photos.train)(pixels, rows)
     assert source.model  # so that what is made from here on is a second tower
-    monkeypatch.setattr("jclip.clip.image_tower", lambda *_: pytest.fail("a second tower was made"))
+    monkeypatch.setattr("jclip.model.clip.image_tower", lambda *_: pytest.fail("a second tower was made"))
     known = fd_align.features_before(config(augment="none"), source, photos.train)(None, rows)
     close(known.numpy(), copied.numpy(), "features_normalised", "FD-Align: features before, kept")
     assert known.is_stop_grad() and copied.is_stop_grad()
@@ -345,7 +345,7 @@ def read_classes(settings) -> tuple[str, ...]:
 
 
 def test_other_classes_by_their_texts(settings, small_models, tmp_path, close):
-    from finetune._finished import Classifier
+    from jclip.report.predictor import Classifier
 
     train(tmp_path, *settings, "optim.epochs=1")
     done = Classifier.load(tmp_path)
@@ -353,7 +353,7 @@ def test_other_classes_by_their_texts(settings, small_models, tmp_path, close):
     assert source.checkpoint.path == tmp_path / "model.safetensors"
     learned = fd_align.for_classes(done.learned, done.config, names, source)
     features = unit(np.random.default_rng(0).standard_normal((5, WIDTH))).astype(np.float32)
-    from jclip.heads import zero_shot_head
+    from jclip.features.heads import zero_shot_head
 
     wanted = zero_shot_head(source, class_prompts(names, load_templates("openai7")))(features)
     close(fd_align.scorer(learned, done.config)(features), wanted, "scores", "FD-Align: other classes")

@@ -85,11 +85,12 @@ def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypa
     """Five steps of the recipe's own step on given pixels, whole or in parts: losses and the weights they lead to."""
     torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
     from finetune.full import Config, training_step
-    from jclip.checkpoint import open_checkpoint
-    from jclip.clip import build
     from jclip.config import DataConfig, OptimConfig
     from jclip.functional.losses import positive_targets
-    from jclip.optim import no_weight_decay, optimiser, trainable
+    from jclip.model.clip import build
+    from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.train.optim import optimiser
+    from jclip.weights.checkpoint import open_checkpoint
     from tests.parity import torch_clip
     from tests.trajectories import in_both_precisions, without_key_bias
 
@@ -101,7 +102,7 @@ def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypa
     settings = OptimConfig(lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-3, schedule="constant")
     parts = {"loss": loss, "positives": "same", "accumulate": accumulate}
     cfg = Config(DataConfig(), str(small_models[kind]), optim=settings, **parts)
-    monkeypatch.setattr("jclip.tuning.TEXTS_AT_ONCE", 3 if accumulate > 1 else 256)
+    monkeypatch.setattr("jclip.train.on_photos.TEXTS_AT_ONCE", 3 if accumulate > 1 else 256)
     optim = optimiser(settings, trainable(model), no_weight_decay)
     step = training_step(cfg, model, optim, prompts, 5)
     given = [
@@ -146,8 +147,8 @@ def test_steps_equal_torch(kind, accumulate, loss, small_models, close, monkeypa
 def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
     from finetune.full import Config, prompt_encoder
     from jclip.config import DataConfig
-    from jclip.source import ModelSource
-    from jclip.towers import Lock
+    from jclip.features.source import ModelSource
+    from jclip.model.parameter_groups import Lock
 
     model = ModelSource(small_models["vit"]).model
     prompts = [["a cat", "two cats", "three"], ["a dog"]]

@@ -13,7 +13,7 @@ from finetune import gda
 from finetune.__main__ import read_config
 from jclip.config import DataConfig
 from jclip.errors import ConfigError, DataError
-from jclip.recorded import FeatureSet
+from jclip.features.precomputed import FeatureSet
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "gda"
@@ -88,7 +88,7 @@ def test_weights_bias_and_logits_equal_the_formula(seed, prior, close):
 
 
 def test_alpha_zero_is_zero_shot_exactly():
-    from jclip.heads import ZeroShotHead
+    from jclip.features.heads import ZeroShotHead
 
     data = features(0)
     weights, bias = gda.discriminant(config(), data.train, data.train_labels, 5)
@@ -210,9 +210,9 @@ def test_searching_needs_validation_photos(tmp_path):
 
 def test_every_view_of_a_photo_is_a_row(small_models, photo_folder, tmp_path, monkeypatch, capsys, close):
     from jclip.cli import main
-    from jclip.features import few_shot_features
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
     from jclip.readers import read_weights
-    from jclip.source import source_of
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(

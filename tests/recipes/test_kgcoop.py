@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from finetune import kgcoop
-from jclip import context
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
-from jclip.run import Run
 from jclip.runtime import jt
+from jclip.train import prompt_training as context
+from jclip.train.run import Run
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)

@@ -14,9 +14,9 @@ from finetune import cross_modal, linear_probe
 from finetune.__main__ import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import CheckpointError, ConfigError, DataError
-from jclip.recorded import FeatureSet
-from jclip.run import Run
-from jclip.source import ModelSource
+from jclip.features.precomputed import FeatureSet
+from jclip.features.source import ModelSource
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "linear_probe"
@@ -408,9 +408,9 @@ def test_photos_are_measured_as_they_were_learned(
     normalize, small_models, photo_folder, tmp_path, monkeypatch, capsys, close
 ):
     from jclip.cli import main
-    from jclip.features import few_shot_features
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
     from jclip.readers import read_weights
-    from jclip.source import source_of
 
     monkeypatch.chdir(tmp_path)
     photos_yaml(small_models, photo_folder, "search: false", "C: 10.0", f"normalize: {normalize}")
@@ -464,7 +464,7 @@ def test_photos_and_their_mirror_images_are_learned_in_steps(
 def torch_penultimate(path, pixels):
     """Class tokens before the projection, in torch."""
     torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
-    from jclip.checkpoint import open_checkpoint
+    from jclip.weights.checkpoint import open_checkpoint
     from tests.parity import torch_clip
 
     checkpoint = open_checkpoint(path)

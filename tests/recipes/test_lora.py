@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from finetune import lora
-from jclip.checkpoint import open_checkpoint
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
-from jclip.lora import Adapters
+from jclip.features.source import ModelSource
+from jclip.model.low_rank import Adapters
+from jclip.model.parameter_groups import LowRank, block_numbers
 from jclip.runtime import jt
-from jclip.source import ModelSource
-from jclip.towers import LowRank, block_numbers
+from jclip.weights.checkpoint import open_checkpoint
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
@@ -106,7 +106,7 @@ def test_loss_and_gradients_equal_torchs(low, seed, accumulate, source, small_mo
 
 
 def test_ten_steps_equal_torchs(source, small_models, close):
-    from jclip.optim import optimiser
+    from jclip.train.optim import optimiser
 
     low, optim = LowRank(dropout=0), OptimConfig(lr=1e-3, weight_decay=1e-2)
     adapters = Adapters(source.model, low, 3)
@@ -140,7 +140,7 @@ def test_ten_steps_equal_torchs(source, small_models, close):
 
 
 def test_merged_weights_do_what_the_updates_do(source, close):
-    from jclip.clip import put_arrays
+    from jclip.model.clip import put_arrays
 
     adapters, (pixels, _) = Adapters(source.model, LowRank(), 0), batch(0)
     arrays = random_start(adapters, 0)
@@ -180,7 +180,7 @@ def test_dropout_is_on_while_training_and_the_same_for_one_seed(source):
 
 def test_parts_are_computed_again_with_the_same_dropout(source, close, monkeypatch):
     """Against one graph of all parts: other masks in the second pass would give other gradients."""
-    from jclip import tuning
+    from jclip.train import on_photos as tuning
 
     adapters = Adapters(source.model, LowRank(dropout=0.5), 0)
     random_start(adapters, 0)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from finetune import lp_plus
-from jclip import adapt
 from jclip.config import DataConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.recorded import FeatureSet, read_recorded
-from jclip.run import Run
+from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.train import on_features as adapt
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "lp_plus"
@@ -51,9 +51,9 @@ def doubles(data):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_logits_equal_the_formula(seed, close, monkeypatch):
-    import jclip.adapt
+    import jclip.train.on_features
 
-    monkeypatch.setattr(jclip.adapt, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
+    monkeypatch.setattr(jclip.train.on_features, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
     rng, data = np.random.default_rng(seed), features(seed)
     w, b, a = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 7), (5,), (5,)))
     learned = {"weight": w, "bias": b, "alpha": a, "text": data.text}

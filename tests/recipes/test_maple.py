@@ -11,21 +11,22 @@ import pytest
 
 from finetune import Classifier, maple
 from finetune.__main__ import main, read_config
-from jclip import context
 from jclip.config import DataConfig, OptimConfig
 from jclip.data.splits import read_photos
-from jclip.deep_prompts import DeepPrompts, batch_loss, encode_beside, first_arrays, opening
 from jclip.errors import ConfigError, DataError
-from jclip.heads import unit
-from jclip.optim import optimiser
+from jclip.features.heads import unit
+from jclip.features.precomputed import FeatureSet
+from jclip.features.source import ModelSource, PromptedSource
+from jclip.model.deep_prompts import DeepPrompts, encode_beside, first_arrays, opening
+from jclip.model.parameter_groups import Prompting
+from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import read_weights
-from jclip.recorded import FeatureSet
 from jclip.runtime import jt
-from jclip.source import ModelSource, PromptedSource
-from jclip.tokenizer import tokenizer
-from jclip.towers import Prompting
-from jclip.tuning import photo_epochs
-from jclip.variants import CLIPConfig, TextConfig, ViTConfig
+from jclip.train import prompt_training as context
+from jclip.train.deep_prompt_training import batch_loss
+from jclip.train.on_photos import photo_epochs
+from jclip.train.optim import optimiser
+from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
 from tests.recipes import toys
 from tests.toys import toy_file
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip import loop
 from jclip.cli import main
-from jclip.clip import training_mode
-from jclip.optim import trainable
-from jclip.parts import in_parts, slices
-from jclip.run import Run
+from jclip.features.source import ModelSource
+from jclip.kernels.gradient_parts import in_parts, slices
+from jclip.model.clip import training_mode
+from jclip.model.parameter_groups import Lock, trained_patterns
+from jclip.model.trainable import trainable
 from jclip.runtime import jt
-from jclip.source import ModelSource
-from jclip.towers import Lock, trained_patterns
+from jclip.train import loop
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -96,7 +96,7 @@ def test_a_hundredth_of_a_step_would_be_seen(kind, small_models, photo_folder, t
 PEAKS = """
 import sys
 import numpy as np
-from jclip.run import Run
+from jclip.train.run import Run
 
 for folder, ballast in ("a", 1), ("b", 300), ("c", 1):
     with Run(f"{sys.argv[1]}/{folder}", {}) as run:

@@ -14,15 +14,15 @@ from PIL import Image
 
 import finetune
 from finetune import Classifier
-from finetune._finished import columns_of
-from finetune._sweep import base_first
 from jclip.cli import main
+from jclip.commands.sweep import base_first
 from jclip.config import DataConfig
 from jclip.data.splits import draw_shots, half, read_photos
 from jclip.errors import ConfigError, DataError
-from jclip.features import few_shot_features
+from jclip.features.extraction import few_shot_features
+from jclip.features.heads import unit
 from jclip.functional.metrics import harmonic_mean
-from jclip.heads import unit
+from jclip.report.predictor import columns_of
 from tests.contract.test_readme import said
 from tests.pages import blocks
 from tests.recipes.toys import record, smoke_arrays
@@ -188,7 +188,7 @@ def test_new_classes_are_scored_with_what_was_learned(recipe, trained, five, tmp
 
 
 def test_mixed_towers_read_new_names_and_a_tuned_head_does_not(small_models, close):
-    from jclip.source import ModelSource
+    from jclip.features.source import ModelSource
 
     module = finetune.load("wise_ft")
     source = ModelSource(small_models["vit"])
@@ -254,7 +254,7 @@ def test_what_knows_no_other_classes_says_so(trained, five, tmp_path, capsys):
 
 
 def test_templates_of_the_data_take_the_place_of_the_runs(trained, close):
-    from jclip.prompts import class_prompts, load_templates
+    from jclip.prompts.templates import class_prompts, load_templates
 
     done = Classifier.load(trained("full"), ["templates=a {} tile."])
     source = done.source()
@@ -285,7 +285,7 @@ def test_harmonic_mean_by_hand():
 
 def test_base_to_new(trained, tmp_path, capsys, monkeypatch, close):
     """Zero-shot beside is that of the model before, H that of the two columns; towers are loaded once each."""
-    from jclip import clip
+    from jclip.model import clip
 
     loads, build = [], clip.build
     monkeypatch.setattr(clip, "build", lambda *a: (loads.append(a[0].path), build(*a))[1])

@@ -12,16 +12,17 @@ from finetune import promptsrc
 from finetune.__main__ import read_config
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
-from jclip.deep_prompts import DeepPrompts, batch_loss, first_arrays
 from jclip.errors import ConfigError
+from jclip.features.source import ModelSource
 from jclip.functional.losses import kl_divergence
 from jclip.functional.similarity import zero_shot_scores
-from jclip.prompts import load_templates
+from jclip.model.deep_prompts import DeepPrompts, first_arrays
+from jclip.prompts.templates import load_templates
+from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import read_weights
 from jclip.runtime import jt
-from jclip.source import ModelSource
-from jclip.tokenizer import tokenizer
-from jclip.tuning import photo_epochs
+from jclip.train.deep_prompt_training import batch_loss
+from jclip.train.on_photos import photo_epochs
 from tests.recipes import toys
 
 torch = pytest.importorskip("torch", reason=toys.NO_TORCH)
@@ -141,7 +142,7 @@ def test_a_killed_run_goes_on_to_the_same_average(small_models, photo_folder, tm
             raise KeyboardInterrupt
         real(average, epoch)
 
-    monkeypatch.setattr("jclip.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(promptsrc.Aggregate, "add", dying)
         with pytest.raises(KeyboardInterrupt):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune._sweep import combinations, planned, statistics, sweep, told
 from jclip.cli import main
+from jclip.commands.sweep import combinations, planned, statistics, sweep, told
 from jclip.errors import ConfigError
 from tests.killed import killed_at
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from finetune import task_res
-from finetune._configs import read_config, resolved
-from jclip import adapt
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.heads import ZeroShotHead, unit
-from jclip.recorded import FeatureSet
-from jclip.run import Run
+from jclip.features.heads import ZeroShotHead, unit
+from jclip.features.precomputed import FeatureSet
+from jclip.train import on_features as adapt
+from jclip.train.configs import read_config, resolved
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "task_res"
@@ -172,8 +172,8 @@ def test_photos_take_raw_text_and_as_many_views_as_photos(small_models, photo_fo
     lengths = np.linalg.norm(seen["text"], axis=1)
     assert np.abs(lengths - 1).min() > 0.01
     zero_shot = module.scorer({**seen, "residual": np.zeros_like(seen["text"])}, cfg)
-    from jclip.features import few_shot_features
-    from jclip.source import source_of
+    from jclip.features.extraction import few_shot_features
+    from jclip.features.source import source_of
 
     plain = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
     close(zero_shot(plain.test), ZeroShotHead(plain.text, plain.scale)(plain.test), "scores", "TaskRes: raw text")
@@ -182,14 +182,14 @@ def test_photos_take_raw_text_and_as_many_views_as_photos(small_models, photo_fo
 
 
 def test_several_templates_are_averaged_raw(small_models, close):
-    from jclip.heads import encode_prompts
-    from jclip.source import ModelSource
-    from jclip.tokenizer import tokenize_for
+    from jclip.features.heads import encode_prompts
+    from jclip.features.source import ModelSource
+    from jclip.prompts.tokenizer import tokenize_for
 
     source, data = ModelSource(small_models["vit"]), features(0, width=24)
     cfg = replace(config(), model="x", templates="openai7")
     got = task_res.base_text(cfg, data, source)
-    from jclip.prompts import fill, load_templates
+    from jclip.prompts.templates import fill, load_templates
 
     for k, name in enumerate(data.classnames):
         prompts = [fill(t, name) for t in load_templates("openai7")]

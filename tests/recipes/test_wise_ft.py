@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from finetune import wise_ft
-from finetune._configs import read_config
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError, MisfitError
+from jclip.features.precomputed import FeatureSet, read_recorded
 from jclip.functional.metrics import top_k
-from jclip.recorded import FeatureSet, read_recorded
-from jclip.run import Run
+from jclip.train.configs import read_config
+from jclip.train.run import Run
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "wise_ft"
@@ -44,9 +44,9 @@ def trained(folder, data, cfg):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_start_is_zero_shot_and_scores_equal_the_formula(seed, close, monkeypatch):
-    import jclip.adapt
+    import jclip.train.on_features
 
-    monkeypatch.setattr(jclip.adapt, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
+    monkeypatch.setattr(jclip.train.on_features, "ROWS_AT_ONCE", 10)  # in parts, the last one shorter
     data, rng = features(seed), np.random.default_rng(seed)
     f = data.test.astype(np.float64)
     ours = wise_ft.scorer(wise_ft.start(data), config())(data.test)
@@ -207,7 +207,7 @@ def test_real_features(shared, tmp_path):
 @pytest.fixture
 def tuned(small_models, tmp_path) -> Path:
     """A file of the small ViT after something moved all its weights."""
-    from jclip.checkpoint import open_checkpoint, save_checkpoint
+    from jclip.weights.checkpoint import open_checkpoint, save_checkpoint
 
     checkpoint, rng = open_checkpoint(small_models["vit"]), np.random.default_rng(5)
     arrays = {k: v + np.float32(0.1) * rng.standard_normal(v.shape, np.float32) for k, v in checkpoint.arrays()}
@@ -221,8 +221,8 @@ def photos_of(small_models, photo_folder, *settings):
 
 
 def test_towers_are_mixed_between_exact_ends(small_models, photo_folder, tuned, tmp_path, capsys, close):
-    from jclip.checkpoint import open_checkpoint
     from jclip.cli import main
+    from jclip.weights.checkpoint import open_checkpoint
 
     settings = photos_of(small_models, photo_folder, f"tuned={tuned}")
     metrics = train("smoke.yaml", tmp_path / "half", *settings, "search=false", "alpha=0.5")
@@ -251,7 +251,7 @@ def test_the_search_along_towers(small_models, photo_folder, tuned, tmp_path):
 @pytest.mark.parametrize("recipe", ["full", "lora", "fd_align"])
 def test_towers_of_a_run(recipe, small_models, photo_folder, tmp_path, close):
     """Half way between a model and what a run made of it, named by the run's folder."""
-    from jclip.checkpoint import open_checkpoint
+    from jclip.weights.checkpoint import open_checkpoint
 
     own = [
         f"model={small_models['vit']}",
@@ -277,7 +277,7 @@ def test_a_mixture_is_written_tensor_by_tensor(small_models, tuned, tmp_path):
     """What two ends and their mixture take in memory is a few tensors, not three models."""
     from dataclasses import replace
 
-    from jclip.checkpoint import open_checkpoint
+    from jclip.weights.checkpoint import open_checkpoint
 
     alive, most = 0, [0]
 

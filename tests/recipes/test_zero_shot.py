@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune._finished import Classifier
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError
 from jclip.readers import read_weights
+from jclip.report.predictor import Classifier
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "zero_shot"
@@ -135,8 +135,8 @@ def test_the_fields_of_clip_benchmark(two, photo_folder, tmp_path, close):
 
 def test_names_of_a_benchmark_stand_in_place_of_folders(small_models, photo_folder, tmp_path):
     """Folders in the order of the labels take the names one after the other; folders with known names are among them."""
-    from jclip.heads import zero_shot_head
-    from jclip.source import ModelSource
+    from jclip.features.heads import zero_shot_head
+    from jclip.features.source import ModelSource
 
     (tmp_path / "names.txt").write_text("a hat\na cat\na dog\n")
     (tmp_path / "mine.yaml").write_text(
@@ -230,8 +230,8 @@ def test_photos_of_several_classes(small_models, photo_folder, tmp_path, close):
     """From folders in which one photo lies twice, and from a list of all labels: the mean of each class's precision."""
     from sklearn.metrics import average_precision_score
 
-    from jclip.member import Member
-    from jclip.zero_shot import classify
+    from jclip.commands.zero_shot_photos import classify
+    from jclip.features.member import Member
 
     root, paths = tmp_path / "photos", sorted((photo_folder / "test").rglob("*.png"))
     names, targets, lines = ["blue thing", "red_thing", "绿 thing"], [], []

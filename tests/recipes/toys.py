@@ -11,10 +11,10 @@ import pytest
 
 from finetune.__main__ import read_config, resolved
 from jclip.config import OptimConfig
-from jclip.heads import unit
+from jclip.features.heads import unit
+from jclip.features.precomputed import FeatureSet
 from jclip.paths import ASSETS
-from jclip.recorded import FeatureSet
-from jclip.run import Run
+from jclip.train.run import Run
 
 NO_TORCH = "the reference is not installed: pip install '.[parity]'"
 
@@ -42,7 +42,7 @@ def broken_off(recipe, monkeypatch, step: int):
 
         return once
 
-    monkeypatch.setattr("jclip.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "batch_loss", dying)
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,1 @@
+"""What `jclip <word>` does, one module a word."""

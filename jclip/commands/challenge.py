@@ -1,0 +1,33 @@
+"""`jclip challenge`: the few-shot challenge of Jittor in one command, from photos to the file that is handed in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jclip.commands.arguments import Parser, nonempty
+from jclip.commands.challenge_steps import UNTIL, Config, Pipeline
+from jclip.config import build, load_values
+from jclip.train.configs import find_config
+
+
+def challenge(argv: list[str]) -> int:
+    """Tunes, fuses and labels as a YAML says, and goes on where it was broken off; docs/challenge.md walks through it."""
+    p = Parser("jclip challenge", description=challenge.__doc__)
+    p.add_argument("arguments", nargs="*", metavar="CONFIG|key=value", help="default configs/challenge.yaml; settings")
+    p.add_argument(
+        "--runs", type=nonempty, metavar="FOLDER", default="runs", help="where folders of the steps are (default: runs)"
+    )
+    p.add_argument("--until", choices=UNTIL, default="results", help="the last step (default: results, all of them)")
+    args = p.parse_intermixed_args(argv)
+    path = find_config(next((a for a in args.arguments if "=" not in a), "challenge.yaml"))
+    cfg = build(Config, load_values(path, [a for a in args.arguments if "=" in a]), str(path))
+    work = Pipeline(cfg, Path(args.runs).absolute() / "challenge", str(path))
+    work.check()
+    best = work.tune()
+    if args.until != "tune":
+        members = work.train(best)
+        if args.until == "results":
+            from jclip.commands.challenge_submission import submit
+
+            submit(work, members)
+    return 0

@@ -1,0 +1,36 @@
+"""`jclip compare`: one table of several finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jclip.commands.arguments import Parser, nonempty
+from jclip.errors import ConfigError, say
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    pass
+
+from jclip.report.run_table import accuracy_of
+
+
+def compare(argv: list[str]) -> int:
+    """One table of finished runs on the same data: zero-shot of the first, then each run."""
+    p = Parser("jclip compare", description=compare.__doc__)
+    p.add_argument("runs", nargs="+", type=nonempty, metavar="RUN", help="folders of finished runs")
+    args = p.parse_args(argv)
+
+    from jclip.report.predictions import marked, table
+    from jclip.train.run import read_result
+
+    results = {folder: read_result(folder)["metrics"] for folder in args.runs}
+    needed = ("top1", "correct", "count")
+    parts = [p for p in ("val", "test") if all(f"{p}_{k}" in m for m in results.values() for k in needed)]
+    if not parts:
+        raise ConfigError(f"{', '.join(results)} have no accuracy in common")
+    first = next(iter(results.values()))
+    named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
+    named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
+    rows = [[name, *(accuracy_of(metrics, f"{prefix}{part}_") for part in parts)] for name, prefix, metrics in named]
+    say(table(["top-1", *parts], rows))
+    return 0

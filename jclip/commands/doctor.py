@@ -1,0 +1,146 @@
+"""`jclip doctor`: what this machine offers, what is missing, and the command that mends it.
+
+Exit code 0 only when a matrix product, a convolution with its gradient and an attention block ran and were right.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jclip.commands.arguments import Parser
+from jclip.errors import JclipError, SetupError, say
+from jclip.machine import gpu as cuda
+from jclip.machine import toolchain
+from jclip.paths import cache_dir
+
+KERNELS = {
+    "cpu": "fused for the CPU (products, convolutions, attention, norms)",
+    "cuda": "fused for the GPU (attention)",
+    "plain": "Jittor's own operators",
+}
+TOLERANCE = 1e-4  # of values of order one in float32, on any device (TF32 off)
+
+
+def main(argv: list[str]) -> int:
+    """Prints the findings, then computes. Returns 0 when everything was right, else 1."""
+    Parser("jclip doctor", description=__doc__).parse_args(argv)
+    for name, finding in findings():
+        say(f"{name:<16} {finding}")
+    try:
+        with_what = _device()
+        from jclip.kernels import chosen
+        from jclip.kernels.trials import TRIALS
+    except JclipError as e:
+        say(f"{'Jittor':<16} does not start: {e}")
+        return 1
+    say(f"{'kernels':<16} {KERNELS[chosen()]}")
+    right = [_tell(name, trial, with_what) for name, trial in TRIALS.items()]
+    say("everything ran and was right" if all(right) else "something is wrong: see above")
+    return 0 if all(right) else 1
+
+
+def findings() -> Iterator[tuple[str, str]]:
+    """Name and finding of each thing that jclip needs or uses; what is missing comes with its mend."""
+    from importlib.metadata import version
+
+    yield "jclip", f"{_version('jclip')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "Jittor", _jittor()
+    yield "NumPy", _told(lambda: (toolchain.refuse_unsupported(), version("numpy"))[1])
+    yield "compiler", _told(lambda: _compiler(toolchain.find_compiler()))
+    yield "Python headers", _told(lambda: str(toolchain.find_python_include()))
+    yield "oneDNN", _onednn()
+    yield from _cuda()
+    yield "torch", f"{_version('torch')} (reference for the tests only; jclip itself never imports it)"
+    yield "bf16 on the CPU", _half()
+    yield "threads", f"{os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0))} (OMP_NUM_THREADS sets them)"
+    yield "cache", _told(_cache)
+
+
+def _told(finding: Callable[[], str]) -> str:
+    try:
+        return finding()
+    except SetupError as e:
+        return f"MISSING: {e}"
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _jittor() -> str:
+    installed = _version("jittor")
+    tried = "" if installed == toolchain.JITTOR_TRIED else f" (jclip was tried with {toolchain.JITTOR_TRIED})"
+    return installed + tried
+
+
+def _compiler(path: Path) -> str:
+    first = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return f"{path} ({first[0] if first else 'it prints no version'})"
+
+
+def _onednn() -> str:
+    found = toolchain.find_onednn()
+    if found is None:
+        return f"MISSING, so products and convolutions will be about 100 times slower: {toolchain.ONEDNN_INSTALL}"
+    return f"{found.origin} ({found.library})"
+
+
+def _cuda() -> Iterator[tuple[str, str]]:
+    found = cuda.find_cuda()
+    cards = ", ".join(f"{g.name} ({g.capability}, {g.memory / 2**30:.0f} GiB)" for g in found.gpus)
+    yield "GPU", cards or f"none: {found.off or 'no NVIDIA driver'}"
+    yield "tried on", ", ".join(cuda.TRIED) or f"no GPU so far (compiled with {cuda.COMPILED}); on the CPU always"
+    if not found.gpus:
+        return
+    if found.off:
+        yield "CUDA", f"off: {found.off}" + (f"; mend: {found.mend}" if found.mend else "")
+    elif found.toolkit:
+        kit, repaired = found.toolkit, " (repaired in the cache)" if found.toolkit.needs_repair else ""
+        yield "CUDA", f"{kit.version[0]}.{kit.version[1]} at {kit.nvcc.parent.parent}{repaired}"
+        yield "cuDNN", kit.cudnn or "MISSING"
+    else:
+        yield "CUDA", f"as nvcc_path={os.environ.get('nvcc_path')} says"
+
+
+def _half() -> str:
+    flags = toolchain.cpu_flags()
+    if found := [f.upper() for f in ("amx_bf16", "avx512_bf16") if f in flags]:
+        return f"fast ({', '.join(found)})"
+    return "runs, no faster than fp32 (AVX-512 without bf16)" if "avx512bw" in flags else "no (needs AVX-512)"
+
+
+def _cache() -> str:
+    root = cache_dir()
+    size = sum(f.stat().st_size for f in root.rglob("*") if f.is_file() and not f.is_symlink())
+    return f"{root} ({size / 2**20:.0f} MiB; JCLIP_CACHE moves it, removing it is safe)"
+
+
+def _device() -> str:
+    from jclip.runtime import jt
+
+    return "GPU" if jt.flags.use_cuda else "CPU"
+
+
+def _tell(name: str, trial: Callable[[], float], device: str) -> bool:
+    try:
+        error = trial()
+    except Exception as e:  # whatever a kernel raises, the doctor tells it
+        say(f"{name:<16} FAILED on the {device}: {' '.join(str(e).split())[:300]}")
+        return False
+    right = bool(error < TOLERANCE)
+    say(f"{name:<16} {'right' if right else 'WRONG'} on the {device} (largest error {error:.1e})")
+    return right
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""`jclip eval`: a finished run measured on its own test photos or on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jclip.commands.arguments import Parser, nonempty
+from jclip.errors import ConfigError, say
+from jclip.report.predictor import Classifier, measure
+from jclip.report.transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
+from jclip.train.configs import (
+    files_named_in,
+    resolved,
+)
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    pass
+
+from jclip.report.run_table import accuracy_of, report, selected_on_test
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
+    per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder."""
+    p = Parser("jclip eval", description=evaluate.__doc__)
+    p.add_argument("run", type=nonempty, help="the folder of a finished run, or the config that was trained")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="other data, such as data.test=list.txt; model=FILE"
+    )
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--base-to-new",
+        action="store_true",
+        help="on the base classes that it learned (data.subset=base) and on the new ones, with their harmonic mean",
+    )
+    how.add_argument(
+        "--on",
+        action="append",
+        nargs="+",
+        metavar="NAME",
+        help="on other test sets: NAME data.root=… [templates=…], as often as there are, or a YAML of names with those",
+    )
+    p.add_argument("--out", type=nonempty, metavar="FOLDER", help="where to write (default: the run's folder)")
+    args = p.parse_intermixed_args(argv)
+    done = Classifier.load(args.run, args.overrides)
+    out = Path(args.out) if args.out else done.folder
+
+    from jclip.report.evaluation import FILES
+    from jclip.train.run_folder import adding_to
+
+    names = BASE_TO_NEW_FILES if args.base_to_new else SETS_FILES if args.on else FILES
+    check_out(done, out, names)
+    with adding_to(out, names):
+        if args.base_to_new:
+            return tell_base_to_new(done, out)
+        if args.on:
+            return tell_sets(done, args.on, out)
+        metrics = measure(done, out)
+    return tell_measured(metrics, out)
+
+
+def check_out(done: Classifier, out: Path, names: Sequence[str]) -> None:
+    """Raises `ConfigError` where `eval` would write into another run's folder, or over a file that it reads."""
+    from jclip.paths import refuse_overwriting
+    from jclip.train.run_folder import is_run
+
+    if is_run(out) and not out.samefile(done.folder):
+        raise ConfigError(f"{out} must not be the folder of another run: choose another with --out")
+    refuse_overwriting([out / name for name in names], files_named_in(resolved(done.module, done.config)))
+
+
+def tell_measured(metrics: dict[str, float], out: Path) -> int:
+    """The accuracy, five other figures, and what was written."""
+    from jclip.functional.metrics import SELECTED_ON_TEST
+    from jclip.report.evaluation import FILES
+
+    say(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))
+    say(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
+    say(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
+    return 0
+
+
+def tell_base_to_new(done: Classifier, out: Path) -> int:
+    """Base, new and H, zero-shot beside."""
+    from jclip.report.predictions import table
+
+    metrics = base_to_new(done, out)
+    rows = [
+        [name, *(accuracy_of(metrics, f"{who}{half}_") for half in HALVES), f"{metrics[f'{who}harmonic_mean']:.4f}"]
+        for name, who in (("zero-shot", "zero_shot_"), ("this run", ""))
+        if f"{who}harmonic_mean" in metrics
+    ]
+    say("\n".join([table(["top-1", *HALVES, "H"], rows), *selected_on_test(metrics)]))
+    say(f"written: {out}/base_to_new.json, base_to_new.csv")
+    return 0
+
+
+def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
+    """A line per set, and the means."""
+    from jclip.report.predictions import table
+
+    told = on_sets(done, given, out)
+    rows = [
+        [name, str(m["classes"]), *(accuracy_of(m, who) if f"{who}top1" in m else "" for who in ("zero_shot_", ""))]
+        for name, m in told.items()
+    ]
+    mean = means(told)
+    rows.append(["mean", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in ("zero_shot_top1", "top1"))])
+    say("\n".join([table(["top-1", "classes", "zero-shot", "this run"], rows), *selected_on_test(done.marks())]))
+    say(f"written: {out}/sets.json, sets.csv")
+    return 0

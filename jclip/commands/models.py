@@ -1,0 +1,78 @@
+"""`jclip models`: the architectures, published weights, and seeded random weights for trying without a download."""
+
+from __future__ import annotations
+
+import argparse
+
+from jclip.commands.arguments import Parser, nonempty, whole
+from jclip.errors import say
+from jclip.weights.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = Parser("jclip models", description=__doc__)
+    p.add_argument(
+        "--random", type=nonempty, metavar="NAME", help="write a model of that name with random weights (needs --out)"
+    )
+    p.add_argument("--out", type=nonempty, metavar="FILE.safetensors", help="where to")
+    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
+    p.add_argument("--published", action="store_true", help="list the published weights that are known by name")
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Lists the models, or writes one. Returns the exit code."""
+    p = parser()
+    args = p.parse_args(argv)
+    if bool(args.random) != bool(args.out):
+        p.error("--random NAME and --out FILE belong together")
+    if args.random:
+        write_random(canonical_name(args.random), args.out, args.seed)
+        say(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
+        return 0
+    from jclip.report.predictions import table
+
+    if args.published:
+        say("\n".join(published()))
+        return 0
+    rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
+    say(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
+    return 0
+
+
+def published() -> list[str]:
+    """The known weights as a table in Markdown: a line for each file whose hash is known, else one for the repository."""
+    from jclip.weights import catalogue
+
+    lines = ["| `architecture/tag` | `--family` | where | SHA-256 |", "|---|---|---|---|"]
+    for row in catalogue.rows():
+        known = {f.address: f for f in catalogue.files()}
+        own = {
+            at: f for at, f in known.items() if at == row.url or (f.architecture, f.tag) == (row.architecture, row.tag)
+        }
+        places = [(at, file.sha256) for at, file in own.items()]
+        for place, digest in places or [(row.url or f"https://huggingface.co/{row.hub}", "–")]:
+            lines.append(f"| {row.architecture}/{row.tag} | {row.family} | {place} | {digest} |")
+    return lines
+
+
+def write_random(name: str, path: str, seed: int) -> None:
+    """A checkpoint of that architecture with seeded random weights, the same on every machine."""
+    from jclip.data.preprocess import Preprocess
+    from jclip.model.clip import CLIP
+    from jclip.weights.checkpoint import random_arrays, save_checkpoint
+
+    config = config_of(name)
+    shapes = {k: tuple(v.shape) for k, v in CLIP(config).state_dict().items()}
+    save_checkpoint(path, random_arrays(shapes, seed), config, Preprocess(size=config.vision.image_size))
+
+
+def _numbers(config: CLIPConfig) -> list[str]:
+    v, t = config.vision, config.text
+    image = (
+        f"blocks {v.layers}, width {v.width}"
+        if isinstance(v, ResNetConfig)
+        else f"{v.layers} layers, width {v.width}, patch {v.patch_size}"
+    )
+    return [str(v.image_size[0]), str(config.embed_dim), image, f"{t.layers} layers, width {t.width}"]

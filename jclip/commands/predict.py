@@ -1,0 +1,124 @@
+"""`jclip predict`: photos labelled by a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jclip.commands.arguments import Parser, nonempty, number, whole
+from jclip.errors import ConfigError, say
+from jclip.paths import exists
+from jclip.report.predictor import Classifier, unlabelled
+from jclip.train.configs import (
+    files_named_in,
+    resolved,
+)
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    from jclip.report.predictions import Predictions
+
+from jclip.report.run_table import selected_on_test
+
+
+def predict(argv: list[str]) -> int:
+    """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
+    args = predict_parser().parse_intermixed_args(argv)
+    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
+
+    from jclip.data.splits import find_photos
+    from jclip.functional.metrics import top_k
+    from jclip.paths import refuse_overwriting
+    from jclip.report.contact_sheet import check_sheet, write_sheet
+    from jclip.report.predictions import check_format, show, write_predictions
+    from jclip.report.sorted_folders import check_folder
+
+    check_format(args.out)
+    check_sheet(args.sheet)
+    if args.sort_into:
+        check_folder(Path(args.sort_into))
+    done = Classifier.load(args.run, settings, args.model or "")
+    places = [a for a in args.photos if a not in settings]
+    if not done.model:
+        raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
+    if places:
+        split = unlabelled(find_photos(places))
+    else:
+        own = done.own_photos()
+        split, done = own.test, done.telling_apart(own.classnames, done.source())
+    refuse_overwriting([args.out, args.sheet], [*split.paths, *files_of_run(done)])
+    predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
+    write_predictions(predictions, args.out)
+    say("\n".join([show(predictions), *selected_on_test(done.metrics)]))
+    if not places and (split.labels >= 0).all():
+        say(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
+    if args.sheet:
+        upright = getattr(done.config.data, "upright", True)
+        write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
+    if args.sort_into:
+        sort_photos(predictions, args)
+    say(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
+    return 0
+
+
+def files_of_run(done: Classifier) -> list[str | Path]:
+    """The run's own files, and those that its settings name."""
+    settings = resolved(done.module, done.config)
+    return [*files_named_in(settings), *files_named_in(done.model), *done.folder.iterdir()]
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """The options of `predict`."""
+    p = Parser("jclip predict", description=predict.__doc__)
+    p.add_argument("run", type=nonempty, help="the folder of a finished run, or the config that was trained")
+    p.add_argument(
+        "photos",
+        nargs="*",
+        metavar="PHOTO|key=value",
+        help="photos, folders of photos, and settings of the config; without photos the run's own test photos",
+    )
+    p.add_argument(
+        "--model",
+        type=nonempty,
+        help="the base model, if the run was made from recorded features or the file has moved",
+    )
+    p.add_argument("--top", type=whole(1, 1_000_000), default=5, help="classes told per photo (default 5)")
+    p.add_argument(
+        "--out",
+        type=nonempty,
+        default="results/result.txt",
+        metavar="FILE",
+        help=".txt (the Jittor challenge's lines), .csv or .json",
+    )
+    p.add_argument(
+        "--sheet", type=nonempty, metavar="FILE.png", help="also a picture of some of the photos with their classes"
+    )
+    p.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        help="what to do with photos that do not decode (default: skip and count them; stop at the run's own test photos)",
+    )
+    p.add_argument(
+        "--sort-into", type=nonempty, metavar="FOLDER", help="also put the photos into a folder for each class there"
+    )
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--copy", dest="how", action="store_const", const="copy", help="--sort-into copies (the default)")
+    how.add_argument("--link", dest="how", action="store_const", const="link", help="--sort-into makes links")
+    p.add_argument("--unsure", type=number(0, 1), default=0.0, metavar="P", help="below this probability into _unsure")
+    p.add_argument("--dry-run", action="store_true", help="--sort-into only tells what it would do")
+    return p
+
+
+def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
+    """Puts photos into class folders, or tells where they would go."""
+    from jclip.report.predictions import table
+    from jclip.report.sorted_folders import counts, place, plan
+
+    folder = Path(args.sort_into)
+    placed = plan(predictions, folder, args.unsure)
+    say(table([f"folder in {folder}", "photos"], counts(placed)))
+    if args.dry_run:
+        say("nothing was moved: leave --dry-run out to do it")
+    else:
+        say(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'copy')}` undoes it")

@@ -1,0 +1,262 @@
+"""`jclip sweep`: configs at several values of their settings, in one command that goes on where it was broken off."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jclip.commands.arguments import Parser, nonempty
+from jclip.errors import ConfigError, DataError, say
+from jclip.paths import replacing
+from jclip.readers.spreadsheet import write_csv_rows
+from jclip.report.predictor import Classifier
+from jclip.report.transfer import BASE_TO_NEW_FILES, base_to_new
+from jclip.train import recipe_runs as _runs
+from jclip.train.configs import default_folder, files_named_in, find_config, read_config, resolved
+
+METRICS = (
+    "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
+)  # fmt: skip
+HALVES = ("base_top1", "new_top1", "harmonic_mean")
+BASE_TO_NEW = (*HALVES, *(f"zero_shot_{column}" for column in HALVES))
+COLUMNS = ("config", "recipe", "shots", "seed", *METRICS, "seconds", "selection", "run")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    config: str
+    overrides: tuple[str, ...]
+    module: Any
+    cfg: Any
+    folder: Path
+
+    @property
+    def shots(self) -> int:
+        return self.cfg.data.shots
+
+
+def sweep(argv: list[str]) -> int:
+    """Runs each config at each combination of the listed values, what has finished before excepted, and tells mean and
+    standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
+    p = Parser("jclip sweep", description=sweep.__doc__)
+    p.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG|key=a,b,c",
+        help="YAMLs or their names, and settings; `seed` draws the shots, too",
+    )
+    p.add_argument(
+        "--runs", type=nonempty, metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)"
+    )
+    p.add_argument(
+        "--out", type=nonempty, metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png"
+    )
+    p.add_argument(
+        "--base-to-new",
+        action="store_true",
+        help="learn the base classes (data.subset=base), and measure on them, on the new ones, and the harmonic mean",
+    )
+    args = p.parse_intermixed_args(argv)
+    extra = BASE_TO_NEW if args.base_to_new else ()
+    points = base_first(args.configs, args.runs) if args.base_to_new else planned(args.configs, args.runs)
+
+    rows, failed, out = [], [], Path(args.out)
+    check_out(out, points, [a for a in args.configs if "=" not in a])
+
+    from tqdm import tqdm
+
+    with tqdm(points, desc="sweep", unit="run", disable=None, leave=False) as bar:
+        for point in bar:
+            bar.set_postfix_str(f"{point.config} {point.shots} shots")
+            try:
+                row = row_of(point, finished(point))
+                measured_too = measured_halves(point.folder) if extra else {}
+                rows.append(row | {column: measured_too.get(column, "") for column in extra})
+            except (ConfigError, DataError) as e:  # what this recipe can't do with these shots; the others can
+                failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
+            write_csv(out / "sweep.csv", rows, (*COLUMNS, *extra))  # a break leaves what was measured
+    if rows:
+        say("\n".join([told_base_to_new(rows) if extra else told(rows), *losses(rows)]))
+        plot(out / "sweep.png", rows)
+    say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
+    return 0 if rows else 2
+
+
+def check_out(out: Path, points: Sequence[Point], configs: Sequence[str]) -> None:
+    """Raises `ConfigError` where sweep.csv or sweep.png would take the place of what the sweep reads."""
+    from jclip.paths import refuse_overwriting
+
+    named = [file for point in points for file in files_named_in(resolved(point.module, point.cfg))]
+    refuse_overwriting([out / "sweep.csv", out / "sweep.png"], [*named, *map(find_config, configs)])
+    picture = (out / "sweep.png").resolve()
+    roots = {point.cfg.data.root: point.cfg.data for point in points if point.cfg.data.root}
+    for root, data in roots.items():
+        if picture.is_file() and picture.is_relative_to(Path(root).resolve()):
+            from jclip.data.splits import read_photos
+
+            photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))
+            refuse_overwriting([picture], [p for split in (photos.train, photos.val, photos.test) for p in split.paths])
+
+
+def measured_halves(folder: Path) -> dict[str, float]:
+    """What a run has of base and new classes, written into its folder."""
+    from jclip.train.run_folder import adding_to
+
+    with adding_to(folder, BASE_TO_NEW_FILES):
+        return base_to_new(Classifier.load(folder), folder)
+
+
+def planned(arguments: Sequence[str], runs: str) -> list[Point]:
+    """Every run, shots and seeds inmost. Raises `ConfigError` for any that is wrong, before the first begins."""
+    configs = [a for a in arguments if "=" not in a]
+    if not configs:
+        raise ConfigError("name at least one config to sweep")
+    listed = dict(a.split("=", 1) for a in arguments if "=" in a)
+    points = []
+    for config in configs:
+        for overrides in combinations(listed):
+            module, cfg, path = read_config(config, overrides)
+            if not hasattr(cfg.data, "shots"):
+                raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
+            points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))
+    return name_apart(points)
+
+
+def base_first(arguments: Sequence[str], runs: str) -> list[Point]:
+    """The same on base classes. Raises `ConfigError` for recipes that can only tell apart what they learned."""
+    points = planned(["data.subset=base", *arguments], runs)
+    for point in points:
+        if not hasattr(point.module, "for_classes"):
+            raise ConfigError(
+                f"{point.config} learns a head of its own classes: there are no new ones to measure it on"
+            )
+    return points
+
+
+def combinations(listed: dict[str, str]) -> Iterator[list[str]]:
+    """`{"a": "1,2", "b": "3"}` → ["a=1", "b=3"], ["a=2", "b=3"]; a YAML list `[1, 2]` is one value."""
+    values = {k: [v] if v.startswith(("[", "{", '"')) else v.split(",") for k, v in listed.items()}
+    for chosen in itertools.product(*values.values()):
+        pairs = dict(zip(values, chosen, strict=True))
+        if "seed" in pairs and "data.seed" not in pairs:
+            pairs["data.seed"] = pairs["seed"]
+        yield [f"{k}={v}" for k, v in pairs.items()]
+
+
+def name_apart(points: list[Point]) -> list[Point]:
+    """Names that tell configs apart: with the recipe in front where two recipes have configs of one name."""
+    recipes = defaultdict(set)
+    for point in points:
+        recipes[point.config].add(point.module)
+    return [
+        replace(p, config=f"{p.module.__name__.rsplit('.', 1)[-1]}/{p.config}") if len(recipes[p.config]) > 1 else p
+        for p in points
+    ]
+
+
+def finished(point: Point) -> dict[str, Any]:
+    """The run's result: read where it has finished, else made, going on where it was broken off."""
+    return _runs.finished(point.folder, point.module, point.cfg, quiet=True)
+
+
+def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
+    """A line of sweep.csv."""
+    from jclip.functional.metrics import SELECTED_ON_TEST
+    from jclip.report.predictions import marked
+
+    metrics = result["metrics"]
+    known = {k: metrics.get(k, "") for k in METRICS}
+    recipe = point.module.__name__.rsplit(".", 1)[-1]
+    told = {"config": marked(point.config, metrics), "recipe": recipe}
+    told |= {"shots": point.shots, "seed": point.cfg.data.seed}
+    selection = "test" if metrics.get(SELECTED_ON_TEST) else "val"
+    seconds = result["provenance"]["seconds"]
+    return {**told, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+    """All rows so far."""
+    text = io.StringIO(newline="")
+    write_csv_rows(text, columns, [[row[column] for column in columns] for row in rows])
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[int, tuple[float, float]]]:
+    """config → shots → (mean, population standard deviation) over seeds."""
+    import numpy as np
+
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[column] != "":
+            found[row["config"]][row["shots"]].append(row[column])
+    return {c: {k: (float(np.mean(v)), float(np.std(v))) for k, v in of.items()} for c, of in found.items()}
+
+
+def measured(rows: Sequence[dict[str, Any]]) -> str:
+    """Test accuracy where there is any, else validation's."""
+    return "test_top1" if any(row["test_top1"] != "" for row in rows) else "val_top1"
+
+
+def told(rows: Sequence[dict[str, Any]]) -> str:
+    """A table: a line per config, a column per number of shots, mean ± standard deviation in percent."""
+    from jclip.report.predictions import table
+
+    column = measured(rows)
+    lines, seeds = statistics(rows, column), len({row["seed"] for row in rows})
+    shots = sorted({row["shots"] for row in rows})
+    shown = [
+        [name, *(f"{100 * points[k][0]:.2f} ± {100 * points[k][1]:.2f}" if k in points else "" for k in shots)]
+        for name, points in lines.items()
+    ]
+    head = [f"{column.replace('_', ' ').replace('top1', 'top-1')}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
+    return table(head, shown)
+
+
+def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
+    """A table: a line per config and number of shots, the means over seeds of base, new and each seed's harmonic mean."""
+    from jclip.report.predictions import table
+
+    found = [statistics(rows, column) for column in HALVES]
+    before = [{**row, "config": "zero-shot"} for row in rows if row["zero_shot_harmonic_mean"] != ""]
+    first = [statistics(before, f"zero_shot_{column}") for column in HALVES] if before else None
+    shown = [
+        [name, str(k), *(f"{100 * of[name][k][0]:.2f} ± {100 * of[name][k][1]:.2f}" for of in columns)]
+        for columns in ([first] if first else []) + [found]
+        for name, points in columns[0].items()
+        for k in sorted(points)
+    ]
+    return table([f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown)
+
+
+def below_zero_shot(row: dict[str, Any]) -> bool:
+    """Whether adapting lost on validation what zero-shot had."""
+    return "" not in (row["val_top1"], row["zero_shot_val_top1"]) and row["val_top1"] < row["zero_shot_val_top1"]
+
+
+def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each config and number of shots that is below zero-shot on validation."""
+    found: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for row in filter(below_zero_shot, rows):
+        found[row["config"], row["shots"]].append(str(row["seed"]))
+    return [f"below zero-shot on validation: {name}, {k} shots, seed {', '.join(s)}" for (name, k), s in found.items()]
+
+
+def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line per config, and zero-shot's."""
+    from jclip.report.plots import plot_shots
+
+    column, lines = measured(rows), statistics(rows, measured(rows))
+    if column == "test_top1":
+        base = [row for row in rows if row["zero_shot_test_top1"] != ""]
+        reference = statistics([{**row, "config": "zero-shot"} for row in base], "zero_shot_test_top1")
+        lines = {**reference, **lines}
+    seeds = len({row["seed"] for row in rows})
+    plot_shots(path, lines, f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation", "top-1, %")

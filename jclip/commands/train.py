@@ -1,0 +1,87 @@
+"""`jclip train`: a recipe from a YAML, run to its end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jclip.commands.arguments import Parser, nonempty
+from jclip.errors import ConfigError, say
+from jclip.report.predictor import measure_if_cheap
+from jclip.train.configs import (
+    default_folder,
+    read_config,
+    resolved,
+)
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    pass
+
+from jclip.report.run_table import report, told_memory
+
+
+def train(argv: list[str]) -> int:
+    """Runs a config to its end, continues it after a break, or shows a finished result again."""
+    p = Parser("jclip train", description=train.__doc__)
+    p.add_argument("config", type=nonempty, help="a YAML, or the name of a shipped one (`jclip recipes` lists them)")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that win over the file, such as data.shots=4"
+    )
+    p.add_argument(
+        "--run", type=nonempty, metavar="FOLDER", help="the run's folder (default: runs/<recipe>/<config>-<hash>)"
+    )
+    p.add_argument(
+        "--runs",
+        type=nonempty,
+        metavar="FOLDER",
+        default="runs",
+        help="where folders of that default are (default: runs)",
+    )
+    p.add_argument("--fresh", action="store_true", help="forget what the folder holds and start over")
+    p.add_argument(
+        "--link", type=nonempty, metavar="NAME", help="a link to the run's folder, moved there when it has finished"
+    )
+    args = p.parse_intermixed_args(argv)
+    module, cfg, path = read_config(args.config, args.overrides)
+    folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
+
+    if args.link:
+        check_link(Path(args.link))
+
+    from jclip.train.run import Run
+
+    written: list[str] = []
+    with Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
+        result = run.result
+        if result is None:
+            result = run.finish(module.run(cfg, run), lambda result: written.extend(measure_if_cheap(run, result)))
+        else:
+            say("this run has finished before; --fresh starts over")
+            if not (folder / "eval.json").is_file():  # of a sweep, or killed here by an earlier version
+                written += measure_if_cheap(run, result)
+    if args.link:
+        point(Path(args.link), folder)
+    say("\n".join([report(result["metrics"]), *told_memory(result["provenance"].get("peak_mib", {}))]))
+    say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
+    return 0
+
+
+def point(link: Path, folder: Path) -> None:
+    """Makes `link` a relative symbolic link to `folder`, in one move. Raises `ConfigError` where something else stands."""
+    from jclip.paths import naming
+
+    check_link(link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary, to = link.with_name(f".{link.name}.part"), os.path.relpath(folder, link.parent)
+    if temporary.is_symlink():  # of a process that was killed here
+        temporary.unlink(missing_ok=True)
+    with naming(link, instead_of=to):
+        temporary.symlink_to(to)
+        temporary.replace(link)
+
+
+def check_link(link: Path) -> None:
+    """Raises `ConfigError` where something that is no link stands there: to be asked before the work."""
+    if os.path.lexists(link) and not link.is_symlink():
+        raise ConfigError(f"{link} must be a link or absent, got a file or folder: choose another name with --link")

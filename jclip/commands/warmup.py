@@ -1,0 +1,108 @@
+"""`jclip warmup`: compiles a model's operators ahead, so that the first real batch doesn't wait for the compiler.
+
+Operators depend on kinds and dimensions of arrays, not on sizes: any batch size, text length and image size use them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jclip.commands.arguments import Parser, nonempty
+from jclip.errors import say
+from jclip.paths import is_file
+
+STAGES = ("image", "text", "training")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = Parser("jclip warmup", description=__doc__.split("\n\n")[0])
+    p.add_argument(
+        "--model",
+        type=nonempty,
+        required=True,
+        help="a name of `jclip models` (its weights are not needed), or a weight file",
+    )
+    p.add_argument("--family", help="for weights that don't say their activation")
+    p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of images and texts")
+    p.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to compile (default: all)")
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Runs each stage once on random weights and tells what it compiled. Returns the exit code."""
+    args = parser().parse_args(argv)
+    config = named_config(args.model, args.family)
+
+    from tqdm import tqdm
+
+    from jclip.report.predictions import table
+    from jclip.runtime import jt
+
+    rows = []
+    stages = stages_of(config, args.dtype)
+    for name in tqdm(args.stages, desc="compiling", unit="stage", disable=None, leave=False):
+        before, begun = compiled(jt), time.perf_counter()
+        stages[name]()
+        jt.sync_all(True)
+        rows.append([name, str(compiled(jt) - before), f"{time.perf_counter() - begun:.1f}"])
+    say(table(["stage", "operators compiled", "seconds"], rows))
+    return 0
+
+
+def named_config(model: str, family: str | None):
+    """The architecture of a name or of a weight file. Raises `CheckpointError` or `UnknownName`."""
+    from jclip.weights.variants import config_of
+
+    if is_file(model):
+        from jclip.features.source import ModelSource
+
+        return ModelSource(model, family).config
+    return config_of(model)
+
+
+def compiled(jt) -> int:
+    """Number of operators that stand compiled in Jittor's cache."""
+    return len(list((Path(jt.flags.cache_path) / "jit").glob("*.so")))
+
+
+def stages_of(config, dtype: str = "fp32") -> dict[str, Callable[[], None]]:
+    """What to run for each stage: images, texts, one step of contrastive training.
+
+    A batch of one has broadcasts of its own, so it is run as well as a batch of two.
+    """
+    import numpy as np
+
+    from jclip.functional.losses import contrastive_loss
+    from jclip.model.clip import CLIP, inference, normalise, training_mode
+    from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.runtime import jt
+    from jclip.train.optim import AdamW
+
+    model = CLIP(config)
+    jt.sync_all()
+    encoders = CLIP(config).to(dtype) if dtype != "fp32" else model
+    images = np.zeros((2, 3, *config.vision.image_size), np.float32)
+    tokens = np.zeros((2, config.text.context_length), np.int32)
+    tokens[:, 5] = config.text.vocab_size - 1
+
+    def image() -> None:
+        with inference(encoders):
+            for batch in (1, 2):
+                normalise(encoders.encode_image(images[:batch])).numpy()
+
+    def text() -> None:
+        with inference(encoders):
+            for batch in (1, 2):
+                normalise(encoders.encode_text(tokens[:batch])).numpy()
+
+    def training() -> None:
+        training_mode(model)
+        optim = AdamW(trainable(model), exclude=no_weight_decay)
+        features = normalise(model.encode_image(images)), normalise(model.encode_text(tokens))
+        optim.step(contrastive_loss(*features, model.logit_scale.exp()))
+
+    return {"image": image, "text": text, "training": training}

@@ -1,0 +1,28 @@
+"""A model with its preprocessing as one source, and what is computed with it once: features and heads."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "extraction": ("encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
+        "heads": (
+            "ZeroShotHead",
+            "check_width",
+            "encode_prompts",
+            "head_of",
+            "prompt_features",
+            "text_for",
+            "text_means",
+            "unit",
+            "zero_shot_head",
+        ),
+        "member": ("Member", "check_mixture"),
+        "precomputed": ("FeatureSet", "read_recorded"),
+        "run_data": ("read_run_photos", "run_features", "run_photos"),
+        "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),
+        "source": ("ModelSource", "SideBySide", "source_of", "with_vectors"),
+    },
+)

@@ -1,0 +1,299 @@
+"""Image features, computed once: extraction in batches, and a cache keyed by all that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from functools import partial, reduce
+
+import numpy as np
+
+from jclip.config import DataConfig
+from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
+from jclip.data.augment import augment as augment_named
+from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
+from jclip.data.loader import OnError, batches
+from jclip.data.photo_file import ORIENTATIONS
+from jclip.data.preprocess import Preprocess
+from jclip.data.splits import PhotoData, Split, read_photos
+from jclip.errors import ConfigError, DataError, notice, told_when_full
+from jclip.features.cached import read_cached
+from jclip.features.heads import check_directions, check_width, unit, zero_shot_head
+from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
+from jclip.features.source import ModelSource, SideBySide
+from jclip.paths import cache_dir, file_sha256
+from jclip.prompts.templates import prompts_of
+from jclip.readers import safetensors
+
+PART = 1024  # photos whose features are kept together: a break loses those of one part
+BATCH = 64  # views at once; JCLIP_BATCH names another number
+
+
+def extract(
+    source: ModelSource | SideBySide,
+    split: Split,
+    *,
+    views: int = 1,
+    first_view: int = 0,
+    augment: str = "none",
+    seed: int = 0,
+    on_error: OnError = "stop",
+    label: str = "",
+    entering: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
+    a source of penultimate features, with `entering` (n, N D), what the tower's last block is given.
+
+    Random views are numbered from `first_view`; views to test by, `jclip.data.augment.TEST_VIEWS`, are as many as their name
+    says, one of `none`. The model is loaded only when the cache lacks these features. The same view of the same photo is
+    the same for any batch size and number of threads: its randomness comes from (seed, view, row). Raises `UnknownName`,
+    or `DataError` when a photo does not decode and `on_error` is "stop". Many photos without randomness are kept in parts,
+    so that a break loses but the last one.
+    """
+    if isinstance(source, SideBySide):
+        return _side_by_side(source, split, on_error, label)
+    part = max(PART, batch_size())
+    if augment in TEST_VIEWS and len(split) > part:
+        return _in_parts(source, split, part, augment=augment, on_error=on_error, label=label, entering=entering)
+    numbers = range(first_view, first_view + views)
+    made_of = (source, split, numbers, augment, seed, entering)
+    key = feature_key(*made_of)
+    file = cache_dir("features") / f"{key}.safetensors"
+    if (saved := read_cached(file, ("rows", "features", "turned"))) is not None:
+        return _seen_before(split, saved)
+    failed: list[str] = []
+    viewer = Views(source.preprocess, pipeline_of(augment), seed, tuple(numbers))
+    rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
+    if failed:  # nothing is kept: a photo that is repaired later would stay missing
+        _tell_skipped(failed, len(split))
+    elif feature_key(*made_of) != key:
+        notice("photos changed while they were read: their features are not kept")
+    else:
+        turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
+        safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
+    return rows, features
+
+
+def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and features as they were kept; which photos were turned is reported as if they were read now."""
+    turned = {*saved["turned"].tolist()}
+    for row in saved["rows"].tolist():
+        ORIENTATIONS.saw(split.paths[row], row in turned)
+    return saved["rows"], saved["features"]
+
+
+def _in_parts(source: ModelSource, split: Split, part: int, *, label: str, **options) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract`, `part` photos after the other, each with a file of its own in the cache."""
+    starts = range(0, len(split), part)
+    told = [f"{label} {at // part + 1}/{len(starts)}".strip() for at in starts]
+    rows = (range(at, min(at + part, len(split))) for at in starts)
+    done = [extract(source, split.take(some), label=name, **options) for some, name in zip(rows, told, strict=True)]
+    return np.concatenate([at + own for at, (own, _) in zip(starts, done, strict=True)]), np.concatenate(
+        [x for _, x in done]
+    )
+
+
+def _side_by_side(together: SideBySide, split: Split, on_error: OnError, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that decoded for every source, and its features of length one beside those of the others."""
+    parts = []
+    for number, source in enumerate(together.sources):
+        parts.append(extract_of(together, number, split, on_error, label))
+        source.release()
+    rows = reduce(np.intersect1d, (at for at, _ in parts))
+    return rows, np.concatenate([unit(x[np.isin(at, rows)]) for at, x in parts], axis=1)
+
+
+def extract_of(
+    together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
+    source, key = together.sources[number], (number, split.digest())
+    if key not in together.seen:
+        told = f"{label}, model {number + 1} of {len(together.sources)}"
+        together.seen[key] = extract(source, split, augment=together.views[number], on_error=on_error, label=told)
+    return together.seen[key]
+
+
+def feature_key(
+    source: ModelSource, split: Split, views: range, augment: str, seed: int, entering: bool = False
+) -> str:
+    """SHA-256 over weights, preprocessing, photos, and, where there is any, kind, augmentation, and views and seed of a
+    random one."""
+    made_of = [source.identity, source.preprocess.to_dict(), split.digest()]
+    kind = ["entering"] if entering else ["penultimate"] if source.penultimate else []
+    fixed = [] if augment == "none" else [augment]
+    seen = fixed if augment in TEST_VIEWS else [augment, list(views), seed]
+    return hashlib.sha256(json.dumps([*made_of, *kind, *seen]).encode()).hexdigest()
+
+
+def encode_photos(
+    model, preprocess: Preprocess, split: Split, on_error: OnError = "stop", label: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of `split` that decoded and their features (n, E), not normalised, of a model at hand; nothing is cached.
+
+    Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
+    """
+    failed: list[str] = []
+    rows, features = _compute(model, split, Views(preprocess), on_error, failed, label)
+    if len(failed) == len(split):
+        raise DataError(f"none of {len(split)} photos decoded" + (f": {failed[0]}" if failed else ""))
+    return rows, features
+
+
+def batch_size() -> int:
+    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is no number."""
+    named = os.environ.get("JCLIP_BATCH", "")
+    if named and (not named.isdecimal() or int(named) < 1):
+        raise ConfigError(f"JCLIP_BATCH={named} is no number of photos")
+    return int(named or BATCH)
+
+
+def _compute(
+    model, split, viewer: Views, on_error, failed, label, penultimate: bool = False, entering: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    from tqdm import tqdm
+
+    from jclip.model.last_block import LastBlock
+    from jclip.runtime import jt
+
+    encode = LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
+    views, size = viewer.shape[0], batch_size()
+    rows, features = [np.zeros(0, np.int64)], []
+    bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
+    with bar, jt.no_grad():
+        for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
+            with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
+                encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+            check_directions(encoded, [split.paths[row] for row in at for _ in range(views)])
+            features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
+            rows.append(at)
+            bar.update(len(at))
+    none = np.zeros((0, model.config.feature_width(penultimate)), np.float32)
+    return np.concatenate(rows), np.concatenate(features) if features else none
+
+
+def _tell_skipped(failed: list[str], total: int) -> None:
+    if len(failed) == total:
+        raise DataError(f"none of {total} photos decoded: {failed[0]}")
+    notice(f"skipped {len(failed)} of {total} photos (first: {failed[0]})")
+
+
+def few_shot_features(
+    data: DataConfig,
+    source: ModelSource | None,
+    templates: str,
+    *,
+    views: int = 1,
+    augment: str = "none",
+    seed: int = 0,
+    train: bool = True,
+    photos: PhotoData | None = None,
+    each_view: bool = False,
+    normalise: bool = True,
+    every_class: bool = False,
+) -> FeatureSet:
+    """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
+
+    Text features come from the file, else from the model's prompts; None when there is neither, and beside penultimate
+    features, which are not in their space. `train` off leaves
+    the training photos out; `photos` are those of `data` where they have been read before. each_view: every view of a
+    training photo is a row of its own, all photos of one view after those of another. normalise: off leaves image
+    features as long as the tower makes them (recorded ones have lost that). every_class: a class without training
+    photos is refused, text or not. Tells on stderr of classes short of photos, and of photos that are measured and
+    learned from. Raises `DataError`.
+    """
+    if data.features:
+        found = _recorded(data, source, templates)
+    elif source is None:
+        raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
+    else:
+        photos = photos or read_photos(data)
+        if train and not len(photos.train):
+            raise DataError("there are no training photos: set data.root, data.train or data.split_file")
+        augment_named(augment)  # refused here where it is none to train on
+        training = {"views": views, "augment": augment, "seed": seed, "each": each_view}
+        found = _of_photos(data, source, templates, photos, normalise, training if train else None)
+    if train and (every_class or found.text is not None):  # without text, most recipes say so themselves
+        check_taught(found.train_labels, found.classes, found.classnames, has_text=not every_class)
+    if train and photos:
+        tell_photos(photos, data.shots)
+    elif train:
+        tell_few(found.train_labels, found.classes, found.classnames, data.shots)
+    return found
+
+
+def tell_photos(photos: PhotoData, shots: int) -> None:
+    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured. Raises
+    `DataError` for validation photos that are training photos."""
+    check_apart(photos.train.paths, photos.val.paths)
+    tell_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
+    tell_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
+
+
+def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
+    """Recorded features, shots drawn of a pool; with a model and without recorded text, text of class names."""
+    found = read_recorded(data.features, data.pool or data.shots, data.text_features)
+    if data.pool:
+        val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
+        found = drawn(found, data.shots, val_shots, data.seed)
+    found = subset_of(found, data.subset, data.features)
+    weights = {"weights_sha256": source.weights_sha256} if source else {}
+    found = replace(found, facts={"data_sha256": file_sha256(data.features), **weights})
+    if found.text is not None or source is None:
+        return found
+    if not found.classnames:
+        raise DataError(
+            f"{data.features} names no classes, so no text can be made for them: set data.text_features, or leave "
+            "model out"
+        )
+    check_width(source, found.train.shape[1])
+    head = zero_shot_head(source, prompts_of(found.classnames, templates))
+    return replace(found, text=head.weights, scale=head.scale)
+
+
+def _of_photos(
+    data: DataConfig, source: ModelSource, templates: str, photos: PhotoData, normalise: bool, training: dict | None
+) -> FeatureSet:
+    """Features of photos and of their class names; training: how the training photos are seen, None: not at all."""
+    text, scale = None, 1.0
+    if source.has_text:
+        head = zero_shot_head(source, prompts_of(photos.classnames, templates))
+        text, scale = head.weights, head.scale
+    options = {"on_error": data.on_error, "normalise": normalise}
+    learn = photos.train if training else Split()
+    parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
+    parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
+    facts = {**photos.digests(), "photos_by": "contents", "weights_sha256": source.weights_sha256}
+    rows = [column for part in parts for column in part[:2]]
+    seen = tuple(photos.test.paths[i] for i in parts[2][2])
+    return FeatureSet(photos.classnames, *rows, text, scale, seen, facts, photos)
+
+
+def training_view(
+    data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised features and labels of the training photos in one augmented view; of recorded features, these.
+
+    recorded: what `few_shot_features` read of `data`, photos included, so that no epoch reads the lists again.
+    """
+    if data.features or augment_named(augment) is None:
+        return recorded.train, recorded.train_labels
+    photos = recorded.photos or read_photos(data)
+    options = {"augment": augment, "seed": seed, "on_error": data.on_error}
+    return _labelled(source, photos.train, first_view=view, label=f"view {view}", **options)[:2]
+
+
+def _labelled(
+    source: ModelSource, split: Split, each: bool = False, normalise: bool = True, **options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, labels and the rows of `split` that they are of."""
+    if not len(split):
+        return np.zeros((0, source.width), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if each and options.get("augment", "none") != "none":
+        numbers = range(options.pop("views"))
+        parts = [_labelled(source, split, first_view=v, normalise=normalise, **options) for v in numbers]
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    rows, features = extract(source, split, **options)
+    return unit(features) if normalise else features, split.labels[rows].astype(np.int64), rows

@@ -1,0 +1,187 @@
+"""A model that is named, opened and described, but loaded only when something must be computed. Imports no Jittor."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclip.choices import PreprocessChoice
+from jclip.data.preprocess import Preprocess, with_choice
+from jclip.errors import ConfigError, LayoutError
+from jclip.weights.checkpoint import Checkpoint, open_checkpoint
+from jclip.weights.download import find_weights
+from jclip.weights.families import Stated
+from jclip.weights.identify import identify
+from jclip.weights.variants import CLIPConfig
+
+
+class ModelSource:
+    """What a name or path stands for; wrong ones are told here, before Jittor is imported.
+
+    draft: large JPEGs are decoded at a fraction of their size; upright: EXIF orientations are applied, see `Preprocess`.
+    stream: whether the blocks stay on
+    disk, see `jclip.model.streaming`; by default where the memory is too small. penultimate: image features are meant as they
+    are before the projection. preprocess: what is set otherwise than the weights say, before `image_size`, `draft`
+    and `upright`.
+    Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is, `ConfigError` for
+    penultimate features of a tower without a projection of its own.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | os.PathLike,
+        family: str | None = None,
+        dtype: str = "fp32",
+        image_size: int | tuple[int, int] | None = None,
+        draft: bool = False,
+        stream: bool | None = None,
+        penultimate: bool = False,
+        preprocess: PreprocessChoice | None = None,
+        upright: bool = True,
+    ):
+        chosen = preprocess or PreprocessChoice()
+        image_size = image_size if chosen.size is None else chosen.size
+        checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
+        self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
+        self.dtype, self._stream = dtype, stream
+        self.preprocess: Preprocess = with_choice(
+            replace(self.checkpoint.preprocess, draft=draft, upright=upright), chosen
+        )
+        self.penultimate, self.width = penultimate, self.config.feature_width(penultimate)
+
+    @property
+    def config(self) -> CLIPConfig:
+        return self.checkpoint.config
+
+    @property
+    def identity(self) -> list:
+        """What features depend on: the file's bytes, the architecture, the dtype."""
+        return [self.checkpoint.sha256, self.config.to_dict(), self.dtype]
+
+    @property
+    def text_identity(self) -> list:
+        """What heads depend on."""
+        return self.identity
+
+    @property
+    def has_text(self) -> bool:
+        """Whether texts have features in the space of the photos'."""
+        return not self.penultimate
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file."""
+        return self.checkpoint.sha256
+
+    def release(self) -> None:
+        """Lets the model's memory go; at its next use it is loaded again."""
+        if self.__dict__.pop("model", None) is not None:
+            from jclip.runtime import jt
+
+            jt.sync_all()
+            jt.gc()
+
+    @cached_property
+    def model(self):
+        """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
+        from jclip.model import streaming
+        from jclip.model.clip import build
+
+        if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
+            return build(self.checkpoint, self.dtype)
+        if self.dtype != "fp32":
+            raise ConfigError(
+                f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
+            )
+        return streaming.build_streamed(self.checkpoint)
+
+
+class PromptedSource:
+    """A `ModelSource` in all but this: its image tower sees learned vectors (J, n, D) beside the patches, those of the
+    j-th block in row j, and its features depend on them."""
+
+    def __init__(self, source: ModelSource, vectors: np.ndarray):
+        self._source, self._vectors = source, np.ascontiguousarray(vectors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    @property
+    def identity(self) -> list:
+        """What features depend on."""
+        digest = hashlib.sha256(self._vectors.tobytes()).hexdigest()
+        return [*self._source.identity, "prompts", list(self._vectors.shape), digest]
+
+    @cached_property
+    def model(self):
+        """The `CLIP` with these vectors, loaded at first use."""
+        from jclip.model.deep_prompts import PromptedModel
+        from jclip.runtime import jt
+
+        return PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
+
+
+class SideBySide:
+    """Several sources in place of one: a photo's features of each, of length one, stand side by side in a row.
+
+    Models are loaded one after the other, never together. views: how each sees a photo, by names of `views.TEST_VIEWS`.
+    """
+
+    penultimate = has_text = False
+
+    def __init__(self, sources: Sequence[ModelSource], views: Sequence[str]):
+        self.sources, self.views = tuple(sources), tuple(views)
+        self.seen: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}  # what this process has asked for before
+        self.width = sum(source.width for source in self.sources)
+
+    @staticmethod
+    def of(members: Sequence[Any]) -> SideBySide:
+        """The sources of `jclip.features.member.Member`s, each opened: wrong weights are told here."""
+        return SideBySide([member.source() for member in members], [member.views for member in members])
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of all files, in order."""
+        return hashlib.sha256(" ".join(source.weights_sha256 for source in self.sources).encode()).hexdigest()
+
+
+def with_vectors(source: ModelSource, learned: Mapping[str, np.ndarray]) -> ModelSource | PromptedSource:
+    """`source` with the image vectors that were `learned`, if any."""
+    return PromptedSource(source, learned["image"]) if "image" in learned else source
+
+
+def open_any(path: Path, stated: Stated) -> Checkpoint:
+    """Weights in any layout, as they lie: OpenAI's and jclip's are read here, others by the rules of `convert`.
+
+    Raises `CheckpointError` with what is wrong or must be stated.
+    """
+    with contextlib.suppress(LayoutError):
+        if path.is_file():
+            return open_checkpoint(path, stated=stated)
+    found = identify(path, stated)
+    found.check()
+    return found.checkpoint
+
+
+def source_of(config: Any, model: str = "") -> ModelSource | SideBySide | None:
+    """The model that a recipe's `config` names (or `model` in its place), in its family and dtype; None without any.
+    Of a config with `models`, all of them side by side.
+
+    A config with `features: penultimate` asks for image features before the projection, wherever they are made.
+    """
+    upright = getattr(config.data, "upright", True)
+    if members := getattr(config, "models", ()):
+        return SideBySide.of([member.reading(upright) for member in members])
+    name = model or config.model
+    dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
+    penultimate = getattr(config, "features", "projected") == "penultimate"
+    seen = {"draft": draft, "upright": upright}
+    return ModelSource(name, config.family, dtype, penultimate=penultimate, **seen) if name else None

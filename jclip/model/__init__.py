@@ -1,0 +1,29 @@
+"""CLIP itself, and what recipes put into it."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "clip": (
+            "build",
+            "clamp_logit_scale",
+            "held_statistics",
+            "image_tower",
+            "inference",
+            "normalise",
+            "put_arrays",
+            "running_statistics",
+            "save_model",
+            "training_mode",
+        ),
+        "deep_prompts": ("Arrays", "DeepPrompts", "PromptedModel", "gapped"),
+        "last_block": ("LastBlock",),
+        "learned_prompts": ("Frame", "Layout", "Position", "Prompts", "write_nearest"),
+        "low_rank": ("Adapters",),
+        "parameter_groups": ("Lock", "LowRank", "Prompting", "trained_patterns"),
+        "trainable": ("check_in_memory", "no_weight_decay"),
+    },
+)

@@ -1,0 +1,241 @@
+"""The model: an image tower, a text tower, and the temperature of their scalar products."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from jclip import kernels
+from jclip.config import Dtype
+from jclip.data.preprocess import Preprocess
+from jclip.errors import ConfigError
+from jclip.model.eva import EVATower
+from jclip.model.layers import BatchNorm
+from jclip.model.resnet import ModifiedResNet
+from jclip.model.text_tower import TextEncoder
+from jclip.model.vit import VisionTransformer
+from jclip.runtime import jt
+from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig
+
+nn = jt.nn
+_HALF = {"fp16": "float16", "bf16": "bfloat16"}
+PATCHES = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # kernels that are multiplied as matrices
+EVA_MATRICES = tuple(f".{part}.weight" for part in ("qkv", "proj", "fc1", "fc2", "fc1_g", "fc1_x", "head"))
+
+
+class CLIP(TextEncoder, nn.Module):
+    """Radford et al., 2021, arXiv 2103.00020. Parameters have OpenAI's names; encoders take NumPy arrays as well.
+
+    Freshly made it holds random weights by the paper's initialisation; `load` or `load_strict` fill it.
+    """
+
+    def __init__(self, config: CLIPConfig):
+        if config.vision:
+            self.visual = image_tower(config)
+        if config.text:
+            self._init_text(config.text, config.embed_dim, config.activation, config.norm_eps)
+        if config.vision and config.text:
+            self.logit_scale = jt.array([math.log(1 / 0.07)])
+        self.config = config
+        self.dtype: Dtype = "fp32"
+        self._image_dtype = "float32"
+        self.streamed = False  # whether blocks stay on disk, see `jclip.model.streaming`
+
+    def encode_image(
+        self,
+        images,
+        dense: bool | str = False,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        penultimate: bool = False,
+    ):
+        """(B, 3, H, W) normalised pixels → (B, E), not normalised; with `dense` also (B, N, E), one per patch or cell.
+
+        dense: True or "value" for value-projected tokens (what segmentation and multi-label recipes read), "token" for
+        a ViT's ordinary output tokens. insert: deep prompts (ViT only). taps: receives named intermediates. penultimate:
+        (B, D) of a ViT's class token after its last norm, before the projection. Raises `ConfigError`.
+        """
+        if self.config.vision is None:
+            raise ConfigError("these weights are a text tower alone: they embed no images")
+        x = jt.array(images)
+        if tuple(x.shape[1:]) != (3, *self.config.vision.image_size):
+            H, W = self.config.vision.image_size
+            raise ValueError(f"images of shape {tuple(x.shape)} do not fit a model of input (B, 3, {H}, {W})")
+        x = x if x.dtype == self._image_dtype else x.cast(self._image_dtype)
+        kind = "value" if dense is True else dense or None
+        options = {"dense": kind, "taps": taps} | ({} if insert is None else {"insert": insert})
+        if penultimate:
+            self.config.feature_width(penultimate)  # which not every tower has
+            options["penultimate"] = True
+        return self.visual(x, **options)
+
+    def execute(self, images, tokens):
+        """Logits both ways, float32: (B, T) per image and (T, B) per text."""
+        images = normalise(self.encode_image(images))
+        texts = normalise(self.encode_text(tokens))
+        per_image = self.logit_scale.float32().exp() * nn.matmul_transpose(images, texts)
+        return per_image, per_image.transpose(0, 1)
+
+    def to(self, dtype: Dtype) -> CLIP:
+        """The model's weights in `dtype`; norms, statistics and the logit scale stay float32.
+
+        On the CPU bf16 is for inference: what linear maps and convolutions multiply is bfloat16, all else float32.
+        Raises `ConfigError` for what the device does not compute.
+        """
+        if dtype not in ("fp32", *_HALF):
+            raise ConfigError(f"dtype {dtype!r} is none of fp32, fp16, bf16")
+        if dtype == self.dtype:
+            return self
+        on_cpu = dtype != "fp32" and not jt.flags.use_cuda
+        if on_cpu and (reason := kernels.why_no_half(dtype)):
+            raise ConfigError(f"dtype {dtype} on the CPU: {reason}; use fp32")
+        if on_cpu:
+            self._round_matrices()
+        else:
+            self._cast(_HALF.get(dtype, "float32"))
+        self.dtype = dtype
+        return self
+
+    def _cast(self, name: str) -> None:
+        """All but norms, statistics and the logit scale, and from now on the images, to one Jittor dtype."""
+        params = self.state_dict()
+        for key, value in self.full_weights().items():
+            if not keeps_float32(key):
+                params[key].update(value.cast(name))
+        self._image_dtype = name
+
+    def _round_matrices(self) -> None:
+        """What linear maps and convolutions multiply, to the CPU's bfloat16."""
+        params = self.state_dict()
+        for key, value in self.full_weights().items():
+            if is_multiplied(key):
+                is_kernel = value.ndim == 4 and not (key in PATCHES and hasattr(self.config.vision, "patch_size"))
+                matrix = value if is_kernel else value.reshape((value.shape[0], -1))
+                params[key].update(kernels.to_half(matrix, pack=not is_kernel))
+
+    def full_weights(self) -> dict[str, jt.Var]:
+        """float32 parameters and statistics by name, in OpenAI's shapes, whatever the model computes with."""
+        weights = {}
+        for key, value in self.state_dict().items():
+            value = kernels.unpacked(value.float32()) if is_multiplied(key) and value.ndim != 4 else value.float32()
+            weights[key] = value
+        for key in PATCHES:
+            if key in weights and weights[key].ndim == 2:
+                patch = self.config.vision.patch_size
+                weights[key] = weights[key].reshape((-1, 3, patch, patch))
+        return weights
+
+
+def image_tower(config: CLIPConfig) -> nn.Module:
+    """The image tower of the kind that `config` names."""
+    if isinstance(config.vision, EVAConfig):
+        return EVATower(config.vision, config.embed_dim)
+    if isinstance(config.vision, ResNetConfig):
+        return ModifiedResNet(config.vision, config.embed_dim)
+    return VisionTransformer(config.vision, config.embed_dim, config.activation, config.norm_eps)
+
+
+def keeps_float32(key: str) -> bool:
+    """Whether the parameter of that name stays float32 in a half-precision model."""
+    parts = key.split(".")
+    return key == "logit_scale" or any(p.startswith(("ln_", "bn", "norm")) for p in parts) or ".downsample.1." in key
+
+
+def is_multiplied(key: str) -> bool:
+    """Whether the parameter of that name is the matrix of a linear map or a convolution's kernel."""
+    kernel = fnmatchcase(key, "*.conv?.weight") or key.endswith(".downsample.0.weight")
+    return kernel or key.endswith(("_proj_weight", "_proj.weight", ".c_fc.weight", *EVA_MATRICES))
+
+
+def normalise(x):
+    """x / ||x|| over the last axis, in float32."""
+    x = x.float32()
+    return x / jt.sqrt((x * x).sum(dim=-1, keepdims=True))
+
+
+@contextlib.contextmanager
+def inference(model: CLIP) -> Iterator[None]:
+    """No gradients, running statistics for the block; afterwards each module is in the mode it was in.
+
+    Unlike `model.eval()`, which freezes all parameters for good.
+    """
+    modes = [(module, module.is_training()) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.is_train = False
+        with jt.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.is_train = training
+
+
+def training_mode(model: CLIP, moving: Iterable[str] = ("*",)) -> None:
+    """Batch norms whose weight's name matches one of `moving` use and move the statistics of each batch; others don't."""
+    moving = list(moving)
+    for name, module in model.named_modules():
+        module.is_train = any(fnmatchcase(f"{name}.weight", pattern) for pattern in moving)
+
+
+@contextlib.contextmanager
+def held_statistics(model: CLIP) -> Iterator[None]:
+    """In the block batch norms use the statistics that they would, and move none."""
+    norms = [(module, module.momentum) for module in model.modules() if isinstance(module, BatchNorm)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in norms:
+            norm.momentum = momentum
+
+
+def clamp_logit_scale(model: CLIP) -> None:
+    """Keeps exp(logit scale) between 1 and 100, as the paper does after each step."""
+    trained = not model.logit_scale.is_stop_grad()
+    with jt.no_grad():
+        model.logit_scale.update(jt.clamp(model.logit_scale, 0.0, math.log(100.0)))
+    if trained:
+        model.logit_scale.start_grad()
+
+
+def running_statistics(model: CLIP) -> dict[str, jt.Var]:
+    """What batch norms move besides the parameters, by name."""
+    return {k: v for k, v in model.state_dict().items() if "running_" in k}
+
+
+def put_arrays(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces some of the model's parameters and statistics, by name."""
+    params = model.state_dict()
+    for name, array in arrays.items():
+        params[name].update(jt.array(array))
+
+
+def save_model(
+    path: str | os.PathLike, model: CLIP, preprocess: Preprocess, half: bool = False, **metadata: str
+) -> None:
+    """Writes the model as it is, with all that `load` needs; `half` stores float16."""
+    kind = np.float16 if half else np.float32
+    arrays = {k: v.numpy().astype(kind) for k, v in model.full_weights().items()}
+    save_checkpoint(path, arrays, model.config, preprocess, metadata)
+
+
+def parameter_count(model) -> int:
+    """Number of weights, running statistics not counted."""
+    return sum(int(np.prod(p.shape)) for k, p in model.state_dict().items() if "running_" not in k)
+
+
+def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
+    """The model that `checkpoint` holds, in evaluation mode. Raises `MisfitError` when keys or shapes don't fit."""
+    model = CLIP(checkpoint.config)
+    load_strict(model, checkpoint.tensors, str(checkpoint.path))
+    model.eval()
+    model.to(dtype)
+    jt.sync_all()  # weights that were never computed would be fused into the first operators that read them
+    return model

@@ -1,0 +1,115 @@
+"""Low-rank updates of a transformer's attention: beside q, k, v a product of two thin matrices, which alone is trained.
+
+Hu et al., ICLR 2022, arXiv 2106.09685; as CLIP-LoRA has it (Zanella & Ben Ayed, CVPR-W 2024, arXiv 2405.18541):
+
+    y = W x + b + (α / √r) B A drop(x),   A (r, D) uniform within 1 / √D, B (D, r) zero at the start
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from jclip.errors import ConfigError
+from jclip.functional.initial_values import linear_start
+from jclip.kernels import dropout, linear
+from jclip.model.clip import CLIP
+from jclip.model.layers import Attention
+from jclip.model.parameter_groups import PARTS, LowRank, block_numbers
+from jclip.runtime import jt
+from jclip.weights.variants import ViTConfig
+
+
+class Adapters:
+    """The updates of a model: `params` by name, `<attention>.<part>.A` and `.B`. Attached, they take part in its passes.
+
+    Raises `ConfigError` for a rank above the width, and for a tower that is no transformer.
+    """
+
+    def __init__(self, model: CLIP, config: LowRank, seed: int):
+        self._model, self._config, self._training = model, config, False
+        self._seed, self._drawn = (0,), 0
+        self.params: dict[str, jt.Var] = {}
+        rng = np.random.default_rng((seed, 0x10A))
+        for name, attention in self._places():
+            width = attention.in_proj_weight.shape[1]
+            if config.rank > width:
+                raise ConfigError(f"rank={config.rank} is above the width of {width} of {name}: lower it")
+            for part in config.parts:
+                self.params[f"{name}.{part}.A"] = jt.array(linear_start(rng, config.rank, width))
+                self.params[f"{name}.{part}.B"] = jt.zeros((width, config.rank))
+
+    def _places(self) -> Iterator[tuple[str, Attention]]:
+        """The attention modules that get updates, by name."""
+        model, towers = self._model, self._config.towers
+        if towers != "text":
+            if not isinstance(model.config.vision, ViTConfig):
+                raise ConfigError(
+                    "low-rank updates are of a ViT's attention: set lora.towers=text for other image towers"
+                )
+            yield from _chosen("visual.transformer", model.visual.transformer, self._config.blocks)
+        if towers != "image":
+            yield from _chosen("transformer", model.transformer, self._config.blocks)
+
+    def attach(self) -> None:
+        """From now on the model's attention computes with the updates."""
+        for name, attention in self._places():
+            attention.in_proj = self._projection(name, attention)
+
+    def detach(self) -> None:
+        """The model as it was."""
+        for _, attention in self._places():
+            if "in_proj" in vars(attention):
+                del attention.in_proj
+
+    def train(self, on: bool) -> None:
+        """Whether dropout is on."""
+        self._training = on
+
+    def draw(self, *seed: int) -> None:
+        """From now on dropout draws by `seed`, mask after mask."""
+        self._seed, self._drawn = seed, 0
+
+    def _projection(self, name: str, attention: Attention):
+        parts = [part for part in PARTS if f"{name}.{part}.A" in self.params]
+        places = np.array(
+            [[here == part for part in parts] for here in PARTS], np.float32
+        )  # of the updates among q, k, v
+        places = jt.array(places[:, None, :, None]).stop_grad()
+
+        def in_proj(x):
+            D, r = self.params[f"{name}.{parts[0]}.B"].shape
+            low = [linear(self._dropped(x), self.params[f"{name}.{part}.A"]) for part in parts]
+            ups = jt.concat([self.params[f"{name}.{part}.B"] for part in parts], dim=1).reshape((1, D, len(parts), r))
+            up = (places * ups * self._config.scale).reshape((3 * D, len(parts) * r))
+            update = linear(jt.concat(low, dim=-1), up)
+            return linear(x, attention.in_proj_weight, attention.in_proj_bias, residual=update)
+
+        return in_proj
+
+    def _dropped(self, x):
+        if not (self._training and self._config.dropout):
+            return x
+        self._drawn += 1
+        seed = int(np.random.default_rng((*self._seed, self._drawn)).integers(2**31))
+        return dropout(x, self._config.dropout, seed)
+
+    def merged(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Weights of the model, by name, with the updates of `arrays` (named as `params`) added in."""
+        found = {}
+        for name, attention in self._places():
+            weight = attention.in_proj_weight.numpy()
+            width = weight.shape[1]
+            for part in self._config.parts:
+                rows = slice(PARTS.index(part) * width, (PARTS.index(part) + 1) * width)
+                weight[rows] += np.float32(self._config.scale) * (
+                    arrays[f"{name}.{part}.B"] @ arrays[f"{name}.{part}.A"]
+                )
+            found[f"{name}.in_proj_weight"] = weight
+        return found
+
+
+def _chosen(name: str, transformer, blocks: str) -> Iterator[tuple[str, Attention]]:
+    for i in block_numbers(len(transformer.resblocks), blocks):
+        yield f"{name}.resblocks.{i}.attn", transformer.resblocks[i].attn

@@ -1,0 +1,101 @@
+"""Towers whose blocks stay on disk: one block's weights in memory at a time, for models larger than the memory.
+
+Each pass through a tower reads its file once, so large batches pay. For inference only, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from jclip.errors import ConfigError
+from jclip.model import eva, layers
+from jclip.model.clip import CLIP
+from jclip.readers import LazyTensor
+from jclip.runtime import jt
+from jclip.weights.checkpoint import Checkpoint, load_strict
+
+ROOM = 0.8  # of the available memory may be weights
+TEXT_BLOCKS = "transformer.resblocks."
+IMAGE_BLOCKS = {"vit": "visual.transformer.resblocks.", "eva": "visual.trunk.blocks."}
+
+
+class StreamedBlocks:
+    """Stands where a tower's blocks stand: `blocks[i]` is always the same module, filled with the i-th block's weights."""
+
+    def __init__(self, block, prefix: str, count: int, tensors: Mapping[str, LazyTensor], place: str):
+        self._block, self._prefix, self._count, self._place = block, prefix, count, place
+        self._tensors, self._loaded = tensors, -1
+        block.eval()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int):
+        if i != self._loaded:
+            jt.sync_all()  # what reads the weights that are about to be replaced
+            start = f"{self._prefix}{i}."
+            own = {k.removeprefix(start): t for k, t in self._tensors.items() if k.startswith(start)}
+            load_strict(self._block, own, self._place)
+            self._loaded = i
+        return self._block
+
+
+def build_streamed(checkpoint: Checkpoint) -> CLIP:
+    """The model, in evaluation mode, its blocks on disk. Raises `MisfitError` when keys or shapes don't fit."""
+    whole = checkpoint.config
+    image = whole.vision if whole.vision and whole.vision.kind in IMAGE_BLOCKS else None
+    bare = replace(
+        whole,
+        vision=replace(image, layers=0) if image else whole.vision,
+        text=replace(whole.text, layers=0) if whole.text else None,
+    )
+    model, streamed = CLIP(bare), [TEXT_BLOCKS, *([IMAGE_BLOCKS[image.kind]] if image else [])]
+    kept = {k: t for k, t in checkpoint.tensors.items() if not k.startswith(tuple(streamed))}
+    load_strict(model, kept, str(checkpoint.path))
+    if whole.text:
+        block = layers.Block(replace(whole.text, layers=1), whole.activation, whole.norm_eps)
+        model.transformer.resblocks = _blocks(block, TEXT_BLOCKS, whole.text.layers, checkpoint)
+    if image and image.kind == "vit":
+        block = layers.Block(replace(image, layers=1), whole.activation, whole.norm_eps)
+        model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS["vit"], image.layers, checkpoint)
+    elif image:
+        model.visual.trunk.blocks = _blocks(eva.Block(image), IMAGE_BLOCKS["eva"], image.layers, checkpoint)
+    model.config, model.streamed = whole, True
+    model.eval()
+    jt.sync_all()
+    return model
+
+
+def _blocks(block, prefix: str, count: int, checkpoint: Checkpoint) -> StreamedBlocks:
+    return StreamedBlocks(block, prefix, count, checkpoint.tensors, str(checkpoint.path))
+
+
+def wanted(checkpoint: Checkpoint) -> bool:
+    """Whether the weights, as float32, take more than the memory that is free; JCLIP_STREAM=1 or 0 decides instead.
+
+    Raises `ConfigError` for another value.
+    """
+    said = os.environ.get("JCLIP_STREAM", "")
+    if said not in ("", "0", "1"):
+        raise ConfigError(f"JCLIP_STREAM={said} is neither 0 nor 1")
+    if said:
+        return said == "1"
+    return weight_bytes(checkpoint) > ROOM * available_memory()
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all weights as float32."""
+    return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def available_memory() -> int:
+    """Bytes that new programs can have without swapping; unlimited where the system doesn't say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 1 << 62

@@ -1,0 +1,82 @@
+"""CLIP's vision transformer."""
+
+from __future__ import annotations
+
+from jclip import kernels
+from jclip.model.layers import LayerNorm, Transformer
+from jclip.runtime import jt
+from jclip.weights.variants import ViTConfig
+
+nn = jt.nn
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel, as one matrix product: (B, 3, H, W) → (B, N, D), row by row."""
+
+    def __init__(self, width: int, patch: int, bias: bool = False):
+        self.weight = jt.init.gauss((width, 3, patch, patch), "float32", std=(3 * patch * patch) ** -0.5)
+        self.bias = jt.zeros((width,)) if bias else None
+        self.patch = patch
+
+    def execute(self, images):
+        B, channels, H, W = images.shape
+        patch, weight = self.patch, self.weight
+        cells = images.reshape((B, channels, H // patch, patch, W // patch, patch)).permute(0, 2, 4, 1, 3, 5)
+        weight = weight.reshape((weight.shape[0], -1)) if weight.ndim == 4 else weight  # else (N, K) in half precision
+        return kernels.linear(cells.reshape((B, -1, channels * patch * patch)), weight, self.bias)
+
+
+class VisionTransformer(nn.Module):
+    """Images to one embedding each, read at the class token; on request to one per patch as well."""
+
+    def __init__(self, config: ViTConfig, embed_dim: int, activation: str, eps: float):
+        width, (rows, columns) = config.width, config.grid
+        scale = width**-0.5
+        self.conv1 = PatchEmbedding(width, config.patch_size)
+        self.class_embedding = jt.init.gauss((width,), "float32", std=scale)
+        self.positional_embedding = jt.init.gauss((1 + rows * columns, width), "float32", std=scale)
+        self.ln_pre = LayerNorm(width, eps)
+        self.transformer = Transformer(config, activation, eps)
+        self.ln_post = LayerNorm(width, eps)
+        self.proj = jt.init.gauss((width, embed_dim), "float32", std=scale)
+        self.image_size = config.image_size
+
+    def embed(self, images):
+        """(B, 3, H, W) → (B, 1 + N, D): class token and patches, positions added, before `ln_pre`."""
+        patches = self.conv1(images)
+        first = self.class_embedding.reshape((1, 1, -1)).expand((patches.shape[0], 1, patches.shape[2]))
+        return jt.concat([first.cast(patches.dtype), patches], dim=1) + self.positional_embedding
+
+    def encode(
+        self,
+        tokens,
+        dense: str | None = None,
+        insert: dict | None = None,
+        taps: dict | None = None,
+        penultimate: bool = False,
+    ):
+        """(B, 1 + N, D) from `embed`, prompts appended or not → pooled (B, E); with `dense` also (B, N, E)."""
+        last = len(self.transformer.resblocks) - 1
+        options = {"insert": insert, "taps": taps, "name": "visual."}
+        x = self.ln_pre(tokens)
+        if taps is not None:
+            taps["visual.stem"] = x
+        entering = self.transformer(x, layers=range(last), **options)
+        x = self.transformer(entering, layers=[last], **options)
+        pooled = self.ln_post(x[:, 0])
+        pooled = pooled if penultimate else jt.matmul(pooled, self.proj)
+        if dense is None:
+            return pooled
+        if dense == "value":
+            block = self.transformer.resblocks[last]
+            x = block.attn.values(block.ln_1(entering))
+        patches = x[:, 1 : self.positional_embedding.shape[0]]
+        return pooled, kernels.linear(self.ln_post(patches), self.proj.transpose(0, 1))
+
+    def execute(self, images, **options):
+        """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row. options: as of `encode`.
+
+        dense: "value" takes what the last block's value projection makes of each patch, without attention; "token" the
+        last block's output. Neither is normalised. penultimate: pooled (B, D), before the projection.
+        """
+        return self.encode(self.embed(images), **options)

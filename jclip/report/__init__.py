@@ -1,0 +1,30 @@
+"""What people hand in or look at: predictions, tables, plots, contact sheets, sorted folders."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "contact_sheet": ("check_sheet", "write_sheet"),
+        "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
+        "fused_runs": ("Fused", "fuse", "gated", "untaught"),
+        "plots": ("plot_shots",),
+        "predictions": (
+            "Predictions",
+            "check_challenge",
+            "check_format",
+            "marked",
+            "shorten",
+            "show",
+            "table",
+            "write_predictions",
+            "zip_challenge",
+        ),
+        "predictor": ("Classifier", "measure", "measure_if_cheap", "unlabelled"),
+        "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
+        "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
+        "transfer": ("base_to_new", "means", "on_sets"),
+    },
+)

@@ -1,0 +1,60 @@
+"""A run's figures as a table: zero-shot beside adapted, with what a reader must know of them."""
+
+from __future__ import annotations
+
+
+def report(metrics: dict[str, float]) -> str:
+    """A table of accuracies, zero-shot beside adapted, then the other figures."""
+    from jclip.report.predictions import table
+
+    parts = [part for part in ("val", "test") if f"{part}_top1" in metrics]
+    rows = (
+        [
+            [name, *(accuracy_of(metrics, f"{prefix}{part}_") for part in parts)]
+            for name, prefix in (("zero-shot", "zero_shot_"), ("this run", ""))
+            if f"{prefix}{parts[0]}_top1" in metrics
+        ]
+        if parts
+        else []
+    )
+    shown = {f"{prefix}{part}_{kind}" for prefix in ("zero_shot_", "") for part in ("val", "test")
+             for kind in ("top1", "top5", "mean_per_class", "macro_f1", "ece", "nll", "correct", "count")}  # fmt: skip
+    rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
+    text = table(["top-1", *parts], rows) if rows else ""
+    return "\n".join(filter(None, [text, ", ".join(rest), *warnings_of(metrics)]))
+
+
+def told_memory(peak: dict[str, int]) -> list[str]:
+    """`peak memory 812 MiB, of the GPU 2048 MiB`, as far as it is known."""
+    places = {"host": "", "gpu": "of the GPU "}
+    told = ", ".join(f"{places[place]}{mib} MiB" for place, mib in peak.items())
+    return [f"peak memory {told}"] if told else []
+
+
+def shortly(value: float) -> str:
+    """Four decimals, of a small number (a learning rate) three digits; whole numbers as they are."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.3g}"
+
+
+def warnings_of(metrics: dict[str, float]) -> list[str]:
+    """What a reader of the accuracies must know."""
+    told = []
+    if metrics.get("val_top1", 1.0) < metrics.get("zero_shot_val_top1", 0.0):
+        told.append("below zero-shot on validation: nothing was gained by adapting")
+    return told + selected_on_test(metrics)
+
+
+def selected_on_test(metrics: dict[str, float]) -> list[str]:
+    """The line that every output of such a run has."""
+    from jclip.functional.metrics import SELECTED_ON_TEST
+
+    line = "selected on test: for comparing with papers that did so, not a result"
+    return [line] if metrics.get(SELECTED_ON_TEST) else []
+
+
+def accuracy_of(metrics: dict[str, float], prefix: str) -> str:
+    """`0.7170 (717 of 1000)`, of the metrics that begin with `prefix`."""
+    top1, correct, count = (metrics[f"{prefix}{what}"] for what in ("top1", "correct", "count"))
+    return f"{top1:.4f} ({correct} of {count})"

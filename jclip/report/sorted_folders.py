@@ -1,0 +1,393 @@
+"""Photos into a folder for each class, and back: all or nothing, by a manifest that undoes it, never over what stands there.
+
+sorted.json is written first, so that `unsort` cleans up after a kill as well. It may come from a stranger: only what is
+proven to be a copy whose original is there, or a link as it says, is removed, and nothing outside its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from jclip.errors import DataError, printable
+from jclip.paths import creating, naming, open_regular, remove_parts, replacing
+from jclip.report.predictions import Predictions
+
+How = Literal["copy", "link"]
+MANIFEST = "sorted.json"
+UNSURE = "_unsure"
+LONGEST = 255  # bytes of a name, on the file systems in use
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names that Windows keeps
+_LARGEST_MANIFEST = 2**28  # bytes; a million photos take as many
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One photo's new place, and why."""
+
+    photo: str
+    target: str  # "folder/name", relative to the folder of the manifest
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was placed how, and the class folders that were made for it; `complete` once every photo is in its place."""
+
+    how: How
+    photos: tuple[Placement, ...]
+    folders: tuple[str, ...] | None = None  # None: of a version that did not say
+    complete: bool = True
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `DataError` for a folder that can't be sorted into: to be asked before the work."""
+    if os.path.lexists(folder / MANIFEST):
+        raise DataError(
+            f"{folder / MANIFEST} stands there already: name another folder, or undo it with `jclip unsort`"
+        )
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DataError(f"{folder} must be a folder, got a file: name another")
+
+
+def plan(predictions: Predictions, folder: Path, unsure: float = 0.0) -> list[Placement]:
+    """Where each photo goes: into its best class's folder, below the probability `unsure` into `_unsure`.
+
+    Classes whose names become one folder, and photos of one name in one class, get numbers. Raises `DataError` when
+    something stands there already, or a class's folder is a file or a link.
+    """
+    check_folder(folder)
+    best, probabilities = predictions.best[:, 0], predictions.probabilities
+    folders, taken = class_folders(predictions.classnames), set()
+    placed = []
+    for photo, label, row in zip(predictions.photos, best, probabilities, strict=True):
+        name, probability = predictions.classnames[label], float(row[label])
+        below = UNSURE if probability < unsure else folders[label]
+        place = f"{below}/{_free(Path(photo).name, taken, f'{below}/')}"
+        placed.append(Placement(str(Path(photo).absolute()), place, name, round(probability, 6)))
+    for below in sorted({_below(one) for one in placed}):
+        if os.path.lexists(folder / below) and ((folder / below).is_symlink() or not (folder / below).is_dir()):
+            raise DataError(f"{folder / below} must be a folder of its own, got a file or a link: name another folder")
+    there = [one.target for one in placed if os.path.lexists(folder / one.target)]
+    if there:
+        raise DataError(f"{folder / there[0]} stands there already: name another folder")
+    return placed
+
+
+def class_folders(classnames: Sequence[str]) -> list[str]:
+    """A folder for each class, no two the same on a file system that ignores case; none is the manifest or `_unsure`."""
+    taken = {_folded(MANIFEST), _folded(UNSURE)}
+    return [_free(folder_name(name), taken) for name in classnames]
+
+
+def folder_name(classname: str) -> str:
+    """A class's name as a folder: what file systems don't take becomes `_`, what is too long is cut."""
+    name = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", classname).strip(" .")
+    name = _cut(name, LONGEST).strip(" .") or "_"
+    return f"{name}_" if RESERVED.fullmatch(name) else name
+
+
+def _free(name: str, taken: set[str], below: str = "") -> str:
+    """The name, or with the first number that makes it another than those `taken`, to which it is added."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - of a name, not of a path
+    number, free = 1, name
+    while below + _folded(free) in taken:
+        number += 1
+        ending = f"-{number}{suffix}"
+        free = _cut(stem, LONGEST - len(os.fsencode(ending))) + ending
+    taken.add(below + _folded(free))
+    return free
+
+
+def _folded(name: str) -> str:
+    """Equal for names that some file system takes for one."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _cut(name: str, most: int) -> str:
+    """As many letters as fit into `most` bytes."""
+    while name and len(os.fsencode(name)) > most:
+        name = name[: -max(1, (len(os.fsencode(name)) - most) // 4)]
+    return name
+
+
+def _below(one: Placement) -> str:
+    return one.target.partition("/")[0]
+
+
+def place(placed: Sequence[Placement], folder: Path, how: How) -> Path:
+    """Copies or links every photo, and returns the manifest. Nothing is overwritten; on an error nothing is left."""
+    made = _Made(folder)
+    try:
+        made.folder()
+        names = sorted({_below(one) for one in placed})
+        new = tuple(name for name in names if not os.path.lexists(folder / name))
+        manifest = Manifest(how, tuple(placed), new, complete=False)
+        with creating(folder / MANIFEST) as temporary:
+            temporary.write_bytes(_manifest_text(manifest))
+        made.manifest = True
+        for name in new:
+            made.class_folder(name)
+        for one in placed:
+            made.photo(one, how)
+        with replacing(folder / MANIFEST) as temporary:
+            temporary.write_bytes(_manifest_text(Manifest(how, tuple(placed), new)))
+    except BaseException:
+        made.take_back()
+        raise
+    return folder / MANIFEST
+
+
+class _Made:
+    """What `place` has made so far."""
+
+    def __init__(self, folder: Path):
+        self._root, self._new_root = folder, False
+        self._folders: list[str] = []
+        self._photos: list[tuple[str, os.stat_result]] = []
+        self.manifest = False
+
+    def folder(self) -> None:
+        self._root.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self._root.mkdir()
+            self._new_root = True
+
+    def class_folder(self, name: str) -> None:
+        (self._root / name).mkdir()
+        self._folders.append(name)
+
+    def photo(self, one: Placement, how: How) -> None:
+        below, _, name = one.target.partition("/")
+        with naming(self._root / one.target, instead_of=name), _opened_folder(self._root / below) as at:
+            if how == "link":
+                os.symlink(one.photo, name, dir_fd=at)
+                self._photos.append((one.target, os.stat(name, dir_fd=at, follow_symlinks=False)))
+            else:
+                self._copy(one, name, at)
+
+    def _copy(self, one: Placement, name: str, at: int) -> None:
+        with open_regular(one.photo) as photo:
+            found = os.fstat(photo.fileno())
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=at)
+            with open(descriptor, "wb") as copy:
+                self._photos.append((one.target, os.fstat(descriptor)))
+                while block := photo.read(_BLOCK):
+                    copy.write(block)
+                copy.flush()
+                os.utime(descriptor, ns=(found.st_atime_ns, found.st_mtime_ns))
+                os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & 0o777)
+
+    def take_back(self) -> None:
+        """Removes all of it, as far as it is still what was made."""
+        for target, found in reversed(self._photos):
+            below, _, name = target.partition("/")
+            with contextlib.suppress(OSError), _opened_folder(self._root / below) as at:
+                if os.path.samestat(os.stat(name, dir_fd=at, follow_symlinks=False), found):
+                    os.unlink(name, dir_fd=at)
+        for name in self._folders:
+            with contextlib.suppress(OSError):
+                (self._root / name).rmdir()
+        if self.manifest:
+            with contextlib.suppress(OSError):
+                (self._root / MANIFEST).unlink()
+        if self._new_root:
+            with contextlib.suppress(OSError):
+                self._root.rmdir()
+
+
+@contextlib.contextmanager
+def _opened_folder(folder: Path, at: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder that is no link."""
+    descriptor = os.open(folder, _FOLDER, dir_fd=at)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _manifest_text(manifest: Manifest) -> bytes:
+    values = {
+        "how": manifest.how,
+        "complete": manifest.complete,
+        "folders": list(manifest.folders or ()),
+        "photos": [asdict(one) for one in manifest.photos],
+    }
+    try:
+        return (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode()
+    except UnicodeEncodeError:  # names that are no UTF-8
+        return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What `place` wrote. Raises `DataError` for a file that is no manifest, or names what lies outside its folder."""
+    try:
+        with open_regular(path) as f:
+            values = json.loads(f.read(_LARGEST_MANIFEST))
+        folders = values.get("folders")
+        if not isinstance(values["photos"], list) or not isinstance(folders, list | None):
+            raise TypeError("its photos and folders are no lists")
+        found = Manifest(
+            values["how"],
+            tuple(Placement(**one) for one in values["photos"]),
+            None if folders is None else tuple(folders),
+            values.get("complete", True),
+        )
+        fault = _fault(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise DataError(f"{path} must be a manifest of sorted photos: {e}") from e
+    if fault:
+        raise DataError(f"{path} must be a manifest of sorted photos, {fault}: nothing was removed")
+    return found
+
+
+def _fault(manifest: Manifest) -> str:
+    """What a manifest says that `place` writes into none; empty where there is nothing."""
+    if manifest.how not in ("copy", "link") or type(manifest.complete) is not bool:
+        return "it says neither copy nor link, or not whether it is complete"
+    for name in manifest.folders or ():
+        if not _is_name(name):
+            return f"got the folder {printable(repr(name), 80)}"
+    for one in manifest.photos:
+        parts = one.target.split("/") if isinstance(one.target, str) else []
+        if len(parts) != 2 or not all(map(_is_name, parts)):
+            return f"got a target outside its folder: {printable(repr(one.target), 80)}"
+        if not isinstance(one.photo, str) or not one.photo.startswith("/") or "\0" in one.photo:
+            return f"got the photo {printable(repr(one.photo), 80)}"
+        if not isinstance(one.label, str) or type(one.probability) not in (int, float):
+            return "got a label or probability of another type"
+        if not math.isfinite(one.probability) or not _encodes(one.photo):
+            return "got a value that is none"
+    return ""
+
+
+def _is_name(name: Any) -> bool:
+    """The name of something in a folder, and no way out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search("[/\0]", name) and _encodes(name)
+
+
+def _encodes(name: str) -> bool:
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+
+
+def undo(manifest: Path) -> tuple[int, dict[str, str]]:
+    """Removes what `place` made, where that is proven, and returns the number removed and why others were left.
+
+    A copy is removed only while its original, another file, has the same bytes; of a placement that was broken off also
+    the beginning of one. A link is removed only while it points where it did. Raises `DataError` for no manifest.
+    """
+    made, folder = read_manifest(manifest), manifest.parent
+    removed, left = 0, {}
+    with contextlib.ExitStack() as stack:
+        root = stack.enter_context(_opened_root(folder))
+        copies = _identities(root, made)
+        for one in made.photos:
+            reason = _remove(root, one, made, copies)
+            removed += reason is None
+            if reason:
+                left[one.target] = reason
+        names = made.folders if made.folders is not None else sorted({_below(one) for one in made.photos})
+        for name in names:
+            with contextlib.suppress(OSError):  # not empty, a link, or gone
+                os.rmdir(name, dir_fd=root)
+    if not left:
+        manifest.unlink()
+    remove_parts(folder, [MANIFEST])
+    return removed, left
+
+
+def _opened_root(folder: Path) -> contextlib.AbstractContextManager[int]:
+    """The folder itself may be named by a link, those below it may not."""
+    return _opened_folder(folder.resolve())
+
+
+def _identities(root: int, made: Manifest) -> set[tuple[int, int]]:
+    """Devices and inodes of what stands at the targets: none of these is an original."""
+    found = set()
+    for one in made.photos:
+        below, _, name = one.target.partition("/")
+        with contextlib.suppress(OSError), _opened_folder(below, root) as at:
+            about = os.stat(name, dir_fd=at, follow_symlinks=False)
+            found.add((about.st_dev, about.st_ino))
+    return found
+
+
+def _remove(root: int, one: Placement, made: Manifest, copies: set[tuple[int, int]]) -> str | None:
+    """Removes one photo's copy or link. Returns None, an empty text where nothing stood there, or why it was left."""
+    below, _, name = one.target.partition("/")
+    try:
+        with _opened_folder(below, root) as at:
+            about = os.stat(name, dir_fd=at, follow_symlinks=False)
+            reason = _kept_link(at, name, one) if made.how == "link" else _kept_copy(at, name, one, made, copies)
+            if reason:
+                return reason
+            if not os.path.samestat(about, os.stat(name, dir_fd=at, follow_symlinks=False)):
+                return "it was changed since"
+            os.unlink(name, dir_fd=at)
+            return None
+    except FileNotFoundError:
+        return ""
+    except OSError as e:
+        return "its folder is a link now" if _is_link(below, root) else str(e.strerror)
+
+
+def _is_link(name: str, at: int) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+    return False
+
+
+def _kept_link(at: int, name: str, one: Placement) -> str:
+    try:
+        return "" if os.readlink(name, dir_fd=at) == one.photo else "it points elsewhere now"
+    except OSError:
+        return "it is no link any more"
+
+
+def _kept_copy(at: int, name: str, one: Placement, made: Manifest, copies: set[tuple[int, int]]) -> str:
+    """Why a copy stays: where it is not proven that its original is another file with the same bytes."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+        return "it was changed since"
+    with open(os.open(name, flags, dir_fd=at), "rb") as copy:
+        try:
+            original = open_regular(one.photo)
+        except OSError:
+            return "its original is not there"
+        with original:
+            ours, theirs = os.fstat(copy.fileno()), os.fstat(original.fileno())
+            if os.path.samestat(ours, theirs) or (theirs.st_dev, theirs.st_ino) in copies:
+                return "its original is a link to it, or the same file"
+            if not _same_bytes(copy, original, prefix=not made.complete):
+                return "it was changed since"
+    return ""
+
+
+def _same_bytes(copy: BinaryIO, original: BinaryIO, prefix: bool) -> bool:
+    """Whether both hold the same bytes, or with `prefix` the copy the first ones of the original."""
+    while block := copy.read(_BLOCK):
+        if original.read(len(block)) != block:
+            return False
+    return prefix or not original.read(1)
+
+
+def counts(placed: Sequence[Placement]) -> list[list[str]]:
+    """Rows of a table: folder and how many photos."""
+    folders = [_below(one) for one in placed]
+    return [[name, str(folders.count(name))] for name in sorted(set(folders))]

@@ -1,0 +1,123 @@
+"""What a contact sheet shows: which photos, in which sections, and what it says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from jclip.data.photo_file import open_photo
+from jclip.errors import ConfigError, printable
+from jclip.functional.metrics import ranking
+from jclip.report.predictions import Predictions
+
+Choice = Literal["spread", "certainty"]
+Verdict = Literal["right", "wrong", "unknown", "open"]  # open: nobody knows the true class
+CHOICES = get_args(Choice)
+TOLD = 3  # classes of a photo
+EMPTY = "no photos"
+LONGEST = 500  # letters of a name or prompt
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One photo and what was predicted for it."""
+
+    photo: str
+    best: tuple[tuple[str, float], ...]  # up to three classes with their probabilities, best first
+    verdict: Verdict
+    true: str = ""  # the true class, where it is known and not what was predicted
+    prompt: str = ""
+    upright: bool = True  # as the model saw it
+
+    @property
+    def file(self) -> str:
+        """The photo's name without its folder, on one line."""
+        return _cleaned(Path(self.photo).name)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Photos that belong together; the only section of a sheet has no title."""
+
+    title: str
+    tiles: tuple[Tile, ...]
+
+    @property
+    def span(self) -> str:
+        """The lowest and the highest probability of a best class, or the one that all have."""
+        shares = sorted(tile.best[0][1] for tile in self.tiles)
+        return " – ".join(dict.fromkeys(f"{100 * share:.1f}" for share in (shares[0], shares[-1]))) + " %"
+
+
+def sections(
+    predictions: Predictions,
+    labels: Sequence[int] | None = None,
+    count: int = 24,
+    choice: Choice = "spread",
+    upright: bool = True,
+) -> list[Section]:
+    """`count` photos, evenly spaced (`spread`), or the least and the most certain ones (`certainty`).
+
+    upright: whether the model saw them so, with their EXIF orientation applied.
+    labels: (N,) true classes, -1 where not known. No section is empty: of no photos there is none.
+    """
+    if choice not in CHOICES:
+        raise ConfigError(f"unknown choice {choice!r} of photos (known: {', '.join(CHOICES)})")
+    if count < 1:
+        raise ConfigError(f"a sheet of {count} photos: it shows at least one")
+    probabilities, known = predictions.probabilities, predictions.known
+    best = ranking(predictions.scores, TOLD)
+    chosen = _spread(len(best), count) if choice == "spread" else _by_certainty(probabilities.max(axis=1), count)
+
+    def tile(row: int) -> Tile:
+        true = -1 if labels is None else int(labels[row])
+        return Tile(
+            photo=predictions.photos[row],
+            best=tuple((_spoken(predictions, i), float(probabilities[row, i])) for i in best[row]),
+            verdict=_verdict(bool(known[row]), true, int(best[row, 0])),
+            true=_spoken(predictions, true) if true >= 0 and not (known[row] and true == best[row, 0]) else "",
+            prompt=_cleaned(predictions.prompts[row]) if predictions.prompts else "",
+            upright=upright,
+        )
+
+    return [Section(title, tuple(map(tile, rows))) for title, rows in chosen.items() if len(rows)]
+
+
+def _spread(total: int, count: int) -> dict[str, np.ndarray]:
+    return {"": np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))}
+
+
+def _by_certainty(certainty: np.ndarray, count: int) -> dict[str, list[int]]:
+    """Half of the photos each, none in both; of equally certain ones the earlier come first."""
+    count = min(count, len(certainty))
+    least = np.argsort(certainty, kind="stable")[: (count + 1) // 2].tolist()
+    most = np.argsort(-certainty, kind="stable").tolist()
+    return {"least certain": least, "most certain": [row for row in most if row not in least][: count // 2]}
+
+
+def _verdict(known: bool, true: int, best: int) -> Verdict:
+    if not known:
+        return "unknown"
+    return "open" if true < 0 else "right" if true == best else "wrong"
+
+
+def _spoken(predictions: Predictions, label: int) -> str:
+    return _cleaned(predictions.classnames[label].replace("_", " "))
+
+
+def _cleaned(text: str) -> str:
+    """On one line, without what a page or picture would obey, and not longer than anybody reads."""
+    return printable(" ".join(text[:LONGEST].split()))
+
+
+def small_photo(tile: Tile, side: int) -> Image.Image:
+    """A tile's photo in colours as the model saw it, large enough for `side` pixels.
+
+    Raises `DataError` when it no longer decodes.
+    """
+    return open_photo(tile.photo, (2 * side, 2 * side), tile.upright).convert("RGB")

@@ -1,0 +1,52 @@
+"""Training: loop, optimisers, a run's folder, configs and recipes by name."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "configs": (
+            "build_config",
+            "default_folder",
+            "files_named_in",
+            "find_config",
+            "read_config",
+            "resolved",
+            "shipped",
+        ),
+        "deep_prompt_training": ("learn", "photos_for", "with_names"),
+        "loop": ("fit",),
+        "on_features": (
+            "Batches",
+            "Samples",
+            "Trained",
+            "best_on_val",
+            "best_setting",
+            "cache_hits",
+            "class_means",
+            "grid",
+            "in_chunks",
+            "need_text",
+            "need_val",
+            "one_hot",
+            "warmed_rate",
+            "zero_shot_report",
+        ),
+        "on_photos": (
+            "check_photos",
+            "features_in_parts",
+            "features_of_now",
+            "head_of_now",
+            "measure",
+            "measured_parts",
+            "photo_epochs",
+            "shares",
+        ),
+        "optim": ("AdamW", "TrainState", "clip_by_norm", "cosine", "learning_rate", "optimiser", "warmup_steps"),
+        "recipe_runs": ("finished",),
+        "run": ("Run", "peak_memory", "provenance", "read_result"),
+        "run_folder": ("adding_to", "is_run", "read_index"),
+    },
+)

@@ -1,0 +1,151 @@
+"""Training deep prompts on photos: both towers' vectors, measured and kept as validation says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jclip.data.splits import PhotoData, read_photos
+from jclip.features.extraction import few_shot_features
+from jclip.features.heads import ZeroShotHead, zero_shot_head
+from jclip.features.precomputed import FeatureSet
+from jclip.features.source import ModelSource, with_vectors
+from jclip.functional.losses import cross_entropy
+from jclip.functional.similarity import zero_shot_scores
+from jclip.model.deep_prompts import Arrays, DeepPrompts, gapped
+from jclip.model.learned_prompts import write_nearest
+from jclip.model.parameter_groups import Prompting
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.runtime import jt
+from jclip.train.loop import fit
+from jclip.train.on_features import coop_rate, zero_shot_report
+from jclip.train.on_photos import check_photos, measure, photo_epochs
+from jclip.train.optim import TrainState, optimiser
+from jclip.train.run import Run
+
+Penalty = Callable[[Any, Any, Any, Any], Any]  # pixels, image features, text features, scores → a scalar
+
+
+class Average(Protocol):
+    """Sums over the epochs, which are part of what a checkpoint holds."""
+
+    sums: Mapping[str, jt.Var]
+
+    def add(self, epoch: int) -> None:
+        """Takes in the parameters as they are after that epoch."""
+
+    def arrays(self) -> Arrays:
+        """The averaged parameters, by name."""
+
+
+def with_names(
+    learned: Arrays, config: Prompting, templates: str, classnames: Sequence[str], source: ModelSource
+) -> Arrays:
+    """What was learned, with text features of other classes' names. Raises `DataError` for names that don't fit."""
+    if "context" not in learned:
+        return {**learned, "text": zero_shot_head(source, class_prompts(classnames, load_templates(templates))).weights}
+    with jt.no_grad():
+        text = gapped(source.model, classnames, config).features(jt.array(learned["context"]))
+        return {**learned, "text": text.numpy()}
+
+
+def photos_for(cfg: Any, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
+    """A recipe's model and photos, and the features of val, test and class names without vectors, noted in the run.
+
+    Raises `ConfigError` or `DataError` for what can't be learned from.
+    """
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
+    cfg.prompts.check(source.config)
+    photos = read_photos(cfg.data)
+    check_photos(cfg, photos)
+    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    run.note(**data.facts)
+    return source, photos, data
+
+
+def learn(
+    cfg: Any,
+    run: Run,
+    source: ModelSource,
+    photos: PhotoData,
+    data: FeatureSet,
+    prompts: DeepPrompts,
+    penalty: Penalty | None = None,
+    average: Average | None = None,
+) -> dict[str, float]:
+    """`train`, what was learned as arrays and as the words nearest to it, and the run's metrics.
+
+    cfg: a recipe's config with data, templates, augment, prompts, optim, selection and seed.
+    """
+    kept, told = train(cfg, run, source, photos, data, prompts, penalty, average)
+    prompts.put(kept)
+    learned = prompts.learned(data.scale)
+    run.save_learned(learned, classnames=photos.classnames, width=learned["text"].shape[1])
+    if "context" in learned:
+        write_nearest(run.file("words.csv"), source.model, learned["context"][0])
+    seen = few_shot_features(cfg.data, with_vectors(source, learned), cfg.templates, train=False, photos=photos)
+    metrics = seen.report(ZeroShotHead(learned["text"], data.scale))
+    if cfg.selection == "last" and len(photos.test):
+        told["test_top1_last_epoch"] = metrics["test_top1"]
+    parameters = sum(array.size for array in prompts.arrays().values())
+    return {**zero_shot_report(data), **metrics, **told, "parameters": parameters}
+
+
+def train(
+    cfg: Any,
+    run: Run,
+    source: ModelSource,
+    photos: PhotoData,
+    data: FeatureSet,
+    prompts: DeepPrompts,
+    penalty: Penalty | None,
+    average: Average | None,
+) -> tuple[Arrays, dict[str, float]]:
+    """The parameters that `cfg.selection` keeps, and what to tell. The schedule is CoOp's."""
+    optim = optimiser(cfg.optim, prompts.params)
+    steps = -(-len(photos.train) // cfg.optim.batch)
+    rate, every_epoch = coop_rate(cfg.optim, steps), photo_epochs(cfg, photos, source)
+    loss_of = batch_loss(prompts, data.scale, penalty)
+
+    def step(batch, number: int):
+        optim.lr = rate(number)
+        loss = loss_of(*batch)
+        optim.step(loss)
+        return loss
+
+    def epochs(epoch: int):
+        yield from every_epoch(epoch)
+        if average:  # after the epoch's last step, before it is saved
+            average.add(epoch)
+
+    def top1(part: str) -> float:
+        with jt.no_grad():
+            head, seeing = ZeroShotHead(prompts.text().numpy(), data.scale), prompts.seeing()
+        if seeing is None:
+            return data.top1(part, head)
+        return measure(seeing, head, source.preprocess, getattr(photos, part), cfg.data.on_error)["top1"]
+
+    outcome = fit(
+        step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.epochs,
+        evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.epochs * steps,
+    )  # fmt: skip
+    told = {"test_top1_last_epoch": top1("test")} if cfg.selection != "last" and len(photos.test) else {}
+    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    if cfg.selection == "val":
+        return outcome.best_arrays, told
+    return (average.arrays() if cfg.selection == "aggregate" else prompts.arrays()), told
+
+
+def batch_loss(prompts: DeepPrompts, scale: float, penalty: Penalty | None = None) -> Callable:
+    """(pixels, labels) → cross-entropy of s f T' over all classes, plus the penalty."""
+
+    def loss(pixels: np.ndarray, labels: np.ndarray):
+        pixels = jt.array(pixels).stop_grad()
+        images, text = prompts.images(pixels), prompts.text()
+        scores = zero_shot_scores(images, text, scale)
+        own = cross_entropy(scores, jt.array(labels.astype(np.int32)))
+        return own + penalty(pixels, images, text, scores) if penalty else own
+
+    return loss

@@ -1,0 +1,188 @@
+"""Training and prediction loops: two functions. Test data is not an argument, so it can't leak into a choice."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from jclip.errors import ConfigError, DataError, JclipError, told_when_full
+from jclip.runtime import jt
+from jclip.train.optim import TrainState
+from jclip.train.run import Run
+
+SAVE_SECONDS = 1.0  # epochs of cached features take less than writing and syncing a file
+
+
+class Diverged(JclipError):
+    """The loss is no number any more."""
+
+
+@dataclass
+class Outcome:
+    """What training ended with: metrics of the last and of the best epoch, and the parameters of the latter."""
+
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = -1
+    best_arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def fit(
+    step: Callable[[Any, int], Any],
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    state: TrainState,
+    run: Run,
+    epochs: int,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    every: int = 1,
+    select: str = "top1",
+    among_equals: Literal["first", "last"] = "first",
+    read_every: int = 20,
+    slot: str = "train",
+    steps: int | None = None,
+) -> Outcome:
+    """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
+    killed goes on where it was saved, to the same numbers. Where `state` keeps an average of the parameters, that is what
+    is measured, and what the parameters are in the end.
+
+    step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
+    batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
+    evaluate() measures validation data, every `every` epochs and after the last; `select` names the metric whose best
+    epoch is remembered. The loss is read every `read_every` steps: each reading waits for the
+    device. `steps`, of all epochs together, is for the progress bar. Raises `Diverged` naming the steps between which
+    the loss, or the epoch in which the weights, stopped being numbers, and `DataError` when there are no batches.
+    """
+    place = run.slot(slot)
+    outcome, first, number = _resume(place, state)
+    run.drop_lines(slot, first)
+    saved = time.monotonic()
+    with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=None, leave=False) as bar:
+        for epoch in range(first, epochs):
+            losses = _LossReader(read_every, epoch, number)
+            for batch in batches(epoch):
+                with told_when_full("lower optim.batch (and raise accumulate, where the recipe has it)"):
+                    losses.add(step(batch, number))
+                    state.settle()
+                number += 1
+                bar.update()
+            due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
+            outcome.last = {"loss": losses.mean()}
+            if due:
+                with state.averaged():
+                    _measure(outcome, evaluate, select, among_equals, state, epoch)
+            run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
+            if due and not run.quiet and _worth_telling(epoch, epochs, every):
+                bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
+            if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
+                place.save(*_saved(outcome, state, epoch + 1, number))
+                saved = time.monotonic()
+    state.keep_average()
+    return outcome
+
+
+def _measure(
+    outcome: Outcome, evaluate: Callable, select: str, among_equals: str, state: TrainState, epoch: int
+) -> None:
+    """Adds to the last epoch's metrics, and makes it the best if it is."""
+    outcome.last |= evaluate()
+    if select not in outcome.last:
+        raise ConfigError(f"select={select} is not measured here (measured: {', '.join(outcome.last)})")
+    if _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
+        outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
+        _check_finite(outcome.best_arrays, epoch)
+
+
+def _is_better(value: float, best: float, among_equals: str) -> bool:
+    return value > best or (among_equals == "last" and value == best)
+
+
+def _worth_telling(epoch: int, epochs: int, every: int) -> bool:
+    """About twenty lines for a whole training, the last epoch among them."""
+    return epoch + 1 == epochs or (epoch + 1) // every % max(1, epochs // every // 20) == 0
+
+
+def _told(epoch: int, epochs: int, measured: dict[str, float]) -> str:
+    return f"epoch {epoch + 1} of {epochs}: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.items())
+
+
+def _saved(
+    outcome: Outcome, state: TrainState, epoch: int, number: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    best = {f"best.{k}": v for k, v in outcome.best_arrays.items()}
+    captured = state.capture()
+    _check_finite(captured, epoch - 1)
+    told = {
+        "epoch": epoch,
+        "step": number,
+        "last": outcome.last,
+        "best": outcome.best,
+        "best_epoch": outcome.best_epoch,
+    }
+    return {**{f"state.{k}": v for k, v in captured.items()}, **best}, told
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+    """The loss is that before each step: what the last one broke would not show in it."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise Diverged(
+                f"{name} holds what is no number after epoch {epoch + 1}, the state saved before is kept: lower optim.lr, "
+                "or look for broken data"
+            )
+
+
+def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:
+    saved = place.load()
+    if saved is None:
+        return Outcome(), 0, 0
+    arrays, told = saved
+    state.restore({k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")})
+    best = {k.removeprefix("best."): v for k, v in arrays.items() if k.startswith("best.")}
+    return Outcome(told["last"], told["best"], told["best_epoch"], best), told["epoch"], told["step"]
+
+
+class _LossReader:
+    """Collects losses without waiting for each."""
+
+    def __init__(self, every: int, epoch: int, number: int):
+        self._every, self._epoch, self._number = every, epoch, number
+        self._waiting: list[Any] = []
+        self._read: list[float] = []
+
+    def add(self, loss: Any) -> None:
+        self._waiting.append(loss)
+        if len(self._waiting) >= self._every:
+            self._flush()
+
+    def mean(self) -> float:
+        self._flush()
+        if not self._read:
+            raise DataError("there is nothing to train on: no batches (fewer photos than one batch?)")
+        return float(np.mean(self._read))
+
+    def _flush(self) -> None:
+        start = self._number + len(self._read)
+        self._read += [float(v.numpy().ravel()[0]) for v in self._waiting]
+        self._waiting = []
+        if not np.isfinite(self._read).all():
+            raise Diverged(
+                f"the loss stopped being a number between steps {start} and {self._number + len(self._read) - 1} of epoch "
+                f"{self._epoch}; the state saved before is kept: lower optim.lr, or look for broken data"
+            )
+
+
+def predict(fn: Callable[[Any], Any], batches: Iterable[Any]) -> np.ndarray:
+    """`fn` of every batch, without gradients, joined in order; the last batch is kept however short it is."""
+    with jt.no_grad():
+        parts = [fn(batch).numpy() for batch in batches]
+    if not parts:
+        raise DataError("there is nothing to predict: no batches")
+    return np.concatenate(parts)

@@ -1,0 +1,127 @@
+"""What recipes share that train the towers: photos in fresh views, features in parts, the model measured as it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from jclip.data.augment import Views
+from jclip.data.augment import augment as augment_named
+from jclip.data.checks import check_taught
+from jclip.data.loader import OnError, tell_once
+from jclip.data.loader import batches as photo_batches
+from jclip.data.preprocess import Preprocess
+from jclip.data.splits import PhotoData, Split
+from jclip.errors import ConfigError, DataError
+from jclip.features.extraction import encode_photos, tell_photos
+from jclip.features.heads import ZeroShotHead, head_of, unit
+from jclip.features.precomputed import FeatureSet
+from jclip.features.source import ModelSource
+from jclip.functional.metrics import classification_report
+from jclip.kernels.gradient_parts import Part, in_parts, slices
+from jclip.model.clip import CLIP, held_statistics, inference, normalise
+from jclip.runtime import jt
+
+TEXTS_AT_ONCE = 256  # of a backward pass
+
+
+def check_photos(cfg: Any, photos: PhotoData) -> None:
+    """Raises `ConfigError` or `DataError` for what would only show after the training; tells of classes short of photos."""
+    if cfg.data.features:
+        raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+    if not len(photos.train):
+        raise DataError("there are no training photos: set data.root or data.train")
+    if cfg.optim.batch > len(photos.train):
+        raise DataError(f"optim.batch={cfg.optim.batch} is larger than the data set of {len(photos.train)}: lower it")
+    if cfg.selection == "val" and not len(photos.val):
+        raise ConfigError(
+            "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"
+        )
+    check_taught(photos.train.labels, len(photos.classnames), photos.classnames, has_text=True)
+    tell_photos(photos, cfg.data.shots)
+
+
+def photo_epochs(cfg: Any, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
+    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once.
+
+    cfg: a recipe's config with data, augment, optim and seed.
+    """
+    pipeline, told = augment_named(cfg.augment), set()
+
+    def epoch(number: int):
+        order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
+        split, failed = photos.train.take(order), []
+        views = Views(source.preprocess, pipeline, cfg.seed, (number,))
+        for rows, pixels in photo_batches(split.paths, views, cfg.optim.batch, cfg.data.on_error, failed, order):
+            yield pixels[:, 0], split.labels[rows]
+        tell_once(failed, told)
+
+    return epoch
+
+
+def features_in_parts(
+    model: CLIP,
+    encode: Callable[[Part], jt.Var],
+    parts: Sequence[Part],
+    params: Mapping[str, jt.Var],
+    tower: Literal["image", "text"],
+) -> jt.Var:
+    """`jclip.kernels.gradient_parts.in_parts` of the features (n, E) that `encode` makes, of length one.
+
+    params: what is trained, by name, of which the image tower's begin with "visual.". Running statistics move in the
+    backward pass alone, once per part.
+    """
+    own = [v for k, v in params.items() if k != "logit_scale" and k.startswith("visual.") == (tower == "image")]
+    with held_statistics(model) if len(parts) > 1 else contextlib.nullcontext():
+        return in_parts(lambda part: normalise(encode(part)), parts, own)
+
+
+def shares(count: int, accumulate: int, most: int | None = None) -> list[slice]:
+    """`count` rows in `accumulate` parts, or in more where one would have more than `most` rows."""
+    size = -(-count // accumulate)
+    return slices(count, min(size, most or size))
+
+
+def measure(
+    model: CLIP, head: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, split: Split, on_error: OnError
+) -> dict[str, float]:
+    """`classification_report` of the model as it is on photos that decode. Raises `DataError` as `encode_photos` does."""
+    with inference(model):
+        rows, features = encode_photos(model, preprocess, split, on_error)
+    return classification_report(head(unit(features)), split.labels[rows])
+
+
+def measured_parts(
+    model: CLIP, head: Callable[[np.ndarray], np.ndarray], preprocess: Preprocess, photos: PhotoData, on_error: OnError
+) -> dict[str, float]:
+    """`measure` of val and test, where there are any: `val_top1`, `test_ece`, …"""
+    parts = {"val": photos.val, "test": photos.test}
+    return {
+        f"{part}_{name}": value
+        for part, split in parts.items()
+        if len(split)
+        for name, value in measure(model, head, preprocess, split, on_error).items()
+    }
+
+
+def features_of_now(
+    model: CLIP, preprocess: Preprocess, photos: PhotoData, before: FeatureSet, on_error: OnError
+) -> FeatureSet:
+    """`before` with the model's features of val and test as it is, in one pass for any number of heads."""
+    changed = {}
+    for part in ("val", "test"):
+        if len(split := getattr(photos, part)):
+            with inference(model):
+                rows, features = encode_photos(model, preprocess, split, on_error)
+            changed |= {part: unit(features), f"{part}_labels": split.labels[rows]}
+    return replace(before, **changed)
+
+
+def head_of_now(model: CLIP, prompts: list[list[str]]) -> ZeroShotHead:
+    """The zero-shot head of the model as it is."""
+    with inference(model):
+        return head_of(model, prompts)

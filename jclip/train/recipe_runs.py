@@ -1,0 +1,16 @@
+"""A recipe's run in its folder: made, gone on with, or read where it has finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jclip.train.configs import resolved
+
+
+def finished(folder: Path, module: Any, cfg: Any, quiet: bool = False) -> dict[str, Any]:
+    """The result of `module.run(cfg)` in `folder`. quiet: epochs are not told."""
+    from jclip.train.run import Run
+
+    with Run(folder, resolved(module, cfg), quiet) as run:
+        return run.result or run.finish(module.run(cfg, run))

@@ -1,0 +1,402 @@
+"""A run's folder: resolved config, metrics line by line, checkpoints, the result with all that produced it. No Jittor.
+
+config.yaml         the resolved configuration, which can be fed back
+metrics.jsonl       one line per epoch
+<slot>.safetensors  where training stands, <slot>.previous.safetensors where it stood before; removed in the end
+learned.safetensors what was learned, with its metadata
+result.json         final metrics and provenance, written last: its presence means that the run has finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclip.config import to_json, to_yaml
+from jclip.errors import CheckpointError, ConfigError, notice, printable
+from jclip.paths import naming, open_regular, replacing
+from jclip.readers import safetensors
+from jclip.train.run_folder import (
+    CONFIG,
+    LEARNED,
+    METRICS,
+    OWN,
+    RESULT,
+    HeldFolder,
+    RunBusy,
+    checksum_of,
+    read_config_text,
+)
+
+__all__ = ["Run", "RunBusy", "Slot", "read_result"]
+PACKAGES = ("jclip", "jittor", "numpy", "pillow")
+
+
+class Run:
+    """Opens or continues the run in `folder`. Raises `ConfigError` when the folder holds a run of another config, or files
+    and no run, and `RunBusy` when another process works there.
+
+    quiet: epochs are not told on stderr. fresh: what an earlier run wrote there is removed first.
+    """
+
+    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any], quiet: bool = False, fresh: bool = False):
+        self.folder, self.quiet = Path(folder), quiet
+        self.values = json.loads(json.dumps(values))
+        self._held = HeldFolder(self.folder)
+        try:
+            if fresh:
+                self._held.clear()
+            self._claim()
+            if self.result is not None:
+                self._held.drop_slots()  # of a process that was killed behind its last step
+        except BaseException:
+            self._held.close()
+            raise
+        self._begun = time.monotonic()
+        forget_peak()
+        self.facts: dict[str, Any] = {}
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    @property
+    def seed(self) -> int:
+        """The run's seed, from which all randomness derives together with epoch and step."""
+        return int(self.values.get("seed", 0))
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result, or None. Raises `CheckpointError` for a damaged one."""
+        return read_result(self.folder) if (self.folder / RESULT).is_file() else None
+
+    def file(self, name: str) -> Path:
+        """Where to write a file of the run's own, listed in its index from now on."""
+        self._held.announce(name)
+        return self.folder / name
+
+    def inner(self, name: str) -> Path:
+        """A folder for a run inside this one, listed in its index from now on."""
+        self._held.announce(folder=name)
+        return self.folder / name
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Lists files that are about to be written in the index."""
+        self._held.announce(*names)
+
+    def log(self, **values: Any) -> None:
+        """Appends one line to metrics.jsonl, with a check sum of its values."""
+        path = self.folder / METRICS
+        with naming(path), open(path, "a", encoding="utf-8") as f:
+            f.write(json.dumps({**values, "crc": _crc(values)}) + "\n")
+
+    def drop_lines(self, slot: str, epoch: int) -> None:
+        """Removes the lines that `slot` wrote from `epoch` on, what a killed process had told but not saved, and damaged
+        ones, which are reported."""
+        path = self.folder / METRICS
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        read = [_line_of(line) for line in lines]
+        damaged = sum(told is None and line.endswith("\n") for line, told in zip(lines, read, strict=True))
+        kept = [
+            line
+            for line, told in zip(lines, read, strict=True)
+            if told is not None and not (told.get("slot") == slot and told.get("epoch", -1) >= epoch)
+        ]
+        if damaged:
+            notice(f"{path}: {damaged} of {len(lines)} lines were damaged, and are left out")
+        if kept != lines:
+            with replacing(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def note(self, **facts: Any) -> None:
+        """Adds to the result's provenance: hashes of weights and data, what was selected how."""
+        self.facts.update(facts)
+
+    def slot(self, name: str = "train") -> Slot:
+        """The place where training saves its state."""
+        self._held.announce(slot=name)
+        return Slot(self.folder / f"{name}.safetensors", self.facts.get("weights_sha256", ""))
+
+    def save_learned(self, arrays: Mapping[str, np.ndarray], **metadata: Any) -> None:
+        """Writes what was learned, with recipe, config, and the given metadata as JSON."""
+        told = {"config": self.values, **metadata}
+        described = {"format": "jclip-learned", **{k: to_json(v) for k, v in told.items()}}
+        safetensors.write(self.folder / LEARNED, arrays, described)
+
+    def finish(
+        self, metrics: Mapping[str, float], complete: Callable[[dict[str, Any]], object] | None = None
+    ) -> dict[str, Any]:
+        """Writes result.json, the mark that the run has finished, removes the states of training, and returns the result.
+
+        complete(result) writes what else belongs to a finished run before.
+        """
+        result = {
+            "metrics": {k: _rounded(v) if isinstance(v, float) else v for k, v in metrics.items()},
+            "config": self.values,
+            "provenance": {**provenance(), **self.facts, **self._spent()},
+        }
+        if complete:
+            complete(result)
+        there = [name for name in sorted(self._held.index.files) if name != RESULT and (self.folder / name).is_file()]
+        written = json.loads(json.dumps({**result, "files": there}))
+        with replacing(self.folder / RESULT) as path:
+            text = to_json({**written, "checksum": checksum_of(written)}, indent=1)
+            path.write_text(text + "\n", encoding="utf-8")
+        self._held.drop_slots()
+        return result
+
+    def _spent(self) -> dict[str, Any]:
+        """What is another from run to run."""
+        return {"seconds": round(time.monotonic() - self._begun, 2), "peak_mib": peak_memory()}
+
+    def _claim(self) -> None:
+        path = self.folder / CONFIG
+        self._held.announce(*OWN)
+        if not path.is_file():
+            with replacing(path) as temporary:
+                temporary.write_text(to_yaml(self.values), encoding="utf-8")
+            return
+        if path.read_bytes() == to_yaml(self.values).encode():
+            return
+        held = read_config_text(self.folder)
+        if held is None:
+            raise ConfigError(f"{path} is damaged, it is not what a run writes: start over with --fresh")
+        differing = sorted(_differing(held, self.values))
+        if differing:
+            raise ConfigError(
+                f"{self.folder} holds a run of another config (differs in {', '.join(differing)}): "
+                "choose another folder with --run, or start over with --fresh"
+            )
+
+
+def _rounded(value: float) -> float:
+    """To six decimals, what is small (a learning rate) to six digits."""
+    return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.6g}")
+
+
+def read_result(folder: str | os.PathLike) -> dict[str, Any]:
+    """Metrics, config and provenance of a finished run. Raises `ConfigError` when there is none, and `CheckpointError`
+    for a damaged one, or one of which files with arrays are missing."""
+    folder = Path(folder)
+    path = folder / RESULT
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no finished run (no {RESULT}): run `train` to its end first")
+    try:
+        with open_regular(path) as f:
+            values = json.loads(f.read())
+        shapes = [isinstance(values.setdefault(kind, {}), dict) for kind in ("metrics", "config", "provenance")]
+        shapes += [_is_figure(k, v) for k, v in values["metrics"].items()] if shapes[0] else []
+        sealed = "checksum" not in values or values.pop("checksum") == checksum_of(values)
+        files = values.pop("files", [])
+        plain = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
+        raise CheckpointError(f"{path} is damaged ({e}): train again with --fresh") from e
+    if not all(shapes) or not sealed or not plain:
+        raise CheckpointError(f"{path} is damaged, it is not what was written: train again with --fresh")
+    missing = [name for name in files if name.endswith(".safetensors") and not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} must hold {missing[0]}, which its run wrote: put it back, or train with --fresh"
+        )
+    return values
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    """Whether a metric has a value that can be shown: a number, or a text where nobody computes with it."""
+    return isinstance(value, int | float) or (
+        isinstance(value, str | None) and not name.endswith(("top1", "correct", "count"))
+    )
+
+
+def _crc(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
+def _line_of(line: str) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says; None of a damaged one, or one that a kill cut off."""
+    try:
+        told = json.loads(line)
+        crc = told.pop("crc", None)
+        whole = crc is None or crc == _crc(told)
+        return told if whole and type(told.get("epoch", -1)) is int else None
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+class Slot:
+    """Where training stands: arrays and position in one file, and the state saved before in another beside it.
+
+    weights: the hash of those it began with, where known.
+    """
+
+    def __init__(self, path: Path, weights: str = ""):
+        self._path, self._weights = path, weights
+        self._previous, self._next = (path.with_suffix(f".{kind}.safetensors") for kind in ("previous", "next"))
+
+    def save(self, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
+        """Makes this the state, and the one that was it the previous one. A crash leaves one of them at least.
+
+        The disk holds two states at any time: the oldest is removed before the newest is written.
+        """
+        told = {"position": json.dumps(position), "threads": threads(), "weights": self._weights}
+        if self._path.is_file():
+            self._previous.unlink(missing_ok=True)
+        safetensors.write(self._next, arrays, told)
+        if self._path.is_file():
+            self._path.replace(self._previous)
+        self._next.replace(self._path)
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Arrays and position as saved; None at the start of a run.
+
+        A damaged state is reported, and the one before it taken. Raises `CheckpointError` where both are damaged, or
+        training began with other weights.
+        """
+        there = [path for path in (self._path, self._previous) if path.is_file()]
+        for place, path in enumerate(there):
+            try:
+                metadata, arrays, position = _read_state(path)
+            except CheckpointError as e:
+                if place + 1 == len(there):
+                    raise CheckpointError(f"{e}; no earlier state is left: start over with --fresh") from e
+                notice(f"{e}: going on from the state before it")
+                continue
+            self._check_weights(path, metadata)
+            _report_threads(metadata)
+            return arrays, position
+        return None
+
+    def clear(self) -> None:
+        """Forgets the state: training has finished."""
+        for path in (self._path, self._previous, self._next):
+            path.unlink(missing_ok=True)
+
+    def _check_weights(self, path: Path, metadata: Mapping[str, str]) -> None:
+        begun = metadata.get("weights", "")
+        if begun and self._weights and begun != self._weights:
+            raise CheckpointError(
+                f"{path} goes on from weights of SHA-256 {begun[:12]}…, and the model's are now "
+                f"{self._weights[:12]}…: put those back, or start over with --fresh"
+            )
+
+
+def _report_threads(metadata: Mapping[str, str]) -> None:
+    if metadata.get("threads") != threads():
+        notice(
+            f"resuming at {threads()} threads what ran at {printable(metadata.get('threads', '?'), 20)}: "
+            "the last digits may differ (set OMP_NUM_THREADS to repeat them)"
+        )
+
+
+def _read_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], dict[str, Any]]:
+    """Metadata, arrays and position of a saved state. Raises `CheckpointError` where any of it is damaged."""
+    saved = safetensors.read_sealed(path)
+    try:
+        position = json.loads(saved.metadata["position"])
+    except (KeyError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path} is damaged: it has no position") from e
+    if not _is_position(position):
+        raise CheckpointError(f"{path} is damaged: its position must have epoch, step and metrics")
+    return saved.metadata, {k: np.array(t.read()) for k, t in saved.items()}, position
+
+
+def _is_position(position: Any) -> bool:
+    """Whether a saved position has the fields of `jclip.train.loop`, each of its type."""
+    if not isinstance(position, dict):
+        return False
+    counts = [position.get(key) for key in ("epoch", "step")]
+    best, groups = position.get("best_epoch"), [position.get(key) for key in ("last", "best")]
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and type(best) is int
+        and best >= -1
+        and all(isinstance(group, dict) for group in groups)
+        and all(type(value) in (int, float) and math.isfinite(value) for group in groups for value in group.values())
+    )
+
+
+def threads() -> str:
+    """The number of threads that kernels use."""
+    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, machine, threads."""
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "commit": _commit(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": threads(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def forget_peak() -> None:
+    """The most memory held is counted from now on, so that each run of a sweep tells its own.
+
+    Some containers refuse it: there a run tells the most that its process has held so far.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process held, in MiB: `host` where Linux tells it, `gpu` where one is used.
+
+    Of a GPU it is what Jittor's allocators have taken; they keep it as long as the card isn't full.
+    """
+    status, runtime = Path("/proc/self/status"), sys.modules.get("jclip.runtime")
+    told = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
+    held = {"host": int(told.group(1)) // 1024} if told else {}
+    if runtime and runtime.jt.flags.use_cuda:
+        held["gpu"] = runtime.jt.get_mem_info().total_cuda_used // 2**20
+    return held
+
+
+@lru_cache
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # a fiftieth of a second
+
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return "not installed"
+
+
+@lru_cache  # a sweep asks for each of its runs
+def _commit() -> str:
+    """The checkout's commit, `-dirty` when files differ from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    git = ["git", "-C", str(root)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+    return ""
+
+
+def _differing(a: Any, b: Any, prefix: str = "") -> set[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = set(a) | set(b)
+        return set().union(*(_differing(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k)) for k in keys))
+    return set() if a == b else {prefix}

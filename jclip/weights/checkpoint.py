@@ -1,0 +1,366 @@
+"""What a weight file is, and how it gets into a model and out again. Nothing in a file is executed or guessed.
+
+A file written by jclip says everything in its metadata. Of other files, shapes tell the architecture; activation,
+normalisation and resize mode are not in the weights, so they come from a known fingerprint (the three scalars that only
+OpenAI's own files carry) or from `family`, which the user names. Otherwise the file is refused with the choices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jclip.data.preprocess import Preprocess
+from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, printable
+from jclip.functional.positions import resample_linearly, resample_positions
+from jclip.paths import file_sha256
+from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
+from jclip.readers.schema import LARGEST_DESCRIPTION, parse
+from jclip.weights import catalogue
+from jclip.weights.families import FAMILIES, Stated
+from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
+
+FORMAT_VERSION = "1"
+SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
+LARGEST_SCALE = 7.0  # of |logit_scale|: e^7 is eleven times what CLIP clamps its temperature to
+_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.")
+_INSERTED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_ROOTS = (  # what a model's own names begin with, in every layout that is read
+    "visual.", "token_embedding.", "transformer.", "text.", "vision_model.", "text_model.", "visual_projection.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that have been identified. `tensors` have the names of `parameter_shapes`; they are read when asked for."""
+
+    path: Path  # the file, or the folder of `files`
+    tensors: dict[str, LazyTensor]
+    config: CLIPConfig
+    preprocess: Preprocess
+    metadata: dict[str, str]
+    files: tuple[Path, ...] = ()
+
+    def arrays(self) -> Iterable[tuple[str, np.ndarray]]:
+        """Name and float32 values, one after the other."""
+        return ((k, t.read().astype(np.float32, copy=False)) for k, t in self.tensors.items())
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, of several files of their hashes; remembered as `file_sha256` does."""
+        if len(self.files) < 2:
+            return file_sha256(self.files[0] if self.files else self.path)
+        return hashlib.sha256("".join(map(file_sha256, self.files)).encode()).hexdigest()
+
+    def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
+        """The same weights for another input size (H, W), position tables resampled; see `functional.positions`.
+
+        antialias: as open_clip does it, or not, as Hugging Face and EVA; by default each family's own way. Raises
+        `ConfigError` for a size that is no multiple of the patch (ResNets: of 32).
+        """
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        old = self.config.vision
+        if old is None:
+            raise ConfigError(f"{self.path} holds no image tower: it has no image size")
+        if old.image_size == (height, width):
+            return self
+        step = 32 if isinstance(old, ResNetConfig) else old.patch_size
+        if min(height, width) < step or height % step or width % step:
+            raise ConfigError(f"image size {height} x {width} is no multiple of {step}, the model's step")
+        new = replace(old, image_size=(height, width))
+        antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
+        key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
+        table = before.read().astype(np.float32)
+        table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
+        table = table.reshape((*before.shape[:-2], *table.shape))
+        said = f"{old.grid[0]}x{old.grid[1]} to {new.grid[0]}x{new.grid[1]}, antialias {str(antialias).lower()}"
+        return replace(
+            self,
+            tensors={**self.tensors, key: in_memory(table)},
+            config=replace(self.config, vision=new),
+            preprocess=replace(self.preprocess, size=(height, width)),
+            metadata={**self.metadata, "image_positions": said},
+        )
+
+    def with_context(self, length: int, method: Literal["auto", "truncate", "linear"] = "auto") -> Checkpoint:
+        """The same weights for another context length: rows cut off, or resampled linearly; "auto" cuts and grows.
+
+        Raises `ConfigError` for a length below 3, or one that can't be cut to.
+        """
+        text = self.config.text
+        if text is None:
+            raise ConfigError(f"{self.path} holds no text tower: it has no context length")
+        if length == text.context_length:
+            return self
+        grows = length > text.context_length
+        if length < 3 or (grows and method == "truncate"):
+            raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        resized = replace(text, context_length=length)
+        table = self.tensors["positional_embedding"].read().astype(np.float32)
+        table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
+        said = f"{text.context_length} to {length}, {'linear' if grows or method == 'linear' else 'truncated'}"
+        return replace(
+            self,
+            tensors={**self.tensors, "positional_embedding": in_memory(table)},
+            config=replace(self.config, text=resized),
+            metadata={**self.metadata, "text_positions": said},
+        )
+
+
+IMAGE_POSITIONS = {
+    "vit": "visual.positional_embedding",
+    "resnet": "visual.attnpool.positional_embedding",
+    "eva": "visual.trunk.pos_embed",
+}
+
+
+def in_memory(array: np.ndarray) -> LazyTensor:
+    """An array that poses as a tensor of a file."""
+    return LazyTensor(array.shape, str(array.dtype), lambda: array)
+
+
+def open_checkpoint(
+    path: str | os.PathLike, family: str | None = None, head_width: int | None = None, stated: Stated | None = None
+) -> Checkpoint:
+    """Reads names and shapes of a file in OpenAI's layout, or jclip's, and tells the model.
+
+    family, head_width, stated: what the file may not say of itself, see `Stated`; contradicting one that does is an
+    error. Raises `LayoutError` for another layout, which `convert` reads, and `CheckpointError` for what is not known.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} must be a regular file, got a {'folder' if path.is_dir() else 'FIFO or device'}")
+    stated = stated or Stated(family=family, head_width=head_width)
+    file = read_weights(path)
+    if file.metadata.get("format") == "jclip":
+        return _from_metadata(path, file, stated)
+    tensors = plain_tensors(file)
+    if not is_openai_layout(tensors):
+        shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
+        raise LayoutError(f"{path} is no CLIP model in OpenAI's layout (it holds {shown} …)")
+    return _fitting(from_tensors(path, tensors, stated.believing(family_of(path, file, stated)), "openai names"))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether jclip wrote this file, so that it says all of itself."""
+    return read_weights(path).metadata.get("format") == "jclip"
+
+
+def is_openai_layout(names: Iterable[str]) -> bool:
+    """Whether these are the names of `CLIP`'s own parameters, both towers beside each other."""
+    return {"visual.conv1.weight", "token_embedding.weight"} <= set(names)
+
+
+def from_tensors(path: Path, tensors: dict[str, LazyTensor], stated: Stated, layout: str) -> Checkpoint:
+    """A model told by its shapes and what is stated. Raises `CheckpointError` with what must be stated."""
+    config = config_from_shapes({k: t.shape for k, t in tensors.items()}, stated, path)
+    size = config.vision.image_size if config.vision else (224, 224)
+    facts = {"source_family": stated.family or "stated", "source_layout": layout}
+    files = (path,) if path.is_file() else ()
+    return Checkpoint(path, finite_tensors(tensors, path), config, stated.preprocess(size), facts, files)
+
+
+def finite_tensors(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    """The same tensors, each compared when it is read: numbers that are not finite, and a temperature that is not stored
+    as its logarithm, are a `CheckpointError` by the tensor's name."""
+    return {k: replace(t, read=partial(_read_finite, k, t, path)) for k, t in tensors.items()}
+
+
+def _read_finite(name: str, tensor: LazyTensor, path: Path) -> np.ndarray:
+    values = tensor.read()
+    refuse_infinite(name, values, path)
+    if name == "logit_scale" and values.size == 1:
+        _check_scale(float(values.reshape(())), path)
+    return values
+
+
+def refuse_infinite(name: str, values: np.ndarray, place: object) -> None:
+    """Raises `CheckpointError` where a number is NaN or infinite."""
+    if values.dtype.kind != "f":
+        return
+    half = values.dtype == np.float16  # by its bits: NumPy's own test takes ten times as long
+    finite = (values.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(values)
+    if not finite.all():
+        lost = values.size - int(np.count_nonzero(finite))
+        raise CheckpointError(
+            f"{place}: {name} must be finite, got {lost:,} NaN or infinite of {values.size:,} numbers"
+        )
+
+
+def _check_scale(value: float, path: Path) -> None:
+    if abs(value) <= LARGEST_SCALE:
+        return
+    meant = f": it is exponentiated already; save its logarithm {math.log(value):.4f} in its place" if value > 0 else ""
+    raise CheckpointError(
+        f"{path}: logit_scale must be the logarithm of a temperature, from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g} "
+        f"(CLIP's own: 4.6052), got {value:g}{meant}"
+    )
+
+
+def _fitting(checkpoint: Checkpoint) -> Checkpoint:
+    """The same. Raises `MisfitError` unless the file holds what its description, or its shapes, say: nothing is
+    allocated for what isn't there."""
+    got = {k: t.shape or (1,) for k, t in checkpoint.tensors.items()}
+    compare_keys(parameter_shapes(checkpoint.config), got, str(checkpoint.path))
+    return checkpoint
+
+
+def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
+    """The family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; None when neither."""
+    if all(s in _plain_names(file) for s in SCALARS):
+        return "openai"
+    if stated.anything:
+        return None
+    known = catalogue.by_sha256(file_sha256(path))
+    return known.family if known else None
+
+
+def _from_metadata(path: Path, file: WeightFile, stated: Stated) -> Checkpoint:
+    try:
+        config = CLIPConfig.from_dict(_described(file, "config"))
+        preprocess = Preprocess.from_dict(_described(file, "preprocess"))
+        if config.vision and preprocess.size != config.vision.image_size:
+            raise ConfigError(f"size must be image_size {config.vision.image_size} of vision, got {preprocess.size}")
+    except (CheckpointError, ConfigError) as e:
+        raise CheckpointError(f"{path} was written by jclip but its metadata is damaged: {e}") from e
+    wanted = stated.activation or (FAMILIES[stated.family].activation if stated.family else None)
+    if wanted not in (None, config.activation):
+        said = f"family {stated.family!r}" if stated.family else f"--activation {wanted}"
+        raise CheckpointError(f"{path} says activation {config.activation}, {said} contradicts it")
+    facts = {printable(k): printable(v) for k, v in file.metadata.items() if k not in ("config", "preprocess")}
+    return _fitting(Checkpoint(path, finite_tensors(file.tensors, path), config, preprocess, facts, (path,)))
+
+
+def _described(file: WeightFile, key: str) -> dict:
+    if key not in file.metadata:
+        raise CheckpointError(f"{key} is missing")
+    if len(file.metadata[key]) > LARGEST_DESCRIPTION:
+        raise CheckpointError(f"{key} must be at most {LARGEST_DESCRIPTION:,} characters long")
+    return parse(file.metadata[key], key)
+
+
+def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
+    """The floating tensors under their names without wrappers, but for counters that Jittor has no use for."""
+    kept = {k: t for k, t in _plain_names(file).items() if k not in SCALARS and t.is_float}
+    return {k: t for k, t in kept.items() if not k.endswith("num_batches_tracked")}
+
+
+def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
+    """Names without the wrappers of training scripts, in any order and nesting (`state_dict`, `module.`, `_orig_mod.`).
+
+    What stands beside a wrapper's names (an optimiser's moments) is left out. Where a model's own names are seen, all
+    names are taken as they are. Raises `CheckpointError` where two names become one.
+    """
+    tensors = dict(file)
+    while not any(name.startswith(_ROOTS) for name in tensors):
+        wrapper = next((w for w in _WRAPPERS if any(name.startswith(w) for name in tensors)), None)
+        if wrapper is None:
+            break
+        tensors = {k.removeprefix(wrapper): t for k, t in tensors.items() if k.startswith(wrapper)}
+    plain: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        own = _INSERTED.sub("", name)
+        if own in plain:
+            raise CheckpointError(f"{own} must stand in a file once, but {name} is the same tensor's name")
+        plain[own] = tensor
+    return plain
+
+
+def load_strict(
+    model,
+    arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray | LazyTensor],
+    place: str = "weights",
+) -> None:
+    """Fills `model`. All names and shapes are compared before anything is assigned; tensors of a file are read one by one.
+
+    Raises `MisfitError` listing missing, unexpected and misshaped keys, and `CheckpointError` for NaN and infinite
+    numbers. Jittor's own loader raises nothing.
+    """
+    values = dict(arrays.items() if isinstance(arrays, Mapping) else arrays)
+    state = model.state_dict()
+    shapes = {k: tuple(v.shape) or (1,) for k, v in values.items()}
+    compare_keys({k: tuple(v.shape) for k, v in state.items()}, shapes, place)
+    for name, var in state.items():
+        frozen, value = var.is_stop_grad(), values[name]
+        array = value.read().astype(np.float32, copy=False) if isinstance(value, LazyTensor) else value
+        refuse_infinite(name, array, place)
+        var.update(type(var)(np.ascontiguousarray(array.reshape(shapes[name]))))
+        if frozen:
+            var.stop_grad()
+
+
+def compare_keys(wanted: Mapping[str, tuple], got: Mapping[str, tuple], place: str) -> None:
+    """Raises `MisfitError` unless both have the same names and shapes."""
+    problems = {
+        "missing": [k for k in wanted if k not in got],
+        "unexpected": [k for k in got if k not in wanted],
+        "misshaped": [f"{k} {got[k]} instead of {wanted[k]}" for k in wanted if k in got and got[k] != wanted[k]],
+    }
+    told = [
+        f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
+        for what, keys in problems.items()
+        if keys
+    ]
+    if told:
+        raise MisfitError(f"{place} does not fit the model: {'; '.join(told)}")
+
+
+def save_checkpoint(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    config: CLIPConfig,
+    preprocess: Preprocess,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes safetensors that say all about themselves; `open_checkpoint` needs nothing else."""
+    scale = arrays["logit_scale"].reshape(())
+    described = describe(config, preprocess, float(scale))
+    safetensors.write(path, {**arrays, "logit_scale": scale}, {**(metadata or {}), **described})
+
+
+def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None) -> dict[str, str]:
+    """The metadata by which `open_checkpoint` knows a file as jclip's."""
+    said = {
+        "format": "jclip",
+        "format_version": FORMAT_VERSION,
+        "arch": architecture_name(config) or "unnamed",
+        "config": json.dumps(config.to_dict()),
+        "preprocess": json.dumps({k: v for k, v in preprocess.to_dict().items() if k != "upright"}),  # the reader's
+        "tokenizer": "openai-bpe",
+    }
+    return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}
+
+
+def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
+    """Seeded random weights for parameters of these names: the same on every machine, activations of order one.
+
+    Norms and statistics are random as well, so that swapped or forgotten ones show.
+    """
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, shape in shapes.items():
+        x = rng.standard_normal(shape, dtype=np.float32)
+        if name == "logit_scale":
+            x = np.full(shape, math.log(100.0), np.float32)
+        elif name.endswith("running_var"):
+            x = 0.5 + np.abs(x)
+        elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):
+            x = 1.0 + 0.1 * x
+        elif name.endswith(("bias", "running_mean")):
+            x = 0.05 * x
+        else:
+            fan_in = shape[0] if name.endswith(("proj", "text_projection")) else math.prod(shape[1:]) or shape[0]
+            x = x * fan_in**-0.5
+        made[name] = x.astype(np.float32)
+    return made

@@ -1,0 +1,110 @@
+"""What weights don't show: the activation, and how photos are resized and normalised. By family, and what a user states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from jclip.errors import CheckpointError, UnknownName, UnsaidError
+from jclip.readers.schema import SIDE, obey, several
+from jclip.weights.variants import WIDTH, Activation
+
+if TYPE_CHECKING:
+    from jclip.data.preprocess import Preprocess
+
+NORMALISATIONS = ("openai", "imagenet", "half")  # see `jclip.data.preprocess.NORMALISATIONS`
+
+
+@dataclass(frozen=True)
+class Family:
+    """One lineage of weights."""
+
+    who: str
+    activation: Activation
+    normalisation: str = "openai"
+    resize: str = "shortest"
+
+
+FAMILIES = {
+    "openai": Family("OpenAI's nine; the Jittor challenge's", "quickgelu"),
+    "openclip": Family("LAION-2B, DataComp, CommonPool; LAION-400M but for ViT-B/32", "gelu"),
+    "openclip-quickgelu": Family("open_clip's -quickgelu: LAION-400M ViT-B/32, YFCC and CC12M ResNets", "quickgelu"),
+    "laion2b-vit-l14": Family("laion2b_s32b_b82k of ViT-L/14", "gelu", "half"),
+    "metaclip": Family("MetaCLIP 400M and 2.5B", "quickgelu"),
+    "metaclip-altogether": Family("MetaCLIP 1.2 ViT-H/14", "gelu"),
+    "dfn2b": Family("DFN2B ViT-B/16 and ViT-L/14", "quickgelu"),
+    "dfn2b-39b": Family("DFN2B ViT-L/14 of 39B samples", "gelu"),
+    "dfn5b": Family("DFN5B ViT-H/14, 224 and 378", "quickgelu", resize="squash"),
+    "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
+}
+
+NOT_READ = {  # recognised, refused by name
+    "siglip": "SigLIP: its image tower pools by attention and its text is SentencePiece; planned",
+    "chinese-clip": "Chinese-CLIP: its text tower is a BERT with WordPiece; planned",
+    "coca": "CoCa: a captioner with a text decoder, not two towers",
+    "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
+    "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",
+    "metaclip2": "MetaCLIP 2 worldwide: its text is tokenized by XLM-V or mT5, not by CLIP's BPE",
+    "foreign-tower": "a tower of another library",
+}
+
+
+def refused(family: str, place: object, detail: str = "") -> CheckpointError:
+    """The error that names a family which is recognised and not read."""
+    return CheckpointError(f"{place} is {NOT_READ[family]}{f' ({detail})' if detail else ''}: jclip does not read it")
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a user states of a file that doesn't say it. Each answer goes before the family's."""
+
+    family: str | None = None
+    activation: Activation | None = None
+    normalisation: str | None = None
+    resize: str | None = None
+    head_width: int | None = None  # of the image tower
+    post_norm: bool | None = None  # of EVA's blocks
+    image_size: tuple[int, int] | None = None  # H, W, where a table of positions tells only their product
+
+    def __post_init__(self) -> None:
+        if self.family not in (None, *FAMILIES):
+            raise UnknownName("family", self.family, FAMILIES)
+        if self.normalisation not in (None, *NORMALISATIONS):
+            raise UnknownName("normalisation", self.normalisation, NORMALISATIONS)
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        obey(given, {"head_width": WIDTH, "image_size": several(SIDE, 2)})
+
+    @property
+    def anything(self) -> bool:
+        """Whether it says anything at all of activation or photos."""
+        return any((self.family, self.activation, self.normalisation, self.resize))
+
+    def believing(self, family: str | None) -> Stated:
+        """The same with the family that the file itself shows. Raises `CheckpointError` when they contradict each other."""
+        if family and self.family not in (None, family):
+            ours, theirs = FAMILIES[family], FAMILIES[self.family]
+            if replace(ours, who="") != replace(theirs, who=""):
+                raise CheckpointError(
+                    f"the file carries the marks of {family}, family {self.family!r} contradicts them"
+                )
+        return replace(self, family=family or self.family)
+
+    def told_activation(self, place: object) -> Activation:
+        """Raises `UnsaidError` with the choices where neither family nor activation is known."""
+        if self.activation:
+            return self.activation
+        if self.family:
+            return FAMILIES[self.family].activation
+        choices = "; ".join(f"{name} ({family.who})" for name, family in FAMILIES.items())
+        raise UnsaidError(
+            f"{place} does not say which activation and normalisation it was trained with, and the weights don't show "
+            f"it: pass family= (--family), one of {choices}; or --activation, --normalisation and --resize"
+        )
+
+    def preprocess(self, size: tuple[int, int]) -> Preprocess:
+        """The pipeline of photos for this input size; OpenAI's where nothing is known."""
+        from jclip.data.preprocess import NORMALISATIONS, Preprocess
+
+        family = FAMILIES[self.family or "openai"]
+        mean, std = NORMALISATIONS[self.normalisation or family.normalisation]
+        return Preprocess(size=size, mean=mean, std=std, resize=self.resize or family.resize)

@@ -1,0 +1,235 @@
+"""What SRC is: its layout told from its keys, its architecture from its description or its shapes. Nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jclip.data.preprocess import Preprocess
+from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
+from jclip.readers import LazyTensor, WeightFile, read_weights
+from jclip.readers.schema import TABLE, obey, read_table, read_weight_map
+from jclip.weights.checkpoint import (
+    Checkpoint,
+    compare_keys,
+    family_of,
+    finite_tensors,
+    from_tensors,
+    is_ours,
+    open_checkpoint,
+    plain_tensors,
+)
+from jclip.weights.families import Stated, refused
+from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip
+from jclip.weights.layouts.keymap import Report
+from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.variants import CLIPConfig
+
+Tower = Literal["image", "text"]
+Mapped = Callable[[Mapping[str, LazyTensor]], tuple[dict[str, LazyTensor], Report]]
+DESCRIPTIONS = ("open_clip_config.json", "config.json")
+WEIGHTS = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+INDEX = ".index.json"
+LAYOUTS: dict[str, Mapped] = {
+    "open_clip": from_open_clip.canonical,
+    "Hugging Face CLIPModel": from_huggingface.canonical,
+    "EVA-CLIP of the hub": from_eva.hugging_face,
+    "EVA-CLIP original": from_eva.original,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that has been identified, and what became of each key on the way to jclip's names."""
+
+    checkpoint: Checkpoint
+    report: Report
+    layout: str
+
+    def check(self) -> None:
+        """Raises `MisfitError` for keys that are unknown, missing or misshaped, before anything is written."""
+        place, tensors = str(self.checkpoint.path), self.checkpoint.tensors
+        if self.report.unknown:
+            shown = ", ".join(self.report.unknown[:4])
+            raise MisfitError(f"{place} holds {len(self.report.unknown)} keys that no rule knows ({shown})")
+        got = {k: t.shape or (1,) for k, t in tensors.items()}
+        compare_keys(parameter_shapes(self.checkpoint.config), got, place)
+
+
+def identify(src: Path, stated: Stated | None = None, tower: Tower | None = None) -> Source:
+    """What SRC, a file or a folder, is. tower: the one that an export holds, or the one to keep of two.
+
+    Raises `CheckpointError` when it is not known, or does not say all that must be known.
+    """
+    stated = stated or Stated()
+    if not src.exists():
+        raise CheckpointError(f"there is no {src}")
+    found = _folder(src, stated) if src.is_dir() else _file(src, stated)
+    config = found.checkpoint.config
+    alone = "text" if config.vision is None else "image" if config.text is None else None
+    if alone and tower != alone:
+        raise CheckpointError(f"{src} holds the {alone} tower alone: pass --tower {alone} if that is meant")
+    return _only(found, tower) if tower and not alone else found
+
+
+def _only(found: Source, tower: Tower) -> Source:
+    """One of two towers; the logit scale, which belongs to the pair, is dropped with the other."""
+    kept = replace(found.checkpoint.config, **{"text" if tower == "image" else "vision": None})
+    names = set(parameter_shapes(kept))
+    tensors = {k: t for k, t in found.checkpoint.tensors.items() if k in names}
+    dropped = [k for k in found.checkpoint.tensors if k not in names]
+    report = replace(found.report, dropped=[*found.report.dropped, *dropped])
+    return replace(found, checkpoint=replace(found.checkpoint, tensors=tensors, config=kept), report=report)
+
+
+def _file(src: Path, stated: Stated) -> Source:
+    try:
+        checkpoint = open_checkpoint(src, stated=stated)
+        layout = "jclip" if checkpoint.metadata.get("format") == "jclip" else "OpenAI's names"
+        return Source(checkpoint, Report(copied=list(checkpoint.tensors)), layout)
+    except LayoutError:
+        pass
+    if any((src.parent / name).is_file() for name in DESCRIPTIONS) and src.name in WEIGHTS:
+        return _folder(src.parent, stated)
+    file = read_weights(src)
+    raw = plain_tensors(file)
+    layout = layout_of(raw, src)
+    tensors, report = LAYOUTS[layout](raw)
+    family = "eva" if layout.startswith("EVA") or "visual.trunk.cls_token" in tensors else family_of(src, file, stated)
+    return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
+
+
+def _folder(folder: Path, stated: Stated) -> Source:
+    described = described_by(folder)
+    files = weight_files(folder)
+    if described is None:
+        if len(files) == 1:
+            return _file(files[0], stated)
+        raise CheckpointError(f"{folder} describes its weights in neither {' nor '.join(DESCRIPTIONS)}")
+    if described.name == DESCRIPTIONS[0] and len(files) == 1 and is_ours(files[0]):
+        return _file(files[0], stated)
+    if stated.anything or stated.head_width:
+        raise ConfigError(
+            f"{folder} is a folder that says itself what --family, --activation, --normalisation, --resize and "
+            f"--vision-head-width would say: remove these, or name {files[0]} in a folder without {described.name}"
+        )
+    said = read_table(described)
+    with _told_of(described):
+        config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
+    raw = _tensors_of(folder)
+    layout = layout_of(raw, folder)
+    tensors, report = LAYOUTS[layout](raw)
+    facts = {"source_family": f"as {described.name} says", "source_layout": layout}
+    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files))
+    return Source(checkpoint, report, f"{layout} folder")
+
+
+def described_by(folder: Path) -> Path | None:
+    """The file of a folder that describes its weights."""
+    return next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), None)
+
+
+def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    obey(said, {"model_cfg": TABLE, "preprocess_cfg": TABLE})
+    config = from_open_clip.config_from(said.get("model_cfg", {}), place)
+    return config, from_open_clip.preprocess_from(said.get("preprocess_cfg", {}), config)
+
+
+def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
+    beside = place.with_name("preprocessor_config.json")
+    with _told_of(beside):
+        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+
+
+def layout_of(names: Iterable[str], place: object) -> str:
+    """The layout, told from the keys. Raises `CheckpointError` naming a family that is recognised but not read."""
+    names = set(names)
+
+    def has(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in names)
+
+    if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
+        raise refused("siglip", place)
+    if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):
+        raise refused("chinese-clip", place)
+    if has("text_decoder.", "visual.attn_pool."):
+        raise refused("coca", place)
+    if has("text.transformer.encoder.layer.", "text.transformer.embeddings."):
+        raise refused("foreign-tower", place, "its text tower")
+    if has("vision_model.embeddings.", "text_model.embeddings."):
+        eva = has("vision_model.embeddings.patch_embedding.bias") and not has("vision_model.pre_layrnorm.")
+        return "EVA-CLIP of the hub" if eva else "Hugging Face CLIPModel"
+    if has("visual.cls_token", "visual.patch_embed."):
+        return "EVA-CLIP original"
+    if has("visual.trunk."):
+        return _trunk(names, place)
+    if has("visual.conv1.") and has("visual.proj") and not has("visual.ln_pre."):
+        raise refused("clipa", place)
+    if has("visual.conv1.", "text.token_embedding.", "token_embedding."):
+        return "open_clip"
+    shown = ", ".join(sorted(names)[:4]) or "no tensor at all"
+    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …)")
+
+
+def _trunk(names: set[str], place: object) -> str:
+    """timm's towers: EVA02's and E's are read."""
+    block = "visual.trunk.blocks.0"
+    if {f"{block}.attn.qkv.bias", f"{block}.attn.gate.weight"} & names or "visual.trunk.cls_token" not in names:
+        parts = sorted({name.split(".")[2] for name in names if name.startswith("visual.trunk.")})
+        raise refused("foreign-tower", place, f"a timm tower of {', '.join(parts[:6])}")
+    return "open_clip"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The one file with a folder's weights, or the shards that an index names. Raises `CheckpointError`."""
+    first = _weights(folder)
+    if not first.name.endswith(INDEX):
+        return [first]
+    return [folder / file for file in sorted(set(_weight_map(first).values()))]
+
+
+def _weights(folder: Path) -> Path:
+    """The file that is there first in the order of `WEIGHTS`, whole or as an index of shards."""
+    for name in WEIGHTS:
+        for candidate in (folder / name, folder / f"{name}{INDEX}"):
+            if candidate.is_file():
+                return candidate
+    raise CheckpointError(f"{folder} holds no weights (one of {', '.join(WEIGHTS)}, or an index of shards)")
+
+
+def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
+    """All tensors; of shards those, and only those, that the index places there."""
+    first = _weights(folder)
+    if not first.name.endswith(INDEX):
+        return plain_tensors(read_weights(first))
+    placed = _weight_map(first)
+    shards = {file: read_weights(folder / file) for file in sorted(set(placed.values()))}
+    lost = [key for key, file in placed.items() if key not in shards[file]]
+    if lost:
+        raise CheckpointError(f"{folder}: {placed[lost[0]]} lacks {lost[0]}, which {first.name} places there")
+    return plain_tensors(WeightFile({key: shards[file][key] for key, file in placed.items()}))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    placed = read_weight_map(index)
+    absent = sorted({file for file in placed.values() if not (index.parent / file).is_file()})
+    if absent or not placed:
+        missing = ", ".join(absent[:4]) or "every shard"
+        raise CheckpointError(f"{index.parent}: {missing} is missing, which {index.name} names: fetch it as well")
+    return placed
+
+
+@contextmanager
+def _told_of(place: Path) -> Iterator[None]:
+    """What a description says wrong, as a `CheckpointError` that names its file."""
+    try:
+        yield
+    except (ConfigError, UnknownName) as e:
+        raise CheckpointError(f"{place}: {e}") from e

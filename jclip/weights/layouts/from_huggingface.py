@@ -1,0 +1,156 @@
+"""Hugging Face's `CLIPModel` folders: config.json, preprocessor_config.json, weights whole or in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jclip.data.preprocess import DEVIATIONS, MEANS, OPENAI_MEAN, OPENAI_STD, Preprocess
+from jclip.errors import CheckpointError
+from jclip.readers import LazyTensor
+from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, obey, one_of, whole
+from jclip.weights.families import refused
+from jclip.weights.layouts.keymap import Report, Rule, apply, both
+from jclip.weights.variants import (
+    CONTEXT,
+    EPSILON,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    PATCH,
+    VOCABULARY,
+    WIDTH,
+    CLIPConfig,
+    TextConfig,
+    ViTConfig,
+)
+
+ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_PARTS = {  # within a layer
+    "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+}  # fmt: skip
+
+
+def _layer_rules(source: str, target: str) -> list[Rule]:
+    rules = []
+    for kind in ("weight", "bias"):
+        thirds = tuple(f"{source}.self_attn.{which}_proj.{kind}" for which in "qkv")
+        rules.append(Rule(thirds, f"{target}.attn.in_proj_{kind}", "stack"))
+    return rules + [rule for a, b in _PARTS.items() for rule in both(f"{source}.{a}", f"{target}.{b}")]
+
+
+TEXT_RULES = [
+    *_layer_rules("text_model.encoder.layers.{}", "transformer.resblocks.{}"),
+    Rule(("text_model.embeddings.token_embedding.weight",), "token_embedding.weight"),
+    Rule(("text_model.embeddings.position_embedding.weight",), "positional_embedding"),
+    *both("text_model.final_layer_norm", "ln_final"),
+    Rule(("text_projection.weight",), "text_projection", "transpose"),
+    Rule(("logit_scale",), "logit_scale"),
+    *(Rule((f"{tower}_model.embeddings.position_ids",), "") for tower in ("vision", "text")),  # of old exports
+]
+RULES = [
+    *_layer_rules("vision_model.encoder.layers.{}", "visual.transformer.resblocks.{}"),
+    Rule(("vision_model.embeddings.class_embedding",), "visual.class_embedding"),
+    Rule(("vision_model.embeddings.patch_embedding.weight",), "visual.conv1.weight"),
+    Rule(("vision_model.embeddings.position_embedding.weight",), "visual.positional_embedding"),
+    *both("vision_model.pre_layrnorm", "visual.ln_pre"),  # sic
+    *both("vision_model.post_layernorm", "visual.ln_post"),
+    Rule(("visual_projection.weight",), "visual.proj", "transpose"),
+    *TEXT_RULES,
+]
+_TOWER: dict[str, Condition] = {  # what config.json may say of a tower
+    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "hidden_act": TEXT, "layer_norm_eps": EPSILON,
+}  # fmt: skip
+_VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
+_TEXT = {
+    **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY,
+    "eos_token_id": either(whole(0, 1 << 24), NOTHING),
+}  # fmt: skip
+_PHOTOS = {  # what preprocessor_config.json may say of photos
+    "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
+}  # fmt: skip
+TOWERS = {"clip_vision_model": "image", "clip_text_model": "text"}  # exports of one tower
+_REFUSED = {"siglip": "siglip", "siglip2": "siglip", "chinese_clip": "chinese-clip", "metaclip_2": "metaclip2"}
+
+
+def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
+    """Under OpenAI's names, and what became of each key."""
+    return apply(tensors, RULES)
+
+
+def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
+    """Old files leave out what is ViT-B/32's, or put the towers under `…_config_dict`; exports of one tower are flat.
+
+    Raises `CheckpointError` for a model of another kind, `ConfigError` for values out of range.
+    """
+    obey(config, {"model_type": TEXT, "projection_dim": WIDTH})
+    kind = config.get("model_type", "clip")
+    if kind in _REFUSED:
+        raise refused(_REFUSED[kind], place)
+    if kind not in ("clip", *TOWERS):
+        raise CheckpointError(f"{place} is of a {kind} model: only CLIPModel and its towers are read (model_type clip)")
+    tower = TOWERS.get(kind)
+    vision = None if tower == "text" else config if tower else _side(config, "vision_config")
+    text = None if tower == "image" else config if tower else _side(config, "text_config")
+    obey(vision or {}, _VISION, "" if tower else "vision_config")
+    obey(text or {}, _TEXT, "" if tower else "text_config")
+    said = {str(side.get("hidden_act", "quick_gelu")) for side in (vision, text) if side is not None}
+    if len(said) != 1 or not said <= set(ACTIVATIONS):
+        raise CheckpointError(f"{place} names the activations {', '.join(sorted(said))}: one of "
+                              f"{', '.join(ACTIVATIONS)} is known, the same in both towers")  # fmt: skip
+    if text and (eos := text.get("eos_token_id", 2)) not in (2, text.get("vocab_size", 49408) - 1):
+        raise CheckpointError(f"{place} reads a text at token {eos}: only the largest id is known as end of text")
+    eps = {side.get("layer_norm_eps", 1e-5) for side in (vision, text) if side is not None}
+    if len(eps) != 1:
+        raise CheckpointError(f"{place} names two values of layer_norm_eps: one for both towers is known")
+    return CLIPConfig(
+        embed_dim=config.get("projection_dim", 512),
+        vision=None if vision is None else vision_from(vision),
+        text=None if text is None else text_from(text),
+        activation=ACTIVATIONS[said.pop()],
+        norm_eps=eps.pop(),
+    )
+
+
+def _side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    obey(config, dict.fromkeys((name, f"{name}_dict"), either(TABLE, NOTHING)))
+    return {**(config.get(f"{name}_dict") or {}), **(config.get(name) or {})}
+
+
+def vision_from(vision: Mapping[str, Any]) -> ViTConfig:
+    """The image tower, with ViT-B/32's numbers for what is left out."""
+    width, side = vision.get("hidden_size", 768), vision.get("image_size", 224)
+    return ViTConfig(
+        image_size=(side, side), patch_size=vision.get("patch_size", 32), width=width,
+        layers=vision.get("num_hidden_layers", 12), heads=vision.get("num_attention_heads", 12),
+        mlp_width=vision.get("intermediate_size", 4 * width),
+    )  # fmt: skip
+
+
+def text_from(text: Mapping[str, Any]) -> TextConfig:
+    """The text tower, with ViT-B/32's numbers for what is left out."""
+    obey(text, _TEXT, "text_config")
+    return TextConfig(
+        width=text.get("hidden_size", 512), heads=text.get("num_attention_heads", 8),
+        layers=text.get("num_hidden_layers", 12), mlp_width=text.get("intermediate_size", 2048),
+        context_length=text.get("max_position_embeddings", 77), vocab_size=text.get("vocab_size", 49408),
+    )  # fmt: skip
+
+
+def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
+    """What preprocessor_config.json says of photos; OpenAI's pipeline at the model's size for what it leaves out.
+
+    null leaves out. Raises `ConfigError`.
+    """
+    said = {key: value for key, value in said.items() if value is not None}
+    obey(said, _PHOTOS)
+    return Preprocess(
+        size=config.vision.image_size if config.vision else (224, 224),
+        resize="shortest" if said.get("do_center_crop", True) else "squash",
+        interpolation=RESAMPLE[said.get("resample", 3)],
+        mean=tuple(said.get("image_mean", OPENAI_MEAN)),
+        std=tuple(said.get("image_std", OPENAI_STD)),
+    )

@@ -1,0 +1,279 @@
+"""From an architecture to the names and shapes of its parameters, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from jclip.errors import CheckpointError, ConfigError
+from jclip.weights.families import Stated, refused
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
+
+Shapes = dict[str, tuple[int, ...]]
+HEAD_WIDTHS = {
+    384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112, 4096: 128, 5120: 128,
+}  # fmt: skip
+POST_NORM = {768: False, 1024: False, 1792: True, 4096: False, 5120: True}  # EVA's, by width
+_RANKS = {  # axes of the tensors whose shapes are read below
+    "visual.conv1.weight": 4, "visual.positional_embedding": 2, "visual.proj": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "visual.trunk.patch_embed.proj.weight": 4, "visual.trunk.pos_embed": 3, "visual.trunk.head.weight": 2,
+    "visual.trunk.blocks.0.mlp.fc1.weight": 2, "visual.trunk.blocks.0.mlp.fc1_g.weight": 2,
+    "visual.layer1.0.conv1.weight": 4, "visual.attnpool.positional_embedding": 2, "visual.attnpool.c_proj.weight": 2,
+    "token_embedding.weight": 2, "positional_embedding": 2, "text_projection": 2, "ln_final.weight": 1,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+}  # fmt: skip
+_FOREIGN_VOCABULARIES = {901629: "metaclip2", 250100: "metaclip2", 32000: "clipa"}
+
+
+def parameter_shapes(config: CLIPConfig) -> Shapes:
+    """Names and shapes of all parameters and statistics of `CLIP(config)`, without making it.
+
+    Names are OpenAI's; those of an EVA tower are timm's and open_clip's (`visual.trunk.…`).
+    """
+    makers = {"vit": _vit_shapes, "resnet": _resnet_shapes, "eva": _eva_shapes}
+    image = makers[config.vision.kind](config.vision, config.embed_dim) if config.vision else {}
+    text = _text_shapes(config.text, config.embed_dim) if config.text else {}
+    scale = {"logit_scale": (1,)} if image and text else {}
+    return {**{f"visual.{k}": shape for k, shape in image.items()}, **text, **scale}
+
+
+def _affine(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _transformer_shapes(name: str, config: ViTConfig | TextConfig) -> Shapes:
+    shapes: Shapes = {}
+    width, hidden = config.width, config.mlp_width
+    for block in (f"{name}.resblocks.{i}" for i in range(config.layers)):
+        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        shapes |= _linear(f"{block}.attn.out_proj", width, width) | _affine(f"{block}.ln_1", width)
+        shapes |= _linear(f"{block}.mlp.c_fc", width, hidden) | _linear(f"{block}.mlp.c_proj", hidden, width)
+        shapes |= _affine(f"{block}.ln_2", width)
+        if config.layer_scale:
+            shapes |= {f"{block}.ls_{i}.gamma": (width,) for i in (1, 2)}
+    return shapes
+
+
+def _text_shapes(t: TextConfig, embed: int) -> Shapes:
+    return {
+        "token_embedding.weight": (t.vocab_size, t.width),
+        "positional_embedding": (t.context_length, t.width),
+        **_transformer_shapes("transformer", t),
+        **_affine("ln_final", t.width),
+        "text_projection": (t.width, embed),
+    }
+
+
+def _vit_shapes(v: ViTConfig, embed: int) -> Shapes:
+    return {
+        "conv1.weight": (v.width, 3, v.patch_size, v.patch_size),
+        "class_embedding": (v.width,),
+        "positional_embedding": (1 + v.grid[0] * v.grid[1], v.width),
+        **_affine("ln_pre", v.width),
+        **_transformer_shapes("transformer", v),
+        **_affine("ln_post", v.width),
+        "proj": (v.width, embed),
+    }
+
+
+def _eva_shapes(v: EVAConfig, embed: int) -> Shapes:
+    shapes = {
+        "cls_token": (1, 1, v.width),
+        "pos_embed": (1, 1 + v.grid[0] * v.grid[1], v.width),
+        "patch_embed.proj.weight": (v.width, 3, v.patch_size, v.patch_size),
+        "patch_embed.proj.bias": (v.width,),
+    }
+    for block in (f"blocks.{i}" for i in range(v.layers)):
+        shapes |= _eva_norm(v, f"{block}.norm1") | _eva_norm(v, f"{block}.norm2")
+        shapes |= _eva_attention_shapes(v, f"{block}.attn") | _eva_mlp_shapes(v, f"{block}.mlp")
+    shapes |= _eva_norm(v, "norm") | _linear("head", v.width, embed)
+    if not v.bias:
+        del shapes["head.bias"]
+    return {f"trunk.{k}": shape for k, shape in shapes.items()}
+
+
+def _eva_norm(v: EVAConfig, name: str, width: int = 0) -> Shapes:
+    shapes = _affine(name, width or v.width)
+    return {f"{name}.weight": shapes[f"{name}.weight"]} if v.rms_norm else shapes
+
+
+def _eva_attention_shapes(v: EVAConfig, name: str) -> Shapes:
+    shapes = _linear(f"{name}.proj", v.width, v.width)
+    biases = ("q_bias", "v_bias") if not v.sub_norm else ("q_proj.bias", "v_proj.bias")
+    if v.bias:
+        shapes |= {f"{name}.{bias}": (v.width,) for bias in biases}
+    if not v.sub_norm:
+        return shapes | {f"{name}.qkv.weight": (3 * v.width, v.width)}
+    shapes |= {f"{name}.{which}_proj.weight": (v.width, v.width) for which in "qkv"}
+    return shapes | _eva_norm(v, f"{name}.norm")
+
+
+def _eva_mlp_shapes(v: EVAConfig, name: str) -> Shapes:
+    shapes = _linear(f"{name}.fc2", v.mlp_width, v.width)
+    for first in ("fc1_g", "fc1_x") if v.swiglu else ("fc1",):
+        shapes |= _linear(f"{name}.{first}", v.width, v.mlp_width)
+    return shapes | (_eva_norm(v, f"{name}.norm", v.mlp_width) if v.swiglu and v.sub_norm else {})
+
+
+def _resnet_shapes(v: ResNetConfig, embed: int) -> Shapes:
+    shapes: Shapes = {}
+
+    def convolve(conv: str, norm: str, inputs: int, outputs: int, size: int) -> None:
+        shapes[f"{conv}.weight"] = (outputs, inputs, size, size)
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{kind}"] = (outputs,)
+
+    widths = (3, v.width // 2, v.width // 2, v.width)
+    for i in (1, 2, 3):
+        convolve(f"conv{i}", f"bn{i}", widths[i - 1], widths[i], 3)
+    inputs = v.width
+    for stage, blocks in enumerate(v.layers, start=1):
+        planes = v.width * 2 ** (stage - 1)
+        for block in (f"layer{stage}.{i}" for i in range(blocks)):
+            convolve(f"{block}.conv1", f"{block}.bn1", inputs, planes, 1)
+            convolve(f"{block}.conv2", f"{block}.bn2", planes, planes, 3)
+            convolve(f"{block}.conv3", f"{block}.bn3", planes, 4 * planes, 1)
+            if block.endswith(".0"):  # it strides or widens
+                convolve(f"{block}.downsample.0", f"{block}.downsample.1", inputs, 4 * planes, 1)
+            inputs = 4 * planes
+    shapes["attnpool.positional_embedding"] = (1 + v.grid[0] * v.grid[1], inputs)
+    for part in ("q_proj", "k_proj", "v_proj"):
+        shapes |= _linear(f"attnpool.{part}", inputs, inputs)
+    return shapes | _linear("attnpool.c_proj", inputs, embed)
+
+
+def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object = "") -> CLIPConfig:
+    """Every number that shapes tell. Raises `CheckpointError` for what is neither there nor stated, with what to pass.
+
+    One tower alone makes a model of one tower.
+    """
+    activation = stated.told_activation(place)
+    for key, rank in _RANKS.items():
+        if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
+            raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")
+    try:
+        vision = _vision_from_shapes(shapes, stated, place)
+        text = _text_from_shapes(shapes) if "token_embedding.weight" in shapes else None
+        if text and text.vocab_size in _FOREIGN_VOCABULARIES:
+            raise refused(_FOREIGN_VOCABULARIES[text.vocab_size], place, f"a vocabulary of {text.vocab_size}")
+        if vision is None and text is None:
+            raise CheckpointError(f"{place} holds neither an image tower nor a text tower")
+        return CLIPConfig(_embed_dim(shapes), vision, text, activation)
+    except KeyError as e:
+        raise CheckpointError(f"{place}: a CLIP model needs {e.args[0]}, which is missing") from e
+    except ConfigError as e:
+        raise CheckpointError(f"{place}: its shapes make no CLIP model: {e}") from e
+
+
+def _embed_dim(shapes: Mapping[str, tuple]) -> int:
+    for key, axis in (("text_projection", 1), ("visual.proj", 1)):
+        if key in shapes:
+            return shapes[key][axis]
+    key = "visual.trunk.head.weight" if "visual.trunk.head.weight" in shapes else "visual.attnpool.c_proj.weight"
+    return shapes[key][0]
+
+
+def _vision_from_shapes(
+    shapes: Mapping[str, tuple], stated: Stated, place: object
+) -> ViTConfig | ResNetConfig | EVAConfig | None:
+    if not any(k.startswith("visual.") for k in shapes):
+        return None
+    if "visual.trunk.cls_token" in shapes:
+        return _eva_from_shapes(shapes, stated, place)
+    if "visual.attnpool.c_proj.weight" in shapes:
+        return _resnet_from_shapes(shapes, stated, place)
+    return _vit_from_shapes(shapes, stated, place)
+
+
+def _text_from_shapes(shapes: Mapping[str, tuple]) -> TextConfig:
+    width = shapes["ln_final.weight"][0]
+    return TextConfig(
+        width=width,
+        heads=max(width // 64, 1),
+        layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        mlp_width=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        context_length=shapes["positional_embedding"][0],
+        vocab_size=shapes["token_embedding.weight"][0],
+        layer_scale="transformer.resblocks.0.ls_1.gamma" in shapes,
+    )
+
+
+def _vit_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> ViTConfig:
+    width, _, patch, _ = shapes["visual.conv1.weight"]
+    block = "visual.transformer.resblocks.0"
+    return ViTConfig(
+        image_size=_image_size(shapes["visual.positional_embedding"][0] - 1, patch, stated, place),
+        patch_size=patch,
+        width=width,
+        layers=_count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
+        heads=_heads(width, stated, place),
+        mlp_width=shapes[f"{block}.mlp.c_fc.weight"][0],
+        layer_scale=f"{block}.ls_1.gamma" in shapes,
+    )
+
+
+def _eva_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> EVAConfig:
+    width, _, patch, _ = shapes["visual.trunk.patch_embed.proj.weight"]
+    block = "visual.trunk.blocks.0"
+    gated, sub_norm = f"{block}.mlp.fc1_g.weight" in shapes, f"{block}.attn.q_proj.weight" in shapes
+    post_norm = stated.post_norm if stated.post_norm is not None else POST_NORM.get(width)
+    if post_norm is None and not sub_norm:  # towers with inner norms are of the pre-norm kind
+        raise CheckpointError(
+            f"{place}: an EVA tower of width {width} does not tell the order of its norms: pass --post-norm yes "
+            "(as E and 18B have it) or no (as B, L and 8B)"
+        )
+    bias = f"{block}.attn.q_bias" in shapes or f"{block}.attn.q_proj.bias" in shapes
+    if bias and not sub_norm and (width == 1408 or f"{block}.gamma_1" in shapes):
+        raise refused("eva01", place)
+    return EVAConfig(
+        image_size=_image_size(shapes["visual.trunk.pos_embed"][1] - 1, patch, stated, place),
+        patch_size=patch,
+        width=width,
+        layers=_count(shapes, r"visual\.trunk\.blocks\.(\d+)\."),
+        heads=_heads(width, stated, place),
+        mlp_width=shapes[f"{block}.mlp.fc1_g.weight" if gated else f"{block}.mlp.fc1.weight"][0],
+        swiglu=gated,
+        sub_norm=sub_norm,
+        rope=sub_norm,
+        post_norm=bool(post_norm),
+        rms_norm="visual.trunk.norm.bias" not in shapes,
+        bias=bias,
+    )
+
+
+def _resnet_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> ResNetConfig:
+    width = shapes["visual.layer1.0.conv1.weight"][0]
+    size = _image_size(shapes["visual.attnpool.positional_embedding"][0] - 1, 32, stated, place)
+    blocks = tuple(_count(shapes, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+    return ResNetConfig(size, width, blocks, heads=max(width * 32 // 64, 1))
+
+
+def _heads(width: int, stated: Stated, place: object) -> int:
+    head_width = HEAD_WIDTHS.get(width) if stated.head_width is None else stated.head_width
+    if not head_width:
+        raise CheckpointError(
+            f"{place}: an image tower of width {width} does not tell its head width: pass head_width= (--vision-head-width)"
+        )
+    if width % head_width:
+        raise CheckpointError(f"{place}: heads of width {head_width} do not divide an image tower of width {width}")
+    return width // head_width
+
+
+def _image_size(cells: int, step: int, stated: Stated, place: object) -> tuple[int, int]:
+    """(H, W) in pixels. The number of positions tells a square only; other grids must be stated."""
+    if stated.image_size and (stated.image_size[0] // step) * (stated.image_size[1] // step) == cells:
+        return stated.image_size
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise CheckpointError(f"{place}: {cells} positions are no square grid: pass --image-size HEIGHT WIDTH")
+    return side * step, side * step
+
+
+def _count(shapes: Mapping[str, tuple], pattern: str) -> int:
+    return len({m.group(1) for m in (re.match(pattern, k) for k in shapes) if m})

@@ -1,0 +1,330 @@
+"""Architectures as data: frozen configurations, one row for each of OpenAI's nine models and each one that ships."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from jclip.errors import ConfigError, UnknownName
+from jclip.readers.schema import FLAG, SIDE, Condition, number, obey, one_of, refuse_unknown, several, whole
+
+Activation = Literal["quickgelu", "gelu"]
+
+WIDTH, HIDDEN = whole(1, 65536), whole(1, 1 << 20)
+LAYERS, HEADS, PATCH = whole(1, 1000), whole(1, 4096), whole(1, 1024)
+CONTEXT, VOCABULARY = whole(1, 1 << 16), whole(1, 1 << 24)
+EPSILON = number(0, 1, above=True)
+_MOST_PATCHES = 1 << 16
+_BLOCKS = whole(0, 1000)  # none: of a tower whose blocks stay on disk
+_PATCHES: dict[str, Condition] = {
+    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": _BLOCKS, "heads": HEADS,
+    "mlp_width": HIDDEN,
+}  # fmt: skip
+_FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
+
+
+@dataclass(frozen=True)
+class PatchTower:
+    """What vision transformers have in common: patches, a class token, learned positions."""
+
+    image_size: tuple[int, int]  # H, W in pixels
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+
+    def __post_init__(self) -> None:
+        obey(vars(self), _PATCHES, "vision")
+        _divides(self.heads, self.width, "vision")
+        if self.patch_size > min(self.image_size):
+            H, W = self.image_size
+            raise ConfigError(f"vision.patch_size must fit image_size ({H}, {W}), got {self.patch_size}")
+        if (count := self.grid[0] * self.grid[1]) > _MOST_PATCHES:
+            raise ConfigError(
+                f"vision.image_size and patch_size must make at most {_MOST_PATCHES:,} patches, got {count:,}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along H and W."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+@dataclass(frozen=True)
+class ViTConfig(PatchTower):
+    """OpenAI's and open_clip's vision transformer."""
+
+    layer_scale: bool = False  # each branch multiplied by learned numbers, `ls_1.gamma` and `ls_2.gamma`
+    kind: str = "vit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        obey(vars(self), {"layer_scale": FLAG, "kind": one_of("vit")}, "vision")
+
+
+@dataclass(frozen=True)
+class EVAConfig(PatchTower):
+    """EVA-CLIP's vision transformer. Sun et al., arXiv 2303.15389 and 2402.04252."""
+
+    swiglu: bool = False  # MLP: W3 LN(SiLU(W1 x) * (W2 x)) instead of W2 GELU(W1 x)
+    sub_norm: bool = False  # q, k, v apart, and a norm between attention and its output projection
+    rope: bool = False  # rotary positions on the patches' q and k
+    post_norm: bool = False  # x + norm(f(x)) instead of x + f(norm(x))
+    rms_norm: bool = False
+    bias: bool = True  # of q, v and head; k has none, all else always
+    norm_eps: float = 1e-6
+    rope_grid: int = 16  # side of the grid in pre-training, to which rotary positions are scaled
+    kind: str = "eva"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = dict.fromkeys(_FLAGS, FLAG) | {"norm_eps": EPSILON, "rope_grid": SIDE, "kind": one_of("eva")}
+        obey(vars(self), rules, "vision")
+        if self.rope and self.width // self.heads % 4:
+            width = self.width // self.heads
+            raise ConfigError(f"vision.rope needs heads whose width is a multiple of 4, got heads of width {width}")
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pool."""
+
+    image_size: tuple[int, int]  # H, W in pixels
+    width: int
+    layers: tuple[int, int, int, int]
+    heads: int
+    kind: str = "resnet"
+
+    def __post_init__(self) -> None:
+        rules = {"image_size": several(whole(32, 8192), 2), "width": whole(2, 4096), "heads": HEADS}
+        obey(vars(self), {**rules, "layers": several(LAYERS, 4), "kind": one_of("resnet")}, "vision")
+        _divides(self.heads, self.output_width, "vision", "the last feature map's width")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells of the last feature map along H and W."""
+        return self.image_size[0] // 32, self.image_size[1] // 32
+
+    @property
+    def output_width(self) -> int:
+        """Channels of the last feature map."""
+        return 32 * self.width
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A causal text transformer, read at the end-of-text token."""
+
+    width: int
+    heads: int
+    layers: int
+    mlp_width: int
+    context_length: int = 77
+    vocab_size: int = 49408
+    layer_scale: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {"width": WIDTH, "heads": HEADS, "layers": _BLOCKS, "mlp_width": HIDDEN, "context_length": CONTEXT}
+        obey(vars(self), {**rules, "vocab_size": VOCABULARY, "layer_scale": FLAG}, "text")
+        _divides(self.heads, self.width, "text")
+
+
+def _divides(heads: int, width: int, place: str, of: str = "width") -> None:
+    if width % heads:
+        raise ConfigError(f"{place}.heads must divide {of} {width}, got {heads}")
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """Two towers and the space they share; of an export of one tower the other is None.
+
+    `activation` is not visible in the weights, so it is never guessed. `norm_eps` is that of both towers, but for EVA's.
+    """
+
+    embed_dim: int
+    vision: ViTConfig | ResNetConfig | EVAConfig | None
+    text: TextConfig | None
+    activation: Activation = "quickgelu"
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        rules = {"embed_dim": WIDTH, "activation": one_of(*get_args(Activation)), "norm_eps": EPSILON}
+        obey(vars(self), rules)
+
+    def feature_width(self, penultimate: bool = False) -> int:
+        """Numbers of an image feature: E, or D before the projection. Raises `ConfigError` for a tower without one."""
+        if not penultimate:
+            return self.embed_dim
+        if not isinstance(self.vision, PatchTower):
+            raise ConfigError("only vision transformers have features before their projection: take projected ones")
+        return self.vision.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `from_dict` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> CLIPConfig:
+        """The inverse of `to_dict`. Raises `ConfigError`, which names the key, for what is no such description."""
+        obey(values, {"embed_dim": WIDTH}, needed=("embed_dim",))
+        refuse_unknown(values, [field.name for field in fields(CLIPConfig)], "it")
+        towers = {name: values.get(name) for name in ("vision", "text")}
+        if towers["vision"] is None and towers["text"] is None:
+            raise ConfigError("vision and text must not both be absent")
+        vision = None if towers["vision"] is None else _tower_from_dict(towers["vision"])
+        text = None if towers["text"] is None else _built(TextConfig, towers["text"], "text")
+        return CLIPConfig(**{**values, "vision": vision, "text": text})
+
+
+def _tower_from_dict(values: Any) -> ViTConfig | ResNetConfig | EVAConfig:
+    kinds = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}
+    obey(values, {"kind": one_of(*kinds)}, "vision")
+    return _built(kinds[values.get("kind", "vit")], values, "vision")
+
+
+def _built(kind: type, values: Any, place: str) -> Any:
+    """One tower from a table: no key is strange, none is missing, and it has blocks."""
+    obey(values, {}, place)
+    refuse_unknown(values, [field.name for field in fields(kind)], place)
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in values:
+            raise ConfigError(f"{place}.{field.name} must be given")
+    if values["layers"] == 0:
+        raise ConfigError(f"{place}.layers must be {LAYERS.phrase}, got 0")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:
+    """OpenAI's proportions: heads of width 64, MLP four times as wide, twelve text layers."""
+    return CLIPConfig(
+        embed_dim=embed,
+        vision=ViTConfig((image, image), patch, width, layers, heads=width // 64, mlp_width=4 * width),
+        text=TextConfig(text_width, heads=text_width // 64, layers=12, mlp_width=4 * text_width),
+    )
+
+
+def resnet(embed: int, image: int, layers: tuple[int, int, int, int], width: int, text_width: int) -> CLIPConfig:
+    """OpenAI's proportions: attention pool of width 32 * `width` with heads of 64."""
+    return CLIPConfig(
+        embed_dim=embed,
+        vision=ResNetConfig((image, image), width, layers, heads=width * 32 // 64),
+        text=TextConfig(text_width, heads=text_width // 64, layers=12, mlp_width=4 * text_width),
+    )
+
+
+VARIANTS: dict[str, CLIPConfig] = {
+    "RN50": resnet(1024, 224, (3, 4, 6, 3), 64, 512),
+    "RN101": resnet(512, 224, (3, 4, 23, 3), 64, 512),
+    "RN50x4": resnet(640, 288, (4, 6, 10, 6), 80, 640),
+    "RN50x16": resnet(768, 384, (6, 8, 18, 8), 96, 768),
+    "RN50x64": resnet(1024, 448, (3, 15, 36, 10), 128, 1024),
+    "ViT-B/32": vit(512, 224, 32, 12, 768, 512),
+    "ViT-B/16": vit(512, 224, 16, 12, 768, 512),
+    "ViT-L/14": vit(768, 224, 14, 24, 1024, 768),
+    "ViT-L/14@336px": vit(768, 336, 14, 24, 1024, 768),
+}
+
+_TINY_TEXT = TextConfig(width=96, heads=4, layers=2, mlp_width=384, vocab_size=512 + 1500 + 2)
+SHIPPED: dict[str, CLIPConfig] = {  # come inside the package; trained on `jclip.data.shapes`
+    "shapes-tiny-rn": CLIPConfig(128, ResNetConfig((64, 64), 16, (1, 2, 2, 1), heads=8), _TINY_TEXT),
+    "shapes-tiny-vit": CLIPConfig(128, ViTConfig((64, 64), 8, 128, 6, heads=4, mlp_width=512), _TINY_TEXT),
+}
+
+
+def _open_clip(
+    embed: int,
+    image: int,
+    patch: int,
+    layers: int,
+    width: int,
+    text_width: int,
+    *,
+    head: int = 64,
+    mlp: int = 0,
+    text_layers: int = 12,
+    layer_scale: bool = False,
+) -> CLIPConfig:
+    """A row of open_clip's: `head` is the width of an image head, `mlp` the hidden width (four times `width` by default)."""
+    tower = ViTConfig((image, image), patch, width, layers, width // head, mlp or 4 * width, layer_scale)
+    text = TextConfig(text_width, text_width // 64, text_layers, 4 * text_width)
+    return CLIPConfig(embed, tower, text, activation="gelu")
+
+
+def _eva(embed: int, tower: EVAConfig, text_width: int, text_layers: int = 12) -> CLIPConfig:
+    return CLIPConfig(embed, tower, TextConfig(text_width, text_width // 64, text_layers, 4 * text_width), "gelu")
+
+
+_GATED = {"swiglu": True, "sub_norm": True, "rope": True}
+_BILLIONS = {"rms_norm": True, "bias": False}
+
+# open_clip's and EVA's names of further architectures; weights of one shape differ in activation and normalisation.
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    "ViT-S-32": _open_clip(384, 224, 32, 12, 384, 384),
+    "ViT-S-16": _open_clip(384, 224, 16, 12, 384, 384),
+    "ViT-S-32-alt": _open_clip(256, 224, 32, 12, 384, 256, text_layers=10),
+    "ViT-S-16-alt": _open_clip(256, 224, 16, 12, 384, 256, text_layers=10),
+    "ViT-M-32": _open_clip(512, 224, 32, 12, 512, 512),
+    "ViT-M-16": _open_clip(512, 224, 16, 12, 512, 512),
+    "ViT-M-32-alt": _open_clip(384, 224, 32, 12, 512, 384),
+    "ViT-M-16-alt": _open_clip(384, 224, 16, 12, 512, 384, layer_scale=True),
+    "ViT-B-32-256": _open_clip(512, 256, 32, 12, 768, 512),
+    "ViT-B-32-plus-256": _open_clip(640, 256, 32, 12, 896, 640),
+    "ViT-B-16-plus": _open_clip(640, 224, 16, 12, 896, 640),
+    "ViT-B-16-plus-240": _open_clip(640, 240, 16, 12, 896, 640),
+    "ViT-L-14-280": _open_clip(768, 280, 14, 24, 1024, 768),
+    "ViT-L-16": _open_clip(768, 224, 16, 24, 1024, 768),
+    "ViT-L-16-320": _open_clip(768, 320, 16, 24, 1024, 768),
+    "ViT-H-14": _open_clip(1024, 224, 14, 32, 1280, 1024, head=80, text_layers=24),
+    "ViT-H-14-378": _open_clip(1024, 378, 14, 32, 1280, 1024, head=80, text_layers=24),
+    "ViT-H-16": _open_clip(1024, 224, 16, 32, 1280, 1024, head=80, text_layers=24),
+    "ViT-g-14": _open_clip(1024, 224, 14, 40, 1408, 1024, head=88, mlp=6144, text_layers=24),
+    "ViT-bigG-14": _open_clip(1280, 224, 14, 48, 1664, 1280, head=104, mlp=8192, text_layers=32),
+    "ViT-e-14": _open_clip(1280, 224, 14, 56, 1792, 1280, head=112, mlp=15360, text_layers=36),
+    "EVA02-B-16": _eva(512, EVAConfig((224, 224), 16, 768, 12, 12, 2048, **_GATED), 512),
+    "EVA02-L-14": _eva(768, EVAConfig((224, 224), 14, 1024, 24, 16, 2730, **_GATED), 768),
+    "EVA02-L-14-336": _eva(768, EVAConfig((336, 336), 14, 1024, 24, 16, 2730, **_GATED), 768),
+    "EVA02-E-14": _eva(1024, EVAConfig((224, 224), 14, 1792, 64, 16, 15360, post_norm=True), 1024, 24),
+    "EVA02-E-14-plus": _eva(1024, EVAConfig((224, 224), 14, 1792, 64, 16, 15360, post_norm=True), 1280, 32),
+    "EVA-CLIP-8B": _eva(1280, EVAConfig((224, 224), 14, 4096, 32, 32, 20480, **_BILLIONS), 1280, 32),
+    "EVA-CLIP-8B-448": _eva(1280, EVAConfig((448, 448), 14, 4096, 32, 32, 20480, **_BILLIONS), 1280, 32),
+    "EVA-CLIP-18B": _eva(
+        1536, EVAConfig((224, 224), 14, 5120, 48, 40, 25600, post_norm=True, **_BILLIONS), 1280, 32
+    ),
+}  # fmt: skip
+
+
+def architecture_name(config: CLIPConfig) -> str | None:
+    """The name under which these towers are known, whatever their activation."""
+    for name, known in {**VARIANTS, **ARCHITECTURES}.items():
+        if (known.embed_dim, known.vision, known.text) == (config.embed_dim, config.vision, config.text):
+            return name
+    return None
+
+
+def slug(name: str) -> str:
+    """A name fit for files and configs: `ViT-L/14@336px` → `vit_l14_336`, `RN50x4` → `rn50x4`."""
+    family, _, rest = name.lower().replace("px", "").partition("-")
+    letters = rest.replace("/", "").replace("-", "").replace("@", "_")
+    return f"{family}_{letters}" if rest else family
+
+
+def canonical_name(name: str) -> str:
+    """The name as OpenAI writes it, for `ViT-B/32`, `ViT-B-32`, `vit_b32` alike. Raises `UnknownName`."""
+    if name in SHIPPED:
+        return name
+    for known in VARIANTS:
+        if name in (known, file_stem(known)) or name.lower() in (known.lower(), slug(known)):
+            return known
+    raise UnknownName("model", name, [*SHIPPED, *VARIANTS])
+
+
+def config_of(name: str) -> CLIPConfig:
+    """The architecture of that name. Raises `UnknownName`."""
+    name = canonical_name(name)
+    return SHIPPED.get(name) or VARIANTS[name]
+
+
+def file_stem(name: str) -> str:
+    """The name of OpenAI's weight file without its ending: `ViT-L/14@336px` → `ViT-L-14-336px`."""
+    return name.replace("/", "-").replace("@", "-")
