@@ -8,10 +8,10 @@ from functools import cache
 import pytest
 import yaml
 
-from finetune.__main__ import build_config
+import finetune  # noqa: F401 - brings the recipes that configs name
 from jclip.cli import COMMANDS, main
 from jclip.errors import UnknownName
-from jclip.train.configs import find_config
+from jclip.train.configs import build_config, find_config
 from tests.pages import ROOT, anchors, bare, blocks, commands, headings, table_rows
 
 READMES = ("README.md", "README.zh-CN.md")

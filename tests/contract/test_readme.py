@@ -1,7 +1,7 @@
 """Every command and program of the README and of the pages in docs/ runs, and prints what the page says it prints.
 
-`SECONDS` per page on two idle cores stand in no test: each page is a test of its own, and a block that several pages have
-runs once. Commands of `jclip` run in this process, but for the README's, which run as people start them.
+Each page is a test of its own; a block that several pages have runs once. Commands of `jclip` run in this process, but for
+the README's, which run as people start them. What doesn't run is looked at in test_pages.py.
 """
 
 from __future__ import annotations
