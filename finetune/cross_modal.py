@@ -144,7 +144,7 @@ def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> S
 
 def zero_shot_weights(texts: Samples, classes: int) -> np.ndarray:
     """(C, E) float32, rows of length one: each class's mean text."""
-    from jclip.features.extraction import heads
+    from jclip.features import heads
     from jclip.train import on_features as adapt
 
     return heads.unit(adapt.class_means(*texts, classes)).astype(np.float32)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import finetune
-from finetune.__main__ import build_config, read_config, resolved
 from jclip.config import WORLD, load_values
 from jclip.errors import ConfigError, UnknownName
+from jclip.train.configs import build_config, read_config, resolved
 from jclip.train.run import Run
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

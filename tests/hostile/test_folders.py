@@ -264,7 +264,7 @@ def test_test_photos_that_are_copies_are_reported(tmp_path, capsys):
 
 
 def test_epochs_do_not_read_the_lists_again(monkeypatch):
-    from jclip.features.extraction import extraction as features
+    from jclip.features import extraction as features
     from jclip.features.precomputed import FeatureSet
 
     split, none = Split(("1", "2"), np.zeros(2, np.int32)), np.zeros((0, 3), np.float32)

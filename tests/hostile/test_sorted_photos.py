@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jclip.errors import DataError
-from jclip.report.plots import sorted_folders as sorting
+from jclip.report import sorted_folders as sorting
 from jclip.report.predictions import Predictions
 
 

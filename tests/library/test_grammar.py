@@ -72,7 +72,7 @@ def test_grammar_is_for_templates_alone_and_off_by_default():
 
 
 def test_without_inflect(monkeypatch):
-    from jclip.prompts.templates import grammar
+    from jclip.prompts import grammar
 
     monkeypatch.setitem(sys.modules, "inflect", None)
     grammar._engine.cache_clear()

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from jclip.errors import ConfigError, DataError
+from jclip.report import contact_sheet as sheet_module
 from jclip.report.contact_sheet import (
     BAR,
     BARS,
@@ -28,7 +29,6 @@ from jclip.report.contact_sheet import (
     check_sheet,
     write_sheet,
 )
-from jclip.report.plots import contact_sheet as sheet_module
 from jclip.report.predictions import Predictions
 from jclip.report.tiles import sections
 

@@ -10,7 +10,7 @@ import pytest
 
 from jclip.cli import main
 from jclip.errors import DataError
-from jclip.report.plots import sorted_folders as sorting
+from jclip.report import sorted_folders as sorting
 from jclip.report.predictions import Predictions
 
 NAMES = ("cat", "绿 thing", "a/b: c?")

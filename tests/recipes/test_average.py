@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import finetune
-from finetune.__main__ import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
 from jclip.model.trainable import no_weight_decay, trainable
 from jclip.runtime import jt
 from jclip.train import on_features as adapt
+from jclip.train.configs import read_config
 from jclip.train.loop import fit
 from jclip.train.optim import TrainState, optimiser
 from jclip.train.run import Run

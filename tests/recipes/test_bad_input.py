@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 import finetune
-from finetune.__main__ import build_config, read_config
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import CheckpointError, ConfigError, DataError, JclipError
 from jclip.features.extraction import few_shot_features
 from jclip.features.source import ModelSource
 from jclip.report.predictor import Classifier, measure
+from jclip.train.configs import build_config, read_config
 from jclip.train.on_photos import check_photos
 from tests.recipes.toys import record, smoke_arrays, smoke_without, train
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from finetune import gda
-from finetune.__main__ import read_config
 from jclip.config import DataConfig
 from jclip.errors import ConfigError, DataError
 from jclip.features.precomputed import FeatureSet
+from jclip.train.configs import read_config
 from tests.recipes import toys
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "gda"

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from finetune import cross_modal, linear_probe
-from finetune.__main__ import read_config
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource
+from jclip.train.configs import read_config
 from jclip.train.run import Run
 from tests.recipes import toys
 

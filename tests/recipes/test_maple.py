@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune import Classifier, maple
-from finetune.__main__ import main, read_config
+from finetune.__main__ import main
 from jclip.config import DataConfig, OptimConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import read_weights
 from jclip.runtime import jt
 from jclip.train import prompt_training as context
+from jclip.train.configs import read_config
 from jclip.train.deep_prompt_training import batch_loss
 from jclip.train.on_photos import photo_epochs
 from jclip.train.optim import optimiser

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from finetune import promptsrc
-from finetune.__main__ import read_config
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
@@ -21,6 +20,7 @@ from jclip.prompts.templates import load_templates
 from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import read_weights
 from jclip.runtime import jt
+from jclip.train.configs import read_config
 from jclip.train.deep_prompt_training import batch_loss
 from jclip.train.on_photos import photo_epochs
 from tests.recipes import toys

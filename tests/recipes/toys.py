@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.__main__ import read_config, resolved
 from jclip.config import OptimConfig
 from jclip.features.heads import unit
 from jclip.features.precomputed import FeatureSet
 from jclip.paths import ASSETS
+from jclip.train.configs import read_config, resolved
 from jclip.train.run import Run
 
 NO_TORCH = "the reference is not installed: pip install '.[parity]'"
