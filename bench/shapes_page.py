@@ -39,9 +39,9 @@ def page(lines: Lines) -> str:
 HEAD = f"""# Every recipe on styles that the models never saw
 
 Written by `python bench/shapes_results.py`; every run is a line of `shapes_results.csv`. The two models that ship were
-trained on four drawing styles of [the embedded world](../README.md); here they meet those that they did not, 100 classes, 1,000
-test photos (the ResNet `inverted` alone: of `sketch` it tells 98 % apart before it learns anything). They are toys, and so are
-these figures: they show that each recipe works, not which of them is better.
+trained on four drawing styles of [the embedded world](training.md#the-world-of-shapes); here they meet those that they
+did not, 100 classes, 1,000 test photos (the ResNet `inverted` alone: it classifies 98 % of `sketch` before it learns
+anything). They are toys, and so are these figures: they show that each recipe works, not which of them is better.
 Test top-1 in percent, mean ± population's standard deviation over {len(SEEDS)} seeds, each of which draws shots and starts.
 Settings were chosen once for each model and style, on the validation photos of seed 1 at 16 shots
 (`bench/shapes_rows.py`, `shapes_settings.json`), epochs on min(shots, 4) validation photos per class, never on test; photos

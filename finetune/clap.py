@@ -1,4 +1,4 @@
-"""CLAP: one prototype per class, trained from its text feature and held near it, the nearer the better zero-shot is there.
+"""CLAP: one prototype per class, trained from its text feature and kept near it, the nearer the better zero-shot is there.
 
 Silva-Rodriguez et al., CVPR 2024, arXiv 2312.12730, eq. 4-9.   Trains: C x E numbers.   Needs: a few-shot split, text features.
 

@@ -1,4 +1,4 @@
-"""FD-Align: the image tower is tuned on a few photos per class, and held to what it told of their style before.
+"""FD-Align: the image tower tuned on a few photos per class, its view of their style regularised towards the frozen model's.
 
 Song et al., NeurIPS 2023, arXiv 2310.15105, section 3.   Trains: the image tower and a linear head, (E + 1) x C numbers.
 Needs: a few-shot split of photos, with validation photos where the epoch is chosen.

@@ -1,4 +1,4 @@
-"""KgCoOp: CoOp whose text features are held near those of hand-written prompts, so that new classes are not forgotten.
+"""KgCoOp: CoOp whose text features are kept near those of hand-written prompts, so that new classes are not forgotten.
 
 Yao et al., CVPR 2023, arXiv 2303.13283, eq. 5-6.   Trains: M x D numbers.   Needs: a few-shot split and a model, whose
 text tower the gradient passes.

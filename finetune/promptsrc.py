@@ -1,4 +1,4 @@
-"""PromptSRC: vectors inside both towers that are held near what the frozen towers say, and averaged over the epochs.
+"""PromptSRC: vectors inside both towers, regularised towards the frozen towers' outputs, and averaged over the epochs.
 
 Khattak et al., ICCV 2023, arXiv 2307.06948, eq. 3-7.   Trains: J x n x D numbers of each tower.
 Needs: a few-shot split of photos and a vision transformer with its text tower, which the gradient passes.

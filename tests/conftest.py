@@ -96,9 +96,12 @@ def use_cache(folder: str | Path, setattr) -> None:
 
 
 @functools.cache
-def figures_of_the_readme() -> dict[str, float]:
-    """Largest differences by label, as the README prints them. The tests that measure one compare it with that."""
-    return {label: float(value) for label, value in FIGURE.findall((ROOT / "README.md").read_text(encoding="utf-8"))}
+def published_figures() -> dict[str, float]:
+    """Largest differences by label, as docs/parity.md prints them. The tests that measure one compare it with that."""
+    return {
+        label: float(value)
+        for label, value in FIGURE.findall((ROOT / "docs" / "parity.md").read_text(encoding="utf-8"))
+    }
 
 
 @pytest.fixture
@@ -109,7 +112,7 @@ def close():
     """
     from tests.tolerances import tolerance
 
-    published = figures_of_the_readme()
+    published = published_figures()
 
     def check(got, wanted, name: str, label: str = "", relative: bool = False, drift: float = 0.0) -> float:
         got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
@@ -122,7 +125,7 @@ def close():
             _differences[label] = max(_differences.get(label, 0.0), difference)
         if label in published:
             assert difference <= 10 * published[label], (
-                f"{label}: differs by {difference:.3g}, README says {published[label]}"
+                f"{label}: differs by {difference:.3g}, docs/parity.md says {published[label]}"
             )
         allowed = max(tolerance(name), tolerance("drift") * drift)
         assert difference <= allowed, f"{label or name}: differs by {difference:.3g}, allowed {allowed:.3g}"

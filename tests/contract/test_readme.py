@@ -1,4 +1,8 @@
-"""Every command and program of the README runs, and prints what the README says it prints."""
+"""Every command and program of the README and of the pages in docs/ runs, and prints what the page says it prints.
+
+Each page is a test of its own; a block that several pages have runs once. Commands of `jclip` run in this process, but for
+the README's, which run as people start them. What doesn't run is looked at in test_pages.py.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,21 @@ from pathlib import Path
 
 import pytest
 
-import finetune
+from jclip.cli import main
 from tests.conftest import FIGURE
+from tests.pages import ROOT, blocks, commands
 
-ROOT = Path(__file__).parent.parent.parent
-BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHARE = re.compile(r"\b(0\.\d{4})\b(?: \((\d+) of (\d+)\))?")
-PAGES = ("porting", "weights", "challenge", "evaluation", "zero_shot")
+PAGES = (
+    "README.md", "docs/own_photos.md", "docs/zero_shot.md", "docs/experiments.md", "docs/training.md", "docs/parity.md",
+    "docs/speed.md", "docs/weights.md", "docs/setup.md",
+)  # fmt: skip
+ELSEWHERE = {"docs/evaluation.md": "recipes/test_new_classes.py", "docs/challenge.md": "recipes/test_challenge.py"}
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]
 SUITE = "python -m pytest"
 SCIENTIFIC = re.compile(r"\d\.\d+e[-+]\d+")
-
-
-def blocks(path: Path) -> list[tuple[str, str, str]]:
-    """Language, marks behind it, text. Marks: `no-test`; `shortened` (long trainings); `about` (figures of a training)."""
-    return BLOCK.findall(path.read_text(encoding="utf-8"))
+RANDOM = "jclip models --random ViT-B/32 --out random.safetensors\n"  # as the pages have it
+BREEDS = ("Birman", "beagle", "pug")
 
 
 def shortened(text: str) -> str:
@@ -33,17 +37,54 @@ def shortened(text: str) -> str:
     return re.sub(r"^(python -m finetune train \S+).*$", rf"\1 {' '.join(SHORT)}", text, flags=re.MULTILINE)
 
 
+def with_weights(text: str) -> str:
+    """The same commands with random weights in place of ViT-B/32, which would be downloaded."""
+    text = re.sub(r"^jclip zero-shot .*$", r"\g<0> --model random.safetensors", text, flags=re.MULTILINE)
+    return re.sub(r"^jclip train .*$", r"\g<0> model=random.safetensors", text, flags=re.MULTILINE)
+
+
+@pytest.fixture(autouse=True)
+def own_cache():
+    """These tests share the machine's cache with the processes that they start."""
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The project's rooms, linked, with the real data beside them: what commands write stays here."""
+    """The project's rooms, linked, with the real data beside them, and a reader's photos: what commands write stays here."""
     folder = tmp_path_factory.mktemp("readme") / "jclip"
     folder.mkdir()
     for path in ROOT.iterdir():
         if path.name not in ("runs", "results", ".git"):
             (folder / path.name).symlink_to(path)
-    if (ROOT.parent / "shared").is_dir():
-        (folder.parent / "shared").symlink_to(ROOT.parent / "shared")
+    shared = ROOT.parent / "shared"
+    if shared.is_dir():
+        (folder.parent / "shared").symlink_to(shared)
+        lay_photos(folder, shared / "data" / "fewshot")
     return folder
+
+
+def lay_photos(folder: Path, source: Path) -> None:
+    """`photos` with train and test photos of `BREEDS`, and `new_photos`, the test photos without labels."""
+    for line in (source / "index.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+        path, part = line.split("\t")[0], line.split("\t")[-1]
+        if Path(path).parent.name in BREEDS:
+            for place in [Path("photos", part, Path(path).parent.name), *[Path("new_photos")] * (part == "test")]:
+                (folder / place).mkdir(parents=True, exist_ok=True)
+                (folder / place / Path(path).name).symlink_to(source / path)
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[tuple[str, str], str]:
+    """What the blocks that ran have printed."""
+    return {}
+
+
+def run_in_process(arguments: list[list[str]], folder: Path, monkeypatch, capsys) -> str:
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    for words in arguments:
+        assert main(words) == 0, (words, capsys.readouterr())
+    return capsys.readouterr().out
 
 
 def run(lang: str, text: str, folder: Path) -> str:
@@ -75,49 +116,59 @@ def matches(line: str, wanted: str, about: bool) -> bool:
     return near and all(float(g) <= 10 * float(x) for g, x in zip(got, limits, strict=True))
 
 
-@pytest.mark.slow  # a minute: the README's own trainings, eight zero-shots and sweeps, each a process as people start it
-def test_every_command_runs_and_prints_what_is_written(checkout, shared):
-    ran = printed = ""
-    for lang, marks, text in blocks(ROOT / "README.md"):
+@pytest.mark.slow  # a minute and a half in all: trainings, zero-shots and sweeps as people start them
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_runs_and_prints_what_is_written(page, checkout, printed, shared, monkeypatch, capsys):
+    def reads(lang: str, text: str) -> str:
+        if (lang, text) not in printed:
+            arguments = commands(text) if lang == "sh" and page != "README.md" else None
+            printed[lang, text] = (
+                run(lang, text, checkout)
+                if arguments is None
+                else run_in_process(arguments, checkout, monkeypatch, capsys)
+            )
+        return printed[lang, text]
+
+    ran = out = ""
+    for lang, marks, text in blocks(ROOT / page):
         if lang in ("sh", "python") and "no-test" not in marks:
+            if "weights" in marks:
+                reads("sh", RANDOM)
+                text = with_weights(text)
             ran, short = text, "shortened" in marks or text.startswith(SUITE)
-            printed = run(lang, shortened(text) if short else text, checkout)
+            out = reads(lang, shortened(text) if short else text)
         elif lang == "text" and ran.startswith(SUITE):  # each test compares its own figure as it measures it
             assert len(FIGURE.findall(text)) == len(text.splitlines())
-        elif lang == "text":
-            assert said(text, printed, "about" in marks), f"expected\n{text}\ngot\n{printed}"
-    assert (checkout / "results" / "result.csv").is_file() and (checkout / "results" / "result.txt").is_file()
+        elif lang == "text" and "no-test" not in marks:
+            assert said(text, out, "about" in marks), f"expected\n{text}\ngot\n{out}"
+    made = {
+        "README.md": ("result.txt", "sheet.jpg", "zero_shot.csv", "predicted.csv"),
+        "docs/zero_shot.md": ("result.csv",),
+    }
+    assert all((checkout / "results" / name).is_file() for name in made.get(page, ()))
 
 
 def test_what_is_not_run_is_check_sh_or_a_download():
-    for lang, marks, text in blocks(ROOT / "README.md"):
-        if lang in ("sh", "python") and "no-test" in marks:
-            assert "check.sh" in text or "download" in text
-        if "shortened" in marks:
-            assert shortened(text).count("optim.epochs=1") == text.count("finetune train")
+    for page in PAGES:
+        for lang, marks, text in blocks(ROOT / page):
+            if lang in ("sh", "python") and "no-test" in marks:
+                assert "check.sh" in text or "download" in text, f"{page}:\n{text}"
+            if "shortened" in marks:
+                assert shortened(text).count("optim.epochs=1") == text.count("finetune train")
+            if "weights" in marks:
+                assert with_weights(text) != text
 
 
-def test_the_first_program_stands_within_twenty_lines_of_the_text():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert lines.index("import jclip") < 20
-
-
-def test_yaml_of_the_readme_is_a_config():
-    import yaml
-
-    from jclip.train.configs import build_config
-
-    for lang, _, text in blocks(ROOT / "README.md"):
-        if lang == "yaml":
-            build_config(yaml.safe_load(text), "README")
-
-
-def test_links_lead_somewhere():
-    names = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in PAGES))
-    for name in names:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+def test_every_page_with_commands_is_run():
+    with_commands = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        if any(lang in ("sh", "python") and "no-test" not in marks for lang, marks, _ in blocks(path))
+    }
+    assert with_commands == {*PAGES, *ELSEWHERE}
+    assert all(
+        page.rpartition("/")[2] in (ROOT / "tests" / test).read_text("utf-8") for page, test in ELSEWHERE.items()
+    )
 
 
 def test_said_can_fail():
@@ -126,18 +177,3 @@ def test_said_can_fail():
     assert said(table, "a  0.1200 (48 of 400)  0.7010 (701 of 1000)", about=True)
     assert not said(table, "a  0.1200 (48 of 400)  0.7010 (701 of 1000)")
     assert not said(table, "a  0.1400 (56 of 400)  0.7010 (701 of 1000)", about=True)
-
-
-def test_the_chinese_readme_has_the_same_commands_and_figures():
-    """So that what runs the one runs the other; comments are Chinese there."""
-
-    def bare(text: str) -> list[str]:
-        return [line for line in (re.sub(r"\s*#.*", "", line) for line in text.splitlines()) if line]
-
-    ours, theirs = (blocks(ROOT / name) for name in ("README.md", "README.zh-CN.md"))
-    assert [(lang, marks, bare(text)) for lang, marks, text in theirs] == [
-        (lang, marks, bare(text)) for lang, marks, text in ours
-    ]
-    recipes = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
-    ours, theirs = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
-    assert {*recipes.findall(theirs)} == {*recipes.findall(ours)} == {*finetune.names()}

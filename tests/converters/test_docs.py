@@ -9,17 +9,19 @@ from jclip.commands.models import published
 from jclip.weights.families import FAMILIES
 from tests.converters.test_convert import ROOT
 
-TEXT = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+TEXT, CHINESE = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("weights.md", "zh/weights.md"))
 
 
 def test_the_table_of_files_is_what_the_command_prints():
-    assert TEXT.rstrip().endswith("\n".join(published()))
+    table = "\n".join(published())
+    assert TEXT.rstrip().endswith(table) and CHINESE.rstrip().endswith(table)
     assert any("metaclip_2_5b" in line and "–" not in line for line in published())
 
 
 def test_every_family_stands_with_its_traits():
     for name, family in FAMILIES.items():
-        assert f"| `{name}` | {family.who} | {family.activation} | {family.normalisation} | {family.resize} |" in TEXT
+        row = f"| `{name}` | {family.who} | {family.activation} | {family.normalisation} | {family.resize} |"
+        assert row in TEXT and row in CHINESE
 
 
 def test_options_and_targets_that_are_named_exist():

@@ -23,7 +23,8 @@ from jclip.features.extraction import few_shot_features
 from jclip.features.heads import unit
 from jclip.functional.metrics import harmonic_mean
 from jclip.report.predictor import columns_of
-from tests.contract.test_readme import blocks, said
+from tests.contract.test_readme import said
+from tests.pages import blocks
 from tests.recipes.toys import record, smoke_arrays
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """The main job on real photos: three data sets, 99 classes, RN50 of seeded random weights, to a results file.
 
-With ViT-B/32 the README does the same.
+With ViT-B/32 docs/own_photos.md does the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def test_from_folders_to_a_results_file(shared, tmp_path, capsys, monkeypatch):
     kept = [line for line in lines if not line.endswith("test")] + [line for line in lines if line.endswith("test")][
         ::3
     ]
-    Path("index.tsv").write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")  # README's command sees them all
+    Path("index.tsv").write_text("\n".join([head, *kept]) + "\n", encoding="utf-8")  # the page's command sees them all
     settings = [
         f"model={tmp_path / 'random.safetensors'}",
         "data.split_file=index.tsv",

@@ -1,0 +1,104 @@
+"""The README and the pages of docs/, without running them: links, configs, commands that exist, both languages alike."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import yaml
+
+import finetune  # noqa: F401 - brings the recipes that configs name
+from jclip.cli import COMMANDS, main
+from jclip.errors import UnknownName
+from jclip.train.configs import build_config, find_config
+from tests.pages import ROOT, anchors, bare, blocks, commands, headings, table_rows
+
+READMES = ("README.md", "README.zh-CN.md")
+ENGLISH = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+CHINESE = ("README.zh-CN.md", *(f"docs/zh/{path.name}" for path in sorted((ROOT / "docs" / "zh").glob("*.md"))))
+ALL = (*ENGLISH, *CHINESE, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+FOR_USERS = ("own_photos", "zero_shot", "challenge", "evaluation", "recipes")  # stand in Chinese, too
+LINES = 150
+
+
+def twin(page: str) -> str:
+    """The English page of a Chinese one."""
+    return "README.md" if page.startswith("README") else page.replace("docs/zh/", "docs/")
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target, _, anchor in re.findall(r"\]\(([^)#:]*)(#?)([^):]*)\)", path.read_text(encoding="utf-8")):
+        place = (path.parent / target) if target else path
+        assert place.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors(place), f"{page}: {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_a_readme_is_the_first_five_minutes(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LINES and lines.index("import jclip") < 20
+
+
+@pytest.mark.parametrize("page", [*ENGLISH, *CHINESE])
+def test_yaml_with_a_recipe_is_a_config(page):
+    for lang, _, text in blocks(ROOT / page):
+        if lang == "yaml" and "recipe:" in text:
+            build_config(yaml.safe_load(text), page)
+
+
+@pytest.mark.parametrize("page", CHINESE)
+def test_a_chinese_page_has_the_headings_commands_and_figures_of_the_english_one(page):
+    """So that what runs the one runs the other; comments are Chinese there."""
+    ours, theirs = (
+        [
+            (lang, marks, bare(text))
+            for lang, marks, text in blocks(ROOT / name)
+            if (lang, marks) != ("text", " no-test")
+        ]
+        for name in (twin(page), page)
+    )
+    assert theirs == ours
+    assert [level for level, _ in headings(ROOT / page)] == [level for level, _ in headings(ROOT / twin(page))]
+    assert len(table_rows(ROOT / page)) == len(table_rows(ROOT / twin(page)))
+
+
+def test_pages_for_users_stand_in_chinese():
+    assert {f"docs/zh/{name}.md" for name in FOR_USERS} <= {*CHINESE}
+
+
+@pytest.mark.parametrize("page", ALL)
+def test_commands_options_and_configs_that_are_named_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert {*re.findall(r"`jclip ([a-z][a-z-]*)", text)} <= {*COMMANDS}
+    for lang, _, block in blocks(ROOT / page):
+        for command, *words in (commands(block) or ()) if lang == "sh" else ():
+            unknown = {word for word in words if word.startswith("--")} - options(command)
+            assert not unknown, f"{page}: jclip {command} has no {unknown}"
+            for word in words:
+                if word.startswith("configs/") or (command in ("train", "sweep") and "/" in word and "=" not in word):
+                    config_exists(word, words)
+
+
+def config_exists(word: str, words: list[str]) -> None:
+    """Raises `AssertionError` for a config that is none. What follows --run and --runs is a folder."""
+    if words[words.index(word) - 1] in ("--run", "--runs", "--out"):
+        return
+    try:
+        find_config(word)
+    except UnknownName as e:
+        raise AssertionError(str(e)) from e
+
+
+@cache
+def options(command: str) -> frozenset[str]:
+    """The options of a command, as its --help prints them."""
+    import contextlib
+    import io
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return frozenset(re.findall(r"--[a-z][a-z-]*", printed.getvalue()))
