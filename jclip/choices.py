@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -45,3 +46,8 @@ class PreprocessChoice:
 
 
 SELECTED_ON_TEST = "selected_on_test"  # a metric that marks figures of settings chosen on test data
+
+
+def default_model() -> str:
+    """The model where none is named: what JCLIP_MODEL says, else ViT-B/32."""
+    return os.environ.get("JCLIP_MODEL") or "ViT-B/32"

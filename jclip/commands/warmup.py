@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jclip.choices import default_model
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import say
 from jclip.paths import is_file
@@ -23,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model",
         type=nonempty,
-        required=True,
-        help="a name of `jclip models` (its weights are not needed), or a weight file",
+        default=default_model(),
+        help="a name of `jclip models` (its weights are not needed), or a weight file (default: JCLIP_MODEL, else ViT-B/32)",
     )
     p.add_argument("--family", help="for weights that don't say their activation")
     p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of images and texts")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS
+from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS, default_model
 from jclip.commands.arguments import Parser, nonempty, number, whole
 from jclip.errors import ConfigError, say
 from jclip.paths import exists
@@ -74,8 +74,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "photos", nargs="+", metavar="PHOTO|key=value", help="photos, folders of photos, settings of --config"
     )
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", type=nonempty, help="a name such as ViT-B/32 (downloaded once), or a weight file")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument(
+        "--model",
+        type=nonempty,
+        help="a name such as ViT-B/32 (downloaded once), or a weight file (default: JCLIP_MODEL, else ViT-B/32)",
+    )
     what.add_argument(
         "--config",
         type=nonempty,
@@ -158,6 +162,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_intermixed_args(argv)
     settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
     places = [a for a in args.photos if a not in settings]
+    args.model = args.model or (None if args.config else default_model())
     asked = of_config(args, settings) if args.config else of_options(args, settings)
 
     from jclip.data.class_names import read_class_names

@@ -135,7 +135,7 @@ BROKEN = {
     "zeros to test": (put("test_features", 5, 0), r"test_features has 1 rows that can't be brought to length one"),
     "zero text": (put("text_features", 6, 0), r"text_features has 1 rows .* \(first: row 6, of length 0.0\)"),
     "too long": (put("val_features", 4, 1e38), r"val_features has 1 rows .* \(first: row 4, of length inf\)"),
-    "imaginary": ({"val_features": SMOKE["val_features"] + 1j}, "val_features holds complex64, expected real numbers"),
+    "imaginary": ({"val_features": SMOKE["val_features"] + 1j}, r"val_features.npy .*values of kind c8 are not read"),
     "no scale": ({"logit_scale": np.float32(np.nan)}, "logit_scale is nan, expected one number above 0"),
     "scale of 0": ({"logit_scale": np.float32(0)}, "logit_scale is 0.0, expected one number above 0"),
 }
@@ -145,7 +145,7 @@ BROKEN = {
 def test_broken_features_are_refused_in_one_line(recipe, defect, run_on, tmp_path, capfd):
     changes, message = BROKEN[defect]
     arrays = {k: v for k, v in {**SMOKE, **changes}.items() if v is not None}
-    with pytest.raises(DataError, match=f"broken.npz: {message}") as told:
+    with pytest.raises(DataError, match=f"broken.npz.*{message}") as told:
         run_on(recipe, record(tmp_path / "broken.npz", arrays))
     assert "\n" not in str(told.value) and not capfd.readouterr().err
 
@@ -375,7 +375,7 @@ OWN = [
     ("clip_adapter", "ratio=-0.1", "ratio and search_ratio are shares"),
     ("cross_modal", "logit_scale=100", "logit_scale=100.0 is the scale's logarithm, such as 4.60517 for 100"),
     ("wise_ft", "alpha=1.5", r"alpha=1.5 is not in \[0, 1\]"),
-    ("ensemble", "step=0", r"step=0.0 is not in \(0, 1\]"),
+    ("ensemble", "step=0", r"step must be in \[0.001, 1\] .*, got 0.0"),
     ("cocoop", "context=0", "context=0 is at least 1"),
     ("cocoop", "views=-1", "views=-1 at least 0"),
     ("maple", "depth=0", "depth=0 1"),

@@ -59,7 +59,7 @@ def doubled(arrays) -> dict:
 @pytest.mark.parametrize("at_once", [256, 5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_and_gradients_equal_the_authors(at_once, seed, source, reference, monkeypatch, close):  # noqa: F811
-    monkeypatch.setattr(context, "AT_ONCE", at_once)
+    monkeypatch.setattr("jclip.model.learned_prompts.AT_ONCE", at_once)
     arrays, features = random_params(seed), data_of(seed).test[:3]
     ours, theirs = {k: jt.array(a) for k, a in arrays.items()}, doubled(arrays)
     frame = Frame(source.model, Layout.of(source.config.text, NAMES, 3))

@@ -109,7 +109,7 @@ def test_many_classes_are_computed_in_parts(at_once, source, monkeypatch, close)
         return text.numpy(), jt.grad(jt.exp(text * pull).sum(), prompts.vectors).numpy()
 
     whole = both()
-    monkeypatch.setattr(context, "AT_ONCE", at_once)
+    monkeypatch.setattr("jclip.model.learned_prompts.AT_ONCE", at_once)
     for got, wanted in zip(both(), whole, strict=True):
         close(got, wanted, "gradient_relative", "CoOp: in parts, relative", relative=True)
 

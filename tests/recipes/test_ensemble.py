@@ -230,8 +230,8 @@ def test_real_features(shared, tmp_path):
 
 @pytest.mark.parametrize("settings, told", [
     ({"runs": []}, "runs is empty: name the folders of finished runs"),
-    ({"runs": ["a"], "step": 0.0}, "step=0.0 is not in"),
-    ({"runs": ["a"], "shrink": 2.0}, "shrink=2.0 not in"),
+    ({"runs": ["a"], "step": 0.0}, r"step must be in \[0.001, 1\] .*, got 0.0"),
+    ({"runs": ["a"], "shrink": 2.0}, r"shrink in \[0, 1\], got .* and 2.0"),
     ({"runs": ["a", "b"], "weights": [1.0]}, "weights are one per run \\(2\\), none negative"),
     ({"runs": ["a", "b"], "weights": [1.0, -1.0]}, "weights are one per run \\(2\\), none negative"),
     ({"runs": ["a"], "inputs": "probabilities"}, "inputs is 'probabilities', expected one of"),

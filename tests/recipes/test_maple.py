@@ -22,7 +22,6 @@ from jclip.model.parameter_groups import Prompting
 from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import read_weights
 from jclip.runtime import jt
-from jclip.train import prompt_training as context
 from jclip.train.configs import read_config
 from jclip.train.deep_prompt_training import batch_loss
 from jclip.train.on_photos import photo_epochs
@@ -82,7 +81,7 @@ def scattered(prompts: DeepPrompts, seed: int) -> dict:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_features_and_gradients_equal_the_authors(kind, at_once, seed, source, model_file, monkeypatch, close):
-    monkeypatch.setattr(context, "AT_ONCE", at_once)
+    monkeypatch.setattr("jclip.model.learned_prompts.AT_ONCE", at_once)
     asked, rng = prompting(kind), np.random.default_rng((seed, 2))
     prompts = DeepPrompts(source.model, data_of(source), asked, seed)
     theirs, reference = tensors(scattered(prompts, seed)), PromptedCLIP(model_file)

@@ -283,7 +283,7 @@ def test_unknown_photos_are_counted(small_models, photo_folder, tmp_path, close)
     ("settings", "message"),
     [
         (["search=true"], "search=true weighs several models"),
-        (["unknown=1.5"], r"unknown=1.5 in \[0, 1\)"),
+        (["unknown=1.5"], r"unknown in \[0, 1\), got .* and 1.5"),
         (["drop_below=0.1"], "mode prob-prompts"),
         (["model=x.pt", "models=[{weights: y.pt}]"], "leave model and data.features out"),
         (["models=[{weights: x.pt, mode: prob-prompts}]", "drop_below=0.1", "drop_below_uniform=0.5"], "one threshold"),
