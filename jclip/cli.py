@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "win32":
-        return fail("jclip", "native Windows is not supported: run it inside WSL2 (README, 'Windows')", 2)
+        return fail("jclip", "native Windows is not supported: run it inside WSL2 (docs/setup.md)", 2)
     if not argv or argv[0].startswith("-"):
         return guarded(lambda: _without_command(argv), "jclip")
     return run(argv, "jclip", COMMANDS)

@@ -35,7 +35,7 @@ class OneDNN:
 def refuse_unsupported() -> None:
     """Raises `SetupError` on native Windows and with NumPy 2, which Jittor 1.3.11 reads as garbage without a word."""
     if platform.system() == "Windows":
-        raise SetupError("native Windows is not supported: run jclip inside WSL2 (README, 'Windows')")
+        raise SetupError("native Windows is not supported: run jclip inside WSL2 (docs/setup.md)")
     numpy = importlib.metadata.version("numpy")
     if int(numpy.split(".")[0]) >= 2:
         raise SetupError(f"NumPy {numpy} makes Jittor {JITTOR_TRIED} read garbage: pip install 'numpy<2'")
