@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip.errors import JclipError
+from jclip.errors import JclipError, printable
 
 ROOT = Path(__file__).parent.parent.parent
 FORMATS = {  # name → module and variable
@@ -135,7 +135,7 @@ def end_of(form: Format, path: Path, expected: Mapping[str, np.ndarray]) -> str:
         found = form.read(path)
     except JclipError as e:
         told = str(e)
-        good = told.isprintable() and len(told) < LONGEST_LINE
+        good = told == printable(told, LONGEST_LINE)
         return f"refused: {told}" if good else f"FAULT message of {len(told)}: {told!a:.300}"
     except _TooLong:
         return f"FAULT more than {SECONDS} s"
