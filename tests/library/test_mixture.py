@@ -253,7 +253,7 @@ def test_killed_after_the_first_model_and_continued(members, photo_folder, tmp_p
         ),
         ({"mode": "mean"}, "must be one of embed"),
         ({"preprocess": {"sharpness": -1.0}}, "sharpness"),
-        ({"preprocess": {"resize": "stretch"}}, "resize is 'stretch'"),
+        ({"preprocess": {"resize": "stretch"}}, "resize must be one of .*, got 'stretch'"),
         ({"wieght": 1.0}, "unknown key wieght, did you mean 'weight'"),
     ],
 )
