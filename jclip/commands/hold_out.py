@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.commands.arguments import Parser, nonempty, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.data.challenge_folder import ALL, CLASSES, HELD_OUT, LABELS, SHOTS
 from jclip.data.checks import copied, repeated
 from jclip.data.class_names import read_classes
@@ -22,18 +22,27 @@ from jclip.readers.text import read_text
 
 
 def main(argv: list[str]) -> int:
-    """Draws train_4class.txt, where there is none, and TestSetZ with TestSetZ-label.txt. The same seed draws the same
-    photos. None of TestSetZ is in train_4class.txt, nor a copy of one that is."""
+    """Draws train_4class.txt where it is absent, and TestSetZ with TestSetZ-label.txt. The same seed draws the same
+    photos. No photo of TestSetZ is in train_4class.txt, nor is a copy of it."""
     p = Parser("jclip hold-out", description=main.__doc__)
     p.add_argument(
-        "folder", type=nonempty, help="with classes.txt, train.txt and the photos that it lists (docs/challenge.md)"
+        "folder",
+        type=nonempty,
+        metavar="FOLDER",
+        help="a folder with classes.txt, train.txt and the photos it lists (docs/challenge.md)",
     )
-    p.add_argument("--count", type=whole(1, 10**9), default=3000, help="photos of TestSetZ (default 3000)")
     p.add_argument(
-        "--shots", type=whole(1, 10**9), default=4, help="photos of each class in train_4class.txt (default 4)"
+        "--count", type=whole(1, 10**9), default=3000, metavar="N", help="photos of TestSetZ (default: 3000)"
     )
-    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=10)
-    p.add_argument("--link", action="store_true", help="TestSetZ has links in place of copies")
+    p.add_argument(
+        "--shots",
+        type=whole(1, 10**9),
+        default=4,
+        metavar="N",
+        help="photos per class in train_4class.txt (default: 4)",
+    )
+    add_shared(p, "--seed", " of both draws (default: 10)", default=10)
+    p.add_argument("--link", action="store_true", help="fill TestSetZ with links (default: copies)")
     args = p.parse_args(argv)
     folder = Path(args.folder)
     names = read_classes(folder / CLASSES)
@@ -71,7 +80,7 @@ def draw(photos: Split, learned: Split, count: int, seed: int) -> Split:
     free = [row for row, path in enumerate(photos.paths) if path not in taken]
     if count > len(free):
         raise DataError(
-            f"{count} photos can't be held out: of {len(photos)} in {ALL}, {len(free)} are not learned from (--count)"
+            f"--count must be at most {len(free)}, the photos of {ALL} that are neither in {SHOTS} nor copies, got {count}"
         )
     return photos.take(random.Random(seed).sample(free, count))
 
@@ -85,10 +94,10 @@ def write_held_out(folder: Path, held: Split, link: bool) -> str:
     text = "".join(f"{name}\t{label}\n" for name, label in zip(names, held.labels, strict=True))
     labels = folder / LABELS
     if target.is_dir() and not labels.is_file():
-        raise ConfigError(f"{target} is there without {LABELS}: move it away")
+        raise ConfigError(f"{target} must stand beside {LABELS}, got it alone: move it away")
     if labels.is_file() and read_text(labels) != text:
         raise ConfigError(
-            f"{labels} is of another draw: take the same --count and --seed, or move it and {HELD_OUT} away"
+            f"{labels} must be of this draw, got another: repeat its --count and --seed, or move it and {HELD_OUT} away"
         )
     if target.is_dir():
         return f"there already: {target}"

@@ -10,9 +10,9 @@ from jclip.report.sorted_folders import MANIFEST, undo
 
 
 def main(argv: list[str]) -> int:
-    """`jclip unsort MANIFEST`: removes the copies or links that `predict --sort-into` made; the photos stay."""
+    """Removes the copies or links that `jclip predict --sort-into` made; the photos stay."""
     p = Parser("jclip unsort", description=main.__doc__)
-    p.add_argument("manifest", type=nonempty, help=f"the {MANIFEST} in the folder of sorted photos")
+    p.add_argument("manifest", type=nonempty, metavar="MANIFEST", help=f"the {MANIFEST} in the folder of sorted photos")
     removed, left = undo(Path(p.parse_args(argv).manifest))
     say(f"removed: {removed} of what was made")
     for name, reason in left.items():
