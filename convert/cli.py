@@ -12,20 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from convert.summary import summary
 from jclip.choices import LARGEST_SIZE
 from jclip.commands.arguments import Parser, nonempty, whole
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
 from jclip.paths import replacing, replacing_folder
-from jclip.readers import LazyTensor
 from jclip.readers.schema import SIDE, shown
-from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import FAMILIES, NORMALISATIONS, Stated
-from jclip.weights.identify import DESCRIPTIONS, WEIGHTS, identify
+
+if TYPE_CHECKING:  # --help answers before NumPy is imported
+    import numpy as np
+
+    from jclip.readers import LazyTensor
+    from jclip.weights.checkpoint import Checkpoint
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -125,6 +126,10 @@ def inspect(argv: list[str]) -> int:
     add_identity(p)
     p.add_argument("--tower", choices=("image", "text"), help="the tower that a single-tower export holds")
     args = p.parse_args(argv)
+
+    from convert.summary import summary
+    from jclip.weights.identify import identify
+
     path, stated, unsaid = locate(args.src), stated_by(args), False
     try:
         source = identify(path, stated, args.tower)
@@ -136,6 +141,9 @@ def inspect(argv: list[str]) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
+    from convert.summary import summary
+    from jclip.weights.identify import identify
+
     src, dst = locate(args.src), Path(args.dst)
     write = writer_for(args.to, dst, src)
     source = identify(src, stated_by(args), args.tower)
@@ -193,6 +201,8 @@ def reshaped(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
 
 def fitting(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The same weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
+    import numpy as np
+
     most = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)
 
     def read(name: str, tensor: LazyTensor) -> np.ndarray:
@@ -235,6 +245,8 @@ def _write_file(writer: str, path: Path, checkpoint: Checkpoint, dtype: str) -> 
 
 
 def _write_folder(writer: str, folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    from jclip.weights.identify import DESCRIPTIONS, WEIGHTS
+
     with replacing_folder(folder) as temporary:
         _imported(writer)(temporary, checkpoint, dtype)
         strangers = [n for n in (*WEIGHTS, *DESCRIPTIONS) if (folder / n).is_file() and not (temporary / n).is_file()]

@@ -74,7 +74,9 @@ def test_commands_stand_under_their_headings():
 @pytest.mark.parametrize("option", [*SHARED])
 def test_a_shared_option_has_one_metavar_and_one_meaning(option):
     meaning, given = SHARED[option]
-    found = having(option) if option.startswith("-") else {c: a for c in COMMANDS for a in actions(c) if a.dest == "run"}
+    found = (
+        having(option) if option.startswith("-") else {c: a for c in COMMANDS for a in actions(c) if a.dest == "run"}
+    )
     found = {command: a for command, a in found.items() if a.option_strings == ([option] if option[0] == "-" else [])}
     assert found
     for command, action in found.items():

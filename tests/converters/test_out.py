@@ -287,7 +287,7 @@ def test_check_needs_the_reference(tmp_path, monkeypatch, capsys):
 
 def test_check_says_what_no_package_has(tmp_path, capsys):
     assert main([str(toy_file(tmp_path, EVA_18B)), str(tmp_path / "out"), "--check"]) == 2
-    assert "no package computes this model" in capsys.readouterr().err
+    assert "must have a reference, got a model that no package computes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

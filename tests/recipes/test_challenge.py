@@ -344,7 +344,10 @@ def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
     (folder / "TestSetZ" / name).write_bytes(kept)
     (folder / "TestSetZ-label.txt").unlink()
     told = refused(folder, small_models, capsys)
-    assert "there must be training and validation photos, got 16 and 0" in told and "`jclip hold-out FOLDER` draws them" in told
+    assert (
+        "there must be training and validation photos, got 16 and 0" in told
+        and "`jclip hold-out FOLDER` draws them" in told
+    )
 
 
 def test_lists_that_do_not_fit_the_classes(folder, small_models, capsys):
