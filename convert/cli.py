@@ -225,7 +225,8 @@ def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str],
         raise ConfigError(f"DST must not be in SRC, or SRC itself, got {dst}: name a file or folder elsewhere")
     if dst.suffix in to.files:
         if dst.is_dir() or (dst.exists() and dst.samefile(src)):
-            raise ConfigError(f"DST must be a new file, got {'a folder' if dst.is_dir() else 'SRC itself'}: {dst}")
+            given = "the folder" if dst.is_dir() else "SRC itself,"
+            raise ConfigError(f"DST must be a new file, got {given} {dst}: name another")
         return lambda checkpoint, dtype: _write_file(to.files[dst.suffix], dst, checkpoint, dtype)
     endings = " or ".join(to.files)
     if not to.folder:
