@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jclip.choices import default_model
 from jclip.cli import COMMANDS, GROUPS, main, usage
 from jclip.commands.arguments import SHARED, Parser
 
@@ -34,7 +36,14 @@ OTHER_NAMES = {  # what other tools call these: here nothing else may be called 
     "--on-error": "--errors --error --skip --skip-errors --skip-broken --ignore-errors --strict --if-broken",
     "--seed": "--random-seed --rng -s",
 }
-DIALECT = re.compile(r"\b(told|tells?|mends?|held to|in no time|recorded features|is none of)\b")
+DIALECT = re.compile(r"\b(told|tells?|mends?|held to|in no time)\b")
+SPEAKING = [  # whose texts users read
+    *sorted((ROOT / "jclip" / "commands").glob("*.py")),
+    *(
+        ROOT / name
+        for name in ("jclip/cli.py", "jclip/config.py", "convert/cli.py", "convert/check.py", "convert/summary.py")
+    ),
+]
 
 
 @cache
@@ -114,15 +123,30 @@ def test_help_names_arguments_and_defaults_in_plain_words(command):
         assert f"default: {said}" in action.help or f"{said})" in action.help, (shown(action), default, action.help)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("train", "challenge", "sweep")])
-def test_a_model_need_not_be_named(command, monkeypatch):
-    monkeypatch.setenv("JCLIP_MODEL", "RN50")
-    parser_of.cache_clear()
-    for action in actions(command):
-        if "--model" in action.option_strings:
-            assert not action.required
-            own = command == "predict"  # that of its run
-            assert ("JCLIP_MODEL, else ViT-B/32" in action.help) != own and ("the run's own" in action.help) == own
+@pytest.mark.parametrize("path", SPEAKING, ids=lambda p: str(p.relative_to(ROOT)))
+def test_messages_are_in_plain_words(path):
+    """Every text of a file but its docstrings, which describe functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    described = [
+        node.body[0] for node in ast.walk(tree) if hasattr(node, "body") and isinstance(node.body, list) and node.body
+    ]
+    docstrings = {id(first.value) for first in described if isinstance(first, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    found = [(t.lineno, t.value) for t in texts if id(t) not in docstrings and DIALECT.search(t.value)]
+    assert not found
+
+
+def test_a_model_need_not_be_named(monkeypatch):
+    """JCLIP_MODEL, else ViT-B/32; a finished run has its own."""
+    for given, named in (("RN50", "RN50"), ("", "ViT-B/32")):
+        monkeypatch.setenv("JCLIP_MODEL", given)
+        parser_of.cache_clear()
+        found = having("--model")
+        assert {*found} >= {"zero-shot", "predict", "warmup"} and default_model() == named
+        for command, action in found.items():
+            assert not action.required and action.default in (None, named), command
+            default = "the run's own" if command == "predict" else "JCLIP_MODEL, else ViT-B/32"
+            assert f"(default: {default})" in action.help, command
     parser_of.cache_clear()
 
 
