@@ -80,7 +80,7 @@ def _reference(source: Source) -> Encoders:
     if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
         return _open_clip(source)
     raise SetupError(
-        "--check: no package computes this model: EVA-CLIP 8B and 18B, or a size that open_clip can't name"
+        "--check must have a reference, got a model that no package computes: EVA-CLIP 8B or 18B, or sizes unknown to open_clip"
     )
 
 
@@ -138,7 +138,7 @@ def _timm(checkpoint: Checkpoint) -> Encoders:
     (create,), (renamed,) = _imported("timm", "create_model"), _imported("timm.models.eva", "checkpoint_filter_fn")
     said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
     if said is None:
-        raise SetupError("--check: timm has no EVA tower of this size")
+        raise SetupError("--check must have a reference, got an EVA tower of a size that timm lacks")
     tower = create(said["model_cfg"]["vision_cfg"]["timm_model_name"], num_classes=checkpoint.config.embed_dim)
     saved = torch.load(checkpoint.files[0], map_location="cpu", weights_only=True)
     state = next((saved[k] for k in ("module", "model", "state_dict") if k in saved), saved)

@@ -1,7 +1,7 @@
-"""`python convert SRC DST`: weights of CLIP from any layout that is known, to files that jclip reads, or others do.
+"""Converts CLIP weights from any known layout to files for jclip or another library.
 
-Nothing in SRC is executed and nothing is guessed; tensors pass one after the other, so memory stays small. Exit code 2
-for what the user can mend, 1 for weights that do not fit.
+Nothing in SRC is executed and nothing is guessed; tensors are read one at a time, so memory stays small. Exit code 2 for
+what the user can fix, 1 for weights that do not fit.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from convert.summary import told
 from jclip.choices import LARGEST_SIZE
 from jclip.commands.arguments import Parser, nonempty, whole
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
 from jclip.paths import replacing, replacing_folder
-from jclip.readers import LazyTensor
 from jclip.readers.schema import SIDE, shown
-from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import FAMILIES, NORMALISATIONS, Stated
-from jclip.weights.identify import DESCRIPTIONS, WEIGHTS, identify
+
+if TYPE_CHECKING:  # --help answers before NumPy is imported
+    import numpy as np
+
+    from jclip.readers import LazyTensor
+    from jclip.weights.checkpoint import Checkpoint
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -55,26 +56,36 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "dst", type=nonempty, metavar="DST", help="a folder, or a file: .safetensors or .pkl (Jittor's), .pt for torch"
     )
-    p.add_argument("--to", choices=TARGETS, default="jclip", help="who is to read DST (default: jclip)")
-    p.add_argument("--dtype", choices=DTYPES, default="fp32", help="how floats are stored; the logit scale stays fp32")
-    p.add_argument("--check", action="store_true", help="run a fixed input here and in the family's reference as well")
+    p.add_argument("--to", choices=TARGETS, default="jclip", help="the library that reads DST (default: jclip)")
+    p.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="fp32",
+        help="data type of stored floats (default: fp32); the logit scale stays fp32",
+    )
+    p.add_argument(
+        "--check", action="store_true", help="also compare the output for a fixed input with the family's reference"
+    )
     add_identity(p)
-    p.add_argument("--tower", choices=("image", "text"), help="which tower SRC holds, or which one to keep")
+    p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
     p.add_argument(
         "--image-size",
         type=whole(1, LARGEST_SIZE),
         nargs="+",
         metavar="N",
-        help="another input size, HEIGHT [WIDTH]; or SRC's, not square",
+        help="resample to another input size, HEIGHT [WIDTH]; or SRC's own where it is not square",
     )
     p.add_argument(
         "--antialias",
         choices=("yes", "no"),
-        help="how image positions are resampled: yes as open_clip, no as HF and EVA",
+        help="how image positions are resampled: yes as open_clip, no as Hugging Face and EVA",
     )
-    p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="another number of tokens")
+    p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="change the context length to N tokens")
     p.add_argument(
-        "--context-by", choices=("auto", "truncate", "linear"), default="auto", help="auto cuts, and grows linearly"
+        "--context-by",
+        choices=("auto", "truncate", "linear"),
+        default="auto",
+        help="how (default: auto, which truncates, or grows linearly)",
     )
     return p
 
@@ -86,18 +97,21 @@ _SRC = (
 
 def add_identity(p: argparse.ArgumentParser) -> None:
     """Options for what a file may not say of itself."""
-    p.add_argument("--family", choices=FAMILIES, help="whose weights these are, for a file that doesn't say")
-    p.add_argument("--activation", choices=("quickgelu", "gelu"), help="in place of the family's")
+    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state it")
+    p.add_argument("--activation", choices=("quickgelu", "gelu"), help="activation (default: the family's)")
     p.add_argument(
-        "--normalisation", choices=NORMALISATIONS, help="mean and deviation of pixels, the family's by default"
+        "--normalisation", choices=NORMALISATIONS, help="mean and standard deviation of pixels (default: the family's)"
+    )
+    p.add_argument("--resize", choices=("shortest", "squash"), help="how photos are resized (default: the family's)")
+    p.add_argument(
+        "--vision-head-width",
+        type=whole(1, 4096),
+        metavar="N",
+        help="width of an attention head, for an image tower of unknown width",
     )
     p.add_argument(
-        "--resize", choices=("shortest", "squash"), help="how photos get their size, the family's by default"
+        "--post-norm", choices=("yes", "no"), help="whether an EVA tower of unknown width has post-norm blocks"
     )
-    p.add_argument(
-        "--vision-head-width", type=whole(1, 4096), metavar="N", help="for an image tower of an unknown width"
-    )
-    p.add_argument("--post-norm", choices=("yes", "no"), help="the order of norms in an EVA tower of an unknown width")
 
 
 def main(argv: list[str]) -> int:
@@ -106,23 +120,30 @@ def main(argv: list[str]) -> int:
 
 
 def inspect(argv: list[str]) -> int:
-    """`jclip inspect SRC`: tells what a weight file or folder is, without reading its tensors."""
+    """Shows what a weight file or folder holds, without reading its tensors."""
     p = Parser("jclip inspect", description=inspect.__doc__)
     p.add_argument("src", type=nonempty, metavar="SRC", help=_SRC)
     add_identity(p)
-    p.add_argument("--tower", choices=("image", "text"), help="which tower an export holds")
+    p.add_argument("--tower", choices=("image", "text"), help="the tower that a single-tower export holds")
     args = p.parse_args(argv)
+
+    from convert.summary import summary
+    from jclip.weights.identify import identify
+
     path, stated, unsaid = locate(args.src), stated_by(args), False
     try:
         source = identify(path, stated, args.tower)
-    except UnsaidError:  # all else can be told
+    except UnsaidError:  # all else is known
         source, unsaid = identify(path, replace(stated, activation="gelu"), args.tower), True
-    say(told(source, unsaid))
+    say(summary(source, unsaid))
     return 0
 
 
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
+    from convert.summary import summary
+    from jclip.weights.identify import identify
+
     src, dst = locate(args.src), Path(args.dst)
     write = writer_for(args.to, dst, src)
     source = identify(src, stated_by(args), args.tower)
@@ -133,7 +154,7 @@ def convert(args: argparse.Namespace) -> int:
 
         say("\n".join(against_reference(source)))
     write(fitting(source.checkpoint, args.dtype), DTYPES[args.dtype])
-    say(told(source))
+    say(summary(source))
     say(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
     return 0
 
@@ -161,7 +182,7 @@ def stated_by(args: argparse.Namespace) -> Stated:
 def image_size(numbers: list[int]) -> tuple[int, int]:
     """(H, W) of one number or two. Raises `ConfigError`."""
     if len(numbers) > 2:
-        raise ConfigError(f"--image-size takes HEIGHT and WIDTH, not {len(numbers)} numbers")
+        raise ConfigError(f"--image-size must be HEIGHT [WIDTH], got {len(numbers)} numbers")
     for side in numbers:
         if not SIDE.holds(side):
             raise ConfigError(f"--image-size must be {SIDE.phrase}, got {shown(side)}")
@@ -180,6 +201,8 @@ def reshaped(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
 
 def fitting(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The same weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
+    import numpy as np
+
     most = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)
 
     def read(name: str, tensor: LazyTensor) -> np.ndarray:
@@ -199,18 +222,21 @@ def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str],
     """Writes DST at once or not at all. Raises `ConfigError` for a DST that the target can't be."""
     to = TARGETS[target]
     if src.is_dir() and dst.resolve().is_relative_to(src.resolve()):
-        raise ConfigError(f"{dst} must not lie in SRC, or be it: name a file or folder elsewhere")
+        raise ConfigError(f"DST must not be in SRC, or SRC itself, got {dst}: name a file or folder elsewhere")
     if dst.suffix in to.files:
         if dst.is_dir() or (dst.exists() and dst.samefile(src)):
-            raise ConfigError(f"{dst} is {'a folder' if dst.is_dir() else 'SRC itself'}: name a new file")
+            given = "the folder" if dst.is_dir() else "SRC itself,"
+            raise ConfigError(f"DST must be a new file, got {given} {dst}: name another")
         return lambda checkpoint, dtype: _write_file(to.files[dst.suffix], dst, checkpoint, dtype)
     endings = " or ".join(to.files)
     if not to.folder:
-        raise ConfigError(f"{dst}: --to {target} writes a file, whose name ends in {endings}")
+        raise ConfigError(f"DST must end in {endings} with --to {target}, got {dst}")
     if dst.is_file():
-        raise ConfigError(f"{dst} is a file: name a folder{f', or a file that ends in {endings}' if endings else ''}")
+        raise ConfigError(
+            f"DST must be a folder{f', or a file that ends in {endings}' if endings else ''}, got the file {dst}"
+        )
     if dst.is_dir() and src.resolve().is_relative_to(dst.resolve()):
-        raise ConfigError(f"{dst} is where SRC lies: name another folder")
+        raise ConfigError(f"DST must not be a folder that SRC is in, got {dst}: name another")
     return lambda checkpoint, dtype: _write_folder(to.folder, dst, checkpoint, dtype)
 
 
@@ -220,6 +246,8 @@ def _write_file(writer: str, path: Path, checkpoint: Checkpoint, dtype: str) -> 
 
 
 def _write_folder(writer: str, folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    from jclip.weights.identify import DESCRIPTIONS, WEIGHTS
+
     with replacing_folder(folder) as temporary:
         _imported(writer)(temporary, checkpoint, dtype)
         strangers = [n for n in (*WEIGHTS, *DESCRIPTIONS) if (folder / n).is_file() and not (temporary / n).is_file()]

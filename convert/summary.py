@@ -10,10 +10,10 @@ from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source
 from jclip.weights.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
 
-UNSAID = "not said by the weights: state it with --family"
+UNSAID = "not stated by the weights: set it with --family"
 
 
-def told(source: Source, unsaid: bool = False) -> str:
+def summary(source: Source, unsaid: bool = False) -> str:
     """Family, architecture, activation, dtype, size and hash, line by line; `unsaid`: nobody stated the family."""
     found = source.checkpoint
     bytes_on_disk = sum(file.stat().st_size for file in found.files)

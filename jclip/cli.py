@@ -1,4 +1,4 @@
-"""`jclip COMMAND …`: a table of commands, each imported when it is asked for."""
+"""`jclip COMMAND …`: a table of commands, each imported on first use."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from collections.abc import Callable, Collection, Iterable
 from jclip.errors import UnknownName, fail, guarded, say
 
 RECIPES = "finetune"
-COMMANDS = {  # name → module:function, one line of help
-    "check-data": (
-        "jclip.commands.check_data:main",
-        "show what a run would read of a folder of photos, before it is run",
-    ),
-    "zero-shot": ("jclip.commands.zero_shot_photos:main", "sort photos into classes that you name"),
-    "train": ("jclip.commands.train:train", "run a recipe from a YAML"),
-    "sweep": ("jclip.commands.sweep:sweep", "run configs at several settings: shots, seeds, rates"),
-    "eval": ("jclip.commands.eval:evaluate", "measure a finished run"),
-    "predict": ("jclip.commands.predict:predict", "label photos with a finished run"),
-    "unsort": ("jclip.commands.unsort:main", "take back what predict --sort-into made"),
-    "compare": ("jclip.commands.compare:compare", "one table of several finished runs"),
-    "challenge": (
-        "jclip.commands.challenge:challenge",
-        "the few-shot challenge of Jittor, from photos to its results file",
-    ),
-    "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's photos to learn from and to choose by"),
-    "recipes": ("jclip.commands.recipes:recipes", "list the recipes and their configs"),
-    "convert": ("convert.cli:main", "take weights in, from any layout that is known"),
-    "inspect": ("convert.cli:inspect", "tell what a weight file is"),
-    "models": ("jclip.commands.models:main", "list the models, or write one with seeded random weights"),
-    "warmup": ("jclip.commands.warmup:main", "compile a model's operators ahead"),
-    "doctor": ("jclip.commands.doctor:main", "tell what this machine offers, what is missing, and how to mend it"),
+GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
+    "look": {
+        "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
+        "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
+    },
+    "learn": {
+        "train": ("jclip.commands.train:train", "run the recipe of a YAML"),
+        "sweep": ("jclip.commands.sweep:sweep", "run configs over a grid of settings: shots, seeds, learning rates"),
+        "challenge": (
+            "jclip.commands.challenge:challenge",
+            "run Jittor's few-shot challenge, from photos to results file",
+        ),
+        "recipes": ("jclip.commands.recipes:recipes", "list the recipes and their configs"),
+    },
+    "measure": {
+        "eval": ("jclip.commands.eval:evaluate", "measure a finished run on its test photos or on others"),
+        "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
+    },
+    "data": {
+        "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),
+        "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
+        "unsort": ("jclip.commands.unsort:main", "undo `predict --sort-into`"),
+    },
+    "weights": {
+        "models": ("jclip.commands.models:main", "list the models, or write one with seeded random weights"),
+        "convert": ("convert.cli:main", "convert weights between jclip, OpenAI, open_clip, Hugging Face and EVA"),
+        "inspect": ("convert.cli:inspect", "show what a weight file holds"),
+    },
+    "machine": {
+        "doctor": ("jclip.commands.doctor:main", "show what this machine has, what is missing, and how to fix it"),
+        "warmup": ("jclip.commands.warmup:main", "compile a model's operators ahead of the first use"),
+    },
 }
+COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +77,10 @@ def _without_command(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of `jclip --help`."""
-    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: jclip COMMAND …", "", *lines, "", "`jclip COMMAND --help` tells more."])
+    lines = ["usage: jclip COMMAND …"]
+    for heading, group in GROUPS.items():
+        lines += ["", heading, *(f"  {name:<10}  {text}" for name, (_, text) in group.items())]
+    return "\n".join([*lines, "", "`jclip COMMAND --help` shows a command's arguments and options."])
 
 
 def _unknown(name: str, known: Iterable[str]) -> int:

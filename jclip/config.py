@@ -27,11 +27,29 @@ Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
 
 
+class OutOfRange(ConfigError):
+    """A value outside its range: `optim.betas must be in [0, 1), got [1.2]`; the group is named as the config names it."""
+
+    def __init__(self, group: str, key: str, must: str, value: Any):
+        self.group, self._rest = group, f"{key} must be {must}, got {quoted(value)}"
+        super().__init__(f"{group}.{self._rest}")
+
+    def below(self, group: str) -> str:
+        """The message for a config that has these settings in another group, such as `head_optim`."""
+        return f"{group or self.group}.{self._rest}"
+
+
+def require(holds: bool, group: str, key: str, must: str, value: Any) -> None:
+    """Raises `OutOfRange` unless `holds`."""
+    if not holds:
+        raise OutOfRange(group, key, must, list(value) if isinstance(value, tuple) else value)
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    """Where photos or recorded features are, and what is drawn of them.
+    """Where photos or precomputed features are, and what is drawn of them.
 
-    One of four sources: `features` (an .npz of recorded features), `split_file` (CoOp's split_zhou_*.json), `train`
+    One of four sources: `features` (an .npz of precomputed features), `split_file` (CoOp's split_zhou_*.json), `train`
     (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly; the
     Jittor challenge's folder, see `jclip.data.challenge_folder`; `shapes:STYLE` for rendered photos of the embedded world).
     """
@@ -45,11 +63,11 @@ class DataConfig:
     )
     split_file: str = ""
     features: str = ""
-    text_features: str = ""  # .npy (C, E) for recorded features that come without
+    text_features: str = ""  # .npy (C, E) for precomputed features that come without
     shots: int = 16  # photos per class to learn from; 0 takes all
     val_shots: int = -1  # photos per class to choose by; -1: min(shots, 4), the field's custom; 0: all
     pool: int = (
-        0  # of recorded features: draw the shots, and val_shots, by seed from those of so many shots; 0: as recorded
+        0  # of precomputed features: draw the shots, and val_shots, by seed from those of so many shots; 0: as they are
     )
     seed: int = 1
     subset: Subset = "all"  # of the classes, labels counted from 0 again; shots are drawn as if there were all
@@ -59,10 +77,11 @@ class DataConfig:
     upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
 
     def __post_init__(self):
-        if self.shots < 0 or self.val_shots < -1:
-            raise ConfigError(f"data.shots and data.val_shots can't be negative: {self.shots}, {self.val_shots}")
-        if self.pool and not 0 < self.shots <= self.pool:
-            raise ConfigError(f"data.pool={self.pool} holds no {self.shots} shots per class")
+        require(self.shots >= 0, "data", "shots", "at least 0 (all photos)", self.shots)
+        require(self.val_shots >= -1, "data", "val_shots", "at least -1 (min(shots, 4))", self.val_shots)
+        require(self.pool >= 0, "data", "pool", "at least 0 (features as they are)", self.pool)
+        drawable = not self.pool or 0 < self.shots <= self.pool
+        require(drawable, "data", "shots", f"in [1, {self.pool}], as many as data.pool has", self.shots)
 
 
 @dataclass(frozen=True)
@@ -85,8 +104,9 @@ class CaptionConfig:
     upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
 
     def __post_init__(self):
-        if min(self.scenes, self.val_scenes) < 2 or self.easy_epochs < 0:
-            raise ConfigError("data.scenes and val_scenes are at least 2, easy_epochs at least 0")
+        require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
+        require(self.val_scenes >= 2, "data", "val_scenes", "at least 2", self.val_scenes)
+        require(self.easy_epochs >= 0, "data", "easy_epochs", "at least 0", self.easy_epochs)
 
 
 @dataclass(frozen=True)
@@ -109,20 +129,15 @@ class OptimConfig:
     batch: int = 256
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch < 1 or self.lr < 0 or self.warmup < 0:
-            raise ConfigError("optim: epochs and batch are at least 1, lr and warmup at least 0")
-        if self.step_epochs < 1 or not 0 <= self.gamma <= 1:
-            raise ConfigError(
-                f"optim: step_epochs={self.step_epochs} is at least 1, gamma={self.gamma} between 0 and 1"
-            )
-        if self.weight_decay < 0 or self.eps <= 0:
-            raise ConfigError(f"optim: weight_decay={self.weight_decay} is at least 0, eps={self.eps} above 0")
-        if not all(0 <= b < 1 for b in (*self.betas, self.momentum)):
-            raise ConfigError(
-                f"optim: betas={list(self.betas)} and momentum={self.momentum} are at least 0 and below 1"
-            )
-        if not 0 <= self.average < 1:
-            raise ConfigError(f"optim: average={self.average} is at least 0 and below 1")
+        for name in ("epochs", "batch", "step_epochs"):
+            require((value := getattr(self, name)) >= 1, "optim", name, "at least 1", value)
+        for name in ("lr", "warmup", "weight_decay"):
+            require((value := getattr(self, name)) >= 0, "optim", name, "at least 0", value)
+        require(self.eps > 0, "optim", "eps", "above 0", self.eps)
+        require(0 <= self.gamma <= 1, "optim", "gamma", "in [0, 1]", self.gamma)
+        for name in ("momentum", "average"):
+            require(0 <= (value := getattr(self, name)) < 1, "optim", name, "in [0, 1)", value)
+        require(all(0 <= beta < 1 for beta in self.betas), "optim", "betas", "in [0, 1)", self.betas)
 
 
 def check_grid(optim: OptimConfig, **values: Sequence[float]) -> None:
@@ -135,7 +150,9 @@ def check_grid(optim: OptimConfig, **values: Sequence[float]) -> None:
 def refuse_average(optim: OptimConfig, instead: str) -> None:
     """Raises `ConfigError` where an average of weights is asked for and there are no steps to average over."""
     if optim.average:
-        raise ConfigError(f"optim.average={optim.average} is of weights along training, which needs {instead}")
+        raise ConfigError(
+            f"optim.average must be 0 without training steps to average over, got {optim.average}: it needs {instead}"
+        )
 
 
 ALIASES = {
@@ -169,7 +186,9 @@ def load_groups(path: Path) -> dict[str, dict[str, Any]]:
     groups = read_yaml(path)
     for name, values in groups.items():
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: {name} holds no settings (expected {name}: {{data: {{root: …}}}})")
+            raise ConfigError(
+                f"{path}: {name} must be a group of settings ({name}: {{data: {{root: …}}}}), got {quoted(values)}"
+            )
         _resolve_paths(values, project_of(path))
     return groups
 
@@ -283,7 +302,7 @@ def build(schema: type, values: Mapping[str, Any], place: str) -> Any:
 
 def _build(schema: type, values: Any, place: str, prefix: str, default: Any = None) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{place}: {prefix or 'the file'} is a group of settings, got {quoted(values)}")
+        raise ConfigError(f"{place}: {prefix or 'the file'} must be a group of settings, got {quoted(values)}")
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
     values = {new if (new := ALIASES.get(key)) in fields and new not in values else key: v for key, v in values.items()}
@@ -303,9 +322,11 @@ def _build(schema: type, values: Any, place: str, prefix: str, default: Any = No
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{place}: {dotted} is missing")
         if name == "seed" and made.get(name, 0) < 0:
-            raise ConfigError(f"{place}: {dotted}={made[name]} can't be negative")
+            raise ConfigError(f"{place}: {dotted} must be at least 0, got {made[name]}")
     try:
         return schema(**made)
+    except OutOfRange as e:
+        raise ConfigError(f"{place}: {e.below(prefix)}") from e
     except ConfigError as e:
         raise ConfigError(f"{place}: {e}") from e
 
@@ -326,7 +347,7 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
             near = did_you_mean(str(value), map(str, arguments))
             raise ConfigError(
-                f"{place}: {dotted} is {quoted(value)}, expected one of {', '.join(map(str, arguments))}{near}"
+                f"{place}: {dotted} must be one of {', '.join(map(str, arguments))}, got {quoted(value)}{near}"
             )
         return value
     if origin is tuple:
@@ -339,15 +360,15 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
         and abs(value) > (most := MOST_OF.get(dotted.rpartition(".")[2], MOST_WHOLE))
     ):
         shown = value if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
-        raise ConfigError(f"{place}: {dotted} must be between -{most} and {most}, got {shown}")
+        raise ConfigError(f"{place}: {dotted} must be in [-{most}, {most}], got {shown}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) <= MOST_NUMBER else math.inf
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{place}: {dotted} is {quoted(value)}, expected {_TYPE_NAMES.get(hint, hint.__name__)}")
+        raise ConfigError(f"{place}: {dotted} must be {_TYPE_NAMES.get(hint, hint.__name__)}, got {quoted(value)}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{place}: {dotted} is {value}, expected a finite number")
+        raise ConfigError(f"{place}: {dotted} must be a finite number, got {value}")
     if isinstance(value, float) and abs(value) > MOST_NUMBER:
-        raise ConfigError(f"{place}: {dotted} must be between -{MOST_NUMBER} and {MOST_NUMBER}, got {value}")
+        raise ConfigError(f"{place}: {dotted} must be in [-{MOST_NUMBER}, {MOST_NUMBER}], got {value}")
     if isinstance(value, str) and (why := unusable(value)):
         raise ConfigError(f"{place}: {dotted} must not hold {why}, got {quoted(value)}")
     return value
@@ -363,7 +384,7 @@ def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tup
         names = [f"{dotted}.{i}" if numbered else dotted for i in range(len(items))]
         return tuple(_convert(arguments[0], item, place, name) for item, name in zip(items, names, strict=True))
     if len(items) != len(arguments):
-        raise ConfigError(f"{place}: {dotted} is {quoted(value)}, expected {len(arguments)} values")
+        raise ConfigError(f"{place}: {dotted} must be a list of {len(arguments)} values, got {quoted(value)}")
     return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))
 
 

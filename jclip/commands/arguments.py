@@ -1,4 +1,5 @@
-"""Command lines: a parser whose errors are those of jclip, and types of arguments with bounds. Imports no Jittor."""
+"""Command lines: a parser whose errors are those of jclip, argument types with bounds, and the options that several
+commands share. Imports no Jittor."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from jclip.errors import ConfigError, quoted
 
@@ -15,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """As argparse's, but what is wrong raises `ConfigError`, which ends as other errors do: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help tells more)")
+        raise ConfigError(f"{message} (see --help)")
 
     def print_help(self, file: IO[str] | None = None) -> None:
         (file or sys.stdout).write(self.format_help())  # argparse's own ignores a full disk
@@ -54,3 +55,34 @@ def nonempty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must name a file or folder, got ''")
     return text
+
+
+MOST_CLASSES = 1_000_000  # of --top
+SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in every command, what argparse is given
+    "--model": ("a model's name such as ViT-B/32, or a weight file", {"type": nonempty, "metavar": "NAME|FILE"}),
+    "--run": ("the run's folder", {"type": nonempty, "metavar": "FOLDER"}),
+    "--runs": (
+        "the folder that run folders are made in (default: runs)",
+        {"type": nonempty, "metavar": "FOLDER", "default": "runs"},
+    ),
+    "--out": ("where to write", {"type": nonempty, "metavar": "PATH"}),
+    "--sheet": (
+        "also write a contact sheet, such as sheet.png or sheet.html",
+        {"type": nonempty, "metavar": "FILE"},
+    ),
+    "--top": (
+        "classes per photo in the results (default: 5)",
+        {"type": whole(1, MOST_CLASSES), "metavar": "N", "default": 5},
+    ),
+    "--on-error": ("what to do with photos that do not decode", {"choices": ("stop", "skip")}),
+    "--dry-run": ("show what would be done, change nothing", {"action": "store_true"}),
+    "--seed": ("random seed", {"type": whole(0, 2**32 - 1), "metavar": "N"}),
+    "RUN": ("the folder of a finished run, or the config that was trained", {"type": nonempty}),
+}
+
+
+def add_shared(p: argparse._ActionsContainer, option: str, note: str = "", **more: Any) -> None:
+    """Adds an option that several commands have. `note` continues its help: what holds for this command alone."""
+    meaning, given = SHARED[option]
+    name, metavar = (option, {}) if option.startswith("-") else (option.lower(), {"metavar": option})
+    p.add_argument(name, help=f"{meaning}{note}", **metavar, **given, **more)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jclip.config import DataConfig, to_values
-from jclip.errors import ConfigError, DataError, UnknownName, notice, say
+from jclip.errors import ConfigError, DataError, UnknownName, notice, quoted, say
 from jclip.train import recipe_finder
 from jclip.train.configs import build_config, files_named_in, resolved
 from jclip.train.recipe_runs import finished
@@ -50,7 +50,7 @@ class Fusion:
                 f"fusion.step must be in [0.001, 1] and fusion.shrink in [0, 1], got {self.step} and {self.shrink}"
             )
         if self.weights and (min(self.weights) < 0 or not any(self.weights)):
-            raise ConfigError("fusion: weights are never negative, and not all 0")
+            raise ConfigError(f"fusion.weights must be at least 0 and not all 0, got {list(self.weights)}")
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,26 @@ class Config:
     seed: int = 1
 
     def __post_init__(self):
-        if not self.backbones or not self.fuse:
-            raise ConfigError("backbones and fuse name one each at least")
+        for key in ("backbones", "fuse"):
+            if not getattr(self, key):
+                raise ConfigError(f"{key} must hold at least one name, got []")
         for name in filter(None, (*self.fuse, self.gate)):
             if name != TUNED and name not in self.members:
                 raise UnknownName("member", name, [TUNED, *self.members])
         if self.fusion.weights and len(self.fusion.weights) != len(self.fuse):
-            raise ConfigError(f"fusion.weights are one per member of fuse: {len(self.fuse)}")
+            raise ConfigError(
+                f"fusion.weights must hold one number per member of fuse ({len(self.fuse)}), got {len(self.fusion.weights)}"
+            )
         if self.date and not (len(self.date) == 4 and self.date.isdecimal()):
-            raise ConfigError(f"date={self.date!r} is no MMDD, such as '0820'")
+            raise ConfigError(f"date must be MMDD, such as '0820', got {quoted(self.date)}")
         wrong = [
             name for name, of in self.members.items() if not isinstance(of, Mapping) or of.get("on", TUNED) not in ON
         ]
         if wrong:
-            raise ConfigError(f"members.{wrong[0]} is a group of settings, in which `on` is one of {', '.join(ON)}")
+            raise ConfigError(
+                f"members.{wrong[0]} must be a group of settings with `on` one of {', '.join(ON)}, "
+                f"got {quoted(self.members[wrong[0]])}"
+            )
 
     @property
     def needed(self) -> list[str]:
@@ -127,7 +133,7 @@ class Pipeline:
         train, val = found.train.paths, found.val.paths
         if not train or not val:
             raise DataError(
-                f"there are {len(train)} training and {len(val)} validation photos, and both are needed: "
+                f"there must be training and validation photos, got {len(train)} and {len(val)}: "
                 "`jclip hold-out FOLDER` draws them (docs/challenge.md)"
             )
         check_apart(train, val)
@@ -137,7 +143,9 @@ class Pipeline:
                 "take them out of the list, or draw others with `jclip hold-out`"
             )
         if len(found.classnames) < 5:
-            raise DataError(f"five classes are told per photo, and there are {len(found.classnames)}")
+            raise DataError(
+                f"there must be at least 5 classes, as 5 are written per photo, got {len(found.classnames)}"
+            )
         return found
 
     @cached_property
@@ -208,7 +216,7 @@ class Pipeline:
         return Classifier.load(folder)
 
     def tune(self) -> str:
-        """Tunes each backbone, tells how they do, and returns the one that is best on validation photos."""
+        """Tunes each backbone, shows how they do, and returns the one that is best on validation photos."""
         from jclip.report.predictions import table
 
         runs = {name: self.tuned(name) for name in self.sources}
@@ -225,7 +233,9 @@ class Pipeline:
         source = self.sources[backbone]
         done = self.finished(TUNED, backbone, str(source.checkpoint.path), source.checkpoint.sha256)
         if not (done.folder / "model.safetensors").is_file():
-            raise ConfigError(f"{self._place}: tune.recipe={done.module.__name__.rsplit('.', 1)[-1]} tunes no model")
+            raise ConfigError(
+                f"{self._place}: tune.recipe must train a tower, got {done.module.__name__.rsplit('.', 1)[-1]}"
+            )
         return done
 
     def train(self, backbone: str) -> dict[str, Classifier]:
@@ -248,9 +258,9 @@ class Pipeline:
         """Raises `ConfigError` where they are more than the challenge allows."""
         total = sum(sizes.values()) / 1e6
         if total > self.cfg.parameters:
-            told = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in sizes.items())
+            parts = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in sizes.items())
             raise ConfigError(
-                f"{total:.2f} million parameters ({told}), and {self.cfg.parameters:g} are allowed: "
+                f"all models together must have at most {self.cfg.parameters:g} million parameters, got {total:.2f} ({parts}): "
                 "take smaller backbones, or fewer members into fuse"
             )
 

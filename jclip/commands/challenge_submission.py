@@ -1,4 +1,4 @@
-"""What the challenge takes: members fused, test photos labelled, the file written, checked, zipped, and all of it told."""
+"""What the challenge takes: members fused, test photos labelled, the file written, checked, zipped, and shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Members = Mapping[str, Classifier]
 
 
 def submit(work: Pipeline, members: Members) -> None:
-    """Fuses the members, labels the test photos, writes and tells the results. Raises `ConfigError` where the members'
+    """Fuses the members, labels the test photos, writes and shows the results. Raises `ConfigError` where the members'
     models are larger together than the challenge allows."""
     cfg, photos, test = work.cfg, work.photos, work.to_label
     work.check_size(sizes := sizes_of(members))

@@ -1,6 +1,6 @@
-"""`jclip check-data`: what a run would read of a folder or a config, before it is run. Imports no Jittor.
+"""Shows what a run would read of a folder or a config, before it is run. Imports no Jittor.
 
-The same reader and the same function that opens photos as runs have: classes with their photos, names, what is left out,
+Lists and photos are read by the functions that runs use. Reported: classes with their photos, names, what is left out,
 broken and unusual photos, copies, encodings of lists. `--write` writes the config that a folder needs.
 """
 
@@ -60,12 +60,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER|YAML",
         help="a folder of photos, CoOp's .json, a table (.csv, .tsv), or a run's config",
     )
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the config, such as data.shots=4")
-    p.add_argument("--json", type=nonempty, metavar="FILE", help="everything that was found")
     p.add_argument(
-        "--write", type=nonempty, metavar="RUN.yaml", help="a config for this folder, which `jclip train` takes"
+        "overrides", nargs="*", metavar="key=value", help="settings that override the config, such as data.shots=4"
     )
-    p.add_argument("--no-photos", action="store_true", help="read lists and folders only: photos are not opened")
+    p.add_argument("--json", type=nonempty, metavar="FILE", help="also write the whole report as JSON")
+    p.add_argument(
+        "--write", type=nonempty, metavar="RUN.yaml", help="also write a config of this folder for `jclip train`"
+    )
+    p.add_argument("--no-photos", action="store_true", help="read lists and folders, open no photo")
     return p
 
 
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_intermixed_args(argv)
     data, cfg, measures_all = asked(args.data, args.overrides)
     if args.write and cfg is not None:
-        raise ConfigError(f"--write makes a config of a folder, and {args.data} is one already")
+        raise ConfigError(f"--write must be given a folder or list of photos, got a config: {args.data}")
     report, photos = check(args.data, data, cfg, measures_all, opened=not args.no_photos)
     say("\n".join(map(printable_lines, told(report))))
     if args.json:
@@ -108,12 +110,12 @@ def asked(target: str, overrides: Sequence[str]) -> tuple[DataConfig, Any, bool]
             raise DataError(f"no such folder or config: {target}{nearest_beside(path)}") from None
         module, cfg, place = configs.read_config(target, overrides)
         if not isinstance(cfg.data, DataConfig):
-            raise ConfigError(f"{place} learns from captions: photos with classes can be checked")
+            raise ConfigError(f"data of {place} must be photos with classes, got captions")
         if cfg.data.features:
-            raise ConfigError(f"{place} learns from recorded features: there are no photos to check")
+            raise ConfigError(f"data of {place} must be photos, got precomputed features: there are no photos to check")
         return cfg.data, cfg, getattr(module, "MEASURES_ALL", False)
     if overrides:
-        raise ConfigError(f"{overrides[0]} is a setting of a config, and {target} is none")
+        raise ConfigError(f"settings must follow a config, got {overrides[0]} after {target}")
     return found, None, True
 
 
@@ -334,7 +336,7 @@ def write_json(path: str, report: Report) -> None:
 def write_config(path: Path, data: DataConfig, photos: PhotoData, report: Report) -> None:
     """A config that `jclip train` takes: Tip-Adapter, or without training photos zero-shot. Raises `ConfigError`."""
     if path.suffix != ".yaml":
-        raise ConfigError(f"--write {path}: a config is a .yaml")
+        raise ConfigError(f"--write must name a .yaml file, got {path}")
     values = config_for(data, photos, broken=bool(report.broken))
     text = to_yaml(values)
     if re.search(r"\\ud[89a-f]|[\ud800-\udfff]", text):

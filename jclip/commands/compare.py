@@ -15,7 +15,7 @@ from jclip.report.run_table import accuracy_of
 
 
 def compare(argv: list[str]) -> int:
-    """One table of finished runs on the same data: zero-shot of the first, then each run."""
+    """Shows finished runs on the same data in one table: zero-shot of the first, then each run."""
     p = Parser("jclip compare", description=compare.__doc__)
     p.add_argument("runs", nargs="+", type=nonempty, metavar="RUN", help="folders of finished runs")
     args = p.parse_args(argv)
@@ -27,7 +27,7 @@ def compare(argv: list[str]) -> int:
     needed = ("top1", "correct", "count")
     parts = [p for p in ("val", "test") if all(f"{p}_{k}" in m for m in results.values() for k in needed)]
     if not parts:
-        raise ConfigError(f"{', '.join(results)} have no accuracy in common")
+        raise ConfigError(f"runs must share an accuracy on val or test, got none in common: {', '.join(results)}")
     first = next(iter(results.values()))
     named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
     named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]

@@ -1,4 +1,4 @@
-"""`jclip doctor`: what this machine offers, what is missing, and the command that mends it.
+"""Shows what this machine offers, what is missing, and the command that fixes it.
 
 Exit code 0 only when a matrix product, a convolution with its gradient and an attention block ran and were right.
 """
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def findings() -> Iterator[tuple[str, str]]:
-    """Name and finding of each thing that jclip needs or uses; what is missing comes with its mend."""
+    """Name and finding of each thing that jclip needs or uses; what is missing comes with its fix."""
     from importlib.metadata import version
 
     yield "jclip", f"{_version('jclip')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -103,7 +103,7 @@ def _cuda() -> Iterator[tuple[str, str]]:
     if not found.gpus:
         return
     if found.off:
-        yield "CUDA", f"off: {found.off}" + (f"; mend: {found.mend}" if found.mend else "")
+        yield "CUDA", f"off: {found.off}" + (f"; fix: {found.mend}" if found.mend else "")
     elif found.toolkit:
         kit, repaired = found.toolkit, " (repaired in the cache)" if found.toolkit.needs_repair else ""
         yield "CUDA", f"{kit.version[0]}.{kit.version[1]} at {kit.nvcc.parent.parent}{repaired}"
@@ -134,7 +134,7 @@ def _device() -> str:
 def _tell(name: str, trial: Callable[[], float], device: str) -> bool:
     try:
         error = trial()
-    except Exception as e:  # whatever a kernel raises, the doctor tells it
+    except Exception as e:  # whatever a kernel raises, the doctor reports it
         say(f"{name:<16} FAILED on the {device}: {' '.join(str(e).split())[:300]}")
         return False
     right = bool(error < TOLERANCE)

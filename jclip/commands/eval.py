@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jclip.commands.arguments import Parser, nonempty
+from jclip.commands.arguments import Parser, add_shared
 from jclip.errors import ConfigError, say
 from jclip.report.predictor import Classifier, measure
 from jclip.report.transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
@@ -22,27 +22,30 @@ from jclip.report.run_table import accuracy_of, report, selected_on_test
 
 
 def evaluate(argv: list[str]) -> int:
-    """Measures a finished run on test photos: its own, or others named by data.… settings. Writes eval.json,
+    """Measures a finished run on its own test photos, or on others that data.… settings name. Writes eval.json,
     per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder."""
     p = Parser("jclip eval", description=evaluate.__doc__)
-    p.add_argument("run", type=nonempty, help="the folder of a finished run, or the config that was trained")
+    add_shared(p, "RUN")
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="other data, such as data.test=list.txt; model=FILE"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that override the run's: other data, such as data.test=list.txt; model=FILE",
     )
     how = p.add_mutually_exclusive_group()
     how.add_argument(
         "--base-to-new",
         action="store_true",
-        help="on the base classes that it learned (data.subset=base) and on the new ones, with their harmonic mean",
+        help="measure base classes, which it learned (data.subset=base), new classes, and their harmonic mean",
     )
     how.add_argument(
         "--on",
         action="append",
         nargs="+",
         metavar="NAME",
-        help="on other test sets: NAME data.root=… [templates=…], as often as there are, or a YAML of names with those",
+        help="measure another test set: NAME data.root=… [templates=…], once per set, or a YAML with a group per NAME",
     )
-    p.add_argument("--out", type=nonempty, metavar="FOLDER", help="where to write (default: the run's folder)")
+    add_shared(p, "--out", ", a folder (default: the run's)")
     args = p.parse_intermixed_args(argv)
     done = Classifier.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder

@@ -1,114 +1,48 @@
-"""`jclip hold-out`: of the Jittor challenge's folder, the photos to learn from and those to choose by, drawn by seed."""
+"""`jclip hold-out`: draws training and validation photos from the Jittor challenge's folder."""
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from jclip.commands.arguments import Parser, nonempty, whole
-from jclip.data.challenge_folder import ALL, CLASSES, HELD_OUT, LABELS, SHOTS
-from jclip.data.checks import copied, repeated
-from jclip.data.class_names import read_classes
-from jclip.data.folders import spoken_name
-from jclip.data.splits import Split, read_list
-from jclip.errors import ConfigError, DataError, say
-from jclip.paths import replacing, replacing_folder
-from jclip.readers.text import read_text
+from jclip.commands.arguments import Parser, add_shared, nonempty, whole
+from jclip.errors import say
 
 
 def main(argv: list[str]) -> int:
-    """Draws train_4class.txt, where there is none, and TestSetZ with TestSetZ-label.txt. The same seed draws the same
-    photos. None of TestSetZ is in train_4class.txt, nor a copy of one that is."""
+    """Draws train_4class.txt where it is absent, and TestSetZ with TestSetZ-label.txt. The same seed draws the same
+    photos. No photo of TestSetZ is in train_4class.txt, nor is a copy of it."""
     p = Parser("jclip hold-out", description=main.__doc__)
     p.add_argument(
-        "folder", type=nonempty, help="with classes.txt, train.txt and the photos that it lists (docs/challenge.md)"
+        "folder",
+        type=nonempty,
+        metavar="FOLDER",
+        help="a folder with classes.txt, train.txt and the photos it lists (docs/challenge.md)",
     )
-    p.add_argument("--count", type=whole(1, 10**9), default=3000, help="photos of TestSetZ (default 3000)")
     p.add_argument(
-        "--shots", type=whole(1, 10**9), default=4, help="photos of each class in train_4class.txt (default 4)"
+        "--count", type=whole(1, 10**9), default=3000, metavar="N", help="photos of TestSetZ (default: 3000)"
     )
-    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=10)
-    p.add_argument("--link", action="store_true", help="TestSetZ has links in place of copies")
+    p.add_argument(
+        "--shots",
+        type=whole(1, 10**9),
+        default=4,
+        metavar="N",
+        help="photos per class in train_4class.txt (default: 4)",
+    )
+    add_shared(p, "--seed", " of both draws (default: 10)", default=10)
+    p.add_argument("--link", action="store_true", help="fill TestSetZ with links (default: copies)")
     args = p.parse_args(argv)
+
+    from jclip.commands import held_out_photos as work
+    from jclip.data.challenge_folder import ALL, CLASSES, SHOTS
+    from jclip.data.class_names import read_classes
+    from jclip.data.splits import read_list
+
     folder = Path(args.folder)
     names = read_classes(folder / CLASSES)
     photos = read_list(folder / ALL, folder, names)
-    told = [] if (folder / SHOTS).is_file() else [write_shots(folder, photos, args.shots, args.seed)]
+    drawn = [] if (folder / SHOTS).is_file() else [work.write_shots(folder, photos, args.shots, args.seed)]
     learned = read_list(folder / SHOTS, folder, names)
-    held = draw(photos, learned, args.count, args.seed)
-    written = write_held_out(folder, held, args.link)
-    say("\n".join([*told, f"{written}: {len(held)} photos", *lacking(held, names)]))
+    held = work.draw(photos, learned, args.count, args.seed)
+    written = work.write_held_out(folder, held, args.link)
+    say("\n".join([*drawn, f"{written}: {len(held)} photos", *work.lacking(held, names)]))
     return 0
-
-
-def write_shots(folder: Path, photos: Split, shots: int, seed: int) -> str:
-    """Writes train_4class.txt: the first of all classes in their order, then the second …, so that `shots` batches of as
-    many photos as there are classes have each class once. Returns what to tell."""
-    rng, present = random.Random(seed), np.unique(photos.labels)
-    members = [np.flatnonzero(photos.labels == label).tolist() for label in present]
-    drawn = [rng.sample(rows, min(shots, len(rows))) for rows in members]
-    rows = [of_class[turn] for turn in range(shots) for of_class in drawn if turn < len(of_class)]
-    lines = [f"{in_list(os.path.relpath(photos.paths[row], folder))} {photos.labels[row]}\n" for row in rows]
-    write_text(folder / SHOTS, "".join(lines))
-    few = sum(len(of_class) < shots for of_class in drawn)
-    more = f", {few} of them have fewer than {shots}" if few else ""
-    return f"drawn: {folder / SHOTS}: {len(rows)} photos of {len(present)} classes{more}"
-
-
-def in_list(path: str) -> str:
-    """A path as text of a list: names in GB18030, as a .zip of Windows leaves them, are found by their text too."""
-    return "/".join(map(spoken_name, Path(path).parts))
-
-
-def draw(photos: Split, learned: Split, count: int, seed: int) -> Split:
-    """`count` of `photos` that are not among those `learned` from. Raises `DataError` where there are fewer."""
-    taken = {*repeated(learned.paths, photos.paths), *copied(learned.paths, photos.paths)}
-    free = [row for row, path in enumerate(photos.paths) if path not in taken]
-    if count > len(free):
-        raise DataError(
-            f"{count} photos can't be held out: of {len(photos)} in {ALL}, {len(free)} are not learned from (--count)"
-        )
-    return photos.take(random.Random(seed).sample(free, count))
-
-
-def write_held_out(folder: Path, held: Split, link: bool) -> str:
-    """Fills TestSetZ with `0.jpg`, `1.jpg` …, in the order drawn, labels first. Returns what to tell.
-
-    The same draw is completed after a break. Raises `ConfigError` where another one stands there.
-    """
-    target, names = folder / HELD_OUT, [f"{i}{Path(path).suffix}" for i, path in enumerate(held.paths)]
-    text = "".join(f"{name}\t{label}\n" for name, label in zip(names, held.labels, strict=True))
-    labels = folder / LABELS
-    if target.is_dir() and not labels.is_file():
-        raise ConfigError(f"{target} is there without {LABELS}: move it away")
-    if labels.is_file() and read_text(labels) != text:
-        raise ConfigError(
-            f"{labels} is of another draw: take the same --count and --seed, or move it and {HELD_OUT} away"
-        )
-    if target.is_dir():
-        return f"there already: {target}"
-    write_text(labels, text)
-    with replacing_folder(target) as filling:
-        for name, path in zip(names, held.paths, strict=True):
-            if link:
-                (filling / name).symlink_to(os.path.relpath(path, target))
-            else:
-                shutil.copyfile(path, filling / name)
-    return f"drawn: {target}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """In one move."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def lacking(held: Split, names: Sequence[str]) -> list[str]:
-    """A line about the classes that no photo was held out of."""
-    none = np.flatnonzero(np.bincount(held.labels, minlength=len(names)) == 0)
-    return [f'{len(none)} of {len(names)} classes have no photo there (first: "{names[none[0]]}")'] if len(none) else []

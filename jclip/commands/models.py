@@ -1,10 +1,10 @@
-"""`jclip models`: the architectures, published weights, and seeded random weights for trying without a download."""
+"""Lists architectures and published weights, and writes seeded random weights for trials without a download."""
 
 from __future__ import annotations
 
 import argparse
 
-from jclip.commands.arguments import Parser, nonempty, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import say
 from jclip.weights.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
 
@@ -13,11 +13,11 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip models", description=__doc__)
     p.add_argument(
-        "--random", type=nonempty, metavar="NAME", help="write a model of that name with random weights (needs --out)"
+        "--random", type=nonempty, metavar="NAME", help="write the model NAME with random weights (needs --out)"
     )
-    p.add_argument("--out", type=nonempty, metavar="FILE.safetensors", help="where to")
-    p.add_argument("--seed", type=whole(0, 2**32 - 1), default=0)
-    p.add_argument("--published", action="store_true", help="list the published weights that are known by name")
+    add_shared(p, "--out", ", a .safetensors file")
+    add_shared(p, "--seed", " of the weights (default: 0)", default=0)
+    p.add_argument("--published", action="store_true", help="list published weights by name")
     return p
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     p = parser()
     args = p.parse_args(argv)
     if bool(args.random) != bool(args.out):
-        p.error("--random NAME and --out FILE belong together")
+        p.error("--random NAME and --out PATH must be given together")
     if args.random:
         write_random(canonical_name(args.random), args.out, args.seed)
         say(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jclip.commands.arguments import Parser, nonempty, number, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty, number
 from jclip.errors import ConfigError, say
 from jclip.paths import exists
 from jclip.report.predictor import Classifier, unlabelled
@@ -23,7 +23,7 @@ from jclip.report.run_table import selected_on_test
 
 
 def predict(argv: list[str]) -> int:
-    """Labels photos with a finished run and writes the results file; tells the accuracy where labels are known."""
+    """Classifies photos with a finished run and writes the results file; prints the accuracy where labels are known."""
     args = predict_parser().parse_intermixed_args(argv)
     settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
@@ -71,47 +71,42 @@ def files_of_run(done: Classifier) -> list[str | Path]:
 def predict_parser() -> argparse.ArgumentParser:
     """The options of `predict`."""
     p = Parser("jclip predict", description=predict.__doc__)
-    p.add_argument("run", type=nonempty, help="the folder of a finished run, or the config that was trained")
+    add_shared(p, "RUN")
     p.add_argument(
         "photos",
         nargs="*",
         metavar="PHOTO|key=value",
-        help="photos, folders of photos, and settings of the config; without photos the run's own test photos",
+        help="photos, folders of photos, and settings that override the run's (default: the run's own test photos)",
     )
-    p.add_argument(
-        "--model",
-        type=nonempty,
-        help="the base model, if the run was made from recorded features or the file has moved",
+    add_shared(
+        p, "--model", " (default: the run's own); needed after precomputed features, or where the file has moved"
     )
-    p.add_argument("--top", type=whole(1, 1_000_000), default=5, help="classes told per photo (default 5)")
+    add_shared(p, "--top")
+    out = "results/result.txt"
+    add_shared(p, "--out", f": .txt (the Jittor challenge's lines), .csv or .json (default: {out})", default=out)
+    add_shared(p, "--sheet", ", of some of the photos with their classes")
+    add_shared(p, "--on-error", " (default: skip and count them; stop for the run's own test photos)")
     p.add_argument(
-        "--out",
-        type=nonempty,
-        default="results/result.txt",
-        metavar="FILE",
-        help=".txt (the Jittor challenge's lines), .csv or .json",
-    )
-    p.add_argument(
-        "--sheet", type=nonempty, metavar="FILE.png", help="also a picture of some of the photos with their classes"
-    )
-    p.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        help="what to do with photos that do not decode (default: skip and count them; stop at the run's own test photos)",
-    )
-    p.add_argument(
-        "--sort-into", type=nonempty, metavar="FOLDER", help="also put the photos into a folder for each class there"
+        "--sort-into", type=nonempty, metavar="FOLDER", help="also put the photos into one folder per class in FOLDER"
     )
     how = p.add_mutually_exclusive_group()
-    how.add_argument("--copy", dest="how", action="store_const", const="copy", help="--sort-into copies (the default)")
+    how.add_argument(
+        "--copy", dest="how", action="store_const", const="copy", help="--sort-into makes copies (the default)"
+    )
     how.add_argument("--link", dest="how", action="store_const", const="link", help="--sort-into makes links")
-    p.add_argument("--unsure", type=number(0, 1), default=0.0, metavar="P", help="below this probability into _unsure")
-    p.add_argument("--dry-run", action="store_true", help="--sort-into only tells what it would do")
+    p.add_argument(
+        "--unsure",
+        type=number(0, 1),
+        default=0.0,
+        metavar="P",
+        help="--sort-into puts photos below this probability into _unsure (default: 0.0)",
+    )
+    add_shared(p, "--dry-run", " (of --sort-into)")
     return p
 
 
 def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
-    """Puts photos into class folders, or tells where they would go."""
+    """Puts photos into class folders, or shows where they would go."""
     from jclip.report.predictions import table
     from jclip.report.sorted_folders import counts, place, plan
 
@@ -119,6 +114,6 @@ def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
     placed = plan(predictions, folder, args.unsure)
     say(table([f"folder in {folder}", "photos"], counts(placed)))
     if args.dry_run:
-        say("nothing was moved: leave --dry-run out to do it")
+        say("nothing was moved: repeat without --dry-run to do it")
     else:
         say(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'copy')}` undoes it")

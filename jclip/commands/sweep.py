@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jclip.commands.arguments import Parser, nonempty
+from jclip.commands.arguments import Parser, add_shared
 from jclip.errors import ConfigError, DataError, say
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
@@ -43,25 +43,21 @@ class Point:
 
 
 def sweep(argv: list[str]) -> int:
-    """Runs each config at each combination of the listed values, what has finished before excepted, and tells mean and
+    """Runs each config at each combination of the listed values, except runs that have finished, and shows mean and
     standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
     p = Parser("jclip sweep", description=sweep.__doc__)
     p.add_argument(
         "configs",
         nargs="+",
         metavar="CONFIG|key=a,b,c",
-        help="YAMLs or their names, and settings; `seed` draws the shots, too",
+        help="YAMLs or their names, and lists of values for settings; `seed` sets data.seed, too",
     )
-    p.add_argument(
-        "--runs", type=nonempty, metavar="FOLDER", default="runs", help="where the runs' folders are (default: runs)"
-    )
-    p.add_argument(
-        "--out", type=nonempty, metavar="FOLDER", default="results/sweep", help="for sweep.csv and sweep.png"
-    )
+    add_shared(p, "--runs")
+    add_shared(p, "--out", " sweep.csv and sweep.png, a folder (default: results/sweep)", default="results/sweep")
     p.add_argument(
         "--base-to-new",
         action="store_true",
-        help="learn the base classes (data.subset=base), and measure on them, on the new ones, and the harmonic mean",
+        help="learn base classes (data.subset=base), and measure base classes, new classes, and their harmonic mean",
     )
     args = p.parse_intermixed_args(argv)
     extra = BASE_TO_NEW if args.base_to_new else ()

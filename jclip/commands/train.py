@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jclip.commands.arguments import Parser, nonempty
+from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, say
 from jclip.report.predictor import measure_if_cheap
 from jclip.train.configs import (
@@ -22,25 +22,22 @@ from jclip.report.run_table import report, told_memory
 
 
 def train(argv: list[str]) -> int:
-    """Runs a config to its end, continues it after a break, or shows a finished result again."""
+    """Runs a config to its end, continues an interrupted run, or shows a finished result again."""
     p = Parser("jclip train", description=train.__doc__)
-    p.add_argument("config", type=nonempty, help="a YAML, or the name of a shipped one (`jclip recipes` lists them)")
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that win over the file, such as data.shots=4"
-    )
-    p.add_argument(
-        "--run", type=nonempty, metavar="FOLDER", help="the run's folder (default: runs/<recipe>/<config>-<hash>)"
-    )
-    p.add_argument(
-        "--runs",
+        "config",
         type=nonempty,
-        metavar="FOLDER",
-        default="runs",
-        help="where folders of that default are (default: runs)",
+        metavar="CONFIG",
+        help="a YAML, or the name of a shipped one (`jclip recipes` lists them)",
     )
-    p.add_argument("--fresh", action="store_true", help="forget what the folder holds and start over")
     p.add_argument(
-        "--link", type=nonempty, metavar="NAME", help="a link to the run's folder, moved there when it has finished"
+        "overrides", nargs="*", metavar="key=value", help="settings that override the file, such as data.shots=4"
+    )
+    add_shared(p, "--run", " (default: <recipe>/<config>-<hash> in --runs)")
+    add_shared(p, "--runs")
+    p.add_argument("--fresh", action="store_true", help="discard what the run's folder holds and start over")
+    p.add_argument(
+        "--link", type=nonempty, metavar="NAME", help="a symbolic link to make to the run's folder once it has finished"
     )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)

@@ -6,14 +6,17 @@ from pathlib import Path
 
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import say
-from jclip.report.sorted_folders import MANIFEST, undo
 
 
 def main(argv: list[str]) -> int:
-    """`jclip unsort MANIFEST`: removes the copies or links that `predict --sort-into` made; the photos stay."""
+    """Removes the copies or links that `jclip predict --sort-into` made; the photos stay."""
     p = Parser("jclip unsort", description=main.__doc__)
-    p.add_argument("manifest", type=nonempty, help=f"the {MANIFEST} in the folder of sorted photos")
-    removed, left = undo(Path(p.parse_args(argv).manifest))
+    p.add_argument("manifest", type=nonempty, metavar="MANIFEST", help="the sorted.json in the folder of sorted photos")
+    args = p.parse_args(argv)
+
+    from jclip.report.sorted_folders import undo
+
+    removed, left = undo(Path(args.manifest))
     say(f"removed: {removed} of what was made")
     for name, reason in left.items():
         say(f"left, as {reason}: {name}")

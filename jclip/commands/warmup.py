@@ -1,4 +1,4 @@
-"""`jclip warmup`: compiles a model's operators ahead, so that the first real batch doesn't wait for the compiler.
+"""Compiles a model's operators ahead, so that the first real batch doesn't wait for the compiler.
 
 Operators depend on kinds and dimensions of arrays, not on sizes: any batch size, text length and image size use them.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jclip.choices import default_model
-from jclip.commands.arguments import Parser, nonempty
+from jclip.commands.arguments import Parser, add_shared
 from jclip.errors import say
 from jclip.paths import is_file
 
@@ -21,20 +21,17 @@ STAGES = ("image", "text", "training")
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip warmup", description=__doc__.split("\n\n")[0])
+    add_shared(p, "--model", " (default: JCLIP_MODEL, else ViT-B/32); a name needs no weights", default=default_model())
+    p.add_argument("--family", help="family of weights that do not state their activation")
     p.add_argument(
-        "--model",
-        type=nonempty,
-        default=default_model(),
-        help="a name of `jclip models` (its weights are not needed), or a weight file (default: JCLIP_MODEL, else ViT-B/32)",
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="data type of the encoders (default: fp32)"
     )
-    p.add_argument("--family", help="for weights that don't say their activation")
-    p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of images and texts")
     p.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to compile (default: all)")
     return p
 
 
 def main(argv: list[str]) -> int:
-    """Runs each stage once on random weights and tells what it compiled. Returns the exit code."""
+    """Runs each stage once on random weights and shows what it compiled. Returns the exit code."""
     args = parser().parse_args(argv)
     config = named_config(args.model, args.family)
 

@@ -1,4 +1,4 @@
-"""`jclip zero-shot`: photos into classes that the user names, without training; by one model, or by several mixed."""
+"""Classifies photos into classes that you name, without training, with one model or an ensemble of several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS, default_model
-from jclip.commands.arguments import Parser, nonempty, number, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
 from jclip.errors import ConfigError, say
 from jclip.paths import exists
 from jclip.weights.families import FAMILIES
@@ -22,7 +22,6 @@ OPTIONS = {  # of one model → the member's setting
     "drop_below_uniform": "drop_below_uniform", "views": "views", "family": "family", "dtype": "dtype",
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
-MOST_TOP = 1_000_000  # classes
 LOOKS = ("size", "resize", "sharpness", "draft", "upright")  # options of one model that are its preprocessing
 
 
@@ -72,19 +71,18 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip zero-shot", description=__doc__)
     p.add_argument(
-        "photos", nargs="+", metavar="PHOTO|key=value", help="photos, folders of photos, settings of --config"
+        "photos",
+        nargs="+",
+        metavar="PHOTO|key=value",
+        help="photos, folders of photos, settings that override --config",
     )
     what = p.add_mutually_exclusive_group()
-    what.add_argument(
-        "--model",
-        type=nonempty,
-        help="a name such as ViT-B/32 (downloaded once), or a weight file (default: JCLIP_MODEL, else ViT-B/32)",
-    )
+    add_shared(what, "--model", "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)")
     what.add_argument(
         "--config",
         type=nonempty,
         metavar="YAML",
-        help="one of the recipe zero_shot, such as zero_shot/ajou: several models",
+        help="a config of the recipe zero_shot in place of one model, such as zero_shot/ajou",
     )
     p.add_argument(
         "--classes",
@@ -95,49 +93,45 @@ def parser() -> argparse.ArgumentParser:
         "--unknown",
         type=number(0, 1, below=True),
         metavar="P",
-        help="below this probability a photo is of none of the classes",
+        help="label photos below this probability as unknown, none of the classes",
     )
-    p.add_argument("--explain", action="store_true", help="tell which prompt decided, in .csv, .json and .html")
-    p.add_argument("--top", type=whole(1, MOST_TOP), default=5, help="classes told per photo (default 5)")
+    p.add_argument("--explain", action="store_true", help="add the prompt that decided, to .csv, .json and .html")
+    add_shared(p, "--top")
+    add_shared(p, "--out", ": .csv, .json or .txt, the Jittor challenge's lines (default: nowhere)")
     p.add_argument(
-        "--out", type=nonempty, metavar="FILE", help="results as .csv, .json, or .txt (the Jittor challenge's lines)"
+        "--format", choices=("id_idx",), default="", help="write .csv in the Ajou challenge's form: id_idx,label"
     )
-    p.add_argument(
-        "--format", choices=("id_idx",), default="", help=".csv as the Ajou challenge takes it: id_idx,label"
-    )
-    p.add_argument(
-        "--sheet",
-        type=nonempty,
-        metavar="FILE",
-        help="also a .png or .html of the least and the most certain photos with their top-3",
-    )
-    p.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        help="what to do with photos that do not decode (default: skip and count them; stop with --format)",
-    )
-    add_model_options(p.add_argument_group("of --model (a YAML has them below models)"))
+    add_shared(p, "--sheet", ", of the least and the most certain photos with their top-3")
+    add_shared(p, "--on-error", " (default: skip and count them; stop with --format)")
+    add_model_options(p.add_argument_group("options of --model (in a YAML, below models)"))
     return p
 
 
 def add_model_options(p: argparse._ArgumentGroup) -> None:
     """How one model reads prompts, sees photos and scores; what is not given is as `jclip.features.member.Member` has it."""
     p.add_argument(
-        "--templates", metavar="SET|FILE", help="openai80 (default), openai7, simple, a data set's such as dtd, a file "
-        "({class: [sentences]} in .json), one template with {}, or several joined by +"
+        "--templates", metavar="SET|FILE", help="prompt templates: openai80 (default), openai7, simple, a data set's such as "
+        "dtd, a file ({class: [sentences]} in .json), one template with {}, or several joined by +"
     )  # fmt: skip
-    p.add_argument("--mode", choices=MODES, help="how prompts make a class's score (default embed: averaged)")
-    p.add_argument("--scale", type=number(0, 1e6), help="of the logits (default: the weights' own)")
     p.add_argument(
-        "--drop-below", type=number(0, 1), metavar="P", help="prob-prompts: smaller probabilities of prompts are none"
+        "--mode", choices=MODES, help="how a class's prompts become its score (default: embed, the mean embedding)"
+    )
+    p.add_argument("--scale", type=number(0, 1e6), metavar="X", help="logit scale (default: the weights' own)")
+    p.add_argument(
+        "--drop-below",
+        type=number(0, 1),
+        metavar="P",
+        help="with prob-prompts, count smaller prompt probabilities as 0",
     )
     p.add_argument(
-        "--drop-below-uniform", type=number(0, 1e6), metavar="U", help="the same, times 1 / the number of prompts"
+        "--drop-below-uniform", type=number(0, 1e6), metavar="U", help="the same, in units of 1 / number of prompts"
     )
-    p.add_argument("--views", choices=VIEWS, help="the mean of several views of a photo (default none)")
-    p.add_argument("--size", type=whole(1, LARGEST_SIZE), help="pixels (default: the weights' own)")
-    p.add_argument("--resize", choices=RESIZES, help="how photos are brought to it")
-    p.add_argument("--sharpness", type=number(0, 1_000), help="2 sharpens, 1 leaves photos as they are")
+    p.add_argument("--views", choices=VIEWS, help="test-time augmentation, averaged (default: none)")
+    p.add_argument(
+        "--size", type=whole(1, LARGEST_SIZE), metavar="N", help="input size in pixels (default: the weights' own)"
+    )
+    p.add_argument("--resize", choices=RESIZES, help="how photos are resized (default: the weights' own)")
+    p.add_argument("--sharpness", type=number(0, 1_000), metavar="X", help="2 sharpens, 1 leaves photos unchanged")
     p.add_argument(
         "--draft",
         action="store_true",
@@ -148,13 +142,19 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         "--upright",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="apply EXIF orientations (the default), or leave photos as they are stored",
+        help="apply EXIF orientations (the default), or read photos as stored",
     )
-    p.add_argument("--article", action="store_true", default=None, help='"a" and "an" agree with what follows')
-    p.add_argument("--plural", action="store_true", default=None, help='"many {}" takes the plural of the class')
-    p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that are too long")
-    p.add_argument("--family", choices=FAMILIES, help="for weights that don't say their activation")
-    p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="bf16 on CPUs with AVX-512, both halves on a GPU")
+    p.add_argument(
+        "--article", action="store_true", default=None, help='let "a" and "an" agree with the word that follows'
+    )
+    p.add_argument("--plural", action="store_true", default=None, help='use the plural of the class in "many {}"')
+    p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that exceed the context length")
+    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    p.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -175,9 +175,7 @@ def main(argv: list[str]) -> int:
     check_format(args.out, args.format)
     check_sheet(args.sheet)
     if args.format and on_error == "skip":
-        raise ConfigError(
-            f"--format {args.format} counts photos: leaving some out with --on-error skip shifts the others"
-        )
+        raise ConfigError(f"--on-error must be stop with --format {args.format}, which numbers the photos, got skip")
     if not asked["classes"]:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as imagenet1k")
     if not places:
@@ -206,7 +204,7 @@ def of_options(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, A
     from jclip.features.member import Member
 
     if settings:
-        raise ConfigError(f"{settings[0]} is a setting of a YAML: name it with --config, or use an option")
+        raise ConfigError(f"settings must follow --config, got {settings[0]} without it: use an option instead")
     given = {setting: getattr(args, option) for option, setting in OPTIONS.items()}
     looks = {name: getattr(args, name) for name in LOOKS}
     values = {k: v for k, v in given.items() if v is not None} | {"preprocess": looks}
@@ -218,15 +216,20 @@ def of_config(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, An
     places = {**OPTIONS, **{look: f"preprocess.{look}" for look in LOOKS}}
     for option, setting in places.items():
         if option != "model" and getattr(args, option) is not None:
-            told = option.replace("_", "-")
-            raise ConfigError(f"--{told} is of one model: with --config, set it as models.0.{setting}=…")
+            spelt = option.replace("_", "-")
+            raise ConfigError(f"--{spelt} must not stand beside --config: set models.0.{setting}=… instead")
     from jclip.train import configs
 
     module, cfg, path = configs.read_config(args.config, settings)
     if module.__name__.rpartition(".")[2] != "zero_shot":
-        raise ConfigError(f"{path} is of another recipe: train it, and label photos with `jclip predict`")
+        recipe = module.__name__.rpartition(".")[2]
+        raise ConfigError(
+            f"{path} must be of the recipe zero_shot, got {recipe}: train it, then classify with `jclip predict`"
+        )
     if cfg.search:
-        raise ConfigError(f"{path} searches its weights by labelled photos: train it, and label with `jclip predict`")
-    told = {name: getattr(cfg, name) for name in ("mix", "drop_below", "drop_below_uniform")}
+        raise ConfigError(
+            f"{path} must not set search, which needs labelled photos: train it, then classify with `jclip predict`"
+        )
+    mixing = {name: getattr(cfg, name) for name in ("mix", "drop_below", "drop_below_uniform")}
     unknown = cfg.unknown if args.unknown is None else args.unknown
-    return {"members": module.members(cfg), "classes": args.classes or cfg.classes, "unknown": unknown, **told}
+    return {"members": module.members(cfg), "classes": args.classes or cfg.classes, "unknown": unknown, **mixing}

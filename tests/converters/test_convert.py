@@ -172,7 +172,7 @@ def test_inspect_tells_what_a_bare_file_does_not_say(tmp_path, capsys):
     torch.save({k: torch.tensor(a) for k, a in arrays.items()}, tmp_path / "bare.pt")
     assert jclip(["inspect", str(tmp_path / "bare.pt")]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("not said by the weights: state it with --family") == 3 and "ResNet, width 6" in printed
+    assert printed.count("not stated by the weights: set it with --family") == 3 and "ResNet, width 6" in printed
     assert jclip(["inspect", str(tmp_path / "bare.pt"), "--family", "dfn5b"]) == 0
     assert "photos       squash, bicubic" in capsys.readouterr().out
 

@@ -182,7 +182,10 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(tmp_path, capsys):
         "nowhere is neither a file nor a model's name": [str(tmp_path / "nowhere"), "out"],
         "holds no weights (one of open_clip_model.safetensors": [str(tmp_path / "empty"), "out"],
         "is no weight file that jclip knows": [str(tmp_path / "short.safetensors"), "out"],
-        "is a file: name a folder": [ok, str(tmp_path / "taken")],
+        "DST must be a folder, or a file that ends in .safetensors or .pkl, got the file": [
+            ok,
+            str(tmp_path / "taken"),
+        ],
         "is SigLIP: its image tower pools by attention": [str(hugging), "out"],
         "says activation": [ok, "out", "--family", "openclip"],
         "a folder that says itself": [str(hugging), "out", "--family", "openai"],

@@ -214,9 +214,9 @@ def test_where_things_go_is_checked_first(tmp_path, capsys):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text("{}")
     cases = {
-        "writes a file, whose name ends in .pth or .pt or .bin": [str(tmp_path / "out"), "--to", "torch"],
-        "SRC itself: name a new file": [str(source)],
-        "is where SRC lies": [str(tmp_path)],
+        "DST must end in .pth or .pt or .bin with --to torch, got": [str(tmp_path / "out"), "--to", "torch"],
+        "DST must be a new file, got SRC itself": [str(source)],
+        "DST must not be a folder that SRC is in": [str(tmp_path)],
         "already holds config.json of other weights": [str(tmp_path / "hf")],
     }
     for told, options in cases.items():
@@ -287,7 +287,7 @@ def test_check_needs_the_reference(tmp_path, monkeypatch, capsys):
 
 def test_check_says_what_no_package_has(tmp_path, capsys):
     assert main([str(toy_file(tmp_path, EVA_18B)), str(tmp_path / "out"), "--check"]) == 2
-    assert "no package computes this model" in capsys.readouterr().err
+    assert "must have a reference, got a model that no package computes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

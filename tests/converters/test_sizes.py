@@ -92,7 +92,7 @@ def test_a_shorter_context_keeps_the_trained_positions(tmp_path):
     "options, told",
     [
         (["--image-size", "33"], "image size 33 x 33 is no multiple of 5"),
-        (["--image-size", "20", "20", "20"], "takes HEIGHT and WIDTH, not 3 numbers"),
+        (["--image-size", "20", "20", "20"], "must be HEIGHT [WIDTH], got 3 numbers"),
         (["--image-size", "0"], "--image-size: must be a whole number in [1, 4096], got '0'"),
         (["--image-size", "1000000000"], "--image-size: must be a whole number in [1, 4096], got '1000000000'"),
         (["--context-length", "0"], "--context-length: must be a whole number in [2, 4096], got '0'"),

@@ -83,7 +83,7 @@ def test_what_a_run_would_refuse(tmp_path, capsys):
         assert message.split(".*")[-1] in told.err and told.err.count("\n") == 1
     assert not (tmp_path / "run.yaml").exists()
     assert main(["check-data", "gda/smoke"]) == 2
-    assert "learns from recorded features: there are no photos to check" in capsys.readouterr().err
+    assert "must be photos, got precomputed features: there are no photos to check" in capsys.readouterr().err
 
 
 def test_a_config_is_checked_as_its_run_reads_it(tmp_path, capsys):

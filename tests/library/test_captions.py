@@ -85,7 +85,7 @@ def test_bad_files_are_told(tmp_path, name, text, told):
 def test_absent_file_and_bad_numbers(tmp_path):
     with pytest.raises(DataError, match="can't read .*no.csv: No such file"):
         read_pairs(CaptionConfig(train=str(tmp_path / "no.csv")), "train", (8, 8), 0)
-    with pytest.raises(ConfigError, match="scenes and val_scenes are at least 2"):
+    with pytest.raises(ConfigError, match="data.scenes must be at least 2, got 1"):
         CaptionConfig(scenes=1)
 
 

@@ -244,7 +244,7 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
     assert run("models", "--random", "rn50", "--out", tmp_path / "x.safetensors", "--seed", 7) == 0
     assert ModelSource(tmp_path / "x.safetensors").config == TOY_VIT
     assert run("models", "--random", "RN50") == 2
-    assert "--random NAME and --out FILE belong together" in capsys.readouterr().err
+    assert "--random NAME and --out PATH must be given together" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error():

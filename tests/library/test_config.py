@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from jclip.config import DataConfig, OptimConfig, build, load_values, project_of, to_values, to_yaml
+from jclip.config import CaptionConfig, DataConfig, OptimConfig, build, load_values, project_of, to_values, to_yaml
 from jclip.errors import ConfigError
 
 
@@ -83,20 +84,20 @@ WRONG = {
     "alpha: 1": "toy.yaml: model is missing",
     "model: m\nalpha: 1\nalpha: 2": "key 'alpha' stands on line 2 and again on line 3",
     "model: m\ndata:\n  shots: 1\n  shots: 2": "key 'shots' stands on line 3 and again on line 4",
-    "model: m\nalpha: 010": "toy.yaml: alpha is '010', expected a number",
-    "model: m\nalpha: 1_000": "toy.yaml: alpha is '1_000', expected a number",
-    "model: m\nalpha: .nan": "toy.yaml: alpha is '.nan', expected a number",
-    "model: m\nalpha: 1e999": "toy.yaml: alpha is inf, expected a finite number",
-    "model: m\nalpha: true": "toy.yaml: alpha is True, expected a number",
-    "model: 5": "toy.yaml: model is 5, expected text",
-    "model: m\nsearch: yes": "toy.yaml: search is 'yes', expected true or false",
-    "model: m\nsearch: 1": "toy.yaml: search is 1, expected true or false",
-    "model: m\nmode: midle": "toy.yaml: mode is 'midle', expected one of end, middle, did you mean 'middle'?",
-    "model: m\nsteps: [1, 2, 3]": "toy.yaml: steps is [1, 2, 3], expected 2 values",
-    "model: m\nsteps: [1, x]": "toy.yaml: steps is 'x', expected a whole number",
-    "model: m\ndata: 5": "toy.yaml: data is a group of settings, got 5",
-    "model: m\ndata: {shots: -1}": "toy.yaml: data.shots and data.val_shots can't be negative",
-    "model: m\noptim: {epochs: 0}": "toy.yaml: optim: epochs and batch are at least 1",
+    "model: m\nalpha: 010": "toy.yaml: alpha must be a number, got '010'",
+    "model: m\nalpha: 1_000": "toy.yaml: alpha must be a number, got '1_000'",
+    "model: m\nalpha: .nan": "toy.yaml: alpha must be a number, got '.nan'",
+    "model: m\nalpha: 1e999": "toy.yaml: alpha must be a finite number, got inf",
+    "model: m\nalpha: true": "toy.yaml: alpha must be a number, got True",
+    "model: 5": "toy.yaml: model must be text, got 5",
+    "model: m\nsearch: yes": "toy.yaml: search must be true or false, got 'yes'",
+    "model: m\nsearch: 1": "toy.yaml: search must be true or false, got 1",
+    "model: m\nmode: midle": "toy.yaml: mode must be one of end, middle, got 'midle', did you mean 'middle'?",
+    "model: m\nsteps: [1, 2, 3]": "toy.yaml: steps must be a list of 2 values, got [1, 2, 3]",
+    "model: m\nsteps: [1, x]": "toy.yaml: steps must be a whole number, got 'x'",
+    "model: m\ndata: 5": "toy.yaml: data must be a group of settings, got 5",
+    "model: m\ndata: {shots: -1}": "toy.yaml: data.shots must be at least 0 (all photos), got -1",
+    "model: m\noptim: {epochs: 0}": "toy.yaml: optim.epochs must be at least 1, got 0",
     "model: [": "not valid YAML",
     "": "holds no settings",
     "- a\n- b": "holds no settings",
@@ -111,13 +112,37 @@ def test_what_is_wrong_is_told_with_file_and_key(tmp_path, text):
     assert WRONG[text] in str(told.value) and "\n" not in str(told.value)
 
 
+RANGES = {
+    DataConfig: ["shots=-1", "val_shots=-2", "pool=-1"],
+    CaptionConfig: ["scenes=1", "val_scenes=1", "easy_epochs=-1"],
+    OptimConfig: [
+        "epochs=0", "batch=0", "step_epochs=0", "lr=-0.5", "warmup=-1.0", "weight_decay=-1.0", "eps=0.0", "gamma=1.5",
+        "momentum=1.0", "average=1.0", "betas=[0.9, 1.2]",
+    ],
+}  # fmt: skip
+
+
+Nested = {schema: make_dataclass("Nested", [("head_optim", schema)], frozen=True) for schema in RANGES}
+
+
+@pytest.mark.parametrize("schema, setting", [(schema, text) for schema, texts in RANGES.items() for text in texts])
+def test_a_value_out_of_range_is_named_with_its_group_its_range_and_what_was_given(schema, setting):
+    key, given = setting.split("=")
+    value = [0.9, 1.2] if key == "betas" else float(given) if "." in given else int(given)
+    group = "optim" if schema is OptimConfig else "data"
+    with pytest.raises(ConfigError, match=rf"^{group}\.{key} must be (at least|above|in) .*, got {re.escape(given)}$"):
+        schema(**{key: tuple(value) if key == "betas" else value})
+    with pytest.raises(ConfigError, match=rf"^x.yaml: head_optim\.{key} must be .*, got {re.escape(given)}$"):
+        build(Nested[schema], {"head_optim": {key: value}}, "x.yaml")
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
         ("alpha", "'alpha' is no setting: write key=value"),
         ("=3", "'=3' is no setting"),
         ("alpha.x=3", "alpha.x: alpha is a single value and has no x inside"),
-        ("data.shots=many", "data.shots is 'many', expected a whole number"),
+        ("data.shots=many", "data.shots must be a whole number, got 'many'"),
         ("alpha=[", "'[' is not a valid value"),
     ],
 )
@@ -205,7 +230,7 @@ def test_groups_in_a_list(tmp_path, monkeypatch):
     for given, message in (
         ({"models": [{"weights": "x"}, {"share": 1}]}, "models.1.weights is missing"),
         ({"models": [{"weights": "x", "shrae": 1}]}, "unknown key models.0.shrae, did you mean 'share'"),
-        ({"models": ["x"]}, "models.0 is a group of settings, got 'x'"),
+        ({"models": ["x"]}, "models.0 must be a group of settings, got 'x'"),
     ):
         with pytest.raises(ConfigError, match=message):
             build(Whole, given, "m.yaml")

@@ -58,7 +58,7 @@ def test_validation_is_drawn_too_when_asked():
 
 
 def test_a_pool_smaller_than_the_shots_is_told():
-    with pytest.raises(ConfigError, match="data.pool=4 holds no 8 shots per class"):
+    with pytest.raises(ConfigError, match=r"data.shots must be in \[1, 4\], as many as data.pool has, got 8"):
         DataConfig(features="x", shots=8, pool=4)
 
 

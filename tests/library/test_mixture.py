@@ -247,10 +247,13 @@ def test_killed_after_the_first_model_and_continued(members, photo_folder, tmp_p
     [
         ({"mode": "embed", "drop_below": 0.1}, "set mode to prob-prompts"),
         ({"weight": -1.0}, "at least 0"),
-        ({"views": "fife-crops"}, "expected one of none, flip, five-crops, ten-crops, did you mean 'five-crops'"),
-        ({"mode": "mean"}, "expected one of embed"),
+        (
+            {"views": "fife-crops"},
+            "none, flip, five-crops, ten-crops, got 'fife-crops', did you mean 'five-crops'",
+        ),
+        ({"mode": "mean"}, "must be one of embed"),
         ({"preprocess": {"sharpness": -1.0}}, "sharpness"),
-        ({"preprocess": {"resize": "stretch"}}, "resize is 'stretch'"),
+        ({"preprocess": {"resize": "stretch"}}, "resize must be one of .*, got 'stretch'"),
         ({"wieght": 1.0}, "unknown key wieght, did you mean 'weight'"),
     ],
 )

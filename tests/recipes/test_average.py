@@ -156,7 +156,7 @@ def test_every_recipe_averages_or_refuses(name, tmp_path, monkeypatch):
     try:
         read_config(str(config), settings)
     except ConfigError as e:
-        assert "optim.average=0.9 is of weights along training, which needs" in str(e)
+        assert "optim.average must be 0 without training steps to average over, got 0.9: it needs" in str(e)
         settings += {"linear_probe": ["solver=sgd", "optim.batch=8"]}.get(name, ["train=true"])
     kept, keep = [], TrainState.keep_average
     monkeypatch.setattr(TrainState, "keep_average", lambda self: kept.append(len(self.average)) or keep(self))
@@ -165,5 +165,5 @@ def test_every_recipe_averages_or_refuses(name, tmp_path, monkeypatch):
 
 
 def test_decays_are_below_one():
-    with pytest.raises(ConfigError, match=r"average=1.0 is at least 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"optim.average must be in \[0, 1\), got 1.0"):
         OptimConfig(average=1.0)

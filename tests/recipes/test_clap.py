@@ -230,7 +230,7 @@ def test_photos_are_learned_from_in_all_views(small_models, photo_folder, tmp_pa
     ({"text_length": 0.0}, "text_length=0.0 above 0"),
     ({"warmup_epochs": -1}, "warmup_epochs=-1 and warmup_lr=1e-05 can't be negative"),
     ({"optim": {"warmup": 5.0}}, "optim.warmup counts steps; here whole epochs warm up: set warmup_epochs"),
-    ({"constraint": "l1"}, "constraint is 'l1', expected one of none, l2, adaptive"),
+    ({"constraint": "l1"}, "constraint must be one of none, l2, adaptive, got 'l1'"),
 ])  # fmt: skip
 def test_wrong_settings(settings, told):
     with pytest.raises(ConfigError, match=told):

@@ -234,7 +234,7 @@ def test_real_features(shared, tmp_path):
     ({"runs": ["a"], "shrink": 2.0}, r"shrink in \[0, 1\], got .* and 2.0"),
     ({"runs": ["a", "b"], "weights": [1.0]}, "weights are one per run \\(2\\), none negative"),
     ({"runs": ["a", "b"], "weights": [1.0, -1.0]}, "weights are one per run \\(2\\), none negative"),
-    ({"runs": ["a"], "inputs": "probabilities"}, "inputs is 'probabilities', expected one of"),
+    ({"runs": ["a"], "inputs": "probabilities"}, "inputs must be one of .*, got 'probabilities'"),
 ])  # fmt: skip
 def test_wrong_settings(settings, told):
     with pytest.raises(ConfigError, match=told):

@@ -167,7 +167,7 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
     ("settings", "told"),
     [
         (["optim.batch=19"], "optim.batch=19 is larger than the data set of 18: lower it"),
-        (["data.seed=-1"], "data.seed=-1 can't be negative"),
+        (["data.seed=-1"], "data.seed must be at least 0, got -1"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
         (["data.root=nowhere"], "data.root is no folder"),
         (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),

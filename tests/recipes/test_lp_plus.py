@@ -241,7 +241,7 @@ def test_real_features(shared, tmp_path):
     ({"epochs": 0}, "epochs=0 and alpha_every=10 are at least 1"),
     ({"alpha_every": 0}, "epochs=300 and alpha_every=0 are at least 1"),
     ({"momentum": 1.0}, "momentum=1.0 is not in"),
-    ({"alpha_grad": "sum"}, "alpha_grad is 'sum', expected one of accumulate, fresh"),
+    ({"alpha_grad": "sum"}, "alpha_grad must be one of accumulate, fresh, got 'sum'"),
 ])  # fmt: skip
 def test_wrong_settings(settings, told):
     with pytest.raises(ConfigError, match=told):

@@ -346,7 +346,7 @@ def test_what_is_wrong_with_sets_is_told_before_anything_is_computed(trained, fi
         ("x", "model=ViT-B/32"): "--on x: a set has data.… settings and templates, got model",
         ("x", "data.rot=1"): "--on x: unknown key data.rot, did you mean 'root'",
         ("x", f"data.root={five}", "data.draft=true"): "--on x: data.draft is said of all sets",
-        (str(tmp_path / "sets.yaml"),): "sets.yaml: b holds no settings",
+        (str(tmp_path / "sets.yaml"),): "sets.yaml: b must be a group of settings",
         ("x", "data.root=nowhere"): "data.root is no folder",
     }
     for given, message in wrong.items():
