@@ -109,11 +109,9 @@ def extract_of(
     together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
-    source, key = together.sources[number], (number, split.digest())
-    if key not in together.seen:
-        told = f"{label}, model {number + 1} of {len(together.sources)}"
-        together.seen[key] = extract(source, split, augment=together.views[number], on_error=on_error, label=told)
-    return together.seen[key]
+    told = f"{label}, model {number + 1} of {len(together.sources)}"
+    options = {"augment": together.views[number], "on_error": on_error, "label": told}
+    return together.extracted(number, split, lambda: extract(together.sources[number], split, **options))
 
 
 def feature_key(
