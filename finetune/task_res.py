@@ -105,8 +105,8 @@ def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) ->
     def scores(features):
         return logits(features, fixed, residual, data.scale, cfg.alpha)
 
-    def loss(scores, labels):
-        return cross_entropy(scores, labels) + cfg.decay / 2 * (residual * residual).sum()
+    def loss(features, labels):
+        return cross_entropy(scores(features), labels) + cfg.decay / 2 * (residual * residual).sum()
 
     return adapt.train(
         run, cfg.optim, {"residual": residual}, scores, batches, batches.steps, data, cfg.selection, loss=loss,

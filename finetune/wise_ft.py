@@ -136,11 +136,12 @@ def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Trained:
     def scores(features):
         return linear_scores(features, **head)
 
-    def loss(scores, labels):
-        own = cross_entropy(scores, labels)
+    def loss(features, labels):
+        given = scores(features)
+        own = cross_entropy(given, labels)
         if not cfg.smoothing:
             return own
-        return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(scores, dim=1).mean()
+        return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(given, dim=1).mean()
 
     return adapt.train(
         run, cfg.optim, head, scores, batches, batches.steps, data, selection="last", loss=loss, clip=cfg.clip

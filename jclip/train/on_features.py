@@ -181,15 +181,16 @@ def train(
     data: FeatureSet,
     selection: Selection = "val",
     *,
-    loss: Callable[[jt.Var, jt.Var], jt.Var] = cross_entropy,
+    loss: Callable[[jt.Var, jt.Var], jt.Var] | None = None,
     rate: Callable[[int], float] | None = None,
     clip: float = 0.0,
     slot: str = "train",
 ) -> Trained:
-    """`config.epochs` epochs of `steps` steps on `loss(scores(features), labels)`; the epoch is chosen by validation
-    accuracy, or is the last.
+    """`config.epochs` epochs of `steps` steps on the mean cross-entropy; the epoch is chosen by validation accuracy, or is
+    the last.
 
-    scores: features (B, E) → (B, C) with the `params` as they are. rate: learning rate of step number n in place of the
+    scores: features (B, E) → (B, C) with the `params` as they are. loss: features (B, E), labels (B,) → a scalar, in
+    place of the cross-entropy of `scores`. rate: learning rate of step number n in place of the
     config's schedule. `selection` "test" is for comparing with papers that did so, and is told in the result.
     """
     total = config.epochs * steps
@@ -198,7 +199,7 @@ def train(
     def step(batch, number: int):
         features, labels = batch
         optim.lr = rate(number) if rate else learning_rate(config, number, total)
-        value = loss(scores(features), labels)
+        value = loss(features, labels) if loss else cross_entropy(scores(features), labels)
         optim.step(value, clip)
         return value
 

@@ -68,15 +68,16 @@ def train(
     in turn, or with `views` 0 a new one each; the schedule is CoOp's.
     """
 
-    text: list[jt.Var] = []  # of the step, which the penalty shares
+    def scores_of(text, features):
+        return zero_shot_scores(features, text, data.scale)
+
+    def loss(features, labels):
+        text = prompts.features()  # once a step: scores and penalty share it
+        own = cross_entropy(scores_of(text, features), labels)
+        return own + penalty(text) if penalty else own
 
     def scores(features):
-        text[:] = [prompts.features()]
-        return zero_shot_scores(features, text[0], data.scale)
-
-    def loss(scores, labels):
-        own = cross_entropy(scores, labels)
-        return own + penalty(text[0]) if penalty else own
+        return scores_of(prompts.features(), features)
 
     steps = steps_of(cfg, data)
     return adapt_train(
