@@ -107,7 +107,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def chosen(features: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """(N, E) → (N, Q) of length one; all channels are left as they are."""
-    from jclip.features.heads import unit
+    from jclip.functional.directions import unit
 
     return features if len(channels) == features.shape[1] else unit(features[:, channels])
 

@@ -59,8 +59,8 @@ class Config:
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training of the adapter, once or for each ratio, evaluation of val and test."""
     from jclip.features.extraction import few_shot_features
-    from jclip.features.heads import unit
     from jclip.features.source import source_of
+    from jclip.functional.directions import unit
     from jclip.train import on_features as adapt
 
     data = few_shot_features(
@@ -98,8 +98,7 @@ def for_classes(
 
 def logits(features, down, up, text, scale: float, ratio: float):
     """Eq. 3-6 of features of any length: (B, E), W1 (E/4, E), W2 (E, E/4), (C, E) → (B, C)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
     from jclip.runtime import jt
 
     hidden = jt.nn.relu(jt.nn.matmul_transpose(features, down))

@@ -132,7 +132,8 @@ def logits(features, params, scale: float, ratio: float):
 
 def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> Samples:
     """Normalised text features: of each prompt with a model, of each class without. Raises `ConfigError`."""
-    from jclip.features.heads import prompt_features, unit
+    from jclip.features.heads import prompt_features
+    from jclip.functional.directions import unit
     from jclip.prompts.templates import class_prompts, load_templates
 
     if source is None or not data.classnames:
@@ -313,8 +314,7 @@ def train_block(
 
 def block_scores(cfg: Config, block: LastBlock, head) -> Callable:
     """(what enters the block (B, N D), normalised texts (T, E) or none) → (B + T, C)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
     from jclip.runtime import jt
 
     weights, scale = jt.array(head) if isinstance(head, np.ndarray) else head, math.exp(cfg.c)

@@ -206,7 +206,7 @@ def train_head(
 ) -> Weights:
     """The head alone, on features of the tower as it is; the epoch is chosen as the tower's."""
     from jclip.features.extraction import extract, training_view
-    from jclip.features.heads import unit
+    from jclip.functional.directions import unit
     from jclip.functional.prototypes import linear_scores
     from jclip.runtime import jt
     from jclip.train import on_features as adapt
@@ -274,7 +274,7 @@ def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Ca
     """(pixels, labels (B,), f0 (B, E)) → L, a scalar. head: W and b as Vars."""
     from jclip.functional.losses import cross_entropy, kl_divergence
     from jclip.functional.prototypes import linear_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise
     from jclip.runtime import jt
 
     S = jt.array(spurious).stop_grad()
@@ -291,8 +291,9 @@ def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Ca
 def features_before(cfg: Config, source: ModelSource, train: Split) -> Callable:
     """(pixels, rows) → f0 (B, E), normalised: of a frozen copy of the image tower, or kept where each epoch sees the same."""
     from jclip.features.extraction import extract
-    from jclip.features.heads import unit
-    from jclip.model.clip import image_tower, normalise
+    from jclip.functional.directions import unit
+    from jclip.functional.similarity import normalise
+    from jclip.model.clip import image_tower
     from jclip.runtime import jt
     from jclip.weights.checkpoint import load_strict
 

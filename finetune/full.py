@@ -166,7 +166,8 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]], params: Mapping
 
     A locked text tower is run once.
     """
-    from jclip.features.heads import encode_prompts, unit
+    from jclip.features.heads import encode_prompts
+    from jclip.functional.directions import unit
     from jclip.runtime import jt
     from jclip.train.on_photos import TEXTS_AT_ONCE, features_in_parts, shares
 

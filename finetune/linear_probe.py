@@ -25,6 +25,7 @@ import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
 from jclip.errors import ConfigError, DataError, notice
+from jclip.functional.directions import unit
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.features.precomputed import FeatureSet
@@ -102,7 +103,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.note(**data.facts)
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    of_length_one = replace(data, val=unit_rows(data.val), test=unit_rows(data.test))
+    of_length_one = replace(data, val=unit(data.val), test=unit(data.test))
     return {**adapt.zero_shot_report(of_length_one), **data.report(scorer(learned, cfg)), **told}
 
 
@@ -110,15 +111,8 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     """What a finished run does with features (N, E), not normalised: scores (N, C) float64."""
     if cfg.solver == "sgd":
         weights = math.exp(cfg.logit_scale) * learned["weights"].T.astype(np.float64)
-        return lambda f: unit_rows(f) @ weights
+        return lambda f: unit(f) @ weights
     return lambda f: prepared(cfg, f) @ learned["weights"].T + learned["bias"]
-
-
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Rows divided by their length."""
-    from jclip.features.heads import unit
-
-    return unit(features)
 
 
 # solver: lbfgs
@@ -140,7 +134,7 @@ def regressed(cfg: Config, data: FeatureSet) -> Learned:
 
 def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
     """(N, E) as the regression sees it, float64."""
-    return (unit_rows(features) if cfg.normalize else features).astype(np.float64)
+    return (unit(features) if cfg.normalize else features).astype(np.float64)
 
 
 def fit(cfg: Config, data: FeatureSet, c: float, near: np.ndarray | None = None) -> Minimum:

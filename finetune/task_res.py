@@ -77,7 +77,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead, unit
+    from jclip.features.heads import ZeroShotHead
+    from jclip.functional.directions import unit
 
     text = learned["text"] + np.float32(learned["alpha"][0]) * learned["residual"]
     return ZeroShotHead(unit(text), float(learned["scale"][0]))
@@ -85,8 +86,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def logits(features, text, residual, scale: float, alpha: float):
     """Eq. 5 of normalised features: (B, E), (C, E), (C, E) → (B, C)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
 
     return zero_shot_scores(features, normalise(text + alpha * residual), scale)
 

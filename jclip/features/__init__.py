@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = face(
             "prompt_features",
             "text_for",
             "text_means",
-            "unit",
             "zero_shot_head",
         ),
         "member": ("Member", "check_mixture"),

@@ -20,9 +20,10 @@ from jclip.data.preprocess import Preprocess
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, notice, told_when_full
 from jclip.features.cached import read_cached
-from jclip.features.heads import check_directions, check_width, unit, zero_shot_head
+from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
 from jclip.features.source import ModelSource, SideBySide
+from jclip.functional.directions import unit
 from jclip.paths import cache_dir, file_sha256
 from jclip.prompts.templates import prompts_of
 from jclip.readers import safetensors

@@ -140,7 +140,7 @@ class Classifier:
     def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[Predictions, np.ndarray]:
         """Scores of the photos of `split` that decode, and their rows."""
         from jclip.features.extraction import extract
-        from jclip.features.heads import unit
+        from jclip.functional.directions import unit
         from jclip.report.predictions import Predictions
 
         rows, features = extract(self._source(), split, on_error=on_error, label="photos")

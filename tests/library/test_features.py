@@ -16,9 +16,10 @@ from jclip.data.augment import AUGMENTS, TEST_VIEWS, Views
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import extract, few_shot_features, training_view
-from jclip.features.heads import unit, zero_shot_head
+from jclip.features.heads import zero_shot_head
 from jclip.features.precomputed import read_recorded
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.prompts.tokenizer import tokenize
 from jclip.runtime import jt
 from jclip.weights.checkpoint import save_checkpoint

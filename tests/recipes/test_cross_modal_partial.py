@@ -14,7 +14,8 @@ from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
 from jclip.features.extraction import few_shot_features
 from jclip.features.source import ModelSource
-from jclip.model.clip import build, normalise
+from jclip.functional.similarity import normalise
+from jclip.model.clip import build
 from jclip.model.last_block import LastBlock
 from jclip.runtime import jt
 from jclip.train.run import Run

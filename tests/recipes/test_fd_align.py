@@ -16,8 +16,9 @@ from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
 from jclip.features.extraction import extract, few_shot_features
-from jclip.features.heads import ZeroShotHead, encode_prompts, text_means, unit
+from jclip.features.heads import ZeroShotHead, encode_prompts, text_means
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.functional.losses import kl_divergence
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import read_weights
