@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "directions": ("unit",),
-        "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed"),
+        "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed", "weighted_sum"),
         "initial_values": ("linear_start",),
         "lbfgs": ("Minimum", "minimise"),
         "losses": ("contrastive_loss", "cross_entropy", "kl_divergence", "positive_targets"),
