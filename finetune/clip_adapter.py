@@ -58,15 +58,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training of the adapter, once or for each ratio, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.functional.directions import unit
     from jclip.train import on_features as adapt
 
-    data = few_shot_features(
-        cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed,
-        each_view=True, normalise=NORMALISED,
-    )  # fmt: skip
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows, normalise=NORMALISED)
     run.note(**data.facts)
     adapt.need_text(data)
     adapt.need_val(data, cfg.selection, searched="the ratio" if cfg.search else "")

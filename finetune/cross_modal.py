@@ -83,7 +83,7 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Samples of both kinds, training with each setting, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
@@ -91,7 +91,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         return run_partial(cfg, run)
     source = source_of(cfg)
     photos_alone = not cfg.texts and cfg.init == "random"
-    data = few_shot_features(cfg.data, source, cfg.templates, every_class=photos_alone)
+    data = few_shot_features(cfg.data, source, cfg.templates, TrainingRows(every_class=photos_alone))
     run.note(**data.facts)
     adapt.need_text(data)
     photos, texts = adapt.photo_samples(cfg, data, source), text_samples(cfg, data, source)
@@ -230,7 +230,7 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.train.on_photos import features_of_now, measure
 
     source, photos = source_of(cfg), read_photos(cfg.data)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
     adapt.need_val(data, cfg.selection)
     tell_photos(photos, cfg.data.shots)

@@ -68,7 +68,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.train.on_features import need_val, zero_shot_report
 
     members = [member(place, number, cfg, run) for number, place in enumerate(cfg.runs)]
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, training=None)
     run.note(**data.facts, members=[str(m.folder) for m in members])
     for one in members:
         check(one, data, recorded=bool(cfg.data.features))

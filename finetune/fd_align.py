@@ -104,7 +104,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     check_templates(cfg.spurious, len(prompts[0]))
     zero_shot, means = text_means(source, prompts, cfg.unit_texts)
     spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
-    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
     start = start_of(zero_shot)

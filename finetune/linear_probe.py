@@ -92,14 +92,16 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Features, choice and fit by the solver, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
     source, in_steps = source_of(cfg), cfg.solver == "sgd"
-    views = {} if in_steps else {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
-    needs = {"normalise": in_steps, "every_class": not in_steps or cfg.init == "random"}
-    data = few_shot_features(cfg.data, source, cfg.templates, **needs, **views)
+    if in_steps:
+        rows = TrainingRows(every_class=cfg.init == "random")
+    else:
+        rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows, normalise=in_steps)
     run.note(**data.facts)
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])

@@ -57,14 +57,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Base text features, training of the residual, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
     source = source_of(cfg)
-    data = few_shot_features(
-        cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True
-    )
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
     adapt.need_text(data)
     adapt.need_val(data, cfg.selection)

@@ -309,7 +309,7 @@ def test_features(
     """Test features of the config's data with the text of its classes. Raises `ConfigError` where there are none."""
     from jclip.features.run_data import run_features
 
-    data = run_features(done.config, source, photos, train=False, normalise=normalise)
+    data = run_features(done.config, source, photos, training=None, normalise=normalise)
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
     return data

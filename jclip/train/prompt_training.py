@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip.features.extraction import few_shot_features, training_view
+from jclip.features.extraction import TrainingRows, few_shot_features, training_view
 from jclip.features.heads import ZeroShotHead, check_width
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource, source_of
@@ -24,7 +24,8 @@ from jclip.train.run import Run
 def features_for(cfg: Any, run: Run) -> tuple[ModelSource, FeatureSet]:
     """A recipe's model and data, noted in the run. Raises `ConfigError` or `DataError` for what can't be learned from."""
     source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates, augment=cfg.augment, seed=cfg.seed)
+    rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
     need_val(data, cfg.selection)
     return source, data

@@ -64,7 +64,7 @@ def config(photo_folder, **settings) -> cross_modal.Config:
 def prepared(cfg, source):
     """Everything that `train_block` takes after the run."""
     photos = read_photos(cfg.data)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     texts = cross_modal.text_samples(cfg, data, source)
     zero_shot = cross_modal.zero_shot_weights(texts, data.classes)
     entering = cross_modal.entering_features(cfg, data, source, photos)

@@ -253,7 +253,7 @@ def test_the_head_alone_equals_torchs(small_models, photo_folder, tmp_path, clos
     optim = replace(config().head_optim, lr=0.5, epochs=3, batch=4)
     cfg = replace(config(augment="none", selection="last", head_optim=optim), data=data)
     photos = read_photos(data)
-    before = few_shot_features(data, source, "openai7", train=False, photos=photos)
+    before = few_shot_features(data, source, "openai7", training=None, photos=photos)
     start = fd_align.start_of(ZeroShotHead(before.text, before.scale))
     with Run(tmp_path, {"recipe": "fd_align"}) as run:
         ours = fd_align.train_head(cfg, run, source, photos, before, start)
