@@ -191,9 +191,8 @@ def train(
         rows = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
         return adapt.Batches(rows, cfg.optim.batch, cfg.seed)(epoch)
 
-    trained = adapt.train(
-        run, cfg.optim, params, scores, batches, -(-len(hot) // min(cfg.optim.batch, len(hot))), data, cfg.selection
-    )
+    steps = -(-len(hot) // min(cfg.optim.batch, len(hot)))
+    trained = adapt.train(run, cfg.optim, adapt.Learner(params, scores), batches, steps, data, cfg.selection)
     return moved(cfg, data, channels, trained.arrays), trained.told
 
 

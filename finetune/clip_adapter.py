@@ -129,10 +129,9 @@ def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trai
     def scores(features):
         return logits(features, **params, text=text, scale=data.scale, ratio=ratio)
 
-    return adapt.train(
-        run, cfg.optim, params, scores, batches, batches.steps, data, cfg.selection,
-        rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None, slot=f"ratio-{ratio}",
-    )  # fmt: skip
+    rate = adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
+    learner = adapt.Learner(params, scores, rate=rate)
+    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection, slot=f"ratio-{ratio}")
 
 
 def arrays(data: FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:

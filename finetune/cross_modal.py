@@ -195,7 +195,8 @@ def train_head(
         return logits(features, params, scale, cfg.ratio)
 
     rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    return adapt.train(run, optim, params, scores, batches, cfg.every, data, cfg.selection, rate=rate, slot=slot)
+    learner = adapt.Learner(params, scores, rate=rate)
+    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
 
 
 def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -306,10 +307,10 @@ def train_block(
 
     scores = block_scores(cfg, block, params["head"])
     rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    return adapt.train(
-        run, optim, params, lambda given: scores(*given) if isinstance(given, tuple) else scores(given),
-        batches, cfg.every, data, cfg.selection, rate=rate, slot=slot,
-    )  # fmt: skip
+    learner = adapt.Learner(
+        params, lambda given: scores(*given) if isinstance(given, tuple) else scores(given), rate=rate
+    )
+    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
 
 
 def block_scores(cfg: Config, block: LastBlock, head) -> Callable:

@@ -222,10 +222,8 @@ def train_head(
         return adapt.Batches(seen, cfg.head_optim.batch, cfg.seed)(epoch)
 
     steps = -(-len(photos.train) // cfg.head_optim.batch)
-    return adapt.train(
-        run, cfg.head_optim, params, lambda f: linear_scores(f, **params), batches, steps, before, cfg.selection,
-        slot="head",
-    ).arrays  # fmt: skip
+    learner = adapt.Learner(params, lambda f: linear_scores(f, **params))
+    return adapt.train(run, cfg.head_optim, learner, batches, steps, before, cfg.selection, slot="head").arrays
 
 
 def train(

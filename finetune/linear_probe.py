@@ -251,7 +251,6 @@ def train_head(
 
     head, scale = jt.array(start), math.exp(cfg.logit_scale)
     batches = adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every)
-    return adapt.train(
-        run, optim, {"weights": head}, lambda f: zero_shot_scores(f, head, scale), batches, cfg.every, data, cfg.selection,
-        rate=adapt.warmed_rate(optim, optim.epochs * cfg.every), slot=slot,
-    )  # fmt: skip
+    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
+    learner = adapt.Learner({"weights": head}, lambda f: zero_shot_scores(f, head, scale), rate=rate)
+    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)

@@ -107,10 +107,9 @@ def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) ->
     def loss(features, labels):
         return cross_entropy(scores(features), labels) + cfg.decay / 2 * (residual * residual).sum()
 
-    return adapt.train(
-        run, cfg.optim, {"residual": residual}, scores, batches, batches.steps, data, cfg.selection, loss=loss,
-        rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None,
-    )  # fmt: skip
+    rate = adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
+    learner = adapt.Learner({"residual": residual}, scores, loss, rate)
+    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection)
 
 
 def arrays(cfg: Config, text: np.ndarray, scale: float, residual: np.ndarray) -> dict[str, np.ndarray]:

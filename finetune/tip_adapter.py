@@ -129,7 +129,8 @@ def train_keys(
         return logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
 
     steps = -(-len(data.train) // size)
-    trained = adapt.train(run, cfg.optim, {"keys": keys}, scores, batches, steps, data, cfg.selection)
+    learner = adapt.Learner({"keys": keys}, scores)
+    trained = adapt.train(run, cfg.optim, learner, batches, steps, data, cfg.selection)
     return trained.arrays["keys"], trained.told
 
 

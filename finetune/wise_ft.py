@@ -143,9 +143,8 @@ def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Trained:
             return own
         return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(given, dim=1).mean()
 
-    return adapt.train(
-        run, cfg.optim, head, scores, batches, batches.steps, data, selection="last", loss=loss, clip=cfg.clip
-    )
+    learner = adapt.Learner(head, scores, loss, clip=cfg.clip)
+    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, selection="last")
 
 
 def grid(steps: int) -> list[float]:

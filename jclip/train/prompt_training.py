@@ -16,7 +16,7 @@ from jclip.functional.similarity import zero_shot_scores
 from jclip.model.learned_prompts import Frame, Layout, Position, Prompts, write_nearest
 from jclip.model.trainable import check_in_memory
 from jclip.runtime import jt
-from jclip.train.on_features import Batches, Trained, coop_rate, need_val, zero_shot_report
+from jclip.train.on_features import Batches, Learner, Trained, coop_rate, need_val, zero_shot_report
 from jclip.train.on_features import train as adapt_train
 from jclip.train.run import Run
 
@@ -81,10 +81,8 @@ def train(
         return scores_of(prompts.features(), features)
 
     steps = steps_of(cfg, data)
-    return adapt_train(
-        run, cfg.optim, {"context": prompts.vectors}, scores, view_batches(cfg, data, source), steps, data,
-        cfg.selection, loss=loss, rate=coop_rate(cfg.optim, steps),
-    )  # fmt: skip
+    learner = Learner({"context": prompts.vectors}, scores, loss, coop_rate(cfg.optim, steps))
+    return adapt_train(run, cfg.optim, learner, view_batches(cfg, data, source), steps, data, cfg.selection)
 
 
 def steps_of(cfg: Any, data: FeatureSet) -> int:
