@@ -180,8 +180,7 @@ def jclip_coop(classes: int, with_images: bool = False) -> Callable[[], None]:
     from sides import images
 
     from jclip.functional.losses import cross_entropy
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
     from jclip.model.learned_prompts import Prompts
     from jclip.runtime import jt
     from jclip.train.optim import SGD

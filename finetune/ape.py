@@ -73,12 +73,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Channels, cache, training if asked for, search, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
     source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
     adapt.need_text(data)
     if cfg.search:
@@ -107,7 +108,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def chosen(features: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """(N, E) → (N, Q) of length one; all channels are left as they are."""
-    from jclip.features.heads import unit
+    from jclip.functional.directions import unit
 
     return features if len(channels) == features.shape[1] else unit(features[:, channels])
 
@@ -190,9 +191,8 @@ def train(
         rows = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
         return adapt.Batches(rows, cfg.optim.batch, cfg.seed)(epoch)
 
-    trained = adapt.train(
-        run, cfg.optim, params, scores, batches, -(-len(hot) // min(cfg.optim.batch, len(hot))), data, cfg.selection
-    )
+    steps = -(-len(hot) // min(cfg.optim.batch, len(hot)))
+    trained = adapt.train(run, cfg.optim, adapt.Learner(params, scores), batches, steps, data, cfg.selection)
     return moved(cfg, data, channels, trained.arrays), trained.told
 
 

@@ -57,12 +57,12 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Multipliers from zero-shot, training, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import need_text, zero_shot_report
 
-    options = {"views": cfg.views, "augment": cfg.augment, "each_view": True, "seed": cfg.seed}
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, **options)
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
     need_text(data)
     if not len(data.train):

@@ -58,15 +58,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training of the adapter, once or for each ratio, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.heads import unit
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
+    from jclip.functional.directions import unit
     from jclip.train import on_features as adapt
 
-    data = few_shot_features(
-        cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed,
-        each_view=True, normalise=NORMALISED,
-    )  # fmt: skip
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows, normalise=NORMALISED)
     run.note(**data.facts)
     adapt.need_text(data)
     adapt.need_val(data, cfg.selection, searched="the ratio" if cfg.search else "")
@@ -98,8 +96,7 @@ def for_classes(
 
 def logits(features, down, up, text, scale: float, ratio: float):
     """Eq. 3-6 of features of any length: (B, E), W1 (E/4, E), W2 (E, E/4), (C, E) → (B, C)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
     from jclip.runtime import jt
 
     hidden = jt.nn.relu(jt.nn.matmul_transpose(features, down))
@@ -132,10 +129,9 @@ def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trai
     def scores(features):
         return logits(features, **params, text=text, scale=data.scale, ratio=ratio)
 
-    return adapt.train(
-        run, cfg.optim, params, scores, batches, batches.steps, data, cfg.selection,
-        rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None, slot=f"ratio-{ratio}",
-    )  # fmt: skip
+    rate = adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
+    learner = adapt.Learner(params, scores, rate=rate)
+    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection, slot=f"ratio-{ratio}")
 
 
 def arrays(data: FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:

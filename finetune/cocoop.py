@@ -62,10 +62,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
     params = {"context": prompts.vectors, **network(data.train.shape[1], prompts.vectors.shape[1], cfg.seed)}
     steps, seen = context.steps_of(cfg, data), unmeasured(data) if cfg.selection == "last" else data
-    trained = adapt.train(
-        run, cfg.optim, params, image_scores(params, prompts.frame, data.scale),
-        context.view_batches(cfg, data, source), steps, seen, cfg.selection, rate=adapt.coop_rate(cfg.optim, steps),
-    )  # fmt: skip
+    scores, rate = image_scores(params, prompts.frame, data.scale), adapt.coop_rate(cfg.optim, steps)
+    learner, batches = adapt.Learner(params, scores, rate=rate), context.view_batches(cfg, data, source)
+    trained = adapt.train(run, cfg.optim, learner, batches, steps, seen, cfg.selection)
     learned = {**trained.arrays, **prompts.layout.arrays(), "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     context.write_nearest(run.file("words.csv"), source.model, learned["context"])

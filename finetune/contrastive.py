@@ -214,7 +214,8 @@ def measure(
 ) -> Callable[[], dict[str, float]] | None:
     """What is measured on the way: retrieval among the validation pairs, zero-shot on each named folder."""
     from jclip.features.extraction import encode_photos
-    from jclip.features.heads import head_of, unit
+    from jclip.features.heads import head_of
+    from jclip.functional.directions import unit
     from jclip.functional.metrics import retrieval_report, top_k
     from jclip.model.clip import inference
     from jclip.prompts.templates import class_prompts, load_templates

@@ -83,7 +83,7 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Samples of both kinds, training with each setting, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
@@ -91,7 +91,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         return run_partial(cfg, run)
     source = source_of(cfg)
     photos_alone = not cfg.texts and cfg.init == "random"
-    data = few_shot_features(cfg.data, source, cfg.templates, every_class=photos_alone)
+    data = few_shot_features(cfg.data, source, cfg.templates, TrainingRows(every_class=photos_alone))
     run.note(**data.facts)
     adapt.need_text(data)
     photos, texts = adapt.photo_samples(cfg, data, source), text_samples(cfg, data, source)
@@ -132,7 +132,8 @@ def logits(features, params, scale: float, ratio: float):
 
 def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> Samples:
     """Normalised text features: of each prompt with a model, of each class without. Raises `ConfigError`."""
-    from jclip.features.heads import prompt_features, unit
+    from jclip.features.heads import prompt_features
+    from jclip.functional.directions import unit
     from jclip.prompts.templates import class_prompts, load_templates
 
     if source is None or not data.classnames:
@@ -194,7 +195,8 @@ def train_head(
         return logits(features, params, scale, cfg.ratio)
 
     rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    return adapt.train(run, optim, params, scores, batches, cfg.every, data, cfg.selection, rate=rate, slot=slot)
+    learner = adapt.Learner(params, scores, rate=rate)
+    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
 
 
 def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -229,7 +231,7 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.train.on_photos import features_of_now, measure
 
     source, photos = source_of(cfg), read_photos(cfg.data)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
     adapt.need_val(data, cfg.selection)
     tell_photos(photos, cfg.data.shots)
@@ -305,16 +307,15 @@ def train_block(
 
     scores = block_scores(cfg, block, params["head"])
     rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    return adapt.train(
-        run, optim, params, lambda given: scores(*given) if isinstance(given, tuple) else scores(given),
-        batches, cfg.every, data, cfg.selection, rate=rate, slot=slot,
-    )  # fmt: skip
+    learner = adapt.Learner(
+        params, lambda given: scores(*given) if isinstance(given, tuple) else scores(given), rate=rate
+    )
+    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
 
 
 def block_scores(cfg: Config, block: LastBlock, head) -> Callable:
     """(what enters the block (B, N D), normalised texts (T, E) or none) → (B + T, C)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
     from jclip.runtime import jt
 
     weights, scale = jt.array(head) if isinstance(head, np.ndarray) else head, math.exp(cfg.c)

@@ -24,7 +24,7 @@ import numpy as np
 
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError
-from jclip.functional.fusion import Inputs, best_weights, fitted_temperature, transformed
+from jclip.functional.fusion import Inputs, best_weights, fitted_temperature, transformed, weighted_sum
 from jclip.report.predictor import Classifier
 from jclip.train.configs import build_config, read_config, resolved
 from jclip.train.recipe_runs import finished
@@ -68,7 +68,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.train.on_features import need_val, zero_shot_report
 
     members = [member(place, number, cfg, run) for number, place in enumerate(cfg.runs)]
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, training=None)
     run.note(**data.facts, members=[str(m.folder) for m in members])
     for one in members:
         check(one, data, recorded=bool(cfg.data.features))
@@ -112,9 +112,13 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
         return scorers[used[0]]
 
     def score(features: np.ndarray) -> np.ndarray:
-        parts = (weights[i] * transformed(scorers[i](features), cfg.inputs, temperatures[i]) for i in used)
-        total = sum(parts)  # of probabilities, its logarithm ranks alike and is what a softmax undoes
-        return (np.log(np.maximum(total, 1e-300)) if cfg.inputs == "softmax" else total).astype(np.float32)
+        scores = (scorers[i](features) for i in used)
+        total = weighted_sum(scores, weights[used], temperatures[used], cfg.inputs)
+        if (
+            cfg.inputs == "softmax"
+        ):  # its logarithm ranks alike and is what a softmax undoes; the floor is not as_scores'
+            total = np.log(np.maximum(total, 1e-300))
+        return total.astype(np.float32)
 
     return score
 

@@ -104,7 +104,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     check_templates(cfg.spurious, len(prompts[0]))
     zero_shot, means = text_means(source, prompts, cfg.unit_texts)
     spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
-    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
     start = start_of(zero_shot)
@@ -206,7 +206,7 @@ def train_head(
 ) -> Weights:
     """The head alone, on features of the tower as it is; the epoch is chosen as the tower's."""
     from jclip.features.extraction import extract, training_view
-    from jclip.features.heads import unit
+    from jclip.functional.directions import unit
     from jclip.functional.prototypes import linear_scores
     from jclip.runtime import jt
     from jclip.train import on_features as adapt
@@ -222,10 +222,8 @@ def train_head(
         return adapt.Batches(seen, cfg.head_optim.batch, cfg.seed)(epoch)
 
     steps = -(-len(photos.train) // cfg.head_optim.batch)
-    return adapt.train(
-        run, cfg.head_optim, params, lambda f: linear_scores(f, **params), batches, steps, before, cfg.selection,
-        slot="head",
-    ).arrays  # fmt: skip
+    learner = adapt.Learner(params, lambda f: linear_scores(f, **params))
+    return adapt.train(run, cfg.head_optim, learner, batches, steps, before, cfg.selection, slot="head").arrays
 
 
 def train(
@@ -274,7 +272,7 @@ def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Ca
     """(pixels, labels (B,), f0 (B, E)) → L, a scalar. head: W and b as Vars."""
     from jclip.functional.losses import cross_entropy, kl_divergence
     from jclip.functional.prototypes import linear_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise
     from jclip.runtime import jt
 
     S = jt.array(spurious).stop_grad()
@@ -291,8 +289,9 @@ def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Ca
 def features_before(cfg: Config, source: ModelSource, train: Split) -> Callable:
     """(pixels, rows) → f0 (B, E), normalised: of a frozen copy of the image tower, or kept where each epoch sees the same."""
     from jclip.features.extraction import extract
-    from jclip.features.heads import unit
-    from jclip.model.clip import image_tower, normalise
+    from jclip.functional.directions import unit
+    from jclip.functional.similarity import normalise
+    from jclip.model.clip import image_tower
     from jclip.runtime import jt
     from jclip.weights.checkpoint import load_strict
 

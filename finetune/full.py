@@ -75,7 +75,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
     products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
-    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
 
@@ -166,7 +166,8 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]], params: Mapping
 
     A locked text tower is run once.
     """
-    from jclip.features.heads import encode_prompts, unit
+    from jclip.features.heads import encode_prompts
+    from jclip.functional.directions import unit
     from jclip.runtime import jt
     from jclip.train.on_photos import TEXTS_AT_ONCE, features_in_parts, shares
 

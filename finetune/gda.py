@@ -55,14 +55,12 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Means, covariance, α, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
-    data = few_shot_features(
-        cfg.data, source_of(cfg), cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True,
-        every_class=True,
-    )  # fmt: skip
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
     searched = cfg.search and data.text is not None
     if searched:

@@ -25,6 +25,7 @@ import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
 from jclip.errors import ConfigError, DataError, notice
+from jclip.functional.directions import unit
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.features.precomputed import FeatureSet
@@ -91,18 +92,20 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Features, choice and fit by the solver, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
     source, in_steps = source_of(cfg), cfg.solver == "sgd"
-    views = {} if in_steps else {"views": cfg.views, "augment": cfg.augment, "seed": cfg.seed, "each_view": True}
-    needs = {"normalise": in_steps, "every_class": not in_steps or cfg.init == "random"}
-    data = few_shot_features(cfg.data, source, cfg.templates, **needs, **views)
+    if in_steps:
+        rows = TrainingRows(every_class=cfg.init == "random")
+    else:
+        rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows, normalise=in_steps)
     run.note(**data.facts)
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    of_length_one = replace(data, val=unit_rows(data.val), test=unit_rows(data.test))
+    of_length_one = replace(data, val=unit(data.val), test=unit(data.test))
     return {**adapt.zero_shot_report(of_length_one), **data.report(scorer(learned, cfg)), **told}
 
 
@@ -110,15 +113,8 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     """What a finished run does with features (N, E), not normalised: scores (N, C) float64."""
     if cfg.solver == "sgd":
         weights = math.exp(cfg.logit_scale) * learned["weights"].T.astype(np.float64)
-        return lambda f: unit_rows(f) @ weights
+        return lambda f: unit(f) @ weights
     return lambda f: prepared(cfg, f) @ learned["weights"].T + learned["bias"]
-
-
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Rows divided by their length."""
-    from jclip.features.heads import unit
-
-    return unit(features)
 
 
 # solver: lbfgs
@@ -140,7 +136,7 @@ def regressed(cfg: Config, data: FeatureSet) -> Learned:
 
 def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
     """(N, E) as the regression sees it, float64."""
-    return (unit_rows(features) if cfg.normalize else features).astype(np.float64)
+    return (unit(features) if cfg.normalize else features).astype(np.float64)
 
 
 def fit(cfg: Config, data: FeatureSet, c: float, near: np.ndarray | None = None) -> Minimum:
@@ -255,7 +251,6 @@ def train_head(
 
     head, scale = jt.array(start), math.exp(cfg.logit_scale)
     batches = adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every)
-    return adapt.train(
-        run, optim, {"weights": head}, lambda f: zero_shot_scores(f, head, scale), batches, cfg.every, data, cfg.selection,
-        rate=adapt.warmed_rate(optim, optim.epochs * cfg.every), slot=slot,
-    )  # fmt: skip
+    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
+    learner = adapt.Learner({"weights": head}, lambda f: zero_shot_scores(f, head, scale), rate=rate)
+    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)

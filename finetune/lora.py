@@ -71,7 +71,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     )
     check_photos(cfg, photos)
     model, adapters = source.model, Adapters(source.model, cfg.lora, cfg.seed)
-    before = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))

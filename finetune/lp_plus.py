@@ -53,11 +53,12 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Start and step sizes from the data, training, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import need_text, need_val, zero_shot_report
 
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, augment=cfg.augment, seed=cfg.seed)
+    rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
     need_text(data)
     need_val(data, cfg.selection)

@@ -103,7 +103,8 @@ def for_classes(
 
 def raw_means(source: ModelSource, classnames: Sequence[str], templates: str) -> np.ndarray:
     """t⁰ (C, E): of each class the mean over its prompts' features, brought to length one thereafter alone."""
-    from jclip.features.heads import prompt_features, unit
+    from jclip.features.heads import prompt_features
+    from jclip.functional.directions import unit
     from jclip.prompts.templates import class_prompts, load_templates
     from jclip.train.on_features import class_means
 
@@ -115,8 +116,7 @@ def raw_means(source: ModelSource, classnames: Sequence[str], templates: str) ->
 def regulariser(cfg: Config, model: CLIP, held: np.ndarray, scale: float) -> Callable:
     """(pixels, f, t, z) → what is added to the cross-entropy; the frozen towers keep nothing for a backward pass."""
     from jclip.functional.losses import kl_divergence
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
     from jclip.runtime import jt
 
     frozen = jt.array(held).stop_grad()

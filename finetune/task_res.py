@@ -57,14 +57,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Base text features, training of the residual, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
     source = source_of(cfg)
-    data = few_shot_features(
-        cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed, each_view=True
-    )
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
     adapt.need_text(data)
     adapt.need_val(data, cfg.selection)
@@ -77,7 +76,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead, unit
+    from jclip.features.heads import ZeroShotHead
+    from jclip.functional.directions import unit
 
     text = learned["text"] + np.float32(learned["alpha"][0]) * learned["residual"]
     return ZeroShotHead(unit(text), float(learned["scale"][0]))
@@ -85,8 +85,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 def logits(features, text, residual, scale: float, alpha: float):
     """Eq. 5 of normalised features: (B, E), (C, E), (C, E) → (B, C)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.model.clip import normalise
+    from jclip.functional.similarity import normalise, zero_shot_scores
 
     return zero_shot_scores(features, normalise(text + alpha * residual), scale)
 
@@ -105,13 +104,12 @@ def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) ->
     def scores(features):
         return logits(features, fixed, residual, data.scale, cfg.alpha)
 
-    def loss(scores, labels):
-        return cross_entropy(scores, labels) + cfg.decay / 2 * (residual * residual).sum()
+    def loss(features, labels):
+        return cross_entropy(scores(features), labels) + cfg.decay / 2 * (residual * residual).sum()
 
-    return adapt.train(
-        run, cfg.optim, {"residual": residual}, scores, batches, batches.steps, data, cfg.selection, loss=loss,
-        rate=adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None,
-    )  # fmt: skip
+    rate = adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
+    learner = adapt.Learner({"residual": residual}, scores, loss, rate)
+    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection)
 
 
 def arrays(cfg: Config, text: np.ndarray, scale: float, residual: np.ndarray) -> dict[str, np.ndarray]:

@@ -58,12 +58,13 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
 
     source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates, views=cfg.views, augment=cfg.augment, seed=cfg.seed)
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
     adapt.need_text(data)
     adapt.need_val(data, cfg.selection if cfg.train else "last", searched="α and β (search)" if cfg.search else "")
@@ -128,7 +129,8 @@ def train_keys(
         return logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
 
     steps = -(-len(data.train) // size)
-    trained = adapt.train(run, cfg.optim, {"keys": keys}, scores, batches, steps, data, cfg.selection)
+    learner = adapt.Learner({"keys": keys}, scores)
+    trained = adapt.train(run, cfg.optim, learner, batches, steps, data, cfg.selection)
     return trained.arrays["keys"], trained.told
 
 

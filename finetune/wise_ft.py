@@ -65,14 +65,14 @@ class Config:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Training, accuracy along α, the head at the chosen α, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import best_on_val, need_text, need_val, zero_shot_report
 
     if cfg.tuned:
         return mix_towers(cfg, run)
-    options = {"views": cfg.views, "augment": cfg.augment, "each_view": True, "seed": cfg.seed}
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, **options)
+    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
     need_text(data)
     need_val(data, "last", searched="α" if cfg.search else "")
@@ -136,15 +136,15 @@ def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Trained:
     def scores(features):
         return linear_scores(features, **head)
 
-    def loss(scores, labels):
-        own = cross_entropy(scores, labels)
+    def loss(features, labels):
+        given = scores(features)
+        own = cross_entropy(given, labels)
         if not cfg.smoothing:
             return own
-        return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(scores, dim=1).mean()
+        return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(given, dim=1).mean()
 
-    return adapt.train(
-        run, cfg.optim, head, scores, batches, batches.steps, data, selection="last", loss=loss, clip=cfg.clip
-    )
+    learner = adapt.Learner(head, scores, loss, clip=cfg.clip)
+    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, selection="last")
 
 
 def grid(steps: int) -> list[float]:
@@ -170,7 +170,7 @@ def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
     def at(alpha: float) -> FeatureSet:
         save_mixture(file, *(end.checkpoint for end in ends), alpha)
         mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft, upright=cfg.data.upright)
-        return few_shot_features(cfg.data, mixed, cfg.templates, train=False, photos=photos)
+        return few_shot_features(cfg.data, mixed, cfg.templates, training=None, photos=photos)
 
     seen = {alpha: at(alpha) for alpha in (grid(cfg.steps) if cfg.search else sorted({0.0, cfg.alpha, 1.0}))}
     heads = {alpha: ZeroShotHead(data.text, data.scale) for alpha, data in seen.items()}

@@ -96,7 +96,7 @@ def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     from jclip.features.run_data import run_features, run_photos
     from jclip.features.source import source_of
 
-    data = run_features(cfg, source_of(cfg), run_photos(cfg, MEASURES_ALL), train=False)
+    data = run_features(cfg, source_of(cfg), run_photos(cfg, MEASURES_ALL), training=None)
     if data.text is None:
         raise DataError("these features come without text features: set model= to the model they are of")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
@@ -112,7 +112,7 @@ def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
     if cfg.search and not len(photos.val):
         raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
     mixture = mixture_for(cfg, source, photos.classnames, {"val": photos.val, "test": photos.test})
-    data = few_shot_features(cfg.data, source, "", train=False, photos=photos)
+    data = few_shot_features(cfg.data, source, "", training=None, photos=photos)
     mixture = mixture.searched(data.val, data.val_labels, cfg.step) if cfg.search else mixture
     return data, mixture.arrays(), mixture.width
 

@@ -125,28 +125,10 @@ class Pipeline:
 
     @cached_property
     def photos(self) -> PhotoData:
-        """Raises `DataError` where there are none to learn from or to choose by, or some of these are among those."""
-        from jclip.data.checks import check_apart, copied, preview
+        """Training and validation photos and the classes, as `check` finds them fit to be used."""
         from jclip.data.splits import read_photos
 
-        found = read_photos(self.data)
-        train, val = found.train.paths, found.val.paths
-        if not train or not val:
-            raise DataError(
-                f"there must be training and validation photos, got {len(train)} and {len(val)}: "
-                "`jclip hold-out FOLDER` draws them (docs/challenge.md)"
-            )
-        check_apart(train, val)
-        if again := copied(train, val):
-            raise DataError(
-                f"{len(again)} of {len(val)} validation photos are copies of training photos ({preview(again)}): "
-                "take them out of the list, or draw others with `jclip hold-out`"
-            )
-        if len(found.classnames) < 5:
-            raise DataError(
-                f"there must be at least 5 classes, as 5 are written per photo, got {len(found.classnames)}"
-            )
-        return found
+        return read_photos(self.data)
 
     @cached_property
     def taught(self) -> np.ndarray:
@@ -176,18 +158,29 @@ class Pipeline:
         return {name: ModelSource(weights_of(name, self.data.root), self.cfg.family) for name in self.cfg.backbones}
 
     def check(self) -> None:
-        """Raises at once what would else show hours later: settings, photos, long names, models that are too large."""
-        from jclip.paths import refuse_overwriting
+        """Raises at once what would else show hours later: settings, photos, long names, models that are too large, results
+        that would replace what is read."""
+        for member in (TUNED, *self.cfg.needed):
+            self.settings(member, "")
+        check_photos(self.photos)
+        self._check_models()
+        self._check_results()
+
+    def _check_models(self) -> None:
+        """Raises `JclipError` for prompts that a model does not take, and for models that are too large."""
         from jclip.prompts.templates import class_prompts, load_templates
         from jclip.prompts.tokenizer import tokenize_for
 
-        for member in (TUNED, *self.cfg.needed):
-            self.settings(member, "")
         prompts = class_prompts(self.photos.classnames, load_templates(self.cfg.templates))
         copies = 1 + any(map(self.cfg.on_given, self.cfg.needed))
         for name, source in self.sources.items():
             tokenize_for(source.config.text, [text for of_class in prompts for text in of_class])
             self.check_size({f"{name}{' and its tuned copy' * (copies - 1)}": copies * parameters(source)})
+
+    def _check_results(self) -> None:
+        """Raises `ConfigError` where the results would replace a file that is read."""
+        from jclip.paths import refuse_overwriting
+
         read = [*files_named_in(to_values(self.cfg)), *self.to_label.paths]
         refuse_overwriting(results_of(self.cfg), [*read, *self.photos.train.paths, *self.photos.val.paths])
 
@@ -263,6 +256,27 @@ class Pipeline:
                 f"all models together must have at most {self.cfg.parameters:g} million parameters, got {total:.2f} ({parts}): "
                 "take smaller backbones, or fewer members into fuse"
             )
+
+
+def check_photos(found: PhotoData) -> None:
+    """Raises `DataError` where there are no photos to learn from or to choose by, some of these are among those, or the
+    classes are fewer than a line of the results names."""
+    from jclip.data.checks import check_apart, copied, preview
+
+    train, val = found.train.paths, found.val.paths
+    if not train or not val:
+        raise DataError(
+            f"there must be training and validation photos, got {len(train)} and {len(val)}: "
+            "`jclip hold-out FOLDER` draws them (docs/challenge.md)"
+        )
+    check_apart(train, val)
+    if again := copied(train, val):
+        raise DataError(
+            f"{len(again)} of {len(val)} validation photos are copies of training photos ({preview(again)}): "
+            "take them out of the list, or draw others with `jclip hold-out`"
+        )
+    if len(found.classnames) < 5:
+        raise DataError(f"there must be at least 5 classes, as 5 are written per photo, got {len(found.classnames)}")
 
 
 def results_of(cfg: Config) -> list[Path]:

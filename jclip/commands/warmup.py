@@ -75,7 +75,8 @@ def stages_of(config, dtype: str = "fp32") -> dict[str, Callable[[], None]]:
     import numpy as np
 
     from jclip.functional.losses import contrastive_loss
-    from jclip.model.clip import CLIP, inference, normalise, training_mode
+    from jclip.functional.similarity import normalise
+    from jclip.model.clip import CLIP, inference, training_mode
     from jclip.model.trainable import no_weight_decay, trainable
     from jclip.runtime import jt
     from jclip.train.optim import AdamW

@@ -96,6 +96,8 @@ TEST_VIEWS: dict[str, Crops] = {
     "ten-crops": Crops(corners=True, flip=True),
 }
 
+PIPELINES: dict[str, type[Augment | Crops]] = {kind.__name__: kind for kind in (Augment, Crops)}
+
 
 def augment(name: str) -> Augment | None:
     """The training pipeline of that name, None for `none`. Raises `UnknownName`, or `ConfigError` for views to test by."""
@@ -157,20 +159,18 @@ class Views:
         return (2 * width, 2 * height) if self.preprocess.draft else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `from_dict` reads them back."""
-        return asdict(self)
+        """Plain values, with the pipeline's class as `kind`, "" without one; `from_dict` reads them back."""
+        return {**asdict(self), "kind": type(self.pipeline).__name__ if self.pipeline else ""}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Views:
         """The inverse of `to_dict`, through JSON as well."""
-        pipeline = values["pipeline"]
-        kind = Crops if pipeline and "corners" in pipeline else Augment
-        return Views(
-            Preprocess.from_dict(values["preprocess"]),
-            pipeline and kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in pipeline.items()}),
-            values["seed"],
-            tuple(values["numbers"]),
-        )
+        pipeline = None
+        if values["kind"]:
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values["pipeline"].items()}
+            pipeline = PIPELINES[values["kind"]](**fields)
+        preprocess = Preprocess.from_dict(values["preprocess"])
+        return Views(preprocess, pipeline, values["seed"], tuple(values["numbers"]))
 
 
 def random_crop_box(

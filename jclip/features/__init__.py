@@ -7,7 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "extraction": ("encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
+        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
         "heads": (
             "ZeroShotHead",
             "check_width",
@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = face(
             "prompt_features",
             "text_for",
             "text_means",
-            "unit",
             "zero_shot_head",
         ),
         "member": ("Member", "check_mixture"),

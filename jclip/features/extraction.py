@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 
 import numpy as np
@@ -20,9 +20,10 @@ from jclip.data.preprocess import Preprocess
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, notice, told_when_full
 from jclip.features.cached import read_cached
-from jclip.features.heads import check_directions, check_width, unit, zero_shot_head
+from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
 from jclip.features.source import ModelSource, SideBySide
+from jclip.functional.directions import unit
 from jclip.paths import cache_dir, file_sha256
 from jclip.prompts.templates import prompts_of
 from jclip.readers import safetensors
@@ -109,11 +110,9 @@ def extract_of(
     together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
-    source, key = together.sources[number], (number, split.digest())
-    if key not in together.seen:
-        told = f"{label}, model {number + 1} of {len(together.sources)}"
-        together.seen[key] = extract(source, split, augment=together.views[number], on_error=on_error, label=told)
-    return together.seen[key]
+    told = f"{label}, model {number + 1} of {len(together.sources)}"
+    options = {"augment": together.views[number], "on_error": on_error, "label": told}
+    return together.extracted(number, split, lambda: extract(together.sources[number], split, **options))
 
 
 def feature_key(
@@ -180,29 +179,39 @@ def _tell_skipped(failed: list[str], total: int) -> None:
     notice(f"skipped {len(failed)} of {total} photos (first: {failed[0]})")
 
 
+@dataclass(frozen=True)
+class TrainingRows:
+    """How training photos become rows of features, and what is asked of them.
+
+    views: augmented views of a photo, random ones numbered from 0. augment: their name in `jclip.data.augment.AUGMENTS`.
+    seed: of what is random in them. each_view: every view is a row of its own, all photos of one view after those of
+    another; else a photo is one row, the mean over its views. every_class: a class without training photos is refused,
+    where there are text features as well. Of recorded features only the last has a meaning.
+    """
+
+    views: int = 1
+    augment: str = "none"
+    seed: int = 0
+    each_view: bool = False
+    every_class: bool = False
+
+
 def few_shot_features(
     data: DataConfig,
     source: ModelSource | None,
     templates: str,
+    training: TrainingRows | None = TrainingRows(),
     *,
-    views: int = 1,
-    augment: str = "none",
-    seed: int = 0,
-    train: bool = True,
     photos: PhotoData | None = None,
-    each_view: bool = False,
     normalise: bool = True,
-    every_class: bool = False,
 ) -> FeatureSet:
-    """Recorded features, or those of photos: training photos averaged over augmented views, val and test seen plainly.
+    """Recorded features, or those of photos: training photos as `training` says, val and test seen plainly.
 
     Text features come from the file, else from the model's prompts; None when there is neither, and beside penultimate
-    features, which are not in their space. `train` off leaves
-    the training photos out; `photos` are those of `data` where they have been read before. each_view: every view of a
-    training photo is a row of its own, all photos of one view after those of another. normalise: off leaves image
-    features as long as the tower makes them (recorded ones have lost that). every_class: a class without training
-    photos is refused, text or not. Tells on stderr of classes short of photos, and of photos that are measured and
-    learned from. Raises `DataError`.
+    features, which are not in their space. training: None leaves the training photos out. photos: those of `data` where
+    they have been read before. normalise: off leaves image features as long as the tower makes them (recorded ones have
+    lost that). Tells on stderr of classes short of photos, and of photos that are measured and learned from. Raises
+    `DataError`.
     """
     if data.features:
         found = _recorded(data, source, templates)
@@ -210,18 +219,24 @@ def few_shot_features(
         raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
     else:
         photos = photos or read_photos(data)
-        if train and not len(photos.train):
+        if training and not len(photos.train):
             raise DataError("there are no training photos: set data.root, data.train or data.split_file")
-        augment_named(augment)  # refused here where it is none to train on
-        training = {"views": views, "augment": augment, "seed": seed, "each": each_view}
-        found = _of_photos(data, source, templates, photos, normalise, training if train else None)
-    if train and (every_class or found.text is not None):  # without text, most recipes say so themselves
-        check_taught(found.train_labels, found.classes, found.classnames, has_text=not every_class)
-    if train and photos:
-        tell_photos(photos, data.shots)
-    elif train:
-        tell_few(found.train_labels, found.classes, found.classnames, data.shots)
+        if training:
+            augment_named(training.augment)  # refused here where it is none to train on
+        found = _of_photos(data, source, templates, photos, normalise, training)
+    if training:
+        _check_training(found, training, photos, data.shots)
     return found
+
+
+def _check_training(found: FeatureSet, training: TrainingRows, photos: PhotoData | None, shots: int) -> None:
+    """Raises `DataError` for a class that nothing teaches; tells on stderr what `tell_photos` does."""
+    if training.every_class or found.text is not None:  # without text, most recipes say so themselves
+        check_taught(found.train_labels, found.classes, found.classnames, has_text=not training.every_class)
+    if photos:
+        tell_photos(photos, shots)
+    else:
+        tell_few(found.train_labels, found.classes, found.classnames, shots)
 
 
 def tell_photos(photos: PhotoData, shots: int) -> None:
@@ -254,7 +269,12 @@ def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> F
 
 
 def _of_photos(
-    data: DataConfig, source: ModelSource, templates: str, photos: PhotoData, normalise: bool, training: dict | None
+    data: DataConfig,
+    source: ModelSource,
+    templates: str,
+    photos: PhotoData,
+    normalise: bool,
+    training: TrainingRows | None,
 ) -> FeatureSet:
     """Features of photos and of their class names; training: how the training photos are seen, None: not at all."""
     text, scale = None, 1.0
@@ -262,8 +282,11 @@ def _of_photos(
         head = zero_shot_head(source, prompts_of(photos.classnames, templates))
         text, scale = head.weights, head.scale
     options = {"on_error": data.on_error, "normalise": normalise}
-    learn = photos.train if training else Split()
-    parts = [_labelled(source, learn, label="train", **(training or {}), **options)]
+    if training:
+        seen = {"views": training.views, "augment": training.augment, "seed": training.seed}
+        parts = [_labelled(source, photos.train, training.each_view, label="train", **seen, **options)]
+    else:
+        parts = [_labelled(source, Split())]
     parts += [_labelled(source, getattr(photos, part), label=part, **options) for part in ("val", "test")]
     facts = {**photos.digests(), "photos_by": "contents", "weights_sha256": source.weights_sha256}
     rows = [column for part in parts for column in part[:2]]

@@ -13,6 +13,7 @@ import numpy as np
 from jclip.errors import ConfigError, DataError, printable
 from jclip.features.cached import read_cached
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.paths import cache_dir
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import safetensors
@@ -167,11 +168,6 @@ def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:
             rows = order[start : start + PROMPTS_AT_ONCE]
             features[rows] = model.encode_text(tokens[rows]).float32().numpy()
     return features
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Rows divided by their length."""
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _head_file(

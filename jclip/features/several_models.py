@@ -19,6 +19,7 @@ from jclip.features.extraction import extract_of
 from jclip.features.heads import prompt_embeddings, zero_shot_head
 from jclip.features.member import Member, check_mixture
 from jclip.features.source import ModelSource, SideBySide
+from jclip.functional.directions import unit
 from jclip.functional.fusion import INPUTS, best_weights, mixed, transformed
 from jclip.functional.prompt_scores import class_scores, deciding_prompts, prompt_probabilities, shares
 
@@ -69,7 +70,7 @@ class Mixture:
         if len(self.heads) == 1:
             return [features]
         edges = np.cumsum([head.prompts.shape[1] for head in self.heads])[:-1]
-        return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in np.split(features, edges, axis=1)]
+        return [unit(x) for x in np.split(features, edges, axis=1)]
 
     def searched(self, features: np.ndarray, labels: np.ndarray, step: float) -> Mixture:
         """The same with the weights, in steps of `step`, that are best on labelled photos (N, width)."""

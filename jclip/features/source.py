@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from jclip.choices import PreprocessChoice
 from jclip.data.preprocess import Preprocess, with_choice
+from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
 from jclip.weights.checkpoint import Checkpoint, open_checkpoint
 from jclip.weights.download import find_weights
@@ -139,13 +140,22 @@ class SideBySide:
 
     def __init__(self, sources: Sequence[ModelSource], views: Sequence[str]):
         self.sources, self.views = tuple(sources), tuple(views)
-        self.seen: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}  # what this process has asked for before
+        self._extracted: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
         self.width = sum(source.width for source in self.sources)
 
     @staticmethod
     def of(members: Sequence[Any]) -> SideBySide:
         """The sources of `jclip.features.member.Member`s, each opened: wrong weights are told here."""
         return SideBySide([member.source() for member in members], [member.views for member in members])
+
+    def extracted(
+        self, number: int, split: Split, extract: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and features of `split` of source `number`: what `extract` returns, called once per process."""
+        key = (number, split.digest())
+        if key not in self._extracted:
+            self._extracted[key] = extract()
+        return self._extracted[key]
 
     @property
     def weights_sha256(self) -> str:

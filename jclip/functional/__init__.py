@@ -1,4 +1,4 @@
-"""Pure functions: losses, metrics, scores and their fusion, positions, initial values."""
+"""Pure functions: losses, metrics, normalised features, scores and their fusion, positions, initial values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed"),
+        "directions": ("unit",),
+        "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed", "weighted_sum"),
         "initial_values": ("linear_start",),
         "lbfgs": ("Minimum", "minimise"),
         "losses": ("contrastive_loss", "cross_entropy", "kl_divergence", "positive_targets"),
@@ -24,6 +25,6 @@ __getattr__, __dir__, __all__ = face(
         "positions": ("resample_linearly", "resample_positions"),
         "prompt_scores": ("class_scores", "deciding_prompts", "prompt_probabilities", "shares"),
         "prototypes": ("cosine_scores", "linear_scores", "own_class_means"),
-        "similarity": ("cache_scores", "zero_shot_scores"),
+        "similarity": ("cache_scores", "normalise", "unit_rows", "zero_shot_scores"),
     },
 )

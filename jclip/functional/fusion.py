@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,19 @@ def transformed(scores: np.ndarray, inputs: Inputs, temperature: float) -> np.nd
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
+def weighted_sum(
+    scores: Iterable[np.ndarray],
+    weights: Iterable[float | np.ndarray],
+    temperatures: Iterable[float],
+    inputs: Inputs,
+) -> np.ndarray:
+    """Σ_m w_m ℓ_m, (N, C) float64, with ℓ_m = `transformed` scores (N, C) of member m; one member's at a time is needed.
+
+    weights: numbers, or (C,) of each class.
+    """
+    return sum(w * transformed(z, inputs, t) for z, w, t in zip(scores, weights, temperatures, strict=True))
+
+
 def mixed(scores: Sequence[np.ndarray], weights: np.ndarray, mix: Mix) -> np.ndarray:
     """(N, C) of each member → Σ_m w_m of what `mix` says, (N, C): scores whose softmax is the mixture's probabilities.
 
@@ -36,8 +49,7 @@ def mixed(scores: Sequence[np.ndarray], weights: np.ndarray, mix: Mix) -> np.nda
     used = np.flatnonzero(weights)
     if len(used) == 1:
         return scores[used[0]]
-    total = sum(weights[m] * transformed(scores[m], INPUTS[mix], 1.0) for m in used)
-    return as_scores(total, mix)
+    return as_scores(weighted_sum((scores[m] for m in used), weights[used], np.ones(len(used)), INPUTS[mix]), mix)
 
 
 def as_scores(total: np.ndarray, mix: Mix) -> np.ndarray:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jclip.choices import Mode
+from jclip.functional.directions import unit
 from jclip.functional.metrics import TINY
 
 AT_ONCE = 1 << 24  # scores of prompts in memory at a time
@@ -52,8 +53,7 @@ def class_directions(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """norm(mean_k e_ck): (J, E) rows of length one → (C, E) rows of length one."""
     if (np.asarray(counts) == 1).all():
         return prompts
-    means = segment_means(prompts, counts, axis=0)
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    return unit(segment_means(prompts, counts, axis=0))
 
 
 def prompt_probabilities(features: np.ndarray, prompts: np.ndarray, scale: float) -> np.ndarray:

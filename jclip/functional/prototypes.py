@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jclip.functional.similarity import unit_rows
 from jclip.kernels import linear
 from jclip.runtime import jt
 
@@ -19,11 +20,6 @@ def linear_scores(features, weight, bias):
 def cosine_scores(features, prototypes, scale: float):
     """scale · f · c_k / ‖c_k‖ of normalised features: (N, E), (C, E) of any length → (N, C)."""
     return scale * jt.nn.matmul_transpose(features, unit_rows(prototypes))
-
-
-def unit_rows(x):
-    """Rows divided by their length; a row of zeros stays one."""
-    return x / jt.sqrt(jt.maximum((x * x).sum(dim=1, keepdims=True), 1e-24))
 
 
 def own_class_means(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

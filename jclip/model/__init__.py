@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = face(
             "held_statistics",
             "image_tower",
             "inference",
-            "normalise",
             "put_arrays",
             "running_statistics",
             "save_model",

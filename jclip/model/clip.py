@@ -14,6 +14,7 @@ from jclip import kernels
 from jclip.config import Dtype
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
+from jclip.functional.similarity import normalise
 from jclip.model.eva import EVATower
 from jclip.model.layers import BatchNorm
 from jclip.model.resnet import ModifiedResNet
@@ -151,12 +152,6 @@ def is_multiplied(key: str) -> bool:
     """Whether the parameter of that name is the matrix of a linear map or a convolution's kernel."""
     kernel = fnmatchcase(key, "*.conv?.weight") or key.endswith(".downsample.0.weight")
     return kernel or key.endswith(("_proj_weight", "_proj.weight", ".c_fc.weight", *EVA_MATRICES))
-
-
-def normalise(x):
-    """x / ||x|| over the last axis, in float32."""
-    x = x.float32()
-    return x / jt.sqrt((x * x).sum(dim=-1, keepdims=True))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ import numpy as np
 
 from jclip.errors import ConfigError
 from jclip.functional.initial_values import linear_start
-from jclip.model.clip import CLIP, normalise
+from jclip.functional.similarity import normalise
+from jclip.model.clip import CLIP
 from jclip.model.learned_prompts import SPREAD, Frame, Layout
 from jclip.model.parameter_groups import Prompting
 from jclip.model.trainable import check_in_memory

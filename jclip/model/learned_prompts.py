@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 
 from jclip.errors import DataError
+from jclip.functional.similarity import normalise
 from jclip.kernels.gradient_parts import in_parts, slices
-from jclip.model.clip import CLIP, normalise
+from jclip.model.clip import CLIP
 from jclip.model.layers import SharedStart
 from jclip.paths import replacing
 from jclip.prompts.tokenizer import tokenizer_for

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip.functional.fusion import Inputs, best_weights, fitted_temperature, transformed
+from jclip.functional.fusion import Inputs, best_weights, fitted_temperature, transformed, weighted_sum
 
 Scores = Mapping[str, np.ndarray]  # of each member (N, C)
 
@@ -27,7 +27,8 @@ class Fused:
     def __call__(self, scores: Scores) -> np.ndarray:
         """(N, C): Σ_m w_m ℓ_m, with ℓ_m as `inputs` says."""
         used = [m for m, w in self.weights.items() if w]
-        return sum(self.weights[m] * transformed(scores[m], self.inputs, self.temperatures[m]) for m in used)
+        of_used = ([of[m] for m in used] for of in (scores, self.weights, self.temperatures))
+        return weighted_sum(*of_used, self.inputs)
 
 
 def fuse(

@@ -140,7 +140,7 @@ class Classifier:
     def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[Predictions, np.ndarray]:
         """Scores of the photos of `split` that decode, and their rows."""
         from jclip.features.extraction import extract
-        from jclip.features.heads import unit
+        from jclip.functional.directions import unit
         from jclip.report.predictions import Predictions
 
         rows, features = extract(self._source(), split, on_error=on_error, label="photos")
@@ -309,7 +309,7 @@ def test_features(
     """Test features of the config's data with the text of its classes. Raises `ConfigError` where there are none."""
     from jclip.features.run_data import run_features
 
-    data = run_features(done.config, source, photos, train=False, normalise=normalise)
+    data = run_features(done.config, source, photos, training=None, normalise=normalise)
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
     return data

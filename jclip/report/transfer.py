@@ -152,7 +152,8 @@ def measured(
     done: Classifier, own: ModelSource | None, before: ModelSource | None, whole: bool = False
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     """Metrics of the run on its config's test data, and as `zero_shot_…` of the model before; the classes' names."""
-    from jclip.features.heads import ZeroShotHead, unit
+    from jclip.features.heads import ZeroShotHead
+    from jclip.functional.directions import unit
     from jclip.functional.metrics import classification_report
 
     photos = test_photos(done, whole)

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = face(
         "loop": ("fit",),
         "on_features": (
             "Batches",
+            "Learner",
             "Samples",
             "Trained",
             "best_on_val",

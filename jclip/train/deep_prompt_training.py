@@ -60,7 +60,7 @@ def photos_for(cfg: Any, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
     cfg.prompts.check(source.config)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**data.facts)
     return source, photos, data
 
@@ -85,7 +85,7 @@ def learn(
     run.save_learned(learned, classnames=photos.classnames, width=learned["text"].shape[1])
     if "context" in learned:
         write_nearest(run.file("words.csv"), source.model, learned["context"][0])
-    seen = few_shot_features(cfg.data, with_vectors(source, learned), cfg.templates, train=False, photos=photos)
+    seen = few_shot_features(cfg.data, with_vectors(source, learned), cfg.templates, training=None, photos=photos)
     metrics = seen.report(ZeroShotHead(learned["text"], data.scale))
     if cfg.selection == "last" and len(photos.test):
         told["test_top1_last_epoch"] = metrics["test_top1"]

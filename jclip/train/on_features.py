@@ -171,41 +171,56 @@ def watched(data: FeatureSet, selection: Selection) -> Watched | None:
     return None
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What a recipe brings to `train`.
+
+    params: what is learned, by the names of its arrays. scores: features (B, E) → (B, C) with the `params` as they are.
+    loss: features (B, E), labels (B,) → a scalar; by default the mean cross-entropy of `scores`. rate: learning rate of
+    step number n, in place of the config's schedule. clip: largest norm of the gradient, 0 for any.
+    """
+
+    params: Mapping[str, jt.Var]
+    scores: Callable[[jt.Var], jt.Var]
+    loss: Callable[[jt.Var, jt.Var], jt.Var] | None = None
+    rate: Callable[[int], float] | None = None
+    clip: float = 0.0
+
+    def loss_of(self, features: jt.Var, labels: jt.Var) -> jt.Var:
+        """(B, E), (B,) → a scalar."""
+        return self.loss(features, labels) if self.loss else cross_entropy(self.scores(features), labels)
+
+
 def train(
     run: Run,
     config: OptimConfig,
-    params: Mapping[str, jt.Var],
-    scores: Callable[[jt.Var], jt.Var],
+    learner: Learner,
     batches: Callable[[int], Iterable[tuple[jt.Var, jt.Var]]],
     steps: int,
     data: FeatureSet,
     selection: Selection = "val",
-    *,
-    loss: Callable[[jt.Var, jt.Var], jt.Var] = cross_entropy,
-    rate: Callable[[int], float] | None = None,
-    clip: float = 0.0,
     slot: str = "train",
 ) -> Trained:
-    """`config.epochs` epochs of `steps` steps on `loss(scores(features), labels)`; the epoch is chosen by validation
-    accuracy, or is the last.
+    """`config.epochs` epochs of `steps` steps on the learner's loss; the epoch is chosen by validation accuracy, or is the
+    last.
 
-    scores: features (B, E) → (B, C) with the `params` as they are. rate: learning rate of step number n in place of the
-    config's schedule. `selection` "test" is for comparing with papers that did so, and is told in the result.
+    batches: epoch → its features (B, E) and labels (B,), batch by batch. `selection` "test" is for comparing with papers
+    that did so, and is told in the result. slot: where the run keeps the training's state.
     """
     total = config.epochs * steps
-    optim = optimiser(config, params)
+    optim = optimiser(config, learner.params)
 
     def step(batch, number: int):
         features, labels = batch
-        optim.lr = rate(number) if rate else learning_rate(config, number, total)
-        value = loss(scores(features), labels)
-        optim.step(value, clip)
+        optim.lr = learner.rate(number) if learner.rate else learning_rate(config, number, total)
+        value = learner.loss_of(features, labels)
+        optim.step(value, learner.clip)
         return value
 
     state, seen = TrainState(optim), watched(data, selection)
-    evaluate = seen and (lambda: {"top1": seen.top1(scores)})
+    evaluate = seen and (lambda: {"top1": seen.top1(learner.scores)})
     outcome = fit(step, batches, state=state, run=run, epochs=config.epochs, evaluate=evaluate, steps=total, slot=slot)
-    return last_and_best(outcome, state, scores, data, selection)
+    return last_and_best(outcome, state, learner.scores, data, selection)
 
 
 def last_and_best(

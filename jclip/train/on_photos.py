@@ -18,12 +18,14 @@ from jclip.data.preprocess import Preprocess
 from jclip.data.splits import PhotoData, Split
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import encode_photos, tell_photos
-from jclip.features.heads import ZeroShotHead, head_of, unit
+from jclip.features.heads import ZeroShotHead, head_of
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.functional.metrics import classification_report
+from jclip.functional.similarity import normalise
 from jclip.kernels.gradient_parts import Part, in_parts, slices
-from jclip.model.clip import CLIP, held_statistics, inference, normalise
+from jclip.model.clip import CLIP, held_statistics, inference
 from jclip.runtime import jt
 
 TEXTS_AT_ONCE = 256  # of a backward pass

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip.features.extraction import few_shot_features, training_view
+from jclip.features.extraction import TrainingRows, few_shot_features, training_view
 from jclip.features.heads import ZeroShotHead, check_width
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource, source_of
@@ -16,7 +16,7 @@ from jclip.functional.similarity import zero_shot_scores
 from jclip.model.learned_prompts import Frame, Layout, Position, Prompts, write_nearest
 from jclip.model.trainable import check_in_memory
 from jclip.runtime import jt
-from jclip.train.on_features import Batches, Trained, coop_rate, need_val, zero_shot_report
+from jclip.train.on_features import Batches, Learner, Trained, coop_rate, need_val, zero_shot_report
 from jclip.train.on_features import train as adapt_train
 from jclip.train.run import Run
 
@@ -24,7 +24,8 @@ from jclip.train.run import Run
 def features_for(cfg: Any, run: Run) -> tuple[ModelSource, FeatureSet]:
     """A recipe's model and data, noted in the run. Raises `ConfigError` or `DataError` for what can't be learned from."""
     source = source_of(cfg)
-    data = few_shot_features(cfg.data, source, cfg.templates, augment=cfg.augment, seed=cfg.seed)
+    rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
+    data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
     need_val(data, cfg.selection)
     return source, data
@@ -68,21 +69,20 @@ def train(
     in turn, or with `views` 0 a new one each; the schedule is CoOp's.
     """
 
-    text: list[jt.Var] = []  # of the step, which the penalty shares
+    def scores_of(text, features):
+        return zero_shot_scores(features, text, data.scale)
+
+    def loss(features, labels):
+        text = prompts.features()  # once a step: scores and penalty share it
+        own = cross_entropy(scores_of(text, features), labels)
+        return own + penalty(text) if penalty else own
 
     def scores(features):
-        text[:] = [prompts.features()]
-        return zero_shot_scores(features, text[0], data.scale)
-
-    def loss(scores, labels):
-        own = cross_entropy(scores, labels)
-        return own + penalty(text[0]) if penalty else own
+        return scores_of(prompts.features(), features)
 
     steps = steps_of(cfg, data)
-    return adapt_train(
-        run, cfg.optim, {"context": prompts.vectors}, scores, view_batches(cfg, data, source), steps, data,
-        cfg.selection, loss=loss, rate=coop_rate(cfg.optim, steps),
-    )  # fmt: skip
+    learner = Learner({"context": prompts.vectors}, scores, loss, coop_rate(cfg.optim, steps))
+    return adapt_train(run, cfg.optim, learner, view_batches(cfg, data, source), steps, data, cfg.selection)
 
 
 def steps_of(cfg: Any, data: FeatureSet) -> int:

@@ -15,8 +15,9 @@ from PIL import Image
 
 import jclip.cli
 from jclip.commands import doctor
-from jclip.features.heads import unit, zero_shot_head
+from jclip.features.heads import zero_shot_head
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.kernels import trials
 from jclip.postponed import postponed
 from jclip.prompts.templates import class_prompts, load_templates

@@ -7,7 +7,7 @@ import pytest
 
 from jclip.config import DataConfig
 from jclip.errors import ConfigError
-from jclip.features.extraction import few_shot_features
+from jclip.features.extraction import TrainingRows, few_shot_features
 from jclip.features.precomputed import FeatureSet, drawn
 from jclip.features.source import ModelSource
 
@@ -65,16 +65,16 @@ def test_a_pool_smaller_than_the_shots_is_told():
 def test_views_are_rows_or_a_mean(small_models, photo_folder, close):
     source = ModelSource(small_models["vit"])
     data = DataConfig(root=str(photo_folder), shots=2, val_shots=1)
-    options = {"views": 3, "augment": "tip_adapter", "seed": 1, "normalise": False}
-    mean = few_shot_features(data, source, "simple", **options)
-    each = few_shot_features(data, source, "simple", each_view=True, **options)
+    views = {"views": 3, "augment": "tip_adapter", "seed": 1}
+    mean = few_shot_features(data, source, "simple", TrainingRows(**views), normalise=False)
+    each = few_shot_features(data, source, "simple", TrainingRows(**views, each_view=True), normalise=False)
     assert len(each.train) == 3 * len(mean.train)
     assert np.array_equal(each.train_labels, np.tile(mean.train_labels, 3))
     stacked = each.train.reshape(3, *mean.train.shape)
     close(stacked.mean(axis=0), mean.train, "kernel", relative=True)
     assert not np.array_equal(stacked[0], stacked[1])
-    unit = few_shot_features(data, source, "simple", views=1)
-    raw = few_shot_features(data, source, "simple", views=1, normalise=False)
+    unit = few_shot_features(data, source, "simple")
+    raw = few_shot_features(data, source, "simple", normalise=False)
     lengths = np.linalg.norm(raw.test, axis=1, keepdims=True)
     close(raw.test / lengths, unit.test, "kernel")
     assert (lengths > 1.1).any() or (lengths < 0.9).any()

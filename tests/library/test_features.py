@@ -15,10 +15,11 @@ from jclip.config import DataConfig
 from jclip.data.augment import AUGMENTS, TEST_VIEWS, Views
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
-from jclip.features.extraction import extract, few_shot_features, training_view
-from jclip.features.heads import unit, zero_shot_head
+from jclip.features.extraction import TrainingRows, extract, few_shot_features, training_view
+from jclip.features.heads import zero_shot_head
 from jclip.features.precomputed import read_recorded
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.prompts.tokenizer import tokenize
 from jclip.runtime import jt
 from jclip.weights.checkpoint import save_checkpoint
@@ -230,14 +231,14 @@ def test_penultimate_features_are_never_mixed_with_projected(before_projection, 
 
 def test_few_shot_penultimate_features_come_without_text(before_projection, photo_folder, close):
     config = DataConfig(root=str(photo_folder), shots=2, val_shots=1)
-    views = {"views": 2, "augment": "tip_adapter", "each_view": True}
-    data = few_shot_features(config, before_projection, "simple", **views)
+    views = TrainingRows(views=2, augment="tip_adapter", each_view=True)
+    data = few_shot_features(config, before_projection, "simple", views)
     assert data.text is None and data.train.shape == (12, 48) and data.classes == 3
     assert data.val.shape == (3, 48) and data.test.shape == (18, 48)
     close(np.linalg.norm(data.test, axis=1), np.ones(18), "features_normalised")
     view, _ = training_view(config, before_projection, data, "tip_adapter", 0, view=1)
     assert np.array_equal(view, data.train[6:])
-    only_test = few_shot_features(config, before_projection, "simple", train=False)
+    only_test = few_shot_features(config, before_projection, "simple", training=None)
     assert only_test.train.shape == (0, 48) and np.array_equal(only_test.test, data.test)
 
 
@@ -271,7 +272,7 @@ def test_skipped_photos_are_told_and_not_cached(source, photos, tmp_path, capfd)
 
 def test_few_shot_features_of_photos(source, photo_folder, close):
     config = DataConfig(root=str(photo_folder), shots=2, val_shots=1)
-    data = few_shot_features(config, source, "simple", views=2, augment="tip_adapter", seed=0)
+    data = few_shot_features(config, source, "simple", TrainingRows(views=2, augment="tip_adapter", seed=0))
     assert data.train.shape == (6, 24) and data.val.shape == (3, 24) and data.test.shape == (18, 24)
     for x in (data.train, data.val, data.test, data.text):
         close(np.linalg.norm(x, axis=1), np.ones(len(x)), "features_normalised")

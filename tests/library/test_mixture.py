@@ -19,10 +19,10 @@ from jclip.commands.zero_shot_photos import classify
 from jclip.config import build
 from jclip.data.preprocess import with_choice
 from jclip.errors import ConfigError, DataError
-from jclip.features.heads import unit
 from jclip.features.member import Member, check_mixture
 from jclip.features.several_models import Mixture, PromptHead
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.functional.metrics import softmax
 from jclip.prompts.tokenizer import tokenize
 from jclip.readers import read_weights

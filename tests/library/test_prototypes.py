@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jclip.functional.prototypes import cosine_scores, linear_scores, own_class_means, unit_rows
+from jclip.functional.prototypes import cosine_scores, linear_scores, own_class_means
+from jclip.functional.similarity import unit_rows
 from jclip.runtime import jt
 
 

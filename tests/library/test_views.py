@@ -26,7 +26,7 @@ from jclip.data.augment import (
 from jclip.data.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, UnknownName
-from jclip.features.extraction import feature_key, few_shot_features, training_view
+from jclip.features.extraction import TrainingRows, feature_key, few_shot_features, training_view
 from tests.golden.inputs import photo
 
 
@@ -241,7 +241,8 @@ def test_training_refuses_views_to_test_by(name):
     with refused:
         augment(name)
     with refused:
-        few_shot_features(data, SimpleNamespace(), "simple", augment=name, photos=SimpleNamespace(train=[0]))
+        rows = TrainingRows(augment=name)
+        few_shot_features(data, SimpleNamespace(), "simple", rows, photos=SimpleNamespace(train=[0]))
     with refused:
         training_view(data, None, None, name, 0, 0)
     with refused:

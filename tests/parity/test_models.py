@@ -7,7 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
-from jclip.model.clip import build, normalise  # noqa: E402
+from jclip.functional.similarity import normalise  # noqa: E402
+from jclip.model.clip import build  # noqa: E402
 from jclip.model.trainable import trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
 from jclip.weights.checkpoint import open_checkpoint  # noqa: E402

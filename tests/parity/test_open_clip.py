@@ -9,7 +9,8 @@ open_clip = pytest.importorskip(
     "open_clip", reason="open_clip is not installed (pip install torch==2.13.0 open_clip_torch)"
 )
 
-from jclip.model.clip import build, normalise  # noqa: E402
+from jclip.functional.similarity import normalise  # noqa: E402
+from jclip.model.clip import build  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
 from jclip.weights.checkpoint import open_checkpoint  # noqa: E402
 from tests.toys import TOY_RESNET, TOY_VIT, TOY_VIT_GELU, toy_batch, toy_file  # noqa: E402

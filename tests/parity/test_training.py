@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
 from jclip.config import OptimConfig  # noqa: E402
-from jclip.model.clip import build, normalise  # noqa: E402
+from jclip.functional.similarity import normalise  # noqa: E402
+from jclip.model.clip import build  # noqa: E402
 from jclip.model.trainable import no_weight_decay, trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
 from jclip.train.optim import SGD, AdamW, clip_by_norm, cosine, learning_rate  # noqa: E402

@@ -53,7 +53,8 @@ def test_a_heads_average_equals_torchs(seed, selection, tmp_path, close):
         return data.scale * jt.nn.matmul_transpose(features, weight)
 
     with Run(tmp_path, {"recipe": "x"}) as run:
-        trained = adapt.train(run, optim, {"weight": weight}, scores, batches, batches.steps, data, selection)
+        learner = adapt.Learner({"weight": weight}, scores)
+        trained = adapt.train(run, optim, learner, batches, batches.steps, data, selection)
     theirs = Weights({"weight": data.text.astype(np.float64)})
     mean, adamw = theirs.averaged(), torch.optim.AdamW(theirs.parameters(), 0.05, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, 5 * batches.steps)

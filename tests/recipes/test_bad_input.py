@@ -329,7 +329,7 @@ def test_photos_that_are_learned_from_and_measured_are_told(tmp_path, small_mode
     (root / "classes.txt").write_text("ant 0\nbee 1")
     data = DataConfig(**{part: str(root / f"{part}.txt") for part in (*lists, "classes")}, shots=2)
     source = ModelSource(small_models["vit"])
-    few_shot_features(data, source, "simple", train=False)
+    few_shot_features(data, source, "simple", training=None)
     assert not capfd.readouterr().err
     assert len(few_shot_features(data, source, "simple").test) == 3
     assert capfd.readouterr().err == (

@@ -12,8 +12,9 @@ import pytest
 from finetune import clip_adapter
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.heads import ZeroShotHead, unit
+from jclip.features.heads import ZeroShotHead
 from jclip.features.precomputed import FeatureSet
+from jclip.functional.directions import unit
 from jclip.functional.metrics import top_k
 from jclip.train.configs import read_config
 from jclip.train.run import Run

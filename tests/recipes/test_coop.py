@@ -12,9 +12,9 @@ import finetune
 from finetune import coop
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.heads import unit
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.model.learned_prompts import Layout, Prompts, first_vectors, nearest_words
 from jclip.prompts.tokenizer import tokenizer
 from jclip.runtime import jt

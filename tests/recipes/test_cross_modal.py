@@ -12,8 +12,9 @@ from PIL import Image
 from finetune import cross_modal
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.heads import ZeroShotHead, unit
+from jclip.features.heads import ZeroShotHead
 from jclip.features.precomputed import FeatureSet
+from jclip.functional.directions import unit
 from jclip.functional.metrics import top_k
 from jclip.train import on_features as adapt
 from jclip.train.configs import read_config

@@ -14,7 +14,8 @@ from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
 from jclip.features.extraction import few_shot_features
 from jclip.features.source import ModelSource
-from jclip.model.clip import build, normalise
+from jclip.functional.similarity import normalise
+from jclip.model.clip import build
 from jclip.model.last_block import LastBlock
 from jclip.runtime import jt
 from jclip.train.run import Run
@@ -63,7 +64,7 @@ def config(photo_folder, **settings) -> cross_modal.Config:
 def prepared(cfg, source):
     """Everything that `train_block` takes after the run."""
     photos = read_photos(cfg.data)
-    data = few_shot_features(cfg.data, source, cfg.templates, train=False, photos=photos)
+    data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     texts = cross_modal.text_samples(cfg, data, source)
     zero_shot = cross_modal.zero_shot_weights(texts, data.classes)
     entering = cross_modal.entering_features(cfg, data, source, photos)

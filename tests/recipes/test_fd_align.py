@@ -16,8 +16,9 @@ from jclip.config import DataConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError
 from jclip.features.extraction import extract, few_shot_features
-from jclip.features.heads import ZeroShotHead, encode_prompts, text_means, unit
+from jclip.features.heads import ZeroShotHead, encode_prompts, text_means
 from jclip.features.source import ModelSource
+from jclip.functional.directions import unit
 from jclip.functional.losses import kl_divergence
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import read_weights
@@ -252,7 +253,7 @@ def test_the_head_alone_equals_torchs(small_models, photo_folder, tmp_path, clos
     optim = replace(config().head_optim, lr=0.5, epochs=3, batch=4)
     cfg = replace(config(augment="none", selection="last", head_optim=optim), data=data)
     photos = read_photos(data)
-    before = few_shot_features(data, source, "openai7", train=False, photos=photos)
+    before = few_shot_features(data, source, "openai7", training=None, photos=photos)
     start = fd_align.start_of(ZeroShotHead(before.text, before.scale))
     with Run(tmp_path, {"recipe": "fd_align"}) as run:
         ours = fd_align.train_head(cfg, run, source, photos, before, start)

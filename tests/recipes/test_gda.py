@@ -210,7 +210,7 @@ def test_searching_needs_validation_photos(tmp_path):
 
 def test_every_view_of_a_photo_is_a_row(small_models, photo_folder, tmp_path, monkeypatch, capsys, close):
     from jclip.cli import main
-    from jclip.features.extraction import few_shot_features
+    from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.readers import read_weights
 
@@ -222,8 +222,8 @@ def test_every_view_of_a_photo_is_a_row(small_models, photo_folder, tmp_path, mo
     )
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
     cfg = read_config("mine.yaml")[1]
-    options = {"views": 3, "augment": "tip_adapter", "seed": 1, "each_view": True}
-    rows = few_shot_features(cfg.data, source_of(cfg), "simple", **options)
+    training = TrainingRows(views=3, augment="tip_adapter", seed=1, each_view=True)
+    rows = few_shot_features(cfg.data, source_of(cfg), "simple", training)
     assert len(rows.train) == 2 * 3 * 3  # shots x classes x views
     wanted = numpy_gda(rows.train, rows.train_labels, np.full(3, 1 / 3))
     close(np.array(read_weights(Path("run/learned.safetensors"))["bias"].read()), wanted[1], "closed_form", "", True)

@@ -417,7 +417,7 @@ def test_photos_are_measured_as_they_were_learned(
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
     metrics = json.loads(Path("run/result.json").read_text())["metrics"]
     cfg = read_config("mine.yaml")[1]
-    options = {"templates": "simple", "train": False}
+    options = {"templates": "simple", "training": None}
     unit, raw = (few_shot_features(cfg.data, source_of(cfg), normalise=n, **options) for n in (True, False))
     saved = read_weights(Path("run/learned.safetensors"))
     weights, bias = (np.array(saved[k].read()) for k in ("weights", "bias"))

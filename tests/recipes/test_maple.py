@@ -14,9 +14,9 @@ from finetune.__main__ import main
 from jclip.config import DataConfig, OptimConfig
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
-from jclip.features.heads import unit
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource, PromptedSource
+from jclip.functional.directions import unit
 from jclip.model.deep_prompts import DeepPrompts, encode_beside, first_arrays, opening
 from jclip.model.parameter_groups import Prompting
 from jclip.prompts.tokenizer import tokenizer

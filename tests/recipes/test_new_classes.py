@@ -20,7 +20,7 @@ from jclip.config import DataConfig
 from jclip.data.splits import draw_shots, half, read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import few_shot_features
-from jclip.features.heads import unit
+from jclip.functional.directions import unit
 from jclip.functional.metrics import harmonic_mean
 from jclip.report.predictor import columns_of
 from tests.contract.test_readme import said

@@ -12,8 +12,9 @@ import pytest
 from finetune import task_res
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.heads import ZeroShotHead, unit
+from jclip.features.heads import ZeroShotHead
 from jclip.features.precomputed import FeatureSet
+from jclip.functional.directions import unit
 from jclip.train import on_features as adapt
 from jclip.train.configs import read_config, resolved
 from jclip.train.run import Run
@@ -175,7 +176,7 @@ def test_photos_take_raw_text_and_as_many_views_as_photos(small_models, photo_fo
     from jclip.features.extraction import few_shot_features
     from jclip.features.source import source_of
 
-    plain = few_shot_features(cfg.data, source_of(cfg), cfg.templates, train=False)
+    plain = few_shot_features(cfg.data, source_of(cfg), cfg.templates, training=None)
     close(zero_shot(plain.test), ZeroShotHead(plain.text, plain.scale)(plain.test), "scores", "TaskRes: raw text")
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [3, 6]  # 12 photos in batches of 5, whatever the views

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jclip.config import OptimConfig
-from jclip.features.heads import unit
 from jclip.features.precomputed import FeatureSet
+from jclip.functional.directions import unit
 from jclip.paths import ASSETS
 from jclip.train.configs import read_config, resolved
 from jclip.train.run import Run
