@@ -65,7 +65,7 @@ def examined(paths: Sequence[str]) -> Iterator[Seen]:
 
 
 def _started() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, and ends this one
 
 
 def _examine_all(paths: Sequence[str]) -> list[Seen]:

@@ -137,7 +137,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 
 def _place(folder: str) -> Place:
-    """What tells folders apart, whatever links lead to them. Raises `DataError`."""
+    """What identifies a folder, whatever links lead to it. Raises `DataError`."""
     try:
         found = os.stat(folder)  # noqa: PTH116
     except OSError as e:

@@ -105,7 +105,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 
 def check_tags(read_at: Callable[[int, int], bytes], start: bytes) -> None:
-    """Raises `DataError` for a TIFF whose first directory tells of more than `MOST_TAGS` bytes beside the pixels.
+    """Raises `DataError` for a TIFF whose first directory names more than `MOST_TAGS` bytes beside the pixels.
 
     read_at: (offset, length) → bytes.
     """

@@ -110,7 +110,7 @@ def _answer(worker: subprocess.Popen, path: str) -> tuple[str | None, bool]:
 def _work() -> None:
     """The process's part: until its input ends, prepare what is named and say null, or what went wrong, and whether the
     photo was turned."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, and ends this one
     for line in sys.stdin:
         message = json.loads(line)
         if not message:  # these photos are done: let go of their memory

@@ -210,7 +210,7 @@ def few_shot_features(
     Text features come from the file, else from the model's prompts; None when there is neither, and beside penultimate
     features, which are not in their space. training: None leaves the training photos out. photos: those of `data` where
     they have been read before. normalise: off leaves image features as long as the tower makes them (recorded ones have
-    lost that). Tells on stderr of classes short of photos, and of photos that are measured and learned from. Raises
+    lost that). Reports on stderr classes short of photos, and photos that are measured and learned from. Raises
     `DataError`.
     """
     if data.features:
@@ -230,7 +230,7 @@ def few_shot_features(
 
 
 def _check_training(found: FeatureSet, training: TrainingRows, photos: PhotoData | None, shots: int) -> None:
-    """Raises `DataError` for a class that nothing teaches; tells on stderr what `tell_photos` does."""
+    """Raises `DataError` for a class that nothing teaches; reports on stderr what `tell_photos` does."""
     if training.every_class or found.text is not None:  # without text, most recipes say so themselves
         check_taught(found.train_labels, found.classes, found.classnames, has_text=not training.every_class)
     if photos:

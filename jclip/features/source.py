@@ -145,7 +145,7 @@ class SideBySide:
 
     @staticmethod
     def of(members: Sequence[Any]) -> SideBySide:
-        """The sources of `jclip.features.member.Member`s, each opened: wrong weights are told here."""
+        """The sources of `jclip.features.member.Member`s, each opened: wrong weights are refused here."""
         return SideBySide([member.source() for member in members], [member.views for member in members])
 
     def extracted(

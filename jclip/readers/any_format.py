@@ -17,7 +17,7 @@ _PAGE = (b"<!doctype", b"<html", b"<?xml")
 def read_weights(path: str | os.PathLike) -> WeightFile:
     """Names, shapes and metadata of a weight file; tensors are read when asked for, by the handle that is opened here.
 
-    The format is told from the first bytes, not from the name. Raises `CheckpointError` for what it can't or won't read,
+    The format is recognised by the first bytes, not by the name. Raises `CheckpointError` for what it can't or won't read,
     and from a tensor's `read` where the file was changed meanwhile.
     """
     file = HeldFile(path)

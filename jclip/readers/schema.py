@@ -198,5 +198,5 @@ def is_plain_name(name: Any) -> bool:
     return 0 < len(os.fsencode(name)) <= 255 and not set(name) & set("/\\:")
 
 
-# What an architecture may be: far beyond every model that is published, and small enough to be compared in no time.
+# What an architecture may be: far beyond every model that is published, and small enough to be compared at once.
 SIDE = whole(1, 8192)

@@ -205,7 +205,7 @@ def train(
     last.
 
     batches: epoch → its features (B, E) and labels (B,), batch by batch. `selection` "test" is for comparing with papers
-    that did so, and is told in the result. slot: where the run keeps the training's state.
+    that did so, and is named in the result. slot: where the run keeps the training's state.
     """
     total = config.epochs * steps
     optim = optimiser(config, learner.params)

@@ -350,16 +350,16 @@ def provenance() -> dict[str, Any]:
 
 
 def forget_peak() -> None:
-    """The most memory held is counted from now on, so that each run of a sweep tells its own.
+    """The most memory held is counted from now on, so that each run of a sweep reports its own.
 
-    Some containers refuse it: there a run tells the most that its process has held so far.
+    Some containers refuse it: there a run reports the most that its process has held so far.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory() -> dict[str, int]:
-    """The most memory that this process held, in MiB: `host` where Linux tells it, `gpu` where one is used.
+    """The most memory that this process held, in MiB: `host` where Linux reports it, `gpu` where one is used.
 
     Of a GPU it is what Jittor's allocators have taken; they keep it as long as the card isn't full.
     """

@@ -169,7 +169,7 @@ def _checksum(index: Index) -> str:
 
 
 def checksum_of(values: Any) -> str:
-    """A number over plain values that tells whether any of them has changed."""
+    """A number over plain values that changes when any of them does."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

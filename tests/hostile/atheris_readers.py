@@ -30,7 +30,7 @@ FOLDER = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir()
 
 
 def read_one(data: bytes) -> None:
-    """The first byte tells the format, the rest is the file."""
+    """The first byte chooses the format, the rest is the file."""
     if not data:
         return
     form = FORMATS[data[0] % len(FORMATS)]

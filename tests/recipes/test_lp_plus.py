@@ -159,7 +159,7 @@ def test_training_equals_torch(seed, mode, tmp_path, close):
         close(ours[name], array, "trajectory", f"LP++: {name} after 22 steps", drift=drift[name])
     other = torch_training(data, 22, mode != "accumulate")["alpha"]
     with pytest.raises(AssertionError, match="differs by"):
-        close(ours["alpha"], other, "trajectory", drift=drift["alpha"])  # the two modes are told apart
+        close(ours["alpha"], other, "trajectory", drift=drift["alpha"])  # the two modes differ by more
     assert set(told) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
 
 
