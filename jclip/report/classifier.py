@@ -49,8 +49,10 @@ class Classifier(FinishedRun):
         """As `load`, of a run whose `result` has been read."""
         import numpy as np
 
-        if "recipe" in result["config"]:
-            cls.check_task(folder, recipe_finder.load(result["config"]["recipe"]))
+        if (
+            recipe := result["config"].get("recipe")
+        ) in recipe_finder.names():  # runs of other tasks have no such arrays
+            cls.check_task(folder, recipe_finder.load(recipe))
         saved, about = _read_learned(folder)
         module, config = cls.settings(folder, about["config"], overrides, model)
         own = folder / MODEL
