@@ -32,9 +32,9 @@ class Predictor(FinishedRun):
 
 
 def task_of_result(result: dict[str, Any]) -> Task:
-    """The task of the recipe that a finished run's result names. Raises `UnknownName`."""
+    """The task of the recipe that a finished run's result names; `classify` where that is none of those there are."""
     recipe = result["config"].get("recipe")
-    return task_of(recipe_finder.load(recipe)) if recipe else TASKS[DEFAULT]
+    return task_of(recipe_finder.load(recipe)) if recipe in recipe_finder.names() else TASKS[DEFAULT]
 
 
 def measure(done: FinishedRun, out: Path) -> dict[str, float]:
