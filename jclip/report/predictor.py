@@ -194,16 +194,17 @@ class Classifier:
         return photos
 
     def _note_changed(self, photos: PhotoData) -> None:
-        """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
+        """Write a line on stderr for each part whose photos are others than those that the run finished with, or that it
+        read where it is about to finish."""
         told, file = self.result, self.folder / "result.json"
-        if not told or not file.is_file():  # it is about to finish with what it has just read
+        if not told:
             return
         values = resolved(self.module, self.config)
         same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
         comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
         if not (same and comparable):  # other data is named, or digests are of another kind
             return
-        finished = file.stat().st_mtime
+        finished = file.stat().st_mtime if file.is_file() else None
         for name, digest in photos.digests().items():
             before = told["provenance"].get(name, digest)
             if before != digest:
@@ -211,13 +212,13 @@ class Classifier:
                 notice(_changed(part, getattr(photos, part), before, digest, finished))
 
 
-def _changed(part: str, split: Split, before: str, now: str, finished: float) -> str:
-    """The line on a part's photos that changed since a run; finished: when that was, in seconds of the epoch."""
-    later = [path for path in split.paths if os.stat(path).st_mtime > finished]  # noqa: PTH116
+def _changed(part: str, split: Split, before: str, now: str, finished: float | None) -> str:
+    """The line on a part's photos that changed; finished: when the run did, in seconds of the epoch, if it has."""
+    later = [path for path in split.paths if finished and os.stat(path).st_mtime > finished]  # noqa: PTH116
     first = f", {len(later)} of them later than result.json (first: {later[0]})" if later else ""
     return (
-        f"the run's {part} photos have changed since it finished: now {len(split)}{first}; SHA-256 of contents and "
-        f"labels was {before[:12]}…, is {now[:12]}…"
+        f"the run's {part} photos have changed {'since it finished' if finished else 'while it ran'}: now {len(split)}"
+        f"{first}; SHA-256 of contents and labels was {before[:12]}…, is {now[:12]}…"
     )
 
 

@@ -210,6 +210,29 @@ def test_photos_that_changed_since_the_run_are_reported(small_models, photo_fold
     assert "have changed" not in capsys.readouterr().err  # other data was asked for
 
 
+def test_photos_that_change_before_the_run_ends_are_reported(small_models, photo_folder, tmp_path, monkeypatch, capsys):
+    """What it measures last are then others than those in result.json."""
+    import jclip.commands.train as command
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    (tmp_path / "mine.yaml").write_text(f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ndata: {{root: photos}}\n")
+    measure = command.measure_if_cheap
+    test = sorted((tmp_path / "photos" / "test").rglob("*.png"))
+
+    def after_a_change(*arguments):
+        shutil.copyfile(test[-1], test[0])
+        return measure(*arguments)
+
+    assert main(["train", "mine.yaml", "--run", "still"]) == 0
+    assert "have changed" not in capsys.readouterr().err
+    monkeypatch.setattr(command, "measure_if_cheap", after_a_change)
+    assert main(["train", "mine.yaml", "--run", "run"]) == 0
+    told = capsys.readouterr().err
+    assert "the run's test photos have changed while it ran: now 18; SHA-256 of contents" in told
+    assert "train photos" not in told and (tmp_path / "run" / "result.json").is_file()
+
+
 def test_1203_classes_of_lvis(shared, tmp_path):
     """Photos of 35 classes among the recorded text of all LVIS names: the count of a product written out."""
     metrics = train("features_lvis.yaml", tmp_path)
