@@ -12,7 +12,7 @@ import numpy as np
 from jclip.errors import CheckpointError
 from jclip.readers.held_file import HeldFile, Source, shown
 from jclip.readers.tensors import LazyTensor, decode, sizes
-from jclip.readers.zip_archive import MAGIC, Archive
+from jclip.readers.zip_archive import MAGIC, Archive, Checked, Entry
 
 _NPY = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000  # bytes, as NumPy has it
@@ -47,7 +47,8 @@ def _array(data: Source, place: str) -> LazyTensor:
         _refuse(place, f"an array {shape} of {dtype} takes {wanted} bytes, {data.size - start} follow its header")
 
     def values() -> np.ndarray:
-        array = decode(data.read(start, wanted), str(dtype)) if wanted else np.zeros(0, dtype)
+        whole = Checked(data) if isinstance(data, Entry) else data
+        array = decode(whole.read(start, wanted), str(dtype)) if wanted else np.zeros(0, dtype)
         if dtype.kind == "U" and wanted and array.view(f"{dtype.byteorder}u4").max() > _LAST_CHARACTER:
             _refuse(place, "its text is none")
         return array.reshape(shape, order="F" if fortran else "C")

@@ -1,4 +1,7 @@
-"""Zip checkpoints of torch >= 1.6 and TorchScript archives. A tensor's bytes are read when it is asked for."""
+"""Zip checkpoints of torch >= 1.6 and TorchScript archives.
+
+A tensor's bytes are read when it is asked for, and the checksum of its storage is compared then.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from jclip.readers.held_file import HeldFile, shown
 from jclip.readers.pickle_machine import Stream, run_pickle
 from jclip.readers.recorders import Storage, Weights, weight_file
 from jclip.readers.tensors import WeightFile, itemsize
-from jclip.readers.zip_archive import Archive
+from jclip.readers.zip_archive import Archive, Checked
 
 
 def read(file: HeldFile) -> WeightFile:
@@ -30,7 +33,7 @@ def read(file: HeldFile) -> WeightFile:
             raise CheckpointError(
                 f"{place} is damaged: storage {shown(key)} holds {entry.size} bytes, {count} {dtype} are claimed"
             )
-        return Storage(entry, dtype, count)
+        return Storage(Checked(entry), dtype, count)
 
     pickled = entries[f"{root}data.pkl"]
     pickled.check()
