@@ -57,7 +57,7 @@ WRONG = [  # kind, where, what, and what the message says
     ("ours, vit", "config.embed_dim", "«digits»", "an integer must have at most 30 digits, got 5000"),
     ("ours, vit", "config.embed_dim", "«deep»", "config must nest at most 32 tables"),
     ("ours, vit", "config.embed_dim", "«deep and whole»", "config must nest at most 32 tables"),
-    ("ours, vit", "config.embed_dim", "«twice»", "the key 'a' stands there twice"),
+    ("ours, vit", "config.embed_dim", "«twice»", "the key 'a' appears twice"),
     ("ours, vit", "config", [1, 2], "config is not a table"),
     ("ours, vit", "preprocess.mean", ["a", "b", "c"], "mean must be a list of 3, each a number from -1000 to 1000"),
     ("ours, vit", "preprocess.std", [0, 0, 0], "std must be a list of 3, each a number from 1e-06 to 1000, got [0, 0, 0]"),
