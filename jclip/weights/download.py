@@ -1,4 +1,5 @@
-"""Weight files by name: OpenAI's nine, resumed after a break and checked against their SHA-256, and Hugging Face's hub."""
+"""Find weights by path or name; download OpenAI's nine files, resumed after a break and checked against their
+SHA-256."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ SHA256 = {name: catalogue.sha256_of(f"{file_stem(name)}.pt") for name in VARIANT
 
 
 def fetch_openai(name: str, folder: Path | None = None) -> Path:
-    """The local file of a model's weights, downloaded when it is absent.
+    """Return the local file of a model's weights, downloaded when absent.
 
-    What a break leaves is kept and continued. `JCLIP_MIRROR` stands for OpenAI's address. Raises `CheckpointError`,
-    which says which file to put where, when it can't be had.
+    An interrupted download is kept and continued by the next call. `JCLIP_MIRROR` replaces OpenAI's address. Raises
+    `CheckpointError`, which says which file to put where, when it can't be downloaded.
     """
     expected, file_name = SHA256[name], f"{file_stem(name)}.pt"
     target = (folder or cache_dir("weights")) / file_name
@@ -56,7 +57,7 @@ def fetch_openai(name: str, folder: Path | None = None) -> Path:
 
 
 def _mirror() -> str:
-    """The address that holds OpenAI's files. Raises `CheckpointError` for a `JCLIP_MIRROR` that is none."""
+    """Return the address that holds OpenAI's files. Raises `CheckpointError` for an invalid `JCLIP_MIRROR`."""
     base = (os.environ.get("JCLIP_MIRROR") or OPENAI).rstrip("/")
     if not is_address(base):
         raise CheckpointError(f"JCLIP_MIRROR must be an address that begins with http:// or https://, got {base!r}")
@@ -64,13 +65,13 @@ def _mirror() -> str:
 
 
 def _room(name: str) -> int:
-    """The most bytes that a file of this model's weights may have: twice what they take in half precision, and a bit."""
+    """Return the limit in bytes of a file of this model's weights: twice their size in half precision, plus 64 MiB."""
     return 4 * sum(math.prod(shape) for shape in parameter_shapes(VARIANTS[name]).values()) + (64 << 20)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the file that the lock is on is removed at the end."""
+    """Hold a lock, one process at a time; the lock file is removed at the end."""
     import fcntl
 
     while True:
@@ -87,7 +88,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def local_path(name_or_path: str | os.PathLike) -> Path:
-    """The path that a name may be, `~` expanded. Raises `CheckpointError` for what the system can't look up."""
+    """Return the path that a name may be, `~` expanded. Raises `CheckpointError` for what the system can't look up."""
     path = expanded(name_or_path)
     try:
         path.exists()
@@ -97,10 +98,11 @@ def local_path(name_or_path: str | os.PathLike) -> Path:
 
 
 def find_weights(name_or_path: str | os.PathLike) -> Path:
-    """The file or folder of a path or a known name, the latter shipped, or downloaded when it is absent.
+    """Return the file or folder of a path or a known name; named weights ship with the package or are downloaded when
+    absent.
 
-    `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, one of the catalogue's.
-    Raises `CheckpointError`.
+    `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, an entry of the
+    catalogue. Raises `CheckpointError`.
     """
     path = local_path(name_or_path)
     if is_file(path / "model.safetensors") and not is_file(path / "config.json"):  # `python convert` wrote it

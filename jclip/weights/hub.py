@@ -1,4 +1,5 @@
-"""Weights from a Hugging Face hub: `huggingface_hub` answers what there is and where its cache lies, bytes come with limits."""
+"""Weights from a Hugging Face hub. `huggingface_hub` supplies metadata and the cache's location; downloads have
+limits."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from jclip.errors import CheckpointError, printable
 from jclip.paths import compute_sha256, replacing
-from jclip.readers.schema import LARGEST_INDEX, read_weight_map
+from jclip.readers.schema import LARGEST_INDEX, is_plain_name, read_weight_map
 from jclip.weights import http_transfer
 from jclip.weights.http_transfer import Download, TransferError, is_address, one_line, transfer, within
 
@@ -22,17 +23,16 @@ HUB_FILES = (
     "model.safetensors.index.json", "pytorch_model.bin.index.json",
 )  # fmt: skip
 LARGEST_FILE = 200 << 30  # bytes of one file of a hub
-_COMMIT = re.compile(r"[0-9a-fA-F]{7,64}")
-_TAG = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch_hub(repository: str) -> Path:
-    """Return the local copy of a repository's weights; HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN are honoured.
+    """Return the local copy of a repository's weights; HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN are
+    honoured.
 
-    One set of weights, all its shards, and the folder of these with what describes the model; a file that nothing
-    describes alone. A hub that does not answer is asked once; what its cache holds is used then. Raises
-    `CheckpointError` when it can't be had, naming the files that were looked for.
+    Fetches one set of weights with all its shards, and returns the folder of these and the files that describe the
+    model, or the one file where nothing describes it. A hub that does not answer is asked once; then the cache is
+    used. Raises `CheckpointError`, naming the files that were looked for.
     """
     hub = _Hub(repository)
     described = [name for name in HUB_SAYS if hub.file(name)]
@@ -128,8 +128,8 @@ class _Hub:
         most = _most(name)
         if there.size is not None and there.size > most:
             raise CheckpointError(f"{place} must be at most {most:,} bytes, got {there.size:,}")
-        for what, value, form in (("commit", there.commit_hash, _COMMIT), ("ETag", there.etag, _TAG)):
-            if value is None or not form.fullmatch(value):
+        for what, value in (("commit", there.commit_hash), ("ETag", there.etag)):
+            if not is_plain_name(value):  # they become names in the cache
                 got = "none" if value is None else printable(repr(value), 80)
                 raise CheckpointError(f"{place} must come with a valid {what}, {self.place} sends {got}")
 
