@@ -210,27 +210,34 @@ def test_photos_that_changed_since_the_run_are_reported(small_models, photo_fold
     assert "have changed" not in capsys.readouterr().err  # other data was asked for
 
 
-def test_photos_that_change_before_the_run_ends_are_reported(small_models, photo_folder, tmp_path, monkeypatch, capsys):
-    """What it measures last are then others than those in result.json."""
+def test_photos_that_change_before_the_run_ends_are_measured_as_it_saw_them(
+    small_models, photo_folder, tmp_path, monkeypatch, capsys
+):
+    """What is written last is of the scores handed over; a later command reports the change."""
     import jclip.commands.train as command
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(photo_folder, tmp_path / "photos")
     (tmp_path / "mine.yaml").write_text(f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ndata: {{root: photos}}\n")
-    measure = command.measure_if_cheap
+    write = command.write_handed_over
     test = sorted((tmp_path / "photos" / "test").rglob("*.png"))
 
     def after_a_change(*arguments):
         shutil.copyfile(test[-1], test[0])
-        return measure(*arguments)
+        test[1].write_bytes(b"no photo any more")
+        return write(*arguments)
 
-    assert main(["train", "mine.yaml", "--run", "still"]) == 0
-    assert "have changed" not in capsys.readouterr().err
-    monkeypatch.setattr(command, "measure_if_cheap", after_a_change)
+    monkeypatch.setattr(command, "write_handed_over", after_a_change)
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
+    assert "have changed" not in capsys.readouterr().err
+    result, told = (json.loads((tmp_path / "run" / name).read_text()) for name in ("result.json", "eval.json"))
+    assert told["correct"] == result["metrics"]["test_correct"]
+    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 1 + len(test)
+    test[1].unlink()
+    shutil.copyfile(test[2], test[1])
+    assert main(["eval", "run"]) == 0
     told = capsys.readouterr().err
-    assert "the run's test photos have changed while it ran: now 18; SHA-256 of contents" in told
-    assert "train photos" not in told and (tmp_path / "run" / "result.json").is_file()
+    assert "the run's test photos have changed since it finished: now 18" in told and "train photos" not in told
 
 
 def test_1203_classes_of_lvis(shared, tmp_path):
