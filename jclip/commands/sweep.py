@@ -10,14 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.commands.arguments import Parser, add_shared
+from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
-from jclip.paths import replacing
+from jclip.paths import refuse_overwriting, replacing
 from jclip.readers.spreadsheet import write_csv_rows
+from jclip.report import plots, predictions
 from jclip.report.predictor import Classifier
 from jclip.report.transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.train import recipe_runs as _runs
 from jclip.train.configs import default_folder, files_named_in, find_config, read_config, resolved
+from jclip.train.run_folder import adding_to
 
 METRICS = (
     "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
@@ -87,24 +91,18 @@ def sweep(argv: list[str]) -> int:
 
 def check_out(out: Path, points: Sequence[Point], configs: Sequence[str]) -> None:
     """Raises `ConfigError` where sweep.csv or sweep.png would take the place of what the sweep reads."""
-    from jclip.paths import refuse_overwriting
-
     named = [file for point in points for file in files_named_in(resolved(point.module, point.cfg))]
     refuse_overwriting([out / "sweep.csv", out / "sweep.png"], [*named, *map(find_config, configs)])
     picture = (out / "sweep.png").resolve()
     roots = {point.cfg.data.root: point.cfg.data for point in points if point.cfg.data.root}
     for root, data in roots.items():
         if picture.is_file() and picture.is_relative_to(Path(root).resolve()):
-            from jclip.data.splits import read_photos
-
-            photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))
+            photos = splits.read_photos(replace(data, shots=0, val_shots=0, pool=0))
             refuse_overwriting([picture], [p for split in (photos.train, photos.val, photos.test) for p in split.paths])
 
 
 def measured_halves(folder: Path) -> dict[str, float]:
     """What a run has of base and new classes, written into its folder."""
-    from jclip.train.run_folder import adding_to
-
     with adding_to(folder, BASE_TO_NEW_FILES):
         return base_to_new(Classifier.load(folder), folder)
 
@@ -164,13 +162,10 @@ def finished(point: Point) -> dict[str, Any]:
 
 def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
     """A line of sweep.csv."""
-    from jclip.choices import SELECTED_ON_TEST
-    from jclip.report.predictions import marked
-
     metrics = result["metrics"]
     known = {k: metrics.get(k, "") for k in METRICS}
     recipe = point.module.__name__.rsplit(".", 1)[-1]
-    told = {"config": marked(point.config, metrics), "recipe": recipe}
+    told = {"config": predictions.marked(point.config, metrics), "recipe": recipe}
     told |= {"shots": point.shots, "seed": point.cfg.data.seed}
     selection = "test" if metrics.get(SELECTED_ON_TEST) else "val"
     seconds = result["provenance"]["seconds"]
@@ -203,8 +198,6 @@ def measured(rows: Sequence[dict[str, Any]]) -> str:
 
 def told(rows: Sequence[dict[str, Any]]) -> str:
     """A table: a line per config, a column per number of shots, mean ± standard deviation in percent."""
-    from jclip.report.predictions import table
-
     column = measured(rows)
     lines, seeds = statistics(rows, column), len({row["seed"] for row in rows})
     shots = sorted({row["shots"] for row in rows})
@@ -213,13 +206,11 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
         for name, points in lines.items()
     ]
     head = [f"{column.replace('_', ' ').replace('top1', 'top-1')}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
-    return table(head, shown)
+    return predictions.table(head, shown)
 
 
 def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
     """A table: a line per config and number of shots, the means over seeds of base, new and each seed's harmonic mean."""
-    from jclip.report.predictions import table
-
     found = [statistics(rows, column) for column in HALVES]
     before = [{**row, "config": "zero-shot"} for row in rows if row["zero_shot_harmonic_mean"] != ""]
     first = [statistics(before, f"zero_shot_{column}") for column in HALVES] if before else None
@@ -229,7 +220,9 @@ def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
         for name, points in columns[0].items()
         for k in sorted(points)
     ]
-    return table([f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown)
+    return predictions.table(
+        [f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown
+    )
 
 
 def below_zero_shot(row: dict[str, Any]) -> bool:
@@ -247,12 +240,10 @@ def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One line per config, and zero-shot's."""
-    from jclip.report.plots import plot_shots
-
     column, lines = measured(rows), statistics(rows, measured(rows))
     if column == "test_top1":
         base = [row for row in rows if row["zero_shot_test_top1"] != ""]
         reference = statistics([{**row, "config": "zero-shot"} for row in base], "zero_shot_test_top1")
         lines = {**reference, **lines}
     seeds = len({row["seed"] for row in rows})
-    plot_shots(path, lines, f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation", "top-1, %")
+    plots.plot_shots(path, lines, f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation", "top-1, %")
