@@ -55,7 +55,11 @@ class Handle(ModuleType):
 
     def __init__(self, module: str, name: str = ""):
         super().__init__(module)
-        self.__dict__["_name"] = name
+        super().__setattr__("_name", name)
+
+    @property
+    def __dict__(self) -> dict[str, Any]:
+        return self._found().__dict__
 
     def _found(self) -> Any:
         module = importlib.import_module(self.__name__)
