@@ -33,9 +33,9 @@ from jclip.postponed import jt
 from jclip.train import on_features
 from jclip.train import run as runs
 
-Learned: TypeAlias = (
-    "tuple[dict[str, np.ndarray], dict[str, float]]"  # arrays for `scorer`, and what the run tells of them
-)
+# arrays for `scorer`, and what the run reports of them
+Learned: TypeAlias = "tuple[dict[str, np.ndarray], dict[str, float]]"
+NORMALISED = False  # the scorer takes features as long as the tower makes them
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip.commands.arguments import Parser, nonempty
-from jclip.config import WORLD, DataConfig, to_yaml
+from jclip.config import WORLD, DataConfig, WithPhotos, to_yaml
 from jclip.data import checks, examine, folders, photo_hashes, splits
 from jclip.data.challenge_folder import from_folder
 from jclip.errors import ConfigError, DataError, JclipError, UnknownName, fail, printable, say
@@ -118,7 +118,7 @@ def asked(target: str, overrides: Sequence[str]) -> tuple[DataConfig, Any, bool]
 
 
 def check(
-    target: str, data: DataConfig, cfg: Any = None, measures_all: bool = True, opened: bool = True
+    target: str, data: DataConfig, cfg: WithPhotos | None = None, measures_all: bool = True, opened: bool = True
 ) -> tuple[Report, splits.PhotoData | None]:
     """The report on all photos of `data`, or of those that the run of `cfg` reads; and these, None where it can't."""
     report = Report(target)

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jclip.choices import SELECTED_ON_TEST
 from jclip.commands.arguments import Parser, add_shared
+from jclip.config import Dataclass, WithPhotos
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
 from jclip.paths import refuse_overwriting, replacing
@@ -31,6 +32,10 @@ BASE_TO_NEW = (*HALVES, *(f"zero_shot_{column}" for column in HALVES))
 COLUMNS = ("config", "recipe", "shots", "seed", *METRICS, "seconds", "selection", "run")
 
 
+class PhotoConfig(Dataclass, WithPhotos, Protocol):
+    """A recipe's config of photos."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One run of a sweep."""
@@ -38,7 +43,7 @@ class Point:
     config: str
     overrides: tuple[str, ...]
     module: Any
-    cfg: Any
+    cfg: PhotoConfig
     folder: Path
 
     @property

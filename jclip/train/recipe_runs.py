@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jclip.config import Dataclass
 from jclip.train.configs import resolved
 
 
-def finished(folder: Path, module: Any, cfg: Any, quiet: bool = False) -> dict[str, Any]:
+def finished(folder: Path, module: Any, cfg: Dataclass, quiet: bool = False) -> dict[str, Any]:
     """The result of `module.run(cfg)` in `folder`. quiet: epochs are not told."""
     from jclip.train.run import Run
 
