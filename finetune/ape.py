@@ -23,7 +23,7 @@ from jclip.features import extraction, precomputed
 from jclip.features import source as sources
 from jclip.functional import directions, metrics, similarity
 from jclip.postponed import jt
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
 
@@ -87,7 +87,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     told |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
     learned = fold(cache)
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    return {**on_features.zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -25,7 +25,7 @@ from jclip.features import extraction, precomputed
 from jclip.features import source as sources
 from jclip.functional import losses, metrics, prototypes
 from jclip.postponed import jt
-from jclip.train import loop, on_features
+from jclip.train import loop, on_features, scored_photos
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -69,7 +69,12 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = {"prototypes": trained.arrays["prototypes"], "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     told = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
-    return {**on_features.zero_shot_report(data), **data.report(scorer(learned, cfg)), **told, **trained.told}
+    return {
+        **on_features.zero_shot_report(data),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
+        **told,
+        **trained.told,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -23,7 +23,7 @@ from jclip.features import extraction, heads, precomputed
 from jclip.features import source as sources
 from jclip.functional import directions, initial_values, similarity
 from jclip.postponed import jt
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
 NORMALISED = False  # features come as long as the tower makes them
@@ -69,7 +69,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     zero_shot = on_features.zero_shot_report(
         replace(data, val=directions.unit(data.val), test=directions.unit(data.test))
     )
-    return {**zero_shot, **data.report(scorer(learned, cfg)), "ratio": ratio, **trained.told}
+    return {**zero_shot, **scored_photos.measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

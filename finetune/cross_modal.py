@@ -32,7 +32,7 @@ from jclip.functional import directions, initial_values, similarity
 from jclip.model import clip, last_block
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import on_features, on_photos
+from jclip.train import on_features, on_photos, scored_photos
 from jclip.train import run as runs
 
 
@@ -98,15 +98,17 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     trained, chosen = choose(cfg, run, data, photos, texts)
     learned = arrays(cfg, trained.arrays)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    return {**on_features.zero_shot_report(data), **reports(cfg, data, learned, zero_shot), **chosen, **trained.told}
+    of_head = scored_photos.measured(run, data, scorer(learned, cfg))
+    wise = of_mean(cfg, data, learned, zero_shot)
+    return {**on_features.zero_shot_report(data), **of_head, **wise, **chosen, **trained.told}
 
 
-def reports(
+def of_mean(
     cfg: Config, data: precomputed.FeatureSet, learned: dict[str, np.ndarray], zero_shot: np.ndarray
 ) -> dict[str, float]:
-    """Of the trained head, and of its mean with the zero-shot one."""
+    """Metrics of the mean of the trained head and the zero-shot one: `wise_val_top1`, …"""
     wise = learned | {"head": (1 - cfg.wise) * learned["head"] + cfg.wise * zero_shot}
-    return {**data.report(scorer(learned, cfg)), **data.report(scorer(wise, cfg), prefix="wise_")}
+    return data.report(scorer(wise, cfg), prefix="wise_")
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -245,7 +247,8 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     for i in range(len(grid)):
         run.slot(f"train-{i}").clear()  # each as large as the block
     after = on_photos.features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
-    return {**on_features.zero_shot_report(data), **reports(cfg, after, learned, zero_shot), **told, **trained.told}
+    told = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **told}
+    return {**on_features.zero_shot_report(data), **told, **trained.told}
 
 
 def views(cfg: Config) -> list[dict[str, str | int]]:

@@ -21,7 +21,7 @@ from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features import extraction, heads, precomputed
 from jclip.features import source as sources
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
 NOTHING = 1e-12  # of a row's square, which is one: what rounding leaves of rows less themselves
@@ -67,7 +67,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         learned |= {"text": data.text, "scale": np.array([data.scale]), "alpha": np.array([alpha])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     chosen = {"alpha": float(learned["alpha"][0])} if "alpha" in learned else {}
-    return {**on_features.zero_shot_report(data), **data.report(scorer(learned, cfg)), **chosen}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **chosen}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

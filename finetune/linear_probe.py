@@ -30,7 +30,7 @@ from jclip.features import source as sources
 from jclip.functional import initial_values, lbfgs, metrics, similarity
 from jclip.functional.directions import unit
 from jclip.postponed import jt
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
 # arrays for `scorer`, and what the run reports of them
@@ -101,7 +101,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     of_length_one = replace(data, val=unit(data.val), test=unit(data.test))
-    return {**on_features.zero_shot_report(of_length_one), **data.report(scorer(learned, cfg)), **told}
+    return {
+        **on_features.zero_shot_report(of_length_one),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
+        **told,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

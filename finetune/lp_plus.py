@@ -24,7 +24,7 @@ from jclip.features import extraction, precomputed
 from jclip.features import source as sources
 from jclip.functional import losses, prototypes
 from jclip.postponed import jt
-from jclip.train import loop, on_features
+from jclip.train import loop, on_features, scored_photos
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -68,7 +68,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = {**arrays, "text": data.text}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     told |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
-    return {**on_features.zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

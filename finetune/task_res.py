@@ -27,7 +27,7 @@ from jclip.features import source as sources
 from jclip.functional import directions, losses, similarity
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
 
@@ -68,7 +68,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     trained = train_residual(cfg, run, data, text)
     learned = arrays(cfg, text, data.scale, trained.arrays["residual"])
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    return {**on_features.zero_shot_report(data), **data.report(scorer(learned, cfg)), **trained.told}
+    return {
+        **on_features.zero_shot_report(data),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
+        **trained.told,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

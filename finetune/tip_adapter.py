@@ -20,7 +20,7 @@ from jclip.features import extraction, precomputed
 from jclip.features import source as sources
 from jclip.functional import similarity
 from jclip.postponed import jt
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
 
@@ -81,7 +81,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
     return {
         **on_features.zero_shot_report(data),
-        **data.report(scorer(learned, cfg)),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         "beta": beta,
         **trained,

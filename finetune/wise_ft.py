@@ -28,7 +28,7 @@ from jclip.features import source as sources
 from jclip.functional import losses, prototypes
 from jclip.postponed import jt
 from jclip.readers import safetensors, tensors
-from jclip.train import on_features
+from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 from jclip.weights import checkpoint
 
@@ -90,7 +90,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
              for part in ("val", "test") if len(getattr(data, part)) for a in alphas}  # fmt: skip
     return {
         **on_features.zero_shot_report(data),
-        **data.report(scorer(learned, cfg)),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         **curve,
         **trained.told,
