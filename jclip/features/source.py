@@ -18,6 +18,8 @@ from jclip.config import WithDtype, WithFeatureLayer, WithModel
 from jclip.data.preprocess import Preprocess, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
+from jclip.model import clip, deep_prompts, streaming
+from jclip.postponed import jt
 from jclip.weights.checkpoint import Checkpoint, open_checkpoint
 from jclip.weights.download import find_weights
 from jclip.weights.families import Stated
@@ -86,19 +88,14 @@ class ModelSource:
     def release(self) -> None:
         """Lets the model's memory go; at its next use it is loaded again."""
         if self.__dict__.pop("model", None) is not None:
-            from jclip.runtime import jt
-
             jt.sync_all()
             jt.gc()
 
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
-        from jclip.model import streaming
-        from jclip.model.clip import build
-
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
-            return build(self.checkpoint, self.dtype)
+            return clip.build(self.checkpoint, self.dtype)
         if self.dtype != "fp32":
             raise ConfigError(
                 f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
@@ -125,10 +122,7 @@ class PromptedSource:
     @cached_property
     def model(self):
         """The `CLIP` with these vectors, loaded at first use."""
-        from jclip.model.deep_prompts import PromptedModel
-        from jclip.runtime import jt
-
-        return PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
+        return deep_prompts.PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
 
 
 class SideBySide:
