@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = face(
         "predictor": ("Predictor", "measure", "write_handed_over"),
         "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
+        "scoring_run": ("ScoringRun",),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
         "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),

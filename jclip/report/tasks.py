@@ -3,7 +3,9 @@
 A recipe says its task in a module attribute, `TASK = "retrieve"`; without one it is `classify`. To add a task:
 
 1. `jclip/report/<noun>.py` with a subclass of `jclip.report.finished_run.FinishedRun`, whose methods are all that `train`,
-   `eval`, `predict` and `compare` ask of a finished run; what a task does not override is refused in one line.
+   `eval`, `predict` and `compare` ask of a finished run. Where recipes of the task have a `scorer`, it is a subclass of
+   `jclip.report.scoring_run.ScoringRun`, which has what was learned, the features and the class names, and lacks
+   `measure`, `label` and the static methods below `label`: what they write and print.
 2. One entry of `TASKS` here. `functions`: what its recipes define beside `Config` and `run`, with their parameters; for
    photos with several labels `scorer(learned, cfg)` gives what turns features (N, E) into scores (N, C), as of `classify`.
 3. In a recipe: `TASK = "<name>"`, and in `run` either `jclip.train.scored_photos.measured` or
