@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
+from jclip.config import protocols
 from jclip.config.groups import OutOfRange
-from jclip.config.protocols import Dataclass
 from jclip.errors import ConfigError, did_you_mean, printable, quoted
 from jclip.readers.strict_yaml import unusable
 
@@ -128,7 +128,7 @@ def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tup
     return tuple(_convert(hint, item, place, dotted) for hint, item in zip(arguments, items, strict=True))
 
 
-def to_values(config: Dataclass) -> dict[str, Any]:
+def to_values(config: protocols.Dataclass) -> dict[str, Any]:
     """The resolved configuration as plain values, which `build` reads back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
