@@ -60,6 +60,12 @@ def imports(path: Path, top_level: bool = False) -> list[tuple[int, str]]:
     return found
 
 
+def imports_at_top(path: Path) -> list[tuple[int, str]]:
+    """As `imports`, of statements at the file's top level alone, what is loaded later among them."""
+    lines = {node.lineno for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)}
+    return [(line, name) for line, name in imports(path) if line in lines]
+
+
 MODULES = {module_of(path): path for path in FILES}
 JITTOR = {"jclip.postponed.jt": "jclip.runtime", "jclip.runtime": "jclip.runtime", "jclip.kernels": "jclip.kernels"}
 
@@ -128,6 +134,18 @@ def test_what_must_answer_at_once_imports_no_jittor():
         if room_of(module) in (*WITHOUT_JITTOR, "jclip", "cli", *LIBRARIES_USERS):
             way = reaches_jittor(module)
             assert not way, f"importing {module} imports Jittor: {' → '.join(way)}"
+
+
+# Where an import inside a function stays: its package has no face, or it is looked up by those who ask for the name.
+INSIDE = ("convert/cli.py", "convert/check.py", "finetune/__init__.py", "jclip/commands/doctor.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_our_imports_stand_at_the_top(path):
+    ours = {(line, name) for line, name in imports(path) if name.split(".")[0] in ("jclip", *LIBRARIES_USERS)}
+    by_string = {(n.lineno, n.value) for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
+    inside = ours - by_string - {*imports_at_top(path)}
+    assert not inside or str(path.relative_to(ROOT)) in INSIDE, sorted(inside)
 
 
 def test_nothing_of_it_loads_jittor_or_torch():
