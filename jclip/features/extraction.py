@@ -24,7 +24,9 @@ from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
+from jclip.model import last_block
 from jclip.paths import cache_dir, file_sha256
+from jclip.postponed import jt
 from jclip.prompts.templates import prompts_of
 from jclip.readers import safetensors
 
@@ -182,10 +184,7 @@ def _compute(
 ) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
-    from jclip.model.last_block import LastBlock
-    from jclip.runtime import jt
-
-    encode = LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
+    encode = last_block.LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
     views, size = viewer.shape[0], batch_size()
     rows, features = [np.zeros(0, np.int64)], []
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)

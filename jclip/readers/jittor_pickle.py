@@ -16,7 +16,8 @@ import numpy as np
 from jclip.errors import CheckpointError
 from jclip.paths import replacing
 from jclip.readers.held_file import CHUNK, HeldFile, InMemory, Part, Source
-from jclip.readers.pickle_machine import Budget, Stream, run_pickle
+from jclip.readers.pickle_machine import Budget, run_pickle
+from jclip.readers.pickle_stream import Stream
 from jclip.readers.recorders import Storage, Weights, weight_file
 from jclip.readers.tensors import WeightFile, itemsize
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from jclip.errors import CheckpointError
 from jclip.readers.held_file import HeldFile, shown
-from jclip.readers.pickle_machine import Stream, run_pickle
+from jclip.readers.pickle_machine import run_pickle
+from jclip.readers.pickle_stream import Stream
 from jclip.readers.recorders import Storage, Weights, weight_file
 from jclip.readers.tensors import WeightFile, itemsize
 from jclip.readers.zip_archive import Archive, Checked

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from jclip.data import preprocess as preprocessing
 from jclip.errors import CheckpointError, UnknownName, UnsaidError
 from jclip.readers.schema import SIDE, obey, several
 from jclip.weights.variants import WIDTH, Activation
-
-if TYPE_CHECKING:
-    from jclip.data.preprocess import Preprocess
 
 NORMALISATIONS = ("openai", "imagenet", "half")  # see `jclip.data.preprocess.NORMALISATIONS`
 
@@ -102,10 +99,8 @@ class Stated:
             f"it: pass family= (--family), one of {choices}; or --activation, --normalisation and --resize"
         )
 
-    def preprocess(self, size: tuple[int, int]) -> Preprocess:
+    def preprocess(self, size: tuple[int, int]) -> preprocessing.Preprocess:
         """Return the preprocessing for this input size; OpenAI's where nothing is known."""
-        from jclip.data.preprocess import NORMALISATIONS, Preprocess
-
         family = FAMILIES[self.family or "openai"]
-        mean, std = NORMALISATIONS[self.normalisation or family.normalisation]
-        return Preprocess(size=size, mean=mean, std=std, resize=self.resize or family.resize)
+        mean, std = preprocessing.NORMALISATIONS[self.normalisation or family.normalisation]
+        return preprocessing.Preprocess(size=size, mean=mean, std=std, resize=self.resize or family.resize)

@@ -191,7 +191,7 @@ def test_names_and_their_spellings():
 def test_a_damaged_note_of_a_hash_is_not_believed(tmp_path, monkeypatch):
     notes = tmp_path / "hashes"
     notes.mkdir()
-    monkeypatch.setattr("jclip.paths.cache_dir", lambda *_: notes)
+    monkeypatch.setattr("jclip.paths.file_hashes.cache_dir", lambda *_: notes)
     path = tmp_path / "x"
     path.write_bytes(b"one")
     right = file_sha256(path)
