@@ -48,8 +48,9 @@ class Config:
     """Captions to generate.
 
     generator: template (offline) or openai (any server of that interface); count: template captions, 0 for
-    `min_per_class` times the number of classes; max_per_class: of all.jsonl, 0 for no limit; hard: names of classes for hard.jsonl; partner: the
-    class that hard classes are paired with; sets: a file of classes that are seen together, empty for the captions' own.
+    `min_per_class` times the number of classes; max_per_class: of all.jsonl, 0 for no limit; hard: names of classes for
+    hard.jsonl; partner: the class that hard classes are paired with; sets: a file of classes that are seen together, empty
+    for the captions' own.
     """
 
     classes: str
