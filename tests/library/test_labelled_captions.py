@@ -163,7 +163,10 @@ def test_sentences_by_class_number(tmp_path):
 
 
 def test_lines_with_labels_and_captions(tmp_path):
-    lines = '{"labels": ["cat"], "captions": ["1. A cat sleeps.", "no number"]}\n{"labels": ["dog"], "captions": ["1. A dog and a cat."]}\n'
+    lines = (
+        '{"labels": ["cat"], "captions": ["1. A cat sleeps.", "no number"]}\n'
+        '{"labels": ["dog"], "captions": ["1. A dog and a cat."]}\n'
+    )
     captions, (file,) = label_files([write(tmp_path / "x.jsonl", lines)], LABELLER)
     assert captions.ids == ("1-1", "2-1") and captions.sources == ("hard", "hard")
     assert captions.targets.tolist() == [[0, 1, 0], [1, 1, 0]], "further classes that a sentence names are labels"
