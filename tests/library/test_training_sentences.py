@@ -54,11 +54,7 @@ def test_pairs():
     made = pair_sentences(COCO)
     assert len(made) == 9 * comb(80, 2) == 28440
     assert Counter(made.texts)["a photo of a person and a dog."] == 9
-    assert (
-        named(made, made.texts.index("a photo of a hot dog and a tie."))
-        if "a photo of a hot dog and a tie." in made.texts
-        else True
-    )
+    assert named(made, made.texts.index("a photo of a tie and a hot dog.")) == {"tie", "hot dog"}
     assert (made.targets.sum(axis=1) == 2).all() and (made.counts() == 9 * 79).all()
 
 
@@ -97,12 +93,7 @@ def test_hard_sentences():
     hard, sets = [TOASTER, BENCH, PERSON], [(DOG, BENCH, TOASTER), (DOG, CAT), (BENCH, PERSON)]
     made = hard_sentences(COCO, hard, sets, PERSON)
     assert len(made) == 3 * 89 + 2 * 89 + 2
-    assert made.texts[-2:] == ("a photo of a bench and a toaster.", "a photo of a bench and a person.") or made.texts[
-        -2:
-    ] == (
-        "a photo of a bench and a toaster.",
-        "a photo of a person and a bench.",
-    )
+    assert made.texts[-2:] == ("a photo of a bench and a toaster.", "a photo of a bench and a person.")
     pairs = range(3 * 89, 5 * 89)
     assert (
         made.texts[pairs[0]] == "a photo of a person and a toaster." and Counter(made.texts)[made.texts[pairs[0]]] == 10
