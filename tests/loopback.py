@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Answer = tuple[int, dict[str, str], bytes]
+Answer = tuple[int, dict[str, str], bytes | Iterable[bytes]]  # status, headers, body or its pieces
 
 
 class Loopback:
@@ -29,10 +29,13 @@ class Loopback:
                 status, headers, data = answer(body["messages"][0]["content"], number)
                 try:
                     self.send_response(status)
-                    for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                    for name, value in (
+                        ({"Content-Length": str(len(data))} if isinstance(data, bytes) else {}) | headers
+                    ).items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data)
+                    for piece in [data] if isinstance(data, bytes) else data:
+                        self.wfile.write(piece)
                 except OSError:
                     pass  # who asked is gone
                 self.close_connection = True

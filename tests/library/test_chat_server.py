@@ -104,6 +104,28 @@ def test_a_slow_server_is_asked_again():
     assert waits == [1, 2] and "Authorization" not in loopback.headers[0]
 
 
+def test_an_answer_in_drops_is_no_answer():
+    stop = threading.Event()
+
+    def drops():
+        while not stop.wait(0.02):
+            yield b" "
+
+    with Loopback(lambda prompt, number: GOOD if number else (200, {}, drops())) as loopback:
+        server = ChatServer(loopback.url, "m", "", 0.2, 2, lambda seconds: None)
+        assert server.ask("What?", temperature=0, top_p=1, max_tokens=5, seed=0).text == "A dog."
+        stop.set()
+
+
+def test_whoever_stops_waits_no_longer():
+    with Loopback(lambda prompt, number: (429, {"Retry-After": "500"}, b"")) as loopback:
+        server = ChatServer(loopback.url, "m", "", 5, 3)
+        server.stopped.set()
+        with pytest.raises(NoReply):
+            server.ask("What?", temperature=0, top_p=1, max_tokens=5, seed=0)
+        assert len(loopback.requests) == 1
+
+
 def test_nobody_listens():
     server = ChatServer("http://127.0.0.1:9/v1", "m", KEY, 2, 2, lambda seconds: None)
     with pytest.raises(NoReply, match=r"the connection broke: .* \(2 tries\)"):
