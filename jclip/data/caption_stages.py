@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +127,19 @@ class Stages:
         return [self._about("single", (label,), count, k) for k in rounds for label in labels]
 
     def hard_jobs(self, sets: Sequence[tuple[int, ...]]) -> list[Job]:
-        """Returns the questions about the hard classes of each distinct group that has some."""
+        """Returns the questions about the hard classes of each distinct group that has some.
+
+        Groups with the same hard classes ask the same, no more often than `max_per_set` leaves room for the sentences.
+        """
+        if not (count := self._config.hard_sentences):
+            return []
         parts = [tuple(k for k in own if k in self._hard) for own in [*dict.fromkeys(sets)][: self._config.groups]]
-        return [self._about("hard", part, self._config.hard_sentences, 0) for part in dict.fromkeys(parts) if part]
+        most = -(-self._rules.max_per_set // count)
+        return [
+            self._about("hard", part, count, k)
+            for part, times in Counter(filter(None, parts)).items()
+            for k in range(min(times, most))
+        ]
 
     def judge_jobs(self, texts: Iterable[str]) -> list[Job]:
         """Returns the questions about captions."""
@@ -165,21 +175,23 @@ class Stages:
             "single": asking.candidates(self.single_jobs(classes, range(rounds))),
             "hard": asking.candidates(self.hard_jobs(sets)),
         }
-        kept = {part: self._kept(asking, own) for part, own in candidates.items()}
+        rules = dict.fromkeys(candidates, self._rules)  # a class alone is a set of which many are wanted
+        rules["single"] = replace(self._rules, max_per_set=max(self._rules.max_per_set, min_per_class))
+        kept = {part: self._kept(asking, own, rules[part]) for part, own in candidates.items()}
         for more in range(rounds, rounds + self._config.top_up_rounds):
             short = _below(min_per_class, kept.values(), len(classes))
             if not (found := asking.candidates(self.single_jobs(short, range(more, more + 1)))):
                 break
             candidates["single"] += found
-            kept["single"] = self._kept(asking, candidates["single"])
+            kept["single"] = self._kept(asking, candidates["single"], rules["single"])
         made = {part: self._captions(part, own) for part, own in kept.items()}
         hard = made["hard"].only(self._hard) if self._hard else made["hard"]
         dropped = {part: own.dropped for part, own in kept.items()}
         return Made(sets, made["captions"], made["single"], hard, dropped, asking.asked, asking.budget)
 
-    def _kept(self, asking: _Asking, candidates: Sequence[Candidate]) -> Kept:
+    def _kept(self, asking: _Asking, candidates: Sequence[Candidate], rules: Rules) -> Kept:
         """What passes the rules and the judge; a caption that the judge has not been asked about is dropped."""
-        kept = filtered(candidates, self._labeller, self._rules)
+        kept = filtered(candidates, self._labeller, rules)
         if not self._config.judge:
             return kept
         jobs = self.judge_jobs(candidate.text for candidate in kept.candidates)

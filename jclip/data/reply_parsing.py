@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from jclip.data.nouns import Labeller
 
 SHORTEST, LONGEST, MOST_WORDS, FEWEST_WORDS = 5, 150, 40, 3
+LONGEST_LINE = 4000
 SHARE_FLOOR = 20  # captions of one class that are always kept
 _ITEM = re.compile(r"^\s*(?:(\d+)[.)]|[-*\u2022])\s*")
 _NOTE = re.compile(r"\s*[(\[][^()\[\]]*[)\]]\s*$")
@@ -30,7 +31,7 @@ def sentences_of(reply: str) -> list[str]:
     """
     found = []
     for line in reply.splitlines():
-        match = _ITEM.match(line)
+        match = _ITEM.match(line) if len(line) <= LONGEST_LINE else None
         if not match:
             continue
         for item in _split(line[match.end() :], int(match[1]) if match[1] and len(match[1]) < 6 else None):

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from jclip.cli import main
+from jclip.data.caption_stages import StageConfig, Stages
 from jclip.data.chat_server import ChatServer, NoReply, Reply
 from jclip.data.labelled_captions import read_captions
 from jclip.data.lexicons import load_lexicon
 from jclip.data.nouns import Labeller
 from jclip.data.raw_replies import Budget, Job, RawReplies, ask_all, stored_replies
+from jclip.data.reply_parsing import Rules
 from jclip.errors import ConfigError, DataError
 from tests.loopback import Loopback, model_of_captions, said
 
@@ -234,6 +236,24 @@ def test_classes_with_few_captions_are_asked_for_again(config, tmp_path):
         generate(config, tmp_path / "out", loopback.url, "min_per_class=500", "stages.top_up_rounds=3")
     single = [prompt for prompt in loopback.prompts if prompt.startswith("Write 10")]
     assert len(single) == (2 + 3) * 6 and {*Counter(single).values()} == {5}
+
+
+def test_hard_classes_are_asked_for_as_often_as_captions_of_them_may_stay():
+    lexicon = load_lexicon(NAMES)
+    stages = Stages(lexicon, StageConfig(hard_sentences=4), Rules(max_per_set=6), "m", 0, hard=[3, 4])
+    sets = [(0, 3), (1, 3), (2, 3), (0, 3), (3, 4), (0, 1), (2, 3, 4), (0, 4)]
+    jobs = stages.hard_jobs(sets)
+    assert [(job.asked, job.number) for job in jobs] == [((3,), 0), ((3,), 1), ((3, 4), 0), ((3, 4), 1), ((4,), 0)]
+    assert Stages(lexicon, StageConfig(hard_sentences=0), Rules(), "m", 0, hard=[3]).hard_jobs(sets) == []
+
+
+def test_questions_are_the_same_whatever_the_order_of_the_classes():
+    def prompts(names, count):
+        jobs = Stages(load_lexicon(names), StageConfig(calls=count), Rules(), "m", 3).composition_jobs()
+        return [job.prompt for job in jobs]
+
+    assert prompts(NAMES, 9) == prompts(NAMES[::-1], 9) == prompts(NAMES, 12)[:9]
+    assert len({*prompts(NAMES, 9)}) > 1
 
 
 @pytest.mark.parametrize(

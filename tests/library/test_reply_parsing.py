@@ -29,6 +29,7 @@ PERSON, CAR, DOG, CAT = 0, 2, 16, 15
         ("I'm sorry, but I can't help with that.", []),
         ("1. *A dog* sits.\n2. __A cat__ lies", ["A dog sits.", "A cat lies"]),
         ("1.\n2.   ", []),
+        ("1. A dog" + " " * 3_000_000 + "x\n2. A cat lies.", ["A cat lies."]),
         ("", []),
     ],
 )
