@@ -27,7 +27,7 @@ def label(files: Sequence[str], args: argparse.Namespace) -> int:
     """Writes the captions that name a class, and a report as a table and as JSON beside them."""
     lexicon = load_lexicon(args.classes, args.lexicon)
     out = Path(args.out) if args.out else None
-    report_file = out.with_suffix(".report.json") if out else None
+    report_file = out.parent / f"{out.stem}.report.json" if out else None
     refuse_overwriting([out, report_file], files)
     everything, read = label_files([Path(file) for file in files], Labeller(lexicon), args.max_bad)
     named = np.flatnonzero((everything.targets == 1).any(axis=1))
