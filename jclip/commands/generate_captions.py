@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jclip.config import build, load_values, project_of, require, to_values
+from jclip.config import build, load_values, project_of, require, to_json, to_values
 from jclip.data.caption_stages import Made, ServerConfig, StageConfig, Stages
 from jclip.data.chat_server import ChatServer, key_from
 from jclip.data.labelled_captions import LabelledCaptions, balanced_rows, joined, write_captions
@@ -262,11 +261,11 @@ def _write(
     report: dict,
 ) -> None:
     names = lexicon.classnames
-    lines = (json.dumps({"names": [names[label] for label in own]}, ensure_ascii=False) for own in sets)
+    lines = (to_json({"names": [names[label] for label in own]}) for own in sets)
     with replacing(folder / "sets.jsonl") as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for part in PARTS:
         write_captions(folder / f"{part}.jsonl", getattr(made, part))
     write_captions(folder / "all.jsonl", everything)
     with replacing(folder / "report.json") as temporary:
-        temporary.write_text(f"{json.dumps(report, ensure_ascii=False, indent=1)}\n", encoding="utf-8")
+        temporary.write_text(f"{to_json(report, indent=1)}\n", encoding="utf-8")

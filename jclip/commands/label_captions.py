@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jclip.config import to_json
 from jclip.data.caption_formats import CaptionFile, label_files
 from jclip.data.labelled_captions import LabelledCaptions, balanced_rows, write_captions
 from jclip.data.lexicons import load_lexicon
@@ -44,7 +44,7 @@ def label(files: Sequence[str], args: argparse.Namespace) -> int:
         return 0
     write_captions(out, kept)
     with replacing(report_file) as temporary:
-        temporary.write_text(f"{json.dumps(report, ensure_ascii=False, indent=1)}\n", encoding="utf-8")
+        temporary.write_text(f"{to_json(report, indent=1)}\n", encoding="utf-8")
     say(f"written: {out}, {report_file}")
     return 0
 

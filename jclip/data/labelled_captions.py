@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jclip.config import to_json
 from jclip.data.nouns import Labeller
 from jclip.errors import DataError, UnknownName, quoted
 from jclip.paths import replacing
@@ -150,7 +150,7 @@ def to_lines(captions: LabelledCaptions) -> str:
         }
         if captions.weights[row] != 1:
             value["weight"] = float(captions.weights[row])
-        lines.append(json.dumps(value, ensure_ascii=False))
+        lines.append(to_json(value))
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -124,6 +124,8 @@ def _yaml_of_words(path: Path) -> dict[str, Any] | None:
 
 def _of_values(name: str, classnames: tuple[str, ...], layers: Sequence[Mapping[str, Any]], place: str) -> Lexicon:
     """A lexicon from nested values, the later layers added to the earlier. A word that becomes doubtful names no more."""
+    if broken := [name for name in classnames if any("\ud800" <= c <= "\udfff" for c in name)]:
+        raise ConfigError(f"{place}: class names must be UTF-8 text, got {quoted(broken[0])}")
     labels = {name_key(classname): label for label, classname in enumerate(classnames)}
     words: dict[str, list[list[str]]] = {group: [[] for _ in classnames] for group in _GROUPS}
     merged: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jclip.config import to_json
 from jclip.data.chat_server import ChatServer, NoReply, Reply
 from jclip.errors import ConfigError, DataError
 
@@ -34,7 +35,7 @@ class Job:
     @property
     def key(self) -> str:
         """SHA-1 of stage, model, prompt, number and temperature: what makes two jobs the same."""
-        parts = json.dumps([self.stage, self.model, self.prompt, self.number, self.temperature], ensure_ascii=False)
+        parts = to_json([self.stage, self.model, self.prompt, self.number, self.temperature])
         return hashlib.sha1(parts.encode(), usedforsecurity=False).hexdigest()
 
     @property
@@ -77,7 +78,7 @@ class RawReplies:
             "usage": dict(reply.usage),
             "time": time.time(),
         }
-        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        line = to_json(value).encode() + b"\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()

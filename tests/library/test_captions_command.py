@@ -212,6 +212,14 @@ def test_three_names_are_enough(tmp_path):
     assert not np.all(everything.targets == 1, axis=1).any()
 
 
+def test_names_whose_bytes_are_no_text(captions, made, tmp_path, capsys):
+    """As the command line hands over what is no UTF-8: a model may be called so, a class not."""
+    assert run("label", captions, "--classes", "dog,\udcb2x", "--out", tmp_path / "x.jsonl") == 2
+    assert run("generate", made, "classes=dog,\udcb2x", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.count("class names must be UTF-8 text, got '\\udcb2x'") == 2
+    assert run("generate", made, "generator=openai", "server.model=\udcb2", "--out", tmp_path / "out", "--dry-run") == 0
+
+
 def test_real_captions(shared, tmp_path, capsys):
     out = tmp_path / "labelled.jsonl"
     assert (
