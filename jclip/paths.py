@@ -1,4 +1,4 @@
-"""Where jclip keeps what it can make again: Jittor's compiled code, downloaded weights, cached features."""
+"""Caches (compiled code, weights, features), files and folders written atomically, hashes of files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder below `$JCLIP_CACHE`, `$XDG_CACHE_HOME/jclip` or `~/.cache/jclip`, made if it is absent.
+    """Return a folder below `$JCLIP_CACHE`, `$XDG_CACHE_HOME/jclip` or `~/.cache/jclip`, created if absent.
 
     Raises `SetupError` where it can't be written.
     """
@@ -45,24 +45,26 @@ def cache_dir(*parts: str) -> Path:
 
 
 def is_file(name: str | os.PathLike) -> bool:
-    """Whether a regular file has that name; unlike `Path.is_file`, also answers for a text too long to be a file's name."""
+    """Return whether a regular file has that name. Unlike `Path.is_file`, false for a text too long to be a file's
+    name."""
     return os.path.isfile(name)  # noqa: PTH113
 
 
 def exists(name: str | os.PathLike) -> bool:
-    """Whether anything has that name; as `is_file`, also of a text too long to be one."""
+    """Return whether anything has that name; false for a text too long to be one."""
     return os.path.exists(name)  # noqa: PTH110
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """The path with `~` and `~user` as home folders; as it is where there is no such user. `Path`'s own raises then."""
+    """Return the path with `~` and `~user` expanded, unchanged where there is no such user, for which
+    `Path.expanduser` raises."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a regular file for reading in binary, links followed. Never blocks.
+    """Open a regular file for reading in binary, following links. Never blocks.
 
-    Raises `OSError`, whose `strerror` says what stands there, for a FIFO, a device, a socket or a folder.
+    Raises `OSError`, whose `strerror` names the kind of file, for a FIFO, a device, a socket or a folder.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -77,10 +79,10 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes as hex digits.
+    """Return the SHA-256 of a file's bytes as hex digits.
 
-    Remembered in the cache for the resolved path, device, inode, size, mtime_ns and ctime_ns together: a file that was
-    replaced, edited in place or restored with its old time is hashed again.
+    Cached under the resolved path, device, inode, size, mtime_ns and ctime_ns together: a file that was replaced,
+    edited in place or restored with its old time is hashed again.
     """
     path = Path(path).resolve()
     with open_regular(path) as f:
@@ -97,7 +99,7 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def _noted(note: Path, key: str) -> str | None:
-    """The digest that a note holds; None where there is none, or where the note is damaged."""
+    """Return the digest stored in a note, or None where the note is absent or damaged."""
     try:
         digest, checksum = note.read_text(encoding="ascii").split(" ")
     except (OSError, ValueError):
@@ -110,7 +112,7 @@ def _note_checksum(key: str, digest: str) -> str:
 
 
 def compute_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes as hex digits, read now."""
+    """Return the SHA-256 of a file's bytes as hex digits, without the cache."""
     with open_regular(path) as f:
         return _digest_of(f)
 
@@ -124,10 +126,11 @@ def _digest_of(file: BinaryIO) -> str:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to, and moves it into place when the block ends well.
+    """Write a file atomically: yields a temporary path beside `path`, which is moved into place when the block
+    succeeds.
 
-    A crash, a full disk or a kill leaves what stood at `path` untouched; what a killed process left beside it is removed
-    when `path` is written again. Raises `OSError` that names `path`, or another file that the block was busy with.
+    A crash, a full disk or a kill leaves the old file untouched; temporary files of killed processes are removed by
+    the next write of `path`. Raises `OSError` that names `path`, or another file that the block was using.
     """
     target = Path(path)
     with naming(target):
@@ -148,7 +151,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def creating(path: str | os.PathLike) -> Iterator[Path]:
-    """As `replacing`, but never in place of anything. Raises `FileExistsError` where something stands at `path`."""
+    """As `replacing`, but never overwrites. Raises `FileExistsError` where something exists at `path`."""
     target = Path(path)
     with naming(target):
         temporary, lock = _part_beside(target)
@@ -163,9 +166,9 @@ def creating(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_together(folder: Path, contents: Mapping[str, bytes], stale: Iterable[str] = ()) -> None:
-    """Writes files of the same measurement: all of them, or after a full disk none; what is `stale` is removed.
+    """Write files that belong together: all of them, or none after a full disk. Files named in `stale` are removed.
 
-    The first of `contents` is the mark that the others are complete: it is removed first and moved into place last.
+    The first of `contents` marks the others as complete: it is removed first and moved into place last.
     """
     with ExitStack() as stack:
         for name, data in contents.items():
@@ -178,7 +181,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes], stale: Iterable[
 
 @contextmanager
 def naming(path: str | os.PathLike, instead_of: str | os.PathLike | None = None) -> Iterator[None]:
-    """In the block, an error of the system that names no file, as that of a full disk, names `path`."""
+    """In the block, an `OSError` without a file name, as that of a full disk, gets the name `path`."""
     try:
         yield
     except OSError as e:
@@ -189,9 +192,9 @@ def naming(path: str | os.PathLike, instead_of: str | os.PathLike | None = None)
 
 
 def refuse_overwriting(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[str | os.PathLike]) -> None:
-    """Raises `ConfigError` where a file to be written is one that is read, by whatever name, or is a folder.
+    """Raise `ConfigError` where an output is one of the inputs, under any name, or is a folder.
 
-    To be asked before the work. Outputs that are None or not there yet can overwrite nothing.
+    Call it before the work. Outputs that are None or do not exist yet are ignored.
     """
     there = {}
     for output in filter(None, outputs):
@@ -209,7 +212,7 @@ def refuse_overwriting(outputs: Iterable[str | os.PathLike | None], inputs: Iter
 
 
 def remove_parts(folder: Path, names: Collection[str]) -> None:
-    """Removes what killed processes left of writing the files `names` of a folder."""
+    """Remove temporary files that killed processes left while writing the files `names` of a folder."""
     pattern = re.compile(r"\.(.+?)(\.[a-z0-9_]+)?\.part")
     known = {_part_stem(name) for name in names}
     for place in folder.iterdir():
@@ -219,7 +222,8 @@ def remove_parts(folder: Path, names: Collection[str]) -> None:
 
 
 def _part_beside(target: Path) -> tuple[Path, int]:
-    """A new empty file beside `target`, and a descriptor that holds its lock as long as this process lives."""
+    """Create an empty temporary file beside `target`; return it and a descriptor that holds its lock for the
+    process's life."""
     for number in itertools.count(1):
         part = target.with_name(f".{_part_stem(target.name)}{f'.{number}' if number > 1 else ''}.part")
         if (lock := _make_locked(part)) is not None:
@@ -228,13 +232,13 @@ def _part_beside(target: Path) -> tuple[Path, int]:
 
 
 def _part_stem(name: str) -> str:
-    """The name, or of one to which nothing can be added its hash."""
+    """Return the name, or its hash where the name is too long to be extended."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= 240 else hashlib.sha256(encoded).hexdigest()[:32]
 
 
 def _make_locked(part: Path) -> int | None:
-    """A descriptor of the file made at `part`; None where another process is writing there."""
+    """Return a descriptor of the file created at `part`, or None where another process is writing there."""
     while True:
         try:
             made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -249,7 +253,7 @@ def _make_locked(part: Path) -> int | None:
 
 
 def _remove_dead(part: Path) -> bool:
-    """Whether the place is free now: what no living process writes is removed, all but a regular file is left."""
+    """Return whether the place is free. Regular files that no living process writes are removed."""
     try:
         found = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -269,7 +273,7 @@ def _remove_dead(part: Path) -> bool:
 
 
 def _take_lock(descriptor: int, without: bool) -> bool:
-    """Whether the lock was free; `without`: the answer of file systems that have no locks."""
+    """Return whether the lock was free; `without` is the result on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -303,11 +307,11 @@ def _put_where_nothing_is(temporary: Path, target: Path) -> None:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary folder beside `path` to fill, and puts it in place in one move when the block ends well.
+    """Replace a folder atomically: yields a temporary folder beside `path`, moved into place when the block succeeds.
 
-    Of a folder that stands there, what has no namesake in the new one is kept. A crash or a kill at any moment leaves
-    the old folder whole or the new one whole (where the file system can't exchange two folders: or neither, which the
-    next call for this path repairs). What a killed call left beside `path` is removed by the next. Raises `OSError`.
+    Files of the old folder that the new one lacks are kept. A crash or a kill at any moment leaves the old folder or
+    the new one, whole (where the file system can't exchange two folders, possibly neither, which the next call for
+    this path repairs). What a killed call left beside `path` is removed by the next. Raises `OSError`.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +337,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _temporary_folder(target: Path) -> tuple[Path, int]:
-    """A new folder beside `target` and a descriptor that locks it: folders that nobody locks were left by a kill."""
+    """Create a folder beside `target`; return it and a descriptor that locks it. Unlocked ones were left by a kill."""
     import fcntl
 
     parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -351,7 +355,7 @@ def _temporary_folder(target: Path) -> tuple[Path, int]:
 
 
 def _repair(target: Path) -> None:
-    """Puts back a folder that a killed call had moved aside, and removes what killed calls left."""
+    """Restore a folder that a killed call had moved aside, and remove what killed calls left."""
     name = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.(part|old)")
     for left in sorted(target.parent.iterdir()):
         if not name.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
@@ -376,7 +380,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _sync_below(folder: Path) -> None:
-    """All regular files of a folder, and its own entries, are on the disk."""
+    """Flush all regular files of a folder, and its own entries, to the disk."""
     for place in [*(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()), folder]:
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -386,7 +390,7 @@ def _sync_below(folder: Path) -> None:
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    """What `new` has no namesake of, linked into it; copied where links are not allowed."""
+    """Link into `new` the entries of `old` that it lacks; copy them where links are not allowed."""
     for entry in sorted(old.iterdir()):
         if os.path.lexists(new / entry.name):
             continue
@@ -404,7 +408,7 @@ def _link(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Two folders change places in one step; where the system can't, the second is moved aside for a moment."""
+    """Exchange two folders in one step; where the system can't, move the second aside for a moment."""
     sys.audit("os.rename", str(first), str(second), -1, -1)
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 and renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
@@ -429,16 +433,18 @@ def _umask() -> int:
 
 
 def plain_path(folder: Path) -> Path:
-    """`folder`, or a link to it whose path every shell takes as one word: Jittor puts paths into commands unquoted.
+    """Return `folder`, or a link to it whose path needs no shell quoting: Jittor puts paths into commands unquoted.
 
-    Raises `SetupError` when the place for such links belongs to somebody else.
+    Raises `SetupError` when the place for such links belongs to another user.
     """
     if not re.search(r"[^\w./+@:-]", str(folder)):
         return folder
     private = Path("/tmp") / f"jclip-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)
     if private.is_symlink() or private.stat().st_uid != os.getuid():
-        raise SetupError(f"{private} belongs to somebody else: the path {folder} must be without blanks and signs")
+        raise SetupError(
+            f"{private} belongs to another user: the path {folder} must not contain blanks or special characters"
+        )
     link = private / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     if not link.is_symlink() or link.readlink() != folder:
         temporary = link.with_name(f".{link.name}.{os.getpid()}")

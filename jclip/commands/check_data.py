@@ -352,18 +352,20 @@ def write_config(path: Path, data: DataConfig, photos: PhotoData, report: Report
 
 def config_for(data: DataConfig, photos: PhotoData, broken: bool) -> dict[str, Any]:
     """The settings of that config."""
+    from jclip.choices import default_model
     from jclip.data.challenge_folder import from_folder
 
+    model = default_model()
     where = {k: _absolute(v) for k in ("root", "split_file") if (v := getattr(data, k))}
     where |= {"strip_prefix": True} if from_folder(data) != data else {}
     where |= {"on_error": "skip"} if broken else {}
     if not len(photos.train):
-        return {"recipe": "zero_shot", "model": "ViT-B/32", "data": where, "templates": "openai80"}
+        return {"recipe": "zero_shot", "model": model, "data": where, "templates": "openai80"}
     shots, val_shots = shots_for(photos)
     search = bool(val_shots)
     where |= {"shots": shots, "val_shots": val_shots}
     return {
-        "recipe": "tip_adapter", "model": "ViT-B/32", "data": where, "templates": "openai7",
+        "recipe": "tip_adapter", "model": model, "data": where, "templates": "openai7",
         "search": search, "train": False, "seed": 1,
     }  # fmt: skip
 
