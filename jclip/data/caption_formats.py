@@ -17,7 +17,7 @@ import numpy as np
 
 from jclip.data.labelled_captions import LabelledCaptions
 from jclip.data.nouns import Labeller
-from jclip.errors import ConfigError, DataError, did_you_mean, notice, printable, quoted
+from jclip.errors import DataError, did_you_mean, notice, printable, quoted
 from jclip.readers.text import parse_json, read_text
 
 FIRST_SHOWN = 5
@@ -279,10 +279,3 @@ def _report_bad(found: CaptionFile, max_bad: float) -> None:
     if len(found.bad) > max_bad * found.rows:
         raise DataError(f"{counted}: at most {max_bad:.3g} of them may be bad (max_bad)")
     notice(f"{counted}, left out")
-
-
-def check_share(max_bad: float) -> float:
-    """Returns the largest share of bad rows. Raises `ConfigError` outside of [0, 1]."""
-    if not 0 <= max_bad <= 1:
-        raise ConfigError(f"max_bad must be in [0, 1], got {max_bad}")
-    return max_bad

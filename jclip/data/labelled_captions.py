@@ -18,8 +18,6 @@ from jclip.paths import replacing
 from jclip.prompts.spelling import name_key
 from jclip.readers.text import parse_json, read_text
 
-SOURCES = ("coco", "narratives", "list", "text", "llm", "template", "single", "pair", "set", "hard", "shapes")
-
 
 @dataclass(frozen=True)
 class LabelledCaptions:
