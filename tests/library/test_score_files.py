@@ -287,7 +287,8 @@ def voc(shared):
 def test_published_scores_of_two_systems(voc, capsys):
     out, _ = run(
         capsys, f"{voc}:tai", f"{voc}:dualcoop_local", "--labels", voc, "--label-values", "voc", "--classes", "voc2007",
-        "--merge", "0.5", "--ensemble", "weighted", "--rho", "0.8", "--at", "3", "--threshold", "global_f1", "--quantiles", "60",
+        "--merge", "0.5", "--ensemble", "weighted", "--rho", "0.8", "--at", "3", "--threshold", "global_f1",
+        "--quantiles", "60",
     )  # fmt: skip
     for line in (
         "scores.npz:tai global 86.0784", "scores.npz:tai local 73.5070", "scores.npz:tai merged 88.0747",
