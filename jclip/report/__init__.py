@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "predictor": ("Classifier", "measure", "measure_if_cheap", "unlabelled"),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
-        "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
+        "score_files": ("Scores", "aligned", "joined", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },

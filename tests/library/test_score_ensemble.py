@@ -146,6 +146,8 @@ def test_published_ensemble_and_merges(published):
     r = searched_merge(g, local, few, 4)
     values = {k / 4: ranking_report(k / 4 * g + (1 - k / 4) * local, few).mean for k in range(5)}
     assert values[r] == max(values.values())
+    assert searched_merge(g, local, few) in {k / 20 for k in range(21)} - {k / 4 for k in range(5)}
+    assert searched_merge(g, g, few) == 0.5
 
 
 def test_the_threshold_of_the_best_f1(published):

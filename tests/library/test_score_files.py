@@ -16,6 +16,7 @@ from jclip.report.calibration_file import calibration_for, read_calibration, wri
 from jclip.report.score_files import (
     Scores,
     aligned,
+    joined,
     ordered_classes,
     photo_places,
     read_image_names,
@@ -107,6 +108,21 @@ def test_another_order_of_classes_and_photos(capsys):
         aligned([one, Scores("n", {"scores": one.main[:3]}, NAMES)])
     with pytest.raises(DataError, match="a column for each of 3 classes, got 2"):
         aligned([one, Scores("n", {"scores": one.main[:, :2]})])
+
+
+def test_parts_are_joined():
+    whole = drawn(0, uses_label_statistics=True)
+    parts = [whole.take([0, 1]), whole.take([2]), whole.take([3])]
+    found = joined(parts)
+    assert np.array_equal(found.main, whole.main) and found.photos == PHOTOS and found.uses_label_statistics
+    with pytest.raises(DataError, match="must stand once, got 'd.jpg' again"):
+        joined([*parts, parts[1]])
+    with pytest.raises(DataError, match="parts must have scores of the same classes as m, got scores of 2 classes"):
+        joined([parts[0], parts[1].take(columns=[0, 1])])
+    with pytest.raises(DataError, match="got global of 3 classes"):
+        joined([parts[0], Scores("n", {"global": parts[1].main}, NAMES, PHOTOS[2:3])])
+    with pytest.raises(DataError, match="all name their photos, or none"):
+        joined([parts[0], Scores("n", parts[1].parts, NAMES)])
 
 
 def test_photos_are_found_by_name_then_file_then_id():
@@ -213,6 +229,7 @@ def test_metrics_and_files_of_a_measurement(small, capsys):
         and values["chosen_on_measured_photos"] == []
     )
     assert values["uses_label_statistics"] is False
+    assert values["labels"]["photos_without_label"] == values["labels"]["photos_with_every_label"] == 0
     rows = (small / "c.csv").read_text().splitlines()
     assert rows[0] == "class,positives,negatives,unknown,ap,tie_share,threshold,precision,recall,f1" and len(rows) == 4
     assert rows[3].startswith("cow,2,1,1,")
@@ -227,6 +244,12 @@ def test_thresholds_are_fitted_on_one_list_and_used_on_another(small, capsys):
     found = read_calibration("cal.json")
     assert found.rule == "class_f1" and found.photos == 4 and found.photos_of == "labels.csv"
     assert found.sha256 == read_labels("labels.csv").sha256()
+    run(capsys, "one.npz", "--labels", "labels.csv", "--threshold", "0.25", "--calibrate", "fixed.json")
+    assert read_calibration("fixed.json").thresholds.tolist() == [0.25] * 3
+    _, err = run(
+        capsys, "one.npz", "--labels", "labels.csv", "--threshold", "cal.json", "--calibrate", "new.json", code=2
+    )
+    assert "a number or a rule, got a calibration file" in err
     _, err = run(capsys, "one.npz", "--labels", "labels.csv", "--threshold", "cal.json")
     assert "cal.json was fitted on the photos that are measured" in err
     (small / "other.csv").write_text((small / "labels.csv").read_text().replace("-1", "0"))
