@@ -78,6 +78,8 @@ def test_scores_that_are_none(tmp_path):
         Scores("x", {"scores": np.ones((4, 2))}, NAMES, PHOTOS)
     with pytest.raises(DataError, match="names its photos and classes, got none"):
         write_scores(tmp_path / "y.npz", Scores("x", {"scores": np.ones((4, 3))}))
+    with pytest.raises(DataError, match="names its photos and classes, got none"):
+        write_scores(tmp_path / "y.json", Scores("x", {"scores": np.ones((4, 3))}, NAMES), "json")
     for text, message in (
         ("[[1, 2], [3]]", "row 1: must be a list of 2"), ("[]", "at least one"), ("[1]", "row 0: must be a list of numbers"),
         ("[[1, true]]", "must be numbers, got True"), ("[[NaN]]", "NaN is no number"), ('{"scores": [[1]]}', "an object with"),
@@ -238,6 +240,23 @@ def test_metrics_and_files_of_a_measurement(small, capsys):
     )
 
 
+def test_thirds_go_by_the_labels(small, capsys):
+    (small / "labels.csv").write_text("photo,cat,dog,cow\n一/a.jpg,0,0,1\nb c.jpg,0,1,1\nd.jpg,1,1,1\ne.jpg,0,0,0\n")
+    run(capsys, "one.npz", "--labels", "labels.csv", "--thirds", "--out", "m.json", "--per-class", "c.csv")
+    (row,) = json.loads((small / "m.json").read_text())["rows"]
+    of_class = {
+        line.split(",")[0]: float(line.split(",")[4]) for line in (small / "c.csv").read_text().splitlines()[1:]
+    }
+    found = [row[f"map_{third}"] for third in ("head", "medium", "tail")]
+    assert found == pytest.approx([of_class["cow"], of_class["dog"], of_class["cat"]], abs=1e-6)
+    assert len({*found}) == 3
+    (small / "two.csv").write_text("photo,cat,dog\na,1,0\nb,0,1\n")
+    write_scores("small.npz", Scores("s", {"scores": np.eye(2)}, ("cat", "dog"), ("a", "b")))
+    out, _ = run(capsys, "small.npz", "--labels", "two.csv", "--thirds", "--out", "m.json", "--no-positive", "zero")
+    assert out[2] == "small.npz scores 100.0000 100.0000 100.0000 -"
+    assert json.loads((small / "m.json").read_text())["rows"][0]["map_tail"] is None
+
+
 def test_thresholds_are_fitted_on_one_list_and_used_on_another(small, capsys):
     out, err = run(capsys, "one.npz", "--labels", "labels.csv", "--threshold", "class_f1", "--calibrate", "cal.json")
     assert "threshold chosen on the photos that are measured: for comparing, no result" in out
@@ -283,6 +302,24 @@ def test_photos_of_one_file_only(small, capsys):
     _, err = run(capsys, "one.npz", "--labels", "less.csv", code=2)
     assert "got 1 of 4 without (first: e.jpg): --common measures the others" in err
     assert "0 have labels without scores, 1 scores" in run(capsys, "one.npz", "--labels", "less.csv", "--common")[1]
+
+
+def test_files_without_names_are_taken_in_order(small, capsys):
+    np.savez("labels.npz", targets=read_labels("labels.csv").targets)
+    out, err = run(capsys, "one.npz", "--labels", "labels.npz")
+    assert "photos are taken in order" in err and out == run(capsys, "one.npz", "--labels", "labels.csv")[0]
+    write_scores("bare.json", drawn(0), "seed")
+    listed = ("bare.json", "--labels", "labels.csv", "--classes", "cat,dog,cow")
+    out, err = run(capsys, *listed)
+    assert "photos are taken in order" in err and out[2].endswith(
+        run(capsys, "one.npz", "--labels", "labels.csv")[0][2][-8:]
+    )
+    (small / "names.txt").write_text("\n".join(PHOTOS[::-1]))
+    (small / "turned.csv").write_text("photo,cat,dog,cow\ne.jpg,1,0,1\nd.jpg,0,1,-1\nb c.jpg,1,1,0\n一/a.jpg,0,0,1\n")
+    found, err = run(capsys, "bare.json", "--labels", "turned.csv", "--images", "names.txt")
+    assert not err and found == out
+    np.savez("labels.npz", targets=np.eye(3, dtype=np.int8))
+    assert "a row for each of the 3 photos" in run(capsys, "one.npz", "--labels", "labels.npz", code=2)[1]
 
 
 @pytest.mark.parametrize("words, message", [
