@@ -155,6 +155,8 @@ def test_the_threshold_of_the_best_f1(published):
     merged = published["tai_global"] / 2 + published["tai_local"] / 2
     t, f1 = best_f1_threshold(merged.ravel(), own.ravel(), 60)
     assert f"{t:.4f} {f1:.4f}" == "0.4275 0.7688"
+    equal = best_f1_threshold(np.array([0.0] * 8 + [1.0] * 8), np.array([False] * 8 + [True] * 8), 9)
+    assert equal == (1.0, 1.0)
     t, f1 = best_f1_threshold(merged.ravel(), own.ravel())
     assert f1 > 0.7688 and t in merged.astype(np.float64)
 

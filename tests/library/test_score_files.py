@@ -235,6 +235,9 @@ def test_metrics_and_files_of_a_measurement(small, capsys):
     rows = (small / "c.csv").read_text().splitlines()
     assert rows[0] == "class,positives,negatives,unknown,ap,tie_share,threshold,precision,recall,f1" and len(rows) == 4
     assert rows[3].startswith("cow,2,1,1,")
+    recalls = decision_report(mean >= 0.1, targets).recalls
+    assert [float(row.split(",")[8]) for row in rows[1:]] == pytest.approx(recalls.tolist(), abs=1e-6)
+    assert recalls.tolist() != decision_report(both, targets).recalls.tolist()
     assert out[0] == "scores part mAP mAP seen mAP unseen mAP head mAP medium mAP tail" and out[4].startswith(
         "ensemble mean "
     )
