@@ -109,7 +109,7 @@ def matched(files: Sequence[Scores], labels: PhotoLabels, common: bool) -> tuple
 
 
 def merge_of(given: float | str | None, files: Sequence[Scores], labels: PhotoLabels) -> float | None:
-    """The weight of the global scores, searched on the labels where it says so: the best on average over the files."""
+    """The weight of the global scores, or None; with `search` the one of the best mAP, of one file. Raises `ConfigError`."""
     from jclip.functional.score_ensemble import searched_merge
 
     both = [scores.parts for scores in files if {"global", "local"} <= {*scores.parts}]

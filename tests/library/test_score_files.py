@@ -12,6 +12,7 @@ from jclip.cli import main
 from jclip.data.multi_label_sets import read_labels
 from jclip.errors import ConfigError, DataError
 from jclip.functional.calibration import Calibration
+from jclip.functional.score_ensemble import searched_merge
 from jclip.report.calibration_file import calibration_for, read_calibration, write_calibration
 from jclip.report.score_files import (
     Scores,
@@ -278,6 +279,26 @@ def test_thresholds_are_fitted_on_one_list_and_used_on_another(small, capsys):
     out, err = run(capsys, "two.npz", "one.npz", "--labels", "other.csv", "--threshold", "cal.json", "--out", "m.json")
     rows = json.loads((small / "m.json").read_text())["rows"]
     assert not err and not rows[0]["decisions"] and rows[1]["thresholds"] == found.thresholds.tolist()
+
+
+def test_the_merge_is_searched_and_said(small, capsys):
+    targets = read_labels("labels.csv").targets
+    parts = {
+        "global": np.where(targets == 1, 1.0, 0.0) - 0.1 * drawn(0).main,
+        "local": 10 * drawn(1).main.astype(float),
+    }
+    write_scores("both.npz", Scores("both", parts, NAMES, PHOTOS))
+    out, _ = run(capsys, "both.npz", "--labels", "labels.csv", "--merge", "search", "--out", "m.json")
+    values = json.loads((small / "m.json").read_text())
+    assert values["settings"]["merge"] == searched_merge(parts["global"], parts["local"], targets) > 0.5
+    assert values["chosen_on_measured_photos"] == ["merge"] and values["map_merged"] >= max(
+        values["map_global"], values["map_local"]
+    )
+    assert f"merge {values['settings']['merge']:g}" in out
+    assert "merge chosen on the photos that are measured: for comparing, no result" in out
+    write_scores("again.npz", Scores("again", parts, NAMES, PHOTOS))
+    _, err = run(capsys, "both.npz", "again.npz", "--labels", "labels.csv", "--merge", "search", code=2)
+    assert "is for one file with global and local scores, got 2" in err
 
 
 def test_columns_refuse_what_compares_classes(small, capsys):
