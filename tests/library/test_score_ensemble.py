@@ -239,3 +239,6 @@ def test_a_class_without_both_kinds_has_no_probability():
     found = Calibration(("x", "y", "z"), "fixed", np.full(3, 0.4), a, b, "list.txt", "0" * 64, 3)
     assert found.predicted(scores).tolist() == [[False] * 3, [True, True, False], [True, False, True]]
     assert np.isnan(found.probabilities(scores)).tolist() == [[False, True, True]] * 3
+    assert found.probabilities(scores)[:, 0].tolist() == pytest.approx(
+        (1 / (1 + np.exp(-a[0] * scores[:, 0] - b[0]))).tolist()
+    )
