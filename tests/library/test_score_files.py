@@ -343,7 +343,8 @@ def test_files_without_names_are_taken_in_order(small, capsys):
     found, err = run(capsys, "bare.json", "--labels", "turned.csv", "--images", "names.txt")
     assert not err and found == out
     np.savez("labels.npz", targets=np.eye(3, dtype=np.int8))
-    assert "a row for each of the 3 photos" in run(capsys, "one.npz", "--labels", "labels.npz", code=2)[1]
+    _, err = run(capsys, "one.npz", "--labels", "labels.npz", code=2)
+    assert "a row for each of the 3 photos of labels.npz:targets, got 4" in err
 
 
 @pytest.mark.parametrize("words, message", [
