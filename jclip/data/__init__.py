@@ -30,6 +30,8 @@ __getattr__, __dir__, __all__ = face(
         "multi_label": ("read_multi_label",),
         "nouns": ("Labeller",),
         "pair_counts": ("count_pairs",),
+        "label_files": ("ClassFinder", "PhotoLabels"),
+        "multi_label_sets": ("LabelRules", "read_coco", "read_labels", "read_nus_wide", "read_voc"),
         "photo_file": ("open_photo",),
         "photo_hashes": ("is_hash",),
         "preprocess": ("Preprocess", "with_choice"),
