@@ -1,7 +1,6 @@
 """Image features of each place of a photo beside its pooled feature, for photos of any size that the tower divides.
 
-Sun et al., NeurIPS 2022, arXiv 2206.09541, and Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D)
-the cells of its last feature map,
+Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D) the cells of its last feature map,
 
     cells_p = W_c (W_v F_p + b_v) + b_c            value and output projection of the attention pool at every cell
     pooled  = attention pool of [mean_p F_p; F]    without its table of positions
