@@ -124,7 +124,7 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
             raise_multipliers()
         return loss
 
-    seen, count = adapt.watched(data, "last"), cfg.optim.epochs
+    seen, count = adapt.watched(data, "last"), cfg.optim.trained_epochs
     evaluate = seen and (lambda: {"top1": seen.top1(scores)})  # told, not chosen by
     outcome = fit(step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps)
     return adapt.last_and_best(outcome, state, scores, data, "last")

@@ -93,7 +93,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         return loss
 
     outcome = fit(
-        step, prepare.epoch, state=TrainState(optim, running_statistics(model)), run=run, epochs=cfg.optim.epochs,
+        step, prepare.epoch, state=TrainState(optim, running_statistics(model)), run=run, epochs=cfg.optim.trained_epochs,
         every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders), select=selected(cfg), steps=total,
     )  # fmt: skip
     if cfg.selection == "val":

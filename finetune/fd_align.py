@@ -260,7 +260,7 @@ def train(
         return measure(model, now, source.preprocess, split, cfg.data.on_error)["top1"]
 
     outcome = fit(
-        step, photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.epochs, steps=steps,
+        step, photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
     )  # fmt: skip
     told = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}

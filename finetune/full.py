@@ -90,7 +90,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
     outcome = fit(
         training_step(cfg, model, optim, prompts, steps), photo_epochs(cfg, photos, source), run=run,
-        state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
+        state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
         every=cfg.every,
     )  # fmt: skip
