@@ -1,0 +1,142 @@
+"""Training learned prompts on sentences in the place of photos: their features, their labels, and the loss of a step.
+
+Guo et al., CVPR 2023, arXiv 2211.12739: a sentence's end token stands for the whole photo, each of its tokens for a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jclip.data.checks import preview
+from jclip.errors import DataError, notice
+from jclip.features.caption_features import CaptionFeatures
+from jclip.functional.metrics import average_precisions
+from jclip.functional.multi_label_losses import asymmetric_loss, ranking_loss, teacher_loss
+from jclip.functional.multi_label_scores import cosines, local_scores
+from jclip.functional.similarity import zero_shot_scores
+from jclip.model.prompt_sets import PromptSets
+from jclip.runtime import jt
+from jclip.train.loop import Outcome, fit
+from jclip.train.optim import TrainState, learning_rate, optimiser
+from jclip.train.run import Run
+
+
+class CaptionBatches:
+    """Rows of captions, shuffled anew in each epoch by (seed, epoch); what fills no batch is left out.
+
+    weights: (N,), how often a caption stands in an epoch.
+    """
+
+    def __init__(self, weights: np.ndarray, size: int, seed: int):
+        self._rows = np.repeat(np.arange(len(weights)), np.rint(weights).astype(np.int64))
+        self._size, self._seed = min(size, len(self._rows)), seed
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return len(self._rows) // self._size
+
+    def __call__(self, epoch: int) -> Iterator[np.ndarray]:
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._rows)
+        for number in range(self.steps):
+            yield order[number * self._size : (number + 1) * self._size]
+
+
+class CaptionLoss:
+    """The loss of a batch of sentences, with the prompts as they are.
+
+    cfg: a recipe's config with scale, tau_text, winner, margin, loss, teacher_global and teacher_local. targets: (N, C)
+    int8, 1 named, 0 not, -1 unknown. weights: (C, C) of the ranking loss's pairs, or None.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        prompts: PromptSets,
+        captions: CaptionFeatures,
+        targets: np.ndarray,
+        weights: np.ndarray | None = None,
+    ):
+        self._cfg, self._prompts, self._captions, self._targets = cfg, prompts, captions, targets
+        self._weights = weights
+
+    def __call__(self, rows: np.ndarray, teacher: Mapping[str, jt.Var] | None = None):
+        """rows (B,) → a scalar. teacher: vectors by set that scores are to stay near to; they take no gradient."""
+        cfg, seen = self._cfg, self._captions.batch(rows)
+        whole, places = self._scores(self._prompts.features(), *seen)
+        loss = self._ranked(whole, self._targets[rows]) + self._ranked(places, self._targets[rows])
+        if teacher is None or not (cfg.teacher_global or cfg.teacher_local):
+            return loss
+        with jt.no_grad():
+            taught = self._scores(self._prompts.features(teacher), *seen)
+        for own, wanted, weight in zip((whole, places), taught, (cfg.teacher_global, cfg.teacher_local), strict=True):
+            loss = loss + weight * teacher_loss(own, wanted)
+        return loss
+
+    def _scores(self, text: Mapping[str, jt.Var], ends: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> tuple:
+        """(B, C) twice: of the whole sentences and of their tokens."""
+        cfg, x = self._cfg, jt.array(tokens).stop_grad()
+        evidence = cosines(x, text["evidence"]) if "evidence" in text else None
+        places = local_scores(cosines(x, text["local"]), cfg.tau_text, cfg.scale, mask, evidence, cfg.winner)
+        return zero_shot_scores(jt.array(ends).stop_grad(), text["global"], cfg.scale), places
+
+    def _ranked(self, scores, targets: np.ndarray):
+        if self._cfg.loss == "asymmetric":
+            return asymmetric_loss(scores, targets)
+        return ranking_loss(scores, targets, self._cfg.margin, self._weights)
+
+
+def train(
+    cfg: Any, run: Run, prompts: PromptSets, loss: CaptionLoss, batches: CaptionBatches, evaluate: Any = None
+) -> tuple[Outcome, TrainState]:
+    """`cfg.optim`'s epochs on the captions. The teacher of a step is the average as it stands before it.
+
+    evaluate() measures validation photos after an epoch; its "map" is what the best epoch is chosen by. The state's
+    parameters end as `cfg.keep` says.
+    """
+    optim = optimiser(cfg.optim, {f"context_{name}": v for name, v in prompts.vectors.items()})
+    state, total = TrainState(optim), cfg.optim.epochs * batches.steps
+
+    def step(rows: np.ndarray, number: int):
+        optim.lr = learning_rate(cfg.optim, number, total)
+        teacher = {name: state.average[f"context_{name}"] for name in prompts.vectors} if state.average else None
+        value = loss(rows, teacher)
+        optim.step(value)
+        return value
+
+    epochs = cfg.optim.trained_epochs
+    told = {"evaluate": evaluate, "select": "map", "steps": epochs * batches.steps, "keep": cfg.keep}
+    return fit(step, batches, state=state, run=run, epochs=epochs, **told), state
+
+
+def check_captions(targets: np.ndarray, weights: np.ndarray, classnames: Sequence[str]) -> None:
+    """Raises `DataError` for captions that teach nothing; tells on stderr of classes that none names, and of captions
+    without a pair of a class that is there and one that is not."""
+    if len(classnames) < 2:
+        raise DataError(
+            f"captions teach what sets classes apart: there must be at least two, got {len(classnames)}; `jclip tag` takes one"
+        )
+    if not len(targets) or not weights.any():
+        raise DataError("there are no captions to learn from: set captions to a file of them")
+    named = (targets == 1).sum(axis=0)
+    if not named.any():
+        raise DataError(
+            f"none of {len(targets)} captions names any of the {len(classnames)} classes: name the classes with the words "
+            "of the captions (and in their language), or give a lexicon of other words"
+        )
+    missing = [name for name, count in zip(classnames, named, strict=True) if not count]
+    if missing:
+        notice(f"{len(missing)} of {len(classnames)} classes are in no caption, and are only pushed down: {preview(missing)}")
+    pairs = (targets == 1).any(axis=1) & (targets == 0).any(axis=1)
+    if not pairs.any():
+        raise DataError("every caption names all classes that are known of it: there must be some that leave one out")
+    if not pairs.all():
+        notice(f"{int((~pairs).sum())} of {len(targets)} captions name no class, or all: they teach nothing")
+
+
+def mean_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """mAP of scores (N, C): the mean average precision of the classes that photos are of."""
+    return float(np.nanmean(average_precisions(scores, targets)))
