@@ -17,6 +17,7 @@ from jclip.data.splits import Split
 from jclip.features.extraction import PART, batch_size, extract
 from jclip.features.source import ModelSource
 from jclip.functional.caption_bank import pulled
+from jclip.functional.cooccurrence import modulated
 from jclip.weights.variants import ResNetConfig
 
 NUMBERS_AT_ONCE = 1 << 24  # cosines and features of a step
@@ -82,12 +83,15 @@ class Scored(NamedTuple):
 class MapScorer:
     """Scores of rows of maps by text features of a global, a local and perhaps an evidence prompt.
 
-    text: (C, E) by set, rows of length one. cfg: a recipe's config with tau_image, scale, winner, bank and bank_mix. bank:
-    (Q, E), sentences that the pooled feature is pulled towards; None for none.
+    learned: `text_global`, `text_local` and perhaps `text_evidence` (C, E), rows of length one; `bank` (Q, E), sentences
+    that the pooled feature is pulled towards, and `shares` (C, C), by which scores of places are handed on to classes that
+    stand with theirs, where there are such. cfg: a recipe's config with tau_image, scale, winner, bank, bank_mix and
+    modulation.
     """
 
-    def __init__(self, text: Mapping[str, np.ndarray], cfg: Any, bank: np.ndarray | None = None):
-        self._text, self._cfg, self._bank = dict(text), cfg, bank
+    def __init__(self, learned: Mapping[str, np.ndarray], cfg: Any):
+        self._text, self._cfg = by_set(learned, "text"), cfg
+        self._bank, self._shares = learned.get("bank"), learned.get("shares")
 
     def __call__(self, rows: np.ndarray) -> Scored:
         """(N, (1 + P) E) as `MapSource` makes them, or of length one at every place."""
@@ -115,7 +119,8 @@ class MapScorer:
             evidence = cosines(places, text["evidence"]) if "evidence" in text else None
             found = cosines(places, text["local"])
             local = local_scores(found, cfg.tau_image, cfg.scale, evidence=evidence, winner=cfg.winner)
-            return zero_shot_scores(pooled, text["global"], cfg.scale).numpy(), local.numpy()
+            local = local.numpy() if self._shares is None else modulated(local.numpy(), self._shares, cfg.modulation)
+            return zero_shot_scores(pooled, text["global"], cfg.scale).numpy(), local
 
 
 def score_photos(

@@ -194,4 +194,5 @@ def source_of(config: Any, model: str = "") -> ModelSource | SideBySide | None:
     dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
     penultimate = getattr(config, "features", "projected") == "penultimate"
     seen = {"draft": draft, "upright": upright}
+    seen["preprocess"] = getattr(config, "preprocess", None)
     return ModelSource(name, config.family, dtype, penultimate=penultimate, **seen) if name else None

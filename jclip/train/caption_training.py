@@ -6,22 +6,32 @@ Guo et al., CVPR 2023, arXiv 2211.12739: a sentence's end token stands for the w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jclip.config import WORLD
+from jclip.data import labelled_captions, shapes
 from jclip.data.checks import preview
+from jclip.data.labelled_captions import LabelledCaptions
+from jclip.data.scene_captions import template_captions, world_captions
 from jclip.errors import DataError, notice
 from jclip.features.caption_features import CaptionFeatures
-from jclip.functional.metrics import average_precisions
+from jclip.features.photo_maps import by_set
+from jclip.features.source import ModelSource
+from jclip.functional.cooccurrence import count_cooccurrence, ranking_weights
 from jclip.functional.multi_label_losses import asymmetric_loss, ranking_loss, teacher_loss
 from jclip.functional.multi_label_scores import cosines, local_scores
 from jclip.functional.similarity import zero_shot_scores
-from jclip.model.prompt_sets import PromptSets
+from jclip.model.learned_prompts import Position
+from jclip.model.prompt_sets import PromptSets, check_shapes, features_of, frame_of
+from jclip.readers import safetensors
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit
 from jclip.train.optim import TrainState, learning_rate, optimiser
-from jclip.train.run import Run
+from jclip.train.run import Run, read_result
+from jclip.train.run_folder import LEARNED
 
 
 class CaptionBatches:
@@ -137,6 +147,68 @@ def check_captions(targets: np.ndarray, weights: np.ndarray, classnames: Sequenc
         notice(f"{int((~pairs).sum())} of {len(targets)} captions name no class, or all: they teach nothing")
 
 
-def mean_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """mAP of scores (N, C): the mean average precision of the classes that photos are of."""
-    return float(np.nanmean(average_precisions(scores, targets)))
+def read_captions(cfg: Any, classnames: Sequence[str], run: Run) -> LabelledCaptions:
+    """The captions that `cfg` names, checked; those made of the names are written into the run's folder.
+
+    Raises `DataError` for captions that teach nothing.
+    """
+    parts, files = [], [name for name in cfg.captions if name != WORLD]
+    if WORLD in cfg.captions:
+        if tuple(classnames) != shapes.CLASSNAMES:
+            raise DataError("captions of the embedded world are of its hundred classes: leave other class names out")
+        world = {"pairs": shapes.SEEN_PAIRS, "styles": shapes.SEEN_STYLES}
+        parts.append(world_captions(cfg.seed, cfg.scenes, **world))
+    if files:
+        parts.append(labelled_captions.read_captions(files, classnames))
+    if not parts:
+        parts.append(template_captions(tuple(classnames), cfg.seed, min_per_class=cfg.per_name))
+        labelled_captions.write_captions(run.file("captions.jsonl"), parts[0])
+    captions = labelled_captions.joined(parts)
+    check_captions(captions.targets, captions.weights, classnames)
+    return captions
+
+
+def weights_of_pairs(cfg: Any, targets: np.ndarray) -> np.ndarray | None:
+    """(C, C) weights of the ranking loss's pairs, None where all weigh alike."""
+    return ranking_weights(count_cooccurrence(targets).shares) if cfg.cooccurrence else None
+
+
+def extras_of(cfg: Any, targets: np.ndarray, captions: CaptionFeatures) -> dict[str, np.ndarray]:
+    """What scores of photos need of the captions: `shares` (C, C) for modulation, `bank` (Q, E) of distinct sentences."""
+    extras = {"shares": count_cooccurrence(targets).shares.astype(np.float32)} if cfg.modulation else {}
+    if cfg.bank:
+        _, first = np.unique(captions.starts, return_index=True)
+        extras["bank"] = captions.sentences[first]
+    return extras
+
+
+def learned_of(prompts: PromptSets, chosen: Mapping[str, np.ndarray], state: TrainState) -> dict[str, np.ndarray]:
+    """`context_<set>` of the chosen epoch and `text_<set>` (C, E) of it, and `average_<set>` where there is an average."""
+    vectors = {name: jt.array(chosen[f"context_{name}"]) for name in prompts.vectors}
+    with jt.no_grad():
+        text = {f"text_{name}": t.numpy() for name, t in prompts.features(vectors).items()}
+    averages = {f"average_{k.removeprefix('context_')}": v.numpy() for k, v in state.average.items()}
+    return {**chosen, **text, **averages}
+
+
+def with_names(
+    learned: Mapping[str, np.ndarray], source: ModelSource, classnames: Sequence[str], position: Position
+) -> dict[str, np.ndarray]:
+    """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
+    vectors = by_set(learned, "context")
+    frame = frame_of(source.model, classnames, vectors, position)
+    with jt.no_grad():
+        made = features_of(frame, {name: jt.array(v) for name, v in vectors.items()})
+    return {**learned, **{f"text_{name}": t.numpy() for name, t in made.items()}}
+
+
+def start_from(prompts: PromptSets, place: str) -> None:
+    """Gives the prompts the vectors that a finished run kept. place: its folder. Raises `ConfigError` or `DataError`."""
+    path = Path(place)
+    read_result(path)  # which says what is wrong with a folder that holds no finished run
+    saved = {name: np.array(t.read()) for name, t in safetensors.read_sealed(path / LEARNED).items()}
+    given = by_set(saved, "context")
+    check_shapes(prompts.vectors, given, place)
+    for name, var in prompts.vectors.items():
+        var.update(jt.array(given[name].astype(np.float32)))
+        var.start_grad()

@@ -1,0 +1,114 @@
+"""Photos of several classes each: what a run reads of them, scores them by, and tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jclip.data.class_names import read_class_names
+from jclip.data.multi_label import LabelledPhotos, has_photos, read_multi_label
+from jclip.data.shapes import CLASSNAMES
+from jclip.errors import ConfigError, DataError
+from jclip.features.photo_maps import MapScorer, MapSource, Scored, score_photos
+from jclip.functional.metrics import average_precisions
+from jclip.prompts.spelling import name_key
+from jclip.runtime import jt
+
+SHARES = tuple(k / 20 for k in range(21))  # of the global scores, that a search tries
+
+
+def read_parts(cfg: Any) -> dict[str, LabelledPhotos]:
+    """The val and test photos that `cfg.data` names, by part. Raises `DataError`, or `ConfigError` where something is
+    chosen on validation photos and there are none."""
+    parts = {part: read_multi_label(cfg.data, part) for part in ("val", "test") if has_photos(cfg.data, part)}
+    chosen = "the epoch (selection=val)" if cfg.selection == "val" else "merge (search=true)" if cfg.search else ""
+    if chosen and "val" not in parts:
+        raise ConfigError(
+            f"{chosen} is chosen on labelled validation photos, and there are none: set data.val, or switch the choice off"
+        )
+    return parts
+
+
+def names_of(cfg: Any, parts: Mapping[str, LabelledPhotos]) -> tuple[str, ...]:
+    """The class names in the order of the photos' labels, else those that the config names. Raises `DataError`."""
+    named = cfg.classes or cfg.data.classes
+    for part in parts.values():
+        own = part.classnames
+        if cfg.classes and [*map(name_key, own)] != [*map(name_key, read_class_names(cfg.classes).names)]:
+            raise DataError(f"classes must be those of the photos, in their order, got {cfg.classes}: leave it out")
+        return own
+    if not named and "shapes" in cfg.captions:
+        return CLASSNAMES
+    if not named:
+        raise ConfigError("there are no class names: set data.classes to a file of them, or classes=a,b,c")
+    return read_class_names(named).names
+
+
+def facts(parts: Mapping[str, LabelledPhotos]) -> dict[str, str]:
+    """What photos were measured on, for the result."""
+    return {f"{name}_sha256": part.photos.digest() for name, part in parts.items()}
+
+
+class Measured:
+    """The photos that a run is measured on, and its figures.
+
+    extras: `shares` (C, C) and `bank` (Q, E), as far as scores need them.
+    """
+
+    def __init__(
+        self, cfg: Any, source: MapSource, parts: Mapping[str, LabelledPhotos], extras: Mapping[str, np.ndarray]
+    ):
+        self._cfg, self._source, self._parts, self._extras = cfg, source, parts, extras
+
+    def validation(self, prompts: Any) -> Callable[[], dict[str, float]] | None:
+        """Measures the validation photos with the prompts as they are; None without any."""
+        if "val" not in self._parts:
+            return None
+
+        def measure() -> dict[str, float]:
+            with jt.no_grad():
+                text = {f"text_{name}": t.numpy() for name, t in prompts.features().items()}
+            scored, targets = self._scored("val", {**text, **self._extras})
+            share = self._share(scored, targets)
+            return {"map": mean_precision(scored.merged(share), targets)}
+
+        return measure
+
+    def report(self, learned: Mapping[str, np.ndarray]) -> tuple[float, dict[str, float]]:
+        """The share of the global scores, searched on val where the config says so, and the metrics of all photos."""
+        share, metrics = self._cfg.merge, {}
+        for part in self._parts:  # val comes first
+            scored, targets = self._scored(part, learned)
+            if part == "val":
+                share = self._share(scored, targets)
+            metrics |= {f"{part}_{name}": value for name, value in precisions(scored, targets, share).items()}
+        return share, {"merge": share, **metrics} if metrics else {}
+
+    def _share(self, scored: Scored, targets: np.ndarray) -> float:
+        return best_share(scored, targets) if self._cfg.search else self._cfg.merge
+
+    def _scored(self, part: str, learned: Mapping[str, np.ndarray]) -> tuple[Scored, np.ndarray]:
+        photos, cfg = self._parts[part], self._cfg
+        rows, scored = score_photos(self._source, photos.photos, MapScorer(learned, cfg), cfg.data.on_error, part)
+        return scored, photos.targets[rows]
+
+
+def precisions(scored: Scored, targets: np.ndarray, share: float) -> dict[str, float]:
+    """mAP of the global, the local and the merged scores; `map` is that of the merged."""
+    merged = mean_precision(scored.merged(share), targets)
+    alone = {"map_global": mean_precision(scored.whole, targets), "map_local": mean_precision(scored.places, targets)}
+    return {"map": merged, **alone, "map_merged": merged}
+
+
+def best_share(scored: Scored, targets: np.ndarray) -> float:
+    """The share of the global scores with the best mAP, the smallest among equals."""
+    return max(SHARES, key=lambda share: (mean_precision(scored.merged(share), targets), -share))
+
+
+def mean_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """mAP of scores (N, C): the mean average precision of the classes that photos are of."""
+    if not targets.any():
+        raise DataError("none of the photos is of any class: average precision needs some that are")
+    return float(np.nanmean(average_precisions(scores, targets)))
