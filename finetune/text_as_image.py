@@ -35,7 +35,9 @@ NORMALISED = False  # rows of maps: each place has a length of its own
 @dataclass(frozen=True)
 class Config:
     model: str  # a name or weight file
-    data: DataConfig = field(default_factory=DataConfig)  # classes; photos of several classes each to measure on: val, test
+    data: DataConfig = field(
+        default_factory=DataConfig
+    )  # classes; photos of several classes each to measure on: val, test
     classes: str = ""  # names a,b,c, a set's name or a file, in place of data.classes
     captions: tuple[str, ...] = ()  # files of labelled captions; none: made of the names; shapes: the embedded world's
     scenes: int = 4000  # captions of the embedded world
@@ -70,7 +72,14 @@ class Config:
     bank_mix: float = 0.5
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
-            name="sgd", lr=1e-4, weight_decay=5e-4, schedule="epoch_cosine", warmup=1, warmup_lr=1e-5, epochs=20, batch=512
+            name="sgd",
+            lr=1e-4,
+            weight_decay=5e-4,
+            schedule="epoch_cosine",
+            warmup=1,
+            warmup_lr=1e-5,
+            epochs=20,
+            batch=512,
         )
     )  # the authors' for VOC2007 and COCO
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
@@ -86,7 +95,9 @@ class Config:
         if (self.teacher_global or self.teacher_local) and not self.optim.average:
             raise ConfigError("a teacher must have a memory, got optim.average=0: set optim.average, such as 0.995")
         if self.cooccurrence and self.loss != "ranking":
-            raise ConfigError(f"cooccurrence weighs pairs of the ranking loss, got loss={self.loss}: leave one of them out")
+            raise ConfigError(
+                f"cooccurrence weighs pairs of the ranking loss, got loss={self.loss}: leave one of them out"
+            )
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -120,7 +131,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.note(weights_sha256=source.weights_sha256, **measuring.facts(parts))
     features = caption_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
-    loss = training.CaptionLoss(cfg, prompts, features, captions.targets, training.weights_of_pairs(cfg, captions.targets))
+    loss = training.CaptionLoss(
+        cfg, prompts, features, captions.targets, training.weights_of_pairs(cfg, captions.targets)
+    )
     batches = training.CaptionBatches(captions.weights, cfg.optim.batch, cfg.seed)
 
     extras = training.extras_of(cfg, captions.targets, features)
@@ -129,7 +142,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     chosen = outcome.best_arrays if cfg.selection == "val" else state.arrays()
     learned = {**training.learned_of(prompts, chosen, state), **extras}
     merge, metrics = photos.report(learned)
-    run.save_learned({**learned, "merge": np.array([merge])}, classnames=captions.classnames, width=source.config.embed_dim)
+    run.save_learned(
+        {**learned, "merge": np.array([merge])}, classnames=captions.classnames, width=source.config.embed_dim
+    )
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
     return {"train_loss": outcome.last["loss"], "captions": len(captions.texts), **metrics, **best}
 

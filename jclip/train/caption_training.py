@@ -139,7 +139,9 @@ def check_captions(targets: np.ndarray, weights: np.ndarray, classnames: Sequenc
         )
     missing = [name for name, count in zip(classnames, named, strict=True) if not count]
     if missing:
-        notice(f"{len(missing)} of {len(classnames)} classes are in no caption, and are only pushed down: {preview(missing)}")
+        notice(
+            f"{len(missing)} of {len(classnames)} classes are in no caption, and are only pushed down: {preview(missing)}"
+        )
     pairs = (targets == 1).any(axis=1) & (targets == 0).any(axis=1)
     if not pairs.any():
         raise DataError("every caption names all classes that are known of it: there must be some that leave one out")
