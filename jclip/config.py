@@ -176,6 +176,8 @@ MOST_OF = {  # whole numbers of that name, in whatever recipe: a seed allocates 
     "head_views": 1_000,
     "context": 256,
     "search_steps": 10_000,
+    "max_requests": 10**9,
+    "max_tokens": 10**12,
 }
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
 _DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")

@@ -176,7 +176,7 @@ def _phrases(lexicon: Lexicon, doubtful: bool) -> dict[tuple[str, ...], tuple[in
     joined: list[tuple[tuple[str, ...], tuple[int, bool]]] = []
     for label, name in enumerate(lexicon.classnames):
         open_ones = lexicon.doubtful[label] if doubtful else ()
-        for text in (name, *lexicon.synonyms[label], *open_ones):
+        for text in (name, lexicon.prompt_names[label], *lexicon.synonyms[label], *open_ones):
             words = tuple(singular(token) for token in tokens_of(text.replace("_", " ")) if token[0].isalnum())
             entry = (label, text in open_ones)
             if not words:
