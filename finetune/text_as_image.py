@@ -119,7 +119,7 @@ def _require(holds: bool, cfg: Config, names: Sequence[str], must: str) -> None:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
-    from jclip.features.caption_features import caption_features
+    from jclip.features.sentence_features import sentence_features
     from jclip.features.photo_maps import MapSource
     from jclip.features.source import source_of
     from jclip.train import caption_training as training
@@ -129,7 +129,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     captions = training.read_captions(cfg, measuring.names_of(cfg, parts), run)
     source = source_of(cfg)
     run.note(weights_sha256=source.weights_sha256, **measuring.facts(parts))
-    features = caption_features(source, captions.texts, cfg.stored)
+    features = sentence_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
     loss = training.CaptionLoss(
         cfg, prompts, features, captions.targets, training.weights_of_pairs(cfg, captions.targets)

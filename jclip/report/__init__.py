@@ -7,8 +7,10 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "classifier": ("Classifier",),
         "contact_sheet": ("check_sheet", "write_sheet"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
+        "finished_run": ("FinishedRun", "unlabelled"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),
         "plots": ("plot_shots",),
         "predictions": (
@@ -22,9 +24,12 @@ __getattr__, __dir__, __all__ = face(
             "write_predictions",
             "zip_challenge",
         ),
-        "predictor": ("Classifier", "measure", "measure_if_cheap", "unlabelled"),
+        "predictor": ("Predictor", "measure", "write_handed_over"),
+        "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
+        "scoring_run": ("ScoringRun",),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
+        "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },
 )

@@ -17,7 +17,7 @@ from jclip.data.checks import preview
 from jclip.data.labelled_captions import LabelledCaptions
 from jclip.data.scene_captions import template_captions, world_captions
 from jclip.errors import DataError, notice
-from jclip.features.caption_features import CaptionFeatures
+from jclip.features.sentence_features import SentenceFeatures
 from jclip.features.photo_maps import by_set
 from jclip.features.source import ModelSource
 from jclip.functional.cooccurrence import count_cooccurrence, ranking_weights
@@ -66,7 +66,7 @@ class CaptionLoss:
         self,
         cfg: Any,
         prompts: PromptSets,
-        captions: CaptionFeatures,
+        captions: SentenceFeatures,
         targets: np.ndarray,
         weights: np.ndarray | None = None,
     ):
@@ -175,7 +175,7 @@ def weights_of_pairs(cfg: Any, targets: np.ndarray) -> np.ndarray | None:
     return ranking_weights(count_cooccurrence(targets).shares) if cfg.cooccurrence else None
 
 
-def extras_of(cfg: Any, targets: np.ndarray, captions: CaptionFeatures) -> dict[str, np.ndarray]:
+def extras_of(cfg: Any, targets: np.ndarray, captions: SentenceFeatures) -> dict[str, np.ndarray]:
     """What scores of photos need of the captions: `shares` (C, C) for modulation, `bank` (Q, E) of distinct sentences."""
     extras = {"shares": count_cooccurrence(targets).shares.astype(np.float32)} if cfg.modulation else {}
     if cfg.bank:

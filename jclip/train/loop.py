@@ -66,7 +66,8 @@ def fit(
     outcome, first, number = _resume(place, state)
     run.drop_lines(slot, first)
     saved = time.monotonic()
-    with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=None, leave=False) as bar:
+    shown = None if run.writer else True  # of several processes one shows where training stands
+    with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=shown, leave=False) as bar:
         for epoch in range(first, epochs):
             losses = _LossReader(read_every, epoch, number)
             for batch in batches(epoch):

@@ -12,7 +12,7 @@ import pytest
 from finetune import text_as_image as recipe
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.caption_features import caption_features
+from jclip.features.sentence_features import sentence_features
 from jclip.features.photo_maps import MapScorer, MapSource
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
@@ -159,7 +159,7 @@ def test_ten_steps_and_the_photos_scores_equal_torchs(kind, seed, tower, tmp_pat
     prompts = PromptSets(source.model, NAMES, cfg.sets, 3, per_class=cfg.per_class_sets)
     start, targets = vectors_of(prompts, seed), targets_of(seed)
     pairs = training.weights_of_pairs(cfg, targets)
-    loss = training.CaptionLoss(cfg, prompts, caption_features(source, TEXTS, "fp32"), targets, pairs)
+    loss = training.CaptionLoss(cfg, prompts, sentence_features(source, TEXTS, "fp32"), targets, pairs)
     batches = training.CaptionBatches(np.ones(len(TEXTS)), 4, seed)
     with Run(tmp_path, {"recipe": "x"}) as run:
         outcome, state = training.train(cfg, run, prompts, loss, batches)

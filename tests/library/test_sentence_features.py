@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jclip.errors import DataError
-from jclip.features import caption_features as module
-from jclip.features.caption_features import caption_features
+from jclip.features import sentence_features as module
+from jclip.features.sentence_features import sentence_features
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.weights.checkpoint import open_checkpoint
@@ -36,7 +36,7 @@ def test_equal_to_torchs_whole_sequences(source, close):
     every = torch_clip.norm(x, p, "ln_final", config.norm_eps) @ p["text_projection"]
     every = (every / every.norm(dim=-1, keepdim=True)).detach().numpy()
     ends = tokens.argmax(1).numpy()
-    sentences, places, shown = caption_features(source, TEXTS, "fp32").batch(np.arange(5))
+    sentences, places, shown = sentence_features(source, TEXTS, "fp32").batch(np.arange(5))
     assert shown.sum(axis=1).tolist() == (ends + 1).tolist() and shown.shape[1] == ends.max() + 1
     close(sentences, every[np.arange(5), ends], "features_normalised", "captions: at the end token")
     for row, end in enumerate(ends):
@@ -46,46 +46,46 @@ def test_equal_to_torchs_whole_sequences(source, close):
 
 @pytest.mark.parametrize("stored", ["fp32", "fp16"])
 def test_cached_or_not_and_in_parts(stored, source, monkeypatch):
-    whole = caption_features(source, TEXTS, stored)
+    whole = sentence_features(source, TEXTS, stored)
     assert whole.tokens.dtype == {"fp32": np.float32, "fp16": np.float16}[stored]
     monkeypatch.setattr(module, "encode_captions", None)  # what would be called without a cache
-    again = caption_features(source, TEXTS, stored)
+    again = sentence_features(source, TEXTS, stored)
     assert all(np.array_equal(a, b) for a, b in zip(whole.batch(np.arange(5)), again.batch(np.arange(5)), strict=True))
     with pytest.raises(TypeError):
-        caption_features(source, TEXTS, {"fp32": "fp16", "fp16": "fp32"}[stored])
+        sentence_features(source, TEXTS, {"fp32": "fp16", "fp16": "fp32"}[stored])
     with pytest.raises(TypeError):
-        caption_features(source, [*TEXTS, "one more"], stored)
+        sentence_features(source, [*TEXTS, "one more"], stored)
 
 
 def test_one_by_one_and_in_parts_they_are_the_same(source, monkeypatch, close):
     rows = np.arange(5)
-    whole = caption_features(source, TEXTS, "fp32").batch(rows)
+    whole = sentence_features(source, TEXTS, "fp32").batch(rows)
     monkeypatch.setattr(module, "PART", 2)
     monkeypatch.setattr(module, "AT_ONCE", 1)
-    alone = caption_features(source, TEXTS, "fp32").batch(rows)
+    alone = sentence_features(source, TEXTS, "fp32").batch(rows)
     for a, b in zip(whole, alone, strict=True):
         close(a, b, "features_normalised", "captions: one by one")
 
 
 def test_a_damaged_file_is_made_again(source, own_cache, capfd):
-    before = caption_features(source, TEXTS)
+    before = sentence_features(source, TEXTS)
     (file,) = own_cache.glob("features/captions-*.safetensors")
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(bytes(data))
-    assert np.array_equal(caption_features(source, TEXTS).tokens, before.tokens)
+    assert np.array_equal(sentence_features(source, TEXTS).tokens, before.tokens)
     assert "is damaged: its bytes are not those that were written; it is computed again" in capfd.readouterr().err
 
 
 def test_equal_sentences_are_kept_once(source):
-    found = caption_features(source, TEXTS)
+    found = sentence_features(source, TEXTS)
     assert len(found) == 5 and found.starts[0] == found.starts[3] == 0
     assert len(found.tokens) == sum(found.lengths) - found.lengths[3]
 
 
 def test_what_is_too_long_is_cut_and_counted(source, capfd, close):
     exact, longer = "dog " * 75, "dog " * 90
-    found = caption_features(source, ["a cat", exact, longer], "fp32")
+    found = sentence_features(source, ["a cat", exact, longer], "fp32")
     assert found.lengths.tolist() == [4, 77, 77] and found.truncated == 1
     assert "1 of 3 captions are longer than 77 tokens and were cut" in capfd.readouterr().err
     wanted = unit(source.model.encode_text(source.model.tokenize([exact])).numpy())
@@ -94,4 +94,4 @@ def test_what_is_too_long_is_cut_and_counted(source, capfd, close):
 
 def test_nothing_to_encode_is_refused(source):
     with pytest.raises(DataError, match="there are no captions to learn from: set captions to a file of them"):
-        caption_features(source, [])
+        sentence_features(source, [])
