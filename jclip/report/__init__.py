@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "classifier": ("Classifier",),
+        "calibration_file": ("calibration_for", "read_calibration", "write_calibration"),
         "contact_sheet": ("check_sheet", "write_sheet"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
         "finished_run": ("FinishedRun", "unlabelled"),
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = face(
         "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
         "scoring_run": ("ScoringRun",),
+        "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
         "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),
