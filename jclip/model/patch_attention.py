@@ -68,7 +68,7 @@ def attend(block: Block, qkv):
 def _embedded(model: CLIP, pixels):
     """(B, 3, H, W) → (B, 1 + P, D), the table of positions brought to the photo's grid (bilinear)."""
     tower, vision = model.visual, model.config.vision
-    x, patch = jt.array(pixels).cast(tower.class_embedding.dtype), vision.patch_size
+    x, patch = model.image_input(pixels), vision.patch_size
     grid = (x.shape[2] // patch, x.shape[3] // patch)
     if grid == vision.grid:
         return tower.embed(x)
