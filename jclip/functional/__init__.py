@@ -7,6 +7,14 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "calibration": (
+            "Calibration",
+            "best_f1_threshold",
+            "fitted_sigmoids",
+            "fitted_thresholds",
+            "prevalence_thresholds",
+        ),
+        "cooccurrence": ("Cooccurrence", "count_cooccurrence", "modulated", "ranking_weights"),
         "directions": ("unit",),
         "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed", "weighted_sum"),
         "initial_values": ("linear_start",),
@@ -22,9 +30,20 @@ __getattr__, __dir__, __all__ = face(
             "softmax",
             "top_k",
         ),
+        "multi_label_metrics": (
+            "above",
+            "average_precision_per_class",
+            "best_k",
+            "check_scores",
+            "decision_report",
+            "ranking_report",
+        ),
         "positions": ("resample_linearly", "resample_positions"),
         "prompt_scores": ("class_scores", "deciding_prompts", "prompt_probabilities", "shares"),
         "prototypes": ("cosine_scores", "linear_scores", "own_class_means"),
+        "score_ensemble": ("Ensemble", "by_columns", "rank_mean", "searched_merge"),
         "similarity": ("cache_scores", "normalise", "unit_rows", "zero_shot_scores"),
+        "window_fusion": ("FusionRule", "WindowFusion", "branch_scores", "merged_scores", "model_scores"),
+        "windows": ("Windows", "cut", "map_windows", "sliding_windows"),
     },
 )
