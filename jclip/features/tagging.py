@@ -4,6 +4,7 @@ Three ways from a photo to the score of a name, of which one encoder pass sees t
 tagclip (vision transformers): TagCLIP, see `jclip.functional.local_to_global` and `jclip.model.patch_attention`.
 dense (ResNets, vision transformers, EVA): each place scores by itself, the places that agree with a name count most.
 whole (any): the feature of the whole photo, as zero-shot classification has it.
+With windows each of them is scored like a photo of its own, and a name's score is the highest of all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
-from jclip.data.photo_file import header
+from jclip.data.photo_file import header, open_photo
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError, DataError, notice, told_when_full
 from jclip.features.extraction import batch_size
@@ -36,6 +37,7 @@ from jclip.functional.local_to_global import (
     to_look_at_again,
 )
 from jclip.functional.positions import resize_bilinearly
+from jclip.functional.windows import check_windows, sliding_windows
 from jclip.prompts.background_names import BACKGROUNDS, background_beside
 from jclip.prompts.spelling import alike
 from jclip.prompts.templates import (
@@ -72,8 +74,9 @@ class Tagger:
     source: the model. classnames: one or more. templates: as `load_templates` has them. background: names of what is none
     of the classes, which takes part where scores are shares of all names. method: see the module; auto is tagclip for
     vision transformers, dense for ResNets. size: for tagclip the longest side in pixels (larger photos are made smaller),
-    for dense the short side; by default 640, and the model's own. settings: constants of tagclip. Raises `ConfigError`
-    for names that are missing or repeated, and for a tower that the method can't read.
+    for dense the short side; by default 640, and the model's own. windows: scales b, each 2b x 2b windows of 1/b of the
+    sides, see `jclip.functional.windows`. settings: constants of tagclip. Raises `ConfigError` for names that are missing
+    or repeated, and for a tower that the method can't read.
     """
 
     def __init__(
@@ -84,13 +87,16 @@ class Tagger:
         background: Sequence[str] = BACKGROUNDS["coco"],
         method: Method = "auto",
         size: int | None = None,
+        windows: Sequence[int] = (),
         settings: LocalToGlobal = LocalToGlobal(),
     ):
         check_names(classnames)
+        if windows:
+            check_windows("even", windows, "unit")
         self.source, self.classnames, self.templates = source, tuple(classnames), templates
         self.background = background_beside(classnames, background)
         self.method: Method = method_for(source, method, len(self.classnames) + len(self.background))
-        self.size, self.settings = size, settings
+        self.size, self.windows, self.settings = size, tuple(windows), settings
 
     @cached_property
     def head(self) -> ZeroShotHead:
@@ -108,29 +114,46 @@ class Tagger:
 
         Memory does not grow with the number of photos but for the scores. Raises `DataError` where none can be scored.
         """
-        from tqdm import tqdm
-
         names = len(self.classnames) + len(self.background)
         scores, done, failed = np.zeros((len(photos), names), np.float32), np.zeros(len(photos), bool), []
-        sized = self._sized(photos, on_error, failed)
-        head, model = self.head, self.source.model
-        bar = tqdm(total=len(photos), desc=label, unit="photo", disable=None, leave=False)
-        with bar:
-            bar.update(len(failed))
-            for rows, preprocess in sized:
-                paths, before = [photos[row] for row in rows], len(failed)
-                for at, pixels in batches(paths, Views(preprocess), self._at_once(preprocess), on_error, failed):
-                    with told_when_full(f"set JCLIP_BATCH={max(1, batch_size() // 2)} (now {batch_size()})"):
-                        found = self._of_batch(model, pixels[:, 0], head, [paths[i] for i in at])
-                    scores[rows[at]], done[rows[at]] = found, True
-                    bar.update(len(at))
-                bar.update(len(failed) - before)
+        for rows, found in self._batches(photos, on_error, failed, label):
+            scores[rows], done[rows] = found, True
         _report_skipped(failed, len(photos))
         kept, own = np.flatnonzero(done), len(self.classnames)
-        kept_scores = scores if len(kept) == len(photos) else scores[kept]
-        return PhotoScores(
-            tuple(photos[i] for i in kept), kept_scores[:, :own], kept_scores[:, own:], tuple(failed)
-        )
+        scores = scores if len(kept) == len(photos) else scores[kept]
+        found = tuple(photos[row] for row in kept)
+        if self.windows:
+            self._raise_by_windows(scores, found, label)
+        return PhotoScores(found, scores[:, :own], scores[:, own:], tuple(failed))
+
+    def _batches(
+        self, photos: Sequence[str], on_error: OnError, failed: list[str], label: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows (B,) of `photos` and their scores (B, K) by the whole photo; `failed` receives why others are left out."""
+        from tqdm import tqdm
+
+        sized, head, model = self._sized(photos, on_error, failed), self.head, self.source.model
+        with tqdm(total=len(photos), desc=label, unit="photo", disable=None, leave=False) as bar:
+            for rows, preprocess in sized:
+                paths, size = [photos[row] for row in rows], self._at_once(preprocess)
+                for at, pixels in batches(paths, Views(preprocess), size, on_error, failed):
+                    yield rows[at], self._of_batch(model, pixels[:, 0], head, [paths[i] for i in at])
+                    bar.update(len(at))
+
+    def _raise_by_windows(self, scores: np.ndarray, photos: Sequence[str], label: str) -> None:
+        """Scores (N, K), each raised to the highest of the photo's windows."""
+        from tqdm import tqdm
+
+        vision = self.source.config.vision
+        preprocess = replace(self.source.preprocess, size=vision.image_size, resize="squash")
+        size = self._at_once(preprocess)
+        for row, path in enumerate(tqdm(photos, f"{label}, windows", unit="photo", disable=None, leave=False)):
+            photo = open_photo(path, upright=preprocess.upright)
+            boxes = sliding_windows(photo.height, photo.width, "even", self.windows, "unit").boxes.tolist()
+            for some in _parts(boxes, size):
+                pixels = np.stack([preprocess(photo.crop(box)) for box in some])
+                found = self._of_batch(self.source.model, pixels, self.head, [path] * len(some))
+                np.maximum(scores[row], found.max(axis=0), out=scores[row])
 
     def _sized(self, photos: Sequence[str], on_error: OnError, failed: list[str]) -> list[tuple[np.ndarray, Preprocess]]:
         """Rows of photos that become equally large, with the preprocessing that makes them so; the largest first, so that
@@ -183,7 +206,8 @@ class Tagger:
         """(B, 3, H, W) → (B, K): scores of all names."""
         from jclip.runtime import jt
 
-        with jt.no_grad():
+        full = f"set JCLIP_BATCH={max(1, batch_size() // 2)} (now {batch_size()})"
+        with jt.no_grad(), told_when_full(full):
             if self.method == "tagclip":
                 return self._tagclip(model, pixels, head, photos)
             if self.method == "dense":
