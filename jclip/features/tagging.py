@@ -13,10 +13,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Protocol
 
 import numpy as np
 
+from jclip.choices import TAG_METHODS, TagMethod
 from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import header, open_photo
@@ -48,14 +49,13 @@ from jclip.prompts.templates import (
     prompts_of,
 )
 
-Method = Literal["auto", "tagclip", "dense", "whole"]
-METHODS = get_args(Method)
 TEMPLATES = "tagclip85"
 LONGEST_SIDE = 640  # pixels, of photos for tagclip: COCO's, which its figures are of
 LONGEST_BY_SHORT = 4  # of photos for dense; what is longer is made smaller
 _WEIGHTS_AT_ONCE = 2**26  # numbers, of attention weights of one layer
 _LYING = range(5, 9)  # EXIF orientations that swap width and height
 _PLAIN = "a photo of a {}."
+PUBLISHED = LocalToGlobal()
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,17 @@ class PhotoScores:
     scores: np.ndarray
     background: np.ndarray
     skipped: tuple[str, ...] = ()  # why, of each photo that was left out
+
+
+class Scorer(Protocol):
+    """Whatever scores photos for classes of which several may be right: a `Tagger`, or what a recipe learned."""
+
+    @property
+    def classnames(self) -> Sequence[str]:
+        """The C classes."""
+
+    def scored(self, photos: Sequence[str], on_error: OnError = "stop", label: str = "photos") -> PhotoScores:
+        """Scores of the photos that decode."""
 
 
 class Tagger:
@@ -85,17 +96,17 @@ class Tagger:
         classnames: Sequence[str],
         templates: str = TEMPLATES,
         background: Sequence[str] = BACKGROUNDS["coco"],
-        method: Method = "auto",
+        method: TagMethod = "auto",
         size: int | None = None,
         windows: Sequence[int] = (),
-        settings: LocalToGlobal = LocalToGlobal(),
+        settings: LocalToGlobal = PUBLISHED,
     ):
         check_names(classnames)
         if windows:
             check_windows("even", windows, "unit")
         self.source, self.classnames, self.templates = source, tuple(classnames), templates
         self.background = background_beside(classnames, background)
-        self.method: Method = method_for(source, method, len(self.classnames) + len(self.background))
+        self.method: TagMethod = method_for(source, method, len(self.classnames) + len(self.background))
         self.size, self.windows, self.settings = size, tuple(windows), settings
 
     @cached_property
@@ -155,7 +166,9 @@ class Tagger:
                 found = self._of_batch(self.source.model, pixels, self.head, [path] * len(some))
                 np.maximum(scores[row], found.max(axis=0), out=scores[row])
 
-    def _sized(self, photos: Sequence[str], on_error: OnError, failed: list[str]) -> list[tuple[np.ndarray, Preprocess]]:
+    def _sized(
+        self, photos: Sequence[str], on_error: OnError, failed: list[str]
+    ) -> list[tuple[np.ndarray, Preprocess]]:
         """Rows of photos that become equally large, with the preprocessing that makes them so; the largest first, so that
         what does not fit into memory fails at once."""
         preprocess = self.source.preprocess
@@ -277,14 +290,14 @@ def check_names(classnames: Sequence[str]) -> None:
         raise ConfigError(f"class names must stand once, got {first!r:.80} and {second!r:.80}")
 
 
-def method_for(source: ModelSource, method: Method, names: int) -> Method:
+def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
     """What `auto` stands for with this model. Raises `ConfigError` for a method that can't read its tower, or names that
     are too few for it."""
     vision = source.config.vision
     if vision is None:
         raise ConfigError("these weights are a text tower alone: they embed no images")
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in TAG_METHODS:
+        raise ConfigError(f"method must be one of {', '.join(TAG_METHODS)}, got {method!r}")
     if method == "auto":
         method = "dense" if vision.kind == "resnet" else "tagclip"
     if method == "tagclip" and (vision.kind != "vit" or vision.layers < 2):

@@ -92,7 +92,12 @@ def box_union(marked: np.ndarray, cut_edges: bool = False) -> np.ndarray:
     own, at = np.unique(number, return_inverse=True)
     ends = np.zeros((4, len(own)), np.int64)  # top, left, bottom, right; the last two behind the part
     ends[:2] = rows + columns
-    for side, values, reduce in ((0, y, np.minimum), (1, x, np.minimum), (2, y + 1, np.maximum), (3, x + 1, np.maximum)):
+    for side, values, reduce in (
+        (0, y, np.minimum),
+        (1, x, np.minimum),
+        (2, y + 1, np.maximum),
+        (3, x + 1, np.maximum),
+    ):
         reduce.at(ends[side], at, values)
     top, left, bottom, right = ends
     if cut_edges:
@@ -177,7 +182,9 @@ def halfway(scores: np.ndarray) -> np.ndarray:
     return low + np.float32(0.5) * (high - low)
 
 
-def chosen(scores: np.ndarray, thresholds: np.ndarray | float, most: int | None = None, force: bool = True) -> np.ndarray:
+def chosen(
+    scores: np.ndarray, thresholds: np.ndarray | float, most: int | None = None, force: bool = True
+) -> np.ndarray:
     """(N, C) → (N, C) bool: what is above the threshold, at most the `most` best; with `force` else the best one."""
     limits = np.broadcast_to(np.asarray(thresholds), (len(scores),))
     above = scores > limits[:, None]

@@ -91,9 +91,7 @@ def _figure(tile: Tile) -> str:
     badge = f'<span class="badge">{html.escape(tile.badge)}</span>' if tile.verdict == "unknown" else ""
     true = f'<p class="true">is {html.escape(tile.true)}</p>' if tile.true else ""
     prompt = f'<p class="prompt">{html.escape(tile.prompt)}</p>' if tile.prompt else ""
-    classes = "".join(
-        f"<li>{_share(*one, tile.number(rank))}</li>" for rank, one in enumerate(tile.best)
-    )
+    classes = "".join(f"<li>{_share(*one, tile.number(rank))}</li>" for rank, one in enumerate(tile.best))
     return (
         f'<figure class="{tile.verdict}"><img src="{_data_uri(tile)}" alt="{name}">{badge}'
         f"<figcaption><ol>{classes}</ol>{true}{prompt}"

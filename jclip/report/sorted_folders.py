@@ -238,7 +238,11 @@ def _fault(manifest: Manifest) -> str:
         if not isinstance(one.photo, str) or not one.photo.startswith("/") or "\0" in one.photo:
             return f"got the photo {printable(repr(one.photo), 80)}"
         value = one.probability if one.score is None else one.score
-        if not isinstance(one.label, str) or type(value) not in (int, float) or None not in (one.probability, one.score):
+        if (
+            not isinstance(one.label, str)
+            or type(value) not in (int, float)
+            or None not in (one.probability, one.score)
+        ):
             return "got a label, probability or score of another type"
         if not math.isfinite(value) or not _encodes(one.photo):
             return "got a value that is none"

@@ -98,7 +98,7 @@ def sections(
 
 
 def tag_tiles(tags: Tags, count: int = 24, upright: bool = True) -> list[Section]:
-    """`count` photos, evenly spaced, with their best tags. Bars are shares of 1, or where scores leave 0 to 1 of their range."""
+    """`count` photos, evenly spaced, with their best tags. Bars are shares of 1, of scores beyond 0 to 1 of their range."""
     rows = _spread(len(tags.photos), count)[""] if tags.photos else ()
     low, high = (float(tags.scores.min()), float(tags.scores.max())) if tags.scores.size else (0.0, 1.0)
     if (low >= 0 and high <= 1) or low == high:

@@ -104,7 +104,9 @@ def again(p, config, image, refined, best, text, scale, published):
             if published:
                 break
             continue
-        small = F.interpolate(mask[y0:y1, x0:x1][None, None].float(), size=(cells, cells), mode="nearest").flatten().bool()
+        small = (
+            F.interpolate(mask[y0:y1, x0:x1][None, None].float(), size=(cells, cells), mode="nearest").flatten().bool()
+        )
         crop = image[:, :, y0 * patch : y1 * patch, x0 * patch : x1 * patch]
         crop = F.interpolate(crop, size=(side, side), mode="bilinear", align_corners=False)
         hidden = torch.zeros(cells * cells + 1, cells * cells + 1)
