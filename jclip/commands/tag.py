@@ -61,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
 def _add_method_options(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--method", choices=TAG_METHODS, default="auto",
-        help="tagclip: patches of a vision transformer, refined by its attention; dense: places of a ResNet's or "
-        "transformer's map; whole: the whole photo (default: auto, tagclip or for ResNets dense)",
+        help="tagclip: patches of a vision transformer, refined by its attention; places: the best place of any tower's map; "
+        "dense: all places, by their cosines; whole: the photo as one (default: auto, tagclip or for ResNets places)",
     )  # fmt: skip
     p.add_argument(
         "--background", default="coco", metavar="SET|FILE|a,b,c",
@@ -75,12 +75,12 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     p.add_argument(
         "--size", type=whole(1, LARGEST_SIZE), metavar="N",
-        help="pixels: for tagclip of the long side, to which larger photos are reduced (default: 640), for dense of the "
+        help="pixels: for tagclip of the long side, to which larger photos are reduced (default: 640), else of the "
         "short side (default: the weights' own)",
     )  # fmt: skip
     p.add_argument(
         "--windows", type=scales, metavar="B,…",
-        help="also score overlapping windows of 1/B of each side, 2 for 16 of them, 2,3 for 52; for --method whole",
+        help="also score overlapping windows of 1/B of each side, 2 for 16 of them, 2,3 for 52; made for --method whole",
     )  # fmt: skip
     p.add_argument(
         "--per-class-norm", action="store_true",
@@ -177,6 +177,7 @@ def tags_of(classnames: Sequence[str], found: PhotoScores, args: argparse.Namesp
         both = normalised_both_ways(np.concatenate([scores, background], axis=1))
         scores, background = both[:, :own], both[:, own:]
     options: dict[str, Any] = {"threshold": args.threshold, "top": args.top, "none": args.none or own == 1}
+    options["logits"] = found.logits and not args.per_class_norm
     return Tags(found.photos, tuple(classnames), scores, background, **options)
 
 

@@ -1,8 +1,9 @@
 """Scores of photos for names, several of which may be right at once, without training.
 
-Three ways from a photo to the score of a name, of which one encoder pass sees the whole photo, its sides kept:
+Four ways from a photo to the score of a name; all but `whole` see the whole photo with its aspect, in one encoder pass:
 tagclip (vision transformers): TagCLIP, see `jclip.functional.local_to_global` and `jclip.model.patch_attention`.
-dense (ResNets, vision transformers, EVA): each place scores by itself, the places that agree with a name count most.
+places (ResNets, vision transformers, EVA): a name's share of the place of the map that it has most of.
+dense (the same towers): cosines of all places times the logit scale, places that agree with the name counting most.
 whole (any): the feature of the whole photo, as zero-shot classification has it.
 With windows each of them is scored like a photo of its own, and a name's score is the highest of all.
 """
@@ -34,6 +35,7 @@ from jclip.functional.local_to_global import (
     coarse_scores,
     nearest_mask,
     photo_scores,
+    place_shares,
     refined_scores,
     to_look_at_again,
 )
@@ -50,6 +52,7 @@ from jclip.prompts.templates import (
 )
 
 TEMPLATES = "tagclip85"
+SHARES = ("tagclip", "places")  # methods whose scores are shares of all names
 LONGEST_SIDE = 640  # pixels, of photos for tagclip: COCO's, which its figures are of
 LONGEST_BY_SHORT = 4  # of photos for dense; what is longer is made smaller
 _WEIGHTS_AT_ONCE = 2**26  # numbers, of attention weights of one layer
@@ -66,6 +69,7 @@ class PhotoScores:
     scores: np.ndarray
     background: np.ndarray
     skipped: tuple[str, ...] = ()  # why, of each photo that was left out
+    logits: bool = False  # whether their exponentials, and not they themselves, compare as evidence
 
 
 class Scorer(Protocol):
@@ -84,10 +88,10 @@ class Tagger:
 
     source: the model. classnames: one or more. templates: as `load_templates` has them. background: names of what is none
     of the classes, which takes part where scores are shares of all names. method: see the module; auto is tagclip for
-    vision transformers, dense for ResNets. size: for tagclip the longest side in pixels (larger photos are made smaller),
-    for dense the short side; by default 640, and the model's own. windows: scales b, each 2b x 2b windows of 1/b of the
-    sides, see `jclip.functional.windows`. settings: constants of tagclip. Raises `ConfigError` for names that are missing
-    or repeated, and for a tower that the method can't read.
+    vision transformers, places for ResNets. size: for tagclip the longest side in pixels (larger photos are made
+    smaller), 640 by default; for places and dense the short side, the model's own by default; for whole nothing. windows:
+    scales b, each 2b x 2b windows of 1/b of the sides, see `jclip.functional.windows`. settings: constants of tagclip.
+    Raises `ConfigError` for names that are missing or repeated, and for a tower that the method can't read.
     """
 
     def __init__(
@@ -135,7 +139,8 @@ class Tagger:
         found = tuple(photos[row] for row in kept)
         if self.windows:
             self._raise_by_windows(scores, found, label)
-        return PhotoScores(found, scores[:, :own], scores[:, own:], tuple(failed))
+        logits = self.method in ("dense", "whole")
+        return PhotoScores(found, scores[:, :own], scores[:, own:], tuple(failed), logits)
 
     def _batches(
         self, photos: Sequence[str], on_error: OnError, failed: list[str], label: str
@@ -202,7 +207,7 @@ class Tagger:
         if self.method == "tagclip" and min(size) < 2 * step:
             raise DataError(
                 f"{photo} of {width} x {height} pixels must give at least 2 x 2 patches of {step}: enlarge it, or use "
-                "--method dense or whole"
+                "--method places, dense or whole"
             )
         return size
 
@@ -223,12 +228,13 @@ class Tagger:
         with jt.no_grad(), told_when_full(full):
             if self.method == "tagclip":
                 return self._tagclip(model, pixels, head, photos)
-            if self.method == "dense":
+            if self.method != "whole":
                 from jclip.model.dense_map import dense_map
 
                 cells = dense_map(model, pixels)[1].float32().numpy()
                 check_directions(cells.reshape(len(cells), -1), photos)
-                return cell_scores(unit(cells) @ head.weights.T, head.scale)
+                score = place_shares if self.method == "places" else cell_scores
+                return score(unit(cells) @ head.weights.T, head.scale)
             encoded = model.encode_image(pixels).float32().numpy()
         check_directions(encoded, photos)
         return head(unit(encoded))
@@ -299,15 +305,15 @@ def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
     if method not in TAG_METHODS:
         raise ConfigError(f"method must be one of {', '.join(TAG_METHODS)}, got {method!r}")
     if method == "auto":
-        method = "dense" if vision.kind == "resnet" else "tagclip"
+        method = "places" if vision.kind == "resnet" else "tagclip"
     if method == "tagclip" and (vision.kind != "vit" or vision.layers < 2):
         raise ConfigError(
             f"method tagclip reads the attention of vision transformers, got a tower of kind {vision.kind}: use "
-            "--method dense or --method whole"
+            "--method places, dense or whole"
         )
-    if method == "tagclip" and names < 2:
+    if method in SHARES and names < 2:
         raise ConfigError(
-            "method tagclip scores by shares of all names, got one class and no background: name another class or a "
+            f"method {method} scores by shares of all names, got one class and no background: name another class or a "
             "--background, or use --method dense"
         )
     return method

@@ -166,6 +166,12 @@ def photo_scores(refined: np.ndarray, again: dict[int, float], local: float) -> 
     return scores
 
 
+def place_shares(cosines: np.ndarray, scale: float) -> np.ndarray:
+    """(N, P, K) cosines of places and names → (N, K): max_p softmax_k(s a_pk), a name's share of the place that it has
+    most of. Refined by nothing, it needs no attention: TagCLIP's first stage for any map."""
+    return softmax(np.float32(scale) * cosines).max(axis=1).astype(np.float32)
+
+
 def cell_scores(cosines: np.ndarray, scale: float) -> np.ndarray:
     """(N, P, K) cosines of cells and names → (N, K): Σ_p s a_pk softmax_p(s a_pk), the dense score without training.
 
@@ -176,9 +182,14 @@ def cell_scores(cosines: np.ndarray, scale: float) -> np.ndarray:
     return (logits * shares).sum(axis=1) / shares.sum(axis=1)
 
 
-def halfway(scores: np.ndarray) -> np.ndarray:
-    """(N, C) → (N,): the threshold of each photo, halfway between its least and its greatest score."""
+def halfway(scores: np.ndarray, logits: bool = False) -> np.ndarray:
+    """(N, C) → (N,): the threshold of each photo, halfway between its least and its greatest score.
+
+    logits: the scores are logarithms of what is halved; else a name of half the evidence would be far above halfway.
+    """
     low, high = scores.min(axis=1), scores.max(axis=1)
+    if logits:
+        return high + np.log(np.float32(0.5) * (1 + np.exp(low - high)))
     return low + np.float32(0.5) * (high - low)
 
 

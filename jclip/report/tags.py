@@ -32,7 +32,8 @@ class Tags:
     background: (N, G) scores of names that are no class. threshold: what a score must exceed; None: halfway between a
     photo's least and greatest. top: tags of a photo at most. none: a photo where nothing exceeds the threshold has no tag,
     and halfway is of all names, the background's too; else it has its best class. kind: what the numbers are;
-    probabilities only where somebody has calibrated them. Raises `ConfigError` for one class that nothing is compared with.
+    probabilities only where somebody has calibrated them. logits: scores are logarithms, whose exponentials are halved.
+    Raises `ConfigError` for one class that nothing is compared with.
     """
 
     photos: tuple[str, ...]
@@ -43,6 +44,7 @@ class Tags:
     top: int | None = None
     none: bool = False
     kind: Kind = "score"
+    logits: bool = False
 
     def __post_init__(self) -> None:
         if self.none and self.threshold is None and len(self.classnames) + self._beside < 2:
@@ -61,7 +63,7 @@ class Tags:
         if self.threshold is not None:
             return np.full(len(self.photos), self.threshold)
         beside = self.background if self.none and self._beside else self.scores[:, :0]
-        return halfway(np.concatenate([self.scores, beside], axis=1)) if len(self.photos) else np.zeros(0)
+        return halfway(np.concatenate([self.scores, beside], axis=1), self.logits) if len(self.photos) else np.zeros(0)
 
     @cached_property
     def has(self) -> np.ndarray:
@@ -159,7 +161,7 @@ def show_tags(tags: Tags, limit: int = 20) -> str:
 def number(tags: Tags, row: int, label: int) -> str:
     """A photo's score for a class as people read it, a probability in percent."""
     value = float(tags.scores[row, label])
-    return f"{100 * value:.1f} %" if tags.kind == "probability" else f"{value:.3g}"
+    return f"{100 * value:.1f} %" if tags.kind == "probability" else f"{value:.{3 if abs(value) < 10 else 1}f}"
 
 
 def _summary(tags: Tags, most: int = 10) -> str:
