@@ -24,7 +24,10 @@ from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
 
 if TYPE_CHECKING:  # a wrong YAML is told before these are imported
+    from pathlib import Path
+
     from jclip.features.source import ModelSource
+    from jclip.features.tagging import Scorer
     from jclip.model.prompt_sets import PromptSets
     from jclip.train.run import Run
 
@@ -42,6 +45,8 @@ class Config:
     captions: tuple[str, ...] = ()  # files of labelled captions; none: made of the names; shapes: the embedded world's
     scenes: int = 4000  # captions of the embedded world
     per_name: int = 300  # captions that are made, for each class at least
+    sentences: tuple[Literal["single", "pairs"], ...] = ()  # templates filled with each class, and with each two
+    only: tuple[str, ...] = ()  # classes that are learned: others are unknown where a caption does not name them
     stored: Literal["fp16", "fp32"] = "fp16"  # numbers that the captions' features are kept in
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
@@ -119,8 +124,8 @@ def _require(holds: bool, cfg: Config, names: Sequence[str], must: str) -> None:
 
 def run(cfg: Config, run: Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
-    from jclip.features.sentence_features import sentence_features
     from jclip.features.photo_maps import MapSource
+    from jclip.features.sentence_features import sentence_features
     from jclip.features.source import source_of
     from jclip.train import caption_training as training
     from jclip.train import multi_label_photos as measuring
@@ -141,7 +146,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     outcome, state = training.train(cfg, run, prompts, loss, batches, photos.validation(prompts))
     chosen = outcome.best_arrays if cfg.selection == "val" else state.arrays()
     learned = {**training.learned_of(prompts, chosen, state), **extras}
-    merge, metrics = photos.report(learned)
+    merge, metrics = photos.report(learned, run)
     run.save_learned(
         {**learned, "merge": np.array([merge])}, classnames=captions.classnames, width=source.config.embed_dim
     )
@@ -153,11 +158,11 @@ def prompts_of(cfg: Config, source: ModelSource, classnames: Sequence[str]) -> P
     """The sets of prompts at their start."""
     from jclip.model.prompt_sets import PromptSets
     from jclip.model.trainable import check_in_memory
-    from jclip.train.caption_training import start_from
+    from jclip.train.caption_training import spoken_names, start_from
 
     check_in_memory(source.model)
     options = {"words": cfg.words, "position": cfg.position, "per_class": cfg.per_class_sets, "seed": cfg.seed}
-    prompts = PromptSets(source.model, classnames, cfg.sets, cfg.context, **options)
+    prompts = PromptSets(source.model, spoken_names(classnames), cfg.sets, cfg.context, **options)
     if cfg.init_from:
         start_from(prompts, cfg.init_from)
     return prompts
@@ -169,6 +174,13 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
     both = MapScorer(learned, cfg)
     return lambda rows: both(rows).merged(float(learned["merge"][0]))
+
+
+def tagger(folder: Path, config: Config) -> Scorer:
+    """A finished run as what gives tags to photos."""
+    from jclip.report.tagging_run import TaggingRun
+
+    return TaggingRun.load(folder)
 
 
 def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: ModelSource) -> ModelSource:

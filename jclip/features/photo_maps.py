@@ -24,7 +24,10 @@ NUMBERS_AT_ONCE = 1 << 24  # cosines and features of a step
 
 
 class MapSource:
-    """A `ModelSource` in all but this: its features are rows of maps, not normalised, and depend on how these are made."""
+    """A `ModelSource` in all but this: its features are rows of maps, not normalised, and depend on how these are made.
+
+    `width` is that of a place, E.
+    """
 
     def __init__(self, source: ModelSource, positions: bool = False, vit: str = "value"):
         self._source, self._positions, self._vit = source, positions, vit
@@ -33,8 +36,6 @@ class MapSource:
             self._kind = ["with positions" if positions else "without positions"]
         else:
             self._kind = [vit]
-        cells = vision.grid[0] * vision.grid[1]
-        self.width = (1 + cells) * source.config.embed_dim
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)

@@ -31,6 +31,7 @@ __getattr__, __dir__, __all__ = face(
         "scoring_run": ("ScoringRun",),
         "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
+        "tagging_run": ("TaggingRun",),
         "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },

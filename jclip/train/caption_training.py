@@ -15,10 +15,12 @@ from jclip.config import WORLD
 from jclip.data import labelled_captions, shapes
 from jclip.data.checks import preview
 from jclip.data.labelled_captions import LabelledCaptions
+from jclip.data.lexicons import load_lexicon
 from jclip.data.scene_captions import template_captions, world_captions
-from jclip.errors import DataError, notice
-from jclip.features.sentence_features import SentenceFeatures
+from jclip.data.training_sentences import pair_sentences, single_sentences
+from jclip.errors import DataError, UnknownName, notice
 from jclip.features.photo_maps import by_set
+from jclip.features.sentence_features import SentenceFeatures
 from jclip.features.source import ModelSource
 from jclip.functional.cooccurrence import count_cooccurrence, ranking_weights
 from jclip.functional.multi_label_losses import asymmetric_loss, ranking_loss, teacher_loss
@@ -26,12 +28,15 @@ from jclip.functional.multi_label_scores import cosines, local_scores
 from jclip.functional.similarity import zero_shot_scores
 from jclip.model.learned_prompts import Position
 from jclip.model.prompt_sets import PromptSets, check_shapes, features_of, frame_of
+from jclip.prompts.spelling import name_key
 from jclip.readers import safetensors
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit
 from jclip.train.optim import TrainState, learning_rate, optimiser
 from jclip.train.run import Run, read_result
 from jclip.train.run_folder import LEARNED
+
+SENTENCES = {"single": single_sentences, "pairs": pair_sentences}  # made of templates, beside other captions
 
 
 class CaptionBatches:
@@ -104,7 +109,7 @@ def train(
 ) -> tuple[Outcome, TrainState]:
     """`cfg.optim`'s epochs on the captions. The teacher of a step is the average as it stands before it.
 
-    evaluate() measures validation photos after an epoch; its "map" is what the best epoch is chosen by. The state's
+    evaluate() measures validation photos after an epoch; its "map_merged" is what the best epoch is chosen by. The state's
     parameters end as `cfg.keep` says.
     """
     optim = optimiser(cfg.optim, {f"context_{name}": v for name, v in prompts.vectors.items()})
@@ -118,7 +123,7 @@ def train(
         return value
 
     epochs = cfg.optim.trained_epochs
-    told = {"evaluate": evaluate, "select": "map", "steps": epochs * batches.steps, "keep": cfg.keep}
+    told = {"evaluate": evaluate, "select": "map_merged", "steps": epochs * batches.steps, "keep": cfg.keep}
     return fit(step, batches, state=state, run=run, epochs=epochs, **told), state
 
 
@@ -165,9 +170,29 @@ def read_captions(cfg: Any, classnames: Sequence[str], run: Run) -> LabelledCapt
     if not parts:
         parts.append(template_captions(tuple(classnames), cfg.seed, min_per_class=cfg.per_name))
         labelled_captions.write_captions(run.file("captions.jsonl"), parts[0])
+        notice(f"{len(parts[0])} captions were made of the class names: {run.folder / 'captions.jsonl'}")
+    if cfg.sentences:
+        lexicon = load_lexicon(tuple(classnames))
+        parts += [SENTENCES[kind](lexicon) for kind in cfg.sentences]
     captions = labelled_captions.joined(parts)
+    if cfg.only:
+        captions = captions.only(_labels_of(cfg.only, classnames))
     check_captions(captions.targets, captions.weights, classnames)
     return captions
+
+
+def _labels_of(names: Sequence[str], classnames: Sequence[str]) -> list[int]:
+    """Labels of some classes by name. Raises `UnknownName`."""
+    label = {name_key(name): k for k, name in enumerate(classnames)}
+    for name in names:
+        if name_key(name) not in label:
+            raise UnknownName("class in only", name, classnames)
+    return [label[name_key(name)] for name in names]
+
+
+def spoken_names(classnames: Sequence[str]) -> tuple[str, ...]:
+    """Class names as prompts say them: `dining table` of VOC2007's `diningtable`; names of no known set as they are."""
+    return load_lexicon(tuple(classnames)).prompt_names
 
 
 def weights_of_pairs(cfg: Any, targets: np.ndarray) -> np.ndarray | None:
@@ -198,7 +223,7 @@ def with_names(
 ) -> dict[str, np.ndarray]:
     """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
     vectors = by_set(learned, "context")
-    frame = frame_of(source.model, classnames, vectors, position)
+    frame = frame_of(source.model, spoken_names(classnames), vectors, position)
     with jt.no_grad():
         made = features_of(frame, {name: jt.array(v) for name, v in vectors.items()})
     return {**learned, **{f"text_{name}": t.numpy() for name, t in made.items()}}
@@ -210,7 +235,10 @@ def start_from(prompts: PromptSets, place: str) -> None:
     read_result(path)  # which says what is wrong with a folder that holds no finished run
     saved = {name: np.array(t.read()) for name, t in safetensors.read_sealed(path / LEARNED).items()}
     given = by_set(saved, "context")
-    check_shapes(prompts.vectors, given, place)
-    for name, var in prompts.vectors.items():
+    if "evidence" in prompts.vectors and "evidence" not in given:
+        notice(f"{place} has no evidence prompts: these start at random")
+    taken = {k: v for k, v in prompts.vectors.items() if k != "evidence" or k in given}
+    check_shapes(taken, given, place)
+    for name, var in taken.items():
         var.update(jt.array(given[name].astype(np.float32)))
         var.start_grad()

@@ -12,9 +12,11 @@ from jclip.data.multi_label import LabelledPhotos, has_photos, read_multi_label
 from jclip.data.shapes import CLASSNAMES
 from jclip.errors import ConfigError, DataError
 from jclip.features.photo_maps import MapScorer, MapSource, Scored, score_photos
-from jclip.functional.metrics import average_precisions
+from jclip.functional.multi_label_metrics import average_precision_per_class, mean_over_classes
 from jclip.prompts.spelling import name_key
 from jclip.runtime import jt
+from jclip.train.run import Run
+from jclip.train.scored_photos import ScoredInParts
 
 SHARES = tuple(k / 20 for k in range(21))  # of the global scores, that a search tries
 
@@ -70,36 +72,35 @@ class Measured:
         def measure() -> dict[str, float]:
             with jt.no_grad():
                 text = {f"text_{name}": t.numpy() for name, t in prompts.features().items()}
-            scored, targets = self._scored("val", {**text, **self._extras})
+            rows, scored = self._scored("val", {**text, **self._extras})
+            targets = self._parts["val"].targets[rows]
             share = self._share(scored, targets)
-            return {"map": mean_precision(scored.merged(share), targets)}
+            return {"map_merged": mean_precision(scored.merged(share), targets)}
 
         return measure
 
-    def report(self, learned: Mapping[str, np.ndarray]) -> tuple[float, dict[str, float]]:
-        """The share of the global scores, searched on val where the config says so, and the metrics of all photos."""
+    def report(self, learned: Mapping[str, np.ndarray], run: Run) -> tuple[float, dict[str, float]]:
+        """The share of the global scores, searched on val where the config says so, and the metrics of all photos; the test
+        photos' scores are handed over to the run."""
         share, metrics = self._cfg.merge, {}
         for part in self._parts:  # val comes first
-            scored, targets = self._scored(part, learned)
+            rows, scored = self._scored(part, learned)
+            targets = self._parts[part].targets[rows]
             if part == "val":
                 share = self._share(scored, targets)
-            metrics |= {f"{part}_{name}": value for name, value in precisions(scored, targets, share).items()}
+            found = {"global": scored.whole, "local": scored.places, "merged": scored.merged(share)}
+            metrics |= {f"{part}_map_{name}": mean_precision(scores, targets) for name, scores in found.items()}
+            if part == "test":
+                photos = tuple(self._parts[part].photos.paths[row] for row in rows)
+                run.hand_over(ScoredInParts(found["merged"], targets, self._parts[part].classnames, photos, found))
         return share, {"merge": share, **metrics} if metrics else {}
 
     def _share(self, scored: Scored, targets: np.ndarray) -> float:
         return best_share(scored, targets) if self._cfg.search else self._cfg.merge
 
-    def _scored(self, part: str, learned: Mapping[str, np.ndarray]) -> tuple[Scored, np.ndarray]:
-        photos, cfg = self._parts[part], self._cfg
-        rows, scored = score_photos(self._source, photos.photos, MapScorer(learned, cfg), cfg.data.on_error, part)
-        return scored, photos.targets[rows]
-
-
-def precisions(scored: Scored, targets: np.ndarray, share: float) -> dict[str, float]:
-    """mAP of the global, the local and the merged scores; `map` is that of the merged."""
-    merged = mean_precision(scored.merged(share), targets)
-    alone = {"map_global": mean_precision(scored.whole, targets), "map_local": mean_precision(scored.places, targets)}
-    return {"map": merged, **alone, "map_merged": merged}
+    def _scored(self, part: str, learned: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Scored]:
+        cfg = self._cfg
+        return score_photos(self._source, self._parts[part].photos, MapScorer(learned, cfg), cfg.data.on_error, part)
 
 
 def best_share(scored: Scored, targets: np.ndarray) -> float:
@@ -108,7 +109,7 @@ def best_share(scored: Scored, targets: np.ndarray) -> float:
 
 
 def mean_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """mAP of scores (N, C): the mean average precision of the classes that photos are of."""
+    """mAP of scores (N, C): the mean average precision of the classes that photos are of. Raises `DataError` for none."""
     if not targets.any():
         raise DataError("none of the photos is of any class: average precision needs some that are")
-    return float(np.nanmean(average_precisions(scores, targets)))
+    return mean_over_classes(average_precision_per_class(scores, targets.astype(np.int8)))
