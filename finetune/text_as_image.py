@@ -50,6 +50,7 @@ class Config:
     stored: Literal["fp16", "fp32"] = "fp16"  # numbers that the captions' features are kept in
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
+    templates: str = "simple"  # of the zero-shot figures beside
     preprocess: PreprocessChoice = field(default_factory=PreprocessChoice)  # of photos: size, resize
     positions: bool = False  # whether a ResNet's attention pool adds its table of positions
     vit: Literal["value", "token"] = "value"  # what a ViT's map is made of
@@ -151,14 +152,16 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         {**learned, "merge": np.array([merge])}, classnames=captions.classnames, width=source.config.embed_dim
     )
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
-    return {"train_loss": outcome.last["loss"], "captions": len(captions.texts), **metrics, **best}
+    told = {"train_loss": outcome.last["loss"], "captions": len(captions)}
+    return {**told, **photos.zero_shot(captions.classnames), **metrics, **best}
 
 
 def prompts_of(cfg: Config, source: ModelSource, classnames: Sequence[str]) -> PromptSets:
     """The sets of prompts at their start."""
+    from jclip.data.lexicons import spoken_names
     from jclip.model.prompt_sets import PromptSets
     from jclip.model.trainable import check_in_memory
-    from jclip.train.caption_training import spoken_names, start_from
+    from jclip.train.caption_training import start_from
 
     check_in_memory(source.model)
     options = {"words": cfg.words, "position": cfg.position, "per_class": cfg.per_class_sets, "seed": cfg.seed}

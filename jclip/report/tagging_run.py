@@ -24,6 +24,14 @@ if TYPE_CHECKING:  # help answers before NumPy is imported
 FILES = ("eval.json", "per_class.csv", "scores.npz")
 PARTS = {"global": "whole photo", "local": "places", "merged": "merged"}  # of scores, as tables call them
 
+ROWS = {
+    "zero_shot_val_": "val, zero-shot",
+    "val_": "val",
+    "zero_shot_test_": "test, zero-shot",
+    "test_": "test",
+    "": "test",
+}
+
 
 @dataclass(frozen=True)
 class TaggingRun(ScoringRun):
@@ -146,10 +154,10 @@ class TaggingRun(ScoringRun):
     @staticmethod
     def run_table(metrics: Mapping[str, float]) -> str:
         """mAP by part of the photos and of the scores, then the other figures."""
-        parts = [part for part in ("val_", "test_", "") if f"{part}map_merged" in metrics]
+        parts = [part for part in ROWS if f"{part}map_merged" in metrics]
         shown = {f"{part}map_{name}" for part in parts for name in PARTS}
         rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
-        table = [_table([(part.strip("_") or "test", metrics, part) for part in parts])] if parts else []
+        table = [_table([(ROWS[part], metrics, part) for part in parts])] if parts else []
         return "\n".join(filter(None, [*table, ", ".join(rest), *selected_on_test(metrics)]))
 
     @staticmethod

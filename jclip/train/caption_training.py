@@ -15,7 +15,7 @@ from jclip.config import WORLD
 from jclip.data import labelled_captions, shapes
 from jclip.data.checks import preview
 from jclip.data.labelled_captions import LabelledCaptions
-from jclip.data.lexicons import load_lexicon
+from jclip.data.lexicons import load_lexicon, spoken_names
 from jclip.data.scene_captions import template_captions, world_captions
 from jclip.data.training_sentences import pair_sentences, single_sentences
 from jclip.errors import DataError, UnknownName, notice
@@ -188,11 +188,6 @@ def _labels_of(names: Sequence[str], classnames: Sequence[str]) -> list[int]:
         if name_key(name) not in label:
             raise UnknownName("class in only", name, classnames)
     return [label[name_key(name)] for name in names]
-
-
-def spoken_names(classnames: Sequence[str]) -> tuple[str, ...]:
-    """Class names as prompts say them: `dining table` of VOC2007's `diningtable`; names of no known set as they are."""
-    return load_lexicon(tuple(classnames)).prompt_names
 
 
 def weights_of_pairs(cfg: Any, targets: np.ndarray) -> np.ndarray | None:

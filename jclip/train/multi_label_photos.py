@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jclip.data.class_names import read_class_names
+from jclip.data.lexicons import spoken_names
 from jclip.data.multi_label import LabelledPhotos, has_photos, read_multi_label
 from jclip.data.shapes import CLASSNAMES
 from jclip.errors import ConfigError, DataError
+from jclip.features.heads import zero_shot_head
 from jclip.features.photo_maps import MapScorer, MapSource, Scored, score_photos
 from jclip.functional.multi_label_metrics import average_precision_per_class, mean_over_classes
 from jclip.prompts.spelling import name_key
+from jclip.prompts.templates import prompts_of
 from jclip.runtime import jt
 from jclip.train.run import Run
 from jclip.train.scored_photos import ScoredInParts
 
+ZERO_SHOT_SHARPNESS = 100.0  # of the softmax over places, as TaI-DPT's code has its baseline
 SHARES = tuple(k / 20 for k in range(21))  # of the global scores, that a search tries
 
 
@@ -94,6 +99,20 @@ class Measured:
                 photos = tuple(self._parts[part].photos.paths[row] for row in rows)
                 run.hand_over(ScoredInParts(found["merged"], targets, self._parts[part].classnames, photos, found))
         return share, {"merge": share, **metrics} if metrics else {}
+
+    def zero_shot(self, classnames: Sequence[str]) -> dict[str, float]:
+        """The same figures of the model as it is: the classes' names in `cfg.templates`, for the whole photo and for its
+        places, without whatever else the recipe has."""
+        if not self._parts:
+            return {}
+        head = zero_shot_head(self._source, prompts_of(spoken_names(classnames), self._cfg.templates))
+        plain = replace(self._cfg, tau_image=ZERO_SHOT_SHARPNESS, winner="none", scale=1.0)
+        scorer, told = MapScorer({"text_global": head.weights, "text_local": head.weights}, plain), {}
+        for part, photos in self._parts.items():
+            rows, scored = score_photos(self._source, photos.photos, scorer, self._cfg.data.on_error, part)
+            found = {"global": scored.whole, "local": scored.places, "merged": scored.merged(0.5)}
+            told |= {f"zero_shot_{part}_map_{k}": mean_precision(v, photos.targets[rows]) for k, v in found.items()}
+        return told
 
     def _share(self, scored: Scored, targets: np.ndarray) -> float:
         return best_share(scored, targets) if self._cfg.search else self._cfg.merge

@@ -294,16 +294,16 @@ def test_a_run_tells_all_three_and_its_scorer_gives_the_merged(small_models, pho
 
     settings = [f"model={small_models['vit']}", *photo_list, "selection=val", "evidence=true", "bank=2"]
     metrics = toys.train(SMOKE, tmp_path / "run", *settings)
-    assert {f"{part}_map{kind}" for part in ("val", "test") for kind in ("_global", "_local", "_merged")} <= {
-        *metrics
-    }
+    assert {f"{part}_map{kind}" for part in ("val", "test") for kind in ("_global", "_local", "_merged")} <= {*metrics}
     cfg = read_config(str(SMOKE), settings)[1]
     learned = {k: np.array(t.read()) for k, t in safetensors.read_sealed(tmp_path / "run/learned.safetensors").items()}
     source = recipe.prompted_source(learned, cfg, ModelSource(small_models["vit"]))
     for part in ("val", "test"):
         photos = read_multi_label(cfg.data, part)
         rows = extract(source, photos.photos)[1]
-        close(mean_precision(recipe.scorer(learned, cfg)(rows), photos.targets), metrics[f"{part}_map_merged"], "rounding")
+        close(
+            mean_precision(recipe.scorer(learned, cfg)(rows), photos.targets), metrics[f"{part}_map_merged"], "rounding"
+        )
         if part == "val":
             both = MapScorer(learned, cfg)(rows)
             tried = [mean_precision(both.merged(share), photos.targets) for share in SHARES]
@@ -348,7 +348,9 @@ def test_a_run_starts_from_another_ones_prompts(small_models, photo_list, tmp_pa
     with pytest.raises(DataError, match=r"the prompts 'global' must have the shape \(5, 32\), got \(4, 32\)"):
         toys.train(SMOKE, tmp_path / "third", *settings, "context=5", f"init_from={tmp_path / 'first'}")
     more = toys.train(SMOKE, tmp_path / "fourth", *settings, *still, "evidence=true")
-    assert np.isfinite(more["train_loss"]) and "has no evidence prompts: these start at random" in capfd.readouterr().err
+    assert (
+        np.isfinite(more["train_loss"]) and "has no evidence prompts: these start at random" in capfd.readouterr().err
+    )
 
 
 def test_captions_that_teach_nothing_are_refused(capfd):
