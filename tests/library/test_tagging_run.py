@@ -103,6 +103,14 @@ def test_other_classes_are_a_choice_or_made_anew(done, close):
     close(new.parts_of(split)[1]["local"][:, 0], all_three["local"][:, 0], "scores")
 
 
+def test_photos_may_be_seen_larger_and_whole(done):
+    """A ResNet without its pool's positions: 3 x 3 places in place of 2 x 2, and nothing cut off."""
+    settings = ["preprocess.size=96", "preprocess.resize=squash"]
+    split = Predictor.load(done).own_split()[1]
+    usual, larger = (Predictor.load(done, own).parts_of(split)[1]["local"] for own in ([], settings))
+    assert larger.shape == usual.shape and np.isfinite(larger).all() and np.abs(larger - usual).min() > 0
+
+
 def test_tables(done):
     metrics = Predictor.load(done).metrics
     table = TaggingRun.run_table(metrics)
