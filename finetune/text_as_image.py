@@ -134,7 +134,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     parts = measuring.read_parts(cfg)
     captions = training.read_captions(cfg, measuring.names_of(cfg, parts), run)
     source = source_of(cfg)
-    run.note(weights_sha256=source.weights_sha256, **measuring.facts(parts))
+    run.note(weights_sha256=source.weights_sha256, captions_sha256=training.captions_digest(captions))
+    run.note(**measuring.facts(parts))
     features = sentence_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
     loss = training.CaptionLoss(

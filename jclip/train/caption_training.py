@@ -5,6 +5,8 @@ Guo et al., CVPR 2023, arXiv 2211.12739: a sentence's end token stands for the w
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +44,12 @@ SENTENCES = {"single": single_sentences, "pairs": pair_sentences}  # made of tem
 class CaptionBatches:
     """Rows of captions, shuffled anew in each epoch by (seed, epoch); what fills no batch is left out.
 
-    weights: (N,), how often a caption stands in an epoch.
+    weights: (N,), how often a caption stands in an epoch: to the nearest whole number, once where it is not 0.
     """
 
     def __init__(self, weights: np.ndarray, size: int, seed: int):
-        self._rows = np.repeat(np.arange(len(weights)), np.rint(weights).astype(np.int64))
+        times = np.where(weights > 0, np.maximum(np.rint(weights), 1), 0).astype(np.int64)
+        self._rows = np.repeat(np.arange(len(weights)), times)
         self._size, self._seed = min(size, len(self._rows)), seed
 
     @property
@@ -188,6 +191,14 @@ def _labels_of(names: Sequence[str], classnames: Sequence[str]) -> list[int]:
         if name_key(name) not in label:
             raise UnknownName("class in only", name, classnames)
     return [label[name_key(name)] for name in names]
+
+
+def captions_digest(captions: LabelledCaptions) -> str:
+    """SHA-256 over texts, labels and weights."""
+    digest = hashlib.sha256(json.dumps(list(captions.texts)).encode())
+    digest.update(captions.targets.astype(np.int8).tobytes())
+    digest.update(captions.weights.astype(np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def weights_of_pairs(cfg: Any, targets: np.ndarray) -> np.ndarray | None:

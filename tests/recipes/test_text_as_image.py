@@ -320,7 +320,7 @@ def test_captions_that_teach_nothing_are_refused(capfd):
 
 
 def test_captions_count_as_often_as_they_weigh():
-    batches = training.CaptionBatches(np.array([1, 0, 3, 2]), 4, seed=3)
+    batches = training.CaptionBatches(np.array([0.2, 0, 3.4, 2]), 4, seed=3)
     assert batches.steps == 1
     seen = np.concatenate([np.concatenate([*batches(epoch)]) for epoch in range(40)])
     shares = np.bincount(seen, minlength=4) / 40
