@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -97,9 +96,6 @@ class Made:
     budget: Budget = field(default_factory=Budget)
 
 
-Part = Literal["captions", "single", "hard"]
-
-
 class Stages:
     """The stages of one folder. `server` None asks nothing and takes what is stored."""
 
@@ -131,9 +127,19 @@ class Stages:
         return [self._about("single", (label,), count, k) for k in rounds for label in labels]
 
     def hard_jobs(self, sets: Sequence[tuple[int, ...]]) -> list[Job]:
-        """Returns the questions about the hard classes of each distinct group that has some."""
+        """Returns the questions about the hard classes of each distinct group that has some.
+
+        Groups with the same hard classes ask the same, no more often than `max_per_set` leaves room for the sentences.
+        """
+        if not (count := self._config.hard_sentences):
+            return []
         parts = [tuple(k for k in own if k in self._hard) for own in [*dict.fromkeys(sets)][: self._config.groups]]
-        return [self._about("hard", part, self._config.hard_sentences, 0) for part in dict.fromkeys(parts) if part]
+        most = -(-self._rules.max_per_set // count)
+        return [
+            self._about("hard", part, count, k)
+            for part, times in Counter(filter(None, parts)).items()
+            for k in range(min(times, most))
+        ]
 
     def judge_jobs(self, texts: Iterable[str]) -> list[Job]:
         """Returns the questions about captions."""
@@ -157,86 +163,47 @@ class Stages:
         """Asks what is not stored yet below `folder`, and returns what all stored replies give. Raises as `ask_all`."""
         with ExitStack() as stack:
             stores = {stage: stack.enter_context(RawReplies(folder / f"{stage}.jsonl")) for stage in STAGES}
-            budget = Budget(limits.max_requests, limits.max_tokens)
-            for store in stores.values():
-                for reply in store.replies.values():
-                    budget.spend(reply)
-            asked: dict[str, Asked] = {stage: Asked() for stage in STAGES}
+            asking = _Asking(stores, server, limits, self._config, progress)
+            return self._made(asking, min_per_class)
 
-            def answered(jobs: Sequence[Job]) -> Sequence[Job]:
-                if jobs and server is not None:
-                    stage = jobs[0].stage
-                    progress(f"{stage}: {len(jobs)} questions")
-                    more = ask_all(
-                        jobs, stores[stage], server, budget, concurrency=limits.concurrency, top_p=self._config.top_p,
-                        reply_tokens=self._config.reply_tokens,
-                    )  # fmt: skip
-                    had = asked[stage]
-                    asked[stage] = Asked(had.done + more.done, had.failed + more.failed, had.left + more.left)
-                return [job for job in jobs if job.key in stores[jobs[0].stage].replies]
-
-            def said(jobs: Sequence[Job]) -> list[Candidate]:
-                return [
-                    Candidate(text, job.asked, job.key)
-                    for job in answered(jobs)
-                    for text in sentences_of(stores[job.stage].replies[job.key].text)
-                ]
-
-            made = self._made(answered, said, stores, min_per_class)
-            made.asked, made.budget = asked, budget
-            return made
-
-    def _made(
-        self,
-        answered: Callable[[Sequence[Job]], Sequence[Job]],
-        said: Callable[[Sequence[Job]], list[Candidate]],
-        stores: dict[str, RawReplies],
-        min_per_class: int,
-    ) -> Made:
-        groups = stores["compositions"].replies
-        sets = [g for job in answered(self.composition_jobs()) for g in groups_of(groups[job.key].text, self._labeller)]
-        classes, config = range(len(self._lexicon.classnames)), self._config
+    def _made(self, asking: _Asking, min_per_class: int) -> Made:
+        groups = (groups_of(text, self._labeller) for _, text in asking.replies(self.composition_jobs()))
+        sets = [group for found in groups for group in found]
+        classes, rounds = range(len(self._lexicon.classnames)), self._config.single_rounds
         candidates = {
-            "captions": said(self.caption_jobs(sets)),
-            "single": said(self.single_jobs(classes, range(config.single_rounds))),
-            "hard": said(self.hard_jobs(sets)),
+            "captions": asking.candidates(self.caption_jobs(sets)),
+            "single": asking.candidates(self.single_jobs(classes, range(rounds))),
+            "hard": asking.candidates(self.hard_jobs(sets)),
         }
-        judge = self._judge(answered, stores) if config.judge else (lambda kept: kept)
-        kept = {part: judge(filtered(own, self._labeller, self._rules)) for part, own in candidates.items()}
-        for number in range(config.top_up_rounds):
+        rules = dict.fromkeys(candidates, self._rules)  # a class alone is a set of which many are wanted
+        rules["single"] = replace(self._rules, max_per_set=max(self._rules.max_per_set, min_per_class))
+        kept = {part: self._kept(asking, own, rules[part]) for part, own in candidates.items()}
+        for more in range(rounds, rounds + self._config.top_up_rounds):
             short = _below(min_per_class, kept.values(), len(classes))
-            more = said(
-                self.single_jobs(short, range(config.single_rounds + number, config.single_rounds + number + 1))
-            )
-            if not more:
+            if not (found := asking.candidates(self.single_jobs(short, range(more, more + 1)))):
                 break
-            candidates["single"] += more
-            kept["single"] = judge(filtered(candidates["single"], self._labeller, self._rules))
+            candidates["single"] += found
+            kept["single"] = self._kept(asking, candidates["single"], rules["single"])
         made = {part: self._captions(part, own) for part, own in kept.items()}
         hard = made["hard"].only(self._hard) if self._hard else made["hard"]
-        return Made(sets, made["captions"], made["single"], hard, {part: own.dropped for part, own in kept.items()})
+        dropped = {part: own.dropped for part, own in kept.items()}
+        return Made(sets, made["captions"], made["single"], hard, dropped, asking.asked, asking.budget)
 
-    def _judge(
-        self, answered: Callable[[Sequence[Job]], Sequence[Job]], stores: dict[str, RawReplies]
-    ) -> Callable[[Kept], Kept]:
-        """Keeps what the judge approves; a caption that it was not asked about yet is dropped as not judged."""
-
-        def judged(kept: Kept) -> Kept:
-            jobs = self.judge_jobs(candidate.text for candidate in kept.candidates)
-            replies = stores["judge"].replies
-            done = {job.key for job in answered(jobs)}
-            result = Kept(dropped=Counter(kept.dropped))
-            for job, candidate, labels in zip(jobs, kept.candidates, kept.labels, strict=True):
-                if job.key not in done:
-                    result.dropped["not judged"] += 1
-                elif not approves(replies[job.key].text):
-                    result.dropped["rejected by the judge"] += 1
-                else:
-                    result.candidates.append(candidate)
-                    result.labels.append(labels)
-            return result
-
-        return judged
+    def _kept(self, asking: _Asking, candidates: Sequence[Candidate], rules: Rules) -> Kept:
+        """What passes the rules and the judge; a caption that the judge has not been asked about is dropped."""
+        kept = filtered(candidates, self._labeller, rules)
+        if not self._config.judge:
+            return kept
+        jobs = self.judge_jobs(candidate.text for candidate in kept.candidates)
+        verdicts = {job.key: approves(text) for job, text in asking.replies(jobs)}
+        result = Kept(dropped=kept.dropped)
+        for job, candidate, labels in zip(jobs, kept.candidates, kept.labels, strict=True):
+            if not verdicts.get(job.key):
+                result.dropped["rejected by the judge" if job.key in verdicts else "not judged"] += 1
+            else:
+                result.candidates.append(candidate)
+                result.labels.append(labels)
+        return result
 
     def _captions(self, part: str, kept: Kept) -> LabelledCaptions:
         names = self._lexicon.classnames
@@ -283,6 +250,57 @@ class Stages:
         if config.judge:
             rows.append(("judge", sentences, sentences * (len(_JUDGE) // 4 + 15), sentences * 2))
         return rows
+
+
+class _Asking:
+    """Replies of all stages, stored ones and those that the server gives now; no server: stored ones alone."""
+
+    def __init__(
+        self,
+        stores: dict[str, RawReplies],
+        server: ChatServer | None,
+        limits: ServerConfig,
+        config: StageConfig,
+        progress: Callable[[str], None],
+    ):
+        self._stores, self._server, self._limits, self._config = stores, server, limits, config
+        self._progress = progress
+        self.asked = {stage: Asked() for stage in STAGES}
+        self.budget = Budget(limits.max_requests, limits.max_tokens)
+        for store in stores.values():
+            for reply in store.replies.values():
+                self.budget.spend(reply)
+
+    def replies(self, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+        """Returns the jobs, of one stage, that have a reply, with it."""
+        if not jobs:
+            return []
+        store = self._stores[jobs[0].stage]
+        if self._server is not None:
+            self._ask(jobs, store, self._server)
+        return [(job, store.replies[job.key].text) for job in jobs if job.key in store.replies]
+
+    def candidates(self, jobs: Sequence[Job]) -> list[Candidate]:
+        """Returns the sentences of the replies."""
+        return [
+            Candidate(text, job.asked, job.key) for job, reply in self.replies(jobs) for text in sentences_of(reply)
+        ]
+
+    def _ask(self, jobs: Sequence[Job], store: RawReplies, server: ChatServer) -> None:
+        stage, before = jobs[0].stage, self.asked[jobs[0].stage]
+        self._progress(
+            f"{stage}: {len(jobs)} questions, {sum(job.key in store.replies for job in jobs)} answered before"
+        )
+        now = ask_all(
+            jobs,
+            store,
+            server,
+            self.budget,
+            concurrency=self._limits.concurrency,
+            top_p=self._config.top_p,
+            reply_tokens=self._config.reply_tokens,
+        )
+        self.asked[stage] = Asked(before.done + now.done, before.failed + now.failed, before.left + now.left)
 
 
 def _below(least: int, kept: Iterable[Kept], classes: int) -> list[int]:

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -88,8 +89,9 @@ class ChatServer:
     key: str = field(default="", repr=False)
     timeout: float = 60.0
     tries: int = TRIES
-    wait: Callable[[float], object] = time.sleep
+    wait: Callable[[float], object] | None = None  # for so many seconds; None: until `stopped` is set at most
     draw: Callable[[], float] = random.random
+    stopped: threading.Event = field(default_factory=threading.Event, repr=False)  # set by who wants no more replies
 
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.base_url)
@@ -113,7 +115,9 @@ class ChatServer:
             except _Retry as e:
                 why = str(e)
                 if attempt + 1 < self.tries:
-                    self.wait(self._pause(attempt, e.after))
+                    (self.wait or self.stopped.wait)(self._pause(attempt, e.after))
+            if self.stopped.is_set():
+                break
         raise NoReply(f"{why} ({self.tries} tries)")
 
     def _pause(self, attempt: int, after: float | None) -> float:

@@ -18,6 +18,9 @@ from jclip.readers.strict_yaml import read_yaml
 KINDS = ("extended", "compat")
 _FOLDER = ASSETS / "lexicons"
 _SHIPPED = ("coco", "voc2007", "nuswide")
+_LISTS = frozenset(
+    ("names", "classes", "categories", "id2label", "label2id")
+)  # below which a file of class names has them
 _GROUPS = ("synonyms", "doubtful", "implies")
 _KEYS = (*_GROUPS, "prompt_names", "verb_forms", "most_tokens", "guards")
 
@@ -110,18 +113,17 @@ def _yaml_of_words(path: Path) -> dict[str, Any] | None:
     from jclip.readers.text import read_text
 
     values = parse_yaml(read_text(path))
-    if not isinstance(values, dict) or any(
-        isinstance(v, int | str) and not isinstance(v, bool) for v in values.values()
-    ):
+    if not isinstance(values, dict) or ({*values} & _LISTS and len(values) == 1):
         return None
     if isinstance(values.get("synonyms"), dict):
         if unknown := [key for key in values if key not in _KEYS]:
             near = did_you_mean(unknown[0], _KEYS)
             raise ConfigError(f"{path}: unknown key {quoted(unknown[0])}{near} (known: {', '.join(_KEYS)})")
         return {"guards": _guards(), **values}
-    if any(isinstance(value, dict) for value in values.values()):
+    lists = [value for value in values.values() if value is None or isinstance(value, list)]
+    if not lists or all(key.isdecimal() for key in values):
         return None
-    if not all(value is None or isinstance(value, list) for value in values.values()):
+    if len(lists) < len(values):
         raise ConfigError(f"{path}: every class must have a list of synonyms, such as `forklift: [lift truck]`")
     return {"guards": _guards(), "synonyms": values}
 

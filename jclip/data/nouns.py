@@ -55,6 +55,7 @@ class Labeller:
         self._starts = dict(self._starts)
         verbs = frozenset(w[0] for w, (label, _) in phrases.items() if len(w) == 1 and label in lexicon.verb_forms)
         self._forms = _Forms(frozenset(word for words in phrases for word in words), verbs)
+        self._implied = any(lexicon.implies)
         self._any_guard = frozenset((*self._guards.adjectives, *self._guards.verbs, *self._guards.beside))
 
     def label(self, text: str) -> tuple[set[int], set[int]]:
@@ -76,7 +77,7 @@ class Labeller:
             taken = place + 1 + len(phrase.rest)
             open_ = phrase.doubtful or self._is_open(tokens, place, taken) or _is_negated(tokens, place)
             (unknown if open_ else present).add(phrase.label)
-        if any(self.lexicon.implies):
+        if self._implied:
             unknown.update(parent for label in present for parent in self.lexicon.implies[label])
         return present, unknown - present
 
@@ -177,7 +178,8 @@ def _phrases(lexicon: Lexicon, doubtful: bool) -> dict[tuple[str, ...], tuple[in
     for label, name in enumerate(lexicon.classnames):
         open_ones = lexicon.doubtful[label] if doubtful else ()
         for text in (name, lexicon.prompt_names[label], *lexicon.synonyms[label], *open_ones):
-            words = tuple(singular(token) for token in tokens_of(text.replace("_", " ")) if token[0].isalnum())
+            tokens = [token for token in tokens_of(text.replace("_", " ")) if token[0].isalnum()]
+            words = tuple(map(singular, tokens))
             entry = (label, text in open_ones)
             if not words:
                 raise ConfigError(
@@ -191,7 +193,7 @@ def _phrases(lexicon: Lexicon, doubtful: bool) -> dict[tuple[str, ...], tuple[in
                 )
             said.setdefault(words, text)
             if len(words) > 1:
-                joined.append(((singular("".join(words)),), entry))
+                joined += [((singular("".join(own)),), entry) for own in (tokens, words)]
     return {**dict(reversed(joined)), **found}
 
 

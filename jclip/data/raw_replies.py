@@ -170,11 +170,9 @@ def ask_all(
     """
     found, in_a_row = Asked(), 0
     open_jobs = iter(_not_asked(jobs, store))
-    stop = threading.Event()
+    server.stopped.clear()
 
-    def ask(job: Job) -> Reply | None:
-        if stop.is_set():
-            return None
+    def ask(job: Job) -> Reply:
         reply = server.ask(job.prompt, temperature=job.temperature, top_p=top_p, max_tokens=reply_tokens, seed=job.seed)
         store.add(job, reply)
         return reply
@@ -203,7 +201,7 @@ def ask_all(
                         f"on from {len(store.replies)} replies in {store.path}"
                     )
         finally:
-            stop.set()
+            server.stopped.set()
     found.left = sum(1 for _ in open_jobs)
     return found
 

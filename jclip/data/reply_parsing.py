@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from jclip.data.nouns import Labeller
 
 SHORTEST, LONGEST, MOST_WORDS, FEWEST_WORDS = 5, 150, 40, 3
+LONGEST_LINE = 4000
 SHARE_FLOOR = 20  # captions of one class that are always kept
 _ITEM = re.compile(r"^\s*(?:(\d+)[.)]|[-*\u2022])\s*")
 _NOTE = re.compile(r"\s*[(\[][^()\[\]]*[)\]]\s*$")
@@ -30,7 +31,7 @@ def sentences_of(reply: str) -> list[str]:
     """
     found = []
     for line in reply.splitlines():
-        match = _ITEM.match(line)
+        match = _ITEM.match(line) if len(line) <= LONGEST_LINE else None
         if not match:
             continue
         for item in _split(line[match.end() :], int(match[1]) if match[1] and len(match[1]) < 6 else None):
@@ -100,44 +101,66 @@ class Kept:
 
 def filtered(candidates: Iterable[Candidate], labeller: Labeller, rules: Rules) -> Kept:
     """Returns the candidates that pass the rules, which are applied in order, each drop counted under the first that failed."""
-    kept, seen, bags = Kept(), set(), set()
-    sets: Counter[tuple[int, ...]] = Counter()
-    classes: Counter[int] = Counter()
-    share = max(rules.max_share, 4 / len(labeller.lexicon.classnames))
+    so_far = _SoFar(rules, max(rules.max_share, 4 / len(labeller.lexicon.classnames)))
+    kept = Kept()
     for candidate in candidates:
-        text = candidate.text
-        present, unknown = labeller.label(text)
-        letters = re.sub(r"[^a-z]", "", text.lower())
-        bag = (
-            tuple(sorted(re.findall(r"[a-z]{4,}", text.lower()))),
-            tuple(sorted(present)),
-        )  # short names are in no bag
-        most = max(SHARE_FLOOR, share * (len(kept.candidates) + 1))
-        why = _fault_of(text) or (
-            "asked names missing"
-            if rules.require_all and not present >= {*candidate.asked}
-            else "names no class"
-            if not present
-            else "duplicate"
-            if letters in seen
-            else "near-duplicate"
-            if bag in bags
-            else "too many of one set"
-            if sets[tuple(sorted(present))] >= rules.max_per_set
-            else "too many of one class"
-            if any(classes[label] + 1 > most for label in present)
-            else ""
+        present, unknown = labeller.label(candidate.text)
+        why = (
+            _fault_of(candidate.text)
+            or _fault_of_labels(candidate, present, rules)
+            or so_far.fault_of(candidate.text, present)
         )
         if why:
             kept.dropped[why] += 1
             continue
-        seen.add(letters)
-        bags.add(bag)
-        sets[tuple(sorted(present))] += 1
-        classes.update(present)
+        so_far.add(candidate.text, present)
         kept.candidates.append(candidate)
         kept.labels.append((present, unknown))
     return kept
+
+
+class _SoFar:
+    """What was kept before, of which there must not be too much."""
+
+    def __init__(self, rules: Rules, share: float):
+        self._rules, self._share, self._count = rules, share, 0
+        self._letters: set[str] = set()
+        self._bags: set[tuple] = set()
+        self._sets: Counter[tuple[int, ...]] = Counter()
+        self._classes: Counter[int] = Counter()
+
+    def fault_of(self, text: str, present: set[int]) -> str:
+        """Why a caption would be one too many, empty where it is not."""
+        letters, bag, own = _keys_of(text, present)
+        if letters in self._letters:
+            return "duplicate"
+        if bag in self._bags:
+            return "near-duplicate"
+        if self._sets[own] >= self._rules.max_per_set:
+            return "too many of one set"
+        most = max(SHARE_FLOOR, self._share * (self._count + 1))
+        return "too many of one class" if any(self._classes[label] + 1 > most for label in present) else ""
+
+    def add(self, text: str, present: set[int]) -> None:
+        letters, bag, own = _keys_of(text, present)
+        self._letters.add(letters)
+        self._bags.add(bag)
+        self._sets[own] += 1
+        self._classes.update(present)
+        self._count += 1
+
+
+def _keys_of(text: str, present: set[int]) -> tuple[str, tuple, tuple[int, ...]]:
+    """What makes captions duplicates, near-duplicates (the same long words and classes: short names are no long words),
+    and of one set."""
+    low, own = text.lower(), tuple(sorted(present))
+    return re.sub(r"[^a-z]", "", low), (tuple(sorted(re.findall(r"[a-z]{4,}", low))), own), own
+
+
+def _fault_of_labels(candidate: Candidate, present: set[int], rules: Rules) -> str:
+    if rules.require_all and not present >= {*candidate.asked}:
+        return "asked names missing"
+    return "" if present else "names no class"
 
 
 def in_another_script(text: str) -> bool:
