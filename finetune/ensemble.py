@@ -138,17 +138,15 @@ def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
 
 def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
     """Raises `ConfigError` for a run whose scores do not belong beside others' on these features."""
-    from jclip.train.run import read_result
-
     if one.classnames != data.classnames:
         raise ConfigError(f"{one.folder} has other classes than the data, or others in their place: leave it out")
     if (one.folder / "model.safetensors").is_file():
         raise ConfigError(f"{one.folder} trained the towers: its features are not those of the other runs")
     if not one.normalised and not recorded:
         raise ConfigError(f"{one.folder} takes features that are not normalised, as others don't: leave it out")
-    told = read_result(one.folder)["provenance"]
-    common = [k for k in data.facts if k in told]
-    differing = [k.removesuffix("_sha256") for k in common if told[k] != data.facts[k]]
+    made_of = one.provenance
+    common = [k for k in data.facts if k in made_of]
+    differing = [k.removesuffix("_sha256") for k in common if made_of[k] != data.facts[k]]
     if differing or not common:
         raise ConfigError(
             f"{one.folder} was made from other data: {', '.join(differing) or 'nothing in common'} differs"

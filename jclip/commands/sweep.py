@@ -210,12 +210,12 @@ def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[in
 def measured(rows: Sequence[dict[str, Any]]) -> str:
     """The main figure of the rows' task, on test photos where there are any, else on validation photos."""
     main = main_of(rows[0])
-    return f"test_{main}" if any(row[f"test_{main}"] != "" for row in rows) else f"val_{main}"
+    return f"test_{main}" if any(row.get(f"test_{main}", "") != "" for row in rows) else f"val_{main}"
 
 
 def main_of(row: dict[str, Any]) -> str:
     """The figure that runs of the row's task are compared by."""
-    return next((task.main for task in TASKS.values() if f"val_{task.main}" in row), "top1")
+    return next((task.main for task in TASKS.values() if {f"val_{task.main}", f"test_{task.main}"} & {*row}), "top1")
 
 
 def titled(column: str) -> str:

@@ -17,6 +17,7 @@ import finetune
 from jclip.cli import main
 from jclip.config import DataConfig
 from jclip.errors import ConfigError
+from jclip.readers.spreadsheet import read_csv
 from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor
 from jclip.report.scoring_run import ScoringRun
@@ -84,9 +85,8 @@ def scorer(learned, cfg):
 @pytest.fixture
 def finished(monkeypatch, tmp_path, capsys) -> Path:
     """A finished run of a recipe `labels` of the task `tag`, neither of which there is."""
-    recipe = types.SimpleNamespace(
-        __name__="finetune.labels", __doc__="", TASK="tag", Config=Config, run=run, scorer=scorer
-    )
+    recipe = types.ModuleType("finetune.labels")
+    vars(recipe).update(TASK="tag", Config=Config, run=run, scorer=scorer)
     names, load = [*finetune.names(), "labels"], finetune.load
     monkeypatch.setattr(finetune, "names", lambda: names)
     monkeypatch.setattr(finetune, "load", lambda name: recipe if name == "labels" else load(name))
@@ -109,6 +109,23 @@ def test_train_and_eval_do_what_the_task_says(finished, capsys):
     assert main(["eval", str(finished)]) == 0
     assert f"measured 0.833\nwritten: {finished}/eval.json" in capsys.readouterr().out
     assert (finished / "eval.json").read_text() == handed_over
+
+
+def test_a_sweep_compares_the_tasks_main_figure(finished, tmp_path, capsys):
+    config, folders = str(tmp_path / "labels.yaml"), ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert main(["sweep", config, "data.shots=1,2", "seed=1,2", *folders]) == 0
+    printed = capsys.readouterr().out
+    assert "test right, %, 2 seeds" in printed and "83.33 ± 0.00" in printed
+    rows = read_csv(tmp_path / "out" / "sweep.csv")
+    assert [*rows[0]] == ["config", "recipe", "shots", "seed", "test_right", "seconds", "selection", "run"] and len(
+        rows
+    ) == 4
+    assert {row["test_right"] for row in rows} == {"0.833333"}
+    assert main(["sweep", config, "tip_adapter/smoke", *folders]) == 2
+    assert (
+        "configs must be of one task, got tag (labels) and classify (smoke): sweep them apart"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_of_the_task_is_its_own_predictor(finished):

@@ -129,6 +129,32 @@ def test_training_ends_with_tables_of_the_scores_that_it_computed(tmp_path, monk
     assert main(["eval", str(tmp_path)]) == 0 and (tmp_path / "predictions.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("zero_shot", []),
+        ("zero_shot", ["data.shots=0"]),
+        ("tip_adapter", ["train=true", "optim.epochs=3"]),  # a fresh view in each epoch
+        ("coop", ["views=0", "optim.epochs=3", "context=2"]),
+        ("maple", ["optim.epochs=1", "text=2", "image=2", "depth=2"]),
+        ("full", ["optim.epochs=2", "optim.batch=4", "loss=cross_entropy"]),
+    ],
+)
+def test_a_runs_photos_are_read_once(recipe, settings, small_models, photo_folder, tmp_path, monkeypatch):
+    """By training, measuring and the tables at its end together."""
+    from jclip.data import splits
+    from jclip.features import run_data
+
+    read, calls = splits.read_all_photos, []
+    for module in (splits, run_data):
+        monkeypatch.setattr(module, "read_all_photos", lambda data: calls.append(data) or read(data))
+    (tmp_path / "mine.yaml").write_text(f"recipe: {recipe}\n")
+    photos = [f"data.root={photo_folder}", "data.shots=2", "data.val_shots=2", f"model={small_models['vit']}"]
+    assert main(["train", str(tmp_path / "mine.yaml"), "--run", str(tmp_path / "run"), *photos, *settings]) == 0
+    assert len(calls) == 1
+    assert (tmp_path / "run" / "eval.json").is_file() == (recipe != "full")
+
+
 @pytest.mark.parametrize("script", ["train1.sh", "train2.sh", "test.sh", "check.sh"])
 def test_scripts_are_plain_shell(script):
     subprocess.run(["sh", "-n", ROOT / script], check=True)
