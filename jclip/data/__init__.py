@@ -30,8 +30,6 @@ __getattr__, __dir__, __all__ = face(
         "multi_label_sets": ("LabelRules", "read_coco", "read_labels", "read_nus_wide", "read_voc"),
         "labelled_captions": ("LabelledCaptions", "read_captions"),
         "lexicons": ("Lexicon", "load_lexicon"),
-        "loader": ("OnError", "batches", "tell_once"),
-        "multi_label": ("read_multi_label",),
         "nouns": ("Labeller",),
         "pair_counts": ("count_pairs",),
         "photo_file": ("open_photo",),

@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = face(
         "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
         "scoring_run": ("ScoringRun",),
-        "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
+        "score_files": ("Scores", "aligned", "joined", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
         "tagging_run": ("TaggingRun",),
         "tasks": ("TASKS", "Task", "task_of"),
