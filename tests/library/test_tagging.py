@@ -63,7 +63,7 @@ def test_the_first_empty_box_ends_the_looking_again_as_published():
 
 def test_layers_and_votes_follow_the_depth():
     layers = {depth: formulas.LocalToGlobal().layers(depth) for depth in (2, 12, 24)}
-    assert layers == {2: (range(0, 1), 1), 12: (range(8, 11), 4), 24: (range(16, 23), 8)}
+    assert layers == {2: (range(1), 1), 12: (range(8, 11), 4), 24: (range(16, 23), 8)}
     assert formulas.LocalToGlobal(first=0, votes=3).layers(12) == (range(11), 3)
 
 
@@ -122,7 +122,14 @@ def sources(small_models) -> dict[str, ModelSource]:
     return {kind: ModelSource(path) for kind, path in small_models.items()}
 
 
-WAYS = [("vit", "tagclip"), ("vit", "places"), ("vit", "dense"), ("vit", "whole"), ("resnet", "places"), ("resnet", "dense")]
+WAYS = [
+    ("vit", "tagclip"),
+    ("vit", "places"),
+    ("vit", "dense"),
+    ("vit", "whole"),
+    ("resnet", "places"),
+    ("resnet", "dense"),
+]
 
 
 @pytest.mark.parametrize(("kind", "method"), WAYS)
@@ -156,7 +163,7 @@ def test_tagclip_sees_whole_photos_rounded_up_to_patches(sources, photos, monkey
     size = replace(source.preprocess, size=(48, 56), resize="squash")
     pixels = size(Image.open(photos[0]))[None]
     head, text = tagger.head, tagger.head.weights
-    features, attention = whole(source.model, pixels, range(0, 1), 1)
+    features, attention = whole(source.model, pixels, range(1), 1)
     refined = formulas.refined_scores(formulas.coarse_scores(features[0], text, head.scale), attention[0], (6, 7), True)
     again = formulas.to_look_at_again(refined, 4, (6, 7), tagger.settings)
     best = refined.max(axis=0)
@@ -221,12 +228,22 @@ def test_photos_that_cannot_be_scored(sources, photos, tmp_path, capsys):
 def test_towers_and_names_that_a_method_cannot_take(sources, photos, tmp_path):
     eva = ModelSource(toy_file(tmp_path, TOY_EVAS["eva02"]))
     for source, names, more, message in (
-        (sources["resnet"], NAMES, {"method": "tagclip"}, "tagclip reads the attention of vision transformers, got a tower"),
+        (
+            sources["resnet"],
+            NAMES,
+            {"method": "tagclip"},
+            "tagclip reads the attention of vision transformers, got a tower",
+        ),
         (eva, NAMES, {}, "of kind eva: use --method places, dense or whole"),
         (sources["vit"], (), {}, "class names must be at least one and none empty"),
         (sources["vit"], ("cat", " "), {}, "class names must be at least one and none empty"),
         (sources["vit"], ("fire hydrant", "Fire_hydrant"), {}, "class names must stand once"),
-        (sources["vit"], ("cat",), {"background": ()}, "scores by shares of all names, got one class and no background"),
+        (
+            sources["vit"],
+            ("cat",),
+            {"background": ()},
+            "scores by shares of all names, got one class and no background",
+        ),
         (sources["vit"], NAMES, {"method": "best"}, "method must be one of auto, tagclip"),
     ):
         with pytest.raises(ConfigError, match=message):
