@@ -26,6 +26,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     },
     "measure": {
         "eval": ("jclip.commands.eval:evaluate", "measure a finished run on its test photos or on others"),
+        "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },
     "data": {

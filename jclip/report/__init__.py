@@ -7,6 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "calibration_file": ("calibration_for", "read_calibration", "write_calibration"),
         "contact_sheet": ("check_sheet", "write_sheet"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "predictor": ("Classifier", "measure", "measure_if_cheap", "unlabelled"),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
+        "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },
