@@ -17,7 +17,9 @@ from jclip.data.shapes import SEEN_STYLES, draw_scene
 from jclip.errors import ConfigError, DataError
 from jclip.features.tagging import PhotoScores
 from jclip.readers.spreadsheet import read_csv
+from jclip.report.calibration_file import read_calibration
 from jclip.report.contact_sheet import write_tag_sheet
+from jclip.report.score_files import read_scores
 from jclip.report.sorted_folders import MANIFEST, read_manifest
 from jclip.report.tags import Tags, plan_tags, show_tags, write_tags
 
@@ -158,6 +160,35 @@ def test_broken_photos_are_skipped_and_counted(folder, tmp_path, capsys):
     assert "does not decode" in capsys.readouterr().err
 
 
+def test_probabilities_after_a_calibration(folder, tmp_path, capsys):
+    """Scores written, thresholds and sigmoids fitted on labels, and both used; a class that nobody could fit is left out."""
+    base = ["tag", folder, *MODEL, "--classes", ",".join([*NAMES, "pink bolt"])]
+    assert run(*base, "--out", tmp_path / "scores.npz") == 0
+    rows = [
+        f"{path} {' '.join(str(NAMES.index(name)) for name in sorted(names))}" for path, names in truth(folder).items()
+    ]
+    (tmp_path / "labels.txt").write_text("\n".join(rows) + "\n")
+    assert run("measure", tmp_path / "scores.npz", "--labels", tmp_path / "labels.txt", "--threshold", "class_f1",
+               "--calibrate", tmp_path / "fitted.json") == 0  # fmt: skip
+    capsys.readouterr()
+    assert run(*base, "--calibration", tmp_path / "fitted.json", "--out", tmp_path / "x.json") == 0
+    told = capsys.readouterr()
+    assert "tags with their probability" in told.out and " %" in told.out
+    assert "classes without a probability in the calibration, left out: 1 (first: pink bolt)" in told.err
+    fitted, scores = read_calibration(tmp_path / "fitted.json"), read_scores(str(tmp_path / "scores.npz"))
+    entries = {e["photo"]: e["tags"] for e in json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))}
+    for photo, row in zip(scores.photos, scores.main, strict=True):
+        own = {tag["class"]: tag["probability"] for tag in entries[photo]}
+        assert {*own} == {name for name, x, t in zip(NAMES, row, fitted.thresholds, strict=False) if x >= t}
+        for name, given in own.items():
+            k = NAMES.index(name)
+            assert given == pytest.approx(1 / (1 + np.exp(-(fitted.a[k] * row[k] + fitted.b[k]))), abs=1e-5)
+    assert run(*base, "--calibration", tmp_path / "fitted.json", "--threshold", 0.999) == 0
+    assert "photos with a tag: none 12" in capsys.readouterr().out
+    assert run(*base[:-1], "red circle,blue star", "--calibration", tmp_path / "fitted.json") == 2
+    assert "must be fitted for the same classes in the same order" in capsys.readouterr().err
+
+
 def wrong(folder: Path, tmp_path: Path) -> dict[str, list]:
     two, photos = ["--classes", "red circle,blue star"], [folder / "a"]
     (tmp_path / "full").mkdir()
@@ -171,7 +202,7 @@ def wrong(folder: Path, tmp_path: Path) -> dict[str, list]:
         "unknown prompt set or file": [*photos, *two, "--templates", "tagclip58"],
         "tagclip reads the attention of vision transformers, got a tower of kind resnet: use --method places": [
             *photos, *two, "--method", "tagclip"],
-        "tags are written as one of .csv, .json, .jsonl, .txt, got x.yaml": [*photos, *two, "--out", "x.yaml"],
+        "tags are written as one of .csv, .json, .jsonl, .txt, .npz, got x.yaml": [*photos, *two, "--out", "x.yaml"],
         "a sheet is written as one of": [*photos, *two, "--sheet", "x.pdf"],
         "stands there already: name another folder, or undo it": [*photos, *two, "--sort-into", tmp_path / "full"],
         "no such photo or folder: nowhere": ["nowhere", *two],

@@ -81,9 +81,12 @@ def test_thresholds_and_choice_by_hand():
     assert formulas.halfway(scores) == pytest.approx([0.3, 0.2])
     logits = np.log(scores)
     assert np.exp(formulas.halfway(logits, logits=True)) == pytest.approx([0.3, 0.2])
-    assert formulas.chosen(scores, np.array([0.26, 0.21])).tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
-    assert formulas.chosen(scores, 0.26, force=False).tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
-    assert formulas.chosen(scores, 0.0, most=2).tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
+    above = scores > np.array([[0.26], [0.21]])
+    assert formulas.chosen(scores, above).tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
+    assert formulas.chosen(scores, above, force=False).tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
+    assert formulas.chosen(scores, scores > 0, most=2).tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
+    assert formulas.chosen(scores, scores < 0.28, most=2).tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
+    assert above.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
 
 
 def test_normalising_within_photos_and_over_them_by_hand():
