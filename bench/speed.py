@@ -181,7 +181,7 @@ def machine(threads: int) -> dict:
     from importlib.metadata import version
 
     from jclip.runtime import _cpu_model
-    from jclip.train.run import provenance
+    from jclip.train.run_facts import provenance
 
     packages = {name: version(name) for name in ("torch", "transformers", "jittor")}
     told = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}

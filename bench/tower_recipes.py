@@ -116,7 +116,7 @@ def child(side: str, task: str, args: argparse.Namespace) -> dict:
 
 def measure(side: str, task: str, steps: int) -> dict:
     """Seconds of each step, on the clock and of CPU time, and the most memory that this process held, in MiB."""
-    from jclip.train.run import peak_memory
+    from jclip.train.run_facts import peak_memory
 
     step = prepare(side, task)
     begun, spent = time.perf_counter(), []

@@ -17,10 +17,10 @@ def names() -> list[str]:
 
 
 def __getattr__(name: str):
-    if name == "Classifier":  # resolved on first use: finding recipes imports nothing
-        from jclip.report.predictor import Classifier
+    if name in ("Classifier", "Predictor"):  # resolved on first use: finding recipes imports nothing
+        from jclip.report import predictor
 
-        return Classifier
+        return getattr(predictor, name)
     raise AttributeError(f"module 'finetune' has no attribute {name!r}")
 
 

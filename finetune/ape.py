@@ -76,6 +76,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     source = source_of(cfg)
     rows = TrainingRows(cfg.views, cfg.augment, cfg.seed)
@@ -90,7 +91,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
     learned = fold(cache)
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+    return {**adapt.zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

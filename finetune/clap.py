@@ -60,6 +60,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import need_text, zero_shot_report
+    from jclip.train.scored_photos import measured
 
     rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
@@ -71,7 +72,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     learned = {"prototypes": trained.arrays["prototypes"], "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     told = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
-    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told, **trained.told}
+    return {**zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told, **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -62,6 +62,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.source import source_of
     from jclip.functional.directions import unit
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows, normalise=NORMALISED)
@@ -72,7 +73,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     learned = arrays(data, trained.arrays, ratio)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     zero_shot = adapt.zero_shot_report(replace(data, val=unit(data.val), test=unit(data.test)))
-    return {**zero_shot, **data.report(scorer(learned, cfg)), "ratio": ratio, **trained.told}
+    return {**zero_shot, **measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.runtime import jt
     from jclip.train.run import Run
 
-CHEAP = False  # scores take passes through a tower
 NARROWER = 16  # the network's hidden layer: E / 16
 
 
@@ -57,6 +56,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     """Vectors and network, training, evaluation of val and test; writes the words nearest to each vector."""
     from jclip.train import on_features as adapt
     from jclip.train import prompt_training as context
+    from jclip.train.scored_photos import measured
 
     source, data = context.features_for(cfg, run)
     prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
@@ -68,9 +68,9 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     learned = {**trained.arrays, **prompts.layout.arrays(), "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     context.write_nearest(run.file("words.csv"), source.model, learned["context"])
-    measured = data.report(scorer_of(learned, source))
-    last = {"test_top1_last_epoch": measured["test_top1"]} if cfg.selection == "last" and len(data.test) else {}
-    return {**adapt.zero_shot_report(data), **measured, **last, **trained.told}
+    told = measured(run, data, scorer_of(learned, source))
+    last = {"test_top1_last_epoch": told["test_top1"]} if cfg.selection == "last" and len(data.test) else {}
+    return {**adapt.zero_shot_report(data), **told, **last, **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a wrong YAML is told before these are imported
     from jclip.data.splits import PhotoData
     from jclip.train.run import Run
 
-AT_ONCE = 256
+TASK = "retrieve"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.data.captions import read_pairs
     from jclip.data.splits import read_photos
     from jclip.kernels import products_in
-    from jclip.model.clip import clamp_logit_scale, put_arrays, running_statistics, training_mode
+    from jclip.model.clip import clamp_logit_scale, put_arrays, running_statistics, save_model, training_mode
     from jclip.model.trainable import no_weight_decay, trainable
     from jclip.train.loop import fit
     from jclip.train.optim import TrainState, clip_by_norm, learning_rate, optimiser
@@ -98,18 +98,11 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     )  # fmt: skip
     if cfg.selection == "val":
         put_arrays(model, outcome.best_arrays)
-    save(cfg, run, model, preprocess, folders)
+    save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
     if not outcome.best:
         return outcome.last
     best = {f"best_epoch_{selected(cfg)}": outcome.best[selected(cfg)], "best_epoch": outcome.best_epoch + 1}
     return {**(outcome.best if cfg.selection == "val" else outcome.last), **best}
-
-
-def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
-    """Zero-shot with the trained towers: normalised features (N, E) → scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def start_model(cfg: Config, run: Run):
@@ -151,6 +144,7 @@ class Batches:
 
     def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
         from jclip.data.augment import augment
+        from jclip.features.caption_features import encode_pairs
 
         self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
         self._pipeline = augment(cfg.augment)
@@ -188,6 +182,7 @@ def contrastive_gradients(model, parts: list, names: list[str], positives: str):
 
     Of several parts one at a time is kept in memory (`jclip.kernels.gradient_parts`).
     """
+    from jclip.features.caption_features import ids_of
     from jclip.functional.losses import contrastive_loss, positive_targets
     from jclip.runtime import jt
     from jclip.train.on_photos import features_in_parts
@@ -213,10 +208,11 @@ def measure(
     cfg: Config, model, preprocess: Preprocess, val: Pairs | None, folders: Mapping[str, PhotoData]
 ) -> Callable[[], dict[str, float]] | None:
     """What is measured on the way: retrieval among the validation pairs, zero-shot on each named folder."""
+    from jclip.features.caption_features import encode_pairs
     from jclip.features.extraction import encode_photos
     from jclip.features.heads import head_of
     from jclip.functional.directions import unit
-    from jclip.functional.metrics import retrieval_report, top_k
+    from jclip.functional.metrics import top_k
     from jclip.model.clip import inference
     from jclip.prompts.templates import class_prompts, load_templates
 
@@ -232,47 +228,11 @@ def measure(
         report: dict[str, float] = {}
         with inference(model):
             if val is not None:
-                encoded = encode_pairs(model, val, preprocess)
-                scores = unit(encoded.images) @ unit(encoded.texts).T
-                report = retrieval_report(scores)
-                same = retrieval_report(scores, encoded.groups)
-                report.update({f"same_{k}": same[k] for k in ("i2t_r1", "t2i_r1")})
+                report = encode_pairs(model, val, preprocess).report()
             report.update({f"{name}_top1": zero_shot(photos) for name, photos in folders.items()})
         return report
 
     return evaluate if val is not None or folders else None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Features (n, E) of the pairs that decoded, not normalised, their rows, and ids of their captions' meanings."""
-
-    rows: np.ndarray
-    images: np.ndarray
-    texts: np.ndarray
-    groups: np.ndarray
-
-
-def encode_pairs(model, pairs: Pairs, preprocess: Preprocess) -> Encoded:
-    """All pairs as the model sees them now."""
-    from jclip.data.augment import Views
-    from jclip.features.heads import encode_prompts
-    from jclip.model.clip import inference
-
-    rows, images = [], []
-    with inference(model):
-        for at, pixels in pairs.batches(range(len(pairs)), 0, AT_ONCE, Views(preprocess)):
-            rows.append(at)
-            images.append(model.encode_image(pixels).float32().numpy())
-        kept = np.concatenate(rows)
-        texts, meanings = pairs.texts(kept)
-        encoded = encode_prompts(model, model.tokenize(texts, truncate=True))
-    return Encoded(kept, np.concatenate(images), encoded, ids_of(meanings))
-
-
-def ids_of(meanings) -> np.ndarray:
-    """(n,) numbers that are equal where meanings are."""
-    return np.unique(np.asarray(meanings), return_inverse=True)[1]
 
 
 def selected(cfg: Config) -> str:
@@ -285,17 +245,3 @@ def selected(cfg: Config) -> str:
 def name_of(root: str) -> str:
     """`shapes:sketch` → sketch, /photos/birds → birds."""
     return Path(root.partition(":")[2] or root).name
-
-
-def save(cfg: Config, run: Run, model, preprocess: Preprocess, folders: Mapping[str, PhotoData]) -> None:
-    """model.safetensors, which every command takes as --model, and the classifier of the first zero-shot folder."""
-    from jclip.features.heads import head_of
-    from jclip.model.clip import inference, save_model
-    from jclip.prompts.templates import class_prompts, load_templates
-
-    save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
-    for photos in list(folders.values())[:1]:
-        with inference(model):
-            head = head_of(model, class_prompts(photos.classnames, load_templates(cfg.templates)))
-        learned = {"text": head.weights, "scale": np.array([head.scale])}
-        run.save_learned(learned, classnames=photos.classnames, width=model.config.embed_dim)

@@ -86,6 +86,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     if cfg.head == "partial":
         return run_partial(cfg, run)
@@ -99,13 +100,15 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     trained, chosen = choose(cfg, run, data, photos, texts)
     learned = arrays(cfg, trained.arrays)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    return {**adapt.zero_shot_report(data), **reports(cfg, data, learned, zero_shot), **chosen, **trained.told}
+    of_head = measured(run, data, scorer(learned, cfg))
+    wise = of_mean(cfg, data, learned, zero_shot)
+    return {**adapt.zero_shot_report(data), **of_head, **wise, **chosen, **trained.told}
 
 
-def reports(cfg: Config, data: FeatureSet, learned: dict[str, np.ndarray], zero_shot: np.ndarray) -> dict[str, float]:
-    """Of the trained head, and of its mean with the zero-shot one."""
+def of_mean(cfg: Config, data: FeatureSet, learned: dict[str, np.ndarray], zero_shot: np.ndarray) -> dict[str, float]:
+    """Metrics of the mean of the trained head and the zero-shot one: `wise_val_top1`, …"""
     wise = learned | {"head": (1 - cfg.wise) * learned["head"] + cfg.wise * zero_shot}
-    return {**data.report(scorer(learned, cfg)), **data.report(scorer(wise, cfg), prefix="wise_")}
+    return data.report(scorer(wise, cfg), prefix="wise_")
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -262,7 +265,8 @@ def run_partial(cfg: Config, run: Run) -> dict[str, float]:
     for i in range(len(grid)):
         run.slot(f"train-{i}").clear()  # each as large as the block
     after = features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
-    return {**adapt.zero_shot_report(data), **reports(cfg, after, learned, zero_shot), **told, **trained.told}
+    told = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **told}
+    return {**adapt.zero_shot_report(data), **told, **trained.told}
 
 
 def views(cfg: Config) -> list[dict[str, str | int]]:

@@ -66,6 +66,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import need_val, zero_shot_report
+    from jclip.train.scored_photos import measured
 
     members = [member(place, number, cfg, run) for number, place in enumerate(cfg.runs)]
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, training=None)
@@ -95,7 +96,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
     told |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
              if len(getattr(data, part)) for i, one in enumerate(members)}  # fmt: skip
-    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+    return {**zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -131,7 +132,7 @@ def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
     module, cfg, path = read_config(place)
     cfg = replace(cfg, data=ensemble.data, seed=ensemble.seed)
     folder = run.inner(f"{number}-{path.parent.name}-{path.stem}")
-    finished(folder, module, cfg)
+    finished(folder, module, cfg, writer=run.writer)
     return Classifier.load(folder)
 
 

@@ -112,16 +112,16 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
     tuned, of_training = train(cfg, run, source, photos, head, spurious)
 
-    def put(weights: Weights) -> Callable[[np.ndarray], np.ndarray]:
-        put_arrays(source.model, {k: v for k, v in weights.items() if k.startswith("visual.")})
-        return scorer(weights, cfg)
-
-    def measured(weights: Weights, prefix: str = "") -> dict[str, float]:
-        parts = measured_parts(source.model, put(weights), source.preprocess, photos, cfg.data.on_error)
+    def measured(head: Weights, prefix: str = "") -> dict[str, float]:
+        parts = measured_parts(source.model, scorer(head, cfg), source.preprocess, photos, cfg.data.on_error)
         return {f"{prefix}{k}": v for k, v in parts.items()}
 
-    told |= measured(tuned, "tuned_") if cfg.wise else {}
-    final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned) if cfg.wise else tuned
+    put_arrays(source.model, of_tower(tuned))
+    final = tuned
+    if cfg.wise:
+        told |= measured(tuned, "tuned_")
+        final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned)
+        put_arrays(source.model, of_tower(final))
     after = measured(final)
     save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align")
     learned = {k: final[k] for k in start}
@@ -152,6 +152,11 @@ def start_of(zero_shot: ZeroShotHead) -> Weights:
     """As a linear layer: W = s T (C, E), b = 0 (C,)."""
     weights = zero_shot.weights
     return {"weight": np.float32(zero_shot.scale) * weights, "bias": np.zeros(len(weights), np.float32)}
+
+
+def of_tower(weights: Weights) -> Weights:
+    """Those of the image tower, without the head's."""
+    return {k: v for k, v in weights.items() if k.startswith("visual.")}
 
 
 def fitted(cfg: Config, photos: int) -> Config:

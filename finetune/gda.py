@@ -58,6 +58,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
@@ -72,7 +73,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         learned |= {"text": data.text, "scale": np.array([data.scale]), "alpha": np.array([alpha])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     chosen = {"alpha": float(learned["alpha"][0])} if "alpha" in learned else {}
-    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **chosen}
+    return {**adapt.zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **chosen}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -95,6 +95,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     source, in_steps = source_of(cfg), cfg.solver == "sgd"
     if in_steps:
@@ -106,7 +107,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     of_length_one = replace(data, val=unit(data.val), test=unit(data.test))
-    return {**adapt.zero_shot_report(of_length_one), **data.report(scorer(learned, cfg)), **told}
+    return {**adapt.zero_shot_report(of_length_one), **measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

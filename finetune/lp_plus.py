@@ -56,6 +56,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import need_text, need_val, zero_shot_report
+    from jclip.train.scored_photos import measured
 
     rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
     data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
@@ -69,7 +70,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     learned = {**arrays, "text": data.text}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     told |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
-    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), **told}
+    return {**zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

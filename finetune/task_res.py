@@ -60,6 +60,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     source = source_of(cfg)
     rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
@@ -71,7 +72,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     trained = train_residual(cfg, run, data, text)
     learned = arrays(cfg, text, data.scale, trained.arrays["residual"])
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    return {**adapt.zero_shot_report(data), **data.report(scorer(learned, cfg)), **trained.told}
+    return {**adapt.zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -61,6 +61,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train import on_features as adapt
+    from jclip.train.scored_photos import measured
 
     source = source_of(cfg)
     rows = TrainingRows(cfg.views, cfg.augment, cfg.seed)
@@ -82,7 +83,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
     return {
         **adapt.zero_shot_report(data),
-        **data.report(scorer(learned, cfg)),
+        **measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         "beta": beta,
         **trained,

@@ -68,6 +68,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     from jclip.features.extraction import TrainingRows, few_shot_features
     from jclip.features.source import source_of
     from jclip.train.on_features import best_on_val, need_text, need_val, zero_shot_report
+    from jclip.train.scored_photos import measured
 
     if cfg.tuned:
         return mix_towers(cfg, run)
@@ -91,7 +92,13 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     curve = {f"{part}_top1_at_{a:.2f}": data.top1(part, score_at(a))
              for part in ("val", "test") if len(getattr(data, part)) for a in alphas}  # fmt: skip
-    return {**zero_shot_report(data), **data.report(scorer(learned, cfg)), "alpha": alpha, **curve, **trained.told}
+    return {
+        **zero_shot_report(data),
+        **measured(run, data, scorer(learned, cfg)),
+        "alpha": alpha,
+        **curve,
+        **trained.told,
+    }
 
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

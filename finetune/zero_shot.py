@@ -79,13 +79,15 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     """Builds the head, or those of all models, scores val and test."""
     if cfg.multi_label:
         return run_multi_label(cfg, run)
+    from jclip.train.scored_photos import measured
+
     data, learned, width = of_models(cfg) if cfg.models else of_one_model(cfg)
     run.note(**data.facts)
     if not len(data.val) + len(data.test):
         raise DataError("there are no photos to measure on: set data.val or data.test")
     run.save_learned(learned, classnames=data.classnames, width=width)
     score = scorer(learned, cfg)
-    metrics = {**data.report(score), **known(cfg, data, score)}
+    metrics = {**measured(run, data, score), **known(cfg, run)}
     write_benchmark(cfg, run, metrics, data.classes)
     weights = learned["weights"] if cfg.models else ()
     return {**metrics, **{f"weight_{number}": float(weight) for number, weight in enumerate(weights)}}
@@ -180,16 +182,16 @@ def members(cfg: Config) -> tuple[Member, ...]:
     return tuple(member.reading(cfg.data.upright) for member in cfg.models or (Member(**one, preprocess=look),))
 
 
-def known(cfg: Config, data: FeatureSet, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+def known(cfg: Config, run: Run) -> dict[str, float]:
     """With `unknown`: the share of test photos that are given a class, and the accuracy among these."""
     from jclip.functional.metrics import softmax, top_k
 
-    if not cfg.unknown or not len(data.test):
+    if not cfg.unknown or run.handed_over is None:
         return {}
-    scores = score(data.test)
+    scores, labels = run.handed_over.scores, run.handed_over.targets
     sure = softmax(scores).max(axis=1) >= cfg.unknown
     told = {"test_known": float(sure.mean())}
-    return told | ({"test_known_top1": top_k(scores[sure], data.test_labels[sure])} if sure.any() else {})
+    return told | ({"test_known_top1": top_k(scores[sure], labels[sure])} if sure.any() else {})
 
 
 def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: int) -> None:

@@ -15,7 +15,7 @@ from jclip.paths import replacing
 from jclip.report.fused_runs import Fused, fuse, gated, untaught
 from jclip.report.predictions import Predictions, check_challenge, table, write_predictions, zip_challenge
 from jclip.report.predictor import Classifier
-from jclip.train.run import provenance
+from jclip.train.run_facts import provenance
 
 Members = Mapping[str, Classifier]
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import ConfigError, say
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    pass
-
-from jclip.report.run_table import accuracy_of
+from jclip.report.predictor import task_of_result
 
 
 def compare(argv: list[str]) -> int:
-    """Shows finished runs on the same data in one table: zero-shot of the first, then each run."""
+    """Shows finished runs on the same data in one table: zero-shot of the first, then each run; of runs of image-caption
+    pairs recall at 1, 5 and 10 both ways."""
     p = Parser("jclip compare", description=compare.__doc__)
     p.add_argument("runs", nargs="+", type=nonempty, metavar="RUN", help="folders of finished runs")
     args = p.parse_args(argv)
 
-    from jclip.report.predictions import marked, table
     from jclip.train.run import read_result
 
-    results = {folder: read_result(folder)["metrics"] for folder in args.runs}
-    needed = ("top1", "correct", "count")
-    parts = [p for p in ("val", "test") if all(f"{p}_{k}" in m for m in results.values() for k in needed)]
-    if not parts:
-        raise ConfigError(f"runs must share an accuracy on val or test, got none in common: {', '.join(results)}")
-    first = next(iter(results.values()))
-    named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
-    named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
-    rows = [[name, *(accuracy_of(metrics, f"{prefix}{part}_") for part in parts)] for name, prefix, metrics in named]
-    say(table(["top-1", *parts], rows))
+    results = {folder: read_result(folder) for folder in args.runs}
+    tasks = {folder: task_of_result(result) for folder, result in results.items()}
+    first, *_ = tasks.values()
+    if other := [folder for folder, task in tasks.items() if task != first]:
+        raise ConfigError(
+            f"runs must be of one task, got {first.name} and {tasks[other[0]].name} ({other[0]}): compare them apart"
+        )
+    say(first.load_predictor().comparison({folder: result["metrics"] for folder, result in results.items()}))
     return 0

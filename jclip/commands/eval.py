@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from jclip.commands.arguments import Parser, add_shared
 from jclip.errors import ConfigError, say
-from jclip.report.predictor import Classifier, measure
+from jclip.report.predictor import Predictor, measure
+from jclip.report.run_table import accuracy_of, selected_on_test
 from jclip.report.transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
 from jclip.train.configs import (
     files_named_in,
@@ -16,14 +17,13 @@ from jclip.train.configs import (
 )
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
-    pass
-
-from jclip.report.run_table import accuracy_of, report, selected_on_test
+    from jclip.report.finished_run import FinishedRun
 
 
 def evaluate(argv: list[str]) -> int:
     """Measures a finished run on its own test photos, or on others that data.… settings name. Writes eval.json,
-    per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder."""
+    per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder; of a run of image-caption
+    pairs eval.json and ranks.csv."""
     p = Parser("jclip eval", description=evaluate.__doc__)
     add_shared(p, "RUN")
     p.add_argument(
@@ -47,13 +47,12 @@ def evaluate(argv: list[str]) -> int:
     )
     add_shared(p, "--out", ", a folder (default: the run's)")
     args = p.parse_intermixed_args(argv)
-    done = Classifier.load(args.run, args.overrides)
+    done = Predictor.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder
 
-    from jclip.report.evaluation import FILES
     from jclip.train.run_folder import adding_to
 
-    names = BASE_TO_NEW_FILES if args.base_to_new else SETS_FILES if args.on else FILES
+    names = BASE_TO_NEW_FILES if args.base_to_new else SETS_FILES if args.on else done.files()
     check_out(done, out, names)
     with adding_to(out, names):
         if args.base_to_new:
@@ -61,10 +60,12 @@ def evaluate(argv: list[str]) -> int:
         if args.on:
             return tell_sets(done, args.on, out)
         metrics = measure(done, out)
-    return tell_measured(metrics, out)
+    say(done.eval_table(metrics))
+    say(f"written: {out}/{', '.join(name for name in names if (out / name).is_file())}")
+    return 0
 
 
-def check_out(done: Classifier, out: Path, names: Sequence[str]) -> None:
+def check_out(done: FinishedRun, out: Path, names: Sequence[str]) -> None:
     """Raises `ConfigError` where `eval` would write into another run's folder, or over a file that it reads."""
     from jclip.paths import refuse_overwriting
     from jclip.train.run_folder import is_run
@@ -74,18 +75,7 @@ def check_out(done: Classifier, out: Path, names: Sequence[str]) -> None:
     refuse_overwriting([out / name for name in names], files_named_in(resolved(done.module, done.config)))
 
 
-def tell_measured(metrics: dict[str, float], out: Path) -> int:
-    """The accuracy, five other figures, and what was written."""
-    from jclip.choices import SELECTED_ON_TEST
-    from jclip.report.evaluation import FILES
-
-    say(report({k if k == SELECTED_ON_TEST else f"test_{k}": v for k, v in metrics.items()}))
-    say(", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll")))
-    say(f"written: {out}/{', '.join(name for name in FILES if (out / name).is_file())}")
-    return 0
-
-
-def tell_base_to_new(done: Classifier, out: Path) -> int:
+def tell_base_to_new(done: FinishedRun, out: Path) -> int:
     """Base, new and H, zero-shot beside."""
     from jclip.report.predictions import table
 
@@ -100,7 +90,7 @@ def tell_base_to_new(done: Classifier, out: Path) -> int:
     return 0
 
 
-def tell_sets(done: Classifier, given: list[list[str]], out: Path) -> int:
+def tell_sets(done: FinishedRun, given: list[list[str]], out: Path) -> int:
     """A line per set, and the means."""
     from jclip.report.predictions import table
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
-from jclip.errors import ConfigError, say
+from jclip.errors import say
 from jclip.paths import exists
-from jclip.report.predictor import Classifier, unlabelled
+from jclip.report.predictor import Predictor, unlabelled
+from jclip.report.run_table import selected_on_test
 from jclip.train.configs import (
     files_named_in,
     resolved,
 )
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
+    from jclip.report.finished_run import FinishedRun
     from jclip.report.predictions import Predictions
-
-from jclip.report.run_table import selected_on_test
 
 
 def predict(argv: list[str]) -> int:
@@ -28,41 +28,38 @@ def predict(argv: list[str]) -> int:
     settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
     from jclip.data.splits import find_photos
-    from jclip.functional.metrics import top_k
     from jclip.paths import refuse_overwriting
     from jclip.report.contact_sheet import check_sheet, write_sheet
-    from jclip.report.predictions import check_format, show, write_predictions
+    from jclip.report.predictions import check_format
     from jclip.report.sorted_folders import check_folder
 
     check_format(args.out)
     check_sheet(args.sheet)
     if args.sort_into:
         check_folder(Path(args.sort_into))
-    done = Classifier.load(args.run, settings, args.model or "")
+    done = Predictor.load(args.run, settings, args.model or "")
+    done.check_predict(sheet=bool(args.sheet), sort=bool(args.sort_into))
     places = [a for a in args.photos if a not in settings]
-    if not done.model:
-        raise ConfigError("this run learned from recorded features: name the model that they are of with --model")
     if places:
         split = unlabelled(find_photos(places))
     else:
-        own = done.own_photos()
-        split, done = own.test, done.telling_apart(own.classnames, done.source())
+        done, split = done.own_split()
     refuse_overwriting([args.out, args.sheet], [*split.paths, *files_of_run(done)])
     predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
-    write_predictions(predictions, args.out)
-    say("\n".join([show(predictions), *selected_on_test(done.metrics)]))
-    if not places and (split.labels >= 0).all():
-        say(f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos")
+    done.write_predictions(predictions, args.out)
+    say("\n".join([done.show(predictions), *selected_on_test(done.metrics)]))
+    if not places and (line := done.rightness(predictions, split, rows)):
+        say(line)
     if args.sheet:
         upright = getattr(done.config.data, "upright", True)
         write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
     if args.sort_into:
         sort_photos(predictions, args)
-    say(f"written: {args.out} ({len(predictions.photos)} photos){f', {args.sheet}' if args.sheet else ''}")
+    say(f"written: {args.out} ({len(rows)} photos){f', {args.sheet}' if args.sheet else ''}")
     return 0
 
 
-def files_of_run(done: Classifier) -> list[str | Path]:
+def files_of_run(done: FinishedRun) -> list[str | Path]:
     """The run's own files, and those that its settings name."""
     settings = resolved(done.module, done.config)
     return [*files_named_in(settings), *files_named_in(done.model), *done.folder.iterdir()]

@@ -15,16 +15,15 @@ from jclip.errors import ConfigError, DataError, say
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.report.predictor import Classifier
+from jclip.report.tasks import TASKS, Task, task_of
 from jclip.report.transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.train import recipe_runs as _runs
 from jclip.train.configs import default_folder, files_named_in, find_config, read_config, resolved
 
-METRICS = (
-    "val_top1", "test_top1", "test_top1_last_epoch", "test_top1_best_epoch", "zero_shot_val_top1", "zero_shot_test_top1"
-)  # fmt: skip
+METRICS = TASKS["classify"].metrics
 HALVES = ("base_top1", "new_top1", "harmonic_mean")
 BASE_TO_NEW = (*HALVES, *(f"zero_shot_{column}" for column in HALVES))
-COLUMNS = ("config", "recipe", "shots", "seed", *METRICS, "seconds", "selection", "run")
+WHAT, HOW = ("config", "recipe", "shots", "seed"), ("seconds", "selection", "run")  # columns around the metrics
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def sweep(argv: list[str]) -> int:
     extra = BASE_TO_NEW if args.base_to_new else ()
     points = base_first(args.configs, args.runs) if args.base_to_new else planned(args.configs, args.runs)
 
-    rows, failed, out = [], [], Path(args.out)
+    rows, failed, out, task = [], [], Path(args.out), task_of_points(points)
     check_out(out, points, [a for a in args.configs if "=" not in a])
 
     from tqdm import tqdm
@@ -72,12 +71,12 @@ def sweep(argv: list[str]) -> int:
         for point in bar:
             bar.set_postfix_str(f"{point.config} {point.shots} shots")
             try:
-                row = row_of(point, finished(point))
+                row = row_of(point, finished(point), task.metrics)
                 measured_too = measured_halves(point.folder) if extra else {}
                 rows.append(row | {column: measured_too.get(column, "") for column in extra})
             except (ConfigError, DataError) as e:  # what this recipe can't do with these shots; the others can
                 failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
-            write_csv(out / "sweep.csv", rows, (*COLUMNS, *extra))  # a break leaves what was measured
+            write_csv(out / "sweep.csv", rows, (*WHAT, *task.metrics, *HOW, *extra))  # a break leaves what was measured
     if rows:
         say("\n".join([told_base_to_new(rows) if extra else told(rows), *losses(rows)]))
         plot(out / "sweep.png", rows)
@@ -107,6 +106,18 @@ def measured_halves(folder: Path) -> dict[str, float]:
 
     with adding_to(folder, BASE_TO_NEW_FILES):
         return base_to_new(Classifier.load(folder), folder)
+
+
+def task_of_points(points: Sequence[Point]) -> Task:
+    """The one task of all runs. Raises `ConfigError` where they are of several, whose figures do not compare."""
+    first, *others = [(point, task_of(point.module)) for point in points]
+    for point, task in others:
+        if task != first[1]:
+            raise ConfigError(
+                f"configs must be of one task, got {first[1].name} ({first[0].config}) and {task.name} ({point.config}): "
+                "sweep them apart"
+            )
+    return first[1]
 
 
 def planned(arguments: Sequence[str], runs: str) -> list[Point]:
@@ -162,13 +173,13 @@ def finished(point: Point) -> dict[str, Any]:
     return _runs.finished(point.folder, point.module, point.cfg, quiet=True)
 
 
-def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
-    """A line of sweep.csv."""
+def row_of(point: Point, result: dict[str, Any], columns: Sequence[str] = METRICS) -> dict[str, Any]:
+    """A line of sweep.csv. columns: the metrics that it has; empty where the run has not measured one."""
     from jclip.choices import SELECTED_ON_TEST
     from jclip.report.predictions import marked
 
     metrics = result["metrics"]
-    known = {k: metrics.get(k, "") for k in METRICS}
+    known = {k: metrics.get(k, "") for k in columns}
     recipe = point.module.__name__.rsplit(".", 1)[-1]
     told = {"config": marked(point.config, metrics), "recipe": recipe}
     told |= {"shots": point.shots, "seed": point.cfg.data.seed}
@@ -177,7 +188,7 @@ def row_of(point: Point, result: dict[str, Any]) -> dict[str, Any]:
     return {**told, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = (*WHAT, *METRICS, *HOW)) -> None:
     """All rows so far."""
     text = io.StringIO(newline="")
     write_csv_rows(text, columns, [[row[column] for column in columns] for row in rows])
@@ -197,8 +208,19 @@ def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[in
 
 
 def measured(rows: Sequence[dict[str, Any]]) -> str:
-    """Test accuracy where there is any, else validation's."""
-    return "test_top1" if any(row["test_top1"] != "" for row in rows) else "val_top1"
+    """The main figure of the rows' task, on test photos where there are any, else on validation photos."""
+    main = main_of(rows[0])
+    return f"test_{main}" if any(row[f"test_{main}"] != "" for row in rows) else f"val_{main}"
+
+
+def main_of(row: dict[str, Any]) -> str:
+    """The figure that runs of the row's task are compared by."""
+    return next((task.main for task in TASKS.values() if f"val_{task.main}" in row), "top1")
+
+
+def titled(column: str) -> str:
+    """`test_top1` → test top-1."""
+    return column.replace("_", " ").replace("top1", "top-1")
 
 
 def told(rows: Sequence[dict[str, Any]]) -> str:
@@ -212,7 +234,7 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
         [name, *(f"{100 * points[k][0]:.2f} ± {100 * points[k][1]:.2f}" if k in points else "" for k in shots)]
         for name, points in lines.items()
     ]
-    head = [f"{column.replace('_', ' ').replace('top1', 'top-1')}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
+    head = [f"{titled(column)}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
     return table(head, shown)
 
 
@@ -234,7 +256,8 @@ def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
 
 def below_zero_shot(row: dict[str, Any]) -> bool:
     """Whether adapting lost on validation what zero-shot had."""
-    return "" not in (row["val_top1"], row["zero_shot_val_top1"]) and row["val_top1"] < row["zero_shot_val_top1"]
+    own, before = (row.get(f"{who}val_{main_of(row)}", "") for who in ("", "zero_shot_"))
+    return "" not in (own, before) and own < before
 
 
 def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -250,9 +273,11 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     from jclip.report.plots import plot_shots
 
     column, lines = measured(rows), statistics(rows, measured(rows))
-    if column == "test_top1":
-        base = [row for row in rows if row["zero_shot_test_top1"] != ""]
-        reference = statistics([{**row, "config": "zero-shot"} for row in base], "zero_shot_test_top1")
+    before = f"zero_shot_{column}"
+    if column.startswith("test_"):
+        base = [row for row in rows if row.get(before, "") != ""]
+        reference = statistics([{**row, "config": "zero-shot"} for row in base], before)
         lines = {**reference, **lines}
     seeds = len({row["seed"] for row in rows})
-    plot_shots(path, lines, f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation", "top-1, %")
+    title = f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation"
+    plot_shots(path, lines, title, f"{titled(column).split()[-1]}, %")

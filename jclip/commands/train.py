@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, say
-from jclip.report.predictor import measure_if_cheap
+from jclip.report.predictor import write_handed_over
+from jclip.report.run_table import told_memory
+from jclip.report.tasks import task_of
 from jclip.train.configs import (
     default_folder,
     read_config,
     resolved,
 )
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    pass
-
-from jclip.report.run_table import report, told_memory
 
 
 def train(argv: list[str]) -> int:
@@ -52,14 +48,16 @@ def train(argv: list[str]) -> int:
     with Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
         result = run.result
         if result is None:
-            result = run.finish(module.run(cfg, run), lambda result: written.extend(measure_if_cheap(run, result)))
+            metrics = module.run(cfg, run)
+            result = run.finish(metrics, lambda result: written.extend(write_handed_over(run, module, result)))
         else:
             say("this run has finished before; --fresh starts over")
-            if not (folder / "eval.json").is_file():  # of a sweep, or killed here by an earlier version
-                written += measure_if_cheap(run, result)
+            if not (folder / "eval.json").is_file():  # of a sweep
+                say(f"`jclip eval {folder}` measures it and writes its tables")
     if args.link:
         point(Path(args.link), folder)
-    say("\n".join([report(result["metrics"]), *told_memory(result["provenance"].get("peak_mib", {}))]))
+    table = task_of(module).load_predictor().run_table(result["metrics"])
+    say("\n".join([table, *told_memory(result["provenance"].get("peak_mib", {}))]))
     say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
     return 0
 

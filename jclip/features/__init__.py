@@ -7,6 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "caption_features": ("Encoded", "encode_pairs", "ids_of"),
         "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
         "heads": (
             "ZeroShotHead",
@@ -22,6 +23,7 @@ __getattr__, __dir__, __all__ = face(
         "precomputed": ("FeatureSet", "read_recorded"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),
+        "tagging": ("PhotoScores", "Scorer", "Tagger"),
         "source": ("ModelSource", "SideBySide", "source_of", "with_vectors"),
     },
 )

@@ -303,9 +303,8 @@ def training_view(
     """
     if data.features or augment_named(augment) is None:
         return recorded.train, recorded.train_labels
-    photos = recorded.photos or read_photos(data)
     options = {"augment": augment, "seed": seed, "on_error": data.on_error}
-    return _labelled(source, photos.train, first_view=view, label=f"view {view}", **options)[:2]
+    return _labelled(source, recorded.photos.train, first_view=view, label=f"view {view}", **options)[:2]
 
 
 def _labelled(

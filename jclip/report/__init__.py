@@ -8,8 +8,10 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "calibration_file": ("calibration_for", "read_calibration", "write_calibration"),
-        "contact_sheet": ("check_sheet", "write_sheet"),
+        "classifier": ("Classifier",),
+        "contact_sheet": ("check_sheet", "write_sheet", "write_tag_sheet"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
+        "finished_run": ("FinishedRun", "unlabelled"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),
         "plots": ("plot_shots",),
         "predictions": (
@@ -23,10 +25,13 @@ __getattr__, __dir__, __all__ = face(
             "write_predictions",
             "zip_challenge",
         ),
-        "predictor": ("Classifier", "measure", "measure_if_cheap", "unlabelled"),
+        "predictor": ("Predictor", "measure", "write_handed_over"),
+        "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
         "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
+        "tags": ("Tags", "plan_tags", "show_tags", "write_tags"),
+        "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },
 )

@@ -35,13 +35,13 @@ def write_evaluation(
     metrics = {**classification_report(scores, labels), **(marks or {})}
     predictions = Predictions(tuple(photos) or tuple(map(str, range(len(labels)))), tuple(classnames), scores)
     best = ranking(scores, 1)[:, 0]
-    files = {"eval.json": _json(metrics).encode()}
+    files = {"eval.json": json_text(metrics).encode()}
     files |= _of_classes(confusion_matrix(best, labels, len(classnames)), classnames)
     told = [
         [photo, classnames[true], classnames[k], f"{p[k]:.6f}"]
         for photo, true, k, p in zip(predictions.photos, labels, best, predictions.probabilities, strict=True)
     ]
-    files["predictions.csv"] = _csv(["photo", "class", "predicted", "probability"], told)
+    files["predictions.csv"] = csv_bytes(["photo", "class", "predicted", "probability"], told)
     if len({Path(photo).name for photo in predictions.photos}) == len(labels):
         files["result.txt"] = predictions_bytes(predictions, ".txt")
     write_together(folder, files, stale=[name for name in FILES if name not in files])
@@ -54,9 +54,9 @@ def _of_classes(confusion: np.ndarray, classnames: Sequence[str]) -> dict[str, b
     per_class = [
         [name, n, k, f"{k / n:.4f}" if n else ""] for name, n, k in zip(classnames, counts, right, strict=True)
     ]
-    files = {"per_class.csv": _csv(["class", "n", "correct", "top1"], per_class)}
+    files = {"per_class.csv": csv_bytes(["class", "n", "correct", "top1"], per_class)}
     named = ([name, *row] for name, row in zip(classnames, confusion, strict=True))
-    files["confusion.csv"] = _csv(["true / predicted", *classnames], named)
+    files["confusion.csv"] = csv_bytes(["true / predicted", *classnames], named)
     if len(classnames) <= LARGEST_MATRIX:
         with np.errstate(invalid="ignore"):
             plot_classes(shares := io.BytesIO(), right / counts, classnames)
@@ -91,20 +91,22 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Values as JSON, in place of what was there."""
     with replacing(path) as temporary:
-        temporary.write_text(_json(values), "utf-8", "backslashreplace")
+        temporary.write_text(json_text(values), "utf-8", "backslashreplace")
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
     """A table, in place of what was there."""
     with replacing(path) as temporary:
-        temporary.write_bytes(_csv(head, rows))
+        temporary.write_bytes(csv_bytes(head, rows))
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def json_text(values: Mapping[str, Any]) -> str:
+    """As a file holds them."""
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def _csv(head: Sequence[str], rows: Iterable[Sequence]) -> bytes:
+def csv_bytes(head: Sequence[str], rows: Iterable[Sequence]) -> bytes:
+    """A table as a file holds it."""
     text = io.StringIO(newline="")
     write_csv_rows(text, head, rows)
     return text.getvalue().encode("utf-8", "surrogateescape")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 
-def report(metrics: dict[str, float]) -> str:
+from jclip.errors import ConfigError
+
+
+def report(metrics: Mapping[str, float]) -> str:
     """A table of accuracies, zero-shot beside adapted, then the other figures."""
     from jclip.report.predictions import table
 
@@ -22,6 +27,21 @@ def report(metrics: dict[str, float]) -> str:
     rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
     text = table(["top-1", *parts], rows) if rows else ""
     return "\n".join(filter(None, [text, ", ".join(rest), *warnings_of(metrics)]))
+
+
+def accuracies_of_runs(results: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of several runs' metrics by name: zero-shot of the first, then each. Raises `ConfigError`."""
+    from jclip.report.predictions import marked, table
+
+    needed = ("top1", "correct", "count")
+    parts = [p for p in ("val", "test") if all(f"{p}_{k}" in m for m in results.values() for k in needed)]
+    if not parts:
+        raise ConfigError(f"runs must share an accuracy on val or test, got none in common: {', '.join(results)}")
+    first = next(iter(results.values()))
+    named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
+    named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
+    rows = [[name, *(accuracy_of(metrics, f"{prefix}{part}_") for part in parts)] for name, prefix, metrics in named]
+    return table(["top-1", *parts], rows)
 
 
 def told_memory(peak: dict[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jclip.config import apply_overrides, load_groups
 from jclip.errors import ConfigError, JclipError, notice
 from jclip.paths import is_file
-from jclip.report.predictor import Classifier, scored, test_features, test_photos
+from jclip.report.classifier import Classifier, scored, test_features, test_photos
 from jclip.train.configs import build_config, resolved
 
 if TYPE_CHECKING:  # help answers before NumPy is imported

@@ -47,7 +47,9 @@ __getattr__, __dir__, __all__ = face(
         ),
         "optim": ("AdamW", "TrainState", "clip_by_norm", "cosine", "learning_rate", "optimiser", "warmup_steps"),
         "recipe_runs": ("finished",),
-        "run": ("Run", "peak_memory", "provenance", "read_result"),
+        "run": ("Run", "read_result"),
+        "run_facts": ("peak_memory", "provenance"),
         "run_folder": ("adding_to", "is_run", "read_index"),
+        "scored_photos": ("ScoredPhotos", "measured"),
     },
 )

@@ -24,6 +24,7 @@ from jclip.train.on_features import coop_rate, zero_shot_report
 from jclip.train.on_photos import check_photos, measure, photo_epochs
 from jclip.train.optim import TrainState, optimiser
 from jclip.train.run import Run
+from jclip.train.scored_photos import measured
 
 Penalty = Callable[[Any, Any, Any, Any], Any]  # pixels, image features, text features, scores → a scalar
 
@@ -86,7 +87,7 @@ def learn(
     if "context" in learned:
         write_nearest(run.file("words.csv"), source.model, learned["context"][0])
     seen = few_shot_features(cfg.data, with_vectors(source, learned), cfg.templates, training=None, photos=photos)
-    metrics = seen.report(ZeroShotHead(learned["text"], data.scale))
+    metrics = measured(run, seen, ZeroShotHead(learned["text"], data.scale))
     if cfg.selection == "last" and len(photos.test):
         told["test_top1_last_epoch"] = metrics["test_top1"]
     parameters = sum(array.size for array in prompts.arrays().values())

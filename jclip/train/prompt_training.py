@@ -19,6 +19,7 @@ from jclip.runtime import jt
 from jclip.train.on_features import Batches, Learner, Trained, coop_rate, need_val, zero_shot_report
 from jclip.train.on_features import train as adapt_train
 from jclip.train.run import Run
+from jclip.train.scored_photos import measured
 
 
 def features_for(cfg: Any, run: Run) -> tuple[ModelSource, FeatureSet]:
@@ -44,7 +45,8 @@ def learn(
     learned = {**trained.arrays, **text_of(prompts, trained.arrays["context"], data)}
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
     write_nearest(run.file("words.csv"), source.model, learned["context"])
-    return {**zero_shot_report(data), **data.report(ZeroShotHead(learned["text"], data.scale)), **trained.told}
+    metrics = measured(run, data, ZeroShotHead(learned["text"], data.scale))
+    return {**zero_shot_report(data), **metrics, **trained.told}
 
 
 def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, seed: int, **options) -> Prompts:

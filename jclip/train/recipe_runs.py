@@ -8,9 +8,9 @@ from typing import Any
 from jclip.train.configs import resolved
 
 
-def finished(folder: Path, module: Any, cfg: Any, quiet: bool = False) -> dict[str, Any]:
-    """The result of `module.run(cfg)` in `folder`. quiet: epochs are not told."""
+def finished(folder: Path, module: Any, cfg: Any, quiet: bool = False, writer: bool = True) -> dict[str, Any]:
+    """The result of `module.run(cfg)` in `folder`. quiet: epochs are not reported. writer: as of `Run`."""
     from jclip.train.run import Run
 
-    with Run(folder, resolved(module, cfg), quiet) as run:
+    with Run(folder, resolved(module, cfg), quiet, writer=writer) as run:
         return run.result or run.finish(module.run(cfg, run))

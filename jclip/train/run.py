@@ -9,18 +9,12 @@ result.json         final metrics and provenance, written last: its presence mea
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import platform
-import re
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +24,7 @@ from jclip.config import to_json, to_yaml
 from jclip.errors import CheckpointError, ConfigError, notice, printable
 from jclip.paths import naming, open_regular, replacing
 from jclip.readers import safetensors
+from jclip.train.run_facts import forget_peak, peak_memory, provenance, threads
 from jclip.train.run_folder import (
     CONFIG,
     LEARNED,
@@ -37,26 +32,35 @@ from jclip.train.run_folder import (
     OWN,
     RESULT,
     HeldFolder,
+    ReadFolder,
     RunBusy,
     checksum_of,
     read_config_text,
 )
 
 __all__ = ["Run", "RunBusy", "Slot", "read_result"]
-PACKAGES = ("jclip", "jittor", "numpy", "pillow")
 
 
 class Run:
     """Opens or continues the run in `folder`. Raises `ConfigError` when the folder holds a run of another config, or files
     and no run, and `RunBusy` when another process works there.
 
-    quiet: epochs are not told on stderr. fresh: what an earlier run wrote there is removed first.
+    quiet: epochs are not reported on stderr. fresh: what an earlier run wrote there is removed first. writer: off in all
+    but one of several processes that compute one run together. Those read the folder and write nothing there: they take
+    no lock, log no line, save no state; what a recipe writes with `file` lands in a folder that goes with the process's run.
     """
 
-    def __init__(self, folder: str | os.PathLike, values: Mapping[str, Any], quiet: bool = False, fresh: bool = False):
-        self.folder, self.quiet = Path(folder), quiet
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        values: Mapping[str, Any],
+        quiet: bool = False,
+        fresh: bool = False,
+        writer: bool = True,
+    ):
+        self.folder, self.quiet, self.writer = Path(folder), quiet or not writer, writer
         self.values = json.loads(json.dumps(values))
-        self._held = HeldFolder(self.folder)
+        self._held = HeldFolder(self.folder) if writer else ReadFolder(self.folder)
         try:
             if fresh:
                 self._held.clear()
@@ -69,6 +73,7 @@ class Run:
         self._begun = time.monotonic()
         forget_peak()
         self.facts: dict[str, Any] = {}
+        self.handed_over: Any = None
 
     def __enter__(self) -> Run:
         return self
@@ -89,10 +94,10 @@ class Run:
     def file(self, name: str) -> Path:
         """Where to write a file of the run's own, listed in its index from now on."""
         self._held.announce(name)
-        return self.folder / name
+        return self._held.place(name)
 
     def inner(self, name: str) -> Path:
-        """A folder for a run inside this one, listed in its index from now on."""
+        """The folder of a run inside this one, listed in its index from now on: open it with this run's `writer`."""
         self._held.announce(folder=name)
         return self.folder / name
 
@@ -102,6 +107,8 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Appends one line to metrics.jsonl, with a check sum of its values."""
+        if not self.writer:
+            return
         path = self.folder / METRICS
         with naming(path), open(path, "a", encoding="utf-8") as f:
             f.write(json.dumps({**values, "crc": _crc(values)}) + "\n")
@@ -110,7 +117,7 @@ class Run:
         """Removes the lines that `slot` wrote from `epoch` on, what a killed process had told but not saved, and damaged
         ones, which are reported."""
         path = self.folder / METRICS
-        if not path.is_file():
+        if not self.writer or not path.is_file():
             return
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         read = [_line_of(line) for line in lines]
@@ -133,26 +140,39 @@ class Run:
     def slot(self, name: str = "train") -> Slot:
         """The place where training saves its state."""
         self._held.announce(slot=name)
-        return Slot(self.folder / f"{name}.safetensors", self.facts.get("weights_sha256", ""))
+        weights = self.facts.get("weights_sha256", "")
+        return Slot(self.folder / f"{name}.safetensors", weights, writer=self.writer)
 
     def save_learned(self, arrays: Mapping[str, np.ndarray], **metadata: Any) -> None:
         """Writes what was learned, with recipe, config, and the given metadata as JSON."""
+        if not self.writer:
+            return
         told = {"config": self.values, **metadata}
         described = {"format": "jclip-learned", **{k: to_json(v) for k, v in told.items()}}
         safetensors.write(self.folder / LEARNED, arrays, described)
+
+    def hand_over(self, scored: Any) -> None:
+        """Keeps what the finished run scored for whoever writes its tables, so that nobody has to measure it again.
+
+        scored: what the recipe's task writes from, such as `jclip.train.scored_photos.ScoredPhotos`.
+        """
+        self.handed_over = scored
 
     def finish(
         self, metrics: Mapping[str, float], complete: Callable[[dict[str, Any]], object] | None = None
     ) -> dict[str, Any]:
         """Writes result.json, the mark that the run has finished, removes the states of training, and returns the result.
 
-        complete(result) writes what else belongs to a finished run before.
+        complete(result) writes what else belongs to a finished run before. A process that is not the writer returns the
+        result and writes nothing.
         """
         result = {
             "metrics": {k: _rounded(v) if isinstance(v, float) else v for k, v in metrics.items()},
             "config": self.values,
             "provenance": {**provenance(), **self.facts, **self._spent()},
         }
+        if not self.writer:
+            return result
         if complete:
             complete(result)
         there = [name for name in sorted(self._held.index.files) if name != RESULT and (self.folder / name).is_file()]
@@ -171,6 +191,8 @@ class Run:
         path = self.folder / CONFIG
         self._held.announce(*OWN)
         if not path.is_file():
+            if not self.writer:
+                return
             with replacing(path) as temporary:
                 temporary.write_text(to_yaml(self.values), encoding="utf-8")
             return
@@ -244,11 +266,12 @@ def _line_of(line: str) -> dict[str, Any] | None:
 class Slot:
     """Where training stands: arrays and position in one file, and the state saved before in another beside it.
 
-    weights: the hash of those it began with, where known.
+    weights: the hash of those it began with, where known. writer: off where another process saves; then states are read
+    alone.
     """
 
-    def __init__(self, path: Path, weights: str = ""):
-        self._path, self._weights = path, weights
+    def __init__(self, path: Path, weights: str = "", writer: bool = True):
+        self._path, self._weights, self._writer = path, weights, writer
         self._previous, self._next = (path.with_suffix(f".{kind}.safetensors") for kind in ("previous", "next"))
 
     def save(self, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
@@ -256,6 +279,8 @@ class Slot:
 
         The disk holds two states at any time: the oldest is removed before the newest is written.
         """
+        if not self._writer:
+            return
         told = {"position": json.dumps(position), "threads": threads(), "weights": self._weights}
         if self._path.is_file():
             self._previous.unlink(missing_ok=True)
@@ -286,6 +311,8 @@ class Slot:
 
     def clear(self) -> None:
         """Forgets the state: training has finished."""
+        if not self._writer:
+            return
         for path in (self._path, self._previous, self._next):
             path.unlink(missing_ok=True)
 
@@ -331,67 +358,6 @@ def _is_position(position: Any) -> bool:
         and all(isinstance(group, dict) for group in groups)
         and all(type(value) in (int, float) and math.isfinite(value) for group in groups for value in group.values())
     )
-
-
-def threads() -> str:
-    """The number of threads that kernels use."""
-    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, commit, machine, threads."""
-    return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
-        "commit": _commit(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": threads(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def forget_peak() -> None:
-    """The most memory held is counted from now on, so that each run of a sweep reports its own.
-
-    Some containers refuse it: there a run reports the most that its process has held so far.
-    """
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def peak_memory() -> dict[str, int]:
-    """The most memory that this process held, in MiB: `host` where Linux reports it, `gpu` where one is used.
-
-    Of a GPU it is what Jittor's allocators have taken; they keep it as long as the card isn't full.
-    """
-    status, runtime = Path("/proc/self/status"), sys.modules.get("jclip.runtime")
-    told = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
-    held = {"host": int(told.group(1)) // 1024} if told else {}
-    if runtime and runtime.jt.flags.use_cuda:
-        held["gpu"] = runtime.jt.get_mem_info().total_cuda_used // 2**20
-    return held
-
-
-@lru_cache
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version  # a fiftieth of a second
-
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
-    return "not installed"
-
-
-@lru_cache  # a sweep asks for each of its runs
-def _commit() -> str:
-    """The checkout's commit, `-dirty` when files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    git = ["git", "-C", str(root)]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-        return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
-    return ""
 
 
 def _differing(a: Any, b: Any, prefix: str = "") -> set[str]:

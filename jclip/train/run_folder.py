@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -77,6 +78,10 @@ class HeldFolder:
         """Lets other processes write."""
         os.close(self._lock)
 
+    def place(self, name: str) -> Path:
+        """Where to write a file of the run's own."""
+        return self.path / name
+
     def announce(self, *files: str, slot: str = "", folder: str = "") -> None:
         """Adds names to the index, where they are not there yet: to be called before they are written."""
         index = replace(
@@ -111,6 +116,40 @@ class HeldFolder:
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError, IsADirectoryError):
             (self.path / name).unlink()
+
+
+class ReadFolder:
+    """The folder of a run that another process writes: what `HeldFolder` offers, without a trace in it.
+
+    Raises `ConfigError` for a folder that holds files and no run.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        refuse_foreign(path)
+        self.index = read_index(path) or Index()
+        self._own: TemporaryDirectory | None = None
+
+    def close(self) -> None:
+        """Removes what was written in place of the run's files."""
+        if self._own:
+            self._own.cleanup()
+            self._own = None
+
+    def place(self, name: str) -> Path:
+        """Where to write what the writer writes into the run's folder: into a folder of this process's own."""
+        if not self._own:
+            self._own = TemporaryDirectory(prefix="jclip-run-")
+        return Path(self._own.name, name)
+
+    def announce(self, *files: str, slot: str = "", folder: str = "") -> None:
+        """Nothing: the writer lists what it writes."""
+
+    def clear(self) -> None:
+        """Nothing: the writer starts over."""
+
+    def drop_slots(self) -> None:
+        """Nothing: the writer removes them."""
 
 
 @contextmanager

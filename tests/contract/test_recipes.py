@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import types
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 import finetune
 from jclip.config import WORLD, load_values
 from jclip.errors import ConfigError, UnknownName
+from jclip.report.finished_run import FinishedRun
+from jclip.report.predictor import Predictor
+from jclip.report.tasks import TASKS, task_of
 from jclip.train.configs import build_config, read_config, resolved
 from jclip.train.run import Run
 
@@ -24,7 +28,8 @@ def test_a_recipe_is_a_frozen_config_and_a_run(name):
     module = finetune.load(name)
     assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
     assert list(inspect.signature(module.run).parameters) == ["cfg", "run"]
-    assert list(inspect.signature(module.scorer).parameters) == ["learned", "cfg"]
+    for function, parameters in task_of(module).functions.items():
+        assert tuple(inspect.signature(getattr(module, function)).parameters) == parameters, function
     first, *rest = (module.__doc__ or "").splitlines()
     assert ":" in first and "Trains:" in " ".join(rest) and "Needs:" in " ".join(rest)
     assert (CONFIGS / name / "smoke.yaml").is_file()
@@ -47,10 +52,26 @@ def test_smoke_runs_twice_with_equal_numbers(name, tmp_path):
         module, cfg, _ = read_config(str(CONFIGS / name / "smoke.yaml"))
         with Run(tmp_path / folder, resolved(module, cfg)) as run:
             results.append(run.finish(module.run(cfg, run))["metrics"])
-        assert (tmp_path / folder / "learned.safetensors").is_file()
+        task = task_of(module)
+        assert (tmp_path / folder / task.product).is_file()
     assert results[0] == results[1]
     assert all(math.isfinite(v) for v in results[0].values())
-    assert any(name.endswith(("_top1", "_r1")) for name in results[0])
+    assert {*results[0]} & {task.main, f"val_{task.main}", f"test_{task.main}"}
+    assert isinstance(Predictor.load(tmp_path / "one"), task.load_predictor())
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_has_a_class_of_its_finished_runs(name):
+    task, predictor = TASKS[name], TASKS[name].load_predictor()
+    assert task.name == predictor.task == name and issubclass(predictor, FinishedRun)
+    assert predictor.files()[0] == "eval.json" and predictor.run_table({}) == ""
+    assert any(task.main in metric for metric in task.metrics)
+    assert any(task_of(finetune.load(recipe)) is task for recipe in finetune.names())
+
+
+def test_a_task_that_there_is_none_of_suggests_the_nearest():
+    with pytest.raises(UnknownName, match="task 'classifi', did you mean 'classify'"):
+        task_of(types.SimpleNamespace(TASK="classifi"))
 
 
 @pytest.mark.parametrize("name", finetune.names())

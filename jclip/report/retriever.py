@@ -1,0 +1,115 @@
+"""A finished run as a model that finds images by captions and captions by images: what the task `retrieve` does.
+
+Its product is `model.safetensors`, which every command takes as --model: photos are labelled by `jclip zero-shot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from jclip.config import CaptionConfig
+from jclip.errors import ConfigError
+from jclip.report.finished_run import MODEL, FinishedRun
+from jclip.report.run_table import selected_on_test, shortly
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    import numpy as np
+
+WAYS = {"i2t": "image → text", "t2i": "text → image"}
+FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_rank": "mean rank", "median_rank": "median rank"}
+FILES = ("eval.json", "ranks.csv")
+
+
+@dataclass(frozen=True)
+class Retriever(FinishedRun):
+    """A finished run of the task `retrieve`."""
+
+    task: ClassVar[str] = "retrieve"
+
+    def measure(self, out: Path) -> dict[str, float]:
+        """Retrieval among the validation pairs of the run's config, by its model as the file has it.
+
+        eval.json: recall at 1, 5 and 10, mean and median rank both ways, as `retrieval_report` has them. ranks.csv: of each
+        pair the rank, from 1, of the own caption among all captions and of the own image among all images. Raises
+        `ConfigError` where no pairs are named.
+        """
+        from jclip.data.captions import read_pairs
+        from jclip.features.caption_features import encode_pairs
+        from jclip.features.source import ModelSource
+        from jclip.paths import refuse_overwriting
+
+        data: CaptionConfig = self.config.data
+        own = Path(self.model) == self.folder / MODEL  # which says its family itself
+        source = ModelSource(self.model, None if own else self.config.family, upright=data.upright)
+        pairs = read_pairs(data, "val", source.preprocess.size, self.config.seed)
+        if pairs is None:
+            raise ConfigError("there are no image-caption pairs to measure on: set data.val to a table of captions")
+        refuse_overwriting([out / name for name in FILES], [data.val, *pairs.paths])
+        encoded = encode_pairs(source.model, pairs, source.preprocess)
+        metrics = {**encoded.report(), "count": len(encoded.rows), **self.marks()}
+        captions, _ = pairs.texts(encoded.rows)
+        images = [pairs.paths[row] if pairs.paths else str(row) for row in encoded.rows.tolist()]
+        _write(out, metrics, images, captions, encoded.scores)
+        return metrics
+
+    def refusal(self, what: str) -> ConfigError:
+        """That its model does that, with the command."""
+        return ConfigError(
+            f"{self.folder} must hold a classifier, got a model trained on captions (recipe {self.recipe}): use "
+            f"`jclip zero-shot PHOTOS --model {self.folder / MODEL} --classes NAMES`"
+        )
+
+    @staticmethod
+    def files() -> tuple[str, ...]:
+        """Metrics, and the ranks of each pair."""
+        return FILES
+
+    @staticmethod
+    def run_table(metrics: Mapping[str, float]) -> str:
+        """Retrieval among the validation pairs where it was measured, then the other figures."""
+        shown = {f"{way}_{figure}" for way in WAYS for figure in FIGURES}
+        rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
+        table = [_table(metrics)] if shown <= metrics.keys() else []
+        return "\n".join(filter(None, [*table, ", ".join(rest), *selected_on_test(metrics)]))
+
+    @staticmethod
+    def eval_table(metrics: Mapping[str, float]) -> str:
+        """Recall and ranks both ways, then the other figures."""
+        return Retriever.run_table(metrics)
+
+    @staticmethod
+    def comparison(results: Mapping[str, Mapping[str, float]]) -> str:
+        """A line per run: recall at 1, 5 and 10 both ways. Raises `ConfigError` where one has not measured it."""
+        from jclip.report.predictions import marked, table
+
+        columns = {f"{way}_{k}": f"{title} {FIGURES[k]}" for way, title in WAYS.items() for k in ("r1", "r5", "r10")}
+        without = [name for name, metrics in results.items() if not columns.keys() <= metrics.keys()]
+        if without:
+            raise ConfigError(f"runs must share retrieval figures, got none in {without[0]}: train it with data.val")
+        rows = [[marked(Path(name).name, m), *(shortly(m[k]) for k in columns)] for name, m in results.items()]
+        return table(["", *columns.values()], rows)
+
+
+def _table(metrics: Mapping[str, float]) -> str:
+    from jclip.report.predictions import table
+
+    rows = [[title, *(shortly(metrics[f"{way}_{k}"]) for k in FIGURES)] for way, title in WAYS.items()]
+    return table(["", *FIGURES.values()], rows)
+
+
+def _write(out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: np.ndarray) -> None:
+    """Both files, together. scores: (N, N), a row per image."""
+    import numpy as np
+
+    from jclip.functional.metrics import retrieval_ranks
+    from jclip.paths import write_together
+    from jclip.report.evaluation import csv_bytes, json_text
+
+    own = np.eye(len(scores), dtype=bool)
+    ranks = [1 + retrieval_ranks(scores, own), 1 + retrieval_ranks(scores.T, own)]
+    rows = zip(images, captions, *(r.tolist() for r in ranks), strict=True)
+    head = ["photo", "caption", "rank_of_caption", "rank_of_image"]
+    write_together(out, {"eval.json": json_text(metrics).encode(), "ranks.csv": csv_bytes(head, rows)})
