@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = face(
         "precomputed": ("FeatureSet", "read_recorded"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),
-        "tagging": ("PhotoScores", "Scorer", "Tagger"),
         "source": ("ModelSource", "SideBySide", "source_of", "with_vectors"),
+        "tagging": ("PhotoScores", "Scorer", "Tagger"),
     },
 )
