@@ -286,3 +286,16 @@ def test_the_shipped_model_finds_the_things_of_a_scene(tmp_path):
         scores = Tagger(source, CLASSNAMES, "simple", method=method).scores(paths)
         found[method] = float(np.nanmean(average_precisions(scores, there)))
     assert found["places"] > 0.9 and found["dense"] > 0.85 and found["whole"] < 0.5, found
+
+
+@pytest.mark.parametrize("method", ["tagclip", "places"])
+def test_blocks_on_disk_and_bfloat16_give_the_same(method, small_models, photos, monkeypatch, close):
+    from jclip import kernels
+
+    def scores(**more) -> np.ndarray:
+        return Tagger(ModelSource(small_models["vit"], **more), NAMES, PLAIN, ["sea"], method).scores(photos[:4])
+
+    plain = scores()
+    close(scores(stream=True), plain, "scores", "tags: blocks on disk")
+    if not kernels.why_no_half("bf16"):
+        close(scores(dtype="bf16"), plain, "half_tower_relative", "tags: bfloat16")
