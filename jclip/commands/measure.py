@@ -109,7 +109,7 @@ def matched(files: Sequence[Scores], labels: PhotoLabels, common: bool) -> tuple
 
 
 def merge_of(given: float | str | None, files: Sequence[Scores], labels: PhotoLabels) -> float | None:
-    """The weight of the global scores, searched on the labels where it says so: the best on average over the files."""
+    """The weight of the global scores, or None; with `search` the one of the best mAP, of one file. Raises `ConfigError`."""
     from jclip.functional.score_ensemble import searched_merge
 
     both = [scores.parts for scores in files if {"global", "local"} <= {*scores.parts}]
@@ -268,10 +268,11 @@ def described(labels: PhotoLabels) -> Mapping[str, Any]:
     states = {
         name: int((labels.targets == state).sum()) for name, state in (("present", 1), ("absent", 0), ("unknown", -1))
     }
-    empty = int((~(labels.targets == 1).any(axis=1)).sum())
+    present = labels.targets == 1
+    empty, full = int((~present.any(axis=1)).sum()), int(present.all(axis=1).sum())
     return {
         "source": labels.source, "sha256": labels.sha256(), "photos": len(labels), "classes": len(labels.classnames),
-        **states, "photos_without_label": empty, **labels.rules,
+        **states, "photos_without_label": empty, "photos_with_every_label": full, **labels.rules,
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = face(
         "predictor": ("Predictor", "measure", "write_handed_over"),
         "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
-        "score_files": ("Scores", "aligned", "read_scores", "write_scores"),
+        "score_files": ("Scores", "aligned", "joined", "read_scores", "write_scores"),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
         "tags": ("Tags", "plan_tags", "show_tags", "write_tags"),
         "tasks": ("TASKS", "Task", "task_of"),

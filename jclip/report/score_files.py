@@ -280,6 +280,28 @@ def same_photos(scores: Scores, photos: Sequence[str]) -> Scores:
     return replace(scores.take(rows), photos=tuple(photos))
 
 
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of one model that were made in parts, as one: photos one after the other.
+
+    Raises `DataError` for parts of other kinds or classes, and for a photo that stands in two of them.
+    """
+    first, *others = parts
+    for scores in others:
+        if {*scores.parts} != {*first.parts} or scores.classnames != first.classnames:
+            raise DataError(
+                f"{scores.name}: parts must have {', '.join(first.parts)} of the same classes as {first.name}, got "
+                f"{', '.join(scores.parts)} of {len(scores.classnames)} classes"
+            )
+        if bool(scores.photos) != bool(first.photos):
+            raise DataError(f"{scores.name}: parts must all name their photos, or none")
+    photos = tuple(photo for scores in parts for photo in scores.photos)
+    if photos:
+        refuse_twice(photos, first.name)
+    matrices = {part: np.concatenate([scores.parts[part] for scores in parts]) for part in first.parts}
+    flagged = any(scores.uses_label_statistics for scores in parts)
+    return replace(first, parts=matrices, photos=photos, uses_label_statistics=flagged)
+
+
 def aligned(files: Sequence[Scores]) -> list[Scores]:
     """Score files in the order of photos and classes of the first; what has no names is taken as it stands.
 

@@ -146,6 +146,8 @@ def test_published_ensemble_and_merges(published):
     r = searched_merge(g, local, few, 4)
     values = {k / 4: ranking_report(k / 4 * g + (1 - k / 4) * local, few).mean for k in range(5)}
     assert values[r] == max(values.values())
+    assert searched_merge(g, local, few) in {k / 20 for k in range(21)} - {k / 4 for k in range(5)}
+    assert searched_merge(g, g, few) == 0.5
 
 
 def test_the_threshold_of_the_best_f1(published):
@@ -153,6 +155,8 @@ def test_the_threshold_of_the_best_f1(published):
     merged = published["tai_global"] / 2 + published["tai_local"] / 2
     t, f1 = best_f1_threshold(merged.ravel(), own.ravel(), 60)
     assert f"{t:.4f} {f1:.4f}" == "0.4275 0.7688"
+    equal = best_f1_threshold(np.array([0.0] * 8 + [1.0] * 8), np.array([False] * 8 + [True] * 8), 9)
+    assert equal == (1.0, 1.0)
     t, f1 = best_f1_threshold(merged.ravel(), own.ravel())
     assert f1 > 0.7688 and t in merged.astype(np.float64)
 
@@ -235,3 +239,6 @@ def test_a_class_without_both_kinds_has_no_probability():
     found = Calibration(("x", "y", "z"), "fixed", np.full(3, 0.4), a, b, "list.txt", "0" * 64, 3)
     assert found.predicted(scores).tolist() == [[False] * 3, [True, True, False], [True, False, True]]
     assert np.isnan(found.probabilities(scores)).tolist() == [[False, True, True]] * 3
+    assert found.probabilities(scores)[:, 0].tolist() == pytest.approx(
+        (1 / (1 + np.exp(-a[0] * scores[:, 0] - b[0]))).tolist()
+    )

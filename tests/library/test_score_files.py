@@ -12,10 +12,12 @@ from jclip.cli import main
 from jclip.data.multi_label_sets import read_labels
 from jclip.errors import ConfigError, DataError
 from jclip.functional.calibration import Calibration
+from jclip.functional.score_ensemble import searched_merge
 from jclip.report.calibration_file import calibration_for, read_calibration, write_calibration
 from jclip.report.score_files import (
     Scores,
     aligned,
+    joined,
     ordered_classes,
     photo_places,
     read_image_names,
@@ -77,6 +79,8 @@ def test_scores_that_are_none(tmp_path):
         Scores("x", {"scores": np.ones((4, 2))}, NAMES, PHOTOS)
     with pytest.raises(DataError, match="names its photos and classes, got none"):
         write_scores(tmp_path / "y.npz", Scores("x", {"scores": np.ones((4, 3))}))
+    with pytest.raises(DataError, match="names its photos and classes, got none"):
+        write_scores(tmp_path / "y.json", Scores("x", {"scores": np.ones((4, 3))}, NAMES), "json")
     for text, message in (
         ("[[1, 2], [3]]", "row 1: must be a list of 2"), ("[]", "at least one"), ("[1]", "row 0: must be a list of numbers"),
         ("[[1, true]]", "must be numbers, got True"), ("[[NaN]]", "NaN is no number"), ('{"scores": [[1]]}', "an object with"),
@@ -107,6 +111,21 @@ def test_another_order_of_classes_and_photos(capsys):
         aligned([one, Scores("n", {"scores": one.main[:3]}, NAMES)])
     with pytest.raises(DataError, match="a column for each of 3 classes, got 2"):
         aligned([one, Scores("n", {"scores": one.main[:, :2]})])
+
+
+def test_parts_are_joined():
+    whole = drawn(0, uses_label_statistics=True)
+    parts = [whole.take([0, 1]), whole.take([2]), whole.take([3])]
+    found = joined(parts)
+    assert np.array_equal(found.main, whole.main) and found.photos == PHOTOS and found.uses_label_statistics
+    with pytest.raises(DataError, match="must stand once, got 'd.jpg' again"):
+        joined([*parts, parts[1]])
+    with pytest.raises(DataError, match="parts must have scores of the same classes as m, got scores of 2 classes"):
+        joined([parts[0], parts[1].take(columns=[0, 1])])
+    with pytest.raises(DataError, match="got global of 3 classes"):
+        joined([parts[0], Scores("n", {"global": parts[1].main}, NAMES, PHOTOS[2:3])])
+    with pytest.raises(DataError, match="all name their photos, or none"):
+        joined([parts[0], Scores("n", parts[1].parts, NAMES)])
 
 
 def test_photos_are_found_by_name_then_file_then_id():
@@ -213,12 +232,33 @@ def test_metrics_and_files_of_a_measurement(small, capsys):
         and values["chosen_on_measured_photos"] == []
     )
     assert values["uses_label_statistics"] is False
+    assert values["labels"]["photos_without_label"] == values["labels"]["photos_with_every_label"] == 0
     rows = (small / "c.csv").read_text().splitlines()
     assert rows[0] == "class,positives,negatives,unknown,ap,tie_share,threshold,precision,recall,f1" and len(rows) == 4
     assert rows[3].startswith("cow,2,1,1,")
+    recalls = decision_report(mean >= 0.1, targets).recalls
+    assert [float(row.split(",")[8]) for row in rows[1:]] == pytest.approx(recalls.tolist(), abs=1e-6)
+    assert recalls.tolist() != decision_report(both, targets).recalls.tolist()
     assert out[0] == "scores part mAP mAP seen mAP unseen mAP head mAP medium mAP tail" and out[4].startswith(
         "ensemble mean "
     )
+
+
+def test_thirds_go_by_the_labels(small, capsys):
+    (small / "labels.csv").write_text("photo,cat,dog,cow\n一/a.jpg,0,0,1\nb c.jpg,0,1,1\nd.jpg,1,1,1\ne.jpg,0,0,0\n")
+    run(capsys, "one.npz", "--labels", "labels.csv", "--thirds", "--out", "m.json", "--per-class", "c.csv")
+    (row,) = json.loads((small / "m.json").read_text())["rows"]
+    of_class = {
+        line.split(",")[0]: float(line.split(",")[4]) for line in (small / "c.csv").read_text().splitlines()[1:]
+    }
+    found = [row[f"map_{third}"] for third in ("head", "medium", "tail")]
+    assert found == pytest.approx([of_class["cow"], of_class["dog"], of_class["cat"]], abs=1e-6)
+    assert len({*found}) == 3
+    (small / "two.csv").write_text("photo,cat,dog\na,1,0\nb,0,1\n")
+    write_scores("small.npz", Scores("s", {"scores": np.eye(2)}, ("cat", "dog"), ("a", "b")))
+    out, _ = run(capsys, "small.npz", "--labels", "two.csv", "--thirds", "--out", "m.json", "--no-positive", "zero")
+    assert out[2] == "small.npz scores 100.0000 100.0000 100.0000 -"
+    assert json.loads((small / "m.json").read_text())["rows"][0]["map_tail"] is None
 
 
 def test_thresholds_are_fitted_on_one_list_and_used_on_another(small, capsys):
@@ -227,12 +267,38 @@ def test_thresholds_are_fitted_on_one_list_and_used_on_another(small, capsys):
     found = read_calibration("cal.json")
     assert found.rule == "class_f1" and found.photos == 4 and found.photos_of == "labels.csv"
     assert found.sha256 == read_labels("labels.csv").sha256()
+    run(capsys, "one.npz", "--labels", "labels.csv", "--threshold", "0.25", "--calibrate", "fixed.json")
+    assert read_calibration("fixed.json").thresholds.tolist() == [0.25] * 3
+    _, err = run(
+        capsys, "one.npz", "--labels", "labels.csv", "--threshold", "cal.json", "--calibrate", "new.json", code=2
+    )
+    assert "a number or a rule, got a calibration file" in err
     _, err = run(capsys, "one.npz", "--labels", "labels.csv", "--threshold", "cal.json")
     assert "cal.json was fitted on the photos that are measured" in err
     (small / "other.csv").write_text((small / "labels.csv").read_text().replace("-1", "0"))
     out, err = run(capsys, "two.npz", "one.npz", "--labels", "other.csv", "--threshold", "cal.json", "--out", "m.json")
     rows = json.loads((small / "m.json").read_text())["rows"]
     assert not err and not rows[0]["decisions"] and rows[1]["thresholds"] == found.thresholds.tolist()
+
+
+def test_the_merge_is_searched_and_said(small, capsys):
+    targets = read_labels("labels.csv").targets
+    parts = {
+        "global": np.where(targets == 1, 1.0, 0.0) - 0.1 * drawn(0).main,
+        "local": 10 * drawn(1).main.astype(float),
+    }
+    write_scores("both.npz", Scores("both", parts, NAMES, PHOTOS))
+    out, _ = run(capsys, "both.npz", "--labels", "labels.csv", "--merge", "search", "--out", "m.json")
+    values = json.loads((small / "m.json").read_text())
+    assert values["settings"]["merge"] == searched_merge(parts["global"], parts["local"], targets) > 0.5
+    assert values["chosen_on_measured_photos"] == ["merge"] and values["map_merged"] >= max(
+        values["map_global"], values["map_local"]
+    )
+    assert f"merge {values['settings']['merge']:g}" in out
+    assert "merge chosen on the photos that are measured: for comparing, no result" in out
+    write_scores("again.npz", Scores("again", parts, NAMES, PHOTOS))
+    _, err = run(capsys, "both.npz", "again.npz", "--labels", "labels.csv", "--merge", "search", code=2)
+    assert "is for one file with global and local scores, got 2" in err
 
 
 def test_columns_refuse_what_compares_classes(small, capsys):
@@ -260,6 +326,24 @@ def test_photos_of_one_file_only(small, capsys):
     _, err = run(capsys, "one.npz", "--labels", "less.csv", code=2)
     assert "got 1 of 4 without (first: e.jpg): --common measures the others" in err
     assert "0 have labels without scores, 1 scores" in run(capsys, "one.npz", "--labels", "less.csv", "--common")[1]
+
+
+def test_files_without_names_are_taken_in_order(small, capsys):
+    np.savez("labels.npz", targets=read_labels("labels.csv").targets)
+    out, err = run(capsys, "one.npz", "--labels", "labels.npz")
+    assert "photos are taken in order" in err and out == run(capsys, "one.npz", "--labels", "labels.csv")[0]
+    write_scores("bare.json", drawn(0), "seed")
+    listed = ("bare.json", "--labels", "labels.csv", "--classes", "cat,dog,cow")
+    out, err = run(capsys, *listed)
+    assert "photos are taken in order" in err and out[2].endswith(
+        run(capsys, "one.npz", "--labels", "labels.csv")[0][2][-8:]
+    )
+    (small / "names.txt").write_text("\n".join(PHOTOS[::-1]))
+    (small / "turned.csv").write_text("photo,cat,dog,cow\ne.jpg,1,0,1\nd.jpg,0,1,-1\nb c.jpg,1,1,0\n一/a.jpg,0,0,1\n")
+    found, err = run(capsys, "bare.json", "--labels", "turned.csv", "--images", "names.txt")
+    assert not err and found == out
+    np.savez("labels.npz", targets=np.eye(3, dtype=np.int8))
+    assert "a row for each of the 3 photos" in run(capsys, "one.npz", "--labels", "labels.npz", code=2)[1]
 
 
 @pytest.mark.parametrize("words, message", [
