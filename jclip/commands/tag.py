@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
-from jclip.errors import ConfigError, say
+from jclip.errors import ConfigError, notice, say
 from jclip.paths import is_file
 from jclip.prompts.background_names import BACKGROUNDS
 from jclip.weights.families import FAMILIES
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
+    import numpy as np
+
     from jclip.features.tagging import PhotoScores, Scorer
+    from jclip.functional.calibration import Calibration
     from jclip.report.tags import Tags
 
 TASK = "multi_label"  # of the runs that --run takes
@@ -40,8 +43,16 @@ def parser() -> argparse.ArgumentParser:
         help="leave photos without a tag where no score is above the threshold, for which halfway is of background names "
         "as well; else they get their best name (always so with one class)",
     )  # fmt: skip
+    p.add_argument(
+        "--calibration", type=nonempty, metavar="FILE",
+        help="thresholds and probabilities of each class, fitted by `jclip measure --calibrate` on scores of labelled photos",
+    )  # fmt: skip
     add_shared(p, "--top", " (default: all that are tags)")
-    add_shared(p, "--out", ": .csv, .json, .jsonl, or .txt, photos with the numbers of their tags (default: nowhere)")
+    add_shared(
+        p,
+        "--out",
+        ": .csv, .json, .jsonl; .txt, with numbers of tags; .npz, all scores (default: nowhere)",
+    )
     add_shared(p, "--sheet", ", of some of the photos with their tags")
     add_shared(p, "--on-error", " (default: skip and count them)")
     p.add_argument(
@@ -107,6 +118,7 @@ def main(argv: list[str]) -> int:
 
     from jclip.data.splits import find_photos
     from jclip.paths import refuse_overwriting
+    from jclip.report.calibration_file import calibration_for
     from jclip.report.contact_sheet import check_sheet
     from jclip.report.sorted_folders import check_folder
     from jclip.report.tags import check_tag_file, show_tags
@@ -116,11 +128,13 @@ def main(argv: list[str]) -> int:
     if args.sort_into:
         check_folder(Path(args.sort_into))
     scorer = of_run(args.run, args.classes) if args.run else of_model(args)
+    fitted = calibration_for(args.calibration, scorer.classnames) if args.calibration else None
     photos = find_photos(args.photos)
-    read = [f for f in (args.classes, args.model, args.templates, args.background) if f and is_file(f)]
+    named = (args.classes, args.model, args.templates, args.background, args.calibration)
+    read = [f for f in named if f and is_file(f)]
     refuse_overwriting([args.out, args.sheet], [*photos, *read])
     found = scorer.scored(photos, args.on_error or "skip", "photos")
-    tags = tags_of(scorer.classnames, found, args)
+    tags = tags_of(scorer.classnames, found, args, fitted)
     say(show_tags(tags))
     write(tags, args)
     return 0
@@ -163,8 +177,10 @@ def of_run(run: str, classes: str | None = None) -> Scorer:
     return module.tagger(Path(run), config)
 
 
-def tags_of(classnames: Sequence[str], found: PhotoScores, args: argparse.Namespace) -> Tags:
-    """The scores with what makes a tag of them. Raises `ConfigError`."""
+def tags_of(
+    classnames: Sequence[str], found: PhotoScores, args: argparse.Namespace, fitted: Calibration | None = None
+) -> Tags:
+    """The scores with what makes a tag of them, or `fitted` thresholds and probabilities. Raises `ConfigError`."""
     import numpy as np
 
     from jclip.functional.local_to_global import normalised_both_ways
@@ -178,7 +194,23 @@ def tags_of(classnames: Sequence[str], found: PhotoScores, args: argparse.Namesp
         scores, background = both[:, :own], both[:, own:]
     options: dict[str, Any] = {"threshold": args.threshold, "top": args.top, "none": args.none or own == 1}
     options["logits"] = found.logits and not args.per_class_norm
+    if fitted:
+        scores, passing = calibrated(scores, fitted)
+        options |= {"none": True, "kind": "probability", "passing": passing if args.threshold is None else None}
     return Tags(found.photos, tuple(classnames), scores, background, **options)
+
+
+def calibrated(scores: np.ndarray, fitted: Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (N, C) and what exceeds the fitted thresholds; classes without a probability, which are reported, are
+    none of a photo's tags."""
+    import numpy as np
+
+    probabilities, passing = fitted.probabilities(scores), fitted.predicted(scores)
+    if len(lost := np.flatnonzero(np.isnan(fitted.a))):
+        first = fitted.classnames[lost[0]]
+        notice(f"classes without a probability in the calibration, left out: {len(lost)} (first: {first})")
+        probabilities[:, lost], passing[:, lost] = 0, False
+    return probabilities, passing
 
 
 def write(tags: Tags, args: argparse.Namespace) -> None:

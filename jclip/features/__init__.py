@@ -24,5 +24,6 @@ __getattr__, __dir__, __all__ = face(
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),
         "source": ("ModelSource", "SideBySide", "source_of", "with_vectors"),
+        "tagging": ("PhotoScores", "Scorer", "Tagger"),
     },
 )

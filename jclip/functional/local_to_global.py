@@ -193,17 +193,15 @@ def halfway(scores: np.ndarray, logits: bool = False) -> np.ndarray:
     return low + np.float32(0.5) * (high - low)
 
 
-def chosen(
-    scores: np.ndarray, thresholds: np.ndarray | float, most: int | None = None, force: bool = True
-) -> np.ndarray:
-    """(N, C) → (N, C) bool: what is above the threshold, at most the `most` best; with `force` else the best one."""
-    limits = np.broadcast_to(np.asarray(thresholds), (len(scores),))
-    above = scores > limits[:, None]
+def chosen(scores: np.ndarray, above: np.ndarray, most: int | None = None, force: bool = True) -> np.ndarray:
+    """(N, C), (N, C) bool → (N, C) bool: what is above its threshold, at most the `most` best; with `force` of a photo
+    where nothing is the best one."""
+    above = above.copy()
     if force:
         empty = np.flatnonzero(~above.any(axis=1))
         above[empty, scores[empty].argmax(axis=1)] = True
     if most is not None and most < scores.shape[1]:
-        order = np.argsort(-scores, axis=1, kind="stable")
+        order = np.argsort(np.where(above, -scores, np.inf), axis=1, kind="stable")
         np.put_along_axis(above, order[:, most:], False, axis=1)
     return above
 

@@ -18,9 +18,10 @@ from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.report.folder_names import NONE, class_folders, free_name
 from jclip.report.predictions import shorten, table
+from jclip.report.score_files import Scores, write_scores
 from jclip.report.sorted_folders import Placement, check_folder, check_places
 
-FORMATS = (".csv", ".json", ".jsonl", ".txt")
+FORMATS = (".csv", ".json", ".jsonl", ".txt", ".npz")
 _SHOWN = 5  # tags of a photo in the table
 Kind = Literal["score", "probability"]
 
@@ -33,6 +34,7 @@ class Tags:
     photo's least and greatest. top: tags of a photo at most. none: a photo where nothing exceeds the threshold has no tag,
     and halfway is of all names, the background's too; else it has its best class. kind: what the numbers are;
     probabilities only where somebody has calibrated them. logits: scores are logarithms, whose exponentials are halved.
+    passing: (N, C) bool, what exceeds thresholds that were fitted elsewhere, in place of `threshold`.
     Raises `ConfigError` for one class that nothing is compared with.
     """
 
@@ -45,9 +47,11 @@ class Tags:
     none: bool = False
     kind: Kind = "score"
     logits: bool = False
+    passing: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.none and self.threshold is None and len(self.classnames) + self._beside < 2:
+        fitted = self.threshold is not None or self.passing is not None
+        if self.none and not fitted and len(self.classnames) + self._beside < 2:
             raise ConfigError(
                 "a photo without tags needs a threshold where there is one class and no background: set --threshold, or "
                 "name a --background"
@@ -68,7 +72,8 @@ class Tags:
     @cached_property
     def has(self) -> np.ndarray:
         """(N, C) bool: which photo has which tag."""
-        return chosen(self.scores, self.thresholds, self.top, force=not self.none)
+        above = self.scores > self.thresholds[:, None] if self.passing is None else self.passing
+        return chosen(self.scores, above, self.top, force=not self.none)
 
     def of(self, row: int) -> list[int]:
         """The tags of a photo, best first."""
@@ -83,16 +88,21 @@ def check_tag_file(path: str | None) -> None:
 
 
 def write_tags(tags: Tags, path: str) -> None:
-    """Writes `path` in the format of its ending, to a temporary name first. Raises `DataError` for a list that a photo's
-    name would break."""
+    """Writes `path` in the format of its ending, to a temporary name first; .npz: all scores, for `jclip measure`.
+
+    Raises `DataError` for a list that a photo's name would break.
+    """
     check_tag_file(path)
+    if Path(path).suffix.lower() == ".npz":
+        write_scores(path, Scores(path, {"scores": tags.scores}, tags.classnames, tags.photos))
+        return
     data = tag_bytes(tags, Path(path).suffix.lower())
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def tag_bytes(tags: Tags, kind: str) -> bytes:
-    """What `write_tags` writes; kind: one of FORMATS.
+    """What `write_tags` writes; kind: one of FORMATS but .npz.
 
     .csv: photo, and name and score of each tag. .json and .jsonl: a photo with its tags, in a list or a line each. .txt:
     the photo and the numbers of its tags, as `data.test` reads them.
