@@ -70,12 +70,13 @@ class TaggingRun(ScoringRun):
 
     def own_split(self) -> tuple[FinishedRun, Split]:
         """The test photos of the run's own data. Raises `ConfigError` without any."""
-        from jclip.data.multi_label import has_photos, read_multi_label
+        from jclip.data.labelled_photos import read_labelled_photos
+        from jclip.data.multi_label import has_photos
 
         if not has_photos(self.config.data, "test"):
             raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
-        found = read_multi_label(self.config.data)
-        return self.telling_apart(found.classnames, self.source()), found.photos
+        found = read_labelled_photos(self.config.data)
+        return self.telling_apart(found.classnames, self.source()), found.split
 
     def check_photos(self) -> None:
         """Raises `ConfigError`: photos of one class each are another task's."""
@@ -95,17 +96,18 @@ class TaggingRun(ScoringRun):
 
         Raises `ConfigError` where there are no test photos, or of classes that the run can't tell apart.
         """
-        from jclip.data.multi_label import has_photos, read_multi_label
+        from jclip.data.labelled_photos import read_labelled_photos
+        from jclip.data.multi_label import has_photos
         from jclip.paths import refuse_overwriting
         from jclip.train.scored_photos import ScoredInParts
 
         if not has_photos(self.config.data, "test"):
             raise ConfigError("there are no test photos to measure on: set data.test to a list, and data.classes")
-        found = read_multi_label(self.config.data)
-        refuse_overwriting([out / name for name in FILES], found.photos.paths)
+        found = read_labelled_photos(self.config.data)
+        refuse_overwriting([out / name for name in FILES], found.paths)
         there = self.telling_apart(found.classnames, self.source())
-        rows, parts = there.parts_of(found.photos, self.config.data.on_error)
-        photos = tuple(found.photos.paths[row] for row in rows)
+        rows, parts = there.parts_of(found.split, self.config.data.on_error)
+        photos = tuple(found.paths[row] for row in rows)
         scored = ScoredInParts(parts["merged"], found.targets[rows], there.classnames, photos, parts)
         return self.write_scored(out, scored, self.marks())
 

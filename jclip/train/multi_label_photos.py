@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from jclip.data.class_names import read_class_names
+from jclip.data.label_files import PhotoLabels
+from jclip.data.labelled_photos import read_labelled_photos
 from jclip.data.lexicons import spoken_names
-from jclip.data.multi_label import LabelledPhotos, has_photos, read_multi_label
+from jclip.data.multi_label import has_photos
 from jclip.data.shapes import CLASSNAMES
 from jclip.errors import ConfigError, DataError
 from jclip.features.heads import zero_shot_head
@@ -26,10 +28,10 @@ ZERO_SHOT_SHARPNESS = 100.0  # of the softmax over places, as TaI-DPT's code has
 SHARES = tuple(k / 20 for k in range(21))  # of the global scores, that a search tries
 
 
-def read_parts(cfg: Any) -> dict[str, LabelledPhotos]:
+def read_parts(cfg: Any) -> dict[str, PhotoLabels]:
     """The val and test photos that `cfg.data` names, by part. Raises `DataError`, or `ConfigError` where something is
     chosen on validation photos and there are none."""
-    parts = {part: read_multi_label(cfg.data, part) for part in ("val", "test") if has_photos(cfg.data, part)}
+    parts = {part: read_labelled_photos(cfg.data, part) for part in ("val", "test") if has_photos(cfg.data, part)}
     chosen = "the epoch (selection=val)" if cfg.selection == "val" else "merge (search=true)" if cfg.search else ""
     if chosen and "val" not in parts:
         raise ConfigError(
@@ -38,7 +40,7 @@ def read_parts(cfg: Any) -> dict[str, LabelledPhotos]:
     return parts
 
 
-def names_of(cfg: Any, parts: Mapping[str, LabelledPhotos]) -> tuple[str, ...]:
+def names_of(cfg: Any, parts: Mapping[str, PhotoLabels]) -> tuple[str, ...]:
     """The class names in the order of the photos' labels, else those that the config names. Raises `DataError`."""
     named = cfg.classes or cfg.data.classes
     for part in parts.values():
@@ -53,9 +55,9 @@ def names_of(cfg: Any, parts: Mapping[str, LabelledPhotos]) -> tuple[str, ...]:
     return read_class_names(named).names
 
 
-def facts(parts: Mapping[str, LabelledPhotos]) -> dict[str, str]:
+def facts(parts: Mapping[str, PhotoLabels]) -> dict[str, str]:
     """What photos were measured on, for the result."""
-    return {f"{name}_sha256": part.photos.digest() for name, part in parts.items()}
+    return {f"{name}_sha256": part.split.digest() for name, part in parts.items()}
 
 
 class Measured:
@@ -64,9 +66,7 @@ class Measured:
     extras: `shares` (C, C) and `bank` (Q, E), as far as scores need them.
     """
 
-    def __init__(
-        self, cfg: Any, source: MapSource, parts: Mapping[str, LabelledPhotos], extras: Mapping[str, np.ndarray]
-    ):
+    def __init__(self, cfg: Any, source: MapSource, parts: Mapping[str, PhotoLabels], extras: Mapping[str, np.ndarray]):
         self._cfg, self._source, self._parts, self._extras = cfg, source, parts, extras
 
     def validation(self, prompts: Any) -> Callable[[], dict[str, float]] | None:
@@ -96,7 +96,7 @@ class Measured:
             found = {"global": scored.whole, "local": scored.places, "merged": scored.merged(share)}
             metrics |= {f"{part}_map_{name}": mean_precision(scores, targets) for name, scores in found.items()}
             if part == "test":
-                photos = tuple(self._parts[part].photos.paths[row] for row in rows)
+                photos = tuple(self._parts[part].paths[row] for row in rows)
                 run.hand_over(ScoredInParts(found["merged"], targets, self._parts[part].classnames, photos, found))
         return share, {"merge": share, **metrics} if metrics else {}
 
@@ -109,7 +109,7 @@ class Measured:
         plain = replace(self._cfg, tau_image=ZERO_SHOT_SHARPNESS, winner="none", scale=1.0)
         scorer, told = MapScorer({"text_global": head.weights, "text_local": head.weights}, plain), {}
         for part, photos in self._parts.items():
-            rows, scored = score_photos(self._source, photos.photos, scorer, self._cfg.data.on_error, part)
+            rows, scored = score_photos(self._source, photos.split, scorer, self._cfg.data.on_error, part)
             found = {"global": scored.whole, "local": scored.places, "merged": scored.merged(0.5)}
             told |= {f"zero_shot_{part}_map_{k}": mean_precision(v, photos.targets[rows]) for k, v in found.items()}
         return told
@@ -119,7 +119,7 @@ class Measured:
 
     def _scored(self, part: str, learned: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Scored]:
         cfg = self._cfg
-        return score_photos(self._source, self._parts[part].photos, MapScorer(learned, cfg), cfg.data.on_error, part)
+        return score_photos(self._source, self._parts[part].split, MapScorer(learned, cfg), cfg.data.on_error, part)
 
 
 def best_share(scored: Scored, targets: np.ndarray) -> float:
@@ -128,7 +128,10 @@ def best_share(scored: Scored, targets: np.ndarray) -> float:
 
 
 def mean_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """mAP of scores (N, C): the mean average precision of the classes that photos are of. Raises `DataError` for none."""
-    if not targets.any():
+    """mAP of scores (N, C), labels (N, C) in {1, 0, -1}: the mean average precision of the classes that photos are of.
+
+    Raises `DataError` for none.
+    """
+    if not (targets == 1).any():
         raise DataError("none of the photos is of any class: average precision needs some that are")
-    return mean_over_classes(average_precision_per_class(scores, targets.astype(np.int8)))
+    return mean_over_classes(average_precision_per_class(scores, targets))

@@ -12,7 +12,7 @@ import pytest
 from jclip.config import DataConfig, load_values
 from jclip.data import shapes, world
 from jclip.data.multi_label import has_photos, read_multi_label
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import average_precisions
 from jclip.report.predictor import Predictor, write_handed_over
 from jclip.report.score_files import read_scores
@@ -75,6 +75,27 @@ def test_the_files_are_what_they_say(done, close):
     for name in ("global", "local", "merged"):
         wanted = average_precisions(parts[name], photos.targets)
         close([float(row[f"ap_{name}"]) for row in rows], wanted, "rounding")
+
+
+def test_a_table_of_names_says_the_same_as_the_list(done, tmp_path):
+    """Labels by name, as JSON lines, in the place of the list."""
+    run, folder = Predictor.load(done), done.parent
+    photos = read_multi_label(run.config.data)
+    lines = [
+        {"image": Path(path).name, "labels": [NAMES[k] for k in np.flatnonzero(own)]}
+        for path, own in zip(photos.photos.paths, photos.targets, strict=True)
+    ]
+    table = folder / "test.jsonl"
+    table.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    other = Predictor.load(done, [f"data.test={table}"])
+    assert other.measure(tmp_path) == run.measure(tmp_path)
+    assert run.own_split()[1].paths == other.own_split()[1].paths
+    (folder / "test 0.png").rename(folder / "gone.png")
+    try:
+        with pytest.raises(DataError, match=r"test.jsonl: 1 of 8 photos are missing: .*test 0.png"):
+            other.measure(tmp_path)
+    finally:
+        (folder / "gone.png").rename(folder / "test 0.png")
 
 
 def test_photos_get_tags(done, tmp_path, close):

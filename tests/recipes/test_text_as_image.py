@@ -236,7 +236,7 @@ def test_names_alone_are_enough(small_models, photo_list, tmp_path):
 
 
 def test_a_run_tells_all_three_and_its_scorer_gives_the_merged(small_models, photo_list, tmp_path, close):
-    from jclip.data.multi_label import read_multi_label
+    from jclip.data.labelled_photos import read_labelled_photos
     from jclip.features.extraction import extract
     from jclip.readers import safetensors
     from jclip.train.configs import read_config
@@ -249,8 +249,8 @@ def test_a_run_tells_all_three_and_its_scorer_gives_the_merged(small_models, pho
     learned = {k: np.array(t.read()) for k, t in safetensors.read_sealed(tmp_path / "run/learned.safetensors").items()}
     source = recipe.prompted_source(learned, cfg, ModelSource(small_models["vit"]))
     for part in ("val", "test"):
-        photos = read_multi_label(cfg.data, part)
-        rows = extract(source, photos.photos)[1]
+        photos = read_labelled_photos(cfg.data, part)
+        rows = extract(source, photos.split)[1]
         close(
             mean_precision(recipe.scorer(learned, cfg)(rows), photos.targets), metrics[f"{part}_map_merged"], "rounding"
         )
