@@ -15,21 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from jclip.choices import PreprocessChoice
 from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.data import lexicons
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from pathlib import Path
-
-    from jclip.features.source import ModelSource
-    from jclip.features.tagging import Scorer
-    from jclip.model.prompt_sets import PromptSets
-    from jclip.train.run import Run
+from jclip.features import photo_maps, sentence_features, tagging
+from jclip.features import source as sources
+from jclip.model import prompt_sets, trainable
+from jclip.report import tagging_run
+from jclip.train import caption_training, multi_label_photos
+from jclip.train import run as runs
 
 TASK = "multi_label"
 NORMALISED = False  # rows of maps: each place has a length of its own
@@ -123,31 +123,25 @@ def _require(holds: bool, cfg: Config, names: Sequence[str], must: str) -> None:
         raise ConfigError(f"{', '.join(f'{name}={getattr(cfg, name)}' for name in names)} must be {must}")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
-    from jclip.features.photo_maps import MapSource
-    from jclip.features.sentence_features import sentence_features
-    from jclip.features.source import source_of
-    from jclip.train import caption_training as training
-    from jclip.train import multi_label_photos as measuring
-
-    parts = measuring.read_parts(cfg)
-    captions = training.read_captions(cfg, measuring.names_of(cfg, parts), run)
-    source = source_of(cfg)
-    run.note(weights_sha256=source.weights_sha256, captions_sha256=training.captions_digest(captions))
-    run.note(**measuring.facts(parts))
-    features = sentence_features(source, captions.texts, cfg.stored)
+    parts = multi_label_photos.read_parts(cfg)
+    captions = caption_training.read_captions(cfg, multi_label_photos.names_of(cfg, parts), run)
+    source = sources.source_of(cfg)
+    run.note(weights_sha256=source.weights_sha256, captions_sha256=caption_training.captions_digest(captions))
+    run.note(**multi_label_photos.facts(parts))
+    features = sentence_features.sentence_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
-    loss = training.CaptionLoss(
-        cfg, prompts, features, captions.targets, training.weights_of_pairs(cfg, captions.targets)
+    loss = caption_training.CaptionLoss(
+        cfg, prompts, features, captions.targets, caption_training.weights_of_pairs(cfg, captions.targets)
     )
-    batches = training.CaptionBatches(captions.weights, cfg.optim.batch, cfg.seed)
+    batches = caption_training.CaptionBatches(captions.weights, cfg.optim.batch, cfg.seed)
 
-    extras = training.extras_of(cfg, captions.targets, features)
-    photos = measuring.Measured(cfg, MapSource(source, cfg.positions, cfg.vit), parts, extras)
-    outcome, state = training.train(cfg, run, prompts, loss, batches, photos.validation(prompts))
+    extras = caption_training.extras_of(cfg, captions.targets, features)
+    photos = multi_label_photos.Measured(cfg, photo_maps.MapSource(source, cfg.positions, cfg.vit), parts, extras)
+    outcome, state = caption_training.train(cfg, run, prompts, loss, batches, photos.validation(prompts))
     chosen = outcome.best_arrays if cfg.selection == "val" else state.arrays()
-    learned = {**training.learned_of(prompts, chosen, state), **extras}
+    learned = {**caption_training.learned_of(prompts, chosen, state), **extras}
     merge, metrics = photos.report(learned, run)
     run.save_learned(
         {**learned, "merge": np.array([merge])}, classnames=captions.classnames, width=source.config.embed_dim
@@ -157,51 +151,38 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     return {**told, **photos.zero_shot(captions.classnames), **metrics, **best}
 
 
-def prompts_of(cfg: Config, source: ModelSource, classnames: Sequence[str]) -> PromptSets:
+def prompts_of(cfg: Config, source: sources.ModelSource, classnames: Sequence[str]) -> prompt_sets.PromptSets:
     """The sets of prompts at their start."""
-    from jclip.data.lexicons import spoken_names
-    from jclip.model.prompt_sets import PromptSets
-    from jclip.model.trainable import check_in_memory
-    from jclip.train.caption_training import start_from
-
-    check_in_memory(source.model)
+    trainable.check_in_memory(source.model)
     options = {"words": cfg.words, "position": cfg.position, "per_class": cfg.per_class_sets, "seed": cfg.seed}
-    prompts = PromptSets(source.model, spoken_names(classnames), cfg.sets, cfg.context, **options)
+    prompts = prompt_sets.PromptSets(source.model, lexicons.spoken_names(classnames), cfg.sets, cfg.context, **options)
     if cfg.init_from:
-        start_from(prompts, cfg.init_from)
+        caption_training.start_from(prompts, cfg.init_from)
     return prompts
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with rows of maps (N, (1 + P) E), see `jclip.features.photo_maps`: merged scores (N, C)."""
-    from jclip.features.photo_maps import MapScorer
-
-    both = MapScorer(learned, cfg)
+    both = photo_maps.MapScorer(learned, cfg)
     return lambda rows: both(rows).merged(float(learned["merge"][0]))
 
 
-def tagger(folder: Path, config: Config) -> Scorer:
+def tagger(folder: Path, config: Config) -> tagging.Scorer:
     """A finished run as what gives tags to photos."""
-    from jclip.report.tagging_run import TaggingRun
-
-    return TaggingRun.load(folder)
+    return tagging_run.TaggingRun.load(folder)
 
 
-def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: ModelSource) -> ModelSource:
+def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: sources.ModelSource) -> sources.ModelSource:
     """The model as what makes rows of maps."""
-    from jclip.features.photo_maps import MapSource
-
-    return MapSource(source, cfg.positions, cfg.vit)
+    return photo_maps.MapSource(source, cfg.positions, cfg.vit)
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.train.caption_training import with_names
-
     if cfg.per_class:
         raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")
     if cfg.modulation:
         raise ConfigError("modulation is of classes in the captions, got other names: train on captions of these")
-    return with_names(learned, source, classnames, cfg.position)
+    return caption_training.with_names(learned, source, classnames, cfg.position)

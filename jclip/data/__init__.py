@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = face(
         "loader": ("OnError", "batches", "tell_once"),
         "multi_label": ("read_multi_label",),
         "multi_label_sets": ("LabelRules", "read_coco", "read_labels", "read_nus_wide", "read_voc"),
+        "labelled_photos": ("read_labelled_photos",),
         "labelled_captions": ("LabelledCaptions", "read_captions"),
         "lexicons": ("Lexicon", "load_lexicon"),
         "nouns": ("Labeller",),

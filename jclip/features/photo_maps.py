@@ -16,8 +16,11 @@ from jclip.data.loader import OnError
 from jclip.data.splits import Split
 from jclip.features.extraction import PART, batch_size, extract
 from jclip.features.source import ModelSource
+from jclip.functional import multi_label_scores, similarity
 from jclip.functional.caption_bank import pulled
 from jclip.functional.cooccurrence import modulated
+from jclip.model import dense_map
+from jclip.postponed import jt
 from jclip.weights.variants import ResNetConfig
 
 NUMBERS_AT_ONCE = 1 << 24  # cosines and features of a step
@@ -62,10 +65,7 @@ class _MapModel:
 
     def encode_image(self, pixels, penultimate: bool = False):
         """(B, 3, H, W) → (B, (1 + P) E)."""
-        from jclip.model.dense_map import dense_map
-        from jclip.runtime import jt
-
-        pooled, cells = dense_map(self._model, pixels, self._positions, self._vit)
+        pooled, cells = dense_map.dense_map(self._model, pixels, self._positions, self._vit)
         rows = jt.concat([pooled.unsqueeze(1), cells], dim=1)
         return rows.reshape((rows.shape[0], -1))
 
@@ -107,21 +107,20 @@ class MapScorer:
         return (rows[i : i + step] for i in range(0, max(1, len(rows)), step))
 
     def _of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from jclip.functional.multi_label_scores import cosines, local_scores
-        from jclip.functional.similarity import normalise, zero_shot_scores
-        from jclip.runtime import jt
 
         cfg, text = self._cfg, {k: jt.array(v) for k, v in self._text.items()}
         with jt.no_grad():
-            maps = normalise(jt.array(rows.reshape(len(rows), -1, text["global"].shape[1])))
+            maps = similarity.normalise(jt.array(rows.reshape(len(rows), -1, text["global"].shape[1])))
             pooled, places = maps[:, 0], maps[:, 1:]
             if self._bank is not None:
                 pooled = jt.array(pulled(pooled.numpy(), self._bank, cfg.bank, cfg.bank_mix)[0])
-            evidence = cosines(places, text["evidence"]) if "evidence" in text else None
-            found = cosines(places, text["local"])
-            local = local_scores(found, cfg.tau_image, cfg.scale, evidence=evidence, winner=cfg.winner)
+            evidence = multi_label_scores.cosines(places, text["evidence"]) if "evidence" in text else None
+            found = multi_label_scores.cosines(places, text["local"])
+            local = multi_label_scores.local_scores(
+                found, cfg.tau_image, cfg.scale, evidence=evidence, winner=cfg.winner
+            )
             local = local.numpy() if self._shares is None else modulated(local.numpy(), self._shares, cfg.modulation)
-            return zero_shot_scores(pooled, text["global"], cfg.scale).numpy(), local
+            return similarity.zero_shot_scores(pooled, text["global"], cfg.scale).numpy(), local
 
 
 def score_photos(

@@ -17,6 +17,7 @@ from jclip.features.cached import read_cached
 from jclip.features.heads import check_directions
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
+from jclip.postponed import jt
 from jclip.prompts.tokenizer import tokenize_for
 from jclip.readers import safetensors
 
@@ -102,8 +103,6 @@ def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -
 
     Sentences of about the same length go through the tower together, cut at the longest one's end.
     """
-    from jclip.runtime import jt
-
     tokens = tokenize_for(source.config.text, list(texts), truncate=True)
     lengths = tokens.argmax(axis=1) + 1
     full = np.flatnonzero(lengths == tokens.shape[1])

@@ -10,24 +10,22 @@ A ViT gives its patches' value projections in the last block (no attention), or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.errors import ConfigError
 from jclip.functional.positions import resample_positions
+from jclip.model import clip
 from jclip.model.resnet import ModifiedResNet
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
-
-if TYPE_CHECKING:
-    from jclip.model.clip import CLIP
 
 ViTMap = Literal["value", "token"]
 STRIDE = 32  # pixels a side of a ResNet's cell
 
 
-def dense_map(model: CLIP, pixels, positions: bool = False, vit: ViTMap = "value"):
+def dense_map(model: clip.CLIP, pixels, positions: bool = False, vit: ViTMap = "value"):
     """Pooled features (B, E) and those of each place (B, P, E), row by row, of normalised pixels (B, 3, H, W).
 
     Neither is normalised. positions: of a ResNet, whether its attention pool adds its table of positions: with it the

@@ -7,19 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from jclip.choices import SELECTED_ON_TEST
+from jclip.data import loader, splits
 from jclip.errors import ConfigError
+from jclip.features import heads, precomputed, run_data
+from jclip.features import source as sources
+from jclip.functional import metrics
+from jclip.paths import refuse_overwriting
+from jclip.report import evaluation
+from jclip.report import predictions as predicted
 from jclip.report.run_table import accuracies_of_runs, report
 from jclip.report.scoring_run import ScoringRun
+from jclip.train import scored_photos
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
-
-    from jclip.data.loader import OnError
-    from jclip.data.splits import PhotoData, Split
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.report.predictions import Predictions
-    from jclip.train.scored_photos import ScoredPhotos
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class Classifier(ScoringRun):
 
     task: ClassVar[str] = "classify"
 
-    def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[Predictions, np.ndarray]:
+    def label(
+        self, split: splits.Split, on_error: loader.OnError = "stop", top: int = 5
+    ) -> tuple[predicted.Predictions, np.ndarray]:
         """Scores of the photos of `split` that decode, and their rows."""
-        from jclip.report.predictions import Predictions
-
         rows, scores = self.scores_of(split, on_error)
         photos, unknown = tuple(split.paths[i] for i in rows), getattr(self.config, "unknown", 0.0)
-        return Predictions(photos, self.classnames, scores, top, unknown), rows
+        return predicted.Predictions(photos, self.classnames, scores, top, unknown), rows
 
     def measure(self, out: Path) -> dict[str, float]:
         """Scores the test data of the run's config, photos or precomputed features, and writes what `write_evaluation` does.
@@ -42,52 +44,40 @@ class Classifier(ScoringRun):
         Raises `ConfigError` where it can't tell the classes apart or there is no test data, `CheckpointError` for features
         of another width.
         """
-        from jclip.paths import refuse_overwriting
-        from jclip.report.evaluation import FILES, write_evaluation
-
         photos = test_photos(self)
-        refuse_overwriting([out / name for name in FILES], photos.test.paths if photos else ())
+        refuse_overwriting([out / name for name in evaluation.FILES], photos.test.paths if photos else ())
         data, scores, names = scored(self, self.source(), photos)
-        return write_evaluation(out, scores, data.test_labels, names, data.test_photos, self.marks())
+        return evaluation.write_evaluation(out, scores, data.test_labels, names, data.test_photos, self.marks())
 
     @staticmethod
     def files() -> tuple[str, ...]:
         """Metrics, tables and pictures of the classes, predictions, the challenge's file."""
-        from jclip.report.evaluation import FILES
-
-        return FILES
+        return evaluation.FILES
 
     @staticmethod
-    def write_predictions(predictions: Predictions, path: str) -> None:
+    def write_predictions(predictions: predicted.Predictions, path: str) -> None:
         """Writes them in the format of the ending."""
-        from jclip.report.predictions import write_predictions
-
-        write_predictions(predictions, path)
+        predicted.write_predictions(predictions, path)
 
     @staticmethod
-    def show(predictions: Predictions) -> str:
+    def show(predictions: predicted.Predictions) -> str:
         """A table of photos and their best classes."""
-        from jclip.report.predictions import show
-
-        return show(predictions)
+        return predicted.show(predictions)
 
     @staticmethod
-    def rightness(predictions: Predictions, split: Split, rows: np.ndarray) -> str:
+    def rightness(predictions: predicted.Predictions, split: splits.Split, rows: np.ndarray) -> str:
         """The accuracy, where all classes are known."""
-        from jclip.functional.metrics import top_k
-
         if not (split.labels >= 0).all():
             return ""
-        return f"top-1 {top_k(predictions.scores, split.labels[rows]):.4f} of these photos"
+        return f"top-1 {metrics.top_k(predictions.scores, split.labels[rows]):.4f} of these photos"
 
     @staticmethod
-    def write_scored(folder: Path, scored: ScoredPhotos, marks: Mapping[str, float]) -> dict[str, float]:
+    def write_scored(folder: Path, scored: scored_photos.ScoredPhotos, marks: Mapping[str, float]) -> dict[str, float]:
         """What `write_evaluation` writes. Raises `ConfigError` where a file would take the place of a photo."""
-        from jclip.paths import refuse_overwriting
-        from jclip.report.evaluation import FILES, write_evaluation
-
-        refuse_overwriting([folder / name for name in FILES], scored.photos)
-        return write_evaluation(folder, scored.scores, scored.targets, scored.classnames, scored.photos, marks)
+        refuse_overwriting([folder / name for name in evaluation.FILES], scored.photos)
+        return evaluation.write_evaluation(
+            folder, scored.scores, scored.targets, scored.classnames, scored.photos, marks
+        )
 
     @staticmethod
     def run_table(metrics: Mapping[str, float]) -> str:
@@ -97,8 +87,6 @@ class Classifier(ScoringRun):
     @staticmethod
     def eval_table(metrics: Mapping[str, float]) -> str:
         """The accuracy, and five other figures."""
-        from jclip.choices import SELECTED_ON_TEST
-
         others = ", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll"))
         return f"{report({k if k == SELECTED_ON_TEST else f'test_{k}': v for k, v in metrics.items()})}\n{others}"
 
@@ -108,18 +96,15 @@ class Classifier(ScoringRun):
         return accuracies_of_runs(results)
 
 
-def test_photos(done: Classifier, whole: bool = False) -> PhotoData | None:
+def test_photos(done: Classifier, whole: bool = False) -> splits.PhotoData | None:
     """The test photos of the run's config, or with `whole` all photos of a set that has no test part; None of recorded
     features.
 
     Raises `ConfigError` where there is nothing to measure on.
     """
-    from jclip.data.splits import Split
-    from jclip.features.run_data import run_photos
-
     if whole:  # nothing is learned: a set's photos stay whole
         data = replace(done.config.data, shots=0, val_shots=0, pool=0)
-        photos = run_photos(replace(done.config, data=data))
+        photos = run_data.run_photos(replace(done.config, data=data))
     else:
         photos = done.photos()
     if photos is None:
@@ -127,33 +112,29 @@ def test_photos(done: Classifier, whole: bool = False) -> PhotoData | None:
     test = photos.train if whole and not len(photos.test) else photos.test
     if not len(test):
         raise ConfigError("there is no test data to measure on: set data.test")
-    return replace(photos, train=Split(), val=Split(), test=test)
+    return replace(photos, train=splits.Split(), val=splits.Split(), test=test)
 
 
 def test_features(
-    done: Classifier, source: ModelSource | None, photos: PhotoData | None, normalise: bool
-) -> FeatureSet:
+    done: Classifier, source: sources.ModelSource | None, photos: splits.PhotoData | None, normalise: bool
+) -> precomputed.FeatureSet:
     """Test features of the config's data with the text of its classes. Raises `ConfigError` where there are none."""
-    from jclip.features.run_data import run_features
-
-    data = run_features(done.config, source, photos, training=None, normalise=normalise)
+    data = run_data.run_features(done.config, source, photos, training=None, normalise=normalise)
     if not len(data.test):
         raise ConfigError("there is no test data to measure on: set data.test")
     return data
 
 
 def scored(
-    done: Classifier, source: ModelSource | None, photos: PhotoData | None
-) -> tuple[FeatureSet, np.ndarray, tuple[str, ...]]:
+    done: Classifier, source: sources.ModelSource | None, photos: splits.PhotoData | None
+) -> tuple[precomputed.FeatureSet, np.ndarray, tuple[str, ...]]:
     """Test features of the config's data, their scores (N, C), and the names of the C classes.
 
     Raises `ConfigError` for classes that the run can't tell apart, `CheckpointError` for features of another width.
     """
-    from jclip.features.heads import ZeroShotHead
-
     data = test_features(done, source, photos, done.normalised)
     done.check_width(data.test.shape[1], done.config.data.features or done.model)
-    recorded = None if data.text is None else ZeroShotHead(data.text, data.scale)
+    recorded = None if data.text is None else heads.ZeroShotHead(data.text, data.scale)
     there = done.telling_apart(data.classnames, source or recorded)
     scores = there.scorer()(data.test)
     if data.classes > scores.shape[1]:

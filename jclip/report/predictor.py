@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.report.classifier import Classifier
 from jclip.report.finished_run import FinishedRun, read_finished, run_folder, unlabelled
 from jclip.report.tasks import DEFAULT, TASKS, Task, task_of
@@ -48,8 +49,6 @@ def write_handed_over(run: Any, module: ModuleType, result: dict[str, Any]) -> l
 
     run: a `jclip.train.run.Run`.
     """
-    from jclip.choices import SELECTED_ON_TEST
-
     if run.handed_over is None:
         return []
     of_task = task_of(module).load_predictor()

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.config import DataConfig
+from jclip.data import loader, splits
 from jclip.errors import CheckpointError, ConfigError, notice
+from jclip.features import extraction, heads, run_data
+from jclip.features import source as sources
+from jclip.functional import directions
 from jclip.prompts.spelling import name_key
+from jclip.readers import any_format, safetensors, tensors
 from jclip.report.finished_run import MODEL, FinishedRun, unlabelled
 from jclip.train import recipe_finder
 from jclip.train.configs import resolved
+from jclip.train.run_folder import LEARNED, read_index
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
-
-    from jclip.data.loader import OnError
-    from jclip.data.splits import PhotoData, Split
-    from jclip.features.heads import ZeroShotHead
-    from jclip.features.source import ModelSource
-    from jclip.readers import WeightFile
 
 NO_MODEL = "this run learned from recorded features: name the model that they are of with --model"
 
@@ -71,7 +71,9 @@ class ScoringRun(FinishedRun):
         score = self.module.scorer(self.learned, self.config)
         return score if self.columns is None else lambda features: score(features)[:, self.columns]
 
-    def telling_apart(self, classnames: Sequence[str], source: ModelSource | ZeroShotHead | None) -> ScoringRun:
+    def telling_apart(
+        self, classnames: Sequence[str], source: sources.ModelSource | heads.ZeroShotHead | None
+    ) -> ScoringRun:
         """The same for other class names: a choice among its own, or what the recipe makes of new ones with `source`.
 
         Raises `ConfigError` where the recipe learned a head of its own classes, and these are others.
@@ -91,32 +93,25 @@ class ScoringRun(FinishedRun):
         learned = self.module.for_classes(self.learned, self.config, tuple(classnames), source)
         return replace(self, learned=learned, classnames=tuple(classnames), columns=None)
 
-    def predict(self, places: Iterable[str | os.PathLike], on_error: OnError = "stop", top: int = 5) -> Any:
+    def predict(self, places: Iterable[str | os.PathLike], on_error: loader.OnError = "stop", top: int = 5) -> Any:
         """The task's predictions for photos, and those in folders. Raises `DataError` for a photo that does not decode,
         unless "skip"."""
-        from jclip.data.splits import find_photos
+        return self.label(unlabelled(splits.find_photos([str(p) for p in places])), on_error, top)[0]
 
-        return self.label(unlabelled(find_photos([str(p) for p in places])), on_error, top)[0]
-
-    def source(self) -> ModelSource | None:
+    def source(self) -> sources.ModelSource | None:
         """The model whose features it scores; of recorded features there may be none. Raises `CheckpointError`."""
-        from jclip.features.source import source_of
-
-        source = source_of(self.config, self.model)
+        source = sources.source_of(self.config, self.model)
         if source and not getattr(self.config.data, "features", ""):
             self.check_width(source.width, self.model)
         prompted = getattr(self.module, "prompted_source", None)  # image towers that are in no weights
         return prompted(self.learned, self.config, source) if source and prompted else source
 
-    def scores_of(self, split: Split, on_error: OnError = "stop") -> tuple[np.ndarray, np.ndarray]:
+    def scores_of(self, split: splits.Split, on_error: loader.OnError = "stop") -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) of the photos of `split` that decode, and their scores (n, C)."""
-        from jclip.features.extraction import extract
-        from jclip.functional.directions import unit
+        rows, features = extraction.extract(self._source(), split, on_error=on_error, label="photos")
+        return rows, self.scorer()(directions.unit(features) if self.normalised else features)
 
-        rows, features = extract(self._source(), split, on_error=on_error, label="photos")
-        return rows, self.scorer()(unit(features) if self.normalised else features)
-
-    def _source(self) -> ModelSource:
+    def _source(self) -> sources.ModelSource:
         self.check_predict(sheet=False, sort=False)
         source = self.source()
         self.check_width(source.width, self.model)
@@ -127,7 +122,7 @@ class ScoringRun(FinishedRun):
         if not self.model:
             raise ConfigError(NO_MODEL)
 
-    def own_split(self) -> tuple[ScoringRun, Split]:
+    def own_split(self) -> tuple[ScoringRun, splits.Split]:
         """The test photos of the config's data, and the run as it tells their classes apart. Raises `ConfigError`."""
         own = self.own_photos()
         return self.telling_apart(own.classnames, self.source()), own.test
@@ -142,16 +137,14 @@ class ScoringRun(FinishedRun):
     def check_photos(self) -> None:
         """Pass: the data are photos with classes, or features of them."""
 
-    def photos(self) -> PhotoData | None:
+    def photos(self) -> splits.PhotoData | None:
         """The photos of the config as the run saw them, those that have changed since noted; None of recorded features."""
-        from jclip.features.run_data import run_photos
-
-        photos = run_photos(self.config, getattr(self.module, "MEASURES_ALL", False))
+        photos = run_data.run_photos(self.config, getattr(self.module, "MEASURES_ALL", False))
         if photos is not None:
             self._note_changed(photos)
         return photos
 
-    def own_photos(self) -> PhotoData:
+    def own_photos(self) -> splits.PhotoData:
         """The test photos of the config's data, with their labels. Raises `ConfigError` where it has none."""
         if not isinstance(self.config.data, DataConfig) or self.config.data.features:
             raise ConfigError("name the photos to label: this run has none of its own")
@@ -160,7 +153,7 @@ class ScoringRun(FinishedRun):
             raise ConfigError("name the photos to label, or set data.test: the run's data has no test photos")
         return photos
 
-    def _note_changed(self, photos: PhotoData) -> None:
+    def _note_changed(self, photos: splits.PhotoData) -> None:
         """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
         told, file = self.result, self.folder / "result.json"
         values = resolved(self.module, self.config)
@@ -176,7 +169,7 @@ class ScoringRun(FinishedRun):
                 notice(_changed(part, getattr(photos, part), before, digest, finished))
 
 
-def _changed(part: str, split: Split, before: str, now: str, finished: float) -> str:
+def _changed(part: str, split: splits.Split, before: str, now: str, finished: float) -> str:
     """The line on a part's photos that changed since a run; finished: when that was, in seconds of the epoch."""
     later = [path for path in split.paths if os.stat(path).st_mtime > finished]  # noqa: PTH116
     first = f", {len(later)} of them later than result.json (first: {later[0]})" if later else ""
@@ -186,15 +179,12 @@ def _changed(part: str, split: Split, before: str, now: str, finished: float) ->
     )
 
 
-def _read_learned(folder: Path) -> tuple[WeightFile, dict[str, Any]]:
+def _read_learned(folder: Path) -> tuple[tensors.WeightFile, dict[str, Any]]:
     """What a run learned, and what the file says of it: config, class names and width. Raises `CheckpointError`."""
-    from jclip.readers import read_weights, safetensors
-    from jclip.train.run_folder import LEARNED, read_index
-
     path = folder / LEARNED
     older = read_index(folder) is None  # of the time before files had seals
     try:
-        saved = read_weights(path) if older else safetensors.read_sealed(path)
+        saved = any_format.read_weights(path) if older else safetensors.read_sealed(path)
         told = {key: json.loads(saved.metadata[key]) for key in ("config", "classnames", "width")}
     except OSError as e:
         raise CheckpointError(f"can't read {path}: {e.strerror}") from e

@@ -21,12 +21,9 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from jclip.errors import UnknownName
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.report.finished_run import FinishedRun
+from jclip.report.finished_run import FinishedRun
 
 DEFAULT = "classify"
 

@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from jclip.choices import SELECTED_ON_TEST
-from jclip.config import OptimConfig
+from jclip.config import OptimConfig, WithGrid, WithViews
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features.extraction import training_view
 from jclip.features.heads import ZeroShotHead
@@ -128,7 +128,7 @@ def streamed_rows(
         yield np.concatenate([part(kind, number) for kind in used]).astype(np.int32)
 
 
-def photo_samples(cfg: Any, data: FeatureSet, source: ModelSource | None) -> Samples:
+def photo_samples(cfg: WithViews, data: FeatureSet, source: ModelSource | None) -> Samples:
     """The training photos as they are seen plainly, then `cfg.views` augmented views; recorded ones are what they are."""
     seen = [(data.train, data.train_labels)]
     if not cfg.data.features and cfg.augment != "none":
@@ -265,7 +265,7 @@ def warmed_rate(config: OptimConfig, total: int) -> Callable[[int], float]:
     return rate
 
 
-def grid(cfg: Any, fits: Callable[[int], bool], held: str) -> list[OptimConfig]:
+def grid(cfg: WithGrid, fits: Callable[[int], bool], held: str) -> list[OptimConfig]:
     """`cfg.optim` with each combination of `cfg.grid_lr`, `grid_weight_decay` and `grid_batch`, where given; batch fastest.
 
     Batches that don't fit are left out. Raises `ConfigError` where none is left; `held` names what they are filled from.

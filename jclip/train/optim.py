@@ -15,6 +15,7 @@ import numpy as np
 from jclip.config import OptimConfig
 from jclip.errors import CheckpointError
 from jclip.runtime import jt
+from jclip.weights import checkpoint
 
 
 class Optimiser(ABC):
@@ -225,11 +226,11 @@ class TrainState:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `capture`. Raises `CheckpointError` when names or shapes differ."""
-        from jclip.weights.checkpoint import compare_keys
-
         own = {f"param.{k}": v for k, v in self._vars.items()} | {f"average.{k}": v for k, v in self.average.items()}
         saved = {k: a for k, a in arrays.items() if not k.startswith("optim.")}
-        compare_keys({k: tuple(v.shape) for k, v in own.items()}, {k: a.shape for k, a in saved.items()}, "saved state")
+        checkpoint.compare_keys(
+            {k: tuple(v.shape) for k, v in own.items()}, {k: a.shape for k, a in saved.items()}, "saved state"
+        )
         _put(own, saved)
         self.optimiser.load_state({k.removeprefix("optim."): a for k, a in arrays.items() if k.startswith("optim.")})
         jt.sync_all()
