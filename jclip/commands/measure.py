@@ -226,9 +226,14 @@ def read_columns(path: str) -> dict[str, list[str]]:
 
 
 def write_all(
-    args: argparse.Namespace, files: Sequence[score_files.Scores], labels: label_files.PhotoLabels, rows: Sequence[multi_label_report.Measured],
-    ensemble: score_ensemble.Ensemble | None, merge: float | None, settings: multi_label_report.Settings,
-) -> None:  # fmt: skip
+    args: argparse.Namespace,
+    files: Sequence[score_files.Scores],
+    labels: label_files.PhotoLabels,
+    rows: Sequence[multi_label_report.Measured],
+    ensemble: score_ensemble.Ensemble | None,
+    merge: float | None,
+    settings: multi_label_report.Settings,
+) -> None:
     """Prints the tables and writes the files that were asked for."""
 
     chosen = (["merge"] if args.merge == "search" else []) + (["threshold"] if args.threshold in RULES[1:] else [])

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "calibration_file": ("calibration_for", "read_calibration", "write_calibration"),
         "classifier": ("Classifier",),
-        "contact_sheet": ("check_sheet", "write_sheet"),
+        "contact_sheet": ("check_sheet", "write_sheet", "write_tag_sheet"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
         "finished_run": ("FinishedRun", "unlabelled"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),
@@ -31,6 +31,8 @@ __getattr__, __dir__, __all__ = face(
         "score_files": ("Scores", "aligned", "joined", "read_scores", "write_scores"),
         "scoring_run": ("ScoringRun",),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
+        "tagging_run": ("TaggingRun",),
+        "tags": ("Tags", "plan_tags", "show_tags", "write_tags"),
         "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },

@@ -75,6 +75,15 @@ TASKS = {
             module="jclip.report.retriever",
             predictor="Retriever",
         ),
+        Task(
+            name="multi_label",
+            functions={"scorer": ("learned", "cfg"), "tagger": ("folder", "config")},
+            metrics=tuple(f"{part}_map_{name}" for part in ("val", "test") for name in ("global", "local", "merged")),
+            main="map_merged",
+            product="learned.safetensors",
+            module="jclip.report.tagging_run",
+            predictor="TaggingRun",
+        ),
     )
 }  # fmt: skip
 

@@ -83,7 +83,8 @@ def test_scores_that_are_none(tmp_path):
         write_scores(tmp_path / "y.json", Scores("x", {"scores": np.ones((4, 3))}, NAMES), "json")
     for text, message in (
         ("[[1, 2], [3]]", "row 1: must be a list of 2"), ("[]", "at least one"), ("[1]", "row 0: must be a list of numbers"),
-        ("[[1, true]]", "must be numbers, got True"), ("[[NaN]]", "NaN is not a number"), ('{"scores": [[1]]}', "an object with"),
+        ("[[1, true]]", "must be numbers, got True"), ("[[NaN]]", "NaN is not a number"),
+        ('{"scores": [[1]]}', "an object with"),
         ('{"classes": ["a"], "images": ["b"], "scores": [[1]], "x": 1}', "nothing but .* got 'x'"),
         ('{"classes": "a", "images": ["b"], "scores": [[1]]}', "lists of texts"),
     ):  # fmt: skip
