@@ -2,10 +2,11 @@
 
     python tests/mutate.py [--count 20] [--seed 1] [PATH …]
 
-A mutation swaps an operator, a bound or a constant in one place of the modules below PATH. It is killed when a test fails
-in the files of `tests` that import its module, those of recipes where no other does (`--all`: in the whole suite), and
-survives otherwise. A survivor is a value that no test knows, or a mutation that changes nothing. Nothing is written to
-the project itself.
+A mutation swaps an operator, a bound or a constant in one place of the modules below PATH. The suite runs once and notes
+which tests compute each place, in child processes as well; a mutation is killed when one of them fails, and survives
+otherwise. A survivor is a value that no test knows, or a mutation that changes nothing. What is computed while a module
+is imported or a fixture is made counts for the files that import the module, and for those of the fixture. Nothing is
+written to the project itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,18 @@ NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "argm
          "floor": "ceil", "ceil": "floor"}  # fmt: skip
 SECONDS = 600  # then a mutant loops for ever, or the machine is busy: it counts neither way
 TIMED_OUT = "TIMED OUT"
+MOST_TESTS = 300  # by name; of more their files are run
+SUITE = ("tests", "--ignore=tests/contract/test_readme.py")  # whose commands set the project up first
+COMPILED = ("jclip/kernels",)  # in another folder its operators would be compiled anew
+NOTING = """import os
+seen = set()
+def note(number):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "")
+    if (number, test) not in seen:
+        seen.add((number, test))
+        with open({notes!r}, "a", encoding="utf-8") as file:
+            file.write(f"{{number}}\\t{{test}}\\n")
+"""
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,11 @@ def mutations(module: Path) -> list[Mutation]:
 
 
 def _expressions(tree: ast.AST) -> Iterator[ast.expr]:
-    """What computes: no annotations, texts of f-strings, docstrings, or what stands behind `raise`."""
+    """What computes: no annotations, texts of f-strings, docstrings, what stands behind `raise`, or `strict=` of a zip."""
+    if isinstance(tree, (ast.JoinedStr, ast.Raise)) or (isinstance(tree, ast.keyword) and tree.arg == "strict"):
+        return
     for name, value in ast.iter_fields(tree):
-        if name in ("annotation", "returns", "decorator_list") or isinstance(tree, (ast.JoinedStr, ast.Raise)):
+        if name in ("annotation", "returns", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.expr):
@@ -99,9 +114,9 @@ def _mutants(node: ast.expr) -> Iterator[ast.expr]:
         yield changed(ops=[SWAPS[type(node.ops[0])](), *node.ops[1:]])
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
         yield node.operand
-    elif isinstance(node, ast.Name) and node.id in NAMES:
+    elif isinstance(node, ast.Name) and node.id in NAMES and isinstance(node.ctx, ast.Load):
         yield changed(id=NAMES[node.id])
-    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+    elif isinstance(node, ast.Attribute) and node.attr in NAMES and isinstance(node.ctx, ast.Load):
         yield changed(attr=NAMES[node.attr])
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield changed(value=not node.value)
@@ -158,22 +173,68 @@ def drawn_from(modules: list[Path], count: int, seed: int) -> list[Mutation]:
     return turns[:count]
 
 
-def copied(folder: Path) -> Path:
-    """The project without its history and results, with the real data beside it."""
+def copied(folder: Path, linked: Sequence[str] = ()) -> Path:
+    """The project without its history and results, with the real data beside it. linked: folders that stay the real ones."""
     project = folder / "jclip"
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "results", "__pycache__", ".*_cache", "*.egg-info")
     shutil.copytree(ROOT, project, ignore=ignored, symlinks=True)
+    for name in linked:
+        shutil.rmtree(project / name)
+        (project / name).symlink_to(ROOT / name)
     if (ROOT.parent / "shared").is_dir():
         (folder / "shared").symlink_to(ROOT.parent / "shared")
     return project
 
 
-def failure(project: Path, tests: list[str]) -> str:
+def computed_by(project: Path, drawn: Sequence[Mutation], tests: Sequence[str]) -> list[list[str]]:
+    """For each mutation the tests that compute its place, found by running all of `tests` once in the copy."""
+    notes = project / "reached.txt"
+    (project / "reached.py").write_text(NOTING.format(notes=str(notes)), encoding="utf-8")
+    notes.touch()
+    for module, places in _by_module(drawn).items():
+        (project / module).write_bytes(noted((ROOT / module).read_bytes(), places))
+    pytest_in(project, tests)
+    for module in _by_module(drawn):
+        (project / module).write_bytes((ROOT / module).read_bytes())
+    found: list[dict[str, None]] = [{} for _ in drawn]
+    for line in notes.read_text(encoding="utf-8").splitlines():
+        number, _, test = line.partition("\t")
+        found[int(number)] |= dict.fromkeys(_covering(test, drawn[int(number)].module))
+    return [sorted(tests, key=lambda test: "/recipes/" in test) for tests in found]
+
+
+def _by_module(drawn: Sequence[Mutation]) -> dict[Path, dict[int, Mutation]]:
+    places: dict[Path, dict[int, Mutation]] = {}
+    for number, mutation in enumerate(drawn):
+        places.setdefault(mutation.module, {})[number] = mutation
+    return places
+
+
+def noted(source: bytes, places: Mapping[int, Mutation]) -> bytes:
+    """The module with a note of its number around each place: (note, place)[1], nested ones within the outer."""
+    marks = []
+    for number, m in places.items():
+        marks.append((m.start, 1, -m.end, f'(__import__("reached").note({number}), '))
+        marks.append((m.end, 0, -m.start, ")[1]"))
+    for position, *_, text in sorted(marks, reverse=True):
+        source = source[:position] + text.encode() + source[position:]
+    return source
+
+
+def _covering(test: str, module: Path) -> list[str]:
+    """What to run for a note: the test, its file for a fixture, files that import the module where no test ran."""
+    name, _, phase = test.rpartition(" ")
+    if not name:
+        return tests_of(module)
+    return [name] if phase == "(call)" else [name.partition("::")[0]]
+
+
+def failure(project: Path, tests: Sequence[str]) -> str:
     """The first test that fails in the copy as it is, "" if none does."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    if not tests:
+        return ""
     try:
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        done = pytest_in(project, ["-x", *tests], timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return TIMED_OUT
     if done.returncode == 0:
@@ -183,7 +244,16 @@ def failure(project: Path, tests: list[str]) -> str:
     raise SystemExit(f"pytest could not run: {done.stdout}{done.stderr}")
 
 
-def killer(project: Path, mutation: Mutation, tests: list[str]) -> str:
+def pytest_in(
+    project: Path, arguments: Sequence[str], timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """pytest on the copy."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def killer(project: Path, mutation: Mutation, tests: Sequence[str]) -> str:
     """The test that fails by the mutation alone, "" if none does."""
     file, source = project / mutation.module, (ROOT / mutation.module).read_bytes()
     file.write_bytes(mutation.applied(source))
@@ -199,21 +269,25 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("paths", nargs="*", default=PATHS, metavar="PATH", help=f"modules, folders (default: {PATHS})")
     p.add_argument("--count", type=int, default=20, help="how many mutations are drawn (default: 20)")
     p.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
-    p.add_argument("--all", action="store_true", help="run the whole suite against each, not what imports the module")
     args = p.parse_args(argv)
     drawn, counts = drawn_from(modules_below(list(args.paths)), args.count, args.seed), Counter()
     if not drawn:
         raise SystemExit(f"{' '.join(args.paths)}: nothing to mutate")
+    linked = [folder for folder in COMPILED if not any(m.module.is_relative_to(folder) for m in drawn)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        project = copied(Path(folder))
-        for mutation in drawn:
-            found = killer(project, mutation, ["tests"] if args.all else tests_of(mutation.module))
+        project = copied(Path(folder), linked)
+        for mutation, tests in zip(drawn, computed_by(project, drawn, SUITE), strict=True):
+            found = killer(project, mutation, tests if len(tests) <= MOST_TESTS else _files(tests))
             counts[TIMED_OUT if found == TIMED_OUT else "killed" if found else "survived"] += 1
-            told = found if found == TIMED_OUT else f"killed by {found}" if found else "SURVIVED"
+            told = found if found == TIMED_OUT else f"killed by {found}" if found else f"SURVIVED {len(tests)} tests"
             print(f"{told}  {mutation}", flush=True)
     ended = counts["killed"] + counts["survived"]
     print(f"killed {counts['killed']} of {ended} (seed {args.seed}), {counts[TIMED_OUT]} timed out")
     return 0
+
+
+def _files(tests: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,10 @@ def test_towers_train_in_bf16(config, photo_folder, tmp_path, capsys, close):
     }[config]
     losses = {}
     for dtype, name in (("fp32", "a"), ("bf16", "b"), ("bf16", "c")):
-        assert main(["train", str(ROOT / "configs" / config), f"dtype={dtype}", *short, "--run", str(tmp_path / name)]) == 0
+        assert (
+            main(["train", str(ROOT / "configs" / config), f"dtype={dtype}", *short, "--run", str(tmp_path / name)])
+            == 0
+        )
         losses[name] = [
             json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         ]
