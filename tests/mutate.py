@@ -1,6 +1,6 @@
 """Twenty seeded mutations, one at a time, in a copy of the project: which of them does no test notice?
 
-    python tests/mutate.py [--count 20] [--seed 1] [PATH …]
+    python tests/mutate.py [--count 20] [--seed 1] [PATH …] [--tests PATH …]
 
 A mutation swaps an operator, a bound or a constant in one place of the modules below PATH. The suite runs once and notes
 which tests compute each place, in child processes as well; a mutation is killed when one of them fails, and survives
@@ -269,6 +269,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("paths", nargs="*", default=PATHS, metavar="PATH", help=f"modules, folders (default: {PATHS})")
     p.add_argument("--count", type=int, default=20, help="how many mutations are drawn (default: 20)")
     p.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
+    p.add_argument("--tests", nargs="+", default=SUITE, metavar="PATH", help="tests that may kill (default: all)")
     args = p.parse_args(argv)
     drawn, counts = drawn_from(modules_below(list(args.paths)), args.count, args.seed), Counter()
     if not drawn:
@@ -276,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     linked = [folder for folder in COMPILED if not any(m.module.is_relative_to(folder) for m in drawn)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         project = copied(Path(folder), linked)
-        for mutation, tests in zip(drawn, computed_by(project, drawn, SUITE), strict=True):
+        for mutation, tests in zip(drawn, computed_by(project, drawn, args.tests), strict=True):
             found = killer(project, mutation, tests if len(tests) <= MOST_TESTS else _files(tests))
             counts[TIMED_OUT if found == TIMED_OUT else "killed" if found else "survived"] += 1
             told = found if found == TIMED_OUT else f"killed by {found}" if found else f"SURVIVED {len(tests)} tests"
