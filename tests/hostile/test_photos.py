@@ -105,9 +105,9 @@ def test_blocks_of_a_gif_are_counted_from_behind_its_palette(bits):
     """A palette of the bytes that begin a frame, 2 to 256 colours: a look at one of them would end the count."""
     palette = b"," * 3 * 2 ** (bits + 1)
     head = b"GIF89a" + struct.pack("<HHBBB", 9, 9, 128 + bits, 0, 0) + palette
-    for count, most in ((MOST_BLOCKS, True), (MOST_BLOCKS + 1, False)):
-        data = head + b"!\xfe\0" * count + b",;"
-        with nullcontext() if most else pytest.raises(DataError, match="blocks before its first frame"):
+    for blocks, fine in ((MOST_BLOCKS, True), (MOST_BLOCKS + 1, False)):
+        data = head + b"!\xfe\0" * blocks + b",;"
+        with nullcontext() if fine else pytest.raises(DataError, match="blocks before its first frame"):
             check_parts(lambda data=data: data, data[:16])
 
 
