@@ -1,12 +1,12 @@
 """Twenty seeded mutations, one at a time, in a copy of the project: which of them does no test notice?
 
-    python tests/mutate.py [--count 20] [--seed 1] [PATH …] [--tests PATH …]
+    python tests/mutate.py [--count 20] [--seed 1] [PATH …] [--reached [TESTS …]]
 
-A mutation swaps an operator, a bound or a constant in one place of the modules below PATH. The suite runs once and notes
-which tests compute each place, in child processes as well; a mutation is killed when one of them fails, and survives
-otherwise. A survivor is a value that no test knows, or a mutation that changes nothing. What is computed while a module
-is imported or a fixture is made counts for the files that import the module, and for those of the fixture. Nothing is
-written to the project itself.
+A mutation swaps an operator, a bound or a constant in one place of the modules below PATH. It is killed when a test fails
+in the files of `tests` that import its module, or import what imports it, those of recipes where no other does. With
+`--reached` the suite then runs once to note which tests compute the places of survivors, in child processes as well, and
+those may kill them too. A survivor is a value that no test knows, or a mutation that changes nothing. Nothing is written
+to the project itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ SWAPS = {
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "argmax": "argmin", "argmin": "argmax",
          "floor": "ceil", "ceil": "floor"}  # fmt: skip
 SECONDS = 600  # then a mutant loops for ever, or the machine is busy: it counts neither way
-TIMED_OUT = "TIMED OUT"
+TIMED_OUT, SURVIVED = "TIMED OUT", "SURVIVED"
 MOST_TESTS = 300  # by name; of more their files are run
 SUITE = ("tests", "--ignore=tests/contract/test_readme.py")  # whose commands set the project up first
 COMPILED = ("jclip/kernels",)  # in another folder its operators would be compiled anew
@@ -187,7 +187,11 @@ def copied(folder: Path, linked: Sequence[str] = ()) -> Path:
 
 
 def computed_by(project: Path, drawn: Sequence[Mutation], tests: Sequence[str]) -> list[list[str]]:
-    """For each mutation the tests that compute its place, found by running all of `tests` once in the copy."""
+    """For each mutation the tests that compute its place, found by running all of `tests` once in the copy.
+
+    Of what is computed while a fixture is made it is the fixture's whole file, and none of what is while a module is
+    imported, whose files have run before.
+    """
     notes = project / "reached.txt"
     (project / "reached.py").write_text(NOTING.format(notes=str(notes)), encoding="utf-8")
     notes.touch()
@@ -199,8 +203,14 @@ def computed_by(project: Path, drawn: Sequence[Mutation], tests: Sequence[str]) 
     found: list[dict[str, None]] = [{} for _ in drawn]
     for line in notes.read_text(encoding="utf-8").splitlines():
         number, _, test = line.partition("\t")
-        found[int(number)] |= dict.fromkeys(_covering(test, drawn[int(number)].module))
-    return [sorted(tests, key=lambda test: "/recipes/" in test) for tests in found]
+        name, _, phase = test.rpartition(" ")
+        if name:
+            found[int(number)][name if phase == "(call)" else name.partition("::")[0]] = None
+    return [list(tests if len(tests) <= MOST_TESTS else _files(tests)) for tests in found]
+
+
+def _files(tests: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
 
 
 def _by_module(drawn: Sequence[Mutation]) -> dict[Path, dict[int, Mutation]]:
@@ -219,14 +229,6 @@ def noted(source: bytes, places: Mapping[int, Mutation]) -> bytes:
     for position, *_, text in sorted(marks, reverse=True):
         source = source[:position] + text.encode() + source[position:]
     return source
-
-
-def _covering(test: str, module: Path) -> list[str]:
-    """What to run for a note: the test, its file for a fixture, files that import the module where no test ran."""
-    name, _, phase = test.rpartition(" ")
-    if not name:
-        return tests_of(module)
-    return [name] if phase == "(call)" else [name.partition("::")[0]]
 
 
 def failure(project: Path, tests: Sequence[str]) -> str:
@@ -269,26 +271,34 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("paths", nargs="*", default=PATHS, metavar="PATH", help=f"modules, folders (default: {PATHS})")
     p.add_argument("--count", type=int, default=20, help="how many mutations are drawn (default: 20)")
     p.add_argument("--seed", type=int, default=1, help="of the draw (default: 1)")
-    p.add_argument("--tests", nargs="+", default=SUITE, metavar="PATH", help="tests that may kill (default: all)")
+    p.add_argument(
+        "--reached", nargs="*", metavar="TESTS", help="then look for tests that compute what survived (in: all)"
+    )
     args = p.parse_args(argv)
-    drawn, counts = drawn_from(modules_below(list(args.paths)), args.count, args.seed), Counter()
+    drawn = drawn_from(modules_below(list(args.paths)), args.count, args.seed)
     if not drawn:
         raise SystemExit(f"{' '.join(args.paths)}: nothing to mutate")
     linked = [folder for folder in COMPILED if not any(m.module.is_relative_to(folder) for m in drawn)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         project = copied(Path(folder), linked)
-        for mutation, tests in zip(drawn, computed_by(project, drawn, args.tests), strict=True):
-            found = killer(project, mutation, tests if len(tests) <= MOST_TESTS else _files(tests))
-            counts[TIMED_OUT if found == TIMED_OUT else "killed" if found else "survived"] += 1
-            told = found if found == TIMED_OUT else f"killed by {found}" if found else f"SURVIVED {len(tests)} tests"
-            print(f"{told}  {mutation}", flush=True)
-    ended = counts["killed"] + counts["survived"]
+        fates = tried(project, drawn, [tests_of(m.module) for m in drawn])
+        survivors = [m for m, fate in fates.items() if fate == SURVIVED]
+        if args.reached is not None and survivors:
+            fates |= tried(project, survivors, computed_by(project, survivors, args.reached or SUITE))
+    counts = Counter(fate if fate in (SURVIVED, TIMED_OUT) else "killed" for fate in fates.values())
+    ended = counts["killed"] + counts[SURVIVED]
     print(f"killed {counts['killed']} of {ended} (seed {args.seed}), {counts[TIMED_OUT]} timed out")
     return 0
 
 
-def _files(tests: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
+def tried(project: Path, drawn: Sequence[Mutation], tests: Sequence[Sequence[str]]) -> dict[Mutation, str]:
+    """What became of each mutation, printed as it is known."""
+    fates = {}
+    for mutation, own in zip(drawn, tests, strict=True):
+        found = killer(project, mutation, own)
+        fates[mutation] = found if found == TIMED_OUT else f"killed by {found}" if found else SURVIVED
+        print(f"{fates[mutation]}  {mutation}", flush=True)
+    return fates
 
 
 if __name__ == "__main__":
