@@ -14,7 +14,7 @@ from jclip.errors import ConfigError
 from jclip.kernels import cpu, cuda, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.machine.gpu import find_gpus
-from jclip.machine.toolchain import ONEDNN_INSTALL, cpu_flags
+from jclip.machine.toolchain import ONEDNN_INSTALL, why_no_avx512
 from jclip.runtime import jt
 
 BF16_CAPABILITY = 8.0  # Ampere
@@ -73,7 +73,7 @@ def why_no_half(dtype: str) -> str:
         return f"it needs oneDNN: {ONEDNN_INSTALL}"
     if chosen() != "cpu":
         return "it needs the operators that JCLIP_KERNELS=plain switches off"
-    return "" if "avx512bw" in cpu_flags() else "this processor has no AVX-512"
+    return why_no_avx512()
 
 
 def products_in(dtype: Dtype):

@@ -136,6 +136,11 @@ def test_numbers_that_belong_to_names_and_names_that_are_numbers(tmp_path):
     assert read_class_names(str(tmp_path / "n.json")).names == ("0", "1")
 
 
+def test_a_line_that_looks_like_a_folder_and_its_class_is_a_name_where_others_do_not(tmp_path):
+    (tmp_path / "c.txt").write_text("cat\nn02084071 black dog\nowl\n")
+    assert read_class_names(str(tmp_path / "c.txt")).names == ("cat", "n02084071 black dog", "owl")
+
+
 def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
     (tmp_path / "c.csv").write_text("wnid,name\nn02,cat\nn01,dog\n")
     assert read_class_names(str(tmp_path / "c.csv")).places(["n01", "n02"]).tolist() == [1, 0]
