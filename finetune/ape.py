@@ -1,6 +1,6 @@
 """APE: Tip-Adapter's cache on the channels that tell classes apart, its keys weighted by how text sees them.
 
-Zhu et al., ICCV 2023, arXiv 2304.01195, section 3.   Trains: nothing, or with `train: true` (-T) C x Q + S numbers.
+Zhu et al., ICCV 2023, arXiv 2304.01195, section 3.   Trains: nothing, or with `train: true` (-T) C x Q + S parameters.
 Needs: a few-shot split with text features, and validation photos where something is searched or chosen.
 
     logits = s f T' + α exp(-β (1 - f' F')) (Y ∘ exp(γ u)),   u_i = Σ_k Y_ik log2(Y_ik / softmax(F' T')_ik)
@@ -30,7 +30,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"  # the authors add sentences of a language model: openai7+sentences.json
@@ -154,7 +154,7 @@ def train(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """-T: r (C, Q) and v (1, S) by cross-entropy on the logits, with α and β held fixed. Returns a cache and what to tell.
 
-    From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are.
+    From photos, every epoch sees a fresh augmented view, as the authors do; precomputed features are what they are.
     """
     nothing = data.train[:0], data.train_labels[:0]
     channels = choose_channels(data.text, *nothing, cfg.train_criterion, cfg.train_channels)

@@ -1,6 +1,6 @@
 """CLIP-Adapter: a bottleneck of two linear maps behind the image tower, mixed with the feature it was given.
 
-Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 numbers.   Needs: a few-shot split and text features;
+Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 parameters.   Needs: a few-shot split and text features;
 validation photos where the ratio is searched.
 
     logits = s norm(r ReLU(W2 ReLU(W1 g)) + (1 - r) g) T',  r = 0: zero-shot
@@ -32,7 +32,7 @@ NORMALISED = False  # features come as long as the tower makes them
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template

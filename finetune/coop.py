@@ -1,6 +1,6 @@
 """CoOp: the words around a class's name are learned as vectors, both towers frozen.
 
-Zhou et al., IJCV 2022, arXiv 2109.01134, eq. 2-3.   Trains: M x D numbers, with `per_class` C x M x D.
+Zhou et al., IJCV 2022, arXiv 2109.01134, eq. 2-3.   Trains: M x D parameters, with `per_class` C x M x D.
 Needs: a few-shot split and a model, whose text tower the gradient passes.
 
     logits_k = s f · norm(h([start] v_1 … v_M name_k . [end]))
@@ -28,7 +28,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str  # a name or weight file; of recorded features the model that made them
+    model: str  # a name or weight file; of precomputed features the model that made them
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
     templates: str = "simple"  # of the zero-shot figures beside; the authors': the data set's own

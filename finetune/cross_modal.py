@@ -1,6 +1,6 @@
 """Cross-modal adaptation: class names are training samples too, one head learns from photos and texts.
 
-Lin et al., CVPR 2023, arXiv 2301.06267, eq. 4-6.   Trains: C x E numbers, the adapter E²/2 more, or the last block.
+Lin et al., CVPR 2023, arXiv 2301.06267, eq. 4-6.   Trains: C x E parameters, the adapter E²/2 more, or the last block.
 Needs: a few-shot split and text features, `partial` photos; validation photos where the epoch or a setting is chosen.
 
     logits = e^c h(x) W',  h(x) = x or r ReLU(W2 ReLU(W1 x)) + (1 - r) x,  x a photo's or a text's normalised feature
@@ -39,7 +39,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template
@@ -70,7 +70,7 @@ class Config:
             raise ConfigError(f"logit_scale={self.logit_scale} is the scale's logarithm, such as 4.60517 for 100")
         if self.head == "partial" and self.data.features:
             raise ConfigError(
-                "head=partial trains a tower's last block, which recorded features are behind: set data.root or data.train"
+                "head=partial trains a tower's last block, which precomputed features are behind: set data.root or data.train"
             )
         if self.head == "partial" and (self.dtype != "fp32" or self.selection == "test"):
             raise ConfigError("head=partial trains in fp32 and chooses on validation: set dtype=fp32, selection=val")

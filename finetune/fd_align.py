@@ -1,6 +1,6 @@
 """FD-Align: the image tower tuned on a few photos per class, its view of their style regularised towards the frozen model's.
 
-Song et al., NeurIPS 2023, arXiv 2310.15105, section 3.   Trains: the image tower and a linear head, (E + 1) x C numbers.
+Song et al., NeurIPS 2023, arXiv 2310.15105, section 3.   Trains: the image tower and a linear head, (E + 1) x C parameters.
 Needs: a few-shot split of photos, with validation photos where the epoch is chosen.
 
     L = CE(f W' + b, label) + β mean_ij q0_ij (log q0_ij - log q_ij),   q = softmax(f S'),   q0 = softmax(f0 S')
@@ -80,7 +80,7 @@ class Config:
 
     def __post_init__(self):
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+            raise ConfigError("towers are tuned on photos, not on precomputed features: set data.root or data.train")
         if self.beta < 0 or self.head_views < 0 or self.lr_batch < 0 or not 0 <= self.wise <= 1:
             raise ConfigError("beta, head_views and lr_batch are at least 0, wise is a share between 0 and 1")
         if self.head_first and not self.train_head:

@@ -30,7 +30,7 @@ NOTHING = 1e-12  # of a row's square, which is one: what rounding leaves of rows
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features need none
+    model: str = ""  # a name or weight file; precomputed features need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"

@@ -1,6 +1,6 @@
 """KgCoOp: CoOp whose text features are kept near those of hand-written prompts, so that new classes are not forgotten.
 
-Yao et al., CVPR 2023, arXiv 2303.13283, eq. 5-6.   Trains: M x D numbers.   Needs: a few-shot split and a model, whose
+Yao et al., CVPR 2023, arXiv 2303.13283, eq. 5-6.   Trains: M x D parameters.   Needs: a few-shot split and a model, whose
 text tower the gradient passes.
 
     loss = CE(s f T', y) + λ (1 - mean_k t_k · t⁰_k),   t⁰: the templates' text features
@@ -26,7 +26,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str  # a name or weight file; of recorded features the model that made them
+    model: str  # a name or weight file; of precomputed features the model that made them
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
     templates: str = "simple"  # the prompts that hold; the authors': the data set's own

@@ -1,7 +1,7 @@
 """Linear probe: logistic regression on image features, by L-BFGS or in small steps; text is not used.
 
-Radford et al., 2021, arXiv 2103.00020, section 3.2; the search of CoOp, arXiv 2109.01134.   Trains: (E + 1) x C numbers.
-Needs: labelled photos or recorded features of every class; validation photos where C, a step or a setting is chosen.
+Radford et al., 2021, arXiv 2103.00020, section 3.2; the search of CoOp, arXiv 2109.01134.   Trains: (E + 1) x C parameters.
+Needs: labelled photos or precomputed features of every class; validation photos where C, a step or a setting is chosen.
 
     lbfgs: logits = f W + b,   min ‖W‖² / 2 + C Σ_i CE(logits_i, y_i)
     sgd:   logits = e^c f W' / ‖f‖,   AdamW on the mean CE of small batches,   c a constant
@@ -41,7 +41,7 @@ NORMALISED = False  # the scorer takes features as long as the tower makes them
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features need none
+    model: str = ""  # a name or weight file; precomputed features need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"  # of the zero-shot figures beside
@@ -78,7 +78,7 @@ class Config:
         if min(self.views, self.iterations, self.every) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
             raise ConfigError("views, iterations and every are at least 1, search_rounds at least 0, tolerance above 0")
         if self.features == "penultimate" and self.data.features:
-            raise ConfigError("recorded features are projected: for features=penultimate name photos and a model")
+            raise ConfigError("precomputed features are projected: for features=penultimate name photos and a model")
         if self.features == "penultimate" and (self.solver, self.init) == ("sgd", "zeroshot"):
             raise ConfigError("init=zeroshot needs features=projected: no text lives before the projection")
         if abs(self.logit_scale) > 10:

@@ -1,6 +1,6 @@
 """CLIP-LoRA: low-rank updates of the attention in both towers, merged into the weights when training has ended.
 
-Zanella & Ben Ayed, CVPR-W 2024, arXiv 2405.18541.   Trains: 2 r D numbers per updated matrix.
+Zanella & Ben Ayed, CVPR-W 2024, arXiv 2405.18541.   Trains: 2 r D parameters per updated matrix.
 Needs: a few-shot split of photos; validation photos where the epoch is chosen.
 
     W' = W + (α / √r) B A,   loss = CE(s I T', label) with the text features of all classes in each step
@@ -54,7 +54,7 @@ class Config:
         if not 1 <= self.accumulate <= self.optim.batch:
             raise ConfigError(f"accumulate={self.accumulate} is at least 1 and at most optim.batch={self.optim.batch}")
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+            raise ConfigError("towers are tuned on photos, not on precomputed features: set data.root or data.train")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:

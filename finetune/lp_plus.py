@@ -1,6 +1,6 @@
 """LP++: a linear head beside the zero-shot scores, which are mixed in by one learned weight per class.
 
-Huang et al., CVPR 2024, arXiv 2404.02285, eq. 3-11.   Trains: C x (E + 2) numbers.   Needs: a few-shot split, text features.
+Huang et al., CVPR 2024, arXiv 2404.02285, eq. 3-11.   Trains: C x (E + 2) parameters.   Needs: a few-shot split, text features.
 
     logits_k = f · w_k + b_k + α_k f · t_k          (without CLIP's scale)
 
@@ -32,7 +32,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig  # the authors choose on as many validation as training shots: val_shots = shots
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"

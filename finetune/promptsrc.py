@@ -1,6 +1,6 @@
 """PromptSRC: vectors inside both towers, regularised towards the frozen towers' outputs, and averaged over the epochs.
 
-Khattak et al., ICCV 2023, arXiv 2307.06948, eq. 3-7.   Trains: J x n x D numbers of each tower.
+Khattak et al., ICCV 2023, arXiv 2307.06948, eq. 3-7.   Trains: J x n x D parameters of each tower.
 Needs: a few-shot split of photos and a vision transformer with its text tower, which the gradient passes.
 
     loss = CE(z, y) + λ1 mean|f - f⁰| + λ2 mean|t - t⁰| + λ3 KL(softmax z⁰ ‖ softmax z) / (B C)
@@ -55,7 +55,7 @@ class Config:
 
     def __post_init__(self):
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+            raise ConfigError("towers are tuned on photos, not on precomputed features: set data.root or data.train")
         if min(self.text, self.image) < 1:
             raise ConfigError(f"text={self.text} and image={self.image} vectors are at least 1 in each tower")
         if min(self.image_weight, self.text_weight, self.scores_weight) < 0 or self.deviation <= 0:

@@ -1,11 +1,11 @@
 """TaskRes: a residual beside each class's text feature, the towers and the text features frozen.
 
-Yu et al., CVPR 2023, arXiv 2211.10277, eq. 4-5.   Trains: C x E numbers.   Needs: a few-shot split and text features.
+Yu et al., CVPR 2023, arXiv 2211.10277, eq. 4-5.   Trains: C x E parameters.   Needs: a few-shot split and text features.
 
     logits = s f norm(T + α x)',  x = 0 at the start: zero-shot
 
 T are template means that were *not* normalised, as the authors take them: with a model its raw text features, of
-recorded features the recorded rows of length one. T of length l at α is T of length one at α / l: ViT-B/32's raw rows
+precomputed features the recorded rows of length one. T of length l at α is T of length one at α / l: ViT-B/32's raw rows
 are several units long, so the authors' α = 0.5 moves recorded rows further.
 
 The authors' Adam couples its decay, g + λ x; AdamW with weight_decay 0 on the loss + λ/2 |x|² is the same step, and what
@@ -34,7 +34,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template; ImageNet: openai7 and this one

@@ -27,7 +27,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -107,7 +107,7 @@ def train_keys(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """-F: the keys as weights of a bias-free layer, cross-entropy on the logits above with α and β held fixed.
 
-    From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
+    From photos, every epoch sees a fresh augmented view, as the authors do; precomputed features are what they are. The
     keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
     """
     keys, fixed = jt.array(data.train), [jt.array(values).stop_grad(), jt.array(data.text).stop_grad()]

@@ -1,7 +1,7 @@
 """WiSE-FT: the zero-shot head tuned as a linear layer, then mixed with itself as it was: (1 - α) before + α after.
 
 Wortsman et al., CVPR 2022, arXiv 2109.01903, eq. 1; on frozen features, the paper's "linear classifier".
-Trains: C x (E + 1) numbers.   Needs: a few-shot split, text features; validation photos where α is searched.
+Trains: C x (E + 1) parameters.   Needs: a few-shot split, text features; validation photos where α is searched.
 
     logits = W f + b,   before: W = exp(scale) T, b = 0,   after: AdamW on the cross-entropy, to its last epoch
 
@@ -38,7 +38,7 @@ Weights: TypeAlias = "dict[str, np.ndarray]"
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai80"

@@ -35,7 +35,7 @@ Learned: TypeAlias = "dict[str, np.ndarray]"
 @dataclass(frozen=True)
 class Config:
     data: DataConfig = field(default_factory=DataConfig)
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -178,5 +178,5 @@ def write_benchmark(cfg: Config, run: runs.Run, metrics: dict[str, float], class
     """benchmark.json, in the fields of CLIP_benchmark."""
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train
-    models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
+    models = [member.weights for member in cfg.models] or [cfg.model or "precomputed features"]
     evaluation.write_json(run.file("benchmark.json"), evaluation.benchmark_of(metrics, classes, dataset, models))

@@ -93,7 +93,7 @@ def text_means(
 def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], templates: str) -> dict[str, np.ndarray]:
     """`text` (C, E) and `scale` of other class names: what recipes that classify by text learn anew for them.
 
-    source: the model; or, of recorded features without one, the head of these classes that was recorded with them.
+    source: the model; or, of precomputed features without one, the head of these classes that was recorded with them.
     """
     recorded = isinstance(source, ZeroShotHead)
     head = source if recorded else zero_shot_head(source, class_prompts(classnames, load_templates(templates)))

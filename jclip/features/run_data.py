@@ -20,7 +20,7 @@ from jclip.features.source import ModelSource
 
 
 def run_photos(cfg: WithPhotos, measures_all: bool = False) -> PhotoData | None:
-    """`read_run_photos`, with a note on stderr of what a user may not expect; None of recorded features."""
+    """`read_run_photos`, with a note on stderr of what a user may not expect; None of precomputed features."""
     return None if cfg.data.features else noted(read_run_photos(cfg, measures_all))
 
 
@@ -64,7 +64,7 @@ def run_features(cfg: WithPhotos, source: ModelSource | None, photos: PhotoData 
 def _among_classes(
     cfg: WithPhotos, classes: str, templates: str, found: FeatureSet, source: ModelSource | None
 ) -> FeatureSet:
-    """Recorded features among the config's classes, with `data.text_features` or the model's text of these."""
+    """Precomputed features among the config's classes, with `data.text_features` or the model's text of these."""
     names = read_class_names(classes)
     places, count = names.places(found.classnames, found.classes), len(names.names)
     if cfg.data.text_features:

@@ -25,7 +25,7 @@ from jclip.train.run_folder import LEARNED, read_index
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
 
-NO_MODEL = "this run learned from recorded features: name the model that they are of with --model"
+NO_MODEL = "this run learned from precomputed features: name the model that they are of with --model"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ScoringRun(FinishedRun):
         return self.label(unlabelled(splits.find_photos([str(p) for p in places])), on_error, top)[0]
 
     def source(self) -> sources.ModelSource | None:
-        """The model whose features it scores; of recorded features there may be none. Raises `CheckpointError`."""
+        """The model whose features it scores; of precomputed features there may be none. Raises `CheckpointError`."""
         source = sources.source_of(self.config, self.model)
         if source and not getattr(self.config.data, "features", ""):
             self.check_width(source.width, self.model)
@@ -138,7 +138,7 @@ class ScoringRun(FinishedRun):
         """Pass: the data are photos with classes, or features of them."""
 
     def photos(self) -> splits.PhotoData | None:
-        """The photos of the config as the run saw them, those that have changed since noted; None of recorded features."""
+        """The photos of the config as the run saw them, those that have changed since noted; None of precomputed features."""
         photos = run_data.run_photos(self.config, getattr(self.module, "MEASURES_ALL", False))
         if photos is not None:
             self._note_changed(photos)

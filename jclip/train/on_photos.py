@@ -43,7 +43,7 @@ class AugmentedBatches(WithAugmentation, WithOptimiser, Protocol):
 def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
     """Raises `ConfigError` or `DataError` for what would only show after the training; tells of classes short of photos."""
     if cfg.data.features:
-        raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+        raise ConfigError("towers are tuned on photos, not on precomputed features: set data.root or data.train")
     if not len(photos.train):
         raise DataError("there are no training photos: set data.root or data.train")
     if cfg.optim.batch > len(photos.train):

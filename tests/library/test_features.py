@@ -286,7 +286,7 @@ def test_few_shot_features_of_photos(source, photo_folder, close):
         few_shot_features(config, None, "simple")
 
 
-# Recorded features
+# Precomputed features
 
 
 def test_recorded_features_in_both_spellings(shared, close):

@@ -179,7 +179,7 @@ def test_from_photos_to_a_merged_model(settings, small_models, tmp_path, monkeyp
 
 def test_what_can_not_work_is_told(settings, tmp_path):
     with pytest.raises(
-        ConfigError, match="trains a tower's last block, which recorded features are behind: set data.root"
+        ConfigError, match="trains a tower's last block, which precomputed features are behind: set data.root"
     ):
         toys.train(CONFIG, tmp_path / "a", "head=partial")
     for wrong in ("dtype=bf16", "selection=test"):

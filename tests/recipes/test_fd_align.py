@@ -402,7 +402,7 @@ def test_rates_are_for_a_batch_of_256():
         (["spurious.clusters=7"], "spurious.clusters=7 centres of 6 templates: lower it"),
         (["spurious.outliers=none", "spurious.clusters=8"], "spurious.clusters=8 centres of 7 templates"),
         (["spurious.kept=0"], "kept is at least 1"),
-        (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),
+        (["data.features=x.npz"], "towers are tuned on photos, not on precomputed features"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
         (["wise=1.5"], "wise is a share between 0 and 1"),
         (["head_first=true", "train_head=false"], "head_first trains the head: leave train_head on"),

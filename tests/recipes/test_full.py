@@ -170,7 +170,7 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
         (["data.seed=-1"], "data.seed must be at least 0, got -1"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
         (["data.root=nowhere"], "data.root is no folder"),
-        (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),
+        (["data.features=x.npz"], "towers are tuned on photos, not on precomputed features"),
         (["optim.lr=1e30", "accumulate=2"], "the loss stopped being a number between steps"),
         (["accumulate=7"], "accumulate=7 is 1 … optim.batch, clip=0.0 at least 0"),
         (["lock.image_groups=1"], "unlocked groups are of a locked tower"),

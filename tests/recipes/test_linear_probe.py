@@ -187,7 +187,7 @@ def test_wrong_settings_and_data_are_refused():
         ({"search_rounds": -1}, "search_rounds at least 0"),
         ({"tolerance": 0.0}, "tolerance above 0"),
         ({"every": 0}, "every are at least 1"),
-        ({"features": "penultimate"}, "recorded features are projected: for features=penultimate name photos"),
+        ({"features": "penultimate"}, "precomputed features are projected: for features=penultimate name photos"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(**settings)
