@@ -47,11 +47,11 @@ class Config:
 
     def __post_init__(self):
         if self.epochs < 1 or self.alpha_every < 1:
-            raise ConfigError(f"epochs={self.epochs} and alpha_every={self.alpha_every} are at least 1")
+            raise ConfigError(f"epochs and alpha_every must be at least 1, got {self.epochs} and {self.alpha_every}")
         if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum} is not in [0, 1)")
+            raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.init_alpha < 0:
-            raise ConfigError(f"init_alpha={self.init_alpha} weighs the text's scores: it can't be negative")
+            raise ConfigError(f"init_alpha must be at least 0, got {self.init_alpha}")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:

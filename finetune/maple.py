@@ -48,8 +48,10 @@ class Config:
 
     def __post_init__(self):
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on precomputed features: set data.root or data.train")
-        _ = self.prompts  # tells what can't be
+            raise ConfigError(
+                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+            )
+        _ = self.prompts  # raises for impossible settings
 
     @property
     def prompts(self) -> Prompting:

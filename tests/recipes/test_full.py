@@ -172,7 +172,7 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
         (["data.root=nowhere"], "data.root is no folder"),
         (["data.features=x.npz"], "towers are tuned on photos, not on precomputed features"),
         (["optim.lr=1e30", "accumulate=2"], "the loss stopped being a number between steps"),
-        (["accumulate=7"], "accumulate=7 is 1 … optim.batch, clip=0.0 at least 0"),
+        (["accumulate=7"], r"accumulate must be in \[1, optim.batch\] and clip at least 0, got 7 and 0.0"),
         (["lock.image_groups=1"], "unlocked groups are of a locked tower"),
     ],
 )

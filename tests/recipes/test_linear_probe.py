@@ -180,14 +180,14 @@ def test_each_c_is_looked_at_once(monkeypatch):
 
 def test_wrong_settings_and_data_are_refused():
     for settings, message in (
-        ({"C": 0.0}, "C and search_C are above 0"),
-        ({"search_C": ()}, "search_C names at least one value"),
-        ({"search_C": (1.0, -1.0)}, "C and search_C are above 0"),
-        ({"iterations": 0}, "iterations and every are at least 1"),
+        ({"C": 0.0}, "C and search_C must be above 0"),
+        ({"search_C": ()}, "search_C have at least one value"),
+        ({"search_C": (1.0, -1.0)}, "C and search_C must be above 0"),
+        ({"iterations": 0}, "iterations and every must be at least 1"),
         ({"search_rounds": -1}, "search_rounds at least 0"),
         ({"tolerance": 0.0}, "tolerance above 0"),
-        ({"every": 0}, "every are at least 1"),
-        ({"features": "penultimate"}, "precomputed features are projected: for features=penultimate name photos"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"features": "penultimate"}, "features=penultimate needs photos and a model"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(**settings)

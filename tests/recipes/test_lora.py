@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_told(source, small_models):
             LowRank(**settings)
     with pytest.raises(ConfigError, match="towers are tuned on photos"):
         lora.Config(DataConfig(features="x.npz"), model="x")
-    with pytest.raises(ConfigError, match="steps are counted per shot: set steps"):
+    with pytest.raises(ConfigError, match="steps must be set where data.shots=0 takes all photos"):
         lora.total_steps(lora.Config(DataConfig(shots=0), model="x"))
 
 

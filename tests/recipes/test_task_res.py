@@ -220,5 +220,5 @@ def test_bad_inputs_are_told_in_one_line(tmp_path):
     metrics = train("smoke.yaml", tmp_path / "c", no_val, "selection=last")
     assert "val_top1" not in metrics and metrics["test_count"] == 63
     for wrong in ("views=0", "decay=-1.0"):
-        with pytest.raises(ConfigError, match="views is at least 1 and decay at least 0"):
+        with pytest.raises(ConfigError, match="views must be at least 1 and decay at least 0"):
             read_config(str(CONFIGS / "smoke.yaml"), [wrong])
