@@ -118,7 +118,7 @@ def wrong(tmp_path: Path) -> dict[str, list]:
         "the form id_idx is a .csv file": [*ajou, "--format", "id_idx", "--out", "r.txt"],
         "set mode to prob-prompts (now embed)": [*one, "--classes", "a,b", "--drop-below", 0.1],
         "argument --sharpness: must be a number in [0, 1000]": [*one, "--classes", "a,b", "--sharpness", -1],
-        "argument --size: must be a whole number in [1, 4096], got '0'": [*one, "--classes", "a,b", "--size", 0],
+        "argument --size: must be an integer in [1, 4096], got '0'": [*one, "--classes", "a,b", "--size", 0],
     }
 
 

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_told(source):
         first_vectors(source.model, 4, " ", 0)
     with pytest.raises(ConfigError, match="context must be at least 1 and views at least 0, got 0"):
         coop.Config(DataConfig(), model="x", context=0)
-    with pytest.raises(ConfigError, match="the model gives features of 24 numbers and not 16"):
+    with pytest.raises(ConfigError, match="the model gives features of 24 dimensions and not 16"):
         context.prompts_for(source, data_of(0, width=16), 3, "", 0)
 
 

@@ -268,7 +268,7 @@ def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
         close(texts[of_class == k], unit(alone), "features_normalised", "cross-modal: texts")
     weights = cross_modal.zero_shot_weights((texts, of_class), 3)
     close(weights, data.text, "features_normalised", "cross-modal: zero-shot head of the texts")
-    with pytest.raises(ConfigError, match="gives features of 24 numbers and not 13: name the model"):
+    with pytest.raises(ConfigError, match="gives features of 24 dimensions and not 13: set model"):
         cross_modal.text_samples(cfg, features(0), source)
 
 

@@ -405,7 +405,7 @@ def test_rates_are_for_a_batch_of_256():
             "spurious.clusters must be at most 7, the templates kept, got 8",
         ),
         (["spurious.kept=0"], "spurious.kept must be at least 1"),
-        (["data.features=x.npz"], "towers are tuned on photos, not on precomputed features"),
+        (["data.features=x.npz"], "tunes towers on photos, not on precomputed features"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
         (["wise=1.5"], r"wise in \[0, 1\]"),
         (["head_first=true", "train_head=false"], "head_first=true trains the head: set train_head=true"),

@@ -501,7 +501,7 @@ def test_penultimate_features_are_learned_measured_and_predicted(
     assert main(["eval", "run"]) == 0
     close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")
     close(done.label(split)[0].scores, scores, "scores", "linear probe: penultimate scores")
-    with pytest.raises(CheckpointError, match="gives features of 24 numbers, the run learned on 48"):
+    with pytest.raises(CheckpointError, match="gives 24-dimensional features, the run learned on 48"):
         Classifier.load("run", ["features=projected"]).label(split)
 
 

@@ -196,7 +196,7 @@ def test_several_templates_are_averaged_raw(small_models, close):
         prompts = [fill(t, name) for t in load_templates("openai7")]
         alone = encode_prompts(source.model, tokenize_for(source.config.text, prompts))
         close(got[k], alone.astype(np.float64).mean(axis=0), "features", "TaskRes: raw template means")
-    with pytest.raises(ConfigError, match="gives features of 24 numbers and not 7: name the model"):
+    with pytest.raises(ConfigError, match="gives features of 24 dimensions and not 7: set model"):
         task_res.base_text(cfg, features(0), source)
 
 
