@@ -119,9 +119,7 @@ def choose_channels(
         raise DataError("channels are chosen by how classes differ: there must be at least two classes, got one")
     count = round(wanted * width) if wanted <= 1 else round(wanted)
     if not 1 <= count <= width:
-        raise ConfigError(
-            f"channels and train_channels must be at most {width}, the width of the features, got {count}"
-        )
+        raise ConfigError(f"channels and train_channels must keep 1 to {width} of the features, got {count}")
     members, owners = np.concatenate([text, keys]).astype(np.float64), np.concatenate([np.arange(classes), labels])
     hot = np.eye(classes)[owners]
     sums, sizes = hot.T @ members, hot.sum(axis=0)

@@ -95,7 +95,7 @@ def of_one_model(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
     """Features of photos, or precomputed ones, and the text of their classes."""
     data = run_data.run_features(cfg, sources.source_of(cfg), run_data.run_photos(cfg, MEASURES_ALL), training=None)
     if data.text is None:
-        raise DataError("these features come without text features: set model= to the model they are of")
+        raise DataError("these features come without text features: set model= to the model that made them")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
 
 

@@ -53,7 +53,7 @@ def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_tex
         lacking = f"{len(none)} of {classes} classes {_have(none)} no training photos (first: {_name(names, none[0])})"
         if not has_text:
             raise DataError(f"{lacking}, and this recipe learns from nothing else: add some, or leave the classes out")
-        notice(f"{lacking}: they are learned from their text alone")
+        notice(f"{lacking}: learned from their text alone")
 
 
 def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names: Sequence[str]) -> None:

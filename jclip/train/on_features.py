@@ -46,7 +46,7 @@ def need_text(data: FeatureSet) -> np.ndarray:
     """The text features (C, E). Raises `DataError` where there are none and no model can make them."""
     if data.text is None:
         raise DataError(
-            "these features come without text features: set model to the model that made them, or data.text_features"
+            "these features come without text features: set model= to the model that made them, or data.text_features"
         )
     return data.text
 

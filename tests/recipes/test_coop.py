@@ -148,7 +148,7 @@ def test_other_names_get_the_learned_vectors(recipe, position, source, close):
 
 def test_vectors_of_each_class_fit_no_other_names(source):
     cfg = coop.Config(DataConfig(), model="x", per_class=True)
-    with pytest.raises(ConfigError, match="per_class=true learned vectors of its own classes alone"):
+    with pytest.raises(ConfigError, match="per_class=true learned vectors for its own classes alone"):
         coop.for_classes({"context": np.zeros((12, 32))}, cfg, ("ox",), source)
 
 

@@ -219,7 +219,11 @@ def test_what_does_not_fit_is_told(source, small_models):
         Adapters(source.model, LowRank(rank=33, towers="text"), 0)
     with pytest.raises(ConfigError, match="of a ViT's attention: set lora.towers=text"):
         Adapters(ModelSource(small_models["resnet"]).model, LowRank(), 0)
-    for settings, message in (({"rank": 0}, "rank=0"), ({"dropout": 1.0}, "dropout=1.0"), ({"parts": ()}, "parts=")):
+    for settings, message in (
+        ({"rank": 0}, "rank must be at least 1.*got 0, 1.0"),
+        ({"dropout": 1.0}, "got 2, 1.0, 1.0"),
+        ({"parts": ()}, "parts must be some of q, k, v"),
+    ):
         with pytest.raises(ConfigError, match=message):
             LowRank(**settings)
     with pytest.raises(ConfigError, match="tunes towers on photos"):
