@@ -1,7 +1,7 @@
 """Zero-shot: classes named in prompts, nothing trained; one model, or several mixed.
 
 Radford et al., 2021, arXiv 2103.00020, section 3.1; prompts scored one by one and models mixed as the entry that won the
-third Ajou challenge does it.   Trains: nothing, but weights of several models with `search`.   Needs: photos or recorded
+third Ajou challenge does it.   Trains: nothing, but weights of several models with `search`.   Needs: photos or precomputed
 features with labels; validation photos where weights are searched.
 
     one model:  s x · w_k,   w_k = norm(mean_j norm(h(prompt_kj)))      several:  see `jclip.features.several_models`
@@ -35,7 +35,7 @@ Learned: TypeAlias = "dict[str, np.ndarray]"
 @dataclass(frozen=True)
 class Config:
     data: DataConfig = field(default_factory=DataConfig)
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -92,10 +92,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
 
 
 def of_one_model(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
-    """Features of photos, or recorded ones, and the text of their classes."""
+    """Features of photos, or precomputed ones, and the text of their classes."""
     data = run_data.run_features(cfg, sources.source_of(cfg), run_data.run_photos(cfg, MEASURES_ALL), training=None)
     if data.text is None:
-        raise DataError("these features come without text features: set model= to the model they are of")
+        raise DataError("these features come without text features: set model= to the model that made them")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
 
 
@@ -158,7 +158,7 @@ def mixture_for(
 def members(cfg: Config) -> tuple[Member, ...]:
     """The models of a config, also where it has but one."""
     if not cfg.models and not cfg.model:
-        raise ConfigError("this config names no model: set model, or models")
+        raise ConfigError("a config must name a model or models, got neither: set model, or models")
     look = PreprocessChoice(draft=cfg.data.draft or None)
     one = {"weights": cfg.model, "prompts": cfg.templates, "family": cfg.family, "dtype": cfg.dtype}
     return tuple(member.reading(cfg.data.upright) for member in cfg.models or (Member(**one, preprocess=look),))
@@ -178,5 +178,5 @@ def write_benchmark(cfg: Config, run: runs.Run, metrics: dict[str, float], class
     """benchmark.json, in the fields of CLIP_benchmark."""
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train
-    models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
+    models = [member.weights for member in cfg.models] or [cfg.model or "precomputed features"]
     evaluation.write_json(run.file("benchmark.json"), evaluation.benchmark_of(metrics, classes, dataset, models))

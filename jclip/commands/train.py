@@ -35,7 +35,12 @@ def train(argv: list[str]) -> int:
     add_shared(p, "--runs")
     p.add_argument("--fresh", action="store_true", help="discard what the run's folder holds and start over")
     p.add_argument(
-        "--link", type=nonempty, metavar="NAME", help="a symbolic link to make to the run's folder once it has finished"
+        "--link-run",
+        "--link",
+        dest="link",
+        type=nonempty,
+        metavar="NAME",
+        help="make NAME a symbolic link to the run's folder once it has finished",
     )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
@@ -77,4 +82,4 @@ def point(link: Path, folder: Path) -> None:
 def check_link(link: Path) -> None:
     """Raises `ConfigError` where something that is no link stands there: to be asked before the work."""
     if os.path.lexists(link) and not link.is_symlink():
-        raise ConfigError(f"{link} must be a link or absent, got a file or folder: choose another name with --link")
+        raise ConfigError(f"{link} must be a link or absent, got a file or folder: choose another name with --link-run")

@@ -203,8 +203,8 @@ def orientation(image: Image.Image) -> int:
 def as_seen(image: Image.Image, upright: bool = True) -> Image.Image:
     """A photo as models see it: upright, and with 8 bits per channel; one that is so already is returned itself.
 
-    16-bit grey becomes round(x / 257), which is never half way between two numbers. Raises `DataError` for other modes
-    that have no RGB: whole numbers of 32 bits, floats, LAB.
+    16-bit grey becomes round(x / 257), which is never half way between two integers. Raises `DataError` for other modes
+    that have no RGB: integers of 32 bits, floats, LAB.
     """
     image.load()
     turn = _TURNS.get(orientation(image)) if upright else None

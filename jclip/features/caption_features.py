@@ -54,5 +54,5 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
 
 
 def ids_of(meanings: Iterable[str]) -> np.ndarray:
-    """(n,) numbers that are equal where meanings are."""
+    """(n,) ids, equal where the captions' meanings are."""
     return np.unique(np.asarray(meanings), return_inverse=True)[1]

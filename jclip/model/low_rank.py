@@ -35,7 +35,7 @@ class Adapters:
         for name, attention in self._places():
             width = attention.in_proj_weight.shape[1]
             if config.rank > width:
-                raise ConfigError(f"rank={config.rank} is above the width of {width} of {name}: lower it")
+                raise ConfigError(f"rank must be at most {width}, the width of {name}, got {config.rank}")
             for part in config.parts:
                 self.params[f"{name}.{part}.A"] = jt.array(linear_start(rng, config.rank, width))
                 self.params[f"{name}.{part}.B"] = jt.zeros((width, config.rank))

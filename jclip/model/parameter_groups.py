@@ -30,9 +30,9 @@ class Lock:
 
     def __post_init__(self):
         if min(self.image_groups, self.text_groups) < 0:
-            raise ConfigError("lock: numbers of unlocked groups can't be negative")
+            raise ConfigError("lock.image_groups and lock.text_groups must be at least 0")
         if (self.image_groups and not self.image) or (self.text_groups and not self.text):
-            raise ConfigError("lock: unlocked groups are of a locked tower: set lock.image or lock.text")
+            raise ConfigError("lock.image_groups and lock.text_groups need a locked tower: set lock.image or lock.text")
 
     @property
     def freezes_image(self) -> bool:
@@ -50,7 +50,9 @@ def trained_patterns(config: CLIPConfig, lock: Lock) -> Patterns:
     image, text = image_groups(config), text_groups(config)
     for what, wanted, groups in (("image", lock.image_groups, image), ("text", lock.text_groups, text)):
         if wanted > len(groups):
-            raise ConfigError(f"lock.{what}_groups is {wanted}, the {what} tower has {len(groups)}")
+            raise ConfigError(
+                f"lock.{what}_groups must be at most {len(groups)}, the groups of the {what} tower, got {wanted}"
+            )
     kept = image if not lock.image else image[len(image) - lock.image_groups :]
     kept += text if not lock.text else text[len(text) - lock.text_groups :]
     return ("logit_scale", *(pattern for group in kept for pattern in group))
@@ -90,9 +92,11 @@ class LowRank:
 
     def __post_init__(self):
         if self.rank < 1 or self.alpha < 0 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"rank={self.rank} is at least 1, alpha={self.alpha} 0, dropout={self.dropout} in [0, 1)")
+            raise ConfigError(
+                f"rank must be at least 1, alpha at least 0, dropout in [0, 1), got {self.rank}, {self.alpha}, {self.dropout}"
+            )
         if not self.parts or len(set(self.parts)) < len(self.parts):
-            raise ConfigError(f"parts={list(self.parts)} are some of q, k, v, each once")
+            raise ConfigError(f"parts must be some of q, k, v, each once, got {list(self.parts)}")
 
     @property
     def scale(self) -> float:
@@ -113,7 +117,7 @@ def block_numbers(count: int, blocks: Blocks) -> Sequence[int]:
         "top 3": (max(0, count - 3), count),
     }
     if not (numbers := range(*ranges[blocks])):
-        raise ConfigError(f"of {count} blocks none is in the {blocks}: set lora.blocks=all")
+        raise ConfigError(f"lora.blocks={blocks} has none of the {count} blocks: set lora.blocks=all")
     return numbers
 
 
@@ -149,4 +153,6 @@ class Prompting:
             )
         for number, name, tower in ((self.image, "image", config.vision), (self.text, "text", config.text)):
             if number and self.depth > tower.layers:
-                raise ConfigError(f"depth={self.depth} is more than the {tower.layers} blocks of the {name} tower")
+                raise ConfigError(
+                    f"depth must be at most {tower.layers}, the blocks of the {name} tower, got {self.depth}"
+                )

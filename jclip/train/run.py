@@ -114,7 +114,7 @@ class Run:
             f.write(json.dumps({**values, "crc": _crc(values)}) + "\n")
 
     def drop_lines(self, slot: str, epoch: int) -> None:
-        """Removes the lines that `slot` wrote from `epoch` on, what a killed process had told but not saved, and damaged
+        """Removes the lines that `slot` wrote from `epoch` on, what a killed process had logged but not saved, and damaged
         ones, which are reported."""
         path = self.folder / METRICS
         if not self.writer or not path.is_file():

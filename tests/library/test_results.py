@@ -86,7 +86,7 @@ def test_csv_and_json(tmp_path):
 
 def test_an_ending_that_names_no_format_is_told_before_the_work():
     check_format(None)
-    with pytest.raises(ConfigError, match=r"r.xls: .*none of .csv, .json, .txt"):
+    with pytest.raises(ConfigError, match=r"r.xls: .*must be one of .csv, .json, .txt"):
         check_format("r.xls")
 
     with pytest.raises(ConfigError, match="unknown form 'ids' .known: id_idx"):

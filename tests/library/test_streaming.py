@@ -54,7 +54,7 @@ def test_memory_decides_or_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("JCLIP_STREAM", "0")
     assert not streaming.wanted(checkpoint)
     monkeypatch.setenv("JCLIP_STREAM", "yes")
-    with pytest.raises(ConfigError, match="JCLIP_STREAM=yes is neither 0 nor 1"):
+    with pytest.raises(ConfigError, match="JCLIP_STREAM must be 0 or 1, got yes"):
         streaming.wanted(checkpoint)
 
 

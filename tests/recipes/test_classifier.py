@@ -102,9 +102,9 @@ def test_what_is_missing_is_told(run, small_models, tmp_path, photo_folder):
         Classifier.load(run).predict([tmp_path / "absent.jpg"])
     smoke = Path(__file__).parents[2] / "configs" / "tip_adapter" / "smoke.yaml"
     assert main(["train", str(smoke), "--run", str(tmp_path / "recorded")]) == 0
-    with pytest.raises(ConfigError, match="learned from recorded features: name the model"):
+    with pytest.raises(ConfigError, match="learned from precomputed features: name the model"):
         Classifier.load(tmp_path / "recorded").predict([photo_folder / "test"])
-    with pytest.raises(CheckpointError, match="gives features of 24 numbers"):
+    with pytest.raises(CheckpointError, match="gives 24-dimensional features"):
         Classifier.load(tmp_path / "recorded", model=str(small_models["vit"])).predict([photo_folder / "test"])
 
 

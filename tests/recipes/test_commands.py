@@ -31,7 +31,7 @@ def test_a_link_moves_to_the_run_that_finished_last(tmp_path, capsys):
     assert [row.split()[0] for row in rows[1:]] == ["zero-shot", first.name, "latest"]
     assert main([*command[:-1], str(tmp_path)]) == 2
     assert (
-        f"{tmp_path} must be a link or absent, got a file or folder: choose another name with --link"
+        f"{tmp_path} must be a link or absent, got a file or folder: choose another name with --link-run"
         in capsys.readouterr().err
     )
 
