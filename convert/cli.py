@@ -18,15 +18,15 @@ from jclip.choices import LARGEST_SIZE
 from jclip.commands.arguments import Parser, nonempty, whole
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
 from jclip.paths import replacing, replacing_folder
+from jclip.readers import tensors
 from jclip.readers.schema import SIDE, shown
+from jclip.weights import checkpoint as checkpoints
+from jclip.weights import identify
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import FAMILIES, NORMALISATIONS, Stated
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
-
-    from jclip.readers import LazyTensor
-    from jclip.weights.checkpoint import Checkpoint
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -128,13 +128,12 @@ def inspect(argv: list[str]) -> int:
     args = p.parse_args(argv)
 
     from convert.summary import summary
-    from jclip.weights.identify import identify
 
     path, stated, unsaid = locate(args.src), stated_by(args), False
     try:
-        source = identify(path, stated, args.tower)
+        source = identify.identify(path, stated, args.tower)
     except UnsaidError:  # all else is known
-        source, unsaid = identify(path, replace(stated, activation="gelu"), args.tower), True
+        source, unsaid = identify.identify(path, replace(stated, activation="gelu"), args.tower), True
     say(summary(source, unsaid))
     return 0
 
@@ -142,11 +141,10 @@ def inspect(argv: list[str]) -> int:
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
     from convert.summary import summary
-    from jclip.weights.identify import identify
 
     src, dst = locate(args.src), Path(args.dst)
     write = writer_for(args.to, dst, src)
-    source = identify(src, stated_by(args), args.tower)
+    source = identify.identify(src, stated_by(args), args.tower)
     source.check()
     source = replace(source, checkpoint=reshaped(source.checkpoint, args))
     if args.check:
@@ -189,7 +187,7 @@ def image_size(numbers: list[int]) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def reshaped(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+def reshaped(checkpoint: checkpoints.Checkpoint, args: argparse.Namespace) -> checkpoints.Checkpoint:
     """The same weights at the sizes that the options ask for."""
     if args.image_size:
         antialias = None if args.antialias is None else args.antialias == "yes"
@@ -199,13 +197,13 @@ def reshaped(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
     return checkpoint
 
 
-def fitting(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+def fitting(checkpoint: checkpoints.Checkpoint, dtype: str) -> checkpoints.Checkpoint:
     """The same weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
     import numpy as np
 
     most = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)
 
-    def read(name: str, tensor: LazyTensor) -> np.ndarray:
+    def read(name: str, tensor: tensors.LazyTensor) -> np.ndarray:
         values = tensor.read()
         if values.size and (largest := max(values.max(), -values.min())) > most:
             raise CheckpointError(
@@ -218,7 +216,7 @@ def fitting(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     return replace(checkpoint, tensors=kept)
 
 
-def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str], None]:
+def writer_for(target: str, dst: Path, src: Path) -> Callable[[checkpoints.Checkpoint, str], None]:
     """Writes DST at once or not at all. Raises `ConfigError` for a DST that the target can't be."""
     to = TARGETS[target]
     if src.is_dir() and dst.resolve().is_relative_to(src.resolve()):
@@ -240,21 +238,23 @@ def writer_for(target: str, dst: Path, src: Path) -> Callable[[Checkpoint, str],
     return lambda checkpoint, dtype: _write_folder(to.folder, dst, checkpoint, dtype)
 
 
-def _write_file(writer: str, path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+def _write_file(writer: str, path: Path, checkpoint: checkpoints.Checkpoint, dtype: str) -> None:
     with replacing(path) as temporary:
         _imported(writer)(temporary, checkpoint, dtype)
 
 
-def _write_folder(writer: str, folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
-    from jclip.weights.identify import DESCRIPTIONS, WEIGHTS
-
+def _write_folder(writer: str, folder: Path, checkpoint: checkpoints.Checkpoint, dtype: str) -> None:
     with replacing_folder(folder) as temporary:
         _imported(writer)(temporary, checkpoint, dtype)
-        strangers = [n for n in (*WEIGHTS, *DESCRIPTIONS) if (folder / n).is_file() and not (temporary / n).is_file()]
+        strangers = [
+            n
+            for n in (*identify.WEIGHTS, *identify.DESCRIPTIONS)
+            if (folder / n).is_file() and not (temporary / n).is_file()
+        ]
         if strangers:
             raise ConfigError(f"{folder} already holds {', '.join(strangers)} of other weights: name another folder")
 
 
-def _imported(writer: str) -> Callable[[Path, Checkpoint, str], None]:
+def _imported(writer: str) -> Callable[[Path, checkpoints.Checkpoint, str], None]:
     module, _, function = writer.partition(":")
     return getattr(importlib.import_module(f"convert.{module}"), function)

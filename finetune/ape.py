@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError, DataError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.train.run import Run
+from jclip.features import extraction, precomputed
+from jclip.features import source as sources
+from jclip.functional import directions, metrics, similarity
+from jclip.postponed import jt
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -71,47 +72,36 @@ class Config:
             refuse_average(self.optim, "train=true")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Channels, cache, training if asked for, search, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
-    source = source_of(cfg)
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed)
-    data = few_shot_features(cfg.data, source, cfg.templates, rows)
+    source = sources.source_of(cfg)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed)
+    data = extraction.few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
-    adapt.need_text(data)
+    on_features.need_text(data)
     if cfg.search:
-        adapt.need_val(data, "last", searched="α, β and γ (search)")
+        on_features.need_val(data, "last", searched="α, β and γ (search)")
     cache, told = train(cfg, run, data, source) if cfg.train else (training_free(cfg, data), {})
     if cfg.search:
         cache |= search(cfg, data, cache)
     told |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
     learned = fold(cache)
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    return {**adapt.zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.functional.similarity import cache_scores, zero_shot_scores
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     keys, values, text = (jt.array(learned[k]) for k in ("keys", "values", "text"))
     scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
-    zero_shot = in_chunks(lambda f: zero_shot_scores(f, text, scale))
-    cache = in_chunks(lambda f: alpha * cache_scores(f, keys, values, beta))
+    zero_shot = on_features.in_chunks(lambda f: similarity.zero_shot_scores(f, text, scale))
+    cache = on_features.in_chunks(lambda f: alpha * similarity.cache_scores(f, keys, values, beta))
     return lambda f: zero_shot(f) + cache(chosen(f, learned["channels"]))
 
 
 def chosen(features: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """(N, E) → (N, Q) of length one; all channels are left as they are."""
-    from jclip.functional.directions import unit
-
-    return features if len(channels) == features.shape[1] else unit(features[:, channels])
+    return features if len(channels) == features.shape[1] else directions.unit(features[:, channels])
 
 
 def choose_channels(
@@ -136,12 +126,10 @@ def choose_channels(
     return np.sort(np.argsort(-score, kind="stable")[:count])
 
 
-def training_free(cfg: Config, data: FeatureSet) -> dict[str, np.ndarray]:
+def training_free(cfg: Config, data: precomputed.FeatureSet) -> dict[str, np.ndarray]:
     """The cache of the chosen channels, with u of each key (S,): what `search` and `fold` take."""
-    from jclip.train.on_features import one_hot
-
     channels = choose_channels(data.text, data.train, data.train_labels, cfg.criterion, cfg.channels)
-    keys, values = chosen(data.train, channels), one_hot(data.train_labels, data.classes)
+    keys, values = chosen(data.train, channels), on_features.one_hot(data.train_labels, data.classes)
     u = divergence(keys, chosen(data.text, channels), values)
     cache = {"keys": keys, "values": values, "divergence": u, "text": data.text, "channels": channels}
     return cache | scalars(scale=data.scale, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma)
@@ -149,9 +137,7 @@ def training_free(cfg: Config, data: FeatureSet) -> dict[str, np.ndarray]:
 
 def divergence(keys: np.ndarray, text: np.ndarray, values: np.ndarray) -> np.ndarray:
     """u (S,) of keys (S, Q), text (C, Q) and one-hot values (S, C): what the text, at a scale of 1, misses of each key."""
-    from jclip.functional.metrics import softmax
-
-    seen = softmax(keys.astype(np.float64) @ text.T)
+    seen = metrics.softmax(keys.astype(np.float64) @ text.T)
     return (values * np.log2((values + 1e-6) / (seen + 1e-6))).sum(axis=1)
 
 
@@ -164,19 +150,15 @@ def fold(cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def train(
-    cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None
+    cfg: Config, run: runs.Run, data: precomputed.FeatureSet, source: sources.ModelSource | None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """-T: r (C, Q) and v (1, S) by cross-entropy on the logits, with α and β held fixed. Returns a cache and what to tell.
 
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are.
     """
-    from jclip.features.extraction import training_view
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     nothing = data.train[:0], data.train_labels[:0]
     channels = choose_channels(data.text, *nothing, cfg.train_criterion, cfg.train_channels)
-    hot = adapt.one_hot(data.train_labels, data.classes)
+    hot = on_features.one_hot(data.train_labels, data.classes)
     params = {
         "residual": jt.array(np.zeros((data.classes, len(channels)), np.float32)),
         "weights": jt.array(np.ones((1, len(hot)), np.float32)),
@@ -189,48 +171,46 @@ def train(
         return trained_logits(features, picked, params, constants, data.scale, cfg.alpha, cfg.beta)
 
     def batches(epoch: int):
-        rows = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
-        return adapt.Batches(rows, cfg.optim.batch, cfg.seed)(epoch)
+        rows = extraction.training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
+        return on_features.Batches(rows, cfg.optim.batch, cfg.seed)(epoch)
 
     steps = -(-len(hot) // min(cfg.optim.batch, len(hot)))
-    trained = adapt.train(run, cfg.optim, adapt.Learner(params, scores), batches, steps, data, cfg.selection)
+    trained = on_features.train(
+        run, cfg.optim, on_features.Learner(params, scores), batches, steps, data, cfg.selection
+    )
     return moved(cfg, data, channels, trained.arrays), trained.told
 
 
 def trained_logits(features, channels, params, constants, scale: float, alpha: float, beta: float):
     """-T: (B, E) → (B, C). A residual adds the same to every product with its class: it is multiplied once."""
-    from jclip.runtime import jt
-
     moved_by = jt.nn.matmul_transpose(features[:, channels], params["residual"])  # (B, C)
     affinity = jt.nn.matmul_transpose(features, constants["keys"]) + jt.matmul(moved_by, constants["owners"])
     cache = jt.matmul(params["weights"] * jt.exp(beta * affinity - beta), constants["values"])
     return scale * (jt.nn.matmul_transpose(features, constants["text"]) + moved_by) + alpha * cache
 
 
-def moved(cfg: Config, data: FeatureSet, channels: np.ndarray, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def moved(
+    cfg: Config, data: precomputed.FeatureSet, channels: np.ndarray, arrays: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """The cache of trained r and v, all channels of it, not renormalised."""
-    from jclip.train.on_features import one_hot
-
-    step, values = np.zeros_like(data.text), one_hot(data.train_labels, data.classes) * arrays["weights"].T
+    step, values = np.zeros_like(data.text), on_features.one_hot(data.train_labels, data.classes) * arrays["weights"].T
     step[:, channels] = arrays["residual"]
     cache = {"keys": data.train + step[data.train_labels], "values": values, "divergence": np.zeros(len(values))}
     cache |= {"text": data.text + step, "channels": np.arange(data.text.shape[1])}
     return cache | scalars(scale=data.scale, alpha=cfg.alpha, beta=cfg.beta, gamma=0.0)
 
 
-def search(cfg: Config, data: FeatureSet, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def search(cfg: Config, data: precomputed.FeatureSet, cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """α, β and γ of the best validation accuracy; the first, β outer, then α, then γ, among equals.
 
     After training there is no γ.
     """
-    from jclip.train.on_features import cache_hits
-
     alphas = grid(0.1, cfg.search_alpha, cfg.search_steps[0])
     betas = grid(0.1, cfg.search_beta, cfg.search_steps[1])
     gammas = np.zeros(1) if cfg.train else grid(0.0, cfg.search_gamma, cfg.search_steps[2])
     weights = np.exp(cache["divergence"][:, None] * gammas).astype(np.float32)  # (S, G)
     kinds = cache | {"values": weights[:, :, None] * cache["values"][:, None]}
-    right = cache_hits(data, chosen(data.val, cache["channels"]), kinds, alphas, betas)
+    right = on_features.cache_hits(data, chosen(data.val, cache["channels"]), kinds, alphas, betas)
     best = np.unravel_index(right.argmax(), right.shape)
     return scalars(beta=betas[best[0]], alpha=alphas[best[1]], gamma=gammas[best[2]])
 

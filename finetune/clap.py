@@ -15,17 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError, DataError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.train.on_features import Batches, Trained
-    from jclip.train.run import Run
+from jclip.features import extraction, precomputed
+from jclip.features import source as sources
+from jclip.functional import losses, metrics, prototypes
+from jclip.postponed import jt
+from jclip.train import loop, on_features, scored_photos
+from jclip.train import optim as optimisation
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -55,58 +57,47 @@ class Config:
             raise ConfigError("optim.warmup counts steps; here whole epochs warm up: set warmup_epochs")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Multipliers from zero-shot, training, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train.on_features import need_text, zero_shot_report
-    from jclip.train.scored_photos import measured
-
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = extraction.few_shot_features(cfg.data, sources.source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
-    need_text(data)
+    on_features.need_text(data)
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     trained = train(cfg, run, data)
     learned = {"prototypes": trained.arrays["prototypes"], "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     told = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
-    return {**zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told, **trained.told}
+    return {
+        **on_features.zero_shot_report(data),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
+        **told,
+        **trained.told,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.functional.prototypes import cosine_scores
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
-    prototypes, scale = jt.array(learned["prototypes"]), float(learned["scale"][0])
-    return in_chunks(lambda f: cosine_scores(f, prototypes, scale))
+    weights, scale = jt.array(learned["prototypes"]), float(learned["scale"][0])
+    return on_features.in_chunks(lambda f: prototypes.cosine_scores(f, weights, scale))
 
 
-def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
+def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> on_features.Trained:
     """The prototypes (C, E) and the multipliers (C,) after the last epoch."""
-    from jclip.functional.losses import cross_entropy
-    from jclip.functional.prototypes import cosine_scores
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-    from jclip.train.loop import fit
-    from jclip.train.optim import TrainState, optimiser
-
     text = jt.array(np.float32(cfg.text_length) * data.text).stop_grad()
-    prototypes = jt.array(text.numpy())
+    weights = jt.array(text.numpy())
     held = jt.array(multipliers(data)).stop_grad()
     growth = jt.zeros_like(held).stop_grad()  # ρ
     batches = epochs(cfg, data)
-    optim = optimiser(cfg.optim, {"prototypes": prototypes})
-    state = TrainState(optim, {"multipliers": held, "growth": growth})
+    optim = optimisation.optimiser(cfg.optim, {"prototypes": weights})
+    state = optimisation.TrainState(optim, {"multipliers": held, "growth": growth})
 
     def scores(features):
-        return cosine_scores(features, prototypes, data.scale)
+        return prototypes.cosine_scores(features, weights, data.scale)
 
     def distances():
-        return ((prototypes - text) ** 2).sum(dim=1)
+        return ((weights - text) ** 2).sum(dim=1)
 
     def raise_multipliers() -> None:
         with jt.no_grad():
@@ -117,7 +108,7 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
     def step(batch, number: int):
         features, labels = batch
         optim.lr = rate(cfg, number // batches.steps)
-        loss = cross_entropy(scores(features), labels)
+        loss = losses.cross_entropy(scores(features), labels)
         if cfg.constraint != "none":
             loss = loss + (held * distances()).mean()
         optim.step(loss)
@@ -125,36 +116,33 @@ def train(cfg: Config, run: Run, data: FeatureSet) -> Trained:
             raise_multipliers()
         return loss
 
-    seen, count = adapt.watched(data, "last"), cfg.optim.epochs
+    seen, count = on_features.watched(data, "last"), cfg.optim.trained_epochs
     evaluate = seen and (lambda: {"top1": seen.top1(scores)})  # told, not chosen by
-    outcome = fit(step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps)
-    return adapt.last_and_best(outcome, state, scores, data, "last")
+    outcome = loop.fit(
+        step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps
+    )
+    return on_features.last_and_best(outcome, state, scores, data, "last")
 
 
-def epochs(cfg: Config, data: FeatureSet) -> Batches:
+def epochs(cfg: Config, data: precomputed.FeatureSet) -> on_features.Batches:
     """Of the rows of all views, as many whole batches in each epoch as the photos fill, at least one."""
-    from jclip.train.on_features import Batches
-
     views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # recorded features are what they are
     rows = max(len(data.train) // views // cfg.optim.batch, 1) * cfg.optim.batch
-    return Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows=rows)
+    return on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows=rows)
 
 
 def rate(cfg: Config, epoch: int) -> float:
     """Learning rate of an epoch from 0: warm-up, then half a cosine that counts from the first epoch after it."""
-    from jclip.train.optim import cosine, learning_rate
-
     if epoch < cfg.warmup_epochs:
         return cfg.warmup_lr
     if cfg.optim.schedule != "cosine":
-        return learning_rate(cfg.optim, epoch, cfg.optim.epochs)
-    return cosine(epoch - cfg.warmup_epochs, cfg.optim.epochs, cfg.optim.lr)
+        return optimisation.learning_rate(cfg.optim, epoch, cfg.optim.epochs)
+    return optimisation.cosine(epoch - cfg.warmup_epochs, cfg.optim.epochs, cfg.optim.lr)
 
 
-def multipliers(data: FeatureSet) -> np.ndarray:
+def multipliers(data: precomputed.FeatureSet) -> np.ndarray:
     """λ: (C,) mean zero-shot probability of each class on its own rows; 1 for a class without any, which is held most."""
-    from jclip.functional.metrics import softmax
-    from jclip.functional.prototypes import own_class_means
-
     scores = data.scale * (data.train.astype(np.float64) @ data.text.astype(np.float64).T)
-    return np.nan_to_num(own_class_means(softmax(scores), data.train_labels), nan=1.0).astype(np.float32)
+    return np.nan_to_num(prototypes.own_class_means(metrics.softmax(scores), data.train_labels), nan=1.0).astype(
+        np.float32
+    )

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.train.on_features import Trained
-    from jclip.train.run import Run
+from jclip.features import extraction, heads, precomputed
+from jclip.features import source as sources
+from jclip.functional import directions, initial_values, similarity
+from jclip.postponed import jt
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 
 NORMALISED = False  # features come as long as the tower makes them
 
@@ -56,96 +56,82 @@ class Config:
             raise ConfigError("ratio and search_ratio are shares, at least 0 and below 1")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Training of the adapter, once or for each ratio, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.functional.directions import unit
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows, normalise=NORMALISED)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = extraction.few_shot_features(cfg.data, sources.source_of(cfg), cfg.templates, rows, normalise=NORMALISED)
     run.note(**data.facts)
-    adapt.need_text(data)
-    adapt.need_val(data, cfg.selection, searched="the ratio" if cfg.search else "")
+    on_features.need_text(data)
+    on_features.need_val(data, cfg.selection, searched="the ratio" if cfg.search else "")
     ratio, trained = choose(cfg, run, data)
     learned = arrays(data, trained.arrays, ratio)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    zero_shot = adapt.zero_shot_report(replace(data, val=unit(data.val), test=unit(data.test)))
-    return {**zero_shot, **measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.told}
+    zero_shot = on_features.zero_shot_report(
+        replace(data, val=directions.unit(data.val), test=directions.unit(data.test))
+    )
+    return {**zero_shot, **scored_photos.measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with features (N, E) of any length: scores (N, C)."""
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     down, up, text = (jt.array(learned[k]) for k in ("down", "up", "text"))
     scale, ratio = (float(learned[k][0]) for k in ("scale", "ratio"))
-    return in_chunks(lambda f: logits(f, down, up, text, scale, ratio))
+    return on_features.in_chunks(lambda f: logits(f, down, up, text, scale, ratio))
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """The same for other class names: the adapter knows none, it changes the photos' features."""
-    from jclip.features.heads import text_for
-
-    return {**learned, **text_for(source, classnames, cfg.templates)}
+    return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 
 def logits(features, down, up, text, scale: float, ratio: float):
     """Eq. 3-6 of features of any length: (B, E), W1 (E/4, E), W2 (E, E/4), (C, E) → (B, C)."""
-    from jclip.functional.similarity import normalise, zero_shot_scores
-    from jclip.runtime import jt
-
     hidden = jt.nn.relu(jt.nn.matmul_transpose(features, down))
     adapted = jt.nn.relu(jt.nn.matmul_transpose(hidden, up))
-    return zero_shot_scores(normalise(ratio * adapted + (1 - ratio) * features), text, scale)
+    return similarity.zero_shot_scores(similarity.normalise(ratio * adapted + (1 - ratio) * features), text, scale)
 
 
-def choose(cfg: Config, run: Run, data: FeatureSet) -> tuple[float, Trained]:
+def choose(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> tuple[float, on_features.Trained]:
     """The ratio and what was trained with it: the config's, or the best on validation of a training for each."""
-    from jclip.train.on_features import best_on_val
-
     if not cfg.search:
         return cfg.ratio, train_adapter(cfg, run, data, cfg.ratio)
     trained = {ratio: train_adapter(cfg, run, data, ratio) for ratio in cfg.search_ratio}
-    ratio, _ = best_on_val(trained, data, lambda r: scorer(arrays(data, trained[r].arrays, r), cfg))
+    ratio, _ = on_features.best_on_val(trained, data, lambda r: scorer(arrays(data, trained[r].arrays, r), cfg))
     return ratio, trained[ratio]
 
 
-def train_adapter(cfg: Config, run: Run, data: FeatureSet, ratio: float) -> Trained:
+def train_adapter(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, ratio: float) -> on_features.Trained:
     """Cross-entropy on the logits above; from photos, an epoch draws as many views as there are photos."""
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     params = {k: jt.array(a) for k, a in initial(cfg, data.train.shape[1]).items()}
     text = jt.array(data.text).stop_grad()
     several = not cfg.data.features and cfg.augment != "none"
     rows = len(data.train) // cfg.views if several else len(data.train)
-    batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
+    batches = on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
 
     def scores(features):
         return logits(features, **params, text=text, scale=data.scale, ratio=ratio)
 
-    rate = adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
-    learner = adapt.Learner(params, scores, rate=rate)
-    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection, slot=f"ratio-{ratio}")
+    rate = on_features.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
+    learner = on_features.Learner(params, scores, rate=rate)
+    return on_features.train(
+        run, cfg.optim, learner, batches, batches.steps, data, cfg.selection, slot=f"ratio-{ratio}"
+    )
 
 
-def arrays(data: FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
+def arrays(data: precomputed.FeatureSet, adapter: dict[str, np.ndarray], ratio: float) -> dict[str, np.ndarray]:
     """What `scorer` needs, by name."""
     return {**adapter, "text": data.text, "scale": np.array([data.scale]), "ratio": np.array([ratio])}
 
 
 def initial(cfg: Config, width: int) -> dict[str, np.ndarray]:
     """W1 `down` and W2 `up` as torch's Linear starts. Raises `ConfigError`."""
-    from jclip.functional.initial_values import linear_start
-
     hidden = width // cfg.reduction
     if not hidden:
         raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
     rng = np.random.default_rng((cfg.seed, 0xADA))
-    return {"down": linear_start(rng, hidden, width), "up": linear_start(rng, width, hidden)}
+    return {
+        "down": initial_values.linear_start(rng, hidden, width),
+        "up": initial_values.linear_start(rng, width, hidden),
+    }

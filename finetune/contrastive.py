@@ -11,20 +11,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
+from jclip.data import augment, captions, splits
+from jclip.data import preprocess as preprocessing
 from jclip.errors import ConfigError, DataError, notice
+from jclip.features import caption_features, extraction, heads
+from jclip.features import source as sources
+from jclip.functional import directions, losses, metrics
+from jclip.model import clip, trainable
 from jclip.model.parameter_groups import Lock, trained_patterns
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import loop, on_photos
+from jclip.train import optim as optimisation
+from jclip.train import run as runs
 from jclip.weights.variants import config_of
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.captions import Pairs
-    from jclip.data.preprocess import Preprocess
-    from jclip.data.splits import PhotoData
-    from jclip.train.run import Run
 
 TASK = "retrieve"
 
@@ -61,71 +67,57 @@ class Config:
             config_of(self.model)
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
-    from jclip.data.captions import read_pairs
-    from jclip.data.splits import read_photos
-    from jclip.kernels import products_in
-    from jclip.model.clip import clamp_logit_scale, put_arrays, running_statistics, save_model, training_mode
-    from jclip.model.trainable import no_weight_decay, trainable
-    from jclip.train.loop import fit
-    from jclip.train.optim import TrainState, clip_by_norm, learning_rate, optimiser
-
-    products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    kernels.products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
     model, preprocess = start_model(cfg, run)
-    train = read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
-    val = read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
+    train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
+    val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
     size = cfg.optim.batch * cfg.accumulate
     check(cfg, train, val, size)
     total = cfg.optim.epochs * (len(train) // size)
     patterns = trained_patterns(model.config, cfg.lock)
-    training_mode(model, patterns)
-    optim = optimiser(cfg.optim, trainable(model, patterns), no_weight_decay)
+    clip.training_mode(model, patterns)
+    optim = optimisation.optimiser(cfg.optim, trainable.trainable(model, patterns), trainable.no_weight_decay)
     prepare = Batches(cfg, model, preprocess, train)
-    folders = {name_of(root): read_photos(DataConfig(root=root, shots=0, val_shots=0)) for root in cfg.zero_shot}
+    folders = {name_of(root): splits.read_photos(DataConfig(root=root, shots=0, val_shots=0)) for root in cfg.zero_shot}
 
     def step(batch, number: int):
-        optim.lr = learning_rate(cfg.optim, number, total)
-        with products_in(cfg.dtype):
+        optim.lr = optimisation.learning_rate(cfg.optim, number, total)
+        with kernels.products_in(cfg.dtype):
             loss, gradients = contrastive_gradients(model, batch, list(optim.params), cfg.positives)
-            optim.apply(clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
-        clamp_logit_scale(model)
+            optim.apply(optimisation.clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
+        clip.clamp_logit_scale(model)
         return loss
 
-    outcome = fit(
-        step, prepare.epoch, state=TrainState(optim, running_statistics(model)), run=run, epochs=cfg.optim.epochs,
-        every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders), select=selected(cfg), steps=total,
+    outcome = loop.fit(
+        step, prepare.epoch, state=optimisation.TrainState(optim, clip.running_statistics(model)), run=run,
+        epochs=cfg.optim.trained_epochs, every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders),
+        select=selected(cfg), steps=total,
     )  # fmt: skip
     if cfg.selection == "val":
-        put_arrays(model, outcome.best_arrays)
-    save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
+        clip.put_arrays(model, outcome.best_arrays)
+    clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
     if not outcome.best:
         return outcome.last
     best = {f"best_epoch_{selected(cfg)}": outcome.best[selected(cfg)], "best_epoch": outcome.best_epoch + 1}
     return {**(outcome.best if cfg.selection == "val" else outcome.last), **best}
 
 
-def start_model(cfg: Config, run: Run):
+def start_model(cfg: Config, run: runs.Run):
     """The model that training starts from, and its preprocessing."""
     if not cfg.scratch:
-        from jclip.features.source import ModelSource
-
-        source = ModelSource(cfg.model, cfg.family, upright=cfg.data.upright)
+        source = sources.ModelSource(cfg.model, cfg.family, upright=cfg.data.upright)
         run.note(weights_sha256=source.checkpoint.sha256)
         return source.model, source.preprocess
-    from jclip.data.preprocess import Preprocess
-    from jclip.model.clip import CLIP
-    from jclip.runtime import jt
 
     config = config_of(cfg.model)
     jt.set_global_seed(cfg.seed)
-    return CLIP(config), Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
+    return clip.CLIP(config), preprocessing.Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
 
 
-def check(cfg: Config, train: Pairs | None, val: Pairs | None, size: int) -> None:
+def check(cfg: Config, train: captions.Pairs | None, val: captions.Pairs | None, size: int) -> None:
     """Raises `DataError` or `ConfigError` for what would only show, or not even show, after hours."""
-    from jclip.train.optim import warmup_steps
-
     if train is None:
         raise DataError("no training pairs named: set data.train to a table of captions, or to shapes")
     if size > len(train):
@@ -135,22 +127,19 @@ def check(cfg: Config, train: Pairs | None, val: Pairs | None, size: int) -> Non
     if cfg.selection == "val" and val is None and not cfg.zero_shot:
         raise ConfigError("choosing the best epoch needs data.val or zero_shot, or set selection=last")
     total = cfg.optim.epochs * (len(train) // size)
-    if (warm := warmup_steps(cfg.optim, total)) > 0.2 * total:
+    if (warm := optimisation.warmup_steps(cfg.optim, total)) > 0.2 * total:
         notice(f"the warm-up takes {warm} of {total} steps, more than a fifth: lower optim.warmup?")
 
 
 class Batches:
     """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
 
-    def __init__(self, cfg: Config, model, preprocess: Preprocess, pairs: Pairs):
-        from jclip.data.augment import augment
-        from jclip.features.caption_features import encode_pairs
-
+    def __init__(self, cfg: Config, model, preprocess: preprocessing.Preprocess, pairs: captions.Pairs):
         self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
-        self._pipeline = augment(cfg.augment)
+        self._pipeline = augment.augment(cfg.augment)
         self._rows, self._known = np.arange(len(pairs)), None
         if cfg.lock.freezes_image and pairs.paths and self._pipeline is None:
-            encoded = encode_pairs(model, pairs, preprocess)
+            encoded = caption_features.encode_pairs(model, pairs, preprocess)
             self._rows, self._known = encoded.rows, dict(zip(encoded.rows.tolist(), encoded.images, strict=True))
 
     def epoch(self, epoch: int):
@@ -167,11 +156,9 @@ class Batches:
 
     def _images(self, epoch: int, size: int):
         """Rows and their pixels, or the features of a locked tower."""
-        from jclip.data.augment import Views
-
         order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
         if self._known is None:
-            views = Views(self._preprocess, self._pipeline, self._cfg.seed, (epoch,))
+            views = augment.Views(self._preprocess, self._pipeline, self._cfg.seed, (epoch,))
             return self._pairs.batches(order, epoch, size, views)
         chunks = (order[i : i + size] for i in range(0, len(order), size))
         return ((rows, np.stack([self._known[row] for row in rows.tolist()])) for rows in chunks)
@@ -182,53 +169,42 @@ def contrastive_gradients(model, parts: list, names: list[str], positives: str):
 
     Of several parts one at a time is kept in memory (`jclip.kernels.gradient_parts`).
     """
-    from jclip.features.caption_features import ids_of
-    from jclip.functional.losses import contrastive_loss, positive_targets
-    from jclip.runtime import jt
-    from jclip.train.on_photos import features_in_parts
-
     params = model.state_dict()
     wanted = {name: params[name] for name in names}
-    images = features_in_parts(model, lambda part: image_features(model, part[0]), parts, wanted, "image")
-    texts = features_in_parts(model, lambda part: model.encode_text(part[1]), parts, wanted, "text")
+    images = on_photos.features_in_parts(model, lambda part: image_features(model, part[0]), parts, wanted, "image")
+    texts = on_photos.features_in_parts(model, lambda part: model.encode_text(part[1]), parts, wanted, "text")
     meanings = np.concatenate([meaning for _, _, meaning in parts])
-    targets = positive_targets(ids_of(meanings)) if positives == "same" else None
-    loss = contrastive_loss(images, texts, params["logit_scale"].exp(), targets)
+    targets = losses.positive_targets(caption_features.ids_of(meanings)) if positives == "same" else None
+    loss = losses.contrastive_loss(images, texts, params["logit_scale"].exp(), targets)
     return loss, jt.grad(loss, list(wanted.values()))
 
 
 def image_features(model, images):
     """Of pixels (n, 3, H, W); what comes as features (n, E) is that."""
-    from jclip.runtime import jt
-
     return model.encode_image(images) if images.ndim == 4 else jt.array(images)
 
 
 def measure(
-    cfg: Config, model, preprocess: Preprocess, val: Pairs | None, folders: Mapping[str, PhotoData]
+    cfg: Config,
+    model,
+    preprocess: preprocessing.Preprocess,
+    val: captions.Pairs | None,
+    folders: Mapping[str, splits.PhotoData],
 ) -> Callable[[], dict[str, float]] | None:
     """What is measured on the way: retrieval among the validation pairs, zero-shot on each named folder."""
-    from jclip.features.caption_features import encode_pairs
-    from jclip.features.extraction import encode_photos
-    from jclip.features.heads import head_of
-    from jclip.functional.directions import unit
-    from jclip.functional.metrics import top_k
-    from jclip.model.clip import inference
-    from jclip.prompts.templates import class_prompts, load_templates
-
     templates = load_templates(cfg.templates)
 
-    def zero_shot(photos: PhotoData) -> float:
+    def zero_shot(photos: splits.PhotoData) -> float:
         split = photos.test if len(photos.test) else photos.train
-        head = head_of(model, class_prompts(photos.classnames, templates))
-        rows, features = encode_photos(model, preprocess, split, cfg.data.on_error)
-        return top_k(head(unit(features)), split.labels[rows])
+        head = heads.head_of(model, class_prompts(photos.classnames, templates))
+        rows, features = extraction.encode_photos(model, preprocess, split, cfg.data.on_error)
+        return metrics.top_k(head(directions.unit(features)), split.labels[rows])
 
     def evaluate() -> dict[str, float]:
         report: dict[str, float] = {}
-        with inference(model):
+        with clip.inference(model):
             if val is not None:
-                report = encode_pairs(model, val, preprocess).report()
+                report = caption_features.encode_pairs(model, val, preprocess).report()
             report.update({f"{name}_top1": zero_shot(photos) for name, photos in folders.items()})
         return report
 

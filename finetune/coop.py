@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.source import ModelSource
-    from jclip.train.run import Run
+from jclip.features import heads
+from jclip.features import source as sources
+from jclip.train import prompt_training
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,23 @@ class Config:
             raise ConfigError(f"context={self.context} is at least 1, views={self.views} at least 0")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
-    from jclip.train import prompt_training as context
-
-    source, data = context.features_for(cfg, run)
+    source, data = prompt_training.features_for(cfg, run)
     options = {"position": cfg.position, "per_class": cfg.per_class}
-    prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed, **options)
-    return context.learn(cfg, run, data, source, prompts)
+    prompts = prompt_training.prompts_for(source, data, cfg.context, cfg.words, cfg.seed, **options)
+    return prompt_training.learn(cfg, run, data, source, prompts)
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.train import prompt_training as context
-
     if cfg.per_class:
         raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")
-    return context.with_names(learned, source, classnames, cfg.position)
+    return prompt_training.with_names(learned, source, classnames, cfg.position)

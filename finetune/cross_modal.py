@@ -19,20 +19,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, check_grid
+from jclip.data import augment, checks, splits
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import PhotoData
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.model.last_block import LastBlock
-    from jclip.train.on_features import Samples, Trained
-    from jclip.train.run import Run
+from jclip.features import extraction, heads, precomputed
+from jclip.features import source as sources
+from jclip.functional import directions, initial_values, similarity
+from jclip.model import clip, last_block
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import on_features, on_photos, scored_photos
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -81,31 +82,30 @@ class Config:
         return given if given is not None else 4.0 if self.head == "partial" else 4.60517
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Samples of both kinds, training with each setting, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
     if cfg.head == "partial":
         return run_partial(cfg, run)
-    source = source_of(cfg)
+    source = sources.source_of(cfg)
     photos_alone = not cfg.texts and cfg.init == "random"
-    data = few_shot_features(cfg.data, source, cfg.templates, TrainingRows(every_class=photos_alone))
+    data = extraction.few_shot_features(
+        cfg.data, source, cfg.templates, extraction.TrainingRows(every_class=photos_alone)
+    )
     run.note(**data.facts)
-    adapt.need_text(data)
-    photos, texts = adapt.photo_samples(cfg, data, source), text_samples(cfg, data, source)
+    on_features.need_text(data)
+    photos, texts = on_features.photo_samples(cfg, data, source), text_samples(cfg, data, source)
     zero_shot = zero_shot_weights(texts, data.classes)
     trained, chosen = choose(cfg, run, data, photos, texts)
     learned = arrays(cfg, trained.arrays)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    of_head = measured(run, data, scorer(learned, cfg))
+    of_head = scored_photos.measured(run, data, scorer(learned, cfg))
     wise = of_mean(cfg, data, learned, zero_shot)
-    return {**adapt.zero_shot_report(data), **of_head, **wise, **chosen, **trained.told}
+    return {**on_features.zero_shot_report(data), **of_head, **wise, **chosen, **trained.told}
 
 
-def of_mean(cfg: Config, data: FeatureSet, learned: dict[str, np.ndarray], zero_shot: np.ndarray) -> dict[str, float]:
+def of_mean(
+    cfg: Config, data: precomputed.FeatureSet, learned: dict[str, np.ndarray], zero_shot: np.ndarray
+) -> dict[str, float]:
     """Metrics of the mean of the trained head and the zero-shot one: `wise_val_top1`, …"""
     wise = learned | {"head": (1 - cfg.wise) * learned["head"] + cfg.wise * zero_shot}
     return data.report(scorer(wise, cfg), prefix="wise_")
@@ -113,56 +113,44 @@ def of_mean(cfg: Config, data: FeatureSet, learned: dict[str, np.ndarray], zero_
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     params = {k: jt.array(learned[k]) for k in ("head", "down", "up") if k in learned}
     scale, ratio = (float(learned[k][0]) for k in ("scale", "ratio"))
-    return in_chunks(lambda f: logits(f, params, scale, ratio))
+    return on_features.in_chunks(lambda f: logits(f, params, scale, ratio))
 
 
 def logits(features, params, scale: float, ratio: float):
     """Of normalised features (B, E) → (B, C). params: W (C, E), of the adapter W1 `down` (E/4, E) and W2 `up` (E, E/4)."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.runtime import jt
-
     if "down" in params:
         hidden = jt.nn.relu(jt.nn.matmul_transpose(features, params["down"]))
         adapted = jt.nn.relu(jt.nn.matmul_transpose(hidden, params["up"]))
         features = ratio * adapted + (1 - ratio) * features
-    return zero_shot_scores(features, params["head"], scale)
+    return similarity.zero_shot_scores(features, params["head"], scale)
 
 
-def text_samples(cfg: Config, data: FeatureSet, source: ModelSource | None) -> Samples:
+def text_samples(cfg: Config, data: precomputed.FeatureSet, source: sources.ModelSource | None) -> on_features.Samples:
     """Normalised text features: of each prompt with a model, of each class without. Raises `ConfigError`."""
-    from jclip.features.heads import prompt_features
-    from jclip.functional.directions import unit
-    from jclip.prompts.templates import class_prompts, load_templates
-
     if source is None or not data.classnames:
         return data.text, np.arange(len(data.text))
     prompts = class_prompts(data.classnames, load_templates(cfg.templates))
-    raw, labels = prompt_features(source, prompts, data.text.shape[1])
-    return unit(raw), labels
+    raw, labels = heads.prompt_features(source, prompts, data.text.shape[1])
+    return directions.unit(raw), labels
 
 
-def zero_shot_weights(texts: Samples, classes: int) -> np.ndarray:
+def zero_shot_weights(texts: on_features.Samples, classes: int) -> np.ndarray:
     """(C, E) float32, rows of length one: each class's mean text."""
-    from jclip.features import heads
-    from jclip.train import on_features as adapt
-
-    return heads.unit(adapt.class_means(*texts, classes)).astype(np.float32)
+    return heads.unit(on_features.class_means(*texts, classes)).astype(np.float32)
 
 
 def settings(cfg: Config, photos: int, texts: int) -> list[OptimConfig]:
     """The grid. Raises `ConfigError` where no batch can be filled from so many samples."""
-    from jclip.train.on_features import grid
 
     def fits(batch: int) -> bool:
         of_photos, of_texts = halves(cfg, batch)
         return of_photos <= photos and cfg.texts <= of_texts <= texts
 
-    return grid(cfg, fits, f"{photos} photos and {texts} texts, half of it each" if cfg.texts else f"{photos} photos")
+    return on_features.grid(
+        cfg, fits, f"{photos} photos and {texts} texts, half of it each" if cfg.texts else f"{photos} photos"
+    )
 
 
 def halves(cfg: Config, batch: int) -> tuple[int, int]:
@@ -171,12 +159,10 @@ def halves(cfg: Config, batch: int) -> tuple[int, int]:
 
 
 def choose(
-    cfg: Config, run: Run, data: FeatureSet, photos: Samples, texts: Samples
-) -> tuple[Trained, dict[str, float]]:
+    cfg: Config, run: runs.Run, data: precomputed.FeatureSet, photos: on_features.Samples, texts: on_features.Samples
+) -> tuple[on_features.Trained, dict[str, float]]:
     """What was trained, and its setting: the config's, or the best on validation of all in the grid."""
-    from jclip.train.on_features import best_setting
-
-    return best_setting(
+    return on_features.best_setting(
         settings(cfg, len(photos[0]), len(texts[0])), data, cfg.selection,
         lambda optim, slot: train_head(cfg, run, data, photos, texts, optim, slot),
         lambda learnt: scorer(arrays(cfg, learnt), cfg),
@@ -184,22 +170,25 @@ def choose(
 
 
 def train_head(
-    cfg: Config, run: Run, data: FeatureSet, photos: Samples, texts: Samples, optim: OptimConfig, slot: str = "train"
-) -> Trained:
+    cfg: Config,
+    run: runs.Run,
+    data: precomputed.FeatureSet,
+    photos: on_features.Samples,
+    texts: on_features.Samples,
+    optim: OptimConfig,
+    slot: str = "train",
+) -> on_features.Trained:
     """Cross-entropy over the joined batch, every sample of equal weight."""
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     params = {k: jt.array(a) for k, a in initial(cfg, zero_shot_weights(texts, data.classes)).items()}
-    batches = adapt.Streams((photos, texts), halves(cfg, optim.batch), cfg.seed, cfg.every)
+    batches = on_features.Streams((photos, texts), halves(cfg, optim.batch), cfg.seed, cfg.every)
     scale = math.exp(cfg.c)
 
     def scores(features):
         return logits(features, params, scale, cfg.ratio)
 
-    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    learner = adapt.Learner(params, scores, rate=rate)
-    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
+    rate = on_features.warmed_rate(optim, optim.epochs * cfg.every)
+    learner = on_features.Learner(params, scores, rate=rate)
+    return on_features.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
 
 
 def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -209,82 +198,76 @@ def arrays(cfg: Config, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
     """The parameters at the start, random ones as torch's Linear starts. Raises `ConfigError`."""
-    from jclip.functional.initial_values import linear_start
-
     rng = np.random.default_rng((cfg.seed, 2))
-    head = linear_start(rng, *zero_shot.shape) if cfg.init == "random" else zero_shot
+    head = initial_values.linear_start(rng, *zero_shot.shape) if cfg.init == "random" else zero_shot
     if cfg.head != "adapter":
         return {"head": head}
     width = zero_shot.shape[1]
     if width < cfg.reduction:
         raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
     hidden = width // cfg.reduction
-    return {"head": head, "down": linear_start(rng, hidden, width), "up": linear_start(rng, width, hidden)}
+    return {
+        "head": head,
+        "down": initial_values.linear_start(rng, hidden, width),
+        "up": initial_values.linear_start(rng, width, hidden),
+    }
 
 
-def run_partial(cfg: Config, run: Run) -> dict[str, float]:
+def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     """As `run`, with the tower's last block, which is merged into the model that is then measured from photos."""
-    from jclip.data.checks import check_taught
-    from jclip.data.splits import read_photos
-    from jclip.features.extraction import few_shot_features, tell_photos
-    from jclip.features.source import source_of
-    from jclip.model.clip import save_model
-    from jclip.model.last_block import LastBlock
-    from jclip.train import on_features as adapt
-    from jclip.train.on_photos import features_of_now, measure
-
-    source, photos = source_of(cfg), read_photos(cfg.data)
-    data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
-    check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
-    adapt.need_val(data, cfg.selection)
-    tell_photos(photos, cfg.data.shots)
+    source, photos = sources.source_of(cfg), splits.read_photos(cfg.data)
+    data = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
+    checks.check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
+    on_features.need_val(data, cfg.selection)
+    extraction.tell_photos(photos, cfg.data.shots)
     run.note(**data.facts)
-    texts, block = text_samples(cfg, data, source), LastBlock(source.model)
+    texts, block = text_samples(cfg, data, source), last_block.LastBlock(source.model)
     zero_shot = zero_shot_weights(texts, data.classes)
     settings(cfg, len(views(cfg)) * len(photos.train), len(texts[0]))  # which tells early what can't be filled
     entering = entering_features(cfg, data, source, photos)
     grid = settings(cfg, len(entering.train), len(texts[0]))
 
-    def train_with(optim: OptimConfig, slot: str) -> Trained:
+    def train_with(optim: OptimConfig, slot: str) -> on_features.Trained:
         return train_block(cfg, run, block, zero_shot, entering, texts, optim, slot)
 
     def scorer_of(learnt: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         block.put(learnt)
-        return adapt.in_chunks(block_scores(cfg, block, learnt["head"]))
+        return on_features.in_chunks(block_scores(cfg, block, learnt["head"]))
 
-    trained, told = adapt.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
+    trained, told = on_features.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
     if len(photos.test):
         block.put(trained.last)
         of_last = scorer(arrays(cfg, trained.last), cfg)
-        report = measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
+        report = on_photos.measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
         told["test_top1_last_epoch"] = report["top1"]
     block.put(trained.arrays)
-    save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, made_by="cross_modal")
+    clip.save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, made_by="cross_modal")
     learned = arrays(cfg, {"head": trained.arrays["head"]})
     run.save_learned(learned, classnames=data.classnames, width=source.width)
     for i in range(len(grid)):
         run.slot(f"train-{i}").clear()  # each as large as the block
-    after = features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
+    after = on_photos.features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
     told = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **told}
-    return {**adapt.zero_shot_report(data), **told, **trained.told}
+    return {**on_features.zero_shot_report(data), **told, **trained.told}
 
 
 def views(cfg: Config) -> list[dict[str, str | int]]:
     """How a training photo is seen: plainly, and augmented."""
-    from jclip.data.augment import augment
-
-    augmented = range(cfg.views if augment(cfg.augment) else 0)
+    augmented = range(cfg.views if augment.augment(cfg.augment) else 0)
     return [{}, *({"augment": cfg.augment, "first_view": view} for view in augmented)]
 
 
-def entering_features(cfg: Config, data: FeatureSet, source: ModelSource, photos: PhotoData) -> FeatureSet:
+def entering_features(
+    cfg: Config, data: precomputed.FeatureSet, source: sources.ModelSource, photos: splits.PhotoData
+) -> precomputed.FeatureSet:
     """`data` with what the last block is given of training photos, in each view, and of validation photos; without test."""
-    from jclip.features.extraction import extract
-
     options = {"seed": cfg.seed, "on_error": cfg.data.on_error, "entering": True}
-    seen = [extract(source, photos.train, label=f"view {i}", **view, **options) for i, view in enumerate(views(cfg))]
+    seen = [
+        extraction.extract(source, photos.train, label=f"view {i}", **view, **options)
+        for i, view in enumerate(views(cfg))
+    ]
     rows, features = (np.concatenate(column) for column in zip(*seen, strict=True))
-    val_rows, val = extract(source, photos.val, label="val", **options)
+    val_rows, val = extraction.extract(source, photos.val, label="val", **options)
     return replace(
         data, train=features, train_labels=photos.train.labels[rows], val=val, val_labels=photos.val.labels[val_rows],
         test=data.test[:0], test_labels=data.test_labels[:0],
@@ -292,41 +275,35 @@ def entering_features(cfg: Config, data: FeatureSet, source: ModelSource, photos
 
 
 def train_block(
-    cfg: Config, run: Run, block: LastBlock, zero_shot: np.ndarray, data: FeatureSet, texts: Samples,
-    optim: OptimConfig, slot: str = "train",
-) -> Trained:  # fmt: skip
+    cfg: Config, run: runs.Run, block: last_block.LastBlock, zero_shot: np.ndarray, data: precomputed.FeatureSet,
+    texts: on_features.Samples, optim: OptimConfig, slot: str = "train",
+) -> on_features.Trained:  # fmt: skip
     """As `train_head`, of the block as it was and the head; data: as of `entering_features`."""
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     params = {**block.fresh(), "head": jt.array(initial(cfg, zero_shot)["head"])}
     photos, sizes = (data.train, data.train_labels), halves(cfg, optim.batch)
 
     def batches(epoch: int) -> Iterator[tuple]:
         numbers = range(epoch * cfg.every, (epoch + 1) * cfg.every)
-        for rows in adapt.streamed_rows((len(photos[0]), len(texts[0])), sizes, cfg.seed, numbers):
+        for rows in on_features.streamed_rows((len(photos[0]), len(texts[0])), sizes, cfg.seed, numbers):
             at = rows[: sizes[0]], rows[sizes[0] :] - len(photos[0])
             labels = np.concatenate([photos[1][at[0]], texts[1][at[1]]]).astype(np.int32)
             yield (jt.array(photos[0][at[0]]), texts[0][at[1]]), jt.array(labels)
 
     scores = block_scores(cfg, block, params["head"])
-    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    learner = adapt.Learner(
+    rate = on_features.warmed_rate(optim, optim.epochs * cfg.every)
+    learner = on_features.Learner(
         params, lambda given: scores(*given) if isinstance(given, tuple) else scores(given), rate=rate
     )
-    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
+    return on_features.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
 
 
-def block_scores(cfg: Config, block: LastBlock, head) -> Callable:
+def block_scores(cfg: Config, block: last_block.LastBlock, head) -> Callable:
     """(what enters the block (B, N D), normalised texts (T, E) or none) → (B + T, C)."""
-    from jclip.functional.similarity import normalise, zero_shot_scores
-    from jclip.runtime import jt
-
     weights, scale = jt.array(head) if isinstance(head, np.ndarray) else head, math.exp(cfg.c)
 
     def scores(rows, texts=()):
-        features = normalise(block.leaving(rows))
+        features = similarity.normalise(block.leaving(rows))
         joined = jt.concat([features, jt.array(texts)], dim=0) if len(texts) else features
-        return zero_shot_scores(joined, weights, scale)
+        return similarity.zero_shot_scores(joined, weights, scale)
 
     return scores

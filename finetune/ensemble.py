@@ -18,20 +18,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError
+from jclip.features import extraction, precomputed
+from jclip.features import source as sources
+from jclip.functional import metrics, prototypes
 from jclip.functional.fusion import Inputs, best_weights, fitted_temperature, transformed, weighted_sum
 from jclip.report.predictor import Classifier
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 from jclip.train.configs import build_config, read_config, resolved
 from jclip.train.recipe_runs import finished
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.train.run import Run
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,16 @@ class Config:
             raise ConfigError(f"weights are one per run ({len(self.runs)}), none negative and not all 0")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Runs what has not been run, temperatures and weights from validation, evaluation of val and test."""
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train.on_features import need_val, zero_shot_report
-    from jclip.train.scored_photos import measured
-
     members = [member(place, number, cfg, run) for number, place in enumerate(cfg.runs)]
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, training=None)
+    data = extraction.few_shot_features(cfg.data, sources.source_of(cfg), cfg.templates, training=None)
     run.note(**data.facts, members=[str(m.folder) for m in members])
     for one in members:
         check(one, data, recorded=bool(cfg.data.features))
     searched = cfg.search and not cfg.weights
     needs = {"the weights": searched or cfg.per_class, "the temperature": cfg.inputs == "log_softmax"}
-    need_val(data, "last", " and ".join(what for what, needed in needs.items() if needed))
+    on_features.need_val(data, "last", " and ".join(what for what, needed in needs.items() if needed))
 
     raw = [one.scorer()(data.val) for one in members] if len(data.val) else []
     temperatures = np.array([fitted_temperature(z, data.val_labels) if cfg.inputs == "log_softmax" else 1.0 for z in raw]
@@ -96,7 +91,7 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
     told |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
              if len(getattr(data, part)) for i, one in enumerate(members)}  # fmt: skip
-    return {**zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -124,7 +119,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
     return score
 
 
-def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
+def member(place: str, number: int, ensemble: Config, run: runs.Run) -> Classifier:
     """The finished run in folder `place`; or that of the config `place` on the ensemble's data and seed, which is run now
     unless that was done before."""
     if Path(place).is_dir():
@@ -136,19 +131,17 @@ def member(place: str, number: int, ensemble: Config, run: Run) -> Classifier:
     return Classifier.load(folder)
 
 
-def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
+def check(one: Classifier, data: precomputed.FeatureSet, recorded: bool) -> None:
     """Raises `ConfigError` for a run whose scores do not belong beside others' on these features."""
-    from jclip.train.run import read_result
-
     if one.classnames != data.classnames:
         raise ConfigError(f"{one.folder} has other classes than the data, or others in their place: leave it out")
     if (one.folder / "model.safetensors").is_file():
         raise ConfigError(f"{one.folder} trained the towers: its features are not those of the other runs")
     if not one.normalised and not recorded:
         raise ConfigError(f"{one.folder} takes features that are not normalised, as others don't: leave it out")
-    told = read_result(one.folder)["provenance"]
-    common = [k for k in data.facts if k in told]
-    differing = [k.removesuffix("_sha256") for k in common if told[k] != data.facts[k]]
+    made_of = one.provenance
+    common = [k for k in data.facts if k in made_of]
+    differing = [k.removesuffix("_sha256") for k in common if made_of[k] != data.facts[k]]
     if differing or not common:
         raise ConfigError(
             f"{one.folder} was made from other data: {', '.join(differing) or 'nothing in common'} differs"
@@ -157,9 +150,8 @@ def check(one: Classifier, data: FeatureSet, recorded: bool) -> None:
 
 def by_class(weights: np.ndarray, raw: list[np.ndarray], temperatures: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(M,) → (M, C): w_m times the mean probability of class k on its own photos, over the sum; w_m without photos."""
-    from jclip.functional.metrics import softmax
-    from jclip.functional.prototypes import own_class_means
-
-    trust = np.stack([own_class_means(softmax(z / t), labels) for z, t in zip(raw, temperatures, strict=True)])
+    trust = np.stack(
+        [prototypes.own_class_means(metrics.softmax(z / t), labels) for z, t in zip(raw, temperatures, strict=True)]
+    )
     parts = weights[:, None] * np.maximum(np.nan_to_num(trust, nan=1.0), 1e-12)
     return parts / parts.sum(axis=0)

@@ -15,22 +15,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.data import splits
 from jclip.errors import ConfigError
+from jclip.features import extraction, heads, precomputed
+from jclip.features import source as sources
+from jclip.functional import directions, losses, similarity
+from jclip.functional import prototypes as class_prototypes
+from jclip.model import clip, trainable
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import loop, on_features, on_photos
+from jclip.train import optim as optimisation
+from jclip.train import run as runs
+from jclip.weights import checkpoint
 
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import PhotoData, Split
-    from jclip.features.heads import ZeroShotHead
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.model.clip import CLIP
-    from jclip.train.run import Run
-
-    Weights = dict[str, np.ndarray]
+Weights: TypeAlias = "dict[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -82,29 +87,20 @@ class Config:
             raise ConfigError("head_first trains the head: leave train_head on")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Prototypes, zero-shot, the head, the tower; writes the tuned model as model.safetensors."""
-    from jclip.data.splits import read_photos
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.heads import text_means
-    from jclip.features.source import ModelSource
-    from jclip.kernels import products_in
-    from jclip.model.clip import put_arrays, save_model
-    from jclip.prompts.templates import class_prompts, load_templates
-    from jclip.train.on_photos import check_photos, measured_parts
-
     source, photos = (
-        ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
-        read_photos(cfg.data),
+        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        splits.read_photos(cfg.data),
     )
     cfg = fitted(cfg, len(photos.train))
-    check_photos(cfg, photos)
-    products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    on_photos.check_photos(cfg, photos)
+    kernels.products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
     check_templates(cfg.spurious, len(prompts[0]))
-    zero_shot, means = text_means(source, prompts, cfg.unit_texts)
+    zero_shot, means = heads.text_means(source, prompts, cfg.unit_texts)
     spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
-    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
+    before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
     start = start_of(zero_shot)
@@ -112,18 +108,16 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     told |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
     tuned, of_training = train(cfg, run, source, photos, head, spurious)
 
-    def measured(head: Weights, prefix: str = "") -> dict[str, float]:
-        parts = measured_parts(source.model, scorer(head, cfg), source.preprocess, photos, cfg.data.on_error)
-        return {f"{prefix}{k}": v for k, v in parts.items()}
-
-    put_arrays(source.model, of_tower(tuned))
+    clip.put_arrays(source.model, of_tower(tuned))
     final = tuned
     if cfg.wise:
-        told |= measured(tuned, "tuned_")
+        told |= measured(cfg, source, photos, tuned, "tuned_")
         final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned)
-        put_arrays(source.model, of_tower(final))
-    after = measured(final)
-    save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align")
+        clip.put_arrays(source.model, of_tower(final))
+    after = measured(cfg, source, photos, final)
+    clip.save_model(
+        run.file("model.safetensors"), source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align"
+    )
     learned = {k: final[k] for k in start}
     run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
     run.slot("head").clear()
@@ -132,26 +126,29 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E) of its tower: scores (N, C)."""
-    from jclip.functional.prototypes import linear_scores
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
-    return in_chunks(lambda f: linear_scores(f, weight, bias))
+    return on_features.in_chunks(lambda f: class_prototypes.linear_scores(f, weight, bias))
 
 
-def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], source: ModelSource) -> Weights:
+def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], source: sources.ModelSource) -> Weights:
     """For classes that nothing taught: the zero-shot head beside the tuned tower, whose text tower stayed as it was."""
-    from jclip.features.heads import text_means
-    from jclip.prompts.templates import class_prompts, load_templates
+    return start_of(
+        heads.text_means(source, class_prompts(classnames, load_templates(cfg.templates)), cfg.unit_texts)[0]
+    )
 
-    return start_of(text_means(source, class_prompts(classnames, load_templates(cfg.templates)), cfg.unit_texts)[0])
 
-
-def start_of(zero_shot: ZeroShotHead) -> Weights:
+def start_of(zero_shot: heads.ZeroShotHead) -> Weights:
     """As a linear layer: W = s T (C, E), b = 0 (C,)."""
     weights = zero_shot.weights
     return {"weight": np.float32(zero_shot.scale) * weights, "bias": np.zeros(len(weights), np.float32)}
+
+
+def measured(
+    cfg: Config, source: sources.ModelSource, photos: splits.PhotoData, head: Weights, prefix: str = ""
+) -> dict[str, float]:
+    """`val_top1`, … of the model as it is, which it leaves so, below this head."""
+    parts = on_photos.measured_parts(source.model, scorer(head, cfg), source.preprocess, photos, cfg.data.on_error)
+    return {f"{prefix}{k}": v for k, v in parts.items()}
 
 
 def of_tower(weights: Weights) -> Weights:
@@ -207,65 +204,62 @@ def normality(kind: str, rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def train_head(
-    cfg: Config, run: Run, source: ModelSource, photos: PhotoData, before: FeatureSet, start: Weights
+    cfg: Config,
+    run: runs.Run,
+    source: sources.ModelSource,
+    photos: splits.PhotoData,
+    before: precomputed.FeatureSet,
+    start: Weights,
 ) -> Weights:
     """The head alone, on features of the tower as it is; the epoch is chosen as the tower's."""
-    from jclip.features.extraction import extract, training_view
-    from jclip.functional.directions import unit
-    from jclip.functional.prototypes import linear_scores
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     params = {k: jt.array(v) for k, v in start.items()}
     if cfg.augment == "none":
-        rows, features = extract(source, photos.train, on_error=cfg.data.on_error, label="train")
-        before = replace(before, train=unit(features), train_labels=photos.train.labels[rows])
+        rows, features = extraction.extract(source, photos.train, on_error=cfg.data.on_error, label="train")
+        before = replace(before, train=directions.unit(features), train_labels=photos.train.labels[rows])
 
     def batches(epoch: int) -> Iterator[tuple]:
         view = epoch % cfg.head_views if cfg.head_views else epoch
-        seen = training_view(cfg.data, source, before, cfg.augment, cfg.seed, view)
-        return adapt.Batches(seen, cfg.head_optim.batch, cfg.seed)(epoch)
+        seen = extraction.training_view(cfg.data, source, before, cfg.augment, cfg.seed, view)
+        return on_features.Batches(seen, cfg.head_optim.batch, cfg.seed)(epoch)
 
     steps = -(-len(photos.train) // cfg.head_optim.batch)
-    learner = adapt.Learner(params, lambda f: linear_scores(f, **params))
-    return adapt.train(run, cfg.head_optim, learner, batches, steps, before, cfg.selection, slot="head").arrays
+    learner = on_features.Learner(params, lambda f: class_prototypes.linear_scores(f, **params))
+    return on_features.train(run, cfg.head_optim, learner, batches, steps, before, cfg.selection, slot="head").arrays
 
 
 def train(
-    cfg: Config, run: Run, source: ModelSource, photos: PhotoData, start: Weights, spurious: np.ndarray
+    cfg: Config,
+    run: runs.Run,
+    source: sources.ModelSource,
+    photos: splits.PhotoData,
+    start: Weights,
+    spurious: np.ndarray,
 ) -> tuple[Weights, dict[str, float]]:
     """Tower and head of the chosen epoch, by name, and what to tell. Batch norms keep their statistics."""
-    from jclip.data.splits import Split
-    from jclip.kernels import products_in
-    from jclip.model.clip import training_mode
-    from jclip.model.trainable import trainable
-    from jclip.runtime import jt
-    from jclip.train.loop import fit
-    from jclip.train.on_photos import measure, photo_epochs
-    from jclip.train.optim import TrainState, learning_rate, optimiser
-
     model, head = source.model, {k: jt.array(v) for k, v in start.items()}
     before = features_before(cfg, source, photos.train)
-    training_mode(model, ())
-    optim = optimiser(cfg.optim, trainable(model, ["visual.*"]) | (head if cfg.train_head else {}))
-    state, loss_of = TrainState(optim), batch_loss(cfg, model, head, spurious)
+    clip.training_mode(model, ())
+    optim = optimisation.optimiser(
+        cfg.optim, trainable.trainable(model, ["visual.*"]) | (head if cfg.train_head else {})
+    )
+    state, loss_of = optimisation.TrainState(optim), batch_loss(cfg, model, head, spurious)
     steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
-    numbered = replace(photos, train=Split(photos.train.paths, np.arange(len(photos.train))))
+    numbered = replace(photos, train=splits.Split(photos.train.paths, np.arange(len(photos.train))))
 
     def step(batch, number: int):
         pixels, rows = jt.array(batch[0]), batch[1]
-        optim.lr = learning_rate(cfg.optim, number, steps)
-        with products_in(cfg.dtype):
+        optim.lr = optimisation.learning_rate(cfg.optim, number, steps)
+        with kernels.products_in(cfg.dtype):
             loss = loss_of(pixels, photos.train.labels[rows], before(pixels, rows))
             optim.step(loss)
         return loss
 
-    def top1(split: Split) -> float:
+    def top1(split: splits.Split) -> float:
         now = scorer({k: v.numpy() for k, v in head.items()}, cfg)
-        return measure(model, now, source.preprocess, split, cfg.data.on_error)["top1"]
+        return on_photos.measure(model, now, source.preprocess, split, cfg.data.on_error)["top1"]
 
-    outcome = fit(
-        step, photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.epochs, steps=steps,
+    outcome = loop.fit(
+        step, on_photos.photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
     )  # fmt: skip
     told = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
@@ -273,50 +267,40 @@ def train(
     return start | (outcome.best_arrays if cfg.selection == "val" else state.arrays()), told
 
 
-def batch_loss(cfg: Config, model: CLIP, head: dict, spurious: np.ndarray) -> Callable:
+def batch_loss(cfg: Config, model: clip.CLIP, head: dict, spurious: np.ndarray) -> Callable:
     """(pixels, labels (B,), f0 (B, E)) → L, a scalar. head: W and b as Vars."""
-    from jclip.functional.losses import cross_entropy, kl_divergence
-    from jclip.functional.prototypes import linear_scores
-    from jclip.functional.similarity import normalise
-    from jclip.runtime import jt
-
     S = jt.array(spurious).stop_grad()
 
     def loss(pixels, labels: np.ndarray, before):
-        features = normalise(model.encode_image(pixels))
-        own = cross_entropy(linear_scores(features, head["weight"], head["bias"]), jt.array(labels.astype(np.int32)))
+        features = similarity.normalise(model.encode_image(pixels))
+        own = losses.cross_entropy(
+            class_prototypes.linear_scores(features, head["weight"], head["bias"]), jt.array(labels.astype(np.int32))
+        )
         styles, held = (jt.nn.matmul_transpose(f, S) for f in (features, before))
-        return own + cfg.beta * kl_divergence(styles, held) / (len(labels) * len(spurious))
+        return own + cfg.beta * losses.kl_divergence(styles, held) / (len(labels) * len(spurious))
 
     return loss
 
 
-def features_before(cfg: Config, source: ModelSource, train: Split) -> Callable:
+def features_before(cfg: Config, source: sources.ModelSource, train: splits.Split) -> Callable:
     """(pixels, rows) → f0 (B, E), normalised: of a frozen copy of the image tower, or kept where each epoch sees the same."""
-    from jclip.features.extraction import extract
-    from jclip.functional.directions import unit
-    from jclip.functional.similarity import normalise
-    from jclip.model.clip import image_tower
-    from jclip.runtime import jt
-    from jclip.weights.checkpoint import load_strict
-
     if cfg.augment == "none":
-        rows, features = extract(source, train, on_error=cfg.data.on_error, label="train")
+        rows, features = extraction.extract(source, train, on_error=cfg.data.on_error, label="train")
         known = np.zeros((len(train), features.shape[1]), np.float32)
-        known[rows] = unit(features)  # photos that don't decode are in no batch
+        known[rows] = directions.unit(features)  # photos that don't decode are in no batch
         return lambda pixels, rows: jt.array(known[rows]).stop_grad()
-    frozen = image_tower(source.config)
-    load_strict(frozen, ((k.removeprefix("visual."), v) for k, v in untuned(source)), cfg.model)
+    frozen = clip.image_tower(source.config)
+    checkpoint.load_strict(frozen, ((k.removeprefix("visual."), v) for k, v in untuned(source)), cfg.model)
     frozen.eval()
 
     def encode(pixels, rows):
         with jt.no_grad():
-            return normalise(frozen(pixels)).stop_grad()
+            return similarity.normalise(frozen(pixels)).stop_grad()
 
     return encode
 
 
-def untuned(source: ModelSource) -> Iterator[tuple[str, np.ndarray]]:
+def untuned(source: sources.ModelSource) -> Iterator[tuple[str, np.ndarray]]:
     """The image tower's weights as the file has them, by name, one after the other."""
     return ((k, v) for k, v in source.checkpoint.arrays() if k.startswith("visual."))
 

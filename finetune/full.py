@@ -12,18 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.data import splits
 from jclip.errors import ConfigError
+from jclip.features import extraction, heads
+from jclip.features import source as sources
+from jclip.functional import directions, losses
+from jclip.model import clip, trainable
 from jclip.model.parameter_groups import Lock, trained_patterns
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import Split
-    from jclip.features.source import ModelSource
-    from jclip.train.run import Run
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import loop, on_photos
+from jclip.train import optim as optimisation
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -57,105 +63,86 @@ class Config:
             raise ConfigError(f"every={self.every} is a number of epochs, at least 1")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
-    from jclip.data.splits import read_photos
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.heads import ZeroShotHead
-    from jclip.features.source import ModelSource
-    from jclip.kernels import products_in
-    from jclip.model.clip import put_arrays, running_statistics, save_model, training_mode
-    from jclip.model.trainable import no_weight_decay, trainable
-    from jclip.prompts.templates import class_prompts, load_templates
-    from jclip.train.loop import fit
-    from jclip.train.on_photos import check_photos, head_of_now, measure, measured_parts, photo_epochs
-    from jclip.train.optim import TrainState, optimiser
-
-    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
-    photos = read_photos(cfg.data)
-    check_photos(cfg, photos)
-    products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
-    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
+    source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
+    photos = splits.read_photos(cfg.data)
+    on_photos.check_photos(cfg, photos)
+    kernels.products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
-    zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
+    zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
 
     model, prompts = source.model, class_prompts(photos.classnames, load_templates(cfg.templates))
     patterns = trained_patterns(model.config, cfg.lock)
-    training_mode(model, patterns if cfg.statistics else ())
-    optim = optimiser(cfg.optim, trainable(model, patterns), no_weight_decay)
+    clip.training_mode(model, patterns if cfg.statistics else ())
+    optim = optimisation.optimiser(cfg.optim, trainable.trainable(model, patterns), trainable.no_weight_decay)
     steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
 
-    def measured(split: Split) -> dict[str, float]:
-        return measure(model, head_of_now(model, prompts), source.preprocess, split, cfg.data.on_error)
+    def measured(split: splits.Split) -> dict[str, float]:
+        return on_photos.measure(
+            model, on_photos.head_of_now(model, prompts), source.preprocess, split, cfg.data.on_error
+        )
 
-    outcome = fit(
-        training_step(cfg, model, optim, prompts, steps), photo_epochs(cfg, photos, source), run=run,
-        state=TrainState(optim, running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
+    outcome = loop.fit(
+        training_step(cfg, model, optim, prompts, steps), on_photos.photo_epochs(cfg, photos, source), run=run,
+        state=optimisation.TrainState(optim, clip.running_statistics(model)), epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
         every=cfg.every,
     )  # fmt: skip
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
-        put_arrays(model, outcome.best_arrays)
-    save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
-    head = head_of_now(model, prompts)
+        clip.put_arrays(model, outcome.best_arrays)
+    clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
+    head = on_photos.head_of_now(model, prompts)
     run.save_learned(
         {"text": head.weights, "scale": np.array([head.scale])},
         classnames=photos.classnames,
         width=head.weights.shape[1],
     )
-    after = measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
+    after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
     return {**zero_shot, **after, **last, **best}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the tuned towers: normalised features (N, E) → scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """The same for other class names, read by the tuned text tower."""
-    from jclip.features.heads import text_for
-
-    return {**learned, **text_for(source, classnames, cfg.templates)}
+    return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 
 def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: int):
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
-    from jclip.functional.losses import contrastive_loss, cross_entropy, positive_targets
-    from jclip.kernels import products_in
-    from jclip.model.clip import clamp_logit_scale
-    from jclip.runtime import jt
-    from jclip.train.on_photos import features_in_parts, shares
-    from jclip.train.optim import learning_rate
-
     texts_of = prompt_encoder(cfg, model, prompts, optim.params)
 
     def images_of(pixels):
-        parts = shares(len(pixels), cfg.accumulate)
-        return features_in_parts(model, lambda rows: model.encode_image(pixels[rows]), parts, optim.params, "image")
+        parts = on_photos.shares(len(pixels), cfg.accumulate)
+        return on_photos.features_in_parts(
+            model, lambda rows: model.encode_image(pixels[rows]), parts, optim.params, "image"
+        )
 
     def step(batch, number: int):
-        with products_in(cfg.dtype):
+        with kernels.products_in(cfg.dtype):
             return one_step(*batch, number)
 
     def one_step(pixels, labels, number: int):
-        optim.lr = learning_rate(cfg.optim, number, steps)
+        optim.lr = optimisation.learning_rate(cfg.optim, number, steps)
         template = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
         images, scale = images_of(pixels), model.logit_scale.exp()
         if cfg.loss == "contrastive":
-            targets = positive_targets(labels) if cfg.positives == "same" else None
-            loss = contrastive_loss(images, texts_of(labels, template), scale, targets)
+            targets = losses.positive_targets(labels) if cfg.positives == "same" else None
+            loss = losses.contrastive_loss(images, texts_of(labels, template), scale, targets)
         else:
             scores = scale * jt.nn.matmul_transpose(images, texts_of(np.arange(len(prompts)), template))
-            loss = cross_entropy(scores, jt.array(labels.astype(np.int32)))
+            loss = losses.cross_entropy(scores, jt.array(labels.astype(np.int32)))
         optim.step(loss, cfg.clip)
-        clamp_logit_scale(model)
+        clip.clamp_logit_scale(model)
         return loss
 
     return step
@@ -166,21 +153,18 @@ def prompt_encoder(cfg: Config, model, prompts: list[list[str]], params: Mapping
 
     A locked text tower is run once.
     """
-    from jclip.features.heads import encode_prompts
-    from jclip.functional.directions import unit
-    from jclip.runtime import jt
-    from jclip.train.on_photos import TEXTS_AT_ONCE, features_in_parts, shares
-
     tokens = model.tokenize([p for of_class in prompts for p in of_class])
     counts = np.array([len(of_class) for of_class in prompts])
     first = np.cumsum(counts) - counts
-    known = unit(encode_prompts(model, tokens)) if cfg.lock.freezes_text else None
+    known = directions.unit(heads.encode_prompts(model, tokens)) if cfg.lock.freezes_text else None
 
     def texts_of(labels: np.ndarray, number: int):
         rows = first[labels] + number % counts[labels]
         if known is not None:
             return jt.array(known[rows])
-        parts = shares(len(rows), cfg.accumulate, TEXTS_AT_ONCE)
-        return features_in_parts(model, lambda part: model.encode_text(tokens[rows[part]]), parts, params, "text")
+        parts = on_photos.shares(len(rows), cfg.accumulate, on_photos.TEXTS_AT_ONCE)
+        return on_photos.features_in_parts(
+            model, lambda part: model.encode_text(tokens[rows[part]]), parts, params, "text"
+        )
 
     return texts_of

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError, notice
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.train.run import Run
-
+from jclip.features import extraction, heads, precomputed
+from jclip.features import source as sources
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 
 NOTHING = 1e-12  # of a row's square, which is one: what rounding leaves of rows less themselves
 
@@ -53,19 +52,14 @@ class Config:
             raise ConfigError("alpha and search_alpha weigh the photos' scores: they can't be negative")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Means, covariance, α, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
+    data = extraction.few_shot_features(cfg.data, sources.source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
     searched = cfg.search and data.text is not None
     if searched:
-        adapt.need_val(data, "last", searched="alpha")
+        on_features.need_val(data, "last", searched="alpha")
     weights, bias = discriminant(cfg, data.train, data.train_labels, data.classes)
     learned = {"weights": weights, "bias": bias}
     if data.text is not None:
@@ -73,16 +67,14 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         learned |= {"text": data.text, "scale": np.array([data.scale]), "alpha": np.array([alpha])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     chosen = {"alpha": float(learned["alpha"][0])} if "alpha" in learned else {}
-    return {**adapt.zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **chosen}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **chosen}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C) float64."""
-    from jclip.features.heads import ZeroShotHead
-
     if "text" not in learned:
         return lambda f: gaussian_scores(f, learned["weights"], learned["bias"])
-    head, alpha = ZeroShotHead(learned["text"], float(learned["scale"][0])), float(learned["alpha"][0])
+    head, alpha = heads.ZeroShotHead(learned["text"], float(learned["scale"][0])), float(learned["alpha"][0])
     return lambda f: head(f) + alpha * gaussian_scores(f, learned["weights"], learned["bias"])
 
 
@@ -93,13 +85,11 @@ def gaussian_scores(features: np.ndarray, weights: np.ndarray, bias: np.ndarray)
 
 def discriminant(cfg: Config, rows: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """W' (C, E) and b (C,) float64 of normalised rows (N, E). Raises `DataError` where they fix no covariance."""
-    from jclip.train.on_features import class_means
-
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
         raise DataError(f"{int((counts == 0).sum())} of {classes} classes have no training photos, so no mean")
     wide = rows.astype(np.float64)
-    means = class_means(wide, labels, classes)
+    means = on_features.class_means(wide, labels, classes)
     scatter = wide.T @ wide - (means.T * counts) @ means  # (N - 1) Σ: rows less their class's mean, squared
     weights = solve(cfg, scatter, len(rows), means)
     prior = counts / counts.sum() if cfg.prior == "train" else np.full(classes, 1 / classes)
@@ -126,14 +116,11 @@ def solve(cfg: Config, scatter: np.ndarray, count: int, means: np.ndarray) -> np
     return np.linalg.solve(matrix, means.T).T
 
 
-def choose_alpha(cfg: Config, data: FeatureSet, weights: np.ndarray, bias: np.ndarray) -> float:
+def choose_alpha(cfg: Config, data: precomputed.FeatureSet, weights: np.ndarray, bias: np.ndarray) -> float:
     """α of the best validation accuracy, the first among equals."""
-    from jclip.features.heads import ZeroShotHead
-    from jclip.train.on_features import best_on_val
-
-    zero_shot = ZeroShotHead(data.text, data.scale)(data.val)
+    zero_shot = heads.ZeroShotHead(data.text, data.scale)(data.val)
     own = gaussian_scores(data.val, weights, bias)
-    return best_on_val(cfg.search_alpha, data, lambda alpha: lambda _: zero_shot + alpha * own)[0]
+    return on_features.best_on_val(cfg.search_alpha, data, lambda alpha: lambda _: zero_shot + alpha * own)[0]
 
 
 def _check_regular(matrix: np.ndarray) -> None:

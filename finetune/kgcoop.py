@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.source import ModelSource
-    from jclip.train.run import Run
+from jclip.features import heads
+from jclip.features import source as sources
+from jclip.postponed import jt
+from jclip.train import prompt_training
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,26 @@ class Config:
             raise ConfigError(f"context={self.context} is at least 1, views={self.views} and weight={self.weight} 0")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
-    from jclip.train import prompt_training as context
-
-    source, data = context.features_for(cfg, run)
-    prompts = context.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
-    return context.learn(cfg, run, data, source, prompts, distance(data.text, cfg.weight))
+    source, data = prompt_training.features_for(cfg, run)
+    prompts = prompt_training.prompts_for(source, data, cfg.context, cfg.words, cfg.seed)
+    return prompt_training.learn(cfg, run, data, source, prompts, distance(data.text, cfg.weight))
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.train import prompt_training as context
-
-    return context.with_names(learned, source, classnames)
+    return prompt_training.with_names(learned, source, classnames)
 
 
 def distance(frozen: np.ndarray, weight: float) -> Callable:
     """T (C, E) of length one → λ (1 - mean_k t_k · t⁰_k), a scalar."""
-    from jclip.runtime import jt
-
     held = jt.array(frozen).stop_grad()
     return lambda text: weight * (1 - (text * held).sum() / len(frozen))

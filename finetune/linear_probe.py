@@ -19,23 +19,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
 from jclip.errors import ConfigError, DataError, notice
+from jclip.features import extraction, precomputed
+from jclip.features import source as sources
+from jclip.functional import initial_values, lbfgs, metrics, similarity
 from jclip.functional.directions import unit
+from jclip.postponed import jt
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.functional.lbfgs import Minimum
-    from jclip.train.on_features import Samples, Trained
-    from jclip.train.run import Run
-
-    Learned = tuple[dict[str, np.ndarray], dict[str, float]]  # arrays for `scorer`, and what the run tells of them
-
+# arrays for `scorer`, and what the run reports of them
+Learned: TypeAlias = "tuple[dict[str, np.ndarray], dict[str, float]]"
 NORMALISED = False  # the scorer takes features as long as the tower makes them
 
 
@@ -90,24 +89,23 @@ class Config:
             refuse_average(self.optim, "solver=sgd")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features, choice and fit by the solver, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
-    source, in_steps = source_of(cfg), cfg.solver == "sgd"
+    source, in_steps = sources.source_of(cfg), cfg.solver == "sgd"
     if in_steps:
-        rows = TrainingRows(every_class=cfg.init == "random")
+        rows = extraction.TrainingRows(every_class=cfg.init == "random")
     else:
-        rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
-    data = few_shot_features(cfg.data, source, cfg.templates, rows, normalise=in_steps)
+        rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
+    data = extraction.few_shot_features(cfg.data, source, cfg.templates, rows, normalise=in_steps)
     run.note(**data.facts)
     learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     of_length_one = replace(data, val=unit(data.val), test=unit(data.test))
-    return {**adapt.zero_shot_report(of_length_one), **measured(run, data, scorer(learned, cfg)), **told}
+    return {
+        **on_features.zero_shot_report(of_length_one),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
+        **told,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -121,12 +119,10 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 # solver: lbfgs
 
 
-def regressed(cfg: Config, data: FeatureSet) -> Learned:
+def regressed(cfg: Config, data: precomputed.FeatureSet) -> Learned:
     """W and b at the minimum, with C as it is set or chosen. Raises `ConfigError` or `DataError`."""
-    from jclip.train.on_features import need_val
-
     if cfg.search:
-        need_val(data, "last", searched="C")
+        on_features.need_val(data, "last", searched="C")
     c, fitted = search(cfg, data) if cfg.search else (cfg.C, fit(cfg, data, cfg.C))
     if not fitted.converged:
         notice(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations")
@@ -140,21 +136,19 @@ def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
     return (unit(features) if cfg.normalize else features).astype(np.float64)
 
 
-def fit(cfg: Config, data: FeatureSet, c: float, near: np.ndarray | None = None) -> Minimum:
+def fit(cfg: Config, data: precomputed.FeatureSet, c: float, near: np.ndarray | None = None) -> lbfgs.Minimum:
     """The regression with C = `c`, from zeros; `x` holds W (C, E) and b (C,). Raises `DataError` for an empty class.
 
     near: where a first look starts instead, which stops as scikit-learn did for the authors: its objective is divided
     by C, so that the same tolerance lets go of large C early.
     """
-    from jclip.functional.lbfgs import minimise
-
     missing = data.classes - len(np.unique(data.train_labels))
     if missing:
         raise DataError(f"{missing} of {data.classes} classes have no training photos, so their bias has no minimum")
     rows = prepared(cfg, data.train)
     start = np.zeros(data.classes * (rows.shape[1] + 1)) if near is None else near
     stop = {"iterations": cfg.iterations, "tolerance": cfg.tolerance * (min(1.0, c) if near is None else c)}
-    return minimise(lambda x: objective(x, rows, data.train_labels, data.classes, c), start, **stop)
+    return lbfgs.minimise(lambda x: objective(x, rows, data.train_labels, data.classes, c), start, **stop)
 
 
 def objective(x: np.ndarray, rows: np.ndarray, labels: np.ndarray, classes: int, c: float) -> tuple[float, np.ndarray]:
@@ -180,21 +174,19 @@ def parted(x: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     return x[:-classes].reshape(classes, -1), x[-classes:]
 
 
-def search(cfg: Config, data: FeatureSet) -> tuple[float, Minimum]:
+def search(cfg: Config, data: precomputed.FeatureSet) -> tuple[float, lbfgs.Minimum]:
     """C by validation accuracy, and its fit: the best of `search_C`, then halvings around it; ties go to the smaller C.
 
     The interval's ends are compared and the worse one moves to the middle, on a logarithmic scale, as CoOp's probe does.
     Each look starts where that at the nearest C ended; the chosen C is fitted to the end, from zeros.
     """
-    from jclip.functional.metrics import top_k
-
     looks: dict[float, tuple[float, np.ndarray]] = {}
 
     def accuracy(c: float) -> float:
         if c not in looks:
             x = look(cfg, data, c, {other: x for other, (_, x) in looks.items()})
             weights, bias = parted(x, data.classes)
-            looks[c] = top_k(scorer({"weights": weights, "bias": bias}, cfg)(data.val), data.val_labels), x
+            looks[c] = metrics.top_k(scorer({"weights": weights, "bias": bias}, cfg)(data.val), data.val_labels), x
         return looks[c][0]
 
     peak = max(sorted(cfg.search_C), key=accuracy)  # the first among equals
@@ -206,7 +198,7 @@ def search(cfg: Config, data: FeatureSet) -> tuple[float, Minimum]:
     return chosen, fit(cfg, data, chosen)
 
 
-def look(cfg: Config, data: FeatureSet, c: float, known: dict[float, np.ndarray]) -> np.ndarray:
+def look(cfg: Config, data: precomputed.FeatureSet, c: float, known: dict[float, np.ndarray]) -> np.ndarray:
     """W and b for `c`, as near to the minimum as a choice needs, from those of the nearest C that is known."""
     nearest = min(known, key=lambda other: abs(np.log(other / c)), default=None)
     start = np.zeros(data.classes * (data.train.shape[1] + 1)) if nearest is None else known[nearest]
@@ -216,14 +208,12 @@ def look(cfg: Config, data: FeatureSet, c: float, known: dict[float, np.ndarray]
 # solver: sgd
 
 
-def trained(cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None) -> Learned:
+def trained(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, source: sources.ModelSource | None) -> Learned:
     """W of the best epoch, with the config's setting or the best of its grid. Raises `ConfigError` or `DataError`."""
-    from jclip.train import on_features as adapt
-
-    photos = adapt.photo_samples(cfg, data, source)
+    photos = on_features.photo_samples(cfg, data, source)
     start, count = initial(cfg, data), len(photos[0])
-    settings = adapt.grid(cfg, lambda batch: batch <= count, f"{count} photos")
-    kept, chosen = adapt.best_setting(
+    settings = on_features.grid(cfg, lambda batch: batch <= count, f"{count} photos")
+    kept, chosen = on_features.best_setting(
         settings, data, cfg.selection,
         lambda optim, slot: train_head(cfg, run, data, photos, start, optim, slot),
         lambda learnt: scorer(learnt, cfg),
@@ -231,27 +221,26 @@ def trained(cfg: Config, run: Run, data: FeatureSet, source: ModelSource | None)
     return kept.arrays, {**chosen, **kept.told}
 
 
-def initial(cfg: Config, data: FeatureSet) -> np.ndarray:
+def initial(cfg: Config, data: precomputed.FeatureSet) -> np.ndarray:
     """W (C, E) float32 at the start. Raises `DataError` where it is text and there is none."""
-    from jclip.train import on_features as adapt
-
     if cfg.init == "zeroshot":
-        return adapt.need_text(data)
-    from jclip.functional.initial_values import linear_start
+        return on_features.need_text(data)
 
-    return linear_start(np.random.default_rng((cfg.seed, 2)), data.classes, data.train.shape[1])
+    return initial_values.linear_start(np.random.default_rng((cfg.seed, 2)), data.classes, data.train.shape[1])
 
 
 def train_head(
-    cfg: Config, run: Run, data: FeatureSet, photos: Samples, start: np.ndarray, optim: OptimConfig, slot: str = "train"
-) -> Trained:
+    cfg: Config,
+    run: runs.Run,
+    data: precomputed.FeatureSet,
+    photos: on_features.Samples,
+    start: np.ndarray,
+    optim: OptimConfig,
+    slot: str = "train",
+) -> on_features.Trained:
     """Cross-entropy over batches of normalised features from `start`."""
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     head, scale = jt.array(start), math.exp(cfg.logit_scale)
-    batches = adapt.Streams([photos], [optim.batch], cfg.seed, cfg.every)
-    rate = adapt.warmed_rate(optim, optim.epochs * cfg.every)
-    learner = adapt.Learner({"weights": head}, lambda f: zero_shot_scores(f, head, scale), rate=rate)
-    return adapt.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)
+    batches = on_features.Streams([photos], [optim.batch], cfg.seed, cfg.every)
+    rate = on_features.warmed_rate(optim, optim.epochs * cfg.every)
+    learner = on_features.Learner({"weights": head}, lambda f: similarity.zero_shot_scores(f, head, scale), rate=rate)
+    return on_features.train(run, optim, learner, batches, cfg.every, data, cfg.selection, slot)

@@ -13,20 +13,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
+from jclip.data import splits
 from jclip.errors import ConfigError
+from jclip.features import extraction, heads
+from jclip.features import source as sources
+from jclip.functional import losses, similarity
+from jclip.model import clip, low_rank
 from jclip.model.parameter_groups import LowRank
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import PhotoData
-    from jclip.features.source import ModelSource
-    from jclip.model.clip import CLIP
-    from jclip.model.low_rank import Adapters
-    from jclip.train.run import Run
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import loop, on_photos
+from jclip.train import optim as optimisation
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -54,69 +57,57 @@ class Config:
             raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, merging, and the same measurements again; writes the merged model as model.safetensors."""
-    from jclip.data.splits import read_photos
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.heads import ZeroShotHead
-    from jclip.features.source import ModelSource
-    from jclip.model.clip import put_arrays, save_model
-    from jclip.model.low_rank import Adapters
-    from jclip.prompts.templates import class_prompts, load_templates
-    from jclip.train.on_photos import check_photos, head_of_now, measured_parts
-
     source, photos = (
-        ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
-        read_photos(cfg.data),
+        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        splits.read_photos(cfg.data),
     )
-    check_photos(cfg, photos)
-    model, adapters = source.model, Adapters(source.model, cfg.lora, cfg.seed)
-    before = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
+    on_photos.check_photos(cfg, photos)
+    model, adapters = source.model, low_rank.Adapters(source.model, cfg.lora, cfg.seed)
+    before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
-    zero_shot = before.report(ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
+    zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
     arrays, told = train(cfg, run, source, photos, adapters, prompts)
 
-    put_arrays(model, adapters.merged(arrays))
-    save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
-    head = head_of_now(model, prompts)
+    clip.put_arrays(model, adapters.merged(arrays))
+    clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
+    head = on_photos.head_of_now(model, prompts)
     learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
     run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])
-    after = measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
+    after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
     return {**zero_shot, **after, **told, "parameters": sum(a.size for a in arrays.values())}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the merged towers: normalised features (N, E) → scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """The same for other class names, read by the merged text tower."""
-    from jclip.features.heads import text_for
-
-    return {**learned, **text_for(source, classnames, cfg.templates)}
+    return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 
 def train(
-    cfg: Config, run: Run, source: ModelSource, photos: PhotoData, adapters: Adapters, prompts: list[list[str]]
+    cfg: Config,
+    run: runs.Run,
+    source: sources.ModelSource,
+    photos: splits.PhotoData,
+    adapters: low_rank.Adapters,
+    prompts: list[list[str]],
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The updates of the chosen epoch, and what to tell. Afterwards the model is as it was."""
-    from jclip.train.loop import fit
-    from jclip.train.on_photos import head_of_now, measure, photo_epochs
-    from jclip.train.optim import TrainState, cosine, optimiser
-
-    model, optim = source.model, optimiser(cfg.optim, adapters.params)
+    model, optim = source.model, optimisation.optimiser(cfg.optim, adapters.params)
     total, of_epoch = total_steps(cfg), -(-len(photos.train) // cfg.optim.batch)
-    every_epoch = photo_epochs(cfg, photos, source)
+    every_epoch = on_photos.photo_epochs(cfg, photos, source)
     loss_of = batch_loss(cfg, model, prompts, adapters)
 
     def step(batch, number: int):
-        optim.lr = cosine(number, total, cfg.optim.lr, cfg.end_lr)
+        optim.lr = optimisation.cosine(number, total, cfg.optim.lr, cfg.end_lr)
         adapters.train(True)
         loss = loss_of(*batch, number)
         optim.step(loss)
@@ -127,14 +118,14 @@ def train(
         return itertools.islice(every_epoch(epoch), total - epoch * of_epoch)
 
     def top1(part: str) -> float:
-        return measure(model, head_of_now(model, prompts), source.preprocess, getattr(photos, part), cfg.data.on_error)[
-            "top1"
-        ]
+        return on_photos.measure(
+            model, on_photos.head_of_now(model, prompts), source.preprocess, getattr(photos, part), cfg.data.on_error
+        )["top1"]
 
     adapters.attach()
     try:
-        outcome = fit(
-            step, epochs, state=TrainState(optim), run=run, epochs=-(-total // of_epoch), steps=total,
+        outcome = loop.fit(
+            step, epochs, state=optimisation.TrainState(optim), run=run, epochs=-(-total // of_epoch), steps=total,
             evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None,
         )  # fmt: skip
         told = {"test_top1_last_epoch": top1("test")} if len(photos.test) else {}
@@ -145,13 +136,8 @@ def train(
     return (outcome.best_arrays if cfg.selection == "val" else last), told
 
 
-def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]], adapters: Adapters) -> Callable:
+def batch_loss(cfg: Config, model: clip.CLIP, prompts: list[list[str]], adapters: low_rank.Adapters) -> Callable:
     """(pixels, labels, number) → cross-entropy over all classes, text features computed anew; a template by number."""
-    from jclip.functional.losses import cross_entropy
-    from jclip.functional.similarity import zero_shot_scores
-    from jclip.runtime import jt
-    from jclip.train.on_photos import TEXTS_AT_ONCE, features_in_parts, shares
-
     scale = float(model.logit_scale.exp().item())
     tokens = [
         model.tokenize([of_class[i % len(of_class)] for of_class in prompts]) for i in range(max(map(len, prompts)))
@@ -168,10 +154,15 @@ def batch_loss(cfg: Config, model: CLIP, prompts: list[list[str]], adapters: Ada
             adapters.draw(cfg.seed, number, 1, rows.start)
             return model.encode_text(tokens[drawn][rows])
 
-        parts = shares(len(pixels), cfg.accumulate), shares(len(prompts), cfg.accumulate, TEXTS_AT_ONCE)
-        images = features_in_parts(model, image_part, parts[0], adapters.params, "image")
-        texts = features_in_parts(model, text_part, parts[1], adapters.params, "text")
-        return cross_entropy(zero_shot_scores(images, texts, scale), jt.array(labels.astype(np.int32)))
+        parts = (
+            on_photos.shares(len(pixels), cfg.accumulate),
+            on_photos.shares(len(prompts), cfg.accumulate, on_photos.TEXTS_AT_ONCE),
+        )
+        images = on_photos.features_in_parts(model, image_part, parts[0], adapters.params, "image")
+        texts = on_photos.features_in_parts(model, text_part, parts[1], adapters.params, "text")
+        return losses.cross_entropy(
+            similarity.zero_shot_scores(images, texts, scale), jt.array(labels.astype(np.int32))
+        )
 
     return loss
 

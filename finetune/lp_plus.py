@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype
 from jclip.errors import ConfigError, DataError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.train.run import Run
+from jclip.features import extraction, precomputed
+from jclip.features import source as sources
+from jclip.functional import losses, prototypes
+from jclip.postponed import jt
+from jclip.train import loop, on_features, scored_photos
+from jclip.train import optim as optimisation
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,13 @@ class Config:
             raise ConfigError(f"init_alpha={self.init_alpha} weighs the text's scores: it can't be negative")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Start and step sizes from the data, training, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train.on_features import need_text, need_val, zero_shot_report
-    from jclip.train.scored_photos import measured
-
-    rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
+    rows = extraction.TrainingRows(augment=cfg.augment, seed=cfg.seed)
+    data = extraction.few_shot_features(cfg.data, sources.source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
-    need_text(data)
-    need_val(data, cfg.selection)
+    on_features.need_text(data)
+    on_features.need_val(data, cfg.selection)
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     rates = step_sizes(data)
@@ -70,37 +68,31 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     learned = {**arrays, "text": data.text}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     told |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
-    return {**zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     weight, bias, alpha, text = (jt.array(learned[k]) for k in ("weight", "bias", "alpha", "text"))
-    return in_chunks(lambda f: logits(f, weight, bias, alpha, text))
+    return on_features.in_chunks(lambda f: logits(f, weight, bias, alpha, text))
 
 
 def logits(features, weight, bias, alpha, text):
     """Eq. 3 as one product: f · (w_k + α_k t_k) + b_k."""
-    from jclip.functional.prototypes import linear_scores
-
-    return linear_scores(features, weight + alpha.unsqueeze(1) * text, bias)
+    return prototypes.linear_scores(features, weight + alpha.unsqueeze(1) * text, bias)
 
 
-def start(cfg: Config, data: FeatureSet) -> dict[str, np.ndarray]:
+def start(cfg: Config, data: precomputed.FeatureSet) -> dict[str, np.ndarray]:
     """w: (C, E) sums of each class's features; b: zeros; α: (C,) `init_alpha` times how near photos are to their text."""
-    from jclip.functional.prototypes import own_class_means
-    from jclip.train.on_features import one_hot
-
-    sums = one_hot(data.train_labels, data.classes).T.astype(np.float64) @ data.train.astype(np.float64)
-    nearness = np.nanmean(own_class_means(similarities(data), data.train_labels))  # over the classes with photos
+    sums = on_features.one_hot(data.train_labels, data.classes).T.astype(np.float64) @ data.train.astype(np.float64)
+    nearness = np.nanmean(
+        prototypes.own_class_means(similarities(data), data.train_labels)
+    )  # over the classes with photos
     arrays = {"weight": sums, "bias": np.zeros(len(sums)), "alpha": np.full(len(sums), cfg.init_alpha * nearness)}
     return {k: v.astype(np.float32) for k, v in arrays.items()}
 
 
-def step_sizes(data: FeatureSet) -> tuple[float, float]:
+def step_sizes(data: precomputed.FeatureSet) -> tuple[float, float]:
     """Of w and b: 4 N / λ_max(F' F); of α: N / (4 max_k Σ_i (f_i · t_k)²)."""
     features, count = data.train.astype(np.float64), len(data.train)
     gram = features @ features.T if count < features.shape[1] else features.T @ features  # equal but for zeros
@@ -108,34 +100,28 @@ def step_sizes(data: FeatureSet) -> tuple[float, float]:
     return 4 * count / float(np.linalg.eigvalsh(gram)[-1]), count / (4 * float(largest))
 
 
-def similarities(data: FeatureSet) -> np.ndarray:
+def similarities(data: precomputed.FeatureSet) -> np.ndarray:
     """f_i · t_k: (N, C) float64."""
     return data.train.astype(np.float64) @ data.text.astype(np.float64).T
 
 
 def train(
-    cfg: Config, run: Run, data: FeatureSet, begin: dict[str, np.ndarray], rates: tuple[float, float]
+    cfg: Config, run: runs.Run, data: precomputed.FeatureSet, begin: dict[str, np.ndarray], rates: tuple[float, float]
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Both blocks, `cfg.epochs` steps. Returns the arrays of the chosen epoch, and test accuracy of the last and best."""
-    from jclip.functional.losses import cross_entropy
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-    from jclip.train.loop import fit
-    from jclip.train.optim import SGD, TrainState
-
     lr_w, lr_alpha = rates
     weight, bias, alpha = (jt.array(begin[k]) for k in ("weight", "bias", "alpha"))
     gathered = jt.zeros_like(alpha).stop_grad()  # α's gradients since its last step, or since the first epoch
     features, text = jt.array(data.train).stop_grad(), jt.array(data.text).stop_grad()
     labels = jt.array(data.train_labels.astype(np.int32)).stop_grad()
-    optim = SGD({"weight": weight, "bias": bias}, lr_w, cfg.momentum)
-    state = TrainState(optim, {"alpha": alpha, "alpha_gradient": gathered})
+    optim = optimisation.SGD({"weight": weight, "bias": bias}, lr_w, cfg.momentum)
+    state = optimisation.TrainState(optim, {"alpha": alpha, "alpha_gradient": gathered})
 
     def scores(features):
         return logits(features, weight, bias, alpha, text)
 
     def step(_, number: int):
-        loss = cross_entropy(scores(features), labels)
+        loss = losses.cross_entropy(scores(features), labels)
         *both, slope = jt.grad(loss, [weight, bias, alpha])
         due = (number + 1) % cfg.alpha_every == 0
         with jt.no_grad():
@@ -146,14 +132,14 @@ def train(
         optim.apply(both)
         return loss
 
-    seen = adapt.watched(data, cfg.selection)
+    seen = on_features.watched(data, cfg.selection)
 
     def epochs(_: int) -> Iterator[None]:
         yield None  # all rows at once
 
-    outcome = fit(
+    outcome = loop.fit(
         step, epochs, state=state, run=run, epochs=cfg.epochs, steps=cfg.epochs,
         evaluate=seen and (lambda: {"top1": seen.top1(scores)}), among_equals="last",
     )  # fmt: skip
-    trained = adapt.last_and_best(outcome, state, scores, data, cfg.selection)
+    trained = on_features.last_and_best(outcome, state, scores, data, cfg.selection)
     return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.told

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
+from jclip.features import heads
+from jclip.features import source as sources
+from jclip.model import deep_prompts
 from jclip.model.parameter_groups import Prompting
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.source import ModelSource
-    from jclip.train.run import Run
+from jclip.train import deep_prompt_training
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,26 @@ class Config:
         return Prompting(self.text, self.image, self.depth, self.words, self.coupled)
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the words nearest to the first vectors."""
-    from jclip.model.deep_prompts import DeepPrompts
-    from jclip.train.deep_prompt_training import learn, photos_for
-
-    source, photos, data = photos_for(cfg, run)
-    return learn(cfg, run, source, photos, data, DeepPrompts(source.model, data, cfg.prompts, cfg.seed))
+    source, photos, data = deep_prompt_training.photos_for(cfg, run)
+    return deep_prompt_training.learn(
+        cfg, run, source, photos, data, deep_prompts.DeepPrompts(source.model, data, cfg.prompts, cfg.seed)
+    )
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the learned texts: normalised features (N, E) of `prompted_source` → scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
-def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: ModelSource) -> ModelSource:
+def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: sources.ModelSource) -> sources.ModelSource:
     """What a finished run takes its image features from."""
-    from jclip.features.source import with_vectors
-
-    return with_vectors(source, learned)
+    return sources.with_vectors(source, learned)
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.train.deep_prompt_training import with_names
-
-    return with_names(learned, cfg.prompts, cfg.templates, classnames, source)
+    return deep_prompt_training.with_names(learned, cfg.prompts, cfg.templates, classnames, source)

@@ -14,19 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError
+from jclip.features import heads
+from jclip.features import source as sources
+from jclip.functional import directions, losses, similarity
+from jclip.model import clip, deep_prompts
 from jclip.model.parameter_groups import Prompting
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.source import ModelSource
-    from jclip.model.clip import CLIP
-    from jclip.runtime import jt
-    from jclip.train.run import Run
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import deep_prompt_training, on_features
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -66,67 +68,51 @@ class Config:
         return Prompting(self.text, self.image, self.depth, self.words)
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the words nearest to the first vectors."""
-    from jclip.model.deep_prompts import DeepPrompts
-    from jclip.train.deep_prompt_training import learn, photos_for
-
-    source, photos, data = photos_for(cfg, run)
-    prompts = DeepPrompts(source.model, data, cfg.prompts, cfg.seed)
+    source, photos, data = deep_prompt_training.photos_for(cfg, run)
+    prompts = deep_prompts.DeepPrompts(source.model, data, cfg.prompts, cfg.seed)
     held = raw_means(source, photos.classnames, cfg.templates)
     average = Aggregate(prompts.params, gaussian(cfg.optim.epochs, cfg.mean, cfg.deviation))
-    return learn(cfg, run, source, photos, data, prompts, regulariser(cfg, source.model, held, data.scale), average)
+    return deep_prompt_training.learn(
+        cfg, run, source, photos, data, prompts, regulariser(cfg, source.model, held, data.scale), average
+    )
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """Zero-shot with the learned texts: normalised features (N, E) of `prompted_source` → scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
-def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: ModelSource) -> ModelSource:
+def prompted_source(learned: dict[str, np.ndarray], cfg: Config, source: sources.ModelSource) -> sources.ModelSource:
     """What a finished run takes its image features from."""
-    from jclip.features.source import with_vectors
-
-    return with_vectors(source, learned)
+    return sources.with_vectors(source, learned)
 
 
 def for_classes(
-    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: ModelSource
+    learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    from jclip.train.deep_prompt_training import with_names
-
-    return with_names(learned, cfg.prompts, cfg.templates, classnames, source)
+    return deep_prompt_training.with_names(learned, cfg.prompts, cfg.templates, classnames, source)
 
 
-def raw_means(source: ModelSource, classnames: Sequence[str], templates: str) -> np.ndarray:
+def raw_means(source: sources.ModelSource, classnames: Sequence[str], templates: str) -> np.ndarray:
     """t⁰ (C, E): of each class the mean over its prompts' features, brought to length one thereafter alone."""
-    from jclip.features.heads import prompt_features
-    from jclip.functional.directions import unit
-    from jclip.prompts.templates import class_prompts, load_templates
-    from jclip.train.on_features import class_means
-
     prompts = class_prompts(classnames, load_templates(templates))
-    features, labels = prompt_features(source, prompts, source.width)
-    return unit(class_means(features, labels, len(classnames))).astype(np.float32)
+    features, labels = heads.prompt_features(source, prompts, source.width)
+    return directions.unit(on_features.class_means(features, labels, len(classnames))).astype(np.float32)
 
 
-def regulariser(cfg: Config, model: CLIP, held: np.ndarray, scale: float) -> Callable:
+def regulariser(cfg: Config, model: clip.CLIP, held: np.ndarray, scale: float) -> Callable:
     """(pixels, f, t, z) → what is added to the cross-entropy; the frozen towers keep nothing for a backward pass."""
-    from jclip.functional.losses import kl_divergence
-    from jclip.functional.similarity import normalise, zero_shot_scores
-    from jclip.runtime import jt
-
     frozen = jt.array(held).stop_grad()
 
     def penalty(pixels, images, text, scores):
         with jt.no_grad():
-            plain = normalise(model.encode_image(pixels))
-            wanted = zero_shot_scores(plain, frozen, scale)
+            plain = similarity.normalise(model.encode_image(pixels))
+            wanted = similarity.zero_shot_scores(plain, frozen, scale)
         moved = cfg.image_weight * mean_distance(images, plain) + cfg.text_weight * mean_distance(text, frozen)
-        return moved + cfg.scores_weight * kl_divergence(scores, wanted) / (scores.shape[0] * scores.shape[1])
+        return moved + cfg.scores_weight * losses.kl_divergence(scores, wanted) / (scores.shape[0] * scores.shape[1])
 
     return penalty
 
@@ -148,15 +134,11 @@ class Aggregate:
     """The weighted sum of the parameters over the epochs, float32; its sums are saved where training stands."""
 
     def __init__(self, params: Mapping[str, jt.Var], weights: np.ndarray):
-        from jclip.runtime import jt
-
         self._params, self._weights = params, weights
         self.sums = {f"sum.{name}": jt.zeros_like(var).stop_grad() for name, var in params.items()}
 
     def add(self, epoch: int) -> None:
         """Takes in the parameters as they are after that epoch, counted from 0."""
-        from jclip.runtime import jt
-
         weight = float(self._weights[epoch])
         with jt.no_grad():
             for name, var in self._params.items():

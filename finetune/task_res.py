@@ -16,18 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.train.on_features import Trained
-    from jclip.train.run import Run
+from jclip.features import extraction, heads, precomputed
+from jclip.features import source as sources
+from jclip.functional import directions, losses, similarity
+from jclip.postponed import jt
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -55,62 +56,52 @@ class Config:
             raise ConfigError(f"alpha={self.alpha} is how far the residual moves the text: it is above 0")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Base text features, training of the residual, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
-    source = source_of(cfg)
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
-    data = few_shot_features(cfg.data, source, cfg.templates, rows)
+    source = sources.source_of(cfg)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = extraction.few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
-    adapt.need_text(data)
-    adapt.need_val(data, cfg.selection)
+    on_features.need_text(data)
+    on_features.need_val(data, cfg.selection)
     text = base_text(cfg, data, source)
     trained = train_residual(cfg, run, data, text)
     learned = arrays(cfg, text, data.scale, trained.arrays["residual"])
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    return {**adapt.zero_shot_report(data), **measured(run, data, scorer(learned, cfg)), **trained.told}
+    return {
+        **on_features.zero_shot_report(data),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
+        **trained.told,
+    }
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-    from jclip.functional.directions import unit
-
     text = learned["text"] + np.float32(learned["alpha"][0]) * learned["residual"]
-    return ZeroShotHead(unit(text), float(learned["scale"][0]))
+    return heads.ZeroShotHead(directions.unit(text), float(learned["scale"][0]))
 
 
 def logits(features, text, residual, scale: float, alpha: float):
     """Eq. 5 of normalised features: (B, E), (C, E), (C, E) → (B, C)."""
-    from jclip.functional.similarity import normalise, zero_shot_scores
-
-    return zero_shot_scores(features, normalise(text + alpha * residual), scale)
+    return similarity.zero_shot_scores(features, similarity.normalise(text + alpha * residual), scale)
 
 
-def train_residual(cfg: Config, run: Run, data: FeatureSet, text: np.ndarray) -> Trained:
+def train_residual(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, text: np.ndarray) -> on_features.Trained:
     """Cross-entropy on the logits above plus λ/2 |x|²; from photos, an epoch draws as many views as there are photos."""
-    from jclip.functional.losses import cross_entropy
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     residual, fixed = jt.zeros(text.shape), jt.array(text).stop_grad()
     several = not cfg.data.features and cfg.augment != "none"
     rows = len(data.train) // cfg.views if several else len(data.train)
-    batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
+    batches = on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows)
 
     def scores(features):
         return logits(features, fixed, residual, data.scale, cfg.alpha)
 
     def loss(features, labels):
-        return cross_entropy(scores(features), labels) + cfg.decay / 2 * (residual * residual).sum()
+        return losses.cross_entropy(scores(features), labels) + cfg.decay / 2 * (residual * residual).sum()
 
-    rate = adapt.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
-    learner = adapt.Learner({"residual": residual}, scores, loss, rate)
-    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection)
+    rate = on_features.coop_rate(cfg.optim, batches.steps) if cfg.schedule == "coop" else None
+    learner = on_features.Learner({"residual": residual}, scores, loss, rate)
+    return on_features.train(run, cfg.optim, learner, batches, batches.steps, data, cfg.selection)
 
 
 def arrays(cfg: Config, text: np.ndarray, scale: float, residual: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,17 +109,14 @@ def arrays(cfg: Config, text: np.ndarray, scale: float, residual: np.ndarray) ->
     return {"text": text, "residual": residual, "scale": np.array([scale]), "alpha": np.array([cfg.alpha])}
 
 
-def base_text(cfg: Config, data: FeatureSet, source: ModelSource | None) -> np.ndarray:
+def base_text(cfg: Config, data: precomputed.FeatureSet, source: sources.ModelSource | None) -> np.ndarray:
     """T (C, E): means over the templates of the model's raw text features, or the recorded rows without one.
 
     Raises `ConfigError` for a model of another width.
     """
-    from jclip.features.heads import prompt_features
-    from jclip.prompts.templates import class_prompts, load_templates
-
     if source is None or not data.classnames:
         return data.text
     prompts = class_prompts(data.classnames, load_templates(cfg.templates))
-    raw, labels = prompt_features(source, prompts, data.text.shape[1])
+    raw, labels = heads.prompt_features(source, prompts, data.text.shape[1])
     counts = np.bincount(labels)
     return np.add.reduceat(raw, np.cumsum(counts) - counts, axis=0) / counts[:, None].astype(np.float32)

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
 from jclip.errors import ConfigError
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.train.run import Run
+from jclip.features import extraction, precomputed
+from jclip.features import source as sources
+from jclip.functional import similarity
+from jclip.postponed import jt
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,17 @@ class Config:
             refuse_average(self.optim, "train=true")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Cache, search, training if asked for, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train import on_features as adapt
-    from jclip.train.scored_photos import measured
-
-    source = source_of(cfg)
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed)
-    data = few_shot_features(cfg.data, source, cfg.templates, rows)
+    source = sources.source_of(cfg)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed)
+    data = extraction.few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
-    adapt.need_text(data)
-    adapt.need_val(data, cfg.selection if cfg.train else "last", searched="α and β (search)" if cfg.search else "")
-    values = adapt.one_hot(data.train_labels, data.classes)
+    on_features.need_text(data)
+    on_features.need_val(
+        data, cfg.selection if cfg.train else "last", searched="α and β (search)" if cfg.search else ""
+    )
+    values = on_features.one_hot(data.train_labels, data.classes)
 
     keys, alpha, beta, trained = data.train, cfg.alpha, cfg.beta, {}
     if cfg.train:
@@ -82,8 +80,8 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
     }  # fmt: skip
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
     return {
-        **adapt.zero_shot_report(data),
-        **measured(run, data, scorer(learned, cfg)),
+        **on_features.zero_shot_report(data),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         "beta": beta,
         **trained,
@@ -92,56 +90,49 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     keys, values, text = (jt.array(learned[k]) for k in ("keys", "values", "text"))
     scale, alpha, beta = (float(learned[k][0]) for k in ("scale", "alpha", "beta"))
-    return in_chunks(lambda f: logits(f, keys, values, text, scale, alpha, beta))
+    return on_features.in_chunks(lambda f: logits(f, keys, values, text, scale, alpha, beta))
 
 
 def logits(features, keys, values, text, scale: float, alpha: float, beta: float):
     """Eq. 6: zero-shot scores plus α times the cache's."""
-    from jclip.functional.similarity import cache_scores, zero_shot_scores
-
-    return zero_shot_scores(features, text, scale) + alpha * cache_scores(features, keys, values, beta)
+    return similarity.zero_shot_scores(features, text, scale) + alpha * similarity.cache_scores(
+        features, keys, values, beta
+    )
 
 
 def train_keys(
-    cfg: Config, run: Run, data: FeatureSet, values: np.ndarray, source: ModelSource | None
+    cfg: Config, run: runs.Run, data: precomputed.FeatureSet, values: np.ndarray, source: sources.ModelSource | None
 ) -> tuple[np.ndarray, dict[str, float]]:
     """-F: the keys as weights of a bias-free layer, cross-entropy on the logits above with α and β held fixed.
 
     From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
     keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
     """
-    from jclip.features.extraction import training_view
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     keys, fixed = jt.array(data.train), [jt.array(values).stop_grad(), jt.array(data.text).stop_grad()]
     size = min(cfg.optim.batch, len(data.train))
 
     def batches(epoch: int):
-        features, labels = training_view(cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch)
-        return adapt.Batches([features, labels], size, cfg.seed)(epoch)
+        features, labels = extraction.training_view(
+            cfg.data, source, data, cfg.augment, cfg.seed, view=cfg.views + epoch
+        )
+        return on_features.Batches([features, labels], size, cfg.seed)(epoch)
 
     def scores(features):
         return logits(features, keys, *fixed, data.scale, cfg.alpha, cfg.beta)
 
     steps = -(-len(data.train) // size)
-    learner = adapt.Learner({"keys": keys}, scores)
-    trained = adapt.train(run, cfg.optim, learner, batches, steps, data, cfg.selection)
+    learner = on_features.Learner({"keys": keys}, scores)
+    trained = on_features.train(run, cfg.optim, learner, batches, steps, data, cfg.selection)
     return trained.arrays["keys"], trained.told
 
 
-def search(cfg: Config, data: FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+def search(cfg: Config, data: precomputed.FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """α and β of the best validation accuracy over the authors' grid; the first, β outer and α inner, among equals."""
-    from jclip.train.on_features import cache_hits
-
     alphas, betas = grid(cfg.search_alpha, cfg.search_steps[0]), grid(cfg.search_beta, cfg.search_steps[1])
     cache = {"keys": keys, "values": values[:, None], "text": data.text}
-    right = cache_hits(data, data.val, cache, alphas, betas)[:, :, 0]
+    right = on_features.cache_hits(data, data.val, cache, alphas, betas)[:, :, 0]
     best = np.unravel_index(right.argmax(), right.shape)
     return float(alphas[best[1]]), float(betas[best[0]])
 

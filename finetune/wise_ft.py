@@ -15,23 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
+from jclip.data import splits
 from jclip.errors import ConfigError, DataError, MisfitError
+from jclip.features import extraction, heads, precomputed
+from jclip.features import source as sources
+from jclip.functional import losses, prototypes
+from jclip.postponed import jt
+from jclip.readers import safetensors, tensors
+from jclip.train import on_features, scored_photos
+from jclip.train import run as runs
+from jclip.weights import checkpoint
 
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from pathlib import Path
-
-    Weights = dict[str, np.ndarray]
-
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.source import ModelSource
-    from jclip.train.on_features import Trained
-    from jclip.train.run import Run
-    from jclip.weights.checkpoint import Checkpoint
+Weights: TypeAlias = "dict[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,15 @@ class Config:
             refuse_average(self.optim, "training: leave tuned out")
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Training, accuracy along α, the head at the chosen α, evaluation of val and test."""
-    from jclip.features.extraction import TrainingRows, few_shot_features
-    from jclip.features.source import source_of
-    from jclip.train.on_features import best_on_val, need_text, need_val, zero_shot_report
-    from jclip.train.scored_photos import measured
-
     if cfg.tuned:
         return mix_towers(cfg, run)
-    rows = TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
-    data = few_shot_features(cfg.data, source_of(cfg), cfg.templates, rows)
+    rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True)
+    data = extraction.few_shot_features(cfg.data, sources.source_of(cfg), cfg.templates, rows)
     run.note(**data.facts)
-    need_text(data)
-    need_val(data, "last", searched="α" if cfg.search else "")
+    on_features.need_text(data)
+    on_features.need_val(data, "last", searched="α" if cfg.search else "")
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     before = start(data)
@@ -87,14 +83,14 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         return scorer(interpolate(before, after, alpha), cfg)
 
     alphas = grid(cfg.steps)
-    alpha = best_on_val(alphas, data, score_at)[0] if cfg.search else cfg.alpha
+    alpha = on_features.best_on_val(alphas, data, score_at)[0] if cfg.search else cfg.alpha
     learned = {**interpolate(before, after, alpha), "alpha": np.array([alpha])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     curve = {f"{part}_top1_at_{a:.2f}": data.top1(part, score_at(a))
              for part in ("val", "test") if len(getattr(data, part)) for a in alphas}  # fmt: skip
     return {
-        **zero_shot_report(data),
-        **measured(run, data, scorer(learned, cfg)),
+        **on_features.zero_shot_report(data),
+        **scored_photos.measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         **curve,
         **trained.told,
@@ -103,21 +99,15 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E): scores (N, C)."""
-    from jclip.functional.prototypes import linear_scores
-    from jclip.runtime import jt
-    from jclip.train.on_features import in_chunks
-
     weight, bias = jt.array(learned["weight"]), jt.array(learned["bias"])
-    return in_chunks(lambda f: linear_scores(f, weight, bias))
+    return on_features.in_chunks(lambda f: prototypes.linear_scores(f, weight, bias))
 
 
-def for_classes(learned: Weights, cfg: Config, classnames: Sequence[str], source: ModelSource) -> Weights:
+def for_classes(learned: Weights, cfg: Config, classnames: Sequence[str], source: sources.ModelSource) -> Weights:
     """Mixed towers with the prompts of other class names. Raises `ConfigError` for a tuned head, which is of its own."""
-    from jclip.features.heads import text_for
-
     if not cfg.tuned:
         raise ConfigError("wise_ft without `tuned` learned a linear head of its own classes: it knows no others")
-    new = text_for(source, classnames, cfg.templates)
+    new = heads.text_for(source, classnames, cfg.templates)
     return {
         **learned,
         "weight": np.float32(new["scale"][0]) * new["text"],
@@ -125,33 +115,28 @@ def for_classes(learned: Weights, cfg: Config, classnames: Sequence[str], source
     }
 
 
-def start(data: FeatureSet) -> Weights:
+def start(data: precomputed.FeatureSet) -> Weights:
     """The zero-shot head as a linear layer: W = exp(scale) T (C, E), b = 0 (C,)."""
     return {"weight": np.float32(data.scale) * data.text, "bias": np.zeros(len(data.text), np.float32)}
 
 
-def train(cfg: Config, run: Run, data: FeatureSet, before: Weights) -> Trained:
+def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, before: Weights) -> on_features.Trained:
     """The head after the last epoch."""
-    from jclip.functional.losses import cross_entropy
-    from jclip.functional.prototypes import linear_scores
-    from jclip.runtime import jt
-    from jclip.train import on_features as adapt
-
     head = {k: jt.array(v) for k, v in before.items()}
-    batches = adapt.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed)
+    batches = on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed)
 
     def scores(features):
-        return linear_scores(features, **head)
+        return prototypes.linear_scores(features, **head)
 
     def loss(features, labels):
         given = scores(features)
-        own = cross_entropy(given, labels)
+        own = losses.cross_entropy(given, labels)
         if not cfg.smoothing:
             return own
         return (1 - cfg.smoothing) * own - cfg.smoothing * jt.nn.log_softmax(given, dim=1).mean()
 
-    learner = adapt.Learner(head, scores, loss, clip=cfg.clip)
-    return adapt.train(run, cfg.optim, learner, batches, batches.steps, data, selection="last")
+    learner = on_features.Learner(head, scores, loss, clip=cfg.clip)
+    return on_features.train(run, cfg.optim, learner, batches, batches.steps, data, selection="last")
 
 
 def grid(steps: int) -> list[float]:
@@ -159,58 +144,49 @@ def grid(steps: int) -> list[float]:
     return [i / steps for i in range(steps + 1)]
 
 
-def mix_towers(cfg: Config, run: Run) -> dict[str, float]:
+def mix_towers(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot with towers between `model` and `tuned`: at 0, α and 1, or along the whole way where α is searched."""
-    from jclip.data.splits import read_photos
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.heads import ZeroShotHead
-    from jclip.features.source import ModelSource, source_of
-    from jclip.train.on_features import need_val
-
     if not cfg.model or cfg.data.features:
         raise ConfigError("towers are mixed on photos: set model= to the weights before tuning, and data.root")
-    ends, photos = [source_of(cfg), source_of(cfg, cfg.tuned)], read_photos(cfg.data)
+    ends, photos = [sources.source_of(cfg), sources.source_of(cfg, cfg.tuned)], splits.read_photos(cfg.data)
     if ends[0].config != ends[1].config:
         raise MisfitError(f"{cfg.tuned} is of another architecture than {cfg.model}: they can't be mixed")
     file = run.file("model.safetensors")
 
-    def at(alpha: float) -> FeatureSet:
+    def at(alpha: float) -> precomputed.FeatureSet:
         save_mixture(file, *(end.checkpoint for end in ends), alpha)
-        mixed = ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft, upright=cfg.data.upright)
-        return few_shot_features(cfg.data, mixed, cfg.templates, training=None, photos=photos)
+        mixed = sources.ModelSource(file, dtype=cfg.dtype, draft=cfg.data.draft, upright=cfg.data.upright)
+        return extraction.few_shot_features(cfg.data, mixed, cfg.templates, training=None, photos=photos)
 
     seen = {alpha: at(alpha) for alpha in (grid(cfg.steps) if cfg.search else sorted({0.0, cfg.alpha, 1.0}))}
-    heads = {alpha: ZeroShotHead(data.text, data.scale) for alpha, data in seen.items()}
-    need_val(seen[0.0], "last", searched="α" if cfg.search else "")
-    alpha = max(seen, key=lambda a: seen[a].top1("val", heads[a])) if cfg.search else cfg.alpha
+    head_at = {alpha: heads.ZeroShotHead(data.text, data.scale) for alpha, data in seen.items()}
+    on_features.need_val(seen[0.0], "last", searched="α" if cfg.search else "")
+    alpha = max(seen, key=lambda a: seen[a].top1("val", head_at[a])) if cfg.search else cfg.alpha
     data = at(alpha)  # which leaves its file
     run.note(**data.facts, before_sha256=ends[0].checkpoint.sha256, tuned_sha256=ends[1].checkpoint.sha256)
     learned = {**start(data), "alpha": np.array([alpha])}
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    curve = {f"{part}_top1_at_{a:.2f}": some.top1(part, heads[a])
+    curve = {f"{part}_top1_at_{a:.2f}": some.top1(part, head_at[a])
              for part in ("val", "test") if len(getattr(data, part)) for a, some in seen.items()}  # fmt: skip
-    zero_shot = seen[0.0].report(heads[0.0], prefix="zero_shot_")
+    zero_shot = seen[0.0].report(head_at[0.0], prefix="zero_shot_")
     return {**zero_shot, **data.report(scorer(learned, cfg)), "alpha": alpha, **curve}
 
 
-def save_mixture(file: Path, before: Checkpoint, after: Checkpoint, alpha: float) -> None:
+def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Checkpoint, alpha: float) -> None:
     """Writes what `interpolate` makes of two checkpoints tensor by tensor: no model is ever whole in memory."""
-    from jclip.readers import LazyTensor, safetensors
-    from jclip.weights.checkpoint import compare_keys, describe, in_memory
-
     ends = before.tensors, after.tensors
-    compare_keys(*({k: t.shape for k, t in end.items()} for end in ends), str(after.path))
+    checkpoint.compare_keys(*({k: t.shape for k, t in end.items()} for end in ends), str(after.path))
 
-    def mixed(name: str) -> LazyTensor:
-        return LazyTensor(
+    def mixed(name: str) -> tensors.LazyTensor:
+        return tensors.LazyTensor(
             ends[0][name].shape, "float32", lambda: _between(name, *(end[name].read() for end in ends), alpha)
         )
 
-    tensors = {name: mixed(name) for name in ends[0]}
-    scale = tensors["logit_scale"].read().reshape(())
-    tensors["logit_scale"] = in_memory(scale)
-    metadata = {"made_by": "wise_ft", **describe(before.config, before.preprocess, float(scale))}
-    safetensors.write_tensors(file, tensors, dict.fromkeys(tensors, "float32"), metadata)
+    merged = {name: mixed(name) for name in ends[0]}
+    scale = merged["logit_scale"].read().reshape(())
+    merged["logit_scale"] = checkpoint.in_memory(scale)
+    metadata = {"made_by": "wise_ft", **checkpoint.describe(before.config, before.preprocess, float(scale))}
+    safetensors.write_tensors(file, merged, dict.fromkeys(merged, "float32"), metadata)
 
 
 def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], alpha: float) -> Weights:
@@ -219,9 +195,7 @@ def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray
     Good for heads and for whole checkpoints, running statistics included. Raises `MisfitError` when names or shapes
     differ, and for whole numbers that do: between two of them there is nothing to take.
     """
-    from jclip.weights.checkpoint import compare_keys
-
-    compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
+    checkpoint.compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
     return {k: _between(k, before[k], after[k], alpha) for k in before}
 
 

@@ -11,26 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
 
 from jclip.choices import Mix, PreprocessChoice
 from jclip.config import DataConfig, Dtype
+from jclip.data import multi_label, splits
 from jclip.errors import ConfigError, DataError
+from jclip.features import extraction, heads, precomputed, run_data, several_models
+from jclip.features import source as sources
 from jclip.features.member import Member, check_mixture
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.data.splits import Split
-    from jclip.features.precomputed import FeatureSet
-    from jclip.features.several_models import Mixture
-    from jclip.features.source import ModelSource, SideBySide
-    from jclip.train.run import Run
-
-    Learned = dict[str, np.ndarray]
-
+from jclip.functional import metrics
+from jclip.report import evaluation
+from jclip.train import run as runs
+from jclip.train import scored_photos
 
 MEASURES_ALL = True  # photos of data without parts: there is nothing to learn from
+
+Learned: TypeAlias = "dict[str, np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,10 @@ class Config:
             )
 
 
-def run(cfg: Config, run: Run) -> dict[str, float]:
+def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Builds the head, or those of all models, scores val and test."""
     if cfg.multi_label:
         return run_multi_label(cfg, run)
-    from jclip.train.scored_photos import measured
 
     data, learned, width = of_models(cfg) if cfg.models else of_one_model(cfg)
     run.note(**data.facts)
@@ -87,90 +85,74 @@ def run(cfg: Config, run: Run) -> dict[str, float]:
         raise DataError("there are no photos to measure on: set data.val or data.test")
     run.save_learned(learned, classnames=data.classnames, width=width)
     score = scorer(learned, cfg)
-    metrics = {**measured(run, data, score), **known(cfg, run)}
+    metrics = {**scored_photos.measured(run, data, score), **known(cfg, run)}
     write_benchmark(cfg, run, metrics, data.classes)
     weights = learned["weights"] if cfg.models else ()
     return {**metrics, **{f"weight_{number}": float(weight) for number, weight in enumerate(weights)}}
 
 
-def of_one_model(cfg: Config) -> tuple[FeatureSet, Learned, int]:
+def of_one_model(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
     """Features of photos, or recorded ones, and the text of their classes."""
-    from jclip.features.run_data import run_features, run_photos
-    from jclip.features.source import source_of
-
-    data = run_features(cfg, source_of(cfg), run_photos(cfg, MEASURES_ALL), training=None)
+    data = run_data.run_features(cfg, sources.source_of(cfg), run_data.run_photos(cfg, MEASURES_ALL), training=None)
     if data.text is None:
         raise DataError("these features come without text features: set model= to the model they are of")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
 
 
-def of_models(cfg: Config) -> tuple[FeatureSet, Learned, int]:
+def of_models(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
     """Features of photos by all models, side by side, and what mixes their scores."""
-    from jclip.features.extraction import few_shot_features
-    from jclip.features.run_data import run_photos
-    from jclip.features.source import source_of
-
-    source, photos = source_of(cfg), run_photos(cfg, MEASURES_ALL)
+    source, photos = sources.source_of(cfg), run_data.run_photos(cfg, MEASURES_ALL)
     if cfg.search and not len(photos.val):
         raise DataError("search=true weighs the models by validation photos: set data.val, or search=false")
     mixture = mixture_for(cfg, source, photos.classnames, {"val": photos.val, "test": photos.test})
-    data = few_shot_features(cfg.data, source, "", training=None, photos=photos)
+    data = extraction.few_shot_features(cfg.data, source, "", training=None, photos=photos)
     mixture = mixture.searched(data.val, data.val_labels, cfg.step) if cfg.search else mixture
     return data, mixture.arrays(), mixture.width
 
 
-def run_multi_label(cfg: Config, run: Run) -> dict[str, float]:
+def run_multi_label(cfg: Config, run: runs.Run) -> dict[str, float]:
     """The same for photos of several classes each: their mAP, and per_class.csv."""
-    from jclip.data.multi_label import read_multi_label
-    from jclip.features.extraction import extract
-    from jclip.features.source import SideBySide
-    from jclip.functional.metrics import average_precisions
-    from jclip.report.evaluation import write_csv
-
-    models, found = members(cfg), read_multi_label(cfg.data)
-    together = SideBySide.of(models)
+    models, found = members(cfg), multi_label.read_multi_label(cfg.data)
+    together = sources.SideBySide.of(models)
     mixture = mixture_for(cfg, together, found.classnames, {"test": found.photos})
-    rows, features = extract(together, found.photos, on_error=cfg.data.on_error, label="test")
+    rows, features = extraction.extract(together, found.photos, on_error=cfg.data.on_error, label="test")
     run.note(weights_sha256=together.weights_sha256, test_sha256=found.photos.digest())
     one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
     run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
     targets = found.targets[rows]
-    precisions = average_precisions(mixture(features), targets)
+    precisions = metrics.average_precisions(mixture(features), targets)
     table = zip(found.classnames, targets.sum(axis=0), precisions, strict=True)
-    write_csv(run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
-    metrics = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
-    write_benchmark(cfg, run, metrics, len(found.classnames))
-    return metrics
+    evaluation.write_csv(
+        run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table]
+    )
+    figures = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
+    write_benchmark(cfg, run, figures, len(found.classnames))
+    return figures
 
 
 def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with normalised features (N, E), of several models side by side: scores (N, C)."""
-    from jclip.features.heads import ZeroShotHead
-    from jclip.features.several_models import Mixture
-
     if cfg.models:
-        return Mixture.from_arrays(learned, [member.mode for member in cfg.models], cfg.mix)
-    return ZeroShotHead(learned["text"], float(learned["scale"][0]))
+        return several_models.Mixture.from_arrays(learned, [member.mode for member in cfg.models], cfg.mix)
+    return heads.ZeroShotHead(learned["text"], float(learned["scale"][0]))
 
 
-def for_classes(learned: Learned, cfg: Config, classnames: Sequence[str], source: ModelSource | SideBySide) -> Learned:
+def for_classes(
+    learned: Learned, cfg: Config, classnames: Sequence[str], source: sources.ModelSource | sources.SideBySide
+) -> Learned:
     """The same for other class names, with the weights that it has."""
-    from jclip.features.heads import text_for
-
     if cfg.models:
         return {**mixture_for(cfg, source, classnames).arrays(), "weights": learned["weights"]}
-    return {**learned, **text_for(source, classnames, cfg.templates)}
+    return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 
 def mixture_for(
-    cfg: Config, source: SideBySide, classnames: Sequence[str], splits: Mapping[str, Split] | None = None
-) -> Mixture:
-    """All models' heads for these classes; features of the photos in `splits` are computed on the way."""
-    from jclip.features.several_models import build_mixture
-
+    cfg: Config, source: sources.SideBySide, classnames: Sequence[str], photos: Mapping[str, splits.Split] | None = None
+) -> several_models.Mixture:
+    """All models' heads for these classes; features of the photos in `photos` are computed on the way."""
     drop = {"drop_below": cfg.drop_below, "drop_below_uniform": cfg.drop_below_uniform}
     given = {"mix": cfg.mix, "on_error": cfg.data.on_error, **drop}
-    return build_mixture(source, members(cfg), classnames, splits or {}, **given)
+    return several_models.build_mixture(source, members(cfg), classnames, photos or {}, **given)
 
 
 def members(cfg: Config) -> tuple[Member, ...]:
@@ -182,23 +164,19 @@ def members(cfg: Config) -> tuple[Member, ...]:
     return tuple(member.reading(cfg.data.upright) for member in cfg.models or (Member(**one, preprocess=look),))
 
 
-def known(cfg: Config, run: Run) -> dict[str, float]:
+def known(cfg: Config, run: runs.Run) -> dict[str, float]:
     """With `unknown`: the share of test photos that are given a class, and the accuracy among these."""
-    from jclip.functional.metrics import softmax, top_k
-
     if not cfg.unknown or run.handed_over is None:
         return {}
     scores, labels = run.handed_over.scores, run.handed_over.targets
-    sure = softmax(scores).max(axis=1) >= cfg.unknown
+    sure = metrics.softmax(scores).max(axis=1) >= cfg.unknown
     told = {"test_known": float(sure.mean())}
-    return told | ({"test_known_top1": top_k(scores[sure], labels[sure])} if sure.any() else {})
+    return told | ({"test_known_top1": metrics.top_k(scores[sure], labels[sure])} if sure.any() else {})
 
 
-def write_benchmark(cfg: Config, run: Run, metrics: dict[str, float], classes: int) -> None:
+def write_benchmark(cfg: Config, run: runs.Run, metrics: dict[str, float], classes: int) -> None:
     """benchmark.json, in the fields of CLIP_benchmark."""
-    from jclip.report.evaluation import benchmark_of, write_json
-
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train
     models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
-    write_json(run.file("benchmark.json"), benchmark_of(metrics, classes, dataset, models))
+    evaluation.write_json(run.file("benchmark.json"), evaluation.benchmark_of(metrics, classes, dataset, models))

@@ -1,4 +1,8 @@
-"""A package that is imported by name now and run on first use, so that a wrong setting is told before it is loaded."""
+"""Imports that stand at the top of a file and cost nothing there: what they name is loaded at its first use.
+
+Rooms offer their modules so, `from jclip.train import on_features`, and `jt` here is Jittor so: help and wrong settings
+are answered before NumPy or Jittor is loaded. `postponed` does the same for a package of others in a block.
+"""
 
 from __future__ import annotations
 
@@ -43,18 +47,55 @@ class _Postponed(ModuleType):
         return getattr(self, attribute)
 
 
+class Handle(ModuleType):
+    """Stands for a module, or for what a module holds under a name: imported when an attribute is looked up or set.
+
+    Nothing is copied: each look-up goes to what is there now, so that it may be replaced there.
+    """
+
+    def __init__(self, module: str, name: str = ""):
+        super().__init__(module)
+        super().__setattr__("_name", name)
+
+    @property
+    def __dict__(self) -> dict[str, Any]:
+        return self._found().__dict__
+
+    def _found(self) -> Any:
+        module = importlib.import_module(self.__name__)
+        return getattr(module, self._name) if self._name else module
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._found(), attribute)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        setattr(self._found(), attribute, value)
+
+    def __delattr__(self, attribute: str) -> None:
+        delattr(self._found(), attribute)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._found())
+
+
+jt = Handle("jclip.runtime", "jt")
+
+
 def face(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package whose public names are looked up on first use (PEP 562).
 
-    homes: module of the package → the public names that it holds.
+    homes: module of the package → the public names that it holds. `from package import module` gives a `Handle` of any
+    module that isn't loaded yet.
     """
     home = {name: module for module, names in homes.items() for name in names}
 
     def get(name: str) -> Any:
-        if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        if name in home:
+            return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+            return Handle(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get, lambda: sorted(home), sorted(home)

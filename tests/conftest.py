@@ -91,7 +91,7 @@ def use_cache(folder: str | Path, setattr) -> None:
             return below
         return before(*parts)
 
-    for module in ("paths", "features.extraction", "features.heads", "weights.download"):
+    for module in ("paths", "paths.file_hashes", "features.extraction", "features.heads", "weights.download"):
         setattr(importlib.import_module(f"jclip.{module}"), "cache_dir", cache_dir)
 
 

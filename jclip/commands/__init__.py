@@ -1,1 +1,7 @@
 """What `jclip <word>` does, one module a word."""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(__name__, {})

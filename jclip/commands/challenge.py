@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jclip.commands import challenge_submission
 from jclip.commands.arguments import Parser, add_shared
 from jclip.commands.challenge_steps import UNTIL, Config, Pipeline
 from jclip.config import build, load_values
@@ -31,7 +32,5 @@ def challenge(argv: list[str]) -> int:
     if args.until != "tune":
         members = work.train(best)
         if args.until == "results":
-            from jclip.commands.challenge_submission import submit
-
-            submit(work, members)
+            challenge_submission.submit(work, members)
     return 0

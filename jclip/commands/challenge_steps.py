@@ -20,17 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jclip.config import DataConfig, to_values
+from jclip.data import checks, splits
 from jclip.errors import ConfigError, DataError, UnknownName, notice, quoted, say
+from jclip.features import source as sources
+from jclip.paths import file_sha256, refuse_overwriting
+from jclip.prompts import tokenizer
+from jclip.prompts.templates import class_prompts, load_templates
+from jclip.report import predictions
+from jclip.report.predictor import Classifier, unlabelled
 from jclip.train import recipe_finder
 from jclip.train.configs import build_config, files_named_in, resolved
 from jclip.train.recipe_runs import finished
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
-
-    from jclip.data.splits import PhotoData, Split
-    from jclip.features.source import ModelSource
-    from jclip.report.predictor import Classifier
 
 TUNED = "tuned"  # the member that `tune` makes
 
@@ -124,11 +127,9 @@ class Pipeline:
         return replace(data, classes=str(Path(data.root, "classes_b.txt")))
 
     @cached_property
-    def photos(self) -> PhotoData:
+    def photos(self) -> splits.PhotoData:
         """Training and validation photos and the classes, as `check` finds them fit to be used."""
-        from jclip.data.splits import read_photos
-
-        return read_photos(self.data)
+        return splits.read_photos(self.data)
 
     @cached_property
     def taught(self) -> np.ndarray:
@@ -138,24 +139,25 @@ class Pipeline:
         return np.bincount(self.photos.train.labels, minlength=len(self.photos.classnames)) > 0
 
     @cached_property
-    def to_label(self) -> Split:
+    def to_label(self) -> splits.Split:
         """The test photos; labels are -1 where nobody knows them."""
-        from jclip.data.splits import find_photos, read_list
-        from jclip.report.predictor import unlabelled
-
         root, named = Path(self.data.root), self.cfg.photos or f"TestSet{self.cfg.board}"
         if not self.cfg.photos and len(self.photos.test):
             return self.photos.test
         place = root / named if (root / named).exists() else Path(named)
         is_list = place.suffix == ".txt" and place.is_file()
-        return read_list(place, root, self.photos.classnames) if is_list else unlabelled(find_photos([place]))
+        return (
+            splits.read_list(place, root, self.photos.classnames)
+            if is_list
+            else unlabelled(splits.find_photos([place]))
+        )
 
     @cached_property
-    def sources(self) -> dict[str, ModelSource]:
+    def sources(self) -> dict[str, sources.ModelSource]:
         """Backbone → its weights."""
-        from jclip.features.source import ModelSource
-
-        return {name: ModelSource(weights_of(name, self.data.root), self.cfg.family) for name in self.cfg.backbones}
+        return {
+            name: sources.ModelSource(weights_of(name, self.data.root), self.cfg.family) for name in self.cfg.backbones
+        }
 
     def check(self) -> None:
         """Raises at once what would else show hours later: settings, photos, long names, models that are too large, results
@@ -168,19 +170,14 @@ class Pipeline:
 
     def _check_models(self) -> None:
         """Raises `JclipError` for prompts that a model does not take, and for models that are too large."""
-        from jclip.prompts.templates import class_prompts, load_templates
-        from jclip.prompts.tokenizer import tokenize_for
-
         prompts = class_prompts(self.photos.classnames, load_templates(self.cfg.templates))
         copies = 1 + any(map(self.cfg.on_given, self.cfg.needed))
         for name, source in self.sources.items():
-            tokenize_for(source.config.text, [text for of_class in prompts for text in of_class])
+            tokenizer.tokenize_for(source.config.text, [text for of_class in prompts for text in of_class])
             self.check_size({f"{name}{' and its tuned copy' * (copies - 1)}": copies * parameters(source)})
 
     def _check_results(self) -> None:
         """Raises `ConfigError` where the results would replace a file that is read."""
-        from jclip.paths import refuse_overwriting
-
         read = [*files_named_in(to_values(self.cfg)), *self.to_label.paths]
         refuse_overwriting(results_of(self.cfg), [*read, *self.photos.train.paths, *self.photos.val.paths])
 
@@ -197,8 +194,6 @@ class Pipeline:
 
     def finished(self, member: str, backbone: str, model: str, sha256: str) -> Classifier:
         """The member's run on weights `model`, made now unless that was done before."""
-        from jclip.report.predictor import Classifier
-
         module, cfg = self.settings(member, model)
         made_of = [resolved(module, cfg), sha256, self.photos.train.digest(), self.photos.val.digest()]
         key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
@@ -210,15 +205,13 @@ class Pipeline:
 
     def tune(self) -> str:
         """Tunes each backbone, shows how they do, and returns the one that is best on validation photos."""
-        from jclip.report.predictions import table
-
         runs = {name: self.tuned(name) for name in self.sources}
         best = max(runs, key=lambda name: runs[name].metrics["val_top1"])  # the first, among equals
         rows = [
             [name, *accuracies(run, "zero_shot_val_top1", "val_top1"), *spent(run), "kept" if name == best else ""]
             for name, run in runs.items()
         ]
-        say(table(["top-1 on validation", "zero-shot", TUNED, *SPENT, ""], rows))
+        say(predictions.table(["top-1 on validation", "zero-shot", TUNED, *SPENT, ""], rows))
         return best
 
     def tuned(self, backbone: str) -> Classifier:
@@ -233,9 +226,6 @@ class Pipeline:
 
     def train(self, backbone: str) -> dict[str, Classifier]:
         """The tuned backbone and the members on it, by name, in the order of `fuse`."""
-        from jclip.paths import file_sha256
-        from jclip.report.predictions import table
-
         done, source = {TUNED: self.tuned(backbone)}, self.sources[backbone]
         for member in self.cfg.needed:
             if self.cfg.on_given(member):
@@ -244,7 +234,7 @@ class Pipeline:
                 weights = done[TUNED].model, file_sha256(done[TUNED].model)
             done[member] = self.finished(member, backbone, *weights)
         rows = [[name, *accuracies(run, "val_top1"), *spent(run)] for name, run in done.items()]
-        say(table([backbone, "top-1 on validation", *SPENT], rows))
+        say(predictions.table([backbone, "top-1 on validation", *SPENT], rows))
         return done
 
     def check_size(self, sizes: Mapping[str, int]) -> None:
@@ -258,21 +248,19 @@ class Pipeline:
             )
 
 
-def check_photos(found: PhotoData) -> None:
+def check_photos(found: splits.PhotoData) -> None:
     """Raises `DataError` where there are no photos to learn from or to choose by, some of these are among those, or the
     classes are fewer than a line of the results names."""
-    from jclip.data.checks import check_apart, copied, preview
-
     train, val = found.train.paths, found.val.paths
     if not train or not val:
         raise DataError(
             f"there must be training and validation photos, got {len(train)} and {len(val)}: "
             "`jclip hold-out FOLDER` draws them (docs/challenge.md)"
         )
-    check_apart(train, val)
-    if again := copied(train, val):
+    checks.check_apart(train, val)
+    if again := checks.copied(train, val):
         raise DataError(
-            f"{len(again)} of {len(val)} validation photos are copies of training photos ({preview(again)}): "
+            f"{len(again)} of {len(val)} validation photos are copies of training photos ({checks.preview(again)}): "
             "take them out of the list, or draw others with `jclip hold-out`"
         )
     if len(found.classnames) < 5:
@@ -303,7 +291,7 @@ def weights_of(backbone: str, root: str) -> str:
     return next((str(path) for path in names if root and path.is_file()), backbone)
 
 
-def parameters(source: ModelSource) -> int:
+def parameters(source: sources.ModelSource) -> int:
     """How many numbers of a model are trained."""
     import math
 

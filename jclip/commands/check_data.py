@@ -16,16 +16,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jclip import choices
 from jclip.commands.arguments import Parser, nonempty
-from jclip.config import WORLD, DataConfig, to_yaml
+from jclip.config import WORLD, DataConfig, WithPhotos, to_yaml
+from jclip.data import checks, examine, folders, photo_hashes, splits
+from jclip.data.challenge_folder import from_folder
 from jclip.errors import ConfigError, DataError, JclipError, UnknownName, fail, printable, say
+from jclip.features import run_data
 from jclip.paths import replacing
-
-if TYPE_CHECKING:  # --help answers before NumPy is imported
-    from jclip.data.examine import Seen
-    from jclip.data.splits import PhotoData
+from jclip.report import predictions
 
 PARTS = ("train", "val", "test")
 SPLIT_FILES = (".json", ".csv", ".tsv")
@@ -95,8 +96,6 @@ def main(argv: list[str]) -> int:
 
 def asked(target: str, overrides: Sequence[str]) -> tuple[DataConfig, Any, bool]:
     """The data that a command names, and for a run's config that and whether it measures all photos. Raises `ConfigError`."""
-    from jclip.data.folders import nearest_beside
-
     path = Path(target)
     if path.is_dir() or target.partition(":")[0] == WORLD:
         found = DataConfig(root=target, shots=0, val_shots=0)
@@ -107,7 +106,7 @@ def asked(target: str, overrides: Sequence[str]) -> tuple[DataConfig, Any, bool]
         try:
             configs.find_config(target)
         except UnknownName:
-            raise DataError(f"no such folder or config: {target}{nearest_beside(path)}") from None
+            raise DataError(f"no such folder or config: {target}{folders.nearest_beside(path)}") from None
         module, cfg, place = configs.read_config(target, overrides)
         if not isinstance(cfg.data, DataConfig):
             raise ConfigError(f"data of {place} must be photos with classes, got captions")
@@ -120,17 +119,13 @@ def asked(target: str, overrides: Sequence[str]) -> tuple[DataConfig, Any, bool]
 
 
 def check(
-    target: str, data: DataConfig, cfg: Any = None, measures_all: bool = True, opened: bool = True
-) -> tuple[Report, PhotoData | None]:
+    target: str, data: DataConfig, cfg: WithPhotos | None = None, measures_all: bool = True, opened: bool = True
+) -> tuple[Report, splits.PhotoData | None]:
     """The report on all photos of `data`, or of those that the run of `cfg` reads; and these, None where it can't."""
-    from jclip.data.checks import check_apart
-    from jclip.data.splits import read_all_photos
-    from jclip.features.run_data import read_run_photos
-
     report = Report(target)
     report.encodings = {file: encoding for file in lists_of(data) if (encoding := encoding_of(file))}
     try:
-        photos = read_all_photos(data) if cfg is None else read_run_photos(cfg, measures_all)
+        photos = splits.read_all_photos(data) if cfg is None else run_data.read_run_photos(cfg, measures_all)
     except JclipError as e:
         report.refused.append(str(e))
         return report, None
@@ -138,7 +133,7 @@ def check(
     if not len(photos.train) + len(photos.val) + len(photos.test):
         report.refused.append("there are no photos")
         return report, photos
-    trying(report, lambda: check_apart(photos.train.paths, photos.val.paths))
+    trying(report, lambda: checks.check_apart(photos.train.paths, photos.val.paths))
     if opened:
         describe_photos(report, photos, stops=data.on_error == "stop")
     describe_copies(report, photos)
@@ -153,15 +148,13 @@ def trying(report: Report, step) -> None:
         report.refused.append(str(e))
 
 
-def parts_of(photos: PhotoData) -> dict[str, Any]:
+def parts_of(photos: splits.PhotoData) -> dict[str, Any]:
     """part → its split, for those with photos."""
     return {part: split for part in PARTS if len(split := getattr(photos, part))}
 
 
 def lists_of(data: DataConfig) -> list[str]:
     """The text files that are read."""
-    from jclip.data.challenge_folder import from_folder
-
     data = from_folder(data)
     named = (data.classes, data.train, data.val, data.test, data.split_file)
     return [file for file in named if file and os.path.isfile(file)]  # noqa: PTH113
@@ -179,7 +172,7 @@ def encoding_of(file: str) -> str:
         return marked or "GB18030"
 
 
-def describe_classes(report: Report, photos: PhotoData) -> None:
+def describe_classes(report: Report, photos: splits.PhotoData) -> None:
     """Classes in order with photos per part, what the data calls them, and what the reader noted."""
     import numpy as np
 
@@ -201,16 +194,14 @@ def describe_classes(report: Report, photos: PhotoData) -> None:
         )
 
 
-def describe_photos(report: Report, photos: PhotoData, stops: bool) -> None:
+def describe_photos(report: Report, photos: splits.PhotoData, stops: bool) -> None:
     """Opens every photo once: formats, modes, sizes, what is broken, and what is unusual."""
     from tqdm import tqdm
-
-    from jclip.data.examine import examined
 
     paths = list(dict.fromkeys(path for split in parts_of(photos).values() for path in split.paths))
     formats, modes, sides = Counter(), Counter(), []
     with tqdm(total=len(paths), desc="photos", unit="photo", disable=None, leave=False) as bar:
-        for path, seen in zip(paths, examined(paths), strict=True):
+        for path, seen in zip(paths, examine.examined(paths), strict=True):
             bar.update()
             if seen.error:
                 report.broken.append({"path": path, "error": seen.error})
@@ -238,7 +229,7 @@ def describe_photos(report: Report, photos: PhotoData, stops: bool) -> None:
     ]
 
 
-def oddities(seen: Seen) -> Iterator[str]:
+def oddities(seen: examine.Seen) -> Iterator[str]:
     """What is unusual of a photo, as the end of the sentence `3 of 9 photos …`."""
     if seen.orientation != 1:
         yield "carry an EXIF orientation and are turned upright"
@@ -253,14 +244,14 @@ def oddities(seen: Seen) -> Iterator[str]:
         yield f"are more than {LONG} times as long as wide: a model sees the middle"
 
 
-def describe_copies(report: Report, photos: PhotoData) -> None:
+def describe_copies(report: Report, photos: splits.PhotoData) -> None:
     """Photos with the same bytes: within a part, across parts, and of two classes."""
-    from jclip.data.photo_hashes import is_hash, photo_hashes
-
     places: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
     for part, split in parts_of(photos).items():
-        for digest, path, label in zip(photo_hashes(split.paths), split.paths, split.labels.tolist(), strict=True):
-            if is_hash(digest):
+        for digest, path, label in zip(
+            photo_hashes.photo_hashes(split.paths), split.paths, split.labels.tolist(), strict=True
+        ):
+            if photo_hashes.is_hash(digest):
                 places[digest].append((part, path, label))
     groups = [of for of in places.values() if len(of) > 1]
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -301,17 +292,19 @@ def told(report: Report) -> Iterable[str]:
 
 def class_table(classes: Sequence[Mapping[str, Any]]) -> str:
     """The first classes and the last, and the sums of all."""
-    from jclip.report.predictions import shorten, table
-
     names = ["name", "called"] if any(row["called"] != row["name"] for row in classes) else ["name"]
     shown = classes if len(classes) <= ROWS else [*classes[: ROWS - 1], classes[-1]]
     rows = [
-        [str(row["label"]), *(printable(shorten(row[key], 40)) for key in names), *(str(row[part]) for part in PARTS)]
+        [
+            str(row["label"]),
+            *(printable(predictions.shorten(row[key], 40)) for key in names),
+            *(str(row[part]) for part in PARTS),
+        ]
         for row in shown
     ]
     total = [str(sum(row[part] for row in classes)) for part in PARTS]
     rows.append(["", f"{len(classes)} classes", *[""] * (len(names) - 1), *total])
-    return table(["label", *("class" if key == "name" else "in the data" for key in names), *PARTS], rows)
+    return predictions.table(["label", *("class" if key == "name" else "in the data" for key in names), *PARTS], rows)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -333,7 +326,7 @@ def write_json(path: str, report: Report) -> None:
             temporary.write_text(f"{json.dumps(vars(report), indent=1)}\n", encoding="ascii")
 
 
-def write_config(path: Path, data: DataConfig, photos: PhotoData, report: Report) -> None:
+def write_config(path: Path, data: DataConfig, photos: splits.PhotoData, report: Report) -> None:
     """A config that `jclip train` takes: Tip-Adapter, or without training photos zero-shot. Raises `ConfigError`."""
     if path.suffix != ".yaml":
         raise ConfigError(f"--write must name a .yaml file, got {path}")
@@ -350,25 +343,24 @@ def write_config(path: Path, data: DataConfig, photos: PhotoData, report: Report
         temporary.write_text("\n".join([*map(printable, lines), text]), encoding="utf-8")
 
 
-def config_for(data: DataConfig, photos: PhotoData, broken: bool) -> dict[str, Any]:
+def config_for(data: DataConfig, photos: splits.PhotoData, broken: bool) -> dict[str, Any]:
     """The settings of that config."""
-    from jclip.data.challenge_folder import from_folder
-
+    model = choices.default_model()
     where = {k: _absolute(v) for k in ("root", "split_file") if (v := getattr(data, k))}
     where |= {"strip_prefix": True} if from_folder(data) != data else {}
     where |= {"on_error": "skip"} if broken else {}
     if not len(photos.train):
-        return {"recipe": "zero_shot", "model": "ViT-B/32", "data": where, "templates": "openai80"}
+        return {"recipe": "zero_shot", "model": model, "data": where, "templates": "openai80"}
     shots, val_shots = shots_for(photos)
     search = bool(val_shots)
     where |= {"shots": shots, "val_shots": val_shots}
     return {
-        "recipe": "tip_adapter", "model": "ViT-B/32", "data": where, "templates": "openai7",
+        "recipe": "tip_adapter", "model": model, "data": where, "templates": "openai7",
         "search": search, "train": False, "seed": 1,
     }  # fmt: skip
 
 
-def shots_for(photos: PhotoData) -> tuple[int, int]:
+def shots_for(photos: splits.PhotoData) -> tuple[int, int]:
     """As many photos per class, of 1, 2, 4, 8 and 16, as the class with the fewest has; and to choose by, up to 4."""
     import numpy as np
 

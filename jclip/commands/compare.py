@@ -5,6 +5,7 @@ from __future__ import annotations
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import ConfigError, say
 from jclip.report.predictor import task_of_result
+from jclip.train import run as runs
 
 
 def compare(argv: list[str]) -> int:
@@ -14,9 +15,7 @@ def compare(argv: list[str]) -> int:
     p.add_argument("runs", nargs="+", type=nonempty, metavar="RUN", help="folders of finished runs")
     args = p.parse_args(argv)
 
-    from jclip.train.run import read_result
-
-    results = {folder: read_result(folder) for folder in args.runs}
+    results = {folder: runs.read_result(folder) for folder in args.runs}
     tasks = {folder: task_of_result(result) for folder, result in results.items()}
     first, *_ = tasks.values()
     if other := [folder for folder, task in tasks.items() if task != first]:

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jclip import kernels
 from jclip.commands.arguments import Parser
 from jclip.errors import JclipError, SetupError, say
 from jclip.machine import gpu as cuda
 from jclip.machine import toolchain
 from jclip.paths import cache_dir
+from jclip.postponed import jt
 
 KERNELS = {
     "cpu": "fused for the CPU (products, convolutions, attention, norms)",
@@ -33,12 +35,11 @@ def main(argv: list[str]) -> int:
         say(f"{name:<16} {finding}")
     try:
         with_what = _device()
-        from jclip.kernels import chosen
         from jclip.kernels.trials import TRIALS
     except JclipError as e:
         say(f"{'Jittor':<16} does not start: {e}")
         return 1
-    say(f"{'kernels':<16} {KERNELS[chosen()]}")
+    say(f"{'kernels':<16} {KERNELS[kernels.chosen()]}")
     right = [_tell(name, trial, with_what) for name, trial in TRIALS.items()]
     say("everything ran and was right" if all(right) else "something is wrong: see above")
     return 0 if all(right) else 1
@@ -126,8 +127,6 @@ def _cache() -> str:
 
 
 def _device() -> str:
-    from jclip.runtime import jt
-
     return "GPU" if jt.flags.use_cuda else "CPU"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jclip.commands.arguments import Parser, add_shared
 from jclip.errors import ConfigError, say
+from jclip.paths import refuse_overwriting
+from jclip.report import predictions
+from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor, measure
 from jclip.report.run_table import accuracy_of, selected_on_test
 from jclip.report.transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
@@ -15,9 +17,7 @@ from jclip.train.configs import (
     files_named_in,
     resolved,
 )
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.report.finished_run import FinishedRun
+from jclip.train.run_folder import adding_to, is_run
 
 
 def evaluate(argv: list[str]) -> int:
@@ -50,8 +50,6 @@ def evaluate(argv: list[str]) -> int:
     done = Predictor.load(args.run, args.overrides)
     out = Path(args.out) if args.out else done.folder
 
-    from jclip.train.run_folder import adding_to
-
     names = BASE_TO_NEW_FILES if args.base_to_new else SETS_FILES if args.on else done.files()
     check_out(done, out, names)
     with adding_to(out, names):
@@ -67,9 +65,6 @@ def evaluate(argv: list[str]) -> int:
 
 def check_out(done: FinishedRun, out: Path, names: Sequence[str]) -> None:
     """Raises `ConfigError` where `eval` would write into another run's folder, or over a file that it reads."""
-    from jclip.paths import refuse_overwriting
-    from jclip.train.run_folder import is_run
-
     if is_run(out) and not out.samefile(done.folder):
         raise ConfigError(f"{out} must not be the folder of another run: choose another with --out")
     refuse_overwriting([out / name for name in names], files_named_in(resolved(done.module, done.config)))
@@ -77,23 +72,19 @@ def check_out(done: FinishedRun, out: Path, names: Sequence[str]) -> None:
 
 def tell_base_to_new(done: FinishedRun, out: Path) -> int:
     """Base, new and H, zero-shot beside."""
-    from jclip.report.predictions import table
-
     metrics = base_to_new(done, out)
     rows = [
         [name, *(accuracy_of(metrics, f"{who}{half}_") for half in HALVES), f"{metrics[f'{who}harmonic_mean']:.4f}"]
         for name, who in (("zero-shot", "zero_shot_"), ("this run", ""))
         if f"{who}harmonic_mean" in metrics
     ]
-    say("\n".join([table(["top-1", *HALVES, "H"], rows), *selected_on_test(metrics)]))
+    say("\n".join([predictions.table(["top-1", *HALVES, "H"], rows), *selected_on_test(metrics)]))
     say(f"written: {out}/base_to_new.json, base_to_new.csv")
     return 0
 
 
 def tell_sets(done: FinishedRun, given: list[list[str]], out: Path) -> int:
     """A line per set, and the means."""
-    from jclip.report.predictions import table
-
     told = on_sets(done, given, out)
     rows = [
         [name, str(m["classes"]), *(accuracy_of(m, who) if f"{who}top1" in m else "" for who in ("zero_shot_", ""))]
@@ -101,6 +92,10 @@ def tell_sets(done: FinishedRun, given: list[list[str]], out: Path) -> int:
     ]
     mean = means(told)
     rows.append(["mean", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in ("zero_shot_top1", "top1"))])
-    say("\n".join([table(["top-1", "classes", "zero-shot", "this run"], rows), *selected_on_test(done.marks())]))
+    say(
+        "\n".join(
+            [predictions.table(["top-1", "classes", "zero-shot", "this run"], rows), *selected_on_test(done.marks())]
+        )
+    )
     say(f"written: {out}/sets.json, sets.csv")
     return 0

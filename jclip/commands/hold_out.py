@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jclip.commands import held_out_photos
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
+from jclip.data import class_names, splits
+from jclip.data.challenge_folder import ALL, CLASSES, SHOTS
 from jclip.errors import say
 
 
@@ -32,17 +35,12 @@ def main(argv: list[str]) -> int:
     p.add_argument("--link", action="store_true", help="fill TestSetZ with links (default: copies)")
     args = p.parse_args(argv)
 
-    from jclip.commands import held_out_photos as work
-    from jclip.data.challenge_folder import ALL, CLASSES, SHOTS
-    from jclip.data.class_names import read_classes
-    from jclip.data.splits import read_list
-
     folder = Path(args.folder)
-    names = read_classes(folder / CLASSES)
-    photos = read_list(folder / ALL, folder, names)
-    drawn = [] if (folder / SHOTS).is_file() else [work.write_shots(folder, photos, args.shots, args.seed)]
-    learned = read_list(folder / SHOTS, folder, names)
-    held = work.draw(photos, learned, args.count, args.seed)
-    written = work.write_held_out(folder, held, args.link)
-    say("\n".join([*drawn, f"{written}: {len(held)} photos", *work.lacking(held, names)]))
+    names = class_names.read_classes(folder / CLASSES)
+    photos = splits.read_list(folder / ALL, folder, names)
+    drawn = [] if (folder / SHOTS).is_file() else [held_out_photos.write_shots(folder, photos, args.shots, args.seed)]
+    learned = splits.read_list(folder / SHOTS, folder, names)
+    held = held_out_photos.draw(photos, learned, args.count, args.seed)
+    written = held_out_photos.write_held_out(folder, held, args.link)
+    say("\n".join([*drawn, f"{written}: {len(held)} photos", *held_out_photos.lacking(held, names)]))
     return 0

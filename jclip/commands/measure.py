@@ -7,18 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jclip.commands.arguments import number
 from jclip.commands.measure_options import RULES, check, parser
-from jclip.errors import ConfigError, UnknownName, notice, quoted, say
-
-if TYPE_CHECKING:  # --help answers before NumPy is imported
-    from jclip.data.label_files import PhotoLabels
-    from jclip.functional.calibration import Calibration
-    from jclip.functional.score_ensemble import Ensemble
-    from jclip.report.multi_label_report import Measured, Settings
-    from jclip.report.score_files import Scores
+from jclip.data import class_names, label_files, multi_label_sets
+from jclip.errors import ConfigError, DataError, UnknownName, notice, quoted, say
+from jclip.functional import calibration, multi_label_metrics, score_ensemble
+from jclip.paths import is_file, refuse_overwriting
+from jclip.readers import strict_yaml
+from jclip.report import calibration_file, evaluation, multi_label_report, score_files
 
 
 def measure(argv: list[str]) -> int:
@@ -30,8 +28,6 @@ def measure(argv: list[str]) -> int:
     """
     args = parser(measure.__doc__).parse_args(argv)
     check(args)
-
-    from jclip.paths import refuse_overwriting
 
     named = [*args.scores, args.labels]
     inputs = [
@@ -55,21 +51,18 @@ def measure(argv: list[str]) -> int:
     return 0
 
 
-def read_all(args: argparse.Namespace) -> tuple[list[Scores], PhotoLabels]:
+def read_all(args: argparse.Namespace) -> tuple[list[score_files.Scores], label_files.PhotoLabels]:
     """Score files and labels, with one another's class names where they have none of their own."""
-    from jclip.data.class_names import read_class_names
-    from jclip.data.multi_label_sets import LabelRules, read_labels
-    from jclip.report.score_files import read_image_names, read_scores
 
-    names = read_class_names(args.classes).names if args.classes else None
-    images = read_image_names(Path(args.images)) if args.images else None
-    rules = LabelRules(args.difficult, args.crowd, args.label_values)
+    names = class_names.read_class_names(args.classes).names if args.classes else None
+    images = score_files.read_image_names(Path(args.images)) if args.images else None
+    rules = multi_label_sets.LabelRules(args.difficult, args.crowd, args.label_values)
     if not names and any(_has_numbers(name) for name in args.scores):
-        labels = read_labels(args.labels, None, rules)
-        return [read_scores(name, labels.classnames, images) for name in args.scores], labels
-    files = [read_scores(name, names, images) for name in args.scores]
+        labels = multi_label_sets.read_labels(args.labels, None, rules)
+        return [score_files.read_scores(name, labels.classnames, images) for name in args.scores], labels
+    files = [score_files.read_scores(name, names, images) for name in args.scores]
     own = next((scores.classnames for scores in files if scores.classnames), None)
-    return files, read_labels(args.labels, names or own, rules)
+    return files, multi_label_sets.read_labels(args.labels, names or own, rules)
 
 
 def _has_numbers(name: str) -> bool:
@@ -77,16 +70,16 @@ def _has_numbers(name: str) -> bool:
     return not re.search(r"\.(npz|json)(:[^/]*)?$", name.lower())
 
 
-def matched(files: Sequence[Scores], labels: PhotoLabels, common: bool) -> tuple[list[Scores], PhotoLabels]:
+def matched(
+    files: Sequence[score_files.Scores], labels: label_files.PhotoLabels, common: bool
+) -> tuple[list[score_files.Scores], label_files.PhotoLabels]:
     """Score files and labels of the same photos and classes, in the labels' order.
 
     Photos with labels but no scores are counted; scores without labels are refused, or with `common` left out. Raises
     `DataError`.
     """
-    from jclip.errors import DataError
-    from jclip.report.score_files import aligned, ordered_classes, photo_places
 
-    files = aligned([ordered_classes(scores, labels.classnames) for scores in files])
+    files = score_files.aligned([score_files.ordered_classes(scores, labels.classnames) for scores in files])
     photos = next((scores.photos for scores in files if scores.photos), ())
     if not photos or not labels.photos:
         if files[0].shape[0] != len(labels):
@@ -95,7 +88,7 @@ def matched(files: Sequence[Scores], labels: PhotoLabels, common: bool) -> tuple
             )
         notice("photos are taken in order: scores or labels do not name them")
         return files, labels
-    rows, places = photo_places(photos, labels.photos)
+    rows, places = score_files.photo_places(photos, labels.photos)
     lacking, extra = len(labels) - len(rows), len(photos) - len(rows)
     if not len(rows) or (extra and not common):
         first = next(photo for n, photo in enumerate(photos) if n not in {*rows.tolist()})
@@ -108,9 +101,10 @@ def matched(files: Sequence[Scores], labels: PhotoLabels, common: bool) -> tuple
     return [scores.take(rows) for scores in files], labels.take(places)
 
 
-def merge_of(given: float | str | None, files: Sequence[Scores], labels: PhotoLabels) -> float | None:
+def merge_of(
+    given: float | str | None, files: Sequence[score_files.Scores], labels: label_files.PhotoLabels
+) -> float | None:
     """The weight of the global scores, or None; with `search` the one of the best mAP, of one file. Raises `ConfigError`."""
-    from jclip.functional.score_ensemble import searched_merge
 
     both = [scores.parts for scores in files if {"global", "local"} <= {*scores.parts}]
     if given is None:
@@ -121,41 +115,34 @@ def merge_of(given: float | str | None, files: Sequence[Scores], labels: PhotoLa
         return float(given)
     if len(both) > 1:
         raise ConfigError(f"--merge search is for one file with global and local scores, got {len(both)}")
-    return searched_merge(both[0]["global"], both[0]["local"], labels.targets)
+    return score_ensemble.searched_merge(both[0]["global"], both[0]["local"], labels.targets)
 
 
-def settings_of(args: argparse.Namespace, labels: PhotoLabels) -> Settings:
+def settings_of(args: argparse.Namespace, labels: label_files.PhotoLabels) -> multi_label_report.Settings:
     """How to count, of the options."""
     import numpy as np
 
-    from jclip.data.class_names import read_class_names
-    from jclip.data.label_files import ClassFinder
-    from jclip.functional.multi_label_metrics import thirds
-    from jclip.report.multi_label_report import Settings
-
     groups: dict[str, Any] = {}
     if args.unseen:
-        finder = ClassFinder(labels.classnames)
-        named = [args.unseen] if finder.knows(args.unseen) else read_class_names(args.unseen).names
+        finder = label_files.ClassFinder(labels.classnames)
+        named = [args.unseen] if finder.knows(args.unseen) else class_names.read_class_names(args.unseen).names
         unseen = sorted({finder.find(name, "--unseen") for name in named})
         groups = {"seen": np.setdiff1d(np.arange(len(finder.names)), unseen), "unseen": np.array(unseen)}
     if args.thirds:
-        groups |= thirds((labels.targets == 1).sum(axis=0))
-    return Settings(
+        groups |= multi_label_metrics.thirds((labels.targets == 1).sum(axis=0))
+    return multi_label_report.Settings(
         args.ap, args.ties, args.no_positive, args.skip_empty, tuple(dict.fromkeys(args.at)),
         threshold_of(args.threshold, labels), args.quantiles, groups,
     )  # fmt: skip
 
 
-def threshold_of(given: str | None, labels: PhotoLabels) -> float | str | Calibration | None:
+def threshold_of(given: str | None, labels: label_files.PhotoLabels) -> float | str | calibration.Calibration | None:
     """A number, the name of a rule, or what a calibration file holds. Raises `UnknownName` for none of these."""
-    from jclip.paths import is_file
-    from jclip.report.calibration_file import calibration_for
 
     if given is None or given in RULES[1:]:
         return given
     if is_file(given):
-        found = calibration_for(given, labels.classnames)
+        found = calibration_file.calibration_for(given, labels.classnames)
         if found.sha256 == labels.sha256():
             notice(f"{given} was fitted on the photos that are measured: for comparing, no result")
         return found
@@ -167,16 +154,19 @@ def threshold_of(given: str | None, labels: PhotoLabels) -> float | str | Calibr
         raise UnknownName("threshold", given, ("a number", *RULES[1:], "a calibration file")) from None
 
 
-def rows_of(files: Sequence[Scores], labels: PhotoLabels, settings: Settings, last: bool) -> list[Measured]:
+def rows_of(
+    files: Sequence[score_files.Scores],
+    labels: label_files.PhotoLabels,
+    settings: multi_label_report.Settings,
+    last: bool,
+) -> list[multi_label_report.Measured]:
     """A row of metrics for each part of each score file. Thresholds of a calibration file are those of the last row alone,
     which `last` says to be among these."""
-    from jclip.functional.calibration import Calibration
-    from jclip.report.multi_label_report import measured
 
     parts = [(scores, part, matrix) for scores in files for part, matrix in scores.parts.items()]
-    others = replace(settings, threshold=None) if isinstance(settings.threshold, Calibration) else settings
+    others = replace(settings, threshold=None) if isinstance(settings.threshold, calibration.Calibration) else settings
     return [
-        measured(
+        multi_label_report.measured(
             scores.name,
             part,
             matrix,
@@ -188,11 +178,18 @@ def rows_of(files: Sequence[Scores], labels: PhotoLabels, settings: Settings, la
     ]
 
 
-def row_of(name: str, part: str, ensemble: Ensemble, labels: PhotoLabels, settings: Settings) -> Measured:
+def row_of(
+    name: str,
+    part: str,
+    ensemble: score_ensemble.Ensemble,
+    labels: label_files.PhotoLabels,
+    settings: multi_label_report.Settings,
+) -> multi_label_report.Measured:
     """The row of an ensemble."""
-    from jclip.report.multi_label_report import measured
 
-    return measured(name, part, ensemble.scores, labels.targets, settings, comparable=ensemble.comparable)
+    return multi_label_report.measured(
+        name, part, ensemble.scores, labels.targets, settings, comparable=ensemble.comparable
+    )
 
 
 def ensemble_name(args: argparse.Namespace) -> str:
@@ -200,9 +197,10 @@ def ensemble_name(args: argparse.Namespace) -> str:
     return f"{args.ensemble} {args.rho:g}" if args.rho is not None else args.ensemble
 
 
-def together(args: argparse.Namespace, files: Sequence[Scores], labels: PhotoLabels) -> Ensemble:
+def together(
+    args: argparse.Namespace, files: Sequence[score_files.Scores], labels: label_files.PhotoLabels
+) -> score_ensemble.Ensemble:
     """All score files as one."""
-    from jclip.functional import score_ensemble as kinds
 
     if decided := [scores.name for scores in files if scores.decided]:
         raise ConfigError(f"an ensemble needs scores, got a list of predicted labels: {decided[0]}")
@@ -210,18 +208,17 @@ def together(args: argparse.Namespace, files: Sequence[Scores], labels: PhotoLab
     if len(matrices) < len(files):
         raise ConfigError(f"score files of an ensemble need different names, got {', '.join(s.name for s in files)}")
     if args.ensemble == "columns":
-        return kinds.by_columns(matrices, labels.classnames, read_columns(args.columns), args.column_norm)
+        return score_ensemble.by_columns(matrices, labels.classnames, read_columns(args.columns), args.column_norm)
     if args.ensemble == "weighted":
-        weights = kinds.pair_weights(args.rho) if args.rho is not None else [1 / len(files)] * len(files)
-        return kinds.weighted(matrices, weights)
-    return kinds.mean(matrices) if args.ensemble == "mean" else kinds.rank_mean(matrices)
+        weights = score_ensemble.pair_weights(args.rho) if args.rho is not None else [1 / len(files)] * len(files)
+        return score_ensemble.weighted(matrices, weights)
+    return score_ensemble.mean(matrices) if args.ensemble == "mean" else score_ensemble.rank_mean(matrices)
 
 
 def read_columns(path: str) -> dict[str, list[str]]:
     """Which score file decides which classes. Raises `ConfigError`."""
-    from jclip.readers.strict_yaml import read_yaml
 
-    values = read_yaml(Path(path))
+    values = strict_yaml.read_yaml(Path(path))
     for name, classes in values.items():
         if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
             raise ConfigError(f"{path}, {name}: must be a list of class names, got {quoted(classes, 80)}")
@@ -229,12 +226,15 @@ def read_columns(path: str) -> dict[str, list[str]]:
 
 
 def write_all(
-    args: argparse.Namespace, files: Sequence[Scores], labels: PhotoLabels, rows: Sequence[Measured],
-    ensemble: Ensemble | None, merge: float | None, settings: Settings,
-) -> None:  # fmt: skip
+    args: argparse.Namespace,
+    files: Sequence[score_files.Scores],
+    labels: label_files.PhotoLabels,
+    rows: Sequence[multi_label_report.Measured],
+    ensemble: score_ensemble.Ensemble | None,
+    merge: float | None,
+    settings: multi_label_report.Settings,
+) -> None:
     """Prints the tables and writes the files that were asked for."""
-    from jclip.report.evaluation import write_csv, write_json
-    from jclip.report.multi_label_report import SAME_PHOTOS, as_json, per_class, tables
 
     chosen = (["merge"] if args.merge == "search" else []) + (["threshold"] if args.threshold in RULES[1:] else [])
     last = ensemble.scores if ensemble else [*files[-1].parts.values()][-1]
@@ -243,27 +243,29 @@ def write_all(
         write_fitted(args, last, labels, decided=not ensemble and files[-1].decided)
         written.append(args.calibrate)
     if args.per_class:
-        write_csv(Path(args.per_class), *per_class(rows[-1], labels.targets, labels.classnames))
+        evaluation.write_csv(
+            Path(args.per_class), *multi_label_report.per_class(rows[-1], labels.targets, labels.classnames)
+        )
         written.append(args.per_class)
     if args.out:
         counted = {key: getattr(args, key) for key in ("ap", "ties", "no_positive", "skip_empty", "ensemble", "rho")}
-        write_json(Path(args.out), {
-            **as_json(rows, labels.classnames),
+        evaluation.write_json(Path(args.out), {
+            **multi_label_report.as_json(rows, labels.classnames),
             "labels": described(labels),
             "settings": {**counted, "merge": merge, "threshold": args.threshold, "quantiles": args.quantiles},
             "chosen_on_measured_photos": chosen,
             "uses_label_statistics": args.ensemble == "columns" or any(f.uses_label_statistics for f in files),
         })  # fmt: skip
         written.append(args.out)
-    say(tables(rows))
-    notes = [f"{name} {SAME_PHOTOS}" for name in chosen]
+    say(multi_label_report.tables(rows))
+    notes = [f"{name} {multi_label_report.SAME_PHOTOS}" for name in chosen]
     if merge is not None and args.merge == "search":
         notes.insert(0, f"merge {merge:g}")
     for line in [*notes, *([f"written: {', '.join(written)}"] if written else [])]:
         say(line)
 
 
-def described(labels: PhotoLabels) -> Mapping[str, Any]:
+def described(labels: label_files.PhotoLabels) -> Mapping[str, Any]:
     """What was measured on, for metrics.json."""
     states = {
         name: int((labels.targets == state).sum()) for name, state in (("present", 1), ("absent", 0), ("unknown", -1))
@@ -276,18 +278,20 @@ def described(labels: PhotoLabels) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-def write_fitted(args: argparse.Namespace, scores: Any, labels: PhotoLabels, decided: bool) -> None:
+def write_fitted(args: argparse.Namespace, scores: Any, labels: label_files.PhotoLabels, decided: bool) -> None:
     """Fits thresholds and sigmoids to these scores and labels, and writes them."""
-    from jclip.functional.calibration import Calibration, fitted_sigmoids, fitted_thresholds
-    from jclip.report.calibration_file import write_calibration
 
     if decided:
         raise ConfigError("--calibrate needs scores, got a list of predicted labels")
     given = threshold_of(args.threshold, labels)
     rule = given if isinstance(given, str) else "global_f1" if given is None else "fixed"
-    if isinstance(given, Calibration):
+    if isinstance(given, calibration.Calibration):
         raise ConfigError("--calibrate fits thresholds: give --threshold a number or a rule, got a calibration file")
-    thresholds = fitted_thresholds(scores, labels.targets, rule, given if rule == "fixed" else 0.5, args.quantiles)
-    a, b = fitted_sigmoids(scores, labels.targets)
-    fitted = Calibration(labels.classnames, rule, thresholds, a, b, labels.source, labels.sha256(), len(labels))
-    write_calibration(args.calibrate, fitted)
+    thresholds = calibration.fitted_thresholds(
+        scores, labels.targets, rule, given if rule == "fixed" else 0.5, args.quantiles
+    )
+    a, b = calibration.fitted_sigmoids(scores, labels.targets)
+    fitted = calibration.Calibration(
+        labels.classnames, rule, thresholds, a, b, labels.source, labels.sha256(), len(labels)
+    )
+    calibration_file.write_calibration(args.calibrate, fitted)

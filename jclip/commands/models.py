@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
+from jclip.data import preprocess
 from jclip.errors import say
+from jclip.model import clip
+from jclip.report import predictions
+from jclip.weights import catalogue, checkpoint
 from jclip.weights.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
 
 
@@ -31,20 +35,17 @@ def main(argv: list[str]) -> int:
         write_random(canonical_name(args.random), args.out, args.seed)
         say(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
         return 0
-    from jclip.report.predictions import table
 
     if args.published:
         say("\n".join(published()))
         return 0
     rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
-    say(table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
+    say(predictions.table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
     return 0
 
 
 def published() -> list[str]:
     """The known weights as a table in Markdown: a line for each file whose hash is known, else one for the repository."""
-    from jclip.weights import catalogue
-
     lines = ["| `architecture/tag` | `--family` | where | SHA-256 |", "|---|---|---|---|"]
     for row in catalogue.rows():
         known = {f.address: f for f in catalogue.files()}
@@ -59,13 +60,11 @@ def published() -> list[str]:
 
 def write_random(name: str, path: str, seed: int) -> None:
     """A checkpoint of that architecture with seeded random weights, the same on every machine."""
-    from jclip.data.preprocess import Preprocess
-    from jclip.model.clip import CLIP
-    from jclip.weights.checkpoint import random_arrays, save_checkpoint
-
     config = config_of(name)
-    shapes = {k: tuple(v.shape) for k, v in CLIP(config).state_dict().items()}
-    save_checkpoint(path, random_arrays(shapes, seed), config, Preprocess(size=config.vision.image_size))
+    shapes = {k: tuple(v.shape) for k, v in clip.CLIP(config).state_dict().items()}
+    checkpoint.save_checkpoint(
+        path, checkpoint.random_arrays(shapes, seed), config, preprocess.Preprocess(size=config.vision.image_size)
+    )
 
 
 def _numbers(config: CLIPConfig) -> list[str]:

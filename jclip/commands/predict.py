@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
+from jclip.data import splits
 from jclip.errors import say
-from jclip.paths import exists
+from jclip.paths import exists, refuse_overwriting
+from jclip.report import contact_sheet, sorted_folders
+from jclip.report import predictions as predicted
+from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor, unlabelled
 from jclip.report.run_table import selected_on_test
 from jclip.train.configs import (
@@ -17,31 +20,21 @@ from jclip.train.configs import (
     resolved,
 )
 
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.report.finished_run import FinishedRun
-    from jclip.report.predictions import Predictions
-
 
 def predict(argv: list[str]) -> int:
     """Classifies photos with a finished run and writes the results file; prints the accuracy where labels are known."""
     args = predict_parser().parse_intermixed_args(argv)
     settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
-    from jclip.data.splits import find_photos
-    from jclip.paths import refuse_overwriting
-    from jclip.report.contact_sheet import check_sheet, write_sheet
-    from jclip.report.predictions import check_format
-    from jclip.report.sorted_folders import check_folder
-
-    check_format(args.out)
-    check_sheet(args.sheet)
+    predicted.check_format(args.out)
+    contact_sheet.check_sheet(args.sheet)
     if args.sort_into:
-        check_folder(Path(args.sort_into))
+        sorted_folders.check_folder(Path(args.sort_into))
     done = Predictor.load(args.run, settings, args.model or "")
     done.check_predict(sheet=bool(args.sheet), sort=bool(args.sort_into))
     places = [a for a in args.photos if a not in settings]
     if places:
-        split = unlabelled(find_photos(places))
+        split = unlabelled(splits.find_photos(places))
     else:
         done, split = done.own_split()
     refuse_overwriting([args.out, args.sheet], [*split.paths, *files_of_run(done)])
@@ -52,7 +45,7 @@ def predict(argv: list[str]) -> int:
         say(line)
     if args.sheet:
         upright = getattr(done.config.data, "upright", True)
-        write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
+        contact_sheet.write_sheet(args.sheet, predictions, split.labels[rows], upright=upright)
     if args.sort_into:
         sort_photos(predictions, args)
     say(f"written: {args.out} ({len(rows)} photos){f', {args.sheet}' if args.sheet else ''}")
@@ -102,15 +95,12 @@ def predict_parser() -> argparse.ArgumentParser:
     return p
 
 
-def sort_photos(predictions: Predictions, args: argparse.Namespace) -> None:
+def sort_photos(predictions: predicted.Predictions, args: argparse.Namespace) -> None:
     """Puts photos into class folders, or shows where they would go."""
-    from jclip.report.predictions import table
-    from jclip.report.sorted_folders import counts, place, plan
-
     folder = Path(args.sort_into)
-    placed = plan(predictions, folder, args.unsure)
-    say(table([f"folder in {folder}", "photos"], counts(placed)))
+    placed = sorted_folders.plan(predictions, folder, args.unsure)
+    say(predicted.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
     if args.dry_run:
         say("nothing was moved: repeat without --dry-run to do it")
     else:
-        say(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'copy')}` undoes it")
+        say(f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, args.how or 'copy')}` undoes it")

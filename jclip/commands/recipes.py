@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from jclip.commands.arguments import Parser
 from jclip.config import load_values
 from jclip.errors import say
@@ -13,9 +11,6 @@ from jclip.train.configs import (
     INSTALLED_CONFIGS,
     shipped,
 )
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    pass
 
 
 def recipes(argv: list[str]) -> int:

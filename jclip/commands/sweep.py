@@ -8,22 +8,31 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.commands.arguments import Parser, add_shared
+from jclip.config import Dataclass, WithPhotos
+from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
-from jclip.paths import replacing
+from jclip.paths import refuse_overwriting, replacing
 from jclip.readers.spreadsheet import write_csv_rows
+from jclip.report import plots, predictions
 from jclip.report.predictor import Classifier
 from jclip.report.tasks import TASKS, Task, task_of
 from jclip.report.transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.train import recipe_runs as _runs
 from jclip.train.configs import default_folder, files_named_in, find_config, read_config, resolved
+from jclip.train.run_folder import adding_to
 
 METRICS = TASKS["classify"].metrics
 HALVES = ("base_top1", "new_top1", "harmonic_mean")
 BASE_TO_NEW = (*HALVES, *(f"zero_shot_{column}" for column in HALVES))
 WHAT, HOW = ("config", "recipe", "shots", "seed"), ("seconds", "selection", "run")  # columns around the metrics
+
+
+class PhotoConfig(Dataclass, WithPhotos, Protocol):
+    """A recipe's config of photos."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Point:
     config: str
     overrides: tuple[str, ...]
     module: Any
-    cfg: Any
+    cfg: PhotoConfig
     folder: Path
 
     @property
@@ -86,24 +95,18 @@ def sweep(argv: list[str]) -> int:
 
 def check_out(out: Path, points: Sequence[Point], configs: Sequence[str]) -> None:
     """Raises `ConfigError` where sweep.csv or sweep.png would take the place of what the sweep reads."""
-    from jclip.paths import refuse_overwriting
-
     named = [file for point in points for file in files_named_in(resolved(point.module, point.cfg))]
     refuse_overwriting([out / "sweep.csv", out / "sweep.png"], [*named, *map(find_config, configs)])
     picture = (out / "sweep.png").resolve()
     roots = {point.cfg.data.root: point.cfg.data for point in points if point.cfg.data.root}
     for root, data in roots.items():
         if picture.is_file() and picture.is_relative_to(Path(root).resolve()):
-            from jclip.data.splits import read_photos
-
-            photos = read_photos(replace(data, shots=0, val_shots=0, pool=0))
+            photos = splits.read_photos(replace(data, shots=0, val_shots=0, pool=0))
             refuse_overwriting([picture], [p for split in (photos.train, photos.val, photos.test) for p in split.paths])
 
 
 def measured_halves(folder: Path) -> dict[str, float]:
     """What a run has of base and new classes, written into its folder."""
-    from jclip.train.run_folder import adding_to
-
     with adding_to(folder, BASE_TO_NEW_FILES):
         return base_to_new(Classifier.load(folder), folder)
 
@@ -175,13 +178,10 @@ def finished(point: Point) -> dict[str, Any]:
 
 def row_of(point: Point, result: dict[str, Any], columns: Sequence[str] = METRICS) -> dict[str, Any]:
     """A line of sweep.csv. columns: the metrics that it has; empty where the run has not measured one."""
-    from jclip.choices import SELECTED_ON_TEST
-    from jclip.report.predictions import marked
-
     metrics = result["metrics"]
     known = {k: metrics.get(k, "") for k in columns}
     recipe = point.module.__name__.rsplit(".", 1)[-1]
-    told = {"config": marked(point.config, metrics), "recipe": recipe}
+    told = {"config": predictions.marked(point.config, metrics), "recipe": recipe}
     told |= {"shots": point.shots, "seed": point.cfg.data.seed}
     selection = "test" if metrics.get(SELECTED_ON_TEST) else "val"
     seconds = result["provenance"]["seconds"]
@@ -210,12 +210,12 @@ def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[in
 def measured(rows: Sequence[dict[str, Any]]) -> str:
     """The main figure of the rows' task, on test photos where there are any, else on validation photos."""
     main = main_of(rows[0])
-    return f"test_{main}" if any(row[f"test_{main}"] != "" for row in rows) else f"val_{main}"
+    return f"test_{main}" if any(row.get(f"test_{main}", "") != "" for row in rows) else f"val_{main}"
 
 
 def main_of(row: dict[str, Any]) -> str:
     """The figure that runs of the row's task are compared by."""
-    return next((task.main for task in TASKS.values() if f"val_{task.main}" in row), "top1")
+    return next((task.main for task in TASKS.values() if {f"val_{task.main}", f"test_{task.main}"} & {*row}), "top1")
 
 
 def titled(column: str) -> str:
@@ -225,8 +225,6 @@ def titled(column: str) -> str:
 
 def told(rows: Sequence[dict[str, Any]]) -> str:
     """A table: a line per config, a column per number of shots, mean ± standard deviation in percent."""
-    from jclip.report.predictions import table
-
     column = measured(rows)
     lines, seeds = statistics(rows, column), len({row["seed"] for row in rows})
     shots = sorted({row["shots"] for row in rows})
@@ -235,13 +233,11 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
         for name, points in lines.items()
     ]
     head = [f"{titled(column)}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
-    return table(head, shown)
+    return predictions.table(head, shown)
 
 
 def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
     """A table: a line per config and number of shots, the means over seeds of base, new and each seed's harmonic mean."""
-    from jclip.report.predictions import table
-
     found = [statistics(rows, column) for column in HALVES]
     before = [{**row, "config": "zero-shot"} for row in rows if row["zero_shot_harmonic_mean"] != ""]
     first = [statistics(before, f"zero_shot_{column}") for column in HALVES] if before else None
@@ -251,7 +247,9 @@ def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
         for name, points in columns[0].items()
         for k in sorted(points)
     ]
-    return table([f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown)
+    return predictions.table(
+        [f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown
+    )
 
 
 def below_zero_shot(row: dict[str, Any]) -> bool:
@@ -270,8 +268,6 @@ def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One line per config, and zero-shot's."""
-    from jclip.report.plots import plot_shots
-
     column, lines = measured(rows), statistics(rows, measured(rows))
     before = f"zero_shot_{column}"
     if column.startswith("test_"):
@@ -280,4 +276,4 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         lines = {**reference, **lines}
     seeds = len({row["seed"] for row in rows})
     title = f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation"
-    plot_shots(path, lines, title, f"{titled(column).split()[-1]}, %")
+    plots.plot_shots(path, lines, title, f"{titled(column).split()[-1]}, %")

@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.data import class_names, splits
 from jclip.errors import ConfigError, notice, say
-from jclip.paths import is_file
+from jclip.features import source as sources
+from jclip.features import tagging
+from jclip.functional import calibration, local_to_global
+from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts.background_names import BACKGROUNDS
+from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
+from jclip.report import tags as tagss
+from jclip.train import configs
+from jclip.train import run as runs
 from jclip.weights.families import FAMILIES
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
 
-    from jclip.features.tagging import PhotoScores, Scorer
-    from jclip.functional.calibration import Calibration
-    from jclip.report.tags import Tags
 
 TASK = "multi_label"  # of the runs that --run takes
 
@@ -116,58 +121,46 @@ def main(argv: list[str]) -> int:
     """Tags photos, prints a table, writes what was asked for. Returns the exit code."""
     args = parser().parse_args(argv)
 
-    from jclip.data.splits import find_photos
-    from jclip.paths import refuse_overwriting
-    from jclip.report.calibration_file import calibration_for
-    from jclip.report.contact_sheet import check_sheet
-    from jclip.report.sorted_folders import check_folder
-    from jclip.report.tags import check_tag_file, show_tags
-
-    check_tag_file(args.out)
-    check_sheet(args.sheet)
+    tagss.check_tag_file(args.out)
+    contact_sheet.check_sheet(args.sheet)
     if args.sort_into:
-        check_folder(Path(args.sort_into))
+        sorted_folders.check_folder(Path(args.sort_into))
     scorer = of_run(args.run, args.classes) if args.run else of_model(args)
-    fitted = calibration_for(args.calibration, scorer.classnames) if args.calibration else None
-    photos = find_photos(args.photos)
+    fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
+    photos = splits.find_photos(args.photos)
     named = (args.classes, args.model, args.templates, args.background, args.calibration)
     read = [f for f in named if f and is_file(f)]
     refuse_overwriting([args.out, args.sheet], [*photos, *read])
     found = scorer.scored(photos, args.on_error or "skip", "photos")
     tags = tags_of(scorer.classnames, found, args, fitted)
-    say(show_tags(tags))
+    say(tagss.show_tags(tags))
     write(tags, args)
     return 0
 
 
-def of_model(args: argparse.Namespace) -> Scorer:
+def of_model(args: argparse.Namespace) -> tagging.Scorer:
     """What scores without training, as the options say. Raises `ConfigError`."""
-    from jclip.data.class_names import read_class_names
-    from jclip.features.source import ModelSource
-    from jclip.features.tagging import TEMPLATES, Tagger
 
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
-    names = read_class_names(args.classes, least=1).names
+    names = class_names.read_class_names(args.classes, least=1).names
     background = BACKGROUNDS.get(args.background)
     if background is None:
-        background = read_class_names(args.background, least=1).names
-    source = ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
-    templates = args.templates or TEMPLATES
-    return Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
+        background = class_names.read_class_names(args.background, least=1).names
+    source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
+    templates = args.templates or tagging.TEMPLATES
+    return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
 
 
-def of_run(run: str, classes: str | None = None) -> Scorer:
+def of_run(run: str, classes: str | None = None) -> tagging.Scorer:
     """What a finished run scores photos with. Raises `ConfigError` for one of another task.
 
     Its recipe says `TASK = "multi_label"` and has `tagger(folder, config)`, which gives a `Scorer`.
     """
-    from jclip.train.configs import build_config
-    from jclip.train.run import read_result
 
     if classes:
         raise ConfigError("--classes must not stand beside --run, which has its own")
-    module, config = build_config(read_result(run)["config"], f"{run}/config.yaml")
+    module, config = configs.build_config(runs.read_result(run)["config"], f"{run}/config.yaml")
     recipe, task = module.__name__.rpartition(".")[2], getattr(module, "TASK", "classify")
     if task != TASK or not hasattr(module, "tagger"):
         raise ConfigError(
@@ -178,29 +171,29 @@ def of_run(run: str, classes: str | None = None) -> Scorer:
 
 
 def tags_of(
-    classnames: Sequence[str], found: PhotoScores, args: argparse.Namespace, fitted: Calibration | None = None
-) -> Tags:
+    classnames: Sequence[str],
+    found: tagging.PhotoScores,
+    args: argparse.Namespace,
+    fitted: calibration.Calibration | None = None,
+) -> tagss.Tags:
     """The scores with what makes a tag of them, or `fitted` thresholds and probabilities. Raises `ConfigError`."""
     import numpy as np
-
-    from jclip.functional.local_to_global import normalised_both_ways
-    from jclip.report.tags import Tags
 
     scores, background, own = found.scores, found.background, len(classnames)
     if args.per_class_norm:
         if len(scores) < 2 or own + background.shape[1] < 2:
             raise ConfigError(f"--per-class-norm needs two photos and two names, got {len(scores)} and {own}")
-        both = normalised_both_ways(np.concatenate([scores, background], axis=1))
+        both = local_to_global.normalised_both_ways(np.concatenate([scores, background], axis=1))
         scores, background = both[:, :own], both[:, own:]
     options: dict[str, Any] = {"threshold": args.threshold, "top": args.top, "none": args.none or own == 1}
     options["logits"] = found.logits and not args.per_class_norm
     if fitted:
         scores, passing = calibrated(scores, fitted)
         options |= {"none": True, "kind": "probability", "passing": passing if args.threshold is None else None}
-    return Tags(found.photos, tuple(classnames), scores, background, **options)
+    return tagss.Tags(found.photos, tuple(classnames), scores, background, **options)
 
 
-def calibrated(scores: np.ndarray, fitted: Calibration) -> tuple[np.ndarray, np.ndarray]:
+def calibrated(scores: np.ndarray, fitted: calibration.Calibration) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, C) and what exceeds the fitted thresholds; classes without a probability, which are reported, are
     none of a photo's tags."""
     import numpy as np
@@ -213,24 +206,22 @@ def calibrated(scores: np.ndarray, fitted: Calibration) -> tuple[np.ndarray, np.
     return probabilities, passing
 
 
-def write(tags: Tags, args: argparse.Namespace) -> None:
+def write(tags: tagss.Tags, args: argparse.Namespace) -> None:
     """Results file, sheet and sorted folders, as far as they were asked for."""
-    from jclip.report.contact_sheet import write_tag_sheet
-    from jclip.report.predictions import table
-    from jclip.report.sorted_folders import counts, place
-    from jclip.report.tags import plan_tags, write_tags
 
     if args.out and not args.dry_run:
-        write_tags(tags, args.out)
+        tagss.write_tags(tags, args.out)
         say(f"written: {args.out} ({len(tags.photos)} photos)")
     if args.sheet and not args.dry_run:
-        write_tag_sheet(args.sheet, tags)
+        contact_sheet.write_tag_sheet(args.sheet, tags)
         say(f"written: {args.sheet}")
     if args.sort_into:
         folder = Path(args.sort_into)
-        placed = plan_tags(tags, folder)
-        say(table([f"folder in {folder}", "photos"], counts(placed)))
+        placed = tagss.plan_tags(tags, folder)
+        say(predictions.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
         if not args.dry_run:
-            say(f"sorted: {folder}; `jclip unsort {place(placed, folder, args.how or 'link')}` undoes it")
+            say(
+                f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, args.how or 'link')}` undoes it"
+            )
     if args.dry_run:
         say("nothing was written: repeat without --dry-run to do it")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, say
+from jclip.paths import naming
 from jclip.report.predictor import write_handed_over
 from jclip.report.run_table import told_memory
 from jclip.report.tasks import task_of
+from jclip.train import run as runs
 from jclip.train.configs import (
     default_folder,
     read_config,
@@ -42,10 +44,8 @@ def train(argv: list[str]) -> int:
     if args.link:
         check_link(Path(args.link))
 
-    from jclip.train.run import Run
-
     written: list[str] = []
-    with Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
+    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
         result = run.result
         if result is None:
             metrics = module.run(cfg, run)
@@ -64,8 +64,6 @@ def train(argv: list[str]) -> int:
 
 def point(link: Path, folder: Path) -> None:
     """Makes `link` a relative symbolic link to `folder`, in one move. Raises `ConfigError` where something else stands."""
-    from jclip.paths import naming
-
     check_link(link)
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary, to = link.with_name(f".{link.name}.part"), os.path.relpath(folder, link.parent)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import say
+from jclip.report import sorted_folders
 
 
 def main(argv: list[str]) -> int:
@@ -14,9 +15,7 @@ def main(argv: list[str]) -> int:
     p.add_argument("manifest", type=nonempty, metavar="MANIFEST", help="the sorted.json in the folder of sorted photos")
     args = p.parse_args(argv)
 
-    from jclip.report.sorted_folders import undo
-
-    removed, left = undo(Path(args.manifest))
+    removed, left = sorted_folders.undo(Path(args.manifest))
     say(f"removed: {removed} of what was made")
     for name, reason in left.items():
         say(f"left, as {reason}: {name}")

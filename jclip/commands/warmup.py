@@ -13,7 +13,14 @@ from pathlib import Path
 from jclip.choices import default_model
 from jclip.commands.arguments import Parser, add_shared
 from jclip.errors import say
+from jclip.features import source as sources
+from jclip.functional import losses, similarity
+from jclip.model import clip, trainable
 from jclip.paths import is_file
+from jclip.postponed import jt
+from jclip.report import predictions
+from jclip.train import optim as optimisation
+from jclip.weights.variants import config_of
 
 STAGES = ("image", "text", "training")
 
@@ -37,9 +44,6 @@ def main(argv: list[str]) -> int:
 
     from tqdm import tqdm
 
-    from jclip.report.predictions import table
-    from jclip.runtime import jt
-
     rows = []
     stages = stages_of(config, args.dtype)
     for name in tqdm(args.stages, desc="compiling", unit="stage", disable=None, leave=False):
@@ -47,18 +51,14 @@ def main(argv: list[str]) -> int:
         stages[name]()
         jt.sync_all(True)
         rows.append([name, str(compiled(jt) - before), f"{time.perf_counter() - begun:.1f}"])
-    say(table(["stage", "operators compiled", "seconds"], rows))
+    say(predictions.table(["stage", "operators compiled", "seconds"], rows))
     return 0
 
 
 def named_config(model: str, family: str | None):
     """The architecture of a name or of a weight file. Raises `CheckpointError` or `UnknownName`."""
-    from jclip.weights.variants import config_of
-
     if is_file(model):
-        from jclip.features.source import ModelSource
-
-        return ModelSource(model, family).config
+        return sources.ModelSource(model, family).config
     return config_of(model)
 
 
@@ -74,34 +74,27 @@ def stages_of(config, dtype: str = "fp32") -> dict[str, Callable[[], None]]:
     """
     import numpy as np
 
-    from jclip.functional.losses import contrastive_loss
-    from jclip.functional.similarity import normalise
-    from jclip.model.clip import CLIP, inference, training_mode
-    from jclip.model.trainable import no_weight_decay, trainable
-    from jclip.runtime import jt
-    from jclip.train.optim import AdamW
-
-    model = CLIP(config)
+    model = clip.CLIP(config)
     jt.sync_all()
-    encoders = CLIP(config).to(dtype) if dtype != "fp32" else model
+    encoders = clip.CLIP(config).to(dtype) if dtype != "fp32" else model
     images = np.zeros((2, 3, *config.vision.image_size), np.float32)
     tokens = np.zeros((2, config.text.context_length), np.int32)
     tokens[:, 5] = config.text.vocab_size - 1
 
     def image() -> None:
-        with inference(encoders):
+        with clip.inference(encoders):
             for batch in (1, 2):
-                normalise(encoders.encode_image(images[:batch])).numpy()
+                similarity.normalise(encoders.encode_image(images[:batch])).numpy()
 
     def text() -> None:
-        with inference(encoders):
+        with clip.inference(encoders):
             for batch in (1, 2):
-                normalise(encoders.encode_text(tokens[:batch])).numpy()
+                similarity.normalise(encoders.encode_text(tokens[:batch])).numpy()
 
     def training() -> None:
-        training_mode(model)
-        optim = AdamW(trainable(model), exclude=no_weight_decay)
-        features = normalise(model.encode_image(images)), normalise(model.encode_text(tokens))
-        optim.step(contrastive_loss(*features, model.logit_scale.exp()))
+        clip.training_mode(model)
+        optim = optimisation.AdamW(trainable.trainable(model), exclude=trainable.no_weight_decay)
+        features = similarity.normalise(model.encode_image(images)), similarity.normalise(model.encode_text(tokens))
+        optim.step(losses.contrastive_loss(*features, model.logit_scale.exp()))
 
     return {"image": image, "text": text, "training": training}

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.config import build
+from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
-from jclip.paths import exists
+from jclip.features import extraction, several_models
+from jclip.features import source as sources
+from jclip.features.member import Member
+from jclip.paths import exists, refuse_overwriting
+from jclip.report import contact_sheet, predictions
+from jclip.train import configs
 from jclip.weights.families import FAMILIES
-
-if TYPE_CHECKING:  # --help answers before NumPy is imported
-    from jclip.features.member import Member
-    from jclip.report.predictions import Predictions
 
 OPTIONS = {  # of one model → the member's setting
     "model": "weights", "templates": "prompts", "mode": "mode", "scale": "scale", "drop_below": "drop_below",
@@ -37,7 +40,7 @@ def classify(
     explain: bool = False,
     top: int = 5,
     on_error: str = "stop",
-) -> Predictions:
+) -> predictions.Predictions:
     """Scores of each photo and class, by one model or several.
 
     How is written in `jclip.features.several_models` and `jclip.functional.prompt_scores`.
@@ -48,23 +51,17 @@ def classify(
     """
     import numpy as np
 
-    from jclip.data.splits import Split
-    from jclip.features.extraction import extract
-    from jclip.features.several_models import build_mixture, deciding
-    from jclip.features.source import SideBySide
-    from jclip.report.predictions import Predictions
-
-    together = SideBySide.of(members)
-    split = Split(tuple(photos), np.full(len(photos), -1, np.int32))
-    mixture = build_mixture(
+    together = sources.SideBySide.of(members)
+    split = splits.Split(tuple(photos), np.full(len(photos), -1, np.int32))
+    mixture = several_models.build_mixture(
         together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,
         drop_below_uniform=drop_below_uniform, on_error=on_error, whole=explain,
     )  # fmt: skip
-    rows, features = extract(together, split, on_error=on_error, label="photos")
+    rows, features = extraction.extract(together, split, on_error=on_error, label="photos")
     scores = mixture(features)
-    prompts = deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
+    prompts = several_models.deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
     seen = tuple(photos[i] for i in rows)
-    return Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts))
+    return predictions.Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -165,44 +162,33 @@ def main(argv: list[str]) -> int:
     args.model = args.model or (None if args.config else default_model())
     asked = of_config(args, settings) if args.config else of_options(args, settings)
 
-    from jclip.data.class_names import read_class_names
-    from jclip.data.splits import find_photos
-    from jclip.paths import refuse_overwriting
-    from jclip.report.contact_sheet import check_sheet, write_sheet
-    from jclip.report.predictions import check_format, show, write_predictions
-
     on_error = args.on_error or ("stop" if args.format else "skip")
-    check_format(args.out, args.format)
-    check_sheet(args.sheet)
+    predictions.check_format(args.out, args.format)
+    contact_sheet.check_sheet(args.sheet)
     if args.format and on_error == "skip":
         raise ConfigError(f"--on-error must be stop with --format {args.format}, which numbers the photos, got skip")
     if not asked["classes"]:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as imagenet1k")
     if not places:
         raise ConfigError("name the photos, or folders of photos")
-    names = read_class_names(asked.pop("classes")).names
-    photos = find_photos(places)
+    names = class_names.read_class_names(asked.pop("classes")).names
+    photos = splits.find_photos(places)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])
-    predictions = classify(
-        photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked
-    )
-    say(show(predictions))
+    labelled = classify(photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked)
+    say(predictions.show(labelled))
     if args.out:
-        write_predictions(predictions, args.out, args.format)
-        say(f"written: {args.out} ({len(predictions.photos)} photos)")
+        predictions.write_predictions(labelled, args.out, args.format)
+        say(f"written: {args.out} ({len(labelled.photos)} photos)")
     if args.sheet:
         upright = all(member.preprocess.upright is not False for member in asked["members"])
-        write_sheet(args.sheet, predictions, choice="certainty", upright=upright)
+        contact_sheet.write_sheet(args.sheet, labelled, choice="certainty", upright=upright)
         say(f"written: {args.sheet}")
     return 0
 
 
 def of_options(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, Any]:
     """What `classify` is asked, of one model. Raises `ConfigError`."""
-    from jclip.config import build
-    from jclip.features.member import Member
-
     if settings:
         raise ConfigError(f"settings must follow --config, got {settings[0]} without it: use an option instead")
     given = {setting: getattr(args, option) for option, setting in OPTIONS.items()}
@@ -218,7 +204,6 @@ def of_config(args: argparse.Namespace, settings: Sequence[str]) -> dict[str, An
         if option != "model" and getattr(args, option) is not None:
             spelt = option.replace("_", "-")
             raise ConfigError(f"--{spelt} must not stand beside --config: set models.0.{setting}=… instead")
-    from jclip.train import configs
 
     module, cfg, path = configs.read_config(args.config, settings)
     if module.__name__.rpartition(".")[2] != "zero_shot":

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from jclip.data import workers as decoding
 from jclip.data.augment import Views, seen
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, notice
@@ -46,9 +47,7 @@ def batches(
     rows = range(len(paths)) if rows is None else rows
     count, ahead = workers(), _AHEAD * size
     if isinstance(prepare, Views) and count and len(paths) >= _WORTH_PROCESSES:
-        from jclip.data.workers import decoded
-
-        results = decoded(paths, rows, prepare, ahead, count)
+        results = decoding.decoded(paths, rows, prepare, ahead, count)
     else:
         results = _in_threads(paths, rows, prepare, ahead, min(len(paths), count))
     kept: list[tuple[int, np.ndarray]] = []

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from jclip.config import WORLD, DataConfig, Subset
+from jclip.data import photo_hashes, world
 from jclip.data.challenge_folder import base_of, class_finder, from_folder, strip_prefix
 from jclip.data.checks import check_agreement, check_several, preview
 from jclip.data.class_names import read_classes
@@ -55,10 +56,8 @@ class Split:
 
         Neither names nor times count, so a folder that is copied, moved or restored has the same.
         """
-        from jclip.data.photo_hashes import photo_hashes
-
         sha = hashlib.sha256()
-        for digest, label in zip(photo_hashes(self.paths), self.labels, strict=True):
+        for digest, label in zip(photo_hashes.photo_hashes(self.paths), self.labels, strict=True):
             sha.update(f"{digest}\t{label}\n".encode())
         return sha.hexdigest()
 
@@ -172,9 +171,8 @@ def photo_folder(root: str) -> Path:
     """The folder that `root` names; `shapes:STYLE` is rendered into the cache at first use."""
     if root.partition(":")[0] != WORLD:
         return Path(root)
-    from jclip.data.world import rendered_folder
 
-    return rendered_folder(root.partition(":")[2])
+    return world.rendered_folder(root.partition(":")[2])
 
 
 def find_photos(places: Iterable[str | os.PathLike]) -> list[str]:

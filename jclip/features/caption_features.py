@@ -14,6 +14,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.features.heads import encode_prompts
 from jclip.functional.directions import unit
 from jclip.functional.metrics import retrieval_report
+from jclip.model import clip
 
 AT_ONCE = 256
 
@@ -41,10 +42,8 @@ class Encoded:
 
 def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
     """Features of all pairs by a model at hand, as its weights are now."""
-    from jclip.model.clip import inference
-
     rows, images = [], []
-    with inference(model):
+    with clip.inference(model):
         for at, pixels in pairs.batches(range(len(pairs)), 0, AT_ONCE, Views(preprocess)):
             rows.append(at)
             images.append(model.encode_image(pixels).float32().numpy())

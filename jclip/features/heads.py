@@ -15,6 +15,8 @@ from jclip.features.cached import read_cached
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.paths import cache_dir
+from jclip.postponed import jt
+from jclip.prompts import tokenizer
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import safetensors
 
@@ -100,10 +102,8 @@ def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], temp
 
 def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
     """As `zero_shot_head`, of a model at hand, whatever state it is in: nothing is cached."""
-    from jclip.prompts.tokenizer import tokenize_for
-
     flat = [p for of_class in prompts for p in of_class]
-    encoded = encode_prompts(model, tokenize_for(model.config.text, flat, truncate))
+    encoded = encode_prompts(model, tokenizer.tokenize_for(model.config.text, flat, truncate))
     check_directions(encoded, flat)
     embedded = unit(encoded)
     return ZeroShotHead(unit(_class_means(embedded, prompts)), scale_of(model))
@@ -128,11 +128,9 @@ def prompt_features(
     source: ModelSource, prompts: Sequence[Sequence[str]], width: int, truncate: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw features (P, E) of every prompt, and its class (P,). Raises `ConfigError` for a model of another width."""
-    from jclip.prompts.tokenizer import tokenize_for
-
     check_width(source, width)
     flat = [prompt for of_class in prompts for prompt in of_class]
-    features = encode_prompts(source.model, tokenize_for(source.config.text, flat, truncate))
+    features = encode_prompts(source.model, tokenizer.tokenize_for(source.config.text, flat, truncate))
     check_directions(features, flat)
     return features, np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
 
@@ -159,8 +157,6 @@ def check_width(source: ModelSource, width: int) -> None:
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:
     """(P, L) ids → (P, E), not normalised; short prompts are encoded together, so that each batch is cut early."""
-    from jclip.runtime import jt
-
     order = np.argsort(tokens.argmax(axis=1), kind="stable")
     features = np.zeros((len(tokens), model.config.embed_dim), np.float32)
     with jt.no_grad():

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from jclip.choices import LOGITS, Mix, Mode, PreprocessChoice, TestViews
 from jclip.config import Dtype
 from jclip.errors import ConfigError
+from jclip.features import source as sources
 from jclip.prompts.templates import class_prompts, load_templates, prompts_of
-
-if TYPE_CHECKING:  # a wrong YAML is told before these are imported
-    from jclip.features.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ class Member:
             return self
         return replace(self, preprocess=replace(self.preprocess, upright=upright))
 
-    def source(self) -> ModelSource:
+    def source(self) -> sources.ModelSource:
         """The model, opened. Raises `CheckpointError` for one that is not there or doesn't say what it is."""
-        from jclip.features.source import ModelSource
-
-        return ModelSource(self.weights, self.family, self.dtype, stream=self.stream, preprocess=self.preprocess)
+        return sources.ModelSource(
+            self.weights, self.family, self.dtype, stream=self.stream, preprocess=self.preprocess
+        )
 
     @property
     def asks(self) -> tuple:

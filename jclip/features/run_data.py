@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from jclip.config import WithClasses, WithPhotos, WithSearch, WithTemplates
 from jclip.data.class_names import read_class_names
 from jclip.data.splits import PhotoData, Split, drawn_photos, noted, read_all_photos, renamed, subset_of
 from jclip.errors import ConfigError
@@ -18,12 +19,12 @@ from jclip.features.precomputed import renamed as renamed_features
 from jclip.features.source import ModelSource
 
 
-def run_photos(cfg: Any, measures_all: bool = False) -> PhotoData | None:
+def run_photos(cfg: WithPhotos, measures_all: bool = False) -> PhotoData | None:
     """`read_run_photos`, with a note on stderr of what a user may not expect; None of recorded features."""
     return None if cfg.data.features else noted(read_run_photos(cfg, measures_all))
 
 
-def read_run_photos(cfg: Any, measures_all: bool = False) -> PhotoData:
+def read_run_photos(cfg: WithPhotos, measures_all: bool = False) -> PhotoData:
     """The photos of a recipe's config, shots drawn and classes named as it says.
 
     measures_all: of data that has neither a test nor a validation part all photos are measured, but for those that
@@ -32,8 +33,10 @@ def read_run_photos(cfg: Any, measures_all: bool = False) -> PhotoData:
     whole = read_all_photos(cfg.data)
     photos = drawn_photos(whole, cfg.data)
     if measures_all and not len(whole.val) + len(whole.test):
-        photos = _measured_whole(photos, subset_of(whole, cfg.data.subset).train, getattr(cfg, "search", False))
-    if not getattr(cfg, "classes", ""):
+        photos = _measured_whole(
+            photos, subset_of(whole, cfg.data.subset).train, isinstance(cfg, WithSearch) and cfg.search
+        )
+    if not (isinstance(cfg, WithClasses) and cfg.classes):
         return photos
     names = read_class_names(cfg.classes)
     return renamed(photos, names.names, names.places(photos.classnames))
@@ -46,20 +49,23 @@ def _measured_whole(photos: PhotoData, every: Split, keep_val: bool) -> PhotoDat
     return replace(photos, val=val, test=every.take([row for row, path in enumerate(every.paths) if path not in held]))
 
 
-def run_features(cfg: Any, source: ModelSource | None, photos: PhotoData | None, **options: Any) -> FeatureSet:
+def run_features(cfg: WithPhotos, source: ModelSource | None, photos: PhotoData | None, **options: Any) -> FeatureSet:
     """Features of `run_photos`, or recorded ones among the classes that the config names, with text of these.
 
     options: those of `few_shot_features`. Raises `DataError` or `ConfigError`.
     """
-    classes, templates = getattr(cfg, "classes", ""), getattr(cfg, "templates", "openai7")
+    classes = cfg.classes if isinstance(cfg, WithClasses) else ""
+    templates = cfg.templates if isinstance(cfg, WithTemplates) else "openai7"
     data = replace(cfg.data, text_features="") if classes else cfg.data  # text is of other classes
     found = few_shot_features(data, source, templates, photos=photos, **options)
-    return found if photos or not classes else _among_classes(cfg, found, source)
+    return found if photos or not classes else _among_classes(cfg, classes, templates, found, source)
 
 
-def _among_classes(cfg: Any, found: FeatureSet, source: ModelSource | None) -> FeatureSet:
+def _among_classes(
+    cfg: WithPhotos, classes: str, templates: str, found: FeatureSet, source: ModelSource | None
+) -> FeatureSet:
     """Recorded features among the config's classes, with `data.text_features` or the model's text of these."""
-    names = read_class_names(cfg.classes)
+    names = read_class_names(classes)
     places, count = names.places(found.classnames, found.classes), len(names.names)
     if cfg.data.text_features:
         return renamed_features(
@@ -67,5 +73,5 @@ def _among_classes(cfg: Any, found: FeatureSet, source: ModelSource | None) -> F
         )
     if source is None:
         raise ConfigError("classes: these need text of their own: set model, or data.text_features to an .npy (C, E)")
-    text = text_for(source, names.names, cfg.templates)
+    text = text_for(source, names.names, templates)
     return replace(renamed_features(found, names.names, places, text["text"]), scale=float(text["scale"][0]))

@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jclip.choices import PreprocessChoice
+from jclip.config import WithDtype, WithFeatureLayer, WithModel
 from jclip.data.preprocess import Preprocess, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
+from jclip.model import clip, deep_prompts, streaming
+from jclip.postponed import jt
 from jclip.weights.checkpoint import Checkpoint, open_checkpoint
 from jclip.weights.download import find_weights
 from jclip.weights.families import Stated
@@ -85,19 +88,14 @@ class ModelSource:
     def release(self) -> None:
         """Lets the model's memory go; at its next use it is loaded again."""
         if self.__dict__.pop("model", None) is not None:
-            from jclip.runtime import jt
-
             jt.sync_all()
             jt.gc()
 
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
-        from jclip.model import streaming
-        from jclip.model.clip import build
-
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
-            return build(self.checkpoint, self.dtype)
+            return clip.build(self.checkpoint, self.dtype)
         if self.dtype != "fp32":
             raise ConfigError(
                 f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
@@ -124,10 +122,7 @@ class PromptedSource:
     @cached_property
     def model(self):
         """The `CLIP` with these vectors, loaded at first use."""
-        from jclip.model.deep_prompts import PromptedModel
-        from jclip.runtime import jt
-
-        return PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
+        return deep_prompts.PromptedModel(self._source.model, jt.array(self._vectors).stop_grad())
 
 
 class SideBySide:
@@ -144,7 +139,7 @@ class SideBySide:
         self.width = sum(source.width for source in self.sources)
 
     @staticmethod
-    def of(members: Sequence[Any]) -> SideBySide:
+    def of(members: Sequence[OneOfSeveral]) -> SideBySide:
         """The sources of `jclip.features.member.Member`s, each opened: wrong weights are refused here."""
         return SideBySide([member.source() for member in members], [member.views for member in members])
 
@@ -181,17 +176,35 @@ def open_any(path: Path, stated: Stated) -> Checkpoint:
     return found.checkpoint
 
 
-def source_of(config: Any, model: str = "") -> ModelSource | SideBySide | None:
+class OneOfSeveral(Protocol):
+    """What a config says of one model of several, as `jclip.features.member.Member`."""
+
+    @property
+    def views(self) -> str: ...
+    def reading(self, upright: bool) -> OneOfSeveral: ...
+    def source(self) -> ModelSource: ...
+
+
+@runtime_checkable
+class WithModels(Protocol):
+    """A config of several models."""
+
+    @property
+    def models(self) -> Sequence[OneOfSeveral]: ...
+
+
+def source_of(config: WithModel, model: str = "") -> ModelSource | SideBySide | None:
     """The model that a recipe's `config` names (or `model` in its place), in its family and dtype; None without any.
     Of a config with `models`, all of them side by side.
 
     A config with `features: penultimate` asks for image features before the projection, wherever they are made.
     """
     upright = getattr(config.data, "upright", True)
-    if members := getattr(config, "models", ()):
-        return SideBySide.of([member.reading(upright) for member in members])
+    if isinstance(config, WithModels) and config.models:
+        return SideBySide.of([member.reading(upright) for member in config.models])
     name = model or config.model
-    dtype, draft = getattr(config, "dtype", "fp32"), getattr(config.data, "draft", False)
-    penultimate = getattr(config, "features", "projected") == "penultimate"
-    seen = {"draft": draft, "upright": upright}
+    dtype = config.dtype if isinstance(config, WithDtype) else "fp32"
+    penultimate = isinstance(config, WithFeatureLayer) and config.features == "penultimate"
+    seen = {"draft": getattr(config.data, "draft", False), "upright": upright}  # captions have no draft
+    seen["preprocess"] = getattr(config, "preprocess", None)
     return ModelSource(name, config.family, dtype, penultimate=penultimate, **seen) if name else None

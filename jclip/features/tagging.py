@@ -41,6 +41,9 @@ from jclip.functional.local_to_global import (
 )
 from jclip.functional.positions import resize_bilinearly
 from jclip.functional.windows import check_windows, sliding_windows
+from jclip.model import dense_map as dense_maps
+from jclip.model import patch_attention
+from jclip.postponed import jt
 from jclip.prompts.background_names import BACKGROUNDS, background_beside
 from jclip.prompts.spelling import alike
 from jclip.prompts.templates import (
@@ -222,16 +225,13 @@ class Tagger:
 
     def _of_batch(self, model, pixels: np.ndarray, head: ZeroShotHead, photos: Sequence[str]) -> np.ndarray:
         """(B, 3, H, W) → (B, K): scores of all names."""
-        from jclip.runtime import jt
 
         full = f"set JCLIP_BATCH={max(1, batch_size() // 2)} (now {batch_size()})"
         with jt.no_grad(), told_when_full(full):
             if self.method == "tagclip":
                 return self._tagclip(model, pixels, head, photos)
             if self.method != "whole":
-                from jclip.model.dense_map import dense_map
-
-                cells = dense_map(model, pixels)[1].float32().numpy()
+                cells = dense_maps.dense_map(model, pixels)[1].float32().numpy()
                 check_directions(cells.reshape(len(cells), -1), photos)
                 score = place_shares if self.method == "places" else cell_scores
                 return score(unit(cells) @ head.weights.T, head.scale)
@@ -240,11 +240,10 @@ class Tagger:
         return head(unit(encoded))
 
     def _tagclip(self, model, pixels: np.ndarray, head: ZeroShotHead, photos: Sequence[str]) -> np.ndarray:
-        from jclip.model.patch_attention import patches_with_attention
 
         vision, settings = model.config.vision, self.settings
         grid = (pixels.shape[2] // vision.patch_size, pixels.shape[3] // vision.patch_size)
-        patches, attention = patches_with_attention(model, pixels, *settings.layers(vision.layers))
+        patches, attention = patch_attention.patches_with_attention(model, pixels, *settings.layers(vision.layers))
         check_directions(patches.reshape(len(patches), -1), photos)
         coarse = (coarse_scores(one, head.weights, head.scale) for one in patches)
         refined = [refined_scores(s, a, grid, settings.published) for s, a in zip(coarse, attention, strict=True)]
@@ -260,12 +259,11 @@ class Tagger:
         self, model, pixels: np.ndarray, crops: Sequence[tuple[int, Again]], head: ZeroShotHead
     ) -> np.ndarray:
         """The probability of each crop's class among all names."""
-        from jclip.model.patch_attention import crops_seen_in_part
 
         vision = model.config.vision
         seen = np.stack([_cut(pixels[row], one, vision.patch_size, vision.image_size) for row, one in crops])
         masks = np.stack([nearest_mask(one.mask, vision.grid).reshape(-1) for _, one in crops])
-        features = crops_seen_in_part(model, seen, masks)
+        features = patch_attention.crops_seen_in_part(model, seen, masks)
         shares = coarse_scores(features, head.weights, head.scale)
         return shares[np.arange(len(crops)), [one.label for _, one in crops]]
 

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = face(
             "fitted_thresholds",
             "prevalence_thresholds",
         ),
+        "caption_bank": ("nearest_in_bank", "pulled"),
         "cooccurrence": ("Cooccurrence", "count_cooccurrence", "modulated", "ranking_weights"),
         "directions": ("unit",),
         "fusion": ("Inputs", "best_weights", "fitted_temperature", "mixed", "transformed", "weighted_sum"),
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = face(
             "softmax",
             "top_k",
         ),
+        "multi_label_losses": ("asymmetric_loss", "pair_asymmetric_loss", "ranking_loss", "teacher_loss"),
         "multi_label_metrics": (
             "above",
             "average_precision_per_class",
@@ -38,6 +40,7 @@ __getattr__, __dir__, __all__ = face(
             "decision_report",
             "ranking_report",
         ),
+        "multi_label_scores": ("cosines", "local_scores", "pair_scores", "place_shares", "with_winner"),
         "positions": ("resample_linearly", "resample_positions"),
         "prompt_scores": ("class_scores", "deciding_prompts", "prompt_probabilities", "shares"),
         "prototypes": ("cosine_scores", "linear_scores", "own_class_means"),

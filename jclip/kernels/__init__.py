@@ -12,6 +12,7 @@ import os
 from jclip.config import Dtype
 from jclip.errors import ConfigError
 from jclip.kernels import cpu, cuda, maps, plain
+from jclip.kernels import gradient_parts as gradient_parts
 from jclip.machine.gpu import find_gpus
 from jclip.machine.toolchain import ONEDNN_INSTALL, cpu_flags
 from jclip.runtime import jt

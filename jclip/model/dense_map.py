@@ -1,7 +1,6 @@
 """Image features of each place of a photo beside its pooled feature, for photos of any size that the tower divides.
 
-Sun et al., NeurIPS 2022, arXiv 2206.09541, and Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D)
-the cells of its last feature map,
+Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D) the cells of its last feature map,
 
     cells_p = W_c (W_v F_p + b_v) + b_c            value and output projection of the attention pool at every cell
     pooled  = attention pool of [mean_p F_p; F]    without its table of positions
@@ -11,24 +10,22 @@ A ViT gives its patches' value projections in the last block (no attention), or 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from jclip.errors import ConfigError
 from jclip.functional.positions import resample_positions
+from jclip.model import clip
 from jclip.model.resnet import ModifiedResNet
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
-
-if TYPE_CHECKING:
-    from jclip.model.clip import CLIP
 
 ViTMap = Literal["value", "token"]
 STRIDE = 32  # pixels a side of a ResNet's cell
 
 
-def dense_map(model: CLIP, pixels, positions: bool = False, vit: ViTMap = "value"):
+def dense_map(model: clip.CLIP, pixels, positions: bool = False, vit: ViTMap = "value"):
     """Pooled features (B, E) and those of each place (B, P, E), row by row, of normalised pixels (B, 3, H, W).
 
     Neither is normalised. positions: of a ResNet, whether its attention pool adds its table of positions: with it the

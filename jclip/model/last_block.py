@@ -6,11 +6,12 @@ The end is a transformer's last block with its norm and projection, or a ResNet'
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jclip.kernels import linear
+from jclip.model import clip
 from jclip.model.eva import EVATower
 from jclip.model.layers import Block
 from jclip.model.parameter_groups import image_groups
@@ -19,14 +20,11 @@ from jclip.model.trainable import trainable
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
 
-if TYPE_CHECKING:
-    from jclip.model.clip import CLIP
-
 
 class LastBlock:
     """The end of a model's image tower, computed with the parameters as they are."""
 
-    def __init__(self, model: CLIP):
+    def __init__(self, model: clip.CLIP):
         self._model, self._tower, self._kind = model, model.visual, KINDS[type(model.visual)]
         vision, self._start = model.config.vision, {}
         self._width = getattr(vision, "output_width", vision.width)

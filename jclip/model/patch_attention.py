@@ -5,23 +5,18 @@ Lin et al., AAAI 2024, arXiv 2312.12828. Needs attention weights, which the fuse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from jclip import kernels
 from jclip.functional.positions import resample_bilinearly
 from jclip.functional.similarity import normalise
 from jclip.kernels import plain
+from jclip.model import clip, vit
 from jclip.model.layers import Block
 from jclip.runtime import jt
 
-if TYPE_CHECKING:
-    from jclip.model.clip import CLIP
-    from jclip.model.vit import VisionTransformer
 
-
-def patches_with_attention(model: CLIP, pixels, layers: range, votes: int) -> tuple[np.ndarray, np.ndarray]:
+def patches_with_attention(model: clip.CLIP, pixels, layers: range, votes: int) -> tuple[np.ndarray, np.ndarray]:
     """(B, 3, H, W) of any size in patches → features (B, P, E), of length one, and attention (B, P, P).
 
     In the last block each token attends to itself alone, all else there is as ever. attention: the mean over `layers` of
@@ -43,7 +38,7 @@ def patches_with_attention(model: CLIP, pixels, layers: range, votes: int) -> tu
     return _features(tower, x[:, 1:]).numpy(), attention
 
 
-def crops_seen_in_part(model: CLIP, pixels, masks: np.ndarray):
+def crops_seen_in_part(model: clip.CLIP, pixels, masks: np.ndarray):
     """(B, 3, H, W) of the model's size, masks (B, P) bool → (B, E), of length one.
 
     In every layer the class token sees itself and the patches of its mask, patches see everything.
@@ -65,7 +60,7 @@ def attend(block: Block, qkv):
     return kernels.attention(qkv, block.attn.heads)
 
 
-def _embedded(model: CLIP, pixels):
+def _embedded(model: clip.CLIP, pixels):
     """(B, 3, H, W) → (B, 1 + P, D), the table of positions brought to the photo's grid (bilinear)."""
     tower, vision = model.visual, model.config.vision
     x, patch = model.image_input(pixels), vision.patch_size
@@ -85,6 +80,6 @@ def _behind_attention(block: Block, x, mixed):
     return block.mlp(block.ln_2(x), residual=x)
 
 
-def _features(tower: VisionTransformer, x):
+def _features(tower: vit.VisionTransformer, x):
     """(..., D) → (..., E), of length one."""
     return normalise(kernels.linear(tower.ln_post(x), tower.proj.transpose(0, 1)))

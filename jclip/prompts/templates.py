@@ -14,6 +14,7 @@ from jclip.errors import DataError, UnknownName, did_you_mean, notice
 from jclip.paths import ASSETS, is_file
 from jclip.prompts.grammar import article_before, plural_of
 from jclip.prompts.spelling import name_key
+from jclip.readers.text import MOST_OF_NAMES, read_json, read_lines
 
 Sentences = Mapping[str, Sequence[str]]
 
@@ -85,12 +86,6 @@ def _whole_set(name_or_file: str) -> Set:
 
 
 def _read_set(path: Path) -> Set:
-    from jclip.readers.text import (  # its room brings NumPy, which the names of sets need not
-        MOST_OF_NAMES,
-        read_json,
-        read_lines,
-    )
-
     if path.suffix.lower() != ".json":
         lines = [
             (f"{path}, line {number}", line)

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.config import apply_overrides
+from jclip.data import loader, splits
 from jclip.errors import ConfigError
+from jclip.train import run as runs
 from jclip.train.configs import build_config, default_folder, read_config
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
-
-    from jclip.data.loader import OnError
-    from jclip.data.splits import Split
 
 MODEL = "model.safetensors"  # of a run that trained the towers
 
@@ -85,8 +85,6 @@ class FinishedRun:
 
     def marks(self) -> dict[str, float]:
         """What a reader of its figures must know: whether they were chosen on test."""
-        from jclip.choices import SELECTED_ON_TEST
-
         return {k: v for k, v in self.metrics.items() if k == SELECTED_ON_TEST}
 
     def check_photos(self) -> None:
@@ -97,11 +95,11 @@ class FinishedRun:
         """`eval`: metrics of the run on the test data of its config; writes `files` into `out`."""
         raise self.refusal("measured")
 
-    def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[Any, np.ndarray]:
+    def label(self, split: splits.Split, on_error: loader.OnError = "stop", top: int = 5) -> tuple[Any, np.ndarray]:
         """`predict`: the task's predictions (N of them) for the photos of `split` that decode, and their rows (N,)."""
         raise self.refusal("used to label photos")
 
-    def own_split(self) -> tuple[FinishedRun, Split]:
+    def own_split(self) -> tuple[FinishedRun, splits.Split]:
         """The test photos of the run's own data, and the run as it labels these. Raises `ConfigError` without any."""
         raise self.refusal("used to label photos")
 
@@ -129,7 +127,7 @@ class FinishedRun:
         raise NotImplementedError
 
     @staticmethod
-    def rightness(predictions: Any, split: Split, rows: np.ndarray) -> str:
+    def rightness(predictions: Any, split: splits.Split, rows: np.ndarray) -> str:
         """`predict` of the run's own photos: how many of these `rows` it labels rightly, in a line; empty if not known."""
         return ""
 
@@ -164,16 +162,12 @@ def run_folder(place: str | os.PathLike, overrides: Sequence[str]) -> tuple[Path
 
 def read_finished(folder: Path) -> dict[str, Any]:
     """The result of the run in `folder`. Raises `ConfigError` or `CheckpointError`."""
-    from jclip.train.run import read_result
-
-    return read_result(folder)
+    return runs.read_result(folder)
 
 
-def unlabelled(photos: Iterable[str]) -> Split:
+def unlabelled(photos: Iterable[str]) -> splits.Split:
     """Photos of which nobody knows the class."""
     import numpy as np
 
-    from jclip.data.splits import Split
-
     photos = tuple(photos)
-    return Split(photos, np.full(len(photos), -1, np.int32))
+    return splits.Split(photos, np.full(len(photos), -1, np.int32))

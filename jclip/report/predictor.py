@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.report.classifier import Classifier
 from jclip.report.finished_run import FinishedRun, read_finished, run_folder, unlabelled
 from jclip.report.tasks import DEFAULT, TASKS, Task, task_of
@@ -16,11 +17,11 @@ from jclip.train import recipe_finder
 __all__ = ["Classifier", "Predictor", "measure", "unlabelled", "write_handed_over"]
 
 
-class Predictor(FinishedRun):
+class Predictor:
     """A finished run as its task has it: a `Classifier` of the task `classify`, a `Retriever` of `retrieve`."""
 
-    @classmethod
-    def load(cls, place: str | os.PathLike, overrides: Sequence[str] = (), model: str = "") -> FinishedRun:
+    @staticmethod
+    def load(place: str | os.PathLike, overrides: Sequence[str] = (), model: str = "") -> FinishedRun:
         """The run in folder `place` with settings changed, or the one that training the config `place` with them made.
 
         model: the base weights, where the run was made from precomputed features or the file has moved. Raises
@@ -32,9 +33,9 @@ class Predictor(FinishedRun):
 
 
 def task_of_result(result: dict[str, Any]) -> Task:
-    """The task of the recipe that a finished run's result names. Raises `UnknownName`."""
+    """The task of the recipe that a finished run's result names; `classify` where that is none of those there are."""
     recipe = result["config"].get("recipe")
-    return task_of(recipe_finder.load(recipe)) if recipe else TASKS[DEFAULT]
+    return task_of(recipe_finder.load(recipe)) if recipe in recipe_finder.names() else TASKS[DEFAULT]
 
 
 def measure(done: FinishedRun, out: Path) -> dict[str, float]:
@@ -48,8 +49,6 @@ def write_handed_over(run: Any, module: ModuleType, result: dict[str, Any]) -> l
 
     run: a `jclip.train.run.Run`.
     """
-    from jclip.choices import SELECTED_ON_TEST
-
     if run.handed_over is None:
         return []
     of_task = task_of(module).load_predictor()

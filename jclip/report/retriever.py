@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from jclip.config import CaptionConfig
+from jclip.data import captions as caption_pairs
 from jclip.errors import ConfigError
+from jclip.features import caption_features
+from jclip.features import source as sources
+from jclip.functional import metrics as retrieval_metrics
+from jclip.paths import refuse_overwriting, write_together
+from jclip.report import evaluation, predictions
 from jclip.report.finished_run import MODEL, FinishedRun
 from jclip.report.run_table import selected_on_test, shortly
 
@@ -36,19 +42,14 @@ class Retriever(FinishedRun):
         pair the rank, from 1, of the own caption among all captions and of the own image among all images. Raises
         `ConfigError` where no pairs are named.
         """
-        from jclip.data.captions import read_pairs
-        from jclip.features.caption_features import encode_pairs
-        from jclip.features.source import ModelSource
-        from jclip.paths import refuse_overwriting
-
         data: CaptionConfig = self.config.data
         own = Path(self.model) == self.folder / MODEL  # which says its family itself
-        source = ModelSource(self.model, None if own else self.config.family, upright=data.upright)
-        pairs = read_pairs(data, "val", source.preprocess.size, self.config.seed)
+        source = sources.ModelSource(self.model, None if own else self.config.family, upright=data.upright)
+        pairs = caption_pairs.read_pairs(data, "val", source.preprocess.size, self.config.seed)
         if pairs is None:
             raise ConfigError("there are no image-caption pairs to measure on: set data.val to a table of captions")
         refuse_overwriting([out / name for name in FILES], [data.val, *pairs.paths])
-        encoded = encode_pairs(source.model, pairs, source.preprocess)
+        encoded = caption_features.encode_pairs(source.model, pairs, source.preprocess)
         metrics = {**encoded.report(), "count": len(encoded.rows), **self.marks()}
         captions, _ = pairs.texts(encoded.rows)
         images = [pairs.paths[row] if pairs.paths else str(row) for row in encoded.rows.tolist()]
@@ -83,33 +84,29 @@ class Retriever(FinishedRun):
     @staticmethod
     def comparison(results: Mapping[str, Mapping[str, float]]) -> str:
         """A line per run: recall at 1, 5 and 10 both ways. Raises `ConfigError` where one has not measured it."""
-        from jclip.report.predictions import marked, table
-
         columns = {f"{way}_{k}": f"{title} {FIGURES[k]}" for way, title in WAYS.items() for k in ("r1", "r5", "r10")}
         without = [name for name, metrics in results.items() if not columns.keys() <= metrics.keys()]
         if without:
             raise ConfigError(f"runs must share retrieval figures, got none in {without[0]}: train it with data.val")
-        rows = [[marked(Path(name).name, m), *(shortly(m[k]) for k in columns)] for name, m in results.items()]
-        return table(["", *columns.values()], rows)
+        rows = [
+            [predictions.marked(Path(name).name, m), *(shortly(m[k]) for k in columns)] for name, m in results.items()
+        ]
+        return predictions.table(["", *columns.values()], rows)
 
 
 def _table(metrics: Mapping[str, float]) -> str:
-    from jclip.report.predictions import table
-
     rows = [[title, *(shortly(metrics[f"{way}_{k}"]) for k in FIGURES)] for way, title in WAYS.items()]
-    return table(["", *FIGURES.values()], rows)
+    return predictions.table(["", *FIGURES.values()], rows)
 
 
 def _write(out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: np.ndarray) -> None:
     """Both files, together. scores: (N, N), a row per image."""
     import numpy as np
 
-    from jclip.functional.metrics import retrieval_ranks
-    from jclip.paths import write_together
-    from jclip.report.evaluation import csv_bytes, json_text
-
     own = np.eye(len(scores), dtype=bool)
-    ranks = [1 + retrieval_ranks(scores, own), 1 + retrieval_ranks(scores.T, own)]
+    ranks = [1 + retrieval_metrics.retrieval_ranks(scores, own), 1 + retrieval_metrics.retrieval_ranks(scores.T, own)]
     rows = zip(images, captions, *(r.tolist() for r in ranks), strict=True)
     head = ["photo", "caption", "rank_of_caption", "rank_of_image"]
-    write_together(out, {"eval.json": json_text(metrics).encode(), "ranks.csv": csv_bytes(head, rows)})
+    write_together(
+        out, {"eval.json": evaluation.json_text(metrics).encode(), "ranks.csv": evaluation.csv_bytes(head, rows)}
+    )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from jclip.choices import SELECTED_ON_TEST
 from jclip.errors import ConfigError
+from jclip.report import predictions
 
 
 def report(metrics: Mapping[str, float]) -> str:
     """A table of accuracies, zero-shot beside adapted, then the other figures."""
-    from jclip.report.predictions import table
-
     parts = [part for part in ("val", "test") if f"{part}_top1" in metrics]
     rows = (
         [
@@ -25,23 +25,21 @@ def report(metrics: Mapping[str, float]) -> str:
     shown = {f"{prefix}{part}_{kind}" for prefix in ("zero_shot_", "") for part in ("val", "test")
              for kind in ("top1", "top5", "mean_per_class", "macro_f1", "ece", "nll", "correct", "count")}  # fmt: skip
     rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
-    text = table(["top-1", *parts], rows) if rows else ""
+    text = predictions.table(["top-1", *parts], rows) if rows else ""
     return "\n".join(filter(None, [text, ", ".join(rest), *warnings_of(metrics)]))
 
 
 def accuracies_of_runs(results: Mapping[str, Mapping[str, float]]) -> str:
     """A table of several runs' metrics by name: zero-shot of the first, then each. Raises `ConfigError`."""
-    from jclip.report.predictions import marked, table
-
     needed = ("top1", "correct", "count")
     parts = [p for p in ("val", "test") if all(f"{p}_{k}" in m for m in results.values() for k in needed)]
     if not parts:
         raise ConfigError(f"runs must share an accuracy on val or test, got none in common: {', '.join(results)}")
     first = next(iter(results.values()))
     named = [("zero-shot", "zero_shot_", first)] if f"zero_shot_{parts[0]}_top1" in first else []
-    named += [(marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
+    named += [(predictions.marked(Path(folder).name, metrics), "", metrics) for folder, metrics in results.items()]
     rows = [[name, *(accuracy_of(metrics, f"{prefix}{part}_") for part in parts)] for name, prefix, metrics in named]
-    return table(["top-1", *parts], rows)
+    return predictions.table(["top-1", *parts], rows)
 
 
 def told_memory(peak: dict[str, int]) -> list[str]:
@@ -68,8 +66,6 @@ def warnings_of(metrics: dict[str, float]) -> list[str]:
 
 def selected_on_test(metrics: dict[str, float]) -> list[str]:
     """The line that every output of such a run has."""
-    from jclip.choices import SELECTED_ON_TEST
-
     line = "selected on test: for comparing with papers that did so, not a result"
     return [line] if metrics.get(SELECTED_ON_TEST) else []
 

@@ -3,7 +3,9 @@
 A recipe says its task in a module attribute, `TASK = "retrieve"`; without one it is `classify`. To add a task:
 
 1. `jclip/report/<noun>.py` with a subclass of `jclip.report.finished_run.FinishedRun`, whose methods are all that `train`,
-   `eval`, `predict` and `compare` ask of a finished run; what a task does not override is refused in one line.
+   `eval`, `predict` and `compare` ask of a finished run. Where recipes of the task have a `scorer`, it is a subclass of
+   `jclip.report.scoring_run.ScoringRun`, which has what was learned, the features and the class names, and lacks
+   `measure`, `label` and the static methods below `label`: what they write and print.
 2. One entry of `TASKS` here. `functions`: what its recipes define beside `Config` and `run`, with their parameters; for
    photos with several labels `scorer(learned, cfg)` gives what turns features (N, E) into scores (N, C), as of `classify`.
 3. In a recipe: `TASK = "<name>"`, and in `run` either `jclip.train.scored_photos.measured` or
@@ -19,12 +21,9 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from jclip.errors import UnknownName
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.report.finished_run import FinishedRun
+from jclip.report.finished_run import FinishedRun
 
 DEFAULT = "classify"
 
@@ -75,6 +74,15 @@ TASKS = {
             product="model.safetensors",
             module="jclip.report.retriever",
             predictor="Retriever",
+        ),
+        Task(
+            name="multi_label",
+            functions={"scorer": ("learned", "cfg"), "tagger": ("folder", "config")},
+            metrics=tuple(f"{part}_map_{name}" for part in ("val", "test") for name in ("global", "local", "merged")),
+            main="map_merged",
+            product="learned.safetensors",
+            module="jclip.report.tagging_run",
+            predictor="TaggingRun",
         ),
     )
 }  # fmt: skip

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jclip.config import apply_overrides, load_groups
 from jclip.errors import ConfigError, JclipError, notice
+from jclip.features import heads
+from jclip.features import source as model_source
+from jclip.functional import directions
+from jclip.functional import metrics as class_metrics
 from jclip.paths import is_file
+from jclip.report import evaluation
 from jclip.report.classifier import Classifier, scored, test_features, test_photos
 from jclip.train.configs import build_config, resolved
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.features.source import ModelSource
 
 HALVES = ("base", "new")
 BASE_TO_NEW_FILES, SETS_FILES = ("base_to_new.json", "base_to_new.csv"), ("sets.json", "sets.csv")
@@ -64,26 +66,22 @@ def _prefixed(metric: str, half: str) -> str:
 
 def harmonic(metrics: Mapping[str, float]) -> dict[str, float]:
     """`harmonic_mean`, and zero-shot's where it is known."""
-    from jclip.functional.metrics import harmonic_mean
-
     return {
-        f"{who}harmonic_mean": harmonic_mean(*(metrics[f"{who}{half}_top1"] for half in HALVES))
+        f"{who}harmonic_mean": class_metrics.harmonic_mean(*(metrics[f"{who}{half}_top1"] for half in HALVES))
         for who in ("zero_shot_", "")
         if f"{who}base_top1" in metrics
     }
 
 
 def _write_base_to_new(told: Mapping[str, float], out: Path) -> None:
-    from jclip.report.evaluation import write_csv, write_json
-
     names = {"zero-shot": "zero_shot_", "this run": ""}
     rows = [
         [name, *(f"{told[f'{who}{column}']:.4f}" for column in ("base_top1", "new_top1", "harmonic_mean"))]
         for name, who in names.items()
         if f"{who}harmonic_mean" in told
     ]
-    write_csv(out / "base_to_new.csv", ["", "base", "new", "H"], rows)
-    write_json(out / "base_to_new.json", told)
+    evaluation.write_csv(out / "base_to_new.csv", ["", "base", "new", "H"], rows)
+    evaluation.write_json(out / "base_to_new.json", told)
 
 
 def on_sets(done: Classifier, given: Sequence[Sequence[str]], out: Path) -> dict[str, dict[str, float]]:
@@ -130,18 +128,16 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
     return replace(done, config=build_config(whole, place)[1])
 
 
-def sources(done: Classifier) -> tuple[ModelSource | None, ModelSource | None]:
+def sources(done: Classifier) -> tuple[model_source.ModelSource | None, model_source.ModelSource | None]:
     """The run's model and the one before it, which are one where no tower was tuned.
 
     The one before is None, which is told on stderr, where its weights are no longer there.
     """
-    from jclip.features.source import source_of
-
     own = done.source()
     if own is None or not done.config.model:
         return own, own
     try:
-        before = source_of(done.config)
+        before = model_source.source_of(done.config)
     except JclipError as e:
         notice(f"zero-shot is left out: {e}")
         return own, None
@@ -149,21 +145,19 @@ def sources(done: Classifier) -> tuple[ModelSource | None, ModelSource | None]:
 
 
 def measured(
-    done: Classifier, own: ModelSource | None, before: ModelSource | None, whole: bool = False
+    done: Classifier, own: model_source.ModelSource | None, before: model_source.ModelSource | None, whole: bool = False
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     """Metrics of the run on its config's test data, and as `zero_shot_…` of the model before; the classes' names."""
-    from jclip.features.heads import ZeroShotHead
-    from jclip.functional.directions import unit
-    from jclip.functional.metrics import classification_report
-
     photos = test_photos(done, whole)
     data, scores, names = scored(done, own, photos)
-    told = {"classes": len(names), **classification_report(scores, data.test_labels)}
+    told = {"classes": len(names), **class_metrics.classification_report(scores, data.test_labels)}
     if before is not own:
         data = test_features(done, before, photos, normalise=True) if before else replace(data, text=None)
     if data.text is not None:
-        zero_shot = ZeroShotHead(data.text, data.scale)(unit(data.test))
-        told |= {f"zero_shot_{k}": v for k, v in classification_report(zero_shot, data.test_labels).items()}
+        zero_shot = heads.ZeroShotHead(data.text, data.scale)(directions.unit(data.test))
+        told |= {
+            f"zero_shot_{k}": v for k, v in class_metrics.classification_report(zero_shot, data.test_labels).items()
+        }
     return told, names
 
 
@@ -174,13 +168,11 @@ def means(told: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def _write_sets(told: Mapping[str, Mapping[str, float]], out: Path) -> None:
-    from jclip.report.evaluation import write_csv, write_json
-
     rows = [
         [name, m["classes"], m["count"], *(f"{m[k]:.4f}" if k in m else "" for k in SET_COLUMNS[3:])]
         for name, m in [*told.items()]
     ]
     mean = means(told)
     rows.append(["mean", "", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in SET_COLUMNS[3:])])
-    write_csv(out / "sets.csv", SET_COLUMNS, rows)
-    write_json(out / "sets.json", {"sets": told, "mean": mean})
+    evaluation.write_csv(out / "sets.csv", SET_COLUMNS, rows)
+    evaluation.write_json(out / "sets.json", {"sets": told, "mean": mean})

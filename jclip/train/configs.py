@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jclip.config import build, load_values, to_values
+from jclip.config import build, load_values, protocols, to_values
 from jclip.errors import ConfigError, UnknownName
 from jclip.paths import is_file
 from jclip.postponed import postponed
@@ -76,12 +76,12 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def resolved(module: Any, cfg: Any) -> dict[str, Any]:
+def resolved(module: Any, cfg: protocols.Dataclass) -> dict[str, Any]:
     """The configuration as plain values, recipe included: what is compared, written and fed back."""
     return {"recipe": module.__name__.rsplit(".", 1)[-1], **to_values(cfg)}
 
 
-def default_folder(module: Any, cfg: Any, path: Path, runs: str = "runs") -> Path:
+def default_folder(module: Any, cfg: protocols.Dataclass, path: Path, runs: str = "runs") -> Path:
     """<runs>/<recipe>/<config>-<hash of all settings>: another setting, another folder."""
     values = resolved(module, cfg)
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

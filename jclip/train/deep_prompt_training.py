@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jclip.config import WithModel, WithTemplates
 from jclip.data.splits import PhotoData, read_photos
 from jclip.features.extraction import few_shot_features
 from jclip.features.heads import ZeroShotHead, zero_shot_head
@@ -21,7 +22,7 @@ from jclip.prompts.templates import class_prompts, load_templates
 from jclip.runtime import jt
 from jclip.train.loop import fit
 from jclip.train.on_features import coop_rate, zero_shot_report
-from jclip.train.on_photos import check_photos, measure, photo_epochs
+from jclip.train.on_photos import AugmentedBatches, ChosenOnPhotos, check_photos, measure, photo_epochs
 from jclip.train.optim import TrainState, optimiser
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
@@ -52,7 +53,14 @@ def with_names(
         return {**learned, "text": text.numpy()}
 
 
-def photos_for(cfg: Any, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
+class DeepPromptConfig(WithModel, WithTemplates, ChosenOnPhotos, AugmentedBatches, Protocol):
+    """A model whose deep prompts are learned on photos."""
+
+    @property
+    def prompts(self) -> Prompting: ...
+
+
+def photos_for(cfg: DeepPromptConfig, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
     """A recipe's model and photos, and the features of val, test and class names without vectors, noted in the run.
 
     Raises `ConfigError` or `DataError` for what can't be learned from.
@@ -67,7 +75,7 @@ def photos_for(cfg: Any, run: Run) -> tuple[ModelSource, PhotoData, FeatureSet]:
 
 
 def learn(
-    cfg: Any,
+    cfg: DeepPromptConfig,
     run: Run,
     source: ModelSource,
     photos: PhotoData,
@@ -95,7 +103,7 @@ def learn(
 
 
 def train(
-    cfg: Any,
+    cfg: DeepPromptConfig,
     run: Run,
     source: ModelSource,
     photos: PhotoData,
@@ -129,8 +137,8 @@ def train(
         return measure(seeing, head, source.preprocess, getattr(photos, part), cfg.data.on_error)["top1"]
 
     outcome = fit(
-        step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.epochs,
-        evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.epochs * steps,
+        step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.trained_epochs,
+        evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.trained_epochs * steps,
     )  # fmt: skip
     told = {"test_top1_last_epoch": top1("test")} if cfg.selection != "last" and len(photos.test) else {}
     told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}

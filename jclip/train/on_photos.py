@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from jclip.config import WithAugmentation, WithOptimiser, WithPhotos, WithSelection
 from jclip.data.augment import Views
 from jclip.data.augment import augment as augment_named
 from jclip.data.checks import check_taught
@@ -31,7 +32,15 @@ from jclip.runtime import jt
 TEXTS_AT_ONCE = 256  # of a backward pass
 
 
-def check_photos(cfg: Any, photos: PhotoData) -> None:
+class ChosenOnPhotos(WithPhotos, WithSelection, Protocol):
+    """Photos to learn from, an optimiser, and how the epoch is chosen."""
+
+
+class AugmentedBatches(WithAugmentation, WithOptimiser, Protocol):
+    """Photos in augmented views, in batches of the optimiser's size."""
+
+
+def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
     """Raises `ConfigError` or `DataError` for what would only show after the training; tells of classes short of photos."""
     if cfg.data.features:
         raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
@@ -47,7 +56,7 @@ def check_photos(cfg: Any, photos: PhotoData) -> None:
     tell_photos(photos, cfg.data.shots)
 
 
-def photo_epochs(cfg: Any, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
+def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
     """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once.
 
     cfg: a recipe's config with data, augment, optim and seed.

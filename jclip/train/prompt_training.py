@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
+from jclip.config import WithModel, WithOptimiser, WithSelection, WithTemplates, WithViews
 from jclip.features.extraction import TrainingRows, few_shot_features, training_view
 from jclip.features.heads import ZeroShotHead, check_width
 from jclip.features.precomputed import FeatureSet
@@ -22,7 +23,15 @@ from jclip.train.run import Run
 from jclip.train.scored_photos import measured
 
 
-def features_for(cfg: Any, run: Run) -> tuple[ModelSource, FeatureSet]:
+class PromptConfig(WithModel, WithTemplates, WithViews, WithSelection, Protocol):
+    """A model whose prompts are learned on views of photos."""
+
+
+class ViewsInBatches(WithViews, WithOptimiser, Protocol):
+    """Views of photos, in batches of the optimiser's size."""
+
+
+def features_for(cfg: PromptConfig, run: Run) -> tuple[ModelSource, FeatureSet]:
     """A recipe's model and data, noted in the run. Raises `ConfigError` or `DataError` for what can't be learned from."""
     source = source_of(cfg)
     rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
@@ -33,7 +42,7 @@ def features_for(cfg: Any, run: Run) -> tuple[ModelSource, FeatureSet]:
 
 
 def learn(
-    cfg: Any,
+    cfg: PromptConfig,
     run: Run,
     data: FeatureSet,
     source: ModelSource,
@@ -58,7 +67,7 @@ def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, 
 
 
 def train(
-    cfg: Any,
+    cfg: PromptConfig,
     run: Run,
     data: FeatureSet,
     source: ModelSource,
@@ -87,12 +96,12 @@ def train(
     return adapt_train(run, cfg.optim, learner, view_batches(cfg, data, source), steps, data, cfg.selection)
 
 
-def steps_of(cfg: Any, data: FeatureSet) -> int:
+def steps_of(cfg: WithOptimiser, data: FeatureSet) -> int:
     """Steps of an epoch."""
     return -(-len(data.train) // min(cfg.optim.batch, len(data.train)))
 
 
-def view_batches(cfg: Any, data: FeatureSet, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
+def view_batches(cfg: ViewsInBatches, data: FeatureSet, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
     """epoch → batches (features, labels) of its augmented view: these are taken in turn, or each is a new one."""
 
     def batches(epoch: int):

@@ -21,7 +21,7 @@ HEADINGS = {
     "look": ["zero-shot", "predict", "tag"],
     "learn": ["train", "sweep", "challenge", "recipes"],
     "measure": ["eval", "measure", "compare"],
-    "data": ["check-data", "hold-out", "unsort"],
+    "data": ["check-data", "captions", "hold-out", "unsort"],
     "weights": ["models", "convert", "inspect"],
     "machine": ["doctor", "warmup"],
 }
@@ -39,10 +39,8 @@ OTHER_NAMES = {  # what other tools call these: here nothing else may be called 
 DIALECT = re.compile(r"\b(told|tells?|mends?|held to|in no time)\b")
 SPEAKING = [  # whose texts users read
     *sorted((ROOT / "jclip" / "commands").glob("*.py")),
-    *(
-        ROOT / name
-        for name in ("jclip/cli.py", "jclip/config.py", "convert/cli.py", "convert/check.py", "convert/summary.py")
-    ),
+    *sorted((ROOT / "jclip" / "config").glob("*.py")),
+    *(ROOT / name for name in ("jclip/cli.py", "convert/cli.py", "convert/check.py", "convert/summary.py")),
 ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -39,21 +41,39 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports(path: Path, top_level: bool = False) -> list[tuple[int, str]]:
-    """(line, full name) of what a file imports: anywhere, or when it is imported itself; by string as well."""
+    """(line, full name) of what a file imports: anywhere, or when it is imported itself; by string as well.
+
+    What is loaded at its first use (`jclip.postponed`) is not imported with the file: a module from a room's face, `jt`.
+    """
     found = []
     for node in tree_of(path).body if top_level else ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+            names = [JITTOR.get(name, name) for name in (f"{node.module}.{alias.name}" for alias in node.names)]
+            postponed = [n in JITTOR.values() or (n in MODULES and has_face(n.rpartition(".")[0])) for n in names]
+            found += [(node.lineno, n) for n, later in zip(names, postponed, strict=True) if not (top_level and later)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             named = re.fullmatch(r"(?:jclip|finetune|convert)(?:\.\w+)+", node.value)
             found += [(node.lineno, node.value)] if named else []
     return found
 
 
+def imports_at_top(path: Path) -> list[tuple[int, str]]:
+    """As `imports`, of statements at the file's top level alone, what is loaded later among them."""
+    lines = {node.lineno for node in tree_of(path).body if isinstance(node, ast.Import | ast.ImportFrom)}
+    return [(line, name) for line, name in imports(path) if line in lines]
+
+
 MODULES = {module_of(path): path for path in FILES}
+JITTOR = {"jclip.postponed.jt": "jclip.runtime", "jclip.runtime": "jclip.runtime", "jclip.kernels": "jclip.kernels"}
+
+
+@cache
+def has_face(package: str) -> bool:
+    """Whether `from package import module` gives a handle."""
+    return "from jclip.postponed import face" in MODULES[package].read_text(encoding="utf-8")
 
 
 def own_imports(path: Path, top_level: bool = False) -> list[str]:
@@ -68,6 +88,8 @@ def test_a_room_imports_from_its_left(path):
     own = module_of(path)
     room = room_of(own)
     for line, name in imports(path):
+        if own == "jclip.postponed" and name == "jclip.runtime":
+            continue  # its `jt`, of which `imports` tells where it is used
         place, head = f"{path.relative_to(ROOT)}:{line} imports {name}", name.split(".")[0]
         assert head != "jittor" or own == "jclip.runtime", f"{place}: only jclip/runtime.py may"
         assert head not in ("torch", "torchvision") or room == "convert", f"{place}: only convert/ may"
@@ -112,6 +134,33 @@ def test_what_must_answer_at_once_imports_no_jittor():
         if room_of(module) in (*WITHOUT_JITTOR, "jclip", "cli", *LIBRARIES_USERS):
             way = reaches_jittor(module)
             assert not way, f"importing {module} imports Jittor: {' → '.join(way)}"
+
+
+# Where an import inside a function stays: its package has no face, or it is looked up by those who ask for the name.
+INSIDE = ("convert/cli.py", "convert/check.py", "finetune/__init__.py", "jclip/commands/doctor.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_our_imports_stand_at_the_top(path):
+    ours = {(line, name) for line, name in imports(path) if name.split(".")[0] in ("jclip", *LIBRARIES_USERS)}
+    by_string = {(n.lineno, n.value) for n in ast.walk(tree_of(path)) if isinstance(n, ast.Constant)}
+    inside = ours - by_string - {*imports_at_top(path)}
+    assert not inside or str(path.relative_to(ROOT)) in INSIDE, sorted(inside)
+
+
+def test_nothing_of_it_loads_jittor_or_torch():
+    """The same by importing all of it: handles and whatever stands in a class or a default are seen as they are."""
+    wanted = [m for m in MODULES if room_of(m) in (*WITHOUT_JITTOR, "jclip", "cli", *LIBRARIES_USERS)]
+    code = """if True:
+        import importlib, sys
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
+            loaded = {"jittor", "torch", "jclip.runtime"} & {*sys.modules}
+            assert not loaded, (name, loaded)
+        """
+    names = [m for m in wanted if not m.endswith("__main__")]
+    done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_modules_name_stands_once():

@@ -10,24 +10,23 @@ from pathlib import Path
 import pytest
 
 from convert.cli import main
-from jclip import paths
-from jclip.paths import replacing_folder
+from jclip.paths import replaced_folders, replacing_folder
 from tests.toys import TOY_VIT, TOY_VIT_GELU, toy_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = """
 import ctypes, os, shutil, sys
 from pathlib import Path
-from jclip import paths
+from jclip.paths import replaced_folders
 from tests.hostile.killed import operations
 
 root, exchanges = Path(sys.argv[1]), sys.argv[2] == "exchange"
 if not exchanges:  # as on a file system that can't
-    paths.ctypes = type("ctypes", (), {"CDLL": lambda *a, **k: object()})
+    replaced_folders.ctypes = type("ctypes", (), {"CDLL": lambda *a, **k: object()})
 target = root / "out"
 
 def work():
-    with paths.replacing_folder(target) as temporary:
+    with replaced_folders.replacing_folder(target) as temporary:
         for name in ("a", "b"):
             (temporary / name).write_text("new")
         (temporary / "sub").mkdir()
@@ -175,5 +174,5 @@ def test_the_system_exchanges_folders_where_it_can(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text(name)
-    paths._exchange(tmp_path / "a", tmp_path / "b")
+    replaced_folders._exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b" / "a").is_file() and not list(tmp_path.glob("*.old"))

@@ -141,6 +141,16 @@ def test_classes_without_positives_or_negatives():
         decision_report(above(scores, 0.4), np.zeros((3, 4), np.int8))
 
 
+def test_a_single_positive_counts():
+    found = decision_report(np.array([[True, True], [True, False]]), np.array([[1, 0], [0, 1]], np.int8))
+    assert (
+        found.f1.tolist() == [2 / 3, 0.0]
+        and found.recalls.tolist() == [1.0, 0.0]
+        and found.precisions.tolist() == [0.5, 0.0]
+    )
+    assert found.values()["CF1_classwise"] == 1 / 3 and found.values()["CF1"] == 2 * 0.25 * 0.5 / 0.75
+
+
 def test_nothing_predicted_is_zero():
     values = decision_report(np.zeros((2, 3), bool), np.ones((2, 3), np.int8)).values()
     assert {*values.values()} == {0.0}

@@ -179,6 +179,7 @@ def test_thresholds_against_trying_all(seed):
     wanted = [overall[1] if c == 3 else tried(scores[k, c], targets[k, c] == 1)[1] for c, k in enumerate(known.T)]
     assert fitted_thresholds(scores, targets, "class_f1").tolist() == wanted
     assert fitted_thresholds(scores, targets, "fixed", 0.25).tolist() == [0.25] * 5
+    assert fitted_thresholds(scores, targets, "fixed").tolist() == [0.5] * 5
 
 
 def test_prevalence_predicts_as_many_as_there_are():

@@ -83,7 +83,8 @@ def test_scores_that_are_none(tmp_path):
         write_scores(tmp_path / "y.json", Scores("x", {"scores": np.ones((4, 3))}, NAMES), "json")
     for text, message in (
         ("[[1, 2], [3]]", "row 1: must be a list of 2"), ("[]", "at least one"), ("[1]", "row 0: must be a list of numbers"),
-        ("[[1, true]]", "must be numbers, got True"), ("[[NaN]]", "NaN is no number"), ('{"scores": [[1]]}', "an object with"),
+        ("[[1, true]]", "must be numbers, got True"), ("[[NaN]]", "NaN is not a number"),
+        ('{"scores": [[1]]}', "an object with"),
         ('{"classes": ["a"], "images": ["b"], "scores": [[1]], "x": 1}', "nothing but .* got 'x'"),
         ('{"classes": "a", "images": ["b"], "scores": [[1]]}', "lists of texts"),
     ):  # fmt: skip
@@ -343,7 +344,8 @@ def test_files_without_names_are_taken_in_order(small, capsys):
     found, err = run(capsys, "bare.json", "--labels", "turned.csv", "--images", "names.txt")
     assert not err and found == out
     np.savez("labels.npz", targets=np.eye(3, dtype=np.int8))
-    assert "a row for each of the 3 photos" in run(capsys, "one.npz", "--labels", "labels.npz", code=2)[1]
+    _, err = run(capsys, "one.npz", "--labels", "labels.npz", code=2)
+    assert "a row for each of the 3 photos of labels.npz:targets, got 4" in err
 
 
 @pytest.mark.parametrize("words, message", [

@@ -18,6 +18,10 @@ from tests.toys import SMALL_TEXT, TOY_EVAS, TOY_RESNET, TOY_VIT, toy_file  # no
 
 F = torch.nn.functional
 SIZES = {"resnet": [(96, 96), (64, 128), (160, 32)], "vit": [(20, 20), (15, 30), (25, 10)]}
+TOLD = {
+    "{'positions': True}": "with positions", "{}": "without positions", "{'vit': 'value'}": "values",
+    "{'vit': 'token'}": "tokens",
+}  # fmt: skip
 CASES = [(kind, size, seed) for kind, sizes in SIZES.items() for size in sizes for seed in (0, 1)]
 
 
@@ -55,7 +59,7 @@ def test_maps_equal_torchs(kind, size, seed, tmp_path, close):
         wanted = [(torch_clip.encode_vit(q, config, x), dense_vit(q, config, x, o["vit"])) for o, q in cases]
     with jt.no_grad():
         for (options, _), (pooled, cells) in zip(cases, wanted, strict=True):
-            got, told = dense_map(model, pixels, **options), f"dense map, {kind} {options}"
+            got, told = dense_map(model, pixels, **options), f"dense map, {kind}, {TOLD[str(options)]}"
             close(got[0].numpy(), pooled, "features", f"{told}: pooled")
             close(got[1].numpy(), cells, "tokens", f"{told}: cells")
 

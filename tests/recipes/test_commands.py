@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from finetune import Classifier
 from finetune.__main__ import main as finetune_main
 from jclip.cli import main
+from jclip.errors import ConfigError
+from jclip.readers.spreadsheet import read_csv
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = str(ROOT / "configs" / "tip_adapter" / "smoke.yaml")
@@ -49,11 +53,106 @@ def test_predicting_without_photos_needs_a_run_that_has_some(tmp_path, capsys, s
     assert finetune_main([]) == 2
 
 
-def test_captioned_runs_are_not_measured_as_classifiers(tmp_path, capsys):
-    smoke = str(ROOT / "configs" / "contrastive" / "smoke.yaml")
-    assert main(["train", smoke, "--run", str(tmp_path), "data.scenes=16", "optim.epochs=1"]) == 0
-    assert main(["eval", str(tmp_path)]) == 2
-    assert "learned from captions: measure its model.safetensors with the recipe zero_shot" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def captioned_run(tmp_path_factory) -> Path:
+    """A finished run of image-caption pairs."""
+    smoke, folder = str(ROOT / "configs" / "contrastive" / "smoke.yaml"), tmp_path_factory.mktemp("captioned")
+    settings = ["data.scenes=16", "data.val_scenes=13", "optim.epochs=1", "zero_shot=[]"]
+    assert main(["train", smoke, "--run", str(folder), *settings]) == 0
+    return folder
+
+
+def test_a_captioned_run_is_measured_by_retrieval(captioned_run, tmp_path, capsys):
+    """What its model file finds again is what training measured last; ranks.csv has what R@k is the share of."""
+    assert sorted(p.name for p in captioned_run.glob("[!.]*")) == [
+        "config.yaml", "metrics.jsonl", "model.safetensors", "result.json"
+    ]  # fmt: skip
+    assert main(["eval", str(captioned_run), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    told = json.loads((captioned_run / "result.json").read_text())["metrics"]
+    measured = json.loads((tmp_path / "eval.json").read_text())
+    assert measured.pop("count") == 13 and {*measured} < {*told}
+    assert {k: round(v, 6) for k, v in measured.items()} == {k: told[k] for k in measured}
+    rows = read_csv(tmp_path / "ranks.csv")
+    assert [row["photo"] for row in rows] == [str(i) for i in range(13)]
+    for way, column in (("i2t", "rank_of_caption"), ("t2i", "rank_of_image")):
+        ranks = sorted(int(row[column]) for row in rows)
+        assert (
+            sum(rank <= 5 for rank in ranks) / 13 == measured[f"{way}_r5"]
+            and ranks[6] == measured[f"{way}_median_rank"]
+        )
+    assert f"{measured['i2t_r10']:.4f}" in printed and f"written: {tmp_path}/eval.json, ranks.csv" in printed
+    assert main(["eval", str(captioned_run), "data.val=", "--out", str(tmp_path)]) == 2
+    assert "there are no image-caption pairs to measure on: set data.val" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["predict"], ["predict", "photos"], ["eval", "--base-to-new"]])
+def test_a_captioned_run_is_no_classifier(command, captioned_run, capsys):
+    assert main([command[0], str(captioned_run), *command[1:]]) == 2
+    how = f"use `jclip zero-shot PHOTOS --model {captioned_run}/model.safetensors --classes NAMES`"
+    assert how in capsys.readouterr().err
+    with pytest.raises(
+        ConfigError, match="must hold a run of the task classify, got retrieve \\(recipe contrastive\\)"
+    ):
+        Classifier.load(captioned_run)
+
+
+def test_captioned_runs_stand_in_one_table_and_not_beside_classifiers(captioned_run, tmp_path, capsys):
+    assert main(["compare", str(captioned_run)]) == 0
+    head, _, row = capsys.readouterr().out.splitlines()[-3:]
+    told = json.loads((captioned_run / "result.json").read_text())["metrics"]
+    columns = [f"{way} R@{k}" for way in ("image → text", "text → image") for k in (1, 5, 10)]
+    assert head.split() == " ".join(columns).split()
+    figures = [f"{told[f'{way}_r{k}']:.4f}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert row.split() == [captioned_run.name, *figures]
+    assert main(["train", SMOKE, "--run", str(tmp_path)]) == 0
+    assert main(["compare", str(tmp_path), str(captioned_run)]) == 2
+    assert f"runs must be of one task, got classify and retrieve ({captioned_run})" in capsys.readouterr().err
+
+
+def test_training_ends_with_tables_of_the_scores_that_it_computed(tmp_path, monkeypatch, capsys):
+    """No list is read and no feature scored a second time; a run that a sweep finished is measured by `eval`."""
+    from jclip.report import classifier
+
+    monkeypatch.setattr(classifier.Classifier, "read", lambda *_: pytest.fail("the finished run is read again"))
+    cocoop = str(ROOT / "configs" / "cocoop" / "smoke.yaml")
+    assert main(["train", cocoop, "--run", str(tmp_path)]) == 0
+    assert "confusion.png" in capsys.readouterr().out
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert {*classifier.Classifier.files()} <= {*told["files"]}
+    assert json.loads((tmp_path / "eval.json").read_text())["correct"] == told["metrics"]["test_correct"]
+    (tmp_path / "eval.json").unlink()
+    assert main(["train", cocoop, "--run", str(tmp_path)]) == 0
+    assert f"`jclip eval {tmp_path}` measures it" in capsys.readouterr().out
+    monkeypatch.undo()
+    before = (tmp_path / "predictions.csv").read_bytes()
+    assert main(["eval", str(tmp_path)]) == 0 and (tmp_path / "predictions.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        ("zero_shot", []),
+        ("zero_shot", ["data.shots=0"]),
+        ("tip_adapter", ["train=true", "optim.epochs=3"]),  # a fresh view in each epoch
+        ("coop", ["views=0", "optim.epochs=3", "context=2"]),
+        ("maple", ["optim.epochs=1", "text=2", "image=2", "depth=2"]),
+        ("full", ["optim.epochs=2", "optim.batch=4", "loss=cross_entropy"]),
+    ],
+)
+def test_a_runs_photos_are_read_once(recipe, settings, small_models, photo_folder, tmp_path, monkeypatch):
+    """By training, measuring and the tables at its end together."""
+    from jclip.data import splits
+    from jclip.features import run_data
+
+    read, calls = splits.read_all_photos, []
+    for module in (splits, run_data):
+        monkeypatch.setattr(module, "read_all_photos", lambda data: calls.append(data) or read(data))
+    (tmp_path / "mine.yaml").write_text(f"recipe: {recipe}\n")
+    photos = [f"data.root={photo_folder}", "data.shots=2", "data.val_shots=2", f"model={small_models['vit']}"]
+    assert main(["train", str(tmp_path / "mine.yaml"), "--run", str(tmp_path / "run"), *photos, *settings]) == 0
+    assert len(calls) == 1
+    assert (tmp_path / "run" / "eval.json").is_file() == (recipe != "full")
 
 
 @pytest.mark.parametrize("script", ["train1.sh", "train2.sh", "test.sh", "check.sh"])

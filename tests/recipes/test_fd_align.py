@@ -341,6 +341,19 @@ def test_half_way_back(settings, small_models, tmp_path, close):
     close(heads[1]["bias"], 0.75 * heads[0]["bias"], "optimiser")
 
 
+def test_measuring_leaves_the_model_as_it_is(settings, small_models, photo_folder):
+    """Not even weights of the tower that come with the head are put into it."""
+    source, photos = ModelSource(small_models["vit"]), read_photos(DataConfig(root=str(photo_folder), shots=2))
+    before = {k: v.numpy().copy() for k, v in source.model.state_dict().items()}
+    rng = np.random.default_rng(5)
+    head = {"weight": rng.standard_normal((3, WIDTH)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+    told = fd_align.measured(config(), source, photos, head, "tuned_")
+    moved = {k: rng.standard_normal(v.shape).astype(np.float32) for k, v in before.items() if k.startswith("visual.")}
+    assert moved and fd_align.measured(config(), source, photos, head | moved, "tuned_") == told
+    assert all(np.array_equal(before[k], v.numpy()) for k, v in source.model.state_dict().items())
+    assert told["tuned_test_count"] == 18 and {k.split("_")[0] for k in told} == {"tuned"}
+
+
 def read_classes(settings) -> tuple[str, ...]:
     return read_photos(DataConfig(root=settings[1].removeprefix("data.root="))).classnames
 

@@ -22,7 +22,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import few_shot_features
 from jclip.functional.directions import unit
 from jclip.functional.metrics import harmonic_mean
-from jclip.report.predictor import columns_of
+from jclip.report.scoring_run import columns_of
 from tests.contract.test_readme import said
 from tests.pages import blocks
 from tests.recipes.toys import record, smoke_arrays

@@ -1,0 +1,42 @@
+"""Strict YAML to frozen dataclasses. Imports no Jittor: a wrong setting is refused at once.
+
+Merge order: defaults of the dataclass, then the file, then `key=value` from the command line; nothing else. Unknown,
+missing, duplicate, ill-typed and out-of-set values are errors that name the file and the dotted key.
+"""
+
+from __future__ import annotations
+
+from jclip.postponed import face
+
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "building": ("build", "to_json", "to_values", "to_yaml"),
+        "groups": (
+            "CaptionConfig",
+            "DataConfig",
+            "Dtype",
+            "OptimConfig",
+            "Subset",
+            "check_grid",
+            "refuse_average",
+            "require",
+        ),
+        "protocols": (
+            "Dataclass",
+            "WithAugmentation",
+            "WithClasses",
+            "WithDtype",
+            "WithFeatureLayer",
+            "WithGrid",
+            "WithModel",
+            "WithOptimiser",
+            "WithPhotos",
+            "WithSearch",
+            "WithSelection",
+            "WithTemplates",
+            "WithViews",
+        ),
+        "settings": ("WORLD", "apply_overrides", "load_groups", "load_values", "project_of"),
+    },
+)

@@ -1,0 +1,149 @@
+"""Groups of settings that recipes share, each with the ranges of its values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jclip.errors import ConfigError, quoted
+
+Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
+Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
+
+
+class OutOfRange(ConfigError):
+    """A value outside its range: `optim.betas must be in [0, 1), got [1.2]`; the group is named as the config names it."""
+
+    def __init__(self, group: str, key: str, must: str, value: Any):
+        self.group, self._rest = group, f"{key} must be {must}, got {quoted(value)}"
+        super().__init__(f"{group}.{self._rest}")
+
+    def below(self, group: str) -> str:
+        """The message for a config that has these settings in another group, such as `head_optim`."""
+        return f"{group or self.group}.{self._rest}"
+
+
+def require(holds: bool, group: str, key: str, must: str, value: Any) -> None:
+    """Raises `OutOfRange` unless `holds`."""
+    if not holds:
+        raise OutOfRange(group, key, must, list(value) if isinstance(value, tuple) else value)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where photos or precomputed features are, and what is drawn of them.
+
+    One of four sources: `features` (an .npz of precomputed features), `split_file` (CoOp's split_zhou_*.json), `train`
+    (list files of the Jittor challenge), or `root` alone (a folder per class, below train/val/test or directly; the
+    Jittor challenge's folder, see `jclip.data.challenge_folder`; `shapes:STYLE` for rendered photos of the embedded world).
+    """
+
+    root: str = ""  # the folder that photos and lists are relative to
+    train: str = ""  # list file: "relative/path label" per line
+    val: str = ""
+    test: str = ""
+    classes: str = (
+        ""  # "name label" per line; beside folders alone "folder name" per line, as ImageNet's classnames.txt
+    )
+    split_file: str = ""
+    features: str = ""
+    text_features: str = ""  # .npy (C, E) for precomputed features that come without
+    shots: int = 16  # photos per class to learn from; 0 takes all
+    val_shots: int = -1  # photos per class to choose by; -1: min(shots, 4), the field's custom; 0: all
+    pool: int = (
+        0  # of precomputed features: draw the shots, and val_shots, by seed from those of so many shots; 0: as they are
+    )
+    seed: int = 1
+    subset: Subset = "all"  # of the classes, labels counted from 0 again; shots are drawn as if there were all
+    strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
+    on_error: Literal["stop", "skip"] = "stop"  # what to do with a photo that does not decode
+    draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
+    upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
+
+    def __post_init__(self):
+        require(self.shots >= 0, "data", "shots", "at least 0 (all photos)", self.shots)
+        require(self.val_shots >= -1, "data", "val_shots", "at least -1 (min(shots, 4))", self.val_shots)
+        require(self.pool >= 0, "data", "pool", "at least 0 (features as they are)", self.pool)
+        drawable = not self.pool or 0 < self.shots <= self.pool
+        require(drawable, "data", "shots", f"in [1, {self.pool}], as many as data.pool has", self.shots)
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Where image-caption pairs are.
+
+    train, val: a .csv or .tsv with a header line, .jsonl, or .txt with `image$attributes$caption` lines (A3R); or
+    `shapes`, the embedded world, of which `scenes` are drawn anew for each epoch.
+    """
+
+    train: str = ""
+    val: str = ""
+    root: str = ""  # the folder that images are relative to; by default the file's own
+    image_key: str = "filepath"
+    caption_key: str = "title"
+    scenes: int = 20_000
+    val_scenes: int = 500
+    easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
+    on_error: Literal["stop", "skip"] = "stop"
+    upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
+
+    def __post_init__(self):
+        require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
+        require(self.val_scenes >= 2, "data", "val_scenes", "at least 2", self.val_scenes)
+        require(self.easy_epochs >= 0, "data", "easy_epochs", "at least 0", self.easy_epochs)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """An optimiser and its schedule; the defaults are each recipe's own."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "step", "epoch_cosine"] = "cosine"  # the last is constant within an epoch
+    step_epochs: int = 10  # of the schedule "step": epochs after which the rate is multiplied by gamma, again and again
+    gamma: float = 0.1
+    warmup: float = 0.0  # steps, of epoch_cosine epochs; below 1 a share of all
+    warmup_lr: float = 0.0  # the rate throughout the warm-up; 0: it rises linearly to lr
+    average: float = 0.0  # decay of a moving average of the weights, which then is what is measured and kept; 0: none
+    epochs: int = 20
+    stop: int = 0  # epochs after which training ends, at the rates of a training of all `epochs`; 0: these
+    batch: int = 256
+
+    def __post_init__(self):
+        for name in ("epochs", "batch", "step_epochs"):
+            require((value := getattr(self, name)) >= 1, "optim", name, "at least 1", value)
+        require(0 <= self.stop <= self.epochs, "optim", "stop", f"in [0, {self.epochs}], optim.epochs", self.stop)
+        for name in ("lr", "warmup", "warmup_lr", "weight_decay"):
+            require((value := getattr(self, name)) >= 0, "optim", name, "at least 0", value)
+        require(self.eps > 0, "optim", "eps", "above 0", self.eps)
+        require(0 <= self.gamma <= 1, "optim", "gamma", "in [0, 1]", self.gamma)
+        for name in ("momentum", "average"):
+            require(0 <= (value := getattr(self, name)) < 1, "optim", name, "in [0, 1)", value)
+        require(all(0 <= beta < 1 for beta in self.betas), "optim", "betas", "in [0, 1)", self.betas)
+
+    @property
+    def trained_epochs(self) -> int:
+        """How many epochs are trained."""
+        return self.stop or self.epochs
+
+
+def check_grid(optim: OptimConfig, **values: Sequence[float]) -> None:
+    """Raises `ConfigError` for a value that `optim` could not have: `check_grid(optim, lr=(1e-3, -1))`."""
+    for name, given in values.items():
+        for value in given:
+            dataclasses.replace(optim, **{name: value})
+
+
+def refuse_average(optim: OptimConfig, instead: str) -> None:
+    """Raises `ConfigError` where an average of weights is asked for and there are no steps to average over."""
+    if optim.average:
+        raise ConfigError(
+            f"optim.average must be 0 without training steps to average over, got {optim.average}: it needs {instead}"
+        )
