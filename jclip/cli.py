@@ -29,6 +29,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     },
     "data": {
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),
+        "captions": ("jclip.commands.caption_files:main", "label captions by class names, or make captions of names"),
         "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
         "unsort": ("jclip.commands.unsort:main", "undo `predict --sort-into`"),
     },

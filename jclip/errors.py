@@ -1,4 +1,4 @@
-"""The errors that are a user's to mend, and how commands tell them: one line, and `exit_code`."""
+"""Errors that a user can fix, and how commands report them: one line on stderr, and `exit_code`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Protocol
 
 
 class JclipError(Exception):
-    """Something that the message tells how to mend: what was wrong, where, and what to do."""
+    """Base of all errors that a user can fix. The message says what must hold, what was got, where, and the fix."""
 
     exit_code = 2
 
     def __str__(self) -> str:
-        """The message on one line, whatever names from files it quotes."""
+        """Return the message on one line, whatever names from files it quotes."""
         return printable(super().__str__())
 
 
@@ -38,11 +38,11 @@ class LayoutError(CheckpointError):
 
 
 class UnsaidError(CheckpointError):
-    """A weight file that does not say its activation, and nobody else did."""
+    """A weight file that does not state its activation, where nothing else does either."""
 
 
 class MisfitError(CheckpointError):
-    """Weights that were read well but do not fit: missing, unexpected or misshaped keys."""
+    """Weights that were read but do not fit the model: missing, unexpected or misshaped keys."""
 
     exit_code = 1
 
@@ -52,60 +52,61 @@ class DataError(JclipError):
 
 
 class UnknownName(JclipError):
-    """A name that isn't in a closed set; the message lists the set and the nearest match."""
+    """A name outside a closed set; the message lists the set and the nearest match."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         known = list(known)
         super().__init__(f"unknown {kind} {quoted(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
 
 
-LONGEST_NAME = 1000  # that anything is likely to be near to
+LONGEST_NAME = 1000  # characters for which a nearest match is searched
 LONGEST_LINE = 20_000
 JOINERS = "\u200c\u200d"  # inside words of Persian and Indic scripts, and between emoji
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`", did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is near."""
+    """Return `", did you mean 'x'?"` for the nearest of `known`, or an empty string when nothing is near."""
     by_lower = {k.lower(): k for k in known}
     likely = str(name).lower()
     near = difflib.get_close_matches(likely, by_lower, n=1, cutoff=0.6) if len(likely) < LONGEST_NAME else []
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-CARD_IS_FULL = "Unable to alloc cuda device memory"  # what Jittor says then
+CARD_IS_FULL = "Unable to alloc cuda device memory"  # Jittor's message
 
 
 @contextlib.contextmanager
 def told_when_full(mend: str) -> Iterator[None]:
-    """Turns Jittor's long report of a full card into one line that ends in `mend`."""
+    """Turn Jittor's report of CUDA out of memory into one line that ends in the advice `mend`."""
     try:
         yield
     except RuntimeError as e:
         if CARD_IS_FULL not in str(e):
             raise
-        raise SetupError(f"the GPU's memory is full: {mend}") from e
+        raise SetupError(f"CUDA out of memory: {mend}") from e
 
 
 class Report(Protocol):
-    """What a command says once, when its work is done."""
+    """What a command prints once, when its work is done."""
 
     def tell(self) -> None:
-        """Says it on stderr, and begins anew."""
+        """Print it on stderr, and reset."""
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Reset."""
 
 
 _AT_END: list[Report] = []
 
 
 def at_end(report: Report) -> None:
-    """Lets `report` speak when the command that is running ends; what no command did is not reported."""
+    """Print `report` when the running command ends; what happened outside of commands is not reported."""
     _AT_END.append(report)
 
 
 def guarded(command: Callable[[], int | None], name: str) -> int:
-    """Runs `command`; what a user can fix ends in one line on stderr and exit code 2, not in a traceback."""
+    """Run `command` and return its exit code; an error that a user can fix is one line on stderr and exit code 2, not
+    a traceback."""
     while _AT_END:
         _AT_END.pop().clear()
     settle_streams()
@@ -137,7 +138,7 @@ def _guarded(command: Callable[[], int | None], name: str) -> int:
 
 
 def _flushed(command: Callable[[], int | None]) -> int:
-    """The command's exit code. All that it printed is flushed here, where `guarded` sees what goes wrong, not at exit."""
+    """Run the command and return its exit code. Output is flushed here, where `guarded` catches errors, not at exit."""
     try:
         code = command() or 0
     except SystemExit:  # argparse has printed its help, or what is wrong
@@ -148,8 +149,9 @@ def _flushed(command: Callable[[], int | None]) -> int:
 
 
 def settle_streams() -> None:
-    """Makes printing safe, whatever the terminal: letters that its encoding lacks are escaped, and descriptors that are
-    closed lead to the null device, since the next file opened would get their number and with it what Jittor prints."""
+    """Make printing safe on any terminal. Characters that its encoding lacks are escaped. Closed standard descriptors
+    are opened on the null device, since the next file opened would get their number and with it what Jittor
+    prints."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -162,12 +164,12 @@ def settle_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - it stays as long as the process
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # notebooks have streams of their own
+        if hasattr(stream, "reconfigure"):  # notebooks have their own streams
             stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_unprinted(name: str = "stdout") -> None:
-    """Forgets what a stream can't take, if there is anything: Python flushes once more at exit."""
+    """Discard what a stream can't take: Python flushes once more at exit."""
     try:
         getattr(sys, name).flush()
     except OSError:
@@ -175,13 +177,13 @@ def _drop_unprinted(name: str = "stdout") -> None:
 
 
 def say(text: str) -> None:
-    """Prints lines on stdout, each free of what a terminal would obey."""
+    """Print lines on stdout, without control characters."""
     sys.stdout.write("\n".join(printable(line, LONGEST_LINE) for line in text.split("\n")) + "\n")
     sys.stdout.flush()
 
 
 def notice(text: str) -> None:
-    """Prints one line on stderr. A stderr that takes nothing is no reason to stop."""
+    """Print one line on stderr. Errors of stderr itself are ignored."""
     if sys.stderr is None:
         return
     try:
@@ -192,9 +194,9 @@ def notice(text: str) -> None:
 
 
 def printable(text: str, most: int = 2000) -> str:
-    """`text` as one line that no terminal obeys: control characters, escape codes, line breaks, direction marks and lone
-    surrogates as `\\x1b`-like escapes; of what is longer than `most` characters the beginning and the end, which says
-    what to do, with a note of how many are left out."""
+    """Return `text` as one line without control characters: line breaks, escape codes, direction marks and lone
+    surrogates become `\\x1b`-like escapes. Text longer than `most` characters keeps its beginning and its end,
+    which says what to do, with a note of how many are left out."""
     if len(text) > most:
         end = most // 4
         left_out = f"… ({len(text) - most:,} more characters) …"
@@ -213,11 +215,11 @@ def _is_shown(c: str) -> bool:
 
 
 def quoted(value: object, most: int = 200) -> str:
-    """`repr` of what was given, for a message: on one line and not too long."""
+    """Return `repr` of a value for a message: on one line, cut to `most` characters."""
     return printable(repr(value), most)
 
 
 def fail(name: str, message: str, code: int) -> int:
-    """One line on stderr, and the exit code back."""
+    """Print one line on stderr; return the exit code."""
     notice(f"{name}: {message}")
     return code

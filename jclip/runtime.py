@@ -1,10 +1,10 @@
-"""The one place that imports Jittor: `from jclip.runtime import jt`.
+"""The only module that imports Jittor: `from jclip.runtime import jt`.
 
-Before the import it gives Jittor what Jittor would otherwise miss, download or guess (oneDNN, CUDA, Python's headers);
-a variable that the user set wins. The first import on a machine compiles for minutes and may end the process, so it
-runs in a child process and is checked. After the import, what Jittor changed behind the user's back is put back: TLS
+Before the import it passes to Jittor what Jittor would otherwise miss, download or guess (oneDNN, CUDA, Python's
+headers); variables set by the user win. The first import on a machine compiles for minutes and may end the process,
+so it runs in a child process and is checked. After the import, global state that Jittor changed is restored: TLS
 verification, the recursion limit and the stack's, signal handlers, environment variables, `sys.excepthook` and
-`sys.exit`, the state of Python's and NumPy's random numbers, the way in which `multiprocessing` starts processes.
+`sys.exit`, the random states of Python and NumPy, the start method of `multiprocessing`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _BUILD_VARIABLES = ("cc_path", "cc_flags", "nvcc_path", "nvcc_flags", "use_mkl",
 
 
 def _start() -> ModuleType:
-    """Jittor, prepared, built and imported; the GPU switched on where there is one."""
+    """Prepare, build and import Jittor; enable the GPU where there is one."""
     if "jittor" in sys.modules:
         return _adopt(sys.modules["jittor"])
     settings = _settings()
@@ -67,7 +67,7 @@ def _start() -> ModuleType:
     try:
         with _prepared(settings):
             module = _import_jittor(Path(settings["HOME"]))
-        _end_compile_pool()  # now that a child's end is no matter of Jittor's handlers any more
+        _end_compile_pool()  # Jittor's handlers no longer see the end of a child
     except SystemExit:
         stamp.unlink(missing_ok=True)
         raise SetupError("Jittor rebuilt a part of itself and ended: run the same command again") from None
@@ -77,7 +77,7 @@ def _start() -> ModuleType:
 
 
 def _settings() -> dict[str, str]:
-    """Environment variables for Jittor's import. Raises `SetupError` for what can't be worked around."""
+    """Return environment variables for Jittor's import. Raises `SetupError` for what can't be worked around."""
     toolchain.jittor_version()
     toolchain.find_compiler()
     toolchain.find_python_include()
@@ -107,7 +107,7 @@ def _onednn_settings() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _prepared(settings: dict[str, str]) -> Iterator[None]:
-    """`settings` in the environment for the block; afterwards all that Jittor changes is as it was."""
+    """Set `settings` in the environment for the block; afterwards restore all that Jittor changed."""
     environment = dict(os.environ)
     https_context = ssl._create_default_https_context
     recursion_limit, stack = sys.getrecursionlimit(), resource.getrlimit(resource.RLIMIT_STACK)
@@ -132,7 +132,7 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
         multiprocessing.set_start_method(starts_by, force=True)
         os.environ.clear()
         os.environ.update(environment)
-        for number, action in actions.items():  # as the system knows them: faulthandler's are not Python's to tell
+        for number, action in actions.items():  # as the system knows them: Python does not see faulthandler's
             libc.sigaction(number, action, None)
 
 
@@ -140,7 +140,7 @@ def _import_jittor(home: Path) -> ModuleType:
     import jittor_utils
 
     for kind in (np.float32, np.float64):
-        np.finfo(kind)  # kept from now on: Jittor switches denormal numbers off, of which NumPy would warn each time
+        np.finfo(kind)  # cached: Jittor flushes denormals to zero, of which NumPy would warn each time
     paths = sysconfig.get_paths()  # no python3.x-config is asked: a virtual environment has none
     includes = (plain_path(Path(paths[kind])) for kind in ("include", "platinclude"))
     jittor_utils._py3_include_path = " ".join(f'-I"{path}"' for path in includes)
@@ -155,7 +155,7 @@ def _import_jittor(home: Path) -> ModuleType:
 
 
 def _end_compile_pool() -> None:
-    """Ends the processes that Jittor starts at every import to check its core's sources, and would keep to the end."""
+    """End the processes that Jittor starts at every import to check its core's sources, and would keep running."""
     import jittor_utils
 
     if jittor_utils.pool_size:
@@ -165,7 +165,7 @@ def _end_compile_pool() -> None:
 
 
 def _adopt(module: ModuleType) -> ModuleType:
-    """A Jittor that was imported before jclip: one warning says what could not be prepared."""
+    """Handle a Jittor that was imported before jclip: one warning lists what could not be prepared."""
     ssl._create_default_https_context = ssl.create_default_context
     lost = [
         "its cache and compiler settings",
@@ -184,7 +184,7 @@ def _adopt(module: ModuleType) -> ModuleType:
 
 
 def _stamp(settings: dict[str, str]) -> Path:
-    """The file that stands for 'built and tried', named after all that Jittor's build depends on."""
+    """Return the file that marks a build as complete and tested, named by a hash of all that the build depends on."""
     compiler = toolchain.find_compiler().resolve()
     spec = importlib.util.find_spec("jittor")
     depends = [
@@ -219,7 +219,7 @@ def _is_built(stamp: Path) -> bool:
 
 
 def _build(settings: dict[str, str], stamp: Path) -> None:
-    """Imports Jittor in child processes until one imports it and computes right, then writes `stamp`.
+    """Import Jittor in child processes until one succeeds and computes correctly, then write `stamp`.
 
     Raises `SetupError` with the cause when it can't be built.
     """
@@ -242,7 +242,7 @@ def _build(settings: dict[str, str], stamp: Path) -> None:
                 _say(f"jclip: Jittor is ready after {time.monotonic() - begun:.0f} s")
                 return
         raise SetupError(
-            f"Jittor's core did not come up: the build is logged in {log} (`jclip doctor` tells what is missing)"
+            f"Jittor's core did not come up: the build is logged in {log} (`jclip doctor` lists what is missing)"
         )
 
 
@@ -262,7 +262,7 @@ def _lock_at_once(lock) -> bool:
 
 
 def _build_in_child(settings: dict[str, str], log: Path) -> list[str]:
-    """One import in a child, its output logged and its progress shown. Jittor's compiled libraries, or nothing."""
+    """Run one import in a child process, with log and progress. Return the libraries it compiled, or nothing."""
     package_root = str(Path(__file__).resolve().parent.parent)
     search_path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
     child = subprocess.Popen(
@@ -302,7 +302,7 @@ def _cause(tail: list[str]) -> str:
 
 
 def _try_out() -> None:
-    """The child's part: import, compute, name the compiled libraries on the last line."""
+    """Run in the child: import, compute, print the compiled libraries on the last line."""
     with _prepared({}):
         module = _import_jittor(expanded("~"))
     product = (module.array([[1.0, 2.0], [3.0, 4.0]]) @ module.array([[1.0], [10.0]])).numpy()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jclip import choices
 from jclip.commands.arguments import Parser, nonempty
 from jclip.config import WORLD, DataConfig, WithPhotos, to_yaml
 from jclip.data import checks, examine, folders, photo_hashes, splits
@@ -344,16 +345,17 @@ def write_config(path: Path, data: DataConfig, photos: splits.PhotoData, report:
 
 def config_for(data: DataConfig, photos: splits.PhotoData, broken: bool) -> dict[str, Any]:
     """The settings of that config."""
+    model = choices.default_model()
     where = {k: _absolute(v) for k in ("root", "split_file") if (v := getattr(data, k))}
     where |= {"strip_prefix": True} if from_folder(data) != data else {}
     where |= {"on_error": "skip"} if broken else {}
     if not len(photos.train):
-        return {"recipe": "zero_shot", "model": "ViT-B/32", "data": where, "templates": "openai80"}
+        return {"recipe": "zero_shot", "model": model, "data": where, "templates": "openai80"}
     shots, val_shots = shots_for(photos)
     search = bool(val_shots)
     where |= {"shots": shots, "val_shots": val_shots}
     return {
-        "recipe": "tip_adapter", "model": "ViT-B/32", "data": where, "templates": "openai7",
+        "recipe": "tip_adapter", "model": model, "data": where, "templates": "openai7",
         "search": search, "train": False, "seed": 1,
     }  # fmt: skip
 

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = face(
             "Subset",
             "check_grid",
             "refuse_average",
+            "require",
         ),
         "protocols": (
             "Dataclass",

@@ -29,6 +29,8 @@ MOST_OF = {  # whole numbers of that name, in whatever recipe: a seed allocates 
     "head_views": 1_000,
     "context": 256,
     "search_steps": 10_000,
+    "max_requests": 10**9,
+    "max_tokens": 10**12,
 }
 
 

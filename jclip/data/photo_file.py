@@ -106,21 +106,25 @@ def header(path: str | os.PathLike) -> tuple[str, str, int, int, int]:
     """
     try:
         with open_regular(path) as file:
-            start = file.read(16)
-            file.seek(0)
-            image = Image.open(file, formats=_formats_for(start))
+            image = _opened(file)
             return image.format or "", image.mode, *image.size, orientation(image)
     except Exception as e:  # as above
         raise DataError(f"{printable(os.fspath(path))} does not decode: {_reason(e)}") from e
 
 
-def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, bool]:
-    """The photo, and whether it was turned."""
+def _opened(file: BinaryIO) -> Image.Image:
+    """The photo before its pixels are decoded. Raises `DataError` for what is too large, of any format."""
     start = file.read(16)
     _check_bytes(file, start)
     file.seek(0)
     image = Image.open(file, formats=_formats_for(start))
     check_size(image.size)
+    return image
+
+
+def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tuple[Image.Image, bool]:
+    """The photo, and whether it was turned."""
+    image = _opened(file)
     turn = orientation(image) if image.format in _TELL_FIRST else 1
     if draft:
         image.draft(None, draft[::-1] if upright and turn in _LYING else draft)

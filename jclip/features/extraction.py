@@ -57,26 +57,46 @@ def extract(
     """
     if isinstance(source, SideBySide):
         return _side_by_side(source, split, on_error, label)
-    part = max(PART, batch_size())
+    numbers, part = range(first_view, first_view + views), max(PART, batch_size())
+    options = {"augment": augment, "seed": seed, "on_error": on_error, "entering": entering}
     if augment in TEST_VIEWS and len(split) > part:
-        return _in_parts(source, split, part, augment=augment, on_error=on_error, label=label, entering=entering)
-    numbers = range(first_view, first_view + views)
+        rows, features, failed = _in_parts(source, split, part, numbers, label=label, **options)
+    else:
+        rows, features, failed = _kept_or_computed(source, split, numbers, label=label, **options)
+    if failed:
+        _tell_skipped(failed, len(split))
+    return rows, features
+
+
+def _kept_or_computed(
+    source: ModelSource,
+    split: Split,
+    numbers: range,
+    *,
+    augment: str,
+    seed: int,
+    on_error: OnError,
+    label: str,
+    entering: bool,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows and features as `extract` gives them, from the cache if they are there, and what is wrong with the photos that
+    were skipped."""
     made_of = (source, split, numbers, augment, seed, entering)
     key = feature_key(*made_of)
     file = cache_dir("features") / f"{key}.safetensors"
     if (saved := read_cached(file, ("rows", "features", "turned"))) is not None:
-        return _seen_before(split, saved)
+        return *_seen_before(split, saved), []
     failed: list[str] = []
     viewer = Views(source.preprocess, pipeline_of(augment), seed, tuple(numbers))
     rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
     if failed:  # nothing is kept: a photo that is repaired later would stay missing
-        _tell_skipped(failed, len(split))
-    elif feature_key(*made_of) != key:
+        return rows, features, failed
+    if feature_key(*made_of) != key:
         notice("photos changed while they were read: their features are not kept")
     else:
         turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
         safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
-    return rows, features
+    return rows, features, failed
 
 
 def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -87,15 +107,23 @@ def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray
     return saved["rows"], saved["features"]
 
 
-def _in_parts(source: ModelSource, split: Split, part: int, *, label: str, **options) -> tuple[np.ndarray, np.ndarray]:
-    """As `extract`, `part` photos after the other, each with a file of its own in the cache."""
+def _in_parts(
+    source: ModelSource, split: Split, part: int, numbers: range, *, label: str, **options
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """As `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
+
+    A part of which no photo decodes adds no rows: whether that is an error is decided over all of them.
+    """
     starts = range(0, len(split), part)
-    told = [f"{label} {at // part + 1}/{len(starts)}".strip() for at in starts]
-    rows = (range(at, min(at + part, len(split))) for at in starts)
-    done = [extract(source, split.take(some), label=name, **options) for some, name in zip(rows, told, strict=True)]
-    return np.concatenate([at + own for at, (own, _) in zip(starts, done, strict=True)]), np.concatenate(
-        [x for _, x in done]
-    )
+    done = []
+    for at in starts:
+        name = f"{label} {at // part + 1}/{len(starts)}".strip()
+        some = split.take(range(at, min(at + part, len(split))))
+        rows, features, failed = _kept_or_computed(source, some, numbers, label=name, **options)
+        done.append((at + rows, features, failed))
+    full = [entry for entry in done if len(entry[0])] or done[:1]  # what is empty may have another width
+    rows, features = (np.concatenate(column) for column in list(zip(*full, strict=True))[:2])
+    return rows, features, [message for *_, failed in done for message in failed]
 
 
 def _side_by_side(together: SideBySide, split: Split, on_error: OnError, label: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What the machine offers for building and running Jittor: compiler, headers, oneDNN, CUDA. Imports no Jittor."""
+"""Tools for building and running Jittor: compiler, headers, oneDNN, CUDA. Imports no Jittor."""
 
 from __future__ import annotations
 

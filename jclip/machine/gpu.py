@@ -1,9 +1,9 @@
-"""Finds a GPU and a CUDA toolkit that Jittor can use, and repairs what Jittor 1.3.11 stumbles over.
+"""Detect a GPU and a CUDA toolkit that Jittor can use, and work around what Jittor 1.3.11 can't handle.
 
-Jittor wants one folder with nvcc, all headers and all libraries under unversioned names, and CUDA before 13 with cuDNN
-before 9. Where a machine has something newer or scattered (CUDA 13, cuDNN 9, pip's `nvidia-*` packages), a folder of
-links is made in the cache that looks as Jittor expects; nothing of the machine's own is touched. docs/porting.md lists
-what each piece mends.
+Jittor expects one folder with nvcc, all headers and all libraries under unversioned names, and CUDA before 13 with
+cuDNN before 9. For newer or scattered installations (CUDA 13, cuDNN 9, pip's `nvidia-*` packages), a folder of links
+with the expected layout is made in the cache; installed files are not changed. docs/porting.md lists what each piece
+fixes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CUDNN_SPLIT = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card as its driver describes it."""
+    """One GPU as its driver describes it."""
 
     name: str
     capability: str  # "9.0"
@@ -43,7 +43,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Toolkit:
-    """Where CUDA's pieces are. `missing` names what Jittor needs and none of the folders has."""
+    """Locations of CUDA's parts. `missing` lists those that Jittor needs and no folder has."""
 
     nvcc: Path
     version: tuple[int, int]
@@ -54,7 +54,7 @@ class Toolkit:
 
     @property
     def needs_repair(self) -> bool:
-        """True for CUDA 13, cuDNN 9, and pieces in more than one place."""
+        """True for CUDA 13, cuDNN 9, and parts in more than one place."""
         new = self.version >= (13, 0) or int((self.cudnn or "0").split(".")[0]) >= 9
         root = self.nvcc.parent.parent
         whole = all((root / "include" / h).is_file() for h in HEADERS)
@@ -63,7 +63,7 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Cuda:
-    """What was found, and the variables that make Jittor use it. `off` is the reason why it is not used, or empty."""
+    """What was detected, and the variables that make Jittor use it. `off` is the reason why it is not used, or empty."""
 
     gpus: tuple[Gpu, ...] = ()
     toolkit: Toolkit | None = None
@@ -74,7 +74,7 @@ class Cuda:
 
 @lru_cache(maxsize=1)
 def find_cuda() -> Cuda:
-    """The GPU and toolkit of this machine. Honours `JCLIP_DEVICE=cpu` and a `nvcc_path` that the user set."""
+    """Detect the GPU and toolkit of this machine. Honours `JCLIP_DEVICE=cpu` and an `nvcc_path` set by the user."""
     if os.environ.get("JCLIP_DEVICE", "").lower() == "cpu":
         return Cuda(off="JCLIP_DEVICE=cpu", environment={"nvcc_path": ""})
     if "nvcc_path" in os.environ:
@@ -95,7 +95,7 @@ def find_cuda() -> Cuda:
 
 
 def jittor_environment(toolkit: Toolkit) -> dict[str, str]:
-    """Variables for Jittor's import: the toolkit itself where Jittor can use it as it is, else a repaired folder."""
+    """Return variables for Jittor's import: the toolkit itself where Jittor can use it, else a repaired folder."""
     downloads_off = {"use_cutt": "0", "use_cutlass": "0", "use_nccl": "0"}
     if not toolkit.needs_repair:
         root = plain_path(toolkit.nvcc.parent.parent)
@@ -109,7 +109,7 @@ def jittor_environment(toolkit: Toolkit) -> dict[str, str]:
 
 
 def find_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Cards that the driver shows (CUDA_VISIBLE_DEVICES applies), and the reason when there are none."""
+    """Return the GPUs that the driver shows (CUDA_VISIBLE_DEVICES applies), and the reason when there are none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -135,7 +135,7 @@ def _describe_gpu(driver: ctypes.CDLL, index: int) -> Gpu:
 
 
 def find_toolkit(roots: Iterable[Path] | None = None, extra: Iterable[Path] | None = None) -> Toolkit | None:
-    """The first usable nvcc among `roots` (default: CUDA_HOME, PATH, the usual places), its pieces gathered from its
+    """Return the first usable nvcc among `roots` (default: CUDA_HOME, PATH, the usual places), with parts from its
     own folder and from `extra` (default: pip's nvidia packages and the system's folders)."""
     for root in _toolkit_roots() if roots is None else roots:
         nvcc = root / "bin" / "nvcc"
@@ -161,7 +161,7 @@ def _toolkit_roots() -> list[Path]:
 
 
 def _real_root(nvcc: Path) -> Path:
-    """The toolkit behind an nvcc, asked of nvcc itself: what stands in PATH may be a wrapper script."""
+    """Return the toolkit of an nvcc, as nvcc itself reports it: the one in PATH may be a wrapper script."""
     asked = subprocess.run(
         [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
     )
@@ -170,7 +170,7 @@ def _real_root(nvcc: Path) -> Path:
 
 
 def _extra_places() -> list[Path]:
-    """pip's nvidia packages (CUDA 13's share one folder, cuDNN has its own), then the system's folders."""
+    """Return folders of pip's nvidia packages (CUDA 13's share one, cuDNN has its own), then the system's."""
     packages = [Path(sysconfig.get_paths()[k]) / "nvidia" for k in ("purelib", "platlib")]
     return [d for p in dict.fromkeys(packages) if p.is_dir() for d in sorted(p.iterdir())] + [Path("/usr")]
 
@@ -190,7 +190,7 @@ def _cudnn_version(includes: Iterable[Path]) -> str | None:
 
 
 def _versions_of(folder: Path, library: str) -> list[Path]:
-    """Files `library.so*` in `folder`, the unversioned first, then the highest version."""
+    """Return files `library.so*` in `folder`, the unversioned first, then the highest version."""
     return sorted(
         folder.glob(f"{library}.so*"), key=lambda p: (p.suffix != ".so", [-int(n) for n in re.findall(r"\d+", p.name)])
     )
@@ -207,7 +207,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def repaired_folder(toolkit: Toolkit) -> Path:
-    """A folder of links (`bin/nvcc`, `include`, `lib64`) in the cache that Jittor takes for an old, whole toolkit."""
+    """Make a folder of links (`bin/nvcc`, `include`, `lib64`) in the cache, in the layout that Jittor expects."""
     made_from = [str(toolkit.nvcc), _dotted(toolkit.version), *map(str, toolkit.includes + toolkit.libraries)]
     key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12]
     folder = cache_dir("cuda") / f"cuda{_dotted(toolkit.version)}-{key}"
@@ -250,7 +250,7 @@ def _link_missing(folder: Path, sources: Iterable[Path]) -> None:
 
 
 def _link_unversioned(lib64: Path) -> None:
-    """`libx.so` for each `libx.so.N`, and cuDNN 9's two libraries under the four names of cuDNN 8."""
+    """Link `libx.so` to each `libx.so.N`, and cuDNN 9's two libraries under the four names of cuDNN 8."""
     for library in {f.name.split(".so")[0] for f in lib64.iterdir()}:
         if not (lib64 / f"{library}.so").exists():
             (lib64 / f"{library}.so").symlink_to(_versions_of(lib64, library)[0].name)
@@ -260,7 +260,7 @@ def _link_unversioned(lib64: Path) -> None:
 
 
 def _nvcc_script(toolkit: Toolkit) -> str:
-    """CUDA 13's headers want C++17 and Jittor asks for C++14; older toolkits take what Jittor asks for."""
+    """Return a wrapper of nvcc: CUDA 13's headers need C++17 where Jittor asks for C++14."""
     nvcc = shlex.quote(str(toolkit.nvcc))
     if toolkit.version < (13, 0):
         return f'#!/bin/sh\nexec {nvcc} "$@"\n'

@@ -1,4 +1,4 @@
-"""What the machine offers for building Jittor: compiler, Python's headers, oneDNN. Imports no Jittor."""
+"""Tools for building Jittor: compiler, Python's headers, oneDNN. Imports no Jittor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONEDNN_INSTALL = "pip install " + " ".join(f"{p}==2022.2.1" for p in ONEDNN_PACK
 
 @dataclass(frozen=True)
 class OneDNN:
-    """A oneDNN of version 2, whose API Jittor's CPU matmul and convolution call."""
+    """oneDNN 2, whose API Jittor's CPU matmul and convolution use."""
 
     include: Path
     library: Path
@@ -33,7 +33,7 @@ class OneDNN:
 
 
 def refuse_unsupported() -> None:
-    """Raises `SetupError` on native Windows and with NumPy 2, which Jittor 1.3.11 reads as garbage without a word."""
+    """Raise `SetupError` on native Windows and with NumPy 2, which Jittor 1.3.11 reads as garbage without an error."""
     if platform.system() == "Windows":
         raise SetupError("native Windows is not supported: run jclip inside WSL2 (docs/setup.md)")
     numpy = importlib.metadata.version("numpy")
@@ -42,7 +42,7 @@ def refuse_unsupported() -> None:
 
 
 def jittor_version() -> str:
-    """The installed Jittor's version. Raises `SetupError` when there is none."""
+    """Return the installed Jittor's version. Raises `SetupError` when there is none."""
     try:
         return importlib.metadata.version("jittor")
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def jittor_version() -> str:
 
 
 def find_compiler() -> Path:
-    """The C++ compiler: the user's `cc_path`, else g++. Raises `SetupError` with the command that installs it."""
+    """Return the C++ compiler: the user's `cc_path`, else g++. Raises `SetupError` with the command that installs it."""
     named = os.environ.get("cc_path") or "g++"
     found = shutil.which(named)
     if found is None:
@@ -59,7 +59,8 @@ def find_compiler() -> Path:
 
 
 def find_python_include() -> Path:
-    """The folder of Python.h of the running interpreter. Raises `SetupError` with the command that installs it."""
+    """Return the folder of Python.h of the running interpreter. Raises `SetupError` with the command that installs
+    it."""
     include = Path(sysconfig.get_paths()["include"])
     if not (include / "Python.h").is_file():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -68,7 +69,8 @@ def find_python_include() -> Path:
 
 
 def find_onednn() -> OneDNN | None:
-    """oneDNN 2 from the two packages, else the system's, else what Jittor itself once fetched; None without any."""
+    """Return oneDNN 2 from the two packages, else the system's, else one that Jittor downloaded earlier; None without
+    any."""
     return _packaged_onednn() or _system_onednn() or _jittors_onednn()
 
 
@@ -116,20 +118,20 @@ def _jittors_onednn() -> OneDNN | None:
 
 
 def jittor_home() -> Path:
-    """The folder that Jittor shall take for its home: the user's `JITTOR_HOME`, else one in jclip's cache.
+    """Return the folder that Jittor uses as its home: the user's `JITTOR_HOME`, else one in jclip's cache.
 
-    A home of its own keeps Jittor from writing to the user's `~/.cache/jittor`, and from compiling anew for each git
-    branch that a virtual environment happens to sit in.
+    A separate home keeps Jittor from writing to `~/.cache/jittor`, and from recompiling for each git branch that
+    contains the virtual environment.
     """
     named = os.environ.get("JITTOR_HOME")
     return expanded(named).absolute() if named else cache_dir("jittor")
 
 
 def compile_script(home: Path) -> Path:
-    """The script that Jittor shall run in place of its asm_tuner.py, written to `home`.
+    """Write to `home` the script that Jittor runs in place of its asm_tuner.py; return its path.
 
-    That one starts Python for every operator, compiles it twice, and makes folders in the user's home; this one hands
-    the command to the compiler, with Jittor's headers precompiled at its first use (g++ only; it ignores them where
+    The original starts Python for every operator, compiles it twice, and makes folders in the user's home; this one
+    calls the compiler directly, with Jittor's headers precompiled at first use (g++ only, which ignores them where
     flags differ). Jittor's other helper, for linking CUDA code, is passed on.
     """
     text = _COMPILE_SCRIPT.format(python=shlex.quote(sys.executable), header=shlex.quote(str(_header(home))))
@@ -177,7 +179,7 @@ exec "$compiler" "$@"
 
 
 def _header(home: Path) -> Path:
-    """What nearly all operators include, in a folder of its own for each compiler, Jittor and Python."""
+    """Precompile the headers of nearly all operators, in one folder per compiler, Jittor and Python."""
     compiler = find_compiler().resolve()
     made_of = [_HEADER, jittor_version(), sys.version, sys.prefix, str(compiler), str(compiler.stat().st_mtime_ns)]
     key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:12]
@@ -189,7 +191,7 @@ def _header(home: Path) -> Path:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words (avx512bw, avx512_bf16, amx_bf16, …); nothing where it doesn't tell."""
+    """Return the processor's features in Linux's names (avx512bw, avx512_bf16, amx_bf16, …); empty where unknown."""
     try:
         found = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -198,7 +200,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def offer_onednn(home: Path, onednn: OneDNN) -> None:
-    """Links `onednn` to where Jittor looks for it before it would download one."""
+    """Link `onednn` to where Jittor looks for it before it would download one."""
     folder = home / ".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp"
     links = {
         folder / "include": onednn.include,
@@ -209,7 +211,7 @@ def offer_onednn(home: Path, onednn: OneDNN) -> None:
         if link.is_symlink() and link.resolve() == target:
             continue
         if link.exists() and not link.is_symlink():
-            continue  # somebody's real files: they were there first
+            continue  # real files of the user: left as they are
         link.parent.mkdir(parents=True, exist_ok=True)
         temporary = link.with_name(f".{link.name}.{os.getpid()}")
         temporary.symlink_to(target)

@@ -12,10 +12,10 @@ from jclip.paths.replaced_files import replacing
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes as hex digits.
+    """Return the SHA-256 of a file's bytes as hex digits.
 
-    Remembered in the cache for the resolved path, device, inode, size, mtime_ns and ctime_ns together: a file that was
-    replaced, edited in place or restored with its old time is hashed again.
+    Cached under the resolved path, device, inode, size, mtime_ns and ctime_ns together: a file that was replaced,
+    edited in place or restored with its old time is hashed again.
     """
     path = Path(path).resolve()
     with open_regular(path) as f:
@@ -32,7 +32,7 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def _noted(note: Path, key: str) -> str | None:
-    """The digest that a note holds; None where there is none, or where the note is damaged."""
+    """Return the digest stored in a note, or None where the note is absent or damaged."""
     try:
         digest, checksum = note.read_text(encoding="ascii").split(" ")
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def _note_checksum(key: str, digest: str) -> str:
 
 
 def compute_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes as hex digits, read now."""
+    """Return the SHA-256 of a file's bytes as hex digits, without the cache."""
     with open_regular(path) as f:
         return _digest_of(f)
 

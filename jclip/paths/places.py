@@ -16,7 +16,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder below `$JCLIP_CACHE`, `$XDG_CACHE_HOME/jclip` or `~/.cache/jclip`, made if it is absent.
+    """Return a folder below `$JCLIP_CACHE`, `$XDG_CACHE_HOME/jclip` or `~/.cache/jclip`, created if absent.
 
     Raises `SetupError` where it can't be written.
     """
@@ -36,24 +36,26 @@ def cache_dir(*parts: str) -> Path:
 
 
 def is_file(name: str | os.PathLike) -> bool:
-    """Whether a regular file has that name; unlike `Path.is_file`, also answers for a text too long to be a file's name."""
+    """Return whether a regular file has that name. Unlike `Path.is_file`, false for a text too long to be a file's
+    name."""
     return os.path.isfile(name)  # noqa: PTH113
 
 
 def exists(name: str | os.PathLike) -> bool:
-    """Whether anything has that name; as `is_file`, also of a text too long to be one."""
+    """Return whether anything has that name; false for a text too long to be one."""
     return os.path.exists(name)  # noqa: PTH110
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """The path with `~` and `~user` as home folders; as it is where there is no such user. `Path`'s own raises then."""
+    """Return the path with `~` and `~user` expanded, unchanged where there is no such user, for which
+    `Path.expanduser` raises."""
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Opens a regular file for reading in binary, links followed. Never blocks.
+    """Open a regular file for reading in binary, following links. Never blocks.
 
-    Raises `OSError`, whose `strerror` says what stands there, for a FIFO, a device, a socket or a folder.
+    Raises `OSError`, whose `strerror` names the kind of file, for a FIFO, a device, a socket or a folder.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -68,16 +70,18 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def plain_path(folder: Path) -> Path:
-    """`folder`, or a link to it whose path every shell takes as one word: Jittor puts paths into commands unquoted.
+    """Return `folder`, or a link to it whose path needs no shell quoting: Jittor puts paths into commands unquoted.
 
-    Raises `SetupError` when the place for such links belongs to somebody else.
+    Raises `SetupError` when the place for such links belongs to another user.
     """
     if not re.search(r"[^\w./+@:-]", str(folder)):
         return folder
     private = Path("/tmp") / f"jclip-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)
     if private.is_symlink() or private.stat().st_uid != os.getuid():
-        raise SetupError(f"{private} belongs to somebody else: the path {folder} must be without blanks and signs")
+        raise SetupError(
+            f"{private} belongs to another user: the path {folder} must not contain blanks or special characters"
+        )
     link = private / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     if not link.is_symlink() or link.readlink() != folder:
         temporary = link.with_name(f".{link.name}.{os.getpid()}")

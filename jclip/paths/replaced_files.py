@@ -18,10 +18,11 @@ from jclip.errors import ConfigError
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to, and moves it into place when the block ends well.
+    """Write a file atomically: yields a temporary path beside `path`, which is moved into place when the block
+    succeeds.
 
-    A crash, a full disk or a kill leaves what stood at `path` untouched; what a killed process left beside it is removed
-    when `path` is written again. Raises `OSError` that names `path`, or another file that the block was busy with.
+    A crash, a full disk or a kill leaves the old file untouched; temporary files of killed processes are removed by
+    the next write of `path`. Raises `OSError` that names `path`, or another file that the block was using.
     """
     target = Path(path)
     with naming(target):
@@ -42,7 +43,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def creating(path: str | os.PathLike) -> Iterator[Path]:
-    """As `replacing`, but never in place of anything. Raises `FileExistsError` where something stands at `path`."""
+    """As `replacing`, but never overwrites. Raises `FileExistsError` where something exists at `path`."""
     target = Path(path)
     with naming(target):
         temporary, lock = _part_beside(target)
@@ -57,9 +58,9 @@ def creating(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_together(folder: Path, contents: Mapping[str, bytes], stale: Iterable[str] = ()) -> None:
-    """Writes files of the same measurement: all of them, or after a full disk none; what is `stale` is removed.
+    """Write files that belong together: all of them, or none after a full disk. Files named in `stale` are removed.
 
-    The first of `contents` is the mark that the others are complete: it is removed first and moved into place last.
+    The first of `contents` marks the others as complete: it is removed first and moved into place last.
     """
     with ExitStack() as stack:
         for name, data in contents.items():
@@ -72,7 +73,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes], stale: Iterable[
 
 @contextmanager
 def naming(path: str | os.PathLike, instead_of: str | os.PathLike | None = None) -> Iterator[None]:
-    """In the block, an error of the system that names no file, as that of a full disk, names `path`."""
+    """In the block, an `OSError` without a file name, as that of a full disk, gets the name `path`."""
     try:
         yield
     except OSError as e:
@@ -83,9 +84,9 @@ def naming(path: str | os.PathLike, instead_of: str | os.PathLike | None = None)
 
 
 def refuse_overwriting(outputs: Iterable[str | os.PathLike | None], inputs: Iterable[str | os.PathLike]) -> None:
-    """Raises `ConfigError` where a file to be written is one that is read, by whatever name, or is a folder.
+    """Raise `ConfigError` where an output is one of the inputs, under any name, or is a folder.
 
-    To be asked before the work. Outputs that are None or not there yet can overwrite nothing.
+    Call it before the work. Outputs that are None or do not exist yet are ignored.
     """
     there = {}
     for output in filter(None, outputs):
@@ -103,7 +104,7 @@ def refuse_overwriting(outputs: Iterable[str | os.PathLike | None], inputs: Iter
 
 
 def remove_parts(folder: Path, names: Collection[str]) -> None:
-    """Removes what killed processes left of writing the files `names` of a folder."""
+    """Remove temporary files that killed processes left while writing the files `names` of a folder."""
     pattern = re.compile(r"\.(.+?)(\.[a-z0-9_]+)?\.part")
     known = {_part_stem(name) for name in names}
     for place in folder.iterdir():
@@ -113,7 +114,8 @@ def remove_parts(folder: Path, names: Collection[str]) -> None:
 
 
 def _part_beside(target: Path) -> tuple[Path, int]:
-    """A new empty file beside `target`, and a descriptor that holds its lock as long as this process lives."""
+    """Create an empty temporary file beside `target`; return it and a descriptor that holds its lock for the
+    process's life."""
     for number in itertools.count(1):
         part = target.with_name(f".{_part_stem(target.name)}{f'.{number}' if number > 1 else ''}.part")
         if (lock := _make_locked(part)) is not None:
@@ -122,13 +124,13 @@ def _part_beside(target: Path) -> tuple[Path, int]:
 
 
 def _part_stem(name: str) -> str:
-    """The name, or of one to which nothing can be added its hash."""
+    """Return the name, or its hash where the name is too long to be extended."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= 240 else hashlib.sha256(encoded).hexdigest()[:32]
 
 
 def _make_locked(part: Path) -> int | None:
-    """A descriptor of the file made at `part`; None where another process is writing there."""
+    """Return a descriptor of the file created at `part`, or None where another process is writing there."""
     while True:
         try:
             made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -143,7 +145,7 @@ def _make_locked(part: Path) -> int | None:
 
 
 def _remove_dead(part: Path) -> bool:
-    """Whether the place is free now: what no living process writes is removed, all but a regular file is left."""
+    """Return whether the place is free. Regular files that no living process writes are removed."""
     try:
         found = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -163,7 +165,7 @@ def _remove_dead(part: Path) -> bool:
 
 
 def _take_lock(descriptor: int, without: bool) -> bool:
-    """Whether the lock was free; `without`: the answer of file systems that have no locks."""
+    """Return whether the lock was free; `without` is the result on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary folder beside `path` to fill, and puts it in place in one move when the block ends well.
+    """Replace a folder atomically: yields a temporary folder beside `path`, moved into place when the block succeeds.
 
-    Of a folder that stands there, what has no namesake in the new one is kept. A crash or a kill at any moment leaves
-    the old folder whole or the new one whole (where the file system can't exchange two folders: or neither, which the
-    next call for this path repairs). What a killed call left beside `path` is removed by the next. Raises `OSError`.
+    Files of the old folder that the new one lacks are kept. A crash or a kill at any moment leaves the old folder or
+    the new one, whole (where the file system can't exchange two folders, possibly neither, which the next call for
+    this path repairs). What a killed call left beside `path` is removed by the next. Raises `OSError`.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _temporary_folder(target: Path) -> tuple[Path, int]:
-    """A new folder beside `target` and a descriptor that locks it: folders that nobody locks were left by a kill."""
+    """Create a folder beside `target`; return it and a descriptor that locks it. Unlocked ones were left by a kill."""
     parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there
@@ -64,7 +64,7 @@ def _temporary_folder(target: Path) -> tuple[Path, int]:
 
 
 def _repair(target: Path) -> None:
-    """Puts back a folder that a killed call had moved aside, and removes what killed calls left."""
+    """Restore a folder that a killed call had moved aside, and remove what killed calls left."""
     name = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.(part|old)")
     for left in sorted(target.parent.iterdir()):
         if not name.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
@@ -87,7 +87,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _sync_below(folder: Path) -> None:
-    """All regular files of a folder, and its own entries, are on the disk."""
+    """Flush all regular files of a folder, and its own entries, to the disk."""
     for place in [*(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()), folder]:
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -97,7 +97,7 @@ def _sync_below(folder: Path) -> None:
 
 
 def _keep_others(old: Path, new: Path) -> None:
-    """What `new` has no namesake of, linked into it; copied where links are not allowed."""
+    """Link into `new` the entries of `old` that it lacks; copy them where links are not allowed."""
     for entry in sorted(old.iterdir()):
         if os.path.lexists(new / entry.name):
             continue
@@ -115,7 +115,7 @@ def _link(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Two folders change places in one step; where the system can't, the second is moved aside for a moment."""
+    """Exchange two folders in one step; where the system can't, move the second aside for a moment."""
     sys.audit("os.rename", str(first), str(second), -1, -1)
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 and renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:

@@ -1,4 +1,4 @@
-"""Files → arrays and text. Nothing that a file holds is executed, and nothing it says steers what memory is read."""
+"""Readers of files: arrays and text. Nothing in a file is executed, and no size or offset in it is used unchecked."""
 
 from __future__ import annotations
 

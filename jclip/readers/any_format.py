@@ -1,4 +1,4 @@
-"""Weight files to named tensors, without executing what they hold and without torch."""
+"""Read weight files into named tensors, without executing anything in them and without torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PAGE = (b"<!doctype", b"<html", b"<?xml")
 
 
 def read_weights(path: str | os.PathLike) -> WeightFile:
-    """Names, shapes and metadata of a weight file; tensors are read when asked for, by the handle that is opened here.
+    """Return names, shapes and metadata of a weight file; tensors are read on demand through the handle opened here.
 
-    The format is recognised by the first bytes, not by the name. Raises `CheckpointError` for what it can't or won't read,
-    and from a tensor's `read` where the file was changed meanwhile.
+    The format is recognised by the first bytes, not by the name. Raises `CheckpointError` for unknown or refused
+    files, and from a tensor's `read` where the file has changed since.
     """
     file = HeldFile(path)
     head = file.read(0, min(512, file.size)).tobytes()
@@ -36,7 +36,8 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
 
 
 def _is_pickle(file: HeldFile, head: bytes) -> bool:
-    """Protocols 2 and up begin by a mark of their own; older ones are believed by the file's name, or Jittor's trailer."""
+    """Return whether the file is a pickle: protocols 2 and up have a mark, older ones are recognised by the file's
+    name or Jittor's trailer."""
     if head[:1] == b"\x80":
         return True
     named = file.path.suffix in (".pkl", ".pickle") and head[:1] in (b"(", b"}", b"c")
@@ -44,7 +45,7 @@ def _is_pickle(file: HeldFile, head: bytes) -> bool:
 
 
 def _what_else(head: bytes) -> str:
-    """What a file is that is no weight file, and what to do, as the end of a sentence."""
+    """Describe a file that is not a weight file, and the fix, as the end of a sentence."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return "empty: fetch or copy it again"

@@ -1,4 +1,4 @@
-"""Where bytes come from: one open handle for a file's whole life, and parts of it that are read when asked for."""
+"""Sources of bytes: one open handle per file, and parts of it that are read on demand."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 from jclip.errors import CheckpointError, printable
 from jclip.paths import open_regular
 
-CHUNK = 1 << 20  # bytes of what is only looked through
+CHUNK = 1 << 20  # bytes read at a time where values are not kept
 
 
 class Source(Protocol):
-    """Bytes that can be read at any place. `size` is their number."""
+    """Bytes with random access. `size` is their number."""
 
     size: int
 
     def read(self, offset: int, size: int) -> np.ndarray:
-        """`size` bytes from `offset` as uint8. Raises `CheckpointError` where there are fewer."""
+        """Return `size` bytes from `offset` as uint8. Raises `CheckpointError` where there are fewer."""
         ...
 
 
 class HeldFile:
-    """A regular file, opened once. What is read is what stood there at opening, or an error.
+    """A regular file, opened once. Reads return what was there at opening, or raise.
 
-    Read into buffers of our own, not mapped: a file that is cut while it is mapped kills the process.
+    Bytes are copied, not mapped: truncating a mapped file would kill the process.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -46,9 +46,9 @@ class HeldFile:
         self.size, self._facts, self._place = found.st_size, _facts(found), (found.st_dev, found.st_ino)
 
     def read(self, offset: int, size: int) -> np.ndarray:
-        """`size` bytes from `offset` as a uint8 array of its own.
+        """Return `size` bytes from `offset` as a new uint8 array.
 
-        Raises `CheckpointError` where the file ends before, or is another than when it was opened.
+        Raises `CheckpointError` where the file is shorter, or has changed since it was opened.
         """
         if offset < 0 or size < 0 or offset + size > self.size:
             raise CheckpointError(f"{self.path} is truncated: it has {self.size} bytes, {offset + size} are needed")
@@ -68,7 +68,7 @@ class HeldFile:
             done += count
 
     def check_unchanged(self) -> None:
-        """Raises `CheckpointError` where the file was written to, cut, removed or replaced since it was opened."""
+        """Raise `CheckpointError` where the file was written to, truncated, removed or replaced since it was opened."""
         try:
             there = self._name.stat()
         except OSError:
@@ -83,13 +83,13 @@ def _facts(found: os.stat_result) -> tuple[int, ...]:
 
 
 class InMemory:
-    """Bytes that are in memory already."""
+    """Bytes that are in memory."""
 
     def __init__(self, data: bytes):
         self.size, self._values = len(data), np.frombuffer(data, np.uint8)
 
     def read(self, offset: int, size: int) -> np.ndarray:
-        """`size` bytes from `offset`, not copied."""
+        """Return a view of `size` bytes from `offset`."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise CheckpointError(f"{offset + size} bytes are needed where there are {self.size}")
         return self._values[offset : offset + size]
@@ -97,14 +97,14 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Part:
-    """`size` bytes of a source from `offset` on; a source itself."""
+    """`size` bytes of a source from `offset` on, as a source."""
 
     source: Source
     offset: int
     size: int
 
     def read(self, offset: int = 0, size: int | None = None) -> np.ndarray:
-        """`size` bytes, or all that follow, from `offset` within the part."""
+        """Return `size` bytes, or all that follow, from `offset` within the part."""
         size = self.size - offset if size is None else size
         if offset < 0 or size < 0 or offset + size > self.size:
             raise CheckpointError(f"{offset + size} bytes are needed where there are {self.size}")
@@ -112,5 +112,5 @@ class Part:
 
 
 def shown(value: object, most: int = 120) -> str:
-    """A name from a file as it may stand in a message: one line, printable, cut."""
+    """Return a name from a file for a message: one line, printable, cut to `most` characters."""
     return printable(str(value), most)

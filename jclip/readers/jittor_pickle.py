@@ -1,7 +1,7 @@
-"""Jittor's `.pkl`: a pickle of arrays with a checksum behind it. In and out, without Jittor.
+"""Read and write Jittor's `.pkl`, a pickle of arrays followed by a checksum, without Jittor.
 
-Files made from torch tensors (the challenge's `ViT-B-32.pkl` is made so: `jt.save(torch_state_dict, path)`) hold each
-storage as bytes in torch's old format inside the pickle; those are read too.
+Files made from torch tensors (the challenge's `ViT-B-32.pkl`: `jt.save(torch_state_dict, path)`) hold each storage as
+bytes in torch's old format inside the pickle; those are read too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _TRAILER = b"HCAJSLHD"
 
 
 def read(file: HeldFile) -> WeightFile:
-    """Every array of the pickled tree under its dotted name. Raises `CheckpointError` when the checksum is wrong."""
+    """Return every array of the pickled tree under its dotted name. Raises `CheckpointError` when the checksum is
+    wrong."""
     body: Source = file
     end = file.read(max(0, file.size - 28), min(28, file.size)).tobytes()
     if has_trailer(end):
@@ -39,7 +40,7 @@ def read(file: HeldFile) -> WeightFile:
 
 
 def has_trailer(end: bytes) -> bool:
-    """Whether a file whose last bytes these are was written by Jittor, with a checksum."""
+    """Return whether these last bytes of a file are Jittor's trailer, which follows a checksum."""
     return len(end) == 28 and end.endswith(_TRAILER)
 
 
@@ -51,7 +52,8 @@ def _sha1(data: Source) -> bytes:
 
 
 def _old_torch_storage(data: Source, place: str, budget: Budget) -> Storage:
-    """The single storage of `torch.save(storage, _use_new_zipfile_serialization=False)`: four pickles, keys, raw values."""
+    """Return the storage in `torch.save(storage, _use_new_zipfile_serialization=False)`: four pickles, keys, raw
+    values."""
     stream = Stream(data)
     claims: list[tuple[str, str, int]] = []
 
@@ -71,7 +73,7 @@ def _old_torch_storage(data: Source, place: str, budget: Budget) -> Storage:
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes what `jt.load` of any Jittor reads: a dict of NumPy arrays, protocol 4, SHA-1, trailer."""
+    """Write a file that `jt.load` of any Jittor reads: a dict of NumPy arrays, protocol 4, SHA-1, trailer."""
     body = pickle.dumps({k: np.array(v, order="C") for k, v in arrays.items()}, 4)
     with replacing(path) as temporary, open(temporary, "wb") as f:
         f.write(body)

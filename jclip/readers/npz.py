@@ -1,4 +1,4 @@
-"""NumPy's `.npy` and `.npz` without NumPy's reader: no pickle, bounded headers, values exactly as many as there are bytes."""
+"""Read NumPy's `.npy` and `.npz` without NumPy's reader: no pickle, bounded headers, exact sizes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 from jclip.errors import CheckpointError
 from jclip.readers.held_file import HeldFile, Source, shown
 from jclip.readers.tensors import LazyTensor, decode, sizes
-from jclip.readers.zip_archive import MAGIC, Archive
+from jclip.readers.zip_archive import MAGIC, Archive, Checked, Entry
 
 _NPY = b"\x93NUMPY"
-_LONGEST_HEADER = 10_000  # bytes, as NumPy has it
+_LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _TEXT = re.compile(r"[US][1-9]\d{0,5}")
 _LAST_CHARACTER = 0x10FFFF
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
-    """Arrays by name, read when asked for. Raises `CheckpointError` for what is no `.npz` of numbers and text."""
+    """Return arrays by name, read on demand. Raises `CheckpointError` for anything but an `.npz` of numbers and text."""
     file = HeldFile(path)
     if file.read(0, min(4, file.size)).tobytes() != MAGIC:
-        raise CheckpointError(f"{path} is no zip of arrays")
+        raise CheckpointError(f"{path} is not an .npz archive")
     entries = Archive(file).entries
     return {name.removesuffix(".npy"): _array(entry, f"{path}, {shown(name)}") for name, entry in entries.items()}
 
 
 def read_npy(path: str | os.PathLike) -> LazyTensor:
-    """One array, read when asked for. Raises `CheckpointError` for what is no `.npy` of numbers or text."""
+    """Return one array, read on demand. Raises `CheckpointError` for anything but an `.npy` of numbers or text."""
     file = HeldFile(path)
     if file.read(0, min(4, file.size)).tobytes() == MAGIC:
         raise CheckpointError(f"{path} holds several arrays, expected an .npy with one")
@@ -47,19 +47,20 @@ def _array(data: Source, place: str) -> LazyTensor:
         _refuse(place, f"an array {shape} of {dtype} takes {wanted} bytes, {data.size - start} follow its header")
 
     def values() -> np.ndarray:
-        array = decode(data.read(start, wanted), str(dtype)) if wanted else np.zeros(0, dtype)
+        whole = Checked(data) if isinstance(data, Entry) else data
+        array = decode(whole.read(start, wanted), str(dtype)) if wanted else np.zeros(0, dtype)
         if dtype.kind == "U" and wanted and array.view(f"{dtype.byteorder}u4").max() > _LAST_CHARACTER:
-            _refuse(place, "its text is none")
+            _refuse(place, "its text is not valid Unicode")
         return array.reshape(shape, order="F" if fortran else "C")
 
     return LazyTensor(shape, str(dtype), values)
 
 
 def _header(data: Source, place: str) -> tuple[str, int]:
-    """The header's text, and where the values begin."""
+    """Return the header's text and the offset of the values."""
     head = data.read(0, min(12, data.size)).tobytes()
     if head[:6] != _NPY or len(head) < 12 or head[6] not in (1, 2, 3):
-        _refuse(place, "it is no .npy")
+        _refuse(place, "it is not an .npy")
     width = 2 if head[6] == 1 else 4
     length, start = int.from_bytes(head[8 : 8 + width], "little"), 8 + width
     if length > min(_LONGEST_HEADER, data.size - start):
@@ -68,22 +69,22 @@ def _header(data: Source, place: str) -> tuple[str, int]:
 
 
 def _fields(header: str, place: str) -> tuple[str, bool, tuple[int, ...]]:
-    """Code of the values, Fortran order, shape: of the one form that NumPy writes."""
+    """Return dtype code, Fortran order and shape from a header in the form that NumPy writes."""
     descr = re.findall(r"'descr'\s*:\s*'([<>|=]?)(\w{1,8})'\s*[,}]", header)
     order = re.findall(r"'fortran_order'\s*:\s*(True|False)\s*[,}]", header)
     shape = re.findall(r"'shape'\s*:\s*\(([\d\s,L]{0,700})\)\s*[,}]", header)
     if "'O'" in header or "|O" in header:
         _refuse(place, "its values are Python objects, which are not read (they would be a pickle)")
     if not len(descr) == len(order) == len(shape) == 1:
-        _refuse(place, "its header is not one of a plain array")
+        _refuse(place, "its header does not describe a plain array")
     byteorder, code = descr[0]
     if code not in _NUMBERS and not _TEXT.fullmatch(code):
         _refuse(place, f"values of kind {code} are not read")
     numbers = [n.strip().removesuffix("L") for n in shape[0].split(",") if n.strip()]
     if not all(n.isdigit() and len(n) < 20 for n in numbers):
-        _refuse(place, "its shape is none")
+        _refuse(place, "its shape is invalid")
     return byteorder + code, order[0] == "True", sizes([int(n) for n in numbers], place)
 
 
 def _refuse(place: str, what: str) -> NoReturn:
-    raise CheckpointError(f"{place} is damaged or no array ({what})")
+    raise CheckpointError(f"{place} is damaged or not an array ({what})")

@@ -1,8 +1,8 @@
-"""The opcodes of pickle, interpreted by ourselves: values and containers are built, names stay names, nothing is called.
+"""An interpreter of pickle opcodes that builds values and containers, keeps names as names and calls nothing.
 
-Python's own unpickler lets a file call what a table hands out, write into what was made, and ask for memory by a number.
-Here a name in the file is a `Name`; what calling or filling it means is decided by a `Meaning`, whose answers are objects
-of our own. The work is bounded: so many instructions, no value larger than the bytes that are there.
+Python's unpickler lets a file call what a lookup table returns, write into new objects, and request memory by a
+number. Here a name in the file is a `Name`; a `Meaning` decides what calling or filling it means, and returns objects
+of our own. Work is bounded: a limit of instructions, and no value larger than the bytes of the file.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from jclip.readers.held_file import shown
 from jclip.readers.pickle_stream import Malformed, Stream
 
 MOST_OPCODES = 1 << 19  # a checkpoint with its optimiser's state takes 100,000
-_MOST_DIGITS = 1000  # of a whole number in text
-_MOST_INTEGER = 1024  # bytes of a whole number
+_MOST_DIGITS = 1000  # of an integer in text
+_MOST_INTEGER = 1024  # bytes of an integer
 _MOST_NAME = 1000  # characters of a module's or function's name
 _STOP = ord(".")
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that the file names; it is never imported."""
+    """A class or function that the file names. Never imported."""
 
     module: str
     name: str
@@ -36,51 +36,52 @@ class Name:
 
 
 class Table(dict):
-    """A dict of the file. Only keys that are text are kept: others can be no part of a tensor's name."""
+    """A dict of the file. Keys other than text are dropped: they can't be part of a tensor's name."""
 
     __slots__ = ()
 
     def put(self, key: Any, value: Any) -> None:
-        """One item."""
+        """Add one item."""
         if type(key) is str:
             self[key] = value
 
 
 class Inert(Table):
-    """Stands for an object of a class that is not imported: it keeps its attributes and does nothing."""
+    """A placeholder for an object of a class that is not imported: keeps its attributes, does nothing."""
 
     __slots__ = ()
 
 
 class Meaning(Protocol):
-    """What a file may do with names. Every method raises `CheckpointError` for what it won't."""
+    """The meaning of names in a file. Every method raises `CheckpointError` for what is not allowed."""
 
     def call(self, name: Name, arguments: tuple) -> Any:
-        """What stands for the result of a call."""
+        """Return the placeholder for the result of a call."""
         ...
 
     def lay_out(self, name: Name, arguments: tuple) -> Any:
-        """What stands for a new object of a class that was not initialised."""
+        """Return the placeholder for a new, uninitialised object of a class."""
         ...
 
     def fill(self, made: Any, state: Any) -> None:
-        """Gives an object of ours its state."""
+        """Set the state of a placeholder."""
         ...
 
     def load(self, identity: Any) -> Any:
-        """What a persistent identity stands for."""
+        """Return the object for a persistent id."""
         ...
 
 
 class Budget:
-    """Instructions that are left, over all pickles of a file."""
+    """Instructions left, over all pickles of a file."""
 
     def __init__(self, most: int = MOST_OPCODES):
         self.left = most
 
 
 def run_pickle(stream: Stream, place: str, meaning: Meaning, budget: Budget | None = None) -> Any:
-    """The value of the next pickle. Raises `CheckpointError` naming `place` for what is broken, vast or would run."""
+    """Return the value of the next pickle. Raises `CheckpointError` naming `place` for a broken, oversized or unsafe
+    one."""
     try:
         return _Machine(stream, meaning, budget or Budget()).run()
     except (Malformed, UnicodeError, struct.error) as e:
@@ -110,12 +111,12 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise Malformed("a value is asked for where there is none")
+            raise Malformed("a value is needed, the stack is empty")
         return self.stack.pop()
 
     def top(self) -> Any:
         if not self.stack:
-            raise Malformed("a value is asked for where there is none")
+            raise Malformed("a value is needed, the stack is empty")
         return self.stack[-1]
 
     def push(self, value: Any) -> None:
@@ -123,7 +124,7 @@ class _Machine:
 
     def since_mark(self) -> list[Any]:
         if not self.below:
-            raise Malformed("a mark is asked for where there is none")
+            raise Malformed("a mark is needed, the stack has none")
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -135,7 +136,7 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> Name:
         if type(module) is not str or type(name) is not str or max(len(module), len(name)) > _MOST_NAME:
-            raise Malformed("a name that is no short text")
+            raise Malformed("a name that is not a short text")
         return Name(module, name)
 
     def name_in_lines(self) -> Name:
@@ -144,7 +145,7 @@ class _Machine:
 
     def call(self, name: Any, arguments: Any, answer: Callable[[Name, tuple], Any]) -> None:
         if type(name) is not Name or type(arguments) is not tuple:
-            raise Malformed("a call of what is no name")
+            raise Malformed("a call of something that is not a name")
         self.push(answer(name, arguments))
 
     # steps that need more than a line
@@ -161,7 +162,7 @@ class _Machine:
 
     def whole_number(self, size: int) -> None:
         if size > _MOST_INTEGER:
-            raise Malformed(f"a whole number of {size} bytes")
+            raise Malformed(f"an integer of {size} bytes")
         self.push(self.count(size, signed=True))
 
     def digits(self) -> None:
@@ -171,7 +172,7 @@ class _Machine:
             return self.push(line == b"01")
         line = line.removesuffix(b"L")
         if not line.removeprefix(b"-").isdigit():
-            raise Malformed("a whole number that is none")
+            raise Malformed("an invalid integer")
         self.push(int(line))
 
     def floating(self) -> None:
@@ -179,7 +180,7 @@ class _Machine:
         try:
             self.push(float(line))
         except ValueError as e:
-            raise Malformed("a number that is none") from e
+            raise Malformed("an invalid number") from e
 
     def quoted(self) -> None:
         """`S'…'\\n` of protocol 0: text of Python 2, whose bytes are taken as Latin-1."""
@@ -222,7 +223,7 @@ class _Machine:
     def put_items(self, items: list[Any]) -> None:
         table = self.top()
         if not isinstance(table, Table) or len(items) % 2:
-            raise Malformed("items for what is no dict")
+            raise Malformed("items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             table.put(key, value)
 
@@ -230,7 +231,7 @@ class _Machine:
         if type(self.top()) is list:
             self.top().extend(items)
         elif not isinstance(self.top(), Inert):
-            raise Malformed("items for what is no list")
+            raise Malformed("items for something that is not a list")
 
     def add(self) -> None:
         self.append(self.since_mark())
@@ -246,7 +247,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise Malformed("a value is asked for where there is none")
+            raise Malformed("a value is needed, the stack is empty")
         items = tuple(self.stack[-count:])
         del self.stack[-count:]
         self.push(items)
@@ -261,13 +262,13 @@ class _Machine:
 
     def recall(self, key: int) -> None:
         if key not in self.memo:
-            raise Malformed("a value is recalled that was never kept")
+            raise Malformed("a memo entry that was never stored")
         self.push(self.memo[key])
 
     def number_in_line(self) -> int:
         line = self.stream.line(20)
         if not line.isdigit():
-            raise Malformed("a place that is no number")
+            raise Malformed("an invalid memo index")
         return int(line)
 
     def keep(self, key: int) -> None:

@@ -8,11 +8,11 @@ _WINDOW = 1 << 16
 
 
 class Malformed(ValueError):
-    """The stream is no pickle, or one that does what weights never need."""
+    """The stream is not a pickle, or does what weights never need."""
 
 
 class Stream:
-    """Bytes of a source, one after the other. `part(n)` takes n bytes without reading them."""
+    """Sequential bytes of a source. `part(n)` takes n bytes without reading them."""
 
     def __init__(self, source: Source):
         self._source, self.at = source, 0
@@ -20,13 +20,13 @@ class Stream:
 
     @property
     def left(self) -> int:
-        """Bytes that follow."""
+        """Number of bytes left."""
         return self._source.size - self.at
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes. Raises `Malformed` where there are fewer."""
+        """Return the next `count` bytes. Raises `Malformed` where there are fewer."""
         if not 0 <= count <= self.left:
-            raise Malformed(f"{count} bytes are asked for where {self.left} follow")
+            raise Malformed(f"{count} bytes are needed, {self.left} are left")
         begin = self.at - self._start
         if not (begin >= 0 and begin + count <= len(self._window)):
             if count > _WINDOW:
@@ -39,7 +39,7 @@ class Stream:
         return self._window[begin : begin + count]
 
     def byte(self) -> int:
-        """The next byte."""
+        """Return the next byte."""
         place = self.at - self._start
         if 0 <= place < len(self._window):
             self.at += 1
@@ -47,14 +47,14 @@ class Stream:
         return self.take(1)[0]
 
     def part(self, count: int) -> Part:
-        """The next `count` bytes, to be read later."""
+        """Return the next `count` bytes as a source, to be read later."""
         if not 0 <= count <= self.left:
-            raise Malformed(f"{count} bytes are asked for where {self.left} follow")
+            raise Malformed(f"{count} bytes are needed, {self.left} are left")
         self.at += count
         return Part(self._source, self.at - count, count)
 
     def line(self, most: int) -> bytes:
-        """Up to the next line break, without it."""
+        """Return the bytes up to the next line break, without it."""
         start, size, longest = self.at, 80, min(most + 1, self.left)
         while True:
             self.at = start
@@ -63,5 +63,5 @@ class Stream:
                 self.at = start + len(found) + 1
                 return found
             if size >= longest:
-                raise Malformed(f"a line without an end, or of more than {most} bytes")
+                raise Malformed(f"an unterminated line, or one of more than {most} bytes")
             size *= 8

@@ -1,4 +1,5 @@
-"""What a pickle of weights may name, and what stands for it: arrays and tensors that know where their bytes lie, no more."""
+"""Placeholders for what a pickle of weights may name: arrays and tensors that know where their bytes are, nothing
+else."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ _ARRAY_DTYPES = {
 _ARRAY_DTYPES |= {name: name for name in _ARRAY_DTYPES.values()}
 _TEXT_OR_TIME = re.compile(r"[SUMmV]\d{0,6}")
 _TABLES = {("collections", "OrderedDict"), ("collections", "defaultdict"), ("collections", "Counter")}
-_INERT = {  # may be called: what training scripts leave beside their weights
+_INERT = {  # may be called: objects that training scripts save with their weights
     "argparse": {"Namespace"},
     "torch": {"device"},
     "collections": {"deque"},
@@ -62,16 +63,16 @@ _SAME_MODULE = {
 }  # fmt: skip
 _LISTS = {"build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag"}
 _KNOWN_PACKAGES = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "numpy", "torch", "jittor", "jittor_core"}
-_MOST_REPEATED = 1 << 20  # bytes that a tensor may show of a smaller storage, as expanded ones do
-_MOST_VISITS = 1 << 18  # of dicts and their items; shared ones count each time
+_MOST_REPEATED = 1 << 20  # bytes of a tensor that is larger than its storage, as expanded ones are
+_MOST_VISITS = 1 << 18  # visits to dicts and their items; shared ones count each time
 _MOST_DEPTH = 64
-_MOST_TIMES = 16  # so many times a file's size may its tensors take together, shared ones each time ...
-_FREE = 64 << 20  # ... and so many bytes more
+_MOST_TIMES = 16  # limit of all tensors together: this many times the file's size, shared ones each time ...
+_FREE = 64 << 20  # ... plus this many bytes
 
 
 @dataclass(frozen=True)
 class Values:
-    """What an array's values are. code: None where they are no numbers; text: strings or times, which are passed over."""
+    """Type of an array's values. code: None unless numeric; text: strings or times, which are skipped."""
 
     code: str | None
     text: bool
@@ -79,7 +80,7 @@ class Values:
 
 
 class ArrayDType:
-    """A `numpy.dtype` of the file, read as a code of a list, or as unreadable."""
+    """A `numpy.dtype` of the file, as a code from a fixed list, or as unreadable."""
 
     def __init__(self, code: Any):
         plain = code.lstrip("<=|>") if type(code) is str else ""
@@ -87,7 +88,7 @@ class ArrayDType:
         self.values = Values(_ARRAY_DTYPES.get(plain), _TEXT_OR_TIME.fullmatch(plain) is not None, swapped)
 
     def fill(self, state: tuple) -> None:
-        """(version, byte order, then three that are None unless values are records, …)."""
+        """Set the state: (version, byte order, then three values that are None except for records, …)."""
         plain = len(state) >= 5 and type(state[1]) is str and state[1] in tuple("<>=|") and set(map(type, state[2:5]))
         if plain != {type(None)}:
             self.values = Values(None, False, False)
@@ -97,7 +98,7 @@ class ArrayDType:
 
 @dataclass
 class Array:
-    """A `numpy.ndarray` of the file: its bytes are exactly those of its shape and dtype."""
+    """A `numpy.ndarray` of the file, whose bytes are exactly those of its shape and dtype."""
 
     place: str
     values: Values = Values(None, False, False)
@@ -106,14 +107,15 @@ class Array:
     data: Source | None = None
 
     def fill(self, state: Any) -> None:
-        """(version, shape, dtype, Fortran order, bytes); of objects, whose last is a list, the dtype is enough."""
+        """Set the state: (version, shape, dtype, Fortran order, bytes). For objects, whose last item is a list, only
+        the dtype is used."""
         if type(state) is not tuple or len(state) != 5:
             raise CheckpointError(f"{self.place} holds an array of an unknown form")
         _, shape, dtype, fortran, data = state
         self.set(shape, dtype, bool(fortran) if type(fortran) in (bool, int) else None, data)
 
     def set(self, shape: Any, dtype: Any, fortran: bool | None, data: Any) -> None:
-        """Raises `CheckpointError` unless the bytes are those that shape and dtype take."""
+        """Set shape, dtype, order and bytes. Raises `CheckpointError` unless their sizes agree."""
         if type(dtype) is not ArrayDType or fortran is None:
             raise CheckpointError(f"{self.place} holds an array of an unknown form")
         self.values, self.shape, self.fortran = dtype.values, sizes(shape, self.place), fortran
@@ -126,11 +128,11 @@ class Array:
             raise CheckpointError(f"{self.place} is damaged: an array {self.shape} takes {wanted} bytes, it has {size}")
 
     def lazy(self, name: str) -> LazyTensor | None:
-        """None for text and times. Raises `CheckpointError` for objects and records."""
+        """Return the tensor, or None for text and times. Raises `CheckpointError` for objects and records."""
         if self.values.text:
             return None
         if self.values.code is None:
-            raise CheckpointError(f"{self.place}: {name} is an array of objects, not of numbers")
+            raise CheckpointError(f"{self.place}: {name} is an array of objects, must be numeric")
         return LazyTensor(self.shape, self.values.code, self._read)
 
     def _read(self) -> np.ndarray:
@@ -141,7 +143,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Storage:
-    """`count` values of a torch storage, and where their bytes lie."""
+    """`count` values of a torch storage, and the source of their bytes."""
 
     data: Source
     dtype: str
@@ -149,7 +151,7 @@ class Storage:
 
 
 class TorchTensor:
-    """A view of a storage. Raises `CheckpointError` where it reaches outside, or shows more than the storage holds."""
+    """A view of a storage. Raises `CheckpointError` where it exceeds the storage, or is larger than it."""
 
     def __init__(self, place: str, storage: Any, offset: Any, shape: Any, strides: Any):
         if type(storage) is not Storage:
@@ -172,7 +174,7 @@ class TorchTensor:
             )
 
     def lazy(self, name: str) -> LazyTensor:
-        """The tensor under its name; `read` takes the part of the storage that it shows."""
+        """Return the tensor; `read` reads only its part of the storage."""
         return LazyTensor(self.shape, self.storage.dtype, self._read)
 
     def _read(self) -> np.ndarray:
@@ -184,8 +186,8 @@ class TorchTensor:
 class Weights:
     """The `Meaning` of names in a pickle of weights.
 
-    storage: what a persistent identity holds, given its fields; nested: the storage in a file of torch's old format that
-    stands as bytes in the pickle. Where they are None, a file with such things is refused.
+    storage: returns the storage for the fields of a persistent id; nested: returns the storage of a file in torch's
+    old format that is embedded in the pickle as bytes. Where they are None, such files are refused.
     """
 
     def __init__(
@@ -214,7 +216,8 @@ class Weights:
             self._functions["torch.storage", "_load_from_bytes"] = (self._from_bytes, 1)
 
     def call(self, name: Name, arguments: tuple) -> Any:
-        """What stands for the result. Raises `CheckpointError` for every name that is not on the list."""
+        """Return the placeholder for the result of a call. Raises `CheckpointError` for every name that is not on the
+        list."""
         module = _SAME_MODULE.get(name.module, name.module)
         function, count = self._functions.get((module, name.name), (None, 0))
         if function:
@@ -235,11 +238,11 @@ class Weights:
         )
 
     def lay_out(self, name: Name, arguments: tuple) -> Any:
-        """Stands for an object of a class that nobody imports."""
+        """Return the placeholder for an object of a class that is not imported."""
         return Table() if (name.module, name.name) in _TABLES else Inert()
 
     def fill(self, made: Any, state: Any) -> None:
-        """State of arrays, dtypes and strangers' objects."""
+        """Set the state of arrays, dtypes and placeholders."""
         if isinstance(made, Array) or (type(made) is ArrayDType and type(state) is tuple):
             made.fill(state)
         elif isinstance(made, Inert):
@@ -250,7 +253,7 @@ class Weights:
             self._refuse("gives a state to what has none")
 
     def load(self, identity: Any) -> Storage:
-        """A storage named by the file."""
+        """Return a storage named by the file."""
         if self._storage is None or type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
             self._refuse("refers to something outside itself")
         kind = identity[1]
@@ -296,14 +299,16 @@ def _no_bytes() -> InMemory:
 
 
 def _is_member_of_enum(name: Name, arguments: tuple) -> bool:
-    """`Colour("red")` of a script's own class: how members of an `Enum` are kept. Not of Python's or torch's modules."""
+    """Return whether a call has the form in which members of a script's own `Enum` are pickled, `Colour("red")`;
+    never for modules of Python or torch."""
     own = name.module.split(".")[0] not in _KNOWN_PACKAGES
     looks_so = re.fullmatch(r"([A-Za-z_]\w*\.)*[A-Z]\w*", name.name) and re.fullmatch(r"[A-Za-z_][\w.]*", name.module)
     return own and bool(looks_so) and len(arguments) == 1 and type(arguments[0]) in (str, int)
 
 
 def weight_file(tree: Any, kind: str, place: str, size: int) -> WeightFile:
-    """Tensors and arrays of nested dicts by dotted name, shared ones under each of their names; cycles are cut.
+    """Return tensors and arrays of nested dicts by dotted name, shared ones under each of their names; cycles are
+    cut.
 
     size: bytes of the file. Raises `CheckpointError` for more names, deeper nesting or more bytes than weights have.
     """

@@ -1,4 +1,4 @@
-"""safetensors in and out: 8 bytes of header length, a JSON header, raw little-endian data."""
+"""Read and write safetensors: 8 bytes of header length, a JSON header, raw little-endian data."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ DTYPES = {
 }
 _LARGEST_HEADER = 16 << 20  # bytes; a hundred thousand tensors take less
 _MARKS, _MOST_MARKS = (b",", b"[", b"{"), 1 << 20  # each costs every parser memory, many times its byte
-_SMALL_HEADER = 1 << 20  # so much is parsed by Python's JSON even where the library refused it
+_SMALL_HEADER = 1 << 20  # up to this size Python's JSON parses what the library refused, for a better message
 SEAL = "jclip_seal"  # metadata: SHA-256 of header and data, computed with `_UNSEALED` in its place
 _UNSEALED = "0" * 64
 
 
 class DamagedFile(CheckpointError):
-    """A file of our own whose bytes changed after they were written."""
+    """A file written by jclip whose bytes have changed since."""
 
 
 def read(file: HeldFile) -> WeightFile:
-    """Header checked in full, data read when asked for. Raises `CheckpointError` for any contradiction."""
+    """Return a file's tensors, read on demand; the header is checked in full. Raises `CheckpointError` for any
+    contradiction."""
     path, size = file.path, file.size
     length = int.from_bytes(file.read(0, 8).tobytes(), "little") if size >= 8 else size
     if length > min(_LARGEST_HEADER, size - 8):
@@ -56,7 +57,7 @@ def read(file: HeldFile) -> WeightFile:
     complaint = _complaint_of_library(text, size)
     if complaint and length > _SMALL_HEADER:
         raise CheckpointError(f"{path} is damaged: {complaint}")
-    header = _parse(text, path)  # what the library refuses is refused in our own words where we have some
+    header = _parse(text, path)  # our own message, where there is one, for what the library refuses
     metadata = _metadata(header.pop("__metadata__", None), path)
     start = 8 + length
     _check_layout(header, size - start, path)
@@ -67,10 +68,11 @@ def read(file: HeldFile) -> WeightFile:
 
 
 def _complaint_of_library(text: bytes, size: int) -> str | None:
-    """What the format's own library says against a header; None when it is sound.
+    """Return the error of the format's own library for a header, or None when it is valid.
 
-    It sees the bytes that we use, before as many zeros as data follow, which take no room: by its name, the file might be
-    another by then. Not asked where the system grants no file of that size (`ulimit -f`): our own check is complete by itself.
+    The library gets the bytes that we use, followed by as many zeros as there are data, sparse: under its name, the
+    file might have changed. Skipped where the system allows no file of that size (`ulimit -f`): our own check is
+    complete.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -86,7 +88,7 @@ def _complaint_of_library(text: bytes, size: int) -> str | None:
 
 @contextmanager
 def _sparse(head: bytes, size: int) -> Iterator[str]:
-    """The name of a file of `size` bytes that begins with `head`: in memory where the system has such, else temporary."""
+    """Yield the name of a file of `size` bytes that begins with `head`: in memory where supported, else temporary."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("header", os.MFD_CLOEXEC)
         name = f"/proc/self/fd/{descriptor}"
@@ -104,7 +106,7 @@ def _sparse(head: bytes, size: int) -> Iterator[str]:
 
 
 def _parse(text: bytes, path: Path) -> dict:
-    """The header. Raises `CheckpointError` where it is no table, or names something twice."""
+    """Return the header. Raises `CheckpointError` where it is not a table, or a name appears twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict:
         found = dict(pairs)
@@ -129,7 +131,8 @@ def _metadata(found: Any, path: Path) -> dict[str, str]:
 
 
 def _check_layout(header: dict, room: int, path: Path) -> None:
-    """Each entry well-formed, as large as its shape says, and the entries one after the other fill the file."""
+    """Check that each entry is well-formed and of the size of its shape, and that the entries fill the file without
+    gaps."""
     spans = []
     for name, entry in header.items():
         check_name(name, str(path))
@@ -164,7 +167,7 @@ def _tensor(data: Part, entry: dict) -> LazyTensor:
 def write_tensors(
     path: str | os.PathLike, tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str], metadata: Mapping[str, str]
 ) -> None:
-    """Writes `tensors` one after the other, each as `dtypes` says (float32, float16, bfloat16), never all in memory."""
+    """Write `tensors` one by one, each as `dtypes` says (float32, float16, bfloat16), never all in memory."""
     codes = {v: k for k, v in DTYPES.items()}
     header: dict = {"__metadata__": dict(metadata)}
     at = 0
@@ -182,7 +185,7 @@ def write_tensors(
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `arrays` in their order, to a temporary name first, sealed: `read_sealed` notices any byte that changes later.
+    """Write `arrays` in their order, to a temporary name first, with a checksum that `read_sealed` verifies.
 
     A (uint16 array, "bfloat16") pair writes bfloat16 bits.
     """
@@ -211,10 +214,10 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: M
 
 
 def read_sealed(path: Path) -> WeightFile:
-    """A file that `write` wrote, read whole and compared with its seal.
+    """Read a file written by `write` in full and verify its checksum.
 
-    Raises `DamagedFile`, a `CheckpointError`, where a byte of header or data is another than was written, and
-    `CheckpointError` where there is no such file.
+    Raises `DamagedFile`, a `CheckpointError`, where any byte of header or data has changed, and `CheckpointError`
+    where there is no such file.
     """
     file = HeldFile(path)
     if file.size < 8:

@@ -1,7 +1,7 @@
-"""What a file may say: strict JSON, and conditions of type and range that each value must meet before it is used.
+"""Strict JSON, and conditions of type and range that each value must meet before it is used.
 
 A condition is data: a phrase for the error message and a test. All files that describe models are read by `parse` and
-compared by `obey`, so that an error names the place, the key, what must hold and what was given.
+checked by `obey`, so that an error names the place, the key, what must hold and what was got.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _DEEPEST, _MOST_DIGITS = 32, 30
 
 @dataclass(frozen=True)
 class Condition:
-    """`holds` of a value that is `must be`."""
+    """A phrase for "must be …", and the test `holds` for a value."""
 
     phrase: str  # "an integer from 1 to 1000", behind "must be"
     holds: Callable[[Any], bool]
 
 
 def whole(least: int, most: int) -> Condition:
-    """An integer, no bool and no float, within the range."""
+    """Return the condition: an integer within the range, neither bool nor float."""
     return Condition(f"an integer from {least} to {most}", lambda v: type(v) is int and least <= v <= most)
 
 
 def number(least: float, most: float, above: bool = False) -> Condition:
-    """A finite number within the range; `above`: without `least` itself."""
+    """Return the condition: a finite number within the range; `above` excludes `least` itself."""
 
     def holds(value: Any) -> bool:
         if type(value) not in (int, float) or not least <= value <= most:
@@ -51,13 +51,13 @@ def number(least: float, most: float, above: bool = False) -> Condition:
 
 
 def one_of(*values: Any) -> Condition:
-    """One of some texts or numbers."""
+    """Return the condition: one of the given texts or numbers."""
     shown = ", ".join(map(str, values))
     return Condition(f"one of {shown}", lambda v: any(type(v) is type(known) and v == known for known in values))
 
 
 def several(condition: Condition, count: int) -> Condition:
-    """A list of `count` values that all meet `condition`."""
+    """Return the condition: a list of `count` values that all meet `condition`."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, (list, tuple)) and len(value) == count and all(map(condition.holds, value))
@@ -66,7 +66,7 @@ def several(condition: Condition, count: int) -> Condition:
 
 
 def either(*conditions: Condition) -> Condition:
-    """What meets one of the conditions."""
+    """Return the condition: at least one of the conditions holds."""
     return Condition(", or ".join(c.phrase for c in conditions), lambda v: any(c.holds(v) for c in conditions))
 
 
@@ -77,7 +77,8 @@ NOTHING = Condition("null", lambda v: v is None)
 
 
 def obey(values: Any, conditions: Mapping[str, Condition], place: str = "", needed: Collection[str] = ()) -> None:
-    """Raises `ConfigError` for the first value of a table that breaks its condition, and for one of `needed` that is absent.
+    """Raise `ConfigError` for the first value of a table that breaks its condition, and for a missing key of
+    `needed`.
 
     Keys without a condition pass. place: the table's name, put before its keys.
     """
@@ -93,14 +94,14 @@ def obey(values: Any, conditions: Mapping[str, Condition], place: str = "", need
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    """Raises `ConfigError` for a key that is not among the known ones."""
+    """Raise `ConfigError` for a key that is not known."""
     strange = [key for key in values if key not in known]
     if strange:
         raise ConfigError(f"{place} must hold only {', '.join(known)}, got {shown(strange[0])}")
 
 
 def shown(value: Any) -> str:
-    """A value in a few words, however large or deep it is."""
+    """Return a short text for a value, however large or deep it is."""
     short = reprlib.Repr()
     short.maxlevel, short.maxlist, short.maxtuple, short.maxdict, short.maxstring = 2, 4, 4, 3, 60
     if type(value) is int and value.bit_length() > 100:
@@ -109,10 +110,10 @@ def shown(value: Any) -> str:
 
 
 def parse(text: str | bytes, place: object) -> dict[str, Any]:
-    """The table that a JSON text is. Raises `CheckpointError`.
+    """Return the table that a JSON text holds. Raises `CheckpointError`.
 
-    Stricter than JSON's readers: a key stands once in its table, numbers are finite, integers have at most 30 digits,
-    and tables stand in each other at most 32 deep.
+    Stricter than JSON's readers: keys are unique in their table, numbers are finite, integers have at most 30 digits,
+    and tables nest at most 32 deep.
     """
     try:
         values = json.loads(
@@ -133,7 +134,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:
-            raise ValueError(f"the key {shown(key)} stands there twice")
+            raise ValueError(f"the key {shown(key)} appears twice")
         table[key] = value
     return table
 
@@ -152,7 +153,7 @@ def _integer(text: str) -> int:
 
 
 def _depth(value: Any) -> int:
-    """How many tables and lists stand in each other."""
+    """Return how deep tables and lists nest."""
     level, depth = [value], 0
     while level := [v for v in level if isinstance(v, (dict, list))]:
         depth += 1
@@ -161,7 +162,7 @@ def _depth(value: Any) -> int:
 
 
 def read_table(file: Path, most: int = LARGEST_DESCRIPTION) -> dict[str, Any]:
-    """The table that a JSON file is, of at most so many bytes. Raises `CheckpointError`."""
+    """Return the table in a JSON file of at most `most` bytes. Raises `CheckpointError`."""
     try:
         with open_regular(file) as f:
             text = f.read(most + 1)
@@ -173,7 +174,7 @@ def read_table(file: Path, most: int = LARGEST_DESCRIPTION) -> dict[str, Any]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Which shard each tensor lies in, as an index of shards says; every shard's name is that of a file beside it.
+    """Return the shard of each tensor from an index of shards; every shard is a plain file name beside the index.
 
     Raises `CheckpointError`.
     """
@@ -192,11 +193,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def is_plain_name(name: Any) -> bool:
-    """Whether this is a file's name without a folder, on every system, and nothing hidden."""
+    """Return whether this is a file name without folders on every system, and not hidden."""
     if not isinstance(name, str) or not name.isprintable() or name.startswith("."):
         return False
     return 0 < len(os.fsencode(name)) <= 255 and not set(name) & set("/\\:")
 
 
-# What an architecture may be: far beyond every model that is published, and small enough to be compared at once.
+# Limits of architectures: far beyond published models, small enough to allocate names and shapes quickly.
 SIDE = whole(1, 8192)

@@ -1,8 +1,8 @@
-"""CSV that a spreadsheet opens without running what it holds, and that reads back equal.
+"""CSV that spreadsheets open without running formulas, and that reads back equal.
 
-A spreadsheet takes a cell that begins with = + - @, a tab or a line break for a formula, and there are formulas that run
-programs or send data away. Names of classes and photos come from strangers. So text that begins so gets an apostrophe in
-front, a path `./`; `read_csv` takes both away. Numbers are written as they are.
+A spreadsheet treats a cell that begins with = + - @, a tab or a line break as a formula, and formulas can run
+programs or send data away. Names of classes and photos come from strangers. Such text gets an apostrophe in front, a
+path `./`; `read_csv` removes both. Numbers are written unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _APOSTROPHES = re.compile("'+[=+\\-@\t\r\n＝＋－＠]")
 
 
 def write_csv_rows(file: TextIO, head: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A table with its head. `file` is opened with newline="" and errors="surrogateescape"."""
+    """Write a table with its header. `file` is opened with newline="" and errors="surrogateescape"."""
     table = csv.writer(file)
     table.writerow([_text(name) for name in head])
     for row in rows:
@@ -28,7 +28,7 @@ def write_csv_rows(file: TextIO, head: Sequence[str], rows: Iterable[Sequence]) 
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a table that jclip has written, by the names in its head; all values are text."""
+    """Return the rows of a table written by jclip, by the names in its header; all values are text."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as f:
         head, *rows = csv.reader(f)
     names = [_restored(name) for name in head]
@@ -66,5 +66,5 @@ def _restored_path(cell: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Lone surrogates that stand for no byte of a file's name are replaced."""
+    """Replace lone surrogates that stand for no byte of a file's name."""
     return re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", text)

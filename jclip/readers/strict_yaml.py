@@ -1,8 +1,8 @@
-"""YAML as settings need it: plain values, read in bounded work. Imports no Jittor.
+"""YAML for settings: plain values, read with bounded work. Imports no Jittor.
 
-What only spreads or hides is refused: aliases (nine lines of them can stand for a billion values), tags, keys that are no
-words, the same key twice. Numbers are read as people write them: 1e-5 is one, 010 and 1_000 are text (YAML 1.1 says
-text, 8 and 1000).
+Refused: aliases (nine lines of them can expand to a billion values), tags, keys that are not words, duplicate keys.
+Numbers are read as people write them: 1e-5 is a number, 010 and 1_000 are text (YAML 1.1 reads them as text, 8 and
+1000).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_LETTERS = 255  # of a key
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The nested values of a YAML file that holds `key: value` lines. Raises `ConfigError`."""
+    """Return the nested values of a YAML file of `key: value` lines. Raises `ConfigError`."""
     try:
         with open_regular(path) as f:
             data = f.read(MOST_BYTES + 1)
@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that `text` stands for. Raises `ConfigError`, whose message begins with "is"."""
+    """Return the value that `text` holds. Raises `ConfigError`, whose message begins with "is"."""
     if len(text) > MOST_BYTES:
         raise ConfigError(f"is too long: settings must have at most {MOST_BYTES:,} bytes")
     try:
@@ -51,7 +51,8 @@ def parse_yaml(text: str) -> Any:
 
 
 def unusable(text: str) -> str:
-    """Why `text` can be neither a name nor a path: "NUL", "half a character" (a lone surrogate); "" where it can.
+    """Return why `text` can be neither a name nor a path: "NUL", "half a character" (a lone surrogate); "" where it
+    can.
 
     Bytes of a path in another encoding, which Python keeps as U+DC80 … U+DCFF, are usable.
     """
@@ -65,7 +66,7 @@ def unusable(text: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Counts what it composes, and refuses what would be expanded or converted behind the reader's back."""
+    """A loader that counts what it composes, and refuses what YAML would expand or convert implicitly."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -93,7 +94,7 @@ def _fault(place: yaml.Event | yaml.Node, message: str) -> yaml.YAMLError:
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
-    """Keys are the text that stands there: `0:` is "0"."""
+    """Construct a mapping whose keys are text as written: `0:` is "0"."""
     values, lines = {}, {}
     for key_node, value_node in node.value:
         key, line = _key(key_node), key_node.start_mark.line + 1

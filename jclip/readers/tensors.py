@@ -1,4 +1,4 @@
-"""Tensors of a file that has been opened but not read."""
+"""Tensors of a file that is open but not yet read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOO_LARGE = 1 << 48
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """Shape and dtype known, values read by `read()`. bfloat16, which NumPy lacks, is read as float32."""
+    """A tensor of known shape and dtype, read by `read()`. bfloat16, which NumPy lacks, is read as float32."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -32,7 +32,7 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class WeightFile(Mapping):
-    """Tensors by name, in the file's order, and the strings that came with them. `kind` names the format."""
+    """Tensors by name in the file's order, and its string metadata. `kind` names the format."""
 
     tensors: dict[str, LazyTensor]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -49,12 +49,12 @@ class WeightFile(Mapping):
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one value."""
+    """Return the bytes of one value."""
     return ITEMSIZE.get(dtype) or np.dtype(dtype).itemsize
 
 
 def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """A uint8 vector as values of `dtype`; bfloat16 is widened to float32, exactly."""
+    """Return a uint8 vector as values of `dtype`; bfloat16 is widened to float32, exactly."""
     if dtype == "bool":
         return raw != 0  # NumPy counts on 0 and 1, a file may hold other bytes
     if dtype != "bfloat16":
@@ -63,7 +63,7 @@ def decode(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Values as `dtype`; to bfloat16, whose bits come back as uint16, rounded to the nearest, ties to even."""
+    """Return values as `dtype`. bfloat16 bits are returned as uint16, rounded to nearest, ties to even."""
     if dtype != "bfloat16":
         return np.asarray(values, dtype)
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
@@ -72,25 +72,23 @@ def encode(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def sizes(values: Any, place: str, together: bool = True) -> tuple[int, ...]:
-    """A shape, offset or strides out of a file as a tuple. together: their product is bounded, too.
+    """Return a shape, offset or strides from a file as a tuple. together: their product is bounded, too.
 
-    Raises `CheckpointError` unless all are whole numbers from 0 to below 2^48, zeros aside their product as well.
+    Raises `CheckpointError` unless all are integers in [0, 2^48), as is the product of the non-zero ones.
     """
     if type(values) not in (tuple, list) or len(values) > _MOST_AXES:
         raise CheckpointError(
             f"{place} is damaged: a shape must be a list of at most {_MOST_AXES} sizes, got {_shown(values)}"
         )
     if any(type(n) is not int or not 0 <= n < _TOO_LARGE for n in values):
-        raise CheckpointError(
-            f"{place} is damaged: sizes must be whole numbers from 0 to below 2^48, got {_shown(values)}"
-        )
+        raise CheckpointError(f"{place} is damaged: sizes must be integers in [0, 2^48), got {_shown(values)}")
     if together and math.prod(n for n in values if n) >= _TOO_LARGE:
         raise CheckpointError(f"{place} is damaged: a tensor must have fewer than 2^48 values")
     return tuple(values)
 
 
 def _shown(values: Any) -> str:
-    """Sizes as they may stand in a message; of what is neither a number nor text the type, for it may nest without end."""
+    """Return sizes for a message; anything but numbers and text is shown by its type, since it may nest endlessly."""
     if type(values) not in (tuple, list):
         return printable(values, 60) if type(values) is str else type(values).__name__
     shown = (printable(str(v), 24) if type(v) in (int, float, str) else type(v).__name__ for v in values[:_MOST_AXES])
@@ -98,7 +96,7 @@ def _shown(values: Any) -> str:
 
 
 def check_name(name: str, place: str) -> str:
-    """The name itself. Raises `CheckpointError` unless it is printable and of at most `MOST_NAME` characters."""
+    """Return the name. Raises `CheckpointError` unless it is printable and of at most `MOST_NAME` characters."""
     if len(name) > MOST_NAME or not name.isprintable():
         raise CheckpointError(
             f'{place} names a tensor "{printable(name, 120)}": names must be printable, of at most {MOST_NAME} characters'
@@ -107,7 +105,7 @@ def check_name(name: str, place: str) -> str:
 
 
 def strided(flat: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
-    """The view of a flat array that a torch tensor is. Raises `CheckpointError` when it reaches outside."""
+    """Return the view of a flat array that a torch tensor is. Raises `CheckpointError` when it exceeds the array."""
     last = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if any(n < 0 for n in (*shape, *strides)) or (0 not in shape and last >= flat.size):
         raise CheckpointError(f"a tensor reaches to element {last} of {flat.size}")

@@ -1,4 +1,4 @@
-"""Text files of users: every list, table and JSON file is read here, strictly, and nothing in it is executed."""
+"""Strict readers of users' text files: lists, tables and JSON. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -209,12 +209,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {twice!r} stands more than once in one object")
+        raise ValueError(f"key {twice!r} appears more than once in one object")
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _whole(digits: str) -> int:
@@ -225,5 +225,5 @@ def _whole(digits: str) -> int:
 
 def _real(digits: str) -> float:
     if not math.isfinite(value := float(digits)):
-        raise ValueError(f"{digits[:20]} is beyond the range of numbers")
+        raise ValueError(f"{digits[:20]} exceeds the range of numbers")
     return value

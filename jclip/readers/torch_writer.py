@@ -1,4 +1,4 @@
-"""torch's zip checkpoints out, without torch: a pickle of names and places, and one stored entry per tensor."""
+"""Write torch's zip checkpoints without torch: a pickle of names and references, and one stored entry per tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> None:
-    """A state dict that `torch.load(path, weights_only=True)` reads; one tensor is in memory at a time."""
+    """Write a state dict that `torch.load(path, weights_only=True)` reads; one tensor is in memory at a time."""
     with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{_ROOT}/data.pkl", _pickled(tensors, dtypes))
         archive.writestr(f"{_ROOT}/byteorder", "little")
@@ -35,7 +35,7 @@ def _pickled(tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> by
 
 
 def _tensor(key: int, shape: tuple[int, ...], dtype: str) -> bytes:
-    """`_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)` in the opcodes of protocol 2."""
+    """Return `_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)` in opcodes of protocol 2."""
     strides, count = [], 1
     for size in reversed(shape):
         strides.insert(0, count)

@@ -1,4 +1,7 @@
-"""Zip checkpoints of torch >= 1.6 and TorchScript archives. A tensor's bytes are read when it is asked for."""
+"""Read zip checkpoints of torch >= 1.6 and TorchScript archives.
+
+Tensors are read on demand; the checksum of a tensor's storage is verified at its first read.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,17 @@ from jclip.readers.pickle_machine import run_pickle
 from jclip.readers.pickle_stream import Stream
 from jclip.readers.recorders import Storage, Weights, weight_file
 from jclip.readers.tensors import WeightFile, itemsize
-from jclip.readers.zip_archive import Archive
+from jclip.readers.zip_archive import Archive, Checked
 
 
 def read(file: HeldFile) -> WeightFile:
-    """Every tensor of the pickled tree under its dotted name. `kind` is "torchscript" or "torch"."""
+    """Return every tensor of the pickled tree under its dotted name. `kind` is "torchscript" or "torch"."""
     archive, place = Archive(file), str(file.path)
     entries = archive.entries
     root = _root(entries, place)
     order = entries.get(f"{root}byteorder")
     if order and (order.size > 16 or order.read().tobytes().strip() != b"little"):
-        raise CheckpointError(
-            f"{place} must hold little-endian data, other orders are not read: save it again by torch"
-        )
+        raise CheckpointError(f"{place} must hold little-endian data: save it again on a little-endian machine")
 
     def storage(claim: tuple[str, str, int]) -> Storage:
         key, dtype, count = claim
@@ -31,7 +32,7 @@ def read(file: HeldFile) -> WeightFile:
             raise CheckpointError(
                 f"{place} is damaged: storage {shown(key)} holds {entry.size} bytes, {count} {dtype} are claimed"
             )
-        return Storage(entry, dtype, count)
+        return Storage(Checked(entry), dtype, count)
 
     pickled = entries[f"{root}data.pkl"]
     pickled.check()

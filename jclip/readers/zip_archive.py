@@ -1,7 +1,7 @@
-"""A zip file's entries, each checked before its bytes are used: nothing is unpacked beyond what the directory declares.
+"""Read zip archives; every entry is checked before use, and nothing unpacks to more than the directory declares.
 
-Own code where `zipfile` would do, because both headers of an entry, the places of all entries and the size of the directory
-are compared before anything is allocated, and because it reads by the handle that the rest of a file's life uses.
+Used instead of `zipfile`, because both headers of an entry, the ranges of all entries and the size of the directory
+are checked before anything is allocated, and because it reads through the handle used for the file's other reads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ENCRYPTED, _SIZES_BEHIND = 1, 8
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of an archive: its size as unpacked, and its bytes. A source."""
+    """One file of an archive, as a source: its unpacked size, and its bytes."""
 
     archive: Archive
     name: str
@@ -46,7 +46,7 @@ class Entry:
     offset: int  # of its first byte, behind that
 
     def read(self, offset: int = 0, size: int | None = None) -> np.ndarray:
-        """`size` bytes, or all that follow, from `offset` as uint8; of a compressed entry those of `unpacked`."""
+        """Return `size` bytes, or all that follow, from `offset` as uint8; of a compressed entry from `unpacked`."""
         size = self.size - offset if size is None else size
         if offset < 0 or size < 0 or offset + size > self.size:
             self.archive.refuse(f"{offset + size} bytes of {shown(self.name)} are needed, it has {self.size}")
@@ -55,12 +55,46 @@ class Entry:
         return self.archive.unpacked(self)[offset : offset + size]
 
     def check(self) -> None:
-        """Raises `CheckpointError` where the checksum is not that of the bytes."""
+        """Read all bytes. Raises `CheckpointError` where their checksum differs from the directory's."""
         crc = 0
         for at in range(0, self.size, CHUNK):
             crc = zlib.crc32(self.read(at, min(CHUNK, self.size - at)), crc)
-        if crc != self.crc:
+        self.compare(crc)
+
+    def compare(self, crc: int) -> None:
+        """Raise `CheckpointError` where the directory's checksum differs from `crc`, that of the bytes.
+
+        Zero in the directory means that none was computed: torch writes it with `set_crc32_options(False)`, and for
+        storages that are filled afterwards (`skip_data`, GPUDirect) while other entries have one.
+        """
+        if self.crc not in (0, crc):
             self.archive.refuse(f"the checksum of {shown(self.name)} does not match")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An entry as a source whose checksum is verified before its first bytes are returned, once per open archive."""
+
+    entry: Entry
+
+    @property
+    def size(self) -> int:
+        return self.entry.size
+
+    def read(self, offset: int, size: int) -> np.ndarray:
+        """Return `size` bytes from `offset` as uint8. Raises `CheckpointError` where the entry is damaged anywhere."""
+        entry, checked = self.entry, self.entry.archive.checked
+        if entry.method != _STORED or entry.name in checked:  # unpacking verifies each time
+            return entry.read(offset, size)
+        if offset < 0 or 2 * size < entry.size or offset + size > entry.size:
+            entry.check()
+            found = entry.read(offset, size)
+        else:  # most of it is needed: read the bytes once
+            whole = entry.read()
+            entry.compare(zlib.crc32(whole))
+            found = whole[offset : offset + size]
+        checked.add(entry.name)
+        return found
 
 
 class Archive:
@@ -68,6 +102,7 @@ class Archive:
 
     def __init__(self, file: HeldFile):
         self.file = file
+        self.checked: set[str] = set()  # entries whose checksum was verified
         self._last: tuple[str, np.ndarray] | None = None  # unpacked; views of one storage follow each other
         entries = list(self._directory())
         self.entries = {e.name: e for e in entries}
@@ -82,11 +117,11 @@ class Archive:
             self.refuse(f"{file.size} bytes would unpack to {unpacked}")
 
     def refuse(self, what: str) -> NoReturn:
-        """Raises `CheckpointError` naming the file."""
+        """Raise `CheckpointError` naming the file."""
         raise CheckpointError(f"{self.file.path} is a damaged archive ({what}): fetch or copy it again")
 
     def unpacked(self, entry: Entry) -> np.ndarray:
-        """A compressed entry's bytes, exactly as many as declared, with the right checksum."""
+        """Return a compressed entry's bytes, exactly as many as declared, with the checksum verified."""
         if self._last and self._last[0] == entry.name:
             return self._last[1]
         self._last = None
@@ -106,8 +141,7 @@ class Archive:
             self.refuse(f"{shown(entry.name)}: {e}")
         if done != entry.size or not engine.eof:
             self.refuse(f"{shown(entry.name)} unpacks to {done} bytes of the {entry.size} it declares")
-        if zlib.crc32(made) != entry.crc:
-            self.refuse(f"the checksum of {shown(entry.name)} does not match")
+        entry.compare(zlib.crc32(made))
         self._last = (entry.name, made)
         return made
 
@@ -131,7 +165,7 @@ class Archive:
             yield self._entry(raw, flags, method, crc, packed, full, local)
 
     def _end(self) -> tuple[int, int, int]:
-        """Number of entries, bytes and place of the directory, from the record at the very end."""
+        """Return number of entries, size and offset of the directory, from the record at the file's end."""
         start = max(0, self.file.size - _END.size - 0xFFFF)
         tail = self._bytes(start, self.file.size - start)
         at = tail.rfind(b"PK\x05\x06")
@@ -139,7 +173,7 @@ class Archive:
             self.refuse("it has no directory at its end")
         _, _, _, _, count, size, offset, comment = _END.unpack_from(tail, at)
         if at + _END.size + comment != len(tail):
-            self.refuse("it does not end where its directory says")
+            self.refuse("its end record does not match the file's size")
         if count != 0xFFFF and 0xFFFFFFFF not in (size, offset):
             return count, size, offset
         place = start + at - _END64_PLACE.size
@@ -152,7 +186,7 @@ class Archive:
         return count, size, offset
 
     def _wide(self, extra: bytes, *values: int) -> tuple[int, ...]:
-        """Sizes and place, those that 32 bits do not hold from the 64-bit record of the entry."""
+        """Return sizes and offset; those that 32 bits can't hold come from the entry's 64-bit record."""
         wanted = [i for i, v in enumerate(values) if v == 0xFFFFFFFF]
         found, at = list(values), 0
         while wanted and at + 4 <= len(extra):
@@ -180,7 +214,7 @@ class Archive:
             self.refuse(f"the header of {shown(name)} contradicts the directory")
         offset = local + _LOCAL.size + length + extra
         if offset + packed > self.file.size or (method == _STORED and packed != full):
-            self.refuse(f"{shown(name)} reaches behind its end, or has two sizes")
+            self.refuse(f"{shown(name)} exceeds the file, or has two sizes")
         return Entry(self, name, method, crc, packed, full, local, offset)
 
     def _bytes(self, offset: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What a weight file is: architectures, families, published files, layouts, checkpoints. Imports no Jittor."""
+"""Weights: architectures, families, published files, downloads, layouts, checkpoints. Imports no Jittor."""
 
 from __future__ import annotations
 

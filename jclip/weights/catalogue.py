@@ -1,4 +1,4 @@
-"""Published weights as data: open_clip's (architecture, tag) pairs and where they lie, and the hashes of known files."""
+"""Published weights as data: open_clip's (architecture, tag) pairs, their sources, and the hashes of known files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUICKGELU = "-quickgelu"
 
 @dataclass(frozen=True)
 class Row:
-    """One set of weights, in `assets/catalogue.csv`."""
+    """One set of weights, a row of `assets/catalogue.csv`."""
 
     architecture: str
     tag: str
@@ -24,30 +24,30 @@ class Row:
 
 @dataclass(frozen=True)
 class File:
-    """One file of a set, in `assets/weight_files.csv`."""
+    """One file of a set, a row of `assets/weight_files.csv`."""
 
     architecture: str
     tag: str
     place: str  # an address that `file` is added to; on Hugging Face's hub the repository's
     file: str
-    sha256: str  # or its first eight digits, where the publisher tells no more
+    sha256: str  # or its first eight digits, where the publisher gives no more
 
     @property
     def address(self) -> str:
-        """Where to fetch it."""
+        """The URL of the file."""
         on_hub = "/resolve/main" if self.place.startswith("https://huggingface.co/") else ""
         return f"{self.place}{on_hub}/{self.file}"
 
 
 @cache
 def rows() -> tuple[Row, ...]:
-    """All sets, in the table's order."""
+    """Return all sets, in the table's order."""
     return tuple(Row(**line) for line in _table("catalogue.csv"))
 
 
 @cache
 def files() -> tuple[File, ...]:
-    """All files whose hash is known."""
+    """Return all files whose hash is known."""
     return tuple(File(**line) for line in _table("weight_files.csv"))
 
 
@@ -57,7 +57,8 @@ def _table(name: str) -> list[dict[str, str]]:
 
 
 def lookup(name: str) -> Row | None:
-    """The row of `architecture/tag`, with or without open_clip's `-quickgelu`, or of a hub's `owner/name`; else None."""
+    """Return the row of `architecture/tag`, with or without open_clip's `-quickgelu`, or of a hub's `owner/name`;
+    else None."""
     architecture, _, tag = name.partition("/")
     wanted = (architecture.removesuffix(QUICKGELU), tag)
     for row in rows():
@@ -67,16 +68,16 @@ def lookup(name: str) -> Row | None:
 
 
 def by_sha256(digest: str) -> Row | None:
-    """The set that a file with this hash belongs to, None for a file that is not in the table."""
+    """Return the set that the file with this hash belongs to, or None for an unknown hash."""
     found = next((file for file in files() if digest.startswith(file.sha256)), None)
     return lookup(f"{found.architecture}/{found.tag}") if found else None
 
 
 def sha256_of(file_name: str) -> str:
-    """The full hash of OpenAI's file of this name."""
+    """Return the full hash of OpenAI's file of this name."""
     return next(file.sha256 for file in files() if (file.tag, file.file) == ("openai", file_name))
 
 
 def names() -> list[str]:
-    """All `architecture/tag`."""
+    """Return all `architecture/tag` names."""
     return [f"{row.architecture}/{row.tag}" for row in rows()]

@@ -1,8 +1,8 @@
-"""What a weight file is, and how it gets into a model and out again. Nothing in a file is executed or guessed.
+"""Checkpoints: read weights, identify the model, load them strictly, and save them. Nothing is executed or guessed.
 
-A file written by jclip says everything in its metadata. Of other files, shapes tell the architecture; activation,
-normalisation and resize mode are not in the weights, so they come from a known fingerprint (the three scalars that only
-OpenAI's own files carry) or from `family`, which the user names. Otherwise the file is refused with the choices.
+A file written by jclip describes itself in its metadata. Of other files, shapes give the architecture; activation,
+normalisation and resize mode are not in the weights, so they come from a known fingerprint (the three scalars that
+only OpenAI's own files carry) or from `family`, which the user names. Otherwise the file is refused with the choices.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ROOTS = (  # what a model's own names begin with, in every layout that is read
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights that have been identified. `tensors` have the names of `parameter_shapes`; they are read when asked for."""
+    """Identified weights. `tensors` have the names of `parameter_shapes`, and are read on demand."""
 
     path: Path  # the file, or the folder of `files`
     tensors: dict[str, LazyTensor]
@@ -53,21 +53,21 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
 
     def arrays(self) -> Iterable[tuple[str, np.ndarray]]:
-        """Name and float32 values, one after the other."""
+        """Yield name and float32 values, one tensor at a time."""
         return ((k, t.read().astype(np.float32, copy=False)) for k, t in self.tensors.items())
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, of several files of their hashes; remembered as `file_sha256` does."""
+        """The hash of the file, or of several files' hashes; cached as in `file_sha256`."""
         if len(self.files) < 2:
             return file_sha256(self.files[0] if self.files else self.path)
         return hashlib.sha256("".join(map(file_sha256, self.files)).encode()).hexdigest()
 
     def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
-        """The same weights for another input size (H, W), position tables resampled; see `functional.positions`.
+        """Return the weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        antialias: as open_clip does it, or not, as Hugging Face and EVA; by default each family's own way. Raises
-        `ConfigError` for a size that is no multiple of the patch (ResNets: of 32).
+        antialias: True as open_clip does it, False as Hugging Face and EVA; by default each family's own way. Raises
+        `ConfigError` for a size that is not a multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         old = self.config.vision
@@ -94,7 +94,7 @@ class Checkpoint:
         )
 
     def with_context(self, length: int, method: Literal["auto", "truncate", "linear"] = "auto") -> Checkpoint:
-        """The same weights for another context length: rows cut off, or resampled linearly; "auto" cuts and grows.
+        """Return the weights for another context length: rows cut off, or resampled linearly; "auto" cuts and grows.
 
         Raises `ConfigError` for a length below 3, or one that can't be cut to.
         """
@@ -126,17 +126,17 @@ IMAGE_POSITIONS = {
 
 
 def in_memory(array: np.ndarray) -> LazyTensor:
-    """An array that poses as a tensor of a file."""
+    """Wrap an array as a tensor of a file."""
     return LazyTensor(array.shape, str(array.dtype), lambda: array)
 
 
 def open_checkpoint(
     path: str | os.PathLike, family: str | None = None, head_width: int | None = None, stated: Stated | None = None
 ) -> Checkpoint:
-    """Reads names and shapes of a file in OpenAI's layout, or jclip's, and tells the model.
+    """Read names and shapes of a file in OpenAI's layout, or jclip's, and identify the model.
 
-    family, head_width, stated: what the file may not say of itself, see `Stated`; contradicting one that does is an
-    error. Raises `LayoutError` for another layout, which `convert` reads, and `CheckpointError` for what is not known.
+    family, head_width, stated: what the file does not state itself, see `Stated`; contradicting one that does is an
+    error. Raises `LayoutError` for another layout, which `convert` reads, and `CheckpointError` for unknown files.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -153,17 +153,17 @@ def open_checkpoint(
 
 
 def is_ours(path: Path) -> bool:
-    """Whether jclip wrote this file, so that it says all of itself."""
+    """Return whether jclip wrote this file, so that it describes itself."""
     return read_weights(path).metadata.get("format") == "jclip"
 
 
 def is_openai_layout(names: Iterable[str]) -> bool:
-    """Whether these are the names of `CLIP`'s own parameters, both towers beside each other."""
+    """Return whether these are the names of `CLIP`'s own parameters, with both towers."""
     return {"visual.conv1.weight", "token_embedding.weight"} <= set(names)
 
 
 def from_tensors(path: Path, tensors: dict[str, LazyTensor], stated: Stated, layout: str) -> Checkpoint:
-    """A model told by its shapes and what is stated. Raises `CheckpointError` with what must be stated."""
+    """Identify a model by its shapes and what is stated. Raises `CheckpointError` with what must be stated."""
     config = config_from_shapes({k: t.shape for k, t in tensors.items()}, stated, path)
     size = config.vision.image_size if config.vision else (224, 224)
     facts = {"source_family": stated.family or "stated", "source_layout": layout}
@@ -172,8 +172,8 @@ def from_tensors(path: Path, tensors: dict[str, LazyTensor], stated: Stated, lay
 
 
 def finite_tensors(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
-    """The same tensors, each compared when it is read: numbers that are not finite, and a temperature that is not stored
-    as its logarithm, are a `CheckpointError` by the tensor's name."""
+    """Return the same tensors, each checked when it is read: NaN and infinite values, and a temperature that is not
+    stored as its logarithm, raise `CheckpointError` with the tensor's name."""
     return {k: replace(t, read=partial(_read_finite, k, t, path)) for k, t in tensors.items()}
 
 
@@ -186,22 +186,20 @@ def _read_finite(name: str, tensor: LazyTensor, path: Path) -> np.ndarray:
 
 
 def refuse_infinite(name: str, values: np.ndarray, place: object) -> None:
-    """Raises `CheckpointError` where a number is NaN or infinite."""
+    """Raise `CheckpointError` where a value is NaN or infinite."""
     if values.dtype.kind != "f":
         return
-    half = values.dtype == np.float16  # by its bits: NumPy's own test takes ten times as long
+    half = values.dtype == np.float16  # by its bits: ten times as fast as NumPy's own test
     finite = (values.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(values)
     if not finite.all():
         lost = values.size - int(np.count_nonzero(finite))
-        raise CheckpointError(
-            f"{place}: {name} must be finite, got {lost:,} NaN or infinite of {values.size:,} numbers"
-        )
+        raise CheckpointError(f"{place}: {name} must be finite, got {lost:,} NaN or infinite of {values.size:,} values")
 
 
 def _check_scale(value: float, path: Path) -> None:
     if abs(value) <= LARGEST_SCALE:
         return
-    meant = f": it is exponentiated already; save its logarithm {math.log(value):.4f} in its place" if value > 0 else ""
+    meant = f": it is already exponentiated; save its logarithm {math.log(value):.4f} instead" if value > 0 else ""
     raise CheckpointError(
         f"{path}: logit_scale must be the logarithm of a temperature, from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g} "
         f"(CLIP's own: 4.6052), got {value:g}{meant}"
@@ -209,15 +207,15 @@ def _check_scale(value: float, path: Path) -> None:
 
 
 def _fitting(checkpoint: Checkpoint) -> Checkpoint:
-    """The same. Raises `MisfitError` unless the file holds what its description, or its shapes, say: nothing is
-    allocated for what isn't there."""
+    """Return the checkpoint. Raises `MisfitError` unless the file holds what its description, or its shapes, require,
+    before anything is allocated."""
     got = {k: t.shape or (1,) for k, t in checkpoint.tensors.items()}
     compare_keys(parameter_shapes(checkpoint.config), got, str(checkpoint.path))
     return checkpoint
 
 
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
-    """The family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; None when neither."""
+    """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
     if all(s in _plain_names(file) for s in SCALARS):
         return "openai"
     if stated.anything:
@@ -251,16 +249,18 @@ def _described(file: WeightFile, key: str) -> dict:
 
 
 def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
-    """The floating tensors under their names without wrappers, but for counters that Jittor has no use for."""
+    """Return the floating-point tensors under their names without wrappers, without counters that Jittor does not
+    use."""
     kept = {k: t for k, t in _plain_names(file).items() if k not in SCALARS and t.is_float}
     return {k: t for k, t in kept.items() if not k.endswith("num_batches_tracked")}
 
 
 def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
-    """Names without the wrappers of training scripts, in any order and nesting (`state_dict`, `module.`, `_orig_mod.`).
+    """Return names without the wrappers of training scripts, in any order and nesting (`state_dict`, `module.`,
+    `_orig_mod.`).
 
-    What stands beside a wrapper's names (an optimiser's moments) is left out. Where a model's own names are seen, all
-    names are taken as they are. Raises `CheckpointError` where two names become one.
+    Anything beside a wrapper's names (an optimiser's moments) is left out. Where a model's own names are found, all
+    names are kept as they are. Raises `CheckpointError` where two names become one.
     """
     tensors = dict(file)
     while not any(name.startswith(_ROOTS) for name in tensors):
@@ -272,7 +272,7 @@ def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
     for name, tensor in tensors.items():
         own = _INSERTED.sub("", name)
         if own in plain:
-            raise CheckpointError(f"{own} must stand in a file once, but {name} is the same tensor's name")
+            raise CheckpointError(f"{own} must appear once in a file, but {name} names the same tensor")
         plain[own] = tensor
     return plain
 
@@ -282,10 +282,11 @@ def load_strict(
     arrays: Iterable[tuple[str, np.ndarray]] | Mapping[str, np.ndarray | LazyTensor],
     place: str = "weights",
 ) -> None:
-    """Fills `model`. All names and shapes are compared before anything is assigned; tensors of a file are read one by one.
+    """Fill `model`. All names and shapes are compared before anything is assigned; tensors of a file are read one by
+    one.
 
     Raises `MisfitError` listing missing, unexpected and misshaped keys, and `CheckpointError` for NaN and infinite
-    numbers. Jittor's own loader raises nothing.
+    values. Jittor's own loader raises nothing.
     """
     values = dict(arrays.items() if isinstance(arrays, Mapping) else arrays)
     state = model.state_dict()
@@ -301,7 +302,7 @@ def load_strict(
 
 
 def compare_keys(wanted: Mapping[str, tuple], got: Mapping[str, tuple], place: str) -> None:
-    """Raises `MisfitError` unless both have the same names and shapes."""
+    """Raise `MisfitError` unless both have the same names and shapes."""
     problems = {
         "missing": [k for k in wanted if k not in got],
         "unexpected": [k for k in got if k not in wanted],
@@ -323,14 +324,14 @@ def save_checkpoint(
     preprocess: Preprocess,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes safetensors that say all about themselves; `open_checkpoint` needs nothing else."""
+    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else."""
     scale = arrays["logit_scale"].reshape(())
     described = describe(config, preprocess, float(scale))
     safetensors.write(path, {**arrays, "logit_scale": scale}, {**(metadata or {}), **described})
 
 
 def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None) -> dict[str, str]:
-    """The metadata by which `open_checkpoint` knows a file as jclip's."""
+    """Return the metadata by which `open_checkpoint` recognises jclip's own files."""
     said = {
         "format": "jclip",
         "format_version": FORMAT_VERSION,
@@ -343,9 +344,10 @@ def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | No
 
 
 def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
-    """Seeded random weights for parameters of these names: the same on every machine, activations of order one.
+    """Return seeded random weights for parameters of these names: the same on every machine, activations of order
+    one.
 
-    Norms and statistics are random as well, so that swapped or forgotten ones show.
+    Norms and statistics are random as well, so that tests notice swapped or missing ones.
     """
     rng = np.random.default_rng(seed)
     made = {}

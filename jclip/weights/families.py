@@ -1,4 +1,4 @@
-"""What weights don't show: the activation, and how photos are resized and normalised. By family, and what a user states."""
+"""What weights do not show: activation, resizing and normalisation, by family, and what a user states."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ NOT_READ = {  # recognised, refused by name
 
 
 def refused(family: str, place: object, detail: str = "") -> CheckpointError:
-    """The error that names a family which is recognised and not read."""
+    """Return the error that names a family which is recognised but not supported."""
     return CheckpointError(f"{place} is {NOT_READ[family]}{f' ({detail})' if detail else ''}: jclip does not read it")
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a user states of a file that doesn't say it. Each answer goes before the family's."""
+    """What a user states about a file that does not say it itself. Each value overrides the family's."""
 
     family: str | None = None
     activation: Activation | None = None
@@ -61,7 +61,7 @@ class Stated:
     resize: str | None = None
     head_width: int | None = None  # of the image tower
     post_norm: bool | None = None  # of EVA's blocks
-    image_size: tuple[int, int] | None = None  # H, W, where a table of positions tells only their product
+    image_size: tuple[int, int] | None = None  # H, W, where a table of positions gives only their product
 
     def __post_init__(self) -> None:
         if self.family not in (None, *FAMILIES):
@@ -73,11 +73,12 @@ class Stated:
 
     @property
     def anything(self) -> bool:
-        """Whether it says anything at all of activation or photos."""
+        """Whether any activation or preprocessing is stated."""
         return any((self.family, self.activation, self.normalisation, self.resize))
 
     def believing(self, family: str | None) -> Stated:
-        """The same with the family that the file itself shows. Raises `CheckpointError` when they contradict each other."""
+        """Return the same with the family that the file itself shows. Raises `CheckpointError` when they contradict
+        each other."""
         if family and self.family not in (None, family):
             ours, theirs = FAMILIES[family], FAMILIES[self.family]
             if replace(ours, who="") != replace(theirs, who=""):
@@ -87,7 +88,7 @@ class Stated:
         return replace(self, family=family or self.family)
 
     def told_activation(self, place: object) -> Activation:
-        """Raises `UnsaidError` with the choices where neither family nor activation is known."""
+        """Return the activation. Raises `UnsaidError` with the choices where neither family nor activation is known."""
         if self.activation:
             return self.activation
         if self.family:
@@ -99,7 +100,7 @@ class Stated:
         )
 
     def preprocess(self, size: tuple[int, int]) -> preprocessing.Preprocess:
-        """The pipeline of photos for this input size; OpenAI's where nothing is known."""
+        """Return the preprocessing for this input size; OpenAI's where nothing is known."""
         family = FAMILIES[self.family or "openai"]
         mean, std = preprocessing.NORMALISATIONS[self.normalisation or family.normalisation]
         return preprocessing.Preprocess(size=size, mean=mean, std=std, resize=self.resize or family.resize)

@@ -1,4 +1,5 @@
-"""What SRC is: its layout told from its keys, its architecture from its description or its shapes. Nothing is guessed."""
+"""Identify a source: its layout from its keys, its architecture from its description or its shapes. Nothing is
+guessed."""
 
 from __future__ import annotations
 
@@ -46,14 +47,14 @@ LAYOUTS: dict[str, Mapped] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A model that has been identified, and what became of each key on the way to jclip's names."""
+    """An identified model, and the mapping of each key to jclip's names."""
 
     checkpoint: Checkpoint
     report: Report
     layout: str
 
     def check(self) -> None:
-        """Raises `MisfitError` for keys that are unknown, missing or misshaped, before anything is written."""
+        """Raise `MisfitError` for keys that are unknown, missing or misshaped, before anything is written."""
         place, tensors = str(self.checkpoint.path), self.checkpoint.tensors
         if self.report.unknown:
             shown = ", ".join(self.report.unknown[:4])
@@ -63,9 +64,9 @@ class Source:
 
 
 def identify(src: Path, stated: Stated | None = None, tower: Tower | None = None) -> Source:
-    """What SRC, a file or a folder, is. tower: the one that an export holds, or the one to keep of two.
+    """Identify a file or a folder. tower: the one that an export holds, or the one to keep of two.
 
-    Raises `CheckpointError` when it is not known, or does not say all that must be known.
+    Raises `CheckpointError` when it is unknown, or does not state all that is needed.
     """
     stated = stated or Stated()
     if not src.exists():
@@ -79,7 +80,7 @@ def identify(src: Path, stated: Stated | None = None, tower: Tower | None = None
 
 
 def _only(found: Source, tower: Tower) -> Source:
-    """One of two towers; the logit scale, which belongs to the pair, is dropped with the other."""
+    """Keep one of two towers; the logit scale, which belongs to the pair, is dropped with the other."""
     kept = replace(found.checkpoint.config, **{"text" if tower == "image" else "vision": None})
     names = set(parameter_shapes(kept))
     tensors = {k: t for k, t in found.checkpoint.tensors.items() if k in names}
@@ -131,7 +132,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
 
 
 def described_by(folder: Path) -> Path | None:
-    """The file of a folder that describes its weights."""
+    """Return the file of a folder that describes its weights."""
     return next((folder / name for name in DESCRIPTIONS if (folder / name).is_file()), None)
 
 
@@ -149,7 +150,8 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
-    """The layout, told from the keys. Raises `CheckpointError` naming a family that is recognised but not read."""
+    """Return the layout, identified by the keys. Raises `CheckpointError` naming a family that is recognised but not
+    supported."""
     names = set(names)
 
     def has(*starts: str) -> bool:
@@ -179,7 +181,7 @@ def layout_of(names: Iterable[str], place: object) -> str:
 
 
 def _trunk(names: set[str], place: object) -> str:
-    """timm's towers: EVA02's and E's are read."""
+    """Return the layout of timm's towers, of which EVA02's and E's are supported."""
     block = "visual.trunk.blocks.0"
     if {f"{block}.attn.qkv.bias", f"{block}.attn.gate.weight"} & names or "visual.trunk.cls_token" not in names:
         parts = sorted({name.split(".")[2] for name in names if name.startswith("visual.trunk.")})
@@ -188,7 +190,7 @@ def _trunk(names: set[str], place: object) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The one file with a folder's weights, or the shards that an index names. Raises `CheckpointError`."""
+    """Return the one file with a folder's weights, or the shards that an index names. Raises `CheckpointError`."""
     first = _weights(folder)
     if not first.name.endswith(INDEX):
         return [first]
@@ -196,7 +198,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weights(folder: Path) -> Path:
-    """The file that is there first in the order of `WEIGHTS`, whole or as an index of shards."""
+    """Return the first existing file in the order of `WEIGHTS`, whole or as an index of shards."""
     for name in WEIGHTS:
         for candidate in (folder / name, folder / f"{name}{INDEX}"):
             if candidate.is_file():
@@ -205,7 +207,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
-    """All tensors; of shards those, and only those, that the index places there."""
+    """Return all tensors; of shards exactly those that the index places there."""
     first = _weights(folder)
     if not first.name.endswith(INDEX):
         return plain_tensors(read_weights(first))
@@ -228,7 +230,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 @contextmanager
 def _told_of(place: Path) -> Iterator[None]:
-    """What a description says wrong, as a `CheckpointError` that names its file."""
+    """Turn errors of a description into a `CheckpointError` that names its file."""
     try:
         yield
     except (ConfigError, UnknownName) as e:

@@ -1,4 +1,4 @@
-"""From an architecture to the names and shapes of its parameters, and back."""
+"""Names and shapes of parameters from an architecture, and the architecture from shapes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FOREIGN_VOCABULARIES = {901629: "metaclip2", 250100: "metaclip2", 32000: "clipa
 
 
 def parameter_shapes(config: CLIPConfig) -> Shapes:
-    """Names and shapes of all parameters and statistics of `CLIP(config)`, without making it.
+    """Return names and shapes of all parameters and statistics of `CLIP(config)`, without building it.
 
     Names are OpenAI's; those of an EVA tower are timm's and open_clip's (`visual.trunk.…`).
     """
@@ -149,9 +149,10 @@ def _resnet_shapes(v: ResNetConfig, embed: int) -> Shapes:
 
 
 def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object = "") -> CLIPConfig:
-    """Every number that shapes tell. Raises `CheckpointError` for what is neither there nor stated, with what to pass.
+    """Return the configuration that shapes determine. Raises `CheckpointError` for what is neither there nor stated,
+    with what to pass.
 
-    One tower alone makes a model of one tower.
+    A single tower makes a model of one tower.
     """
     activation = stated.told_activation(place)
     for key, rank in _RANKS.items():
@@ -225,7 +226,7 @@ def _eva_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object)
     post_norm = stated.post_norm if stated.post_norm is not None else POST_NORM.get(width)
     if post_norm is None and not sub_norm:  # towers with inner norms are of the pre-norm kind
         raise CheckpointError(
-            f"{place}: an EVA tower of width {width} does not tell the order of its norms: pass --post-norm yes "
+            f"{place}: an EVA tower of width {width} does not give the order of its norms: pass --post-norm yes "
             "(as E and 18B have it) or no (as B, L and 8B)"
         )
     bias = f"{block}.attn.q_bias" in shapes or f"{block}.attn.q_proj.bias" in shapes
@@ -258,7 +259,7 @@ def _heads(width: int, stated: Stated, place: object) -> int:
     head_width = HEAD_WIDTHS.get(width) if stated.head_width is None else stated.head_width
     if not head_width:
         raise CheckpointError(
-            f"{place}: an image tower of width {width} does not tell its head width: pass head_width= (--vision-head-width)"
+            f"{place}: an image tower of width {width} does not give its head width: pass head_width= (--vision-head-width)"
         )
     if width % head_width:
         raise CheckpointError(f"{place}: heads of width {head_width} do not divide an image tower of width {width}")
@@ -266,7 +267,7 @@ def _heads(width: int, stated: Stated, place: object) -> int:
 
 
 def _image_size(cells: int, step: int, stated: Stated, place: object) -> tuple[int, int]:
-    """(H, W) in pixels. The number of positions tells a square only; other grids must be stated."""
+    """Return (H, W) in pixels. The number of positions determines a square only; other grids must be stated."""
     if stated.image_size and (stated.image_size[0] // step) * (stated.image_size[1] // step) == cells:
         return stated.image_size
     side = math.isqrt(cells)

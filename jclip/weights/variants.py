@@ -1,4 +1,4 @@
-"""Architectures as data: frozen configurations, one row for each of OpenAI's nine models and each one that ships."""
+"""Architectures as data: frozen configurations, one row for each of OpenAI's nine models and each shipped one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
 
 @dataclass(frozen=True)
 class PatchTower:
-    """What vision transformers have in common: patches, a class token, learned positions."""
+    """What vision transformers share: patches, a class token, learned positions."""
 
     image_size: tuple[int, int]  # H, W in pixels
     patch_size: int
@@ -47,7 +47,7 @@ class PatchTower:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches along H and W."""
+        """Number of patches along H and W."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
@@ -55,7 +55,7 @@ class PatchTower:
 class ViTConfig(PatchTower):
     """OpenAI's and open_clip's vision transformer."""
 
-    layer_scale: bool = False  # each branch multiplied by learned numbers, `ls_1.gamma` and `ls_2.gamma`
+    layer_scale: bool = False  # each branch multiplied by a learned vector, `ls_1.gamma` and `ls_2.gamma`
     kind: str = "vit"
 
     def __post_init__(self) -> None:
@@ -137,9 +137,10 @@ def _divides(heads: int, width: int, place: str, of: str = "width") -> None:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Two towers and the space they share; of an export of one tower the other is None.
+    """Two towers and their shared space; of an export of one tower the other is None.
 
-    `activation` is not visible in the weights, so it is never guessed. `norm_eps` is that of both towers, but for EVA's.
+    `activation` is not visible in the weights, so it is never guessed. `norm_eps` is that of both towers, except
+    EVA's.
     """
 
     embed_dim: int
@@ -153,7 +154,8 @@ class CLIPConfig:
         obey(vars(self), rules)
 
     def feature_width(self, penultimate: bool = False) -> int:
-        """Numbers of an image feature: E, or D before the projection. Raises `ConfigError` for a tower without one."""
+        """Return the dimension of an image feature: E, or D before the projection. Raises `ConfigError` for a tower
+        without one."""
         if not penultimate:
             return self.embed_dim
         if not isinstance(self.vision, PatchTower):
@@ -161,12 +163,13 @@ class CLIPConfig:
         return self.vision.width
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; `from_dict` reads them back."""
+        """Return plain values, for JSON; `from_dict` is the inverse."""
         return asdict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> CLIPConfig:
-        """The inverse of `to_dict`. Raises `ConfigError`, which names the key, for what is no such description."""
+        """Return the configuration of `to_dict`'s values. Raises `ConfigError`, which names the key, for anything
+        else."""
         obey(values, {"embed_dim": WIDTH}, needed=("embed_dim",))
         refuse_unknown(values, [field.name for field in fields(CLIPConfig)], "it")
         towers = {name: values.get(name) for name in ("vision", "text")}
@@ -184,7 +187,7 @@ def _tower_from_dict(values: Any) -> ViTConfig | ResNetConfig | EVAConfig:
 
 
 def _built(kind: type, values: Any, place: str) -> Any:
-    """One tower from a table: no key is strange, none is missing, and it has blocks."""
+    """Return one tower from a table. Raises `ConfigError` for unknown or missing keys, and no blocks."""
     obey(values, {}, place)
     refuse_unknown(values, [field.name for field in fields(kind)], place)
     for field in fields(kind):
@@ -196,7 +199,7 @@ def _built(kind: type, values: Any, place: str) -> Any:
 
 
 def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:
-    """OpenAI's proportions: heads of width 64, MLP four times as wide, twelve text layers."""
+    """Return a ViT with OpenAI's proportions: heads of width 64, MLP four times as wide, twelve text layers."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ViTConfig((image, image), patch, width, layers, heads=width // 64, mlp_width=4 * width),
@@ -205,7 +208,7 @@ def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width:
 
 
 def resnet(embed: int, image: int, layers: tuple[int, int, int, int], width: int, text_width: int) -> CLIPConfig:
-    """OpenAI's proportions: attention pool of width 32 * `width` with heads of 64."""
+    """Return a ResNet with OpenAI's proportions: attention pool of width 32 * `width` with heads of 64."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ResNetConfig((image, image), width, layers, heads=width * 32 // 64),
@@ -245,7 +248,8 @@ def _open_clip(
     text_layers: int = 12,
     layer_scale: bool = False,
 ) -> CLIPConfig:
-    """A row of open_clip's: `head` is the width of an image head, `mlp` the hidden width (four times `width` by default)."""
+    """Return a row of open_clip's: `head` is the width of an image head, `mlp` the hidden width (four times `width`
+    by default)."""
     tower = ViTConfig((image, image), patch, width, layers, width // head, mlp or 4 * width, layer_scale)
     text = TextConfig(text_width, text_width // 64, text_layers, 4 * text_width)
     return CLIPConfig(embed, tower, text, activation="gelu")
@@ -295,7 +299,7 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
 
 
 def architecture_name(config: CLIPConfig) -> str | None:
-    """The name under which these towers are known, whatever their activation."""
+    """Return the name of these towers, whatever their activation."""
     for name, known in {**VARIANTS, **ARCHITECTURES}.items():
         if (known.embed_dim, known.vision, known.text) == (config.embed_dim, config.vision, config.text):
             return name
@@ -303,14 +307,14 @@ def architecture_name(config: CLIPConfig) -> str | None:
 
 
 def slug(name: str) -> str:
-    """A name fit for files and configs: `ViT-L/14@336px` → `vit_l14_336`, `RN50x4` → `rn50x4`."""
+    """Return a name fit for files and configs: `ViT-L/14@336px` → `vit_l14_336`, `RN50x4` → `rn50x4`."""
     family, _, rest = name.lower().replace("px", "").partition("-")
     letters = rest.replace("/", "").replace("-", "").replace("@", "_")
     return f"{family}_{letters}" if rest else family
 
 
 def canonical_name(name: str) -> str:
-    """The name as OpenAI writes it, for `ViT-B/32`, `ViT-B-32`, `vit_b32` alike. Raises `UnknownName`."""
+    """Return the name as OpenAI writes it, for `ViT-B/32`, `ViT-B-32`, `vit_b32` alike. Raises `UnknownName`."""
     if name in SHIPPED:
         return name
     for known in VARIANTS:
@@ -320,11 +324,11 @@ def canonical_name(name: str) -> str:
 
 
 def config_of(name: str) -> CLIPConfig:
-    """The architecture of that name. Raises `UnknownName`."""
+    """Return the architecture of that name. Raises `UnknownName`."""
     name = canonical_name(name)
     return SHIPPED.get(name) or VARIANTS[name]
 
 
 def file_stem(name: str) -> str:
-    """The name of OpenAI's weight file without its ending: `ViT-L/14@336px` → `ViT-L-14-336px`."""
+    """Return the name of OpenAI's weight file without its ending: `ViT-L/14@336px` → `ViT-L-14-336px`."""
     return name.replace("/", "-").replace("@", "-")

@@ -336,4 +336,4 @@ def test_an_eva_of_unknown_width_asks_for_the_order_of_norms(tmp_path, capsys):
     safetensors.write(tmp_path / "x.safetensors", arrays)
     options = ["--vision-head-width", "16", "--image-size", "20", "15"]
     assert main([str(tmp_path / "x.safetensors"), str(tmp_path / "out"), *options]) == 2
-    assert "does not tell the order of its norms: pass --post-norm yes" in capsys.readouterr().err
+    assert "does not give the order of its norms: pass --post-norm yes" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -46,7 +47,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.end_headers()
         data = place.read_bytes()
         self.send_response(200)
-        etag = f'"{abs(hash(data)):064x}"'
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
         for key, value in (("X-Repo-Commit", "c" * 40), ("ETag", etag), ("Content-Length", len(data))):
             self.send_header(key, str(value))
         self.end_headers()

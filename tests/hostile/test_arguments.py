@@ -35,6 +35,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "warmup": ("--model none", "--model --family --dtype --stages"),
     "doctor": ("none", ""),
     "check-data": ("none", "--json --write"),
+    "captions": ("label none.txt --classes a,b", "--classes --lexicon --out --max-bad --max-per-class --seed"),
 }  # fmt: skip
 
 WITHOUT = ("models", "recipes", "doctor", "check-data")  # commands whose first argument any text, or any folder, may be

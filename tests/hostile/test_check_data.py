@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jclip.choices import default_model
 from jclip.cli import main
 from jclip.data import examine, splits
 from jclip.data.splits import read_photos
@@ -130,3 +131,15 @@ def test_it_imports_no_jittor_and_names_beyond_utf8_end_in_no_traceback(tmp_path
     )
     assert done.returncode == 0 and not done.stderr
     assert len(json.loads((tmp_path / "o.json").read_text())["classes"]) == 2
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_model_that_is_written_is_the_default_of_every_command(trained, tmp_path, monkeypatch):
+    for number in range(24):
+        photo(tmp_path / "p" / ("train" if trained else "test") / "ab"[number % 2] / f"{number}.png", number)
+    for named, model in (("ViT-L/14", "ViT-L/14"), ("", "ViT-B/32"), (None, "ViT-B/32")):
+        monkeypatch.setenv("JCLIP_MODEL", named) if named is not None else monkeypatch.delenv("JCLIP_MODEL")
+        assert main(["check-data", str(tmp_path / "p"), "--write", str(tmp_path / "run.yaml")]) in (0, 2)
+        module, cfg, _ = read_config(str(tmp_path / "run.yaml"))
+        assert cfg.model == model == default_model()
+        assert module.__name__ == ("finetune.tip_adapter" if trained else "finetune.zero_shot")

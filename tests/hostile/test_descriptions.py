@@ -57,7 +57,7 @@ WRONG = [  # kind, where, what, and what the message says
     ("ours, vit", "config.embed_dim", "«digits»", "an integer must have at most 30 digits, got 5000"),
     ("ours, vit", "config.embed_dim", "«deep»", "config must nest at most 32 tables"),
     ("ours, vit", "config.embed_dim", "«deep and whole»", "config must nest at most 32 tables"),
-    ("ours, vit", "config.embed_dim", "«twice»", "the key 'a' stands there twice"),
+    ("ours, vit", "config.embed_dim", "«twice»", "the key 'a' appears twice"),
     ("ours, vit", "config", [1, 2], "config is not a table"),
     ("ours, vit", "preprocess.mean", ["a", "b", "c"], "mean must be a list of 3, each a number from -1000 to 1000"),
     ("ours, vit", "preprocess.std", [0, 0, 0], "std must be a list of 3, each a number from 1e-06 to 1000, got [0, 0, 0]"),
@@ -195,7 +195,7 @@ def test_large_sums_are_finite():
     refuse_infinite("x", np.full(10, 3e38, np.float32), "file")
     refuse_infinite("x", np.full(10, 6e4, np.float16), "file")
     refuse_infinite("x", np.zeros((0, 3), np.float32), "file")
-    with pytest.raises(CheckpointError, match="file: x must be finite, got 2 NaN or infinite of 5 numbers"):
+    with pytest.raises(CheckpointError, match="file: x must be finite, got 2 NaN or infinite of 5 values"):
         refuse_infinite("x", np.array([1, np.inf, -np.inf, 3e38, 3e38], np.float32), "file")
 
 
@@ -242,7 +242,7 @@ def test_wrappers_inside_a_name_come_off_and_real_names_stay(tmp_path):
     with pytest.raises(MisfitError, match=r"1 unexpected \(module.visual.proj\)"):
         open_checkpoint(tmp_path / "y.pkl", family="openai", head_width=8)
     jittor_pickle.write(tmp_path / "z.pkl", {**arrays, "visual._orig_mod.proj": arrays["visual.proj"]})
-    with pytest.raises(CheckpointError, match="visual.proj must stand in a file once"):
+    with pytest.raises(CheckpointError, match="visual.proj must appear once in a file"):
         open_checkpoint(tmp_path / "z.pkl", family="openai", head_width=8)
 
 

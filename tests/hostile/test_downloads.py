@@ -9,14 +9,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from jclip.errors import CheckpointError, printable
-from jclip.weights import download
+from jclip.weights import download, http_transfer
+from jclip.weights.http_transfer import Download, TransferError, transfer
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b"x" * 1000
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 ANSWERS = {  # what the server sends, and what the message says of it
     "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0"),
     "nothing": (b"", "can't download"),
@@ -28,7 +32,7 @@ ANSWERS = {  # what the server sends, and what the message says of it
     "length of a float": (OK + b"Content-Length: 1e9\r\n\r\n" + BODY, "must be a number of bytes, got '1e9'"),
     "length of many digits": (OK + b"Content-Length: " + b"9" * 300 + b"\r\n\r\n" + BODY, "must be a number of bytes"),
     "huge length": (OK + b"Content-Length: 99999999999999\r\n\r\n" + BODY, "must be at most 2,000,000 bytes"),
-    "no length, other bytes": (OK + b"\r\n" + BODY, "sent other bytes than OpenAI's RN50.pt"),
+    "no length, other bytes": (OK + b"\r\n" + BODY, "must announce the file's size (Content-Length), got none"),
     "less than announced": (OK + b"Content-Length: 10\r\n\r\n" + BODY, "sent other bytes than OpenAI's RN50.pt"),
     "escape codes": (b"HTTP/1.1 404 \x1b]0;owned\x07" + b"a" * 5000 + b"\r\n\r\n", "the server answered 404"),
     "a loop": (b"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n", "the server answered 302"),
@@ -37,11 +41,15 @@ ANSWERS = {  # what the server sends, and what the message says of it
     "to nobody": (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/x\r\n\r\n", "refused"),
     "to no address": (b"HTTP/1.1 302 Found\r\nLocation: http://[::1/x\r\n\r\n", "can't download"),
     "to a broken port": (b"HTTP/1.1 302 Found\r\nLocation: http://a:x/\r\n\r\n", "which is no web address"),
-    "endless": (OK + b"\r\n", "must be at most 2,000,000 bytes, the server sends more"),
-    "endless chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", "must be at most 2,000,000 bytes, the server sends more"),
-    "broken chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "can't download"),
+    "endless": (OK + b"\r\n", "must announce the file's size (Content-Length), got none"),
+    "endless chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", "must announce the file's size"),
+    "chunks beyond the length": (OK + CHUNKED + b"Content-Length: 100000\r\n\r\n", "100,000 bytes announced, the server"),
+    "broken chunks": (OK + CHUNKED + b"Content-Length: 1000\r\n\r\nzz\r\n", "can't download"),
+    "compressed": (OK + b"Content-Encoding: gzip\r\nContent-Length: 1000\r\n\r\n" + BODY, "got Content-Encoding 'gzip'"),
+    "a page": (OK + b"Content-Length: 6\r\n\r\n<html>", "sent other bytes than OpenAI's RN50.pt"),
 }  # fmt: skip
-ENDLESS = {"endless": b"y" * (1 << 16), "endless chunks": b"10000\r\n" + b"y" * (1 << 16) + b"\r\n"}
+CHUNK = b"10000\r\n" + b"y" * (1 << 16) + b"\r\n"
+ENDLESS = {"endless": b"y" * (1 << 16), "endless chunks": CHUNK, "chunks beyond the length": CHUNK}
 
 
 @pytest.fixture
@@ -67,6 +75,22 @@ def answering():
     listener.close()
 
 
+@contextlib.contextmanager
+def served(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that talks so to every connection."""
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    talk(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_server_that_lies_is_one_line(name, answering, monkeypatch, tmp_path):
     answer, told = ANSWERS[name]
@@ -81,10 +105,64 @@ def test_a_server_that_lies_is_one_line(name, answering, monkeypatch, tmp_path):
 def test_a_server_that_never_answers_is_left(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("JCLIP_MIRROR", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(download, "ANSWER", 0.2)
+        monkeypatch.setattr(http_transfer, "ANSWER", 0.2)
         with pytest.raises(CheckpointError, match=r"no answer within 0.2 s \(offline, put RN50.pt"):
             download.fetch_openai("RN50", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_stalls_is_given_up_at_once(monkeypatch, tmp_path):
+    asked: list[bytes] = []
+
+    def stall(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(OK + b"Content-Length: 5000\r\n\r\n" + BODY)
+        connection.recv(1)  # until the other end is gone
+
+    monkeypatch.setattr(http_transfer, "TIMEOUT", 0.3)
+    with served(stall) as address:
+        monkeypatch.setenv("JCLIP_MIRROR", address)
+        with pytest.raises(
+            CheckpointError, match=r"the server stalled: no byte within 0.3 s \(1000 bytes are kept, run"
+        ):
+            download.fetch_openai("RN50", tmp_path)
+    assert len(asked) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["RN50.part"]  # the next call asks for the rest
+
+
+def test_a_trickle_is_a_stall(monkeypatch, tmp_path):
+    def trickle(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(OK + b"Content-Length: 5000\r\n\r\n")
+        for _ in range(5000):
+            connection.sendall(b"x")
+            time.sleep(0.01)
+
+    monkeypatch.setattr(http_transfer, "TIMEOUT", 0.3)
+    monkeypatch.setattr(http_transfer, "SLOWEST", 4000)
+    with served(trickle) as address, pytest.raises(TransferError, match=r"stalled: \d{1,4} bytes within 0.3 s"):
+        transfer(Download(address, 10_000), tmp_path / "part")
+
+
+def test_a_token_stays_with_the_server_that_it_is_for(tmp_path):
+    asked: list[bytes] = []
+
+    def give(connection: socket.socket) -> None:
+        asked.append(connection.recv(65536))
+        connection.sendall(OK + b"Content-Length: 1000\r\n\r\n" + BODY)
+
+    with served(give) as there:
+
+        def send_on(connection: socket.socket) -> None:
+            asked.append(connection.recv(65536))
+            to = "/b" if b" /a " in asked[-1] else f"{there}/c"
+            connection.sendall(f"HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode())
+
+        with served(send_on) as here:
+            part = tmp_path / "part"
+            transfer(Download(f"{here}/a", 1000, 1000, {"authorization": "Bearer secret"}), part)
+    assert [b"Bearer secret" in request for request in asked] == [True, True, False]
+    assert part.read_bytes() == BODY
 
 
 MALFORMED = [
@@ -150,9 +228,9 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 server.daemon_threads = True
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-from jclip.weights import download
+from jclip.weights import download, http_transfer
 from jclip.errors import CheckpointError
-download.ANSWER = 2
+http_transfer.ANSWER = 2
 for case in CASES:
     try:
         print(case, "|", download.find_weights(f"hf-hub:mine/{case}"))

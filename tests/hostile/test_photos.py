@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from jclip.data.augment import Views
 from jclip.data.loader import batches
-from jclip.data.photo_file import MOST_BYTES, MOST_PLAIN_BYTES, open_photo
+from jclip.data.photo_file import MOST_BYTES, MOST_PLAIN_BYTES, header, open_photo
 from jclip.data.preprocess import Preprocess
 from jclip.errors import DataError
-from tests.hostile.photo_mutants import count
+from tests.hostile.photo_mutants import count, seeds
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%BeginProlog\n%%EndProlog\nshowpage\n%%EOF\n"
 
@@ -69,6 +69,31 @@ def scans(count: int) -> bytes:
     return bytes(data[:last] + data[last:-2] * count + data[-2:])
 
 
+def claiming(kind: str, width: int, height: int, **how) -> bytes:
+    """A small whole photo whose header claims another size; of JPEG 2000, `box` or `codestream` does."""
+    photo, data = seeds()[kind], bytearray(seeds()[kind])
+    if kind == "webp animated":
+        at = photo.index(b"VP8X") + 12
+        data[at : at + 6] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    elif kind == "webp lossless":
+        at = photo.index(b"VP8L") + 9
+        kept = int.from_bytes(photo[at : at + 4], "little") >> 28 << 28
+        data[at : at + 4] = (kept | (height - 1) << 14 | (width - 1)).to_bytes(4, "little")
+    elif kind == "webp":
+        struct.pack_into("<HH", data, photo.index(b"\x9d\x01\x2a") + 3, width, height)
+        if b"VP8X" in photo:
+            return b"RIFF" + bytes(4) + b"WEBP" + bytes(data[photo.index(b"VP8 ") :])
+    elif kind == "avif":
+        struct.pack_into(">II", data, photo.index(b"ispe") + 8, width, height)
+    elif how["where"] == "box":
+        struct.pack_into(">II", data, photo.index(b"ihdr") + 4, height, width)
+    else:
+        at = photo.index(b"\xff\x4f\xff\x51")
+        struct.pack_into(">II", data, at + 8, width, height)
+        struct.pack_into(">II", data, at + 24, width, height)  # in one tile
+    return bytes(data)
+
+
 ZEROS = zlib.compress(bytes(300 * 2**20), 9)
 REFUSED = {
     "one pixel high": png(1_000_000, 1, pixels=1_000_001),
@@ -93,6 +118,12 @@ REFUSED = {
     "a GIF of nothing": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"\1" * 2**24,
     "a JPEG 2000 without end": b"\xff\x4f\xff\x51" + bytes(2**26),
     "a JPEG 2000 of boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * 2**20,
+    "a vast WEBP": claiming("webp", 16383, 16383),
+    "a vast lossless WEBP": claiming("webp lossless", 16383, 16383),
+    "a vast animated WEBP": claiming("webp animated", 65_000, 65_000),
+    "a long WEBP": claiming("webp animated", 2**20, 9),
+    "a vast JPEG 2000": claiming("jpeg 2000", 2**31 - 1, 2**31 - 1, where="box"),
+    "a JPEG 2000 of a vast tile": claiming("jpeg 2000", 60_000, 60_000, where="codestream"),
     "text": "照片".encode(),
     "nothing": b"",
 }
@@ -113,6 +144,44 @@ def test_a_refusal_takes_little_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == dict.fromkeys([Path(f).stem for f in files], "refused"), done.stderr
+
+
+CLAIMS = [
+    ("webp", {}, "at most 178,956,970 pixels", (16_000, 16_000)),
+    ("webp lossless", {}, "at most 178,956,970 pixels", (16_000, 16_000)),
+    ("webp lossless", {}, "at most 200 times the short one, got 9 x 9000", (9, 9_000)),
+    ("webp animated", {}, "at most 178,956,970 pixels", (20_000, 20_000)),
+    ("webp animated", {}, "at most 200 times the short one, got 9000 x 23", (9_000, 23)),
+    ("jpeg 2000", {"where": "box"}, "at most 178,956,970 pixels", (2**31 - 1, 2**31 - 1)),
+    ("jpeg 2000", {"where": "box"}, "at most 200 times the short one, got 9 x 9000", (9, 9_000)),
+    ("jpeg 2000", {"where": "codestream"}, "broken data stream", (60_000, 60_000)),
+    ("avif", {}, "at most 178,956,970 pixels", (16_000, 16_000)),
+    ("avif", {}, "at most 200 times the short one, got 9000 x 9", (9_000, 9)),
+    ("avif", {}, "of none of the formats", (60_000, 60_000)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind, how, said, size", CLAIMS)
+def test_sizes_in_headers_are_compared_before_pixels_are_made(tmp_path, monkeypatch, kind, how, said, size):
+    if kind not in seeds():
+        pytest.skip(f"this Pillow writes no {kind}")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(claiming(kind, *size, **how))
+    if how.get("where") != "codestream":  # which only the decoder reads, and compares with the box
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels were made"))
+        with pytest.raises(DataError, match=said):
+            header(path)
+    with pytest.raises(DataError, match=said):
+        open_photo(path)
+
+
+def test_the_size_of_a_file_is_compared_before_its_header_is_read(tmp_path):
+    with open(tmp_path / "photo.webp", "wb") as f:
+        f.write(seeds()["webp"])
+        f.truncate(MOST_BYTES + 1)
+    for read in (header, open_photo):
+        with pytest.raises(DataError, match="the file must have at most 134,217,728 bytes, got 134,217,729"):
+            read(tmp_path / "photo.webp")
 
 
 @pytest.mark.parametrize("size, said", [

@@ -17,7 +17,7 @@ from jclip.report import predictor as _finished
 from jclip.train.run import Run, RunBusy, read_result
 from jclip.train.run_folder import INDEX, adding_to, is_run
 
-VALUES = {"recipe": "toy", "seed": 1}
+VALUES = {"recipe": "gda", "seed": 1}
 
 
 def position(epoch: int) -> dict:

@@ -96,7 +96,7 @@ def test_wrappers_and_prefixes_are_taken_off(openai_like, tmp_path):
 def test_an_unknown_vision_width_asks_for_its_head_width(openai_like):
     _, arrays = openai_like
     shapes = {k: v.shape for k, v in arrays.items()} | {"visual.conv1.weight": (360, 3, 32, 32)}
-    with pytest.raises(CheckpointError, match="width 360 does not tell its head width"):
+    with pytest.raises(CheckpointError, match="width 360 does not give its head width"):
         config_from_shapes(shapes, Stated("openclip"))
     assert config_from_shapes(shapes, Stated("openclip", head_width=60)).vision.heads == 6
 

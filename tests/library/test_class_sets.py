@@ -31,6 +31,7 @@ CLASSES = {  # number of classes, SHA-256 of their names in order
     "imagenet1k": (1000, "571ae1c583b4be7d"),
     "kitti_closest_vehicle_distance": (4, "ecc16a4f92ee9fb1"),
     "mnist": (10, "29dd21f55e4611d4"),
+    "nuswide": (81, "454b648677332111"),
     "pcam": (2, "27352df7ede1fd87"),
     "pets": (37, "50be1443390f8a02"),
     "renderedsst2": (2, "2e61aa7558046c2c"),

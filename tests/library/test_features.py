@@ -351,6 +351,27 @@ def test_recorded_features_that_are_absent(tmp_path):
     assert data.text.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
+@pytest.mark.parametrize("entering", [False, True])
+def test_a_part_of_broken_photos_only_is_empty(entering, small_models, photo_folder, monkeypatch, tmp_path, capsys):
+    source = ModelSource(small_models["vit"])
+    split = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
+    broken = tmp_path / "broken.png"
+    broken.write_text("no photo")
+    bad = replace(split, paths=(str(broken),) * 8 + split.paths[8:])
+    options = {"on_error": "skip", "entering": entering}
+    rows, whole = extract(source, bad, **options)
+    monkeypatch.setattr(jclip.features.extraction, "PART", 4)
+    monkeypatch.setenv("JCLIP_BATCH", "4")
+    capsys.readouterr()
+    found = extract(source, bad, **options)
+    assert found[0].tolist() == rows.tolist() == list(range(8, 18)) and np.array_equal(found[1], whole)
+    assert capsys.readouterr().err.count("skipped 8 of 18 photos (first: ") == 1
+    with pytest.raises(DataError, match="none of 18 photos decoded: .*broken.png"):
+        extract(source, replace(split, paths=(str(broken),) * 18), **options)
+    with pytest.raises(DataError, match="broken.png does not decode"):
+        extract(source, bad, entering=entering)
+
+
 def test_many_photos_are_kept_in_parts(small_models, photo_folder, monkeypatch, tmp_path, close):
     """A break in the third part of five loses that alone; all parts are the whole, with a photo that doesn't decode too."""
     source = ModelSource(small_models["vit"])

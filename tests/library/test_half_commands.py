@@ -91,7 +91,7 @@ def test_a_full_card_is_told_with_the_batch_to_try(small_models, photo_folder, m
         raise RuntimeError(f"[f 1121 cuda_device_allocator.cc:38] {CARD_IS_FULL} for size 77\n" + "=" * 200)
 
     monkeypatch.setattr(source.model, "encode_image", full)
-    with pytest.raises(SetupError, match=r"^the GPU's memory is full: set JCLIP_BATCH=32 \(now 64\)$"):
+    with pytest.raises(SetupError, match=r"^CUDA out of memory: set JCLIP_BATCH=32 \(now 64\)$"):
         jclip.features.extraction.encode_photos(source.model, source.preprocess, photos)
     with pytest.raises(RuntimeError, match="another"), told_when_full("lower it"):
         raise RuntimeError("another")

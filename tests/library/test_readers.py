@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from jclip.errors import CheckpointError
-from jclip.readers import jittor_pickle, read_weights, safetensors
+from jclip.readers import jittor_pickle, npz, read_weights, safetensors
 from jclip.readers.held_file import HeldFile
 
 RNG = np.random.default_rng(0)
@@ -100,11 +100,14 @@ BROKEN_SAFETENSORS = {
     "offsets outside the file": (raw_safetensors({"a": entry(offsets=(0, 80), shape=(20,))}, bytes(8)), "does not fit"),
     "size differs from the shape": (raw_safetensors({"a": entry(shape=(3,))}, bytes(8)), "does not fit"),
     "negative offset": (raw_safetensors({"a": entry(offsets=(-8, 0))}, bytes(8)), "does not fit"),
-    "negative shape": (raw_safetensors({"a": entry(shape=(-2, -1), offsets=(0, 8))}, bytes(8)), "whole numbers from 0"),
+    "negative shape": (
+        raw_safetensors({"a": entry(shape=(-2, -1), offsets=(0, 8))}, bytes(8)),
+        r"integers in \[0, 2\^48\)",
+    ),
     "tensors overlap": (raw_safetensors({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "overlap"),
     "unknown dtype": (raw_safetensors({"a": entry(dtype="F8_E4M3")}, bytes(8)), "not one that jclip reads"),
     "entry is no entry": (raw_safetensors({"a": [1, 2]}, bytes(8)), "not one that jclip reads"),
-    "shape of text": (raw_safetensors({"a": entry(shape=("x",))}, bytes(8)), "whole numbers from 0"),
+    "shape of text": (raw_safetensors({"a": entry(shape=("x",))}, bytes(8)), r"integers in \[0, 2\^48\)"),
 }
 
 
@@ -453,14 +456,83 @@ def test_whole_pickled_modules_are_laid_out(tmp_path, torch):
 
 
 def test_a_tensor_takes_its_own_part_of_a_storage(tmp_path, torch, monkeypatch):
-    """Views of one large storage: each reads what it shows, not all."""
+    """Views of one large storage: each reads what it shows, behind one look at all for the checksum."""
     flat = torch.arange(100_000.0)
     torch.save({f"w{i}": flat[i * 10 : i * 10 + 10] for i in range(5)}, tmp_path / "x.pt")
     file, taken = read_weights(tmp_path / "x.pt"), []
     read = HeldFile.read
     monkeypatch.setattr(HeldFile, "read", lambda self, at, size: taken.append(size) or read(self, at, size))
     assert all(np.array_equal(file[f"w{i}"].read(), np.arange(10.0) + 10 * i) for i in range(5))
-    assert taken == [40] * 5
+    assert taken == [400_000, *[40] * 5]
+
+
+def flipped(path, entry: str, at: int, out) -> None:
+    """A copy of a zip with one bit of a stored entry changed, its checksum left."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo(entry).header_offset
+    lengths = struct.unpack_from("<HH", data, start + 26)
+    data[start + 30 + sum(lengths) + at] ^= 4
+    out.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 100, 399_999])
+def test_a_bit_that_flipped_in_a_storage_is_refused_by_its_name(tmp_path, torch, at):
+    flat = torch.arange(100_000.0)
+    torch.save({"whole": flat, "part": flat[500:520], "other": torch.ones(3)}, tmp_path / "x.pt")
+    flipped(tmp_path / "x.pt", "x/data/0", at, tmp_path / "y.pt")
+    for first in ("whole", "part"):
+        file = read_weights(tmp_path / "y.pt")
+        assert file["other"].read().tolist() == [1, 1, 1]
+        for name in (first, "part", "whole"):  # and again, whatever was asked before
+            with pytest.raises(
+                CheckpointError, match=r"y.pt is a damaged archive \(the checksum of x/data/0 does not match"
+            ):
+                file[name].read()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), tmp_path / "s.pt")
+    flipped(tmp_path / "s.pt", "s/data/0", 5, tmp_path / "t.pt")
+    with pytest.raises(CheckpointError, match="the checksum of s/data/0 does not match"):
+        read_weights(tmp_path / "t.pt")["weight"].read()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_bit_that_flipped_in_an_npz_is_refused_by_its_name(tmp_path, method):
+    (np.savez if method == zipfile.ZIP_STORED else np.savez_compressed)(tmp_path / "x.npz", **ARRAYS)
+    flipped(tmp_path / "x.npz", "ids.npy", 130 if method == zipfile.ZIP_STORED else 60, tmp_path / "y.npz")
+    arrays = npz.read_npz(tmp_path / "x.npz")
+    assert all(np.array_equal(arrays[name].read(), values) for name, values in ARRAYS.items())
+    with pytest.raises(CheckpointError, match="ids.npy"):
+        npz.read_npz(tmp_path / "y.npz")["ids"].read()
+
+
+@pytest.mark.parametrize("how", ["none", "filled behind"])
+def test_torch_files_without_checksums_are_read(tmp_path, torch, how):
+    """Both are torch's own: `set_crc32_options(False)` writes zeros for all, `skip_data` for storages filled afterwards."""
+    state = {"w": torch.randn(5, 3), "v": torch.randn(4)}
+    try:
+        torch.serialization.set_crc32_options(how != "none")
+        torch.save(state, tmp_path / "x.pt")
+    except AttributeError:
+        pytest.skip("this torch always writes checksums")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    if how == "filled behind":
+        with torch.serialization.skip_data():
+            torch.save(state, tmp_path / "x.pt")
+        with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+            entries = {e.filename: e for e in archive.infolist()}
+        assert entries["x/data/0"].CRC == entries["x/data/1"].CRC == 0 != entries["x/data.pkl"].CRC
+        skipped = bytearray((tmp_path / "x.pt").read_bytes())
+        for name, values in (("x/data/0", state["w"]), ("x/data/1", state["v"])):
+            start = entries[name].header_offset
+            start += 30 + sum(struct.unpack_from("<HH", skipped, start + 26))
+            raw = values.numpy().tobytes()
+            skipped[start : start + len(raw)] = raw
+        (tmp_path / "x.pt").write_bytes(skipped)
+    else:
+        with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+            assert not any(e.CRC for e in archive.infolist())
+    same(read_weights(tmp_path / "x.pt"), {k: v.numpy() for k, v in state.items()})
 
 
 def test_archives_of_many_gigabytes_keep_sizes_and_places_elsewhere(tmp_path, torch, monkeypatch):

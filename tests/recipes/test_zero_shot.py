@@ -210,6 +210,36 @@ def test_photos_that_changed_since_the_run_are_reported(small_models, photo_fold
     assert "have changed" not in capsys.readouterr().err  # other data was asked for
 
 
+def test_photos_that_change_before_the_run_ends_are_measured_as_it_saw_them(
+    small_models, photo_folder, tmp_path, monkeypatch, capsys
+):
+    """What is written last is of the scores handed over; a later command reports the change."""
+    import jclip.commands.train as command
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photo_folder, tmp_path / "photos")
+    (tmp_path / "mine.yaml").write_text(f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ndata: {{root: photos}}\n")
+    write = command.write_handed_over
+    test = sorted((tmp_path / "photos" / "test").rglob("*.png"))
+
+    def after_a_change(*arguments):
+        shutil.copyfile(test[-1], test[0])
+        test[1].write_bytes(b"no photo any more")
+        return write(*arguments)
+
+    monkeypatch.setattr(command, "write_handed_over", after_a_change)
+    assert main(["train", "mine.yaml", "--run", "run"]) == 0
+    assert "have changed" not in capsys.readouterr().err
+    result, told = (json.loads((tmp_path / "run" / name).read_text()) for name in ("result.json", "eval.json"))
+    assert told["correct"] == result["metrics"]["test_correct"]
+    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 1 + len(test)
+    test[1].unlink()
+    shutil.copyfile(test[2], test[1])
+    assert main(["eval", "run"]) == 0
+    told = capsys.readouterr().err
+    assert "the run's test photos have changed since it finished: now 18" in told and "train photos" not in told
+
+
 def test_1203_classes_of_lvis(shared, tmp_path):
     """Photos of 35 classes among the recorded text of all LVIS names: the count of a product written out."""
     metrics = train("features_lvis.yaml", tmp_path)

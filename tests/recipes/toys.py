@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune  # noqa: F401 - so that recipes are known
 from jclip.config import OptimConfig
 from jclip.features.precomputed import FeatureSet
 from jclip.functional.directions import unit

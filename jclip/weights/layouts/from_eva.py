@@ -1,4 +1,4 @@
-"""EVA-CLIP: the authors' own files, and the layout of its hub repositories (BAAI/EVA-CLIP-8B, -18B)."""
+"""EVA-CLIP's layouts: the authors' own files, and the hub repositories (BAAI/EVA-CLIP-8B, -18B)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GATED = {"attn.inner_attn_ln": "attn.norm", "mlp.w1": "mlp.fc1_g", "mlp.w2": "m
 
 
 def _original_rules(apart: bool) -> list[Rule]:
-    """The authors' names → timm's; `apart`: q, k and v have matrices of their own, so their biases belong to these."""
+    """Return rules from the authors' names to timm's; `apart`: q, k and v have separate matrices, and so biases."""
     parts = {f"visual.{part}": f"{TRUNK}.{part}" for part in ("patch_embed.proj", "norm", "head")}
     parts |= {f"visual.blocks.{{}}.{part}": f"{BLOCK}.{part}" for part in _SAME}
     parts |= {f"visual.blocks.{{}}.{theirs}": f"{BLOCK}.{ours}" for theirs, ours in _GATED.items()}
@@ -56,7 +56,8 @@ HUGGING_FACE = [
 
 
 def original(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
-    """The authors' file: text keys bare or under `text.`, rotary tables in each block, dropped as they are recomputed."""
+    """Map the authors' file: text keys bare or under `text.`; rotary tables in each block are dropped, since they are
+    recomputed."""
     kept = {k: t for k, t in tensors.items() if "rope" not in k.split(".") and not k.endswith("attn_mask")}
     image = {k: t for k, t in kept.items() if k.startswith("visual.")}
     apart = any(k.endswith("attn.q_proj.weight") for k in image)
@@ -68,7 +69,7 @@ def original(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], 
 
 
 def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
-    """The hub's layout: Hugging Face's names, the patch convolution with a bias, no norm before the blocks."""
+    """Map the hub's layout: Hugging Face's names, the patch convolution with a bias, no norm before the blocks."""
     return apply(tensors, HUGGING_FACE)
 
 
@@ -82,7 +83,7 @@ _VISION: dict[str, Condition] = {
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of EVA-CLIP's code on the hub. Raises `ConfigError`."""
+    """Return whether a config.json belongs to EVA-CLIP's code on the hub. Raises `ConfigError`."""
     named, tables = Condition("a list of names", lambda v: v is None or isinstance(v, list)), either(TABLE, NOTHING)
     obey(config, {"architectures": named, "vision_config": tables, "text_config": tables})
     kinds = (name for name in config.get("architectures") or [] if isinstance(name, str))
@@ -90,7 +91,8 @@ def is_config(config: Mapping[str, Any]) -> bool:
 
 
 def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
-    """The flags of the hub's code; `post_layernorm` there is the order of norms in a block. Raises `CheckpointError`."""
+    """Return the configuration from the flags of the hub's code; `post_layernorm` there is the order of norms in a
+    block. Raises `CheckpointError`."""
     vision = config.get("vision_config") or {}
     obey(config, {"projection_dim": WIDTH})
     obey(vision, _VISION, "vision_config")

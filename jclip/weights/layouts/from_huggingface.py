@@ -26,7 +26,7 @@ from jclip.weights.variants import (
 )
 
 ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
-RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's codes
 _PARTS = {  # within a layer
     "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
@@ -77,12 +77,13 @@ _REFUSED = {"siglip": "siglip", "siglip2": "siglip", "chinese_clip": "chinese-cl
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
-    """Under OpenAI's names, and what became of each key."""
+    """Return tensors under OpenAI's names, and the report of all keys."""
     return apply(tensors, RULES)
 
 
 def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
-    """Old files leave out what is ViT-B/32's, or put the towers under `…_config_dict`; exports of one tower are flat.
+    """Return the configuration. Old files leave out ViT-B/32's values, or put the towers under `…_config_dict`;
+    exports of one tower are flat.
 
     Raises `CheckpointError` for a model of another kind, `ConfigError` for values out of range.
     """
@@ -121,7 +122,7 @@ def _side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def vision_from(vision: Mapping[str, Any]) -> ViTConfig:
-    """The image tower, with ViT-B/32's numbers for what is left out."""
+    """Return the image tower, with ViT-B/32's values for missing keys."""
     width, side = vision.get("hidden_size", 768), vision.get("image_size", 224)
     return ViTConfig(
         image_size=(side, side), patch_size=vision.get("patch_size", 32), width=width,
@@ -131,7 +132,7 @@ def vision_from(vision: Mapping[str, Any]) -> ViTConfig:
 
 
 def text_from(text: Mapping[str, Any]) -> TextConfig:
-    """The text tower, with ViT-B/32's numbers for what is left out."""
+    """Return the text tower, with ViT-B/32's values for missing keys."""
     obey(text, _TEXT, "text_config")
     return TextConfig(
         width=text.get("hidden_size", 512), heads=text.get("num_attention_heads", 8),
@@ -141,9 +142,9 @@ def text_from(text: Mapping[str, Any]) -> TextConfig:
 
 
 def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
-    """What preprocessor_config.json says of photos; OpenAI's pipeline at the model's size for what it leaves out.
+    """Return the preprocessing in preprocessor_config.json, with OpenAI's at the model's size for missing keys.
 
-    null leaves out. Raises `ConfigError`.
+    null counts as missing. Raises `ConfigError`.
     """
     said = {key: value for key, value in said.items() if value is not None}
     obey(said, _PHOTOS)

@@ -1,4 +1,5 @@
-"""open_clip's folders: open_clip_config.json beside the weights; names are OpenAI's, or the text tower's under `text.`."""
+"""open_clip's folders: open_clip_config.json beside the weights; names are OpenAI's, or the text tower's under
+`text.`."""
 
 from __future__ import annotations
 
@@ -64,14 +65,15 @@ _PLAIN = ("learnable", "tok", "argmax", "linear", "default", "clean", None, Fals
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
-    """OpenAI's names: those of models with a separate text tower without `text.`, the saved causal mask dropped."""
+    """Return tensors under OpenAI's names: `text.` of separate text towers removed, the saved causal mask dropped."""
     kept = {k: t for k, t in tensors.items() if not k.endswith("attn_mask") and ".rope." not in k}
     made = {key.removeprefix("text."): tensor for key, tensor in kept.items()}
     return made, Report(copied=list(kept), dropped=[k for k in tensors if k not in kept])
 
 
 def config_from(said: Mapping[str, Any], place: object) -> CLIPConfig:
-    """open_clip's own defaults stand for what a file leaves out: heads of 64, MLPs four times as wide, GELU.
+    """Return the configuration, with open_clip's defaults for missing keys: heads of 64, MLPs four times as wide,
+    GELU.
 
     Raises `CheckpointError` for towers that jclip lacks.
     """
@@ -110,7 +112,7 @@ def _refuse(said: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[st
 
 
 def tower_from(vision: Mapping[str, Any], place: object) -> ViTConfig | ResNetConfig | EVAConfig:
-    """The image tower: four stages make a ResNet, timm's name an EVA."""
+    """Return the image tower: four stages make a ResNet, timm's name an EVA."""
     side, width, layers = vision.get("image_size", 224), vision.get("width", 768), vision.get("layers", 12)
     size = tuple(side) if isinstance(side, list) else (side, side)
     if vision.get("timm_model_name"):
@@ -131,7 +133,7 @@ def _heads(width: int, vision: Mapping[str, Any], place: object) -> int:
 
 
 def text_from(text: Mapping[str, Any]) -> TextConfig:
-    """The text tower."""
+    """Return the text tower."""
     width = text.get("width", 512)
     return TextConfig(
         width, text.get("heads", 8), text.get("layers", 12), int(width * text.get("mlp_ratio", 4.0)),
@@ -140,7 +142,8 @@ def text_from(text: Mapping[str, Any]) -> TextConfig:
 
 
 def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
-    """What the file says of photos; a resize mode that jclip lacks is refused by `Preprocess`. Raises `ConfigError`."""
+    """Return the preprocessing in the file; a resize mode that jclip lacks is refused by `Preprocess`. Raises
+    `ConfigError`."""
     obey(said, _RULES["preprocess_cfg"], "preprocess_cfg")
     modes = {"longest": "longest-pad"}
     mode = said.get("resize_mode", "shortest")
@@ -155,7 +158,8 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
 
 
 def described(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any] | None:
-    """open_clip_config.json for these, so that the folder loads in open_clip; None for a model that open_clip lacks."""
+    """Return open_clip_config.json for a model, so that the folder loads in open_clip; None for a model that
+    open_clip lacks."""
     if config.vision is None or config.text is None or (vision := _described_vision(config.vision)) is None:
         return None
     t = config.text

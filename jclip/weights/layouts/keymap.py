@@ -1,4 +1,4 @@
-"""Names of one layout to names of another: a table of rules, applied without reading a tensor, and a report of all keys."""
+"""Map names of one layout to another by a table of rules, without reading a tensor, and report all keys."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jclip.readers import LazyTensor
 class Rule:
     """`sources` become `target`; one `{}` in each stands for the layer. An empty target drops the sources.
 
-    transform: "same", "transpose" (of a matrix), "stack" (several sources one below the other), "token" ((D,) to
-    (1, 1, D)), "table" ((N, D) to (1, N, D)).
+    transform: "same", "transpose" (of a matrix), "stack" (several sources along the first axis), "token" ((D,) to (1,
+    1, D)), "table" ((N, D) to (1, N, D)).
     """
 
     sources: tuple[str, ...]
@@ -26,13 +26,13 @@ class Rule:
 
 
 def both(source: str, target: str) -> list[Rule]:
-    """Rules for the weight and the bias of one module."""
+    """Return rules for the weight and the bias of one module."""
     return [Rule((f"{source}.{kind}",), f"{target}.{kind}") for kind in ("weight", "bias")]
 
 
 @dataclass
 class Report:
-    """What became of each key."""
+    """Keys by what became of them."""
 
     copied: list[str] = field(default_factory=list)
     transformed: list[str] = field(default_factory=list)
@@ -47,9 +47,9 @@ class Report:
 
 
 def apply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> tuple[dict[str, LazyTensor], Report]:
-    """Tensors under their new names, read only when asked for, and the report; keys that no rule names are `unknown`.
+    """Return tensors under their new names, read on demand, and the report; keys without a rule are `unknown`.
 
-    Raises `CheckpointError` for tensors that belong one below the other and have no common width.
+    Raises `CheckpointError` for tensors to be stacked that have no common width.
     """
     made: dict[str, LazyTensor] = {}
     report, seen = Report(), set()
@@ -57,7 +57,7 @@ def apply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> tuple[dic
         for layer in layers_of(tensors, rule.sources[0]):
             names = [source.replace("{}", layer) for source in rule.sources]
             if not all(name in tensors for name in names):
-                continue  # what the target then lacks is told by the comparison with the model
+                continue  # what the target then lacks is reported by the comparison with the model
             seen.update(names)
             if not rule.target:
                 report.dropped += names
@@ -79,7 +79,7 @@ def _check_stack(shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def unapply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[str, LazyTensor]:
-    """The inverse of `apply`: tensors under the names that the rules' sources have. Every tensor has one."""
+    """Invert `apply`: return tensors under the names of the rules' sources. Every tensor has one."""
     made: dict[str, LazyTensor] = {}
     for rule in rules:
         for layer in layers_of(tensors, rule.target) if rule.target else ():
@@ -89,7 +89,7 @@ def unapply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> dict[st
 
 
 def layers_of(tensors: Mapping[str, LazyTensor], pattern: str) -> list[str]:
-    """What `{}` stands for in the keys that match, in the order of numbers; one empty string where there is no `{}`."""
+    """Return what `{}` stands for in the keys that match, in numeric order; one empty string where there is no `{}`."""
     if "{}" not in pattern:
         return [""] if pattern in tensors else []
     matcher = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d{1,6})"))
@@ -117,7 +117,7 @@ def unstacked(tensor: LazyTensor, count: int) -> list[LazyTensor]:
 
 
 def without(axes: int) -> Callable[[LazyTensor, int], list[LazyTensor]]:
-    """So many axes of length one taken from the front."""
+    """Remove so many leading axes of length one."""
 
     def flattened(tensor: LazyTensor, _: int) -> list[LazyTensor]:
         shape = tensor.shape[axes:]
@@ -127,7 +127,7 @@ def without(axes: int) -> Callable[[LazyTensor, int], list[LazyTensor]]:
 
 
 def under(axes: int) -> Callable[[list[LazyTensor]], LazyTensor]:
-    """So many axes of length one put in front."""
+    """Add so many leading axes of length one."""
 
     def deepened(parts: list[LazyTensor]) -> LazyTensor:
         (only,) = parts
