@@ -51,7 +51,12 @@ class Row:
 
 def found() -> list[str]:
     """The recipes that are there."""
-    return [name for name in finetune.names() if name not in LEFT_OUT]
+    return [name for name in finetune.names() if name not in LEFT_OUT and _classifies(name)]
+
+
+def _classifies(name: str) -> bool:
+    """Whether a recipe gives each photo one class, as the table's photos have."""
+    return getattr(finetune.load(name), "TASK", "classify") == "classify"
 
 
 TOWERS = ("optim.batch=50", "selection=val")  # half a second a step on one thread

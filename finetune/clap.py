@@ -116,7 +116,7 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> on_featur
             raise_multipliers()
         return loss
 
-    seen, count = on_features.watched(data, "last"), cfg.optim.epochs
+    seen, count = on_features.watched(data, "last"), cfg.optim.trained_epochs
     evaluate = seen and (lambda: {"top1": seen.top1(scores)})  # told, not chosen by
     outcome = loop.fit(
         step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps

@@ -92,7 +92,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
 
     outcome = loop.fit(
         step, prepare.epoch, state=optimisation.TrainState(optim, clip.running_statistics(model)), run=run,
-        epochs=cfg.optim.epochs, every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders),
+        epochs=cfg.optim.trained_epochs, every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders),
         select=selected(cfg), steps=total,
     )  # fmt: skip
     if cfg.selection == "val":

@@ -259,7 +259,7 @@ def train(
         return on_photos.measure(model, now, source.preprocess, split, cfg.data.on_error)["top1"]
 
     outcome = loop.fit(
-        step, on_photos.photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.epochs, steps=steps,
+        step, on_photos.photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
     )  # fmt: skip
     told = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}

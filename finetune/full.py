@@ -86,7 +86,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
 
     outcome = loop.fit(
         training_step(cfg, model, optim, prompts, steps), on_photos.photo_epochs(cfg, photos, source), run=run,
-        state=optimisation.TrainState(optim, clip.running_statistics(model)), epochs=cfg.optim.epochs, steps=steps,
+        state=optimisation.TrainState(optim, clip.running_statistics(model)), epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
         every=cfg.every,
     )  # fmt: skip

@@ -15,7 +15,8 @@ Mode = Literal["embed", "embed-raw", "max", "prob-prompts", "prob-templates"]  #
 Mix = Literal[
     "prob", "logit", "geo"
 ]  # of several models: probabilities, scores as they are, logarithms of probabilities
-RESIZES, VIEWS, MODES, MIXES = map(get_args, (Resize, TestViews, Mode, Mix))
+TagMethod = Literal["auto", "tagclip", "places", "dense", "whole"]  # how names are scored, see `jclip.features.tagging`
+RESIZES, VIEWS, MODES, MIXES, TAG_METHODS = map(get_args, (Resize, TestViews, Mode, Mix, TagMethod))
 LARGEST_SIZE = 4096  # pixels of a side: a batch of 64 photos of that size takes 13 GB
 LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
 

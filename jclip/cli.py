@@ -13,6 +13,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     "look": {
         "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
+        "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),
     },
     "learn": {
         "train": ("jclip.commands.train:train", "run the recipe of a YAML"),
@@ -25,13 +26,14 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     },
     "measure": {
         "eval": ("jclip.commands.eval:evaluate", "measure a finished run on its test photos or on others"),
+        "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },
     "data": {
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),
         "captions": ("jclip.commands.caption_files:main", "label captions by class names, or make captions of names"),
         "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
-        "unsort": ("jclip.commands.unsort:main", "undo `predict --sort-into`"),
+        "unsort": ("jclip.commands.unsort:main", "undo `--sort-into` of predict and tag"),
     },
     "weights": {
         "models": ("jclip.commands.models:main", "list the models, or write one with seeded random weights"),

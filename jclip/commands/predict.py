@@ -71,7 +71,7 @@ def predict_parser() -> argparse.ArgumentParser:
     add_shared(
         p, "--model", " (default: the run's own); needed after precomputed features, or where the file has moved"
     )
-    add_shared(p, "--top")
+    add_shared(p, "--top", " (default: 5)", default=5)
     out = "results/result.txt"
     add_shared(p, "--out", f": .txt (the Jittor challenge's lines), .csv or .json (default: {out})", default=out)
     add_shared(p, "--sheet", ", of some of the photos with their classes")

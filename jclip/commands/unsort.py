@@ -1,4 +1,4 @@
-"""`jclip unsort`: takes back what `predict --sort-into` made."""
+"""`jclip unsort`: takes back what `predict --sort-into` and `tag --sort-into` made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jclip.report import sorted_folders
 
 
 def main(argv: list[str]) -> int:
-    """Removes the copies or links that `jclip predict --sort-into` made; the photos stay."""
+    """Removes the copies or links that --sort-into of `jclip predict` and `jclip tag` made; the photos stay."""
     p = Parser("jclip unsort", description=main.__doc__)
     p.add_argument("manifest", type=nonempty, metavar="MANIFEST", help="the sorted.json in the folder of sorted photos")
     args = p.parse_args(argv)

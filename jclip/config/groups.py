@@ -111,24 +111,32 @@ class OptimConfig:
     eps: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = False
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    schedule: Literal["constant", "cosine", "step", "epoch_cosine"] = "cosine"  # the last is constant within an epoch
     step_epochs: int = 10  # of the schedule "step": epochs after which the rate is multiplied by gamma, again and again
     gamma: float = 0.1
-    warmup: float = 0.0  # steps; below 1 a share of all steps
+    warmup: float = 0.0  # steps, of epoch_cosine epochs; below 1 a share of all
+    warmup_lr: float = 0.0  # the rate throughout the warm-up; 0: it rises linearly to lr
     average: float = 0.0  # decay of a moving average of the weights, which then is what is measured and kept; 0: none
     epochs: int = 20
+    stop: int = 0  # epochs after which training ends, at the rates of a training of all `epochs`; 0: these
     batch: int = 256
 
     def __post_init__(self):
         for name in ("epochs", "batch", "step_epochs"):
             require((value := getattr(self, name)) >= 1, "optim", name, "at least 1", value)
-        for name in ("lr", "warmup", "weight_decay"):
+        require(0 <= self.stop <= self.epochs, "optim", "stop", f"in [0, {self.epochs}], optim.epochs", self.stop)
+        for name in ("lr", "warmup", "warmup_lr", "weight_decay"):
             require((value := getattr(self, name)) >= 0, "optim", name, "at least 0", value)
         require(self.eps > 0, "optim", "eps", "above 0", self.eps)
         require(0 <= self.gamma <= 1, "optim", "gamma", "in [0, 1]", self.gamma)
         for name in ("momentum", "average"):
             require(0 <= (value := getattr(self, name)) < 1, "optim", name, "in [0, 1)", value)
         require(all(0 <= beta < 1 for beta in self.betas), "optim", "betas", "in [0, 1)", self.betas)
+
+    @property
+    def trained_epochs(self) -> int:
+        """How many epochs are trained."""
+        return self.stop or self.epochs
 
 
 def check_grid(optim: OptimConfig, **values: Sequence[float]) -> None:

@@ -63,11 +63,21 @@ def _resolve_paths(values: dict, base: Path) -> None:
             data[key] = _absolute(data[key], base)
     if isinstance(values.get("classes"), str) and is_file(base / values["classes"]):
         values["classes"] = _absolute(values["classes"], base)
+    _resolve_captions(values, base)
     _resolve_weights(values, "model", base)
     for member in _entries(values.get("models")):
         _resolve_weights(member, "weights", base)
         if isinstance(member.get("prompts"), str) and member["prompts"] and is_file(base / member["prompts"]):
             member["prompts"] = _absolute(member["prompts"], base)
+
+
+def _resolve_captions(values: dict, base: Path) -> None:
+    """Files of captions, one or several, and the run that prompts start from."""
+    if isinstance(named := values.get("captions"), str | list):
+        files = [named] if isinstance(named, str) else named
+        values["captions"] = [_absolute(f, base) if isinstance(f, str) and f and f != WORLD else f for f in files]
+    if isinstance(values.get("init_from"), str) and values["init_from"]:
+        values["init_from"] = _absolute(values["init_from"], base)
 
 
 def _resolve_weights(values: dict, key: str, base: Path) -> None:

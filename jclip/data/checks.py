@@ -16,7 +16,7 @@ def check_several(classes: int, first: str, place: str = "", more: str = "") -> 
     if classes < 2:
         raise DataError(
             f"{place}only one class ({first}): there is nothing to tell apart; add photos of another class, or name others "
-            f"beside it (jclip zero-shot --classes {first},OTHER){more}"
+            f"beside it (jclip zero-shot --classes {first},OTHER), or find its photos with `jclip tag`{more}"
         )
 
 

@@ -79,27 +79,28 @@ def _report_order(own: Sequence[str], names: Sequence[str]) -> None:
     notice(f"no class of the data is among the names given: taken in order ({shown})")
 
 
-def read_class_names(named: str) -> ClassNames:
+def read_class_names(named: str, least: int = 2) -> ClassNames:
     """Class names from `a,b,c`, from a benchmark's set, or from a file, see `jclip.data.class_lists.read_entries`.
 
-    Raises `DataError` for names that are absent, one name twice (whatever its case, blanks or Unicode form), or a single
-    class.
+    Raises `DataError` for names that are absent, one name twice (whatever its case, blanks or Unicode form), or fewer
+    than `least` of them: a single class can be looked for, but photos can't be classified into it.
     """
     path = Path(named)
     if is_file(named):
-        return _unlike(read_entries(path), named)
+        return _unlike(read_entries(path), named, least)
     if named in class_sets():
         return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
     if "," not in named and (path.suffix or "/" in named):
         reason = "can't be read, it is no regular file" if exists(named) else "no such file of class names"
         raise DataError(f"{reason}: {path}")
     return _unlike(
-        [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()]
+        [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()],
+        least=least,
     )
 
 
-def _unlike(entries: Sequence[Entry], place: str = "") -> ClassNames:
-    """Raises `DataError` unless there are several entries with names that differ."""
+def _unlike(entries: Sequence[Entry], place: str = "", least: int = 2) -> ClassNames:
+    """Raises `DataError` unless there are at least `least` entries, with names that differ."""
     names, before = tuple(entry.name for entry in entries), f"{place}: " if place else ""
     if not names:
         raise DataError("no class names given")
@@ -111,14 +112,14 @@ def _unlike(entries: Sequence[Entry], place: str = "") -> ClassNames:
             f"{second.place.removeprefix(f'{place}, ')}{f', {second.name!r} but for {why}' if why else ''}): "
             f"name each class once{f', in {place}' if place else ''}"
         )
-    if len(names) == 1:
+    if len(names) < least:
         near = nearest(names[0], class_sets())
         meant = f"did you mean the set {near[0]!r}? " if near else ""
         if not place and re.search(r"[\s;|，、；]", names[0]):
             meant += "separate names by commas, or "
         raise DataError(
             f"{before}classes must be at least two, got one ({names[0]:.60}), which every photo would be of: {meant}"
-            'add a second name, such as "something else"'
+            'add a second name, such as "something else", or find its photos with `jclip tag`'
         )
     return ClassNames(names, {other: k for k, entry in reversed([*enumerate(entries)]) for other in entry.others})
 

@@ -81,6 +81,12 @@ def load_lexicon(named: str | PathLike | Sequence[str], kind: str = "extended") 
     return _of_names(read_names(Path(named)) if is_file(named) else read_class_names(named).names, kind)
 
 
+def spoken_names(classnames: Sequence[str]) -> tuple[str, ...]:
+    """Returns class names as prompts say them: `dining table` for VOC2007's `diningtable`; names of no known set as they
+    are. Raises as `load_lexicon`."""
+    return load_lexicon(tuple(classnames)).prompt_names
+
+
 def _of_names(names: tuple[str, ...], kind: str) -> Lexicon:
     if kind not in KINDS:
         if not is_file(kind):

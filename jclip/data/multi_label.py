@@ -7,14 +7,16 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from jclip.config import DataConfig
+from jclip.config import WORLD, DataConfig
 from jclip.data.checks import preview
 from jclip.data.class_names import read_classes
 from jclip.data.photo_lists import is_photo, label_of, list_lines, on_disk
-from jclip.data.splits import Split, read_photos
+from jclip.data.splits import Split, photo_folder, read_photos
+from jclip.data.world import SCENES
 from jclip.errors import DataError
 from jclip.paths import compute_sha256, is_file
 
@@ -28,18 +30,36 @@ class LabelledPhotos:
     targets: np.ndarray  # (N, C) bool
 
 
-def read_multi_label(config: DataConfig) -> LabelledPhotos:
-    """The test photos of `config`, or all of folders without a test part.
+def read_multi_label(config: DataConfig, part: Literal["val", "test"] = "test") -> LabelledPhotos:
+    """The test photos of `config`, or all of folders without a test part; or its validation photos.
 
     Of a folder per class, below test/ or directly, a photo that lies in several of them (the same bytes, or a link) has
     all their classes. A list file, `data.test` beside `data.classes`, has all labels behind the path:
-    `photos/1.jpg 3 17`. Raises `DataError` for what is missing or contradictory.
+    `photos/1.jpg 3 17`; so has `data.val`. `shapes:scenes` has lists of its own. Raises `DataError` for what is missing or
+    contradictory.
     """
-    if config.test:
-        return _of_list(Path(config.test), config)
+    config = _with_lists(config)
+    if listed := getattr(config, part):
+        return _of_list(Path(listed), config)
     data = read_photos(replace(config, shots=0, val_shots=0))
-    test = data.test if len(data.test) else data.train
+    test = data.val if part == "val" else data.test if len(data.test) else data.train
     return _gathered(data.classnames, zip(test.paths, _contents(test.paths), test.labels.tolist(), strict=True))
+
+
+def has_photos(config: DataConfig, part: Literal["val", "test"]) -> bool:
+    """Whether `config` names photos of several classes each, of that part."""
+    config = _with_lists(config)
+    return bool(getattr(config, part)) or (part == "test" and bool(config.root) and not config.val)
+
+
+def _with_lists(config: DataConfig) -> DataConfig:
+    """`shapes:scenes` and its like as the lists that were rendered; others as they are."""
+    world, _, name = config.root.partition(":")
+    if world != WORLD or name not in SCENES:
+        return config
+    folder = photo_folder(config.root)
+    lists = {part: str(folder / f"{part}.txt") for part in ("val", "test", "classes")}
+    return replace(config, root=str(folder), **lists)
 
 
 def _contents(paths: Sequence[str]) -> list[tuple]:

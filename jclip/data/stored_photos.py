@@ -81,3 +81,8 @@ def spoken_path(path: str | os.PathLike) -> str:
         return os.fspath(path)
     stored = StoredPhoto.at(path)
     return f"{stored.file}::{stored.name}"
+
+
+def file_of(path: str | os.PathLike) -> str | os.PathLike:
+    """The file in which a photo is: the path itself, or that of an address."""
+    return StoredPhoto.at(path).file if is_stored(path) else path

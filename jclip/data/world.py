@@ -2,7 +2,8 @@
 
 A class per shape and colour, all one hundred of them, one thing to a photo. `shapes:sketch` and the other styles have
 train, val and test; `shapes:seen_pairs` and `shapes:unseen_pairs` are test photos in the styles seen in training, of the
-85 classes that the shipped models were trained on, and of the 15 that were kept from them.
+85 classes that the shipped models were trained on, and of the 15 that were kept from them. `shapes:scenes` are photos of
+two to four things each, with lists of their classes, in the styles seen in training; `shapes:unseen_scenes` in the others.
 """
 
 from __future__ import annotations
@@ -22,27 +23,52 @@ from jclip.paths import cache_dir
 SIZE = 64
 COUNTS = {"train": 16, "val": 4, "test": 10}  # photos per class and part of a style
 PER_PAIR = {"seen_pairs": 10, "unseen_pairs": 40}
-_SEEDS = {name: 10_000 + i for i, name in enumerate((*shapes.STYLES, *PER_PAIR))}
+SCENES = {"scenes": shapes.SEEN_STYLES, "unseen_scenes": shapes.UNSEEN_STYLES}
+SCENE_COUNTS = {"val": 200, "test": 800}
+THINGS = (2, 4)  # of a scene
+_SEEDS = {name: 10_000 + i for i, name in enumerate((*shapes.STYLES, *PER_PAIR, *SCENES))}
 
 
 def rendered_folder(name: str) -> Path:
-    """The folder of that name with `train`, `val` and `test` as far as it has them. Raises `UnknownName`."""
+    """The folder of that name with `train`, `val` and `test` as far as it has them. Raises `UnknownName`.
+
+    Of scenes it has classes.txt, val.txt and test.txt besides, as `jclip.data.multi_label` reads them.
+    """
     if name not in _SEEDS:
         raise UnknownName("set of rendered photos", name, _SEEDS)
     folder = cache_dir("shapes") / f"{name}-{_version()}"
     if not folder.is_dir():
         unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
         try:
-            for number, (part, pair, scene) in enumerate(_scenes(name)):
-                place = unfinished / part / "_".join(pair)
-                place.mkdir(parents=True, exist_ok=True)
-                if scene is not None:
-                    scene.render(SIZE).save(place / f"image_{number:04}.png")
+            _write_scenes(unfinished, name) if name in SCENES else _write_classes(unfinished, name)
             with contextlib.suppress(OSError):  # another process was faster
                 os.rename(unfinished, folder)  # noqa: PTH104
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _write_classes(folder: Path, name: str) -> None:
+    """A folder per part and class."""
+    for number, (part, pair, scene) in enumerate(_scenes(name)):
+        place = folder / part / "_".join(pair)
+        place.mkdir(parents=True, exist_ok=True)
+        if scene is not None:
+            scene.render(SIZE).save(place / f"image_{number:04}.png")
+
+
+def _write_scenes(folder: Path, name: str) -> None:
+    """A folder and a list per part, all photos with all their classes."""
+    label = {classname: k for k, classname in enumerate(shapes.CLASSNAMES)}
+    (folder / "classes.txt").write_text("".join(f"{c} {k}\n" for c, k in label.items()), encoding="utf-8")
+    for number, (part, count) in enumerate(SCENE_COUNTS.items()):
+        (folder / part).mkdir()
+        lines = []
+        for i in range(count):
+            scene = shapes.draw_scene((_SEEDS[name], number, i), styles=SCENES[name], count=THINGS)
+            scene.render(SIZE).save(folder / part / f"scene_{i:04}.png")
+            lines.append(" ".join([f"{part}/scene_{i:04}.png", *(str(label[c]) for c in scene.labels)]) + "\n")
+        (folder / f"{part}.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _scenes(name: str) -> Iterator[tuple[str, tuple[str, str], shapes.Scene | None]]:

@@ -206,4 +206,5 @@ def source_of(config: WithModel, model: str = "") -> ModelSource | SideBySide | 
     dtype = config.dtype if isinstance(config, WithDtype) else "fp32"
     penultimate = isinstance(config, WithFeatureLayer) and config.features == "penultimate"
     seen = {"draft": getattr(config.data, "draft", False), "upright": upright}  # captions have no draft
+    seen["preprocess"] = getattr(config, "preprocess", None)
     return ModelSource(name, config.family, dtype, penultimate=penultimate, **seen) if name else None

@@ -1,7 +1,7 @@
 """Position tables for other input sizes: bicubic resampling in float64, equal to torch's with and without antialias.
 
 Two dialects exist and they differ even when enlarging: open_clip and timm resize with antialias (cubic with a = -0.5),
-Hugging Face and EVA without (a = -0.75).
+Hugging Face and EVA without (a = -0.75). TagCLIP takes the bilinear kind.
 """
 
 from __future__ import annotations
@@ -24,6 +24,26 @@ def resample_positions(
     columns = bicubic_matrix(grid[1], new[1], antialias)
     cells = np.einsum("Hh,Ww,hwd->HWd", rows, columns, cells, optimize=True)
     return np.concatenate([table[:1], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
+
+
+def resample_bilinearly(table: np.ndarray, grid: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """(1 + h*w, D) for `grid` → (1 + h'*w', D) for `new`, each row between four neighbours; row 0 stays."""
+    if grid == new:
+        return table
+    cells = table[1:].reshape(*grid, -1).transpose(2, 0, 1)
+    resized = resize_bilinearly(cells, new).reshape(table.shape[1], -1).T
+    return np.concatenate([table[:1], resized.astype(table.dtype)])
+
+
+def resize_bilinearly(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(..., h, w) → (..., *size), as torch's bilinear interpolation (align_corners=False, no antialias), in float64."""
+    rows, columns = (bilinear_matrix(old, new) for old, new in zip(maps.shape[-2:], size, strict=True))
+    return rows @ maps @ columns.T
+
+
+def bilinear_matrix(size: int, new: int) -> np.ndarray:
+    """(new, size) float64: row i holds the weights of the `size` samples in output i (align_corners=False)."""
+    return resample_linearly(np.eye(size), new)
 
 
 def resample_linearly(table: np.ndarray, length: int) -> np.ndarray:

@@ -63,7 +63,7 @@ class Links:
         return self.image_count == self.text_count == len(self.images) and bool((self.images == self.texts).all())
 
 
-def cosines(images: np.ndarray, texts: np.ndarray) -> Scores:
+def feature_scores(images: np.ndarray, texts: np.ndarray) -> Scores:
     """Scores of features (I, E) and (T, E) of length one."""
     return lambda rows, columns: images[rows] @ texts[columns].T
 

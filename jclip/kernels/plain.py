@@ -69,6 +69,33 @@ def attention(qkv, heads: int, causal: bool = False):
     return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d))
 
 
+def attention_weights(qkv, heads: int):
+    """(B, N, 3D) → (B, N, N): softmax(q k^T / sqrt(d)), the mean over heads, in float32; row i is what token i looks at.
+
+    On the CPU one product for each head: Jittor computes only those of two matrices fast.
+    """
+    B, N, width = qkv.shape
+    d = width // 3 // heads
+    split = qkv[:, :, : 2 * (width // 3)].float32().reshape((B, N, 2, heads, d)).permute(2, 0, 3, 1, 4)
+    q, k = (t.reshape((B * heads, N, d)) for t in split)
+    q = q * (1.0 / math.sqrt(d))
+    if jt.flags.use_cuda:
+        scores = nn.bmm_transpose(q, k)
+    else:
+        scores = jt.stack([nn.matmul_transpose(q[i], k[i]) for i in range(B * heads)])
+    return nn.softmax(scores, dim=-1).reshape((B, heads, N, N)).mean(dim=1)
+
+
+def attention_at_first(qkv, heads: int, keep):
+    """(B, N, 3D), keep (B, N) 0/1 → (B, 1, D): what the first token takes from those that are kept, itself included."""
+    B, N, width = qkv.shape
+    d = width // 3 // heads
+    q, k, v = qkv.float32().reshape((B, N, 3, heads, d)).permute(2, 0, 1, 3, 4)
+    scores = (k * q[:, :1]).sum(dim=3) * (1.0 / math.sqrt(d)) + (1.0 - keep).unsqueeze(2) * -1e30
+    shares = nn.softmax(scores, dim=1)  # (B, N, heads)
+    return (shares.unsqueeze(3) * v).sum(dim=1).reshape((B, 1, width // 3)).cast(qkv.dtype)
+
+
 def causal_mask(length: int):
     """(N, N) float32: 0 on and below the diagonal, -inf above."""
     return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))

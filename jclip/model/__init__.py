@@ -19,10 +19,12 @@ __getattr__, __dir__, __all__ = face(
             "training_mode",
         ),
         "deep_prompts": ("Arrays", "DeepPrompts", "PromptedModel", "gapped"),
+        "dense_map": ("dense_map",),
         "last_block": ("LastBlock",),
         "learned_prompts": ("Frame", "Layout", "Position", "Prompts", "write_nearest"),
         "low_rank": ("Adapters",),
         "parameter_groups": ("Lock", "LowRank", "Prompting", "trained_patterns"),
+        "prompt_sets": ("PromptSets", "features_of", "frame_of"),
         "trainable": ("check_in_memory", "no_weight_decay"),
     },
 )

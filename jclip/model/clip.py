@@ -68,13 +68,18 @@ class CLIP(TextEncoder, nn.Module):
         if tuple(x.shape[1:]) != (3, *self.config.vision.image_size):
             H, W = self.config.vision.image_size
             raise ValueError(f"images of shape {tuple(x.shape)} do not fit a model of input (B, 3, {H}, {W})")
-        x = x if x.dtype == self._image_dtype else x.cast(self._image_dtype)
+        x = self.image_input(x)
         kind = "value" if dense is True else dense or None
         options = {"dense": kind, "taps": taps} | ({} if insert is None else {"insert": insert})
         if penultimate:
             self.config.feature_width(penultimate)  # which not every tower has
             options["penultimate"] = True
         return self.visual(x, **options)
+
+    def image_input(self, images):
+        """Pixels in the dtype that the image tower takes."""
+        x = jt.array(images)
+        return x if x.dtype == self._image_dtype else x.cast(self._image_dtype)
 
     def execute(self, images, tokens):
         """Logits both ways, float32: (B, T) per image and (T, B) per text."""

@@ -40,10 +40,14 @@ AT_ONCE = 256  # prompts of a backward pass that are kept in memory together
 
 @dataclass(frozen=True)
 class Layout:
-    """Prompts as tokens (C, L) with gaps for the learned vectors: slots (C, L) are 0 at words and m at the m-th vector."""
+    """Prompts as tokens (C, L) with gaps for the learned vectors: slots (C, L) are 0 at words and m at the m-th vector.
+
+    runs: so many runs of equally many prompts stand one after the other, each with vectors of its own.
+    """
 
     tokens: np.ndarray
     slots: np.ndarray
+    runs: int = 1
 
     @property
     def ends(self) -> np.ndarray:
@@ -94,9 +98,23 @@ class Layout:
 
     @property
     def alike(self) -> int:
-        """How many tokens all prompts begin with, learned vectors among them."""
-        same = (self.tokens == self.tokens[0]).all(axis=0) & (self.slots == self.slots[0]).all(axis=0)
+        """How many tokens all prompts of a run begin with, learned vectors among them."""
+        tokens, slots = (x.reshape(self.runs, -1, x.shape[-1]) for x in (self.tokens, self.slots))
+        same = ((tokens == tokens[:, :1]) & (slots == slots[:, :1])).all(axis=(0, 1))
         return int(same.argmin()) if not same.all() else len(same)
+
+    def joined(self, others: Sequence[Layout], vectors: Sequence[int]) -> Layout:
+        """This one and `others` of equally many prompts as runs of one; vectors: how many each of them numbers."""
+        every = (self, *others)
+        length = max(layout.tokens.shape[1] for layout in every)
+        before = np.cumsum([0, *vectors[:-1]])
+        padding = [((0, 0), (0, length - layout.tokens.shape[1])) for layout in every]
+        tokens = [np.pad(layout.tokens, pad) for layout, pad in zip(every, padding, strict=True)]
+        slots = [
+            np.pad(np.where(layout.slots > 0, layout.slots + start, 0), pad).astype(np.int32)
+            for layout, pad, start in zip(every, padding, before, strict=True)
+        ]
+        return Layout(np.concatenate(tokens), np.concatenate(slots), len(every))
 
     def of_each_class(self, vectors: int) -> Layout:
         """The same where each class has vectors of its own, numbered class by class."""
@@ -118,6 +136,7 @@ class Frame:
 
     def __init__(self, model: CLIP, layout: Layout):
         self._model, self._ends, self._alike = model, layout.ends, min(layout.alike, int(layout.ends.min()))
+        self._runs = layout.runs
         self._slots = jt.array(layout.slots).stop_grad()
         table = model.token_embedding.weight.numpy()
         self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
@@ -150,7 +169,13 @@ class Frame:
 
     def features(self, vectors):
         """(C, E) text features of length one of all prompts; of many the backward pass computes each part anew."""
-        return in_parts(lambda rows: self.encode(vectors, rows), slices(len(self), AT_ONCE), [vectors])
+        each = len(self) // self._runs
+        if len(self) <= AT_ONCE or self._runs == 1:
+            parts = [(rows, self._runs) for rows in slices(len(self), AT_ONCE)]
+        else:
+            starts = range(0, len(self), each)
+            parts = [(slice(at + s.start, at + s.stop), 1) for at in starts for s in slices(each, AT_ONCE)]
+        return in_parts(lambda part: self.encode(vectors, part[0], runs=part[1]), parts, [vectors])
 
 
 class Prompts:

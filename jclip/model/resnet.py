@@ -49,7 +49,14 @@ class AttentionPool(nn.Module):
         self.heads = heads
 
     def execute(self, cells):
-        tokens = jt.concat([cells.mean(dim=1, keepdims=True), cells], dim=1) + self.positional_embedding
+        return self.attend(self.with_mean(cells) + self.positional_embedding)
+
+    def with_mean(self, cells):
+        """(B, N, D) → (B, 1 + N, D): the mean of all cells, then the cells."""
+        return jt.concat([cells.mean(dim=1, keepdims=True), cells], dim=1)
+
+    def attend(self, tokens):
+        """(B, 1 + N, D) → (B, E): what the first token gathers from all."""
         B, N, D = tokens.shape
         d = D // self.heads
         q = self.q_proj(tokens[:, :1]).reshape((B, self.heads, d, 1)) * d**-0.5

@@ -41,11 +41,16 @@ class VisionTransformer(nn.Module):
         self.proj = jt.init.gauss((width, embed_dim), "float32", std=scale)
         self.image_size = config.image_size
 
-    def embed(self, images):
-        """(B, 3, H, W) → (B, 1 + N, D): class token and patches, positions added, before `ln_pre`."""
+    def embed(self, images, positions=None):
+        """(B, 3, H, W) → (B, 1 + N, D): class token and patches, positions added, before `ln_pre`.
+
+        positions: (1 + N, D) in place of the tower's own, for photos of another size.
+        """
         patches = self.conv1(images)
         first = self.class_embedding.reshape((1, 1, -1)).expand((patches.shape[0], 1, patches.shape[2]))
-        return jt.concat([first.cast(patches.dtype), patches], dim=1) + self.positional_embedding
+        return jt.concat([first.cast(patches.dtype), patches], dim=1) + (
+            self.positional_embedding if positions is None else positions
+        )
 
     def encode(
         self,
@@ -54,8 +59,12 @@ class VisionTransformer(nn.Module):
         insert: dict | None = None,
         taps: dict | None = None,
         penultimate: bool = False,
+        patches: int = 0,
     ):
-        """(B, 1 + N, D) from `embed`, prompts appended or not → pooled (B, E); with `dense` also (B, N, E)."""
+        """(B, 1 + N, D) from `embed`, prompts appended or not → pooled (B, E); with `dense` also (B, N, E).
+
+        patches: N of photos of another size than the tower's.
+        """
         last = len(self.transformer.resblocks) - 1
         options = {"insert": insert, "taps": taps, "name": "visual."}
         x = self.ln_pre(tokens)
@@ -70,8 +79,8 @@ class VisionTransformer(nn.Module):
         if dense == "value":
             block = self.transformer.resblocks[last]
             x = block.attn.values(block.ln_1(entering))
-        patches = x[:, 1 : self.positional_embedding.shape[0]]
-        return pooled, kernels.linear(self.ln_post(patches), self.proj.transpose(0, 1))
+        cells = x[:, 1 : 1 + (patches or self.positional_embedding.shape[0] - 1)]
+        return pooled, kernels.linear(self.ln_post(cells), self.proj.transpose(0, 1))
 
     def execute(self, images, **options):
         """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row. options: as of `encode`.

@@ -7,8 +7,9 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "calibration_file": ("calibration_for", "read_calibration", "write_calibration"),
         "classifier": ("Classifier",),
-        "contact_sheet": ("check_sheet", "write_sheet"),
+        "contact_sheet": ("check_sheet", "write_sheet", "write_tag_sheet"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
         "finished_run": ("FinishedRun", "unlabelled"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),
@@ -27,8 +28,11 @@ __getattr__, __dir__, __all__ = face(
         "predictor": ("Predictor", "measure", "write_handed_over"),
         "retriever": ("Retriever",),
         "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
+        "score_files": ("Scores", "aligned", "joined", "read_scores", "write_scores"),
         "scoring_run": ("ScoringRun",),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),
+        "tagging_run": ("TaggingRun",),
+        "tags": ("Tags", "plan_tags", "show_tags", "write_tags"),
         "tasks": ("TASKS", "Task", "task_of"),
         "transfer": ("base_to_new", "means", "on_sets"),
     },

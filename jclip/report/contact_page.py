@@ -43,10 +43,13 @@ li div { display: flex; justify-content: space-between; gap: 8px } li b { font-w
 """
 
 
-def page(parts: Sequence[Section], predictions: Predictions) -> str:
-    """The HTML of a sheet. Raises `DataError` for a photo that has stopped to decode."""
+def page(parts: Sequence[Section], photos: int, said: str) -> str:
+    """The HTML of a sheet; photos: how many there are in all; said: the line below its title.
+
+    Raises `DataError` for a photo that has stopped to decode.
+    """
     shown = sum(len(part.tiles) for part in parts)
-    title = f"{shown} of {len(predictions.photos)} photos" if shown else EMPTY
+    title = f"{shown} of {photos} photos" if shown else EMPTY
     body = "\n".join(map(_section, parts))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -58,7 +61,7 @@ def page(parts: Sequence[Section], predictions: Predictions) -> str:
 </head>
 <body>
 <main>
-<header><h1>{title}</h1><p>{_legend(parts, predictions)}</p></header>
+<header><h1>{title}</h1><p>{html.escape(said)}</p></header>
 {body}
 </main>
 </body>
@@ -66,7 +69,7 @@ def page(parts: Sequence[Section], predictions: Predictions) -> str:
 """
 
 
-def _legend(parts: Sequence[Section], predictions: Predictions) -> str:
+def legend(parts: Sequence[Section], predictions: Predictions) -> str:
     """How many classes there are, and what colours and badges mean."""
     said = [f"{len(predictions.classnames)} classes"]
     if any(tile.verdict in ("right", "wrong") for part in parts for tile in part.tiles):
@@ -85,10 +88,10 @@ def _section(part: Section) -> str:
 def _figure(tile: Tile) -> str:
     """One photo: picture, classes with bars, then what else there is to say of it."""
     name, place = html.escape(tile.file), html.escape(printable(tile.photo))
-    badge = f'<span class="badge">{UNKNOWN}</span>' if tile.verdict == "unknown" else ""
+    badge = f'<span class="badge">{html.escape(tile.badge)}</span>' if tile.verdict == "unknown" else ""
     true = f'<p class="true">is {html.escape(tile.true)}</p>' if tile.true else ""
     prompt = f'<p class="prompt">{html.escape(tile.prompt)}</p>' if tile.prompt else ""
-    classes = "".join(f"<li>{_share(*one)}</li>" for one in tile.best)
+    classes = "".join(f"<li>{_share(*one, tile.number(rank))}</li>" for rank, one in enumerate(tile.best))
     return (
         f'<figure class="{tile.verdict}"><img src="{_data_uri(tile)}" alt="{name}">{badge}'
         f"<figcaption><ol>{classes}</ol>{true}{prompt}"
@@ -96,11 +99,10 @@ def _figure(tile: Tile) -> str:
     )
 
 
-def _share(name: str, probability: float) -> str:
-    percent = f"{100 * probability:.1f}"
+def _share(name: str, share: float, number: str) -> str:
     return (
-        f"<div><span>{html.escape(name)}</span> <b>{percent} %</b></div>"
-        f'<span class="track"><span class="bar" style="width:{percent}%"></span></span>'
+        f"<div><span>{html.escape(name)}</span> <b>{html.escape(number)}</b></div>"
+        f'<span class="track"><span class="bar" style="width:{100 * share:.1f}%"></span></span>'
     )
 
 

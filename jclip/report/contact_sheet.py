@@ -7,17 +7,18 @@ import io
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from jclip.errors import ConfigError
 from jclip.paths import replacing
-from jclip.report.contact_page import page
+from jclip.report.contact_page import legend, page
 from jclip.report.plots import find_font
-from jclip.report.predictions import UNKNOWN, Predictions, shorten
-from jclip.report.tiles import EMPTY, Choice, Section, Tile, sections, small_photo
+from jclip.report.predictions import Predictions, shorten
+from jclip.report.tags import Tags
+from jclip.report.tiles import EMPTY, TOLD, Choice, Section, Tile, sections, small_photo, tag_tiles
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".html")
 Colour = tuple[int, int, int]
@@ -53,13 +54,27 @@ def write_sheet(
     """
     check_sheet(str(path))
     parts = sections(predictions, labels, count, choice, upright)
+    _write(path, parts, PLAIN if choice == "spread" else CARDS, len(predictions.photos), legend(parts, predictions))
+
+
+def write_tag_sheet(path: str | os.PathLike, tags: Tags, count: int = 24, upright: bool = True) -> None:
+    """Writes `count` photos, evenly spaced, with their tags and scores. Raises as `write_sheet` does."""
+    check_sheet(str(path))
+    parts = tag_tiles(tags, count, upright)
+    most = max((len(tile.best) for part in parts for tile in part.tiles), default=0)
+    look = replace(CARDS, height=CARDS.height + max(0, most - TOLD) * ROW)
+    _write(path, parts, look, len(tags.photos), f"{len(tags.classnames)} classes · numbers: {tags.kind}")
+
+
+def _write(path: str | os.PathLike, parts: Sequence[Section], look: _Look, photos: int, said: str) -> None:
+    """The sections as a page or a picture; photos: how many there are in all; said: below the page's title."""
     suffix = Path(path).suffix.lower()
     if suffix == ".html":
-        text = page(parts, predictions)
+        text = page(parts, photos, said)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return
-    sheet = _picture(parts, PLAIN if choice == "spread" else CARDS)
+    sheet = _picture(parts, look)
     drawn = io.BytesIO()  # a full disk would end in an error of the encoder's own
     sheet.save(drawn, format="JPEG" if suffix in (".jpg", ".jpeg") else suffix[1:], quality=90)
     with replacing(path) as temporary:
@@ -113,8 +128,7 @@ def _draw_plain(sheet: Image.Image, tile: Tile, x: int, y: int) -> None:
     """The photo above its best class."""
     pen, font = ImageDraw.Draw(sheet), _font(11)
     _draw_photo(sheet, tile, x, y, TILE, PAPER)
-    name, probability = tile.best[0]
-    share = f" {100 * probability:.0f} %"
+    name, share = tile.best[0][0], f" {tile.number(0, digits=0)}"
     said = _fit(name, font, TILE - font.getlength(share)) + share
     pen.text((x, y + TILE), said, fill=COLOURS[tile.verdict], font=font)
     if tile.true:
@@ -128,7 +142,7 @@ def _draw_card(sheet: Image.Image, tile: Tile, x: int, y: int) -> None:
     below = y + CARD + 7
     for rank, (name, probability) in enumerate(tile.best):
         ink, bar = (PALE, OTHERS) if rank else (COLOURS[tile.verdict], BARS[tile.verdict])
-        _draw_share(pen, name, probability, ink, x, below + rank * ROW)
+        _draw_share(pen, name, tile.number(rank), ink, x, below + rank * ROW)
         _draw_bar(pen, probability, bar, x, below + rank * ROW + 18)
     below += len(tile.best) * ROW
     if tile.true:
@@ -137,9 +151,9 @@ def _draw_card(sheet: Image.Image, tile: Tile, x: int, y: int) -> None:
     pen.text((x, below), _fit_end(tile.file, small, CARD), fill=PALE, font=small)
 
 
-def _draw_share(pen: ImageDraw.ImageDraw, name: str, probability: float, ink: Colour, x: int, y: int) -> None:
-    """A class at the left, its probability at the right."""
-    font, share = _font(13), f"{100 * probability:.1f} %"
+def _draw_share(pen: ImageDraw.ImageDraw, name: str, share: str, ink: Colour, x: int, y: int) -> None:
+    """A class at the left, its probability or score at the right."""
+    font = _font(13)
     pen.text((x, y + 13), _fit(name, font, CARD - font.getlength(share) - 8), fill=ink, font=font, anchor="ls")
     pen.text((x + CARD, y + 13), share, fill=ink, font=font, anchor="rs")
 
@@ -156,8 +170,8 @@ def _draw_photo(sheet: Image.Image, tile: Tile, x: int, y: int, side: int, back:
     sheet.paste(ImageOps.pad(small_photo(tile, side), (side, side), color=back), (x, y))
     if tile.verdict == "unknown":
         pen, font = ImageDraw.Draw(sheet), _font(11)
-        pen.rounded_rectangle((x + 4, y + 4, x + 16 + font.getlength(UNKNOWN), y + 21), 4, fill=COLOURS["unknown"])
-        pen.text((x + 10, y + 16), UNKNOWN, fill=PAPER, font=font, anchor="ls")
+        pen.rounded_rectangle((x + 4, y + 4, x + 16 + font.getlength(tile.badge), y + 21), 4, fill=COLOURS["unknown"])
+        pen.text((x + 10, y + 16), tile.badge, fill=PAPER, font=font, anchor="ls")
 
 
 PLAIN = _Look(8, TILE, TILE + 2 * LINE, GAP, _draw_plain)

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import stat
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +19,10 @@ from typing import Any, BinaryIO, Literal
 
 from jclip.errors import DataError, printable
 from jclip.paths import creating, naming, open_regular, remove_parts, replacing
+from jclip.report.folder_names import MANIFEST, UNSURE, class_folders, free_name
 from jclip.report.predictions import Predictions
 
 How = Literal["copy", "link"]
-MANIFEST = "sorted.json"
-UNSURE = "_unsure"
-LONGEST = 255  # bytes of a name, on the file systems in use
-RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names that Windows keeps
 _LARGEST_MANIFEST = 2**28  # bytes; a million photos take as many
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 1 << 20
@@ -34,12 +30,18 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Placement:
-    """One photo's new place, and why."""
+    """One photo's new place, and why; of a photo with several tags one of its places."""
 
     photo: str
     target: str  # "folder/name", relative to the folder of the manifest
-    label: str
-    probability: float
+    label: str  # empty where no class is meant
+    probability: float | None = None
+    score: float | None = None  # in place of a probability, of tags that nobody has calibrated
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -75,52 +77,20 @@ def plan(predictions: Predictions, folder: Path, unsure: float = 0.0) -> list[Pl
     for photo, label, row in zip(predictions.photos, best, probabilities, strict=True):
         name, probability = predictions.classnames[label], float(row[label])
         below = UNSURE if probability < unsure else folders[label]
-        place = f"{below}/{_free(Path(photo).name, taken, f'{below}/')}"
+        place = f"{below}/{free_name(Path(photo).name, taken, f'{below}/')}"
         placed.append(Placement(str(Path(photo).absolute()), place, name, round(probability, 6)))
+    check_places(placed, folder)
+    return placed
+
+
+def check_places(placed: Sequence[Placement], folder: Path) -> None:
+    """Raises `DataError` when something stands at a place already, or a class's folder is a file or a link."""
     for below in sorted({_below(one) for one in placed}):
         if os.path.lexists(folder / below) and ((folder / below).is_symlink() or not (folder / below).is_dir()):
             raise DataError(f"{folder / below} must be a folder of its own, got a file or a link: name another folder")
     there = [one.target for one in placed if os.path.lexists(folder / one.target)]
     if there:
         raise DataError(f"{folder / there[0]} stands there already: name another folder")
-    return placed
-
-
-def class_folders(classnames: Sequence[str]) -> list[str]:
-    """A folder for each class, no two the same on a file system that ignores case; none is the manifest or `_unsure`."""
-    taken = {_folded(MANIFEST), _folded(UNSURE)}
-    return [_free(folder_name(name), taken) for name in classnames]
-
-
-def folder_name(classname: str) -> str:
-    """A class's name as a folder: what file systems don't take becomes `_`, what is too long is cut."""
-    name = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", classname).strip(" .")
-    name = _cut(name, LONGEST).strip(" .") or "_"
-    return f"{name}_" if RESERVED.fullmatch(name) else name
-
-
-def _free(name: str, taken: set[str], below: str = "") -> str:
-    """The name, or with the first number that makes it another than those `taken`, to which it is added."""
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - of a name, not of a path
-    number, free = 1, name
-    while below + _folded(free) in taken:
-        number += 1
-        ending = f"-{number}{suffix}"
-        free = _cut(stem, LONGEST - len(os.fsencode(ending))) + ending
-    taken.add(below + _folded(free))
-    return free
-
-
-def _folded(name: str) -> str:
-    """Equal for names that some file system takes for one."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _cut(name: str, most: int) -> str:
-    """As many letters as fit into `most` bytes."""
-    while name and len(os.fsencode(name)) > most:
-        name = name[: -max(1, (len(os.fsencode(name)) - most) // 4)]
-    return name
 
 
 def _below(one: Placement) -> str:
@@ -224,7 +194,7 @@ def _manifest_text(manifest: Manifest) -> bytes:
         "how": manifest.how,
         "complete": manifest.complete,
         "folders": list(manifest.folders or ()),
-        "photos": [asdict(one) for one in manifest.photos],
+        "photos": [one.said for one in manifest.photos],
     }
     try:
         return (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode()
@@ -267,9 +237,14 @@ def _fault(manifest: Manifest) -> str:
             return f"got a target outside its folder: {printable(repr(one.target), 80)}"
         if not isinstance(one.photo, str) or not one.photo.startswith("/") or "\0" in one.photo:
             return f"got the photo {printable(repr(one.photo), 80)}"
-        if not isinstance(one.label, str) or type(one.probability) not in (int, float):
-            return "got a label or probability of another type"
-        if not math.isfinite(one.probability) or not _encodes(one.photo):
+        value = one.probability if one.score is None else one.score
+        if (
+            not isinstance(one.label, str)
+            or type(value) not in (int, float)
+            or None not in (one.probability, one.score)
+        ):
+            return "got a label, probability or score of another type"
+        if not math.isfinite(value) or not _encodes(one.photo):
             return "got a value that is none"
     return ""
 

@@ -13,12 +13,15 @@ from PIL import Image
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, printable
 from jclip.functional.metrics import ranking
-from jclip.report.predictions import Predictions
+from jclip.report.predictions import UNKNOWN, Predictions
+from jclip.report.tags import Tags, number
 
 Choice = Literal["spread", "certainty"]
 Verdict = Literal["right", "wrong", "unknown", "open"]  # open: nobody knows the true class
 CHOICES = get_args(Choice)
 TOLD = 3  # classes of a photo
+MOST_TAGS = 6  # of a photo
+NO_TAG = "none"
 EMPTY = "no photos"
 LONGEST = 500  # letters of a name or prompt
 
@@ -28,11 +31,17 @@ class Tile:
     """One photo and what was predicted for it."""
 
     photo: str
-    best: tuple[tuple[str, float], ...]  # up to three classes with their probabilities, best first
+    best: tuple[tuple[str, float], ...]  # classes with their probabilities, or the lengths of their bars, best first
     verdict: Verdict
     true: str = ""  # the true class, where it is known and not what was predicted
     prompt: str = ""
     upright: bool = True  # as the model saw it
+    numbers: tuple[str, ...] = ()  # what stands beside the bars in place of percents
+    badge: str = UNKNOWN  # in the corner of a photo whose verdict is unknown
+
+    def number(self, rank: int, digits: int = 1) -> str:
+        """What stands beside the class of that rank."""
+        return self.numbers[rank] if self.numbers else f"{100 * self.best[rank][1]:.{digits}f} %"
 
     @property
     def file(self) -> str:
@@ -88,6 +97,27 @@ def sections(
     return [Section(title, tuple(map(tile, rows))) for title, rows in chosen.items() if len(rows)]
 
 
+def tag_tiles(tags: Tags, count: int = 24, upright: bool = True) -> list[Section]:
+    """`count` photos, evenly spaced, with their best tags. Bars are shares of 1, of scores beyond 0 to 1 of their range."""
+    rows = _spread(len(tags.photos), count)[""] if tags.photos else ()
+    low, high = (float(tags.scores.min()), float(tags.scores.max())) if tags.scores.size else (0.0, 1.0)
+    if (low >= 0 and high <= 1) or low == high:
+        low, high = 0.0, max(1.0, high)
+
+    def tile(row: int) -> Tile:
+        own = tags.of(row)[:MOST_TAGS]
+        return Tile(
+            photo=tags.photos[row],
+            best=tuple((_name(tags.classnames[i]), (float(tags.scores[row, i]) - low) / (high - low)) for i in own),
+            verdict="open" if own else "unknown",
+            upright=upright,
+            numbers=tuple(number(tags, row, i) for i in own),
+            badge=NO_TAG,
+        )
+
+    return [Section("", tuple(map(tile, rows)))] if len(rows) else []
+
+
 def _spread(total: int, count: int) -> dict[str, np.ndarray]:
     return {"": np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))}
 
@@ -107,7 +137,11 @@ def _verdict(known: bool, true: int, best: int) -> Verdict:
 
 
 def _spoken(predictions: Predictions, label: int) -> str:
-    return _cleaned(predictions.classnames[label].replace("_", " "))
+    return _name(predictions.classnames[label])
+
+
+def _name(classname: str) -> str:
+    return _cleaned(classname.replace("_", " "))
 
 
 def _cleaned(text: str) -> str:

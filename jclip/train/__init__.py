@@ -7,6 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "caption_training": ("CaptionBatches", "CaptionLoss", "read_captions"),
         "configs": (
             "build_config",
             "default_folder",
@@ -18,6 +19,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "deep_prompt_training": ("learn", "photos_for", "with_names"),
         "loop": ("fit",),
+        "multi_label_photos": ("Measured", "names_of", "read_parts"),
         "on_features": (
             "Batches",
             "Learner",
@@ -50,6 +52,6 @@ __getattr__, __dir__, __all__ = face(
         "run": ("Run", "read_result"),
         "run_facts": ("peak_memory", "provenance"),
         "run_folder": ("adding_to", "is_run", "read_index"),
-        "scored_photos": ("ScoredPhotos", "measured"),
+        "scored_photos": ("ScoredInParts", "ScoredPhotos", "measured"),
     },
 )

@@ -137,8 +137,8 @@ def train(
         return measure(seeing, head, source.preprocess, getattr(photos, part), cfg.data.on_error)["top1"]
 
     outcome = fit(
-        step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.epochs,
-        evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.epochs * steps,
+        step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.trained_epochs,
+        evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.trained_epochs * steps,
     )  # fmt: skip
     told = {"test_top1_last_epoch": top1("test")} if cfg.selection != "last" and len(photos.test) else {}
     told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}

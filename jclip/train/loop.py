@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -48,10 +49,11 @@ def fit(
     read_every: int = 20,
     slot: str = "train",
     steps: int | None = None,
+    keep: Literal["average", "student"] = "average",
 ) -> Outcome:
     """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
     killed goes on where it was saved, to the same numbers. Where `state` keeps an average of the parameters, that is what
-    is measured, and what the parameters are in the end.
+    is measured, and what the parameters are in the end, unless `keep` is "student".
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
@@ -77,7 +79,7 @@ def fit(
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean()}
             if due:
-                with state.averaged():
+                with state.averaged() if keep == "average" else contextlib.nullcontext():
                     _measure(outcome, evaluate, select, among_equals, state, epoch)
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
             if due and not run.quiet and _worth_telling(epoch, epochs, every):
@@ -85,7 +87,8 @@ def fit(
             if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
                 place.save(*_saved(outcome, state, epoch + 1, number))
                 saved = time.monotonic()
-    state.keep_average()
+    if keep == "average":
+        state.keep_average()
     return outcome
 
 

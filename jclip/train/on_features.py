@@ -201,13 +201,13 @@ def train(
     selection: Selection = "val",
     slot: str = "train",
 ) -> Trained:
-    """`config.epochs` epochs of `steps` steps on the learner's loss; the epoch is chosen by validation accuracy, or is the
-    last.
+    """`config.trained_epochs` epochs of `steps` steps on the learner's loss; the epoch is chosen by validation accuracy, or
+    is the last.
 
     batches: epoch → its features (B, E) and labels (B,), batch by batch. `selection` "test" is for comparing with papers
     that did so, and is named in the result. slot: where the run keeps the training's state.
     """
-    total = config.epochs * steps
+    total, epochs = config.epochs * steps, config.trained_epochs
     optim = optimiser(config, learner.params)
 
     def step(batch, number: int):
@@ -219,7 +219,9 @@ def train(
 
     state, seen = TrainState(optim), watched(data, selection)
     evaluate = seen and (lambda: {"top1": seen.top1(learner.scores)})
-    outcome = fit(step, batches, state=state, run=run, epochs=config.epochs, evaluate=evaluate, steps=total, slot=slot)
+    outcome = fit(
+        step, batches, state=state, run=run, epochs=epochs, evaluate=evaluate, steps=epochs * steps, slot=slot
+    )
     return last_and_best(outcome, state, learner.scores, data, selection)
 
 
@@ -242,7 +244,8 @@ def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:
     """CoOp's schedule: a first epoch of `steps` at 1e-5, then a cosine by epochs that counts from 0 and ends above it."""
     if config.epochs == 1:
         notice(f"optim.epochs=1: the only epoch is the warm-up, at {WARM_RATE}; lr begins with the second")
-    return lambda n: cosine(n // steps - 1, config.epochs, config.lr) if n >= steps else WARM_RATE
+    first = config.warmup_lr or WARM_RATE
+    return lambda n: cosine(n // steps - 1, config.epochs, config.lr) if n >= steps else first
 
 
 def warmed_rate(config: OptimConfig, total: int) -> Callable[[int], float]:

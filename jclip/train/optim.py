@@ -130,11 +130,16 @@ def clip_by_norm(gradients: list, limit: float) -> list:
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """Learning rate of optimiser step `step` (from 0) of `total`: linear warm-up, then constant, half a cosine to 0, or
-    down by a factor after every so many of `config.epochs`."""
+    """Learning rate of optimiser step `step` (from 0) of `total`, which are those of all `config.epochs`.
+
+    First a warm-up, at `warmup_lr` or linearly up; then constant, half a cosine to 0, down by a factor after every so many
+    epochs, or, by epochs, a cosine that counts from 0 behind the warm-up and so ends above 0 (as CoOp and TaI-DPT have it).
+    """
+    if config.schedule == "epoch_cosine":
+        return _by_epoch(config, step * config.epochs // total)
     warmup = warmup_steps(config, total)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return config.warmup_lr or config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "step":
@@ -142,8 +147,16 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     return cosine(step - warmup, total - warmup, config.lr)
 
 
+def _by_epoch(config: OptimConfig, epoch: int) -> float:
+    """The rate of an epoch from 0; the warm-up is counted in epochs."""
+    warmup = warmup_steps(config, config.epochs)
+    if epoch < warmup:
+        return config.warmup_lr or config.lr * (epoch + 1) / warmup
+    return cosine(epoch - warmup, config.epochs, config.lr)
+
+
 def warmup_steps(config: OptimConfig, total: int) -> int:
-    """Steps of warm-up; a value below 1 is a share of `total`."""
+    """Steps of warm-up (epochs, where `total` counts these); a value below 1 is a share of `total`."""
     return round(config.warmup * total) if config.warmup < 1 else round(config.warmup)
 
 

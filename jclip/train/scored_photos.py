@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,13 @@ class ScoredPhotos:
     targets: np.ndarray
     classnames: tuple[str, ...]
     photos: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoredInParts(ScoredPhotos):
+    """Scores that were merged of several, and these by name, each (N, C)."""
+
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def measured(run: Run, data: FeatureSet, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:

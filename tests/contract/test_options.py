@@ -18,9 +18,9 @@ from jclip.commands.arguments import SHARED, Parser
 
 ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
-    "look": ["zero-shot", "predict"],
+    "look": ["zero-shot", "predict", "tag"],
     "learn": ["train", "sweep", "challenge", "recipes"],
-    "measure": ["eval", "compare"],
+    "measure": ["eval", "measure", "compare"],
     "data": ["check-data", "captions", "hold-out", "unsort"],
     "weights": ["models", "convert", "inspect"],
     "machine": ["doctor", "warmup"],

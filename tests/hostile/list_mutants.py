@@ -19,13 +19,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from jclip.config import CaptionConfig, DataConfig
 from jclip.data.captions import read_pairs
 from jclip.data.class_names import read_class_names
 from jclip.data.multi_label import read_multi_label
+from jclip.data.multi_label_sets import read_labels, read_voc
 from jclip.data.splits import read_list
 from jclip.errors import JclipError, printable
 from jclip.prompts.templates import class_prompts, load_templates
+from jclip.report.calibration_file import read_calibration
+from jclip.report.score_files import read_scores
 
 NAMES = ("cat", "black dog", "Café_noir")
 PHOTOS = ("a.png", "b c.png", "sub/猫.png")
@@ -71,7 +76,33 @@ SEEDS: dict[str, dict[str, str]] = {
         "a.json": json.dumps({name: [f"This is {name}.", "It is seen."] for name in NAMES}),
         "b.json": json.dumps({"templates": ["a {}."], "class_sentences": dict.fromkeys(NAMES, "It is.")}),
     },
-}
+    "label sources": {
+        "labels.txt": "a.png 0 2\nb c.png 1\n000000000139 0\n",
+        "labels.csv": "photo,labels,unknown\na.png,cat;black dog,\nb c.png,,cat\n",
+        "columns.csv": "photo,cat,black dog,Café_noir\na.png,1,0,-1\nb c.png,0,,1\n",
+        "labels.jsonl": "".join(json.dumps({"photo": p, "labels": [NAMES[0]], "unknown": [NAMES[2]]}) + "\n" for p in PHOTOS),
+        "instances.json": json.dumps({
+            "images": [{"id": k, "file_name": p} for k, p in enumerate(PHOTOS)],
+            "categories": [{"id": k + 4, "name": n} for k, n in enumerate(NAMES)],
+            "annotations": [{"image_id": 1, "category_id": 4, "iscrowd": 0}, {"image_id": 2, "category_id": 6, "iscrowd": 1}],
+        }),
+    },
+    "annotations": {
+        "a.xml": "<annotation><object><name>cat</name><difficult>1</difficult></object>"
+        "<object><name>black dog</name></object></annotation>",
+    },
+    "score files": {
+        "a.json": json.dumps({"classes": NAMES, "images": PHOTOS, "scores": [[0.5, -1, 2e-3]] * 3}),
+        "b.json": json.dumps([[0.5, -1, 2e-3]] * 3),
+    },
+    "calibrations": {
+        "a.json": json.dumps({
+            "kind": "jclip calibration", "version": 1, "classes": NAMES, "rule": "class_f1", "thresholds": [0.5, 1, -2.0],
+            "a": [1.5, None, 2.0], "b": [0.0, None, -1], "without_probability": ["black dog"],
+            "list": {"name": "val.txt", "sha256": "ab" * 32, "photos": 9},
+        }, ensure_ascii=False),
+    },
+}  # fmt: skip
 TOKENS = [
     b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xe7\x8c", b"\r", b"\r\n", b"\n\n", b"\t", b"  ", b",", b";", b"|", b"$",
     b'"', b"'", b"\\", b"/", b"../", b"{", b"}", b"{}", b"{0.__class__}", b"%s", b"[", b"]", b"[" * 3000, b'{"a":' * 3000,
@@ -214,6 +245,38 @@ def _templates(given: str) -> str:
     return "".join(_odd(text) for of_class in prompts for text in of_class if not text.strip() or "<class" in text)
 
 
+def _labels(given: str) -> str:
+    found = read_labels(given, None if Path(given).name == "columns.csv" else NAMES)
+    wanted = (len(found.photos), len(found.classnames))
+    if found.targets.shape != wanted or not np.isin(found.targets, (-1, 0, 1)).all():
+        return f"targets {found.targets!r:.200}"
+    return "" if all(found.photos) and len({*found.photos}) == len(found.photos) else f"photos {found.photos!r:.200}"
+
+
+def _annotation(given: str) -> str:
+    root = Path(given).parent / "voc"
+    for folder in ("Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets/Main/test.txt").write_text("a\n")
+    (root / "Annotations/a.xml").write_bytes(Path(given).read_bytes())
+    return (
+        ""
+        if read_voc(root, classnames=NAMES, difficult="ignore").targets.shape == (1, 3)
+        else "targets of another shape"
+    )
+
+
+def _scores(given: str) -> str:
+    found = read_scores(given).main
+    return "" if found.ndim == 2 and np.isfinite(found).all() else f"scores {found!r:.200}"
+
+
+def _calibration(given: str) -> str:
+    found = read_calibration(given)
+    alike = len(found.classnames) == len(found.thresholds) == len(found.a) == len(found.b)
+    return "" if alike and np.isfinite(found.thresholds).all() else f"thresholds {found.thresholds!r:.200}"
+
+
 def _odd(text: str) -> str:
     """What makes a text unfit for names and prompts; nothing where it is fit."""
     bad = any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
@@ -226,6 +289,10 @@ CHECKS = {
     "captions": _captions,
     "templates": _templates,
     "prompts JSON": _templates,
+    "label sources": _labels,
+    "annotations": _annotation,
+    "score files": _scores,
+    "calibrations": _calibration,
 }
 
 

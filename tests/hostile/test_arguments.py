@@ -19,11 +19,17 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "zero-shot": ("photo.png --model none.safetensors --classes a,b",
                   "--model --config --classes --unknown --top --out --format --sheet --on-error --templates --mode --scale "
                   "--drop-below --drop-below-uniform --views --size --resize --sharpness --family --dtype"),
+    "tag": ("photo.png --model none.safetensors --classes a,b",
+            "--classes --model --run --threshold --calibration --top --out --sheet --on-error --sort-into --method "
+            "--background --templates --size --windows --family --dtype"),
     "train": (f"{SMOKE} none=1", "--run --runs --link"),
     "sweep": (f"{SMOKE} none=1", "--runs --out"),
     "eval": ("none", "--out --on"),
     "predict": ("none photo.png", "--model --top --out --sheet --on-error --sort-into --unsure"),
     "unsort": ("none", ""),
+    "measure": ("none.npz --labels none",
+                "--labels --classes --images --difficult --crowd --label-values --ap --ties --no-positive --unseen --merge "
+                "--ensemble --rho --columns --column-norm --at --threshold --quantiles --calibrate --per-class --out"),
     "compare": ("none", ""),
     "challenge": ("none.yaml", "--runs --until"),
     "hold-out": ("none", "--count --shots --seed"),

@@ -11,6 +11,7 @@ import pytest
 
 from jclip.errors import DataError
 from jclip.report import sorted_folders as sorting
+from jclip.report.folder_names import KEPT, folded
 from jclip.report.predictions import Predictions
 
 
@@ -176,10 +177,10 @@ def test_manifests_that_nest_without_end_or_are_no_files(tmp_path):
 
 
 def test_no_two_classes_share_a_folder_and_none_is_the_manifest():
-    names = ["sorted.json", "_unsure", "A", "a", "a/b", "a:b", "..", ".", "", "CON", "nul.txt", "x" * 300, "x" * 301,
+    names = ["sorted.json", "_unsure", "_none", "A", "a", "a/b", "a:b", "..", ".", "", "CON", "nul.txt", "x" * 300, "x" * 301,
              "é" * 200, "e\u0301", "\u00e9", "crane", "crane"]  # fmt: skip
     folders = sorting.class_folders(names)
-    assert len({sorting._folded(f) for f in folders} | {"sorted.json", "_unsure"}) == len(names) + 2
+    assert len({folded(f) for f in folders} | {*KEPT}) == len(names) + 3
     assert all(len(os.fsencode(f)) <= 255 and f not in ("", ".", "..") and "/" not in f for f in folders)
     assert (
         folders[names.index("crane")] == "crane" and folders[-1] == "crane-2" and folders[names.index("CON")] == "CON_"

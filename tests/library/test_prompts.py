@@ -84,7 +84,16 @@ def eighty() -> set[str]:
 
 
 def test_prompt_sets_as_published():
-    papers = {"ajou52", "jittor_challenge", "jittor_challenge16", "openai7", "openai80", "promptsrc60", "simple"}
+    papers = {
+        "ajou52",
+        "jittor_challenge",
+        "jittor_challenge16",
+        "openai7",
+        "openai80",
+        "promptsrc60",
+        "simple",
+        "tagclip85",
+    }
     assert prompt_sets() == sorted(papers | BENCHMARKS.keys())
     templates = load_templates("openai80")
     assert len(set(templates)) == len(templates) == 80

@@ -7,7 +7,7 @@ import pytest
 
 from jclip.errors import DataError
 from jclip.functional.metrics import retrieval_report
-from jclip.functional.retrieval import Links, cosines, grouped_report, link_ranks, paired_report
+from jclip.functional.retrieval import Links, feature_scores, grouped_report, link_ranks, paired_report
 
 
 def of_matrix(scores: np.ndarray):
@@ -149,5 +149,5 @@ def test_bad_input_is_refused_in_one_line():
         Links(np.array([0, 1]), np.array([0, 5]), 2, 2)
     features = np.full((2, 3), np.nan, np.float32)
     with pytest.raises(DataError, match="scores of images and texts must be numbers, got NaN"):
-        grouped_report(cosines(features, features), Links.of_captions([0, 1]))
+        grouped_report(feature_scores(features, features), Links.of_captions([0, 1]))
     assert Links.of([1, 0, 1], [1, 0, 1]).are_pairs and not Links.of([0, 0], [0, 1]).are_pairs

@@ -1,0 +1,227 @@
+"""Tags photos with the names that you give, several to a photo or none, without training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
+from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.data import class_names, splits
+from jclip.errors import ConfigError, notice, say
+from jclip.features import source as sources
+from jclip.features import tagging
+from jclip.functional import calibration, local_to_global
+from jclip.paths import is_file, refuse_overwriting
+from jclip.prompts.background_names import BACKGROUNDS
+from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
+from jclip.report import tags as tagss
+from jclip.train import configs
+from jclip.train import run as runs
+from jclip.weights.families import FAMILIES
+
+if TYPE_CHECKING:  # --help answers before NumPy is imported
+    import numpy as np
+
+
+TASK = "multi_label"  # of the runs that --run takes
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = Parser("jclip tag", description=__doc__)
+    p.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, and folders of photos")
+    p.add_argument(
+        "--classes", metavar="SET|FILE|a,b,c", help="one name or more, a file of them, or a benchmark's (coco, voc2007)"
+    )
+    what = p.add_mutually_exclusive_group()
+    add_shared(what, "--model", "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)")
+    add_shared(what, "--run", " of a recipe of several labels per photo, with its own classes")
+    p.add_argument(
+        "--threshold", type=number(-1e6, 1e6), metavar="X",
+        help="tags are names with scores above X (default: halfway between a photo's least and greatest score)",
+    )  # fmt: skip
+    p.add_argument(
+        "--none", action="store_true",
+        help="leave photos without a tag where no score is above the threshold, for which halfway is of background names "
+        "as well; else they get their best name (always so with one class)",
+    )  # fmt: skip
+    p.add_argument(
+        "--calibration", type=nonempty, metavar="FILE",
+        help="thresholds and probabilities of each class, fitted by `jclip measure --calibrate` on scores of labelled photos",
+    )  # fmt: skip
+    add_shared(p, "--top", " (default: all that are tags)")
+    add_shared(
+        p,
+        "--out",
+        ": .csv, .json, .jsonl; .txt, with numbers of tags; .npz, all scores (default: nowhere)",
+    )
+    add_shared(p, "--sheet", ", of some of the photos with their tags")
+    add_shared(p, "--on-error", " (default: skip and count them)")
+    p.add_argument(
+        "--sort-into", type=nonempty, metavar="FOLDER",
+        help="also put each photo into a folder for each of its tags in FOLDER, without any into _none",
+    )  # fmt: skip
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--link", dest="how", action="store_const", const="link", help="--sort-into makes links (the default)"
+    )
+    how.add_argument("--copy", dest="how", action="store_const", const="copy", help="--sort-into makes copies")
+    add_shared(p, "--dry-run", " and write nothing, but for the tables")
+    _add_method_options(p.add_argument_group("how --model scores"))
+    return p
+
+
+def _add_method_options(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--method", choices=TAG_METHODS, default="auto",
+        help="tagclip: patches of a vision transformer, refined by its attention; places: the best place of any tower's map; "
+        "dense: all places, by their cosines; whole: the photo as one (default: auto, tagclip or for ResNets places)",
+    )  # fmt: skip
+    p.add_argument(
+        "--background", default="coco", metavar="SET|FILE|a,b,c",
+        help=f"names of what photos show besides, which are no tags: {', '.join(BACKGROUNDS)}, a file, or names "
+        "(default: coco)",
+    )  # fmt: skip
+    p.add_argument(
+        "--templates", metavar="SET|FILE",
+        help="prompt templates, as `jclip zero-shot` takes them (default: tagclip85)",
+    )  # fmt: skip
+    p.add_argument(
+        "--size", type=whole(1, LARGEST_SIZE), metavar="N",
+        help="pixels: for tagclip of the long side, to which larger photos are reduced (default: 640), else of the "
+        "short side (default: the weights' own)",
+    )  # fmt: skip
+    p.add_argument(
+        "--windows", type=scales, metavar="B,…",
+        help="also score overlapping windows of 1/B of each side, 2 for 16 of them, 2,3 for 52; made for --method whole",
+    )  # fmt: skip
+    p.add_argument(
+        "--per-class-norm", action="store_true",
+        help="normalise scores within each photo, then each name's over all photos of this call",
+    )  # fmt: skip
+    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    p.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"),
+        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+    )  # fmt: skip
+
+
+def scales(text: str) -> tuple[int, ...]:
+    """The type of --windows. Raises `argparse.ArgumentTypeError`."""
+    try:
+        return tuple(map(whole(2, 32), text.split(",")))
+    except argparse.ArgumentTypeError as e:
+        raise argparse.ArgumentTypeError(f"{e}: give scales such as 2 or 2,3") from None
+
+
+def main(argv: list[str]) -> int:
+    """Tags photos, prints a table, writes what was asked for. Returns the exit code."""
+    args = parser().parse_args(argv)
+
+    tagss.check_tag_file(args.out)
+    contact_sheet.check_sheet(args.sheet)
+    if args.sort_into:
+        sorted_folders.check_folder(Path(args.sort_into))
+    scorer = of_run(args.run, args.classes) if args.run else of_model(args)
+    fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
+    photos = splits.find_photos(args.photos)
+    named = (args.classes, args.model, args.templates, args.background, args.calibration)
+    read = [f for f in named if f and is_file(f)]
+    refuse_overwriting([args.out, args.sheet], [*photos, *read])
+    found = scorer.scored(photos, args.on_error or "skip", "photos")
+    tags = tags_of(scorer.classnames, found, args, fitted)
+    say(tagss.show_tags(tags))
+    write(tags, args)
+    return 0
+
+
+def of_model(args: argparse.Namespace) -> tagging.Scorer:
+    """What scores without training, as the options say. Raises `ConfigError`."""
+
+    if not args.classes:
+        raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
+    names = class_names.read_class_names(args.classes, least=1).names
+    background = BACKGROUNDS.get(args.background)
+    if background is None:
+        background = class_names.read_class_names(args.background, least=1).names
+    source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
+    templates = args.templates or tagging.TEMPLATES
+    return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
+
+
+def of_run(run: str, classes: str | None = None) -> tagging.Scorer:
+    """What a finished run scores photos with. Raises `ConfigError` for one of another task.
+
+    Its recipe says `TASK = "multi_label"` and has `tagger(folder, config)`, which gives a `Scorer`.
+    """
+
+    if classes:
+        raise ConfigError("--classes must not stand beside --run, which has its own")
+    module, config = configs.build_config(runs.read_result(run)["config"], f"{run}/config.yaml")
+    recipe, task = module.__name__.rpartition(".")[2], getattr(module, "TASK", "classify")
+    if task != TASK or not hasattr(module, "tagger"):
+        raise ConfigError(
+            f"{run} must be a run of a recipe that gives several labels, got {recipe} of the task {task}: use `jclip "
+            f"predict {run}`, or tag with --model"
+        )
+    return module.tagger(Path(run), config)
+
+
+def tags_of(
+    classnames: Sequence[str],
+    found: tagging.PhotoScores,
+    args: argparse.Namespace,
+    fitted: calibration.Calibration | None = None,
+) -> tagss.Tags:
+    """The scores with what makes a tag of them, or `fitted` thresholds and probabilities. Raises `ConfigError`."""
+    import numpy as np
+
+    scores, background, own = found.scores, found.background, len(classnames)
+    if args.per_class_norm:
+        if len(scores) < 2 or own + background.shape[1] < 2:
+            raise ConfigError(f"--per-class-norm needs two photos and two names, got {len(scores)} and {own}")
+        both = local_to_global.normalised_both_ways(np.concatenate([scores, background], axis=1))
+        scores, background = both[:, :own], both[:, own:]
+    options: dict[str, Any] = {"threshold": args.threshold, "top": args.top, "none": args.none or own == 1}
+    options["logits"] = found.logits and not args.per_class_norm
+    if fitted:
+        scores, passing = calibrated(scores, fitted)
+        options |= {"none": True, "kind": "probability", "passing": passing if args.threshold is None else None}
+    return tagss.Tags(found.photos, tuple(classnames), scores, background, **options)
+
+
+def calibrated(scores: np.ndarray, fitted: calibration.Calibration) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (N, C) and what exceeds the fitted thresholds; classes without a probability, which are reported, are
+    none of a photo's tags."""
+    import numpy as np
+
+    probabilities, passing = fitted.probabilities(scores), fitted.predicted(scores)
+    if len(lost := np.flatnonzero(np.isnan(fitted.a))):
+        first = fitted.classnames[lost[0]]
+        notice(f"classes without a probability in the calibration, left out: {len(lost)} (first: {first})")
+        probabilities[:, lost], passing[:, lost] = 0, False
+    return probabilities, passing
+
+
+def write(tags: tagss.Tags, args: argparse.Namespace) -> None:
+    """Results file, sheet and sorted folders, as far as they were asked for."""
+
+    if args.out and not args.dry_run:
+        tagss.write_tags(tags, args.out)
+        say(f"written: {args.out} ({len(tags.photos)} photos)")
+    if args.sheet and not args.dry_run:
+        contact_sheet.write_tag_sheet(args.sheet, tags)
+        say(f"written: {args.sheet}")
+    if args.sort_into:
+        folder = Path(args.sort_into)
+        placed = tagss.plan_tags(tags, folder)
+        say(predictions.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
+        if not args.dry_run:
+            say(
+                f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, args.how or 'link')}` undoes it"
+            )
+    if args.dry_run:
+        say("nothing was written: repeat without --dry-run to do it")

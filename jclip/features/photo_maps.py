@@ -1,0 +1,160 @@
+"""Photos with a feature at each place as rows of features, so that whatever caches, cuts or hands over rows does it with
+these; and their scores for several classes at once.
+
+A row is [pooled; place 1; … place P], (1 + P) E numbers, see `jclip.model.dense_map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jclip.data.loader import OnError
+from jclip.data.splits import Split
+from jclip.features.extraction import PART, batch_size, extract
+from jclip.features.source import ModelSource
+from jclip.functional import multi_label_scores, similarity
+from jclip.functional.caption_bank import pulled
+from jclip.functional.cooccurrence import modulated
+from jclip.model import dense_map
+from jclip.postponed import jt
+from jclip.weights.variants import ResNetConfig
+
+NUMBERS_AT_ONCE = 1 << 24  # cosines and features of a step
+
+
+class MapSource:
+    """A `ModelSource` in all but this: its features are rows of maps, not normalised, and depend on how these are made.
+
+    `width` is that of a place, E.
+    """
+
+    def __init__(self, source: ModelSource, positions: bool = False, vit: str = "value"):
+        self._source, self._positions, self._vit = source, positions, vit
+        vision = source.config.vision
+        if isinstance(vision, ResNetConfig):
+            self._kind = ["with positions" if positions else "without positions"]
+        else:
+            self._kind = [vit]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    @property
+    def identity(self) -> list:
+        """What features depend on."""
+        return [*self._source.identity, "map", *self._kind]
+
+    @cached_property
+    def model(self):
+        """What encodes pixels to rows of maps; loaded at first use."""
+        return _MapModel(self._source.model, self._positions, self._vit)
+
+
+class _MapModel:
+    """A `CLIP` whose image features are rows of maps."""
+
+    def __init__(self, model, positions: bool, vit: str):
+        self._model, self._positions, self._vit = model, positions, vit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_image(self, pixels, penultimate: bool = False):
+        """(B, 3, H, W) → (B, (1 + P) E)."""
+        pooled, cells = dense_map.dense_map(self._model, pixels, self._positions, self._vit)
+        rows = jt.concat([pooled.unsqueeze(1), cells], dim=1)
+        return rows.reshape((rows.shape[0], -1))
+
+
+class Scored(NamedTuple):
+    """Scores (N, C) of the photos' pooled features and of their places."""
+
+    whole: np.ndarray
+    places: np.ndarray
+
+    def merged(self, share: float) -> np.ndarray:
+        """share · whole + (1 - share) · places."""
+        return np.float32(share) * self.whole + np.float32(1 - share) * self.places
+
+
+class WithMapScores(Protocol):
+    """How rows of maps become scores: see the recipe `text_as_image`."""
+
+    @property
+    def scale(self) -> float: ...
+    @property
+    def tau_image(self) -> float: ...
+    @property
+    def winner(self) -> multi_label_scores.Winner: ...
+    @property
+    def bank(self) -> int: ...
+    @property
+    def bank_mix(self) -> float: ...
+    @property
+    def modulation(self) -> float: ...
+
+
+class MapScorer:
+    """Scores of rows of maps by text features of a global, a local and perhaps an evidence prompt.
+
+    learned: `text_global`, `text_local` and perhaps `text_evidence` (C, E), rows of length one; `bank` (Q, E), sentences
+    that the pooled feature is pulled towards, and `shares` (C, C), by which scores of places are handed on to classes that
+    stand with theirs, where there are such. cfg: a recipe's config with tau_image, scale, winner, bank, bank_mix and
+    modulation.
+    """
+
+    def __init__(self, learned: Mapping[str, np.ndarray], cfg: WithMapScores):
+        self._text, self._cfg = by_set(learned, "text"), cfg
+        self._bank, self._shares = learned.get("bank"), learned.get("shares")
+
+    def __call__(self, rows: np.ndarray) -> Scored:
+        """(N, (1 + P) E) as `MapSource` makes them, or of length one at every place."""
+        parts = [self._of(chunk) for chunk in self._chunks(rows)]
+        none = np.zeros((0, len(self._text["global"])), np.float32)
+        return Scored(*(np.concatenate([*column, none]) for column in zip(*parts, strict=True)))
+
+    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        classes, width = self._text["global"].shape
+        each = rows.shape[1] // width * (width + 3 * classes)
+        step = max(1, NUMBERS_AT_ONCE // each)
+        return (rows[i : i + step] for i in range(0, max(1, len(rows)), step))
+
+    def _of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+
+        cfg, text = self._cfg, {k: jt.array(v) for k, v in self._text.items()}
+        with jt.no_grad():
+            maps = similarity.normalise(jt.array(rows.reshape(len(rows), -1, text["global"].shape[1])))
+            pooled, places = maps[:, 0], maps[:, 1:]
+            if self._bank is not None:
+                pooled = jt.array(pulled(pooled.numpy(), self._bank, cfg.bank, cfg.bank_mix)[0])
+            evidence = multi_label_scores.cosines(places, text["evidence"]) if "evidence" in text else None
+            found = multi_label_scores.cosines(places, text["local"])
+            local = multi_label_scores.local_scores(
+                found, cfg.tau_image, cfg.scale, evidence=evidence, winner=cfg.winner
+            )
+            local = local.numpy() if self._shares is None else modulated(local.numpy(), self._shares, cfg.modulation)
+            return similarity.zero_shot_scores(pooled, text["global"], cfg.scale).numpy(), local
+
+
+def score_photos(
+    source: MapSource, split: Split, scorer: MapScorer, on_error: OnError = "stop", label: str = ""
+) -> tuple[np.ndarray, Scored]:
+    """Rows (n,) of `split` that decoded, and their scores. Maps of one part of the photos at a time are in memory."""
+    found: list[tuple[np.ndarray, Scored]] = []
+    part = max(PART, batch_size())
+    for at in range(0, len(split), part):
+        some = range(at, min(at + part, len(split)))
+        rows, maps = extract(source, split.take(some), on_error=on_error, label=label)
+        found.append((at + rows, scorer(maps)))
+    rows = np.concatenate([at for at, _ in found])
+    return rows, Scored(*(np.concatenate(column) for column in zip(*(s for _, s in found), strict=True)))
+
+
+def by_set(learned: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """Arrays `<kind>_global`, … of what was learned, by set."""
+    names: Sequence[str] = ("global", "local", "evidence")
+    return {name: learned[f"{kind}_{name}"] for name in names if f"{kind}_{name}" in learned}

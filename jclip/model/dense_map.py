@@ -1,0 +1,73 @@
+"""Image features of each place of a photo beside its pooled feature, for photos of any size that the tower divides.
+
+Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D) the cells of its last feature map,
+
+    cells_p = W_c (W_v F_p + b_v) + b_c            value and output projection of the attention pool at every cell
+    pooled  = attention pool of [mean_p F_p; F]    without its table of positions
+
+A ViT gives its patches' value projections in the last block (no attention), or its ordinary output tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from jclip.errors import ConfigError
+from jclip.functional.positions import resample_positions
+from jclip.model import clip
+from jclip.model.resnet import ModifiedResNet
+from jclip.model.vit import VisionTransformer
+from jclip.runtime import jt
+
+ViTMap = Literal["value", "token"]
+STRIDE = 32  # pixels a side of a ResNet's cell
+
+
+def dense_map(model: clip.CLIP, pixels, positions: bool = False, vit: ViTMap = "value"):
+    """Pooled features (B, E) and those of each place (B, P, E), row by row, of normalised pixels (B, 3, H, W).
+
+    Neither is normalised. positions: of a ResNet, whether its attention pool adds its table of positions: with it the
+    pooled feature is that of `encode_image`, without it (as the papers have it) any size is as good as another. A table
+    is resampled (bicubic) for sizes that are not the model's; a ViT always adds its own. vit: "value" or "token", see
+    `VisionTransformer`; the class token is left out. H and W must be multiples of 32, of a ViT's patch. Raises
+    `ConfigError` for other sizes, or a tower without a map.
+    """
+    if model.config.vision is None:
+        raise ConfigError("these weights are a text tower alone: they embed no images")
+    x, tower = model.image_input(pixels), model.visual
+    if isinstance(tower, ModifiedResNet):
+        return _of_resnet(tower, x, _grid(x, STRIDE), model.config.vision.grid, positions)
+    grid = _grid(x, model.config.vision.patch_size)
+    if grid == model.config.vision.grid:
+        return tower(x, dense=vit)
+    if not isinstance(tower, VisionTransformer):
+        H, W = model.config.vision.image_size
+        raise ConfigError(f"this image tower takes photos of {H} x {W}, got {x.shape[2]} x {x.shape[3]}")
+    table = _resampled(tower.positional_embedding, model.config.vision.grid, grid)
+    return tower.encode(tower.embed(x, table), dense=vit, patches=grid[0] * grid[1])
+
+
+def _of_resnet(tower: ModifiedResNet, x, grid: tuple[int, int], own: tuple[int, int], positions: bool):
+    cells, pool = tower.cells(x), tower.attnpool
+    tokens = pool.with_mean(cells)
+    if positions:
+        tokens = tokens + _resampled(pool.positional_embedding, own, grid)
+    return pool.attend(tokens), pool.values(cells)
+
+
+def _grid(x, step: int) -> tuple[int, int]:
+    """Rows and columns of the map of pixels (B, 3, H, W)."""
+    height, width = x.shape[2:]
+    if min(height, width) < step or height % step or width % step:
+        raise ConfigError(f"height and width must be multiples of {step}, the model's step, got {height} x {width}")
+    return height // step, width // step
+
+
+def _resampled(table, own: tuple[int, int], grid: tuple[int, int]):
+    """A table of positions (1 + N, D) for another grid, as `Checkpoint.resized` makes it."""
+    if own == grid:
+        return table
+    array = resample_positions(table.float32().numpy(), own, grid)
+    return jt.array(np.ascontiguousarray(array)).cast(table.dtype)

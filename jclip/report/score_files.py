@@ -1,0 +1,322 @@
+"""Score files of photos with several labels: written whole, read strictly, and put into one order of photos and classes.
+
+Forms: `.npz` with arrays (N, C) (`scores`, or `global`, `local`), `classes`, `images`; JSON `{"classes", "images",
+"scores"}`; the contest's bare list of N lists of C numbers; and TagCLIP's lines `photo label label …`, which are decisions
+and no scores.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from jclip.data.checks import preview
+from jclip.data.label_files import ClassFinder, read_label_list, refuse_twice, texts_of
+from jclip.data.photo_lists import is_photo
+from jclip.errors import ConfigError, DataError, notice
+from jclip.functional.multi_label_metrics import check_scores
+from jclip.functional.window_fusion import merged_scores
+from jclip.paths import exists, replacing
+from jclip.prompts.spelling import name_key, nearest
+from jclip.readers.npz import read_npz
+from jclip.readers.text import read_json, read_lines
+
+Form = Literal["npz", "json", "seed"]
+PARTS = ("scores", "global", "local", "merged")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores (N, C) of photos for classes, of one model: `scores`, or `global` and `local`.
+
+    classnames, photos: empty where a file has none. decided: they are decisions, 0 or 1. uses_label_statistics: labels of
+    photos went into them, so that they are no result of learning from text alone.
+    """
+
+    name: str
+    parts: Mapping[str, np.ndarray]
+    classnames: tuple[str, ...] = ()
+    photos: tuple[str, ...] = ()
+    decided: bool = False
+    uses_label_statistics: bool = False
+
+    def __post_init__(self):
+        shapes = {part.shape for part in self.parts.values()}
+        if len(shapes) != 1:
+            raise DataError(f"{self.name}: all scores must have one shape, got {sorted(shapes)}")
+        rows, columns = self.shape
+        for kind, names, count in (("photos", self.photos, rows), ("classes", self.classnames, columns)):
+            if names and len(names) != count:
+                raise DataError(f"{self.name}: scores must be of {len(names)} {kind}, got {count}")
+        for part, matrix in self.parts.items():
+            check_scores(matrix, self.photos, self.classnames, f"{self.name}, {part}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Photos and classes."""
+        return next(iter(self.parts.values())).shape
+
+    def with_merged(self, r: float) -> Scores:
+        """Also with `merged`, r · global + (1 - r) · local, where both are there."""
+        if not {"global", "local"} <= {*self.parts}:
+            return self
+        return replace(
+            self, parts={**self.parts, "merged": merged_scores(self.parts["global"], self.parts["local"], r)}
+        )
+
+    @property
+    def main(self) -> np.ndarray:
+        """What stands for the model: `scores`, else `merged`, else the one part that it has. Raises `ConfigError`."""
+        for part in ("scores", "merged"):
+            if part in self.parts:
+                return self.parts[part]
+        if len(self.parts) > 1:
+            raise ConfigError(
+                f"{self.name} has {' and '.join(self.parts)} scores: merge them first, as --merge 0.5 does"
+            )
+        return next(iter(self.parts.values()))
+
+    def take(
+        self, rows: Sequence[int] | np.ndarray | None = None, columns: Sequence[int] | np.ndarray | None = None
+    ) -> Scores:
+        """Those photos and classes, in that order."""
+        parts, photos, names = dict(self.parts), self.photos, self.classnames
+        if rows is not None:
+            parts = {key: matrix[np.asarray(rows)] for key, matrix in parts.items()}
+            photos = tuple(photos[n] for n in rows) if photos else ()
+        if columns is not None:
+            parts = {key: matrix[:, np.asarray(columns)] for key, matrix in parts.items()}
+            names = tuple(names[c] for c in columns) if names else ()
+        return replace(self, parts=parts, photos=photos, classnames=names)
+
+
+def write_scores(path: str | Path, scores: Scores, form: Form = "npz") -> None:
+    """Writes a score file: `npz` with every part; of `json` and of `seed`, the contest's bare list, `main` alone.
+
+    Equal scores give equal bytes. Raises `DataError` where photos or classes have no names, but for `seed`.
+    """
+    if form != "seed" and not (scores.photos and scores.classnames):
+        raise DataError(f"{scores.name}: a score file names its photos and classes, got none")
+    data = _npz_bytes(scores) if form == "npz" else _json_bytes(scores, form)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _npz_bytes(scores: Scores) -> bytes:
+    arrays = {**scores.parts, "classes": np.array(scores.classnames), "images": np.array(scores.photos)}
+    if scores.uses_label_statistics:
+        arrays["uses_label_statistics"] = np.array([1], np.int8)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, array in arrays.items():
+            values = io.BytesIO()
+            np.lib.format.write_array(values, np.ascontiguousarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, values.getvalue())
+    return packed.getvalue()
+
+
+def _json_bytes(scores: Scores, form: Form) -> bytes:
+    rows: Any = scores.main.astype(np.float64).tolist()
+    if form == "json":
+        rows = {"classes": [*scores.classnames], "images": [*scores.photos], "scores": rows}
+        if scores.uses_label_statistics:
+            rows["uses_label_statistics"] = True
+    return json.dumps(rows, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+
+
+def read_scores(named: str, classnames: Sequence[str] | None = None, images: Sequence[str] | None = None) -> Scores:
+    """Reads a score file in any form: `FILE`, or of an .npz `FILE:ARRAY` or `FILE:PREFIX` for PREFIX_global, PREFIX_local.
+
+    classnames, images: names for a file that has none. Raises `DataError` and, for what is no such .npz, `CheckpointError`.
+    """
+    head, colon, key = named.rpartition(":")
+    path, key = (Path(head), key) if colon and not exists(named) else (Path(named), "")
+    if path.suffix.lower() == ".npz":
+        return _of_npz(path, key, classnames, images)
+    if key:
+        raise DataError(f"{path} holds one matrix, got {key!r} behind its name: give the file alone")
+    if path.suffix.lower() == ".json":
+        return _of_json(path, classnames, images)
+    if not classnames:
+        raise ConfigError(f"{path} has labels by number: name the classes with --classes")
+    found = read_label_list(path, classnames)
+    return Scores(path.name, {"scores": found.targets}, found.classnames, found.photos, decided=True)
+
+
+def _of_npz(path: Path, key: str, classnames: Sequence[str] | None, images: Sequence[str] | None) -> Scores:
+    arrays = read_npz(path)
+    chosen = {part: name for part in PARTS if (name := f"{key}_{part}" if key else part) in arrays}
+    if key in arrays:
+        chosen = {"scores": key}
+    if not chosen:
+        near = nearest(key, [*arrays]) if key else []
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        wanted = repr(key) if key else " or ".join(PARTS[:3])
+        raise DataError(f"{path}: must hold scores as {wanted}{meant} (it has {preview([*arrays], 9)})")
+    parts = {part: _matrix(arrays[name].read(), f"{path}, {name}") for part, name in chosen.items()}
+    own, photos = (texts_of(arrays, name, path) for name in ("classes", "images"))
+    flag = "uses_label_statistics" in arrays and bool(arrays["uses_label_statistics"].read().any())
+    name = f"{path.name}:{key}" if key else path.name
+    return Scores(
+        name, parts, own or tuple(classnames or ()), photos or tuple(images or ()), uses_label_statistics=flag
+    )
+
+
+def _matrix(array: np.ndarray, place: str) -> np.ndarray:
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise DataError(f"{place}: must be numbers (photos, classes), got {array.dtype} {array.shape}")
+    return array.astype(np.float64) if array.dtype.kind != "f" else array
+
+
+def _of_json(path: Path, classnames: Sequence[str] | None, images: Sequence[str] | None) -> Scores:
+    values = read_json(path)
+    if isinstance(values, list):
+        return Scores(path.name, {"scores": _rows(values, path)}, tuple(classnames or ()), tuple(images or ()))
+    known = {"classes", "images", "scores", "uses_label_statistics"}
+    if not isinstance(values, dict) or not known - {"uses_label_statistics"} <= {*values}:
+        raise DataError(f'{path}: must be a list of rows, or an object with "classes", "images" and "scores"')
+    if strange := {*values} - known:
+        raise DataError(f"{path}: must hold nothing but {', '.join(sorted(known))}, got {min(strange)!r:.60}")
+    names = [values[key] for key in ("classes", "images")]
+    if not all(isinstance(n, list) and all(isinstance(text, str) for text in n) for n in names):
+        raise DataError(f'{path}: "classes" and "images" must be lists of texts')
+    flag = values.get("uses_label_statistics", False) is True
+    return Scores(path.name, {"scores": _rows(values["scores"], path)}, *map(tuple, names), uses_label_statistics=flag)
+
+
+def _rows(values: Any, path: Path) -> np.ndarray:
+    if not isinstance(values, list) or not values:
+        raise DataError(f"{path}: scores must be a list of rows, at least one")
+    width = len(values[0]) if isinstance(values[0], list) else 0
+    for number, row in enumerate(values):
+        if not isinstance(row, list) or len(row) != width or not width:
+            raise DataError(f"{path}, row {number}: must be a list of {width or 'numbers'}, got {row!r:.60}")
+        if not all(type(value) in (int, float) for value in row):
+            odd = next(value for value in row if type(value) not in (int, float))
+            raise DataError(f"{path}, row {number}: scores must be numbers, got {odd!r:.40}")
+    return np.array(values, np.float64)
+
+
+def read_image_names(path: Path) -> tuple[str, ...]:
+    """Names of photos, one a line, in order; what stands behind a blank is a label and left out. Raises `DataError`."""
+    names = []
+    for line in filter(None, read_lines(path)):
+        first = line.partition(" ")[0]
+        names.append(first if is_photo(first) and not is_photo(line) else line)
+    refuse_twice(names, str(path))
+    return tuple(names)
+
+
+def photo_places(have: Sequence[str], wanted: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, places): `have[rows]` are the photos `wanted[places]`, in the order of `wanted`.
+
+    By whole names, else by file names without folder, else also without ending, as lists of ids have them; the first of
+    these by which any photo is found and no two are one.
+    """
+    for key in (str, _file_name, _stem):
+        ours, theirs = [[key(name) for name in names] for names in (have, wanted)]
+        place = {name: n for n, name in enumerate(ours)}
+        if len(place) < len(ours) or len({*theirs}) < len(theirs):
+            continue
+        pairs = [(place[name], n) for n, name in enumerate(theirs) if name in place]
+        if pairs:
+            rows, places = np.array(pairs, np.int64).T
+            return rows, places
+    return np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+def _file_name(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).name
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(_file_name(name)).stem if is_photo(name) else _file_name(name)
+
+
+def ordered_classes(scores: Scores, classnames: Sequence[str]) -> Scores:
+    """The same with its columns in the order of `classnames`. Raises `DataError` unless both name the same classes."""
+    if not scores.classnames:
+        if scores.shape[1] != len(classnames):
+            raise DataError(
+                f"{scores.name}: must have a column for each of {len(classnames)} classes, got {scores.shape[1]}"
+            )
+        return replace(scores, classnames=tuple(classnames))
+    finder = ClassFinder(scores.classnames)
+    own, wanted = [Counter(map(name_key, names)) for names in (scores.classnames, classnames)]
+    if len(scores.classnames) != len(classnames) or own != wanted:
+        strange = [name for name in scores.classnames if name_key(name) not in wanted]
+        lacking = [name for name in classnames if name_key(name) not in own]
+        raise DataError(
+            f"{scores.name}: classes must be the {len(classnames)} of the other file, got {len(scores.classnames)} "
+            f"(not there: {preview(strange, 3) or 'none'}; missing: {preview(lacking, 3) or 'none'})"
+        )
+    if [*map(name_key, scores.classnames)] == [*map(name_key, classnames)]:
+        return replace(scores, classnames=tuple(classnames))
+    notice(f"{scores.name}: classes stand in another order, columns are taken by name")
+    columns = [finder.find(name, scores.name) for name in classnames]
+    return replace(scores.take(columns=columns), classnames=tuple(classnames))
+
+
+def same_photos(scores: Scores, photos: Sequence[str]) -> Scores:
+    """The same with its rows in the order of `photos`. Raises `DataError` unless both are the same photos."""
+    rows, places = photo_places(scores.photos, photos)
+    if len(rows) != len(photos) or len(rows) != len(scores.photos):
+        there = {*places.tolist()}
+        lacking = [photo for n, photo in enumerate(photos) if n not in there]
+        raise DataError(
+            f"{scores.name}: photos must be those of the other file, got {len(scores.photos)} of which {len(rows)} are "
+            f"among its {len(photos)} (missing: {preview(lacking, 3) or 'none'})"
+        )
+    return replace(scores.take(rows), photos=tuple(photos))
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of one model that were made in parts, as one: photos one after the other.
+
+    Raises `DataError` for parts of other kinds or classes, and for a photo that stands in two of them.
+    """
+    first, *others = parts
+    for scores in others:
+        if {*scores.parts} != {*first.parts} or scores.classnames != first.classnames:
+            raise DataError(
+                f"{scores.name}: parts must have {', '.join(first.parts)} of the same classes as {first.name}, got "
+                f"{', '.join(scores.parts)} of {len(scores.classnames)} classes"
+            )
+        if bool(scores.photos) != bool(first.photos):
+            raise DataError(f"{scores.name}: parts must all name their photos, or none")
+    photos = tuple(photo for scores in parts for photo in scores.photos)
+    if photos:
+        refuse_twice(photos, first.name)
+    matrices = {part: np.concatenate([scores.parts[part] for scores in parts]) for part in first.parts}
+    flagged = any(scores.uses_label_statistics for scores in parts)
+    return replace(first, parts=matrices, photos=photos, uses_label_statistics=flagged)
+
+
+def aligned(files: Sequence[Scores]) -> list[Scores]:
+    """Score files in the order of photos and classes of the first; what has no names is taken as it stands.
+
+    Raises `DataError` where photos or classes are not the same.
+    """
+    first, *others = files
+    result = [first]
+    for scores in others:
+        if first.classnames:
+            scores = ordered_classes(scores, first.classnames)
+        if first.photos and scores.photos:
+            scores = same_photos(scores, first.photos)
+        if scores.shape != first.shape:
+            raise DataError(
+                f"{scores.name}: scores must have the shape {first.shape} of {first.name}, got {scores.shape}"
+            )
+        result.append(scores)
+    return result
