@@ -104,9 +104,7 @@ class Retriever(FinishedRun):
         return predictions.table(["", *columns.values()], rows)
 
 
-def _table(
-    metrics: Mapping[str, float], title: str, ways: Mapping[str, str], figures: Mapping[str, str]
-) -> str:
+def _table(metrics: Mapping[str, float], title: str, ways: Mapping[str, str], figures: Mapping[str, str]) -> str:
     """The figures of both directions; nothing where they were not measured."""
     if not {f"{way}_{figure}" for way in ways for figure in figures} <= metrics.keys():
         return ""
