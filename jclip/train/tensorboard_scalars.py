@@ -15,7 +15,7 @@ from typing import Any
 from jclip.errors import ConfigError
 from jclip.paths import naming, replacing
 
-FILE = "events.out.tfevents.jclip"  # TensorBoard finds files by what stands before the last dot
+FILE = "events.out.tfevents.jclip"  # TensorBoard finds files by "tfevents" in their names
 _POSITION = ("epoch", "step", "slot")
 
 
