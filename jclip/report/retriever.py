@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from jclip.config import CaptionConfig
 from jclip.data import captions as caption_pairs
@@ -21,9 +21,6 @@ from jclip.paths import refuse_overwriting, write_together
 from jclip.report import evaluation, predictions
 from jclip.report.finished_run import MODEL, FinishedRun
 from jclip.report.run_table import selected_on_test, shortly
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.functional.retrieval import Scores
 
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_rank": "mean rank", "median_rank": "median rank"}
@@ -82,8 +79,12 @@ class Retriever(FinishedRun):
             _table(metrics, "by pairs", WAYS, FIGURES),
             _table(metrics, "by groups", SEARCHES, GROUPED),
         ]
-        shown = (*(f"{way}_" for way in SEARCHES), *(f"{way}_{figure}" for way in WAYS for figure in FIGURES))
-        rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if not (tables[0] and k.startswith(shown))]
+        shown = {f"{way}_{figure}" for way in WAYS for figure in FIGURES} if tables[0] else set()
+        rest = [
+            f"{k} {shortly(v)}"
+            for k, v in metrics.items()
+            if k not in shown and not (tables[1] and k.startswith((*SEARCHES,)))
+        ]
         return "\n".join(filter(None, [*tables, ", ".join(rest), *selected_on_test(metrics)]))
 
     @staticmethod
@@ -112,7 +113,9 @@ def _table(metrics: Mapping[str, float], title: str, ways: Mapping[str, str], fi
     return predictions.table([title, *figures.values()], rows)
 
 
-def _write(out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: Scores) -> None:
+def _write(
+    out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: retrieval.Scores
+) -> None:
     """Both files, together. scores: of the pairs' images and texts."""
     links = retrieval.Links.of_captions(range(len(images)))
     ranks = [1 + retrieval.link_ranks(scores, links, of_texts)[0] for of_texts in (False, True)]
