@@ -80,7 +80,8 @@ def fit(
                 bar.update()
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean()}
-            with state.averaged() if keep == "average" else contextlib.nullcontext():
+            measured = keep == "average" and (due or after_epoch)
+            with state.averaged() if measured else contextlib.nullcontext():
                 if due:
                     _measure(outcome, evaluate, select, among_equals, state, epoch)
                 if after_epoch:

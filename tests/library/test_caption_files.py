@@ -206,6 +206,35 @@ def test_broken_shards(tmp_path, members, told):
         read(shard(tmp_path / "a.tar", members))
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_mutants_of_archives_and_tables_are_refused_or_read(photos, seed, capsys):
+    """Bytes changed, taken out and put in: each ends in one line, or in rows whose photos decode or are refused."""
+    photo = (photos / "1.jpg").read_bytes()
+    members = {"a/0.jpg": photo, "a/0.txt": b"one", "1.json": b'{"caption": "two"}', "1.png": photo}
+    whole = shard(photos / "s.tar", members).read_bytes()
+    table = b"".join(b"%d\t%s\n" % (i, base64.b64encode(photo)) for i in range(3))
+    (photos / "p_texts.jsonl").write_text('{"text_id": 1, "text": "t", "image_ids": [2, 0]}\n')
+    rng, refused = np.random.default_rng(seed), 0
+    for number in range(200):
+        data = bytearray(table if number % 2 else whole)
+        for place in rng.integers(len(data) if number % 2 else 2 * 512, size=3).tolist():
+            cut = int(rng.integers(0, 40)) if rng.random() < 0.3 else 0
+            data[place : place + cut] = rng.integers(0, 256, int(rng.integers(0, 9)), dtype=np.uint8).tobytes()
+        name = "p_imgs.tsv" if number % 2 else "m.tar"
+        (photos / name).write_bytes(data)
+        try:
+            pairs = read(
+                photos / ("p_texts.jsonl" if number % 2 else name), on_error="skip" if number % 4 < 2 else "stop"
+            )
+            for path in pairs.paths:
+                open_photo(path)
+        except DataError as e:
+            refused += 1
+            assert "\n" not in str(e)
+    assert 50 < refused < 200
+    capsys.readouterr()
+
+
 def test_archives_that_are_none_or_cut_off(photos):
     whole = shard(photos / "a.tar", {"a.txt": b"x", "a.jpg": (photos / "1.jpg").read_bytes()})
     (photos / "cut.tar").write_bytes(whole.read_bytes()[:1600])
