@@ -13,7 +13,7 @@ are mixed, and the classes' prompts read by the mixed text tower; the mixture is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -31,6 +31,7 @@ from jclip.readers import safetensors, tensors
 from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 from jclip.weights import checkpoint
+from jclip.weights.interpolation import between, grid, interpolate
 
 Weights: TypeAlias = "dict[str, np.ndarray]"
 
@@ -139,11 +140,6 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, before: Weig
     return on_features.train(run, cfg.optim, learner, batches, batches.steps, data, selection="last")
 
 
-def grid(steps: int) -> list[float]:
-    """0, 1 / steps, … 1."""
-    return [i / steps for i in range(steps + 1)]
-
-
 def mix_towers(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot with towers between `model` and `tuned`: at 0, α and 1, or along the whole way where α is searched."""
     if not cfg.model or cfg.data.features:
@@ -179,7 +175,7 @@ def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Ch
 
     def mixed(name: str) -> tensors.LazyTensor:
         return tensors.LazyTensor(
-            ends[0][name].shape, "float32", lambda: _between(name, *(end[name].read() for end in ends), alpha)
+            ends[0][name].shape, "float32", lambda: between(name, *(end[name].read() for end in ends), alpha)
         )
 
     merged = {name: mixed(name) for name in ends[0]}
@@ -187,27 +183,3 @@ def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Ch
     merged["logit_scale"] = checkpoint.in_memory(scale)
     metadata = {"made_by": "wise_ft", **checkpoint.describe(before.config, before.preprocess, float(scale))}
     safetensors.write_tensors(file, merged, dict.fromkeys(merged, "float32"), metadata)
-
-
-def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], alpha: float) -> Weights:
-    """(1 - α) before + α after of every array, in float32 at least; α = 0 and 1 give the ends themselves.
-
-    Good for heads and for whole checkpoints, running statistics included. Raises `MisfitError` when names or shapes
-    differ, and for integers that do, which can't be interpolated.
-    """
-    checkpoint.compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
-    return {k: _between(k, before[k], after[k], alpha) for k in before}
-
-
-def _between(name: str, before: np.ndarray, after: np.ndarray, alpha: float) -> np.ndarray:
-    if "f" not in (before.dtype.kind, after.dtype.kind):
-        if not np.array_equal(before, after):
-            raise MisfitError(
-                f"{name} must be equal at both ends, since integers can't be interpolated, got different ones"
-            )
-        return before.copy()
-    kind = np.result_type(before.dtype, after.dtype, np.float32)
-    before, after = before.astype(kind), after.astype(kind)
-    if alpha in (0, 1):
-        return after if alpha else before
-    return (kind.type(1 - alpha) * before + kind.type(alpha) * after).astype(kind)

@@ -14,6 +14,7 @@ from jclip.report.tasks import task_of
 from jclip.train import run as runs
 from jclip.train.configs import (
     default_folder,
+    log_of,
     read_config,
     resolved,
 )
@@ -50,7 +51,8 @@ def train(argv: list[str]) -> int:
         check_link(Path(args.link))
 
     written: list[str] = []
-    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
+    log = log_of(args.config, args.overrides)
+    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh, log=log) as run:
         result = run.result
         if result is None:
             metrics = module.run(cfg, run)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jclip.data.photo_file import as_seen, open_photo
-from jclip.data.preprocess import RESAMPLE, Preprocess, centre_crop, scale_short_side
+from jclip.data.preprocess import RESAMPLE, Preprocess, centre_crop, scale_short_side, square_padded
 from jclip.errors import ConfigError, DataError, UnknownName
 
 
@@ -18,8 +18,8 @@ from jclip.errors import ConfigError, DataError, UnknownName
 class Augment:
     """Training pipeline on top of a `Preprocess`: random resized crop, flip, random erasing. All randomness is `rng`'s.
 
-    area: range of the crop's share of the photo. erase_area: range of the erased share of the normalised tensor. plain:
-    the evaluation's pixels in place of a random crop.
+    area: range of the crop's share of the photo, where the evaluation pads to a square of the padded one. erase_area: range
+    of the erased share of the normalised tensor. plain: the evaluation's pixels in place of a random crop.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -45,6 +45,7 @@ class Augment:
 
     def _cropped(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> Image.Image:
         image = as_seen(image, p.upright).convert("RGB")
+        image = square_padded(image, p) if p.resize == "square-pad" else image
         return resized_crop(image, random_crop_box(image.height, image.width, self.area, self.ratio, rng), p)
 
 

@@ -71,6 +71,15 @@ class Adapters:
         """From now on dropout draws by `seed`, mask after mask."""
         self._seed, self._drawn = seed, 0
 
+    @property
+    def position(self) -> tuple[tuple[int, ...], int]:
+        """Where dropout's draws stand; setting it repeats them."""
+        return self._seed, self._drawn
+
+    @position.setter
+    def position(self, position: tuple[tuple[int, ...], int]) -> None:
+        self._seed, self._drawn = position
+
     def _projection(self, name: str, attention: Attention):
         parts = [part for part in PARTS if f"{name}.{part}.A" in self.params]
         places = np.array(

@@ -7,8 +7,9 @@ Groups count from the top as open_clip's `unlocked_groups` do: 1 is the projecti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from jclip.errors import ConfigError
@@ -77,6 +78,20 @@ def text_groups(config: CLIPConfig) -> list[Patterns]:
     blocks = [(f"transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
     stem = ("token_embedding.*", "positional_embedding")
     return [stem, *blocks[:-1], (*blocks[-1], "ln_final.*"), ("text_projection",)]
+
+
+def rate_factors(config: CLIPConfig, decay: float, names: Iterable[str]) -> dict[str, float]:
+    """By which factor the rate of each named parameter is lowered: decay^d, d the number of groups above its own.
+
+    Clark et al., 2020, arXiv 2003.10555, as BEiT and open_clip have it: the projection's is 1, the last block's `decay`. Of
+    each tower for itself; the logit scale's is 1.
+    """
+    factors = {}
+    for groups in (image_groups(config), text_groups(config)):
+        for above, patterns in enumerate(reversed(groups)):
+            factors.update(dict.fromkeys(patterns, decay**above))
+    found = ((name, next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)) for name in names)
+    return {name: factor for name, factor in found if factor != 1}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def fit(
     slot: str = "train",
     steps: int | None = None,
     keep: Literal["average", "student"] = "average",
+    after_epoch: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
     killed goes on where it was saved, to the same bits. Where `state` keeps an average of the parameters, that is what
@@ -58,9 +59,10 @@ def fit(
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
     evaluate() measures validation data, every `every` epochs and after the last; `select` names the metric whose best
-    epoch is remembered. The loss is read every `read_every` steps: each reading waits for the
-    device. `steps`, of all epochs together, is for the progress bar. Raises `Diverged` naming the steps between which
-    the loss, or the epoch in which the weights, stopped being finite, and `DataError` when there are no batches.
+    epoch is remembered. after_epoch(epoch), from 0, is called with the weights that would be measured. The loss is read
+    every `read_every` steps: each reading waits for the device. `steps`, of all epochs together, is for the progress bar.
+    Raises `Diverged` naming the steps between which the loss, or the epoch in which the weights, stopped being finite,
+    and `DataError` when there are no batches.
     """
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
@@ -78,9 +80,12 @@ def fit(
                 bar.update()
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean()}
-            if due:
-                with state.averaged() if keep == "average" else contextlib.nullcontext():
+            measured = keep == "average" and (due or after_epoch)
+            with state.averaged() if measured else contextlib.nullcontext():
+                if due:
                     _measure(outcome, evaluate, select, among_equals, state, epoch)
+                if after_epoch:
+                    after_epoch(epoch)
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
             if due and not run.quiet and _worth_telling(epoch, epochs, every):
                 bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)

@@ -29,6 +29,7 @@ from jclip.kernels.gradient_parts import Part, in_parts, slices
 from jclip.model.clip import CLIP, held_statistics, inference
 from jclip.runtime import jt
 
+OF_THE_LOSS = ("logit_scale", "logit_bias")  # parameters of no tower
 TEXTS_AT_ONCE = 256  # of a backward pass
 
 
@@ -88,7 +89,7 @@ def features_in_parts(
     params: what is trained, by name, of which the image tower's begin with "visual.". Running statistics move in the
     backward pass alone, once per part.
     """
-    own = [v for k, v in params.items() if k != "logit_scale" and k.startswith("visual.") == (tower == "image")]
+    own = [v for k, v in params.items() if k not in OF_THE_LOSS and k.startswith("visual.") == (tower == "image")]
     with held_statistics(model) if len(parts) > 1 else contextlib.nullcontext():
         return in_parts(lambda part: normalise(encode(part)), parts, own)
 
