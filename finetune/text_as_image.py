@@ -163,8 +163,19 @@ def prompts_of(cfg: Config, source: sources.ModelSource, classnames: Sequence[st
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with rows of maps (N, (1 + P) E), see `jclip.features.photo_maps`: merged scores (N, C)."""
-    both = photo_maps.MapScorer(learned, cfg)
-    return lambda rows: both(rows).merged(float(learned["merge"][0]))
+    parts = part_scorer(learned, cfg)
+    return lambda rows: parts(rows)["merged"]
+
+
+def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The same with the global and the local scores beside the merged ones."""
+    both, share = photo_maps.MapScorer(learned, cfg), float(learned["merge"][0])
+
+    def score(rows: np.ndarray) -> dict[str, np.ndarray]:
+        scored = both(rows)
+        return {"global": scored.whole, "local": scored.places, "merged": scored.merged(share)}
+
+    return score
 
 
 def tagger(folder: Path, config: Config) -> tagging.Scorer:
