@@ -115,7 +115,7 @@ class Config:
         return pair_maps.SETS if self.kind == "dualcoop_pp" else pair_maps.SETS[:2]
 
     @property
-    def winner_among(self) -> Literal["none", "pp_norm", "pp_plus"]:
+    def winner_among(self) -> Literal["none", "seed", "pp_norm", "pp_plus"]:
         """The winner that takes part in scores."""
         return self.winner if self.kind == "dualcoop_pp" else "none"
 
