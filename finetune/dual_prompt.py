@@ -23,7 +23,6 @@ import numpy as np
 from jclip.choices import Interpolation, Resize
 from jclip.config import DataConfig, Dtype, OptimConfig
 from jclip.data import known_labels, label_files, labelled_photos, multi_label
-from jclip.data.augment import augment as augment_named
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import pair_maps, tagging
 from jclip.features import source as sources
@@ -122,7 +121,6 @@ class Config:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Photos and which of their labels are known, training, evaluation of val and test photos."""
-    augment_named(cfg.augment)  # refused here where there is none of that name
     photos = read_photos(cfg)
     training = photos.pop("train")
     taught = taught_of(cfg, training.classnames)
@@ -134,8 +132,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(weights_sha256=source.weights_sha256, mask_sha256=label_files.PhotoLabels((), (), targets).sha256())
     run.note(**{f"{name}_sha256": part.split.digest() for name, part in parts.items()})
 
-    head = pair_training.PairHead(cfg, prompts_of(cfg, source, training.classnames))
     batches = pair_training.PlaceBatches(cfg, source, training, targets)
+    head = pair_training.PairHead(cfg, prompts_of(cfg, source, training.classnames))
     measured = pair_training.MeasuredPairs(cfg, source, photos, taught)
     outcome, state = pair_training.train(cfg, run, head, batches, measured.validation(head))
     learned = head.learned(outcome.best_arrays if cfg.selection == "val" else state.arrays())

@@ -63,7 +63,7 @@ def test_a_checkpoint_becomes_a_run_that_labels_and_measures(kind, small_models,
     command = [
         str(tmp_path / "model.pth.tar-20"),
         str(tmp_path / "run"),
-        "--model",
+        "--prompts-of",
         model,
         "--classes",
         ",".join(NAMES),
