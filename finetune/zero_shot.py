@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from jclip.choices import Mix, PreprocessChoice
+from jclip.choices import Mix, PreprocessChoice, TagMethod
 from jclip.config import DataConfig, Dtype
-from jclip.data import multi_label, splits
+from jclip.data import class_names, label_files, labelled_photos, splits
 from jclip.errors import ConfigError, DataError
-from jclip.features import extraction, heads, precomputed, run_data, several_models
+from jclip.features import extraction, heads, precomputed, run_data, several_models, tagging
 from jclip.features import source as sources
 from jclip.features.member import Member, check_mixture
-from jclip.functional import metrics
+from jclip.functional import metrics, multi_label_metrics, score_ensemble
+from jclip.prompts.templates import prompts_of
 from jclip.report import evaluation
 from jclip.train import run as runs
 from jclip.train import scored_photos
@@ -47,6 +48,12 @@ class Config:
     drop_below: float = 0.0  # of `prob-prompts`: mixed probabilities of prompts up to it count as none
     drop_below_uniform: float = 0.0  # the same in units of uniform mass, 1 / the number of all prompts
     multi_label: bool = False  # photos may be of several classes: measures mAP, see `jclip.data.multi_label`
+    method: TagMethod = "whole"  # of multi_label: how a photo's places are read, see `jclip.features.tagging`
+    normalise: Literal["none", "image+class"] = (
+        "none"  # of multi_label: scores of each photo, then of each class, at mean 0
+    )
+    # and deviation 1
+    background: str = "coco"  # of tagclip and places: names of what is none of the classes, "none" or a,b,c
     unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1
 
@@ -58,6 +65,13 @@ class Config:
         if self.multi_label and (self.search or self.classes or self.data.features):
             raise ConfigError("multi_label=true measures photos among their own classes: leave search, classes and "
                               "data.features out")  # fmt: skip
+        if not self.multi_label and (self.method, self.normalise) != ("whole", "none"):
+            raise ConfigError(
+                f"method and normalise are of photos of several classes, got method={self.method}, "
+                f"normalise={self.normalise}: set multi_label=true, or leave them out"
+            )
+        if self.models and self.method != "whole":
+            raise ConfigError(f"method={self.method} reads one model's places, got models: set model")
         if self.search and len(self.models) < 2:
             raise ConfigError("search=true weighs several models: name them below models")
         if not 0.001 <= self.step <= 1 or not 0 <= self.unknown < 1:
@@ -112,22 +126,44 @@ def of_models(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
 
 def run_multi_label(cfg: Config, run: runs.Run) -> dict[str, float]:
     """The same for photos of several classes each: their mAP, and per_class.csv."""
-    models, found = members(cfg), multi_label.read_multi_label(cfg.data)
-    together = sources.SideBySide.of(models)
-    mixture = mixture_for(cfg, together, found.classnames, {"test": found.photos})
-    rows, features = extraction.extract(together, found.photos, on_error=cfg.data.on_error, label="test")
-    run.note(weights_sha256=together.weights_sha256, test_sha256=found.photos.digest())
-    one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
-    run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
+    found = labelled_photos.read_labelled_photos(cfg.data)
+    rows, scores = whole_scores(cfg, run, found) if cfg.method == "whole" else place_scores(cfg, run, found)
+    if cfg.normalise == "image+class":
+        scores = score_ensemble.by_image_and_class(scores)
     targets = found.targets[rows]
-    precisions = metrics.average_precisions(mixture(features), targets)
-    table = zip(found.classnames, targets.sum(axis=0), precisions, strict=True)
+    precisions = multi_label_metrics.average_precision_per_class(scores, targets)
+    table = zip(found.classnames, (targets == 1).sum(axis=0), precisions, strict=True)
     evaluation.write_csv(
         run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table]
     )
-    figures = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
+    figures = {"test_map": multi_label_metrics.mean_over_classes(precisions), "test_count": len(rows)}
     write_benchmark(cfg, run, figures, len(found.classnames))
     return figures
+
+
+def whole_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the photos that decode, and scores of the whole photos, by all models."""
+    together = sources.SideBySide.of(members(cfg))
+    mixture = mixture_for(cfg, together, found.classnames, {"test": found.split})
+    rows, features = extraction.extract(together, found.split, on_error=cfg.data.on_error, label="test")
+    run.note(weights_sha256=together.weights_sha256, test_sha256=found.split.digest())
+    one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
+    run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
+    return rows, mixture(features)
+
+
+def place_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
+    """The same by `cfg.method`, which reads a photo's places."""
+    source, paths = members(cfg)[0].source(), found.paths
+    names = class_names.read_background(cfg.background)
+    tagger = tagging.Tagger(source, found.classnames, cfg.templates, names, cfg.method)
+    scored = tagger.scored(paths, cfg.data.on_error, "test")
+    run.note(weights_sha256=source.weights_sha256, test_sha256=found.split.digest(), method=tagger.method)
+    head = heads.zero_shot_head(source, prompts_of(found.classnames, cfg.templates))
+    learned = {"text": head.weights, "scale": np.array([head.scale])}
+    run.save_learned(learned, classnames=found.classnames, width=source.width)
+    row = {path: number for number, path in enumerate(paths)}
+    return np.array([row[path] for path in scored.photos]), scored.scores
 
 
 def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

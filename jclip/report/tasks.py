@@ -80,7 +80,11 @@ TASKS = {
         ),
         Task(
             name="multi_label",
-            functions={"scorer": ("learned", "cfg"), "tagger": ("folder", "config")},
+            functions={
+                "scorer": ("learned", "cfg"),
+                "part_scorer": ("learned", "cfg"),  # as scorer, but scores by part: "merged", perhaps "global", "local"
+                "tagger": ("folder", "config"),
+            },
             metrics=tuple(f"{part}_map_{name}" for part in ("val", "test") for name in ("global", "local", "merged")),
             main="map_merged",
             product="learned.safetensors",

@@ -34,7 +34,9 @@ def between(name: str, before: np.ndarray, after: np.ndarray, alpha: float) -> n
     """`interpolate` of one array, which is called `name`."""
     if "f" not in (before.dtype.kind, after.dtype.kind):
         if not np.array_equal(before, after):
-            raise MisfitError(f"{name} holds whole numbers that differ: they can't be interpolated")
+            raise MisfitError(
+                f"{name} must be equal at both ends, since integers can't be interpolated, got different ones"
+            )
         return before.copy()
     kind = np.result_type(before.dtype, after.dtype, np.float32)
     before, after = before.astype(kind), after.astype(kind)
