@@ -48,7 +48,9 @@ class Links:
     def of(images: Sequence[int], texts: Sequence[int]) -> Links:
         """The links of pairs of ids, which count from 0; a pair given twice is one."""
         pairs = np.unique(np.stack([np.asarray(images, np.int64), np.asarray(texts, np.int64)], axis=1), axis=0)
-        return Links(pairs[:, 0], pairs[:, 1], int(pairs[:, 0].max(initial=-1)) + 1, int(pairs[:, 1].max(initial=-1)) + 1)
+        return Links(
+            pairs[:, 0], pairs[:, 1], int(pairs[:, 0].max(initial=-1)) + 1, int(pairs[:, 1].max(initial=-1)) + 1
+        )
 
     @staticmethod
     def of_captions(image_of: Sequence[int]) -> Links:
