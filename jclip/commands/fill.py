@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
     as `completed`. docs/retrieval.md walks through it."""
     args = parser().parse_args(argv)
     path = Path(args.table)
+    if not path.name:
+        raise ConfigError(f"the table must be a file, got {quoted(args.table)}")
     out = Path(args.out or path.with_name(f"{path.stem}_filled.csv"))
     if out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"--out must end in .csv or .txt, got {quoted(str(out))}")

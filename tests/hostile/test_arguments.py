@@ -41,6 +41,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "warmup": ("--model none", "--model --family --dtype --stages"),
     "doctor": ("none", ""),
     "check-data": ("none", "--json --write"),
+    "fill": ("none.csv", "--model --family --fill --template --root --out --on-error --preset"),
     "captions": ("label none.txt --classes a,b", "--classes --lexicon --out --max-bad --max-per-class --seed"),
 }  # fmt: skip
 

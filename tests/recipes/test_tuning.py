@@ -185,7 +185,7 @@ def test_padded_squares_are_what_the_model_says_it_sees(tuned, tmp_path):
         (["patch_dropout=0.5"], "patch_dropout must be 0 for an image tower that is no plain ViT"),
         (["layer_decay=0"], r"layer_decay must be in \[0.001, 1\], got 0"),
         (["update=top", "lock.image=true"], "lock must be left out with update=top"),
-        (["update=top", "top=99"], "lock.image_groups is 99, the image tower has"),
+        (["update=top", "top=99"], "lock.image_groups must be at most"),
         (["update=lora"], "low-rank updates are of a ViT's attention: set lora.towers=text"),
         (["mix=4"], "mix and preprocess.size must be left out with scratch"),
         (["scale=101"], r"scale must be in \[0, 100\], got 101"),
