@@ -7,7 +7,7 @@ A row is [pooled; place 1; … place P], (1 + P) E numbers, see `jclip.model.den
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
