@@ -26,6 +26,10 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     },
     "measure": {
         "eval": ("jclip.commands.eval:evaluate", "measure a finished run on its test photos or on others"),
+        "score": (
+            "jclip.commands.score:score",
+            "score photos by runs of several labels, whole and in windows, into files",
+        ),
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = face(
         "sentence_features": ("SentenceFeatures",),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),
         "source": ("ModelSource", "SideBySide", "source_of", "with_vectors"),
+        "window_scores": ("WindowModel", "WindowPlan", "WindowScorer"),
         "tagging": ("PhotoScores", "Scorer", "Tagger"),
     },
 )

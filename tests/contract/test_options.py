@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
     "look": ["zero-shot", "predict", "tag"],
     "learn": ["train", "sweep", "challenge", "recipes"],
-    "measure": ["eval", "measure", "compare"],
+    "measure": ["eval", "score", "measure", "compare"],
     "data": ["check-data", "captions", "hold-out", "fill", "unsort"],
     "weights": ["models", "convert", "inspect"],
     "machine": ["doctor", "warmup"],
