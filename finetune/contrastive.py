@@ -144,10 +144,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     tuned.end(after)
     mixed = mixed_end(cfg, model, before, after, evaluate) if cfg.mix else {}
     clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
-    return {**told(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
+    return {**kept_metrics(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
 
 
-def told(cfg: Config, outcome: loop.Outcome) -> dict[str, float]:
+def kept_metrics(cfg: Config, outcome: loop.Outcome) -> dict[str, float]:
     """The metrics of the epoch that is kept, and which was the best."""
     if not outcome.best:
         return outcome.last
@@ -292,7 +292,7 @@ def measure(
 
 
 def selected(cfg: Config) -> str:
-    """The metric by which the best epoch is told."""
+    """The metric by which the best epoch is chosen."""
     if cfg.select or not cfg.zero_shot or cfg.data.val:
         return cfg.select or "i2t_r1"
     return f"{name_of(cfg.zero_shot[0])}_top1"

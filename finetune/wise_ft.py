@@ -94,7 +94,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         **scored_photos.measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         **curve,
-        **trained.told,
+        **trained.metrics,
     }
 
 

@@ -18,7 +18,7 @@ from jclip.data.augment import Views
 from jclip.data.caption_json import read_caption_json, read_caption_json_lines
 from jclip.data.caption_rows import Broken, Row, first_captions, with_images
 from jclip.data.caption_tables import read_caption_lines, read_caption_table
-from jclip.data.loader import OnError, tell_once
+from jclip.data.loader import OnError, warn_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.tar_shards import read_shards
 from jclip.errors import DataError
@@ -76,7 +76,7 @@ class Pairs:
         paths = [self.paths[row] for row in rows]
         for at, pixels in photo_batches(paths, prepare, size, self.on_error, failed, rows):
             yield rows[at], pixels[:, 0]
-        tell_once(failed, self.skipped)
+        warn_once(failed, self.skipped)
 
     def _rendered(self, rows: np.ndarray, epoch: int, prepare) -> tuple[np.ndarray, np.ndarray]:
         return rows, np.concatenate([prepare(self.render(int(row), epoch), int(row)) for row in rows])

@@ -96,7 +96,7 @@ def _photo_and_labels(line: str, place: str, classes: int) -> tuple[str, list[in
         raise DataError(f"{place}: expected `relative/path label label …`, got {line!r:.80}")
     head, blank, last = photo.rpartition(" ")
     if blank and is_photo(head) and not is_photo(last):
-        raise DataError(f"{place}: labels must be whole numbers from 0, got {last!r:.60}")
+        raise DataError(f"{place}: labels must be integers from 0, got {last!r:.60}")
     return photo, [label_of(label, place, classes) for label in reversed(labels)]
 
 

@@ -196,7 +196,7 @@ class WindowFiles:
         file, photos = self._part(number)
         notice(f"part {number + 1} of {self._count}: {len(photos)} photos")
         found, skipped = scorer.scores(photos)
-        window_scores.tell_skipped(skipped)
+        window_scores.warn_skipped(skipped)
         arrays = {f"{name}/{part}": matrix for name, parts in found.items() for part, matrix in parts.items()}
         with replacing(file) as temporary:
             temporary.write_bytes(npz_bytes({"key": np.array([key_of([made_of, number])]), **arrays}))

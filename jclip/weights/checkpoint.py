@@ -308,13 +308,13 @@ def compare_keys(wanted: Mapping[str, tuple], got: Mapping[str, tuple], place: s
         "unexpected": [k for k in got if k not in wanted],
         "misshaped": [f"{k} {got[k]} instead of {wanted[k]}" for k in wanted if k in got and got[k] != wanted[k]],
     }
-    told = [
+    differences = [
         f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
         for what, keys in problems.items()
         if keys
     ]
-    if told:
-        raise MisfitError(f"{place} does not fit the model: {'; '.join(told)}")
+    if differences:
+        raise MisfitError(f"{place} does not fit the model: {'; '.join(differences)}")
 
 
 def save_checkpoint(

@@ -154,7 +154,7 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
 
     A single tower makes a model of one tower.
     """
-    activation = stated.told_activation(place)
+    activation = stated.stated_activation(place)
     for key, rank in _RANKS.items():
         if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
             raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")

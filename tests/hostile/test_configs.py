@@ -56,10 +56,10 @@ REFUSED = {  # what is in a file → what is said of it
 def test_a_file_is_refused_in_one_line(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     for read in (load_values, load_groups):
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as error:
             read(tmp_path / "mine.yaml")
-        assert REFUSED[text] in str(told.value) and str(tmp_path / "mine.yaml") in str(told.value)
-        assert str(told.value).isprintable() and len(str(told.value)) < 700
+        assert REFUSED[text] in str(error.value) and str(tmp_path / "mine.yaml") in str(error.value)
+        assert str(error.value).isprintable() and len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (SHARED / "hostile").glob("*.yaml")) or ["none"])
@@ -114,9 +114,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("override", SETTINGS, ids=range(len(SETTINGS)))
 def test_a_setting_is_refused_in_one_line(override):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         apply_overrides({"models": [{"weight": 1}]}, [override])
-    assert SETTINGS[override] in str(told.value) and str(told.value).isprintable() and len(str(told.value)) < 2300
+    assert SETTINGS[override] in str(error.value) and str(error.value).isprintable() and len(str(error.value)) < 2300
 
 
 @pytest.mark.parametrize(

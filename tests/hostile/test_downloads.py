@@ -93,12 +93,12 @@ def served(talk: Callable[[socket.socket], None]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_server_that_lies_is_one_line(name, answering, monkeypatch, tmp_path):
-    answer, told = ANSWERS[name]
+    answer, message = ANSWERS[name]
     monkeypatch.setenv("JCLIP_MIRROR", answering(answer, ENDLESS.get(name, b"")))
     monkeypatch.setattr(download, "_room", lambda _: 2_000_000)
     with pytest.raises(CheckpointError) as e:
         download.fetch_openai("RN50", tmp_path)
-    assert told in str(e.value) and printable(str(e.value)) == str(e.value)
+    assert message in str(e.value) and printable(str(e.value)) == str(e.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -264,8 +264,8 @@ def test_hostile_hubs_are_one_line_each(tmp_path):
     ends = dict(line.split(" | ", 1) for line in done.stdout.splitlines())
     assert ends.pop("asked") == "1"
     assert ends.keys() == cases.keys()
-    for name, (_, told) in cases.items():
-        assert told in ends[name], (name, ends[name])
+    for name, (_, message) in cases.items():
+        assert message in ends[name], (name, ends[name])
 
 
 @pytest.mark.parametrize("address", ["nonsense", "file:///", "http://[::1", "http://a:x"])

@@ -106,10 +106,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
-def test_what_is_wrong_is_told_with_file_and_key(tmp_path, text):
-    with pytest.raises(ConfigError) as told:
+def test_what_is_wrong_is_reported_with_file_and_key(tmp_path, text):
+    with pytest.raises(ConfigError) as error:
         read(tmp_path, text)
-    assert WRONG[text] in str(told.value) and "\n" not in str(told.value)
+    assert WRONG[text] in str(error.value) and "\n" not in str(error.value)
 
 
 RANGES = {

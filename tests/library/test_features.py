@@ -80,7 +80,7 @@ def test_heads_are_computed_once_and_not_mixed(source, small_models):
                 zero_shot_head(untouched(ModelSource(path)), prompts)
 
 
-def test_a_prompt_that_is_too_long_is_told(source):
+def test_a_prompt_that_is_too_long_is_reported(source):
     with pytest.raises(DataError, match="too long for context length 77"):
         zero_shot_head(source, [["word " * 90], ["a"]])
     assert zero_shot_head(source, [["word " * 90], ["a"]], truncate=True).weights.shape == (2, 24)
@@ -257,13 +257,13 @@ def test_a_photo_that_changed_is_computed_anew(source, photos, tmp_path):
     assert not np.array_equal(extract(source, split)[1], before)
 
 
-def test_skipped_photos_are_told_and_not_cached(source, photos, tmp_path, capfd):
+def test_skipped_photos_are_reported_and_not_cached(source, photos, tmp_path, capfd):
     (tmp_path / "bad.jpg").write_text("no photo")
     split = replace(photos.test.take([0, 1]), paths=(str(tmp_path / "bad.jpg"), photos.test.paths[0]))
     rows, features = extract(source, split, on_error="skip")
     assert rows.tolist() == [1] and features.shape == (1, 24)
-    told = capfd.readouterr().err
-    assert "skipped 1 of 2 photos" in told and "bad.jpg does not decode" in told
+    stderr = capfd.readouterr().err
+    assert "skipped 1 of 2 photos" in stderr and "bad.jpg does not decode" in stderr
     with pytest.raises(AssertionError, match="the model was asked"):
         extract(untouched(source), split, on_error="skip")
     with pytest.raises(DataError, match="none of 1 photos decoded"):

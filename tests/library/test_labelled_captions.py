@@ -183,16 +183,16 @@ def test_coco_captions_and_narratives(tmp_path):
     ):
         read_caption_file(write(tmp_path / "x.json", coco), LABELLER)
     assert texts(read_caption_file(tmp_path / "x.json", LABELLER, max_bad=0.5)) == ["A cat", "A cat"]
-    told = {
+    entry = {
         "image_id": "9a",
         "annotator_id": 4,
         "caption": "A cat.",
         "timed_caption": [{"utterance": "a"}],
         "traces": [[]],
     }
-    found = read_caption_file(write(tmp_path / "n.jsonl", "\n".join([json.dumps(told)] * 2)), LABELLER)
+    found = read_caption_file(write(tmp_path / "n.jsonl", "\n".join([json.dumps(entry)] * 2)), LABELLER)
     assert found.format == "localized narratives" and found.captions[0].id == "9a-4" and len(found.captions) == 2
-    assert texts(read_caption_file(write(tmp_path / "one.jsonl", told), LABELLER)) == ["A cat."]
+    assert texts(read_caption_file(write(tmp_path / "one.jsonl", entry), LABELLER)) == ["A cat."]
 
 
 def test_text_with_and_without_numbers(tmp_path):

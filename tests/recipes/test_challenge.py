@@ -93,7 +93,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
     assert (root / "TestSetZ" / "0.png").read_bytes()
     shutil.rmtree(root / "TestSetZ")  # a kill between the labels and the photos
     assert main(draw) == 0 and not (root / "TestSetZ" / "0.png").is_symlink()
-    for changed, told in (
+    for changed, message in (
         (["--seed", "11"], "must be of this draw, got another"),
         (
             ["--count", "9"],
@@ -102,7 +102,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
         (["--count", "0"], "argument --count: must be an integer in [1, "),
     ):
         assert main([*draw, *changed]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (root / "TestSetZ-label.txt").unlink()
     assert main(draw) == 2 and "must stand beside TestSetZ-label.txt" in capsys.readouterr().err
 
@@ -323,8 +323,8 @@ def test_wrong_settings(setting, message, folder, small_models, capsys):
 
 
 def test_too_many_parameters_for_a_model_and_its_tuned_copy(folder, small_models, capsys):
-    told = refused(folder, small_models, capsys, "parameters=2", "fuse=[tuned, zero_shot]")
-    assert "at most 2 million parameters, got 3.28 (" in told and "and its tuned copy" in told
+    got = refused(folder, small_models, capsys, "parameters=2", "fuse=[tuned, zero_shot]")
+    assert "at most 2 million parameters, got 3.28 (" in got and "and its tuned copy" in got
 
 
 def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
@@ -343,10 +343,10 @@ def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
     (folder / "TestSetZ" / name).unlink()
     (folder / "TestSetZ" / name).write_bytes(kept)
     (folder / "TestSetZ-label.txt").unlink()
-    told = refused(folder, small_models, capsys)
+    got = refused(folder, small_models, capsys)
     assert (
-        "there must be training and validation photos, got 16 and 0" in told
-        and "`jclip hold-out FOLDER` draws them" in told
+        "there must be training and validation photos, got 16 and 0" in got
+        and "`jclip hold-out FOLDER` draws them" in got
     )
 
 
@@ -358,7 +358,7 @@ def test_lists_that_do_not_fit_the_classes(folder, small_models, capsys):
     assert "label 8 is beyond the 8 classes" in refused(folder, small_models, capsys)
 
 
-def test_a_tuning_that_leaves_no_model_is_told(folder, small_models, capsys, tmp_path):
+def test_a_tuning_that_leaves_no_model_is_reported(folder, small_models, capsys, tmp_path):
     backbone, runs = f"backbones={small_models['vit']}", ["--runs", str(tmp_path / "r")]
     assert main(["challenge", f"data.root={folder}", backbone, "tune={recipe: zero_shot}", *runs]) == 2
     assert "tune.recipe must train a tower, got zero_shot" in capsys.readouterr().err
