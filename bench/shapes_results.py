@@ -191,7 +191,7 @@ def attempted(job: Job, runs: str, reported: set[str]) -> dict[str, Any] | None:
 
 
 def line_of(job: Job, runs: str) -> dict[str, Any]:
-    """Runs, measures on new classes where base classes were learned, and lets the run's folder go."""
+    """Runs, measures on new classes where base classes were learned, and removes the run's folder."""
     from jclip.report.predictor import Classifier
     from jclip.report.transfer import base_to_new
 

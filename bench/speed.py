@@ -30,7 +30,7 @@ HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
 TASKS = [*IMAGE, *HALF, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
-TARGETS = {  # at least this ratio; below it the run tells where the time goes
+TARGETS = {  # at least this ratio; below it the run reports where the time goes
     "image ViT-B/32 batch 1": 1.0, "image ViT-B/32 batch 32": 1.15, "image ViT-B/16 batch 32": 1.15,
     "image RN50 batch 32": 1.1, "image ViT-B/32 batch 32 bf16": 1.4, "image ViT-B/16 batch 32 bf16": 1.4,
     "text 374 prompts": 5.0, "text 374 prompts, torch cut too": 1.1, "train ViT-B/32 batch 16": 1.1,

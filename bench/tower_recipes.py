@@ -100,7 +100,7 @@ def compare(task: str, args: argparse.Namespace) -> dict:
 
 
 def scale(task: str) -> int:
-    """Steps of what is told."""
+    """Steps of the figures."""
     return EPOCH if task == COOP else 1
 
 

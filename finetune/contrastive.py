@@ -87,7 +87,9 @@ class Config:
 
     def __post_init__(self):
         if self.accumulate < 1 or self.clip < 0 or self.every < 1:
-            raise ConfigError("accumulate and every are at least 1, clip at least 0")
+            raise ConfigError(
+                f"accumulate and every must be at least 1, clip at least 0, got {self.accumulate}, {self.every}, {self.clip:g}"
+            )
         for name, low, high in (
             ("patch_dropout", 0, 0.99), ("layer_decay", 1e-3, 1), ("distill", 0, 1e6), ("scale", 0, 100),
             ("bias", -100, 100), ("mix", 0, 100), ("checkpoints", 0, 10**6), ("keep", 0, 10**6), ("top", 1, 1000),

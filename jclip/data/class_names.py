@@ -92,7 +92,7 @@ def read_class_names(named: str, least: int = 2) -> ClassNames:
     if named in class_sets():
         return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
     if "," not in named and (path.suffix or "/" in named):
-        reason = "can't be read, it is no regular file" if exists(named) else "no such file of class names"
+        reason = "can't be read, it is not a regular file" if exists(named) else "no such file of class names"
         raise DataError(f"{reason}: {path}")
     return _unlike(
         [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()],

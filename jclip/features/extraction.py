@@ -172,10 +172,10 @@ def encode_photos(
 
 
 def batch_size() -> int:
-    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is no number."""
+    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is not a number."""
     named = os.environ.get("JCLIP_BATCH", "")
     if named and (not named.isdecimal() or int(named) < 1):
-        raise ConfigError(f"JCLIP_BATCH={named} is no number of photos")
+        raise ConfigError(f"JCLIP_BATCH must be a number of photos, got {named}")
     return int(named or BATCH)
 
 
@@ -267,7 +267,7 @@ def _check_training(found: FeatureSet, training: TrainingRows, photos: PhotoData
 
 
 def warn_photos(photos: PhotoData, shots: int) -> None:
-    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured. Raises
+    """Report on stderr classes with fewer photos than `shots`, and photos that are both training and measured photos. Raises
     `DataError` for validation photos that are training photos."""
     check_apart(photos.train.paths, photos.val.paths)
     warn_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)

@@ -26,7 +26,7 @@ from jclip.paths import ASSETS, cache_dir, plain_path
 HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h")
 LIBRARIES = ("libcudart", "libcublas", "libcublasLt", "libcudnn", "libcurand", "libcufft", "libcusparse")
 TRIED: tuple[str, ...] = ()  # "CUDA 12.4 on an RTX 4090 (8.9)": where the whole suite has passed
-COMPILED = "nvcc 13.0 for 9.0"  # what compiled the sources, without a card
+COMPILED = "nvcc 13.0 for 9.0"  # what compiled the sources, without a GPU
 _CUDNN_SPLIT = {
     f"libcudnn_{part}_{use}.so": f"libcudnn_{part}" for part in ("ops", "cnn") for use in ("infer", "train")
 }

@@ -101,13 +101,13 @@ def _read_set(path: Path) -> Set:
     sentences = values.get("class_sentences", {})
     unknown = values.keys() - {"templates", "class_sentences"}
     if unknown or "templates" not in values or not isinstance(sentences, dict):
-        raise DataError(f"{path} has {', '.join(values):.200}: expected {LAYOUT}")
+        raise DataError(f"{path} must be {LAYOUT}, got {', '.join(values):.200}")
     return WithSentences(_checked(values["templates"], path), _by_class(sentences, path))
 
 
 def _checked(templates: object, place: str | Path) -> tuple[str, ...]:
     if not isinstance(templates, list) or not templates:
-        raise DataError(f"{place}: expected a list of templates, got {templates!r:.80}")
+        raise DataError(f"{place}: must be a list of templates, got {templates!r:.80}")
     return tuple(_template(template, str(place)) for template in templates)
 
 

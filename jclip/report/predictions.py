@@ -179,7 +179,7 @@ def check_challenge(path: str | Path, photos: Sequence[str]) -> None:
         )
     for name, *ids in rows:
         if len(set(ids)) != 5 or not all(i.isdecimal() for i in ids):
-            raise DataError(f"{path}: {name} has {' '.join(ids)}, expected five different classes")
+            raise DataError(f"{path}: {name} must have five different classes, got {' '.join(ids)}")
 
 
 def zip_challenge(path: Path) -> Path:

@@ -106,7 +106,7 @@ def read_sets(done: Classifier, given: Sequence[Sequence[str]]) -> dict[str, Cla
         elif settings and "=" not in name:
             groups = {name: apply_overrides({}, settings)}
         else:
-            raise ConfigError(f"--on {name}: expected NAME data.root=… or a YAML with names and their settings")
+            raise ConfigError(f"--on {name}: must be NAME data.root=… or a YAML with names and their settings")
         for one, values in groups.items():
             if one in found:
                 raise ConfigError(f"--on: {one} stands there twice")

@@ -175,7 +175,7 @@ def train(
 
 
 def check_captions(targets: np.ndarray, weights: np.ndarray, classnames: Sequence[str]) -> None:
-    """Raises `DataError` for captions that teach nothing; tells on stderr of classes that none names, and of captions
+    """Raises `DataError` for captions that teach nothing; reports on stderr classes that none names, and captions
     without a pair of a class that is there and one that is not."""
     if len(classnames) < 2:
         raise DataError(

@@ -272,7 +272,9 @@ def _image_size(cells: int, step: int, stated: Stated, place: object) -> tuple[i
         return stated.image_size
     side = math.isqrt(cells)
     if side * side != cells:
-        raise CheckpointError(f"{place}: {cells} positions are no square grid: pass --image-size HEIGHT WIDTH")
+        raise CheckpointError(
+            f"{place}: positions must form a square grid, got {cells}: pass --image-size HEIGHT WIDTH"
+        )
     return side * step, side * step
 
 

@@ -99,7 +99,9 @@ def test_statements_go_before_the_familys():
 def test_a_grid_that_is_not_square_must_be_stated():
     config = replace(VARIANTS["ViT-B/32"], vision=replace(VARIANTS["ViT-B/32"].vision, image_size=(224, 160)))
     shapes = parameter_shapes(config)
-    with pytest.raises(CheckpointError, match="35 positions are no square grid: pass --image-size HEIGHT WIDTH"):
+    with pytest.raises(
+        CheckpointError, match="positions must form a square grid, got 35: pass --image-size HEIGHT WIDTH"
+    ):
         config_from_shapes(shapes, Stated("openai"), "x")
     assert config_from_shapes(shapes, Stated("openai", image_size=(224, 160)), "x") == config
 

@@ -109,7 +109,7 @@ def test_indices_of_shards_that_lie(tmp_path, capsys):
     key, file = next(iter(said["weight_map"].items()))
     other = next(f for f in said["weight_map"].values() if f != file)
     cases = {
-        "is no index of shards beside it": {"weight_map": {**said["weight_map"], key: "../secret.safetensors"}},
+        "is not an index of shards beside it": {"weight_map": {**said["weight_map"], key: "../secret.safetensors"}},
         f"{other} lacks {key}": {"weight_map": {**said["weight_map"], key: other}},
         "every shard is missing": {"weight_map": {}},
         "is not a table": [1, 2],

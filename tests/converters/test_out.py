@@ -190,9 +190,9 @@ def test_torch_reads_the_archive_in_every_dtype(dtype, kind, tmp_path):
 @pytest.mark.parametrize(
     "to, config, message",
     [
-        ("openai", TOY_VIT_GELU, "knows no model with GELU"),
-        ("openai", TOY_VIT, "knows no model with heads of another width"),
-        ("openai", TOY_EVAS["8b"], "knows no model with an EVA tower"),
+        ("openai", TOY_VIT_GELU, "must support the model, which has GELU"),
+        ("openai", TOY_VIT, "must support the model, which has heads of another width"),
+        ("openai", TOY_EVAS["8b"], "must support the model, which has an EVA tower"),
         ("openai", replace(OPENAI_VIT, vision=replace(OPENAI_VIT.vision, image_size=(20, 15))), "non-square input"),
         ("huggingface", TOY_RESNET, "holds no ResNet"),
         ("huggingface", TOY_LAYER_SCALE, "holds no layer scale"),

@@ -91,7 +91,7 @@ def test_a_shorter_context_keeps_the_trained_positions(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--image-size", "33"], "image size 33 x 33 is no multiple of 5"),
+        (["--image-size", "33"], "image size must be a multiple of 5, the model's step, got 33 x 33"),
         (["--image-size", "20", "20", "20"], "must be HEIGHT [WIDTH], got 3 numbers"),
         (["--image-size", "0"], "--image-size: must be an integer in [1, 4096], got '0'"),
         (["--image-size", "1000000000"], "--image-size: must be an integer in [1, 4096], got '1000000000'"),

@@ -125,7 +125,7 @@ def test_an_index_names_only_shards_beside_it(name, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "good.safetensors", "b": name}}))
     with pytest.raises(
-        CheckpointError, match=r"is no index of shards beside it: the shard of 'b' must be the plain name"
+        CheckpointError, match=r"is not an index of shards beside it: the shard of 'b' must be the plain name"
     ):
         read_weight_map(index)
 

@@ -160,7 +160,7 @@ def test_folders_that_may_be_misread_are_refused(files, message, tmp_path):
 
 def test_the_nearest_folder_is_named(tmp_path):
     touch(tmp_path, "photos/a/1.jpg")
-    with pytest.raises(DataError, match="data.root is no folder: .*/photo, did you mean 'photos'"):
+    with pytest.raises(DataError, match="data.root must be a folder, got .*/photo, did you mean 'photos'"):
         read(tmp_path / "photo")
 
 

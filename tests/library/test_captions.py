@@ -70,13 +70,13 @@ def test_other_columns_and_another_root(images, tmp_path_factory):
     [
         ("a.csv", "filepath,title\nno.png,x\n", r"1 of 1 images are missing: .*no.png"),
         ("a.csv", "filepath,title\n", "lists no image with its caption"),
-        ("a.jsonl", '{"filepath": "x"}\n', "line 1: expected a JSON object with filepath and title"),
-        ("a.jsonl", "nonsense\n", "line 1: expected a JSON object"),
-        ("a.txt", "x.png$a$b\nnonsense\n", r"line 2: expected `image\$attributes\$caption`"),
+        ("a.jsonl", '{"filepath": "x"}\n', "line 1: must be a JSON object with filepath and title"),
+        ("a.jsonl", "nonsense\n", "line 1: must be a JSON object"),
+        ("a.txt", "x.png$a$b\nnonsense\n", r"line 2: must be `image\$attributes\$caption`"),
         (
             "a.parquet",
             "x",
-            "captions come as .csv, .tsv, .jsonl, .txt, .token, .json, .tar .or `shapes`., not as .parquet",
+            "captions must be .csv, .tsv, .jsonl, .txt, .token, .json, .tar .or `shapes`., got .parquet",
         ),
     ],
 )
@@ -181,13 +181,13 @@ def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
             '{"filepath": "图 0.png", "title": "x"}\n{"filepath": NaN, "title": "y"}\n',
             "line 2: .*NaN is no",
         ),
-        ("a.jsonl", '{"filepath": "图 0.png", "title": "x"}\n[1]\n', "line 2: expected a JSON object .*, got .1"),
+        ("a.jsonl", '{"filepath": "图 0.png", "title": "x"}\n[1]\n', "line 2: must be a JSON object .*, got .1"),
         (
             "a.txt",
             "图 0.png$white$x\n图 1.png$red$costs $5\n",
-            r"line 2: expected `image\$attributes\$caption`, got 4 fields",
+            r"line 2: must be `image\$attributes\$caption`, got 4 fields",
         ),
-        ("a.txt", "图 0.png$x\n图 2.png$z\n图 1.png$red$y\n", r"line 3: expected `image\$caption`, got 3 fields"),
+        ("a.txt", "图 0.png$x\n图 2.png$z\n图 1.png$red$y\n", r"line 3: must be `image\$caption`, got 3 fields"),
     ],
 )
 def test_rows_that_are_broken_stop_or_are_left_out_and_counted(images, capsys, name, text, message):

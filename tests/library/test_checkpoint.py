@@ -103,7 +103,7 @@ def test_an_unknown_vision_width_asks_for_its_head_width(openai_like):
 
 def test_what_is_no_clip_in_openais_layout_is_reported_with_its_keys(tmp_path):
     safetensors.write(tmp_path / "x.safetensors", {"fc.weight": np.zeros((2, 3), np.float32)})
-    with pytest.raises(LayoutError, match=r"no CLIP model in OpenAI's layout \(it holds fc.weight …\)"):
+    with pytest.raises(LayoutError, match=r"must be a CLIP model in OpenAI's layout, got fc.weight …"):
         open_checkpoint(tmp_path / "x.safetensors", family="openai")
 
 

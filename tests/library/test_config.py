@@ -139,8 +139,8 @@ def test_a_value_out_of_range_is_named_with_its_group_its_range_and_what_was_giv
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("alpha", "'alpha' is no setting: write key=value"),
-        ("=3", "'=3' is no setting"),
+        ("alpha", "'alpha' is not a setting: write key=value"),
+        ("=3", "'=3' is not a setting"),
         ("alpha.x=3", "alpha.x: alpha is a single value and has no x inside"),
         ("data.shots=many", "data.shots must be an integer, got 'many'"),
         ("alpha=[", "'[' is not a valid value"),

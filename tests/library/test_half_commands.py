@@ -86,7 +86,7 @@ def test_the_batch_is_set_by_the_environment(small_models, photo_folder, monkeyp
     close(parts, whole, "features", "photos, another batch size")
     for wrong in ("0", "many", "-3"):
         monkeypatch.setenv("JCLIP_BATCH", wrong)
-        with pytest.raises(ConfigError, match=f"JCLIP_BATCH={wrong} is no number of photos"):
+        with pytest.raises(ConfigError, match=f"JCLIP_BATCH must be a number of photos, got {wrong}"):
             batch_size()
 
 

@@ -180,12 +180,15 @@ def test_the_layout_with_both_is_a_users_too(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"class_sentences": {"a": ["b"]}}', r'has class_sentences: expected {"templates": \[...\], "class_sent'),
-        ('{"templates": ["{}"], "class_sentences": {}, "note": 1}', "has templates, class_sentences, note: expected"),
-        ('{"templates": ["{}"], "class_sentences": ["a"]}', "has templates, class_sentences: expected"),
+        (
+            '{"class_sentences": {"a": ["b"]}}',
+            r'must be {"templates": \[...\], "class_sentences": .*, got class_sentences',
+        ),
+        ('{"templates": ["{}"], "class_sentences": {}, "note": 1}', "got templates, class_sentences, note"),
+        ('{"templates": ["{}"], "class_sentences": ["a"]}', "got templates, class_sentences"),
         ('{"templates": ["a cat"], "class_sentences": {}}', "'a cat' has no place for the class name"),
-        ('{"templates": "{}", "class_sentences": {}}', "expected a list of templates, got '{}'"),
-        ("7", "expected a list of templates, got 7"),
+        ('{"templates": "{}", "class_sentences": {}}', "must be a list of templates, got '{}'"),
+        ("7", "must be a list of templates, got 7"),
         ("[7]", "7 has no place for the class name"),
     ],
 )
@@ -321,7 +324,7 @@ def test_templates_that_are_refused(given, message):
         ("p.txt", "a {}.\na photo.\n", "p.txt, line 2: 'a photo.' has no place"),
         ("p.txt", "", "p.txt is empty"),
         ("p.txt", "a {}.\n\x1b[2J{}\n", "line 2: must be plain text"),
-        ("p.json", "[]", "expected a list of templates"),
+        ("p.json", "[]", "must be a list of templates"),
         ("p.json", '{"cat": null}', "'cat': must be text in quotation marks, got None"),
         ("p.json", '{"cat": ["a", 3]}', "'cat': must be text in quotation marks, got 3"),
         ("p.json", '{"cat": [" "]}', "'cat': must be text"),

@@ -49,9 +49,9 @@ HANDED_IN = {
     "b.jpg 0 1 2 3 4\na.jpg 0 1 2 3 4\n": "not those of the 2 photos",  # not in order
     "a.jpg 0 1 2 3 4\n": "not those of the 2 photos",
     "a.jpg 0 1 2 3 4\na.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 4\n": "not those of the 2 photos",
-    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 1\n": "b.jpg has 0 1 2 3 1, expected five different classes",
-    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3\n": "b.jpg has 0 1 2 3, expected five",
-    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 x\n": "b.jpg has 0 1 2 3 x, expected five",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 1\n": "b.jpg must have five different classes, got 0 1 2 3 1",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3\n": "b.jpg must have five different classes, got 0 1 2 3",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 x\n": "b.jpg must have five different classes, got 0 1 2 3 x",
 }
 
 

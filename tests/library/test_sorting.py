@@ -80,7 +80,7 @@ def test_what_was_changed_since_is_left(how, predictions, tmp_path, capsys):
     (out / "cat" / "x-2.jpg").unlink()
     assert main(["unsort", str(manifest)]) == 0
     printed = capsys.readouterr().out
-    reason = "was changed since" if how == "copy" else "is no link any more"
+    reason = "was changed since" if how == "copy" else "is no longer a link"
     assert f"left, as it {reason}: cat/x.jpg" in printed and "removed: 3" in printed
     assert files(out) == ["cat/x.jpg"] and manifest.is_file()
 

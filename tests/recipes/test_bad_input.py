@@ -142,8 +142,14 @@ BROKEN = {
     "zero text": (put("text_features", 6, 0), r"text_features has 1 rows .* \(first: row 6, of length 0.0\)"),
     "too long": (put("val_features", 4, 1e38), r"val_features has 1 rows .* \(first: row 4, of length inf\)"),
     "imaginary": ({"val_features": SMOKE["val_features"] + 1j}, r"val_features.npy .*values of kind c8 are not read"),
-    "no scale": ({"logit_scale": np.float32(np.nan)}, "logit_scale is nan, expected one number above 0"),
-    "scale of 0": ({"logit_scale": np.float32(0)}, "logit_scale is 0.0, expected one number above 0"),
+    "no scale": (
+        {"logit_scale": np.float32(np.nan)},
+        "logit_scale must be one number above 0 .*, got nan",
+    ),
+    "scale of 0": (
+        {"logit_scale": np.float32(0)},
+        "logit_scale must be one number above 0 .*, got 0.0",
+    ),
 }
 
 

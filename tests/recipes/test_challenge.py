@@ -232,7 +232,7 @@ def test_the_scripts_are_its_steps(script, step, tmp_path):
     assert (f"--until {step}" in (ROOT / script).read_text()) == (step != "results")
     environment = {**os.environ, "ROOT_PATH": "photos", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", ROOT / script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and f"data.root is no folder: {tmp_path}/photos" in done.stderr
+    assert done.returncode == 2 and f"data.root must be a folder, got {tmp_path}/photos" in done.stderr
 
 
 # The gate and the fusion
@@ -313,7 +313,7 @@ SETTINGS = {
     "parameters=1": "at most 1 million parameters, got 1.64 (",
     "photos=TestSetC": "no such photo or folder: TestSetC",
     f"templates=a {{}}, {'and so on ' * 40}": "text of 125 tokens is too long for context length 77",
-    "data.root=nowhere": "data.root is no folder",
+    "data.root=nowhere": "data.root must be a folder",
 }
 
 
@@ -353,7 +353,7 @@ def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
 def test_lists_that_do_not_fit_the_classes(folder, small_models, capsys):
     text = (folder / "train_4class.txt").read_text()
     (folder / "train_4class.txt").write_text(text.replace("Animal/Bear", "Animal/Beer").replace(" 0\n", "\n"))
-    assert "whose folder is no class, did you mean 'Bear'" in refused(folder, small_models, capsys)
+    assert "whose folder is not a class, did you mean 'Bear'" in refused(folder, small_models, capsys)
     (folder / "train_4class.txt").write_text(text.replace(" 7\n", " 8\n"))
     assert "label 8 is beyond the 8 classes" in refused(folder, small_models, capsys)
 

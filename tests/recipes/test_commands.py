@@ -175,4 +175,4 @@ def test_a_scripts_settings_reach_the_recipe_from_any_folder(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and f"data.root is no folder: {tmp_path}/photos" in done.stderr
+    assert done.returncode == 2 and f"data.root must be a folder, got {tmp_path}/photos" in done.stderr

@@ -135,7 +135,7 @@ def test_killed_with_9_and_run_again_gives_the_same_bits(tmp_path):
         (["accumulate=4"], "a step of 32 pairs .* is larger than the data set of 24"),
         (["data.train="], "no training pairs named: set data.train"),
         (["data.val=", "selection=val"], "choosing the best epoch needs data.val or zero_shot"),
-        (["accumulate=0"], "accumulate and every are at least 1"),
+        (["accumulate=0"], "accumulate and every must be at least 1"),
         (["model=shapes-tiny-xx"], "model 'shapes-tiny-xx', did you mean 'shapes-tiny-"),
         (["lock.image_groups=2"], "need a locked tower"),
         (["data.train=no.csv"], r"can't read .*no.csv: No such file"),

@@ -169,7 +169,7 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
         (["optim.batch=19"], "optim.batch must be at most 18, the training photos, got 19"),
         (["data.seed=-1"], "data.seed must be at least 0, got -1"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
-        (["data.root=nowhere"], "data.root is no folder"),
+        (["data.root=nowhere"], "data.root must be a folder"),
         (["data.features=x.npz"], "tunes towers on photos, not on precomputed features"),
         (["optim.lr=1e30", "accumulate=2"], "the loss became NaN or infinite between steps"),
         (["accumulate=7"], r"accumulate must be in \[1, optim.batch\] and clip at least 0, got 7 and 0.0"),

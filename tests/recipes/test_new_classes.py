@@ -339,13 +339,13 @@ def test_several_sets_in_one_command(trained, five, tmp_path, capsys, close):
 def test_what_is_wrong_with_sets_is_reported_before_anything_is_computed(trained, five, tmp_path, capsys):
     (tmp_path / "sets.yaml").write_text(f"a: {{data: {{root: '{five}'}}}}\nb: {five}\n")
     wrong = {
-        ("x",): "--on x: expected NAME data.root=",
-        ("data.root=a", "data.seed=1"): "--on data.root=a: expected NAME",
+        ("x",): "--on x: must be NAME data.root=",
+        ("data.root=a", "data.seed=1"): "--on data.root=a: must be NAME",
         ("x", "model=ViT-B/32"): "--on x: a set has data.… settings and templates, got model",
         ("x", "data.rot=1"): "--on x: unknown key data.rot, did you mean 'root'",
         ("x", f"data.root={five}", "data.draft=true"): "--on x: data.draft is said of all sets",
         (str(tmp_path / "sets.yaml"),): "sets.yaml: b must be a group of settings",
-        ("x", "data.root=nowhere"): "data.root is no folder",
+        ("x", "data.root=nowhere"): "data.root must be a folder",
     }
     for given, message in wrong.items():
         assert main(["eval", str(trained("zero_shot")), "--on", *given]) == 2

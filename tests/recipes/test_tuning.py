@@ -180,7 +180,7 @@ def test_padded_squares_are_what_the_model_says_it_sees(tuned, tmp_path):
     ("settings", "message"),
     [
         (["patch_dropout=1"], r"patch_dropout must be in \[0, 0.99\], got 1"),
-        (["patch_dropout=0.5"], "patch_dropout must be 0 for an image tower that is no plain ViT"),
+        (["patch_dropout=0.5"], "patch_dropout must be 0 for an image tower other than a plain ViT"),
         (["layer_decay=0"], r"layer_decay must be in \[0.001, 1\], got 0"),
         (["update=top", "lock.image=true"], "lock must be left out with update=top"),
         (["update=top", "top=99"], "lock.image_groups must be at most"),
