@@ -17,7 +17,7 @@ TIMES = re.compile(rb'"(seconds|time|checksum)": ("[^"]*"|[0-9.]+)|"peak_mib": \
 
 @dataclass
 class Scenario:
-    """What is run in a folder, which is made anew and prepared for each point.
+    """What is run in a folder, which is made again and prepared for each point.
 
     after: what must hold between the kill and the second run, returns what does not. again: the second run, if that is not
     the same. Those are run in processes of their own and return exit codes.

@@ -4,7 +4,7 @@
 
 Each recipe's config at 1, 2, 4, 8 and 16 shots, drawn by three seeds from the 16-shot pool; settings and epochs are chosen
 on min(shots, 4) validation photos per class, never on test. Runs what is not there yet, goes on after a break, and writes
-results.md with its plot and results.csv with every run. `--table` only writes results.md anew from results.csv.
+results.md with its plot and results.csv with every run. `--table` only rewrites results.md from results.csv.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def jclip_model():
 
 
 def jclip_coop(classes: int, with_images: bool = False) -> Callable[[], None]:
-    """The recipe's step, features of photos from a file or made anew."""
+    """The recipe's step, features of photos from a file or recomputed."""
     from sides import images
 
     from jclip.functional.losses import cross_entropy

@@ -7,7 +7,7 @@ Needs: a few-shot split, text features.
 
 λ_k is the mean zero-shot probability of class k on its own support photos. `constraint: none` is the paper's ZS-LP;
 `adaptive` moves λ after every epoch: λ ← max(0, λ + ρ ‖c_k - t_k‖²), then ρ ← ‖c_k - t_k‖², from ρ = 0. The same settings
-serve everywhere: nothing is chosen, the last epoch is kept. An epoch is as many rows as there are photos, drawn anew from
+serve everywhere: nothing is chosen, the last epoch is kept. An epoch is as many rows as there are photos, redrawn from
 the rows of all views, in whole batches. Text features come here with length one and get back a common `text_length`, as
 the authors don't normalise theirs: step and penalty mean the same only at that length.
 """

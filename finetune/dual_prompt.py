@@ -8,7 +8,7 @@ Needs: photos of several classes each, of whose labels some may be unknown.
 
 x_p are the places of a photo, of a ResNet its cells' values and their mean's. DualCoOp++ looks where a third set of prompts
 says, the evidence, and lets at each place the class stand out that fits best. A label that is not known has no part in the
-asymmetric loss. The towers are frozen: without augmentation photos are encoded once, else anew in each epoch.
+asymmetric loss. The towers are frozen: without augmentation photos are encoded once, else again in each epoch.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Up to three runs: all weights in steps of `step`, of equally good ones those nea
 one weight at a time, the others keeping their proportions, from the mean until nothing gets better. `shrink` s draws the
 weights found to the mean: (1 - s) w + s / M, which few validation photos call for. `per_class` splits them by class, in
 proportion to w_m times the mean probability that run m gives class k on its own validation photos. A run that has all
-the weight is handed on as it is. The runs and their settings are kept in what is learned: their folders may go.
+the weight is passed on unchanged. The runs and their settings are kept in what is learned: their folders may go.
 """
 
 from __future__ import annotations

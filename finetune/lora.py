@@ -139,7 +139,7 @@ def train(
 
 
 def batch_loss(cfg: Config, model: clip.CLIP, prompts: list[list[str]], adapters: low_rank.Adapters) -> Callable:
-    """(pixels, labels, number) → cross-entropy over all classes, text features computed anew; a template by number."""
+    """(pixels, labels, number) → cross-entropy over all classes, text features recomputed; a template by number."""
     scale = float(model.logit_scale.exp().item())
     tokens = [
         model.tokenize([of_class[i % len(of_class)] for of_class in prompts]) for i in range(max(map(len, prompts)))

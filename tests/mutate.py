@@ -41,7 +41,7 @@ SECONDS = 600  # then a mutant loops for ever, or the machine is busy: it counts
 TIMED_OUT, SURVIVED = "TIMED OUT", "SURVIVED"
 MOST_TESTS = 300  # by name; of more their files are run
 SUITE = ("tests", "--ignore=tests/contract/test_readme.py")  # whose commands set the project up first
-COMPILED = ("jclip/kernels",)  # in another folder its operators would be compiled anew
+COMPILED = ("jclip/kernels",)  # in another folder its operators would be recompiled
 NOTING = """import os
 seen = set()
 def note(number):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from jclip.choices import FUSION_FORMS, WINDOW_FITS, WINDOW_MODES
-from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
 from jclip.features import window_scores
@@ -34,7 +34,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         help="none, even, the published seed, or dense: of one large map, faster and approximate (default: even)",
     )  # fmt: skip
     p.add_argument(
-        "--scales", type=_scales, metavar="2,3,4", help="windows of 1/2, 1/3, 1/4 of the sides (default: 2,3,4)"
+        "--scales", type=scales, metavar="2,3,4", help="windows of 1/2, 1/3, 1/4 of the sides (default: 2,3,4)"
     )
     p.add_argument("--shapes", choices=("all", "unit"), default="all", help="shapes of windows (default: all)")
     p.add_argument(
@@ -73,10 +73,6 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     out = "results/scores"
     add_shared(p, "--out", f": a folder of score files, which `jclip measure` reads (default: {out})", default=out)
     return p
-
-
-def _scales(text: str) -> tuple[int, ...]:
-    return tuple(map(whole(2, 32), text.split(",")))
 
 
 def score(argv: list[str]) -> int:

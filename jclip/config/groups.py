@@ -76,7 +76,7 @@ class CaptionConfig:
 
     train, val: a .csv or .tsv with a header line, .jsonl, COCO's, Karpathy's or a list's .json, Flickr's or A3R's .txt,
     Chinese-CLIP's `*_texts.jsonl`, a .tar or a folder of such shards; or `shapes`, the embedded world, of which `scenes`
-    are drawn anew for each epoch.
+    are redrawn for each epoch.
     """
 
     train: str = ""

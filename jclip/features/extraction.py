@@ -49,7 +49,7 @@ def extract(
     """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
     a source of penultimate features, with `entering` (n, N D), what the tower's last block is given.
 
-    Random views are numbered from `first_view`; views to test by, `jclip.data.augment.TEST_VIEWS`, are as many as their name
+    Random views are numbered from `first_view`; views for test-time augmentation, `jclip.data.augment.TEST_VIEWS`, are as many as their name
     says, one of `none`. The model is loaded only when the cache lacks these features. The same view of the same photo is
     the same for any batch size and number of threads: its randomness comes from (seed, view, row). Raises `UnknownName`,
     or `DataError` when a photo does not decode and `on_error` is "stop". Many photos without randomness are kept in parts,
@@ -213,7 +213,7 @@ class TrainingRows:
     views: augmented views of a photo, random ones numbered from 0. augment: their name in `jclip.data.augment.AUGMENTS`.
     seed: of what is random in them. each_view: every view is a row of its own, all photos of one view after those of
     another; else a photo is one row, the mean over its views. every_class: a class without training photos is refused,
-    where there are text features as well. Of recorded features only the last has a meaning.
+    where there are text features as well. Of precomputed features only the last has a meaning.
     """
 
     views: int = 1
@@ -324,7 +324,7 @@ def _of_photos(
 def training_view(
     data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised features and labels of the training photos in one augmented view; of recorded features, these.
+    """Normalised features and labels of the training photos in one augmented view; of precomputed features, these.
 
     recorded: what `few_shot_features` read of `data`, photos included, so that no epoch reads the lists again.
     """

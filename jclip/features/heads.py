@@ -91,7 +91,7 @@ def text_means(
 
 
 def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], templates: str) -> dict[str, np.ndarray]:
-    """`text` (C, E) and `scale` of other class names: what recipes that classify by text learn anew for them.
+    """`text` (C, E) and `scale` of other class names: what recipes that classify by text recompute for them.
 
     source: the model; or, of precomputed features without one, the head of these classes stored with them.
     """

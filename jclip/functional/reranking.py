@@ -41,7 +41,7 @@ class Photos:
     def __post_init__(self):
         if self.mirrored is not None and self.mirrored.shape != self.features.shape:
             raise DataError(
-                f"mirrored photos must have features {self.features.shape}, got {self.mirrored.shape}: compute both anew"
+                f"mirrored photos must have features {self.features.shape}, got {self.mirrored.shape}: recompute both"
             )
         for name in ("features", "mirrored"):
             if (found := getattr(self, name)) is not None:
@@ -67,7 +67,7 @@ def finite_unit(features: np.ndarray, what: str) -> np.ndarray:
     if (broken := ~np.isfinite(found).all(axis=1)).any():
         raise DataError(
             f"features of {what} must be numbers and not all 0, got {int(broken.sum())} broken of {len(found)}, the first "
-            f"in row {int(broken.argmax())}: compute them anew"
+            f"in row {int(broken.argmax())}: recompute them"
         )
     return found
 
@@ -160,8 +160,28 @@ def _parts(texts: np.ndarray) -> Iterator[np.ndarray]:
     return (texts[i : i + AT_ONCE] for i in range(0, max(len(texts), 1), AT_ONCE))
 
 
+class Front:
+    """A method that re-sorts each query's `candidates` best photos, by scores among themselves."""
+
+    candidates: int
+
+    def order(self, texts: np.ndarray, photos: Photos) -> Order:
+        """Of queries (Q, E)."""
+        return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
+
+    def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
+        """(n,) scores of the query's best photos `few`, of which it has the cosines `to_query` (n,)."""
+        raise NotImplementedError
+
+    def _of(self, texts: np.ndarray, photos: Photos) -> Order:
+        scores = photos.scores(texts)
+        order = best_first(scores)
+        found = [self.scores_of(scores[i, few], photos, few) for i, few in enumerate(order[:, : self.candidates])]
+        return front_sorted(order, np.stack(found)) if found else order
+
+
 @dataclass(frozen=True)
-class Reciprocal:
+class Reciprocal(Front):
     """k-reciprocal encoding of each query's `candidates` best photos; those behind keep the text's order.
 
     Sorts by (1 - share) J + share D_q; J is the Jaccard distance of encodings, see `reciprocal_distances`.
@@ -180,18 +200,8 @@ class Reciprocal:
                 f"got {self.k1}, {self.k2}, {self.candidates}, {self.share:g}"
             )
 
-    def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
-        return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
-
-    def _of(self, texts: np.ndarray, photos: Photos) -> Order:
-        scores = photos.scores(texts)
-        order = best_first(scores)
-        found = [self._scores(scores[i, few], photos.between(few)) for i, few in enumerate(order[:, : self.candidates])]
-        return front_sorted(order, np.stack(found)) if found else order
-
-    def _scores(self, to_text: np.ndarray, between: np.ndarray) -> np.ndarray:
-        cosines = np.block([[np.ones((1, 1)), to_text[None]], [to_text[:, None], between]])
+    def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
+        cosines = np.block([[np.ones((1, 1)), to_query[None]], [to_query[:, None], photos.between(few)]])
         jaccard, distance = reciprocal_distances(cosines, self.k1, self.k2)
         return -((1 - self.share) * jaccard + self.share * distance)
 
@@ -232,7 +242,7 @@ def members(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class A3R:
+class A3R(Front):
     """The re-ranking of A3R (CVPR 2023 workshop, traffic retrieval) among each query's `candidates` best photos.
 
     kNN: the k best, itself among them, of the query and of each photo. c_i: how many kNN(q) and kNN(i) share. Mutual
@@ -262,17 +272,7 @@ class A3R:
                 f"got {self.k}, {self.candidates}, {self.adapted}"
             )
 
-    def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
-        return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
-
-    def _of(self, texts: np.ndarray, photos: Photos) -> Order:
-        scores = photos.scores(texts)
-        order = best_first(scores)
-        found = [self._scores(scores[i, few], photos, few) for i, few in enumerate(order[:, : self.candidates])]
-        return front_sorted(order, np.stack(found)) if found else order
-
-    def _scores(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
+    def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
         if self.adapted:
             query = adapted_query(to_query[: self.adapted], photos.features[few[: self.adapted]])
             to_query = photos.scores(query[None], few)[0]

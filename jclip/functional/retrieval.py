@@ -85,7 +85,7 @@ def grouped_report(scores: Scores, links: Links, depth: int = 10, at_once: int =
 def paired_report(scores: Scores, count: int, at_once: int = AT_ONCE) -> dict[str, float]:
     """open_clip's figures of N images against their N texts, where the own one alone is right however many are equal.
 
-    R@1/5/10, mean and median rank both ways, with the keys and to the digit of `jclip.functional.metrics.retrieval_report`.
+    R@1/5/10, mean and median rank both ways; of equal scores the earlier entry ranks first.
     """
     report, links = {}, Links.of_captions(np.arange(count))
     for name, of_texts in (("i2t", False), ("t2i", True)):

@@ -18,7 +18,7 @@ from jclip.machine import toolchain
 from jclip.paths import plain_path
 from jclip.runtime import jt
 
-_SOURCES = Path(__file__).resolve().parent / "sources"  # a linked checkout compiles nothing anew
+_SOURCES = Path(__file__).resolve().parent / "sources"  # a linked checkout recompiles nothing
 
 
 def available() -> bool:
@@ -250,7 +250,7 @@ def _one(function: str, shape, inputs: list, sizes: str, options=None, dtype: st
 def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, dtype: str = "float32") -> list:
     """One `jt.code` operator that calls `function` of its header on the raw arrays: a list of its outputs.
 
-    An input that is None is handed on as a null pointer.
+    An input that is None is passed as a null pointer.
     """
     header, options = _header_of(function), options or {}
     given = [v for v in inputs if v is not None]

@@ -1,4 +1,4 @@
-"""Prompts inside the towers: vectors learned beside the tokens of texts and images, anew for each of the first blocks.
+"""Prompts inside the towers: vectors learned beside the tokens of texts and images, new ones for each of the first blocks.
 
 Jia et al., ECCV 2022, arXiv 2203.12119 (VPT); Khattak et al., CVPR 2023, arXiv 2210.03117 (MaPLe), eq. 3-8. The weights
 stay as they are. Block j ≤ J reads, and what it makes of its vectors is dropped where the next one has its own:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jclip.config import DataConfig
+from jclip.config import DataConfig, protocols
 from jclip.data import loader, splits
 from jclip.errors import CheckpointError, ConfigError, notice
 from jclip.features import extraction, heads, run_data
@@ -197,7 +197,7 @@ def _read_learned(folder: Path) -> tuple[tensors.WeightFile, dict[str, Any]]:
     return saved, about
 
 
-def _members(cfg: Any) -> str:
+def _members(cfg: protocols.Dataclass) -> str:
     """The models of a run that has several."""
     return " + ".join(member.weights for member in getattr(cfg, "models", ()))
 

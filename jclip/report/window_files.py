@@ -1,4 +1,4 @@
-"""Scores of many photos by several runs, in parts that a broken run goes on from, and as score files at the end.
+"""Scores of many photos by several runs, in parts from which an interrupted run resumes, and as score files at the end.
 
 Below the folder: `manifest.json`, what the scores are made of; `parts/part_00012.npz`, those of 256 photos, each with a
 key of the manifest and of its photos; and for each run `NAME.npz`, fused, and with windows `NAME-whole.npz`, of the whole

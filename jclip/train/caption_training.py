@@ -42,7 +42,7 @@ SENTENCES = {"single": single_sentences, "pairs": pair_sentences}  # made of tem
 
 
 class CaptionBatches:
-    """Rows of captions, shuffled anew in each epoch by (seed, epoch); what fills no batch is left out.
+    """Rows of captions, reshuffled in each epoch by (seed, epoch); what fills no batch is left out.
 
     weights: (N,), how often a caption stands in an epoch: to the nearest integer, once where it is not 0.
     """

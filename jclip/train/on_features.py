@@ -62,7 +62,7 @@ def need_val(data: FeatureSet, selection: Selection, searched: str = "") -> None
 
 
 class Batches:
-    """Rows of arrays on the device, shuffled anew in each epoch by (seed, epoch); the last batch is what is left.
+    """Rows of arrays on the device, reshuffled in each epoch by (seed, epoch); the last batch is what is left.
 
     rows: how many of them an epoch uses, all by default.
     """
@@ -110,7 +110,7 @@ def streamed_rows(
 ) -> Iterator[np.ndarray]:
     """The rows (B,) int32 of the batches of these numbers, kind after kind, of kinds whose rows are joined.
 
-    counts: rows of each kind; sizes: how many of them a batch has, none where 0. Each kind is shuffled anew in each
+    counts: rows of each kind; sizes: how many of them a batch has, none where 0. Each kind is reshuffled in each
     pass by (seed, kind, pass), and a pass drops what fills no batch.
     """
     starts = np.cumsum([0, *counts])

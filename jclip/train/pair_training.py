@@ -106,10 +106,10 @@ class PairHead:
 
 
 class PlaceBatches:
-    """Batches (rows of places (B, P E), labels (B, C)), shuffled anew in each epoch by (seed, epoch); what fills no batch is
+    """Batches (rows of places (B, P E), labels (B, C)), reshuffled in each epoch by (seed, epoch); what fills no batch is
     left out.
 
-    Without augmentation the photos are encoded once, where their features fit into memory; else each epoch sees them anew.
+    Without augmentation the photos are encoded once, where their features fit into memory; else each epoch re-encodes them.
     """
 
     def __init__(self, cfg: LearnedFromPhotos, source: PairSource, labels: PhotoLabels, targets: np.ndarray):
@@ -124,7 +124,7 @@ class PlaceBatches:
     def _fits(self) -> bool:
         needed = 4 * len(self._split) * self._source.count * self._source.width
         if needed > MOST_KEPT:
-            notice(f"features of {len(self._split)} photos take {needed / 2**30:.0f} GiB: each epoch makes them anew")
+            notice(f"features of {len(self._split)} photos take {needed / 2**30:.0f} GiB: each epoch recomputes them")
         return needed <= MOST_KEPT
 
     @property

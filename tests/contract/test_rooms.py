@@ -90,7 +90,7 @@ def test_a_room_imports_from_its_left(path):
     room = room_of(own)
     for line, name in imports(path):
         if own == "jclip.postponed" and name == "jclip.runtime":
-            continue  # its `jt`, of which `imports` tells where it is used
+            continue  # its `jt`, whose uses `imports` finds
         place, head = f"{path.relative_to(ROOT)}:{line} imports {name}", name.split(".")[0]
         assert head != "jittor" or own == "jclip.runtime", f"{place}: only jclip/runtime.py may"
         assert head not in ("torch", "torchvision") or room == "convert", f"{place}: only convert/ may"
@@ -190,7 +190,7 @@ def test_a_rooms_face_names_what_is_there(room):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_manners(path):
-    """No star imports, no swallowed errors, no transformer outside the library, every public function told about."""
+    """No star imports, no swallowed errors, no transformer outside the library, every public function documented."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"

@@ -1,4 +1,4 @@
-"""Architectures told from shapes alone, against the models that open_clip and timm build without memory."""
+"""Architectures recognised by shapes alone, against the models that open_clip and timm build without memory."""
 
 from __future__ import annotations
 

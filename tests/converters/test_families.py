@@ -107,7 +107,7 @@ class Settings:
 
 
 def eva_toy(name):
-    """As a file can tell it: text heads of 64."""
+    """As far as a file shows it: text heads of 64."""
     config = TOY_EVAS[name]
     return replace(config, text=replace(config.text, width=64, heads=1))
 

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_reported_in_one_line(small_models, tmp_path, capsy
         ("narrow.pt", "the global prompts must be vectors of 32 numbers, the model's, got shape [5, 16]"),
         ("five.pt", "the positive prompts are of 5 classes, got 3 names"),
         ("other.pt", "must hold learned prompts, ctx and ctx_double or ctx_pos and ctx_neg, got none"),
-        ("nan.pt", "the global prompts hold what is no number"),
+        ("nan.pt", "the global prompts must be finite, got NaN or infinite numbers"),
     ):
         options = ["--prompts-of", model, "--classes", ",".join(NAMES)]
         assert main([str(tmp_path / file), str(tmp_path / "run"), *options]) in (1, 2)

@@ -261,7 +261,7 @@ def test_check_runs_the_reference(tmp_path, capsys):
 
 
 def test_check_fails_for_what_computes_something_else(tmp_path, capsys):
-    """A folder that says GELU of what jclip is told is QuickGELU."""
+    """A folder whose config says GELU where the user states QuickGELU."""
     pytest.importorskip("open_clip", reason="open_clip is not installed")
     from convert import check
     from jclip.weights import identify as source

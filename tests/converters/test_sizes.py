@@ -1,4 +1,4 @@
-"""Other input sizes and context lengths: positions resampled as each dialect does it, told in the metadata."""
+"""Other input sizes and context lengths: positions resampled as each dialect does it, noted in the metadata."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_each_family_has_its_own_dialect(tmp_path):
 
 
 def test_open_clip_resamples_as_we_do(tmp_path, close):
-    """open_clip's own resampling, when it is told another image size, against ours."""
+    """open_clip's own resampling, when it is given another image size, against ours."""
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
     source = toy_file(tmp_path, TOY_VIT)
     assert main([str(source), str(tmp_path / "folder"), "--to", "open_clip"]) == 0

@@ -212,7 +212,7 @@ def end_of(kind: str, file: Path, data: bytes) -> tuple[str, str]:
     except Exception:
         return "traceback", traceback.format_exc(limit=-2)
     if not problem and any(len(line) > 3000 or not line.isprintable() for line in stderr.getvalue().splitlines()):
-        problem = f"told {stderr.getvalue()!r:.200}"
+        problem = f"printed {stderr.getvalue()!r:.200}"
     return ("ill-formed", problem) if problem else ("read", "")
 
 

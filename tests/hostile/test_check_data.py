@@ -20,7 +20,7 @@ from tests.hostile.faulty_folder import faulty_folder, photo
 
 @pytest.fixture(autouse=True)
 def fresh_notes(monkeypatch):
-    """Each note is written once in a process: these tests begin anew."""
+    """Each note is written once in a process: these tests reset them."""
     monkeypatch.setattr(splits, "_noted", set())
 
 

@@ -1,4 +1,4 @@
-"""What a weight file is told to be, strict loading, and files that say all about themselves."""
+"""What a weight file is stated to be, strict loading, and files that say all about themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.toys import TOY_RESNET, TOY_VIT, TOYS, shapes_of, toy_batch, toy_file
 
 @pytest.fixture(scope="module")
 def openai_like():
-    """Arrays of a small model in OpenAI's proportions (text heads of 64), so that shapes alone tell it."""
+    """Arrays of a small model in OpenAI's proportions (text heads of 64), so that shapes alone identify it."""
     text = replace(
         VARIANTS["ViT-B/32"].text, width=128, heads=2, layers=2, mlp_width=512, vocab_size=97, context_length=11
     )

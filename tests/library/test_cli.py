@@ -97,7 +97,7 @@ def test_a_postponed_package_is_run_once_by_its_first_use(tmp_path, monkeypatch,
         for name in ("parcel", "parcel.part"):
             del sys.modules[name]
         with pytest.raises(KeyError, match="broken"), postponed("parcel"):
-            import parcel  # told when the block ends, and not left half run
+            import parcel  # reported when the block ends, and not left half run
         assert "parcel" not in sys.modules
     finally:
         for name in ("parcel", "parcel.part"):

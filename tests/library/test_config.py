@@ -219,7 +219,7 @@ class Whole:
 
 
 def test_groups_in_a_list(tmp_path, monkeypatch):
-    """Each is built and told by its number; `models.1.share=2` changes one; paths are relative as others are."""
+    """Each is built and named by its number; `models.1.share=2` changes one; paths are relative as others are."""
     (tmp_path / "other").mkdir()
     (tmp_path / "m.yaml").write_text("models:\n  - weights: ./a.pt\n  - {weights: ViT-B/32, share: 3}\n")
     monkeypatch.chdir(tmp_path / "other")

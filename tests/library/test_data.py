@@ -1,4 +1,4 @@
-"""Folders, lists, split files and tables give the same data; shots are drawn by seed; broken photos are told."""
+"""Folders, lists, split files and tables give the same data; shots are drawn by seed; broken photos are reported."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def npz(path, **changes):
         (dict(test_l=np.array([0, 2])), "test labels reach from 0 to 2, there are 2 classes"),
         (dict(text_features=np.ones((3, 3))), "3 text features for 2 classes"),
         (dict(text_features=np.ones((2, 4))), "features of different widths: 3, 4"),
-        (dict(text_features=np.ones(3)), r"text features of shape \(3,\) are no \(C, E\) table"),
+        (dict(text_features=np.ones(3)), r"text features must be \(C, E\), got shape \(3,\)"),
         (dict(classnames=None, test_l=np.array([0, 3])), "no row has label 2, though labels reach 3: number them"),
         (dict(keys_2=np.full((4, 3), "x")), "keys_2 must hold floating-point values, got <U1"),
         (

@@ -44,7 +44,7 @@ def test_quadratics_end_in_their_closed_form(seed, size, memory, close):
     objective, wanted = quadratic(seed, size)
     found = minimise(objective, np.zeros(size), memory=memory, tolerance=1e-9)
     assert found.converged and found.iterations < 400
-    close(found.x, wanted, "loss", "L-BFGS: quadratic")  # the root of what float64 tells apart in the value
+    close(found.x, wanted, "loss", "L-BFGS: quadratic")  # the root of what float64 resolves in the value
     close(found.value, objective(wanted)[0], "closed_form", "L-BFGS: value of a quadratic")
 
 

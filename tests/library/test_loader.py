@@ -1,4 +1,4 @@
-"""Photos come decoded in order, in threads and in processes alike; broken ones are told; nothing runs too far ahead."""
+"""Photos come decoded in order, in threads and in processes alike; broken ones are reported; nothing runs too far ahead."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ X, Y = RNG.standard_normal((32, 5)).astype(np.float32), RNG.standard_normal((32,
 
 
 class Problem:
-    """Least squares with AdamW and an average; can be told to die in the middle."""
+    """Least squares with AdamW and an average; dies in the middle on request."""
 
     def __init__(self, folder, epochs=4, die_at=None, lr=1e-2):
         self.w = jt.array(np.ones((5, 3), np.float32))

@@ -1,4 +1,4 @@
-"""The memory of a training step, told before it: by hand, and beside what a process held in fact."""
+"""The memory of a training step, estimated before it: by hand, and beside what a process held in fact."""
 
 from __future__ import annotations
 

@@ -251,8 +251,8 @@ def test_places_of_a_template():
 
 
 def test_prompt_sets_together(tmp_path):
-    (tmp_path / "told.json").write_text(json.dumps({"a_b": ["It is flat.", "It is blue."], "c": "It is round."}))
-    joined = class_prompts(["a_b", "c"], load_templates(f"simple+{tmp_path}/told.json"))
+    (tmp_path / "mixed.json").write_text(json.dumps({"a_b": ["It is flat.", "It is blue."], "c": "It is round."}))
+    joined = class_prompts(["a_b", "c"], load_templates(f"simple+{tmp_path}/mixed.json"))
     assert joined == [["a photo of a a b.", "It is flat.", "It is blue."], ["a photo of a c.", "It is round."]]
     assert load_templates("a {} + a shadow") == ("a {} + a shadow",)
     (tmp_path / "a+b.txt").write_text("some {}\n")

@@ -1,4 +1,4 @@
-"""Jittor's start: what is prepared, what is put back, what is told when it can't be."""
+"""Jittor's start: what is prepared, what is put back, what is reported when it can't be."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def test_a_jittor_that_came_first_is_warned_of_once():
         jittor_utils._py3_include_path = " ".join(f'-I"{paths[k]}"' for k in ("include", "platinclude"))
         jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
         import jittor, ssl
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             from jclip.runtime import jt
         assert jt is jittor and ssl._create_default_https_context is ssl.create_default_context
-        print([str(w.message) for w in told if "jclip" in str(w.message)])
+        print([str(w.message) for w in caught if "jclip" in str(w.message)])
         """
     )
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ def test_other_sizes_and_another_process_compile_nothing(kind, small_models, cap
 
 
 def later(*arguments) -> subprocess.CompletedProcess:
-    """Other processes may compile meanwhile, so that what is in the cache tells nothing: in this one g++ ends at once."""
+    """Other processes may compile meanwhile, so that what is in the cache proves nothing: in this one g++ ends at once."""
     command, environment = [sys.executable, "-c", LATER, *arguments], {"DEPENDENCIES_OUTPUT": "/nowhere/at/all"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
 

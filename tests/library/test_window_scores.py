@@ -1,4 +1,4 @@
-"""Photos scored in windows by several runs: window by window, in parts, killed and gone on with, and what is refused."""
+"""Photos scored in windows by several runs: window by window, in parts, killed and resumed, and what is refused."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_the_ajou_entry_from_photos_to_what_is_handed_in(stand_ins, photo_folder
 
 
 def test_names_of_a_benchmark_and_its_prompts(small_models, photo_folder, tmp_path, capsys):
-    out = tmp_path / "told.json"
+    out = tmp_path / "named.json"
     given = ["--model", small_models["vit"], "--classes", "cifar10", "--templates", "cifar10", "--mode", "prob-prompts"]
     assert (
         run("zero-shot", photo_folder / "test", *given, "--out", out, "--explain", "--unknown", 0.9, "--top", 10) == 0

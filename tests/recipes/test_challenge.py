@@ -148,7 +148,7 @@ def test_the_walk_of_the_docs(tmp_path, capsys, monkeypatch):
     assert len(tuned) == 6, "two backbones with three kinds of prompts or classes, and none of them twice"
 
     labels = "".join(f"TestSetA/{i}.png {i % 8}\n" for i in range(16))
-    (folder / "labels.txt").write_text(labels)  # of photos whose classes are known, the accuracy is told
+    (folder / "labels.txt").write_text(labels)  # of photos whose classes are known, the accuracy is printed
     assert main(["challenge", "data.root=challenge", *QUICK, "family=openai", "photos=labels.txt"]) == 0
     facts = json.loads((tmp_path / "results" / "result0820.json").read_text())
     rows = rows_of(tmp_path / "results" / "result0820.txt")

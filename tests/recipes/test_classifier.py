@@ -40,7 +40,7 @@ def test_photos_in_classes_out(run, photo_folder, close):
 
 
 def test_five_classes_are_listed_of_a_photo_unless_asked_otherwise(run, photo_folder):
-    """Of a run on three classes whose columns are told apart as seven."""
+    """Of a run on three classes whose columns are scored as seven classes."""
     seven = replace(Classifier.load(run), classnames=tuple("abcdefg"), columns=np.array([0, 1, 2, 0, 1, 2, 0]))
     photo = photo_folder / "test" / "red_thing" / "test 0-0.png"
     assert seven.predict([photo]).best.shape == (1, 5) and seven.predict([photo], top=2).best.shape == (1, 2)

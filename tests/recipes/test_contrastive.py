@@ -51,7 +51,7 @@ def from_weights(small_models, captioned) -> list[str]:
 
 
 def test_it_learns_and_writes_a_model_that_every_command_takes(tmp_path, capsys):
-    """Three scenes of one colour apart are told apart after a few seconds."""
+    """Three scenes of one colour apart are classified right after a few seconds."""
     assert (
         train(tmp_path / "r", *QUICK, "data.scenes=64", "data.easy_epochs=9", "optim.epochs=6", "positives=same") == 0
     )

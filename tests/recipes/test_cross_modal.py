@@ -113,7 +113,7 @@ def test_half_of_a_batch_is_text_and_passes_drop_what_is_left(seed, batch, of_ph
         assert len(passes) < 2 or not np.array_equal(passes[0], passes[1])
         assert len(set(part.ravel())) == count  # what one pass dropped, another brings
     again = np.stack(list(adapt.streamed_rows((15, 10), halves, seed, range(20, 30))))
-    assert np.array_equal(rows[20:], again)  # the stream does not begin anew with an epoch
+    assert np.array_equal(rows[20:], again)  # the stream does not restart with an epoch
     other = np.stack(list(adapt.streamed_rows((15, 10), halves, 9, range(6))))
     assert not np.array_equal(rows[:6], other)
 

@@ -133,7 +133,7 @@ def test_normalize_makes_lengths_irrelevant(close):
 
 
 def coops_search(data, cfg):
-    """The binary search as CoOp runs it, every fit anew, but with ties to the smaller C from the start."""
+    """The binary search as CoOp runs it, every fit from scratch, but with ties to the smaller C from the start."""
 
     def accuracy(c):
         weights, bias = linear_probe.parted(linear_probe.fit(cfg, data, c).x, 5)

@@ -231,7 +231,7 @@ def test_real_features(shared, tmp_path):
     scores = f @ theirs["weight"].T + theirs["bias"] + theirs["alpha"] * (f @ t.T)
     assert metrics["test_top1_last_epoch"] == round(float((scores.argmax(axis=1) == data.test_labels).mean()), 6)
     assert (metrics["zero_shot_test_correct"], metrics["test_correct"], metrics["test_count"]) == (900, 906, 922)
-    assert 40 < metrics["mean_alpha"] < 80  # as the authors' logs tell
+    assert 40 < metrics["mean_alpha"] < 80  # as the authors' logs show
 
 
 # What is refused

@@ -196,7 +196,7 @@ def test_mixed_towers_read_new_names_and_a_tuned_head_does_not(small_models, clo
     scale = float(np.exp(source.model.logit_scale.numpy()[0]))
     close(got["weight"], scale * unit(text), "scores", "mixed towers on new classes", relative=True)
     assert not got["bias"].any() and got["bias"].shape == (2,) and got["alpha"] == 1
-    with pytest.raises(ConfigError, match="linear head of its own classes"):
+    with pytest.raises(ConfigError, match="the run's own for wise_ft without `tuned`"):
         module.for_classes(got, replace(cfg, tuned=""), NAMES, source)
 
 
@@ -227,7 +227,7 @@ def test_columns_by_hand():
 
 
 def test_names_that_stand_twice(trained, small_models):
-    """Equal names have equal text, and the first of them wins; a head can't tell which of its own is meant."""
+    """Equal names have equal text, and the first of them wins; for a head it is undecided which of its own is meant."""
     done = Classifier.load(trained("full", "base"))
     twice = done.telling_apart(("red thing", "cat", "red thing"), done.source())
     scores = twice.scorer()(np.eye(24, dtype=np.float32))

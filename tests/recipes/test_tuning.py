@@ -64,7 +64,7 @@ def tuned(small_models, captioned) -> list[str]:
 
 
 def test_several_captions_a_photo_are_measured_by_groups(tuned, tmp_path, monkeypatch, capsys):
-    """Each photo is decoded once, the counts are told, and the pairs' figures are apart from the groups'."""
+    """Each photo is decoded once, the counts are printed, and the pairs' figures are apart from the groups'."""
     from jclip.data import augment
 
     opened = []
