@@ -214,8 +214,8 @@ def choose(args: argparse.Namespace) -> None:
             given = rows()[name].at(MOST_SHOTS, settings, model)
             line = attempted(Job(model, style, name, "all", MOST_SHOTS, SEEDS[0], given), args.runs, reported)
             if line:
-                told_settings = "; ".join(settings)
-                print(f"{model} {style} {name} {told_settings}: {line['val_top1']}, {line['seconds']} s", flush=True)
+                chosen = "; ".join(settings)
+                print(f"{model} {style} {name} {chosen}: {line['val_top1']}, {line['seconds']} s", flush=True)
                 best[settings] = line["val_top1"]
         if best:
             with locked(CHOSEN):

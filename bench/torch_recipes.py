@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,7 +44,7 @@ class Data:
 
 def load(path: str, shots: int) -> Data:
     """The features of a file."""
-    return Data(read_recorded(path, shots))
+    return Data(read_precomputed(path, shots))
 
 
 class Best:

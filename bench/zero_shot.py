@@ -2,7 +2,7 @@
 
     python bench/zero_shot.py [--photos 10000] [--classes 6] [--prompts 52] [--rounds 5]
 
-Two models, of 1,280 and 1,536 numbers a photo, score every prompt; their probabilities are mixed, and class means taken. The
+Two models, 1,280- and 1,536-dimensional, score every prompt; their probabilities are mixed, and class means taken. The
 search tries weights on the same photos: of two models in steps of 0.001, 1,001 of them, of three in steps of 0.05, 231.
 """
 

@@ -133,7 +133,7 @@ def _check(src: Path, vectors: Mapping[str, LazyTensor], source: ModelSource, na
         shape = list(tensor.shape)
         if len(shape) not in (2, 3) or shape[-1] != width or not shape[-2]:
             raise CheckpointError(
-                f"{src}: the {name} prompts must be vectors of {width} numbers, the model's, got shape {shape}: name the "
+                f"{src}: the {name} prompts must be {width}-dimensional, as the model's, got shape {shape}: name the "
                 "model that they were learned with"
             )
         if len(shape) == 3 and shape[0] != len(names):

@@ -1,4 +1,4 @@
-"""How photos are seen: at random to train on, or in several fixed views for test-time augmentation, on top of a `Preprocess`."""
+"""How photos are seen: random augmentation in training, fixed views at test time, on top of a `Preprocess`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.cached import read_cached
 from jclip.features.heads import check_directions, check_width, zero_shot_head
-from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
+from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
 from jclip.model import last_block
@@ -46,14 +46,14 @@ def extract(
     label: str = "",
     entering: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
-    a source of penultimate features, with `entering` (n, N D), what the tower's last block is given.
+    """Return rows (n,), the decodable photos of `split`, and their features (n, E), unnormalised, float32.
 
-    Random views are numbered from `first_view`; views for test-time augmentation, `jclip.data.augment.TEST_VIEWS`, are as many as their name
-    says, one of `none`. The model is loaded only when the cache lacks these features. The same view of the same photo is
-    the same for any batch size and number of threads: its randomness comes from (seed, view, row). Raises `UnknownName`,
-    or `DataError` when a photo does not decode and `on_error` is "stop". Many photos without randomness are kept in parts,
-    so that a break loses but the last one.
+    Features are means over `views`; (n, D) for a source of penultimate features; with `entering` the last block's
+    inputs (n, N·D). Random views are numbered from `first_view`; a name of `jclip.data.augment.TEST_VIEWS`
+    fixes their number. The model is loaded only when the cache lacks these features. The same view of
+    the same photo is the same for any batch size and number of threads: its randomness comes from (seed, view, row). Many
+    photos without randomness are kept in parts, so that an interruption loses at most the last one. Raises `UnknownName`,
+    or `DataError` when a photo does not decode and `on_error` is "stop".
     """
     if isinstance(source, SideBySide):
         return _side_by_side(source, split, on_error, label)
@@ -241,7 +241,7 @@ def few_shot_features(
     `DataError`.
     """
     if data.features:
-        found = _recorded(data, source, templates)
+        found = _precomputed(data, source, templates)
     elif source is None:
         raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
     else:
@@ -274,9 +274,9 @@ def warn_photos(photos: PhotoData, shots: int) -> None:
     warn_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
 
 
-def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
-    """Recorded features, shots drawn of a pool; with a model and without recorded text, text of class names."""
-    found = read_recorded(data.features, data.pool or data.shots, data.text_features)
+def _precomputed(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
+    """Precomputed features, shots drawn from a pool; with a model and no text features in the file, those of the class names."""
+    found = read_precomputed(data.features, data.pool or data.shots, data.text_features)
     if data.pool:
         val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
         found = drawn(found, data.shots, val_shots, data.seed)

@@ -113,7 +113,7 @@ def read_text(path: str, classes: int, width: int) -> np.ndarray:
     return text
 
 
-def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
+def read_precomputed(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
     """Features of an .npz as few-shot repositories write them; nothing in it is executed.
 
     Two spellings: `train_features_K`, `train_labels_K`, `val_features`, …, `text_features`, `classnames`, `logit_scale`;

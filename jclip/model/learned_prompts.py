@@ -168,7 +168,7 @@ class Frame:
         return SharedStart(rows, length, self._alike, runs) if saved >= WORTHWHILE * rows * length else None
 
     def features(self, vectors):
-        """(C, E) text features of length one of all prompts; of many the backward pass computes each part anew."""
+        """(C, E) text features of length one of all prompts; of many the backward pass recomputes each part."""
         each = len(self) // self._runs
         if len(self) <= AT_ONCE or self._runs == 1:
             parts = [(rows, self._runs) for rows in slices(len(self), AT_ONCE)]

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_reported_in_one_line(small_models, tmp_path, capsy
     broken[0, 0] = np.nan
     torch.save({"ctx": torch.tensor(broken), "ctx_double": torch.tensor(broken)}, tmp_path / "nan.pt")
     for file, message in (
-        ("narrow.pt", "the global prompts must be vectors of 32 numbers, the model's, got shape [5, 16]"),
+        ("narrow.pt", "the global prompts must be 32-dimensional, as the model's, got shape [5, 16]"),
         ("five.pt", "the positive prompts are of 5 classes, got 3 names"),
         ("other.pt", "must hold learned prompts, ctx and ctx_double or ctx_pos and ctx_neg, got none"),
         ("nan.pt", "the global prompts must be finite, got NaN or infinite numbers"),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.readers import read_weights, safetensors, torch_writer
 from jclip.readers.tensors import LazyTensor
 from tests.hostile.fuzz import Format
@@ -155,7 +155,7 @@ def _read_all(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_features(path: Path) -> dict[str, np.ndarray]:
-    found = read_recorded(str(path), 2)
+    found = read_precomputed(str(path), 2)
     parts = {
         k: getattr(found, k) for k in ("train", "train_labels", "val", "val_labels", "test", "test_labels", "text")
     }

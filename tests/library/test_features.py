@@ -17,7 +17,7 @@ from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import TrainingRows, extract, few_shot_features, training_view
 from jclip.features.heads import zero_shot_head
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.prompts.tokenizer import tokenize
@@ -291,11 +291,11 @@ def test_few_shot_features_of_photos(source, photo_folder, close):
 
 def test_recorded_features_in_both_spellings(shared, close):
     folder = shared / "clip_vitb32_features"
-    lvis = read_recorded(str(folder / "caltech_lvis.npz"), 4)
+    lvis = read_precomputed(str(folder / "caltech_lvis.npz"), 4)
     assert (
         lvis.train.shape == (140, 512) and len(lvis.test) == 922 and lvis.text.shape == (35, 512) and lvis.scale == 100
     )
-    pets = read_recorded(str(folder / "oxford_pets.npz"), 16)
+    pets = read_precomputed(str(folder / "oxford_pets.npz"), 16)
     assert pets.train.shape == (592, 512) and len(pets.classnames) == 37 and pets.text is None
     close(np.linalg.norm(pets.test, axis=1), np.ones(3669), "features_normalised")
 
@@ -331,26 +331,26 @@ def npz(path, **changes):
 )
 def test_recorded_features_that_contradict_themselves(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
-        read_recorded(npz(tmp_path / "x.npz", **changes), 2)
+        read_precomputed(npz(tmp_path / "x.npz", **changes), 2)
 
 
 def test_recorded_features_that_are_absent(tmp_path):
     with pytest.raises(DataError, match="no features of 16 shots \\(has 2\\): set data.shots"):
-        read_recorded(npz(tmp_path / "x.npz"), 16)
+        read_precomputed(npz(tmp_path / "x.npz"), 16)
     (tmp_path / "y.npz").write_text("no zip")
     for name in ("y.npz", "z.npz"):
         with pytest.raises(DataError, match="is not a readable .npz"):
-            read_recorded(str(tmp_path / name), 2)
+            read_precomputed(str(tmp_path / name), 2)
     whole = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     np.save(tmp_path / "one.npy", np.ones(3))
     for name in ("cut.npz", "one.npy"):
         with pytest.raises(DataError, match=f"{name} is not a readable .npz"):
-            read_recorded(str(tmp_path / name), 2)
+            read_precomputed(str(tmp_path / name), 2)
     with pytest.raises(DataError, match="x.npz must be an .npy with one array, got several"):
-        read_recorded(str(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "x.npz"))
+        read_precomputed(str(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "x.npz"))
     np.save(tmp_path / "t.npy", np.eye(2, 3))
-    data = read_recorded(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
+    data = read_precomputed(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
     assert data.text.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 

@@ -12,7 +12,7 @@ import pytest
 from finetune import clap
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.train.configs import read_config
 from jclip.train.run import Run
 from tests.recipes import toys
@@ -198,7 +198,7 @@ def test_real_features(constraint, right, shared, tmp_path):
     name = "features_caltech_lvis.yaml" if constraint == "l2" else "features_caltech_lvis_zs_lp.yaml"
     metrics = train(name, tmp_path, "optim.epochs=40")
     assert metrics["val_top1"] > metrics["zero_shot_val_top1"]
-    data = read_recorded(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
+    data = read_precomputed(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
     _, cfg, _ = read_config(str(CONFIGS / name), ["optim.epochs=40"])
     assert cfg.constraint == constraint
     theirs, _ = torch_training(data, cfg)

@@ -15,7 +15,7 @@ import pytest
 from finetune import ensemble
 from jclip.config import build
 from jclip.errors import ConfigError, UnknownName
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.functional import fusion as mixing
 from jclip.report.predictor import Classifier
 from tests.recipes import toys
@@ -50,7 +50,7 @@ def numpy_log_softmax(z):
 def test_scores_equal_the_formula(inputs, runs, tmp_path, close):
     weights = [0.2, 0.3, 0.5]
     metrics = together(tmp_path, runs[:3], f"inputs={inputs}", f"weights={weights}")
-    test = read_recorded(str(SMOKE), 4).test
+    test = read_precomputed(str(SMOKE), 4).test
     total = 0
     for i, (run, w) in enumerate(zip(runs, weights, strict=False)):
         z = Classifier.load(run).scorer()(test).astype(np.float64) / metrics[f"temperature_{i}"]
@@ -68,7 +68,7 @@ def test_scores_equal_the_formula(inputs, runs, tmp_path, close):
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("inputs", ["log_softmax", "softmax", "logits"])
 def test_a_run_with_all_the_weight_is_handed_on_exactly(which, inputs, runs, tmp_path):
-    test = read_recorded(str(SMOKE), 4).test
+    test = read_precomputed(str(SMOKE), 4).test
     metrics = together(tmp_path, runs[1:3], f"inputs={inputs}", f"weights=[{1 - which}, {which}]")
     alone = Classifier.load(runs[1 + which])
     assert np.array_equal(Classifier.load(tmp_path).scorer()(test), alone.scorer()(test))
@@ -271,7 +271,7 @@ def test_runs_that_do_not_belong_are_refused(runs, tmp_path):
 
 def test_a_run_on_longer_features_is_refused_beside_photos(runs):
     raw = replace(Classifier.load(runs[0]), module=types.SimpleNamespace(NORMALISED=False))
-    data = read_recorded(str(SMOKE), 4)
+    data = read_precomputed(str(SMOKE), 4)
     data = replace(data, facts=json.loads((runs[0] / "result.json").read_text(encoding="utf-8"))["provenance"])
     ensemble.check(raw, data, recorded=True)
     with pytest.raises(ConfigError, match="takes unnormalised features, unlike the other runs"):

@@ -12,7 +12,7 @@ import pytest
 from finetune import lp_plus
 from jclip.config import DataConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.train import on_features as adapt
 from jclip.train.run import Run
 from tests.recipes import toys
@@ -225,7 +225,7 @@ def train(name, folder, *overrides):
 def test_real_features(shared, tmp_path):
     metrics = train("features_caltech_lvis.yaml", tmp_path, "epochs=50")
     assert metrics["val_top1"] > metrics["zero_shot_val_top1"]
-    data = read_recorded(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
+    data = read_precomputed(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
     theirs = torch_training(data, 50, accumulate=True)
     f, t = data.test.astype(np.float64), data.text.astype(np.float64)
     scores = f @ theirs["weight"].T + theirs["bias"] + theirs["alpha"] * (f @ t.T)

@@ -12,7 +12,7 @@ import pytest
 from finetune import tip_adapter
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.train import on_features as adapt
 from jclip.train.run import Run
 from tests.recipes import toys
@@ -284,7 +284,7 @@ def test_searching_needs_validation_photos(tmp_path):
     data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
     arrays = {k: data[k] for k in data.files} | {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
     np.savez(tmp_path / "no_val.npz", **arrays)
-    assert len(read_recorded(str(tmp_path / "no_val.npz"), 4).val) == 0
+    assert len(read_precomputed(str(tmp_path / "no_val.npz"), 4).val) == 0
     with pytest.raises(ConfigError, match="chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "run", f"data.features={tmp_path / 'no_val.npz'}")
     metrics = train(
