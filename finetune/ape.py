@@ -36,7 +36,7 @@ class Config:
     templates: str = "openai7"  # the authors add sentences of a language model: openai7+sentences.json
     views: int = 10  # augmented views averaged into each key
     augment: str = "tip_adapter"
-    channels: float = 0.7  # Q: the best so many are kept; up to 1 a share of all
+    channels: float = 0.7  # Q: how many of the best are kept; up to 1 a share of all
     criterion: tuple[float, float] = (0.7, 0.3)  # weights of similarity between classes and of variance over them
     alpha: float = 1.0  # α, β, γ: what is taken where nothing is searched, α and β what -T trains with
     beta: float = 1.0

@@ -1,4 +1,4 @@
-"""CLIP-Adapter: a bottleneck of two linear maps behind the image tower, mixed with the feature it was given.
+"""CLIP-Adapter: a bottleneck of two linear maps after the image tower, mixed with the feature it was given.
 
 Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 parameters.   Needs: a few-shot split and text features;
 validation photos where the ratio is searched.

@@ -142,7 +142,7 @@ def zero_shot_weights(texts: on_features.Samples, classes: int) -> np.ndarray:
 
 
 def settings(cfg: Config, photos: int, texts: int) -> list[OptimConfig]:
-    """The grid. Raises `ConfigError` where no batch can be filled from so many samples."""
+    """The grid. Raises `ConfigError` where no batch can be filled from that many samples."""
 
     def fits(batch: int) -> bool:
         of_photos, of_texts = halves(cfg, batch)

@@ -72,7 +72,7 @@ class Config:
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(name="sgd", nesterov=True, lr=5e-5, weight_decay=5e-4, epochs=60, batch=256)
     )  # batches are as large as there are photos at most
-    lr_batch: int = 256  # rates are for batches of so many, and in proportion of others; 0: for any
+    lr_batch: int = 256  # rates are for batches of this size, and in proportion of others; 0: for any
     selection: Literal["val", "last"] = "val"  # the epoch that is kept
     wise: float = 0.0  # share of the weights before in what is saved; the authors' WiSE step has 0.5
     half: bool = False  # keep the weights in fp16

@@ -88,7 +88,7 @@ def mutations(module: Path) -> list[Mutation]:
 
 
 def _expressions(tree: ast.AST) -> Iterator[ast.expr]:
-    """What computes: no annotations, texts of f-strings, docstrings, what stands behind `raise`, or `strict=` of a zip."""
+    """What computes: no annotations, texts of f-strings, docstrings, what stands after `raise`, or `strict=` of a zip."""
     if isinstance(tree, (ast.JoinedStr, ast.Raise)) or (isinstance(tree, ast.keyword) and tree.arg == "strict"):
         return
     for name, value in ast.iter_fields(tree):

@@ -100,7 +100,7 @@ def score(argv: list[str]) -> int:
 
 
 def photos_of(places: list[str], root: str | None) -> list[str]:
-    """Photos named, below folders, and in lists. Raises `DataError` for what is missing or stands twice."""
+    """Photos named, below folders, and in lists. Raises `DataError` for what is missing or repeated."""
     found: list[str] = []
     for place in places:
         if Path(place).suffix.lower() in LISTS and is_file(place):

@@ -1,4 +1,4 @@
-"""`jclip sweep`: configs at several values of their settings, in one command that goes on where it was broken off."""
+"""`jclip sweep`: configs at several values of their settings, in one command that resumes where it was interrupted."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def name_apart(points: list[Point]) -> list[Point]:
 
 
 def finished(point: Point) -> dict[str, Any]:
-    """The run's result: read where it has finished, else made, going on where it was broken off."""
+    """The run's result: read where it has finished, else made, resuming an interrupted one."""
     return _runs.finished(point.folder, point.module, point.cfg, quiet=True)
 
 

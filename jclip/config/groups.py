@@ -85,7 +85,7 @@ class CaptionConfig:
     image_key: str = "filepath"
     caption_key: str = "title"
     val_split: Literal["val", "test", "train"] = "val"  # of Karpathy's files, in which train is train and restval
-    captions_per_image: int = 0  # the first so many of each image; 0: all
+    captions_per_image: int = 0  # only this many of each image, the first ones; 0: all
     queries: Literal["rows", "texts"] = "rows"  # of retrieval: every caption, or equal captions once
     scenes: int = 20_000
     val_scenes: int = 500

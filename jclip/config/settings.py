@@ -127,7 +127,7 @@ def _apply_override(values: dict, override: str) -> None:
 
 
 def _value_of(text: str, dotted: str) -> Any:
-    """What stands behind `=`, as YAML; a path whose bytes are no UTF-8 is text as it stands."""
+    """What stands after `=`, as YAML; a path whose bytes are no UTF-8 is text as it stands."""
     if not text or any("\udc80" <= c <= "\udcff" for c in text):
         return text
     try:

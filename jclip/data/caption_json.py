@@ -49,7 +49,7 @@ def _read_coco(path: Path, images: list, annotations: list, broken: Broken) -> l
     for number, image in enumerate(images, start=1):
         if isinstance(image, dict) and isinstance(image.get("id"), int | str) and "file_name" in image:
             if image["id"] in names:
-                broken(DataError(f"{path}, image {number}: its id {printable(str(image['id']), 40)} must stand once"))
+                broken(DataError(f"{path}, image {number}: its id {printable(str(image['id']), 40)} must be unique"))
             names.setdefault(image["id"], image["file_name"])
         else:
             broken(DataError(f"{path}, image {number}: must have id and file_name, got {_seen(image)}"))

@@ -58,7 +58,7 @@ def is_flickr(line: str) -> bool:
 
 
 def read_flickr(path: Path, broken: Broken) -> list[Row]:
-    """Of `image.jpg,caption` lines, split behind the image's ending; a caption may stand in quotation marks, whole."""
+    """Of `image.jpg,caption` lines, split after the image's ending; a caption may stand in quotation marks, whole."""
     rows = []
     for number, line in enumerate(read_lines(path), start=1):
         if not line or (number == 1 and not _COMMA.match(line)):

@@ -48,7 +48,7 @@ class Entry:
 def read_entries(path: Path) -> list[Entry]:
     """The classes of a file in the order of their labels. Names are stripped, and blanks within them single.
 
-    Text: a name per line, or with its number in front or behind, or with ImageNet's folder in front. CSV and TSV: names,
+    Text: a name per line, or with its number before or after it, or with ImageNet's folder in front. CSV and TSV: names,
     or names and numbers, with a header or without. JSON: see `_FORMS`; YAML: the same. Raises `DataError` for what is
     neither, and for numbers that are not 0 or 1 to the last without a gap (of COCO's categories they only give the order).
     """
@@ -311,7 +311,7 @@ def _of_objects(values: Sequence[Mapping], place: str) -> list[Entry]:
     entries.sort(key=lambda entry: entry.id)
     for before, entry in pairwise(entries):
         if entry.id == before.id:
-            raise DataError(f"{entry.place}: ids must stand once, got {entry.id} also in {before.place}")
+            raise DataError(f"{entry.place}: ids must be unique, got {entry.id} also in {before.place}")
     return [replace(entry, id=label) for label, entry in enumerate(entries)]
 
 

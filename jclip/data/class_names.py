@@ -138,7 +138,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if twice := alike(names):
         first, second = (entries[k] for k in twice)
         if first.name == second.name:
-            raise DataError(f"{second.place}: class names must stand once, got {second.name!r} again")
+            raise DataError(f"{second.place}: class names must be unique, got {second.name!r} again")
         why = difference(first.name, second.name)
         notice(f"{path}: {first.name!r} and {second.name!r} differ only in {why}")
     return names

@@ -36,7 +36,7 @@ def read_multi_label(config: DataConfig, part: Part = "test") -> LabelledPhotos:
     """The test photos of `config`, or all of folders without a test part; or its validation or training photos.
 
     Of a folder per class, below test/ or directly, a photo that lies in several of them (the same bytes, or a link) has
-    all their classes. A list file, `data.test` beside `data.classes`, has all labels behind the path:
+    all their classes. A list file, `data.test` beside `data.classes`, has all labels after the path:
     `photos/1.jpg 3 17`; so have `data.val` and `data.train`. `shapes:scenes` has lists of its own. Raises `DataError` for
     what is missing or contradictory.
     """

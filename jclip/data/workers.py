@@ -113,7 +113,7 @@ def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, and ends this one
     for line in sys.stdin:
         message = json.loads(line)
-        if not message:  # these photos are done: let go of their memory
+        if not message:  # these photos are done: free their memory
             pixels = None
             continue
         if isinstance(message, dict):  # others: where their pixels go, and how they are seen

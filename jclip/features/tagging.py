@@ -286,12 +286,12 @@ def _parts(items: Iterable, size: int) -> Iterator[list]:
 
 
 def check_names(classnames: Sequence[str]) -> None:
-    """Raises `ConfigError` for no names, an empty one, or one that stands twice."""
+    """Raises `ConfigError` for no names, an empty one, or a repeated one."""
     if not classnames or any(not name.strip() for name in classnames):
         raise ConfigError(f"class names must be at least one and none empty, got {list(classnames)[:5]!r:.200}")
     if twice := alike(classnames):
         first, second = (classnames[k] for k in twice)
-        raise ConfigError(f"class names must stand once, got {first!r:.80} and {second!r:.80}")
+        raise ConfigError(f"class names must be unique, got {first!r:.80} and {second!r:.80}")
 
 
 def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:

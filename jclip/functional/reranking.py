@@ -78,7 +78,7 @@ def best_first(scores: np.ndarray) -> Order:
 
 
 def front_sorted(order: Order, scores: np.ndarray) -> Order:
-    """(Q, G) an order, whose first n photos are sorted by their new `scores` (Q, n); equal ones, and all behind, stay."""
+    """(Q, G) an order, whose first n photos are sorted by their new `scores` (Q, n); equal ones, and all after, stay."""
     front = np.take_along_axis(order, best_first(scores), axis=1)
     return np.concatenate([front, order[:, scores.shape[1] :]], axis=1)
 
@@ -182,7 +182,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Reciprocal(Front):
-    """k-reciprocal encoding of each query's `candidates` best photos; those behind keep the text's order.
+    """k-reciprocal encoding of each query's `candidates` best photos; those after keep the text's order.
 
     Sorts by (1 - share) J + share D_q; J is the Jaccard distance of encodings, see `reciprocal_distances`.
     """

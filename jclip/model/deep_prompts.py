@@ -102,7 +102,7 @@ class PromptedModel:
 
 
 def encode_beside(model: CLIP, images, vectors, **options):
-    """(B, 3, H, W) and vectors (J, n, D) behind the patches of the first J blocks → (B, E), not normalised."""
+    """(B, 3, H, W) and vectors (J, n, D) after the patches of the first J blocks → (B, E), not normalised."""
     tokens = model.visual.embed(jt.array(images))
     first = vectors[0].unsqueeze(0).expand((tokens.shape[0], *vectors.shape[1:]))
     deep = {j: (tokens.shape[1], vectors[j]) for j in range(1, vectors.shape[0])}
@@ -121,7 +121,7 @@ def opening(model: CLIP, config: Prompting) -> list[int]:
 
 
 def gapped(model: CLIP, classnames: Sequence[str], config: Prompting) -> Frame:
-    """The prompts of class names with gaps for the text vectors, and behind these the words that have none."""
+    """The prompts of class names with gaps for the text vectors, and after these the words that have none."""
     fixed = opening(model, config)[config.text :]
     return Frame(model, Layout.of(model.config.text, classnames, config.text, fixed=fixed))
 

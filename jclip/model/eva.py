@@ -217,7 +217,7 @@ class Rotation:
         return (x * cos + swapped * sin).cast(qkv.dtype)
 
     def _of_length(self, tokens: int) -> tuple:
-        """Both tables; tokens behind the patches, which are prompts, stay still."""
+        """Both tables; tokens after the patches, which are prompts, stay still."""
         if tokens not in self._tables:
             more = ((0, max(tokens - len(self.cos), 0)), (0, 0))
             cos, sin = np.pad(self.cos, more, constant_values=1.0), np.pad(self.sin, more)

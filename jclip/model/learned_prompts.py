@@ -1,7 +1,7 @@
 """Learned prompts: vectors in the place of words around each class's name, for a text tower that stays as it is.
 
 Zhou et al., IJCV 2022, arXiv 2109.01134, section 3.2. The prompt of class k is [start] v_1 … v_M name_k . [end]; a tower
-that attends to what came before alone needs no token behind the end, so none is computed, and gives the same to equal
+that attends to what came before alone needs no token after the end, so none is computed, and gives the same to equal
 beginnings, so [start] v_1 … v_M, in every prompt, is computed once.
 """
 
@@ -63,7 +63,7 @@ class Layout:
         position: Position = "end",
         fixed: Sequence[int] = (),
     ) -> Layout:
-        """Of class names and so many vectors, cut at the longest prompt; `fixed`: tokens that stand before each name.
+        """Of class names and that many vectors, cut at the longest prompt; `fixed`: tokens that stand before each name.
 
         Raises `DataError` for what does not fit.
         """
@@ -147,7 +147,7 @@ class Frame:
     def encode(self, vectors, rows: slice | np.ndarray = slice(None), shifts=None, runs: int = 1):
         """(n, E) text features of length one of the prompts in `rows`, with `vectors` in their gaps.
 
-        vectors: (M, D), or (J, M, D) where each of the first J blocks gets vectors of its own (those behind the start
+        vectors: (M, D), or (J, M, D) where each of the first J blocks gets vectors of its own (those after the start
         token; the gaps are there then). shifts: (n, D) that are added to all vectors of a prompt, of the same for each of
         `runs` runs of equally many prompts. What all prompts of a run begin with is computed once.
         """

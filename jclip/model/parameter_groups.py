@@ -141,7 +141,7 @@ class Prompting:
     """Vectors that are learned beside a tower's tokens: how many in each tower, and before how many blocks new ones."""
 
     text: int  # in the places of the first of `words`; 0: none
-    image: int  # behind the patches; 0: none
+    image: int  # after the patches; 0: none
     depth: int  # J
     words: str = ""  # the text's first vectors start from them, words without a vector stay; none: at random
     coupled: bool = False  # a block's image vectors are a linear map of its text vectors

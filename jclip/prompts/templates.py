@@ -156,8 +156,8 @@ def fill(template: str, name: str, article: bool = False, plural: bool = False) 
     """The template with the class name in its place: `{}` and `{c}` with underscores as spaces, `{raw}` as it is.
 
     `{length}` is the number of its characters, `{in}` says whether it has underscores: "in" or "not in".
-    article: an "a" or "an" of the template, never of the name, becomes what the word behind it asks for.
-    plural: the name in `{}` or `{c}` is put in the plural right behind many, several, various, multiple, few, these
+    article: an "a" or "an" of the template, never of the name, becomes what the word after it asks for.
+    plural: the name in `{}` or `{c}` is put in the plural right after many, several, various, multiple, few, these
         and those.
     """
     said = {
@@ -222,7 +222,7 @@ def _of_key(name: str, by_key: Mapping[str, Sequence[str]], sentences: Sentences
     spelled = by_key.get(name_key(name), ())
     if len(spelled) > 1:
         raise DataError(
-            f"sentences of class {name!r:.80} must stand once, got them for {spelled[0]!r} and {spelled[1]!r}"
+            f"sentences of class {name!r:.80} must be given once, got them for {spelled[0]!r} and {spelled[1]!r}"
         )
     return sentences[spelled[0]] if spelled else ()
 

@@ -40,7 +40,7 @@ class TextShape(Protocol):
 
 
 class Tokenizer:
-    """The vocabulary and its merges; `merges` takes only the first so many of them (a smaller vocabulary)."""
+    """The vocabulary and its merges; `merges` takes only the first ones of them (a smaller vocabulary)."""
 
     def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
         with gzip.open(path, "rt", encoding="utf-8") as f:

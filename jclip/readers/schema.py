@@ -28,7 +28,7 @@ _DEEPEST, _MOST_DIGITS = 32, 30
 class Condition:
     """A phrase for "must be …", and the test `holds` for a value."""
 
-    phrase: str  # "an integer from 1 to 1000", behind "must be"
+    phrase: str  # "an integer from 1 to 1000", after "must be"
     holds: Callable[[Any], bool]
 
 

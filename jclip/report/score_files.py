@@ -134,7 +134,7 @@ def read_scores(named: str, classnames: Sequence[str] | None = None, images: Seq
     if path.suffix.lower() == ".npz":
         return _of_npz(path, key, classnames, images)
     if key:
-        raise DataError(f"{path} holds one matrix, got {key!r} behind its name: give the file alone")
+        raise DataError(f"{path} holds one matrix, got {key!r} after its name: give the file alone")
     if path.suffix.lower() == ".json":
         return _of_json(path, classnames, images)
     if not classnames:
@@ -198,7 +198,7 @@ def _rows(values: Any, path: Path) -> np.ndarray:
 
 
 def read_image_names(path: Path) -> tuple[str, ...]:
-    """Names of photos, one a line, in order; what stands behind a blank is a label and left out. Raises `DataError`."""
+    """Names of photos, one a line, in order; what stands after a blank is a label and left out. Raises `DataError`."""
     names = []
     for line in filter(None, read_lines(path)):
         first = line.partition(" ")[0]

@@ -204,7 +204,7 @@ def _members(cfg: protocols.Dataclass) -> str:
 
 def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
     """Where each of `names` stands among `own` ones, as it is spelled or, if need be, as `name_key` compares; None where
-    one does not, or stands twice."""
+    one does not, or does twice."""
     exact = _columns(names, own)
     return exact if exact is not None else _columns([*map(name_key, names)], [*map(name_key, own)])
 

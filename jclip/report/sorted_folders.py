@@ -264,7 +264,7 @@ def _encodes(name: str) -> bool:
 def undo(manifest: Path) -> tuple[int, dict[str, str]]:
     """Removes what `place` made, where that is proven, and returns the number removed and why others were left.
 
-    A copy is removed only while its original, another file, has the same bytes; of a placement that was broken off also
+    A copy is removed only while its original, another file, has the same bytes; of an interrupted placement also
     the beginning of one. A link is removed only while it points where it did. Raises `DataError` for no manifest.
     """
     made, folder = read_manifest(manifest), manifest.parent

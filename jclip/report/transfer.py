@@ -120,7 +120,7 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
     if unknown or not isinstance(values.get("data", {}), Mapping):
         raise ConfigError(f"{place}: a set has data.… settings and templates, got {', '.join(unknown) or 'data'}")
     if of_all := [key for key in ("draft", "upright", "exif_rotate") if key in values.get("data", {})]:
-        raise ConfigError(f"{place}: data.{of_all[0]} is said of all sets, behind the run")
+        raise ConfigError(f"{place}: data.{of_all[0]} must be set for all sets, after the run")
     whole = resolved(done.module, done.config)
     kept = {k: whole["data"][k] for k in WHERE_FROM}
     whole |= {"classes": ""} if "classes" in whole else {}  # a set has its own

@@ -77,7 +77,7 @@ class WindowFiles:
 
     statistics: a source of labels (as of `jclip measure --labels`) whose co-occurrence takes the place of the captions' in
     modulation; then every file says `uses_label_statistics`. Raises `ConfigError` and `DataError` for runs of different
-    classes, names that stand twice, and photos that are none.
+    classes, repeated names, and photos that are none.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def fit(
     after_epoch: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
-    killed goes on where it was saved, to the same bits. Where `state` keeps an average of the parameters, that is what
+    killed resumes where it was saved, to the same bits. Where `state` keeps an average of the parameters, that is what
     is measured, and what the parameters are in the end, unless `keep` is "student".
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.

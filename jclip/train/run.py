@@ -73,7 +73,7 @@ class Run:
             if self._scalars:
                 self._held.announce(SCALARS)
             if self.result is not None:
-                self._held.drop_slots()  # of a process that was killed behind its last step
+                self._held.drop_slots()  # of a process that was killed after its last step
         except BaseException:
             self._held.close()
             raise
@@ -168,7 +168,7 @@ class Run:
         safetensors.write(self.folder / LEARNED, arrays, described)
 
     def hand_over(self, scored: Any) -> None:
-        """Keeps what the finished run scored for whoever writes its tables, so that nobody has to measure it again.
+        """Keeps what the finished run scored for whoever writes its tables, so that it need not be measured again.
 
         scored: what the recipe's task writes from, such as `jclip.train.scored_photos.ScoredPhotos`.
         """

@@ -1,6 +1,6 @@
 """What a run logs as TensorBoard's scalars, in one event file beside metrics.jsonl. Needs tensorboardX.
 
-The file says the same as metrics.jsonl: a run that goes on rewrites it from there, and appends.
+The file says the same as metrics.jsonl: a resumed run rewrites it from there, and appends.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def table(**items: bytes) -> bytes:
 
 
 def checked(body: bytes) -> bytes:
-    """A pickle with Jittor's checksum behind it."""
+    """A pickle with Jittor's checksum after it."""
     return body + hashlib.sha1(body).digest() + TRAILER
 
 
@@ -239,7 +239,7 @@ OPCODES = [
 ]
 OPCODES += [bytes([c]) for c in range(0x8F, 0x99)]
 NUMPY_DTYPE = b"cnumpy\ndtype\n("
-LYING = (  # a record of 8 bytes whose field lies behind it
+LYING = (  # a record of 8 bytes whose field lies after it
     NUMPY_DTYPE
     + text("V8")
     + b"\x89\x88tR(K\x03"

@@ -51,7 +51,7 @@ WITHOUT = ("models", "recipes", "doctor", "check-data")  # commands whose first 
 
 
 def given(command: str) -> list[list[str]]:
-    """Each value behind each option, in place of each argument, and as one more."""
+    """Each value after each option, in place of each argument, and as one more."""
     wrong, options = (text.split() for text in WRONG[command])
     places = [i for i, word in enumerate(wrong) if not word.startswith("--")]
     found = []

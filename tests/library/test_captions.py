@@ -161,7 +161,7 @@ def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
         ("a.csv", "filepath,title\n图 0.png,x\n图 1.png,\n", "line 3: must have a caption as text, got ''"),
         ("a.csv", "filepath,title\n图 0.png,x\n图 1.png,NaN\n", "line 3: must have a caption as text, got 'NaN'"),
         ("a.csv", "filepath,title\n图 0.png,x\n,y\n", "line 3: must have an image as text"),
-        ("a.csv", "filepath,title,title\n图 0.png,x,y\n", "column 'title' must stand once"),
+        ("a.csv", "filepath,title,title\n图 0.png,x,y\n", "column 'title' must be unique"),
         ("a.csv", f'filepath,title\n图 0.png,x\n图 1.png,"{"y" * 200_000}\n', "line 3: is not valid CSV"),
         ("a.csv", "filepath,title\n图 0.png,x\nno.png,y\n", r"1 of 2 images are missing: .*no.png \(first in line 3"),
         ("a.tsv", "filepath\ttitle\n图 0.png\tx\n图 1.png\n", "line 3: must have 2 fields"),

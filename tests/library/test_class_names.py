@@ -180,7 +180,7 @@ def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
         (
             "a.json",
             '[{"name": "cat", "id": 1}, {"name": "dog", "id": 1}]',
-            "entry 1: ids must stand once, got 1 also in",
+            "entry 1: ids must be unique, got 1 also in",
         ),
         ("a.json", '[{"name": "cat", "id": 1}, {"name": "dog"}]', "an id in every entry, or in none"),
         ("a.json", '[{"name": "cat", "id": "x"}]', "id must be an integer"),

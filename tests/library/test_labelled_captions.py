@@ -157,7 +157,7 @@ def test_sentences_by_class_number(tmp_path):
     captions, (file,) = label_files([write(tmp_path / "x.json", values)], LABELLER)
     assert captions.texts == ("A dog runs.", "A bone lies here.", "Hot dogs Good.")
     assert captions.targets.tolist() == [[1, 0, 0], [-1, 0, 0], [0, 0, 1]], "what is asked and not said is unknown"
-    assert dict(file.dropped) == {"no number in front": 1, "letters of another script": 1} and not file.bad
+    assert dict(file.dropped) == {"no number at the start": 1, "letters of another script": 1} and not file.bad
     with pytest.raises(DataError, match="must be the number of a class, 0 to 2, got '3'"):
         read_caption_file(write(tmp_path / "y.json", {"3": ["1. A dog runs."]}), LABELLER)
 
@@ -170,7 +170,7 @@ def test_lines_with_labels_and_captions(tmp_path):
     captions, (file,) = label_files([write(tmp_path / "x.jsonl", lines)], LABELLER)
     assert captions.ids == ("1-1", "2-1") and captions.sources == ("hard", "hard")
     assert captions.targets.tolist() == [[0, 1, 0], [1, 1, 0]], "further classes that a sentence names are labels"
-    assert dict(file.dropped) == {"no number in front": 1}
+    assert dict(file.dropped) == {"no number at the start": 1}
 
 
 def test_coco_captions_and_narratives(tmp_path):

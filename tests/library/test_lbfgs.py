@@ -25,7 +25,7 @@ def rosenbrock(x):
 
 
 def logistic(rows, labels, classes, c):
-    """‖W‖² / 2 + c Σ CE in float64, W (classes, E) and the bias (classes,) behind each other."""
+    """‖W‖² / 2 + c Σ CE in float64, W (classes, E) and the bias (classes,) after each other."""
 
     def objective(x):
         weights, bias = x[:-classes].reshape(classes, -1), x[-classes:]

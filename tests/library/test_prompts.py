@@ -343,5 +343,5 @@ def test_sentences_are_found_under_other_spellings_of_the_class(tmp_path):
     (tmp_path / "p.json").write_text('{"Cafe\u0301 noir": "black", "Cat": "one", "cat": "two"}', encoding="utf-8")
     sentences = load_templates(str(tmp_path / "p.json"))
     assert class_prompts(["caf\u00e9_noir", "Cat"], sentences) == [["black"], ["one"]]
-    with pytest.raises(DataError, match="sentences of class 'CAT' must stand once, got them for 'Cat' and 'cat'"):
+    with pytest.raises(DataError, match="sentences of class 'CAT' must be given once, got them for 'Cat' and 'cat'"):
         class_prompts(["CAT"], sentences)

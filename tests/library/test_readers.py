@@ -456,7 +456,7 @@ def test_whole_pickled_modules_are_laid_out(tmp_path, torch):
 
 
 def test_a_tensor_takes_its_own_part_of_a_storage(tmp_path, torch, monkeypatch):
-    """Views of one large storage: each reads what it shows, behind one look at all for the checksum."""
+    """Views of one large storage: each reads what it shows, after one look at all for the checksum."""
     flat = torch.arange(100_000.0)
     torch.save({f"w{i}": flat[i * 10 : i * 10 + 10] for i in range(5)}, tmp_path / "x.pt")
     file, taken = read_weights(tmp_path / "x.pt"), []

@@ -240,7 +240,7 @@ def test_towers_and_names_that_a_method_cannot_take(sources, photos, tmp_path):
         (eva, NAMES, {}, "of kind eva: use --method places, dense or whole"),
         (sources["vit"], (), {}, "class names must be at least one and none empty"),
         (sources["vit"], ("cat", " "), {}, "class names must be at least one and none empty"),
-        (sources["vit"], ("fire hydrant", "Fire_hydrant"), {}, "class names must stand once"),
+        (sources["vit"], ("fire hydrant", "Fire_hydrant"), {}, "class names must be unique"),
         (
             sources["vit"],
             ("cat",),

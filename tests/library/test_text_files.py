@@ -118,7 +118,7 @@ def test_records_keep_the_numbers_of_their_lines(tmp_path):
     [
         ("a,b\n1,2\n3\n", "line 3: must have 2 fields .a, b., got 1"),
         ("a,b\n1,2\n3,4,5\n", "line 3: must have 2 fields .a, b., got 3"),
-        ("a,a\n1,2\n", "line 1: column 'a' must stand once, got it 2 times"),
+        ("a,a\n1,2\n", "line 1: column 'a' must be unique, got it 2 times"),
         ('a,b\n1,"2\n3,4\n', "line 2: is not valid CSV"),
         (f"a,b\n1,{'x' * 200_000}\n", "line 2: is not valid CSV"),
     ],

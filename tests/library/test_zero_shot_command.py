@@ -43,7 +43,7 @@ def test_the_ajou_entry_from_photos_to_what_is_handed_in(stand_ins, photo_folder
     out, page = tmp_path / "submission.csv", tmp_path / "sheet.html"
     given = ["--config", "zero_shot/ajou", *stand_ins, "--out", out, "--format", "id_idx", "--sheet", page]
     assert run("zero-shot", photo_folder, *given) == 0
-    assert not capsys.readouterr().err  # every class has its sentences, and no prompt stands twice
+    assert not capsys.readouterr().err  # every class has its sentences, and no prompt is repeated
     cfg = read_config("zero_shot/ajou", stand_ins)[1]
     assert [len(prompts) for m in members(cfg) for prompts in m.class_prompts(CLASSES)] == [52] * 12
     assert [m.preprocess.sharpness for m in members(cfg)] == [2.3, 2.0] and cfg.drop_below == 0

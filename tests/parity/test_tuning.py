@@ -150,7 +150,7 @@ def test_kept_patches(seed, tmp_path, close):
 
 
 def encode_kept(p, config, images, kept):
-    """A ViT whose patches are dropped behind the positions, as open_clip's PatchDropout does."""
+    """A ViT whose patches are dropped after the positions, as open_clip's PatchDropout does."""
     v, eps = config.vision, config.norm_eps
     x = F.conv2d(images, p["visual.conv1.weight"], stride=v.patch_size).flatten(2).transpose(1, 2)
     x = torch.cat([p["visual.class_embedding"].expand(len(x), 1, -1), x], 1) + p["visual.positional_embedding"]

@@ -343,7 +343,7 @@ def test_what_is_wrong_with_sets_is_reported_before_anything_is_computed(trained
         ("data.root=a", "data.seed=1"): "--on data.root=a: must be NAME",
         ("x", "model=ViT-B/32"): "--on x: a set has data.… settings and templates, got model",
         ("x", "data.rot=1"): "--on x: unknown key data.rot, did you mean 'root'",
-        ("x", f"data.root={five}", "data.draft=true"): "--on x: data.draft is said of all sets",
+        ("x", f"data.root={five}", "data.draft=true"): "--on x: data.draft must be set for all sets",
         (str(tmp_path / "sets.yaml"),): "sets.yaml: b must be a group of settings",
         ("x", "data.root=nowhere"): "data.root must be a folder",
     }
