@@ -218,7 +218,7 @@ def image_size(numbers: list[int]) -> tuple[int, int]:
 
 
 def reshaped(checkpoint: checkpoints.Checkpoint, args: argparse.Namespace) -> checkpoints.Checkpoint:
-    """The same weights at the sizes that the options ask for."""
+    """The weights at the sizes that the options ask for."""
     if args.image_size:
         antialias = None if args.antialias is None else args.antialias == "yes"
         checkpoint = checkpoint.resized(image_size(args.image_size), antialias)
@@ -228,7 +228,7 @@ def reshaped(checkpoint: checkpoints.Checkpoint, args: argparse.Namespace) -> ch
 
 
 def fitting(checkpoint: checkpoints.Checkpoint, dtype: str) -> checkpoints.Checkpoint:
-    """The same weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
+    """The weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
     import numpy as np
 
     most = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)

@@ -130,7 +130,7 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> on_featur
 
 
 def epochs(cfg: Config, data: precomputed.FeatureSet) -> on_features.Batches:
-    """Of the rows of all views, as many whole batches in each epoch as the photos fill, at least one."""
+    """Batches of the rows of all views: as many whole ones in each epoch as the photos fill, at least one."""
     views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # precomputed features have one view
     rows = max(len(data.train) // views // cfg.optim.batch, 1) * cfg.optim.batch
     return on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows=rows)

@@ -82,7 +82,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
-    """The same for other class names: the adapter knows none, it changes the photos' features."""
+    """What was learned, for other class names: the adapter only changes the photos' features."""
     return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 

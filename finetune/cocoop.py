@@ -139,6 +139,6 @@ def pairs_at_once(images: int, classes: int) -> list[slice]:
 
 
 def unmeasured(data: precomputed.FeatureSet) -> precomputed.FeatureSet:
-    """The same to learn from, with nothing to measure on."""
+    """The features with the training part alone, nothing to measure on."""
     none, labels = data.val[:0], data.val_labels[:0]
     return replace(data, val=none, val_labels=labels, test=none, test_labels=labels)

@@ -119,7 +119,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def logits(features, params, scale: float, ratio: float):
-    """Of normalised features (B, E) → (B, C). params: W (C, E), of the adapter W1 `down` (E/4, E) and W2 `up` (E, E/4)."""
+    """Normalised features (B, E) → scores (B, C). params: W (C, E), of the adapter W1 `down` (E/4, E) and W2 `up` (E, E/4)."""
     if "down" in params:
         hidden = jt.nn.relu(jt.nn.matmul_transpose(features, params["down"]))
         adapted = jt.nn.relu(jt.nn.matmul_transpose(hidden, params["up"]))
@@ -214,7 +214,7 @@ def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
-    """As `run`, with the tower's last block, which is merged into the model that is then measured from photos."""
+    """The run with the tower's last block trained, which is merged into the model that is then measured from photos."""
     source, photos = sources.source_of(cfg), splits.read_photos(cfg.data)
     data = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     checks.check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
@@ -278,7 +278,7 @@ def train_block(
     cfg: Config, run: runs.Run, block: last_block.LastBlock, zero_shot: np.ndarray, data: precomputed.FeatureSet,
     texts: on_features.Samples, optim: OptimConfig, slot: str = "train",
 ) -> on_features.Trained:  # fmt: skip
-    """As `train_head`, of the block as it was and the head; data: as of `entering_features`."""
+    """The training as of `train_head`, of the block as it was and the head; data: as of `entering_features`."""
     params = {**block.fresh(), "head": jt.array(initial(cfg, zero_shot)["head"])}
     photos, sizes = (data.train, data.train_labels), halves(cfg, optim.batch)
 

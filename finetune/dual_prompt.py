@@ -194,7 +194,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The same by part: all scores are of the places."""
+    """Scores by part: all are of the places."""
     score = scorer(learned, cfg)
 
     def parts(rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -140,7 +140,7 @@ def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], sour
 
 
 def start_of(zero_shot: heads.ZeroShotHead) -> Weights:
-    """As a linear layer: W = s T (C, E), b = 0 (C,)."""
+    """The zero-shot head as a linear layer: W = s T (C, E), b = 0 (C,)."""
     weights = zero_shot.weights
     return {"weight": np.float32(zero_shot.scale) * weights, "bias": np.zeros(len(weights), np.float32)}
 
@@ -159,7 +159,7 @@ def of_tower(weights: Weights) -> Weights:
 
 
 def fitted(cfg: Config, photos: int) -> Config:
-    """With batches of at most all photos, and rates for batches of that size."""
+    """The config with batches of at most all photos, and rates for batches of that size."""
 
     def fit(optim: OptimConfig) -> OptimConfig:
         batch = max(1, min(optim.batch, photos))

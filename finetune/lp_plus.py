@@ -93,7 +93,7 @@ def start(cfg: Config, data: precomputed.FeatureSet) -> dict[str, np.ndarray]:
 
 
 def step_sizes(data: precomputed.FeatureSet) -> tuple[float, float]:
-    """Of w and b: 4 N / λ_max(F' F); of α: N / (4 max_k Σ_i (f_i · t_k)²)."""
+    """Step sizes of w and b: 4 N / λ_max(F' F); of α: N / (4 max_k Σ_i (f_i · t_k)²)."""
     features, count = data.train.astype(np.float64), len(data.train)
     gram = features @ features.T if count < features.shape[1] else features.T @ features  # equal but for zeros
     largest = (similarities(data) ** 2).sum(axis=0).max()

@@ -170,7 +170,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The same with the global and the local scores beside the merged ones."""
+    """Scores by part: merged, global and local."""
     both, share = photo_maps.MapScorer(learned, cfg), float(learned["merge"][0])
 
     def score(rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -312,7 +312,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for a terminal, line by line."""
+    """The lines of a text, each made safe for a terminal."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -361,7 +361,7 @@ def config_for(data: DataConfig, photos: splits.PhotoData, broken: bool) -> dict
 
 
 def shots_for(photos: splits.PhotoData) -> tuple[int, int]:
-    """As many photos per class, of 1, 2, 4, 8 and 16, as the class with the fewest has; and to choose by, up to 4."""
+    """The shots, of 1, 2, 4, 8 and 16, that the class with the fewest photos allows; and validation shots, up to 4."""
     import numpy as np
 
     counts = np.bincount(photos.train.labels, minlength=len(photos.classnames))

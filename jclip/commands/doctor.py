@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         say(f"{'Jittor':<16} does not start: {e}")
         return 1
     say(f"{'kernels':<16} {KERNELS[kernels.chosen()]}")
-    right = [_tell(name, trial, with_what) for name, trial in TRIALS.items()]
+    right = [_report(name, trial, with_what) for name, trial in TRIALS.items()]
     say("everything ran and was right" if all(right) else "something is wrong: see above")
     return 0 if all(right) else 1
 
@@ -132,7 +132,7 @@ def _device() -> str:
     return "GPU" if jt.flags.use_cuda else "CPU"
 
 
-def _tell(name: str, trial: Callable[[], float], device: str) -> bool:
+def _report(name: str, trial: Callable[[], float], device: str) -> bool:
     try:
         error = trial()
     except Exception as e:  # whatever a kernel raises, the doctor reports it

@@ -140,7 +140,7 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
 
 
 def base_first(arguments: Sequence[str], runs: str) -> list[Point]:
-    """The same on base classes. Raises `ConfigError` for recipes that can only classify into classes they learned."""
+    """The points on base classes. Raises `ConfigError` for recipes that can only classify into classes they learned."""
     points = planned(["data.subset=base", *arguments], runs)
     for point in points:
         if not hasattr(point.module, "for_classes"):

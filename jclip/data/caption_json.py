@@ -15,7 +15,7 @@ Part = Literal["train", "val"]
 
 
 def read_caption_json(path: Path, config: CaptionConfig, broken: Broken, part: Part) -> list[Row]:
-    """Of COCO's `captions_*.json`, Karpathy's `dataset_*.json`, or a list of `{image, captions}`. Raises `DataError`."""
+    """Rows of COCO's `captions_*.json`, Karpathy's `dataset_*.json`, or a list of `{image, captions}`. Raises `DataError`."""
     values = read_json(path)
     if isinstance(values, list):
         return _read_list(path, values, config, broken)
@@ -87,7 +87,7 @@ def _read_karpathy(path: Path, images: list, config: CaptionConfig, broken: Brok
 
 
 def read_caption_json_lines(path: Path, config: CaptionConfig, broken: Broken) -> list[Row]:
-    """Of JSON lines with an image and a caption each, or Chinese-CLIP's `*_texts.jsonl`."""
+    """Rows of JSON lines with an image and a caption each, or Chinese-CLIP's `*_texts.jsonl`."""
     rows, must = [], f"must be a JSON object with {config.image_key} and {config.caption_key}"
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
     if is_text(lines[0][1]):

@@ -22,7 +22,7 @@ LABELS = f"{HELD_OUT}-label.txt"
 
 
 def from_folder(config: DataConfig) -> DataConfig:
-    """The same with the lists that it doesn't name, where `data.root` is such a folder; else as it is."""
+    """The config with the lists that it doesn't name, where `data.root` is such a folder; else as it is."""
     root = Path(config.root)
     classes, train = (config.classes or _there(root, CLASSES)), (config.train or _there(root, SHOTS, ALL))
     if not config.root or config.split_file or config.features or not (classes and train):

@@ -120,7 +120,7 @@ def _of_lines(path: Path) -> list[Entry]:
 
 
 def _unquoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The same without the marks and commas of a list in a program's source, where every line has them."""
+    """The entries without the marks and commas of a list in a program's source, where every line has them."""
     found = [_QUOTED.fullmatch(line) for _, line in lines]
     return [(number, m[2]) for (number, _), m in zip(lines, found, strict=True)] if all(found) else lines
 
@@ -265,7 +265,7 @@ def _of_values(values: Any, place: str) -> list[Entry]:
 
 
 def _of_count(entries: list[Entry], values: Mapping, place: str) -> list[Entry]:
-    """The same where `nc`, the number of classes in YOLO's files, says as many. Raises `DataError` otherwise."""
+    """The entries, as many as `nc`, the number of classes in YOLO's files, says where it is given. Raises `DataError` otherwise."""
     count = values.get("nc")
     if count is not None and str(count) != str(len(entries)):
         raise DataError(f"{place}: nc must be the number of names, {len(entries)}, got {printable(str(count), 20)}")
@@ -331,7 +331,7 @@ def _kind(value: Any) -> str:
 
 
 def _checked(entry: Entry) -> Entry:
-    """The same with single blanks. Raises `DataError` for a name that is empty, too long, or holds control characters."""
+    """A name with single blanks. Raises `DataError` for a name that is empty, too long, or holds control characters."""
     name = _collapsed(entry.name)
     if not name or len(name) > LONGEST:
         got = f"one of {len(name):,}" if name else "none"

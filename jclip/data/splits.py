@@ -92,7 +92,7 @@ def read_photos(config: DataConfig) -> PhotoData:
 
 
 def drawn_photos(data: PhotoData, config: DataConfig) -> PhotoData:
-    """Of all photos those that `config` draws, of the half of the classes that it names."""
+    """The photos that `config` draws from all, of the half of the classes that it names."""
     return subset_of(draw_shots(data, config.shots, config.val_shots, config.seed), config.subset)
 
 
@@ -158,7 +158,7 @@ def _subset(split: Split, stay: range) -> Split:
 
 
 def renamed(data: PhotoData, names: tuple[str, ...], places: np.ndarray) -> PhotoData:
-    """The same among the classes `names`: label k becomes places[k]."""
+    """The split among the classes `names`: label k becomes places[k]."""
     splits = {part: getattr(data, part) for part in PARTS}
     moved = {part: Split(split.paths, places[split.labels].astype(np.int32)) for part, split in splits.items()}
     called = [""] * len(names)

@@ -110,7 +110,7 @@ def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray
 def _in_parts(
     source: ModelSource, split: Split, part: int, numbers: range, *, label: str, **options
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """As `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
+    """Features as of `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
 
     A part of which no photo decodes adds no rows: whether that is an error is decided over all of them.
     """
@@ -139,7 +139,7 @@ def _side_by_side(together: SideBySide, split: Split, on_error: OnError, label: 
 def extract_of(
     together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
+    """`extract` by one of the sources; what this process asked for before is at hand, photos that failed included."""
     progress = f"{label}, model {number + 1} of {len(together.sources)}"
     options = {"augment": together.views[number], "on_error": on_error, "label": progress}
     return together.extracted(number, split, lambda: extract(together.sources[number], split, **options))

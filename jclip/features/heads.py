@@ -101,7 +101,7 @@ def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], temp
 
 
 def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
-    """As `zero_shot_head`, of a model at hand, whatever state it is in: nothing is cached."""
+    """The zero-shot head of a model at hand, whatever state it is in: nothing is cached."""
     flat = [p for of_class in prompts for p in of_class]
     encoded = encode_prompts(model, tokenizer.tokenize_for(model.config.text, flat, truncate))
     check_directions(encoded, flat)

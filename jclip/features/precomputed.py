@@ -58,7 +58,7 @@ class FeatureSet:
 
 
 def drawn(recorded: FeatureSet, shots: int, val_shots: int, seed: int) -> FeatureSet:
-    """The same with `shots` of the training rows and `val_shots` of the validation rows (0: all) per class.
+    """The features with `shots` of the training rows and `val_shots` of the validation rows (0: all) per class.
 
     Drawn by `seed`, in the rows' order; of a class with fewer all are taken.
     """
@@ -80,7 +80,7 @@ def draw_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
-    """The same of half the classes. Raises `DataError` where they have no names, or one is all there is of them."""
+    """The features of half the classes. Raises `DataError` where they have no names, or one is all there is of them."""
     if subset == "all":
         return recorded
     if not recorded.classnames:
@@ -98,7 +98,7 @@ def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
 
 
 def renamed(recorded: FeatureSet, names: tuple[str, ...], places: np.ndarray, text: np.ndarray) -> FeatureSet:
-    """The same among the classes `names` with their text (C, E): label k becomes places[k]."""
+    """The features among the classes `names` with their text (C, E): label k becomes places[k]."""
     labels = {f"{part}_labels": places[getattr(recorded, f"{part}_labels")] for part in ("train", "val", "test")}
     return replace(recorded, classnames=names, text=text, **labels)
 

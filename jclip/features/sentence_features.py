@@ -44,7 +44,7 @@ class SentenceFeatures:
         return len(self.sentences)
 
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the sentences `rows` (B,): (B, E) and (B, L, E) float32, zeros after each one's end, and (B, L) 1 before it.
+        """Features of the sentences `rows` (B,): (B, E) and (B, L, E) float32, 0 after each one's end, and (B, L) 1 before it.
 
         L is the length of the longest of them.
         """

@@ -54,7 +54,7 @@ class Mixture:
 
     @property
     def width(self) -> int:
-        """Of a row of features, one model's beside the other's."""
+        """Dimensions of a row of features, all models' side by side."""
         return sum(head.prompts.shape[1] for head in self.heads)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class Mixture:
         return [unit(x) for x in np.split(features, edges, axis=1)]
 
     def searched(self, features: np.ndarray, labels: np.ndarray, step: float) -> Mixture:
-        """The same with the weights, in steps of `step`, that are best on labelled photos (N, width)."""
+        """The mixture with the weights, in steps of `step`, that are best on labelled photos (N, width)."""
         parts = self.parts(features)
         if self.drop_below:
             found = best_weights(self._probabilities(parts), labels, step, self._of_prompts)

@@ -85,12 +85,12 @@ def front_sorted(order: Order, scores: np.ndarray) -> Order:
 
 @dataclass(frozen=True)
 class Plain:
-    """By the cosine of text and photo alone."""
+    """The order by the cosine of text and photo alone."""
 
     uses_other_queries: ClassVar[bool] = False
 
     def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
+        """The order for queries (Q, E)."""
         return best_first(photos.scores(finite_unit(texts, "texts")))
 
 
@@ -116,11 +116,11 @@ class Expand:
 
     @property
     def uses_other_queries(self) -> bool:
-        """With `spread: all`."""
+        """Whether results depend on the other queries: with `spread: all`."""
         return self.spread == "all"
 
     def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
+        """The order for queries (Q, E)."""
         texts = finite_unit(texts, "texts")
         known = self._spreads(texts, photos) if self.spread == "all" else None
         return np.concatenate([best_first(self._mixed(part, photos, known)) for part in _parts(texts)])
@@ -166,7 +166,7 @@ class Front:
     candidates: int
 
     def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
+        """The order for queries (Q, E)."""
         return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
 
     def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ class Reciprocal(Front):
 
 
 def reciprocal_distances(cosines: np.ndarray, k1: int, k2: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a query and n photos, the query first, (n + 1, n + 1) cosines → (n,) Jaccard distances and (n,) distances D_q.
+    """(n + 1, n + 1) cosines of a query and n photos, the query first → (n,) Jaccard distances and (n,) distances D_q.
 
     D = 2 - 2 cos, each column divided by its largest, transposed. N(i, k): the k nearest of i beside itself;
     R(i) = {j in N(i, k1): i in N(j, k1)}; for j in R(i), whose R½(j) is the same with round(k1 / 2), R(i) grows by R½(j)
@@ -324,7 +324,7 @@ class QueryBank:
             raise ConfigError(f"beta must be above 0, got {self.beta:g}")
 
     def order(self, texts: np.ndarray, photos: Photos, bank: np.ndarray | None = None) -> Order:
-        """Of queries (Q, E). Raises `DataError` without a bank."""
+        """The order for queries (Q, E). Raises `DataError` without a bank."""
         if bank is None or not len(bank):
             raise DataError("the re-ranking querybank needs training captions, got none: name them, or take another")
         activated, liked = self._liked(finite_unit(bank, "captions of the bank"), photos)

@@ -54,7 +54,7 @@ class Links:
 
     @staticmethod
     def of_captions(image_of: Sequence[int]) -> Links:
-        """Of T captions, each of one image."""
+        """Links of T captions, each of one image."""
         return Links.of(image_of, np.arange(len(image_of)))
 
     @property
@@ -118,7 +118,7 @@ def link_ranks(
 
 
 def _ranks(block: Callable[[slice], np.ndarray], queries, entries, gallery: int, at_once: int) -> np.ndarray:
-    """Of some queries' links; each block of the gallery is scored twice where there are several."""
+    """Ranks of some queries' links; each block of the gallery is scored twice where there are several."""
     parts = [slice(i, min(i + at_once, gallery)) for i in range(0, gallery, at_once)]
     only = block(parts[0]) if len(parts) == 1 else None
     wanted, ranks = np.empty(len(queries), np.float64), np.zeros(len(queries), np.int64)

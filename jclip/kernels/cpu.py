@@ -243,7 +243,7 @@ def _sizes(weight) -> str:
 
 
 def _one(function: str, shape, inputs: list, sizes: str, options=None, dtype: str = "float32"):
-    """As `_code`, for an operator with one output."""
+    """The output of an operator with one, made as by `_code`."""
     return _code(function, [shape], inputs, sizes, options, dtype)[0]
 
 
@@ -280,7 +280,7 @@ def _header_of(function: str) -> str:
 
 @lru_cache
 def _digest(header: str) -> str:
-    """Of the header and all that it includes of ours."""
+    """Hash of the header and all that it includes of ours."""
     text = (_SOURCES / f"{header}.h").read_text(encoding="utf-8")
     included = re.findall(r'#include "(\w+)\.h"', text)
     return hashlib.sha256("".join([text, *map(_digest, included)]).encode()).hexdigest()[:12]

@@ -137,7 +137,7 @@ class PackedAttention(nn.Module):
         return self.proj(mixed, residual=residual)
 
     def values(self, x):
-        """As `Block.values`, before the norm."""
+        """Values as of `Block.values`, before the norm."""
         return self.proj(self.in_proj(x)[:, :, 2 * x.shape[2] :].float32())
 
 

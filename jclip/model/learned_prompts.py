@@ -63,7 +63,7 @@ class Layout:
         position: Position = "end",
         fixed: Sequence[int] = (),
     ) -> Layout:
-        """Of class names and that many vectors, cut at the longest prompt; `fixed`: tokens that stand before each name.
+        """The layout of class names and that many vectors, cut at the longest prompt; `fixed`: tokens before each name.
 
         Raises `DataError` for what does not fit.
         """
@@ -117,7 +117,7 @@ class Layout:
         return Layout(np.concatenate(tokens), np.concatenate(slots), len(every))
 
     def of_each_class(self, vectors: int) -> Layout:
-        """The same where each class has vectors of its own, numbered class by class."""
+        """The layout where each class has vectors of its own, numbered class by class."""
         own = self.slots + vectors * np.arange(len(self.slots), dtype=np.int32)[:, None]
         return replace(self, slots=np.where(self.slots > 0, own, 0))
 

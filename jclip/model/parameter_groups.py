@@ -81,7 +81,7 @@ def text_groups(config: CLIPConfig) -> list[Patterns]:
 
 
 def rate_factors(config: CLIPConfig, decay: float, names: Iterable[str]) -> dict[str, float]:
-    """By which factor the rate of each named parameter is lowered: decay^d, d the number of groups above its own.
+    """Factor that lowers the rate of each named parameter: decay^d, d the number of groups above its own.
 
     Clark et al., 2020, arXiv 2003.10555, as BEiT and open_clip have it: the projection's is 1, the last block's `decay`. Of
     each tower for itself; the logit scale's is 1.

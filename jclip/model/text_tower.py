@@ -75,7 +75,7 @@ class TextEncoder:
         taps: dict | None = None,
         shared: SharedStart | None = None,
     ):
-        """As `encode_text`, from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
+        """`encode_text` from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
 
         insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which is then computed once; without
         `dense` and `taps`.

@@ -213,5 +213,5 @@ def tokenizer_for(config: TextShape) -> Tokenizer:
 
 
 def tokenize_for(config: TextShape, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
-    """As `tokenize`, in the vocabulary and context length of a text tower. Raises `DataError` as `tokenizer_for`."""
+    """Tokenize in the vocabulary and context length of a text tower. Raises `DataError` as `tokenizer_for`."""
     return tokenizer_for(config)(texts, config.context_length, truncate)

@@ -101,7 +101,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None
 
 
 def json_text(values: Mapping[str, Any]) -> str:
-    """As a file holds them."""
+    """The values as a file holds them."""
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 

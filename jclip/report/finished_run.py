@@ -48,7 +48,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> FinishedRun:
-        """As `load`, of a run whose `result` has been read."""
+        """The run as of `load`, its `result` already read."""
         module, config = cls.settings(folder, result["config"], overrides, model)
         own = folder / MODEL
         return cls(folder, module, config, str(own) if own.is_file() and not model else config.model, result)

@@ -63,7 +63,7 @@ class Scores:
         return next(iter(self.parts.values())).shape
 
     def with_merged(self, r: float) -> Scores:
-        """Also with `merged`, r · global + (1 - r) · local, where both are there."""
+        """The scores, also with `merged`, r · global + (1 - r) · local, where both are there."""
         if not {"global", "local"} <= {*self.parts}:
             return self
         return replace(
@@ -234,7 +234,7 @@ def _stem(name: str) -> str:
 
 
 def ordered_classes(scores: Scores, classnames: Sequence[str]) -> Scores:
-    """The same with its columns in the order of `classnames`. Raises `DataError` unless both name the same classes."""
+    """The file with its columns in the order of `classnames`. Raises `DataError` unless both name the same classes."""
     if not scores.classnames:
         if scores.shape[1] != len(classnames):
             raise DataError(
@@ -258,7 +258,7 @@ def ordered_classes(scores: Scores, classnames: Sequence[str]) -> Scores:
 
 
 def same_photos(scores: Scores, photos: Sequence[str]) -> Scores:
-    """The same with its rows in the order of `photos`. Raises `DataError` unless both are the same photos."""
+    """The file with its rows in the order of `photos`. Raises `DataError` unless both are the same photos."""
     rows, places = photo_places(scores.photos, photos)
     if len(rows) != len(photos) or len(rows) != len(scores.photos):
         there = {*places.tolist()}

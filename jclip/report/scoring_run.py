@@ -40,7 +40,7 @@ class ScoringRun(FinishedRun):
 
     @classmethod
     def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> ScoringRun:
-        """As `load`, of a run whose `result` has been read."""
+        """The run as of `load`, its `result` already read."""
         import numpy as np
 
         recipe = result["config"].get("recipe")
@@ -74,7 +74,7 @@ class ScoringRun(FinishedRun):
     def telling_apart(
         self, classnames: Sequence[str], source: sources.ModelSource | heads.ZeroShotHead | None
     ) -> ScoringRun:
-        """The same for other class names: a choice among its own, or what the recipe makes of new ones with `source`.
+        """The run for other class names: a choice among its own, or what the recipe makes of new ones with `source`.
 
         Raises `ConfigError` where the recipe learned a head of its own classes, and these are others.
         """

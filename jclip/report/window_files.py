@@ -63,7 +63,7 @@ class ScoredRun:
 
     @property
     def share(self) -> float:
-        """Of the global scores, the run's own."""
+        """The share of the global scores, the run's own."""
         return float(self.run.learned["merge"][0])
 
     def together(self, whole: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -230,7 +230,7 @@ class WindowFiles:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as JSON gives it back."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -119,7 +119,7 @@ class Measured:
         return share, {"merge": share, **metrics} if metrics else {}
 
     def zero_shot(self, classnames: Sequence[str]) -> dict[str, float]:
-        """The same figures of the model as it is: the classes' names in `cfg.templates`, for the whole photo and for its
+        """Figures of the model without training: the classes' names in `cfg.templates`, for the whole photo and for its
         places, without whatever else the recipe has."""
         if not self._parts:
             return {}

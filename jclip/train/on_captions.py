@@ -172,7 +172,7 @@ def teacher_scores(teacher: Any, parts: Sequence[Part]) -> np.ndarray:
 
 
 def image_features(model: Any, images: np.ndarray, kept: np.ndarray | None = None) -> jt.Var:
-    """Of pixels (n, 3, H, W), by all patches or those kept; what comes as features (n, E) is that."""
+    """Image features of pixels (n, 3, H, W), by all patches or those kept; what comes as features (n, E) is that."""
     if images.ndim != 4:
         return jt.array(images)
     return model.encode_image(images) if kept is None else encode_kept_patches(model, images, kept)

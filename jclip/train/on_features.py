@@ -154,7 +154,7 @@ class Watched:
         self._chunks = [jt.array(chunk).stop_grad() for chunk in chunks_of(features)]
 
     def top1(self, scores: Callable[[jt.Var], jt.Var]) -> float:
-        """Of scores (n, C) of features (n, E), both Vars."""
+        """Top-1 accuracy of scores (n, C) of features (n, E), both Vars."""
         return top_k(predict(scores, self._chunks), self._labels)
 
 

@@ -53,7 +53,7 @@ class Scalars:
         return self._record(self._events.Event(wall_time=time.time(), step=step, summary=summary)) if numbers else b""
 
     def _record(self, event: Any) -> bytes:
-        """As TFRecord frames it: length and data, each with its check sum."""
+        """A TFRecord frame: length and data, each with its check sum."""
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         sums = (struct.pack("<I", self._checksum(part)) for part in (length, data))

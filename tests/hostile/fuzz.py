@@ -168,7 +168,7 @@ def _bound(room: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _tell(form: Format, path: Path, number: int, expected: Mapping[str, np.ndarray]) -> None:
+def _report(form: Format, path: Path, number: int, expected: Mapping[str, np.ndarray]) -> None:
     """Two lines on stdout: which file is about to be read, should it be the last; and how that ended."""
     print(number, flush=True)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
@@ -190,7 +190,7 @@ def read_mutants(name: str, seed: int, first: int, end: int) -> None:
         for number in range(first, end):
             of, data = mutant(form, seeds, seed, number)
             path.write_bytes(data)
-            _tell(form, path, number, expected[of])
+            _report(form, path, number, expected[of])
 
 
 def read_files(name: str, files: list[str]) -> None:
@@ -198,7 +198,7 @@ def read_files(name: str, files: list[str]) -> None:
     form = format_of(name)
     _bound(ROOM_OF_A_REFUSAL)
     for number, file in enumerate(files):
-        _tell(form, Path(file), number, {})
+        _report(form, Path(file), number, {})
 
 
 def ends(name: str, count: int, seed: int = 0) -> list[str]:
