@@ -45,7 +45,7 @@ def _keys(columns: list[str], config: CaptionConfig) -> tuple[str, str]:
 
 
 def read_caption_lines(path: Path, config: CaptionConfig, broken: Broken) -> list[Row]:
-    """Rows of a .txt or .token file: `image.jpg#0<tab>caption`, `image.jpg,caption`, or fields between `$`, as line 1 has it."""
+    """Rows of a .txt or .token file: `image.jpg#0<tab>caption`, `image.jpg,caption`, or fields between `$`, as in line 1."""
     first = next(line for line in read_lines(path) if line)
     if "$" not in first and _TOKEN.match(first):
         return _read_tokens(path, broken)

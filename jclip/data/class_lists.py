@@ -265,7 +265,7 @@ def _of_values(values: Any, place: str) -> list[Entry]:
 
 
 def _of_count(entries: list[Entry], values: Mapping, place: str) -> list[Entry]:
-    """The entries, as many as `nc`, the number of classes in YOLO's files, says where it is given. Raises `DataError` otherwise."""
+    """The entries, as many as `nc` says where YOLO's file gives it. Raises `DataError` otherwise."""
     count = values.get("nc")
     if count is not None and str(count) != str(len(entries)):
         raise DataError(f"{place}: nc must be the number of names, {len(entries)}, got {printable(str(count), 20)}")
