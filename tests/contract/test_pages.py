@@ -19,9 +19,10 @@ ENGLISH = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs")
 CHINESE = ("README.zh-CN.md", *(f"docs/zh/{path.name}" for path in sorted((ROOT / "docs" / "zh").glob("*.md"))))
 ALL = (*ENGLISH, *CHINESE, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 LINES = 150
-WAITING = {"captions", "tagging", "multi_label_scores", "retrieval", "porting"}
+WAITING = {"captions", "tagging", "multi_label_scores", "retrieval"}
 CHARACTER = re.compile(r"[\u4e00-\u9fff]")
 FIGURE = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+\.\d+(?:e-?\d+)?)(?![\w])", re.ASCII)
+NAME = re.compile(r"[\w/*.-]*[._/=][\w/*.=-]*", re.ASCII)
 PROGRAM = re.compile(r"(?:jclip|python|sh|pip)\s+\S.*", re.DOTALL)
 
 
@@ -74,13 +75,14 @@ def test_a_chinese_page_names_what_the_english_one_names_outside_of_blocks(page)
 
 
 def named(page: str) -> dict[str, list[str]]:
-    """Commands, options, lines of indented blocks, and figures with a point or thousands."""
+    """Commands, options, names of code and files, lines of indented blocks, figures with a point or thousands."""
     text = outside_blocks(ROOT / page)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
     options = {option for span in spans for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", span)}
     return {
         "commands": sorted(span for span in spans if PROGRAM.fullmatch(span) and not CHARACTER.search(span)),
         "options": sorted(options),
+        "names": sorted({span for span in spans if NAME.fullmatch(span)}),
         "indented": [line for line in bare(text) if line.startswith("    ")],
         "figures": sorted(FIGURE.findall(text)),
     }
