@@ -193,8 +193,8 @@ def folder_scenario() -> Scenario:
             for epoch in range(first, 2):
                 numbers = numbers + epoch
                 opened.log(slot="train", epoch=epoch, loss=float(numbers.sum()))
-                told = {"epoch": epoch + 1, "step": epoch + 1, "last": {}, "best": {}, "best_epoch": -1}
-                slot.save({"numbers": numbers}, told)
+                position = {"epoch": epoch + 1, "step": epoch + 1, "last": {}, "best": {}, "best_epoch": -1}
+                slot.save({"numbers": numbers}, position)
             opened.save_learned({"numbers": numbers}, classnames=["a", "b"], width=8)
             with replacing(opened.file("words.csv")) as temporary:
                 temporary.write_text("words\n")

@@ -83,13 +83,13 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     on_features.need_text(data)
     if cfg.search:
         on_features.need_val(data, "last", searched="α, β and γ (search)")
-    cache, told = train(cfg, run, data, source) if cfg.train else (training_free(cfg, data), {})
+    cache, metrics = train(cfg, run, data, source) if cfg.train else (training_free(cfg, data), {})
     if cfg.search:
         cache |= search(cfg, data, cache)
-    told |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
+    metrics |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
     learned = fold(cache)
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -180,7 +180,7 @@ def train(
     trained = on_features.train(
         run, cfg.optim, on_features.Learner(params, scores), batches, steps, data, cfg.selection
     )
-    return moved(cfg, data, channels, trained.arrays), trained.told
+    return moved(cfg, data, channels, trained.arrays), trained.metrics
 
 
 def trained_logits(features, channels, params, constants, scale: float, alpha: float, beta: float):

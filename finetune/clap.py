@@ -73,12 +73,12 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     trained = train(cfg, run, data)
     learned = {"prototypes": trained.arrays["prototypes"], "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    told = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
+    metrics = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
     return {
         **on_features.zero_shot_report(data),
         **scored_photos.measured(run, data, scorer(learned, cfg)),
-        **told,
-        **trained.told,
+        **metrics,
+        **trained.metrics,
     }
 
 

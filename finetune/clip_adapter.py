@@ -69,7 +69,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     zero_shot = on_features.zero_shot_report(
         replace(data, val=directions.unit(data.val), test=directions.unit(data.test))
     )
-    return {**zero_shot, **scored_photos.measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.told}
+    return {**zero_shot, **scored_photos.measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

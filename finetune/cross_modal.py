@@ -100,7 +100,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     of_head = scored_photos.measured(run, data, scorer(learned, cfg))
     wise = of_mean(cfg, data, learned, zero_shot)
-    return {**on_features.zero_shot_report(data), **of_head, **wise, **chosen, **trained.told}
+    return {**on_features.zero_shot_report(data), **of_head, **wise, **chosen, **trained.metrics}
 
 
 def of_mean(
@@ -219,7 +219,7 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     data = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     checks.check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
     on_features.need_val(data, cfg.selection)
-    extraction.tell_photos(photos, cfg.data.shots)
+    extraction.warn_photos(photos, cfg.data.shots)
     run.note(**data.facts)
     texts, block = text_samples(cfg, data, source), last_block.LastBlock(source.model)
     zero_shot = zero_shot_weights(texts, data.classes)
@@ -234,12 +234,12 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
         block.put(learnt)
         return on_features.in_chunks(block_scores(cfg, block, learnt["head"]))
 
-    trained, told = on_features.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
+    trained, metrics = on_features.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
     if len(photos.test):
         block.put(trained.last)
         of_last = scorer(arrays(cfg, trained.last), cfg)
         report = on_photos.measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
-        told["test_top1_last_epoch"] = report["top1"]
+        metrics["test_top1_last_epoch"] = report["top1"]
     block.put(trained.arrays)
     clip.save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, made_by="cross_modal")
     learned = arrays(cfg, {"head": trained.arrays["head"]})
@@ -247,8 +247,8 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     for i in range(len(grid)):
         run.slot(f"train-{i}").clear()  # each as large as the block
     after = on_photos.features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
-    told = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **told}
-    return {**on_features.zero_shot_report(data), **told, **trained.told}
+    metrics = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **metrics}
+    return {**on_features.zero_shot_report(data), **metrics, **trained.metrics}
 
 
 def views(cfg: Config) -> list[dict[str, str | int]]:

@@ -87,11 +87,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         learned |= {f"{number}.config": np.frombuffer(settings, np.uint8).copy()}
         learned |= {f"{number}.learned.{k}": v for k, v in one.learned.items()}
     run.save_learned(learned, classnames=data.classnames, width=members[0].width)
-    told = {f"weight_{i}": float(w) for i, w in enumerate(weights)}
-    told |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
-    told |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
+    metrics = {f"weight_{i}": float(w) for i, w in enumerate(weights)}
+    metrics |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
+    metrics |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
              if len(getattr(data, part)) for i, one in enumerate(members)}  # fmt: skip
-    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

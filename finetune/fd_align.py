@@ -104,16 +104,16 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
-    told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
+    metrics = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
     start = start_of(zero_shot)
     head = train_head(cfg, run, source, photos, before, start) if cfg.head_first else start
-    told |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
+    metrics |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
     tuned, of_training = train(cfg, run, source, photos, head, spurious)
 
     clip.put_arrays(source.model, of_tower(tuned))
     final = tuned
     if cfg.wise:
-        told |= measured(cfg, source, photos, tuned, "tuned_")
+        metrics |= measured(cfg, source, photos, tuned, "tuned_")
         final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned)
         clip.put_arrays(source.model, of_tower(final))
     after = measured(cfg, source, photos, final)
@@ -123,7 +123,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = {k: final[k] for k in start}
     run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
     run.slot("head").clear()
-    return {**told, **after, **of_training}
+    return {**metrics, **after, **of_training}
 
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -264,9 +264,9 @@ def train(
         step, on_photos.photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
     )  # fmt: skip
-    told = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
-    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
-    return start | (outcome.best_arrays if cfg.selection == "val" else state.arrays()), told
+    metrics = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
+    metrics |= {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
+    return start | (outcome.best_arrays if cfg.selection == "val" else state.arrays()), metrics
 
 
 def batch_loss(cfg: Config, model: clip.CLIP, head: dict, spurious: np.ndarray) -> Callable:

@@ -64,11 +64,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     rates = step_sizes(data)
-    arrays, told = train(cfg, run, data, start(cfg, data), rates)
+    arrays, metrics = train(cfg, run, data, start(cfg, data), rates)
     learned = {**arrays, "text": data.text}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    told |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
-    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
+    metrics |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -142,4 +142,4 @@ def train(
         evaluate=seen and (lambda: {"top1": seen.top1(scores)}), among_equals="last",
     )  # fmt: skip
     trained = on_features.last_and_best(outcome, state, scores, data, cfg.selection)
-    return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.told
+    return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.metrics

@@ -206,8 +206,8 @@ def known(cfg: Config, run: runs.Run) -> dict[str, float]:
         return {}
     scores, labels = run.handed_over.scores, run.handed_over.targets
     sure = metrics.softmax(scores).max(axis=1) >= cfg.unknown
-    told = {"test_known": float(sure.mean())}
-    return told | ({"test_known_top1": metrics.top_k(scores[sure], labels[sure])} if sure.any() else {})
+    figures = {"test_known": float(sure.mean())}
+    return figures | ({"test_known_top1": metrics.top_k(scores[sure], labels[sure])} if sure.any() else {})
 
 
 def write_benchmark(cfg: Config, run: runs.Run, metrics: dict[str, float], classes: int) -> None:

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     if args.write and cfg is not None:
         raise ConfigError(f"--write must be given a folder or list of photos, got a config: {args.data}")
     report, photos = check(args.data, data, cfg, measures_all, opened=not args.no_photos)
-    say("\n".join(map(printable_lines, told(report))))
+    say("\n".join(map(printable_lines, report_lines(report))))
     if args.json:
         write_json(args.json, report)
         say(f"written: {args.json}")
@@ -275,7 +275,7 @@ def describe_copies(report: Report, photos: splits.PhotoData) -> None:
         report.warnings.append(f"{count} {kind} (first: {rows[0][1]})")
 
 
-def told(report: Report) -> Iterable[str]:
+def report_lines(report: Report) -> Iterable[str]:
     """The report as lines: the table of classes, then what is worth knowing, refusals last."""
     if report.classes:
         yield class_table(report.classes)

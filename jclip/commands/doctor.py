@@ -104,7 +104,7 @@ def _cuda() -> Iterator[tuple[str, str]]:
     if not found.gpus:
         return
     if found.off:
-        yield "CUDA", f"off: {found.off}" + (f"; fix: {found.mend}" if found.mend else "")
+        yield "CUDA", f"off: {found.off}" + (f"; fix: {found.fix}" if found.fix else "")
     elif found.toolkit:
         kit, repaired = found.toolkit, " (repaired in the cache)" if found.toolkit.needs_repair else ""
         yield "CUDA", f"{kit.version[0]}.{kit.version[1]} at {kit.nvcc.parent.parent}{repaired}"

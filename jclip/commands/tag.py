@@ -82,7 +82,7 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     p.add_argument(
         "--background", default="coco", metavar="SET|FILE|a,b,c",
-        help=f"names of what photos show besides, which are no tags: {', '.join(BACKGROUNDS)}, a file, or names "
+        help=f"names of what else photos show, never given as tags: {', '.join(BACKGROUNDS)}, a file, or names "
         "(default: coco)",
     )  # fmt: skip
     p.add_argument(

@@ -56,7 +56,7 @@ class CaptionFile:
 
 
 class _Bad(Exception):
-    """Why a row is no caption."""
+    """Why a row is not a caption."""
 
 
 def read_caption_file(path: Path, labeller: Labeller, max_bad: float = MAX_BAD) -> CaptionFile:
@@ -275,7 +275,7 @@ def _report_bad(found: CaptionFile, max_bad: float) -> None:
     if not found.bad:
         return
     shown = "; ".join(printable(why, 200) for why in found.bad[:FIRST_SHOWN])
-    counted = f"{found.path}: {len(found.bad)} of {found.rows} rows are no captions ({shown})"
+    counted = f"{found.path}: {len(found.bad)} of {found.rows} rows are not captions ({shown})"
     if len(found.bad) > max_bad * found.rows:
         raise DataError(f"{counted}: at most {max_bad:.3g} of them may be bad (max_bad)")
     notice(f"{counted}, left out")

@@ -49,8 +49,8 @@ class Broken:
     def report(self, kept: int) -> None:
         """Reports in one line on stderr how many rows were left out."""
         if self.refusals:
-            told = f"{self.path}: {len(self.refusals)} of {len(self.refusals) + kept} rows left out{self.first}"
-            notice(told)
+            summary = f"{self.path}: {len(self.refusals)} of {len(self.refusals) + kept} rows left out{self.first}"
+            notice(summary)
 
 
 def with_images(rows: Sequence[Row], root: Path, path: Path, broken: Broken) -> list[Row]:

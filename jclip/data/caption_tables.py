@@ -104,7 +104,7 @@ def read_dollar_lines(path: Path, broken: Broken) -> list[Row]:
     kinds = {2: "image$caption", 3: "image$attributes$caption", 4: "image$attributes$caption$completed"}
     for number, row in lines:
         if len(row) != width:
-            broken(DataError(f"{path}, line {number}: expected `{kinds[width]}`, got {len(row)} fields between `$`"))
+            broken(DataError(f"{path}, line {number}: must be `{kinds[width]}`, got {len(row)} fields between `$`"))
     return [Row(f"line {number}", row[0], row[-1]) for number, row in lines if len(row) == width]
 
 

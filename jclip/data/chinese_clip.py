@@ -94,7 +94,7 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[str]]:
 
 
 def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequence[str]]) -> None:
-    """The inverse of `read_predictions`; ids that are whole numbers are written as such."""
+    """The inverse of `read_predictions`; ids that are integers are written as such."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for text, images in predictions.items():
             row = {"text_id": _as_number(text), "image_ids": [_as_number(image) for image in images]}

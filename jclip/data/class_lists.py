@@ -67,7 +67,7 @@ def read_numbered(path: Path) -> list[Entry]:
     if path.suffix.lower() not in (".csv", ".tsv", ".json", ".yaml", ".yml"):
         entries = _of_lines(path)
         if without := [entry for entry in entries if entry.id is None]:
-            raise DataError(f"{without[0].place}: expected `name label` lines, got {without[0].name!r:.80}")
+            raise DataError(f"{without[0].place}: must have `name label` lines, got {without[0].name!r:.80}")
         return in_order(entries, str(path), first=0)
     entries = read_entries(path)
     return in_order(entries, str(path), first=0)
@@ -132,7 +132,7 @@ def _without_header(entries: list[Entry], numbered: int) -> list[Entry]:
         return rest
     odd = next(entry for entry in entries if entry.id is None)
     raise DataError(
-        f"{odd.place}: expected `name label` lines, got {odd.name!r:.80} (of {len(entries)} lines {numbered} have both)"
+        f"{odd.place}: must have `name label` lines, got {odd.name!r:.80} (of {len(entries)} lines {numbered} have both)"
     )
 
 

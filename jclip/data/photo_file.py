@@ -249,7 +249,7 @@ class Orientations:
         self._read.clear()
         self._turned.clear()
 
-    def tell(self) -> None:
+    def emit(self) -> None:
         """One line on stderr, where any photo was turned; and begins anew."""
         read, turned = len(self._read), len(self._turned)
         self.clear()

@@ -254,7 +254,7 @@ def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
         if label is None:
             near = did_you_mean(PurePosixPath(photo).parent.name, [*names, *map(strip_prefix, names)])
             raise DataError(
-                f"{path}, line {number}: expected `relative/path label`, got {photo!r:.80}, whose folder is no class{near}"
+                f"{path}, line {number}: must be `relative/path label`, got {photo!r:.80}, whose folder is not a class{near}"
             )
         rows.append((photo, label))
     base = base_of(path, root, rows[0][0].lstrip("/"))

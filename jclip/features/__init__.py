@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "caption_features": ("Encoded", "encode_pairs", "ids_of"),
-        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
+        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "warn_photos", "training_view"),
         "heads": (
             "ZeroShotHead",
             "check_width",

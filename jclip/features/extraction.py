@@ -13,12 +13,12 @@ import numpy as np
 from jclip.config import DataConfig
 from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
 from jclip.data.augment import augment as augment_named
-from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
+from jclip.data.checks import check_apart, check_taught, warn_few, warn_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.preprocess import Preprocess
 from jclip.data.splits import PhotoData, Split, read_photos
-from jclip.errors import ConfigError, DataError, notice, told_when_full
+from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.cached import read_cached
 from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
@@ -140,8 +140,8 @@ def extract_of(
     together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
-    told = f"{label}, model {number + 1} of {len(together.sources)}"
-    options = {"augment": together.views[number], "on_error": on_error, "label": told}
+    progress = f"{label}, model {number + 1} of {len(together.sources)}"
+    options = {"augment": together.views[number], "on_error": on_error, "label": progress}
     return together.extracted(number, split, lambda: extract(together.sources[number], split, **options))
 
 
@@ -172,10 +172,10 @@ def encode_photos(
 
 
 def batch_size() -> int:
-    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is no number."""
+    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is not a number."""
     named = os.environ.get("JCLIP_BATCH", "")
     if named and (not named.isdecimal() or int(named) < 1):
-        raise ConfigError(f"JCLIP_BATCH={named} is no number of photos")
+        raise ConfigError(f"JCLIP_BATCH must be a number of photos, got {named}")
     return int(named or BATCH)
 
 
@@ -190,7 +190,7 @@ def _compute(
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
         for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
-            with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
+            with advice_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
                 encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
             check_directions(encoded, [split.paths[row] for row in at for _ in range(views)])
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
@@ -257,21 +257,21 @@ def few_shot_features(
 
 
 def _check_training(found: FeatureSet, training: TrainingRows, photos: PhotoData | None, shots: int) -> None:
-    """Raises `DataError` for a class that nothing teaches; reports on stderr what `tell_photos` does."""
+    """Raises `DataError` for a class that nothing teaches; reports on stderr what `warn_photos` does."""
     if training.every_class or found.text is not None:  # without text, most recipes say so themselves
         check_taught(found.train_labels, found.classes, found.classnames, has_text=not training.every_class)
     if photos:
-        tell_photos(photos, shots)
+        warn_photos(photos, shots)
     else:
-        tell_few(found.train_labels, found.classes, found.classnames, shots)
+        warn_few(found.train_labels, found.classes, found.classnames, shots)
 
 
-def tell_photos(photos: PhotoData, shots: int) -> None:
-    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured. Raises
+def warn_photos(photos: PhotoData, shots: int) -> None:
+    """Report on stderr classes with fewer photos than `shots`, and photos that are both training and measured photos. Raises
     `DataError` for validation photos that are training photos."""
     check_apart(photos.train.paths, photos.val.paths)
-    tell_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
-    tell_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
+    warn_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
+    warn_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
 
 
 def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:

@@ -107,7 +107,9 @@ def read_text(path: str, classes: int, width: int) -> np.ndarray:
     """Text features (C, E) float32 of an .npy, rows of length one. Raises `DataError` for what is of other sizes."""
     text = _text_features({}, path, path)
     if text.shape != (classes, width):
-        raise DataError(f"data.text_features: {path} is {text.shape}, expected {(classes, width)}: a row of each class")
+        raise DataError(
+            f"data.text_features: {path} must have shape {(classes, width)}, a row per class, got {text.shape}"
+        )
     return text
 
 
@@ -168,7 +170,7 @@ def _features_and_labels(
 def _directions(x: np.ndarray, name: str, path: str) -> np.ndarray:
     """Rows (N, E) float32 of length one. Raises `DataError` for NaN and infinite values, and for rows of zeros."""
     if x.dtype.kind not in "fiu":
-        raise DataError(f"{path}: {name} holds {x.dtype}, expected floating-point values")
+        raise DataError(f"{path}: {name} must hold floating-point values, got {x.dtype}")
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
         lengths = np.linalg.norm(x, axis=1, keepdims=True)
@@ -197,7 +199,7 @@ def _whole_numbers(y: np.ndarray, name: str, path: str) -> np.ndarray:
 def _scale(arrays: Mapping[str, np.ndarray], path: str) -> float:
     scale = np.asarray(arrays.get("logit_scale", 100.0))
     if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.ravel()[0]) <= np.finfo(np.float32).max:
-        raise DataError(f"{path}: logit_scale is {_short(scale)}, expected one number above 0 in float32, such as 100")
+        raise DataError(f"{path}: logit_scale must be one number above 0 in float32, such as 100, got {_short(scale)}")
     return float(scale.ravel()[0])
 
 
@@ -215,7 +217,7 @@ def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) 
     if text is None:
         return None
     if text.ndim != 2:
-        raise DataError(f"{text_path or path}: text features of shape {text.shape} are no (C, E) table")
+        raise DataError(f"{text_path or path}: text features must be (C, E), got shape {text.shape}")
     return _directions(text, "text_features", path if "text_features" in arrays else text_path)
 
 

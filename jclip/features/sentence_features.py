@@ -119,8 +119,8 @@ def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -
             sentences[rows] = unit(ends)
             for row, own in zip(rows, places, strict=True):
                 every[starts[row] : starts[row] + lengths[row]] = unit(own[: lengths[row]])
-    told = {"lengths": lengths.astype(np.int32), "truncated": np.array([truncated], np.int64)}
-    return {"sentences": sentences, "tokens": every, **told}
+    about = {"lengths": lengths.astype(np.int32), "truncated": np.array([truncated], np.int64)}
+    return {"sentences": sentences, "tokens": every, **about}
 
 
 def _is_longer(source: ModelSource, text: str) -> bool:

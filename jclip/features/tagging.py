@@ -23,7 +23,7 @@ from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import header, open_photo
 from jclip.data.preprocess import Preprocess
-from jclip.errors import ConfigError, DataError, notice, told_when_full
+from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
 from jclip.features.source import ModelSource
@@ -227,7 +227,7 @@ class Tagger:
         """(B, 3, H, W) → (B, K): scores of all names."""
 
         full = f"set JCLIP_BATCH={max(1, batch_size() // 2)} (now {batch_size()})"
-        with jt.no_grad(), told_when_full(full):
+        with jt.no_grad(), advice_when_full(full):
             if self.method == "tagclip":
                 return self._tagclip(model, pixels, head, photos)
             if self.method != "whole":

@@ -42,7 +42,7 @@ class _InParts(Function):
             made = []
             for part in parts:
                 made.append(encode(part))
-                made[-1].sync()  # lets go of this part's activations
+                made[-1].sync()  # frees this part's activations
             self.ends = [len(features) for features in made]
             return jt.concat(made, dim=0)
 

@@ -155,15 +155,15 @@ class ScoringRun(FinishedRun):
 
     def _note_changed(self, photos: splits.PhotoData) -> None:
         """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
-        told, file = self.result, self.folder / "result.json"
+        result, file = self.result, self.folder / "result.json"
         values = resolved(self.module, self.config)
-        same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
-        comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
+        same = all(values.get(key) == result["config"].get(key) for key in ("data", "classes", "multi_label"))
+        comparable = result["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
         if not (same and comparable):  # other data is named, or digests are of another kind
             return
         finished = file.stat().st_mtime
         for name, digest in photos.digests().items():
-            before = told["provenance"].get(name, digest)
+            before = result["provenance"].get(name, digest)
             if before != digest:
                 part = name.removesuffix("_sha256")
                 notice(_changed(part, getattr(photos, part), before, digest, finished))
@@ -185,16 +185,16 @@ def _read_learned(folder: Path) -> tuple[tensors.WeightFile, dict[str, Any]]:
     older = read_index(folder) is None  # of the time before files had seals
     try:
         saved = any_format.read_weights(path) if older else safetensors.read_sealed(path)
-        told = {key: json.loads(saved.metadata[key]) for key in ("config", "classnames", "width")}
+        about = {key: json.loads(saved.metadata[key]) for key in ("config", "classnames", "width")}
     except OSError as e:
         raise CheckpointError(f"can't read {path}: {e.strerror}") from e
     except (KeyError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path} must say config, class names and width: it is not what a run learned") from e
-    names = told["classnames"]
-    whole = isinstance(told["config"], dict) and isinstance(names, list) and all(isinstance(n, str) for n in names)
-    if not whole or type(told["width"]) is not int or told["width"] < 1:
+    names = about["classnames"]
+    whole = isinstance(about["config"], dict) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+    if not whole or type(about["width"]) is not int or about["width"] < 1:
         raise CheckpointError(f"{path} must say config, class names and width, each of its type")
-    return saved, told
+    return saved, about
 
 
 def _members(cfg: Any) -> str:

@@ -209,7 +209,7 @@ def read_manifest(path: Path) -> Manifest:
             values = json.loads(f.read(_LARGEST_MANIFEST))
         folders = values.get("folders")
         if not isinstance(values["photos"], list) or not isinstance(folders, list | None):
-            raise TypeError("its photos and folders are no lists")
+            raise TypeError("its photos and folders are not lists")
         found = Manifest(
             values["how"],
             tuple(Placement(**one) for one in values["photos"]),
@@ -332,7 +332,7 @@ def _kept_link(at: int, name: str, one: Placement) -> str:
     try:
         return "" if os.readlink(name, dir_fd=at) == one.photo else "it points elsewhere now"
     except OSError:
-        return "it is no link any more"
+        return "it is no longer a link"
 
 
 def _kept_copy(at: int, name: str, one: Placement, made: Manifest, copies: set[tuple[int, int]]) -> str:

@@ -196,7 +196,7 @@ class WindowFiles:
         file, photos = self._part(number)
         notice(f"part {number + 1} of {self._count}: {len(photos)} photos")
         found, skipped = scorer.scores(photos)
-        window_scores.tell_skipped(skipped)
+        window_scores.warn_skipped(skipped)
         arrays = {f"{name}/{part}": matrix for name, parts in found.items() for part, matrix in parts.items()}
         with replacing(file) as temporary:
             temporary.write_bytes(npz_bytes({"key": np.array([key_of([made_of, number])]), **arrays}))
@@ -243,7 +243,7 @@ def _columns_of(one: ScoredRun, first: ScoredRun) -> np.ndarray | None:
     if columns is None or len(own) != len(wanted):
         odd = next((name for name in own if name_key(name) not in {*map(name_key, wanted)}), "one less, or one twice")
         raise DataError(
-            f"runs must tell the same classes apart, got {len(own)} of {one.name} and {len(wanted)} of {first.name} "
+            f"runs must have the same classes, got {len(own)} of {one.name} and {len(wanted)} of {first.name} "
             f"(first other: {odd!r})"
         )
     if (columns == np.arange(len(own))).all():

@@ -117,7 +117,7 @@ def caption_gradients(
     parts: each a `Part`, or its first fields. Of several parts one at a time is kept in memory
     (`jclip.kernels.gradient_parts`). number: the step's, for what is drawn at random.
     """
-    told = [Part(*part) for part in parts]
+    given = [Part(*part) for part in parts]
     params = {**model.state_dict(), **objective.further}
     wanted = {name: params[name] for name in names}
     encoders: dict[Literal["image", "text"], Callable] = {
@@ -129,11 +129,11 @@ def caption_gradients(
         def encode(place: int):
             if objective.adapters:
                 objective.adapters.draw(objective.seed, number, place, tower == "text")
-            return encoders[tower](told[place])
+            return encoders[tower](given[place])
 
-        return features_in_parts(model, encode, range(len(told)), wanted, tower)
+        return features_in_parts(model, encode, range(len(given)), wanted, tower)
 
-    loss = loss_of(features("image"), features("text"), params, told, objective)
+    loss = loss_of(features("image"), features("text"), params, given, objective)
     return loss, jt.grad(loss, list(wanted.values()))
 
 

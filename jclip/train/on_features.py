@@ -142,7 +142,7 @@ class Trained:
     """Arrays of the chosen epoch; metrics (test accuracy of the last and the best epoch); arrays of the last epoch."""
 
     arrays: dict[str, np.ndarray]
-    told: dict[str, float]
+    metrics: dict[str, float]
     last: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -229,14 +229,14 @@ def last_and_best(
 ) -> Trained:
     """The arrays of the last or the best epoch, as chosen, and the test accuracy of both."""
     arrays = {"last": state.arrays()} | ({"best": outcome.best_arrays} if outcome.best_arrays else {})
-    told: dict[str, float] = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    metrics: dict[str, float] = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
     if len(data.test):
         test = Watched(data, "test")
         for name, of_epoch in arrays.items():
             state.put(of_epoch)
-            told[f"test_top1_{name}_epoch"] = test.top1(scores)
-    told |= {SELECTED_ON_TEST: 1} if selection == "test" else {}
-    return Trained(arrays["last" if selection == "last" else "best"], told, arrays["last"])
+            metrics[f"test_top1_{name}_epoch"] = test.top1(scores)
+    metrics |= {SELECTED_ON_TEST: 1} if selection == "test" else {}
+    return Trained(arrays["last" if selection == "last" else "best"], metrics, arrays["last"])
 
 
 def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:

@@ -196,7 +196,7 @@ def _ask(url: str, headers: Mapping[str, str]) -> Any:
     class WebOnly(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, request, answer, code, message, found, address):
             if not is_address(address):
-                raise _WrongAnswer(f"the server redirects to {printable(address, 100)!r}, which is no web address")
+                raise _WrongAnswer(f"the server redirects to {printable(address, 100)!r}, which is not a web address")
             onward = super().redirect_request(request, answer, code, message, found, address)
             if onward is not None and _origin(address) != _origin(request.full_url):
                 onward.remove_header("Authorization")

@@ -171,10 +171,10 @@ def test_a_modules_name_stands_once():
 
 
 def test_the_map_names_every_room():
-    told = (ROOT / "jclip" / "README.md").read_text(encoding="utf-8")
+    the_map = (ROOT / "jclip" / "README.md").read_text(encoding="utf-8")
     rooms = [p.name for p in sorted((ROOT / "jclip").iterdir()) if (p / "__init__.py").is_file()]
-    assert [r for r in rooms if f"`{r}/`" not in told] == []
-    named = set(re.findall(r"`((?:jclip|finetune|convert|configs|tests)/[\w/.]+?)`", told))
+    assert [r for r in rooms if f"`{r}/`" not in the_map] == []
+    named = set(re.findall(r"`((?:jclip|finetune|convert|configs|tests)/[\w/.]+?)`", the_map))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 

@@ -134,9 +134,9 @@ def end_of(form: Format, path: Path, expected: Mapping[str, np.ndarray]) -> str:
     try:
         found = form.read(path)
     except JclipError as e:
-        told = str(e)
-        good = told == printable(told, LONGEST_LINE)
-        return f"refused: {told}" if good else f"FAULT message of {len(told)}: {told!a:.300}"
+        message = str(e)
+        good = message == printable(message, LONGEST_LINE)
+        return f"refused: {message}" if good else f"FAULT message of {len(message)}: {message!a:.300}"
     except _TooLong:
         return f"FAULT more than {SECONDS} s"
     except BaseException as e:

@@ -42,12 +42,12 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    """A whole number in the opcodes of pickle."""
+    """An integer in the opcodes of pickle."""
     return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
 
 
 def numbers(*values: int) -> bytes:
-    """A tuple of whole numbers."""
+    """A tuple of integers."""
     return b"(" + b"".join(map(number, values)) + b"t"
 
 

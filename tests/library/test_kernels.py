@@ -172,7 +172,7 @@ def test_the_same_bits_each_time_and_frozen_weights_stay_out_of_it():
 
 
 @needs_onednn
-def test_a_second_backward_pass_is_told():
+def test_a_second_backward_pass_is_reported():
     x = jt.array(np.ones((2, 3), np.float32))
     loss = cpu.linear(x, jt.array(np.ones((4, 3), np.float32))).sum()
     assert jt.grad(loss, x).numpy().tolist() == [[4.0] * 3] * 2

@@ -179,20 +179,20 @@ def test_coco_captions_and_narratives(tmp_path):
         "annotations": [{"id": 38, "image_id": 1, "caption": "A cat\n"}, {"id": 39, "caption": " "}] * 2,
     }
     with pytest.raises(
-        DataError, match="2 of 4 rows are no captions .annotation 2: must have a caption as text, got ' '"
+        DataError, match="2 of 4 rows are not captions .annotation 2: must have a caption as text, got ' '"
     ):
         read_caption_file(write(tmp_path / "x.json", coco), LABELLER)
     assert texts(read_caption_file(tmp_path / "x.json", LABELLER, max_bad=0.5)) == ["A cat", "A cat"]
-    told = {
+    entry = {
         "image_id": "9a",
         "annotator_id": 4,
         "caption": "A cat.",
         "timed_caption": [{"utterance": "a"}],
         "traces": [[]],
     }
-    found = read_caption_file(write(tmp_path / "n.jsonl", "\n".join([json.dumps(told)] * 2)), LABELLER)
+    found = read_caption_file(write(tmp_path / "n.jsonl", "\n".join([json.dumps(entry)] * 2)), LABELLER)
     assert found.format == "localized narratives" and found.captions[0].id == "9a-4" and len(found.captions) == 2
-    assert texts(read_caption_file(write(tmp_path / "one.jsonl", told), LABELLER)) == ["A cat."]
+    assert texts(read_caption_file(write(tmp_path / "one.jsonl", entry), LABELLER)) == ["A cat."]
 
 
 def test_text_with_and_without_numbers(tmp_path):
@@ -223,7 +223,7 @@ def test_bad_lines_are_left_out_counted_and_shown(tmp_path, capsys):
     assert len(found.captions) == 594 and len(found.bad) == 6
     message = capsys.readouterr().err
     assert message.count("line 59") == 5 and "line 600" not in message and "did you mean 'cat'" in message
-    with pytest.raises(DataError, match=r"6 of 599 rows are no captions .* at most 0\.01"):
+    with pytest.raises(DataError, match=r"6 of 599 rows are not captions .* at most 0\.01"):
         read_caption_file(write(tmp_path / "y.jsonl", "\n".join([good] * 593 + bad)), LABELLER)
     with pytest.raises(DataError, match="label 'kat' must be the name of a class, did you mean 'cat'"):
         read_caption_file(write(tmp_path / "z.json", [{"caption": "a", "labels": ["kat"]}]), LABELLER)

@@ -95,7 +95,7 @@ def test_logistic_regression_ends_where_scikit_learn_does(close):
     close(found.value, logistic(rows, labels, 7, 0.316)(x)[0], "loss", "L-BFGS: scikit-learn's loss")
 
 
-def test_it_tells_when_it_has_not_arrived():
+def test_it_reports_when_it_has_not_arrived():
     found = minimise(rosenbrock, np.array([-1.2, 1.0]), iterations=5)
     assert not found.converged and found.iterations == 5 and found.gradient > 1e-4
     assert minimise(rosenbrock, np.ones(4)).iterations == 0  # started at the minimum

@@ -92,7 +92,7 @@ def test_recalls_equal_those_of_clip_benchmark(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_paired_figures_are_open_clips_and_told_apart(seed):
+def test_the_paired_figures_are_open_clips_and_reported_apart(seed):
     rng = np.random.default_rng(seed)
     scores = (rng.integers(0, 9, (31, 31)) / 8).astype(np.float32)
     paired = paired_report(of_matrix(scores), 31)

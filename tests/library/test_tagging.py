@@ -197,7 +197,7 @@ def test_windows_raise_scores_to_the_highest_of_them(sources, photos, tmp_path, 
         photo.crop((left, top, left + 32, top + 32)).save(crops[-1])
     best = plain.scores([photos[4], *crops]).max(axis=0)
     close(one.scores(photos[4:5])[0], best, "scores", "tags: windows")
-    with pytest.raises(ConfigError, match="scales of windows must be different whole numbers"):
+    with pytest.raises(ConfigError, match="scales of windows must be different integers"):
         Tagger(sources["vit"], NAMES, windows=(2, 2))
 
 

@@ -27,8 +27,10 @@ ENCODED = {
 def test_encodings_and_line_ends(tmp_path, capsys, kind):
     (tmp_path / "a.txt").write_bytes(ENCODED[kind])
     assert read_lines(tmp_path / "a.txt") == ["猫", "黑狗"]
-    told = capsys.readouterr().err
-    assert told.count("\n") == (kind == "GB18030") and ("read as GB18030 (line 1: 猫)" in told) == (kind == "GB18030")
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == (kind == "GB18030") and ("read as GB18030 (line 1: 猫)" in stderr) == (
+        kind == "GB18030"
+    )
 
 
 def test_what_ends_no_line(tmp_path):

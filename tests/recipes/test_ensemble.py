@@ -207,13 +207,13 @@ def test_configs_are_run_below_once_and_nothing_is_needed_after(tmp_path, monkey
     first = (below / "result.json").read_bytes()
     (tmp_path / "run" / "result.json").unlink()  # as if killed at the end
     assert main(command) == 0 and (below / "result.json").read_bytes() == first
-    told = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    assert told["provenance"]["members"] == ["run/0-zero_shot-smoke", "run/1-wise_ft-smoke"]
+    written = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert written["provenance"]["members"] == ["run/0-zero_shot-smoke", "run/1-wise_ft-smoke"]
     shutil.rmtree(below)
     shutil.rmtree(tmp_path / "run" / "0-zero_shot-smoke")
     capsys.readouterr()
     assert main(["eval", "run"]) == 0
-    assert f"({told['metrics']['test_correct']} of 63)" in capsys.readouterr().out
+    assert f"({written['metrics']['test_correct']} of 63)" in capsys.readouterr().out
 
 
 def test_real_features(shared, tmp_path):
@@ -228,7 +228,7 @@ def test_real_features(shared, tmp_path):
 # What is refused
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"runs": []}, "runs must name at least one folder of a finished run"),
     ({"runs": ["a"], "step": 0.0}, r"step must be in \[0.001, 1\] .*, got 0.0"),
     ({"runs": ["a"], "shrink": 2.0}, r"shrink in \[0, 1\], got .* and 2.0"),
@@ -236,8 +236,8 @@ def test_real_features(shared, tmp_path):
     ({"runs": ["a", "b"], "weights": [1.0, -1.0]}, "weights must be 2, one per run, at least 0"),
     ({"runs": ["a"], "inputs": "probabilities"}, "inputs must be one of .*, got 'probabilities'"),
 ])  # fmt: skip
-def test_wrong_settings(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build(ensemble.Config, {"data": {}, **settings}, "x.yaml")
 
 

@@ -119,7 +119,7 @@ def python(source: str, *args) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", source, *args], capture_output=True, text=True, check=False)
 
 
-def test_each_run_tells_its_own_peak(tmp_path):
+def test_each_run_reports_its_own_peak(tmp_path):
     small, large, small_again = map(int, python(PEAKS, tmp_path).stdout.split())
     assert 280 < large - small < 320
     if python(FORGETTING).returncode:

@@ -132,11 +132,11 @@ def test_training_equals_torch(seed, tmp_path, close):
     data, cfg = features(seed), config(train=True, alpha=2.0, beta=3.0, selection="last", seed=seed, optim=optim())
     values = np.eye(5, dtype=np.float32)[data.train_labels]
     with Run(tmp_path, {"recipe": "tip_adapter"}) as run:
-        keys, told = tip_adapter.train_keys(cfg, run, data, values, source=None)
+        keys, metrics = tip_adapter.train_keys(cfg, run, data, values, source=None)
     close(keys, torch_training(data, cfg), "trajectory", "Tip-Adapter-F: keys after 9 steps")
     with pytest.raises(AssertionError, match="differs by"):
         close(data.train, torch_training(data, cfg), "trajectory")  # it moved
-    assert set(told) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
+    assert set(metrics) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
 
 
 def test_learning_rate_zero_is_tip_adapter(tmp_path):
@@ -221,8 +221,8 @@ def test_photos_with_trained_keys_from_folders_to_results(
     )
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    told = {k for k in result["provenance"] if k.endswith("_sha256")}
-    assert told == {"train_sha256", "val_sha256", "test_sha256", "weights_sha256"}
+    got = {k for k in result["provenance"] if k.endswith("_sha256")}
+    assert got == {"train_sha256", "val_sha256", "test_sha256", "weights_sha256"}
     metrics = result["metrics"]
     assert metrics["test_count"] == 18 and metrics["val_top1"] >= metrics["zero_shot_val_top1"]
     assert main(["eval", "run"]) == 0

@@ -315,14 +315,14 @@ def test_towers_that_can_not_be_mixed(small_models, photo_folder, tuned, tmp_pat
 # What is refused
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"alpha": 1.5}, "alpha must be in .*, got 1.5"),
     ({"steps": 0}, r"steps in \[1, 100\], got .* and 0"),
     ({"smoothing": 1.0}, "smoothing must be in"),
     ({"clip": -1.0}, "clip at least 0"),
 ])  # fmt: skip
-def test_wrong_settings(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build(wise_ft.Config, {"data": {}, **settings}, "x.yaml")
 
 
