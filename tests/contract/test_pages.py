@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -70,7 +71,10 @@ def test_a_chinese_page_has_the_headings_commands_and_figures_of_the_english_one
 
 @pytest.mark.parametrize("page", CHINESE)
 def test_a_chinese_page_names_what_the_english_one_names_outside_of_blocks(page):
-    assert named(page) == named(twin(page))
+    ours, theirs = named(twin(page)), named(page)
+    for kind in ours:
+        lacking, more = Counter(ours[kind]) - Counter(theirs[kind]), Counter(theirs[kind]) - Counter(ours[kind])
+        assert not lacking and not more, f"{page}: {kind}: lacks {[*lacking]}, has only itself {[*more]}"
 
 
 def named(page: str) -> dict[str, list[str]]:
