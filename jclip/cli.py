@@ -36,6 +36,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     "data": {
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),
         "captions": ("jclip.commands.caption_files:main", "label captions by class names, or make captions of names"),
+        "boxes": ("jclip.commands.convert_boxes:main", "check, convert and join files of phrases with boxes"),
         "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
         "fill": ("jclip.commands.fill:main", "fill missing attributes of photos by zero-shot"),
         "unsort": ("jclip.commands.unsort:main", "undo `--sort-into` of predict and tag"),

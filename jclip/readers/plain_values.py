@@ -71,7 +71,9 @@ def _tree_of(file: HeldFile, bare: bool) -> tuple[Any, int]:
     if type(first) is int and first == _LEGACY_MAGIC:
         return _legacy(stream, place, budget), file.size
     if not bare:
-        raise DataError(f"{place} must be a file of torch.save (a zip, or the stream of torch before 1.6), got a pickle")
+        raise DataError(
+            f"{place} must be a file of torch.save (a zip, or the stream of torch before 1.6), got a pickle"
+        )
     return first, file.size
 
 
