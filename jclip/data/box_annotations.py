@@ -12,6 +12,7 @@ from typing import Any
 from jclip.data.box_rows import FoundRow, corners_of
 from jclip.data.box_tables import objects_by_line
 from jclip.errors import DataError, printable, quoted
+from jclip.paths import is_file
 from jclip.readers.plain_values import read_plain_values
 from jclip.readers.text import read_json
 
@@ -122,6 +123,10 @@ def read_refs(
     if not isinstance(refs, list) or not refs:
         raise DataError(f"{path} must be a list of refs with sentences, got {_has(values)}")
     place = instances or (path if isinstance(values, dict) and "annotations" in values else Path(path).parent / BESIDE)
+    if not is_file(place):
+        raise DataError(
+            f"{path} needs COCO's images and annotations: there is no {place}; put instances.json there, or name the file"
+        )
     coco = values if place == path else read_json(place)
     images, notes = _images(place, coco), _by_id(place, coco, "annotations")
     rows: list[FoundRow] = []
