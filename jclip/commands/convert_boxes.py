@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
-from jclip.data import box_files
-from jclip.data.box_rows import BOX_FORMATS, SOURCES, BoxRow
-from jclip.data.box_split_files import FORMATS
+from jclip.data import box_files, box_rows
+from jclip.data.box_forms import BOX_FORMATS, ENDINGS, FORMATS, FORMS, SOURCES
 from jclip.errors import ConfigError, DataError, UnknownName, notice, say
 from jclip.paths import refuse_overwriting
-from jclip.report.predictions import table
+from jclip.report import predictions
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         ".csv, .tsv; several are joined in this order",
     )
     add_shared(p, "--out", ": rows as .jsonl, or .pth as CLIP-VG reads them (default: nothing, only check)")
-    p.add_argument("--form", choices=[*box_files.READERS], help="form of the files (default: by ending and content)")
+    p.add_argument("--form", choices=FORMS, help="form of the files (default: by ending and content)")
     p.add_argument(
         "--dataset", choices=[*FORMATS], help="data set of .pth files (default: what their names begin with)"
     )
@@ -69,8 +68,8 @@ def main(argv: list[str]) -> int:
     args = parser().parse_intermixed_args(argv)
     out = Path(args.out) if args.out else None
     refuse_overwriting([out], args.files)
-    if out and out.suffix.lower() not in box_files.WRITERS:
-        raise ConfigError(f"--out must end in {' or '.join(box_files.WRITERS)}, got {out}")
+    if out and out.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--out must end in {' or '.join(ENDINGS)}, got {out}")
     read = [_read(file, source, args) for file, source in zip(args.files, _sources(args), strict=True)]
     parts = [_kept(file, args.split, args.present) for file in read]
     rows, dropped = box_files.merged(parts, args.dedup)
@@ -116,7 +115,7 @@ def _read(file: str, source: str, args: argparse.Namespace) -> box_files.BoxFile
     )
 
 
-def _kept(file: box_files.BoxFile, split: str | None, present: bool) -> Sequence[BoxRow]:
+def _kept(file: box_files.BoxFile, split: str | None, present: bool) -> Sequence[box_rows.BoxRow]:
     rows = [row for row in file.rows if split in (None, row.split)]
     if not rows:
         known = ", ".join(sorted({row.split or "(none)" for row in file.rows}))
@@ -127,7 +126,7 @@ def _kept(file: box_files.BoxFile, split: str | None, present: bool) -> Sequence
     return kept
 
 
-def _report(read: Sequence[box_files.BoxFile], parts: Sequence[Sequence[BoxRow]]) -> str:
+def _report(read: Sequence[box_files.BoxFile], parts: Sequence[Sequence[box_rows.BoxRow]]) -> str:
     rows = [
         (
             Path(file.path).name,
@@ -139,4 +138,4 @@ def _report(read: Sequence[box_files.BoxFile], parts: Sequence[Sequence[BoxRow]]
         )
         for file, part in zip(read, parts, strict=True)
     ]
-    return table(("file", "form", "rows", "photos", "absent", "left out"), rows)
+    return predictions.table(("file", "form", "rows", "photos", "absent", "left out"), rows)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jclip.data.box_annotations import PICKLED, read_mdetr, read_odvg, read_refcocos, read_refs
-from jclip.data.box_rows import BOX_FORMATS, SOURCES, BoxRow, FoundRow, usable_rows
+from jclip.data.box_forms import BOX_FORMATS, ENDINGS, SOURCES
+from jclip.data.box_rows import BoxRow, FoundRow, usable_rows
 from jclip.data.box_split_files import read_split_file, write_split_file
 from jclip.data.box_tables import objects_by_line, read_box_lines, read_box_list, read_box_table, write_box_lines
 from jclip.errors import DataError, UnknownName, notice, quoted
@@ -27,7 +28,6 @@ READERS: dict[str, Callable[..., list[FoundRow]]] = {
     "refs": read_refs,
     "refcocos": read_refcocos,
 }
-WRITERS: dict[str, Callable[..., None]] = {".pth": write_split_file, ".jsonl": write_box_lines}
 TORCH = (".pth", ".pt")
 TABLES = (".csv", ".tsv")
 LINES = (".jsonl", ".ndjson")
@@ -129,8 +129,8 @@ def _form_of_json(path: str | os.PathLike, values: Any) -> str:
 def write_box_file(path: str | os.PathLike, rows: Sequence[BoxRow], dataset: str = "") -> None:
     """Write rows in the form that the name's ending says: `.jsonl`, or `.pth` as CLIP-VG's files are. Raises `DataError`."""
     ending = Path(path).suffix.lower()
-    if ending not in WRITERS:
-        raise UnknownName("ending of a file to write", ending, WRITERS)
+    if ending not in ENDINGS:
+        raise UnknownName("ending of a file to write", ending, ENDINGS)
     if ending == ".pth":
         write_split_file(path, rows, dataset)
     else:

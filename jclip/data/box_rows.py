@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jclip.data.box_forms import BOX_FORMATS, SOURCES, BoxFormat
 from jclip.errors import DataError, printable, quoted
 from jclip.paths import is_file
 
-BoxFormat = Literal["xywh", "xyxy"]
-BOX_FORMATS: tuple[str, ...] = get_args(BoxFormat)
-SOURCES = ("human", "template", "relation", "caption", "other")
 SLACK = 1.0  # pixels by which a box may leave its picture: published boxes are rounded
 MOST_MISFITS = 0.01
 Corners = tuple[float, float, float, float]

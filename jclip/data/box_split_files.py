@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jclip.data.box_rows import BoxFormat, BoxRow, FoundRow
+from jclip.data.box_forms import FORMATS
+from jclip.data.box_rows import BoxRow, FoundRow
 from jclip.errors import DataError, UnknownName, quoted
 from jclip.paths import replacing
 from jclip.readers.plain_values import read_plain_values
 from jclip.readers.torch_writer import write_plain_values
 
-FORMATS: dict[str, BoxFormat] = {
-    "unc": "xywh", "unc+": "xywh", "gref": "xywh", "gref_umd": "xywh", "referit": "xyxy", "flickr": "xyxy",
-}  # fmt: skip
 MOST_ROWS = 10_000_000
 PLACEHOLDER = "useless placeholder"  # of fields that nothing reads
 SHORT, LONG = 3, 5  # fields of a row

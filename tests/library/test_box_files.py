@@ -15,9 +15,9 @@ from PIL import Image
 
 from jclip.cli import main
 from jclip.data import box_files
+from jclip.data.box_forms import FORMATS, FORMS
 from jclip.data.box_predictions import write_coco_results, write_prediction_lines
 from jclip.data.box_rows import BoxRow
-from jclip.data.box_split_files import FORMATS
 from jclip.errors import DataError
 from jclip.functional.box_metrics import reliability_histogram
 from jclip.readers.plain_values import read_plain_values
@@ -253,6 +253,10 @@ def test_merging_keeps_order_sources_and_drops_what_is_repeated():
     assert [r.box for r in kept] == [a[0].box, None, (1.06, 2.0, 3.0, 4.0)] and dropped == 1
     assert box_files.merged([a])[0] == a
     assert box_files.merged([kept, kept], "exact")[0] == kept  # merging once more changes nothing
+
+
+def test_every_form_that_the_command_offers_has_a_reader():
+    assert tuple(box_files.READERS) == FORMS
 
 
 def test_histograms_of_reliability():
