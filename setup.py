@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.25"],
+        "tensorboard": ["tensorboardX>=2.6,<3"],  # writes `log: tensorboard`; to look at it: pip install tensorboard
         "heic": ["pillow-heif>=0.16"],
         "parity": [
             "torch==2.13.0",

@@ -1,4 +1,4 @@
-"""The recipes on frozen features as their users meet them: accuracy over shots on recorded features of the real ViT-B/32.
+"""The recipes on frozen features as their users meet them: accuracy over shots on precomputed features of the real ViT-B/32.
 
     python bench/results.py [--data ../shared/data/clip_vitb32_features] [--runs runs/results] [--out docs]
 
@@ -118,7 +118,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 HEAD = f"""# Few shots on frozen features
 
-Written by `python bench/results.py`; every run is a line of `results.csv`. Recorded features of the real CLIP ViT-B/32;
+Written by `python bench/results.py`; every run is a line of `results.csv`. Precomputed features of the real CLIP ViT-B/32;
 the configs are those of `configs/*/features_caltech_lvis*.yaml` as they ship, their settings not tuned for a number of
 shots. Test top-1 in percent, mean ± standard deviation over three seeds, each of which draws the shots from 16 per class.
 Settings and epochs are chosen on min(shots, 4) validation photos per class, never on test.

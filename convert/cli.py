@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="also compare the output for a fixed input with the family's reference"
     )
     add_identity(p)
+    add_prompts(p)
     p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
     p.add_argument(
         "--image-size",
@@ -114,6 +115,29 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_prompts(p: argparse.ArgumentParser) -> None:
+    """Options for a SRC that holds learned prompts."""
+    p.add_argument(
+        "--prompts-of",
+        type=nonempty,
+        metavar="M",
+        help="SRC holds prompts learned with this model (TaI-DPT's, DualCoOp's): DST becomes a finished run",
+    )
+    p.add_argument(
+        "--classes",
+        type=nonempty,
+        metavar="SET|FILE|a,b,c",
+        help="with --prompts-of: the classes' names, in the order of SRC",
+    )
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --prompts-of: settings of the run, such as tau_image=4",
+    )
+
+
 def main(argv: list[str]) -> int:
     """Converts, and returns the exit code."""
     return guarded(lambda: convert(parser().parse_args(argv)), "convert")
@@ -140,6 +164,12 @@ def inspect(argv: list[str]) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
+    if args.prompts_of or args.classes or args.set:
+        if not (args.prompts_of and args.classes):
+            raise ConfigError("--prompts-of and --classes must be given together, with a SRC of learned prompts")
+        from convert.learned_prompts import import_prompts
+
+        return import_prompts(args)
     from convert.summary import summary
 
     src, dst = locate(args.src), Path(args.dst)

@@ -1,6 +1,6 @@
-"""APE: Tip-Adapter's cache on the channels that tell classes apart, its keys weighted by how text sees them.
+"""APE: Tip-Adapter's cache on the channels that discriminate between classes, its keys weighted by how text sees them.
 
-Zhu et al., ICCV 2023, arXiv 2304.01195, section 3.   Trains: nothing, or with `train: true` (-T) C x Q + S numbers.
+Zhu et al., ICCV 2023, arXiv 2304.01195, section 3.   Trains: nothing, or with `train: true` (-T) C x Q + S parameters.
 Needs: a few-shot split with text features, and validation photos where something is searched or chosen.
 
     logits = s f T' + α exp(-β (1 - f' F')) (Y ∘ exp(γ u)),   u_i = Σ_k Y_ik log2(Y_ik / softmax(F' T')_ik)
@@ -30,7 +30,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"  # the authors add sentences of a language model: openai7+sentences.json
@@ -57,17 +57,19 @@ class Config:
 
     def __post_init__(self):
         if min(self.channels, self.train_channels) <= 0:
-            raise ConfigError("channels and train_channels are above 0: a number, or up to 1 a share of all")
+            raise ConfigError("channels and train_channels must be above 0 (up to 1 a share of all, above 1 a count)")
         if min(self.search_steps) < 1 or self.views < 1:
-            raise ConfigError("search_steps and views are at least 1")
+            raise ConfigError("search_steps and views must be at least 1")
         if min(self.alpha, self.gamma) < 0 or self.beta <= 0:
-            raise ConfigError(f"alpha={self.alpha} and gamma={self.gamma} are at least 0, beta={self.beta} above 0")
+            raise ConfigError(
+                f"alpha and gamma must be at least 0 and beta above 0, got {self.alpha}, {self.gamma} and {self.beta}"
+            )
         if min(self.search_alpha, self.search_beta) <= 0.1 or self.search_gamma <= 0:
             raise ConfigError(
-                "search_alpha and search_beta are above 0.1, search_gamma above 0: their grids start there"
+                "search_alpha and search_beta must be above 0.1, search_gamma above 0: their grids start there"
             )
         if any(min(w) < 0 or not any(w) for w in (self.criterion, self.train_criterion)):
-            raise ConfigError("criterion and train_criterion are weights: none below 0, one of the two above it")
+            raise ConfigError("criterion and train_criterion must be two weights of at least 0, one of them above 0")
         if not self.train:
             refuse_average(self.optim, "train=true")
 
@@ -114,10 +116,10 @@ def choose_channels(
     """
     classes, width = text.shape
     if classes < 2:
-        raise DataError("channels are chosen by how classes differ, and there is but one")
+        raise DataError("channels are chosen by how classes differ: there must be at least two classes, got one")
     count = round(wanted * width) if wanted <= 1 else round(wanted)
     if not 1 <= count <= width:
-        raise ConfigError(f"{count} channels are wanted (channels, train_channels), the features have {width}")
+        raise ConfigError(f"channels and train_channels must keep 1 to {width} of the features, got {count}")
     members, owners = np.concatenate([text, keys]).astype(np.float64), np.concatenate([np.arange(classes), labels])
     hot = np.eye(classes)[owners]
     sums, sizes = hot.T @ members, hot.sum(axis=0)
@@ -152,9 +154,9 @@ def fold(cache: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def train(
     cfg: Config, run: runs.Run, data: precomputed.FeatureSet, source: sources.ModelSource | None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """-T: r (C, Q) and v (1, S) by cross-entropy on the logits, with α and β held fixed. Returns a cache and what to tell.
+    """-T: r (C, Q) and v (1, S) by cross-entropy on the logits, with α and β held fixed. Returns (cache, metrics).
 
-    From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are.
+    From photos, every epoch sees a fresh augmented view, as the authors do; precomputed features have one view.
     """
     nothing = data.train[:0], data.train_labels[:0]
     channels = choose_channels(data.text, *nothing, cfg.train_criterion, cfg.train_channels)
@@ -221,5 +223,5 @@ def grid(low: float, high: float, steps: int) -> np.ndarray:
 
 
 def scalars(**named: float) -> dict[str, np.ndarray]:
-    """Numbers as arrays of one, as they are saved."""
+    """Scalars as arrays of one element, as they are saved."""
     return {k: np.array([float(v)]) for k, v in named.items()}

@@ -1,6 +1,7 @@
 """CLAP: one prototype per class, trained from its text feature and kept near it, the nearer the better zero-shot is there.
 
-Silva-Rodriguez et al., CVPR 2024, arXiv 2312.12730, eq. 4-9.   Trains: C x E numbers.   Needs: a few-shot split, text features.
+Silva-Rodriguez et al., CVPR 2024, arXiv 2312.12730, eq. 4-9.   Trains: C x E parameters.
+Needs: a few-shot split, text features.
 
     logits = s f · c_k / ‖c_k‖        loss = cross-entropy + mean_k λ_k ‖c_k - t_k‖²
 
@@ -33,7 +34,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -50,9 +51,13 @@ class Config:
 
     def __post_init__(self):
         if self.views < 1 or self.text_length <= 0:
-            raise ConfigError(f"views={self.views} is at least 1, text_length={self.text_length} above 0")
+            raise ConfigError(
+                f"views must be at least 1 and text_length above 0, got {self.views} and {self.text_length}"
+            )
         if self.warmup_epochs < 0 or self.warmup_lr < 0:
-            raise ConfigError(f"warmup_epochs={self.warmup_epochs} and warmup_lr={self.warmup_lr} can't be negative")
+            raise ConfigError(
+                f"warmup_epochs and warmup_lr must be at least 0, got {self.warmup_epochs} and {self.warmup_lr}"
+            )
         if self.optim.warmup:
             raise ConfigError("optim.warmup counts steps; here whole epochs warm up: set warmup_epochs")
 
@@ -117,7 +122,7 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> on_featur
         return loss
 
     seen, count = on_features.watched(data, "last"), cfg.optim.trained_epochs
-    evaluate = seen and (lambda: {"top1": seen.top1(scores)})  # told, not chosen by
+    evaluate = seen and (lambda: {"top1": seen.top1(scores)})  # reported, not used to choose
     outcome = loop.fit(
         step, batches, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * batches.steps
     )
@@ -126,7 +131,7 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> on_featur
 
 def epochs(cfg: Config, data: precomputed.FeatureSet) -> on_features.Batches:
     """Of the rows of all views, as many whole batches in each epoch as the photos fill, at least one."""
-    views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # recorded features are what they are
+    views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # precomputed features have one view
     rows = max(len(data.train) // views // cfg.optim.batch, 1) * cfg.optim.batch
     return on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows=rows)
 

@@ -1,12 +1,12 @@
 """CLIP-Adapter: a bottleneck of two linear maps behind the image tower, mixed with the feature it was given.
 
-Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 numbers.   Needs: a few-shot split and text features;
+Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 parameters.   Needs: a few-shot split and text features;
 validation photos where the ratio is searched.
 
     logits = s norm(r ReLU(W2 ReLU(W1 g)) + (1 - r) g) T',  r = 0: zero-shot
 
-g is the tower's feature as long as it is made. Nothing here has a bias, so the logits do not depend on its length: what
-was learned serves for features of length one as well, such as recorded ones.
+g is the tower's unnormalised feature. Nothing here has a bias, so the logits do not depend on its length: what
+was learned serves for features of length one as well, such as precomputed ones.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from jclip.postponed import jt
 from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 
-NORMALISED = False  # features come as long as the tower makes them
+NORMALISED = False  # features come unnormalised
 
 
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template
@@ -49,11 +49,11 @@ class Config:
 
     def __post_init__(self):
         if self.views < 1 or self.reduction < 1:
-            raise ConfigError(f"views and reduction are at least 1, got {self.views} and {self.reduction}")
+            raise ConfigError(f"views and reduction must be at least 1, got {self.views} and {self.reduction}")
         if self.search and not self.search_ratio:
-            raise ConfigError("search_ratio names no value: give some, or set search=false")
+            raise ConfigError("search_ratio must have at least one value, or search be false")
         if not all(0 <= r < 1 for r in (self.ratio, *self.search_ratio)):
-            raise ConfigError("ratio and search_ratio are shares, at least 0 and below 1")
+            raise ConfigError("ratio and search_ratio must be in [0, 1)")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -129,7 +129,7 @@ def initial(cfg: Config, width: int) -> dict[str, np.ndarray]:
     """W1 `down` and W2 `up` as torch's Linear starts. Raises `ConfigError`."""
     hidden = width // cfg.reduction
     if not hidden:
-        raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
+        raise ConfigError(f"reduction must be at most {width}, the width of the features, got {cfg.reduction}")
     rng = np.random.default_rng((cfg.seed, 0xADA))
     return {
         "down": initial_values.linear_start(rng, hidden, width),

@@ -1,6 +1,6 @@
 """CoCoOp: CoOp whose vectors are shifted by each image, so that they generalise to classes that were not seen.
 
-Zhou et al., CVPR 2022, arXiv 2203.05557, eq. 3-4.   Trains: M x D numbers and a small network on image features.
+Zhou et al., CVPR 2022, arXiv 2203.05557, eq. 3-4.   Trains: M x D parameters and a small network on image features.
 Needs: a few-shot split and a model, whose text tower the gradient passes.
 
     logits_k = s f · norm(h([start] v_1 + δ … v_M + δ name_k . [end])),   δ = W2 ReLU(W1 f + b1) + b2
@@ -34,7 +34,7 @@ NARROWER = 16  # the network's hidden layer: E / 16
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str  # a name or weight file; of recorded features the model that made them
+    model: str  # a name or weight file; the model that made the features, where they are precomputed
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
     templates: str = "simple"  # of the zero-shot figures beside
@@ -50,7 +50,7 @@ class Config:
 
     def __post_init__(self):
         if self.context < 1 or self.views < 0:
-            raise ConfigError(f"context={self.context} is at least 1, views={self.views} at least 0")
+            raise ConfigError(f"context must be at least 1 and views at least 0, got {self.context} and {self.views}")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:

@@ -3,11 +3,16 @@
 Radford et al., 2021, arXiv 2103.00020, section 2.3 and figure 3.   Trains: both towers, or what `lock` leaves of them.
 Needs: image-caption pairs, or the embedded world (`data.train: shapes`).
 
-    L = (CE(s I T', own) + CE(s T I', own)) / 2,   s = exp(logit scale) <= 100
+    softmax:  L = (CE(s I T', own) + CE(s T I', own)) / 2,   s = exp(logit scale) <= 100
+    sigmoid:  L = -1/B Σ_ij log σ(y_ij (s I_i T_j + b)),     y = 1 for own, -1 for others (SigLIP, arXiv 2303.15343)
+
+With a `teacher` its scores are learned as well; low-rank updates are merged in the end; `mix` ends between the weights
+before and after (WiSE-FT, arXiv 2109.01903).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +21,26 @@ from typing import Literal
 import numpy as np
 
 from jclip import kernels
+from jclip.choices import PreprocessChoice
 from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
 from jclip.data import augment, captions, splits
 from jclip.data import preprocess as preprocessing
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features import caption_features, extraction, heads
 from jclip.features import source as sources
-from jclip.functional import directions, losses, metrics
-from jclip.model import clip, trainable
-from jclip.model.parameter_groups import Lock, trained_patterns
+from jclip.functional import directions, metrics
+from jclip.model import clip, patch_dropout, recompute, trainable
+from jclip.model.parameter_groups import Lock, LowRank, rate_factors, trained_patterns
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_photos
+from jclip.train import loop, memory_estimate, on_captions, tuned_towers
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
+from jclip.weights import interpolation
 from jclip.weights.variants import config_of
 
 TASK = "retrieve"
+SIGLIP_SCALE = 10.0  # where SigLIP's exp(logit scale) starts
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,28 @@ class Config:
     scratch: bool = False  # random weights to begin with
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16: linear maps multiply in it while training, on CPUs with AVX-512
+    preprocess: PreprocessChoice = field(default_factory=PreprocessChoice)  # square-pad pads before a random crop, too
     augment: str = "none"
-    positives: Literal["own", "same"] = "own"  # "same": captions of one meaning belong to each other's images as well
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    scale: float = 0.0  # exp(logit scale) at the start; 0: the weights' own, from scratch 1 / 0.07, of sigmoid 10
+    bias: float = -10.0  # of sigmoid, at the start
+    positives: Literal["own", "same", "caption", "image", "both"] = (
+        "own"  # whose captions belong to each other's images
+    )
+    patch_dropout: float = 0.0  # share of a ViT's patches that a training step leaves out
+    teacher: str = ""  # a larger model whose scores are learned as well
+    distill: float = 1.0  # the weight of that
     accumulate: int = 1  # batches of optim.batch that share one step and one matrix of scores
+    recompute: bool = False  # blocks are computed again in the backward pass: far less memory, a third more time
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
+    update: Literal["full", "top", "lora"] = "full"
+    top: int = 2  # groups of each tower that update=top trains: 1 is the projection, 2 adds the last block
+    lora: LowRank = field(default_factory=lambda: LowRank(rank=8, dropout=0.0))
     lock: Lock = field(default_factory=Lock)
+    layer_decay: float = 1.0  # factor of the rate from each group of a tower to the one below
+    mix: int = 0  # steps of α between the weights before and after, chosen on validation; 0: those after
+    checkpoints: int = 0  # epochs from one model file to the next; 0: the last alone
+    keep: int = 0  # how many of these files are kept, the last ones; 0: all
     zero_shot: tuple[str, ...] = ()  # photo folders (or shapes:…) to classify while training
     templates: str = "simple"
     every: int = 1  # epochs between measurements
@@ -63,8 +88,28 @@ class Config:
     def __post_init__(self):
         if self.accumulate < 1 or self.clip < 0 or self.every < 1:
             raise ConfigError("accumulate and every are at least 1, clip at least 0")
+        for name, low, high in (
+            ("patch_dropout", 0, 0.99), ("layer_decay", 1e-3, 1), ("distill", 0, 1e6), ("scale", 0, 100),
+            ("bias", -100, 100), ("mix", 0, 100), ("checkpoints", 0, 10**6), ("keep", 0, 10**6), ("top", 1, 1000),
+        ):  # fmt: skip
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
+        if self.update != "full" and (self.lock.image or self.lock.text):
+            raise ConfigError(f"lock must be left out with update={self.update}, which says itself what is trained")
         if self.scratch:
             config_of(self.model)
+        if self.scratch and (self.mix or self.preprocess.size is not None):
+            raise ConfigError("mix and preprocess.size must be left out with scratch: there are no weights before")
+
+    @property
+    def locked(self) -> Lock:
+        """What of the towers stays as it is, low-rank updates aside."""
+        return Lock(True, self.top, True, self.top) if self.update == "top" else self.lock
+
+    @property
+    def freezes_image(self) -> bool:
+        """Whether nothing of the image tower is trained, so that its features can be computed once."""
+        return self.lora.towers == "text" if self.update == "lora" else self.locked.freezes_image
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -73,31 +118,37 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     model, preprocess = start_model(cfg, run)
     train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
-    size = cfg.optim.batch * cfg.accumulate
-    check(cfg, train, val, size)
-    total = cfg.optim.epochs * (len(train) // size)
-    patterns = trained_patterns(model.config, cfg.lock)
-    clip.training_mode(model, patterns)
-    optim = optimisation.optimiser(cfg.optim, trainable.trainable(model, patterns), trainable.no_weight_decay)
-    prepare = Batches(cfg, model, preprocess, train)
+    check(cfg, train, val)
+    teacher = on_captions.open_teacher(cfg.teacher, preprocess) if cfg.teacher else None
+    tuned = prepared(cfg, model)
+    optim = optimisation.optimiser(cfg.optim, tuned.params, trainable.no_weight_decay)
+    optim.rates = rate_factors(model.config, cfg.layer_decay, optim.params)
+    of_epoch = len(train) // (cfg.optim.batch * cfg.accumulate)
+    batches = on_captions.PairBatches(
+        model, preprocess, train, augment.augment(cfg.augment), cfg.seed, cfg.optim.batch, cfg.accumulate,
+        cfg.patch_dropout, teacher, cfg.freezes_image,
+    )  # fmt: skip
     folders = {name_of(root): splits.read_photos(DataConfig(root=root, shots=0, val_shots=0)) for root in cfg.zero_shot}
-
-    def step(batch, number: int):
-        optim.lr = optimisation.learning_rate(cfg.optim, number, total)
-        with kernels.products_in(cfg.dtype):
-            loss, gradients = contrastive_gradients(model, batch, list(optim.params), cfg.positives)
-            optim.apply(optimisation.clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
-        clip.clamp_logit_scale(model)
-        return loss
+    evaluate = measure(cfg, model, preprocess, val, folders)
+    state = optimisation.TrainState(optim, clip.running_statistics(model))
+    before = tuned.weights(state.arrays()) if cfg.mix else {}
+    if not run.quiet:
+        notice(f"memory of a step: {memory(cfg, model, optim, train, teacher)}")
 
     outcome = loop.fit(
-        step, prepare.epoch, state=optimisation.TrainState(optim, clip.running_statistics(model)), run=run,
-        epochs=cfg.optim.trained_epochs, every=cfg.every, evaluate=measure(cfg, model, preprocess, val, folders),
-        select=selected(cfg), steps=total,
+        training_step(cfg, tuned, optim, teacher, cfg.optim.epochs * of_epoch), batches.epoch, state=state, run=run,
+        epochs=cfg.optim.trained_epochs, every=cfg.every, evaluate=evaluate, select=selected(cfg),
+        steps=cfg.optim.trained_epochs * of_epoch, after_epoch=checkpoints(cfg, run, tuned, state, preprocess),
     )  # fmt: skip
-    if cfg.selection == "val":
-        clip.put_arrays(model, outcome.best_arrays)
+    after = tuned.weights(outcome.best_arrays if cfg.selection == "val" else state.arrays())
+    tuned.end(after)
+    mixed = mixed_end(cfg, model, before, after, evaluate) if cfg.mix else {}
     clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
+    return {**told(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
+
+
+def told(cfg: Config, outcome: loop.Outcome) -> dict[str, float]:
+    """The metrics of the epoch that is kept, and which was the best."""
     if not outcome.best:
         return outcome.last
     best = {f"best_epoch_{selected(cfg)}": outcome.best[selected(cfg)], "best_epoch": outcome.best_epoch + 1}
@@ -106,82 +157,111 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
 
 def start_model(cfg: Config, run: runs.Run):
     """The model that training starts from, and its preprocessing."""
-    if not cfg.scratch:
-        source = sources.ModelSource(cfg.model, cfg.family, upright=cfg.data.upright)
+    if cfg.scratch:
+        config = config_of(cfg.model)
+        jt.set_global_seed(cfg.seed)
+        model = clip.CLIP(config)
+        usual = preprocessing.Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
+        preprocess = preprocessing.with_choice(usual, cfg.preprocess)
+    else:
+        source = sources.ModelSource(cfg.model, cfg.family, preprocess=cfg.preprocess, upright=cfg.data.upright)
         run.note(weights_sha256=source.checkpoint.sha256)
-        return source.model, source.preprocess
+        model, preprocess = source.model, source.preprocess
+    scale = cfg.scale or (SIGLIP_SCALE if cfg.scratch and cfg.loss == "sigmoid" else 0.0)
+    if scale:
+        clip.put_arrays(model, {"logit_scale": np.array([math.log(scale)], np.float32)})
+    return model, preprocess
 
-    config = config_of(cfg.model)
-    jt.set_global_seed(cfg.seed)
-    return clip.CLIP(config), preprocessing.Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
+
+def prepared(cfg: Config, model) -> tuned_towers.TunedTowers:
+    """What of the model is trained, and how its passes are computed."""
+    if cfg.patch_dropout:
+        patch_dropout.check_patch_dropout(model)
+    lora, bias = cfg.lora if cfg.update == "lora" else None, cfg.bias if cfg.loss == "sigmoid" else None
+    tuned = tuned_towers.TunedTowers(model, trained_patterns(model.config, cfg.locked), lora, bias, cfg.seed)
+    if cfg.recompute:
+        recompute.recompute_blocks(model, tuned.params, tuned.adapters)
+    return tuned
 
 
-def check(cfg: Config, train: captions.Pairs | None, val: captions.Pairs | None, size: int) -> None:
+def training_step(cfg: Config, tuned: tuned_towers.TunedTowers, optim, teacher, total: int):
+    """One optimiser step on a list of parts."""
+    objective = on_captions.Objective(
+        cfg.loss, cfg.positives, teacher, cfg.distill, tuned.adapters, cfg.seed, tuned.further
+    )
+
+    def step(batch, number: int):
+        optim.lr = optimisation.learning_rate(cfg.optim, number, total)
+        tuned.train(True)
+        with kernels.products_in(cfg.dtype):
+            names = list(optim.params)
+            loss, gradients = on_captions.caption_gradients(tuned.model, batch, names, objective, number)
+            optim.apply(optimisation.clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
+        tuned.train(False)
+        clip.clamp_logit_scale(tuned.model)
+        return loss
+
+    return step
+
+
+def check(cfg: Config, train: captions.Pairs | None, val: captions.Pairs | None) -> None:
     """Raises `DataError` or `ConfigError` for what would only show, or not even show, after hours."""
+    size = cfg.optim.batch * cfg.accumulate
     if train is None:
         raise DataError("no training pairs named: set data.train to a table of captions, or to shapes")
     if size > len(train):
         raise DataError(
             f"a step of {size} pairs (optim.batch x accumulate) is larger than the data set of {len(train)}: lower them"
         )
-    if cfg.selection == "val" and val is None and not cfg.zero_shot:
-        raise ConfigError("choosing the best epoch needs data.val or zero_shot, or set selection=last")
+    for asked, what in ((cfg.selection == "val", "the best epoch"), (cfg.mix, "α (mix)")):
+        if asked and val is None and not cfg.zero_shot:
+            raise ConfigError(f"choosing {what} needs data.val or zero_shot, or set selection=last and mix=0")
     total = cfg.optim.epochs * (len(train) // size)
     if (warm := optimisation.warmup_steps(cfg.optim, total)) > 0.2 * total:
         notice(f"the warm-up takes {warm} of {total} steps, more than a fifth: lower optim.warmup?")
 
 
-class Batches:
-    """The pairs of an epoch in seeded order, prepared ahead; what a locked tower makes of them is computed once."""
-
-    def __init__(self, cfg: Config, model, preprocess: preprocessing.Preprocess, pairs: captions.Pairs):
-        self._cfg, self._model, self._preprocess, self._pairs = cfg, model, preprocess, pairs
-        self._pipeline = augment.augment(cfg.augment)
-        self._rows, self._known = np.arange(len(pairs)), None
-        if cfg.lock.freezes_image and pairs.paths and self._pipeline is None:
-            encoded = caption_features.encode_pairs(model, pairs, preprocess)
-            self._rows, self._known = encoded.rows, dict(zip(encoded.rows.tolist(), encoded.images, strict=True))
-
-    def epoch(self, epoch: int):
-        """Lists of `accumulate` parts (images, tokens, meanings); a rest that fills no step is left out."""
-        size, parts = self._cfg.optim.batch, []
-        for rows, images in self._images(epoch, size):
-            if len(rows) < size:
-                return
-            texts, meanings = self._pairs.texts(rows, epoch)
-            parts.append((images, self._model.tokenize(texts, truncate=True), np.array(meanings)))
-            if len(parts) == self._cfg.accumulate:
-                yield parts
-                parts = []
-
-    def _images(self, epoch: int, size: int):
-        """Rows and their pixels, or the features of a locked tower."""
-        order = np.random.default_rng((self._cfg.seed, epoch)).permutation(self._rows)
-        if self._known is None:
-            views = augment.Views(self._preprocess, self._pipeline, self._cfg.seed, (epoch,))
-            return self._pairs.batches(order, epoch, size, views)
-        chunks = (order[i : i + size] for i in range(0, len(order), size))
-        return ((rows, np.stack([self._known[row] for row in rows.tolist()])) for rows in chunks)
+def memory(cfg: Config, model, optim, train: captions.Pairs, teacher) -> memory_estimate.MemoryEstimate:
+    """What a step is going to take; texts as long as the longest of the first few hundred."""
+    texts, _ = train.texts(range(min(len(train), 256)))
+    longest = int(model.tokenize(texts, truncate=True).argmax(axis=1).max()) + 1
+    names = [name for name in optim.params if name not in ("logit_scale", "logit_bias")]
+    image = [name.startswith("visual.") for name in names]
+    step = memory_estimate.StepSize(
+        cfg.optim.batch, cfg.accumulate, longest, 1 - cfg.patch_dropout, any(image), not all(image), cfg.recompute
+    )
+    trained, further = sum(p.numel() for p in optim.params.values()), clip.parameter_count(teacher) if teacher else 0
+    return memory_estimate.estimate(model.config, clip.parameter_count(model), trained, cfg.optim, step, further)
 
 
-def contrastive_gradients(model, parts: list, names: list[str], positives: str):
-    """Loss and gradients of one step over all `parts` together, those of `names`' parameters in their order.
+def checkpoints(cfg: Config, run: runs.Run, tuned: tuned_towers.TunedTowers, state, preprocess):
+    """Writes epoch_005.safetensors and so on, and removes what is older than the last `keep` of them; None without any."""
 
-    Of several parts one at a time is kept in memory (`jclip.kernels.gradient_parts`).
-    """
-    params = model.state_dict()
-    wanted = {name: params[name] for name in names}
-    images = on_photos.features_in_parts(model, lambda part: image_features(model, part[0]), parts, wanted, "image")
-    texts = on_photos.features_in_parts(model, lambda part: model.encode_text(part[1]), parts, wanted, "text")
-    meanings = np.concatenate([meaning for _, _, meaning in parts])
-    targets = losses.positive_targets(caption_features.ids_of(meanings)) if positives == "same" else None
-    loss = losses.contrastive_loss(images, texts, params["logit_scale"].exp(), targets)
-    return loss, jt.grad(loss, list(wanted.values()))
+    def name(epoch: int) -> str:
+        return f"epoch_{epoch:03d}.safetensors"
+
+    def after_epoch(epoch: int) -> None:
+        if (epoch + 1) % cfg.checkpoints:
+            return
+        with tuned.merged(state.arrays()):
+            clip.save_model(run.file(name(epoch + 1)), tuned.model, preprocess, cfg.half, made_by="contrastive")
+        if cfg.keep and (old := epoch + 1 - cfg.keep * cfg.checkpoints) > 0:
+            run.file(name(old)).unlink(missing_ok=True)
+
+    return after_epoch if cfg.checkpoints else None
 
 
-def image_features(model, images):
-    """Of pixels (n, 3, H, W); what comes as features (n, E) is that."""
-    return model.encode_image(images) if images.ndim == 4 else jt.array(images)
+def mixed_end(cfg: Config, model, before: Mapping, after: Mapping, evaluate: Callable) -> dict[str, float]:
+    """Leaves the model at the α with the best selected metric on validation, the lowest of equals; its measurements."""
+    found = {}
+    for alpha in interpolation.grid(cfg.mix):
+        clip.put_arrays(model, interpolation.interpolate(before, after, alpha))
+        found[alpha] = evaluate()
+    name = selected(cfg)
+    best = max(found, key=lambda alpha: found[alpha][name])
+    clip.put_arrays(model, interpolation.interpolate(before, after, best))
+    curve = {f"{name}_at_{alpha:.2f}": report[name] for alpha, report in found.items()}
+    return {**found[best], "alpha": best, **curve}
 
 
 def measure(

@@ -1,6 +1,6 @@
 """CoOp: the words around a class's name are learned as vectors, both towers frozen.
 
-Zhou et al., IJCV 2022, arXiv 2109.01134, eq. 2-3.   Trains: M x D numbers, with `per_class` C x M x D.
+Zhou et al., IJCV 2022, arXiv 2109.01134, eq. 2-3.   Trains: M x D parameters, with `per_class` C x M x D.
 Needs: a few-shot split and a model, whose text tower the gradient passes.
 
     logits_k = s f · norm(h([start] v_1 … v_M name_k . [end]))
@@ -28,7 +28,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str  # a name or weight file; of recorded features the model that made them
+    model: str  # a name or weight file; the model that made the features, where they are precomputed
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
     templates: str = "simple"  # of the zero-shot figures beside; the authors': the data set's own
@@ -46,7 +46,7 @@ class Config:
 
     def __post_init__(self):
         if self.context < 1 or self.views < 0:
-            raise ConfigError(f"context={self.context} is at least 1, views={self.views} at least 0")
+            raise ConfigError(f"context must be at least 1 and views at least 0, got {self.context} and {self.views}")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -67,5 +67,5 @@ def for_classes(
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
     if cfg.per_class:
-        raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")
+        raise ConfigError("per_class=true learned vectors for its own classes alone: other class names can't use them")
     return prompt_training.with_names(learned, source, classnames, cfg.position)

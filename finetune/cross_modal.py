@@ -1,6 +1,6 @@
 """Cross-modal adaptation: class names are training samples too, one head learns from photos and texts.
 
-Lin et al., CVPR 2023, arXiv 2301.06267, eq. 4-6.   Trains: C x E numbers, the adapter E²/2 more, or the last block.
+Lin et al., CVPR 2023, arXiv 2301.06267, eq. 4-6.   Trains: C x E parameters, the adapter E²/2 more, or the last block.
 Needs: a few-shot split and text features, `partial` photos; validation photos where the epoch or a setting is chosen.
 
     logits = e^c h(x) W',  h(x) = x or r ReLU(W2 ReLU(W1 x)) + (1 - r) x,  x a photo's or a text's normalised feature
@@ -8,7 +8,7 @@ Needs: a few-shot split and text features, `partial` photos; validation photos w
 As in the authors' code, the head's rows and what the adapter makes are not normalised, and c is a constant. Half of each
 batch are photos, half texts, each from an endless shuffled stream that drops what a pass leaves over. A photo sample is
 a photo as the evaluation sees it or that view's mirror image. A text sample is each template's with a model, each class's
-mean where text features are recorded. Beside the trained head stands its mean with the zero-shot one (WiSE).
+mean where text features are precomputed. Beside the trained head stands its mean with the zero-shot one (WiSE).
 
 `partial` trains what the image tower ends with as well, a transformer's last block or a ResNet's attention pool: what goes in
 there is computed once for each view, and texts go straight to the head. The tuned model is written as model.safetensors.
@@ -39,7 +39,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template
@@ -63,17 +63,17 @@ class Config:
     def __post_init__(self):
         check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)
         if self.views < 0 or self.every < 1 or self.reduction < 1:
-            raise ConfigError("views is at least 0, every and reduction at least 1")
+            raise ConfigError("views must be at least 0, every and reduction at least 1")
         if not (0 <= self.ratio <= 1 and 0 <= self.wise <= 1):
-            raise ConfigError(f"ratio and wise are shares between 0 and 1, got {self.ratio} and {self.wise}")
+            raise ConfigError(f"ratio and wise must be in [0, 1], got {self.ratio} and {self.wise}")
         if abs(self.c) > 10:
-            raise ConfigError(f"logit_scale={self.logit_scale} is the scale's logarithm, such as 4.60517 for 100")
-        if self.head == "partial" and self.data.features:
             raise ConfigError(
-                "head=partial trains a tower's last block, which recorded features are behind: set data.root or data.train"
+                f"logit_scale must be the scale's logarithm, such as 4.60517 for 100, got {self.logit_scale}"
             )
+        if self.head == "partial" and self.data.features:
+            raise ConfigError("head=partial needs photos, not precomputed features: set data.root or data.train")
         if self.head == "partial" and (self.dtype != "fp32" or self.selection == "test"):
-            raise ConfigError("head=partial trains in fp32 and chooses on validation: set dtype=fp32, selection=val")
+            raise ConfigError("head=partial needs dtype=fp32 and selection=val or last")
 
     @property
     def c(self) -> float:
@@ -204,7 +204,7 @@ def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
         return {"head": head}
     width = zero_shot.shape[1]
     if width < cfg.reduction:
-        raise ConfigError(f"reduction={cfg.reduction} leaves nothing of features of {width} numbers: lower it")
+        raise ConfigError(f"reduction must be at most {width}, the width of the features, got {cfg.reduction}")
     hidden = width // cfg.reduction
     return {
         "head": head,
@@ -223,7 +223,7 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(**data.facts)
     texts, block = text_samples(cfg, data, source), last_block.LastBlock(source.model)
     zero_shot = zero_shot_weights(texts, data.classes)
-    settings(cfg, len(views(cfg)) * len(photos.train), len(texts[0]))  # which tells early what can't be filled
+    settings(cfg, len(views(cfg)) * len(photos.train), len(texts[0]))  # raises early where no batch can be filled
     entering = entering_features(cfg, data, source, photos)
     grid = settings(cfg, len(entering.train), len(texts[0]))
 
@@ -260,7 +260,7 @@ def views(cfg: Config) -> list[dict[str, str | int]]:
 def entering_features(
     cfg: Config, data: precomputed.FeatureSet, source: sources.ModelSource, photos: splits.PhotoData
 ) -> precomputed.FeatureSet:
-    """`data` with what the last block is given of training photos, in each view, and of validation photos; without test."""
+    """`data` with the last block's inputs in place of features: training photos in each view, validation photos, no test."""
     options = {"seed": cfg.seed, "on_error": cfg.data.on_error, "entering": True}
     seen = [
         extraction.extract(source, photos.train, label=f"view {i}", **view, **options)

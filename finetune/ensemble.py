@@ -54,11 +54,11 @@ class Config:
 
     def __post_init__(self):
         if not self.runs:
-            raise ConfigError("runs is empty: name the folders of finished runs")
+            raise ConfigError("runs must name at least one folder of a finished run, got none")
         if not 0.001 <= self.step <= 1 or not 0 <= self.shrink <= 1:
             raise ConfigError(f"step must be in [0.001, 1] and shrink in [0, 1], got {self.step} and {self.shrink}")
         if self.weights and (len(self.weights) != len(self.runs) or min(self.weights) < 0 or not any(self.weights)):
-            raise ConfigError(f"weights are one per run ({len(self.runs)}), none negative and not all 0")
+            raise ConfigError(f"weights must be {len(self.runs)}, one per run, at least 0 and not all 0")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -134,11 +134,13 @@ def member(place: str, number: int, ensemble: Config, run: runs.Run) -> Classifi
 def check(one: Classifier, data: precomputed.FeatureSet, recorded: bool) -> None:
     """Raises `ConfigError` for a run whose scores do not belong beside others' on these features."""
     if one.classnames != data.classnames:
-        raise ConfigError(f"{one.folder} has other classes than the data, or others in their place: leave it out")
+        raise ConfigError(f"{one.folder} must have the data's classes in their order, got others: leave it out")
     if (one.folder / "model.safetensors").is_file():
-        raise ConfigError(f"{one.folder} trained the towers: its features are not those of the other runs")
+        raise ConfigError(
+            f"{one.folder} trained the towers, so its features are not those of the other runs: leave it out"
+        )
     if not one.normalised and not recorded:
-        raise ConfigError(f"{one.folder} takes features that are not normalised, as others don't: leave it out")
+        raise ConfigError(f"{one.folder} takes unnormalised features, unlike the other runs: leave it out")
     made_of = one.provenance
     common = [k for k in data.facts if k in made_of]
     differing = [k.removesuffix("_sha256") for k in common if made_of[k] != data.facts[k]]

@@ -1,6 +1,6 @@
 """FD-Align: the image tower tuned on a few photos per class, its view of their style regularised towards the frozen model's.
 
-Song et al., NeurIPS 2023, arXiv 2310.15105, section 3.   Trains: the image tower and a linear head, (E + 1) x C numbers.
+Song et al., NeurIPS 2023, arXiv 2310.15105, section 3.   Trains: the image tower and a linear head, (E + 1) x C parameters.
 Needs: a few-shot split of photos, with validation photos where the epoch is chosen.
 
     L = CE(f W' + b, label) + β mean_ij q0_ij (log q0_ij - log q_ij),   q = softmax(f S'),   q0 = softmax(f0 S')
@@ -42,14 +42,14 @@ Weights: TypeAlias = "dict[str, np.ndarray]"
 class Spurious:
     """How the templates' mean texts become the prototypes S."""
 
-    outliers: Literal["isolation_forest", "lof", "none"] = "isolation_forest"  # who tells which are unlike the others
+    outliers: Literal["isolation_forest", "lof", "none"] = "isolation_forest"  # how outliers are found
     kept: int = 60  # the most normal templates; with none, all are
     clusters: int = 20  # centres of k-means; 0: the kept templates themselves
     scale: float = 0.0  # s of S; 0: the model's, which is 100 of all released ones
 
     def __post_init__(self):
         if self.kept < 1 or self.clusters < 0 or self.scale < 0:
-            raise ConfigError("spurious: kept is at least 1, clusters and scale at least 0")
+            raise ConfigError("spurious.kept must be at least 1, spurious.clusters and spurious.scale at least 0")
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,13 @@ class Config:
 
     def __post_init__(self):
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+            raise ConfigError(
+                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+            )
         if self.beta < 0 or self.head_views < 0 or self.lr_batch < 0 or not 0 <= self.wise <= 1:
-            raise ConfigError("beta, head_views and lr_batch are at least 0, wise is a share between 0 and 1")
+            raise ConfigError("beta, head_views and lr_batch must be at least 0, wise in [0, 1]")
         if self.head_first and not self.train_head:
-            raise ConfigError("head_first trains the head: leave train_head on")
+            raise ConfigError("head_first=true trains the head: set train_head=true")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -95,7 +97,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     )
     cfg = fitted(cfg, len(photos.train))
     on_photos.check_photos(cfg, photos)
-    kernels.products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
     check_templates(cfg.spurious, len(prompts[0]))
     zero_shot, means = heads.text_means(source, prompts, cfg.unit_texts)
@@ -131,7 +133,7 @@ def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], source: sources.ModelSource) -> Weights:
-    """For classes that nothing taught: the zero-shot head beside the tuned tower, whose text tower stayed as it was."""
+    """For classes without training photos: the zero-shot head beside the tuned tower, whose text tower stayed as it was."""
     return start_of(
         heads.text_means(source, class_prompts(classnames, load_templates(cfg.templates)), cfg.unit_texts)[0]
     )
@@ -171,11 +173,11 @@ def check_templates(spurious: Spurious, templates: int) -> None:
     chosen = spurious.outliers != "none"
     if chosen and spurious.kept > templates:
         raise ConfigError(
-            f"spurious.kept={spurious.kept} of {templates} templates: lower it, or set spurious.outliers=none"
+            f"spurious.kept must be at most {templates} (templates), got {spurious.kept}; or set spurious.outliers=none"
         )
     if spurious.clusters > (left := spurious.kept if chosen else templates):
         raise ConfigError(
-            f"spurious.clusters={spurious.clusters} centres of {left} templates: lower it, 0 takes them as they are"
+            f"spurious.clusters must be at most {left}, the templates kept, got {spurious.clusters} (0: no clustering)"
         )
 
 
@@ -235,7 +237,7 @@ def train(
     start: Weights,
     spurious: np.ndarray,
 ) -> tuple[Weights, dict[str, float]]:
-    """Tower and head of the chosen epoch, by name, and what to tell. Batch norms keep their statistics."""
+    """Returns (arrays, metrics): tower and head of the chosen epoch, by name. Batch norms keep their statistics."""
     model, head = source.model, {k: jt.array(v) for k, v in start.items()}
     before = features_before(cfg, source, photos.train)
     clip.training_mode(model, ())

@@ -45,7 +45,7 @@ class Config:
     lock: Lock = field(default_factory=Lock)
     statistics: bool = False  # whether batch norms move theirs
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
-    accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same numbers
+    accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same result
     half: bool = False  # keep the weights in fp16
     selection: Literal["val", "last"] = "val"  # the epoch that is kept
     every: int = 1  # epochs from one measurement on validation photos to the next
@@ -58,9 +58,11 @@ class Config:
 
     def __post_init__(self):
         if not 1 <= self.accumulate <= self.optim.batch or self.clip < 0:
-            raise ConfigError(f"accumulate={self.accumulate} is 1 … optim.batch, clip={self.clip} at least 0")
+            raise ConfigError(
+                f"accumulate must be in [1, optim.batch] and clip at least 0, got {self.accumulate} and {self.clip}"
+            )
         if self.every < 1:
-            raise ConfigError(f"every={self.every} is a number of epochs, at least 1")
+            raise ConfigError(f"every must be at least 1 epoch, got {self.every}")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -68,7 +70,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     photos = splits.read_photos(cfg.data)
     on_photos.check_photos(cfg, photos)
-    kernels.products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")

@@ -30,7 +30,7 @@ NOTHING = 1e-12  # of a row's square, which is one: what rounding leaves of rows
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features need none
+    model: str = ""  # a name or weight file; precomputed features need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -45,11 +45,11 @@ class Config:
 
     def __post_init__(self):
         if self.views < 1:
-            raise ConfigError(f"views is at least 1, got {self.views}")
+            raise ConfigError(f"views must be at least 1, got {self.views}")
         if self.search and not self.search_alpha:
-            raise ConfigError("search_alpha names no value: give some, or set search=false")
+            raise ConfigError("search_alpha must have at least one value, or search be false")
         if min(self.alpha, *self.search_alpha) < 0:
-            raise ConfigError("alpha and search_alpha weigh the photos' scores: they can't be negative")
+            raise ConfigError("alpha and search_alpha must be at least 0")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -108,7 +108,7 @@ def solve(cfg: Config, scatter: np.ndarray, count: int, means: np.ndarray) -> np
     else:
         if count - classes < width:
             raise ConfigError(
-                f"shrinkage=none needs at least {width + classes} training rows, there are {count}: "
+                f"shrinkage=none needs at least {width + classes} training rows, got {count}: "
                 "set shrinkage=ridge, or raise data.shots"
             )
         matrix = scatter / (count - classes)
@@ -130,4 +130,6 @@ def _check_regular(matrix: np.ndarray) -> None:
     except np.linalg.LinAlgError:
         pivots = np.zeros(1)
     if pivots.min() <= len(matrix) * np.finfo(np.float64).eps * pivots.max():
-        raise DataError("the training rows span no full space, so their covariance has no inverse: set shrinkage=ridge")
+        raise DataError(
+            "the training rows do not span the feature space, so their covariance is singular: set shrinkage=ridge"
+        )

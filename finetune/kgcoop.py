@@ -1,6 +1,6 @@
 """KgCoOp: CoOp whose text features are kept near those of hand-written prompts, so that new classes are not forgotten.
 
-Yao et al., CVPR 2023, arXiv 2303.13283, eq. 5-6.   Trains: M x D numbers.   Needs: a few-shot split and a model, whose
+Yao et al., CVPR 2023, arXiv 2303.13283, eq. 5-6.   Trains: M x D parameters.   Needs: a few-shot split and a model, whose
 text tower the gradient passes.
 
     loss = CE(s f T', y) + λ (1 - mean_k t_k · t⁰_k),   t⁰: the templates' text features
@@ -26,10 +26,10 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str  # a name or weight file; of recorded features the model that made them
+    model: str  # a name or weight file; the model that made the features, where they are precomputed
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
-    templates: str = "simple"  # the prompts that hold; the authors': the data set's own
+    templates: str = "simple"  # the prompts to stay near; the authors': the data set's own
     views: int = 10  # augmented views that epochs take in turn; 0: each epoch a new one, as the authors do
     augment: str = "coop"
     context: int = 4  # M, where there are no words
@@ -43,7 +43,9 @@ class Config:
 
     def __post_init__(self):
         if self.context < 1 or self.views < 0 or self.weight < 0:
-            raise ConfigError(f"context={self.context} is at least 1, views={self.views} and weight={self.weight} 0")
+            raise ConfigError(
+                f"context must be at least 1, views and weight at least 0, got {self.context}, {self.views} and {self.weight}"
+            )
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Linear probe: logistic regression on image features, by L-BFGS or in small steps; text is not used.
 
-Radford et al., 2021, arXiv 2103.00020, section 3.2; the search of CoOp, arXiv 2109.01134.   Trains: (E + 1) x C numbers.
-Needs: labelled photos or recorded features of every class; validation photos where C, a step or a setting is chosen.
+Radford et al., 2021, arXiv 2103.00020, section 3.2; the search of CoOp, arXiv 2109.01134.   Trains: (E + 1) x C parameters.
+Needs: labelled photos or precomputed features of every class; validation photos where C, a step or a setting is chosen.
 
     lbfgs: logits = f W + b,   min ‖W‖² / 2 + C Σ_i CE(logits_i, y_i)
     sgd:   logits = e^c f W' / ‖f‖,   AdamW on the mean CE of small batches,   c a constant
@@ -11,7 +11,7 @@ of photos alone that drops what a pass leaves over, validated every few steps, t
 photos as the evaluation sees them and then `views` augmented ones, the authors' `mirror`; those of `lbfgs` are the views.
 
 `features: penultimate` are a vision transformer's before its projection, as in Radford et al.: E is the tower's width.
-No text lives in that space, so such runs tell no zero-shot figures.
+No text lives in that space, so such runs report no zero-shot figures.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from jclip.train import run as runs
 
 # arrays for `scorer`, and what the run reports of them
 Learned: TypeAlias = "tuple[dict[str, np.ndarray], dict[str, float]]"
-NORMALISED = False  # the scorer takes features as long as the tower makes them
+NORMALISED = False  # the scorer takes unnormalised features
 
 
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features need none
+    model: str = ""  # a name or weight file; precomputed features need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"  # of the zero-shot figures beside
-    features: Literal["projected", "penultimate"] = "projected"  # of photos; recorded ones are what they are
+    features: Literal["projected", "penultimate"] = "projected"  # of photos; precomputed ones are projected
     views: int = 1  # augmented views of each training photo, every one a row of its own
     augment: str = "none"
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
     # of lbfgs alone, from here
-    normalize: bool = False  # features of length one (recorded ones always are, and sgd's)
+    normalize: bool = False  # features of length one (precomputed ones always are, and sgd's)
     C: float = 0.316  # weight of the data against ‖W‖², where it is not searched
     search: bool = True  # choose C on validation
     search_C: tuple[float, ...] = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)  # the first look
@@ -74,11 +74,15 @@ class Config:
     def __post_init__(self):
         check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)
         if not self.search_C or min(self.C, *self.search_C) <= 0:
-            raise ConfigError("C and search_C are above 0, and search_C names at least one value")
+            raise ConfigError("C and search_C must be above 0, and search_C have at least one value")
         if min(self.views, self.iterations, self.every) < 1 or self.search_rounds < 0 or self.tolerance <= 0:
-            raise ConfigError("views, iterations and every are at least 1, search_rounds at least 0, tolerance above 0")
+            raise ConfigError(
+                "views, iterations and every must be at least 1, search_rounds at least 0, tolerance above 0"
+            )
         if self.features == "penultimate" and self.data.features:
-            raise ConfigError("recorded features are projected: for features=penultimate name photos and a model")
+            raise ConfigError(
+                "features=penultimate needs photos and a model, precomputed features are projected: set data.root and model"
+            )
         if self.features == "penultimate" and (self.solver, self.init) == ("sgd", "zeroshot"):
             raise ConfigError("init=zeroshot needs features=projected: no text lives before the projection")
         if abs(self.logit_scale) > 10:

@@ -1,6 +1,6 @@
 """CLIP-LoRA: low-rank updates of the attention in both towers, merged into the weights when training has ended.
 
-Zanella & Ben Ayed, CVPR-W 2024, arXiv 2405.18541.   Trains: 2 r D numbers per updated matrix.
+Zanella & Ben Ayed, CVPR-W 2024, arXiv 2405.18541.   Trains: 2 r D parameters per updated matrix.
 Needs: a few-shot split of photos; validation photos where the epoch is chosen.
 
     W' = W + (α / √r) B A,   loss = CE(s I T', label) with the text features of all classes in each step
@@ -42,7 +42,7 @@ class Config:
     lora: LowRank = field(default_factory=LowRank)
     steps: int = 0  # of the whole training; 0: 500 per shot
     end_lr: float = 1e-6  # where the cosine ends
-    accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same numbers
+    accumulate: int = 1  # parts in which a batch is computed: less memory, a third more time, the same result
     half: bool = False  # keep the merged weights in fp16
     selection: Literal["val", "last"] = "last"  # the epoch that is kept
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=1e-2, batch=32))
@@ -50,11 +50,13 @@ class Config:
 
     def __post_init__(self):
         if self.steps < 0 or self.end_lr < 0:
-            raise ConfigError(f"steps={self.steps} and end_lr={self.end_lr} are at least 0")
+            raise ConfigError(f"steps and end_lr must be at least 0, got {self.steps} and {self.end_lr}")
         if not 1 <= self.accumulate <= self.optim.batch:
-            raise ConfigError(f"accumulate={self.accumulate} is at least 1 and at most optim.batch={self.optim.batch}")
+            raise ConfigError(f"accumulate must be in [1, optim.batch={self.optim.batch}], got {self.accumulate}")
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+            raise ConfigError(
+                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+            )
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -100,7 +102,7 @@ def train(
     adapters: low_rank.Adapters,
     prompts: list[list[str]],
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The updates of the chosen epoch, and what to tell. Afterwards the model is as it was."""
+    """Returns (arrays, metrics): the updates of the chosen epoch. Afterwards the model is as it was."""
     model, optim = source.model, optimisation.optimiser(cfg.optim, adapters.params)
     total, of_epoch = total_steps(cfg), -(-len(photos.train) // cfg.optim.batch)
     every_epoch = on_photos.photo_epochs(cfg, photos, source)
@@ -168,7 +170,7 @@ def batch_loss(cfg: Config, model: clip.CLIP, prompts: list[list[str]], adapters
 
 
 def total_steps(cfg: Config) -> int:
-    """500 per shot, or as many as the config says. Raises `ConfigError` where neither tells."""
+    """Steps of the training: the config's, else 500 per shot. Raises `ConfigError` where there are neither."""
     if not (cfg.steps or cfg.data.shots):
-        raise ConfigError("data.shots=0 takes all photos, and steps are counted per shot: set steps")
+        raise ConfigError("steps must be set where data.shots=0 takes all photos: by default they are counted per shot")
     return cfg.steps or 500 * cfg.data.shots

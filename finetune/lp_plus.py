@@ -1,6 +1,6 @@
 """LP++: a linear head beside the zero-shot scores, which are mixed in by one learned weight per class.
 
-Huang et al., CVPR 2024, arXiv 2404.02285, eq. 3-11.   Trains: C x (E + 2) numbers.   Needs: a few-shot split, text features.
+Huang et al., CVPR 2024, arXiv 2404.02285, eq. 3-11.   Trains: C x (E + 2) parameters.   Needs: a few-shot split, text features.
 
     logits_k = f · w_k + b_k + α_k f · t_k          (without CLIP's scale)
 
@@ -32,7 +32,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig  # the authors choose on as many validation as training shots: val_shots = shots
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -47,11 +47,11 @@ class Config:
 
     def __post_init__(self):
         if self.epochs < 1 or self.alpha_every < 1:
-            raise ConfigError(f"epochs={self.epochs} and alpha_every={self.alpha_every} are at least 1")
+            raise ConfigError(f"epochs and alpha_every must be at least 1, got {self.epochs} and {self.alpha_every}")
         if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum} is not in [0, 1)")
+            raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.init_alpha < 0:
-            raise ConfigError(f"init_alpha={self.init_alpha} weighs the text's scores: it can't be negative")
+            raise ConfigError(f"init_alpha must be at least 0, got {self.init_alpha}")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Khattak et al., CVPR 2023, arXiv 2210.03117, eq. 3-9; with other settings also its baselines: vectors of both towers'
 own (IVLP), of the text alone, of the image alone (Jia et al., ECCV 2022, arXiv 2203.12119: VPT deep and shallow).
-Trains: J x n x D numbers and J linear maps between the towers.   Needs: a few-shot split of photos and a model, whose
+Trains: J x n x D parameters and J linear maps between the towers.   Needs: a few-shot split of photos and a model, whose
 towers the gradient passes: a vision transformer where images have vectors.
 
     loss = CE(s f(x; P̃) T(P)', label),   P̃_j = W_j P_j + b_j
@@ -48,8 +48,10 @@ class Config:
 
     def __post_init__(self):
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
-        _ = self.prompts  # tells what can't be
+            raise ConfigError(
+                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+            )
+        _ = self.prompts  # raises for impossible settings
 
     @property
     def prompts(self) -> Prompting:

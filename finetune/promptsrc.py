@@ -1,6 +1,6 @@
 """PromptSRC: vectors inside both towers, regularised towards the frozen towers' outputs, and averaged over the epochs.
 
-Khattak et al., ICCV 2023, arXiv 2307.06948, eq. 3-7.   Trains: J x n x D numbers of each tower.
+Khattak et al., ICCV 2023, arXiv 2307.06948, eq. 3-7.   Trains: J x n x D parameters of each tower.
 Needs: a few-shot split of photos and a vision transformer with its text tower, which the gradient passes.
 
     loss = CE(z, y) + λ1 mean|f - f⁰| + λ2 mean|t - t⁰| + λ3 KL(softmax z⁰ ‖ softmax z) / (B C)
@@ -36,7 +36,7 @@ class Config:
     data: DataConfig
     model: str
     family: str | None = None  # for weights that don't say their activation
-    templates: str = "promptsrc60"  # the texts that hold, and those of the zero-shot figures beside
+    templates: str = "promptsrc60"  # the texts to stay near, and those of the zero-shot figures beside
     augment: str = "coop"
     text: int = 4  # n of texts
     image: int = 4  # n of images
@@ -55,12 +55,16 @@ class Config:
 
     def __post_init__(self):
         if self.data.features:
-            raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+            raise ConfigError(
+                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+            )
         if min(self.text, self.image) < 1:
-            raise ConfigError(f"text={self.text} and image={self.image} vectors are at least 1 in each tower")
+            raise ConfigError(f"text and image must be at least 1 vector each, got {self.text} and {self.image}")
         if min(self.image_weight, self.text_weight, self.scores_weight) < 0 or self.deviation <= 0:
-            raise ConfigError(f"the weights are at least 0, deviation={self.deviation} is above 0")
-        _ = self.prompts  # tells what can't be
+            raise ConfigError(
+                f"the three weights must be at least 0 and deviation above 0, got deviation={self.deviation}"
+            )
+        _ = self.prompts  # raises for impossible settings
 
     @property
     def prompts(self) -> Prompting:
@@ -126,7 +130,7 @@ def gaussian(epochs: int, mean: float, deviation: float) -> np.ndarray:
     """The weights (epochs,) of the epochs from 1 on, which sum to 1. Raises `ConfigError` where none is above 0."""
     weights = np.exp(-0.5 * ((np.arange(1, epochs + 1) - mean) / deviation) ** 2)
     if not weights.sum() > 0:
-        raise ConfigError(f"mean={mean} is so far from all {epochs} epochs that none has a weight: set it among them")
+        raise ConfigError(f"mean must be near the epochs 1 to {epochs}, got {mean}: no epoch has a weight above 0")
     return weights / weights.sum()
 
 

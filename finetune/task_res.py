@@ -1,12 +1,12 @@
 """TaskRes: a residual beside each class's text feature, the towers and the text features frozen.
 
-Yu et al., CVPR 2023, arXiv 2211.10277, eq. 4-5.   Trains: C x E numbers.   Needs: a few-shot split and text features.
+Yu et al., CVPR 2023, arXiv 2211.10277, eq. 4-5.   Trains: C x E parameters.   Needs: a few-shot split and text features.
 
     logits = s f norm(T + α x)',  x = 0 at the start: zero-shot
 
 T are template means that were *not* normalised, as the authors take them: with a model its raw text features, of
-recorded features the recorded rows of length one. T of length l at α is T of length one at α / l: ViT-B/32's raw rows
-are several units long, so the authors' α = 0.5 moves recorded rows further.
+precomputed features the stored rows of length one. T of length l at α is T of length one at α / l: ViT-B/32's raw rows
+are several units long, so the authors' α = 0.5 moves stored rows further.
 
 The authors' Adam couples its decay, g + λ x; AdamW with weight_decay 0 on the loss + λ/2 |x|² is the same step, and what
 happens here: `decay` is λ, and `optim.weight_decay` would be a decoupled one on top.
@@ -34,7 +34,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template; ImageNet: openai7 and this one
@@ -51,9 +51,9 @@ class Config:
 
     def __post_init__(self):
         if self.views < 1 or self.decay < 0:
-            raise ConfigError(f"views is at least 1 and decay at least 0, got {self.views} and {self.decay}")
+            raise ConfigError(f"views must be at least 1 and decay at least 0, got {self.views} and {self.decay}")
         if self.alpha <= 0:
-            raise ConfigError(f"alpha={self.alpha} is how far the residual moves the text: it is above 0")
+            raise ConfigError(f"alpha must be above 0, got {self.alpha}")
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
@@ -110,7 +110,7 @@ def arrays(cfg: Config, text: np.ndarray, scale: float, residual: np.ndarray) ->
 
 
 def base_text(cfg: Config, data: precomputed.FeatureSet, source: sources.ModelSource | None) -> np.ndarray:
-    """T (C, E): means over the templates of the model's raw text features, or the recorded rows without one.
+    """T (C, E): means over the templates of the model's raw text features, or the precomputed rows without one.
 
     Raises `ConfigError` for a model of another width.
     """

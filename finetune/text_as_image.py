@@ -1,6 +1,6 @@
 """Texts as images: prompts for several classes at once are learned from sentences alone, and read on photos.
 
-Guo et al., CVPR 2023, arXiv 2211.12739 (TaI-DPT).   Trains: M x D numbers for each of two sets of prompts, or three.
+Guo et al., CVPR 2023, arXiv 2211.12739 (TaI-DPT).   Trains: M x D parameters for each of two sets of prompts, or three.
 Needs: class names, and captions if you have some; without any they are made of the names. No labelled photo.
 
     S_global = s g · G'      S_local = s Σ_p x_p · L' w_p,  w = softmax over p of τ x_p · L'
@@ -163,8 +163,19 @@ def prompts_of(cfg: Config, source: sources.ModelSource, classnames: Sequence[st
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
     """What a finished run does with rows of maps (N, (1 + P) E), see `jclip.features.photo_maps`: merged scores (N, C)."""
-    both = photo_maps.MapScorer(learned, cfg)
-    return lambda rows: both(rows).merged(float(learned["merge"][0]))
+    parts = part_scorer(learned, cfg)
+    return lambda rows: parts(rows)["merged"]
+
+
+def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The same with the global and the local scores beside the merged ones."""
+    both, share = photo_maps.MapScorer(learned, cfg), float(learned["merge"][0])
+
+    def score(rows: np.ndarray) -> dict[str, np.ndarray]:
+        scored = both(rows)
+        return {"global": scored.whole, "local": scored.places, "merged": scored.merged(share)}
+
+    return score
 
 
 def tagger(folder: Path, config: Config) -> tagging.Scorer:

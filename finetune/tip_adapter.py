@@ -27,7 +27,7 @@ from jclip.train import run as runs
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -48,11 +48,13 @@ class Config:
 
     def __post_init__(self):
         if self.views < 1 or min(self.search_steps) < 1:
-            raise ConfigError(f"views={self.views} and search_steps={list(self.search_steps)} are at least 1")
+            raise ConfigError(
+                f"views and search_steps must be at least 1, got {self.views} and {list(self.search_steps)}"
+            )
         if self.alpha < 0 or self.beta <= 0:
-            raise ConfigError(f"alpha={self.alpha} is at least 0, beta={self.beta} above 0")
+            raise ConfigError(f"alpha must be at least 0 and beta above 0, got {self.alpha} and {self.beta}")
         if min(self.search_alpha, self.search_beta) <= 0.1:
-            raise ConfigError("search_alpha and search_beta are above 0.1, where their grids start")
+            raise ConfigError("search_alpha and search_beta must be above 0.1, where their grids start")
         if not self.train:
             refuse_average(self.optim, "train=true")
 
@@ -107,7 +109,7 @@ def train_keys(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """-F: the keys as weights of a bias-free layer, cross-entropy on the logits above with α and β held fixed.
 
-    From photos, every epoch sees a fresh augmented view, as the authors do; recorded features are what they are. The
+    From photos, every epoch sees a fresh augmented view, as the authors do; precomputed features have one view. The
     keys are not renormalised. Returns the keys of the chosen epoch, and test accuracy of the last and the best epoch.
     """
     keys, fixed = jt.array(data.train), [jt.array(values).stop_grad(), jt.array(data.text).stop_grad()]

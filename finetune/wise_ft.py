@@ -1,11 +1,11 @@
 """WiSE-FT: the zero-shot head tuned as a linear layer, then mixed with itself as it was: (1 - α) before + α after.
 
 Wortsman et al., CVPR 2022, arXiv 2109.01903, eq. 1; on frozen features, the paper's "linear classifier".
-Trains: C x (E + 1) numbers.   Needs: a few-shot split, text features; validation photos where α is searched.
+Trains: C x (E + 1) parameters.   Needs: a few-shot split, text features; validation photos where α is searched.
 
     logits = W f + b,   before: W = exp(scale) T, b = 0,   after: AdamW on the cross-entropy, to its last epoch
 
-Both ends fold the scale in: a head that did not would be mixed with one a hundred times as large. The result tells the
+Both ends fold the scale in: a head that did not would be mixed with one a hundred times as large. The result has the
 accuracy along the whole way, on validation and on test photos; α is 0.5, the paper's advice, or the best on validation.
 With `tuned`, a weight file made from `model` or the folder of a run that tuned its towers, nothing is trained: whole towers
 are mixed, and the classes' prompts read by the mixed text tower; the mixture is written as model.safetensors.
@@ -13,7 +13,7 @@ are mixed, and the classes' prompts read by the mixed text tower; the mixture is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -31,6 +31,7 @@ from jclip.readers import safetensors, tensors
 from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
 from jclip.weights import checkpoint
+from jclip.weights.interpolation import between, grid, interpolate
 
 Weights: TypeAlias = "dict[str, np.ndarray]"
 
@@ -38,7 +39,7 @@ Weights: TypeAlias = "dict[str, np.ndarray]"
 @dataclass(frozen=True)
 class Config:
     data: DataConfig
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai80"
@@ -57,9 +58,9 @@ class Config:
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1 or not 1 <= self.steps <= 100:
-            raise ConfigError(f"alpha={self.alpha} is not in [0, 1], or steps={self.steps} not in 1 … 100")
+            raise ConfigError(f"alpha must be in [0, 1] and steps in [1, 100], got {self.alpha} and {self.steps}")
         if not 0 <= self.smoothing < 1 or self.clip < 0 or self.views < 1:
-            raise ConfigError("smoothing is in [0, 1), clip at least 0, views at least 1")
+            raise ConfigError("smoothing must be in [0, 1), clip at least 0, views at least 1")
         if self.tuned:
             refuse_average(self.optim, "training: leave tuned out")
 
@@ -139,18 +140,13 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, before: Weig
     return on_features.train(run, cfg.optim, learner, batches, batches.steps, data, selection="last")
 
 
-def grid(steps: int) -> list[float]:
-    """0, 1 / steps, … 1."""
-    return [i / steps for i in range(steps + 1)]
-
-
 def mix_towers(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot with towers between `model` and `tuned`: at 0, α and 1, or along the whole way where α is searched."""
     if not cfg.model or cfg.data.features:
-        raise ConfigError("towers are mixed on photos: set model= to the weights before tuning, and data.root")
+        raise ConfigError("mixing towers needs photos and the weights before tuning: set data.root and model")
     ends, photos = [sources.source_of(cfg), sources.source_of(cfg, cfg.tuned)], splits.read_photos(cfg.data)
     if ends[0].config != ends[1].config:
-        raise MisfitError(f"{cfg.tuned} is of another architecture than {cfg.model}: they can't be mixed")
+        raise MisfitError(f"{cfg.tuned} must have the architecture of {cfg.model} to be mixed with it, got another")
     file = run.file("model.safetensors")
 
     def at(alpha: float) -> precomputed.FeatureSet:
@@ -179,7 +175,7 @@ def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Ch
 
     def mixed(name: str) -> tensors.LazyTensor:
         return tensors.LazyTensor(
-            ends[0][name].shape, "float32", lambda: _between(name, *(end[name].read() for end in ends), alpha)
+            ends[0][name].shape, "float32", lambda: between(name, *(end[name].read() for end in ends), alpha)
         )
 
     merged = {name: mixed(name) for name in ends[0]}
@@ -187,25 +183,3 @@ def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Ch
     merged["logit_scale"] = checkpoint.in_memory(scale)
     metadata = {"made_by": "wise_ft", **checkpoint.describe(before.config, before.preprocess, float(scale))}
     safetensors.write_tensors(file, merged, dict.fromkeys(merged, "float32"), metadata)
-
-
-def interpolate(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], alpha: float) -> Weights:
-    """(1 - α) before + α after of every array, in float32 at least; α = 0 and 1 give the ends themselves.
-
-    Good for heads and for whole checkpoints, running statistics included. Raises `MisfitError` when names or shapes
-    differ, and for whole numbers that do: between two of them there is nothing to take.
-    """
-    checkpoint.compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
-    return {k: _between(k, before[k], after[k], alpha) for k in before}
-
-
-def _between(name: str, before: np.ndarray, after: np.ndarray, alpha: float) -> np.ndarray:
-    if "f" not in (before.dtype.kind, after.dtype.kind):
-        if not np.array_equal(before, after):
-            raise MisfitError(f"{name} holds whole numbers that differ: they can't be interpolated")
-        return before.copy()
-    kind = np.result_type(before.dtype, after.dtype, np.float32)
-    before, after = before.astype(kind), after.astype(kind)
-    if alpha in (0, 1):
-        return after if alpha else before
-    return (kind.type(1 - alpha) * before + kind.type(alpha) * after).astype(kind)

@@ -1,7 +1,7 @@
 """Zero-shot: classes named in prompts, nothing trained; one model, or several mixed.
 
 Radford et al., 2021, arXiv 2103.00020, section 3.1; prompts scored one by one and models mixed as the entry that won the
-third Ajou challenge does it.   Trains: nothing, but weights of several models with `search`.   Needs: photos or recorded
+third Ajou challenge does it.   Trains: nothing, but weights of several models with `search`.   Needs: photos or precomputed
 features with labels; validation photos where weights are searched.
 
     one model:  s x · w_k,   w_k = norm(mean_j norm(h(prompt_kj)))      several:  see `jclip.features.several_models`
@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
-from jclip.choices import Mix, PreprocessChoice
+from jclip.choices import Mix, PreprocessChoice, TagMethod
 from jclip.config import DataConfig, Dtype
-from jclip.data import multi_label, splits
+from jclip.data import class_names, label_files, labelled_photos, splits
 from jclip.errors import ConfigError, DataError
-from jclip.features import extraction, heads, precomputed, run_data, several_models
+from jclip.features import extraction, heads, precomputed, run_data, several_models, tagging
 from jclip.features import source as sources
 from jclip.features.member import Member, check_mixture
-from jclip.functional import metrics
+from jclip.functional import metrics, multi_label_metrics, score_ensemble
+from jclip.prompts.templates import prompts_of
 from jclip.report import evaluation
 from jclip.train import run as runs
 from jclip.train import scored_photos
@@ -35,7 +36,7 @@ Learned: TypeAlias = "dict[str, np.ndarray]"
 @dataclass(frozen=True)
 class Config:
     data: DataConfig = field(default_factory=DataConfig)
-    model: str = ""  # a name or weight file; recorded features with text need none
+    model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
     templates: str = "openai7"
@@ -47,6 +48,12 @@ class Config:
     drop_below: float = 0.0  # of `prob-prompts`: mixed probabilities of prompts up to it count as none
     drop_below_uniform: float = 0.0  # the same in units of uniform mass, 1 / the number of all prompts
     multi_label: bool = False  # photos may be of several classes: measures mAP, see `jclip.data.multi_label`
+    method: TagMethod = "whole"  # of multi_label: how a photo's places are read, see `jclip.features.tagging`
+    normalise: Literal["none", "image+class"] = (
+        "none"  # of multi_label: scores of each photo, then of each class, at mean 0
+    )
+    # and deviation 1
+    background: str = "coco"  # of tagclip and places: names of what is none of the classes, "none" or a,b,c
     unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1
 
@@ -58,6 +65,13 @@ class Config:
         if self.multi_label and (self.search or self.classes or self.data.features):
             raise ConfigError("multi_label=true measures photos among their own classes: leave search, classes and "
                               "data.features out")  # fmt: skip
+        if not self.multi_label and (self.method, self.normalise) != ("whole", "none"):
+            raise ConfigError(
+                f"method and normalise are of photos of several classes, got method={self.method}, "
+                f"normalise={self.normalise}: set multi_label=true, or leave them out"
+            )
+        if self.models and self.method != "whole":
+            raise ConfigError(f"method={self.method} reads one model's places, got models: set model")
         if self.search and len(self.models) < 2:
             raise ConfigError("search=true weighs several models: name them below models")
         if not 0.001 <= self.step <= 1 or not 0 <= self.unknown < 1:
@@ -92,10 +106,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
 
 
 def of_one_model(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
-    """Features of photos, or recorded ones, and the text of their classes."""
+    """Features of photos, or precomputed ones, and the text of their classes."""
     data = run_data.run_features(cfg, sources.source_of(cfg), run_data.run_photos(cfg, MEASURES_ALL), training=None)
     if data.text is None:
-        raise DataError("these features come without text features: set model= to the model they are of")
+        raise DataError("these features come without text features: set model= to the model that made them")
     return data, {"text": data.text, "scale": np.array([data.scale])}, data.text.shape[1]
 
 
@@ -112,22 +126,44 @@ def of_models(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
 
 def run_multi_label(cfg: Config, run: runs.Run) -> dict[str, float]:
     """The same for photos of several classes each: their mAP, and per_class.csv."""
-    models, found = members(cfg), multi_label.read_multi_label(cfg.data)
-    together = sources.SideBySide.of(models)
-    mixture = mixture_for(cfg, together, found.classnames, {"test": found.photos})
-    rows, features = extraction.extract(together, found.photos, on_error=cfg.data.on_error, label="test")
-    run.note(weights_sha256=together.weights_sha256, test_sha256=found.photos.digest())
-    one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
-    run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
+    found = labelled_photos.read_labelled_photos(cfg.data)
+    rows, scores = whole_scores(cfg, run, found) if cfg.method == "whole" else place_scores(cfg, run, found)
+    if cfg.normalise == "image+class":
+        scores = score_ensemble.by_image_and_class(scores)
     targets = found.targets[rows]
-    precisions = metrics.average_precisions(mixture(features), targets)
-    table = zip(found.classnames, targets.sum(axis=0), precisions, strict=True)
+    precisions = multi_label_metrics.average_precision_per_class(scores, targets)
+    table = zip(found.classnames, (targets == 1).sum(axis=0), precisions, strict=True)
     evaluation.write_csv(
         run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table]
     )
-    figures = {"test_map": float(np.nanmean(precisions)), "test_count": len(rows)}
+    figures = {"test_map": multi_label_metrics.mean_over_classes(precisions), "test_count": len(rows)}
     write_benchmark(cfg, run, figures, len(found.classnames))
     return figures
+
+
+def whole_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the photos that decode, and scores of the whole photos, by all models."""
+    together = sources.SideBySide.of(members(cfg))
+    mixture = mixture_for(cfg, together, found.classnames, {"test": found.split})
+    rows, features = extraction.extract(together, found.split, on_error=cfg.data.on_error, label="test")
+    run.note(weights_sha256=together.weights_sha256, test_sha256=found.split.digest())
+    one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
+    run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
+    return rows, mixture(features)
+
+
+def place_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
+    """The same by `cfg.method`, which reads a photo's places."""
+    source, paths = members(cfg)[0].source(), found.paths
+    names = class_names.read_background(cfg.background)
+    tagger = tagging.Tagger(source, found.classnames, cfg.templates, names, cfg.method)
+    scored = tagger.scored(paths, cfg.data.on_error, "test")
+    run.note(weights_sha256=source.weights_sha256, test_sha256=found.split.digest(), method=tagger.method)
+    head = heads.zero_shot_head(source, prompts_of(found.classnames, cfg.templates))
+    learned = {"text": head.weights, "scale": np.array([head.scale])}
+    run.save_learned(learned, classnames=found.classnames, width=source.width)
+    row = {path: number for number, path in enumerate(paths)}
+    return np.array([row[path] for path in scored.photos]), scored.scores
 
 
 def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -158,7 +194,7 @@ def mixture_for(
 def members(cfg: Config) -> tuple[Member, ...]:
     """The models of a config, also where it has but one."""
     if not cfg.models and not cfg.model:
-        raise ConfigError("this config names no model: set model, or models")
+        raise ConfigError("a config must name a model or models, got neither: set model, or models")
     look = PreprocessChoice(draft=cfg.data.draft or None)
     one = {"weights": cfg.model, "prompts": cfg.templates, "family": cfg.family, "dtype": cfg.dtype}
     return tuple(member.reading(cfg.data.upright) for member in cfg.models or (Member(**one, preprocess=look),))
@@ -178,5 +214,5 @@ def write_benchmark(cfg: Config, run: runs.Run, metrics: dict[str, float], class
     """benchmark.json, in the fields of CLIP_benchmark."""
     data = cfg.data
     dataset = data.features or data.split_file or data.root or data.test or data.train
-    models = [member.weights for member in cfg.models] or [cfg.model or "recorded features"]
+    models = [member.weights for member in cfg.models] or [cfg.model or "precomputed features"]
     evaluation.write_json(run.file("benchmark.json"), evaluation.benchmark_of(metrics, classes, dataset, models))

@@ -50,7 +50,9 @@ TOLERANCES = {
     "loss": 1e-5,
     # the maximum of a likelihood, found by two methods that stop at different distances from it. Measured 5e-9.
     "sigmoid_fit": 1e-6,
-    # recorded features of the real model are float16; accuracies on them are exact counts.
+    # what a process held at most beside the estimate: libraries keep scratch memory. Measured below 0.12.
+    "memory_relative": 0.3,
+    # precomputed features of the real model are float16; accuracies on them are exact counts.
     "recorded_features": 2e-3,
 }
 

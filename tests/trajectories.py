@@ -7,7 +7,7 @@ the very steps, which torch's float32 measures against its float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -99,26 +99,33 @@ def steps_from_equal_weights(
 def _drift_of_gradients(p, number: int, loss_of, given: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """How far rounding carries torch's gradients at `p`, relative to the largest entry of each as `close` counts.
 
-    Rounding as float32 does it, and, where `given` gradients are further away than that, a few draws of that size in
-    float64: a ReLU whose input is nearly zero is on for one processor and off for another, and the gradients of all
-    before it jump, where the loss does not.
+    Rounding as float32 does it, and a few draws of that size in float64: a ReLU whose input is nearly zero is on for one
+    processor and off for another, and the gradients of all before it jump, where the loss does not. Each is computed only
+    where `given` gradients are further away than the tolerance and what the ones before it explain.
     """
+    exact = {k: v.grad for k, v in p.items() if v.grad is not None}
+    away, drift = _distance({k: exact[k] for k in given}, given), dict.fromkeys(exact, 0.0)
+    rounded = _rounded(p, number, loss_of)
+    while any(away[k] > max(tolerance("gradient_relative"), tolerance("drift") * drift[k]) for k in away):
+        if (moved := next(rounded, None)) is None:
+            break
+        found = _distance(exact, {k: moved[k].grad for k in exact})
+        drift = {k: max(drift[k], found[k]) for k in drift}
+    return drift
+
+
+def _rounded(p, number: int, loss_of) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Parameters with gradients, computed in float32, then in float64 from weights that noise has moved."""
     single = {k: v.detach().float().requires_grad_(v.requires_grad) for k, v in p.items()}
     with _Single():
         loss_of(single, number).backward()
-    exact = {k: v.grad for k, v in p.items() if v.grad is not None}
-    drift = _distance(exact, {k: single[k].grad for k in exact})
-    away = _distance({k: exact[k] for k in given}, given)
-    if all(away[k] <= max(tolerance("gradient_relative"), tolerance("drift") * drift[k]) for k in away):
-        return drift
+    yield single
     for seed in range(DRAWS):
         draw = torch.Generator().manual_seed(seed)
         noise = {k: ROUNDING * torch.randn(v.shape, generator=draw, dtype=v.dtype) for k, v in p.items()}
         moved = {k: (v.detach() * (1 + noise[k])).requires_grad_(v.requires_grad) for k, v in p.items()}
         loss_of(moved, number).backward()
-        found = _distance(exact, {k: moved[k].grad for k in exact})
-        drift = {k: max(drift[k], found[k]) for k in drift}
-    return drift
+        yield moved
 
 
 def _distance(exact: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `low` to `high`."""
+    """The type of an argument that is an integer from `low` to `high`."""
 
     def read(text: str) -> int:
         digits = text[1:] if text[:1] in ("-", "+") else text
         if not (digits.isascii() and digits.isdecimal() and len(digits) < 19 and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"must be a whole number in [{low}, {high}], got {quoted(text, 60)}")
+            raise argparse.ArgumentTypeError(f"must be an integer in [{low}, {high}], got {quoted(text, 60)}")
         return int(text)
 
     return read

@@ -114,10 +114,12 @@ def _cuda() -> Iterator[tuple[str, str]]:
 
 
 def _half() -> str:
+    if reason := toolchain.why_no_avx512():
+        return f"no: {reason}"
     flags = toolchain.cpu_flags()
     if found := [f.upper() for f in ("amx_bf16", "avx512_bf16") if f in flags]:
         return f"fast ({', '.join(found)})"
-    return "runs, no faster than fp32 (AVX-512 without bf16)" if "avx512bw" in flags else "no (needs AVX-512)"
+    return "runs, no faster than fp32 (AVX-512 without bf16)"
 
 
 def _cache() -> str:

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         help="photos per class in train_4class.txt (default: 4)",
     )
     add_shared(p, "--seed", " of both draws (default: 10)", default=10)
-    p.add_argument("--link", action="store_true", help="fill TestSetZ with links (default: copies)")
+    p.add_argument("--link", action="store_true", help="fill TestSetZ with symbolic links, not copies")
     args = p.parse_args(argv)
 
     folder = Path(args.folder)

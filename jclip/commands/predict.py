@@ -83,7 +83,9 @@ def predict_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--copy", dest="how", action="store_const", const="copy", help="--sort-into makes copies (the default)"
     )
-    how.add_argument("--link", dest="how", action="store_const", const="link", help="--sort-into makes links")
+    how.add_argument(
+        "--link", dest="how", action="store_const", const="link", help="--sort-into makes symbolic links, not copies"
+    )
     p.add_argument(
         "--unsure",
         type=number(0, 1),

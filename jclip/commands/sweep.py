@@ -140,7 +140,7 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
 
 
 def base_first(arguments: Sequence[str], runs: str) -> list[Point]:
-    """The same on base classes. Raises `ConfigError` for recipes that can only tell apart what they learned."""
+    """The same on base classes. Raises `ConfigError` for recipes that can only classify into classes they learned."""
     points = planned(["data.subset=base", *arguments], runs)
     for point in points:
         if not hasattr(point.module, "for_classes"):
@@ -161,7 +161,7 @@ def combinations(listed: dict[str, str]) -> Iterator[list[str]]:
 
 
 def name_apart(points: list[Point]) -> list[Point]:
-    """Names that tell configs apart: with the recipe in front where two recipes have configs of one name."""
+    """Distinct names of configs: with the recipe in front where two recipes have configs of one name."""
     recipes = defaultdict(set)
     for point in points:
         recipes[point.config].add(point.module)

@@ -14,6 +14,7 @@ from jclip.report.tasks import task_of
 from jclip.train import run as runs
 from jclip.train.configs import (
     default_folder,
+    log_of,
     read_config,
     resolved,
 )
@@ -35,7 +36,12 @@ def train(argv: list[str]) -> int:
     add_shared(p, "--runs")
     p.add_argument("--fresh", action="store_true", help="discard what the run's folder holds and start over")
     p.add_argument(
-        "--link", type=nonempty, metavar="NAME", help="a symbolic link to make to the run's folder once it has finished"
+        "--link-run",
+        "--link",
+        dest="link",
+        type=nonempty,
+        metavar="NAME",
+        help="make NAME a symbolic link to the run's folder once it has finished",
     )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
@@ -45,7 +51,8 @@ def train(argv: list[str]) -> int:
         check_link(Path(args.link))
 
     written: list[str] = []
-    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh) as run:
+    log = log_of(args.config, args.overrides)
+    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh, log=log) as run:
         result = run.result
         if result is None:
             metrics = module.run(cfg, run)
@@ -77,4 +84,4 @@ def point(link: Path, folder: Path) -> None:
 def check_link(link: Path) -> None:
     """Raises `ConfigError` where something that is no link stands there: to be asked before the work."""
     if os.path.lexists(link) and not link.is_symlink():
-        raise ConfigError(f"{link} must be a link or absent, got a file or folder: choose another name with --link")
+        raise ConfigError(f"{link} must be a link or absent, got a file or folder: choose another name with --link-run")

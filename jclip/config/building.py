@@ -23,7 +23,7 @@ ALIASES = {
 }  # fmt: skip
 MOST_NUMBER = 3.4e38  # a float32 holds no more
 MOST_WHOLE = 1_000_000
-MOST_OF = {  # whole numbers of that name, in whatever recipe: a seed allocates nothing, the others photos and prompts
+MOST_OF = {  # integers of that name, in whatever recipe: a seed allocates nothing, the others photos and prompts
     "seed": 2**32 - 1,
     "views": 1_000,
     "head_views": 1_000,
@@ -116,7 +116,7 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
     return value
 
 
-_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 
 def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tuple:

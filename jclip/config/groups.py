@@ -74,8 +74,9 @@ class DataConfig:
 class CaptionConfig:
     """Where image-caption pairs are.
 
-    train, val: a .csv or .tsv with a header line, .jsonl, or .txt with `image$attributes$caption` lines (A3R); or
-    `shapes`, the embedded world, of which `scenes` are drawn anew for each epoch.
+    train, val: a .csv or .tsv with a header line, .jsonl, COCO's, Karpathy's or a list's .json, Flickr's or A3R's .txt,
+    Chinese-CLIP's `*_texts.jsonl`, a .tar or a folder of such shards; or `shapes`, the embedded world, of which `scenes`
+    are drawn anew for each epoch.
     """
 
     train: str = ""
@@ -83,6 +84,9 @@ class CaptionConfig:
     root: str = ""  # the folder that images are relative to; by default the file's own
     image_key: str = "filepath"
     caption_key: str = "title"
+    val_split: Literal["val", "test", "train"] = "val"  # of Karpathy's files, in which train is train and restval
+    captions_per_image: int = 0  # the first so many of each image; 0: all
+    queries: Literal["rows", "texts"] = "rows"  # of retrieval: every caption, or equal captions once
     scenes: int = 20_000
     val_scenes: int = 500
     easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
@@ -93,6 +97,7 @@ class CaptionConfig:
         require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
         require(self.val_scenes >= 2, "data", "val_scenes", "at least 2", self.val_scenes)
         require(self.easy_epochs >= 0, "data", "easy_epochs", "at least 0", self.easy_epochs)
+        require(self.captions_per_image >= 0, "data", "captions_per_image", "at least 0 (all)", self.captions_per_image)
 
 
 @dataclass(frozen=True)

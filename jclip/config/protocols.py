@@ -26,7 +26,7 @@ class WithPhotos(Protocol):
 
 
 class WithModel(Protocol):
-    """The model, `model` empty where recorded features need none, and what its photos are."""
+    """The model, `model` empty where precomputed features need none, and what its photos are."""
 
     @property
     def data(self) -> DataConfig | CaptionConfig: ...

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jclip.data import photo_policies
 from jclip.data.photo_file import as_seen, open_photo
-from jclip.data.preprocess import RESAMPLE, Preprocess, centre_crop, scale_short_side
+from jclip.data.preprocess import RESAMPLE, Preprocess, centre_crop, scale_short_side, square_padded
 from jclip.errors import ConfigError, DataError, UnknownName
 
 
@@ -18,8 +19,8 @@ from jclip.errors import ConfigError, DataError, UnknownName
 class Augment:
     """Training pipeline on top of a `Preprocess`: random resized crop, flip, random erasing. All randomness is `rng`'s.
 
-    area: range of the crop's share of the photo. erase_area: range of the erased share of the normalised tensor. plain:
-    the evaluation's pixels in place of a random crop.
+    area: range of the crop's share of the photo, where the evaluation pads to a square of the padded one. erase_area: range
+    of the erased share of the normalised tensor. plain: the evaluation's pixels in place of a random crop.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -45,10 +46,41 @@ class Augment:
 
     def _cropped(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> Image.Image:
         image = as_seen(image, p.upright).convert("RGB")
+        image = square_padded(image, p) if p.resize == "square-pad" else image
         return resized_crop(image, random_crop_box(image.height, image.width, self.area, self.ratio, rng), p)
 
 
-AUGMENTS: dict[str, Augment | None] = {
+@dataclass(frozen=True)
+class Policied:
+    """Training pipeline of DualCoOp's kind: the whole photo squashed, a hole cut out, then published random changes.
+
+    hole: share of the sides of a rectangle of a random colour. area: with it, one view in two is a random crop of that share
+    of the photo (range) instead. policy: "rand_augment" or a name of `jclip.data.photo_policies.POLICIES`.
+    """
+
+    hole: float = 0.5
+    area: tuple[float, float] | None = None
+    policy: str = "rand_augment"
+    flip: float = 0.0
+
+    def __call__(self, image: Image.Image, p: Preprocess, rng: np.random.Generator) -> np.ndarray:
+        """float32 (3, H, W): one random view of `image`."""
+        image = as_seen(image, p.upright).convert("RGB")
+        if self.area and rng.random() < 0.5:
+            image = resized_crop(image, random_crop_box(image.height, image.width, self.area, (3 / 4, 4 / 3), rng), p)
+        else:
+            squashed = image.resize((p.size[1], p.size[0]), RESAMPLE[p.interpolation])
+            image = photo_policies.cut_out(squashed, self.hole, rng)
+        if self.policy == "rand_augment":
+            image = photo_policies.rand_augment(image, rng)
+        else:
+            image = photo_policies.by_policy(image, photo_policies.POLICIES[self.policy], rng)
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return p.normalise(p.sharpened(image))
+
+
+AUGMENTS: dict[str, Augment | Policied | None] = {
     "none": None,
     "coop": Augment(),  # CoOp's family, CLIP-LoRA
     "tip_adapter": Augment(area=(0.5, 1.0)),  # Tip-Adapter, GDA, APE, LP++, AMU
@@ -56,6 +88,9 @@ AUGMENTS: dict[str, Augment | None] = {
     "wise_ft": Augment(area=(0.9, 1.0), flip=0.0),  # WiSE-FT, FLYP, open_clip
     "jittor_challenge": Augment(ratio=(0.75, 1.3), flip=0.0, erase=0.5),  # its entrants: random crop and erasing
     "mirror": Augment(flip=1.0, plain=True),  # cross-modal adaptation: nothing random, every view is the same
+    "dualcoop": Policied(),  # its authors
+    "tai_dual": Policied(0.4, (0.5, 1.0), "imagenet+cifar10", 0.5),  # DualCoOp as TaI-DPT's authors train it
+    "tai_dual_nus": Policied(0.4, (0.6, 1.0), "imagenet+cifar10", 0.5),  # the same on NUS-WIDE
 }
 
 
@@ -96,10 +131,10 @@ TEST_VIEWS: dict[str, Crops] = {
     "ten-crops": Crops(corners=True, flip=True),
 }
 
-PIPELINES: dict[str, type[Augment | Crops]] = {kind.__name__: kind for kind in (Augment, Crops)}
+PIPELINES: dict[str, type[Augment | Policied | Crops]] = {kind.__name__: kind for kind in (Augment, Policied, Crops)}
 
 
-def augment(name: str) -> Augment | None:
+def augment(name: str) -> Augment | Policied | None:
     """The training pipeline of that name, None for `none`. Raises `UnknownName`, or `ConfigError` for views to test by."""
     if name in TEST_VIEWS and name not in AUGMENTS:
         raise ConfigError(
@@ -110,7 +145,7 @@ def augment(name: str) -> Augment | None:
     return AUGMENTS[name]
 
 
-def pipeline_of(name: str) -> Augment | Crops:
+def pipeline_of(name: str) -> Augment | Policied | Crops:
     """How a photo is seen by that name, to train on or to test by. Raises `UnknownName`."""
     pipelines = AUGMENTS | TEST_VIEWS
     if name not in pipelines:
@@ -134,7 +169,7 @@ class Views:
     """
 
     preprocess: Preprocess
-    pipeline: Augment | Crops | None = None
+    pipeline: Augment | Policied | Crops | None = None
     seed: int = 0
     numbers: tuple[int, ...] = (0,)
 

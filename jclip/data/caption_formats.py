@@ -60,7 +60,7 @@ class _Bad(Exception):
 
 
 def read_caption_file(path: Path, labeller: Labeller, max_bad: float = MAX_BAD) -> CaptionFile:
-    """Returns the captions of a file in any of the formats, told apart by what stands in it.
+    """Returns the captions of a file in any of the formats, recognised by its content.
 
     Rows that are none are left out, counted, and the first five shown on stderr. Raises `DataError` for a file that is
     absent, empty or none of the formats, and where more than a share `max_bad` of the rows is bad.

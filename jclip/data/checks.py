@@ -1,4 +1,4 @@
-"""Whether photos, or features of them, can be learned from: what is refused, and what is told in one line on stderr."""
+"""Whether photos, or features of them, can be learned from: what is refused, and what is reported in one line on stderr."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ def check_several(classes: int, first: str, place: str = "", more: str = "") -> 
     """Raises `DataError` where one class, called `first`, is all there is; more: what else the message says."""
     if classes < 2:
         raise DataError(
-            f"{place}only one class ({first}): there is nothing to tell apart; add photos of another class, or name others "
+            f"{place}only one class ({first}): at least two are needed; add photos of another class, or name others "
             f"beside it (jclip zero-shot --classes {first},OTHER), or find its photos with `jclip tag`{more}"
         )
 
 
 def check_without_gap(labels: np.ndarray, place: str) -> None:
-    """Raises `DataError` where labels (N,) ≥ 0 skip a number: nothing else tells what that class is."""
+    """Raises `DataError` where labels (N,) ≥ 0 skip a number: nothing else names that class."""
     known = np.unique(labels)
     if len(known) and known[-1] >= len(known):
         gap = int(np.flatnonzero(known != np.arange(len(known)))[0])
         raise DataError(
             f"{place}: no row has label {gap}, though labels reach {known[-1]}: number them without a gap, "
-            "or record classnames"
+            "or store classnames"
         )
 
 
 def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int) -> None:
-    """Tells of classes with training photos, labels (N,), but fewer than `shots`; Dassl's draw takes what there is too."""
+    """Reports classes with training photos, labels (N,), but fewer than `shots`; Dassl's draw takes what there is too."""
     counts = np.bincount(labels, minlength=classes)
     few = np.flatnonzero((counts > 0) & (counts < shots))
     if len(few):
@@ -42,7 +42,7 @@ def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int)
 
 
 def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_text: bool) -> None:
-    """Classes without any training photo, labels (N,): told where text speaks for them, else a `DataError`.
+    """Classes without any training photo, labels (N,): reported where they have text, else a `DataError`.
 
     So is a training split without photos.
     """
@@ -53,7 +53,7 @@ def check_taught(labels: np.ndarray, classes: int, names: Sequence[str], has_tex
         lacking = f"{len(none)} of {classes} classes {_have(none)} no training photos (first: {_name(names, none[0])})"
         if not has_text:
             raise DataError(f"{lacking}, and this recipe learns from nothing else: add some, or leave the classes out")
-        notice(f"{lacking}: what is learned of them is their text alone")
+        notice(f"{lacking}: learned from their text alone")
 
 
 def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> Non
     if told:
         first = next(found[0] for found in again.values() if found)
         line = f"{' and '.join(told)} photos are training photos too (first: {first}): "
-        notice(f"{line}their figures say nothing of new photos")
+        notice(f"{line}their figures do not generalise to new photos")
 
 
 def repeated(train: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -209,7 +209,7 @@ def _of_rows(records: Sequence[tuple[int, list[str]]], head: Sequence[str], path
             for line, fields in records
             if not re.fullmatch(_NUMBER, fields[numbers[0]].strip())
         )
-        raise DataError(f"{path}, line {line}: {head[numbers[0]]} must be a whole number from 0, got {cell!r:.40}")
+        raise DataError(f"{path}, line {line}: {head[numbers[0]]} must be an integer from 0, got {cell!r:.40}")
     name = (named or plain)[0]
     others = [c for c, title in enumerate(head) if title in _OTHERS]
     return [
@@ -300,7 +300,7 @@ def _of_objects(values: Sequence[Mapping], place: str) -> list[Entry]:
             raise DataError(f"{where}: must have a name, got an object with {preview([*value])[:80] or 'nothing'}")
         number, synonyms = value.get("id"), value.get("synonyms") or []
         if "id" in value and (isinstance(number, bool) or not re.fullmatch(_NUMBER, str(number))):
-            raise DataError(f"{where}: id must be a whole number from 0, got {_kind(number)}")
+            raise DataError(f"{where}: id must be an integer from 0, got {_kind(number)}")
         synonyms = [_name(synonym, where) for synonym in (synonyms if isinstance(synonyms, list) else [synonyms])]
         number = int(number) if "id" in value else None
         entries.append(_checked(Entry(_name(value["name"], where), number, tuple(synonyms), where)))
@@ -316,7 +316,7 @@ def _of_objects(values: Sequence[Mapping], place: str) -> list[Entry]:
 
 
 def _name(value: Any, place: str) -> str:
-    """A name, or a whole number as one. Raises `DataError` for anything else."""
+    """A name, or an integer as one. Raises `DataError` for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

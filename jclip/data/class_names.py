@@ -12,6 +12,7 @@ import numpy as np
 from jclip.data.class_lists import Entry, read_entries, read_numbered
 from jclip.errors import DataError, notice
 from jclip.paths import exists, is_file
+from jclip.prompts.background_names import BACKGROUNDS
 from jclip.prompts.class_sets import class_set, class_sets
 from jclip.prompts.spelling import alike, difference, name_key, nearest
 
@@ -97,6 +98,11 @@ def read_class_names(named: str, least: int = 2) -> ClassNames:
         [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()],
         least=least,
     )
+
+
+def read_background(named: str) -> tuple[str, ...]:
+    """Names of what is none of the classes: a set of `jclip.prompts.background_names`, else as `read_class_names`."""
+    return BACKGROUNDS[named] if named in BACKGROUNDS else read_class_names(named, least=1).names
 
 
 def _unlike(entries: Sequence[Entry], place: str = "", least: int = 2) -> ClassNames:

@@ -142,7 +142,7 @@ def _list_row(line: str, place: str, classes: int) -> tuple[str, list[int]]:
     photo = re.sub(rf"(?:[\s,]+[0-9]+){{{len(numbers)}}}[\s,]*$", "", line)
     head, blank, last = photo.rpartition(" ")
     if blank and is_photo(head) and not is_photo(last):
-        raise DataError(f"{place}: labels must be whole numbers from 0, got {last!r:.60}")
+        raise DataError(f"{place}: labels must be integers from 0, got {last!r:.60}")
     return photo, [label_of(number, place, classes) for number in reversed(numbers)]
 
 

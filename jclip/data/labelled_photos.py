@@ -6,7 +6,6 @@ Imports no Jittor.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from jclip.config import DataConfig
 from jclip.data.checks import preview
 from jclip.data.class_names import read_classes
 from jclip.data.label_files import PhotoLabels
-from jclip.data.multi_label import read_multi_label
+from jclip.data.multi_label import Part, read_multi_label
 from jclip.data.multi_label_sets import read_labels
 from jclip.errors import DataError
 from jclip.paths import exists, is_file
@@ -22,10 +21,10 @@ from jclip.paths import exists, is_file
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".npz")  # which name their photos and classes themselves
 
 
-def read_labelled_photos(config: DataConfig, part: Literal["val", "test"] = "test") -> PhotoLabels:
+def read_labelled_photos(config: DataConfig, part: Part = "test") -> PhotoLabels:
     """The photos of that part, and labels (N, C) int8: 1 present, 0 absent, -1 unknown.
 
-    `data.test` (`data.val`) is a list, `path label label` a line, beside `data.classes`; or what
+    `data.test` (`data.val`, `data.train`) is a list, `path label label` a line, beside `data.classes`; or what
     `jclip.data.multi_label_sets.read_labels` reads: a folder of VOC or NUS-WIDE with a part behind a colon
     (`VOC2007:test`), COCO's instances as .json, names as .jsonl or .csv. Without it, see
     `jclip.data.multi_label.read_multi_label`. Raises `DataError` for what is missing or contradictory.

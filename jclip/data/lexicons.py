@@ -181,7 +181,7 @@ def _words(values: Any, place: str) -> list[str]:
 
 def _most_tokens(value: Any, place: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigError(f"{place}: most_tokens must be a whole number from 0, got {quoted(value)}")
+        raise ConfigError(f"{place}: most_tokens must be an integer from 0, got {quoted(value)}")
     return value
 
 

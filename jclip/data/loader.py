@@ -22,11 +22,11 @@ _AHEAD = 2  # batches that may wait decoded
 _WORTH_PROCESSES = 256  # photos: processes take a third of a second to start
 
 
-def tell_once(failed: Iterable[str], told: set[str]) -> None:
-    """Names on stderr the photos that were left out, each but once; `told` remembers them."""
+def tell_once(failed: Iterable[str], reported: set[str]) -> None:
+    """Reports each skipped photo once on stderr; `reported` remembers them."""
     for message in failed:
-        if message not in told:
-            told.add(message)
+        if message not in reported:
+            reported.add(message)
             notice(f"skipped: {message}")
 
 
@@ -56,7 +56,7 @@ def batches(
             if not isinstance(result, DataError):
                 kept.append((place, result))
             elif on_error == "stop":
-                raise DataError(f"{result} (mend or remove it, or let such photos be skipped: on_error=skip)")
+                raise DataError(f"{result} (repair or remove it, or skip such photos: on_error=skip)")
             elif failed is not None:
                 failed.append(str(result))
             if len(kept) == size:
@@ -70,7 +70,7 @@ def workers() -> int:
     """How many processes or threads decode: JCLIP_WORKERS, else one per core, at most 16. 0: no processes."""
     named = os.environ.get("JCLIP_WORKERS", "")
     if named and not named.isdecimal():
-        raise ConfigError(f"JCLIP_WORKERS={named} is no number of processes")
+        raise ConfigError(f"JCLIP_WORKERS must be a number of processes, got {named}")
     return int(named) if named else min(len(os.sched_getaffinity(0)), 16)
 
 

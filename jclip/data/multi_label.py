@@ -20,6 +20,8 @@ from jclip.data.world import SCENES
 from jclip.errors import DataError
 from jclip.paths import compute_sha256, is_file
 
+Part = Literal["train", "val", "test"]
+
 
 @dataclass(frozen=True)
 class LabelledPhotos:
@@ -30,23 +32,23 @@ class LabelledPhotos:
     targets: np.ndarray  # (N, C) bool
 
 
-def read_multi_label(config: DataConfig, part: Literal["val", "test"] = "test") -> LabelledPhotos:
-    """The test photos of `config`, or all of folders without a test part; or its validation photos.
+def read_multi_label(config: DataConfig, part: Part = "test") -> LabelledPhotos:
+    """The test photos of `config`, or all of folders without a test part; or its validation or training photos.
 
     Of a folder per class, below test/ or directly, a photo that lies in several of them (the same bytes, or a link) has
     all their classes. A list file, `data.test` beside `data.classes`, has all labels behind the path:
-    `photos/1.jpg 3 17`; so has `data.val`. `shapes:scenes` has lists of its own. Raises `DataError` for what is missing or
-    contradictory.
+    `photos/1.jpg 3 17`; so have `data.val` and `data.train`. `shapes:scenes` has lists of its own. Raises `DataError` for
+    what is missing or contradictory.
     """
     config = _with_lists(config)
     if listed := getattr(config, part):
         return _of_list(Path(listed), config)
     data = read_photos(replace(config, shots=0, val_shots=0))
-    test = data.val if part == "val" else data.test if len(data.test) else data.train
+    test = getattr(data, part) if part != "test" or len(data.test) else data.train
     return _gathered(data.classnames, zip(test.paths, _contents(test.paths), test.labels.tolist(), strict=True))
 
 
-def has_photos(config: DataConfig, part: Literal["val", "test"]) -> bool:
+def has_photos(config: DataConfig, part: Part) -> bool:
     """Whether `config` names photos of several classes each, of that part."""
     config = _with_lists(config)
     return bool(getattr(config, part)) or (part == "test" and bool(config.root) and not config.val)
@@ -58,7 +60,7 @@ def _with_lists(config: DataConfig) -> DataConfig:
     if world != WORLD or name not in SCENES:
         return config
     folder = photo_folder(config.root)
-    lists = {part: str(folder / f"{part}.txt") for part in ("val", "test", "classes")}
+    lists = {part: str(folder / f"{part}.txt") for part in ("train", "val", "test", "classes")}
     return replace(config, root=str(folder), **lists)
 
 

@@ -25,8 +25,8 @@ from PIL import (
 )
 
 from jclip.data.photo_parts import check_parts, check_tags
+from jclip.data.stored_photos import open_any_photo, spoken_path
 from jclip.errors import DataError, at_end, notice, printable
-from jclip.paths import open_regular
 
 # Endings of files that count as photos, in lower case; the format is decided by the bytes, not by the ending.
 PHOTO_ENDINGS = frozenset({
@@ -91,11 +91,11 @@ def open_photo(path: str | os.PathLike, draft: tuple[int, int] | None = None, up
     pixels, a file that is larger than its kind may be, or no regular file.
     """
     try:
-        with open_regular(path) as file:
+        with open_any_photo(path) as file:
             image, turned = _decoded(file, draft, upright)
     except Exception as e:  # whatever a damaged file leads a decoder to: RuntimeError, MemoryError, OverflowError, …
-        raise DataError(f"{printable(os.fspath(path))} does not decode: {_reason(e)}") from e
-    ORIENTATIONS.saw(os.fspath(path), turned)
+        raise DataError(f"{printable(spoken_path(path))} does not decode: {_reason(e)}") from e
+    ORIENTATIONS.saw(spoken_path(path), turned)
     return image
 
 
@@ -105,11 +105,11 @@ def header(path: str | os.PathLike) -> tuple[str, str, int, int, int]:
     Raises `DataError` as `open_photo` does.
     """
     try:
-        with open_regular(path) as file:
+        with open_any_photo(path) as file:
             image = _opened(file)
             return image.format or "", image.mode, *image.size, orientation(image)
     except Exception as e:  # as above
-        raise DataError(f"{printable(os.fspath(path))} does not decode: {_reason(e)}") from e
+        raise DataError(f"{printable(spoken_path(path))} does not decode: {_reason(e)}") from e
 
 
 def _opened(file: BinaryIO) -> Image.Image:
@@ -135,7 +135,7 @@ def _decoded(file: BinaryIO, draft: tuple[int, int] | None, upright: bool) -> tu
 
 def _check_bytes(file: BinaryIO, start: bytes) -> None:
     """Raises `DataError` for a file that is too large for its kind, or made of too many parts."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     most = MOST_PLAIN_BYTES if start.startswith(_PLAIN_STARTS) else MOST_BYTES
     if size > most:
         raise DataError(f"the file must have at most {most:,} bytes, got {size:,}")
@@ -203,8 +203,8 @@ def orientation(image: Image.Image) -> int:
 def as_seen(image: Image.Image, upright: bool = True) -> Image.Image:
     """A photo as models see it: upright, and with 8 bits per channel; one that is so already is returned itself.
 
-    16-bit grey becomes round(x / 257), which is never half way between two numbers. Raises `DataError` for other modes
-    that have no RGB: whole numbers of 32 bits, floats, LAB.
+    16-bit grey becomes round(x / 257), which is never half way between two integers. Raises `DataError` for other modes
+    that have no RGB: integers of 32 bits, floats, LAB.
     """
     image.load()
     turn = _TURNS.get(orientation(image)) if upright else None

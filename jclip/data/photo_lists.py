@@ -32,7 +32,7 @@ def photos_with_label(path: Path, folders: Sequence[Path], classes: int = 0) -> 
     """Number of line, photo and label of each line; None where it has no label.
 
     `photo label`, `photo,label`, or `label photo` where every line is so and the first photo is found in `folders` only
-    without the label. Raises `DataError` with the line for a label that is no whole number from 0, beyond the `classes`, or
+    without the label. Raises `DataError` with the line for a label that is no integer from 0, beyond the `classes`, or
     beyond 32 bits.
     """
     lines = list_lines(path)
@@ -51,7 +51,7 @@ def _photo_and_label(line: str, place: str, classes: int) -> tuple[str, int | No
     if photo and _is_label(last):
         return photo, label_of(last, place, classes)
     if is_photo(photo) and not is_photo(last):
-        raise DataError(f"{place}: labels must be whole numbers from 0, got {last!r:.60}")
+        raise DataError(f"{place}: labels must be integers from 0, got {last!r:.60}")
     head, comma, last = _at_comma(line)
     if comma and is_photo(head) and not is_photo(last):
         return head, label_of(last, place, classes)
@@ -80,7 +80,7 @@ def _only(photo: str, whole: str, folders: Sequence[Path]) -> bool:
 def label_of(text: str, place: str, classes: int = 0) -> int:
     """A label as a number. Raises `DataError` for what is none, beyond 32 bits, or beyond the `classes` there are."""
     if not _is_label(text):
-        raise DataError(f"{place}: labels must be whole numbers from 0, got {text!r:.60}")
+        raise DataError(f"{place}: labels must be integers from 0, got {text!r:.60}")
     label = int(text) if len(text) <= 18 else MOST_LABEL + 1
     if classes and label >= classes:
         raise DataError(f"{place}: label {text[:40]} is beyond the {classes} classes")

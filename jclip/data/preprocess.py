@@ -130,13 +130,16 @@ def _longest_pad(p: Preprocess, image: Image.Image) -> Image.Image:
 
 
 def _square_pad(p: Preprocess, image: Image.Image) -> Image.Image:
-    """Equal borders on the short side; an odd difference leaves one pixel, which the crop absorbs."""
+    return _shortest(p, square_padded(image, p))
+
+
+def square_padded(image: Image.Image, p: Preprocess) -> Image.Image:
+    """RGB with equal borders on the short side; an odd difference leaves one pixel, which a crop absorbs."""
     image = image.convert("RGB")
     x = max(0, (image.height - image.width) // 2)
     y = max(0, (image.width - image.height) // 2)
     _check_room((image.width + 2 * x, image.height + 2 * y), image)
-    padded = ImageOps.expand(image, border=(x, y, x, y), fill=(p.fill,) * 3)
-    return _shortest(p, padded)
+    return ImageOps.expand(image, border=(x, y, x, y), fill=(p.fill,) * 3)
 
 
 _RESIZERS = {"shortest": _shortest, "squash": _squash, "longest-pad": _longest_pad, "square-pad": _square_pad}

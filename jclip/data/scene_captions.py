@@ -45,7 +45,7 @@ class Draws:
         return self._random() < share
 
     def below(self, count: int) -> int:
-        """Returns a whole number from 0 to count - 1, each as likely."""
+        """Returns an integer from 0 to count - 1, each as likely."""
         return int(self._random() * count)
 
     def one(self, values: Sequence[_T]) -> _T:
@@ -109,7 +109,7 @@ def template_captions(
 
     Classes of COCO, VOC2007 and NUS-WIDE appear together as they do in everyday scenes, any others in sets of one to four
     at random. Every class is in at least `min_per_class` sentences, or in its share of `count`; none of many classes is in
-    more than a quarter. Raises `DataError` for class names that no sentence can tell apart.
+    more than a quarter. Raises `DataError` for class names that no sentence can separate.
     """
     lexicon = classnames if isinstance(classnames, Lexicon) else load_lexicon(tuple(classnames))
     labeller = Labeller(lexicon)
@@ -157,9 +157,7 @@ class _Maker:
                 failures += 1
                 if failures > 1000 + 20 * self._count:
                     lacking = [name for name, missing in zip(self._names, self._missing, strict=True) if missing > 0]
-                    raise DataError(
-                        f"class names must be told apart in sentences, got none for: {', '.join(lacking):.300}"
-                    )
+                    raise DataError(f"sentences must separate the class names, got none for: {', '.join(lacking):.300}")
                 continue
             text, present, unknown = said
             row = targets[len(texts)]

@@ -318,7 +318,7 @@ def _coop_row(row: object, place: str) -> tuple[str, int, str]:
         raise DataError(f"{place} must be [path, label, class], got {row!r:.80}")
     path, label, name = row
     if type(label) is not int or not 0 <= label <= MOST_LABEL:
-        raise DataError(f"{place}: label must be a whole number from 0 to {MOST_LABEL}, got {label!r:.80}")
+        raise DataError(f"{place}: label must be an integer from 0 to {MOST_LABEL}, got {label!r:.80}")
     return path, label, name
 
 

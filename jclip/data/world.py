@@ -24,7 +24,7 @@ SIZE = 64
 COUNTS = {"train": 16, "val": 4, "test": 10}  # photos per class and part of a style
 PER_PAIR = {"seen_pairs": 10, "unseen_pairs": 40}
 SCENES = {"scenes": shapes.SEEN_STYLES, "unseen_scenes": shapes.UNSEEN_STYLES}
-SCENE_COUNTS = {"val": 200, "test": 800}
+SCENE_COUNTS = {"val": 200, "test": 800, "train": 800}  # in the order of their seeds
 THINGS = (2, 4)  # of a scene
 _SEEDS = {name: 10_000 + i for i, name in enumerate((*shapes.STYLES, *PER_PAIR, *SCENES))}
 
@@ -32,7 +32,8 @@ _SEEDS = {name: 10_000 + i for i, name in enumerate((*shapes.STYLES, *PER_PAIR, 
 def rendered_folder(name: str) -> Path:
     """The folder of that name with `train`, `val` and `test` as far as it has them. Raises `UnknownName`.
 
-    Of scenes it has classes.txt, val.txt and test.txt besides, as `jclip.data.multi_label` reads them.
+    Of scenes it has classes.txt and a list for each part besides, train.txt, val.txt and test.txt, as
+    `jclip.data.multi_label` reads them.
     """
     if name not in _SEEDS:
         raise UnknownName("set of rendered photos", name, _SEEDS)

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = face(
             "zero_shot_head",
         ),
         "member": ("Member", "check_mixture"),
+        "pair_maps": ("PairScorer", "PairSource"),
         "photo_maps": ("MapScorer", "MapSource", "Scored", "score_photos"),
         "precomputed": ("FeatureSet", "read_recorded"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),

@@ -68,7 +68,7 @@ def text_means(
     """Prompts averaged both ways: each class's over the templates, the zero-shot head (C, E), and each template's over
     the classes, (T, E); rows of length one.
 
-    unit_first: off averages texts as long as the tower makes them. Cached; the texts are read once for this and for
+    unit_first: off averages unnormalised texts. Cached; the texts are read once for this and for
     `zero_shot_head`. Raises `ConfigError` where not all classes have prompts of the same templates.
     """
     if len(counts := {len(of_class) for of_class in prompts}) > 1:
@@ -93,7 +93,7 @@ def text_means(
 def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], templates: str) -> dict[str, np.ndarray]:
     """`text` (C, E) and `scale` of other class names: what recipes that classify by text learn anew for them.
 
-    source: the model; or, of recorded features without one, the head of these classes that was recorded with them.
+    source: the model; or, of precomputed features without one, the head of these classes stored with them.
     """
     recorded = isinstance(source, ZeroShotHead)
     head = source if recorded else zero_shot_head(source, class_prompts(classnames, load_templates(templates)))
@@ -141,7 +141,7 @@ def check_directions(features: np.ndarray, of: Sequence[str]) -> None:
     lengths = np.linalg.norm(features.astype(np.float64), axis=-1)
     lost = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(lost):
-        what = "is zero" if lengths[lost[0]] == 0 else "holds NaN or infinite numbers"
+        what = "is zero" if lengths[lost[0]] == 0 else "holds NaN or infinite values"
         raise DataError(
             f"the model's feature of {printable(str(of[lost[0]]), 200)!r} {what}, as do {len(lost)} of {len(of)}: its "
             "weights are damaged, or too large for a half dtype (use dtype fp32)"
@@ -151,8 +151,10 @@ def check_directions(features: np.ndarray, of: Sequence[str]) -> None:
 def check_width(source: ModelSource, width: int) -> None:
     """Raises `ConfigError` for a model whose features are of another width than those at hand."""
     if source.config.embed_dim != width:
-        widths = f"{source.config.embed_dim} numbers and not {width}"
-        raise ConfigError(f"the model gives features of {widths}: name the model that these are of, or leave it out")
+        widths = f"{source.config.embed_dim} dimensions and not {width}"
+        raise ConfigError(
+            f"the model gives features of {widths}: set model to the one that made these, or leave it out"
+        )
 
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:

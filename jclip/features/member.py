@@ -34,7 +34,7 @@ class Member:
 
     def __post_init__(self):
         if min(self.weight, self.scale, self.drop_below, self.drop_below_uniform) < 0:
-            raise ConfigError("weight, scale, drop_below and drop_below_uniform are at least 0")
+            raise ConfigError("weight, scale, drop_below and drop_below_uniform must be at least 0")
         if (self.drop_below or self.drop_below_uniform) and self.mode != "prob-prompts":
             raise ConfigError(f"drop_below is of probabilities of prompts: set mode to prob-prompts (now {self.mode})")
 
@@ -55,9 +55,9 @@ class Member:
         """What its prompts depend on."""
         return self.prompts, self.article, self.plural
 
-    def class_prompts(self, classnames: Sequence[str], tell: bool = False) -> list[list[str]]:
-        """Its prompts for each class. tell: on stderr, of repeated ones and of classes without sentences."""
-        if tell:
+    def class_prompts(self, classnames: Sequence[str], report: bool = False) -> list[list[str]]:
+        """Its prompts for each class. report: on stderr, repeated ones and classes without sentences."""
+        if report:
             return prompts_of(classnames, self.prompts, self.article, self.plural)
         return class_prompts(classnames, load_templates(self.prompts), self.article, self.plural)
 
@@ -65,7 +65,7 @@ class Member:
 def check_mixture(members: Sequence[Member], mix: Mix, drop_below: float = 0.0) -> None:
     """Raises `ConfigError` for members that can't be mixed so."""
     if not any(member.weight for member in members):
-        raise ConfigError("models: at least one of them needs a weight above 0")
+        raise ConfigError("models: at least one weight must be above 0")
     probabilities = [member.weights for member in members if member.mode not in LOGITS]
     if mix == "logit" and len(members) > 1 and probabilities:
         raise ConfigError(f"mix=logit: {probabilities[0]} scores by probabilities, which have no logits: set mix=geo")

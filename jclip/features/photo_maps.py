@@ -144,14 +144,20 @@ def score_photos(
     source: MapSource, split: Split, scorer: MapScorer, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, Scored]:
     """Rows (n,) of `split` that decoded, and their scores. Maps of one part of the photos at a time are in memory."""
-    found: list[tuple[np.ndarray, Scored]] = []
+    found = [(rows, scorer(maps)) for rows, maps in maps_in_parts(source, split, on_error, label)]
+    rows = np.concatenate([at for at, _ in found])
+    return rows, Scored(*(np.concatenate(column) for column in zip(*(s for _, s in found), strict=True)))
+
+
+def maps_in_parts(
+    source: ModelSource | MapSource, split: Split, on_error: OnError = "stop", label: str = ""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of `split` that decoded and their features, for one part of the photos after the other."""
     part = max(PART, batch_size())
     for at in range(0, len(split), part):
         some = range(at, min(at + part, len(split)))
         rows, maps = extract(source, split.take(some), on_error=on_error, label=label)
-        found.append((at + rows, scorer(maps)))
-    rows = np.concatenate([at for at, _ in found])
-    return rows, Scored(*(np.concatenate(column) for column in zip(*(s for _, s in found), strict=True)))
+        yield at + rows, maps
 
 
 def by_set(learned: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:

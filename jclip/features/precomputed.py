@@ -1,4 +1,4 @@
-"""Sets of image features with labels, and the files in which few-shot repositories record them. Imports no Jittor."""
+"""Sets of image features with labels, and the .npz files in which few-shot repositories store them. Imports no Jittor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jclip.readers.npz import read_npy, read_npz
 class FeatureSet:
     """Normalised image features (N, E) float32 with labels, and what is known of the text side.
 
-    text: (C, E) rows of length one, or None where none were recorded or they live elsewhere. scale: exp(logit_scale).
+    text: (C, E) rows of length one, or None where there are none or they live elsewhere. scale: exp(logit_scale).
     """
 
     classnames: tuple[str, ...]
@@ -33,7 +33,7 @@ class FeatureSet:
     scale: float
     test_photos: tuple[str, ...] = ()  # of the test rows, where that is known
     facts: Mapping[str, str] = field(default_factory=dict)  # hashes of data and weights, for the run's result
-    photos: PhotoData | None = None  # what the rows are features of; None where they were recorded
+    photos: PhotoData | None = None  # what the rows are features of; None for precomputed ones
 
     def report(self, score: Callable[[np.ndarray], np.ndarray], prefix: str = "") -> dict[str, float]:
         """`classification_report` of `score` on val and test, where there are any: `val_top1`, `test_ece`, …"""
@@ -84,7 +84,7 @@ def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
     if subset == "all":
         return recorded
     if not recorded.classnames:
-        raise DataError(f"{path} names no classes: data.subset={subset} needs classnames, to tell base from new")
+        raise DataError(f"{path} names no classes: data.subset={subset} needs classnames, to separate base from new")
     stay = half(recorded.classes, subset)
     names = recorded.classnames[stay.start : stay.stop]
     check_several(len(names), names[0] if names else "none", f"{path}, data.subset={subset}: ")
@@ -112,7 +112,7 @@ def read_text(path: str, classes: int, width: int) -> np.ndarray:
 
 
 def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
-    """Features of an .npz as few-shot repositories record them; nothing in it is executed.
+    """Features of an .npz as few-shot repositories write them; nothing in it is executed.
 
     Two spellings: `train_features_K`, `train_labels_K`, `val_features`, …, `text_features`, `classnames`, `logit_scale`;
     and `keys_K`, `keys_K_l`, `val_f`, `val_l`, `test_f`, `test_l`; with either `test_path`, the photos' names. Raises
@@ -166,23 +166,23 @@ def _features_and_labels(
 
 
 def _directions(x: np.ndarray, name: str, path: str) -> np.ndarray:
-    """Rows (N, E) float32 of length one. Raises `DataError` for what is no number, and for rows without a length."""
+    """Rows (N, E) float32 of length one. Raises `DataError` for NaN and infinite values, and for rows of zeros."""
     if x.dtype.kind not in "fiu":
-        raise DataError(f"{path}: {name} holds {x.dtype}, expected real numbers")
+        raise DataError(f"{path}: {name} holds {x.dtype}, expected floating-point values")
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
         lengths = np.linalg.norm(x, axis=1, keepdims=True)
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
         raise DataError(
-            f"{path}: {name} holds {int((~np.isfinite(x)).sum())} values that are no numbers (first: row {row}): "
-            "record it anew"
+            f"{path}: {name} holds {int((~np.isfinite(x)).sum())} values that are NaN or infinite (first: row {row}): "
+            "compute it again"
         )
     lost = np.flatnonzero((lengths < 1e-12) | ~np.isfinite(lengths))
     if len(lost):
         raise DataError(
             f"{path}: {name} has {len(lost)} rows that can't be brought to length one (first: row {lost[0]}, of length "
-            f"{float(lengths[lost[0], 0])}): record them anew, or leave them out"
+            f"{float(lengths[lost[0], 0])}): compute them again, or leave them out"
         )
     return x / lengths
 
@@ -190,7 +190,7 @@ def _directions(x: np.ndarray, name: str, path: str) -> np.ndarray:
 def _whole_numbers(y: np.ndarray, name: str, path: str) -> np.ndarray:
     """Labels (N,) int64. Raises `DataError` for what would have to be rounded."""
     if y.dtype.kind not in "fiu" or not (np.isfinite(y).all() and (y == np.floor(y)).all()):
-        raise DataError(f"{path}: {name} are the classes' numbers from 0, expected whole numbers ({y.dtype})")
+        raise DataError(f"{path}: {name} must be class ids from 0 as integers, got {y.dtype}")
     return y.astype(np.int64)
 
 
@@ -228,10 +228,12 @@ def _check(data: FeatureSet, path: str) -> None:
         widths.add(data.text.shape[1])
         named = len(data.classnames) or 1 + int(max(y.max(initial=0) for y in parts.values()))
         if len(data.text) != named:
-            raise DataError(f"{path}: {len(data.text)} text features for {named} classes: record one of each")
+            raise DataError(
+                f"{path}: {len(data.text)} text features for {named} classes: there must be one for each class"
+            )
     if len(widths) > 1:
         raise DataError(
-            f"{path}: features of different widths: {', '.join(map(str, sorted(widths)))}: all are to come of one model"
+            f"{path}: features of different widths: {', '.join(map(str, sorted(widths)))}: all must come from one model"
         )
     for part, labels in parts.items():
         if labels.size and (labels.min() < 0 or labels.max() >= data.classes):

@@ -20,7 +20,7 @@ from jclip.features.source import ModelSource
 
 
 def run_photos(cfg: WithPhotos, measures_all: bool = False) -> PhotoData | None:
-    """`read_run_photos`, with a note on stderr of what a user may not expect; None of recorded features."""
+    """`read_run_photos`, with a note on stderr of what a user may not expect; None of precomputed features."""
     return None if cfg.data.features else noted(read_run_photos(cfg, measures_all))
 
 
@@ -50,7 +50,7 @@ def _measured_whole(photos: PhotoData, every: Split, keep_val: bool) -> PhotoDat
 
 
 def run_features(cfg: WithPhotos, source: ModelSource | None, photos: PhotoData | None, **options: Any) -> FeatureSet:
-    """Features of `run_photos`, or recorded ones among the classes that the config names, with text of these.
+    """Features of `run_photos`, or precomputed ones among the classes that the config names, with text of these.
 
     options: those of `few_shot_features`. Raises `DataError` or `ConfigError`.
     """
@@ -64,7 +64,7 @@ def run_features(cfg: WithPhotos, source: ModelSource | None, photos: PhotoData 
 def _among_classes(
     cfg: WithPhotos, classes: str, templates: str, found: FeatureSet, source: ModelSource | None
 ) -> FeatureSet:
-    """Recorded features among the config's classes, with `data.text_features` or the model's text of these."""
+    """Precomputed features among the config's classes, with `data.text_features` or the model's text of these."""
     names = read_class_names(classes)
     places, count = names.places(found.classnames, found.classes), len(names.names)
     if cfg.data.text_features:
@@ -72,6 +72,6 @@ def _among_classes(
             found, names.names, places, read_text(cfg.data.text_features, count, found.test.shape[1])
         )
     if source is None:
-        raise ConfigError("classes: these need text of their own: set model, or data.text_features to an .npy (C, E)")
+        raise ConfigError("classes need text features of their own: set model, or data.text_features to an .npy (C, E)")
     text = text_for(source, names.names, templates)
     return replace(renamed_features(found, names.names, places, text["text"]), scale=float(text["scale"][0]))

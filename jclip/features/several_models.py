@@ -1,6 +1,6 @@
 """Several models as one zero-shot classifier: each with its own prompts, preprocessing and way to score, mixed by weights.
 
-Models are opened at once, so that a wrong one is told in no time, and loaded one after the other. What is computed of
+All models are opened first, so that a wrong one is reported at once, then loaded one by one. What is computed of
 each is cached by what made it: a break loses the model at work, and another model added to the list is all that is new.
 """
 
@@ -126,8 +126,8 @@ def build_mixture(
     Raises `ConfigError` for members that can't be mixed so, before anything is computed.
     """
     check_mixture(members, mix, drop_below or drop_below_uniform)
-    told = [member.asks for member in members]
-    prompts = [m.class_prompts(classnames, tell=m.asks not in told[:i]) for i, m in enumerate(members)]
+    asked = [member.asks for member in members]
+    prompts = [m.class_prompts(classnames, report=m.asks not in asked[:i]) for i, m in enumerate(members)]
     check_prompts(members, prompts, drop_below or drop_below_uniform)
     heads = []
     for number, (source, member) in enumerate(zip(together.sources, members, strict=True)):
@@ -142,7 +142,7 @@ def build_mixture(
 
 
 def check_prompts(members: Sequence[Member], prompts: Sequence[list[list[str]]], drop_below: float) -> None:
-    """Raises `ConfigError` where prompts are of unequal numbers and may not be."""
+    """Raises `ConfigError` where classes have unequal numbers of prompts and the mode needs equal ones."""
     counts = [[*map(len, of_member)] for of_member in prompts]
     for member, own in zip(members, counts, strict=True):
         if member.mode == "prob-templates" and len({*own}) > 1:

@@ -28,7 +28,7 @@ from jclip.weights.variants import CLIPConfig
 
 
 class ModelSource:
-    """What a name or path stands for; wrong ones are told here, before Jittor is imported.
+    """What a name or path stands for; wrong ones are refused here, before Jittor is imported.
 
     draft: large JPEGs are decoded at a fraction of their size; upright: EXIF orientations are applied, see `Preprocess`.
     stream: whether the blocks stay on

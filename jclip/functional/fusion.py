@@ -36,7 +36,7 @@ def weighted_sum(
 ) -> np.ndarray:
     """Σ_m w_m ℓ_m, (N, C) float64, with ℓ_m = `transformed` scores (N, C) of member m; one member's at a time is needed.
 
-    weights: numbers, or (C,) of each class.
+    weights: scalars, or (C,) per class.
     """
     return sum(w * transformed(z, inputs, t) for z, w, t in zip(scores, weights, temperatures, strict=True))
 

@@ -1,4 +1,4 @@
-"""L-BFGS in float64 NumPy: smooth functions of many numbers brought to a minimum without a learning rate.
+"""L-BFGS in float64 NumPy: minimises smooth functions of many variables, without a learning rate.
 
 Liu & Nocedal, 1989; Nocedal & Wright, Numerical Optimization, algorithms 7.4 and 7.5.
 """
@@ -35,12 +35,12 @@ def minimise(
     """A local minimum of `objective`, which takes an array (n,) and returns its value and gradient (n,), from `start`.
 
     Converged: no entry of the gradient is larger than `tolerance`, or steps no longer change the value in float64.
-    memory: how many steps the curvature is guessed from. Raises `ValueError` where the objective at `start` is no number.
+    memory: how many steps the curvature is guessed from. Raises `ValueError` where the objective at `start` is NaN or infinite.
     """
     x = np.array(start, np.float64)
     value, gradient = objective(x)
     if not (np.isfinite(value) and np.isfinite(gradient).all()):
-        raise ValueError("the objective is no number where the search starts")
+        raise ValueError("the objective must be finite at the start, got NaN or infinity")
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=memory)
     still = 0
     for number in range(iterations):

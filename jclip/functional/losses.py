@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jclip import kernels
+from jclip.functional.metrics import softmax
 from jclip.runtime import jt
 
 nn = jt.nn
@@ -32,9 +33,50 @@ def cross_entropy(scores, labels):
     return kernels.cross_entropy(scores, labels).sum() / scores.shape[0]
 
 
-def positive_targets(groups: np.ndarray) -> np.ndarray:
-    """(B,) ids → (B, B) float32: each row spread evenly over the rows of the same id. Symmetric, so it serves both ways."""
-    same = (groups[:, None] == groups[None, :]).astype(np.float32)
+def sigmoid_loss(images, texts, scale, bias, positives: np.ndarray | None = None):
+    """L = -1/B Σ_ij log σ(y_ij (s I_i T_j + b)), Zhai et al., 2023, arXiv 2303.15343: (B, E), (B, E), s > 0, b → a scalar.
+
+    positives: (B, B), true where y is 1; elsewhere it is -1. By default each text is its image's alone.
+    """
+    count = images.shape[0]
+    wanted = np.eye(count, dtype=bool) if positives is None else positives
+    signs = jt.array(np.where(wanted, 1, -1).astype(np.float32))
+    return softplus(-signs * (scale * nn.matmul_transpose(images, texts) + bias)).sum() / count
+
+
+def softplus(x):
+    """log(1 + e^x), small values to all digits: those of Jittor's own are lost below 1e-7.
+
+    log1p(e) = 2 artanh(e / (2 + e)) of e = exp(-|x|) in (0, 1], by the series of artanh to the 15th power: to 2e-9.
+    """
+    e = jt.exp(-jt.abs(x))
+    s = e / (e + 2)
+    square, total = s * s, 0
+    for power in range(15, 0, -2):
+        total = total * square + 1 / power
+    return jt.maximum(x, 0) + 2 * s * total
+
+
+def distillation_loss(images, texts, scale, wanted: np.ndarray):
+    """L = -1/(2B) Σ p log q over the rows of both directions, p = softmax(teacher), q = softmax(s I T^T): → a scalar.
+
+    As open_clip's `DistillClipLoss` has it. wanted: (B, B) scores of the teacher at its own scale, a row per image.
+    """
+    per_image = scale * nn.matmul_transpose(images, texts)
+    halves = ((per_image, wanted), (per_image.transpose(0, 1), wanted.T))
+    return sum(soft_cross_entropy(scores, jt.array(softmax(p).astype(np.float32))) for scores, p in halves) / 2
+
+
+def positive_pairs(captions: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+    """(B,) ids of captions, and of images, → (B, B), true where both rows have the same caption or the same image."""
+    same = captions[:, None] == captions[None, :]
+    return same if images is None else same | (images[:, None] == images[None, :])
+
+
+def positive_targets(groups: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+    """(B,) ids → (B, B) float32: each row spread evenly over the rows of the same id. `positive_pairs` is symmetric, so it
+    serves both ways."""
+    same = positive_pairs(groups, images).astype(np.float32)
     return same / same.sum(axis=1, keepdims=True)
 
 

@@ -1,4 +1,4 @@
-"""Numbers that tell how good predictions are. NumPy in, floats out; ties go to the lowest class."""
+"""Metrics of predictions: accuracy, calibration, retrieval. NumPy in, floats out; ties go to the lowest class."""
 
 from __future__ import annotations
 

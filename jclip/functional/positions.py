@@ -1,7 +1,8 @@
 """Position tables for other input sizes: bicubic resampling in float64, equal to torch's with and without antialias.
 
 Two dialects exist and they differ even when enlarging: open_clip and timm resize with antialias (cubic with a = -0.5),
-Hugging Face and EVA without (a = -0.75). TagCLIP takes the bilinear kind.
+Hugging Face and EVA without (a = -0.75). TagCLIP takes the bilinear kind. DINO's and TaI-DPT's code asks torch for a factor,
+(h' + 0.1) / h, in the place of a size, and so samples elsewhere: `margin`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import numpy as np
 
 
 def resample_positions(
-    table: np.ndarray, grid: tuple[int, int], new: tuple[int, int], antialias: bool = True
+    table: np.ndarray, grid: tuple[int, int], new: tuple[int, int], antialias: bool = True, margin: float = 0.0
 ) -> np.ndarray:
-    """(1 + h*w, D) for `grid` (h, w) → (1 + h'*w', D) for `new`; row 0 belongs to the class token and stays."""
+    """(1 + h*w, D) for `grid` (h, w) → (1 + h'*w', D) for `new`; row 0 belongs to the class token and stays.
+
+    margin: what is added to h' and w' in the factor that cells are sampled by, without antialias.
+    """
     if table.shape[0] != 1 + grid[0] * grid[1]:
         raise ValueError(
             f"a position table of {table.shape[0]} rows does not belong to a grid of {grid[0]} x {grid[1]}"
@@ -20,8 +24,8 @@ def resample_positions(
     if grid == new:
         return table
     cells = table[1:].astype(np.float64).reshape(*grid, -1)
-    rows = bicubic_matrix(grid[0], new[0], antialias)
-    columns = bicubic_matrix(grid[1], new[1], antialias)
+    rows = bicubic_matrix(grid[0], new[0], antialias, margin)
+    columns = bicubic_matrix(grid[1], new[1], antialias, margin)
     cells = np.einsum("Hh,Ww,hwd->HWd", rows, columns, cells, optimize=True)
     return np.concatenate([table[:1], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
 
@@ -55,10 +59,10 @@ def resample_linearly(table: np.ndarray, length: int) -> np.ndarray:
     return ((1 - part) * table[low] + part * table[high]).astype(table.dtype)
 
 
-def bicubic_matrix(size: int, new: int, antialias: bool) -> np.ndarray:
+def bicubic_matrix(size: int, new: int, antialias: bool, margin: float = 0.0) -> np.ndarray:
     """(new, size) float64: row i holds the weights of the `size` samples in output i (align_corners=False)."""
     matrix = np.zeros((new, size))
-    scale = size / new
+    scale = size / (new + margin)
     for i in range(new):
         if antialias:
             stretch = max(scale, 1.0)

@@ -9,8 +9,8 @@ For photo x and the k-th of T_c prompts of class c, both of length one, z_ck = s
     prob-templates  mean_k softmax_c(z_.k)             every class has the same T
 
 The first three are logits of classes. The others are shares of probability: those of `prob-prompts` sum to 1 / T where
-all classes have T prompts. Here they are brought to 1, which changes no order of classes, and told as logarithms, which a
-softmax undoes.
+all classes have T prompts. Here they are normalised to 1, which changes no order of classes, and returned as logarithms,
+which a softmax undoes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def class_scores(
     """(N, E) photos, (J, E) prompts by class, (C,) prompts of each class → (N, C) logits, or logarithms of shares.
 
     drop_below: of `prob-prompts`; probabilities of prompts up to it count as none. Raises `ValueError` where
-    `prob-templates` meets classes of unequal numbers of prompts.
+    `prob-templates` meets classes with different numbers of prompts.
     """
     counts = np.asarray(counts)
     if mode == "embed":

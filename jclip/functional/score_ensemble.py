@@ -123,6 +123,11 @@ def standardised(scores: np.ndarray) -> np.ndarray:
     return np.divide(centred, deviation, out=np.zeros(centred.shape), where=deviation > 0)
 
 
+def by_image_and_class(scores: np.ndarray) -> np.ndarray:
+    """Each row at mean 0 and deviation 1, then each column: what a photo or a class has of all scores is taken away."""
+    return standardised(standardised(scores.astype(np.float64).T).T)
+
+
 def column_ranks(scores: np.ndarray) -> np.ndarray:
     """(N, C) ranks within each column as shares of N, the highest 1; equal scores share the mean of their ranks."""
     ranks = np.empty(scores.shape)

@@ -1,4 +1,4 @@
-"""Operators that Jittor computes slowly, fused: one name each, the implementation chosen by where the numbers are.
+"""Operators that Jittor computes slowly, fused: one name each, the implementation chosen by where the arrays are.
 
 `plain` holds the formulas in Jittor's own operators: the oracle of the others, and what runs where they don't.
 `JCLIP_KERNELS=plain` asks for it everywhere.
@@ -14,7 +14,7 @@ from jclip.errors import ConfigError
 from jclip.kernels import cpu, cuda, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.machine.gpu import find_gpus
-from jclip.machine.toolchain import ONEDNN_INSTALL, cpu_flags
+from jclip.machine.toolchain import ONEDNN_INSTALL, why_no_avx512
 from jclip.runtime import jt
 
 BF16_CAPABILITY = 8.0  # Ampere
@@ -45,7 +45,7 @@ def layer_norm(x, weight, bias, eps: float):
 
 
 def dropout(x, rate: float, seed: int):
-    """x with a share `rate` of its numbers set to zero and the others times 1 / (1 - rate); which ones says `seed`."""
+    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`."""
     return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed)
 
 
@@ -73,7 +73,7 @@ def why_no_half(dtype: str) -> str:
         return f"it needs oneDNN: {ONEDNN_INSTALL}"
     if chosen() != "cpu":
         return "it needs the operators that JCLIP_KERNELS=plain switches off"
-    return "" if "avx512bw" in cpu_flags() else "this processor has no AVX-512"
+    return why_no_avx512()
 
 
 def products_in(dtype: Dtype):
@@ -92,7 +92,7 @@ def products_in(dtype: Dtype):
 def why_no_half_on_gpu(dtype: str) -> str:
     """Why a GPU does not train in `dtype`; nothing when it does."""
     if dtype == "fp16":
-        return "gradients fall below its smallest numbers; bf16 is the half precision to train in"
+        return "gradients underflow in it; bf16 is the half precision to train in"
     gpus, _ = find_gpus()
     old = next((gpu for gpu in gpus if float(gpu.capability) < BF16_CAPABILITY), None)
     return f"{old.name} ({old.capability}) has no bf16, which begins with {BF16_CAPABILITY}" if old else ""

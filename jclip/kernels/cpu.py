@@ -165,7 +165,7 @@ def layer_norm(x, weight, bias, eps: float):
 
 
 def dropout(x, rate: float, seed: int):
-    """As `kernels.dropout`; numbers are drawn again in the backward pass instead of kept."""
+    """As `kernels.dropout`; the mask is drawn again in the backward pass instead of kept."""
     return _Dropout.apply(x, rate, seed)
 
 

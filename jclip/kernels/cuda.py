@@ -18,7 +18,7 @@ WIDEST_HEAD = 128
 
 
 def attention(qkv, heads: int, causal: bool = False):
-    """As `kernels.attention`, for heads of at most `WIDEST_HEAD` numbers."""
+    """As `kernels.attention`, for heads of at most `WIDEST_HEAD` dimensions."""
     return _Attention.apply(qkv, heads, causal)
 
 

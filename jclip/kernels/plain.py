@@ -102,7 +102,7 @@ def causal_mask(length: int):
 
 
 def dropout(x, rate: float, seed: int):
-    """Which numbers are dropped is computed at once: what waits draws in an order that nobody knows."""
+    """The mask is computed at once: deferred draws come in no fixed order."""
     jt.set_global_seed(seed)
     kept = jt.random(x.shape) >= rate
     kept.sync()
@@ -110,7 +110,7 @@ def dropout(x, rate: float, seed: int):
 
 
 def cross_entropy(scores, labels):
-    """Labels as rows of one-hot numbers, which Jittor makes on the way."""
+    """One-hot rows (B, C) of labels, which Jittor computes on the fly."""
     shifted = scores - scores.max(dim=1, keepdims=True).detach()
     own = (labels.unsqueeze(1) == jt.index(scores.shape, 1)).float32()
     odds = jt.exp(shifted).stop_fuse()  # kept for the gradient: fused, they'd be computed again there

@@ -18,6 +18,8 @@ from pathlib import Path
 from jclip.errors import SetupError
 from jclip.paths import cache_dir, expanded, replacing
 
+_ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # how oneDNN is kept from newer instructions
+_BELOW_AVX512 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
 JITTOR_TRIED = "1.3.11.0"
 ONEDNN_PACKAGES = ("onednn-cpu-gomp", "onednn-devel-cpu-gomp")
 ONEDNN_INSTALL = "pip install " + " ".join(f"{p}==2022.2.1" for p in ONEDNN_PACKAGES)
@@ -197,6 +199,14 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def why_no_avx512() -> str:
+    """Why oneDNN computes without AVX-512 here, which bf16 needs; nothing where it has it."""
+    for name in _ISA_LIMITS:
+        if os.environ.get(name, "").upper() in _BELOW_AVX512:
+            return f"{name}={os.environ[name]} switches AVX-512 off"
+    return "" if "avx512bw" in cpu_flags() else "this processor has no AVX-512"
 
 
 def offer_onednn(home: Path, onednn: OneDNN) -> None:

@@ -95,7 +95,7 @@ class CLIP(TextEncoder, nn.Module):
         Raises `ConfigError` for what the device does not compute.
         """
         if dtype not in ("fp32", *_HALF):
-            raise ConfigError(f"dtype {dtype!r} is none of fp32, fp16, bf16")
+            raise ConfigError(f"dtype must be one of fp32, fp16, bf16, got {dtype!r}")
         if dtype == self.dtype:
             return self
         on_cpu = dtype != "fp32" and not jt.flags.use_cuda

@@ -6,6 +6,7 @@ Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D) the cel
     pooled  = attention pool of [mean_p F_p; F]    without its table of positions
 
 A ViT gives its patches' value projections in the last block (no attention), or its ordinary output tokens.
+DualCoOp (Sun et al., NeurIPS 2022, arXiv 2206.09541) takes the values of [mean_p F_p; F] plus their positions: P + 1 places.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
 
 ViTMap = Literal["value", "token"]
+Places = Literal["dualcoop", "tai_dpt", "cells"]
+SCALED_MARGIN = 0.1  # of TaI-DPT's resampling, see `jclip.functional.positions`
 STRIDE = 32  # pixels a side of a ResNet's cell
 
 
@@ -57,6 +60,26 @@ def _of_resnet(tower: ModifiedResNet, x, grid: tuple[int, int], own: tuple[int, 
     return pool.attend(tokens), pool.values(cells)
 
 
+def value_places(model: clip.CLIP, pixels, places: Places = "dualcoop", vit: ViTMap = "value"):
+    """Features (B, P, E) of a photo's places, not normalised, of normalised pixels (B, 3, H, W).
+
+    places: of a ResNet; "dualcoop" its cells and before them their mean, with positions (bicubic, no antialias, where the
+    grid is not the model's); "tai_dpt" the same with TaI-DPT's resampling, by factor; "cells" the cells alone, without
+    positions. A ViT's places are its patches, see `dense_map`. Raises `ConfigError` as `dense_map` does.
+    """
+    if model.config.vision is None:
+        raise ConfigError("these weights are a text tower alone: they embed no images")
+    x, tower = model.image_input(pixels), model.visual
+    if not isinstance(tower, ModifiedResNet) or places == "cells":
+        return dense_map(model, pixels, False, vit)[1]
+    grid, pool, own = _grid(x, STRIDE), tower.attnpool, model.config.vision.grid
+    table = pool.positional_embedding
+    if grid != own:
+        margin = SCALED_MARGIN if places == "tai_dpt" else 0.0
+        table = _resampled(table, own, grid, antialias=False, margin=margin)
+    return pool.values(pool.with_mean(tower.cells(x)) + table)
+
+
 def _grid(x, step: int) -> tuple[int, int]:
     """Rows and columns of the map of pixels (B, 3, H, W)."""
     height, width = x.shape[2:]
@@ -65,9 +88,9 @@ def _grid(x, step: int) -> tuple[int, int]:
     return height // step, width // step
 
 
-def _resampled(table, own: tuple[int, int], grid: tuple[int, int]):
-    """A table of positions (1 + N, D) for another grid, as `Checkpoint.resized` makes it."""
+def _resampled(table, own: tuple[int, int], grid: tuple[int, int], antialias: bool = True, margin: float = 0.0):
+    """A table of positions (1 + N, D) for another grid, by default as `Checkpoint.resized` makes it."""
     if own == grid:
         return table
-    array = resample_positions(table.float32().numpy(), own, grid)
+    array = resample_positions(table.float32().numpy(), own, grid, antialias, margin)
     return jt.array(np.ascontiguousarray(array)).cast(table.dtype)

@@ -194,7 +194,7 @@ class GatedMLP(nn.Module):
 class Rotation:
     """Rotary positions in two dimensions on the patches' q and k; class token and v stay as they are.
 
-    Of a head's D numbers the first half turns with the row, the second with the column, in pairs: pair j by the angle
+    Of a head's D dimensions the first half turns with the row, the second with the column, in pairs: pair j by the angle
     t * 10000^(-4j/D), with t the row or column scaled to the grid of pre-training.
     """
 
@@ -226,7 +226,7 @@ class Rotation:
 
 
 def patch_angles(config: EVAConfig) -> np.ndarray:
-    """(N, D) float64: the angle of each number of a head, for each patch row by row."""
+    """(N, D) float64: the angle of each dimension of a head, for each patch row by row."""
     quarter = config.width // config.heads // 4
     frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
     rows, columns = (

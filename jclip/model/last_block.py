@@ -44,7 +44,7 @@ class LastBlock:
             params[name].update(jt.array(arrays[name]))
 
     def entering(self, pixels):
-        """(B, 3, H, W) → (B, N D): a photo's tokens or cells as the end is given them, in one row."""
+        """(B, 3, H, W) → (B, N D): a photo's tokens or cells as the end takes them, in one row."""
         x = self._kind.entering(self._tower, jt.array(pixels))
         return x.reshape((x.shape[0], -1))
 

@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """gamma * x: a branch of a block, scaled by learned numbers."""
+    """gamma * x: a branch of a block, scaled by a learned vector."""
 
     def __init__(self, width: int):
         self.gamma = jt.full((width,), 1e-4)

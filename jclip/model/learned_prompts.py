@@ -231,7 +231,7 @@ def nearest_words(model: CLIP, vectors: np.ndarray, count: int = 5) -> list[list
 
 
 def write_nearest(path: Path, model: CLIP, vectors: np.ndarray, count: int = 5) -> None:
-    """A CSV of the tokens nearest to each vector with their distances: what was learned, as far as words tell it."""
+    """A CSV of the tokens nearest to each vector with their distances: what was learned, in words."""
     columns = [f"{what}_{i + 1}" for i in range(count) for what in ("word", "distance")]
     found = enumerate(nearest_words(model, vectors, count), start=1)
     rows = [[number, *(x for word, away in words for x in (word, f"{away:.4f}"))] for number, words in found]

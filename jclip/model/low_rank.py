@@ -35,7 +35,7 @@ class Adapters:
         for name, attention in self._places():
             width = attention.in_proj_weight.shape[1]
             if config.rank > width:
-                raise ConfigError(f"rank={config.rank} is above the width of {width} of {name}: lower it")
+                raise ConfigError(f"rank must be at most {width}, the width of {name}, got {config.rank}")
             for part in config.parts:
                 self.params[f"{name}.{part}.A"] = jt.array(linear_start(rng, config.rank, width))
                 self.params[f"{name}.{part}.B"] = jt.zeros((width, config.rank))
@@ -70,6 +70,15 @@ class Adapters:
     def draw(self, *seed: int) -> None:
         """From now on dropout draws by `seed`, mask after mask."""
         self._seed, self._drawn = seed, 0
+
+    @property
+    def position(self) -> tuple[tuple[int, ...], int]:
+        """Where dropout's draws stand; setting it repeats them."""
+        return self._seed, self._drawn
+
+    @position.setter
+    def position(self, position: tuple[tuple[int, ...], int]) -> None:
+        self._seed, self._drawn = position
 
     def _projection(self, name: str, attention: Attention):
         parts = [part for part in PARTS if f"{name}.{part}.A" in self.params]

@@ -7,8 +7,9 @@ Groups count from the top as open_clip's `unlocked_groups` do: 1 is the projecti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from jclip.errors import ConfigError
@@ -30,9 +31,9 @@ class Lock:
 
     def __post_init__(self):
         if min(self.image_groups, self.text_groups) < 0:
-            raise ConfigError("lock: numbers of unlocked groups can't be negative")
+            raise ConfigError("lock.image_groups and lock.text_groups must be at least 0")
         if (self.image_groups and not self.image) or (self.text_groups and not self.text):
-            raise ConfigError("lock: unlocked groups are of a locked tower: set lock.image or lock.text")
+            raise ConfigError("lock.image_groups and lock.text_groups need a locked tower: set lock.image or lock.text")
 
     @property
     def freezes_image(self) -> bool:
@@ -50,7 +51,9 @@ def trained_patterns(config: CLIPConfig, lock: Lock) -> Patterns:
     image, text = image_groups(config), text_groups(config)
     for what, wanted, groups in (("image", lock.image_groups, image), ("text", lock.text_groups, text)):
         if wanted > len(groups):
-            raise ConfigError(f"lock.{what}_groups is {wanted}, the {what} tower has {len(groups)}")
+            raise ConfigError(
+                f"lock.{what}_groups must be at most {len(groups)}, the groups of the {what} tower, got {wanted}"
+            )
     kept = image if not lock.image else image[len(image) - lock.image_groups :]
     kept += text if not lock.text else text[len(text) - lock.text_groups :]
     return ("logit_scale", *(pattern for group in kept for pattern in group))
@@ -77,6 +80,20 @@ def text_groups(config: CLIPConfig) -> list[Patterns]:
     return [stem, *blocks[:-1], (*blocks[-1], "ln_final.*"), ("text_projection",)]
 
 
+def rate_factors(config: CLIPConfig, decay: float, names: Iterable[str]) -> dict[str, float]:
+    """By which factor the rate of each named parameter is lowered: decay^d, d the number of groups above its own.
+
+    Clark et al., 2020, arXiv 2003.10555, as BEiT and open_clip have it: the projection's is 1, the last block's `decay`. Of
+    each tower for itself; the logit scale's is 1.
+    """
+    factors = {}
+    for groups in (image_groups(config), text_groups(config)):
+        for above, patterns in enumerate(reversed(groups)):
+            factors.update(dict.fromkeys(patterns, decay**above))
+    found = ((name, next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)) for name in names)
+    return {name: factor for name, factor in found if factor != 1}
+
+
 @dataclass(frozen=True)
 class LowRank:
     """Low-rank updates of attention: where they are, and how large."""
@@ -90,9 +107,11 @@ class LowRank:
 
     def __post_init__(self):
         if self.rank < 1 or self.alpha < 0 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"rank={self.rank} is at least 1, alpha={self.alpha} 0, dropout={self.dropout} in [0, 1)")
+            raise ConfigError(
+                f"rank must be at least 1, alpha at least 0, dropout in [0, 1), got {self.rank}, {self.alpha}, {self.dropout}"
+            )
         if not self.parts or len(set(self.parts)) < len(self.parts):
-            raise ConfigError(f"parts={list(self.parts)} are some of q, k, v, each once")
+            raise ConfigError(f"parts must be some of q, k, v, each once, got {list(self.parts)}")
 
     @property
     def scale(self) -> float:
@@ -113,7 +132,7 @@ def block_numbers(count: int, blocks: Blocks) -> Sequence[int]:
         "top 3": (max(0, count - 3), count),
     }
     if not (numbers := range(*ranges[blocks])):
-        raise ConfigError(f"of {count} blocks none is in the {blocks}: set lora.blocks=all")
+        raise ConfigError(f"lora.blocks={blocks} has none of the {count} blocks: set lora.blocks=all")
     return numbers
 
 
@@ -149,4 +168,6 @@ class Prompting:
             )
         for number, name, tower in ((self.image, "image", config.vision), (self.text, "text", config.text)):
             if number and self.depth > tower.layers:
-                raise ConfigError(f"depth={self.depth} is more than the {tower.layers} blocks of the {name} tower")
+                raise ConfigError(
+                    f"depth must be at most {tower.layers}, the blocks of the {name} tower, got {self.depth}"
+                )

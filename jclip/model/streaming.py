@@ -81,7 +81,7 @@ def wanted(checkpoint: Checkpoint) -> bool:
     """
     said = os.environ.get("JCLIP_STREAM", "")
     if said not in ("", "0", "1"):
-        raise ConfigError(f"JCLIP_STREAM={said} is neither 0 nor 1")
+        raise ConfigError(f"JCLIP_STREAM must be 0 or 1, got {said}")
     if said:
         return said == "1"
     return weight_bytes(checkpoint) > ROOM * available_memory()

@@ -172,7 +172,7 @@ def fill(template: str, name: str, article: bool = False, plural: bool = False) 
 
 def _agreeing(template: str, said: Mapping[str | None, str], article: bool, plural: bool) -> str:
     told, end = "", len(template)
-    for found in reversed(list(_WORDS.finditer(template))):  # an article is told when what follows it stands
+    for found in reversed(list(_WORDS.finditer(template))):  # from the end, since an article depends on what follows it
         told = template[found.end() : end] + told
         end = found.start()
         if word := found["article"]:
@@ -230,7 +230,7 @@ def prompts_of(
 ) -> list[list[str]]:
     """The prompts of each class, as `load_templates` and `class_prompts` give them.
 
-    Tells in one line each on stderr of classes without sentences where others have some, and of repeated prompts.
+    Reports on stderr, one line each, classes without sentences where others have some, and repeated prompts.
     """
     templates = load_templates(name_or_file)
     prompts = class_prompts(classnames, templates, article, plural)
@@ -247,7 +247,7 @@ def without_sentences(classnames: Sequence[str], templates: Templates) -> list[s
 
 
 def tell_without_sentences(classnames: Sequence[str], templates: Templates) -> None:
-    """Tells of classes that get templates alone."""
+    """Reports classes that get templates alone."""
     if lacking := without_sentences(classnames, templates):
         some = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
         notice(
@@ -266,7 +266,7 @@ def repeated(prompts: Sequence[Sequence[str]]) -> list[tuple[str, tuple[int, ...
 
 
 def tell_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -> None:
-    """Tells of prompts that classes share, and of those that a class has twice."""
+    """Reports prompts that classes share, and those that a class has twice."""
     again, told = repeated(prompts), []
     shared = [(prompt, classes) for prompt, classes in again if len(set(classes)) > 1]
     twice = [(prompt, classes) for prompt, classes in again if len(set(classes)) < len(classes)]
@@ -275,7 +275,7 @@ def tell_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -
         first, other = (f"{k} ({classnames[k]})" for k in sorted(set(classes))[:2])
         told.append(
             f"prompts that several classes share: {len(shared)}, first {prompt!r} of {first} and {other}; "
-            "they tell no such classes apart: give these other names, or sentences of their own"
+            "they can't separate these classes: give them other names, or sentences of their own"
         )
     if twice:
         prompt, classes = twice[0]

@@ -19,7 +19,7 @@ from jclip.paths import open_regular
 MOST_BYTES = 2**18  # of a file, or of one value on the command line
 MOST_VALUES = 20_000
 MOST_DEPTH = 32  # groups and lists inside each other
-MOST_DIGITS = 18  # of a whole number
+MOST_DIGITS = 18  # of an integer
 MOST_LETTERS = 255  # of a key
 
 
@@ -122,7 +122,7 @@ def _text(loader: _StrictLoader, node: yaml.ScalarNode) -> str:
 
 def _whole(loader: _StrictLoader, node: yaml.ScalarNode) -> int:
     if (digits := len(node.value.lstrip("+-"))) > MOST_DIGITS:
-        raise _fault(node, f"a whole number must have at most {MOST_DIGITS} digits, got {digits:,}")
+        raise _fault(node, f"an integer must have at most {MOST_DIGITS} digits, got {digits:,}")
     return int(node.value)
 
 

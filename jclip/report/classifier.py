@@ -41,7 +41,7 @@ class Classifier(ScoringRun):
     def measure(self, out: Path) -> dict[str, float]:
         """Scores the test data of the run's config, photos or precomputed features, and writes what `write_evaluation` does.
 
-        Raises `ConfigError` where it can't tell the classes apart or there is no test data, `CheckpointError` for features
+        Raises `ConfigError` where it can't classify into these classes or there is no test data, `CheckpointError` for features
         of another width.
         """
         photos = test_photos(self)
@@ -130,7 +130,7 @@ def scored(
 ) -> tuple[precomputed.FeatureSet, np.ndarray, tuple[str, ...]]:
     """Test features of the config's data, their scores (N, C), and the names of the C classes.
 
-    Raises `ConfigError` for classes that the run can't tell apart, `CheckpointError` for features of another width.
+    Raises `ConfigError` for classes that the run has not, `CheckpointError` for features of another width.
     """
     data = test_features(done, source, photos, done.normalised)
     done.check_width(data.test.shape[1], done.config.data.features or done.model)
@@ -138,5 +138,5 @@ def scored(
     there = done.telling_apart(data.classnames, source or recorded)
     scores = there.scorer()(data.test)
     if data.classes > scores.shape[1]:
-        raise ConfigError(f"the data has {data.classes} classes, the run tells {scores.shape[1]} apart")
+        raise ConfigError(f"the data must have the run's {scores.shape[1]} classes, got {data.classes}")
     return data, scores, there.classnames or tuple(str(i) for i in range(scores.shape[1]))

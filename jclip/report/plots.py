@@ -13,7 +13,7 @@ import numpy as np
 from jclip.errors import printable
 from jclip.paths import replacing
 
-LARGEST_MATRIX = 100  # classes: more can't be told apart in a picture
+LARGEST_MATRIX = 100  # classes: more are illegible in a picture
 FONTS = (  # the first that is there; neither Pillow's own nor matplotlib's has Chinese
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",

@@ -24,13 +24,13 @@ from jclip.readers.spreadsheet import write_csv_rows
 
 FORMATS = (".csv", ".json", ".txt")
 WIDEST = 200  # letters of a cell on screen
-FORMS = ("", "id_idx")  # what the ending says, or a .csv that numbers its photos instead of naming them
+FORMS = ("", "id_idx")  # by the ending, or a .csv that numbers its photos instead of naming them
 UNKNOWN = "unknown"  # said where a photo belongs to none of the classes
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scores (N, C) of photos for classes; `top` of them are told.
+    """Scores (N, C) of photos for classes; `top` of them are written.
 
     unknown: a photo whose best probability is below it belongs to none of the classes. prompts: of each photo the prompt
     that decided; empty where nobody asked.
@@ -79,7 +79,7 @@ def check_format(path: str | None, form: str = "") -> None:
     if form and suffix != ".csv":
         raise ConfigError(f"{path}: the form {form} is a .csv file")
     if suffix not in FORMATS:
-        raise ConfigError(f"{path}: the ending tells the format, and it is none of {', '.join(FORMATS)}")
+        raise ConfigError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
 
 
 def write_predictions(predictions: Predictions, path: str, form: str = "") -> None:
@@ -119,7 +119,7 @@ def _write_csv(p: Predictions, f) -> None:
 def _write_json(p: Predictions, f) -> None:
     """A list of photos, each with its best classes: name, label, probability, score.
 
-    With `unknown` and `prompt`, where they were asked for; the classes of an unknown photo are told all the same.
+    With `unknown` and `prompt`, where they were asked for; the classes of an unknown photo are written all the same.
     """
     best, probabilities, known = p.best.tolist(), p.probabilities, p.known.tolist()
     entries = []

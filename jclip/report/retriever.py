@@ -8,24 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from jclip.config import CaptionConfig
 from jclip.data import captions as caption_pairs
+from jclip.data.stored_photos import file_of, spoken_path
 from jclip.errors import ConfigError
 from jclip.features import caption_features
 from jclip.features import source as sources
-from jclip.functional import metrics as retrieval_metrics
+from jclip.functional import retrieval
 from jclip.paths import refuse_overwriting, write_together
 from jclip.report import evaluation, predictions
 from jclip.report.finished_run import MODEL, FinishedRun
 from jclip.report.run_table import selected_on_test, shortly
 
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    import numpy as np
-
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 FIGURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "mean_rank": "mean rank", "median_rank": "median rank"}
+SEARCHES = {"text_retrieval": "image → texts", "image_retrieval": "text → images"}
+GROUPED = {
+    "recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "mean_recall": "mean R", "median_rank": "median rank",
+    "map": "mAP", "map@10": "mAP@10", "r_precision": "R-precision",
+}  # fmt: skip
 FILES = ("eval.json", "ranks.csv")
 
 
@@ -38,8 +41,9 @@ class Retriever(FinishedRun):
     def measure(self, out: Path) -> dict[str, float]:
         """Retrieval among the validation pairs of the run's config, by its model as the file has it.
 
-        eval.json: recall at 1, 5 and 10, mean and median rank both ways, as `retrieval_report` has them. ranks.csv: of each
-        pair the rank, from 1, of the own caption among all captions and of the own image among all images. Raises
+        eval.json: recall at 1, 5 and 10, mean and median rank both ways of pairs, as `paired_report` has them, and of each
+        image with all its texts and each text with all its images, as `grouped_report`. ranks.csv: of each pair the rank,
+        from 1, of the own caption among all pairs' captions and of the own image among all pairs' images. Raises
         `ConfigError` where no pairs are named.
         """
         data: CaptionConfig = self.config.data
@@ -48,12 +52,12 @@ class Retriever(FinishedRun):
         pairs = caption_pairs.read_pairs(data, "val", source.preprocess.size, self.config.seed)
         if pairs is None:
             raise ConfigError("there are no image-caption pairs to measure on: set data.val to a table of captions")
-        refuse_overwriting([out / name for name in FILES], [data.val, *pairs.paths])
+        refuse_overwriting([out / name for name in FILES], [data.val, *map(file_of, pairs.paths)])
         encoded = caption_features.encode_pairs(source.model, pairs, source.preprocess)
-        metrics = {**encoded.report(), "count": len(encoded.rows), **self.marks()}
+        metrics = {**encoded.report(), **encoded.grouped(), "count": len(encoded.rows), **self.marks()}
         captions, _ = pairs.texts(encoded.rows)
-        images = [pairs.paths[row] if pairs.paths else str(row) for row in encoded.rows.tolist()]
-        _write(out, metrics, images, captions, encoded.scores)
+        images = [spoken_path(pairs.paths[row]) if pairs.paths else str(row) for row in encoded.rows.tolist()]
+        _write(out, metrics, images, captions, encoded.pair_scores)
         return metrics
 
     def refusal(self, what: str) -> ConfigError:
@@ -71,10 +75,17 @@ class Retriever(FinishedRun):
     @staticmethod
     def run_table(metrics: Mapping[str, float]) -> str:
         """Retrieval among the validation pairs where it was measured, then the other figures."""
-        shown = {f"{way}_{figure}" for way in WAYS for figure in FIGURES}
-        rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
-        table = [_table(metrics)] if shown <= metrics.keys() else []
-        return "\n".join(filter(None, [*table, ", ".join(rest), *selected_on_test(metrics)]))
+        tables = [
+            _table(metrics, "by pairs", WAYS, FIGURES),
+            _table(metrics, "by groups", SEARCHES, GROUPED),
+        ]
+        shown = {f"{way}_{figure}" for way in WAYS for figure in FIGURES} if tables[0] else set()
+        rest = [
+            f"{k} {shortly(v)}"
+            for k, v in metrics.items()
+            if k not in shown and not (tables[1] and k.startswith((*SEARCHES,)))
+        ]
+        return "\n".join(filter(None, [*tables, ", ".join(rest), *selected_on_test(metrics)]))
 
     @staticmethod
     def eval_table(metrics: Mapping[str, float]) -> str:
@@ -94,19 +105,24 @@ class Retriever(FinishedRun):
         return predictions.table(["", *columns.values()], rows)
 
 
-def _table(metrics: Mapping[str, float]) -> str:
-    rows = [[title, *(shortly(metrics[f"{way}_{k}"]) for k in FIGURES)] for way, title in WAYS.items()]
-    return predictions.table(["", *FIGURES.values()], rows)
+def _table(metrics: Mapping[str, float], title: str, ways: Mapping[str, str], figures: Mapping[str, str]) -> str:
+    """The figures of both directions; nothing where they were not measured."""
+    if not {f"{way}_{figure}" for way in ways for figure in figures} <= metrics.keys():
+        return ""
+    rows = [[name, *(shortly(metrics[f"{way}_{k}"]) for k in figures)] for way, name in ways.items()]
+    return predictions.table([title, *figures.values()], rows)
 
 
-def _write(out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: np.ndarray) -> None:
-    """Both files, together. scores: (N, N), a row per image."""
-    import numpy as np
-
-    own = np.eye(len(scores), dtype=bool)
-    ranks = [1 + retrieval_metrics.retrieval_ranks(scores, own), 1 + retrieval_metrics.retrieval_ranks(scores.T, own)]
+def _write(
+    out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: retrieval.Scores
+) -> None:
+    """Both files, together. scores: of the pairs' images and texts."""
+    links = retrieval.Links.of_captions(range(len(images)))
+    ranks = [1 + retrieval.link_ranks(scores, links, of_texts)[0] for of_texts in (False, True)]
     rows = zip(images, captions, *(r.tolist() for r in ranks), strict=True)
     head = ["photo", "caption", "rank_of_caption", "rank_of_image"]
-    write_together(
-        out, {"eval.json": evaluation.json_text(metrics).encode(), "ranks.csv": evaluation.csv_bytes(head, rows)}
-    )
+    files = {
+        "eval.json": evaluation.json_text(metrics).encode(),
+        "ranks.csv": evaluation.csv_bytes(head, rows),
+    }
+    write_together(out, files)

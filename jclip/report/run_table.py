@@ -50,7 +50,7 @@ def told_memory(peak: dict[str, int]) -> list[str]:
 
 
 def shortly(value: float) -> str:
-    """Four decimals, of a small number (a learning rate) three digits; whole numbers as they are."""
+    """Four decimals, of a small number (a learning rate) three digits; integers as they are."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.3g}"

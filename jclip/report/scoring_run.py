@@ -25,7 +25,7 @@ from jclip.train.run_folder import LEARNED, read_index
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
 
-NO_MODEL = "this run learned from recorded features: name the model that they are of with --model"
+NO_MODEL = "this run learned from precomputed features: name the model that made them with --model"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ScoringRun(FinishedRun):
     classnames: tuple[str, ...] = ()
     width: int = 0
     templates: str | None = None  # what it learned with; the config may say others now
-    columns: np.ndarray | None = None  # of its scores, where it tells apart some of its classes, or in another order
+    columns: np.ndarray | None = None  # of its scores, where it has but some of its classes, or in another order
 
     @classmethod
     def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> ScoringRun:
@@ -89,7 +89,7 @@ class ScoringRun(FinishedRun):
         if not hasattr(self.module, "for_classes"):
             raise ConfigError(f"{recipe} learned its own {len(own)} classes: {_news(names, own)}")
         if source is None:
-            raise ConfigError("new classes are named to the model's text tower: name the model with model=")
+            raise ConfigError("new classes need the model's text tower: set model=")
         learned = self.module.for_classes(self.learned, self.config, tuple(classnames), source)
         return replace(self, learned=learned, classnames=tuple(classnames), columns=None)
 
@@ -99,7 +99,7 @@ class ScoringRun(FinishedRun):
         return self.label(unlabelled(splits.find_photos([str(p) for p in places])), on_error, top)[0]
 
     def source(self) -> sources.ModelSource | None:
-        """The model whose features it scores; of recorded features there may be none. Raises `CheckpointError`."""
+        """The model whose features it scores; for precomputed features there may be none. Raises `CheckpointError`."""
         source = sources.source_of(self.config, self.model)
         if source and not getattr(self.config.data, "features", ""):
             self.check_width(source.width, self.model)
@@ -123,7 +123,7 @@ class ScoringRun(FinishedRun):
             raise ConfigError(NO_MODEL)
 
     def own_split(self) -> tuple[ScoringRun, splits.Split]:
-        """The test photos of the config's data, and the run as it tells their classes apart. Raises `ConfigError`."""
+        """The test photos of the config's data, and the run restricted to their classes. Raises `ConfigError`."""
         own = self.own_photos()
         return self.telling_apart(own.classnames, self.source()), own.test
 
@@ -131,14 +131,14 @@ class ScoringRun(FinishedRun):
         """Raises `CheckpointError` for features of another width than the run learned on; place: what gives them."""
         if width != self.width:
             raise CheckpointError(
-                f"{place} gives features of {width} numbers, the run learned on {self.width}: name what it learned from"
+                f"{place} gives {width}-dimensional features, the run learned on {self.width}: name the model it learned from"
             )
 
     def check_photos(self) -> None:
         """Pass: the data are photos with classes, or features of them."""
 
     def photos(self) -> splits.PhotoData | None:
-        """The photos of the config as the run saw them, those that have changed since noted; None of recorded features."""
+        """The photos of the config as the run saw them, those that have changed since noted; None of precomputed features."""
         photos = run_data.run_photos(self.config, getattr(self.module, "MEASURES_ALL", False))
         if photos is not None:
             self._note_changed(photos)

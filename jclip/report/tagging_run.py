@@ -55,12 +55,14 @@ class TaggingRun(ScoringRun):
         return rows, parts["merged"]
 
     def parts_of(self, split: Split, on_error: OnError = "stop") -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rows (n,) of the photos of `split` that decode, and their global, local and merged scores (n, C)."""
-        rows, scored = photo_maps.score_photos(
-            self._source(), split, photo_maps.MapScorer(self.learned, self.config), on_error, "photos"
-        )
-        parts = {"global": scored.whole, "local": scored.places}
-        parts["merged"] = scored.merged(float(self.learned["merge"][0]))
+        """Rows (n,) of the photos of `split` that decode, and their scores (n, C) by part, "merged" among them."""
+        import numpy as np
+
+        score, found = self.module.part_scorer(self.learned, self.config), []
+        for some, features in photo_maps.maps_in_parts(self._source(), split, on_error, "photos"):
+            found.append((some, score(features)))
+        rows = np.concatenate([some for some, _ in found])
+        parts = {name: np.concatenate([own[name] for _, own in found]) for name in found[0][1]}
         return rows, parts if self.columns is None else {k: v[:, self.columns] for k, v in parts.items()}
 
     def label(self, split: Split, on_error: OnError = "stop", top: int = 5) -> tuple[tag_files.Tags, np.ndarray]:

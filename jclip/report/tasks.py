@@ -69,7 +69,10 @@ TASKS = {
         Task(
             name="retrieve",
             functions={},
-            metrics=("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"),
+            metrics=(
+                *(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)),
+                *(f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 5, 10)),
+            ),
             main="i2t_r1",
             product="model.safetensors",
             module="jclip.report.retriever",
@@ -77,7 +80,11 @@ TASKS = {
         ),
         Task(
             name="multi_label",
-            functions={"scorer": ("learned", "cfg"), "tagger": ("folder", "config")},
+            functions={
+                "scorer": ("learned", "cfg"),
+                "part_scorer": ("learned", "cfg"),  # as scorer, but scores by part: "merged", perhaps "global", "local"
+                "tagger": ("folder", "config"),
+            },
             metrics=tuple(f"{part}_map_{name}" for part in ("val", "test") for name in ("global", "local", "merged")),
             main="map_merged",
             product="learned.safetensors",

@@ -131,7 +131,7 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
 def sources(done: Classifier) -> tuple[model_source.ModelSource | None, model_source.ModelSource | None]:
     """The run's model and the one before it, which are one where no tower was tuned.
 
-    The one before is None, which is told on stderr, where its weights are no longer there.
+    The one before is None, which is reported on stderr, where its weights are no longer there.
     """
     own = done.source()
     if own is None or not done.config.model:

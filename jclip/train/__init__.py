@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = face(
             "shares",
         ),
         "optim": ("AdamW", "TrainState", "clip_by_norm", "cosine", "learning_rate", "optimiser", "warmup_steps"),
+        "pair_training": ("MeasuredPairs", "PairHead", "PlaceBatches"),
         "recipe_runs": ("finished",),
         "run": ("Run", "read_result"),
         "run_facts": ("peak_memory", "provenance"),

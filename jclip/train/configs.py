@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip.config import build, load_values, protocols, to_values
-from jclip.errors import ConfigError, UnknownName
+from jclip.errors import ConfigError, UnknownName, quoted
 from jclip.paths import is_file
 from jclip.postponed import postponed
 from jclip.train import recipe_finder
@@ -18,6 +18,7 @@ from jclip.train import recipe_finder
 PACKAGES = Path(__file__).parents[2]  # the checkout, or where packages are installed
 INSTALLED_CONFIGS = PACKAGES / "finetune" / "configs"
 CHECKOUT_CONFIGS = PACKAGES / "configs"
+LOGS = ("", "tensorboard")  # of a run, beside metrics.jsonl
 
 
 def find_config(name: str) -> Path:
@@ -50,6 +51,7 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Pat
 def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
     """The recipe that `values` names with its key `recipe`, and its `Config`."""
     values = dict(values)
+    log_named(values.pop("log", ""), place)
     recipe = values.pop("recipe", None)
     if recipe is None and "backbones" in values:
         raise ConfigError(f"{place} is of several recipes: run it with `jclip challenge`")
@@ -58,6 +60,19 @@ def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
     with postponed("numpy"):
         module = recipe_finder.load(recipe)
         return module, build(module.Config, values, place)
+
+
+def log_of(name: str, overrides: Sequence[str] = ()) -> str:
+    """What the config's key `log` names, "" without one: `tensorboard`. It changes no figure and so no run's identity."""
+    path = find_config(name)
+    return log_named(load_values(path, overrides).get("log", ""), str(path))
+
+
+def log_named(log: Any, place: str) -> str:
+    """The kind of log of that name. Raises `ConfigError`."""
+    if log not in LOGS:
+        raise ConfigError(f"{place}: log must be tensorboard or empty, got {quoted(log)}")
+    return log
 
 
 def files_named_in(values: Any) -> list[str]:

@@ -112,7 +112,7 @@ def train(
     penalty: Penalty | None,
     average: Average | None,
 ) -> tuple[Arrays, dict[str, float]]:
-    """The parameters that `cfg.selection` keeps, and what to tell. The schedule is CoOp's."""
+    """Returns (arrays, metrics): the parameters that `cfg.selection` keeps. The schedule is CoOp's."""
     optim = optimiser(cfg.optim, prompts.params)
     steps = -(-len(photos.train) // cfg.optim.batch)
     rate, every_epoch = coop_rate(cfg.optim, steps), photo_epochs(cfg, photos, source)

@@ -22,7 +22,7 @@ SAVE_SECONDS = 1.0  # epochs of cached features take less than writing and synci
 
 
 class Diverged(JclipError):
-    """The loss is no number any more."""
+    """The loss is no longer finite."""
 
 
 @dataclass
@@ -50,17 +50,19 @@ def fit(
     slot: str = "train",
     steps: int | None = None,
     keep: Literal["average", "student"] = "average",
+    after_epoch: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
-    killed goes on where it was saved, to the same numbers. Where `state` keeps an average of the parameters, that is what
+    killed goes on where it was saved, to the same bits. Where `state` keeps an average of the parameters, that is what
     is measured, and what the parameters are in the end, unless `keep` is "student".
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
     batches(epoch) gives that epoch's batches, the same at every call: their randomness derives from seed and epoch.
     evaluate() measures validation data, every `every` epochs and after the last; `select` names the metric whose best
-    epoch is remembered. The loss is read every `read_every` steps: each reading waits for the
-    device. `steps`, of all epochs together, is for the progress bar. Raises `Diverged` naming the steps between which
-    the loss, or the epoch in which the weights, stopped being numbers, and `DataError` when there are no batches.
+    epoch is remembered. after_epoch(epoch), from 0, is called with the weights that would be measured. The loss is read
+    every `read_every` steps: each reading waits for the device. `steps`, of all epochs together, is for the progress bar.
+    Raises `Diverged` naming the steps between which the loss, or the epoch in which the weights, stopped being finite,
+    and `DataError` when there are no batches.
     """
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
@@ -78,9 +80,12 @@ def fit(
                 bar.update()
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean()}
-            if due:
-                with state.averaged() if keep == "average" else contextlib.nullcontext():
+            measured = keep == "average" and (due or after_epoch)
+            with state.averaged() if measured else contextlib.nullcontext():
+                if due:
                     _measure(outcome, evaluate, select, among_equals, state, epoch)
+                if after_epoch:
+                    after_epoch(epoch)
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
             if due and not run.quiet and _worth_telling(epoch, epochs, every):
                 bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
@@ -98,7 +103,7 @@ def _measure(
     """Adds to the last epoch's metrics, and makes it the best if it is."""
     outcome.last |= evaluate()
     if select not in outcome.last:
-        raise ConfigError(f"select={select} is not measured here (measured: {', '.join(outcome.last)})")
+        raise ConfigError(f"select must be one of the measured {', '.join(outcome.last)}, got {select}")
     if _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
         outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
         _check_finite(outcome.best_arrays, epoch)
@@ -138,7 +143,7 @@ def _check_finite(arrays: Mapping[str, np.ndarray], epoch: int) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise Diverged(
-                f"{name} holds what is no number after epoch {epoch + 1}, the state saved before is kept: lower optim.lr, "
+                f"{name} holds NaN or infinite values after epoch {epoch + 1}, the state saved before is kept: lower optim.lr, "
                 "or look for broken data"
             )
 
@@ -178,7 +183,7 @@ class _LossReader:
         self._waiting = []
         if not np.isfinite(self._read).all():
             raise Diverged(
-                f"the loss stopped being a number between steps {start} and {self._number + len(self._read) - 1} of epoch "
+                f"the loss became NaN or infinite between steps {start} and {self._number + len(self._read) - 1} of epoch "
                 f"{self._epoch}; the state saved before is kept: lower optim.lr, or look for broken data"
             )
 

@@ -43,10 +43,10 @@ def zero_shot_report(data: FeatureSet) -> dict[str, float]:
 
 
 def need_text(data: FeatureSet) -> np.ndarray:
-    """The text features (C, E). Raises `DataError` where none were recorded and no model can make them."""
+    """The text features (C, E). Raises `DataError` where there are none and no model can make them."""
     if data.text is None:
         raise DataError(
-            "these features come without text features: set model= to the model they are of, or data.text_features"
+            "these features come without text features: set model= to the model that made them, or data.text_features"
         )
     return data.text
 
@@ -129,7 +129,7 @@ def streamed_rows(
 
 
 def photo_samples(cfg: WithViews, data: FeatureSet, source: ModelSource | None) -> Samples:
-    """The training photos as they are seen plainly, then `cfg.views` augmented views; recorded ones are what they are."""
+    """The training photos as they are seen plainly, then `cfg.views` augmented views; precomputed ones have one view."""
     seen = [(data.train, data.train_labels)]
     if not cfg.data.features and cfg.augment != "none":
         seen += [training_view(cfg.data, source, data, cfg.augment, cfg.seed, view) for view in range(cfg.views)]
@@ -139,8 +139,7 @@ def photo_samples(cfg: WithViews, data: FeatureSet, source: ModelSource | None) 
 
 @dataclass(frozen=True)
 class Trained:
-    """The arrays of the chosen epoch, what the run tells: test accuracy of the last and of the best epoch; and the arrays
-    of the last."""
+    """Arrays of the chosen epoch; metrics (test accuracy of the last and the best epoch); arrays of the last epoch."""
 
     arrays: dict[str, np.ndarray]
     told: dict[str, float]
@@ -285,7 +284,7 @@ def best_setting(
     train_with: Callable[[OptimConfig, str], Trained],
     scorer_of: Callable[[dict[str, np.ndarray]], Scorer],
 ) -> tuple[Trained, dict[str, float]]:
-    """What `train_with(setting, slot)` made with the best of them on validation, and the chosen setting to be told.
+    """What `train_with(setting, slot)` made with the best of them on validation, and the chosen setting as metrics.
 
     Raises `ConfigError` where something is chosen and there are no validation photos.
     """
@@ -323,7 +322,7 @@ def best_on_val(
         if accuracy > found:
             best, found = candidate, accuracy
     if best is None:
-        raise ConfigError("there is nothing to choose from: the grid is empty")
+        raise ConfigError("a grid must have at least one candidate, got none")
     return best, found
 
 

@@ -29,6 +29,7 @@ from jclip.kernels.gradient_parts import Part, in_parts, slices
 from jclip.model.clip import CLIP, held_statistics, inference
 from jclip.runtime import jt
 
+OF_THE_LOSS = ("logit_scale", "logit_bias")  # parameters of no tower
 TEXTS_AT_ONCE = 256  # of a backward pass
 
 
@@ -41,13 +42,15 @@ class AugmentedBatches(WithAugmentation, WithOptimiser, Protocol):
 
 
 def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
-    """Raises `ConfigError` or `DataError` for what would only show after the training; tells of classes short of photos."""
+    """Raises `ConfigError` or `DataError` for what would only show after the training; reports classes short of photos."""
     if cfg.data.features:
-        raise ConfigError("towers are tuned on photos, not on recorded features: set data.root or data.train")
+        raise ConfigError(
+            "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+        )
     if not len(photos.train):
         raise DataError("there are no training photos: set data.root or data.train")
     if cfg.optim.batch > len(photos.train):
-        raise DataError(f"optim.batch={cfg.optim.batch} is larger than the data set of {len(photos.train)}: lower it")
+        raise DataError(f"optim.batch must be at most {len(photos.train)}, the training photos, got {cfg.optim.batch}")
     if cfg.selection == "val" and not len(photos.val):
         raise ConfigError(
             "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"
@@ -57,7 +60,7 @@ def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
 
 
 def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
-    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are told of once.
+    """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are reported once.
 
     cfg: a recipe's config with data, augment, optim and seed.
     """
@@ -86,7 +89,7 @@ def features_in_parts(
     params: what is trained, by name, of which the image tower's begin with "visual.". Running statistics move in the
     backward pass alone, once per part.
     """
-    own = [v for k, v in params.items() if k != "logit_scale" and k.startswith("visual.") == (tower == "image")]
+    own = [v for k, v in params.items() if k not in OF_THE_LOSS and k.startswith("visual.") == (tower == "image")]
     with held_statistics(model) if len(parts) > 1 else contextlib.nullcontext():
         return in_parts(lambda part: normalise(encode(part)), parts, own)
 

@@ -21,7 +21,8 @@ from jclip.weights import checkpoint
 class Optimiser(ABC):
     """Base of `AdamW` and `SGD`: `params` by name, one learning rate, decay switched off where `exclude` says so.
 
-    average: what `TrainState` keeps of them besides.
+    average: what `TrainState` keeps of them besides. rates: by which factor a parameter's rate differs from `lr`; 1 where
+    none is named.
     """
 
     average = 0.0
@@ -35,6 +36,7 @@ class Optimiser(ABC):
     ):
         self.params = dict(params)
         self.lr = lr
+        self.rates: Mapping[str, float] = {}
         self.steps = 0
         self._decay = {k: 0.0 if exclude and exclude(k, p) else weight_decay for k, p in self.params.items()}
         self._moments: dict[str, dict[str, jt.Var]] = {}
@@ -72,6 +74,9 @@ class Optimiser(ABC):
             for k, m in group.items():
                 m.update(jt.array(state[f"{kind}.{k}"]).stop_grad())
 
+    def _rate(self, name: str) -> float:
+        return self.lr * self.rates.get(name, 1.0)
+
     @abstractmethod
     def _update(self, name: str, p, g) -> None:
         """Moves parameter `p` of that name, and its moments, one step along gradient `g`."""
@@ -93,8 +98,9 @@ class AdamW(Optimiser):
         m, v = self._moments["m"][name], self._moments["v"][name]
         m.update(b1 * m + (1 - b1) * g)
         v.update(b2 * v + (1 - b2) * g * g)
-        step = self.lr / (1 - b1**t)
-        p.update(p * (1 - self.lr * self._decay[name]) - step * m / (jt.sqrt(v) / math.sqrt(1 - b2**t) + self.eps))
+        lr = self._rate(name)
+        step = lr / (1 - b1**t)
+        p.update(p * (1 - lr * self._decay[name]) - step * m / (jt.sqrt(v) / math.sqrt(1 - b2**t) + self.eps))
 
 
 class SGD(Optimiser):
@@ -109,7 +115,7 @@ class SGD(Optimiser):
         buffer = self._moments["buffer"][name]
         g = g + self._decay[name] * p
         buffer.update(self.momentum * buffer + g)
-        p.update(p - self.lr * (g + self.momentum * buffer if self.nesterov else buffer))
+        p.update(p - self._rate(name) * (g + self.momentum * buffer if self.nesterov else buffer))
 
 
 def optimiser(config: OptimConfig, params: Mapping[str, jt.Var], exclude=None) -> Optimiser:

@@ -37,6 +37,8 @@ from jclip.train.run_folder import (
     checksum_of,
     read_config_text,
 )
+from jclip.train.tensorboard_scalars import FILE as SCALARS
+from jclip.train.tensorboard_scalars import Scalars
 
 __all__ = ["Run", "RunBusy", "Slot", "read_result"]
 
@@ -48,6 +50,7 @@ class Run:
     quiet: epochs are not reported on stderr. fresh: what an earlier run wrote there is removed first. writer: off in all
     but one of several processes that compute one run together. Those read the folder and write nothing there: they take
     no lock, log no line, save no state; what a recipe writes with `file` lands in a folder that goes with the process's run.
+    log: "tensorboard" writes what is logged as scalars as well.
     """
 
     def __init__(
@@ -57,14 +60,18 @@ class Run:
         quiet: bool = False,
         fresh: bool = False,
         writer: bool = True,
+        log: str = "",
     ):
         self.folder, self.quiet, self.writer = Path(folder), quiet or not writer, writer
         self.values = json.loads(json.dumps(values))
+        self._scalars = Scalars(self.folder / SCALARS) if log == "tensorboard" and writer else None
         self._held = HeldFolder(self.folder) if writer else ReadFolder(self.folder)
         try:
             if fresh:
                 self._held.clear()
             self._claim()
+            if self._scalars:
+                self._held.announce(SCALARS)
             if self.result is not None:
                 self._held.drop_slots()  # of a process that was killed behind its last step
         except BaseException:
@@ -112,13 +119,21 @@ class Run:
         path = self.folder / METRICS
         with naming(path), open(path, "a", encoding="utf-8") as f:
             f.write(json.dumps({**values, "crc": _crc(values)}) + "\n")
+        if self._scalars:
+            self._scalars.add(values)
 
     def drop_lines(self, slot: str, epoch: int) -> None:
-        """Removes the lines that `slot` wrote from `epoch` on, what a killed process had told but not saved, and damaged
+        """Removes the lines that `slot` wrote from `epoch` on, what a killed process had logged but not saved, and damaged
         ones, which are reported."""
         path = self.folder / METRICS
-        if not self.writer or not path.is_file():
+        if not self.writer:
             return
+        kept = self._kept_lines(path, slot, epoch) if path.is_file() else []
+        if self._scalars:
+            self._scalars.begin(filter(None, map(_line_of, kept)))
+
+    @staticmethod
+    def _kept_lines(path: Path, slot: str, epoch: int) -> list[str]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         read = [_line_of(line) for line in lines]
         damaged = sum(told is None and line.endswith("\n") for line, told in zip(lines, read, strict=True))
@@ -132,6 +147,7 @@ class Run:
         if kept != lines:
             with replacing(path) as temporary:
                 temporary.write_text("".join(kept), encoding="utf-8")
+        return kept
 
     def note(self, **facts: Any) -> None:
         """Adds to the result's provenance: hashes of weights and data, what was selected how."""

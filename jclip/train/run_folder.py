@@ -218,7 +218,7 @@ def _is_plain(name: Any) -> bool:
 
 
 def _older_index(folder: Path) -> Index | None:
-    """The index that a run would have that was begun before runs had one, told by its lock and its resolved config."""
+    """The index that a run would have that was begun before runs had one, recognised by its lock and its resolved config."""
     if not (folder / LOCK).is_file() or read_config_text(folder) is None:
         return None
     slots = [place.stem for place in folder.iterdir() if OLDER_SLOTS.fullmatch(place.name)]

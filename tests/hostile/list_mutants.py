@@ -66,6 +66,16 @@ SEEDS: dict[str, dict[str, str]] = {
             json.dumps({"filepath": p, "title": c}) + "\n" for p, c in zip(PHOTOS, CAPTIONS, strict=True)
         ),
         "a.txt": "a.png$white$a cat\nb c.png$x,y$a dog\nsub/猫.png$z$costs five\n",
+        "truth.txt": "a cat$a.png$b c.png\ncosts five$sub/猫.png\n",
+        "flickr.txt": "image,caption\na.png,a cat, black\nb c.png,a dog\nsub/猫.png,costs five\n",
+        "a.token": "a.png#0\ta cat\na.png#1\ta dog\nsub/猫.png#0\tcosts five\n",
+        "list.json": json.dumps([{"image": p, "captions": [c, c]} for p, c in zip(PHOTOS, CAPTIONS, strict=True)]),
+        "coco.json": json.dumps(
+            {
+                "images": [{"id": i, "file_name": p} for i, p in enumerate(PHOTOS)],
+                "annotations": [{"image_id": i, "caption": c} for i, c in enumerate(CAPTIONS)],
+            }
+        ),
     },
     "templates": {
         "a.txt": "a photo of a {}.\nmany {c}.\n{raw} of {length}, {in} use\n",

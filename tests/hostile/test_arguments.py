@@ -84,4 +84,4 @@ def test_wrong_arguments_are_one_line(command, tmp_path, monkeypatch, capsys):
 def test_bounds_of_numbers_are_told(options, capsys):
     command = "zero-shot" if "unknown" in options else "predict"
     assert main([command, "run", *options.split()]) == 2
-    assert f"argument {options.split()[0]}: must be a " in capsys.readouterr().err
+    assert f"argument {options.split()[0]}: must be a" in capsys.readouterr().err

@@ -33,7 +33,7 @@ REFUSED = {  # what is in a file → what is said of it
     "seed: !!timestamp 2001-99-99": "line 1: the tag 'tag:yaml.org,2002:timestamp' is not allowed",
     "a: !!python/object/apply:os.system [true]": "the tag 'tag:yaml.org,2002:python/object/apply:os.system'",
     "a: !x y": "the tag '!x' is not allowed",
-    f"seed: {'9' * 5000}": "line 1: a whole number must have at most 18 digits, got 5,000",
+    f"seed: {'9' * 5000}": "line 1: an integer must have at most 18 digits, got 5,000",
     f"a: {'[' * 5000}": f"line 1: groups and lists must stand at most {MOST_DEPTH} deep inside each other",
     f"{'{a: ' * 3000}": f"must stand at most {MOST_DEPTH} deep",
     f"a: [{'1, ' * MOST_VALUES}]": f"settings must have at most {MOST_VALUES:,} values",

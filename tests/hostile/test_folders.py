@@ -142,7 +142,7 @@ REFUSED = [
     (["train/a/1.jpg", "training/a/1.jpg"], "'train' and 'training' both name the train part: keep one of them"),
     (
         ["dogs/1.jpg"],
-        "only one class (dogs): there is nothing to tell apart; add photos of another class, or name others",
+        "only one class (dogs): at least two are needed; add photos of another class, or name others",
     ),
     (["set/train/a/1.jpg", "set/train/b/1.jpg"], "/set holds folders: if these are the classes, set data.root="),
     (["1.jpg", "2.jpg"], "2 photos lie there without one; expected"),
@@ -185,7 +185,7 @@ def test_names_that_are_no_utf8(tmp_path, capsys):
 def test_labels_of_a_split_file_are_whole_numbers(label, tmp_path):
     rows = [["a.jpg", 0, "a"], ["b.jpg", label, "b"]]
     (tmp_path / "s.json").write_text(json.dumps({"train": rows}))
-    with pytest.raises(DataError, match=r"train\[1\]: label must be a whole number from 0 to 2147483647, got|64 bits"):
+    with pytest.raises(DataError, match=r"train\[1\]: label must be an integer from 0 to 2147483647, got|64 bits"):
         read_photos(DataConfig(split_file=str(tmp_path / "s.json")))
 
 

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from jclip.data.augment import Views
 from jclip.data.loader import batches
 from jclip.data.photo_file import MOST_BYTES, MOST_PLAIN_BYTES, header, open_photo
+from jclip.data.photo_parts import MOST_BLOCKS, check_parts
 from jclip.data.preprocess import Preprocess
 from jclip.errors import DataError
 from tests.hostile.photo_mutants import count, seeds
@@ -127,6 +129,17 @@ REFUSED = {
     "text": "照片".encode(),
     "nothing": b"",
 }
+
+
+@pytest.mark.parametrize("bits", [0, 4, 7])
+def test_blocks_of_a_gif_are_counted_from_behind_its_palette(bits):
+    """A palette of the bytes that begin a frame, 2 to 256 colours: a look at one of them would end the count."""
+    palette = b"," * 3 * 2 ** (bits + 1)
+    head = b"GIF89a" + struct.pack("<HHBBB", 9, 9, 128 + bits, 0, 0) + palette
+    for blocks, fine in ((MOST_BLOCKS, True), (MOST_BLOCKS + 1, False)):
+        data = head + b"!\xfe\0" * blocks + b",;"
+        with nullcontext() if fine else pytest.raises(DataError, match="blocks before its first frame"):
+            check_parts(lambda data=data: data, data[:16])
 
 
 def test_a_refusal_takes_little_memory(tmp_path):

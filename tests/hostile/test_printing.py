@@ -100,6 +100,15 @@ def test_pictures_show_names_as_text(tmp_path):
     assert all(Image.open(tmp_path / f"{name}.png").width > 200 for name in ("classes", "confusion", "shots"))
 
 
+def test_pictures_grow_with_the_classes(tmp_path):
+    """At 120 dots per inch: 0.22 inches of a class on both sides of the confusion, 0.2 of a bar, but for a few classes."""
+    for count, square, high in ((3, 480, 300), (35, 1104, 960)):
+        plot_confusion(tmp_path / "confusion.png", np.eye(count, dtype=int), names := [str(i) for i in range(count)])
+        plot_classes(tmp_path / "classes.png", np.linspace(0, 1, count), names)
+        with Image.open(tmp_path / "confusion.png") as confusion, Image.open(tmp_path / "classes.png") as classes:
+            assert confusion.size == (square, square) and classes.size == (768, high)
+
+
 def test_legends_show_every_name(tmp_path, monkeypatch):
     """matplotlib leaves names that begin with an underscore out, and sets what stands between dollars as a formula."""
     import jclip.report.plots

@@ -73,7 +73,11 @@ def test_other_columns_and_another_root(images, tmp_path_factory):
         ("a.jsonl", '{"filepath": "x"}\n', "line 1: expected a JSON object with filepath and title"),
         ("a.jsonl", "nonsense\n", "line 1: expected a JSON object"),
         ("a.txt", "x.png$a$b\nnonsense\n", r"line 2: expected `image\$attributes\$caption`"),
-        ("a.parquet", "x", "captions come as .csv, .tsv, .jsonl, .txt .or `shapes`., not as .parquet"),
+        (
+            "a.parquet",
+            "x",
+            "captions come as .csv, .tsv, .jsonl, .txt, .token, .json, .tar .or `shapes`., not as .parquet",
+        ),
     ],
 )
 def test_bad_files_are_told(tmp_path, name, text, told):

@@ -136,6 +136,11 @@ def test_numbers_that_belong_to_names_and_names_that_are_numbers(tmp_path):
     assert read_class_names(str(tmp_path / "n.json")).names == ("0", "1")
 
 
+def test_a_line_that_looks_like_a_folder_and_its_class_is_a_name_where_others_do_not(tmp_path):
+    (tmp_path / "c.txt").write_text("cat\nn02084071 black dog\nowl\n")
+    assert read_class_names(str(tmp_path / "c.txt")).names == ("cat", "n02084071 black dog", "owl")
+
+
 def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
     (tmp_path / "c.csv").write_text("wnid,name\nn02,cat\nn01,dog\n")
     assert read_class_names(str(tmp_path / "c.csv")).places(["n01", "n02"]).tolist() == [1, 0]
@@ -161,7 +166,7 @@ def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
         ("a.txt", "\n\n", "is empty"),
         ("a.csv", "a,b,c\n", "must have a class per line, got one line"),
         ("a.csv", "id,name\n0,cat\n1\n", "line 3: must have 2 fields as other lines have, got 1"),
-        ("a.csv", "id,name\n0,cat\n-1,dog\n", "line 3: id must be a whole number from 0, got '-1'"),
+        ("a.csv", "id,name\n0,cat\n-1,dog\n", "line 3: id must be an integer from 0, got '-1'"),
         ("a.csv", "cat,x\ndog,y\n", "must have a column of names and at most one of numbers, got 2 columns"),
         ("a.csv", "id,name\n0,cat\n0,dog\n", "labels must be 0 to 1, each once"),
         ("a.json", '{"0": "cat", "2": "dog"}', "labels must be 0 to 1, each once, got 0, 2"),
@@ -178,7 +183,7 @@ def test_folders_of_a_list_are_other_names_of_its_classes(tmp_path):
             "entry 1: ids must stand once, got 1 also in",
         ),
         ("a.json", '[{"name": "cat", "id": 1}, {"name": "dog"}]', "an id in every entry, or in none"),
-        ("a.json", '[{"name": "cat", "id": "x"}]', "id must be a whole number"),
+        ("a.json", '[{"name": "cat", "id": "x"}]', "id must be an integer"),
         ("a.json", '[{"title": "cat"}]', "entry 0: must have a name"),
         ("a.yaml", "names: [cat, dog]\nnc: 3", "nc must be the number of names, 2, got 3"),
         ("a.yaml", "names: {0: cat, 0: dog}", "key '0' stands more than once"),

@@ -185,8 +185,8 @@ def wrong(tmp_path, small_models):
         "class names stand more than once: a": [ok, *vit, "--classes", "a,b,a"],
         "no class names given": [ok, *vit, "--classes", " , "],
         "unknown prompt set or file 'openai81', did you mean 'openai80'": [ok, *vit, *two, "--templates", "openai81"],
-        "none of .csv, .json, .txt": [ok, *vit, *two, "--out", "r.xls"],
-        "argument --top: must be a whole number in [1, 1000000], got '0'": [ok, *vit, *two, "--top", 0],
+        "must be one of .csv, .json, .txt": [ok, *vit, *two, "--out", "r.xls"],
+        "argument --top: must be an integer in [1, 1000000], got '0'": [ok, *vit, *two, "--top", 0],
         "too long for context length 77": [ok, *vit, "--classes", "a," + "long " * 90],
         "dtype fp16 on the CPU: no operator here computes it": [ok, *vit, *two, "--dtype", "fp16"],
     }

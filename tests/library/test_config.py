@@ -94,7 +94,7 @@ WRONG = {
     "model: m\nsearch: 1": "toy.yaml: search must be true or false, got 1",
     "model: m\nmode: midle": "toy.yaml: mode must be one of end, middle, got 'midle', did you mean 'middle'?",
     "model: m\nsteps: [1, 2, 3]": "toy.yaml: steps must be a list of 2 values, got [1, 2, 3]",
-    "model: m\nsteps: [1, x]": "toy.yaml: steps must be a whole number, got 'x'",
+    "model: m\nsteps: [1, x]": "toy.yaml: steps must be an integer, got 'x'",
     "model: m\ndata: 5": "toy.yaml: data must be a group of settings, got 5",
     "model: m\ndata: {shots: -1}": "toy.yaml: data.shots must be at least 0 (all photos), got -1",
     "model: m\noptim: {epochs: 0}": "toy.yaml: optim.epochs must be at least 1, got 0",
@@ -142,7 +142,7 @@ def test_a_value_out_of_range_is_named_with_its_group_its_range_and_what_was_giv
         ("alpha", "'alpha' is no setting: write key=value"),
         ("=3", "'=3' is no setting"),
         ("alpha.x=3", "alpha.x: alpha is a single value and has no x inside"),
-        ("data.shots=many", "data.shots must be a whole number, got 'many'"),
+        ("data.shots=many", "data.shots must be an integer, got 'many'"),
         ("alpha=[", "'[' is not a valid value"),
     ],
 )

@@ -156,7 +156,7 @@ WRONG = [
     (dict(split_file="gap.json"), "labels must be 0 to 1 without a gap, got 0, 2"),
     (
         dict(split_file="half.json"),
-        "half.json: train\\[0\\]: label must be a whole number from 0 to 2147483647, got 0.5",
+        "half.json: train\\[0\\]: label must be an integer from 0 to 2147483647, got 0.5",
     ),
     (dict(split_file="two_names.json"), "label 0 is called both 'a' and 'b'"),
     (dict(split_file="columns.tsv"), "lacks the column split"),
@@ -329,11 +329,11 @@ def test_absolute_paths_and_names_in_gb18030(tmp_path, capsys):
         ("2", "label 2 is beyond the 2 classes"),
         ("4294967296", "label 4294967296 is beyond the 2 classes"),
         ("9" * 5000, "label 9{40} is beyond the 2 classes"),
-        ("-1", "labels must be whole numbers from 0, got '-1'"),
-        ("1.0", "labels must be whole numbers from 0, got '1.0'"),
-        ("True", "labels must be whole numbers from 0, got 'True'"),
-        ("nan", "labels must be whole numbers from 0, got 'nan'"),
-        ("١", "labels must be whole numbers from 0"),
+        ("-1", "labels must be (integers|whole numbers) from 0, got '-1'"),
+        ("1.0", "labels must be (integers|whole numbers) from 0, got '1.0'"),
+        ("True", "labels must be (integers|whole numbers) from 0, got 'True'"),
+        ("nan", "labels must be (integers|whole numbers) from 0, got 'nan'"),
+        ("١", "labels must be (integers|whole numbers) from 0"),
     ],
 )
 def test_labels_that_are_none_are_refused_with_their_line(tmp_path, read, label, message):

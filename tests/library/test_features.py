@@ -286,7 +286,7 @@ def test_few_shot_features_of_photos(source, photo_folder, close):
         few_shot_features(config, None, "simple")
 
 
-# Recorded features
+# Precomputed features
 
 
 def test_recorded_features_in_both_spellings(shared, close):
@@ -313,7 +313,7 @@ def npz(path, **changes):
     "changes, message",
     [
         (dict(keys_2_l=None), "lacks keys_2 or keys_2_l"),
-        (dict(keys_2=np.full((4, 3), np.nan)), "keys_2 holds 12 values that are no numbers"),
+        (dict(keys_2=np.full((4, 3), np.nan)), "keys_2 holds 12 values that are NaN or infinite"),
         (dict(keys_2=np.ones((5, 3))), r"\(5, 3\) and keys_2_l \(4,\) do not belong together"),
         (dict(test_f=np.ones((2, 4))), "features of different widths: 3, 4"),
         (dict(test_l=np.array([0, 2])), "test labels reach from 0 to 2, there are 2 classes"),
@@ -321,7 +321,7 @@ def npz(path, **changes):
         (dict(text_features=np.ones((2, 4))), "features of different widths: 3, 4"),
         (dict(text_features=np.ones(3)), r"text features of shape \(3,\) are no \(C, E\) table"),
         (dict(classnames=None, test_l=np.array([0, 3])), "no row has label 2, though labels reach 3: number them"),
-        (dict(keys_2=np.full((4, 3), "x")), "keys_2 holds <U1, expected real numbers"),
+        (dict(keys_2=np.full((4, 3), "x")), "keys_2 holds <U1, expected floating-point values"),
         (dict(logit_scale=np.ones(2)), r"logit_scale is an array \(2,\), expected one number above 0"),
         (dict(classnames=np.array([{"a": 1}], object)), "is not a readable .npz"),
     ],

@@ -245,7 +245,7 @@ def test_gpus_train_in_bf16_where_they_have_it(monkeypatch):
         assert plain._Products.dtype == "bfloat16"
     with kernels.products_in("fp32"):
         assert plain._Products.dtype == "float32"
-    with pytest.raises(ConfigError, match="training with dtype fp16: gradients fall below its smallest numbers; bf16"):
+    with pytest.raises(ConfigError, match="training with dtype fp16: gradients underflow in it; bf16"):
         kernels.products_in("fp16")
     monkeypatch.setattr(kernels, "find_gpus", lambda: ((Gpu("Tesla V100", "7.0", 1),), ""))
     with pytest.raises(ConfigError, match=r"Tesla V100 \(7.0\) has no bf16, which begins with 8.0; use dtype=fp32"):

@@ -162,7 +162,7 @@ def test_label_lists(tmp_path):
         read_labels(str(path))
     for text, message in (
         ("a.jpg 3\n", "line 1: label 3 is beyond the 3 classes"), ("a.jpg 1\na.jpg 2\n", "'a.jpg' again"),
-        ("a.jpg cat\n", "labels must be whole numbers from 0, got 'cat'"),
+        ("a.jpg cat\n", "labels must be integers from 0, got 'cat'"),
     ):  # fmt: skip
         path.write_text(text)
         with pytest.raises(DataError, match=message):

@@ -116,7 +116,7 @@ def test_values_that_are_no_numbers_are_stepped_back_from(close):
     found = minimise(objective, np.array([0.01, 30.0]), tolerance=1e-10)
     assert found.converged
     close(found.x, np.ones(2), "closed_form", "L-BFGS: x - log x")
-    with pytest.raises(ValueError, match="no number where the search starts"):
+    with pytest.raises(ValueError, match="must be finite at the start"):
         minimise(objective, np.array([-1.0, 1.0]))
 
 

@@ -130,7 +130,7 @@ def decoding_processes() -> list[int]:
 
 def test_the_number_of_workers_is_a_number(monkeypatch):
     monkeypatch.setenv("JCLIP_WORKERS", "many")
-    with pytest.raises(ConfigError, match="JCLIP_WORKERS=many is no number"):
+    with pytest.raises(ConfigError, match="JCLIP_WORKERS must be a number of processes, got many"):
         workers()
 
 

@@ -267,7 +267,7 @@ def test_what_can_not_be_mixed(members, photos, tmp_path):
         check_mixture(members, "logit")
     with pytest.raises(ConfigError, match="all models need mode prob-prompts"):
         check_mixture([members[0], replace(members[1], mode="max")], "prob", 0.1)
-    with pytest.raises(ConfigError, match="at least one of them needs a weight"):
+    with pytest.raises(ConfigError, match="at least one weight must be above 0"):
         check_mixture([replace(m, weight=0.0) for m in members], "prob")
     with pytest.raises(ConfigError, match="give them the same prompts"):
         classify([members[0], replace(members[1], prompts="simple")], photos, NAMES, drop_below=0.1)

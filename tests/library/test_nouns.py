@@ -265,7 +265,7 @@ def test_a_lexicon_of_ones_own(tmp_path):
         ("dog: [1]\ncat:\n", ConfigError, "must be a list of words"),
         ("synonyms: {dog: [x]}\nsynonym: {}\n", ConfigError, "unknown key 'synonym', did you mean 'synonyms'?"),
         ("synonyms: {dog: []}\nimplies: {dog: [animal]}\n", UnknownName, "unknown class"),
-        ("synonyms: {dog: []}\nmost_tokens: -1\n", ConfigError, "most_tokens must be a whole number from 0"),
+        ("synonyms: {dog: []}\nmost_tokens: -1\n", ConfigError, "most_tokens must be an integer from 0"),
         ("synonyms: {dog: []}\nguards: {verb: [x]}\n", ConfigError, "guards must hold"),
     ],
 )

@@ -171,7 +171,7 @@ def test_what_is_left_out_stays_as_the_weights_say():
     "values, message",
     [
         ({"size": 0}, r"x.yaml: preprocess.size must be in \[1, 4096\] pixels, got 0"),
-        ({"size": True}, "x.yaml: preprocess.size must be a whole number, got True"),
+        ({"size": True}, "x.yaml: preprocess.size must be an integer, got True"),
         ({"sharpness": -0.5}, r"x.yaml: preprocess.sharpness must be in \[0, 1000\] .*, got -0.5"),
         ({"sharpness": float("nan")}, "preprocess.sharpness must be a finite number, got nan"),
         ({"resize": "squish"}, "preprocess.resize must be one of .*, got 'squish', did you mean 'squash'"),

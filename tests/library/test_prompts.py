@@ -326,7 +326,7 @@ def test_templates_that_are_refused(given, message):
         ("p.json", '{"cat": ["a", 3]}', "'cat': must be text in quotation marks, got 3"),
         ("p.json", '{"cat": [" "]}', "'cat': must be text"),
         ("p.json", '{"cat": {"a": "b"}}', "'cat': must be text"),
-        ("p.json", '{"cat": ["a"], "cat": ["b"]}', "key 'cat' stands more than once"),
+        ("p.json", '{"cat": ["a"], "cat": ["b"]}', "key 'cat' appears more than once"),
         ("p.json", '{"templates": ["{}"], "class_sentences": {"cat": 1}}', "'cat': must be text"),
     ],
 )

@@ -23,6 +23,7 @@ from jclip.report.predictions import (
     write_predictions,
     zip_challenge,
 )
+from jclip.report.run_table import report, told_memory
 
 SCORES = np.log(
     np.array([[0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9], [0.1, 0.2, 0.3, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.1, 0.1]])
@@ -85,7 +86,7 @@ def test_csv_and_json(tmp_path):
 
 def test_an_ending_that_names_no_format_is_told_before_the_work():
     check_format(None)
-    with pytest.raises(ConfigError, match=r"r.xls: .*none of .csv, .json, .txt"):
+    with pytest.raises(ConfigError, match=r"r.xls: .*must be one of .csv, .json, .txt"):
         check_format("r.xls")
 
     with pytest.raises(ConfigError, match="unknown form 'ids' .known: id_idx"):
@@ -233,3 +234,38 @@ def test_tables_print_nothing_that_a_terminal_obeys():
         len(text.splitlines()) == 8 and all(c.isprintable() or c in "\n\u200c\u3000" for c in text) and len(text) < 3000
     )
     assert "\\x1b[31m" in text and "b\\nc" in text and "\\u202egpj" in text and "می\u200cخواهم" in text
+
+
+def accuracies(prefix: str, top1: float, correct: int, count: int) -> dict[str, float]:
+    return {f"{prefix}top1": top1, f"{prefix}correct": correct, f"{prefix}count": count}
+
+
+BELOW = "below zero-shot on validation: nothing was gained by adapting"
+
+
+def test_a_runs_table_by_hand():
+    metrics = {
+        **accuracies("val_", 0.75, 9, 12), **accuracies("zero_shot_val_", 0.5, 6, 12),
+        **accuracies("test_", 0.6, 12, 20), **accuracies("zero_shot_test_", 0.55, 11, 20),
+        "test_ece": 0.3, "alpha": 0.001, "lr": 0.0009876, "beta": 0.0, "best_epoch": 3,
+    }  # fmt: skip
+    assert [line.rstrip() for line in report(metrics).splitlines()] == [
+        "top-1      val               test",
+        "---------  ----------------  -----------------",
+        "zero-shot  0.5000 (6 of 12)  0.5500 (11 of 20)",
+        "this run   0.7500 (9 of 12)  0.6000 (12 of 20)",
+        "alpha 0.0010, lr 0.000988, beta 0.0000, best_epoch 3",
+    ]
+    assert report({"steps": 7}) == "steps 7"
+
+
+@pytest.mark.parametrize("adapted, below", [(0.5, False), (0.49, True), (0.51, False)])
+def test_a_run_below_zero_shot_says_so_and_an_equal_one_does_not(adapted, below):
+    metrics = {**accuracies("val_", adapted, 1, 2), **accuracies("zero_shot_val_", 0.5, 1, 2)}
+    assert (report(metrics).splitlines()[-1] == BELOW) == below
+    assert BELOW not in report(accuracies("val_", adapted, 1, 2))
+
+
+def test_memory_as_far_as_it_is_known():
+    assert told_memory({}) == [] and told_memory({"host": 812}) == ["peak memory 812 MiB"]
+    assert told_memory({"host": 812, "gpu": 2048}) == ["peak memory 812 MiB, of the GPU 2048 MiB"]

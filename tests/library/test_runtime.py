@@ -311,3 +311,15 @@ print(np.finfo(np.float32).tiny > 0, np.finfo(np.float64).tiny > 0)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "True True", done.stderr
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bf16_needs_avx512_that_is_not_switched_off(name, monkeypatch):
+    for other in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setattr(toolchain, "cpu_flags", lambda: frozenset({"avx2", "avx512bw"}))
+    for limit, reason in (("avx2", f"{name}=avx2 switches AVX-512 off"), ("AVX512_CORE", ""), ("ALL", "")):
+        monkeypatch.setenv(name, limit)
+        assert toolchain.why_no_avx512() == reason
+    monkeypatch.setattr(toolchain, "cpu_flags", lambda: frozenset({"avx2"}))
+    assert toolchain.why_no_avx512() == "this processor has no AVX-512"

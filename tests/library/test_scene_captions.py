@@ -84,7 +84,7 @@ def test_names_that_nothing_tells_apart():
         template_captions(("dog", "dogs"), 0, 10)
     with pytest.raises(ConfigError, match="must have a word"):
         template_captions(("dog", "!"), 0, 10)
-    with pytest.raises(DataError, match="must be told apart in sentences, got none for: dog"):
+    with pytest.raises(DataError, match="sentences must separate the class names, got none for: dog"):
         template_captions(("a", "dog"), 0, 10)
 
 

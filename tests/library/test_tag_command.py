@@ -206,11 +206,11 @@ def wrong(folder: Path, tmp_path: Path) -> dict[str, list]:
         "a sheet is written as one of": [*photos, *two, "--sheet", "x.pdf"],
         "stands there already: name another folder, or undo it": [*photos, *two, "--sort-into", tmp_path / "full"],
         "no such photo or folder: nowhere": ["nowhere", *two],
-        "argument --windows: must be a whole number in [2, 32], got '1': give scales such as 2 or 2,3": [
+        "argument --windows: must be an integer in [2, 32], got '1': give scales such as 2 or 2,3": [
             *photos, *two, "--windows", "1"],
         "scales of windows must be different": [*photos, *two, "--windows", "2,2"],
         "not allowed with argument": [*photos, *two, "--model", "shapes-tiny-rn", "--run", "somewhere"],
-        "argument --top: must be a whole number in [1, 1000000], got '0'": [*photos, *two, "--top", "0"],
+        "argument --top: must be an integer in [1, 1000000], got '0'": [*photos, *two, "--top", "0"],
         "--per-class-norm needs two photos and two names, got 1 and 2": [
             folder / "a" / "0.png", *two, "--per-class-norm"],
         "is read, and would be overwritten": [*photos, *two, "--sheet", folder / "a" / "0.png"],

@@ -253,6 +253,7 @@ def test_towers_and_names_that_a_method_cannot_take(sources, photos, tmp_path):
             Tagger(source, names, **more)
     assert Tagger(sources["vit"], ("cat",), background=(), method="dense").method == "dense"
     assert Tagger(eva, NAMES, method="places").method == "places"
+    assert Tagger(sources["vit"], NAMES, background=["sky", "Cat", "Fire_hydrant"]).background == ("sky",)
     assert Tagger(sources["resnet"], NAMES).method == "places" and Tagger(sources["vit"], NAMES).method == "tagclip"
 
 

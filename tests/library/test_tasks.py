@@ -138,7 +138,7 @@ def test_a_run_of_the_task_is_its_own_predictor(finished):
 
 def test_what_a_task_does_not_do_is_refused_in_one_line(finished, tmp_path, capsys):
     assert main(["predict", str(finished), "photos"]) == 2
-    assert "learned from recorded features: name the model that they are of with --model" in capsys.readouterr().err
+    assert "learned from precomputed features: name the model that made them with --model" in capsys.readouterr().err
     plain = FinishedRun(finished, sys.modules[__name__], Config())
     for method, arguments in (("measure", [tmp_path]), ("label", [None]), ("own_split", []), ("check_photos", []),
                               ("check_predict", [False, False])):  # fmt: skip

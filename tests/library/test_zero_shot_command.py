@@ -103,7 +103,7 @@ def wrong(tmp_path: Path) -> dict[str, list]:
         "unknown config 'zero_shot/ajuo', did you mean": ["--config", "zero_shot/ajuo"],
         "smoke.yaml must be of the recipe zero_shot, got gda: train it": ["--config", "gda/smoke"],
         "search.yaml must not set search, which needs labelled photos": ["--config", tmp_path / "search.yaml"],
-        "this config names no model": ["--config", tmp_path / "none.yaml"],
+        "a config must name a model or models, got neither": ["--config", tmp_path / "none.yaml"],
         "name the classes with --classes": one,
         "argument --unknown: must be a number in [0, 1), got '1.5'": [*one, "--classes", "a,b", "--unknown", 1.5],
         "--on-error must be stop with --format id_idx, which numbers the photos": [
@@ -118,7 +118,7 @@ def wrong(tmp_path: Path) -> dict[str, list]:
         "the form id_idx is a .csv file": [*ajou, "--format", "id_idx", "--out", "r.txt"],
         "set mode to prob-prompts (now embed)": [*one, "--classes", "a,b", "--drop-below", 0.1],
         "argument --sharpness: must be a number in [0, 1000]": [*one, "--classes", "a,b", "--sharpness", -1],
-        "argument --size: must be a whole number in [1, 4096], got '0'": [*one, "--classes", "a,b", "--size", 0],
+        "argument --size: must be an integer in [1, 4096], got '0'": [*one, "--classes", "a,b", "--size", 0],
     }
 
 

@@ -9,12 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 
-from finetune.contrastive import contrastive_gradients  # noqa: E402
 from jclip.config import OptimConfig  # noqa: E402
 from jclip.functional.losses import contrastive_loss, positive_targets  # noqa: E402
 from jclip.model.clip import build, clamp_logit_scale, training_mode  # noqa: E402
 from jclip.model.trainable import no_weight_decay, trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
+from jclip.train.on_captions import Objective, caption_gradients  # noqa: E402
 from jclip.train.optim import learning_rate, optimiser  # noqa: E402
 from jclip.weights.checkpoint import load_strict, open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
@@ -26,6 +26,10 @@ F = torch.nn.functional
 
 RATES = {"vit": 1e-3, "resnet": 1e-4}
 SCALES = {"vit": math.log(100.0) - 2e-3, "resnet": math.log(1 / 0.07)}
+
+
+def contrastive_gradients(model, parts, names, positives):
+    return caption_gradients(model, parts, names, Objective(positives=positives))
 
 
 def doubled(p):

@@ -15,8 +15,6 @@ from jclip.weights.checkpoint import open_checkpoint  # noqa: E402
 from tests.parity import torch_clip  # noqa: E402
 from tests.toys import TOYS, shapes_of, toy_batch, toy_file  # noqa: E402
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture(params=[(name, seed) for name in TOYS for seed in (0, 1)], ids=lambda p: f"{p[0]}-{p[1]}")
 def case(request, tmp_path):

@@ -99,7 +99,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
             ["--count", "9"],
             "--count must be at most 8, the photos of train.txt that are neither in train_4class.txt nor copies, got 9",
         ),
-        (["--count", "0"], "argument --count: must be a whole number in [1, "),
+        (["--count", "0"], "argument --count: must be an integer in [1, "),
     ):
         assert main([*draw, *changed]) == 2
         assert told in capsys.readouterr().err

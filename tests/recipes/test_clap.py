@@ -226,9 +226,9 @@ def test_photos_are_learned_from_in_all_views(small_models, photo_folder, tmp_pa
 
 
 @pytest.mark.parametrize("settings, told", [
-    ({"views": 0}, "views=0 is at least 1, text_length=10.0 above 0"),
-    ({"text_length": 0.0}, "text_length=0.0 above 0"),
-    ({"warmup_epochs": -1}, "warmup_epochs=-1 and warmup_lr=1e-05 can't be negative"),
+    ({"views": 0}, "views must be at least 1 and text_length above 0, got 0 and 10.0"),
+    ({"text_length": 0.0}, "text_length above 0, got .* and 0.0"),
+    ({"warmup_epochs": -1}, "warmup_epochs and warmup_lr must be at least 0, got -1 and 1e-05"),
     ({"optim": {"warmup": 5.0}}, "optim.warmup counts steps; here whole epochs warm up: set warmup_epochs"),
     ({"constraint": "l1"}, "constraint must be one of none, l2, adaptive, got 'l1'"),
 ])  # fmt: skip

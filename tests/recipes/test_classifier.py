@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from finetune import Classifier
 from jclip.cli import main
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.report.evaluation import write_evaluation
+from jclip.report.predictor import unlabelled
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,14 @@ def test_photos_in_classes_out(run, photo_folder, close):
     one = classifier.predict([predictions.photos[5]])
     close(one.scores[0], predictions.scores[5], "scores", relative=True)
     assert one.best[0, 0] == predictions.best[5, 0]
+
+
+def test_five_classes_are_told_of_a_photo_unless_asked_otherwise(run, photo_folder):
+    """Of a run on three classes whose columns are told apart as seven."""
+    seven = replace(Classifier.load(run), classnames=tuple("abcdefg"), columns=np.array([0, 1, 2, 0, 1, 2, 0]))
+    photo = photo_folder / "test" / "red_thing" / "test 0-0.png"
+    assert seven.predict([photo]).best.shape == (1, 5) and seven.predict([photo], top=2).best.shape == (1, 2)
+    assert seven.label(unlabelled([str(photo)]))[0].best.shape == (1, 5)
 
 
 def test_it_equals_the_command(run, photo_folder, tmp_path):
@@ -92,9 +102,9 @@ def test_what_is_missing_is_told(run, small_models, tmp_path, photo_folder):
         Classifier.load(run).predict([tmp_path / "absent.jpg"])
     smoke = Path(__file__).parents[2] / "configs" / "tip_adapter" / "smoke.yaml"
     assert main(["train", str(smoke), "--run", str(tmp_path / "recorded")]) == 0
-    with pytest.raises(ConfigError, match="learned from recorded features: name the model"):
+    with pytest.raises(ConfigError, match="learned from precomputed features: name the model"):
         Classifier.load(tmp_path / "recorded").predict([photo_folder / "test"])
-    with pytest.raises(CheckpointError, match="gives features of 24 numbers"):
+    with pytest.raises(CheckpointError, match="gives 24-dimensional features"):
         Classifier.load(tmp_path / "recorded", model=str(small_models["vit"])).predict([photo_folder / "test"])
 
 

@@ -234,13 +234,13 @@ def test_bad_inputs_are_told_in_one_line(tmp_path):
         train("smoke.yaml", tmp_path / "b", *without)
     metrics = train("smoke.yaml", tmp_path / "c", *without, "search=false")
     assert "val_top1" not in metrics and metrics["test_count"] == 63 and metrics["ratio"] == 0.2
-    with pytest.raises(ConfigError, match="reduction=17 leaves nothing of features of 16 numbers: lower it"):
+    with pytest.raises(ConfigError, match="reduction must be at most 16, the width of the features, got 17"):
         train("smoke.yaml", tmp_path / "d", "reduction=17")
     for wrong, told in {
-        "ratio=1.0": "ratio and search_ratio are shares, at least 0 and below 1",
-        "search_ratio=[-0.1]": "ratio and search_ratio are shares, at least 0 and below 1",
-        "search_ratio=[]": "search_ratio names no value",
-        "reduction=0": "views and reduction are at least 1",
+        "ratio=1.0": r"ratio and search_ratio must be in \[0, 1\)",
+        "search_ratio=[-0.1]": r"ratio and search_ratio must be in \[0, 1\)",
+        "search_ratio=[]": "search_ratio must have at least one value",
+        "reduction=0": "views and reduction must be at least 1",
     }.items():
         with pytest.raises(ConfigError, match=told):
             read_config(str(CONFIGS / "smoke.yaml"), [wrong])

@@ -151,5 +151,5 @@ def test_from_photos_to_classes(small_models, photo_folder, tmp_path):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ConfigError, match="context=0 is at least 1, views=-1 at least 0"):
+    with pytest.raises(ConfigError, match="context must be at least 1 and views at least 0, got 0 and -1"):
         config(context=0, views=-1)

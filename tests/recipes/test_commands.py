@@ -31,7 +31,7 @@ def test_a_link_moves_to_the_run_that_finished_last(tmp_path, capsys):
     assert [row.split()[0] for row in rows[1:]] == ["zero-shot", first.name, "latest"]
     assert main([*command[:-1], str(tmp_path)]) == 2
     assert (
-        f"{tmp_path} must be a link or absent, got a file or folder: choose another name with --link"
+        f"{tmp_path} must be a link or absent, got a file or folder: choose another name with --link-run"
         in capsys.readouterr().err
     )
 
@@ -71,7 +71,10 @@ def test_a_captioned_run_is_measured_by_retrieval(captioned_run, tmp_path, capsy
     printed = capsys.readouterr().out
     told = json.loads((captioned_run / "result.json").read_text())["metrics"]
     measured = json.loads((tmp_path / "eval.json").read_text())
-    assert measured.pop("count") == 13 and {*measured} < {*told}
+    grouped = {k: measured.pop(k) for k in [*measured] if k.startswith(("image_retrieval", "text_retrieval"))}
+    assert grouped["text_retrieval_recall@5"] == measured["i2t_r5"]
+    assert grouped["image_retrieval_recall@10"] == measured["t2i_r10"] and "by groups" in printed
+    assert measured.pop("count") == measured.pop("images") == measured.pop("texts") == 13 and {*measured} < {*told}
     assert {k: round(v, 6) for k, v in measured.items()} == {k: told[k] for k in measured}
     rows = read_csv(tmp_path / "ranks.csv")
     assert [row["photo"] for row in rows] == [str(i) for i in range(13)]

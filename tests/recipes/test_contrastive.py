@@ -137,7 +137,7 @@ def test_killed_with_9_and_run_again_gives_the_same_bits(tmp_path):
         (["data.val=", "selection=val"], "choosing the best epoch needs data.val or zero_shot"),
         (["accumulate=0"], "accumulate and every are at least 1"),
         (["model=shapes-tiny-xx"], "model 'shapes-tiny-xx', did you mean 'shapes-tiny-"),
-        (["lock.image_groups=2"], "unlocked groups are of a locked tower"),
+        (["lock.image_groups=2"], "need a locked tower"),
         (["data.train=no.csv"], r"can't read .*no.csv: No such file"),
         (["zero_shot=[shapes:nowhere]"], "set of rendered photos 'nowhere'"),
     ],
@@ -151,18 +151,18 @@ def test_what_can_not_work_is_told_in_one_line(settings, told, tmp_path, capsys)
 
 
 def test_a_loss_that_is_no_number_is_told_and_the_state_is_kept(tmp_path, capsys, monkeypatch):
-    from finetune import contrastive
+    from jclip.train import on_captions
 
-    real = contrastive.contrastive_gradients
+    real = on_captions.caption_gradients
 
-    def broken(model, parts, names, positives):
-        loss, gradients = real(model, parts, names, positives)
+    def broken(*step):
+        loss, gradients = real(*step)
         return (loss * float("nan") if (tmp_path / "r" / "train.safetensors").is_file() else loss), gradients
 
-    monkeypatch.setattr(contrastive, "contrastive_gradients", broken)
+    monkeypatch.setattr("jclip.train.on_captions.caption_gradients", broken)
     monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
     assert train(tmp_path / "r", *QUICK) != 0
-    assert "the loss stopped being a number between steps 3 and 5 of epoch 1" in capsys.readouterr().err
+    assert "the loss became NaN or infinite between steps 3 and 5 of epoch 1" in capsys.readouterr().err
     monkeypatch.undo()
     assert train(tmp_path / "r", *QUICK) == 0 and [line["epoch"] for line in lines_of(tmp_path / "r")] == [0, 1, 2]
 

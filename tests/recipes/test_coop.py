@@ -148,7 +148,7 @@ def test_other_names_get_the_learned_vectors(recipe, position, source, close):
 
 def test_vectors_of_each_class_fit_no_other_names(source):
     cfg = coop.Config(DataConfig(), model="x", per_class=True)
-    with pytest.raises(ConfigError, match="per_class=true learned vectors of its own classes alone"):
+    with pytest.raises(ConfigError, match="per_class=true learned vectors for its own classes alone"):
         coop.for_classes({"context": np.zeros((12, 32))}, cfg, ("ox",), source)
 
 
@@ -186,9 +186,9 @@ def test_what_does_not_fit_is_told(source):
         Prompts(source.model, NAMES, 75)
     with pytest.raises(DataError, match="holds no words"):
         first_vectors(source.model, 4, " ", 0)
-    with pytest.raises(ConfigError, match="context=0 is at least 1"):
+    with pytest.raises(ConfigError, match="context must be at least 1 and views at least 0, got 0"):
         coop.Config(DataConfig(), model="x", context=0)
-    with pytest.raises(ConfigError, match="the model gives features of 24 numbers and not 16"):
+    with pytest.raises(ConfigError, match="the model gives features of 24 dimensions and not 16"):
         context.prompts_for(source, data_of(0, width=16), 3, "", 0)
 
 

@@ -268,7 +268,7 @@ def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
         close(texts[of_class == k], unit(alone), "features_normalised", "cross-modal: texts")
     weights = cross_modal.zero_shot_weights((texts, of_class), 3)
     close(weights, data.text, "features_normalised", "cross-modal: zero-shot head of the texts")
-    with pytest.raises(ConfigError, match="gives features of 24 numbers and not 13: name the model"):
+    with pytest.raises(ConfigError, match="gives features of 24 dimensions and not 13: set model"):
         cross_modal.text_samples(cfg, features(0), source)
 
 
@@ -315,13 +315,13 @@ def test_bad_inputs_are_told_in_one_line(tmp_path):
         train("smoke.yaml", tmp_path / "c", without, "grid_lr=[]")
     metrics = train("smoke.yaml", tmp_path / "d", without, "grid_lr=[]", "selection=last")
     assert "val_top1" not in metrics and metrics["test_count"] == metrics["wise_test_count"] == 63
-    with pytest.raises(ConfigError, match="reduction=17 leaves nothing of features of 16 numbers: lower it"):
+    with pytest.raises(ConfigError, match="reduction must be at most 16, the width of the features, got 17"):
         train("smoke.yaml", tmp_path / "e", "reduction=17")
     for wrong, told in {
-        "views=-1": "views is at least 0, every and reduction at least 1",
-        "every=0": "views is at least 0, every and reduction at least 1",
-        "ratio=1.1": "ratio and wise are shares between 0 and 1",
-        "wise=-0.1": "ratio and wise are shares between 0 and 1",
+        "views=-1": "views must be at least 0, every and reduction at least 1",
+        "every=0": "views must be at least 0, every and reduction at least 1",
+        "ratio=1.1": r"ratio and wise must be in \[0, 1\]",
+        "wise=-0.1": r"ratio and wise must be in \[0, 1\]",
     }.items():
         with pytest.raises(ConfigError, match=told):
             read_config(str(CONFIGS / "smoke.yaml"), [wrong])

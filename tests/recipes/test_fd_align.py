@@ -398,14 +398,17 @@ def test_rates_are_for_a_batch_of_256():
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (["spurious.kept=8"], "spurious.kept=8 of 7 templates: lower it, or set spurious.outliers=none"),
-        (["spurious.clusters=7"], "spurious.clusters=7 centres of 6 templates: lower it"),
-        (["spurious.outliers=none", "spurious.clusters=8"], "spurious.clusters=8 centres of 7 templates"),
-        (["spurious.kept=0"], "kept is at least 1"),
-        (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),
+        (["spurious.kept=8"], "spurious.kept must be at most 7 .templates., got 8; or set spurious.outliers=none"),
+        (["spurious.clusters=7"], "spurious.clusters must be at most 6, the templates kept, got 7"),
+        (
+            ["spurious.outliers=none", "spurious.clusters=8"],
+            "spurious.clusters must be at most 7, the templates kept, got 8",
+        ),
+        (["spurious.kept=0"], "spurious.kept must be at least 1"),
+        (["data.features=x.npz"], "tunes towers on photos, not on precomputed features"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
-        (["wise=1.5"], "wise is a share between 0 and 1"),
-        (["head_first=true", "train_head=false"], "head_first trains the head: leave train_head on"),
+        (["wise=1.5"], r"wise in \[0, 1\]"),
+        (["head_first=true", "train_head=false"], "head_first=true trains the head: set train_head=true"),
     ],
 )
 def test_what_can_not_work_is_told(wrong, told, settings, tmp_path):

@@ -166,14 +166,14 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["optim.batch=19"], "optim.batch=19 is larger than the data set of 18: lower it"),
+        (["optim.batch=19"], "optim.batch must be at most 18, the training photos, got 19"),
         (["data.seed=-1"], "data.seed must be at least 0, got -1"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
         (["data.root=nowhere"], "data.root is no folder"),
-        (["data.features=x.npz"], "towers are tuned on photos, not on recorded features"),
-        (["optim.lr=1e30", "accumulate=2"], "the loss stopped being a number between steps"),
-        (["accumulate=7"], "accumulate=7 is 1 … optim.batch, clip=0.0 at least 0"),
-        (["lock.image_groups=1"], "unlocked groups are of a locked tower"),
+        (["data.features=x.npz"], "tunes towers on photos, not on precomputed features"),
+        (["optim.lr=1e30", "accumulate=2"], "the loss became NaN or infinite between steps"),
+        (["accumulate=7"], r"accumulate must be in \[1, optim.batch\] and clip at least 0, got 7 and 0.0"),
+        (["lock.image_groups=1"], "need a locked tower"),
     ],
 )
 def test_what_can_not_work_is_told_in_one_line(settings, told, config, tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_an_empty_and_a_one_class_folder_are_told(config, tmp_path, capsys):
     assert train(config, tmp_path / "r", f"data.root={tmp_path / 'empty'}") == 2
     assert "no class folders below" in capsys.readouterr().err
     assert train(config, tmp_path / "r", f"data.root={tmp_path / 'one'}", "--fresh") == 2
-    assert "only one class (cat): there is nothing to tell apart" in capsys.readouterr().err
+    assert "only one class (cat): at least two are needed" in capsys.readouterr().err
 
 
 def test_broken_photos_are_skipped_everywhere_and_told_once(config, photo_folder, tmp_path, capsys):

@@ -142,9 +142,9 @@ def test_rows_that_fix_no_covariance_are_refused():
 
     with pytest.raises(DataError, match="2 of 7 classes have no training photos"):
         solve(data, classes=7)
-    with pytest.raises(ConfigError, match="shrinkage=none needs at least 35 training rows, there are 24"):
+    with pytest.raises(ConfigError, match="shrinkage=none needs at least 35 training rows, got 24"):
         solve(features(0, width=30), shrinkage="none")
-    with pytest.raises(DataError, match="covariance has no inverse: set shrinkage=ridge"):
+    with pytest.raises(DataError, match="covariance is singular: set shrinkage=ridge"):
         dead = data.train.copy()
         dead[:, 3] = dead[:, 2]
         solve(replace(data, train=dead), shrinkage="none")
@@ -160,9 +160,9 @@ def test_one_row_per_class_is_its_nearest_mean(capsys):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ConfigError, match="views is at least 1, got 0"):
+    with pytest.raises(ConfigError, match="views must be at least 1, got 0"):
         config(views=0)
-    with pytest.raises(ConfigError, match="search_alpha names no value"):
+    with pytest.raises(ConfigError, match="search_alpha must have at least one value"):
         config(search_alpha=())
 
 

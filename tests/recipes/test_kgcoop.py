@@ -64,5 +64,5 @@ def test_without_weight_it_is_coop(source, tmp_path):  # noqa: F811
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ConfigError, match="weight=-1"):
+    with pytest.raises(ConfigError, match="views and weight at least 0, got .* and -1"):
         kgcoop.Config(DataConfig(), model="x", weight=-1)

@@ -180,14 +180,14 @@ def test_each_c_is_looked_at_once(monkeypatch):
 
 def test_wrong_settings_and_data_are_refused():
     for settings, message in (
-        ({"C": 0.0}, "C and search_C are above 0"),
-        ({"search_C": ()}, "search_C names at least one value"),
-        ({"search_C": (1.0, -1.0)}, "C and search_C are above 0"),
-        ({"iterations": 0}, "iterations and every are at least 1"),
+        ({"C": 0.0}, "C and search_C must be above 0"),
+        ({"search_C": ()}, "search_C have at least one value"),
+        ({"search_C": (1.0, -1.0)}, "C and search_C must be above 0"),
+        ({"iterations": 0}, "iterations and every must be at least 1"),
         ({"search_rounds": -1}, "search_rounds at least 0"),
         ({"tolerance": 0.0}, "tolerance above 0"),
-        ({"every": 0}, "every are at least 1"),
-        ({"features": "penultimate"}, "recorded features are projected: for features=penultimate name photos"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"features": "penultimate"}, "features=penultimate needs photos and a model"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(**settings)
@@ -501,7 +501,7 @@ def test_penultimate_features_are_learned_measured_and_predicted(
     assert main(["eval", "run"]) == 0
     close(json.loads(Path("run/eval.json").read_text())["nll"], metrics["test_nll"], "loss")
     close(done.label(split)[0].scores, scores, "scores", "linear probe: penultimate scores")
-    with pytest.raises(CheckpointError, match="gives features of 24 numbers, the run learned on 48"):
+    with pytest.raises(CheckpointError, match="gives 24-dimensional features, the run learned on 48"):
         Classifier.load("run", ["features=projected"]).label(split)
 
 

@@ -210,21 +210,25 @@ def test_blocks_by_name():
     ]
     assert list(block_numbers(12, "upper half")) == [*range(6, 12)] and list(block_numbers(12, "top 3")) == [9, 10, 11]
     assert list(block_numbers(3, "all")) == [0, 1, 2] and list(block_numbers(2, "top 3")) == [0, 1]
-    with pytest.raises(ConfigError, match="of 1 blocks none is in the middle"):
+    with pytest.raises(ConfigError, match="lora.blocks=middle has none of the 1 blocks"):
         block_numbers(1, "middle")
 
 
 def test_what_does_not_fit_is_told(source, small_models):
-    with pytest.raises(ConfigError, match="rank=33 is above the width of 32"):
+    with pytest.raises(ConfigError, match="rank must be at most 32, the width of"):
         Adapters(source.model, LowRank(rank=33, towers="text"), 0)
     with pytest.raises(ConfigError, match="of a ViT's attention: set lora.towers=text"):
         Adapters(ModelSource(small_models["resnet"]).model, LowRank(), 0)
-    for settings, message in (({"rank": 0}, "rank=0"), ({"dropout": 1.0}, "dropout=1.0"), ({"parts": ()}, "parts=")):
+    for settings, message in (
+        ({"rank": 0}, "rank must be at least 1.*got 0, 1.0"),
+        ({"dropout": 1.0}, "got 2, 1.0, 1.0"),
+        ({"parts": ()}, "parts must be some of q, k, v"),
+    ):
         with pytest.raises(ConfigError, match=message):
             LowRank(**settings)
-    with pytest.raises(ConfigError, match="towers are tuned on photos"):
+    with pytest.raises(ConfigError, match="tunes towers on photos"):
         lora.Config(DataConfig(features="x.npz"), model="x")
-    with pytest.raises(ConfigError, match="steps are counted per shot: set steps"):
+    with pytest.raises(ConfigError, match="steps must be set where data.shots=0 takes all photos"):
         lora.total_steps(lora.Config(DataConfig(shots=0), model="x"))
 
 

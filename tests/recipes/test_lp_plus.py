@@ -238,9 +238,9 @@ def test_real_features(shared, tmp_path):
 
 
 @pytest.mark.parametrize("settings, told", [
-    ({"epochs": 0}, "epochs=0 and alpha_every=10 are at least 1"),
-    ({"alpha_every": 0}, "epochs=300 and alpha_every=0 are at least 1"),
-    ({"momentum": 1.0}, "momentum=1.0 is not in"),
+    ({"epochs": 0}, "epochs and alpha_every must be at least 1, got 0 and 10"),
+    ({"alpha_every": 0}, "epochs and alpha_every must be at least 1, got 300 and 0"),
+    ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
     ({"alpha_grad": "sum"}, "alpha_grad must be one of accumulate, fresh, got 'sum'"),
 ])  # fmt: skip
 def test_wrong_settings(settings, told):

@@ -249,9 +249,9 @@ def test_what_does_not_fit_is_told_before_training(source, small_models, tmp_pat
     ):
         toys.train(CONFIG, tmp_path / "a", f"model={small_models['resnet']}")
     prompting("text").check(replace(resnet.config, text=DEEP.text))
-    with pytest.raises(ConfigError, match="depth=4 is more than the 3 blocks of the image tower"):
+    with pytest.raises(ConfigError, match="depth must be at most 3, the blocks of the image tower, got 4"):
         replace(prompting("coupled"), depth=4).check(DEEP)
-    with pytest.raises(ConfigError, match="depth=5 is more than the 4 blocks of the text tower"):
+    with pytest.raises(ConfigError, match="depth must be at most 4, the blocks of the text tower, got 5"):
         replace(prompting("text"), depth=5).check(DEEP)
     with pytest.raises(ConfigError, match="text=5 vectors can't start from the 4 tokens of words='a photo of a'"):
         DeepPrompts(source.model, data_of(source), replace(prompting("text"), text=5), 0)
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_told_before_training(source, small_models, tmp_pat
         ({"depth": 0}, "one of them and depth=0 1"),
         ({"text": 0, "image": 0}, "text=0 and image=0 vectors"),
         ({"text": 0}, "coupled image vectors are made of the text's"),
-        ({"data": DataConfig(features="x.npz")}, "towers are tuned on photos"),
+        ({"data": DataConfig(features="x.npz")}, "tunes towers on photos"),
     ):
         with pytest.raises(ConfigError, match=message):
             maple.Config(**{"data": DataConfig(root="x"), "model": "x", **settings})

@@ -122,9 +122,7 @@ def test_recorded_features_are_halved_alike(tmp_path):
 
 
 def test_a_half_of_one_class_or_without_names_is_refused(tmp_path, photo_folder):
-    with pytest.raises(
-        DataError, match=r"data.subset=new: only one class \(绿 thing\): there is nothing to tell apart"
-    ):
+    with pytest.raises(DataError, match=r"data.subset=new: only one class \(绿 thing\): at least two are needed"):
         read_photos(DataConfig(root=str(photo_folder), shots=1, subset="new"))
     arrays = smoke_arrays()
     del arrays["classnames"]

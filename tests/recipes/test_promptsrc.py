@@ -161,7 +161,7 @@ def test_weights_of_the_epochs_sum_to_one_and_equal_states_stay(close):
     for epoch in range(20):
         average.add(epoch)
     close(average.arrays()["x"], state, "rounding", "PromptSRC: the average of equal states")
-    with pytest.raises(ConfigError, match="mean=100.0 is so far from all 5 epochs that none has a weight"):
+    with pytest.raises(ConfigError, match="mean must be near the epochs 1 to 5, got 100.0"):
         promptsrc.gaussian(5, 100.0, 1.0)
 
 
@@ -199,9 +199,9 @@ def test_other_names_get_the_learned_vectors(source, model_file, close):  # noqa
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"text": 0}, "text=0 and image=4 vectors are at least 1 in each tower"),
-    ({"deviation": 0.0}, "deviation=0.0 is above 0"),
-    ({"image_weight": -1.0}, "the weights are at least 0"),
+    ({"text": 0}, "text and image must be at least 1 vector each, got 0 and 4"),
+    ({"deviation": 0.0}, "deviation above 0, got deviation=0.0"),
+    ({"image_weight": -1.0}, "the three weights must be at least 0"),
     ({"depth": 0}, "depth=0"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(settings, message):

@@ -196,7 +196,7 @@ def test_several_templates_are_averaged_raw(small_models, close):
         prompts = [fill(t, name) for t in load_templates("openai7")]
         alone = encode_prompts(source.model, tokenize_for(source.config.text, prompts))
         close(got[k], alone.astype(np.float64).mean(axis=0), "features", "TaskRes: raw template means")
-    with pytest.raises(ConfigError, match="gives features of 24 numbers and not 7: name the model"):
+    with pytest.raises(ConfigError, match="gives features of 24 dimensions and not 7: set model"):
         task_res.base_text(cfg, features(0), source)
 
 
@@ -220,5 +220,5 @@ def test_bad_inputs_are_told_in_one_line(tmp_path):
     metrics = train("smoke.yaml", tmp_path / "c", no_val, "selection=last")
     assert "val_top1" not in metrics and metrics["test_count"] == 63
     for wrong in ("views=0", "decay=-1.0"):
-        with pytest.raises(ConfigError, match="views is at least 1 and decay at least 0"):
+        with pytest.raises(ConfigError, match="views must be at least 1 and decay at least 0"):
             read_config(str(CONFIGS / "smoke.yaml"), [wrong])

@@ -267,9 +267,9 @@ def test_prediction_needs_the_model_of_the_features(small_models, photo_folder, 
     monkeypatch.chdir(tmp_path)
     assert main(["train", str(CONFIGS / "smoke.yaml"), "--run", "run"]) == 0
     assert main(["predict", "run", str(photo_folder / "test")]) == 2
-    assert "learned from recorded features: name the model that they are of with --model" in capsys.readouterr().err
+    assert "learned from precomputed features: name the model that made them with --model" in capsys.readouterr().err
     assert main(["predict", "run", str(photo_folder / "test"), "--model", str(small_models["vit"])]) == 2
-    assert "gives features of 24 numbers, the run learned on 16" in capsys.readouterr().err
+    assert "gives 24-dimensional features, the run learned on 16" in capsys.readouterr().err
     assert main(["predict", "nowhere", str(photo_folder)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 

@@ -293,6 +293,37 @@ def test_photos_of_several_classes(small_models, photo_folder, tmp_path, close):
         toys.train(tmp_path / "mine.yaml", tmp_path / "wrong")
 
 
+@pytest.mark.parametrize(
+    "method, tower", [("dense", "resnet"), ("places", "resnet"), ("tagclip", "vit"), ("dense", "vit")]
+)
+def test_places_are_rows_of_the_same_measurement(method, tower, small_models, photo_folder, tmp_path, close):
+    """Their mAP is scikit-learn's of the tagger's own scores, normalised by photo and by class in NumPy where asked."""
+    from jclip.features.source import ModelSource
+    from jclip.features.tagging import Tagger
+
+    average_precision_score = pytest.importorskip("sklearn.metrics").average_precision_score
+    paths = sorted((photo_folder / "test").rglob("*.png"))[:9]
+    names, targets = ("red thing", "green thing", "blue thing"), np.arange(9)[:, None] % 3 == np.arange(3)
+    lines = [f"{path.relative_to(photo_folder)} {k % 3}\n" for k, path in enumerate(paths)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    (tmp_path / "names.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
+    head = (
+        f"recipe: zero_shot\nmulti_label: true\nmodel: '{small_models[tower]}'\ntemplates: simple\nmethod: {method}\n"
+    )
+    data = f"data: {{root: '{photo_folder}', test: '{tmp_path}/list.txt', classes: '{tmp_path}/names.txt'}}\n"
+    (tmp_path / "mine.yaml").write_text(head + data, encoding="utf-8")
+    scores = Tagger(ModelSource(small_models[tower]), names, "simple", method=method).scores([*map(str, paths)])
+    for normalise in ("none", "image+class"):
+        if normalise != "none":
+            scores = scores.astype(np.float64)
+            for axis in (1, 0):
+                scores = (scores - scores.mean(axis, keepdims=True)) / scores.std(axis, keepdims=True)
+        wanted = np.mean([average_precision_score(targets[:, k], scores[:, k]) for k in range(3)])
+        metrics = toys.train(tmp_path / "mine.yaml", tmp_path / normalise.replace("+", "_"), f"normalise={normalise}")
+        close(metrics["test_map"], wanted, "probabilities_at_100", "mAP by places")
+        assert metrics["test_count"] == 9
+
+
 def test_unknown_photos_are_counted(small_models, photo_folder, tmp_path, close):
     head = f"recipe: zero_shot\nmodel: '{small_models['vit']}'\ndata: {{root: '{photo_folder}'}}\n"
     (tmp_path / "mine.yaml").write_text(head, encoding="utf-8")
@@ -321,6 +352,7 @@ def test_unknown_photos_are_counted(small_models, photo_folder, tmp_path, close)
         (["models=[{prompts: simple}]"], "models.0.weights is missing"),
         (["models=[{weights: x.pt}]", "data.draft=true"], "set models.0.preprocess.draft"),
         (["multi_label=true", "classes=imagenet1k", "model=x.pt"], "leave search, classes"),
+        (["method=dense", "model=x.pt"], "method and normalise are of photos of several classes, got method=dense"),
     ],
 )
 def test_wrong_settings(settings, message):

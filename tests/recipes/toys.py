@@ -92,7 +92,7 @@ def smoke_arrays() -> dict[str, np.ndarray]:
 
 
 def record(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """Writes recorded features; the setting that names them."""
+    """Writes precomputed features; the setting that names them."""
     np.savez(path, **arrays)
     return f"data.features={path}"
 

@@ -1,0 +1,138 @@
+"""Photos with a feature at each place, and their scores by a positive and a negative prompt of each class.
+
+DualCoOp, Sun et al., NeurIPS 2022, arXiv 2206.09541; a row is the places' features one after the other, P E numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from jclip.choices import Interpolation, Resize
+from jclip.errors import ConfigError
+from jclip.features.source import ModelSource
+from jclip.functional import multi_label_scores, similarity
+from jclip.model import dense_map
+from jclip.postponed import jt
+from jclip.weights.variants import ResNetConfig, ViTConfig
+
+NUMBERS_AT_ONCE = 1 << 24  # cosines and features of a step
+SETS = ("positive", "negative", "evidence")  # of prompts, the last of DualCoOp++ alone
+
+
+class PairSource:
+    """A `ModelSource` in all but this: its features are rows of places, not normalised, of photos of another size.
+
+    size: of both sides in pixels, 0: the model's own. places, vit: see `jclip.model.dense_map.value_places`. `width` is that
+    of a place, E. Raises `ConfigError` for a size that the tower's step does not divide.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        size: int = 0,
+        resize: Resize = "squash",
+        interpolation: Interpolation | None = None,
+        places: dense_map.Places = "dualcoop",
+        vit: dense_map.ViTMap = "value",
+    ):
+        vision = source.config.vision
+        if vision is None:
+            raise ConfigError("these weights are a text tower alone: they embed no images")
+        self._source, self._places, self._vit = source, places, vit
+        self._is_resnet = isinstance(vision, ResNetConfig)
+        seen = replace(source.preprocess, resize=resize, size=(size, size) if size else source.preprocess.size)
+        self.preprocess = replace(seen, interpolation=interpolation or seen.interpolation)
+        step = dense_map.STRIDE if self._is_resnet else vision.patch_size
+        if size % step:
+            raise ConfigError(f"size must be a multiple of {step}, the model's step, or 0 (its own), got {size}")
+        if size and not (self._is_resnet or isinstance(vision, ViTConfig)) and (size, size) != vision.image_size:
+            raise ConfigError(f"this image tower takes photos of its own size, got size={size}: leave size out")
+        self._step = step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    @property
+    def identity(self) -> list:
+        """What features depend on."""
+        return [*self._source.identity, "places", self._places if self._is_resnet else self._vit]
+
+    @property
+    def count(self) -> int:
+        """P, how many places a photo has."""
+        cells = math.prod(side // self._step for side in self.preprocess.size)
+        return cells + (self._is_resnet and self._places != "cells")
+
+    @cached_property
+    def model(self):
+        """What encodes pixels to rows of places; loaded at first use."""
+        return _PlacesModel(self._source.model, self._places, self._vit)
+
+
+class _PlacesModel:
+    """A `CLIP` whose image features are rows of places."""
+
+    def __init__(self, model, places: dense_map.Places, vit: dense_map.ViTMap):
+        self._model, self._places, self._vit = model, places, vit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_image(self, pixels, penultimate: bool = False):
+        """(B, 3, H, W) → (B, P E)."""
+        rows = dense_map.value_places(self._model, pixels, self._places, self._vit)
+        return rows.reshape((rows.shape[0], -1))
+
+
+class WithPairScores(Protocol):
+    """How rows of places become scores: see the recipe `dual_prompt`."""
+
+    @property
+    def winner_among(self) -> multi_label_scores.Winner: ...
+
+
+def text_of(learned: Mapping[str, np.ndarray], kind: str = "text") -> dict[str, np.ndarray]:
+    """Arrays `<kind>_positive`, … of what was learned, by set."""
+    return {name: learned[f"{kind}_{name}"] for name in SETS if f"{kind}_{name}" in learned}
+
+
+class PairScorer:
+    """Scores of rows of places, S+ - S-, see `jclip.functional.multi_label_scores.pair_scores`.
+
+    learned: `text_positive`, `text_negative` and perhaps `text_evidence` (C, E), rows of length one; `scale` and `sharpness`
+    (1,). cfg: what has `winner_among`.
+    """
+
+    def __init__(self, learned: Mapping[str, np.ndarray], cfg: WithPairScores):
+        self._text, self._winner = text_of(learned), cfg.winner_among
+        self._scale, self._sharpness = (float(learned[name][0]) for name in ("scale", "sharpness"))
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(N, P E), of any length at each place → (N, C)."""
+        none = np.zeros((0, len(self._text["positive"])), np.float32)
+        return np.concatenate([none, *(self._of(chunk) for chunk in self._chunks(rows))])
+
+    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        classes, width = self._text["positive"].shape
+        step = max(1, NUMBERS_AT_ONCE // (rows.shape[1] // width * (width + 4 * classes)))
+        return (rows[i : i + step] for i in range(0, len(rows), step))
+
+    def _of(self, rows: np.ndarray) -> np.ndarray:
+        text = {name: jt.array(array) for name, array in self._text.items()}
+        with jt.no_grad():
+            places = similarity.normalise(jt.array(rows.reshape(len(rows), -1, text["positive"].shape[1])))
+            yes, no = scores_of_places(places, text, self._sharpness, self._scale, self._winner)
+            return (yes - no).numpy()
+
+
+def scores_of_places(places, text: Mapping[str, Any], sharpness, scale, winner: multi_label_scores.Winner) -> tuple:
+    """S+ and S- (B, C) of places (B, P, E) of length one and text features by set."""
+    evidence = multi_label_scores.cosines(places, text["evidence"]) if "evidence" in text else None
+    pair = [multi_label_scores.cosines(places, text[name]) for name in ("positive", "negative")]
+    return multi_label_scores.pair_scores(*pair, sharpness, scale, evidence=evidence, winner=winner)

@@ -1,0 +1,34 @@
+"""Patch dropout: while training a ViT sees a random part of each image's patches. Li et al., 2023, arXiv 2212.00794 (FLIP).
+
+The class token is always kept; positions are added before, so that each patch keeps its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jclip.errors import ConfigError
+from jclip.model.clip import CLIP
+from jclip.runtime import jt
+from jclip.weights.variants import ViTConfig
+
+
+def check_patch_dropout(model: CLIP) -> None:
+    """Raises `ConfigError` for an image tower without patches that can be left out."""
+    if not isinstance(model.config.vision, ViTConfig):
+        raise ConfigError("patch_dropout must be 0 for an image tower that is no plain ViT")
+
+
+def draw_patches(rng: np.random.Generator, images: int, patches: int, dropped: float) -> np.ndarray:
+    """(B, n) int32: of each image the max(1, ⌊(1 - dropped) N⌋) patches that are kept, in order."""
+    kept = max(1, int(patches * (1 - dropped)))
+    return np.sort(rng.permuted(np.tile(np.arange(patches, dtype=np.int32), (images, 1)), axis=1)[:, :kept], axis=1)
+
+
+def encode_kept_patches(model: CLIP, images: np.ndarray, kept: np.ndarray) -> jt.Var:
+    """(B, 3, H, W) and (B, n) numbers of patches → (B, E), not normalised: the image features from these patches alone."""
+    tokens = model.visual.embed(jt.array(images))
+    count, length, width = tokens.shape
+    places = np.concatenate([np.zeros((count, 1), np.int32), 1 + kept], axis=1) + length * np.arange(count)[:, None]
+    chosen = tokens.reshape((count * length, width))[jt.array(places.ravel().astype(np.int32))]
+    return model.visual.encode(chosen.reshape((count, -1, width)))

@@ -1,0 +1,99 @@
+"""The memory of a training step, told before it: by hand, and beside what a process held in fact."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jclip.config import OptimConfig
+from jclip.train.memory_estimate import MOVING, PROCESS, StepSize, estimate
+from jclip.weights.variants import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from tests.tolerances import tolerance
+from tests.toys import TOY_RESNET, TOY_VIT
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = TextConfig(width=64, heads=4, layers=6, mlp_width=256, context_length=40, vocab_size=97)
+MEASURED = {
+    "vit": CLIPConfig(14, ViTConfig((98, 98), patch_size=7, width=96, layers=8, heads=4, mlp_width=384), TEXT),
+    "resnet": CLIPConfig(14, ResNetConfig((96, 96), width=16, layers=(3, 4, 6, 3), heads=4), TEXT),
+}
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from jclip.config import OptimConfig
+from jclip.model.clip import build, training_mode
+from jclip.model.recompute import recompute_blocks
+from jclip.model.trainable import trainable
+from jclip.runtime import jt
+from jclip.train.on_captions import Objective, caption_gradients
+from jclip.train.optim import optimiser
+from jclip.train.run_facts import forget_peak, peak_memory
+from jclip.weights.checkpoint import open_checkpoint
+from tests.library.test_memory_estimate import MEASURED
+from tests.toys import toy_file
+
+config, again, parts = MEASURED[sys.argv[1]], sys.argv[2] == "recompute", int(sys.argv[3])
+model = build(open_checkpoint(toy_file(Path(sys.argv[4]), config)))
+params = trainable(model)
+training_mode(model)
+if again:
+    recompute_blocks(model, params)
+optim = optimiser(OptimConfig(), params)
+tokens = np.full((32, 40), 96, np.int32)
+tokens[:, :39] = 5
+pixels = np.random.default_rng(0).standard_normal((32, 3, *config.vision.image_size), np.float32)
+jt.sync_all(True)
+forget_peak()
+for _ in range(2):
+    optim.apply(caption_gradients(model, [(pixels, tokens, np.arange(32))] * parts, list(params), Objective())[1])
+print(sum(p.numel() for p in params.values()), peak_memory()["host"])
+"""
+
+
+def measured(name: str, how: str, parts: int, folder: Path) -> tuple[int, int]:
+    """Numbers of weights, and the MiB that a process of its own held at most in two steps."""
+    command = [sys.executable, "-c", PROGRAM, name, how, str(parts), str(folder)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return tuple(map(int, ended.stdout.split()[-2:]))
+
+
+@pytest.mark.parametrize(("name", "how", "parts"), [("vit", "keep", 1), ("vit", "recompute", 1), ("resnet", "keep", 2)])
+def test_the_estimate_is_near_what_a_step_takes(name, how, parts, tmp_path):
+    weights, mib = measured(name, how, parts, tmp_path)
+    step = StepSize(32, parts, 40, recompute=how == "recompute")
+    told = estimate(MEASURED[name], weights, weights, OptimConfig(), step).total / 2**20
+    assert abs(told - mib) <= tolerance("memory_relative") * mib, (told, mib)
+
+
+def test_recomputing_takes_less_memory(tmp_path):
+    kept, again = (measured("vit", how, 1, tmp_path)[1] for how in ("keep", "recompute"))
+    assert again < 0.6 * kept, (kept, again)
+
+
+def test_by_hand():
+    """One image of 1 + 16 tokens, one text of 7: what two and three blocks of the toy keep, and a loss of one pair."""
+    found = estimate(TOY_VIT, 1000, 100, OptimConfig(average=0.9), StepSize(1, tokens=7))
+    image, text = 9 * 24 + 2 * 42, 9 * 20 + 2 * 33
+    numbers = 17 * (2 * image + MOVING * 24) + 7 * (3 * text + MOVING * 20) + 6 + 2 * 3 * 20 * 20
+    assert (found.weights, found.gradients, found.optimiser, found.activations) == (4000, 400, 1200, 4 * numbers)
+    assert found.total == PROCESS + 5600 + 4 * numbers
+    assert str(found).startswith("about 90 MiB (process 90, weights 0, ")
+
+
+def test_what_makes_it_less_and_more():
+    def of(config=TOY_VIT, optim=None, other=0, **step):
+        return estimate(config, 1000, 1000, optim or OptimConfig(), StepSize(64, **step), other)
+
+    whole = of()
+    assert of(recompute=True).activations < whole.activations and of(patches=0.5).activations < whole.activations
+    assert of(image=False).activations < of(recompute=True, text=False).activations + whole.activations
+    assert of(image=False, text=False).activations < of(image=False).activations < whole.activations
+    assert of(parts=3).activations < 1.5 * whole.activations
+    assert of(optim=OptimConfig(name="sgd")).optimiser < whole.optimiser and of(other=500).weights == 6000
+    resnet = of(TOY_RESNET)
+    assert of(TOY_RESNET, image=False).activations < resnet.activations == of(TOY_RESNET, patches=0.5).activations
