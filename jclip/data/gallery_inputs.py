@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +207,7 @@ class PhotoFiles(Sequence):
     """Paths of rows' photos, as decoders want them: a tar's photos are written into a temporary folder when their path is
     asked for, and removed by `drop`."""
 
-    def __init__(self, root: str, rows: Sequence[Mapping[str, Any]], folder: tempfile.TemporaryDirectory):
+    def __init__(self, root: str, rows: Sequence[Mapping[str, Any]], folder: str):
         self._root, self._rows, self._folder = root, rows, folder
 
     def __len__(self) -> int:
@@ -244,4 +243,4 @@ class PhotoFiles(Sequence):
         return (there.st_size, there.st_mtime_ns) == (row["size"], row["mtime"])
 
     def _temporary(self, place: int) -> Path:
-        return Path(self._folder.name) / f"{place}{Path(self._rows[place]['member']['name']).suffix}"
+        return Path(self._folder) / f"{place}{Path(self._rows[place]['member']['name']).suffix}"

@@ -155,7 +155,7 @@ class Store:
         return self.manifest.rows
 
     def skipped(self) -> Iterator[dict[str, str]]:
-        """Photos without a row: path and reason."""
+        """Photos without a row: path, reason, and sha256 of those that do not decode."""
         with open_regular(self.folder / self.manifest.table["skipped"]) as file:
             for line in file:
                 yield json.loads(line)
@@ -240,12 +240,13 @@ def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, str
     return {"rows": lines, "offsets": index}
 
 
-def write_skipped(folder: Path, skipped: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Writes the list of photos without a row, (path, reason) each, and returns its entry in the manifest."""
+def write_skipped(folder: Path, skipped: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Writes the list of photos without a row (path, reason, and sha256 where it is known), and returns its entry in the
+    manifest."""
 
     def write(file: BinaryIO) -> None:
-        for path, reason in skipped:
-            file.write(_line({"path": path, "reason": reason}))
+        for found in skipped:
+            file.write(_line(found))
 
     return {"skipped": _named_by_contents(folder, "skipped", ".jsonl", write)[0]}
 
