@@ -114,7 +114,7 @@ class Config:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
-    kernels.products_in(cfg.dtype)  # what the device doesn't do is told before anything is computed
+    kernels.products_in(cfg.dtype)  # refuses what the device can't do before anything is computed
     model, preprocess = start_model(cfg, run)
     train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)

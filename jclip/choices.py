@@ -16,6 +16,10 @@ Mix = Literal[
     "prob", "logit", "geo"
 ]  # of several models: probabilities, scores as they are, logarithms of probabilities
 TagMethod = Literal["auto", "tagclip", "places", "dense", "whole"]  # how names are scored, see `jclip.features.tagging`
+WindowMode = Literal["none", "even", "seed", "dense"]  # see `jclip.features.window_scores.WindowPlan`
+WindowFit = Literal["squash", "center_crop", "pad"]
+FusionForm = Literal["plain", "sim_var", "var_sim_var", "mean", "max", "topk_mean", "logsumexp"]  # of windows' scores
+WINDOW_MODES, WINDOW_FITS, FUSION_FORMS = map(get_args, (WindowMode, WindowFit, FusionForm))
 RESIZES, VIEWS, MODES, MIXES, TAG_METHODS = map(get_args, (Resize, TestViews, Mode, Mix, TagMethod))
 LARGEST_SIZE = 4096  # pixels of a side: a batch of 64 photos of that size takes 13 GB
 LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits

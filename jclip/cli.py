@@ -26,6 +26,10 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
     },
     "measure": {
         "eval": ("jclip.commands.eval:evaluate", "measure a finished run on its test photos or on others"),
+        "score": (
+            "jclip.commands.score:score",
+            "score photos by runs of several labels, whole and in windows, into files",
+        ),
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },
@@ -33,6 +37,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),
         "captions": ("jclip.commands.caption_files:main", "label captions by class names, or make captions of names"),
         "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
+        "fill": ("jclip.commands.fill:main", "fill missing attributes of photos by zero-shot"),
         "unsort": ("jclip.commands.unsort:main", "undo `--sort-into` of predict and tag"),
     },
     "weights": {

@@ -76,14 +76,14 @@ CARD_IS_FULL = "Unable to alloc cuda device memory"  # Jittor's message
 
 
 @contextlib.contextmanager
-def told_when_full(mend: str) -> Iterator[None]:
-    """Turn Jittor's report of CUDA out of memory into one line that ends in the advice `mend`."""
+def told_when_full(advice: str) -> Iterator[None]:
+    """Turn Jittor's report of CUDA out of memory into one line that ends in `advice`."""
     try:
         yield
     except RuntimeError as e:
         if CARD_IS_FULL not in str(e):
             raise
-        raise SetupError(f"CUDA out of memory: {mend}") from e
+        raise SetupError(f"CUDA out of memory: {advice}") from e
 
 
 class Report(Protocol):

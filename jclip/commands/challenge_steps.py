@@ -10,27 +10,24 @@ was broken off goes on, and something else never gets into its place.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jclip.config import DataConfig, to_values
 from jclip.data import checks, splits
-from jclip.errors import ConfigError, DataError, UnknownName, notice, quoted, say
+from jclip.errors import ConfigError, DataError, UnknownName, quoted, say
 from jclip.features import source as sources
 from jclip.paths import file_sha256, refuse_overwriting
 from jclip.prompts import tokenizer
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.report import predictions
 from jclip.report.predictor import Classifier, unlabelled
-from jclip.train import recipe_finder
-from jclip.train.configs import build_config, files_named_in, resolved
-from jclip.train.recipe_runs import finished
+from jclip.train.configs import files_named_in
+from jclip.train.keyed_runs import KeyedRuns
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -116,7 +113,7 @@ class Pipeline:
     """The steps of a challenge, their folders below `folder`; `place` is the file that errors name."""
 
     def __init__(self, cfg: Config, folder: Path, place: str):
-        self.cfg, self._folder, self._place = cfg, folder, place
+        self.cfg, self._place, self._runs = cfg, place, KeyedRuns(folder, place)
 
     @cached_property
     def data(self) -> DataConfig:
@@ -185,23 +182,17 @@ class Pipeline:
         """Recipe and built config of a member on weights `model`. Raises `ConfigError`."""
         given = {"recipe": member} | dict(self.cfg.tune if member == TUNED else self.cfg.members[member])
         given.pop("on", None)
-        place = f"{self._place}: {'tune' if member == TUNED else f'members.{member}'}"
         family = self.cfg.family if member == TUNED or self.cfg.on_given(member) else None
         shared = {"data": to_values(self.data), "model": model, "family": family}
         shared |= {"templates": self.cfg.templates, "seed": self.cfg.seed}
-        known = {f.name for f in fields(recipe_finder.load(given["recipe"]).Config)}
-        return build_config({k: v for k, v in shared.items() if k in known} | given, place)
+        return self._runs.settings("tune" if member == TUNED else f"members.{member}", given, shared)
 
     def finished(self, member: str, backbone: str, model: str, sha256: str) -> Classifier:
         """The member's run on weights `model`, made now unless that was done before."""
-        module, cfg = self.settings(member, model)
-        made_of = [resolved(module, cfg), sha256, self.photos.train.digest(), self.photos.val.digest()]
-        key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
-        folder = self._folder / f"{member}-{self.sources[backbone].checkpoint.path.stem}-{key}"
-        if not (folder / "result.json").is_file():
-            notice(f"{member}, {backbone}: {folder}")
-        finished(folder, module, cfg)
-        return Classifier.load(folder)
+        made_of = [sha256, self.photos.train.digest(), self.photos.val.digest()]
+        name = f"{member}-{self.sources[backbone].checkpoint.path.stem}"
+        told = f"{member}, {backbone}"
+        return Classifier.load(self._runs.finished(name, *self.settings(member, model), made_of, told))
 
     def tune(self) -> str:
         """Tunes each backbone, shows how they do, and returns the one that is best on validation photos."""

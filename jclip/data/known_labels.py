@@ -62,7 +62,7 @@ def masked(targets: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def check_known(targets: np.ndarray, classnames: Sequence[str], taught: np.ndarray) -> None:
-    """Raises `DataError` for labels that teach nothing; tells on stderr of classes without a known photo.
+    """Raises `DataError` for labels that teach nothing; reports on stderr classes without a known photo.
 
     taught: (C,) bool, the classes that are meant to be learned.
     """

@@ -24,9 +24,10 @@ __getattr__, __dir__, __all__ = face(
         "photo_maps": ("MapScorer", "MapSource", "Scored", "score_photos"),
         "precomputed": ("FeatureSet", "read_recorded"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
-        "sentence_features": ("SentenceFeatures", "sentence_features"),
+        "sentence_features": ("SentenceFeatures",),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),
         "source": ("ModelSource", "SideBySide", "source_of", "with_vectors"),
+        "window_scores": ("WindowModel", "WindowPlan", "WindowScorer"),
         "tagging": ("PhotoScores", "Scorer", "Tagger"),
     },
 )

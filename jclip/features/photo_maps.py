@@ -6,6 +6,7 @@ A row is [pooled; place 1; … place P], (1 + P) E numbers, see `jclip.model.den
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -33,7 +34,7 @@ class MapSource:
     """
 
     def __init__(self, source: ModelSource, positions: bool = False, vit: str = "value"):
-        self._source, self._positions, self._vit = source, positions, vit
+        self._source, self.positions, self._vit = source, positions, vit
         vision = source.config.vision
         if isinstance(vision, ResNetConfig):
             self._kind = ["with positions" if positions else "without positions"]
@@ -51,7 +52,7 @@ class MapSource:
     @cached_property
     def model(self):
         """What encodes pixels to rows of maps; loaded at first use."""
-        return _MapModel(self._source.model, self._positions, self._vit)
+        return _MapModel(self._source.model, self.positions, self._vit)
 
 
 class _MapModel:
@@ -111,26 +112,48 @@ class MapScorer:
         self._text, self._cfg = by_set(learned, "text"), cfg
         self._bank, self._shares = learned.get("bank"), learned.get("shares")
 
+    @cached_property
+    def bank_key(self) -> str:
+        """What the sentences near to a photo depend on; empty without a bank. Models of one key have them in common."""
+        if self._bank is None:
+            return ""
+        digest = hashlib.sha256(np.ascontiguousarray(self._bank).tobytes()).hexdigest()
+        return f"{digest} {self._bank.shape} {self._cfg.bank} {self._cfg.bank_mix}"
+
     def __call__(self, rows: np.ndarray) -> Scored:
         """(N, (1 + P) E) as `MapSource` makes them, or of length one at every place."""
-        parts = [self._of(chunk) for chunk in self._chunks(rows)]
-        none = np.zeros((0, len(self._text["global"])), np.float32)
-        return Scored(*(np.concatenate([*column, none]) for column in zip(*parts, strict=True)))
+        width = self._text["global"].shape[1]
+        return self.near_captions(similarity.normalise(jt.array(rows.reshape(len(rows), -1, width))))[0]
 
-    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+    def near_captions(
+        self, maps, pulled_before: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+    ) -> tuple[Scored, np.ndarray | None]:
+        """Scores of maps (N, 1 + P, E), each place of length one, and the mean cosine (N,) of each with its nearest
+        sentences of the bank, None without a bank.
+
+        pulled_before: by `bank_key`, what another model of the same bank has found of the same maps; is added to.
+        """
         classes, width = self._text["global"].shape
-        each = rows.shape[1] // width * (width + 3 * classes)
-        step = max(1, NUMBERS_AT_ONCE // each)
-        return (rows[i : i + step] for i in range(0, max(1, len(rows)), step))
+        step = max(1, NUMBERS_AT_ONCE // (maps.shape[1] * (width + 3 * classes)))
+        moved, near = None, None
+        if self._bank is not None:
+            memory = {} if pulled_before is None else pulled_before
+            if self.bank_key not in memory:
+                pooled = maps[:, 0].numpy()
+                memory[self.bank_key] = pulled(pooled, self._bank, self._cfg.bank, self._cfg.bank_mix)
+            moved, near = memory[self.bank_key][0], memory[self.bank_key][1].mean(axis=1)
+        starts = range(0, max(1, maps.shape[0]), step)
+        found = [self._of(maps[i : i + step], None if moved is None else moved[i : i + step]) for i in starts]
+        return Scored(*(np.concatenate(column) for column in zip(*found, strict=True))), near
 
-    def _of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-
-        cfg, text = self._cfg, {k: jt.array(v) for k, v in self._text.items()}
+    def _of(self, maps, moved: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        cfg = self._cfg
+        if not maps.shape[0]:
+            none = np.zeros((0, len(self._text["global"])), np.float32)
+            return none, none
+        text = {k: jt.array(v) for k, v in self._text.items()}
         with jt.no_grad():
-            maps = similarity.normalise(jt.array(rows.reshape(len(rows), -1, text["global"].shape[1])))
-            pooled, places = maps[:, 0], maps[:, 1:]
-            if self._bank is not None:
-                pooled = jt.array(pulled(pooled.numpy(), self._bank, cfg.bank, cfg.bank_mix)[0])
+            pooled, places = maps[:, 0] if moved is None else jt.array(moved), maps[:, 1:]
             evidence = multi_label_scores.cosines(places, text["evidence"]) if "evidence" in text else None
             found = multi_label_scores.cosines(places, text["local"])
             local = multi_label_scores.local_scores(

@@ -44,6 +44,8 @@ __getattr__, __dir__, __all__ = face(
         "positions": ("resample_linearly", "resample_positions"),
         "prompt_scores": ("class_scores", "deciding_prompts", "prompt_probabilities", "shares"),
         "prototypes": ("cosine_scores", "linear_scores", "own_class_means"),
+        "ranking_metrics": ("front_report", "order_report"),
+        "reranking": ("Photos", "method_of", "rerank"),
         "retrieval": ("Links", "feature_scores", "grouped_report", "paired_report"),
         "score_ensemble": ("Ensemble", "by_columns", "rank_mean", "searched_merge"),
         "similarity": ("cache_scores", "normalise", "unit_rows", "zero_shot_scores"),

@@ -7,14 +7,13 @@ the highest and lowest weighted score of each photo and class.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
+from jclip.choices import FUSION_FORMS, FusionForm
 from jclip.errors import ConfigError, DataError, notice
 
-Form = Literal["plain", "sim_var", "var_sim_var", "mean", "max", "topk_mean", "logsumexp"]
-FORMS = get_args(Form)
+FORMS = FUSION_FORMS
 EXTREMES = ("plain", "sim_var", "var_sim_var")  # the maximum where it exceeds theta, else the minimum
 WITH_CAPTIONS = ("sim_var", "var_sim_var")
 
@@ -26,7 +25,7 @@ class FusionRule:
     theta: of a class whose highest weighted score exceeds it the highest is taken, else the lowest. k: of `topk_mean`.
     """
 
-    form: Form = "sim_var"
+    form: FusionForm = "sim_var"
     theta: float = 0.2
     kappa: float = 1.5
     k: int = 3
@@ -45,7 +44,7 @@ def variance_over_classes(scores: np.ndarray) -> np.ndarray:
     return (centred**2).sum(axis=1, keepdims=True) / max(classes - 1, 1)
 
 
-def weighted_windows(scores: np.ndarray, captions: np.ndarray | None, form: Form) -> np.ndarray:
+def weighted_windows(scores: np.ndarray, captions: np.ndarray | None, form: FusionForm) -> np.ndarray:
     """Scores (V, C) of windows, each window weighted by itself; float64.
 
     captions (V,): a window's mean cosine with its nearest captions, None for 0. sim_var: D = (1 + a) S, then

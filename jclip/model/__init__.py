@@ -19,7 +19,6 @@ __getattr__, __dir__, __all__ = face(
             "training_mode",
         ),
         "deep_prompts": ("Arrays", "DeepPrompts", "PromptedModel", "gapped"),
-        "dense_map": ("dense_map",),
         "last_block": ("LastBlock",),
         "learned_prompts": ("Frame", "Layout", "Position", "Prompts", "write_nearest"),
         "low_rank": ("Adapters",),

@@ -60,6 +60,42 @@ def _of_resnet(tower: ModifiedResNet, x, grid: tuple[int, int], own: tuple[int, 
     return pool.attend(tokens), pool.values(cells)
 
 
+class WindowsOfMap:
+    """Pooled features and those of each place of windows of a ResNet's map, from one pass over the whole photo.
+
+    Pixels are (B, 3, H, W). The attention pool, without its positions, reads a window's cells alone; its projections are
+    of every cell once, as they are linear (the mean's are the mean of the cells'). Raises `ConfigError` for other towers.
+    """
+
+    def __init__(self, model: clip.CLIP, pixels):
+        if not isinstance(model.visual, ModifiedResNet):
+            raise ConfigError(
+                "windows of one map (dense) need a ResNet, whose pool reads any part of it: use even windows"
+            )
+        x = model.image_input(pixels)
+        self.rows, self.columns = _grid(x, STRIDE)
+        self._pool, cells = model.visual.attnpool, model.visual.cells(x)
+        self._q, self._k, self._v = (p(cells) for p in (self._pool.q_proj, self._pool.k_proj, self._pool.v_proj))
+        self._values = self._pool.c_proj(self._v)
+
+    def of(self, photo: int, boxes: np.ndarray):
+        """(V, 1 + P, E), not normalised, of windows (V, 4) of one photo that all have the same number of cells P, as
+        (left, top, right, bottom) in cells."""
+        places = np.stack([
+            (np.arange(top, bottom)[:, None] * self.columns + np.arange(left, right)).reshape(-1)
+            for left, top, right, bottom in boxes.tolist()
+        ])  # fmt: skip
+        at = jt.array(places.astype(np.int32))
+        q, k, v = (x[photo][at] for x in (self._q, self._k, self._v))  # (V, P, D)
+        V, P, D = k.shape
+        heads, d = self._pool.heads, D // self._pool.heads
+        k, v = (jt.concat([x.mean(dim=1, keepdims=True), x], dim=1).reshape((V, 1 + P, heads, d)) for x in (k, v))
+        q = q.mean(dim=1).reshape((V, 1, heads, d)) * d**-0.5
+        weights = jt.nn.softmax((k * q).sum(dim=3).float32(), dim=1).cast(v.dtype)
+        pooled = self._pool.c_proj((weights.unsqueeze(3) * v).sum(dim=1).reshape((V, D)))
+        return jt.concat([pooled.unsqueeze(1), self._values[photo][at]], dim=1)
+
+
 def value_places(model: clip.CLIP, pixels, places: Places = "dualcoop", vit: ViTMap = "value"):
     """Features (B, P, E) of a photo's places, not normalised, of normalised pixels (B, 3, H, W).
 

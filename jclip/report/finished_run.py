@@ -111,45 +111,49 @@ class FinishedRun:
         """That runs of this task can't be `what`."""
         return ConfigError(f"{self.folder} is of the recipe {self.recipe}, task {self.task}: it can't be {what}")
 
-    @staticmethod
-    def files() -> tuple[str, ...]:
+    @classmethod
+    def _task_refusal(cls, what: str) -> ConfigError:
+        return ConfigError(f"runs of the task {cls.task} can't be {what}")
+
+    @classmethod
+    def files(cls) -> tuple[str, ...]:
         """Names of what `measure` and `write_scored` write."""
-        raise NotImplementedError
+        raise cls._task_refusal("measured")
 
-    @staticmethod
-    def write_predictions(predictions: Any, path: str) -> None:
+    @classmethod
+    def write_predictions(cls, predictions: Any, path: str) -> None:
         """`predict --out`: writes them in the format of the ending."""
-        raise NotImplementedError
+        raise cls._task_refusal("used to label photos")
 
-    @staticmethod
-    def show(predictions: Any) -> str:
+    @classmethod
+    def show(cls, predictions: Any) -> str:
         """The predictions as `predict` prints them."""
-        raise NotImplementedError
+        raise cls._task_refusal("used to label photos")
 
     @staticmethod
     def rightness(predictions: Any, split: splits.Split, rows: np.ndarray) -> str:
         """`predict` of the run's own photos: how many of these `rows` it labels rightly, in a line; empty if not known."""
         return ""
 
-    @staticmethod
-    def write_scored(folder: Path, scored: Any, marks: Mapping[str, float]) -> dict[str, float]:
+    @classmethod
+    def write_scored(cls, folder: Path, scored: Any, marks: Mapping[str, float]) -> dict[str, float]:
         """`train`: writes `files` from what a run handed over, and returns the metrics."""
-        raise NotImplementedError
+        raise cls._task_refusal("measured")
 
-    @staticmethod
-    def run_table(metrics: Mapping[str, float]) -> str:
+    @classmethod
+    def run_table(cls, metrics: Mapping[str, float]) -> str:
         """What `train` prints of a result's metrics."""
-        raise NotImplementedError
+        raise cls._task_refusal("shown in a table")
 
-    @staticmethod
-    def eval_table(metrics: Mapping[str, float]) -> str:
+    @classmethod
+    def eval_table(cls, metrics: Mapping[str, float]) -> str:
         """What `eval` prints of what `measure` returned."""
-        raise NotImplementedError
+        raise cls._task_refusal("measured")
 
-    @staticmethod
-    def comparison(results: Mapping[str, Mapping[str, float]]) -> str:
+    @classmethod
+    def comparison(cls, results: Mapping[str, Mapping[str, float]]) -> str:
         """`compare`: one table of several runs' metrics, by name. Raises `ConfigError` where they share no figure."""
-        raise NotImplementedError
+        raise cls._task_refusal("compared")
 
 
 def run_folder(place: str | os.PathLike, overrides: Sequence[str]) -> tuple[Path, Sequence[str]]:

@@ -7,9 +7,7 @@ and no scores.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +24,7 @@ from jclip.functional.multi_label_metrics import check_scores
 from jclip.functional.window_fusion import merged_scores
 from jclip.paths import exists, replacing
 from jclip.prompts.spelling import name_key, nearest
-from jclip.readers.npz import read_npz
+from jclip.readers.npz import npz_bytes, read_npz
 from jclip.readers.text import read_json, read_lines
 
 Form = Literal["npz", "json", "seed"]
@@ -114,15 +112,7 @@ def _npz_bytes(scores: Scores) -> bytes:
     arrays = {**scores.parts, "classes": np.array(scores.classnames), "images": np.array(scores.photos)}
     if scores.uses_label_statistics:
         arrays["uses_label_statistics"] = np.array([1], np.int8)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, array in arrays.items():
-            values = io.BytesIO()
-            np.lib.format.write_array(values, np.ascontiguousarray(array), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(entry, values.getvalue())
-    return packed.getvalue()
+    return npz_bytes(arrays)
 
 
 def _json_bytes(scores: Scores, form: Form) -> bytes:

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = face(
             "shipped",
         ),
         "deep_prompt_training": ("learn", "photos_for", "with_names"),
+        "keyed_runs": ("KeyedRuns", "key_of"),
         "loop": ("fit",),
         "multi_label_photos": ("Measured", "names_of", "read_parts"),
         "on_features": (

@@ -1,4 +1,4 @@
-"""How much memory a training step of the towers takes, from their shapes: told before the first step. No Jittor.
+"""How much memory a training step of the towers takes, from their shapes: printed before the first step. No Jittor.
 
 Counted in numbers of four bytes: weights; of what is trained gradients, moments and averages; and what the forward pass
 keeps for the backward pass. A transformer's block keeps 9 D + 2 M numbers a token (its input, norms, q k v, the mixed

@@ -1,4 +1,4 @@
-"""Photos of several classes each: what a run reads of them, scores them by, and tells of them."""
+"""Photos of several classes each: what a run reads, how it scores them, and the metrics that it reports."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
     "look": ["zero-shot", "predict", "tag"],
     "learn": ["train", "sweep", "challenge", "recipes"],
-    "measure": ["eval", "measure", "compare"],
-    "data": ["check-data", "captions", "hold-out", "unsort"],
+    "measure": ["eval", "score", "measure", "compare"],
+    "data": ["check-data", "captions", "hold-out", "fill", "unsort"],
     "weights": ["models", "convert", "inspect"],
     "machine": ["doctor", "warmup"],
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -14,6 +16,16 @@ SPEC.loader.exec_module(results)
 def test_the_page_is_that_of_the_runs():
     rows = results.read(ROOT / "docs" / "results.csv")
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results.page(rows)
+
+
+def test_the_command_finds_the_recipes_of_its_configs():
+    planning = """
+import runpy
+bench = runpy.run_path("bench/results.py")
+print(len(bench["planned"](["tip_adapter/smoke", "seed=1,2,3"], "runs")))
+"""
+    ended = subprocess.run([sys.executable, "-c", planning], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "3\n"), ended.stderr
 
 
 def test_every_recipe_was_run_at_every_number_of_shots_and_seed():

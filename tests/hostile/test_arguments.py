@@ -30,6 +30,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "measure": ("none.npz --labels none",
                 "--labels --classes --images --difficult --crowd --label-values --ap --ties --no-positive --unseen --merge "
                 "--ensemble --rho --columns --column-norm --at --threshold --quantiles --calibrate --per-class --out"),
+    "score": ("photo.png --run none", "--run --windows --scales --shapes --window-resize --window-batch --fuse --theta --kappa "
+              "--local-weight --label-statistics --modulation --root --out"),
     "compare": ("none", ""),
     "challenge": ("none.yaml", "--runs --until"),
     "hold-out": ("none", "--count --shots --seed"),
@@ -41,6 +43,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "warmup": ("--model none", "--model --family --dtype --stages"),
     "doctor": ("none", ""),
     "check-data": ("none", "--json --write"),
+    "fill": ("none.csv", "--model --family --fill --template --root --out --on-error --preset"),
     "captions": ("label none.txt --classes a,b", "--classes --lexicon --out --max-bad --max-per-class --seed"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,3 +35,12 @@ def open_clip_lists() -> ModuleType:
     lists = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lists)
     return lists
+
+
+@pytest.fixture(scope="session")
+def published(shared):
+    """TaI-DPT's and DualCoOp's own scores on VOC2007 test; labels 1, 0 = difficult, -1 = absent."""
+    if not (path := shared / "tai_voc2007" / "scores.npz").is_file():
+        pytest.skip(f"published scores not found at {path}")
+    with np.load(path) as f:
+        return {name: f[name] for name in f}

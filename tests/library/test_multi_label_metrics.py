@@ -201,15 +201,6 @@ def test_what_is_no_score_is_refused():
     assert check_targets(np.array([[True, False]]), (1, 2)).tolist() == [[1, 0]]
 
 
-@pytest.fixture(scope="module")
-def published(shared):
-    """TaI-DPT's and DualCoOp's own scores on VOC2007 test; labels 1, 0 = difficult, -1 = absent."""
-    if not (path := shared / "tai_voc2007" / "scores.npz").is_file():
-        pytest.skip(f"published scores not found at {path}")
-    with np.load(path) as f:
-        return {name: f[name] for name in f}
-
-
 def test_published_scores_give_published_numbers(published):
     """mAP in percent, to all digits that were recorded."""
     own = (published["targets"] == 1).astype(np.int8)

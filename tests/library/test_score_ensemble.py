@@ -124,14 +124,6 @@ def test_what_makes_no_ensemble():
         pair_weights(1.5)
 
 
-@pytest.fixture(scope="module")
-def published(shared):
-    if not (path := shared / "tai_voc2007" / "scores.npz").is_file():
-        pytest.skip(f"published scores not found at {path}")
-    with np.load(path) as f:
-        return {name: f[name] for name in f}
-
-
 def test_published_ensemble_and_merges(published):
     own = (published["targets"] == 1).astype(np.int8)
     tai, dual = published["tai_global"] / 2 + published["tai_local"] / 2, published["dualcoop_local"]

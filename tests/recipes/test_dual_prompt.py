@@ -291,24 +291,9 @@ def test_cached_features_and_photos_encoded_anew_give_the_same(small_models, pho
 
 @pytest.mark.parametrize("augment", ["none", "dualcoop"])
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(augment, small_models, photo_list, tmp_path, monkeypatch):
-    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
     learn = ["learn=[scale,sharpness]", "selection=val", f"augment={augment}"]
     settings = [f"model={small_models['vit']}", *photo_list, *learn]
-    whole = toys.train(SMOKE, tmp_path / "whole", *settings)
-    real, calls = training.PairHead.loss, []
-
-    def dying(self, *arguments):
-        calls.append(0)
-        if len(calls) == 4:  # of 2 steps an epoch
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.PairHead, "loss", dying)
-        toys.train(SMOKE, tmp_path / "broken", *settings)
-    assert toys.train(SMOKE, tmp_path / "broken", *settings) == whole
-    files = [(tmp_path / run / "learned.safetensors").read_bytes() for run in ("whole", "broken")]
-    assert files[0] == files[1]
+    toys.check_resumes(monkeypatch, SMOKE, tmp_path, settings, training.PairHead, "loss", 4)  # of 2 steps an epoch
 
 
 def test_a_run_measures_again_what_it_measured_and_takes_other_names(small_models, photo_list, tmp_path, close):

@@ -264,23 +264,10 @@ def test_a_run_tells_all_three_and_its_scorer_gives_the_merged(small_models, pho
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(small_models, photo_list, tmp_path, monkeypatch):
-    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
     settings = [f"model={small_models['vit']}", *photo_list, "optim.average=0.9", "teacher_local=3"]
-    whole = toys.train(SMOKE, tmp_path / "whole", *settings)
-    real, calls = training.CaptionLoss.__call__, []
-
-    def dying(self, *arguments):
-        calls.append(0)
-        if len(calls) == 6:  # of 4 steps an epoch
-            raise KeyboardInterrupt
-        return real(self, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.CaptionLoss, "__call__", dying)
-        toys.train(SMOKE, tmp_path / "broken", *settings)
-    assert toys.train(SMOKE, tmp_path / "broken", *settings) == whole
-    files = [(tmp_path / run / "learned.safetensors").read_bytes() for run in ("whole", "broken")]
-    assert files[0] == files[1]
+    toys.check_resumes(
+        monkeypatch, SMOKE, tmp_path, settings, training.CaptionLoss, "__call__", 6
+    )  # of 4 steps an epoch
 
 
 def test_a_run_starts_from_another_ones_prompts(small_models, photo_list, tmp_path, capfd):

@@ -27,6 +27,28 @@ def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
         return run.finish(module.run(cfg, run))["metrics"]
 
 
+def check_resumes(
+    monkeypatch, config: Path, root: Path, settings: list[str], owner: type, loss: str, call: int
+) -> None:
+    """A training that Ctrl-C ends in that call of `owner`'s `loss` goes on to the metrics and bytes of an unbroken one."""
+    monkeypatch.setattr("jclip.train.loop.SAVE_SECONDS", 0.0)
+    whole = train(config, root / "whole", *settings)
+    real, calls = getattr(owner, loss), []
+
+    def dying(self, *arguments):
+        calls.append(0)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, loss, dying)
+        train(config, root / "broken", *settings)
+    assert train(config, root / "broken", *settings) == whole
+    unbroken, resumed = ((root / run / "learned.safetensors").read_bytes() for run in ("whole", "broken"))
+    assert unbroken == resumed
+
+
 @contextlib.contextmanager
 def broken_off(recipe, monkeypatch, step: int):
     """In it a training ends with Ctrl-C in that step of its `batch_loss`; each epoch before was saved."""

@@ -1,0 +1,123 @@
+"""`jclip score`: photos scored by runs of several labels, whole and in windows, into score files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jclip.choices import FUSION_FORMS, WINDOW_FITS, WINDOW_MODES
+from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.data import splits
+from jclip.errors import ConfigError, DataError, say
+from jclip.features import window_scores
+from jclip.functional import window_fusion
+from jclip.paths import is_file
+from jclip.report import score_files, window_files
+
+LISTS = (".txt", ".lst")
+SCALES = (2, 3, 4)
+
+
+def parser(description: str | None = None) -> argparse.ArgumentParser:
+    """The command's options."""
+    p = Parser("jclip score", description=description)
+    p.add_argument("photos", nargs="+", metavar="PHOTO|LIST", help="photos, folders, and .txt lists of one a line")
+    add_shared(
+        p, "--run", " of a recipe of several labels, or NAME=FOLDER; repeat it for more, which share the encoder's passes",
+        dest="runs", action="append",
+    )  # fmt: skip
+    p.add_argument(
+        "--root", type=nonempty, metavar="FOLDER", help="what lists are relative to (default: the list's folder)"
+    )
+    p.add_argument(
+        "--windows", choices=WINDOW_MODES, default="even",
+        help="none, even, the published seed, or dense: of one large map, faster and not the same (default: even)",
+    )  # fmt: skip
+    p.add_argument(
+        "--scales", type=_scales, metavar="2,3,4", help="windows of 1/2, 1/3, 1/4 of the sides (default: 2,3,4)"
+    )
+    p.add_argument("--shapes", choices=("all", "unit"), default="all", help="shapes of windows (default: all)")
+    p.add_argument(
+        "--window-resize", choices=WINDOW_FITS, default="squash", help="to the model's size (default: squash)"
+    )
+    p.add_argument(
+        "--window-batch",
+        type=whole(1, 65_536),
+        metavar="N",
+        help="windows of an encoder pass (default: 64, or JCLIP_BATCH)",
+    )
+    p.add_argument(
+        "--fuse", choices=FUSION_FORMS, default="sim_var", help="how windows become one score (default: sim_var)"
+    )
+    p.add_argument(
+        "--theta",
+        type=number(-1e6, 1e6),
+        default=0.2,
+        metavar="X",
+        help="a class takes its highest window where that exceeds X, else its lowest (default: 0.2)",
+    )
+    p.add_argument(
+        "--kappa", type=number(0, 1e6), default=1.5, metavar="X", help="whole photo + X windows (default: 1.5)"
+    )
+    p.add_argument(
+        "--local-weight", type=number(0, 1e6), metavar="X",
+        help="global + X local scores (default: as the run merges them)",
+    )  # fmt: skip
+    p.add_argument(
+        "--label-statistics", type=nonempty, metavar="SOURCE",
+        help="modulate by which classes these labels have together, not the captions; every file says so",
+    )  # fmt: skip
+    p.add_argument(
+        "--modulation", type=number(0, 1e3), default=0.5, metavar="X", help="of --label-statistics (default: 0.5)"
+    )
+    out = "results/scores"
+    add_shared(p, "--out", f": a folder of score files, which `jclip measure` reads (default: {out})", default=out)
+    return p
+
+
+def _scales(text: str) -> tuple[int, ...]:
+    return tuple(map(whole(2, 32), text.split(",")))
+
+
+def score(argv: list[str]) -> int:
+    """Scores photos by finished runs, each whole and in windows, and writes a score file for each run. What was broken off
+    goes on, to the same bytes."""
+    args = parser(score.__doc__).parse_args(argv)
+    if not args.runs:
+        raise ConfigError("photos are scored by finished runs: name at least one with --run FOLDER")
+    plan = window_scores.WindowPlan(
+        args.windows, args.scales or SCALES, args.shapes, args.window_resize, args.window_batch or 0
+    )
+    rule = window_fusion.FusionRule(args.fuse, args.theta, args.kappa)
+    weighing = window_files.Weighing(rule, args.local_weight)
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ConfigError(f"--out must be a folder, got a file: {args.out}")
+    runs = [window_files.read_run(given, weighing) for given in args.runs]
+    photos = photos_of(args.photos, args.root)
+    files = window_files.WindowFiles(Path(args.out), runs, photos, plan, args.label_statistics or "", args.modulation)
+    written = files.score()
+    flag = "; uses_label_statistics" if files.uses_label_statistics else ""
+    say(
+        f"written: {', '.join(map(str, written.values()))} ({len(photos)} photos, {len(files.classnames)} classes{flag})"
+    )
+    return 0
+
+
+def photos_of(places: list[str], root: str | None) -> list[str]:
+    """Photos named, below folders, and in lists. Raises `DataError` for what is missing or stands twice."""
+    found: list[str] = []
+    for place in places:
+        if Path(place).suffix.lower() in LISTS and is_file(place):
+            folder = Path(root) if root else Path(place).parent
+            named = [str(folder / name) for name in score_files.read_image_names(Path(place))]
+            if missing := [path for path in named if not is_file(path)]:
+                raise DataError(
+                    f"{place}: {len(missing)} photos are missing (first: {missing[0]}): name their folder with --root"
+                )
+            found += named
+        else:
+            found += splits.find_photos([place])
+    if len({*found}) < len(found):
+        twice = next(path for n, path in enumerate(found) if path in found[:n])
+        raise DataError(f"photos must be different, got {twice} twice")
+    return found

@@ -1,0 +1,296 @@
+"""Photos scored by several models at once, each photo whole and in windows: one encoder pass for all models of one tower.
+
+A photo is decoded once. Its windows are cut, resized and put into batches with those of other photos; of their scores
+only what the fusion needs is kept, for the published forms the highest and lowest of each class. `dense` windows come
+from a map of the whole photo, enlarged as many times as it is divided, in place of a pass each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jclip.choices import WINDOW_FITS, WINDOW_MODES, WindowFit, WindowMode
+from jclip.data.loader import workers
+from jclip.data.photo_file import open_photo
+from jclip.data.preprocess import Preprocess
+from jclip.errors import ConfigError, DataError, UnknownName, notice, told_when_full
+from jclip.features.extraction import batch_size
+from jclip.features.heads import check_directions
+from jclip.features.photo_maps import MapScorer, MapSource
+from jclip.functional import similarity
+from jclip.functional.window_fusion import FusionRule, WindowFusion
+from jclip.functional.windows import SCALES, Shapes, Windows, check_windows, cut, map_windows, sliding_windows
+from jclip.model import dense_map
+from jclip.postponed import jt
+from jclip.weights.variants import ResNetConfig
+
+_RESIZE = {"squash": "squash", "center_crop": "shortest", "pad": "longest-pad"}
+SHORTEST = 32  # pixels: photos with a shorter side are enlarged to it before windows are cut
+PUBLISHED = FusionRule()
+PARTS = ("whole_global", "whole_local", "windows_global", "windows_local")  # of scores
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Which windows a photo is cut into, and how they are brought to the model's size.
+
+    mode: none; even or seed, see `jclip.functional.windows`; dense, windows of one map (ResNets). resize: of even and
+    seed windows: squash, the published center_crop, or pad. batch: windows in one encoder pass, 0 for JCLIP_BATCH's.
+    Raises `ConfigError`.
+    """
+
+    mode: WindowMode = "even"
+    scales: tuple[int, ...] = SCALES
+    shapes: Shapes = "all"
+    resize: WindowFit = "squash"
+    batch: int = 0
+
+    def __post_init__(self):
+        if self.mode not in WINDOW_MODES:
+            raise UnknownName("mode of windows", str(self.mode), WINDOW_MODES)
+        if self.resize not in WINDOW_FITS:
+            raise UnknownName("resize of windows", str(self.resize), WINDOW_FITS)
+        if self.batch < 0:
+            raise ConfigError(f"batch of windows must be at least 0, got {self.batch}")
+        check_windows("seed" if self.mode == "seed" else "even", self.scales, self.shapes)
+
+
+@dataclass(frozen=True)
+class WindowModel:
+    """A model by name: its tower, its prompts as a scorer, how its windows are fused. columns: the order of its classes."""
+
+    name: str
+    source: MapSource
+    scorer: MapScorer
+    classes: int
+    rule: FusionRule = PUBLISHED
+    columns: np.ndarray | None = None
+
+    def ordered(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (N, own classes) in the order of the classes that are asked for."""
+        return scores if self.columns is None else scores[:, self.columns]
+
+
+class _Tower(NamedTuple):
+    """Models that share encoder passes."""
+
+    source: MapSource
+    models: list[WindowModel]
+
+
+class _Job(NamedTuple):
+    """A photo, or a window of it with its box, to be brought to the model's size."""
+
+    place: int
+    image: Image.Image
+    pixels: np.ndarray | None = None
+    box: tuple[int, ...] | None = None
+
+
+class _Found:
+    """Scores of the photos of one part by one model, as they come."""
+
+    def __init__(self, model: WindowModel, photos: int, windows: bool):
+        self.model, self._windows = model, windows
+        self._whole = [np.full((photos, model.classes), np.nan) for _ in range(2)]
+        self._fused = [WindowFusion(photos, model.classes, model.rule) for _ in range(2 * windows)]
+
+    def add(self, maps, places: np.ndarray, whole: np.ndarray, pulled: dict, paths: Sequence[str]) -> None:
+        """Scores of maps (n, 1 + P, E) of the photos `places` (n,), of whole ones where `whole` (n,) says so."""
+        scored, near = self.model.scorer.near_captions(maps, pulled)
+        for branch, scores in enumerate((scored.whole, scored.places)):
+            scores = self.model.ordered(scores)
+            if len(lost := np.flatnonzero(~np.isfinite(scores).all(axis=1))):
+                raise DataError(
+                    f"scores must be finite, got NaN or infinite numbers of {paths[places[lost[0]]]} by {self.model.name}"
+                )
+            self._whole[branch][places[whole]] = scores[whole]
+            if self._windows:
+                captions = None if near is None else near[~whole]
+                self._fused[branch].update(places[~whole], scores[~whole], captions)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`PARTS`, float64; windows' scores are NaN of a photo without windows."""
+        return dict(zip(PARTS, [*self._whole, *(fused.values() for fused in self._fused)], strict=False))
+
+
+class WindowScorer:
+    """Scores photos by several models at once, see the module. Raises `ConfigError` for models without such windows."""
+
+    def __init__(self, models: Sequence[WindowModel], plan: WindowPlan):
+        self.models, self.plan = tuple(models), plan
+        towers: dict[str, _Tower] = {}
+        for model in models:
+            key = json.dumps([model.source.identity, model.source.preprocess.to_dict()], sort_keys=True)
+            towers.setdefault(key, _Tower(model.source, [])).models.append(model)
+            if plan.mode == "dense":
+                _check_dense(model)
+        self._towers = [*towers.values()]
+        self.passes = 0  # photos and windows that an encoder has seen
+
+    def scores(self, photos: Sequence[str]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, list[int]]]:
+        """Model → `PARTS` (N, C); and photo → scales that it is too small for. Raises `DataError` with the path of a photo
+        that does not decode."""
+        windows = self.plan.mode != "none"
+        found = {model.name: _Found(model, len(photos), windows) for model in self.models}
+        skipped: dict[str, list[int]] = {}
+        with ThreadPoolExecutor(max(1, workers()), thread_name_prefix="windows") as pool, jt.no_grad():
+            jobs = self._jobs(_decoded(pool, photos, self._upright), photos, skipped)
+            for batch in _parts(jobs, self.plan.batch or batch_size()):
+                self._add(pool, batch, found, photos)
+            if self.plan.mode == "dense":
+                self._add_dense(pool, found, photos)
+        return {name: of.arrays() for name, of in found.items()}, skipped
+
+    @property
+    def _upright(self) -> bool:
+        return self._towers[0].source.preprocess.upright
+
+    def _jobs(self, images: Iterator, photos: Sequence[str], skipped: dict[str, list[int]]) -> Iterator[_Job]:
+        """Each photo, then its windows."""
+        for place, image in enumerate(images):
+            yield _Job(place, image)
+            if self.plan.mode in ("even", "seed"):
+                rgb = _large_enough(image.convert("RGB"))
+                windows = self._windows(rgb)
+                if windows.skipped:
+                    skipped[photos[place]] = [*windows.skipped]
+                pixels = np.asarray(rgb)
+                for box in windows.boxes.tolist():
+                    yield _Job(place, image, pixels, tuple(box))
+
+    def _windows(self, rgb: Image.Image) -> Windows:
+        mode = "seed" if self.plan.mode == "seed" else "even"
+        return sliding_windows(rgb.height, rgb.width, mode, self.plan.scales, self.plan.shapes)
+
+    def _add(
+        self, pool: ThreadPoolExecutor, batch: Sequence[_Job], found: Mapping[str, _Found], photos: Sequence[str]
+    ) -> None:
+        places = np.array([job.place for job in batch])
+        whole = np.array([job.box is None for job in batch])
+        for tower in self._towers:
+            prepare = partial(_prepared, tower.source.preprocess, window_preprocess(tower.source, self.plan), photos)
+            rows = self._encoded(tower.source, np.stack([*pool.map(prepare, batch)]))
+            maps = _normalised(rows, tower.source.width, [photos[i] for i in places])
+            _told(tower, maps, places, whole, found, photos)
+
+    def _encoded(self, source: MapSource, pixels: np.ndarray):
+        self.passes += len(pixels)
+        with told_when_full(f"make fewer windows at once with --window-batch (now {self.plan.batch or batch_size()})"):
+            return source.model.encode_image(pixels)
+
+    def _add_dense(self, pool: ThreadPoolExecutor, found: Mapping[str, _Found], photos: Sequence[str]) -> None:
+        """Windows of the maps of photos at scale times the model's side."""
+        for tower in self._towers:
+            height, width = tower.source.preprocess.size
+            for scale in self.plan.scales:
+                size = (scale * height, scale * width)
+                enlarged = replace(tower.source.preprocess, size=size, resize="squash")
+                at_once = max(1, (self.plan.batch or batch_size()) // scale**2)
+                jobs = (_Job(place, image) for place, image in enumerate(_decoded(pool, photos, self._upright)))
+                for batch in _parts(jobs, at_once):
+                    prepare = partial(_prepared, enlarged, enlarged, photos)
+                    self.passes += len(batch)
+                    maps = dense_map.WindowsOfMap(tower.source.model, np.stack([*pool.map(prepare, batch)]))
+                    self._add_windows_of(maps, scale, batch, tower, found, photos)
+
+    def _add_windows_of(self, maps, scale: int, batch: Sequence[_Job], tower: _Tower, found, photos) -> None:
+        boxes = map_windows(maps.rows, maps.columns, scale, self.plan.shapes).boxes
+        shapes = np.stack([boxes[:, 3] - boxes[:, 1], boxes[:, 2] - boxes[:, 0]], axis=1)
+        for shape in np.unique(shapes, axis=0):
+            own = boxes[(shapes == shape).all(axis=1)]
+            for number, job in enumerate(batch):
+                rows = maps.of(number, own)
+                places = np.full(len(own), job.place)
+                normal = _normalised(rows, tower.source.width, [photos[job.place]] * len(own))
+                _told(tower, normal, places, np.zeros(len(own), bool), found, photos)
+
+
+def _told(tower: _Tower, maps, places: np.ndarray, whole: np.ndarray, found: Mapping[str, _Found], photos) -> None:
+    """Gives each model of the tower the maps; what is near in a bank is looked for once for all with that bank."""
+    pulled: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for model in tower.models:
+        found[model.name].add(maps, places, whole, pulled, photos)
+
+
+def _check_dense(model: WindowModel) -> None:
+    if not isinstance(model.source.config.vision, ResNetConfig):
+        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {model.name}: use even windows")
+    if model.source.positions:
+        raise ConfigError(
+            f"dense windows are pooled without positions, got positions=true of {model.name}: use even ones"
+        )
+
+
+def window_preprocess(source: MapSource, plan: WindowPlan) -> Preprocess:
+    """How a window is brought to the model's size; padding has the grey of the model's mean."""
+    grey = round(255 * sum(source.preprocess.mean) / 3)
+    fill = grey if plan.resize == "pad" else source.preprocess.fill
+    return replace(source.preprocess, resize=_RESIZE[plan.resize], fill=fill)
+
+
+def _prepared(whole: Preprocess, window: Preprocess, photos: Sequence[str], job: _Job) -> np.ndarray:
+    """(3, H, W) of a photo or of a window. Raises `DataError` with the photo's path."""
+    try:
+        if job.pixels is None or job.box is None:
+            return whole(job.image)
+        return window(Image.fromarray(cut(job.pixels, job.box)))
+    except (DataError, MemoryError, ValueError, OSError) as e:
+        raise DataError(f"{photos[job.place]} can't be resized: {e or type(e).__name__}") from e
+
+
+def _large_enough(rgb: Image.Image) -> Image.Image:
+    """The photo, enlarged where a side has fewer than `SHORTEST` pixels."""
+    if min(rgb.size) >= SHORTEST:
+        return rgb
+    return rgb.resize((max(SHORTEST, rgb.width), max(SHORTEST, rgb.height)), Image.Resampling.BICUBIC)
+
+
+def _normalised(rows, width: int, photos: Sequence[str]):
+    """(n, (1 + P) E) or (n, 1 + P, E) → (n, 1 + P, E) of length one. Raises `DataError` for what has no direction."""
+    maps = rows.float32().reshape((rows.shape[0], -1, width))
+    check_directions(maps[:, 0].numpy(), photos)
+    return similarity.normalise(maps)
+
+
+def _decoded(pool: ThreadPoolExecutor, photos: Sequence[str], upright: bool) -> Iterator[Image.Image]:
+    """The photos in order, a few decoded ahead."""
+    waiting: deque[Future] = deque()
+    read: Callable[[str], Image.Image] = partial(open_photo, upright=upright)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [future.cancel() for future in waiting])
+        for place in range(len(photos)):
+            while len(waiting) < 2 * max(1, workers()) and place + len(waiting) < len(photos):
+                waiting.append(pool.submit(read, photos[place + len(waiting)]))
+            yield waiting.popleft().result()
+
+
+def _parts(items: Iterator, size: int) -> Iterator[list]:
+    part: list = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def tell_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
+    """One line on stderr for photos that are smaller than windows."""
+    if skipped:
+        first = next(iter(skipped))
+        scales = ", ".join(map(str, sorted({b for own in skipped.values() for b in own})))
+        notice(
+            f"{len(skipped)} photos are too small for windows of scale {scales}, which are left out of them (first: {first})"
+        )

@@ -1,0 +1,56 @@
+"""Runs of one piece of work in a folder each, named after all that they are made of: what has finished is not done again.
+
+A run's folder is `<name>-<key>`; the key is a hash of the recipe's resolved settings and of whatever else the run is made
+of: weights, photos, captions. What was broken off goes on, and something else never gets into its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jclip.config import protocols
+from jclip.errors import notice
+from jclip.train import recipe_finder
+from jclip.train.configs import build_config, resolved
+from jclip.train.recipe_runs import finished
+
+
+@dataclass(frozen=True)
+class KeyedRuns:
+    """The runs of a challenge below `folder`; `place` is the file that errors name."""
+
+    folder: Path
+    place: str
+
+    def settings(
+        self, key: str, given: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> tuple[Any, protocols.Dataclass]:
+        """The recipe's module and its built config, of what the YAML's `key` gives (`recipe` among it) over those of the
+        shared settings that the recipe knows. Raises `ConfigError`."""
+        known = {f.name for f in fields(recipe_finder.load(given["recipe"]).Config)}
+        own = {k: v for k, v in shared.items() if k in known} | dict(given)
+        return build_config(own, f"{self.place}: {key}")
+
+    def folder_of(self, name: str, module: Any, cfg: protocols.Dataclass, made_of: Sequence[str] = ()) -> Path:
+        """Where that run is or will be. made_of: hashes of what the settings only name."""
+        return self.folder / f"{name}-{key_of([resolved(module, cfg), *made_of])}"
+
+    def finished(
+        self, name: str, module: Any, cfg: protocols.Dataclass, made_of: Sequence[str] = (), told: str = ""
+    ) -> Path:
+        """The folder of that run, which is made or gone on with unless it has finished. told: what stderr calls it."""
+        folder = self.folder_of(name, module, cfg, made_of)
+        if not (folder / "result.json").is_file():
+            notice(f"{told or name}: {folder}")
+        finished(folder, module, cfg)
+        return folder
+
+
+def key_of(made_of: Any) -> str:
+    """The first eight digits of the hash of plain values."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
