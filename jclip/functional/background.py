@@ -45,6 +45,7 @@ def background(scores: np.ndarray, total: int, line: float | None = None) -> Bac
     """
     if line is None:
         line = max(LEAST, NormalDist().inv_cdf(1 - 1 / max(total, 2)))
+    scores = scores[np.isfinite(scores)]
     if len(scores) < FEWEST:
         return Background(0.0, 0.0, line)
     middle = float(np.median(scores))
