@@ -83,7 +83,9 @@ class Search:
         if self.unique is not None and not 0 <= self.unique <= 1:
             raise ConfigError(f"unique must be a cosine in [0, 1], got {self.unique:g}")
         if isinstance(self.where, str):
-            raise ConfigError(f"where must be a list of conditions, got the text {self.where!r:.60}: put it into a list")
+            raise ConfigError(
+                f"where must be a list of conditions, got the text {self.where!r:.60}: put it into a list"
+            )
 
     @property
     def count(self) -> int:

@@ -87,7 +87,9 @@ class Reranker:
         self._store, self._ranking, self._mirrored = store, ranking, mirrored
         self._whole: tuple[bytes, Photos] | None = None
 
-    def orders(self, vectors: np.ndarray, rows: np.ndarray | None, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def orders(
+        self, vectors: np.ndarray, rows: np.ndarray | None, most: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of each query (Q, E) rows and cosines, best first, at most `most`; rows: those that count, by default all."""
         total = len(self._store) if rows is None else len(rows)
         count = self._ranking.count(total)

@@ -125,6 +125,12 @@ def _encoded_texts(source: ModelSource, texts: list[str], truncate: bool) -> np.
     return unit(encoded)
 
 
+def warm_up(source: ModelSource) -> None:
+    """Loads the text tower and lets it read a short text, so that the next one is answered at once; without one nothing."""
+    if source.config.text is not None:
+        _encoded_texts(source, ["a photo"], False)
+
+
 def _file_of(source: ModelSource, texts: Sequence[str], truncate: bool) -> Path:
     return _cache_file([source.text_identity, "openai-bpe", "query", truncate, list(texts)])
 
