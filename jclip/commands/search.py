@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jclip.choices import default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
@@ -21,10 +21,6 @@ from jclip.prompts import query_rules, query_terms
 from jclip.readers import text as texts
 from jclip.report import contact_sheet, search_results, search_sheet, sorted_folders
 from jclip.weights.families import FAMILIES
-
-if TYPE_CHECKING:  # --help answers before NumPy is imported
-    from jclip.features.gallery import Found, Gallery, Search
-    from jclip.report.search_results import How
 
 MOST_PHOTOS = 1_000_000  # of --top and --candidates
 ABOVE_LINE = 5000  # photos at most with --cut alone
@@ -190,7 +186,7 @@ def _check(args: argparse.Namespace, queries: Sequence[query_terms.Query]) -> No
         row_filters.parse_condition(condition)
 
 
-def search_of(args: argparse.Namespace) -> Search:
+def search_of(args: argparse.Namespace) -> galleries.Search:
     """How to search, as the options say; the bank of captions is empty yet. Raises `ConfigError` and `UnknownName`."""
     import numpy as np
 
@@ -209,7 +205,7 @@ def search_of(args: argparse.Namespace) -> Search:
     )  # fmt: skip
 
 
-def _with_bank(search: Search, gallery: Gallery, file: str) -> Search:
+def _with_bank(search: galleries.Search, gallery: galleries.Gallery, file: str) -> galleries.Search:
     from dataclasses import replace
 
     captions = [line for line in texts.read_lines(file) if line]
@@ -219,7 +215,7 @@ def _with_bank(search: Search, gallery: Gallery, file: str) -> Search:
     return replace(search, ranking=replace(search.ranking, bank=bank))
 
 
-def gallery_of(args: argparse.Namespace) -> Gallery:
+def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
     """The gallery that is named, or that of the photos. Raises `ConfigError` for another model than the gallery's."""
     if gallery_store.is_gallery(args.place):
         if args.family or args.dtype:
@@ -244,13 +240,15 @@ def _columns(where: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if name not in gallery_store.FIXED))
 
 
-def _refuse_photos(gallery: Gallery, sheet: str | None) -> None:
+def _refuse_photos(gallery: galleries.Gallery, sheet: str | None) -> None:
     """Raises `ConfigError` where a picture would be written over a photo of the gallery."""
     if sheet and os.path.lexists(sheet) and not sheet.lower().endswith(".html"):
         refuse_overwriting([sheet], (gallery.path_of(row) for row in range(len(gallery))))
 
 
-def _print(found: Sequence[Found] | Iterator[Found], how: How, args: argparse.Namespace) -> None:
+def _print(
+    found: Sequence[galleries.Found] | Iterator[galleries.Found], how: search_results.How, args: argparse.Namespace
+) -> None:
     """Each query as soon as it is answered."""
     if args.csv:
         return _raw(search_results.csv_text(list(found), how))
@@ -259,7 +257,7 @@ def _print(found: Sequence[Found] | Iterator[Found], how: How, args: argparse.Na
     return None
 
 
-def _print_one(answer: Found, how: How, args: argparse.Namespace, gap: bool = False) -> None:
+def _print_one(answer: galleries.Found, how: search_results.How, args: argparse.Namespace, gap: bool = False) -> None:
     if args.filepath_only:
         _raw(search_results.paths_text([answer], "\0" if args.null else "\n"))
         if not args.null and any("\n" in hit.path for hit in answer.hits):
@@ -283,7 +281,9 @@ def _raw(text: str) -> None:
         out.flush()
 
 
-def _write(found: Sequence[Found], gallery: Gallery, how: How, args: argparse.Namespace) -> None:
+def _write(
+    found: Sequence[galleries.Found], gallery: galleries.Gallery, how: search_results.How, args: argparse.Namespace
+) -> None:
     if args.out:
         search_results.write_results(found, args.out, how)
     if args.sheet:
@@ -297,7 +297,9 @@ def _write(found: Sequence[Found], gallery: Gallery, how: How, args: argparse.Na
         notice(f"{len(placed)} links in {args.link}; `jclip unsort {manifest}` removes them")
 
 
-def _ask(gallery: Gallery, search: Search, how: How, args: argparse.Namespace) -> int:
+def _ask(
+    gallery: galleries.Gallery, search: galleries.Search, how: search_results.How, args: argparse.Namespace
+) -> int:
     """Answers lines of the terminal or of a pipe; what is wrong with one is said, and the next is read."""
     code = 0
     for line in _lines(gallery):
@@ -311,7 +313,7 @@ def _ask(gallery: Gallery, search: Search, how: How, args: argparse.Namespace) -
     return 0 if sys.stdin.isatty() else code
 
 
-def _lines(gallery: Gallery) -> Iterator[str]:
+def _lines(gallery: galleries.Gallery) -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from (line for line in map(str.strip, sys.stdin) if line)
         return
@@ -321,10 +323,8 @@ def _lines(gallery: Gallery) -> Iterator[str]:
 
 
 def _typed(read: Callable[[str], str]) -> Iterator[str]:
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - lines are edited and remembered
-    except ImportError:
-        pass
     while True:
         try:
             line = read("search: ").strip()

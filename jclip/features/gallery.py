@@ -97,7 +97,8 @@ class Gallery:
     """Photos as features on disk: `Gallery.open("photos.gallery").search("two parrots")`."""
 
     def __init__(self, store: Store, root: str = "", source: sources.ModelSource | None = None):
-        self.store, self.root, self._source = store, root or store.manifest.root, source
+        self.store, self._source = store, source
+        self.root = os.path.abspath(root or store.manifest.root)  # noqa: PTH100 - links stay
         if source is not None:
             check_model(store, source)
         self._filters: dict[tuple[str, ...], np.ndarray | None] = {}

@@ -173,7 +173,9 @@ def _outcome(old: Store | None, kept: list, skipped: list[tuple[str, str]], enco
     before = {_facts(row) for row in old.rows} if old else set()
     now = {_facts(row) for row in kept}
     distinct = len({row["sha256"] for row in kept})
-    return Outcome(len(kept), encoded, len(now - before), len(before - now), len(kept) - distinct, skipped, seconds)
+    return Outcome(
+        len(kept), encoded, len(now - before), len(before - now), len(kept) - distinct, skipped, seconds
+    )
 
 
 def _known(folder: Path, key: str, old: Store | None) -> _Known:
@@ -210,9 +212,7 @@ def _encode_rest(inputs: Inputs, source: ModelSource, known: _Known, stem: Path,
     from tqdm import tqdm
 
     hashes, rows = list(todo), list(todo.values())
-    number = 1 + max(
-        (int(p.stem.rpartition("-")[2]) for p in stem.parent.glob(f"{stem.name}-*.safetensors")), default=0
-    )
+    number = 1 + max((int(p.stem.rpartition("-")[2]) for p in stem.parent.glob(f"{stem.name}-*.safetensors")), default=0)
     with tempfile.TemporaryDirectory(prefix="jclip-tar-") as place:
         files = PhotoFiles(inputs.root, rows, place)
         bar = tqdm(total=len(rows), desc="embed", unit="photo", disable=None, leave=False)

@@ -229,9 +229,7 @@ def plan_links(answers: Sequence[Answer], folder: Path) -> list[Placement]:
                 absent.append(hit.path)
                 continue
             link = free_name(f"{rank:0{width}}-{Path(hit.path).name}", taken, f"{name}/")
-            placed.append(
-                Placement(os.path.abspath(hit.path), f"{name}/{link}", answer.query, score=round(hit.score, 6))
-            )  # noqa: PTH100
+            placed.append(Placement(hit.path, f"{name}/{link}", answer.query, score=round(hit.score, 6)))
     if absent:
         notice(f"{len(absent)} photos are in tars or not there, and have no link (first: {absent[0]})")
     check_places(placed, folder)
