@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
         args.flips,
         1 + search.top * (search.page - 1),
         _columns(search.where),
-        len(queries) == 1 or not queries and sys.stdin.isatty(),
+        len(queries) == 1 or (not queries and sys.stdin.isatty()),
         args.cut,
     )
     if not queries:
@@ -176,8 +176,8 @@ def _queries(args: argparse.Namespace) -> list[query_terms.Query]:
 
 def _hint(queries: Sequence[query_terms.Query]) -> None:
     """One line on stderr where texts are paths of files."""
-    texts = (term.value for query in queries for term in query.terms if term.kind == "text")
-    if first := next(filter(is_file, texts), None):
+    worded = (term.value for query in queries for term in query.terms if term.kind == "text")
+    if first := next(filter(is_file, worded), None):
         notice(f"{first} is searched as words; for what the file shows put @ in front: @{first}")
 
 
