@@ -11,6 +11,7 @@ from jclip.errors import UnknownName, fail, guarded, say
 RECIPES = "finetune"
 GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
     "look": {
+        "search": ("jclip.commands.search:main", "find photos by texts and by other photos, untrained"),
         "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
         "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),

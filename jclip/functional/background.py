@@ -8,7 +8,6 @@ from statistics import NormalDist
 import numpy as np
 
 SAMPLE = 2000  # rows
-LEAST = 3.0  # deviations above the middle where the line stands at least
 FEWEST = 20  # rows that have a background
 _MAD = 1.4826  # times the median distance from the median is the standard deviation of a normal distribution
 
@@ -41,10 +40,11 @@ def sample_rows(total: int) -> np.ndarray:
 def background(scores: np.ndarray, total: int, line: float | None = None) -> Background:
     """The background of a query with these sample scores (n,) in a gallery of `total` rows.
 
-    line: by default where a normal distribution leaves one row of `total` above, at least `LEAST`.
+    line: by default where a normal distribution leaves one row of `total` above. Scores that are no numbers do not count.
     """
     if line is None:
-        line = max(LEAST, NormalDist().inv_cdf(1 - 1 / max(total, 2)))
+        line = NormalDist().inv_cdf(1 - 1 / max(total, 2))
+    scores = scores[np.isfinite(scores)]
     if len(scores) < FEWEST:
         return Background(0.0, 0.0, line)
     middle = float(np.median(scores))

@@ -1,7 +1,7 @@
 """The language of queries: texts, photos and stored rows, added and subtracted with weights.
 
 Each argument is a term. A lone `+` or `-` gives the sign of the next one, `N:` in front of a term is its weight. What
-begins with `./`, `/` or `@` is a photo, `row:17` a stored row, all else text.
+begins with `./`, `/` or `@` is a photo, or with the ending .npy a stored feature; `row:17` is a stored row, all else text.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from jclip.errors import ConfigError, quoted
+from jclip.errors import ConfigError, DataError, quoted
+from jclip.readers.text import read_json, read_lines
 
-Kind = Literal["text", "photo", "row"]
+Kind = Literal["text", "photo", "row", "feature"]
 _WEIGHT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+):(.*)", re.DOTALL)
 _ROW = re.compile(r"row:([0-9]{1,15})")
 _LONE_SIGN = re.compile(r"(?:^|\s)([+-])(?=\s)")
@@ -66,9 +68,10 @@ def parse_term(word: str, sign: int = 1) -> Term:
         raise ConfigError(f"a term must hold a text, a photo or a row, got {quoted(word, 60)}")
     if found := _ROW.fullmatch(rest):
         return Term("row", str(int(found[1])), sign * weight)
-    if rest.startswith("@"):
-        return Term("photo", rest[1:], sign * weight)
-    return Term("photo" if rest.startswith(("./", "/")) else "text", rest, sign * weight)
+    if not rest.startswith(("@", "./", "../", "/")):
+        return Term("text", rest, sign * weight)
+    path = rest.removeprefix("@")
+    return Term("feature" if path.endswith(".npy") else "photo", path, sign * weight)
 
 
 def parse_typed(line: str) -> Query:
@@ -80,3 +83,41 @@ def parse_typed(line: str) -> Query:
 def parse_listed(line: str) -> Query:
     """A query of a list: the whole line is one term, so that sentences may hold any sign."""
     return Query(line, (parse_term(line),))
+
+
+def read_queries(path: Path) -> list[Query]:
+    """Queries of a file: one a line, or, of a .json, a list of texts and of lists of terms.
+
+    Photos are relative to the file's folder. Raises `ConfigError` with the place, `DataError` for no queries.
+    """
+    queries = []
+    entries = _json_entries(path) if path.suffix.lower() == ".json" else enumerate(read_lines(path), start=1)
+    for number, entry in entries:
+        if not entry:
+            continue
+        try:
+            query = parse_listed(entry) if isinstance(entry, str) else parse_terms(entry)
+        except ConfigError as e:
+            raise ConfigError(f"{path}, query {number}: {e}") from None
+        queries.append(Query(query.name, tuple(_beside(term, path.parent) for term in query.terms)))
+    if not queries:
+        raise DataError(f"{path} must hold queries, one a line, got none")
+    return queries
+
+
+def _json_entries(path: Path) -> list[tuple[int, str | list[str]]]:
+    found = read_json(path)
+    if not isinstance(found, list) or not all(isinstance(q, str) or _is_texts(q) for q in found):
+        raise DataError(f"{path} must hold a list of queries, each a text or a list of terms")
+    return list(enumerate(found, start=1))
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _beside(term: Term, folder: Path) -> Term:
+    """The term with its file where the list stands; absolute paths stay."""
+    if term.kind not in ("photo", "feature"):
+        return term
+    return Term(term.kind, str(folder / term.value), term.weight)

@@ -8,14 +8,34 @@ from collections.abc import Iterable
 
 from jclip.errors import notice, quoted
 
-LATIN = "LATIN"
-NAMES = {
-    "CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean", "CYRILLIC": "Cyrillic",
-    "ARABIC": "Arabic", "HEBREW": "Hebrew", "DEVANAGARI": "Devanagari", "THAI": "Thai", "GREEK": "Greek",
-    "BENGALI": "Bengali", "TAMIL": "Tamil",
+NAMES = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANGUL": "Korean"} | {
+    script: script.title()
+    for script in (
+        "CYRILLIC",
+        "ARABIC",
+        "HEBREW",
+        "DEVANAGARI",
+        "THAI",
+        "GREEK",
+        "BENGALI",
+        "TAMIL",
+        "TELUGU",
+        "KANNADA",
+        "MALAYALAM",
+        "GUJARATI",
+        "GURMUKHI",
+        "SINHALA",
+        "KHMER",
+        "LAO",
+        "MYANMAR",
+        "ETHIOPIC",
+        "TIBETAN",
+        "GEORGIAN",
+        "ARMENIAN",
+    )
 }  # fmt: skip - the first word of a letter's Unicode name → what people call the script
 READERS = "Chinese-CLIP, SigLIP 2 or open_clip's xlm-roberta towers"  # weights that read other scripts
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def script_of(text: str) -> str:
@@ -35,8 +55,8 @@ def warn_unread(texts: Iterable[str], tokenizer: str = "openai-bpe") -> None:
         return
     for text in texts:
         script = script_of(text)
-        if script in NAMES and script not in _told:
-            _told.add(script)
+        if script in NAMES and script not in _warned:
+            _warned.add(script)
             notice(
                 f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned (English captions): results "
                 f"will be near random; write it in English, or use weights that read it: {READERS} (not read by jclip yet)"
