@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jclip.data.gallery_store import Store
-from jclip.errors import ConfigError, DataError, SetupError, notice
+from jclip.errors import DataError, SetupError, notice
 from jclip.functional.nearest import nearest, scores_of, take
 from jclip.paths import compute_sha256, replacing, write_together
 from jclip.readers.text import read_json
@@ -140,7 +140,9 @@ def open_index(store: Store) -> Index | None:
         )
     if store.folder not in _opened or _opened[store.folder][0] != state:
         if not (store.folder / FILE).is_file() or compute_sha256(store.folder / FILE) != facts.get("sha256"):
-            raise DataError(f"{store.folder / FILE} is cut or damaged: build it again with `jclip index {store.folder}`")
+            raise DataError(
+                f"{store.folder / FILE} is cut or damaged: build it again with `jclip index {store.folder}`"
+            )
         _opened[store.folder] = (state, Index(_faiss().read_index(str(store.folder / FILE)), store))
     return _opened[store.folder][1]
 
@@ -149,11 +151,13 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise SetupError("an index needs faiss: pip install 'jclip[index]', or search exactly with --kind exact") from None
+        raise SetupError(
+            "an index needs faiss: pip install 'jclip[index]', or search exactly with --kind exact"
+        ) from None
     return faiss
 
 
-def tell_recall(built: Built) -> None:
+def warn_low_recall(built: Built) -> None:
     """One line on stderr where an index misses much."""
     if built.recall is not None and built.recall < 0.9:
         notice(f"recall@10 is {built.recall:.3f}: choose another --kind; exact search misses nothing")

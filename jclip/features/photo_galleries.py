@@ -27,7 +27,8 @@ def gallery_of_photos(place: str | os.PathLike, source: ModelSource, model: str)
     folder = Path(place)
     if folder.is_dir() and any(folder.glob(UNFINISHED)):
         raise DataError(f"{place} is a gallery that is not finished: give `jclip embed` the same command again")
-    outcome = embed(read_inputs([place]), source, (kept := _folder_for(place, source)), update=True, model=model)
+    inputs = read_inputs([place])  # before the weights: a folder that is not there needs none
+    outcome = embed(inputs, source, (kept := _folder_for(place, source)), update=True, model=model)
     if outcome.encoded or outcome.dropped:
         gone = f", {outcome.dropped} dropped" if outcome.dropped else ""
         notice(f"{outcome.encoded} photos were encoded{gone}; features of {outcome.rows} are kept in the cache")
