@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune  # noqa: F401 (offers the recipes, as every entry point does: a test file runs alone, too)
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 FIGURE = re.compile(r"^(\S.*?) {2,}(\d\.\d+e-\d+)$", re.MULTILINE)
@@ -85,7 +87,7 @@ def use_cache(folder: str | Path, setattr) -> None:
     before = jclip.paths.cache_dir
 
     def cache_dir(*parts: str) -> Path:
-        if parts and parts[0] in ("features", "classifiers", "hashes", "weights"):
+        if parts and parts[0] in ("features", "classifiers", "hashes", "weights", "queries", "galleries", "columns"):
             below = Path(folder).joinpath(*parts)
             below.mkdir(parents=True, exist_ok=True)
             return below

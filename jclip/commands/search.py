@@ -142,7 +142,14 @@ def _parsed(argv: list[str]) -> argparse.Namespace:
     behind = argv[end + 1 :]
     if not argv[:end] and behind:
         return parser().parse_args([*behind[:1], "--", *behind[1:]])
-    args = parser().parse_intermixed_args(argv[:end])
+    try:
+        args = parser().parse_intermixed_args(argv[:end])
+    except ConfigError as e:
+        if "unrecognized arguments: -" not in str(e):
+            raise
+        raise ConfigError(
+            f"{e}: to subtract a term put - alone in front (- fruit); terms that begin with - stand behind --"
+        ) from None
     args.terms = [*args.terms, *behind]
     return args
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jclip.data.gallery_store import FIXED, Store
+from jclip.data.row_columns import read_columns
 from jclip.errors import ConfigError, DataError, UnknownName, quoted
 
 _CONDITION = re.compile(r"\s*([^<>=!~]+?)\s*(<=|>=|!=|==|=|<|>|!~|~)\s*(.*?)\s*", re.DOTALL)
@@ -61,16 +62,16 @@ def rows_where(store: Store, conditions: Sequence[Condition]) -> np.ndarray | No
     for condition in conditions:
         if condition.column not in known:
             raise UnknownName("column", condition.column, known)
-    rows = [number for number, row in enumerate(store.rows) if all(_holds(c, row) for c in conditions)]
-    if not rows:
+    columns = read_columns(store, list(dict.fromkeys(c.column for c in conditions)))
+    kept = np.ones(len(store), bool)
+    for condition in conditions:
+        column = columns[condition.column]
+        kept &= np.array([condition.holds(value) for value in column.values], bool)[column.codes]
+    rows = np.flatnonzero(kept)
+    if not len(rows):
         said = ", ".join(f"{c.column}{c.sign}{c.value}" for c in conditions)
         raise DataError(f"no row of {store.folder} meets {said}: it has {len(store):,} rows")
-    return np.array(rows, np.int64)
-
-
-def _holds(condition: Condition, row: dict[str, Any]) -> bool:
-    column = condition.column
-    return condition.holds(row[column] if column in FIXED else row["columns"].get(column))
+    return rows
 
 
 def _number(value: Any) -> float | None:

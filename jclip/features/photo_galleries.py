@@ -34,7 +34,8 @@ def gallery_of_photos(place: str | os.PathLike, source: ModelSource, model: str)
         notice(f"{outcome.encoded} photos were encoded{gone}; features of {outcome.rows} are kept in the cache")
     if outcome.skipped:
         path, reason = outcome.skipped[0]
-        notice(f"{len(outcome.skipped)} photos can't be read and are left out (first: {path}: {reason})")
+        total = outcome.rows + len(outcome.skipped)
+        notice(f"{len(outcome.skipped)} of {total} photos can't be read and are left out (first: {path}: {reason})")
     return Gallery.open(kept, source=source)
 
 

@@ -19,7 +19,7 @@ from jclip.report.sorted_folders import Placement, check_folder, check_places
 
 FORMATS = (".csv", ".json", ".jsonl", ".txt")
 OTHERS = "results depend on the other queries of this call"
-_PATH, _CAPTION, _CELL = 60, 50, 24  # letters on screen
+_HEADING, _PATH, _CAPTION, _CELL = 200, 60, 50, 24  # letters on screen
 
 
 class Photo(Protocol):
@@ -89,7 +89,7 @@ def check_results_file(path: str | None) -> None:
 
 def show_answer(answer: Answer, how: How) -> str:
     """A table, with a line where the query's background ends, and what is to be said of it below."""
-    heading = "" if how.alone else f"{answer.query}\n"
+    heading = "" if how.alone else f"{_cut(answer.query, _HEADING)}\n"
     if not answer.hits:
         line = f"no photo stands out from the background of this query (z ≥ {answer.background.line:.1f})"
         return heading + (line if how.cut else "no photo is left for this page")
