@@ -11,7 +11,6 @@ from jclip.data import gallery_store
 from jclip.errors import ConfigError, notice, printable, say
 from jclip.features import gallery as galleries
 from jclip.features import photo_galleries
-from jclip.features import source as sources
 from jclip.paths import refuse_overwriting
 from jclip.report import contact_sheet, duplicate_groups
 from jclip.weights.families import FAMILIES
@@ -70,5 +69,4 @@ def _gallery(args: argparse.Namespace) -> galleries.Gallery:
         if args.model or args.family:
             raise ConfigError(f"{args.place} is a gallery, which has its features: leave --model and --family out")
         return galleries.Gallery.open(args.place)
-    model = args.model or default_model()
-    return photo_galleries.gallery_of_photos(args.place, sources.ModelSource(model, args.family), model)
+    return photo_galleries.gallery_of_photos(args.place, args.model or default_model(), args.family)

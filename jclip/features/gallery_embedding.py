@@ -90,6 +90,7 @@ def embed(
         if old:
             dtype = old.manifest.dtype
             check_same(old.manifest, source, folder)
+            _take_over(inputs, old)
             verify(old)
             if _same_rows(old, inputs):
                 remove_others(folder, old.manifest)
@@ -137,6 +138,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _take_over(inputs: Inputs, old: Store) -> None:
+    """Captions and columns of photos that had some and are given none now: they were joined from a table once."""
+    bare = {shown_path(row): row for row in inputs.rows if not (row["caption"] or row["columns"])}
+    for before in old.rows:
+        row = bare.get(shown_path(before))
+        if row is not None:
+            row["caption"], row["columns"] = before["caption"], before["columns"]
+    inputs.columns.extend(name for name in old.manifest.columns if name not in inputs.columns)
 
 
 def _facts(row: Mapping[str, Any]) -> str:

@@ -105,8 +105,6 @@ def _trained(faiss: Any, store: Store, kind: str) -> Any:
         codes = next(m for m in (64, 32, 16, 8, 4, 2, 1) if width % m == 0)
         bits = 8 if rows >= 39 * 256 else 4
         made = faiss.IndexIVFPQ(coarse, width, cells, codes, bits, product)
-    made.own_fields, made.referenced = True, coarse
-    coarse.this.disown()
     count = min(rows, max(cells * TRAINED_PER_CELL, 256 * 39))
     made.train(take(store.parts, np.unique(np.linspace(0, rows - 1, count).astype(np.int64))))
     made.nprobe = max(1, cells // 8)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from jclip.data.gallery_store import Store
 from jclip.errors import ConfigError
+from jclip.functional.directions import unit
 from jclip.functional.near_pairs import groups_of, near_pairs
 from jclip.functional.nearest import take
 from jclip.paths import replacing
@@ -38,14 +40,21 @@ class Group:
 
 
 def find_groups(store: Store, least: float) -> list[Group]:
-    """Groups of a gallery's rows, in the order of their first rows."""
+    """Groups of a gallery's rows, in the order of their first rows; copies to the byte belong together in any case."""
+    hashes = list(store.rows.column("sha256"))
     found = []
-    for rows in groups_of(near_pairs(store.parts, least), len(store)):
-        features = take(store.parts, np.array(rows))
-        hashes = [store.rows[row]["sha256"] for row in rows]
+    for rows in groups_of(chain(_copies(hashes), near_pairs(store.parts, least)), len(store)):
+        features = unit(take(store.parts, np.array(rows)))
         scores = tuple(float(score) for score in features @ features[0])
-        found.append(Group(tuple(rows), scores, tuple(h == hashes[0] for h in hashes)))
+        found.append(Group(tuple(rows), scores, tuple(hashes[row] == hashes[rows[0]] for row in rows)))
     return found
+
+
+def _copies(hashes: Sequence[str]) -> Iterator[tuple[int, int, float]]:
+    first: dict[str, int] = {}
+    for row, digest in enumerate(hashes):
+        if (before := first.setdefault(digest, row)) != row:
+            yield before, row, 1.0
 
 
 def check_file(path: str | None) -> None:
