@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jclip.choices import default_model
+from jclip.choices import GALLERY_DTYPES, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store
 from jclip.errors import ConfigError, notice, say
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         help="folders, photos, lists (.txt), tables (.csv, .tsv), tars as img2dataset writes them; or one folder in "
         "clip-retrieval's layout, whose features are taken as they are",
     )  # fmt: skip
-    p.add_argument("--out", required=True, type=nonempty, metavar="GALLERY", help="the gallery's folder")
+    add_shared(p, "--out", ": the gallery's folder")
     p.add_argument(
         "--update", action="store_true",
         help="bring the gallery up to date: add new photos, drop those that are gone, encode changed ones again",
@@ -39,11 +39,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--store",
-        choices=tuple(gallery_store.DTYPES),
+        choices=GALLERY_DTYPES,
         default="fp16",
         help="type of the stored features (default: fp16)",
     )
-    add_shared(p, "--model", " (default: the gallery's, else JCLIP_MODEL, else ViT-B/32)")
+    add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
     p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32",
@@ -59,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Embeds what is not embedded yet, and says what was done. Returns the exit code."""
     args = parser().parse_args(argv)
+    if not args.out:
+        raise ConfigError("--out must name the gallery's folder")
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out must be a folder, got a file: {folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jclip.choices import INDEX_KINDS
 from jclip.commands.arguments import Parser, nonempty
 from jclip.data import gallery_store
 from jclip.errors import say
@@ -16,9 +17,9 @@ def parser() -> argparse.ArgumentParser:
     p = Parser("jclip index", description=__doc__)
     p.add_argument("gallery", type=nonempty, metavar="GALLERY", help="a folder of `jclip embed`")
     p.add_argument(
-        "--kind", choices=gallery_index.KINDS, default="auto",
+        "--kind", choices=INDEX_KINDS, default="auto",
         help="exact: no index; hnsw: a graph, fast and in memory; ivf: cells; pq: cells of quantised features, small; auto: "
-        "by rows and memory (default)",
+        "by rows and memory (default: auto)",
     )  # fmt: skip
     return p
 

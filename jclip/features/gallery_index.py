@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +17,6 @@ from jclip.functional.nearest import nearest, scores_of, take
 from jclip.paths import compute_sha256, replacing, write_together
 from jclip.readers.text import read_json
 
-Kind = Literal["auto", "exact", "hnsw", "ivf", "pq"]
-KINDS = ("auto", "exact", "hnsw", "ivf", "pq")
 FILE, FACTS = "index.faiss", "index.json"
 FEW, MANY = 200_000, 5_000_000  # rows up to which search is exact, and from which features are quantised
 RESCORED = 8  # times as many candidates as answers are scored from the features

@@ -26,6 +26,7 @@ from jclip.data.gallery_store import (
 )
 from jclip.data.photo_hashes import is_hash, photo_hashes
 from jclip.errors import ConfigError, DataError, SetupError
+from jclip.features import query_features
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.nearest import widened
@@ -150,11 +151,9 @@ def _plain(value: Any) -> bool:
 
 
 def _texts(rows: list[Mapping[str, Any]], source: ModelSource) -> np.ndarray:
-    from jclip.features.query_features import text_features
-
     captions = [row["caption"] or "" for row in rows]
     distinct = list(dict.fromkeys(captions))
-    features = text_features(source, distinct, truncate=True)
+    features = query_features.text_features(source, distinct, truncate=True)
     places = {caption: place for place, caption in enumerate(distinct)}
     return np.asarray(features)[[places[caption] for caption in captions]]
 

@@ -263,7 +263,7 @@ def test_the_commands_from_photos_to_duplicates(photos, tmp_path, capsys):
     assert main(["duplicates", str(tmp_path / "g"), *options]) == 0
     rows = json.loads((tmp_path / "d.json").read_text())
     assert {Path(row["path"]).name for row in rows if row["same_bytes"]} >= {"3.png", "copy.png"}
-    assert "<b>" not in (tmp_path / "d.html").read_text()
+    assert "copy.png" in (tmp_path / "d.html").read_text()
 
 
 def test_only_the_image_tower_is_loaded(photos, tmp_path, monkeypatch):
