@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
     if args.bank:
         search = _with_bank(search, gallery, args.bank)
     how = search_results.How(
-        args.rerank, args.flips, 1 + search.top * (search.page - 1), _columns(search.where), len(queries) == 1, args.cut
+        args.rerank, args.flips, 1 + search.top * (search.page - 1), _columns(search.where), len(queries) == 1 or not queries and sys.stdin.isatty(), args.cut
     )
     if not queries:
         return _ask(gallery, search, how, args)
@@ -270,7 +270,7 @@ def _print_one(answer: galleries.Found, how: search_results.How, args: argparse.
         _raw(search_results.json_line(answer, how))
     else:
         say(("\n" if gap else "") + search_results.show_answer(answer, how))
-    if answer.uses_other_queries and (args.filepath_only or args.link) and not gap:
+    if answer.uses_other_queries and not gap:
         notice(search_results.OTHERS)
 
 

@@ -60,6 +60,7 @@ def _section(answer: Answer, photo_at: Callable[[int], str], upright: bool) -> S
 
     above = sum(hit.above for hit in answer.hits)
     note = f"{above} of {len(answer.hits)} stand out" if compared else f"{len(answer.hits)} photos"
+    note += " · depends on the other queries" if answer.uses_other_queries else ""
     return Section(_cleaned(answer.query), tuple(map(tile, answer.hits)), note)
 
 

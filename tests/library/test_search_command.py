@@ -97,9 +97,10 @@ def test_texts_and_photos_find_what_they_show(photos, capsys):
     assert things(capsys.readouterr().out.split("\n")[:-1], photos) == [0, 0, 0]
 
 
-def test_half_a_model_is_the_whole(photos, close):
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_half_a_model_is_the_whole(kind, small_models, photos, close):
     """Each tower alone gives the features of the whole model, and the other's weights are not there."""
-    whole, half = ModelSource(MODEL), ModelSource(MODEL)
+    whole, half = (ModelSource(small_models[kind]) for _ in range(2))
     texts = ["a red circle", "two blue stars"]
     tokens = tokenizer.tokenize_for(whole.config.text, texts)
     want = unit(whole.model.encode_text(tokens).float32().numpy())
