@@ -121,7 +121,12 @@ def main(argv: list[str]) -> int:
     if args.bank:
         search = _with_bank(search, gallery, args.bank)
     how = search_results.How(
-        args.rerank, args.flips, 1 + search.top * (search.page - 1), _columns(search.where), len(queries) == 1 or not queries and sys.stdin.isatty(), args.cut
+        args.rerank,
+        args.flips,
+        1 + search.top * (search.page - 1),
+        _columns(search.where),
+        len(queries) == 1 or (not queries and sys.stdin.isatty()),
+        args.cut,
     )
     if not queries:
         return _ask(gallery, search, how, args)
