@@ -55,7 +55,7 @@ def hostile(tmp_path_factory):
     return folder, folder.parent / "table.csv", kept
 
 
-def test_nothing_is_wrong_and_nothing_lost(hostile, tmp_path, capsys, monkeypatch):
+def test_nothing_is_wrong_and_nothing_lost(hostile, tmp_path, capsysbinary):
     folder, table, kept = hostile
     inputs = gallery_inputs.read_inputs([folder], table=str(table))
     late = folder / "added while read.png"
@@ -89,7 +89,7 @@ def test_nothing_is_wrong_and_nothing_lost(hostile, tmp_path, capsys, monkeypatc
     hits = found[0]["photos"] if isinstance(found, list) else found["photos"]
     assert {Path(hit["photo"]).name for hit in hits} == {row["path"] for row in rows.values()}
     assert "<script>alert" not in (tmp_path / "r.html").read_text(encoding="utf-8", errors="surrogateescape")
-    capsys.readouterr()
+    capsysbinary.readouterr()
     assert main([*searched, "--filepath-only", "--null"]) == 0
-    listed = capsys.readouterr().out
-    assert listed.count("\0") == len(kept)
+    listed = capsysbinary.readouterr().out
+    assert listed.count(b"\0") == len(kept)
