@@ -9,7 +9,7 @@ from jclip.choices import GALLERY_DTYPES, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store
 from jclip.errors import ConfigError, notice, say
-from jclip.features import gallery_embedding, gallery_layouts
+from jclip.features import gallery_embedding, gallery_index, gallery_layouts
 from jclip.features import source as sources
 from jclip.weights.families import FAMILIES
 
@@ -62,8 +62,9 @@ def main(argv: list[str]) -> int:
     if not args.out:
         raise ConfigError("--out must name the gallery's folder")
     folder = Path(args.out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out must be a folder, got a file: {folder}")
+    gallery_store.check_target(folder)
+    if args.export:
+        gallery_layouts.check_export(Path(args.export))
     store = _import(args, folder) if _is_layout(args) else _embed(args, folder)
     if args.export:
         captioned = any(store.rows.column("caption"))
@@ -98,6 +99,8 @@ def _embed(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
         inputs, _source(args, folder), folder, args.store, args.update, _model(args, folder)
     )
     store = gallery_store.open_store(folder)
+    if outcome.added or outcome.dropped:
+        gallery_index.warn_old_index(store)
     for path, reason in outcome.skipped[:SHOWN]:
         notice(f"left out: {path}: {reason}")
     if (more := len(outcome.skipped) - SHOWN) > 0:

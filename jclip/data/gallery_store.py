@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jclip.errors import DataError
+from jclip.errors import ConfigError, DataError, quoted
 from jclip.paths import compute_sha256, naming, open_regular, replacing
 from jclip.readers.text import read_json
 
@@ -79,6 +79,16 @@ def made_by(identity: list, preprocess: Mapping[str, Any]) -> str:
 def is_gallery(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a finished gallery."""
     return os.path.isfile(os.path.join(folder, MANIFEST))  # noqa: PTH113, PTH118 - texts that are no path are asked, too
+
+
+def check_target(folder: Path) -> None:
+    """Raises `ConfigError` unless a gallery may be written into `folder`: absent, empty, or with one, finished or not."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"a gallery must be a folder, got a file: {folder}")
+    if is_gallery(folder) or not folder.is_dir():
+        return
+    if other := next((path.name for path in folder.iterdir() if not _OWN.fullmatch(path.name)), None):
+        raise ConfigError(f"a gallery must have a folder of its own, got {folder}, which holds {quoted(other, 60)}")
 
 
 def read_manifest(folder: Path) -> Manifest:

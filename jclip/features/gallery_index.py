@@ -157,3 +157,12 @@ def warn_low_recall(built: Built) -> None:
     """One line on stderr where an index misses much."""
     if built.recall is not None and built.recall < 0.9:
         notice(f"recall@10 is {built.recall:.3f}: choose another --kind; exact search misses nothing")
+
+
+def warn_old_index(store: Store) -> None:
+    """One line on stderr where the gallery has an index of a former state."""
+    if not (store.folder / FACTS).is_file():
+        return
+    facts = read_json(store.folder / FACTS)
+    if not isinstance(facts, dict) or facts.get("state") != store.manifest.state:
+        notice(f"the index is older than the gallery now: build it again with `jclip index {store.folder}`")

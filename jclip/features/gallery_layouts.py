@@ -58,8 +58,8 @@ def import_layout(layout: Path, source: ModelSource, folder: Path, dtype: str = 
             raise DataError(f"{path} must hold rows of {width} numbers, as the model gives, got {features.shape}")
     folder.mkdir(parents=True, exist_ok=True)
     written = [write_features(folder, _units(f, path), DTYPES[dtype], width, len(f)) for f, _, path in parts]
-    root, columns = str(layout.absolute()), {}
-    rows = (row for features, table, path in parts for row in _rows(features, table, root, columns, path))
+    root, columns = _root(layout, [table for _, table, _ in parts]), {}
+    rows = (row for features, table, path in parts for row in _rows(features, table, (layout, root), columns, path))
     table = write_rows(folder, rows)
     manifest = Manifest(
         model or str(source.checkpoint.path), source.identity, source.preprocess.to_dict(), dtype, width, root,
@@ -76,9 +76,8 @@ def export_layout(store: Store, folder: Path, source: ModelSource | None = None)
 
     Raises `ConfigError` where `folder` holds files, `SetupError` without pyarrow.
     """
+    check_export(folder)
     arrow, parquet = _arrow()
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} must be empty or absent")
     start = 0
     for number, part in enumerate(store.parts):
         rows = [store.rows[row] for row in range(start, start + len(part))]
@@ -87,6 +86,13 @@ def export_layout(store: Store, folder: Path, source: ModelSource | None = None)
         if source is not None:
             _write_array(folder / TEXTS / f"{TEXTS}_{number}.npy", _texts(rows, source).astype(part.dtype))
         _write_table(folder / METADATA / f"{METADATA}_{number}.parquet", rows, store, arrow, parquet)
+
+
+def check_export(folder: Path) -> None:
+    """Raises what `export_layout` would, before the work."""
+    _arrow()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} must be an empty folder, or absent")
 
 
 def _parts(layout: Path) -> Iterator[tuple[np.ndarray, Path | None, Path]]:
@@ -115,24 +121,50 @@ def _units(features: np.ndarray, path: Path) -> Iterator[np.ndarray]:
         yield unit(block)
 
 
-def _rows(
-    features: np.ndarray, table: Path, root: str, columns: dict[str, None], path: Path
-) -> Iterator[dict[str, Any]]:
-    """The rows of one part; names of further columns are gathered in `columns`."""
+def _root(layout: Path, tables: list[Path]) -> str:
+    """The deepest folder that holds all photos."""
+    root = ""
+    for table in tables:
+        file = _opened(table)
+        named = _path_column(file.schema_arrow.names, table)
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[named]):
+            folders = {os.path.dirname(_place(layout, value)) for value in batch.column(0).to_pylist()}  # noqa: PTH120
+            root = os.path.commonpath(folders | ({root} if root else set())) if folders else root
+    return root or str(layout.absolute())
+
+
+def _place(layout: Path, named: Any) -> str:
+    """The absolute path of a photo; relative ones begin at the layout's folder."""
+    return os.path.normpath(os.path.join(layout.absolute(), str(named)))  # noqa: PTH118
+
+
+def _opened(table: Path) -> Any:
     _, parquet = _arrow()
     try:
-        file = parquet.ParquetFile(table)
+        return parquet.ParquetFile(table)
     except (OSError, ValueError) as e:
         raise DataError(f"{table} must be a Parquet file: {str(e).splitlines()[0]}") from e
+
+
+def _path_column(names: list[str], table: Path) -> str:
+    named = next((name for name in PATH_COLUMNS if name in names), None)
+    if named is None:
+        raise DataError(f"{table} must have a column {' or '.join(PATH_COLUMNS[:4])}, got {', '.join(names)[:200]}")
+    return named
+
+
+def _rows(
+    features: np.ndarray, table: Path, places: tuple[Path, str], columns: dict[str, None], path: Path
+) -> Iterator[dict[str, Any]]:
+    """The rows of one part; places: the layout's folder and the root; names of further columns are gathered in `columns`."""
+    file, (layout, root) = _opened(table), places
     if (count := file.metadata.num_rows) != len(features):
         raise DataError(f"{table} must have a row for each of {len(features)} in {path.name}, got {count}")
     done = 0
     for batch in file.iter_batches(ROWS_AT_ONCE):
         found = batch.to_pylist()
-        named = next((name for name in PATH_COLUMNS if found and name in found[0]), None)
-        if named is None:
-            raise DataError(f"{table} must have a column {' or '.join(PATH_COLUMNS[:4])}, got {batch.schema.names}")
-        places = [os.path.normpath(os.path.join(root, str(record[named]))) for record in found]  # noqa: PTH118
+        named = _path_column(batch.schema.names, table)
+        places = [_place(layout, record[named]) for record in found]
         known = [record.get("sha256") for record in found]
         hashes = known if all(isinstance(h, str) and is_hash(h) for h in known) else photo_hashes(places)
         for record, place, digest in zip(found, places, hashes, strict=True):

@@ -272,3 +272,30 @@ def test_only_the_image_tower_is_loaded(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(half_models, "load_half", lambda s, tower: towers.append(tower) or load(s, tower))
     made(photos, ModelSource(MODEL), tmp_path / "g")
     assert towers == ["vision"]
+
+
+def test_a_folder_of_other_files_is_no_target(photos, tmp_path, capsys):
+    before = sorted(p.name for p in photos.iterdir())
+    (tmp_path / "file").touch()
+    for place, said in ((photos, "a folder of its own"), (tmp_path / "file", "must be a folder")):
+        assert main(["embed", str(photos), "--out", str(place), "--model", MODEL]) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(p.name for p in photos.iterdir()) == before
+
+
+def test_an_export_is_refused_before_the_work(photos, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    there = ["--export", str(tmp_path / "full")]
+    assert main(["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, *there]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "g").exists()
+
+
+def test_an_update_says_that_the_index_is_older_now(photos, tmp_path, capsys):
+    command = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--update"]
+    assert main(command) == 0
+    state = gallery_store.open_store(tmp_path / "g").manifest.state
+    (tmp_path / "g" / "index.json").write_text(json.dumps({"state": state}))
+    assert main(command) == 0 and "older" not in capsys.readouterr().err
+    (photos / "0.png").unlink()
+    assert main(command) == 0 and "the index is older than the gallery now" in capsys.readouterr().err

@@ -66,7 +66,8 @@ def test_features_of_absent_photos_are_taken(source, tmp_path):
         table = {"image_path": [f"gone/{number}-{i}.jpg" for i in range(count)], "NSFW": ["UNLIKELY"] * count}
         parquet.write_table(arrow.table(table), tmp_path / "cr" / "metadata" / f"metadata_{number}.parquet")
     store = gallery_layouts.import_layout(tmp_path / "cr", source, tmp_path / "g")
-    assert len(store) == 7 and len(store.parts) == 2 and store.rows[3]["path"] == "gone/1-0.jpg"
+    assert len(store) == 7 and len(store.parts) == 2 and store.rows[3]["path"] == "1-0.jpg"
+    assert store.manifest.root == str(tmp_path / "cr" / "gone")  # what holds all of them
     assert store.rows[3]["columns"] == {"NSFW": "UNLIKELY"} and len(set(store.rows.column("sha256"))) == 7
 
 
@@ -87,6 +88,13 @@ def test_what_is_wrong_is_said(change, said, layout, source, tmp_path):
         gallery_layouts.import_layout(layout, source, tmp_path / "new")
 
 
+def test_paths_are_those_of_the_gallery_before(layout, source, tmp_path):
+    store = gallery_layouts.import_layout(layout, source, tmp_path / "back")
+    assert store.manifest.root == str(tmp_path / "photos") and store.rows[3]["path"] == "3, x.png"
+
+
 def test_nothing_is_written_over(layout, source, tmp_path):
+    with pytest.raises(ConfigError, match="must be an empty folder"):
+        gallery_layouts.export_layout(gallery_store.open_store(tmp_path / "g"), layout)
     with pytest.raises(ConfigError, match="must be empty or absent"):
         gallery_layouts.import_layout(layout, source, tmp_path / "g")
