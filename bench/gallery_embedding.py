@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jclip.data.gallery_inputs import read_inputs
-from jclip.data.preprocess import OPENAI_MEAN, OPENAI_STD
+from jclip.data.preprocess import Preprocess
 from jclip.features.gallery_embedding import embed
 from jclip.features.source import ModelSource
 from jclip.weights.variants import VARIANTS
@@ -28,26 +28,19 @@ def ours(folder: Path, photos: list[str]) -> Callable[[], object]:
 
 
 def theirs(folder: Path, photos: list[str], workers: int) -> Callable[[], object]:
-    """transformers' model, OpenAI's transform, photos decoded by a DataLoader's workers; one array saved."""
+    """transformers' model, the same Pillow steps, photos decoded by a DataLoader's workers; one array saved."""
     import torch
     from sides import torch_clip_model
-    from torchvision import transforms as T
 
     model = torch_clip_model(VARIANTS["ViT-B/32"])
-    bicubic = T.InterpolationMode.BICUBIC
-    seen = T.Compose(
-        [
-            T.Resize(224, bicubic), T.CenterCrop(224), lambda image: image.convert("RGB"), T.ToTensor(),
-            T.Normalize(OPENAI_MEAN, OPENAI_STD),
-        ]
-    )  # fmt: skip
+    seen = Preprocess()  # Pillow's steps are the same in both
 
     class Photos(torch.utils.data.Dataset):
         def __len__(self):
             return len(photos)
 
         def __getitem__(self, place: int):
-            return seen(Image.open(photos[place]))
+            return torch.from_numpy(seen(Image.open(photos[place])))
 
     def run() -> object:
         loader = torch.utils.data.DataLoader(Photos(), batch_size=64, num_workers=workers)
