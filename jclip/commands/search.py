@@ -15,7 +15,6 @@ from jclip.data import gallery_store, row_filters
 from jclip.errors import ConfigError, JclipError, notice, say
 from jclip.features import gallery as galleries
 from jclip.features import gallery_ranking, photo_galleries, query_features
-from jclip.features import source as sources
 from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts import query_rules, query_terms
 from jclip.readers import text as texts
@@ -241,9 +240,7 @@ def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
     if args.root:
         raise ConfigError(f"--root is for galleries, and {args.place} is none: leave it out")
     model = args.model or default_model()
-    return photo_galleries.gallery_of_photos(
-        args.place, sources.ModelSource(model, args.family, args.dtype or "fp32"), model
-    )
+    return photo_galleries.gallery_of_photos(args.place, model, args.family, args.dtype or "fp32")
 
 
 def _columns(where: Sequence[str]) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from jclip.data.folders import LeftOut, is_photo, photos_below
 from jclip.data.photo_hashes import is_hash, photo_hashes
 from jclip.data.photo_lists import list_lines
 from jclip.data.photo_tars import is_tar, members_of
+from jclip.data.stored_photos import StoredPhoto
 from jclip.errors import DataError, notice, quoted
-from jclip.paths import open_regular
 from jclip.readers.text import read_table
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -187,60 +187,20 @@ def _join(rows: list[dict[str, Any]], table: str) -> None:
         notice(f"{table}: {len(again)} rows name a photo again, the first row of each counts (first: line {again[0]})")
 
 
-def photo_bytes(root: str | os.PathLike, row: Mapping[str, Any]) -> bytes:
-    """A row's photo as it is stored, from its file or its tar. Raises `DataError` where it is absent or cut."""
+def photo_address(root: str | os.PathLike, row: Mapping[str, Any]) -> str:
+    """What `jclip.data.photo_file.open_photo` opens a row's photo by: its path, or its place in a tar."""
     path = os.path.join(root, row["path"])  # noqa: PTH118
+    if not (member := row.get("member")):
+        return path
+    return StoredPhoto(path, int(member["at"]), int(row["size"]), member["name"]).address
+
+
+def is_unchanged(root: str | os.PathLike, row: Mapping[str, Any]) -> bool:
+    """Whether a row's file is as it was when the row was made; of a tar's photo it is taken for granted."""
+    if row.get("member"):
+        return True
     try:
-        with open_regular(path) as file:
-            if not row.get("member"):
-                return file.read()
-            file.seek(int(row["member"]["at"]))
-            data = file.read(int(row["size"]))
-    except (OSError, ValueError) as e:
-        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from e
-    if len(data) != row["size"]:
-        raise DataError(f"{path} must hold {row['member']['name']}, but ends before it")
-    return data
-
-
-class PhotoFiles(Sequence):
-    """Paths of rows' photos, as decoders want them: a tar's photos are written into a temporary folder when their path is
-    asked for, and removed by `drop`."""
-
-    def __init__(self, root: str, rows: Sequence[Mapping[str, Any]], folder: str):
-        self._root, self._rows, self._folder = root, rows, folder
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: int) -> str:
-        row = self._rows[place]
-        if not row.get("member"):
-            return os.path.join(self._root, row["path"])  # noqa: PTH118
-        path = self._temporary(place)
-        if not path.exists():
-            try:
-                path.write_bytes(photo_bytes(self._root, row))
-            except DataError:
-                return str(path)  # which does not open, and is reported so
-        return str(path)
-
-    def drop(self, places: Iterable[int]) -> None:
-        """Removes what was written for these."""
-        for place in places:
-            if self._rows[place].get("member"):
-                self._temporary(place).unlink(missing_ok=True)
-
-    def unchanged(self, place: int) -> bool:
-        """Whether the file is as it was when its row was made."""
-        row = self._rows[place]
-        if row.get("member"):
-            return True
-        try:
-            there = os.stat(os.path.join(self._root, row["path"]))  # noqa: PTH116, PTH118
-        except OSError:
-            return False
-        return (there.st_size, there.st_mtime_ns) == (row["size"], row["mtime"])
-
-    def _temporary(self, place: int) -> Path:
-        return Path(self._folder) / f"{place}{Path(self._rows[place]['member']['name']).suffix}"
+        there = os.stat(os.path.join(root, row["path"]))  # noqa: PTH116, PTH118
+    except OSError:
+        return False
+    return (there.st_size, there.st_mtime_ns) == (row["size"], row["mtime"])

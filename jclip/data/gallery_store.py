@@ -33,7 +33,9 @@ PART_ROWS = 1 << 18  # of a file of features: 256 MiB of fp16 at 512 dimensions
 DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 FIXED = ("path", "member", "size", "mtime", "sha256", "caption")  # columns that every gallery has
 MOST_LINE = 1 << 24  # bytes of one row
-_OWN = re.compile(r"\.{0,2}(features|rows|skipped|unfinished)[-.].*\.(npy|jsonl|safetensors|part)|\.gallery\.json.*\.part")
+_OWN = re.compile(
+    r"\.{0,2}(features|rows|skipped|unfinished)[-.].*\.(npy|jsonl|safetensors|part)|\.gallery\.json.*\.part"
+)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,9 @@ def verify(store: Store) -> None:
 # Writing
 
 
-def write_features(folder: Path, blocks: Iterable[np.ndarray], dtype: np.dtype, width: int, rows: int) -> dict[str, Any]:
+def write_features(
+    folder: Path, blocks: Iterable[np.ndarray], dtype: np.dtype, width: int, rows: int
+) -> dict[str, Any]:
     """Writes one part of `rows` rows, handed over block by block, and returns its entry in the manifest."""
 
     def write(file: BinaryIO) -> None:
@@ -280,4 +284,3 @@ def remove_others(folder: Path, manifest: Manifest) -> None:
     for path in folder.iterdir():
         if _OWN.fullmatch(path.name) and path.name not in kept:
             path.unlink(missing_ok=True)
-

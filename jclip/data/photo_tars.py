@@ -51,7 +51,7 @@ def members_of(path: str | os.PathLike) -> Iterator[Member]:
                     continue
                 own = _key(info.name)
                 if own != key:
-                    yield from _told(waiting, caption, facts)
+                    yield from _described(waiting, caption, facts)
                     waiting, key, caption, facts = [], own, "", {}
                 if is_photo(info.name) and info.size <= MOST_PLAIN_BYTES:
                     digest = _digest(tar, info)
@@ -60,9 +60,9 @@ def members_of(path: str | os.PathLike) -> Iterator[Member]:
                     caption = tar.extractfile(info).read().decode("utf-8", "replace").strip()
                 elif info.name.endswith(".json") and info.size <= MOST_TEXT:
                     facts = _facts(tar.extractfile(info).read(), f"{path}: {info.name}")
-            yield from _told(waiting, caption, facts)
+            yield from _described(waiting, caption, facts)
     except (tarfile.TarError, EOFError, OSError) as e:
-        yield from _told(waiting, caption, facts)
+        yield from _described(waiting, caption, facts)
         said = getattr(e, "strerror", None) or printable(str(e), 120)
         raise DataError(f"{path} must be an uncompressed tar, or is cut: {said}") from e
 
@@ -72,7 +72,7 @@ def _key(name: str) -> str:
     return f"{folder}/{file.partition('.')[0]}"
 
 
-def _told(members: list[Member], caption: str, facts: dict[str, Any]) -> Iterator[Member]:
+def _described(members: list[Member], caption: str, facts: dict[str, Any]) -> Iterator[Member]:
     own = {k: v for k, v in facts.items() if k != "caption"}
     for member in members:
         member.caption, member.facts = caption or str(facts.get("caption") or ""), own

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jclip.data.gallery_inputs import shown_path
+from jclip.data.gallery_inputs import photo_address, shown_path
 from jclip.data.gallery_store import Store, made_by, open_store
 from jclip.data.preprocess import Preprocess
 from jclip.data.row_filters import parse_condition, rows_where
-from jclip.data.stored_photos import StoredPhoto
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.features import gallery_index
 from jclip.features import source as sources
@@ -152,11 +151,7 @@ class Gallery:
 
     def photo_at(self, row: int) -> str:
         """What `jclip.data.photo_file.open_photo` opens a row's photo by, in a tar as well."""
-        found = self.store.rows[row]
-        file = os.path.join(self.root, found["path"])  # noqa: PTH118
-        if not (member := found["member"]):
-            return file
-        return StoredPhoto(file, int(member["at"]), int(found["size"]), member["name"]).address
+        return photo_address(self.root, self.store.rows[row])
 
     def search(self, query: Asked, top: int = 10, **options: Any) -> Found:
         """The `top` photos of one query: a text, terms as `jclip search` takes them, or a feature (E,).

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jclip.data.augment import Views
-from jclip.data.gallery_inputs import Inputs, PhotoFiles, shown_path
+from jclip.data.gallery_inputs import Inputs, is_unchanged, photo_address, shown_path
 from jclip.data.gallery_store import (
     DTYPES,
     PART_ROWS,
@@ -91,6 +90,7 @@ def embed(
         if old:
             dtype = old.manifest.dtype
             check_same(old.manifest, source, folder)
+            _take_over(inputs, old)
             verify(old)
             if _same_rows(old, inputs):
                 remove_others(folder, old.manifest)
@@ -107,8 +107,8 @@ def embed(
             raise DataError(f"no photo decodes of {len(skipped)} (first: {skipped[0]['path']}: {skipped[0]['reason']})")
         manifest = _write(folder, inputs, kept, skipped, known, source, dtype, model)
         remove_others(folder, manifest)
-    told = [(found["path"], found["reason"]) for found in skipped]
-    return _outcome(old, kept, told, len(known.places) - before, seconds)
+    left_out = [(found["path"], found["reason"]) for found in skipped]
+    return _outcome(old, kept, left_out, len(known.places) - before, seconds)
 
 
 def check_same(manifest: Manifest, source: ModelSource, folder: Path) -> None:
@@ -138,6 +138,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _take_over(inputs: Inputs, old: Store) -> None:
+    """Captions and columns of photos that had some and are given none now: they were joined from a table once."""
+    bare = {shown_path(row): row for row in inputs.rows if not (row["caption"] or row["columns"])}
+    for before in old.rows:
+        row = bare.get(shown_path(before))
+        if row is not None:
+            row["caption"], row["columns"] = before["caption"], before["columns"]
+    inputs.columns.extend(name for name in old.manifest.columns if name not in inputs.columns)
 
 
 def _facts(row: Mapping[str, Any]) -> str:
@@ -173,9 +183,7 @@ def _outcome(old: Store | None, kept: list, skipped: list[tuple[str, str]], enco
     before = {_facts(row) for row in old.rows} if old else set()
     now = {_facts(row) for row in kept}
     distinct = len({row["sha256"] for row in kept})
-    return Outcome(
-        len(kept), encoded, len(now - before), len(before - now), len(kept) - distinct, skipped, seconds
-    )
+    return Outcome(len(kept), encoded, len(now - before), len(before - now), len(kept) - distinct, skipped, seconds)
 
 
 def _known(folder: Path, key: str, old: Store | None) -> _Known:
@@ -212,23 +220,25 @@ def _encode_rest(inputs: Inputs, source: ModelSource, known: _Known, stem: Path,
     from tqdm import tqdm
 
     hashes, rows = list(todo), list(todo.values())
-    number = 1 + max((int(p.stem.rpartition("-")[2]) for p in stem.parent.glob(f"{stem.name}-*.safetensors")), default=0)
-    with tempfile.TemporaryDirectory(prefix="jclip-tar-") as place:
-        files = PhotoFiles(inputs.root, rows, place)
-        bar = tqdm(total=len(rows), desc="embed", unit="photo", disable=None, leave=False)
-        with bar:
-            for good, features, failed, end in _saved_up(_features(source, files), len(rows)):
-                bar.update(end - bar.n)
-                features = np.ascontiguousarray(unit(features), dtype)
-                own, lost = [hashes[i] for i in good], {hashes[i]: why for i, why in failed.items()}
-                _save(Path(f"{stem}-{number:06d}.safetensors"), own, features, lost)
-                known.add(own, features)
-                known.failed.update(lost)
-                number += 1
+    number = 1 + max(
+        (int(p.stem.rpartition("-")[2]) for p in stem.parent.glob(f"{stem.name}-*.safetensors")), default=0
+    )
+    with tqdm(total=len(rows), desc="embed", unit="photo", disable=None, leave=False) as bar:
+        for good, features, failed, end in _saved_up(_features(source, inputs.root, rows), len(rows)):
+            bar.update(end - bar.n)
+            features = np.ascontiguousarray(unit(features), dtype)
+            own, lost = [hashes[i] for i in good], {hashes[i]: why for i, why in failed.items()}
+            _save(Path(f"{stem}-{number:06d}.safetensors"), own, features, lost)
+            known.add(own, features)
+            known.failed.update(lost)
+            number += 1
 
 
-def _features(source: ModelSource, files: PhotoFiles) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str], int]]:
+def _features(
+    source: ModelSource, root: str, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str], int]]:
     """Places, features, reasons by place of what failed since the batch before, and the end of what is done."""
+    files = [photo_address(root, row) for row in rows]
     messages: list[str] = []
     model, end = half_models.load_half(source, "vision"), 0
     for at, features in extraction.encoded_batches(model, files, Views(source.preprocess), "skip", messages):
@@ -236,13 +246,11 @@ def _features(source: ModelSource, files: PhotoFiles) -> Iterator[tuple[np.ndarr
         failed = dict(zip(missing, map(_reason, messages), strict=False))
         del messages[: len(missing)]  # behind the last batch there may be more
         end = int(at[-1]) + 1
-        changed = {int(i): CHANGED for i in at if not files.unchanged(i)}
+        changed = {int(i): CHANGED for i in at if not is_unchanged(root, rows[i])}
         stay = np.array([int(i) not in changed for i in at])
-        files.drop(range(end - len(at) - len(missing), end))
         yield at[stay], features[stay], {**failed, **changed}, end
     if end < len(files):
         failed = dict(zip(range(end, len(files)), map(_reason, messages), strict=True))
-        files.drop(failed)
         width = source.config.embed_dim
         yield np.zeros(0, np.int64), np.zeros((0, width), np.float32), failed, len(files)
 

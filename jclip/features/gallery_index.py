@@ -7,18 +7,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from jclip.data.gallery_store import Store
-from jclip.errors import ConfigError, DataError, SetupError, notice
+from jclip.errors import DataError, SetupError, notice
 from jclip.functional.nearest import nearest, scores_of, take
 from jclip.paths import compute_sha256, replacing, write_together
 from jclip.readers.text import read_json
 
-Kind = Literal["auto", "exact", "hnsw", "ivf", "pq"]
-KINDS = ("auto", "exact", "hnsw", "ivf", "pq")
 FILE, FACTS = "index.faiss", "index.json"
 FEW, MANY = 200_000, 5_000_000  # rows up to which search is exact, and from which features are quantised
 RESCORED = 8  # times as many candidates as answers are scored from the features
@@ -105,8 +103,6 @@ def _trained(faiss: Any, store: Store, kind: str) -> Any:
         codes = next(m for m in (64, 32, 16, 8, 4, 2, 1) if width % m == 0)
         bits = 8 if rows >= 39 * 256 else 4
         made = faiss.IndexIVFPQ(coarse, width, cells, codes, bits, product)
-    made.own_fields, made.referenced = True, coarse
-    coarse.this.disown()
     count = min(rows, max(cells * TRAINED_PER_CELL, 256 * 39))
     made.train(take(store.parts, np.unique(np.linspace(0, rows - 1, count).astype(np.int64))))
     made.nprobe = max(1, cells // 8)
@@ -140,7 +136,9 @@ def open_index(store: Store) -> Index | None:
         )
     if store.folder not in _opened or _opened[store.folder][0] != state:
         if not (store.folder / FILE).is_file() or compute_sha256(store.folder / FILE) != facts.get("sha256"):
-            raise DataError(f"{store.folder / FILE} is cut or damaged: build it again with `jclip index {store.folder}`")
+            raise DataError(
+                f"{store.folder / FILE} is cut or damaged: build it again with `jclip index {store.folder}`"
+            )
         _opened[store.folder] = (state, Index(_faiss().read_index(str(store.folder / FILE)), store))
     return _opened[store.folder][1]
 
@@ -149,11 +147,13 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise SetupError("an index needs faiss: pip install 'jclip[index]', or search exactly with --kind exact") from None
+        raise SetupError(
+            "an index needs faiss: pip install 'jclip[index]', or search exactly with --kind exact"
+        ) from None
     return faiss
 
 
-def tell_recall(built: Built) -> None:
+def warn_low_recall(built: Built) -> None:
     """One line on stderr where an index misses much."""
     if built.recall is not None and built.recall < 0.9:
         notice(f"recall@10 is {built.recall:.3f}: choose another --kind; exact search misses nothing")

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from jclip import paths
+from jclip.config import Dtype
 from jclip.data.gallery_inputs import read_inputs
 from jclip.data.gallery_store import made_by
 from jclip.errors import DataError, notice
@@ -18,16 +19,20 @@ from jclip.features.source import ModelSource
 UNFINISHED = "unfinished-*"  # what `jclip embed` leaves when it is stopped
 
 
-def gallery_of_photos(place: str | os.PathLike, source: ModelSource, model: str) -> Gallery:
+def gallery_of_photos(
+    place: str | os.PathLike, model: str, family: str | None = None, dtype: Dtype = "fp32"
+) -> Gallery:
     """The gallery of a folder, list or tar of photos, in the cache. New and changed photos alone are encoded, and counted
     on stderr, as are those that do not decode.
 
-    model: the name or path of `source`. Raises `DataError` where there is no photo.
+    model: a model's name or file, looked for once the photos are there. Raises `DataError` where there is no photo.
     """
     folder = Path(place)
     if folder.is_dir() and any(folder.glob(UNFINISHED)):
         raise DataError(f"{place} is a gallery that is not finished: give `jclip embed` the same command again")
-    outcome = embed(read_inputs([place]), source, (kept := _folder_for(place, source)), update=True, model=model)
+    inputs = read_inputs([place])
+    source = ModelSource(model, family, dtype)
+    outcome = embed(inputs, source, (kept := _folder_for(place, source)), update=True, model=model)
     if outcome.encoded or outcome.dropped:
         gone = f", dropped: {outcome.dropped}" if outcome.dropped else ""
         notice(f"photos encoded: {outcome.encoded}{gone}; in all, kept in the cache: {outcome.rows}")

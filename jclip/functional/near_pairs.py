@@ -14,7 +14,9 @@ BLOCK = 1024
 
 def near_pairs(parts: Sequence[np.ndarray], least: float) -> Iterator[tuple[int, int, float]]:
     """(i, j, score) with i < j of all rows (n_i, E) of length one whose product is at least `least`."""
-    blocks = [(start + at, part[at : at + BLOCK]) for start, part in _starts(parts) for at in range(0, len(part), BLOCK)]
+    blocks = [
+        (start + at, part[at : at + BLOCK]) for start, part in _starts(parts) for at in range(0, len(part), BLOCK)
+    ]
     for place, (first, block) in enumerate(blocks):
         queries = widened(block)
         for other, rows in blocks[place:]:
