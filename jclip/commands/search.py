@@ -163,19 +163,21 @@ def _queries(args: argparse.Namespace) -> list[query_terms.Query]:
     if args.queries and args.terms:
         raise ConfigError(f"queries must be terms or --queries FILE, got both ({' '.join(args.terms)[:60]})")
     if args.queries:
-        return query_terms.read_queries(Path(args.queries))
+        found = query_terms.read_queries(Path(args.queries))
+        _hint(found)
+        return found
     if not args.terms:
         return []
     query = query_terms.parse_terms(args.terms)
-    _hint(query)
+    _hint([query])
     return [query]
 
 
-def _hint(query: query_terms.Query) -> None:
-    """One line on stderr where a text is the path of a file."""
-    for term in query.terms:
-        if term.kind == "text" and is_file(term.value):
-            notice(f"{term.value} is searched as words; for what the file shows put @ in front: @{term.value}")
+def _hint(queries: Sequence[query_terms.Query]) -> None:
+    """One line on stderr where texts are paths of files."""
+    worded = (term.value for query in queries for term in query.terms if term.kind == "text")
+    if first := next(filter(is_file, worded), None):
+        notice(f"{first} is searched as words; for what the file shows put @ in front: @{first}")
 
 
 def _check(args: argparse.Namespace, queries: Sequence[query_terms.Query]) -> None:
@@ -234,9 +236,7 @@ def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
                 f"{args.place} is a gallery, which states family and dtype: leave --family and --dtype out"
             )
         gallery = galleries.Gallery.open(args.place, args.root or "")
-        if args.model:
-            galleries.check_model(gallery.store, gallery.model_as_stated(args.model))
-        return gallery
+        return gallery.with_model(args.model) if args.model else gallery
     if args.root:
         raise ConfigError(f"--root is for galleries, and {args.place} is none: leave it out")
     model = args.model or default_model()
@@ -314,7 +314,7 @@ def _ask(
     for line in _lines(gallery):
         try:
             query = query_terms.parse_typed(line)
-            _hint(query)
+            _hint([query])
             _print(gallery.search_many([query], search), how, args)
         except JclipError as e:
             notice(f"jclip search: {e}")
@@ -323,6 +323,8 @@ def _ask(
 
 
 def _lines(gallery: galleries.Gallery) -> Iterator[str]:
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         yield from (line for line in map(str.strip, sys.stdin) if line)
         return

@@ -70,7 +70,7 @@ def rows_where(store: Store, conditions: Sequence[Condition]) -> np.ndarray | No
     rows = np.flatnonzero(kept)
     if not len(rows):
         said = ", ".join(f"{c.column}{c.sign}{c.value}" for c in conditions)
-        raise DataError(f"no row of {store.folder} meets {said}: it has {len(store):,} rows")
+        raise DataError(f"no row meets {said}: none of {len(store):,} is left to search")
     return rows
 
 

@@ -14,7 +14,7 @@ from jclip.data.gallery_inputs import photo_address, shown_path
 from jclip.data.gallery_store import Store, made_by, open_store
 from jclip.data.preprocess import Preprocess
 from jclip.data.row_filters import parse_condition, rows_where
-from jclip.errors import ConfigError, DataError
+from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.features import gallery_index
 from jclip.features import source as sources
 from jclip.features.gallery_ranking import Ranking, Reranker
@@ -117,9 +117,14 @@ class Gallery:
 
     @property
     def source(self) -> sources.ModelSource:
-        """The gallery's model. Raises `ConfigError` where what has its name now is another."""
+        """The gallery's model. Raises `ConfigError` where what has its name now is another, `CheckpointError` for none."""
         if self._source is None:
-            found = self.model_as_stated()
+            try:
+                found = self.model_as_stated()
+            except CheckpointError as e:
+                raise CheckpointError(
+                    f"{e}; {self.store.folder} was made with it: name where it is by --model"
+                ) from None
             check_model(self.store, found)
             self._source = found
         return self._source
@@ -135,6 +140,10 @@ class Gallery:
             found = sources.ModelSource(named, family, image_size=seen.size, **options)
         found.preprocess = seen
         return found
+
+    def with_model(self, model: str) -> Gallery:
+        """The same gallery, searched with the weights of that name or file. Raises `ConfigError` for other ones."""
+        return Gallery(self.store, self.root, self.model_as_stated(model))
 
     def path_of(self, row: int) -> str:
         """Where a row's photo lies; of a tar's photo `tar::member`."""

@@ -34,12 +34,12 @@ def gallery_of_photos(
     source = ModelSource(model, family, dtype)
     outcome = embed(inputs, source, (kept := _folder_for(place, source)), update=True, model=model)
     if outcome.encoded or outcome.dropped:
-        gone = f", {outcome.dropped} dropped" if outcome.dropped else ""
-        notice(f"{outcome.encoded} photos were encoded{gone}; features of {outcome.rows} are kept in the cache")
+        gone = f", dropped: {outcome.dropped}" if outcome.dropped else ""
+        notice(f"photos encoded: {outcome.encoded}{gone}; in all, kept in the cache: {outcome.rows}")
     if outcome.skipped:
         path, reason = outcome.skipped[0]
         total = outcome.rows + len(outcome.skipped)
-        notice(f"{len(outcome.skipped)} of {total} photos can't be read and are left out (first: {path}: {reason})")
+        notice(f"photos that can't be read: {len(outcome.skipped)} of {total}, left out (first: {path}: {reason})")
     return Gallery.open(kept, source=source)
 
 

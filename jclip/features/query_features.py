@@ -67,7 +67,7 @@ def _sum(query: Query, features: Mapping[tuple[str, str], np.ndarray]) -> np.nda
 
 def _stored(store: Store, row: int) -> np.ndarray:
     if row >= len(store):
-        raise DataError(f"row:{row} must be in [0, {len(store) - 1}], the rows of {store.folder}")
+        raise DataError(f"row:{row} must be in [0, {len(store) - 1}]: there are {len(store):,} rows")
     return direction(take(store.parts, np.array([row]))[0], store.manifest.width, f"row {row} of {store.folder}")
 
 

@@ -69,7 +69,7 @@ def test_a_folder_is_embedded_once_and_updated(photos, tmp_path, capsys, monkeyp
     monkeypatch.setattr(extraction, "encoded_batches", counted)
     assert run("search", mine, "blue star", "--filepath-only") == 0
     first = capsys.readouterr()
-    assert "22 photos were encoded" in first.err and encoded == [22]
+    assert "photos encoded: 22;" in first.err and encoded == [22]
     assert run("search", mine, "blue star", "--filepath-only") == 0
     again = capsys.readouterr()
     assert again.out == first.out and not again.err and encoded == [22]
@@ -78,7 +78,7 @@ def test_a_folder_is_embedded_once_and_updated(photos, tmp_path, capsys, monkeyp
     (mine / "broken.png").write_bytes(b"no photo")
     assert run("search", mine, "blue star", "--filepath-only") == 0
     said = capsys.readouterr().err
-    assert "1 photos were encoded, 1 dropped; features of 22" in said and "1 of 23 photos can't be read" in said
+    assert "photos encoded: 1, dropped: 1; in all, kept in the cache: 22" in said and "can't be read: 1 of 23" in said
     assert encoded == [22, 2]  # the broken one was tried
     assert run("search", mine, "blue star", "--filepath-only") == 0 and encoded == [22, 2]
 
@@ -260,3 +260,7 @@ def test_another_model_or_preprocessing_than_the_gallerys_is_refused(photos, tmp
     other = made_gallery(tmp_path / "h", features, **{**same, "identity": ["0" * 64, *source.identity[1:]]})
     assert run("search", other, "a red circle") == 2
     assert "must have the same weights, got" in capsys.readouterr().err
+    lost = made_gallery(tmp_path / "i", features, **{**same, "model": "moved/away.safetensors"})
+    assert run("search", lost, "a red circle") == 2
+    assert "name where it is by --model" in capsys.readouterr().err
+    assert run("search", lost, "a red circle", "--model", MODEL) == 0
