@@ -323,6 +323,8 @@ def _ask(
 
 
 def _lines(gallery: galleries.Gallery) -> Iterator[str]:
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         yield from (line for line in map(str.strip, sys.stdin) if line)
         return

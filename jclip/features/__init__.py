@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "caption_features": ("Encoded", "encode_pairs", "ids_of"),
-        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
+        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "warn_photos", "training_view"),
         "gallery": ("Found", "Gallery", "Hit", "Search"),
         "gallery_ranking": ("Ranking", "parse_method"),
         "heads": (
@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = face(
         "pair_maps": ("PairScorer", "PairSource"),
         "photo_maps": ("MapScorer", "MapSource", "Scored", "score_photos"),
         "photo_galleries": ("gallery_of_photos",),
-        "precomputed": ("FeatureSet", "read_recorded"),
+        "precomputed": ("FeatureSet", "read_precomputed"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "sentence_features": ("SentenceFeatures",),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),

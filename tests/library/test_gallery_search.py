@@ -4,8 +4,10 @@ and damaged or foreign files in one line."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from jclip.features.gallery import Gallery, Search
 from jclip.features.gallery_ranking import Ranking, parse_method
 from jclip.functional.background import background
 from jclip.functional.reranking import METHODS, Photos, rerank
+from jclip.report.search_results import How, show_answer
 from tests.made_galleries import WIDTH, made_gallery, unit_rows
 
 ROWS = 131
@@ -119,13 +122,19 @@ def test_columns_are_kept_and_made_again_where_they_are_damaged(gallery, monkeyp
     made = row_columns.read_columns(store, ["year", "size"])
     file = row_columns._file(store, "year")
     assert file.is_file()
-    monkeypatch.setattr(row_columns, "_made", None)  # not asked again
-    again = row_columns.read_columns(store, ["year", "size"])
+    with monkeypatch.context() as patch:
+        patch.setattr(row_columns, "_made", None)  # not asked again
+        again = row_columns.read_columns(store, ["year", "size"])
     assert all(again[n].values == made[n].values and (again[n].codes == made[n].codes).all() for n in made)
-    monkeypatch.undo()
-    monkeypatch.setattr(row_columns, "FEW", 10)
     file.write_bytes(file.read_bytes()[:-3])
     assert row_columns.read_columns(store, ["year"])["year"].values == made["year"].values
+
+
+def test_equal_values_of_two_types_stay_apart(tmp_path, features):
+    values = [True, 1, 1.0, "1", None, [1]]
+    rows = [{"path": str(i), "columns": {"x": v}} for i, v in enumerate(values)]
+    column = row_columns.read_columns(open_store(made_gallery(tmp_path / "g", features[:6], rows)), ["x"])["x"]
+    assert [type(column.values[code]) for code in column.codes] == [bool, int, float, str, type(None), str]
 
 
 @pytest.mark.parametrize("most", [0.2, 0.5, 0.98])
@@ -302,3 +311,28 @@ def test_options_that_do_not_go_together(gallery, tmp_path, capsys):
         assert err.count("\n") == 1 and said in err, err
     assert main(["search", str(tmp_path), "row:1", "--root", "x"]) == 2
     assert "--root is for galleries" in capsys.readouterr().err
+
+
+def test_the_line_stands_where_the_background_begins(gallery, features, monkeypatch):
+    found = gallery.search(features[3], 9)
+    above = sum(hit.above for hit in found.hits)
+    lines = show_answer(found, How()).split("\n")
+    assert 0 < above < 9 and lines[0].split() == ["photo", "cosine", "z", "caption"]
+    assert [i for i, line in enumerate(lines) if line.startswith("--- below: background")] == [2 + above]
+    assert lines[2].split()[0] == "1" and lines[-1].split()[0] == "9"
+    turned = replace(found, hits=found.hits[::-1])  # as a re-ranking may have it
+    assert "stands out" in show_answer(turned, How()) and "--- below" not in show_answer(turned, How())
+    assert "no photo stands out" in show_answer(replace(found, hits=()), How(cut=True))
+
+
+def test_names_that_are_no_utf_8_stay_as_they_are(tmp_path, features, capfdbinary):
+    name = os.fsdecode(b"caf\xe9.png")
+    folder = made_gallery(tmp_path / "g", features[:1], [{"path": name}])
+    assert main(["search", str(folder), "row:0", "--filepath-only", "--out", f"{tmp_path}/a.txt"]) == 0
+    want = os.fsencode(f"{tmp_path}/") + b"caf\xe9.png\n"
+    assert capfdbinary.readouterr().out == want == (tmp_path / "a.txt").read_bytes()
+    for ending in ("json", "csv", "html"):
+        option = "--sheet" if ending == "html" else "--out"
+        assert main(["search", str(folder), "row:0", option, f"{tmp_path}/a.{ending}"]) == 0
+    (found,) = json.loads((tmp_path / "a.json").read_text())
+    assert found["photos"][0]["photo"] == f"{tmp_path}/{name}"
