@@ -69,7 +69,7 @@ def write_tag_sheet(path: str | os.PathLike, tags: Tags, count: int = 24, uprigh
 def write_sections(path: str | os.PathLike, parts: Sequence[Section], title: str, said: str) -> None:
     """Writes sections that were made elsewhere, below a title and a line. Raises as `write_sheet` does."""
     check_sheet(str(path))
-    look = replace(CARDS, height=CARDS.height - (TOLD - 1) * ROW)
+    look = replace(CARDS, height=CARDS.height - (MOST_NAMED - 1) * ROW)
     _write(path, parts, look, sum(len(part.tiles) for part in parts), said, title)
 
 
