@@ -308,12 +308,9 @@ def test_a_failure_leaves_no_empty_folder(source, tmp_path):
     assert not (tmp_path / "g").exists()
 
 
-def test_a_damaged_gallery_says_what_to_do_and_the_cache_s_own_is_made_anew(
-    photos, source, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path / "cache"))
-    whole = len(photo_galleries.gallery_of_photos(photos, MODEL, None))
-    kept = next((tmp_path / "cache" / "galleries").iterdir())
+def test_a_damaged_gallery_says_what_to_do_and_the_cache_s_own_is_made_anew(photos, source, capsys):
+    gallery = photo_galleries.gallery_of_photos(photos, MODEL, None)
+    whole, kept = len(gallery), gallery.store.folder
     rows = next(kept.glob("rows-*.jsonl"))
     rows.write_bytes(rows.read_bytes()[:-5])
     with pytest.raises(DataError, match=f"was cut or replaced: remove {kept} and embed"):
