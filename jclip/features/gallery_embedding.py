@@ -84,14 +84,12 @@ def embed(
     gallery of another model, preprocessing or dtype, or of other photos without `update`, `DataError` where no photo
     decodes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        old = open_store(folder) if is_gallery(folder) else None
+        old = _opened(folder)
         if old:
             dtype = old.manifest.dtype
             check_same(old.manifest, source, folder)
             _take_over(inputs, old)
-            verify(old)
             if _same_rows(old, inputs):
                 remove_others(folder, old.manifest)
                 return _outcome(old, list(old.rows), _skipped_of(old), 0, 0.0)
@@ -125,7 +123,12 @@ def check_same(manifest: Manifest, source: ModelSource, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """In the block no other process writes the gallery. Raises `ConfigError` where one does."""
+    """In the block no other process writes the gallery, whose folder is made; of a block that fails no empty one stays.
+
+    Raises `ConfigError` where another process does.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,8 +139,30 @@ def _alone(folder: Path) -> Iterator[None]:
         pass
     try:
         yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
     finally:
         os.close(descriptor)
+
+
+class DamagedGallery(DataError):
+    """What a gallery's folder holds is not what was written."""
+
+
+def _opened(folder: Path) -> Store | None:
+    """The gallery that is there, every file compared with its checksum. Raises `DamagedGallery`."""
+    if not is_gallery(folder):
+        return None
+    try:
+        store = open_store(folder)
+        verify(store)
+    except DataError as e:
+        reason = str(e).removesuffix(": embed the photos again").removesuffix(": embed again")
+        raise DamagedGallery(f"{reason}: remove {folder} and embed the photos again") from e
+    return store
 
 
 def _take_over(inputs: Inputs, old: Store) -> None:

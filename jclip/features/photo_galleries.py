@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from jclip import paths
@@ -13,7 +14,7 @@ from jclip.data.gallery_inputs import read_inputs
 from jclip.data.gallery_store import made_by
 from jclip.errors import DataError, notice
 from jclip.features.gallery import Gallery
-from jclip.features.gallery_embedding import embed
+from jclip.features.gallery_embedding import DamagedGallery, embed
 from jclip.features.source import ModelSource
 
 UNFINISHED = "unfinished-*"  # what `jclip embed` leaves when it is stopped
@@ -32,7 +33,13 @@ def gallery_of_photos(
         raise DataError(f"{place} is a gallery that is not finished: give `jclip embed` the same command again")
     inputs = read_inputs([place])
     source = ModelSource(model, family, dtype)
-    outcome = embed(inputs, source, (kept := _folder_for(place, source)), update=True, model=model)
+    kept = _folder_for(place, source)
+    try:
+        outcome = embed(inputs, source, kept, update=True, model=model)
+    except DamagedGallery as e:
+        notice(f"{e.__cause__}; the photos are encoded again")
+        shutil.rmtree(kept)
+        outcome = embed(inputs, source, kept, update=True, model=model)
     if outcome.encoded or outcome.dropped:
         gone = f", dropped: {outcome.dropped}" if outcome.dropped else ""
         notice(f"photos encoded: {outcome.encoded}{gone}; in all, kept in the cache: {outcome.rows}")

@@ -14,7 +14,7 @@ from jclip.cli import main
 from jclip.data import gallery_inputs, gallery_store
 from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_embedding, half_models
+from jclip.features import gallery_embedding, half_models, photo_galleries
 from jclip.features.source import ModelSource
 
 MODEL = "shapes-tiny-rn"
@@ -299,3 +299,22 @@ def test_an_update_says_that_the_index_is_older_now(photos, tmp_path, capsys):
     assert main(command) == 0 and "older" not in capsys.readouterr().err
     (photos / "0.png").unlink()
     assert main(command) == 0 and "the index is older than the gallery now" in capsys.readouterr().err
+
+
+def test_a_failure_leaves_no_empty_folder(source, tmp_path):
+    (tmp_path / "no.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match="no photo decodes"):
+        made(tmp_path / "no.tar", source, tmp_path / "g")
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_damaged_gallery_says_what_to_do_and_the_cache_s_own_is_made_anew(photos, source, capsys):
+    gallery = photo_galleries.gallery_of_photos(photos, MODEL, None)
+    whole, kept = len(gallery), gallery.store.folder
+    rows = next(kept.glob("rows-*.jsonl"))
+    rows.write_bytes(rows.read_bytes()[:-5])
+    with pytest.raises(DataError, match=f"was cut or replaced: remove {kept} and embed"):
+        made(photos, source, kept)
+    capsys.readouterr()
+    assert len(photo_galleries.gallery_of_photos(photos, MODEL, None)) == whole
+    assert "was cut or replaced; the photos are encoded again" in capsys.readouterr().err
