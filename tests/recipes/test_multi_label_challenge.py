@@ -18,6 +18,7 @@ from jclip.functional.score_ensemble import searched_weights, weighted
 from jclip.report.score_files import read_scores
 from jclip.train.run import read_result
 from tests.killed import killed_at
+from tests.loopback import Loopback, said
 from tests.recipes.multi_label_folder import LABELS, NAMES, write_folder
 
 
@@ -170,9 +171,9 @@ def test_choices_are_made_on_validation_photos_alone(made, tmp_path, capsys):
 
 
 def test_steps_end_where_they_are_asked_to(made, capsys):
-    for step, said in (("captions", "captions: "), ("models", "hard_one"), ("scores", "test scores: ")):
+    for step, printed in (("captions", "captions: "), ("models", "hard_one"), ("scores", "test scores: ")):
         assert main(arguments(made, made.parent / "runs", "--until", step)) == 0
-        assert said in capsys.readouterr().out
+        assert printed in capsys.readouterr().out
 
 
 def test_captions_of_files_take_the_place_of_generated_ones(made, tmp_path, capsys):
@@ -187,6 +188,26 @@ def test_captions_of_files_take_the_place_of_generated_ones(made, tmp_path, caps
     assert len((folder / "whole_sets.jsonl").read_text().splitlines()) == 2
     own.write_text("Ein Hund.\n")
     assert main(given) == 2 and "must be in the language of the class names" in capsys.readouterr().err
+
+
+def test_a_chat_server_that_fails_is_asked_on_by_the_same_command(made, tmp_path, capsys):
+    sentence, failing = "1. A red thing and a green thing near a blue thing and a dog.", [True]
+
+    def answer(prompt: str, number: int) -> tuple:
+        return (500, {}, b"no") if failing[0] and "dog" in prompt else said(sentence)
+
+    with Loopback(answer) as loopback:
+        server = f"generate.server={{base_url: '{loopback.url}', model: m, tries: 1, api_key_env: ''}}"
+        stages = "generate.stages={calls: 1, names_per_call: 2, single_rounds: 1, judge: false, top_up_rounds: 0}"
+        command = ["generate.generator=openai", server, stages, "--until", "captions"]
+        assert main(arguments(made, tmp_path / "runs", *command)) == 2
+        assert "questions to the chat server got no reply: run the same command again" in capsys.readouterr().err
+        failing[0], before = False, len(loopback.requests)
+        assert main(arguments(made, tmp_path / "runs", *command)) == 0
+        asked = len(loopback.requests)
+        assert 0 < asked - before < asked
+        assert main(arguments(made, tmp_path / "runs", *command)) == 0 and len(loopback.requests) == asked
+        assert len([*(tmp_path / "runs").rglob("all.jsonl")]) == 1
 
 
 # Weights of an ensemble
