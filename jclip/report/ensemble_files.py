@@ -103,6 +103,12 @@ def _group(values: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any]
     return found
 
 
+def check_rule(rule: EnsembleRule, names: Sequence[str], classnames: Sequence[str]) -> None:
+    """Raises what `put_together` would, of models of these names and classes: to be asked before the work."""
+    one = np.zeros((1, len(classnames)))
+    _together(dict.fromkeys(names, one), classnames, rule)
+
+
 def put_together(files: Sequence[Scores], rule: EnsembleRule, name: str = "ensemble") -> Scores:
     """Score files of different models as one of that name: photos and classes in the order of the first.
 

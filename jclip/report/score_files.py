@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from jclip.functional.multi_label_metrics import check_scores
 from jclip.functional.window_fusion import merged_scores
 from jclip.paths import exists, replacing
 from jclip.prompts.spelling import name_key, nearest
-from jclip.readers.npz import npz_bytes, read_npz
+from jclip.readers.npz import RowsInParts, npz_bytes, read_npz, write_npz
 from jclip.readers.text import read_json, read_lines
 
 Form = Literal["npz", "json", "seed"]
@@ -110,13 +111,48 @@ def write_scores(path: str | Path, scores: Scores, form: Form = "npz") -> None:
         temporary.write_bytes(data)
 
 
+def write_scores_in_parts(
+    path: str | Path,
+    parts: Mapping[str, Callable[[], Iterable[np.ndarray]]],
+    classnames: Sequence[str],
+    photos: Sequence[str],
+    uses_label_statistics: bool = False,
+) -> None:
+    """Writes an .npz of scores that come as float64 matrices (n, C) one after the other: at no time all are in memory.
+
+    parts: as of `Scores`, each a function that gives its matrices. Raises `DataError` for scores that are not finite.
+    """
+    name, shape = Path(path).name, (len(photos), len(classnames))
+
+    def checked(part: str, matrices: Callable[[], Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+        start = 0
+        for matrix in matrices():
+            check_scores(matrix, photos[start : start + len(matrix)], classnames, f"{name}, {part}")
+            start += len(matrix)
+            yield matrix
+
+    rows = {
+        part: RowsInParts(shape, np.dtype(np.float64), partial(checked, part, matrices))
+        for part, matrices in parts.items()
+    }
+    with replacing(path) as temporary:
+        write_npz(temporary, {**rows, **_names_and_flags(classnames, photos, uses_label_statistics, True)})
+
+
 def _npz_bytes(scores: Scores) -> bytes:
-    arrays = {**scores.parts, "classes": np.array(scores.classnames), "images": np.array(scores.photos)}
-    if scores.uses_label_statistics:
+    flags = scores.uses_label_statistics, scores.comparable
+    return npz_bytes({**scores.parts, **_names_and_flags(scores.classnames, scores.photos, *flags)})
+
+
+def _names_and_flags(
+    classnames: Sequence[str], photos: Sequence[str], uses_label_statistics: bool, comparable: bool
+) -> dict[str, np.ndarray]:
+    arrays = {"classes": np.array(classnames), "images": np.array(photos)}
+    if uses_label_statistics:
         arrays["uses_label_statistics"] = np.array([1], np.int8)
-    if not scores.comparable:
+    if not comparable:
         arrays["comparable"] = np.array([0], np.int8)
-    return npz_bytes(arrays)
+    return arrays
 
 
 def _json_bytes(scores: Scores, form: Form) -> bytes:
