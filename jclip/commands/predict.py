@@ -115,7 +115,8 @@ def predict_parser() -> argparse.ArgumentParser:
     add_shared(
         p,
         "--out",
-        f": .txt (the Jittor challenge's lines), .csv or .json; of several labels also .jsonl, and .npz for all scores (default: {out})",
+        ": .txt (the Jittor challenge's lines), .csv or .json; of several labels also .jsonl, and .npz for all scores "
+        f"(default: {out})",
         default=out,
     )
     add_shared(p, "--sheet", ", of some of the photos with their classes")

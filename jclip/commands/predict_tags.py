@@ -9,18 +9,15 @@ from typing import Any
 
 from jclip.commands import tag
 from jclip.commands.arguments import number
-from jclip.data import multi_label_sets, splits
-from jclip.data.checks import preview
-from jclip.data.label_files import PhotoLabels
-from jclip.data.loader import OnError
+from jclip.data import checks, label_files, loader, multi_label_sets, splits
 from jclip.errors import ConfigError, DataError, UnknownName, notice, say
 from jclip.functional import calibration
 from jclip.paths import file_sha256, is_file
 from jclip.report import calibration_file, contact_sheet, score_files, tagging_run
 from jclip.report import tags as tagss
 from jclip.report.run_table import selected_on_test
+from jclip.train import keyed_runs
 from jclip.train.configs import resolved
-from jclip.train.keyed_runs import key_of
 from jclip.train.run_folder import LEARNED, adding_to
 
 CALIBRATION = "calibration.json"  # in the run's folder
@@ -49,7 +46,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def predict_tags(
-    done: tagging_run.TaggingRun, split: splits.Split, on_error: OnError, args: argparse.Namespace
+    done: tagging_run.TaggingRun, split: splits.Split, on_error: loader.OnError, args: argparse.Namespace
 ) -> None:
     """Scores the photos, prints their names and writes what was asked for."""
     fitted = calibration_of(done, args)
@@ -127,17 +124,17 @@ def made_of(done: tagging_run.TaggingRun) -> str:
     values = resolved(done.module, done.config)
     settings = {key: value for key, value in values.items() if key not in ("data", "model")}
     upright = getattr(done.config.data, "upright", True)
-    return key_of([settings, file_sha256(done.folder / LEARNED), done.source().weights_sha256, upright])
+    return keyed_runs.key_of([settings, file_sha256(done.folder / LEARNED), done.source().weights_sha256, upright])
 
 
-def labels_of(named: str, classnames: Sequence[str], root: str) -> PhotoLabels:
+def labels_of(named: str, classnames: Sequence[str], root: str) -> label_files.PhotoLabels:
     """Labels of the photos of a list, which are all there. Raises `DataError`."""
     labels = multi_label_sets.read_labels(named, classnames, root=root)
     if labels.missing and not root:
         labels = multi_label_sets.read_labels(named, classnames, root=str(Path(named).parent))
     if labels.missing:
         raise DataError(
-            f"{named}: {len(labels.missing)} of {len(labels)} photos are missing: {preview(labels.missing)} (name their "
+            f"{named}: {len(labels.missing)} of {len(labels)} photos are missing: {checks.preview(labels.missing)} (name their "
             "folder with --root)"
         )
     if not labels.photos:

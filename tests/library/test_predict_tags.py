@@ -65,7 +65,7 @@ def predict(*argv, code: int = 0) -> None:
 def test_what_is_fitted_is_kept_and_used_again(rule, made, run, tmp_path, close, capsys):
     argv = ["--run", run, made / "photos", "--out", tmp_path / "tags.json"]
     predict(*argv, "--calibrate-on", made / "labels.jsonl", "--threshold", rule)
-    assert "(%s and probabilities, on 12 photos" % rule in capsys.readouterr().out
+    assert f"({rule} and probabilities, on 12 photos" in capsys.readouterr().out
     first = (tmp_path / "tags.json").read_bytes()
     predict(*argv)
     assert f"thresholds: {rule} and probabilities of" in capsys.readouterr().out
