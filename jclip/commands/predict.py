@@ -17,7 +17,6 @@ from jclip.report import tags as tagss
 from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor, unlabelled
 from jclip.report.run_table import selected_on_test
-from jclip.report.tagging_run import TaggingRun
 from jclip.train.configs import (
     files_named_in,
     resolved,
@@ -39,12 +38,13 @@ def predict(argv: list[str]) -> int:
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
     places = [a for a in photos if a not in settings]
-    split = unlabelled(splits.find_photos(places)) if places else None
     done = Predictor.load(place, settings, args.model or "")
     done.check_predict(sheet=bool(args.sheet), sort=bool(args.sort_into))
-    tagging = isinstance(done, TaggingRun)
+    tagging = done.task == "multi_label"
     check_options(done, tagging, args)
-    if split is None:
+    if places:
+        split = unlabelled(splits.find_photos(places))
+    else:
         done, split = done.own_split()
     read = [*split.paths, *files_of_run(done), *filter(is_file, filter(None, [args.calibrate_on]))]
     refuse_overwriting([args.out, args.sheet, args.list], read)
