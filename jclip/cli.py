@@ -21,7 +21,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "sweep": ("jclip.commands.sweep:sweep", "run configs over a grid of settings: shots, seeds, learning rates"),
         "challenge": (
             "jclip.commands.challenge:challenge",
-            "run Jittor's few-shot challenge, from photos to results file",
+            "run a whole challenge, from its files to the results file",
         ),
         "recipes": ("jclip.commands.recipes:recipes", "list the recipes and their configs"),
     },

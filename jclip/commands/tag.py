@@ -117,9 +117,9 @@ def main(argv: list[str]) -> int:
     contact_sheet.check_sheet(args.sheet)
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
+    photos = splits.find_photos(args.photos)
     scorer = of_run(args.run, args.classes) if args.run else of_model(args)
     fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
-    photos = splits.find_photos(args.photos)
     named = (args.classes, args.model, args.templates, args.background, args.calibration)
     read = [f for f in named if f and is_file(f)]
     refuse_overwriting([args.out, args.sheet], [*photos, *read])
@@ -207,12 +207,14 @@ def write(tags: tagss.Tags, args: argparse.Namespace) -> None:
         contact_sheet.write_tag_sheet(args.sheet, tags)
         say(f"written: {args.sheet}")
     if args.sort_into:
-        folder = Path(args.sort_into)
-        placed = tagss.plan_tags(tags, folder)
-        say(predictions.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
-        if not args.dry_run:
-            say(
-                f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, args.how or 'link')}` undoes it"
-            )
+        sort_photos(tags, Path(args.sort_into), args.how or "link", args.dry_run)
     if args.dry_run:
         say("nothing was written: repeat without --dry-run to do it")
+
+
+def sort_photos(tags: tagss.Tags, folder: Path, how: str, dry_run: bool) -> None:
+    """Puts each photo into the folder of each of its tags, or shows how many would go there."""
+    placed = tagss.plan_tags(tags, folder)
+    say(predictions.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
+    if not dry_run:
+        say(f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, how)}` undoes it")
