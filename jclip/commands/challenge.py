@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jclip.commands import challenge_submission
+from jclip.commands import challenge_submission, retrieval_challenge
 from jclip.commands.arguments import Parser, add_shared
 from jclip.commands.challenge_steps import UNTIL, Config, Pipeline
 from jclip.config import build, load_values
 from jclip.train.configs import find_config
+
+TASKS = {"retrieve": retrieval_challenge}  # `task` of the YAML → the module that has STEPS and `run`
 
 
 def challenge(argv: list[str]) -> int:
@@ -22,10 +24,18 @@ def challenge(argv: list[str]) -> int:
         help="a YAML (default: configs/challenge.yaml), and settings that override it",
     )
     add_shared(p, "--runs")
-    p.add_argument("--until", choices=UNTIL, default="results", help="the last step (default: results, all steps)")
+    p.add_argument(
+        "--until", choices=(*UNTIL, "fill"), default="results", help="the last step (default: results, all steps)"
+    )
+    add_shared(p, "--dry-run")
     args = p.parse_intermixed_args(argv)
     path = find_config(next((a for a in args.arguments if "=" not in a), "challenge.yaml"))
-    cfg = build(Config, load_values(path, [a for a in args.arguments if "=" in a]), str(path))
+    values = load_values(path, [a for a in args.arguments if "=" in a])
+    if (task := values.pop("task", "classify")) in TASKS:
+        folder = Path(args.runs).absolute() / "challenge"
+        TASKS[task].run(values, str(path), folder, args.until, args.dry_run)
+        return 0
+    cfg = build(Config, values, str(path))
     work = Pipeline(cfg, Path(args.runs).absolute() / "challenge", str(path))
     work.check()
     best = work.tune()
