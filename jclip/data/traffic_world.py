@@ -126,7 +126,7 @@ def watched(scene: shapes.Scene) -> Image.Image:
     """The scene as a surveillance camera has it: RGB, `FRAME` pixels, the scene somewhere from left to right."""
     rng = np.random.default_rng((*scene.seed, 9))
     square = scene.render(SIDE)
-    width, height = FRAME
+    width = FRAME[0]
     x = int(rng.integers(0, width - SIDE + 1))
     frame = Image.new("RGB", FRAME, square.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))
     frame.paste(square, (x, 0))
@@ -134,7 +134,7 @@ def watched(scene: shapes.Scene) -> Image.Image:
     light = np.asarray(frame, np.float32)
     grey = light.mean(axis=2, keepdims=True)
     light = (grey + 0.75 * (light - grey)) * _TINT * np.float32(rng.uniform(0.6, 0.9))
-    light += rng.normal(0, 7, light.shape[:2] + (1,)).astype(np.float32)
+    light += rng.normal(0, 7, (*light.shape[:2], 1)).astype(np.float32)
     light[::2] *= 0.92  # interlaced
     light[:7] = np.where(rng.random((1, width, 1)) < 0.4, 215, 15)  # the line that cameras write
     return Image.fromarray(np.clip(light, 0, 255).astype(np.uint8), "RGB")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ class SearchedWith:
     """How queries are answered. rules: how a text is rewritten before it is encoded. flips: how mirrored photos count."""
 
     rules: QueryRules
-    method: Method = Plain()
+    method: Method = field(default_factory=Plain)
     flips: Flips = "none"
 
     @property
