@@ -166,6 +166,22 @@ def challenge_scenario() -> Scenario:
     return Scenario(lambda root: None, run)
 
 
+def retrieval_scenario() -> Scenario:
+    """The retrieval challenge on a few photos of the embedded world: filling, tuning, choosing, results."""
+
+    def run(root: Path) -> int:
+        from jclip.train import loop
+
+        loop.SAVE_SECONDS = 0.0
+        settings = [
+            "tune.mix=1", "tune.optim={epochs: 2, batch: 16, lr: 2e-4}", "rules=[none, shapes-bare]",
+            "rerank=[{kind: none}, {kind: expand, k: 3}]", f"out={root / 'results'}",
+        ]  # fmt: skip
+        return command("challenge", "retrieval_shapes.yaml", *settings, "--runs", str(root / "runs"))
+
+    return Scenario(lambda root: None, run)
+
+
 # The layer of files, without Jittor
 
 
@@ -260,5 +276,6 @@ def unsort_scenario() -> Scenario:
 
 SCENARIOS = {
     "train": train_scenario, "sweep": sweep_scenario, "convert": convert_scenario, "challenge": challenge_scenario,
+    "retrieval": retrieval_scenario,
     "folder": folder_scenario, "sort": sort_scenario, "link": lambda: sort_scenario("link"), "unsort": unsort_scenario,
 }  # fmt: skip

@@ -168,8 +168,9 @@ def _line(own: Sequence[Mapping[str, Any]], bases: Sequence[Mapping[str, Any]], 
     seeds = " ".join(f"{value:.1f}" for value in test)
     taken = sum(row["taken"] for row in own)
     official, val = (100 * statistics.mean(row[key] for row in own) for key in ("test_official", "val_map@10"))
-    cells = [STEPS[step], name + " *" * own[0]["uses_other_queries"], f"{statistics.mean(test):.1f}", seeds, effect,
-             f"{official:.1f}", f"{val:.1f}", f"{taken} of {len(own)}" if step in ("tuning", "queries", "re-ranking") else ""]  # fmt: skip
+    cells = [STEPS[step], name + " *" * own[0]["uses_other_queries"], f"{statistics.mean(test):.1f}", seeds, effect]
+    chosen = f"{taken} of {len(own)}" if step in ("tuning", "queries", "re-ranking") else ""
+    cells += [f"{official:.1f}", f"{val:.1f}", chosen]
     return f"| {' | '.join(cells)} |"
 
 

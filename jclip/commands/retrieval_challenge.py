@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.commands import retrieval_steps
 from jclip.config import build, to_json, to_values
+from jclip.data import chinese_clip
 from jclip.errors import say
 from jclip.features import photo_search
 from jclip.functional import ranking_metrics
@@ -107,7 +108,7 @@ def write(
         retrieval_steps.NOTES: (to_json(facts, indent=1) + "\n").encode("utf-8"),
     }
     if work.test.ids:
-        files[retrieval_steps.PREDICTIONS] = ranked_results.prediction_bytes(work.test.ids, found)
+        files[retrieval_steps.PREDICTIONS] = chinese_clip.prediction_bytes(dict(zip(work.test.ids, found, strict=True)))
     write_together(out, files, stale=[] if work.test.ids else [retrieval_steps.PREDICTIONS])
     return [out / name for name in files]
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from jclip.data.caption_rows import Broken
 from jclip.data.captions import Pairs
 from jclip.data.checks import preview
+from jclip.data.chinese_clip import read_image_table
 from jclip.data.photo_lists import on_disk
 from jclip.data.splits import find_photos
 from jclip.errors import DataError, printable, quoted
@@ -67,11 +69,15 @@ def read_gallery(place: Path, root: Path | None = None) -> tuple[tuple[str, ...]
     """Paths and names of the photos below a folder, or of a list with a name a line, relative to `root` or the list's own
     folder.
 
-    A name is what follows the folder, with slashes. Raises `DataError` for photos that are absent, or listed twice.
+    A name is what follows the folder, with slashes. Of Chinese-CLIP's `*_imgs.tsv` the photos inside, by their ids. Raises
+    `DataError` for photos that are absent, or listed twice.
     """
     if place.is_dir():
         paths = tuple(find_photos([place]))
         return paths, tuple(PurePath(path).relative_to(place).as_posix() for path in paths)
+    if place.suffix.lower() == ".tsv":
+        stored = read_image_table(place, Broken(str(place), "stop"))
+        return tuple(photo.address for photo in stored.values()), tuple(stored)
     lines = [(number, line) for number, line in enumerate(read_lines(place), start=1) if line]
     base, seen = root or place.parent, {}
     for number, name in lines:

@@ -22,16 +22,6 @@ def results_bytes(texts: Sequence[str], found: Sequence[Sequence[str]], uses_oth
     return (json.dumps(values, indent=4, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def prediction_bytes(ids: Sequence[str], found: Sequence[Sequence[str]]) -> bytes:
-    """The same as Chinese-CLIP's scorer reads it: a line `{"text_id", "image_ids"}` per query; digits as integers."""
-
-    def plain(name: str) -> int | str:
-        return int(name) if name.isdecimal() and name.isascii() and str(int(name)) == name else name
-
-    rows = ({"text_id": plain(i), "image_ids": [*map(plain, names)]} for i, names in zip(ids, found, strict=True))
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
-
-
 def read_results(path: Path) -> tuple[list[str], list[list[str]]]:
     """Texts and names. Raises `DataError` with the entry that is none, or names a photo twice."""
     values = read_json(path)
