@@ -286,6 +286,13 @@ def _parts(items: Iterator, size: int) -> Iterator[list]:
         yield part
 
 
+def count_windows(photo: str, plan: WindowPlan) -> int:
+    """How many windows of a plan `even` or `seed` a photo has."""
+    rgb = _large_enough(open_photo(photo).convert("RGB"))
+    mode = "seed" if plan.mode == "seed" else "even"
+    return len(sliding_windows(rgb.height, rgb.width, mode, plan.scales, plan.shapes).boxes)
+
+
 def tell_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
     """One line on stderr for photos that are smaller than windows."""
     if skipped:
