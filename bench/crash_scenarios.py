@@ -177,7 +177,7 @@ def retrieval_scenario() -> Scenario:
             "tune.mix=1", "tune.optim={epochs: 2, batch: 16, lr: 2e-4}", "rules=[none, shapes-bare]",
             "rerank=[{kind: none}, {kind: expand, k: 3}]", f"out={root / 'results'}",
         ]  # fmt: skip
-        return command("challenge", "retrieval_shapes.yaml", *settings, "--runs", str(root / "runs"))
+        return command("challenge", "retrieval_challenge_shapes.yaml", *settings, "--runs", str(root / "runs"))
 
     return Scenario(lambda root: None, run)
 

@@ -18,9 +18,9 @@ TASKS = {  # `task` of the YAML → the module that has STEPS and `run`
 
 
 def challenge(argv: list[str]) -> int:
-    """Runs the challenge of a YAML: the few-shot one of Jittor (docs/challenge.md), or photos of several things each from
-    class names alone (task: multi_label, docs/multi_label.md), or photos
-    found by sentences (task: retrieve, docs/retrieval.md). What was interrupted continues where it stopped."""
+    """Runs the challenge of a YAML: the few-shot one of Jittor (docs/challenge.md), photos of several things each from class
+    names alone (task: multi_label, docs/multi_label.md), or photos found by sentences (task: retrieve, docs/retrieval.md).
+    What was interrupted continues where it stopped."""
     p = Parser("jclip challenge", description=challenge.__doc__)
     p.add_argument(
         "arguments",
