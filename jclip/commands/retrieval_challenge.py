@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jclip.commands import retrieval_steps
 from jclip.config import build, to_json, to_values
 from jclip.data import chinese_clip
 from jclip.errors import say
 from jclip.features import photo_search
+from jclip.features import source as sources
 from jclip.functional import ranking_metrics
 from jclip.paths import write_together
 from jclip.report import predictions, ranked_results
 from jclip.train import run_facts
-
-if TYPE_CHECKING:
-    from jclip.commands.retrieval_steps import Pipeline, Trial
-    from jclip.features.source import ModelSource
 
 STEPS = ("fill", "tune", "results")
 FLAGGED = "depends on the other queries"
@@ -41,7 +38,7 @@ def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: b
         answer(work, source)
 
 
-def plan(work: Pipeline) -> str:
+def plan(work: retrieval_steps.Pipeline) -> str:
     """The steps as a table: what each is of, where it stands, and whether it is done."""
     filled, tuned = work.filled_folder(), work.tuned_folder() if work.cfg.tune else None
     tried = len(work.rules) + len(work.methods) * len(work.cfg.flips)
@@ -59,7 +56,7 @@ def _done(file: Path) -> str:
     return "done" if file.is_file() else "to do"
 
 
-def answer(work: Pipeline, source: ModelSource) -> None:
+def answer(work: retrieval_steps.Pipeline, source: sources.ModelSource) -> None:
     """Chooses on validation, answers the test queries, writes the files and shows all figures."""
     tried, taken = work.choose(source)
     features = photo_search.SearchFeatures(source, work.test, work.bank, work.cfg.data.on_error)
@@ -75,7 +72,7 @@ def answer(work: Pipeline, source: ModelSource) -> None:
     say(f"written: {', '.join(map(str, files))} ({len(found)} queries, {len(work.test.photos)} photos)")
 
 
-def shown(tried: Sequence[Trial], taken: Trial) -> str:
+def shown(tried: Sequence[retrieval_steps.Trial], taken: retrieval_steps.Trial) -> str:
     """A table of what was tried on validation."""
     rows = []
     for trial in tried:
@@ -86,7 +83,11 @@ def shown(tried: Sequence[Trial], taken: Trial) -> str:
 
 
 def write(
-    work: Pipeline, taken: Trial, tried: Sequence[Trial], found: Sequence[Sequence[str]], figures: Mapping[str, Any]
+    work: retrieval_steps.Pipeline,
+    taken: retrieval_steps.Trial,
+    tried: Sequence[retrieval_steps.Trial],
+    found: Sequence[Sequence[str]],
+    figures: Mapping[str, Any],
 ) -> list[Path]:
     """What is handed in, what it was made of, and, where queries have ids, Chinese-CLIP's predictions."""
     flag, texts, out = taken.how.uses_other_queries, work.test.texts, Path(work.cfg.out)
@@ -113,11 +114,11 @@ def write(
     return [out / name for name in files]
 
 
-def taken_rules(work: Pipeline, taken: Trial) -> str:
+def taken_rules(work: retrieval_steps.Pipeline, taken: retrieval_steps.Trial) -> str:
     """The name of the rules that were taken."""
     return next(name for name, rules in work.rules.items() if rules == taken.how.rules)
 
 
-def _settings(taken: Trial) -> dict[str, Any]:
+def _settings(taken: retrieval_steps.Trial) -> dict[str, Any]:
     kind = next(kind for kind, of in retrieval_steps.reranking.METHODS.items() if isinstance(taken.how.method, of))
     return {"kind": kind, **asdict(taken.how.method)}

@@ -17,26 +17,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jclip.config import WORLD, CaptionConfig, to_values
 from jclip.data import attribute_tables, captions, checks, photo_queries, traffic_world
 from jclip.data.stored_photos import is_stored
-from jclip.errors import ConfigError, DataError, say
+from jclip.errors import ConfigError, DataError, quoted, say
 from jclip.features import attribute_filling, photo_search
 from jclip.features import source as sources
 from jclip.functional import reranking
 from jclip.paths import file_sha256, refuse_overwriting, write_together
 from jclip.prompts import query_rules
-from jclip.report import predictions
+from jclip.report import finished_run, predictions
 from jclip.train import keyed_runs
-
-if TYPE_CHECKING:  # help answers before NumPy is imported
-    from jclip.features.photo_search import SearchedWith
 
 FIGURES = {"map@10_of_found": "official mAP@10", "map@10": "mAP@10"}
 RESULTS, NOTES, PREDICTIONS = "retrieval_results.json", "retrieval_notes.json", "retrieval_predictions.jsonl"
 TRAINING = "train.jsonl"
+NEEDED = ("train_list", "val_list", "queries", "gallery")
+HEAD = ["attribute", "missing", "filled", "left empty", "mean probability"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Trial:
 
     step: str
     name: str
-    how: SearchedWith
+    how: photo_search.SearchedWith
     figures: Mapping[str, float]
 
 
@@ -122,9 +121,12 @@ class Pipeline:
         """The folder of the lists."""
         root = self.cfg.data.root
         world = root.partition(":")[0] == WORLD
+        if not world and not Path(root).is_dir():
+            raise DataError(f"{self._place}: data.root must be the folder of the lists, got {quoted(root)}")
         return traffic_world.named_folder(root.partition(":")[2]) if world else Path(root)
 
     def _at(self, name: str) -> Path:
+        """What the settings name, in `root` or from here."""
         return self.root / name if (self.root / name).exists() else Path(name)
 
     def _photos_of(self, folder: str, of_list: Path) -> str:
@@ -149,10 +151,7 @@ class Pipeline:
         return attribute_tables.read_attribute_table(path, attributes, Path(root) if root else None, column)
 
     def _pairs(self, part: Literal["train", "val"]) -> captions.Pairs:
-        found = captions.read_pairs(self._captions(part), part, (0, 0), self.cfg.seed)
-        if found is None:
-            raise ConfigError(f"{self._place}: data.{part}_list must name a list of photos with captions, got none")
-        return found
+        return captions.read_pairs(self._captions(part), part, (0, 0), self.cfg.seed)
 
     def _captions(self, part: Literal["train", "val"]) -> CaptionConfig:
         data = self.cfg.data
@@ -224,6 +223,10 @@ class Pipeline:
 
     def check(self) -> None:
         """Raises at once what would else show hours later."""
+        if lacking := [key for key in NEEDED if not getattr(self.cfg.data, key)]:
+            raise ConfigError(f"{self._place}: data.{lacking[0]} must name a file or folder, got nothing")
+        if (out := Path(self.cfg.out)).exists() and not out.is_dir():
+            raise ConfigError(f"{self._place}: out must be a folder, got {quoted(self.cfg.out)}")
         if not self.train_photos:
             raise DataError(f"{self._place}: data.train_list must list photos, got none")
         self.tuning("")
@@ -240,13 +243,11 @@ class Pipeline:
 
     def filled_folder(self) -> Path:
         """Where the filled training list is or will be."""
-        path = self._at(self.cfg.data.train_list)
-        made_of = [
-            asdict(self.cfg.fill),
-            file_sha256(path),
-            [*self.train_photos],
-            self.given(plain=True).weights_sha256,
-        ]
+        if self.table:
+            said = file_sha256(self.table.path)
+        else:
+            said = keyed_runs.key_of(self.train_pairs.texts(range(len(self.train_pairs)))[0])
+        made_of = [asdict(self.cfg.fill), said, [*self.train_photos], self.given(plain=True).weights_sha256]
         attributes = asdict(self.table.attributes) if self.table else None
         return self._folder / f"filled-{keyed_runs.key_of([made_of, attributes, asdict(self.cfg.data)])}"
 
@@ -298,15 +299,11 @@ class Pipeline:
         return self._runs.folder_of(*self._tuning_named())
 
     def _tuning_named(self) -> tuple[str, Any, Any, list[str]]:
-        import numpy as np
-
-        from jclip.data.splits import Split
-
-        train = self.filled_folder() / TRAINING
-        photos = Split((*self.train_photos, *self.val.photos), np.zeros(0, np.int32))
-        digest = Split(photos.paths, np.full(len(photos.paths), -1, np.int32)).digest()
-        made_of = [self.given(plain=True).weights_sha256, digest, file_sha256(self._at(self.cfg.data.val_list))]
-        return ("tuned", *self.tuning(str(train)), made_of)
+        """Name, recipe, config of the tuning, and hashes of what these only name."""
+        photos = finished_run.unlabelled((*self.train_photos, *self.val.photos))
+        said = keyed_runs.key_of([self.val.texts, [sorted(names) for names in self.val.wanted or ()]])
+        hashes = [self.given(plain=True).weights_sha256, photos.digest(), said]
+        return ("tuned", *self.tuning(str(self.filled_folder() / TRAINING)), hashes)
 
     def tune(self) -> sources.ModelSource:
         """The tuned weights, or those that were given where nothing is tuned."""
@@ -322,7 +319,9 @@ class Pipeline:
         of_val = photo_search.SearchFeatures(source, self.val, self.bank, self.cfg.data.on_error)
         tried: list[Trial] = []
 
-        def trial(step: str, name: str, how: SearchedWith, on: photo_search.SearchFeatures = of_val) -> Trial:
+        def trial(
+            step: str, name: str, how: photo_search.SearchedWith, on: photo_search.SearchFeatures = of_val
+        ) -> Trial:
             tried.append(Trial(step, name, how, on.figures(how)))
             return tried[-1]
 
@@ -344,6 +343,3 @@ class Pipeline:
         return tried, best(
             [trial("rerank", name, photo_search.SearchedWith(how.rules, method, flips)) for name, method, flips in ways]
         )
-
-
-HEAD = ["attribute", "missing", "filled", "left empty", "mean probability"]
