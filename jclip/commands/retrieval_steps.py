@@ -63,6 +63,7 @@ class Filling:
     """As of `jclip fill`. preset: "" for no filling: captions are learned as they are."""
 
     preset: str = ""
+    model: str = ""  # weights that fill, by default those that are tuned afterwards
     fill: tuple[str, ...] = ()
     template: str = ""
     min_probability: float = 0.0
@@ -212,6 +213,11 @@ class Pipeline:
         choice = None if plain or not self.cfg.tune else self.tuning("")[1].preprocess
         return sources.ModelSource(self.cfg.model, self.cfg.family, preprocess=choice, upright=self.cfg.data.upright)
 
+    def filling(self) -> sources.ModelSource:
+        """The weights that fill, as they are."""
+        named = self.cfg.fill.model
+        return sources.ModelSource(named, upright=self.cfg.data.upright) if named else self.given(plain=True)
+
     @cached_property
     def bank(self) -> tuple[str, ...]:
         """At most `bank` of the training captions, evenly from all distinct ones."""
@@ -247,7 +253,8 @@ class Pipeline:
             said = file_sha256(self.table.path)
         else:
             said = keyed_runs.key_of(self.train_pairs.texts(range(len(self.train_pairs)))[0])
-        made_of = [asdict(self.cfg.fill), said, [*self.train_photos], self.given(plain=True).weights_sha256]
+        of = {key: value for key, value in asdict(self.cfg.fill).items() if key != "model"}
+        made_of = [of, said, [*self.train_photos], self.filling().weights_sha256]
         attributes = asdict(self.table.attributes) if self.table else None
         return self._folder / f"filled-{keyed_runs.key_of([made_of, attributes, asdict(self.cfg.data)])}"
 
@@ -263,7 +270,7 @@ class Pipeline:
             rows = zip(pairs.paths, pairs.texts(range(len(pairs)))[0], strict=True)
         else:
             done = attribute_filling.fill(
-                self.table, self.given(plain=True), min_probability=self.cfg.fill.min_probability,
+                self.table, self.filling(), min_probability=self.cfg.fill.min_probability,
                 min_margin=self.cfg.fill.min_margin, on_error=self.cfg.data.on_error,
             )  # fmt: skip
             say(predictions.table(HEAD, attribute_filling.counts(done)))

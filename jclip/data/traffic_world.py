@@ -24,8 +24,9 @@ from jclip.errors import UnknownName
 from jclip.paths import cache_dir
 
 SIDE, FRAME = 80, (112, 80)  # pixels of a scene, width and height of a photo
+PARTS = ("train", "val", "test")
 LISTS = ("train_label.txt", "val_label.txt", "test_text.txt", "test_truth.txt")
-LACKING = (0.4, 0.4)  # shares of training photos whose caption lacks the colour, the shape
+LACKING = (0.15, 0.85)  # shares of training captions without the colour, without the shape: as the challenge's cars
 _SEED = 30_000
 _TINT = np.array([1.0, 0.92, 0.74], np.float32)  # of a street lamp
 _OPENINGS = ("A", "This is a")
@@ -95,11 +96,9 @@ def _scenes(
     rng: np.random.Generator, seed: int, part: str, sizes: tuple[int, int]
 ) -> Iterator[tuple[shapes.Scene, tuple[str, str]]]:
     """Scenes with attributes and caption, in the manner of the challenge; those of a part have seeds of their own."""
-    number = ("train", "val", "test").index(part)
     for row in range(sum(sizes)):
         single = row < sizes[0]
-        own = (_SEED, seed, number, row)
-        scene = shapes.draw_scene(own, styles=("filled",), count=(1, 1) if single else (2, 2), radius=(0.2, 0.36))
+        scene = scene_of(seed, part, row, single)
         if single:
             thing, lacks = scene.things[0], _lacking(rng) if part == "train" else ""
             words = " ".join(w for w, kind in ((thing.colour, "colour"), (thing.shape, "shape")) if kind != lacks)
@@ -109,6 +108,12 @@ def _scenes(
             a, b = scene.things
             caption = f"A {a.name} {shapes.relation(a, b)} a {b.name}."
             yield scene, (f"{a.colour},{a.shape},{b.colour},{b.shape}", caption)
+
+
+def scene_of(seed: int, part: str, row: int, single: bool) -> shapes.Scene:
+    """What photo `row` of a part shows: one thing, or two."""
+    own = (_SEED, seed, PARTS.index(part), row)
+    return shapes.draw_scene(own, styles=("filled",), count=(1, 1) if single else (2, 2), radius=(0.2, 0.36))
 
 
 def _lacking(rng: np.random.Generator) -> str:
