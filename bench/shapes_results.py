@@ -5,9 +5,9 @@
 Rendered photos, so nothing but the checkout is needed: 100 classes, 1, 4 and 16 shots drawn by three seeds, 1,000 test
 photos, min(shots, 4) validation photos per class. Each run is a line of docs/shapes_results.csv, written when it has
 ended; what stands there with the same settings is not run again, and several processes may share the file. Afterwards
-docs/shapes_results.md and .png are written from all of it. `--choose` runs each recipe's grid on seed 1 at 16 shots, and
-keeps what is best on validation in bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in
-bench/shapes_rows.py run as they are.
+docs/shapes_results.md, the same page in Chinese in docs/zh, and .png are written from all of it. `--choose` runs each
+recipe's grid on seed 1 at 16 shots, and keeps what is best on validation in bench/shapes_settings.json. Recipes are
+found in finetune/: those that have no row in bench/shapes_rows.py run as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from shapes_page import draw, page, read  # noqa: E402
+from shapes_page import draw, pages, read  # noqa: E402
 from shapes_rows import MODELS, ROWS, SEEDS, SHOTS, STYLES, Row, found  # noqa: E402
 
 import finetune  # noqa: E402
@@ -103,7 +103,9 @@ def main() -> int:
         return 0
     done = measure(args) if not args.table else read(args.out / "shapes_results.csv")
     draw(args.out, done)
-    (args.out / "shapes_results.md").write_text(page(done), encoding="utf-8")
+    for path, text in pages(args.out, done).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     print(f"written: {args.out}/shapes_results.csv, .md, .png ({len(done)} runs)")
     return 0
 

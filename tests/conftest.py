@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune  # noqa: F401 (offers the recipes, as every entry point does: a test file runs alone, too)
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 FIGURE = re.compile(r"^(\S.*?) {2,}(\d\.\d+e-\d+)$", re.MULTILINE)

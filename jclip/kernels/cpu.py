@@ -38,6 +38,19 @@ class _Attention(Function):
         return _one("attention_backward", qkv.shape, [qkv, gradient], PACKED, self.options), None, None
 
 
+class _MaskedAttention(Function):
+    def execute(self, qkv, keys, heads, rate, seed):
+        self.keep(qkv, keys)
+        self.options = {"heads": heads, "rate": rate, "seed": seed}
+        B, N, width = qkv.shape
+        return _one("attention_masked_forward", (B, N, width // 3), [qkv, keys], PACKED, self.options)
+
+    def grad(self, gradient):
+        qkv, keys = self.kept()
+        arrays = [qkv, keys, gradient]
+        return _one("attention_masked_backward", qkv.shape, arrays, PACKED, self.options), None, None, None, None
+
+
 class _LayerNorm(Function):
     def execute(self, x, weight, bias, eps):
         self.keep(x, weight)
@@ -121,6 +134,11 @@ def attention(qkv, heads: int, causal: bool = False):
     B, N, width = qkv.shape
     options = {"heads": heads, "causal": int(causal)}
     return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
+
+
+def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
+    """As `kernels.masked_attention`; masked keys are left out of the products, and dropout is drawn again backwards."""
+    return _MaskedAttention.apply(qkv, keys, heads, rate, seed)
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
