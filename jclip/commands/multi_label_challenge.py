@@ -29,6 +29,8 @@ def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: b
     if dry_run:
         say(predictions.table(["step", "of", "folder", ""], work.plan()))
         return
+    if until != "captions":
+        work.check_models()
     captions = work.captions()
     if until == "captions":
         say(f"captions: {captions}")

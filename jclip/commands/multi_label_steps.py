@@ -29,7 +29,7 @@ from jclip.data import (
     shapes,
 )
 from jclip.errors import ConfigError, DataError, notice
-from jclip.features import heads, window_scores
+from jclip.features import heads, photo_maps, window_scores
 from jclip.features import source as sources
 from jclip.functional import window_fusion
 from jclip.paths import file_sha256, is_file, replacing
@@ -188,6 +188,15 @@ class Contest:
 
     # Models
 
+    def check_models(self) -> None:
+        """Raises `JclipError` for weights that are not there or no CLIP, and for windows that their towers don't have."""
+        for name in self.cfg.scored:
+            _, cfg = self.settings(name, "")
+            source = photo_maps.MapSource(sources.source_of(cfg), cfg.positions, cfg.vit)
+            if self.plan_of_windows.mode == "dense":
+                window_scores.check_dense(name, source)
+            _ = source.config
+
     def check(self) -> None:
         """Raises at once what would else show hours later: settings, classes, photos, models that fit no other."""
         configs = {name: self.settings(name, "")[1] for name in self.cfg.order}
@@ -274,20 +283,23 @@ class Contest:
         chosen = [window_files.ScoredRun(name, runs[name], self.weighing(name)) for name in self.cfg.scored]
         if photos.targets is not None:
             chosen.insert(0, self._untrained(runs[self.cfg.scored[0]]))
-        rules = {one.name: asdict(one.weighing.rule) for one in chosen}
-        made_of = [
-            {name: runs[name].folder.name for name in self.cfg.scored}, rules, asdict(self.plan_of_windows),
-            unlabelled([*photos.paths]).digest(), [*photos.paths], {k: w.local_weight for k, w in self._weighings().items()},
-        ]  # fmt: skip
-        folder = self.folder / f"scores-{part}-{key_of(made_of)}"
+        folder = self.scores_folder({name: runs[name].folder for name in self.cfg.scored}, part)
         files = window_files.WindowFiles(folder, chosen, photos.paths, self.plan_of_windows)
         if not all((folder / f"{one.name}.npz").is_file() for one in chosen):
             notice(f"scores of {len(photos.paths)} {part} photos: {folder}")
         files.score()
         return folder
 
-    def _weighings(self) -> dict[str, window_files.Weighing]:
-        return {name: self.weighing(name) for name in self.cfg.scored}
+    def scores_folder(self, runs: Mapping[str, Path], part: str) -> Path:
+        """Where the scores of a part by the models in `runs` are or will be, named after these, windows and photos."""
+        paths = self.photos[part].paths
+        made_of = [
+            {name: folder.name for name, folder in runs.items()},
+            {name: asdict(self.weighing(name)) for name in runs},
+            [asdict(self.plan_of_windows), self.photos[part].targets is not None],
+            [unlabelled([*paths]).digest(), *paths],
+        ]
+        return self.folder / f"scores-{part}-{key_of(made_of)}"
 
     def _untrained(self, run: tagging_run.TaggingRun) -> window_files.ScoredRun:
         """The model of a run as it is: class names in plain templates, no prompts that were learned."""
@@ -323,7 +335,11 @@ class Contest:
             told = (
                 f"{len(photos.paths)} {part} photos by {len(self.cfg.scored)} models{self._windows_told(photos.paths)}"
             )
-            rows.append(["scores", told, str(self.folder / f"scores-{part}-…"), ""])
+            known = {name: folders[name] for name in self.cfg.scored if name in folders}
+            all_there = len(known) == len(self.cfg.scored)
+            folder = self.scores_folder(known, part) if all_there else self.folder / f"scores-{part}-…"
+            there = [(folder / f"{name}.npz").is_file() for name in self.cfg.scored]
+            rows.append(["scores", told, str(folder), "done" if all(there) else "begun" if folder.is_dir() else ""])
         done = "done" if (Path(self.cfg.out) / "result.json").is_file() else ""
         rows.append(["result", f"ensemble: {self.cfg.ensemble.kind}{self._choices_told()}", self.cfg.out, done])
         return rows

@@ -134,7 +134,7 @@ class WindowScorer:
             key = json.dumps([model.source.identity, model.source.preprocess.to_dict()], sort_keys=True)
             towers.setdefault(key, _Tower(model.source, [])).models.append(model)
             if plan.mode == "dense":
-                _check_dense(model)
+                check_dense(model.name, model.source)
         self._towers = [*towers.values()]
         self.passes = 0  # photos and windows that an encoder has seen
 
@@ -223,13 +223,12 @@ def _told(tower: _Tower, maps, places: np.ndarray, whole: np.ndarray, found: Map
         found[model.name].add(maps, places, whole, pulled, photos)
 
 
-def _check_dense(model: WindowModel) -> None:
-    if not isinstance(model.source.config.vision, ResNetConfig):
-        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {model.name}: use even windows")
-    if model.source.positions:
-        raise ConfigError(
-            f"dense windows are pooled without positions, got positions=true of {model.name}: use even ones"
-        )
+def check_dense(name: str, source: MapSource) -> None:
+    """Raises `ConfigError` where the model of that name has no dense windows."""
+    if not isinstance(source.config.vision, ResNetConfig):
+        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {name}: use even windows")
+    if source.positions:
+        raise ConfigError(f"dense windows are pooled without positions, got positions=true of {name}: use even ones")
 
 
 def window_preprocess(source: MapSource, plan: WindowPlan) -> Preprocess:
