@@ -258,11 +258,14 @@ figures: they show that the steps work and can be compared, not how large they a
 CHINESE = Words(
     head="""# 内嵌世界当作交通场景：检索挑战赛
 
-由 `python bench/traffic.py` 生成；每个数字都是 [`traffic_results.csv`](../traffic_results.csv) 里的一行。照片是监控摄像头下的彩色图形，
-`shapes-tiny-vit` 没有见过这种风格：画面宽、暗、偏色、模糊。训练照片 1,200 张；其中 900 张只有一个物体，15 % 的说明缺颜色，85 % 缺形状，与挑战赛的车辆大致相同。
+由 `python bench/traffic.py` 生成；每个数字都是 [`traffic_results.csv`](../traffic_results.csv) 里的一行。
+照片是监控摄像头下的彩色图形，
+`shapes-tiny-vit` 没有见过这种风格：画面宽、暗、偏色、模糊。训练照片 1,200 张；
+其中 900 张只有一个物体，15 % 的说明缺颜色，85 % 缺形状，与挑战赛的车辆大致相同。
 验证照片 320 张。测试查询针对一百类中的 60 类及其两两组合，图库有所有类的 560 张照片。三个世界，三个随机种子，单位为百分比。
 
-*作用*：与上一步被选中的做法相比，测试集 mAP@10 的变化（最后一行与零样本相比）。*被选中*：在几个世界里它在验证集上最好；只按验证集选择；负号表示有害。
+*作用*：与上一步被选中的做法相比，测试集 mAP@10 的变化（最后一行与零样本相比）。
+*被选中*：在几个世界里它在验证集上最好；只按验证集选择；负号表示有害。
 *填对*：缺失的属性中，填上的值与照片相符的比例。*：结果取决于其他查询。这只是玩具数据：说明各步有效、可以比较，不代表在真实街道上有多大作用。""",
     columns=("步骤", "", "mAP@10", "各种子", "作用", "官方得分", "验证集", "被选中", "填对"),
     steps={
@@ -270,7 +273,8 @@ CHINESE = Words(
     },
     names={
         "as they are": "", "captions as they are": "说明原样", "missing attributes filled": "填充缺失的属性",
-        "filled where certain": "只填有把握的", TWICE: "用第一次微调的权重填充", "filled, padded to squares": "填充，照片补成正方形",
+        "filled where certain": "只填有把握的", TWICE: "用第一次微调的权重填充",
+        "filled, padded to squares": "填充，照片补成正方形",
         "mirrored photos": "镜像照片",
     },
     of=" / ",
