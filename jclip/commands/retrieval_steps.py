@@ -337,8 +337,10 @@ class Pipeline:
 
         first = query_rules.load_rules("none")
         if self.cfg.tune:
-            given = photo_search.SearchFeatures(self.given(), self.val, (), self.cfg.data.on_error)
-            trial("weights", "as they are", photo_search.SearchedWith(first), given)
+            given = self.given()
+            features = photo_search.SearchFeatures(given, self.val, (), self.cfg.data.on_error)
+            trial("weights", "as they are", photo_search.SearchedWith(first), features)
+            given.release()
         trial("weights", "tuned" if self.cfg.tune else "as they are", photo_search.SearchedWith(first))
         taken = best([trial("rules", name, photo_search.SearchedWith(rules)) for name, rules in self.rules.items()])
         ways = [
