@@ -128,7 +128,8 @@ class Pipeline:
 
     def _at(self, name: str) -> Path:
         """What the settings name, in `root` or from here."""
-        return self.root / name if (self.root / name).exists() else Path(name)
+        place = self.root / name
+        return (place if place.exists() else Path(name)).absolute()
 
     def _photos_of(self, folder: str, of_list: Path) -> str:
         """The folder that a list's photos lie in: what is named, else `train` beside train_label.txt, else the list's own."""

@@ -48,6 +48,7 @@ class SearchFeatures:
     search: PhotoSearch
     bank: tuple[str, ...] = ()
     on_error: OnError = "stop"
+    _kept: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
 
     def texts(self, texts: Sequence[str], rules: QueryRules) -> np.ndarray:
         """(n, E) of length one. Each distinct text is encoded once; one that is too long is cut off."""
@@ -60,16 +61,19 @@ class SearchFeatures:
 
     def photos(self, flips: Flips) -> tuple[list[str], Photos]:
         """Names of the photos that decoded, and their features."""
-        split = Split(self.search.photos, np.full(len(self.search.photos), -1, np.int32))
-        rows, plain = extraction.extract(self.source, split, on_error=self.on_error, label="gallery")
-        heads.check_directions(plain, [split.paths[row] for row in rows])
+        rows, plain = self._features("none")
         names = [self.search.names[row] for row in rows]
-        if flips == "none":
-            return names, Photos(plain)
-        _, mirrored = extraction.extract(
-            self.source, split, augment="mirror", on_error=self.on_error, label="gallery, mirrored"
-        )
-        return names, Photos(plain, mirrored, flips)
+        return names, Photos(plain) if flips == "none" else Photos(plain, self._features("mirror")[1], flips)
+
+    def _features(self, view: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and features in that view; kept here as well, since the cache keeps none where a photo was skipped."""
+        if view not in self._kept:
+            split = Split(self.search.photos, np.full(len(self.search.photos), -1, np.int32))
+            label = "gallery" if view == "none" else "gallery, mirrored"
+            self._kept[view] = extraction.extract(self.source, split, augment=view, on_error=self.on_error, label=label)
+            rows, features = self._kept[view]
+            heads.check_directions(features, [split.paths[row] for row in rows])
+        return self._kept[view]
 
     def found(self, how: SearchedWith, depth: int = 10) -> list[list[str]]:
         """Of each query the names of its `depth` best photos, best first; equal ones in the gallery's order."""

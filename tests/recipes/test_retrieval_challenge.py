@@ -168,6 +168,26 @@ def test_chinese_clips_files_in_and_out(tmp_path):
     assert figures[0] == figures[1]
 
 
+def test_lists_named_from_here_and_a_broken_photo_skipped(folder, monkeypatch, capsys):
+    """Everything relative to where the command is typed; the photo is looked at once, however many ways are tried."""
+    (folder / "test" / "broken.png").write_bytes(b"none")
+    monkeypatch.chdir(folder.parent)
+    named = {
+        "train_list": "train_label.txt",
+        "val_list": "val_label.txt",
+        "queries": "test_text.txt",
+        "gallery": "test",
+    }
+    settings = [f"data.{key}={folder.name}/{name}" for key, name in named.items()]
+    settings += ["data.root=", "data.truth=", f"data.train_photos={folder.name}/train", "data.on_error=skip"]
+    assert (
+        main(["challenge", CONFIG, *QUICK, *settings, "tune.optim.epochs=1", "--runs", "runs", "out=my results"]) == 0
+    )
+    assert capsys.readouterr().err.count("broken.png") == 1
+    found = read_results(Path("my results", RESULTS))[1]
+    assert len(found) == 14 and not any("broken.png" in names for names in found)
+
+
 # What is refused
 
 
