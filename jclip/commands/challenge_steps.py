@@ -4,8 +4,8 @@
 2. On it the `members` are trained that `fuse` and `gate` name.
 3. Their scores are added up with weights from validation photos, and the test photos are labelled.
 
-Each step is a run in a folder named after its settings, weights and photos: what has finished is not done again, what
-was broken off goes on, and something else never gets into its place.
+Each step is a run in a folder named after its settings, weights and photos: finished steps
+are skipped, interrupted ones resume, and other settings get another folder.
 """
 
 from __future__ import annotations

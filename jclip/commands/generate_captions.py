@@ -153,7 +153,7 @@ def hard_and_partner(cfg: Config, lexicon: Lexicon) -> tuple[list[int], int | No
 
 
 def _labels(names: Iterable[str], lexicon: Lexicon, key: str) -> list[int]:
-    """Raises `UnknownName` for a name that is no class's."""
+    """Raises `UnknownName` for a name that is not a class."""
     labeller = Labeller(lexicon, guarded=False)
     found = []
     for name in names:

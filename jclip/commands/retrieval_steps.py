@@ -242,7 +242,7 @@ class Pipeline:
         lists = [self._at(name) for name in (self.cfg.data.train_list, self.cfg.data.val_list, self.cfg.data.queries)]
         refuse_overwriting([Path(self.cfg.out, name) for name in (RESULTS, NOTES, PREDICTIONS)], [*files, *lists])
         on_disk = [path for path in self.train_photos if not is_stored(path)]
-        checks.tell_leaks(on_disk, {"test": [path for path in self.test.photos if not is_stored(path)]})
+        checks.warn_leaks(on_disk, {"test": [path for path in self.test.photos if not is_stored(path)]})
         for _ in self.rules, self.methods:
             pass
 
