@@ -138,10 +138,10 @@ def _convert(source: Path, target: Path, dtype: str) -> int:
     return command("convert", str(source), str(target), "--dtype", dtype)
 
 
-def _small_model(path: Path) -> int:
-    from tests.toys import SMALL_VIT, toy_file
+def _small_model(path: Path, resnet: bool = False) -> int:
+    from tests.toys import SMALL_RESNET, SMALL_VIT, toy_file
 
-    shutil.copyfile(toy_file(path.parent / "toy", SMALL_VIT), path)
+    shutil.copyfile(toy_file(path.parent / "toy", SMALL_RESNET if resnet else SMALL_VIT), path)
     return 0
 
 
@@ -178,6 +178,26 @@ def retrieval_scenario() -> Scenario:
             "rerank=[{kind: none}, {kind: expand, k: 3}]", f"out={root / 'results'}",
         ]  # fmt: skip
         return command("challenge", "retrieval_challenge_shapes.yaml", *settings, "--runs", str(root / "runs"))
+
+    return Scenario(lambda root: None, run)
+
+
+def multi_label_scenario() -> Scenario:
+    """The challenge of several labels in small: captions, three models from each other, scores of two parts, the result."""
+    from tests.recipes.multi_label_folder import write_folder
+
+    made = Path(tempfile.mkdtemp(prefix="multi-label-", dir=os.environ["CRASH_PLACE"]))
+    forked(lambda: _small_model(made / "resnet.safetensors", resnet=True))
+    config = write_folder(made / "contest", str(made / "resnet.safetensors"))
+    settings = [f"data.{part}={config.parent / f'{part}.jsonl'}" for part in ("val", "test")]
+    settings += [f"data.root={config.parent}", "choose=[windows, merge, ensemble]"]
+
+    def run(root: Path) -> int:
+        from jclip.report import window_files
+        from jclip.train import loop
+
+        loop.SAVE_SECONDS, window_files.PHOTOS_OF_PART = 0.0, 2
+        return command("challenge", str(config), *settings, "--runs", str(root / "runs"), f"out={root / 'results'}")
 
     return Scenario(lambda root: None, run)
 
@@ -277,5 +297,6 @@ def unsort_scenario() -> Scenario:
 SCENARIOS = {
     "train": train_scenario, "sweep": sweep_scenario, "convert": convert_scenario, "challenge": challenge_scenario,
     "retrieval": retrieval_scenario,
+    "multi_label": multi_label_scenario,
     "folder": folder_scenario, "sort": sort_scenario, "link": lambda: sort_scenario("link"), "unsort": unsort_scenario,
 }  # fmt: skip

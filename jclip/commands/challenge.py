@@ -35,7 +35,7 @@ def challenge(argv: list[str]) -> int:
     path = find_config(next((a for a in args.arguments if "=" not in a), "challenge.yaml"))
     values = load_values(path, [a for a in args.arguments if "=" in a])
     task = values.pop("task", "classify")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise UnknownName("task of a challenge", task if isinstance(task, str) else quoted(task), TASKS)
     steps = TASKS[task].STEPS
     if args.until is not None and args.until not in steps:

@@ -12,11 +12,12 @@ from jclip.config import build, to_json, to_values
 from jclip.errors import ConfigError, say
 from jclip.paths import file_sha256, refuse_overwriting, replacing
 from jclip.report import evaluation, predictions, score_files
+from jclip.report import tags as tag_files
 from jclip.train.configs import files_named_in
 from jclip.train.run_facts import provenance
 
 STEPS = ("captions", "models", "scores", "result")
-FILES = ("result.json", "scores.npz", "parts.csv", "report.json")
+FILES = ("result.json", "scores.npz", "tags.csv", "parts.csv", "report.json")
 
 
 def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool) -> None:
@@ -59,12 +60,16 @@ def files_of(cfg: multi_label_settings.Config) -> list[Path]:
 def write(work: multi_label_steps.Contest, result: multi_label_result.Result, facts: dict[str, Any]) -> None:
     """The list that is handed in, the same with names, the table, and how it all was made; shows the table."""
     photos, names = work.photos["test"], work.classnames
-    listed, scores, parts, report = files_of(work.cfg)
+    listed, scores, tags, parts, report = files = files_of(work.cfg)
     flagged = result.uses_label_statistics
     made = score_files.Scores("result", {"scores": result.scores}, names, photos.paths, uses_label_statistics=flagged)
     score_files.write_scores(listed, made, "seed")
     score_files.write_scores(scores, made)
     check_list(listed, len(photos.paths), len(names))
+    if result.comparable and len(names) > 1:
+        tag_files.write_tags(tag_files.Tags(photos.paths, names, result.scores), str(tags))
+    else:
+        tags.unlink(missing_ok=True)  # of another ensemble
     table = [row.cells() for row in result.rows]
     evaluation.write_csv(parts, [*multi_label_result.HEAD[:-1], "note"], table)
     validation = work.photos.get("val")
@@ -86,9 +91,8 @@ def write(work: multi_label_steps.Contest, result: multi_label_result.Result, fa
     else:
         say("there are no labelled photos: nothing is measured, nothing was chosen")
     say("\n".join(notes(work, result)))
-    say(
-        f"written: {', '.join(map(str, (listed, scores, parts, report)))} ({len(photos.paths)} photos, {len(names)} classes)"
-    )
+    written = ", ".join(str(path) for path in files if path.is_file())
+    say(f"written: {written} ({len(photos.paths)} photos, {len(names)} classes)")
 
 
 def notes(work: multi_label_steps.Contest, result: multi_label_result.Result) -> list[str]:

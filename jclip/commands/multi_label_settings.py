@@ -163,7 +163,7 @@ def with_places(values: dict[str, Any], place: str) -> dict[str, Any]:
         _find(values["generate"], ("sets",), base)
     models = values.get("models")
     for own in models.values() if isinstance(models, dict) else ():
-        if isinstance(own, dict) and own.get("init_from") not in models:
+        if isinstance(own, dict) and str(own.get("init_from")) not in models:
             _find(own, ("init_from",), base)
     return values
 
