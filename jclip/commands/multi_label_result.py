@@ -61,7 +61,7 @@ class Choice:
             return window_fusion.model_scores(whole, places, self.local_weight)
         return window_fusion.merged_scores(whole, places, self.share)
 
-    def told(self) -> str:
+    def label(self) -> str:
         """For the table."""
         if self.local_weight is not None:
             return f"global + {self.local_weight:g} local"
@@ -224,11 +224,11 @@ class Making:
         kinds = {"whole photo": ("global", False), "places": ("local", False)}
         kinds |= {"places, windows": ("local", True)} if self._windows else {}
         before: Mapping[str, float] = {}
-        for told, (branch, windows) in kinds.items():
+        for label, (branch, windows) in kinds.items():
             means = {
                 part: self._mean(self._of(UNTRAINED_FILE, windows, part).parts[branch], part) for part in self._labelled
             }
-            rows.append(Row(f"{untrained}, {told}", rows[-1].part if rows else "", means, before))
+            rows.append(Row(f"{untrained}, {label}", rows[-1].part if rows else "", means, before))
             before = means
         plain = rows[1]
         for name, choice in choices.items():
@@ -249,12 +249,12 @@ class Making:
                 against,
                 whole,
                 before,
-                "" if choice.windows else f"{KEPT}: {choice.told()}",
+                "" if choice.windows else f"{KEPT}: {choice.label()}",
             )
         ]
         if self._windows:
             means = {part: self._mean(choice(self._of(name, True, part)), part, own) for part in self._labelled}
-            note = f"{KEPT}: {choice.told()}" if choice.windows else ""
+            note = f"{KEPT}: {choice.label()}" if choice.windows else ""
             rows.append(Row(f"{name}, with windows{of}", rows[0].part, means, whole, note))
         return rows
 
@@ -269,6 +269,6 @@ class Making:
         rows = []
         for kind, made in candidates.items():
             means = {part: self._mean(made[part].scores, part) for part in self._labelled}
-            told = f"{kind} of {len(matrices['test'])}" if kind != "best" else f"best: {best}"
-            rows.append(Row(f"ensemble, {told}", f"best: {best}", means, before, KEPT if kind == kept else ""))
+            label = f"{kind} of {len(matrices['test'])}" if kind != "best" else f"best: {best}"
+            rows.append(Row(f"ensemble, {label}", f"best: {best}", means, before, KEPT if kind == kept else ""))
         return rows

@@ -38,8 +38,8 @@ from jclip.readers.text import read_json
 from jclip.report import score_files, tagging_run, window_files
 from jclip.report.finished_run import unlabelled
 from jclip.report.scoring_run import columns_of
+from jclip.train import multi_label_photos
 from jclip.train.keyed_runs import KeyedRuns, key_of, state_of
-from jclip.train.multi_label_photos import ZERO_SHOT_SHARPNESS
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -307,7 +307,13 @@ class Contest:
         prompts = templates.prompts_of(lexicons.spoken_names(run.classnames), run.config.templates)
         head = heads.zero_shot_head(source, prompts).weights
         learned = {"text_global": head, "text_local": head, "merge": _half()}
-        plain = {"tau_image": ZERO_SHOT_SHARPNESS, "winner": "none", "scale": 1.0, "bank": 0, "modulation": 0.0}
+        plain = {
+            "tau_image": multi_label_photos.ZERO_SHOT_SHARPNESS,
+            "winner": "none",
+            "scale": 1.0,
+            "bank": 0,
+            "modulation": 0.0,
+        }
         model = replace(run, learned=learned, config=replace(run.config, **plain))
         return window_files.ScoredRun(UNTRAINED_FILE, model, window_files.Weighing(window_fusion.FusionRule("max")))
 
@@ -332,16 +338,16 @@ class Contest:
             parts = " + ".join(self.learns(name))
             rows.append(["models", f"{name}: {cfg.optim.trained_epochs} epochs of {parts}{start}", shown, state])
         for part, photos in self.photos.items():
-            told = (
-                f"{len(photos.paths)} {part} photos by {len(self.cfg.scored)} models{self._windows_told(photos.paths)}"
+            label = (
+                f"{len(photos.paths)} {part} photos by {len(self.cfg.scored)} models{self._windows_label(photos.paths)}"
             )
             known = {name: folders[name] for name in self.cfg.scored if name in folders}
             all_there = len(known) == len(self.cfg.scored)
             folder = self.scores_folder(known, part) if all_there else self.folder / f"scores-{part}-…"
             there = [(folder / f"{name}.npz").is_file() for name in self.cfg.scored]
-            rows.append(["scores", told, str(folder), "done" if all(there) else "begun" if folder.is_dir() else ""])
+            rows.append(["scores", label, str(folder), "done" if all(there) else "begun" if folder.is_dir() else ""])
         done = "done" if (Path(self.cfg.out) / "result.json").is_file() else ""
-        rows.append(["result", f"ensemble: {self.cfg.ensemble.kind}{self._choices_told()}", self.cfg.out, done])
+        rows.append(["result", f"ensemble: {self.cfg.ensemble.kind}{self._choices_label()}", self.cfg.out, done])
         return rows
 
     def _kind_of_captions(self) -> str:
@@ -349,7 +355,7 @@ class Contest:
             return f"of {', '.join(Path(f).name for f in self.cfg.captions)}"
         return f"generated: {self.generated.generator}"
 
-    def _windows_told(self, paths: Sequence[str]) -> str:
+    def _windows_label(self, paths: Sequence[str]) -> str:
         plan = self.plan_of_windows
         if plan.mode == "none":
             return ""
@@ -358,7 +364,7 @@ class Contest:
         count = window_scores.count_windows(paths[0], plan)
         return f", {count} windows of the first"
 
-    def _choices_told(self) -> str:
+    def _choices_label(self) -> str:
         if "val" not in self.photos or not self.cfg.choose:
             return "; nothing is chosen"
         return f"; {', '.join(self.cfg.choose)} chosen on {len(self.photos['val'].paths)} val photos"

@@ -267,6 +267,6 @@ def test_weights_are_added_up_greedily():
 def test_what_is_wrong_is_one_line_before_anything_is_done(settings, message, made, small_models, tmp_path, capsys):
     filled = [text.replace("{root}", str(made.parent)).replace("{vit}", str(small_models["vit"])) for text in settings]
     assert main(arguments(made, tmp_path / "runs", *filled)) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.count("\n") == 1 and not told.out
+    label = capsys.readouterr()
+    assert message in label.err and label.err.count("\n") == 1 and not label.out
     assert not (tmp_path / "runs").exists()
