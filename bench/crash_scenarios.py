@@ -191,6 +191,22 @@ def embed_scenario() -> Scenario:
     return Scenario(lambda root: None, run)
 
 
+def retrieval_scenario() -> Scenario:
+    """The retrieval challenge on a few photos of the embedded world: filling, tuning, choosing, results."""
+
+    def run(root: Path) -> int:
+        from jclip.train import loop
+
+        loop.SAVE_SECONDS = 0.0
+        settings = [
+            "tune.mix=1", "tune.optim={epochs: 2, batch: 16, lr: 2e-4}", "rules=[none, shapes-bare]",
+            "rerank=[{kind: none}, {kind: expand, k: 3}]", f"out={root / 'results'}",
+        ]  # fmt: skip
+        return command("challenge", "retrieval_challenge_shapes.yaml", *settings, "--runs", str(root / "runs"))
+
+    return Scenario(lambda root: None, run)
+
+
 def multi_label_scenario() -> Scenario:
     """The challenge of several labels in small: captions, three models from each other, scores of two parts, the result."""
     from tests.recipes.multi_label_folder import write_folder
@@ -319,6 +335,7 @@ def unsort_scenario() -> Scenario:
 SCENARIOS = {
     "train": train_scenario, "sweep": sweep_scenario, "convert": convert_scenario, "challenge": challenge_scenario,
     "embed": embed_scenario,
+    "retrieval": retrieval_scenario,
     "multi_label": multi_label_scenario,
     "folder": folder_scenario, "sort": sort_scenario, "link": lambda: sort_scenario("link"), "unsort": unsort_scenario,
 }  # fmt: skip

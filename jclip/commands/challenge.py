@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jclip.commands import challenge_submission, multi_label_challenge
+from jclip.commands import challenge_submission, multi_label_challenge, retrieval_challenge
 from jclip.commands.arguments import Parser, add_shared
 from jclip.config import load_values
 from jclip.errors import UnknownName, quoted
@@ -13,12 +13,14 @@ from jclip.train.configs import find_config
 TASKS = {  # `task` of the YAML → the module that has STEPS and `run`
     "classify": challenge_submission,
     "multi_label": multi_label_challenge,
+    "retrieve": retrieval_challenge,
 }
 
 
 def challenge(argv: list[str]) -> int:
-    """Runs the challenge of a YAML: the few-shot one of Jittor (docs/challenge.md), or photos of several things each from
-    class names alone (task: multi_label, docs/multi_label.md). What was interrupted continues where it stopped."""
+    """Runs the challenge of a YAML: the few-shot one of Jittor (docs/challenge.md), photos of several things each from class
+    names alone (task: multi_label, docs/multi_label.md), or photos found by sentences (task: retrieve, docs/retrieval.md).
+    What was interrupted continues where it stopped."""
     p = Parser("jclip challenge", description=challenge.__doc__)
     p.add_argument(
         "arguments",
