@@ -34,6 +34,7 @@ from jclip.train import run as runs
 
 TASK = "multi_label"
 NORMALISED = False  # rows of places: each has a length of its own
+LEARNS_FROM_LABELS = True  # of photos, which files of its scores say
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,11 @@ def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.nda
         return {"local": scores, "merged": scores}
 
     return parts
+
+
+def window_scorer(learned: dict[str, np.ndarray], cfg: Config) -> pair_maps.PairScorer:
+    """What scores a photo and its windows, see `jclip.features.window_scores`."""
+    return pair_maps.PairScorer(learned, cfg)
 
 
 def tagger(folder: Path, config: Config) -> tagging.Scorer:

@@ -178,6 +178,11 @@ def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.nda
     return score
 
 
+def window_scorer(learned: dict[str, np.ndarray], cfg: Config) -> photo_maps.MapScorer:
+    """What scores a photo and its windows, see `jclip.features.window_scores`."""
+    return photo_maps.MapScorer(learned, cfg)
+
+
 def tagger(folder: Path, config: Config) -> tagging.Scorer:
     """A finished run as what gives tags to photos."""
     return tagging_run.TaggingRun.load(folder)

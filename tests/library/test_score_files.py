@@ -312,7 +312,10 @@ def test_columns_refuse_what_compares_classes(small, capsys):
         assert "side by side" in err and "set column_norm" in err
         run(capsys, *files, *more, "--column-norm", "zscore")
     (small / "columns.yaml").write_text("two.npz: [dgo]\n")
-    assert "unknown class 'dgo', did you mean 'dog'" in run(capsys, *files, code=2)[1]
+    assert (
+        "columns.two.npz: classes must be among the 3 named, got 'dgo', did you mean 'dog'?"
+        in run(capsys, *files, code=2)[1]
+    )
     (small / "columns.yaml").write_text("two.npz: dog\n")
     assert "must be a list of class names" in run(capsys, *files, code=2)[1]
 
