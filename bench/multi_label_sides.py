@@ -195,6 +195,19 @@ def drawn_scenes(count: int, side: int, seed: int = 1) -> Iterator[tuple[list[st
         yield paths, np.array([[name in scene.labels for name in CLASSNAMES] for scene in scenes])
 
 
+def kept_scenes(count: int) -> list[str]:
+    """Photos of 64 pixels of so many scenes in the temporary folder, those that are missing drawn."""
+    from jclip.data.shapes import SEEN_STYLES, draw_scene
+
+    folder = FOLDER / "scenes"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:05}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        if not path.is_file():
+            draw_scene((1, i), styles=SEEN_STYLES, count=(2, 4)).render(64).save(path)
+    return [str(path) for path in paths]
+
+
 def trained_on_the_world() -> Path:
     """A run of configs/text_as_image/shapes.yaml, trained at the first call."""
     import finetune  # noqa: F401 - offers its recipes

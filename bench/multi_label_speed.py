@@ -9,11 +9,13 @@
     python bench/multi_label_speed.py --profile training|scoring|dense    where jclip's time goes, per operator
 
 Each side runs in processes of its own; a first repetition, which compiles, is not counted, and medians are taken of the
-others. The authors' side, which compiles nothing and takes long, runs once in each process, and that is counted. Weights are random, of RN50's real sizes, and the same on both sides; losses and scores are compared and have to be
-equal. "authors" is float32 torch as published: each step encodes its captions and both sets of prompts, of 77 tokens each;
-six models have six image towers, and the photos are decoded, cut and resized in each of three runs. "cut": captions
-encoded beforehand, prompts of both sets in one pass that ends with the longest. "cut and shared": and what the prompts
-begin with goes through the tower once, as in jclip. No side draws photos to a caption bank.
+others. The authors' side, which compiles nothing and takes long, runs once in each process, and that is counted. Weights are
+random, of RN50's real sizes, and the same on both sides; losses and scores are compared and have to be equal.
+
+"authors" is float32 torch as published: each step encodes its captions and both sets of prompts, of 77 tokens each; six
+models have six image towers, and the photos are decoded, cut and resized in each of three runs. "cut": captions encoded
+beforehand, prompts of both sets in one pass that ends with the longest. "cut and shared": and what the prompts begin with
+goes through the tower once, as in jclip. No side draws photos to a caption bank.
 
 By default 16 of the 304 windows are scored: a window costs the same wherever it is, so that the whole photo and 16 windows
 are 17 of 305 equal passes for each model; `--windows 304` measures all (the authors' side takes minutes a photo). `dense`
@@ -60,7 +62,7 @@ def main() -> int:
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--windows", type=int, choices=(16, WINDOWS), default=16, help="of a photo, measured by `scoring`")
     p.add_argument("--photos", type=int, default=4, help="that jclip scores at a time, of 16")
-    p.add_argument("--scenes", type=int, default=200, help="of `dense-map` and, a quarter of the most, of `memory`")
+    p.add_argument("--scenes", type=int, default=200, help="drawn for `dense-map`")
     p.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared" / "data" / "coco", help="with captions_val2017.json"
     )
@@ -225,7 +227,7 @@ def map_of_windows(args: argparse.Namespace) -> dict:
         for kind in ("none", "even", "dense"):
             out = Path(folder, kind)
             ours.score_with_command(paths, run, out, "--windows", kind)
-            parts = read_scores(out / "world.npz").parts
+            parts = read_scores(str(out / "world.npz")).parts
             told[kind] = {k: 100 * float(np.nanmean(average_precisions(v, there))) for k, v in parts.items()}
     return told
 
@@ -234,8 +236,8 @@ def memory(part: str, args: argparse.Namespace) -> int:
     """Peak memory of the command for some photos and four times as many, in whole parts of its output."""
     from jclip.report.window_files import PHOTOS_OF_PART
 
-    child("jclip", "run of the world", args)
     counts = (2 * PHOTOS_OF_PART, 8 * PHOTOS_OF_PART)
+    child("jclip", "memory's material", args, scenes=counts[1])
     peaks = [child("jclip", part, args, scenes=count)["peak_mib"] for count in counts]
     print("| photos scored | peak memory, MiB |\n|---|---|")
     for count, peak in zip(counts, peaks, strict=True):
@@ -246,27 +248,32 @@ def memory(part: str, args: argparse.Namespace) -> int:
 
 
 def score_many(args: argparse.Namespace) -> dict:
-    """The command on that many scenes, windows of scale 2 of the squares alone."""
+    """The command on that many scenes, which are there, square windows of scale 2 alone: no more is in this process."""
     import multi_label_sides as ours
 
-    run = ours.trained_on_the_world()
-    with ours.drawn_scenes(args.scenes, 64) as (paths, _), tempfile.TemporaryDirectory() as folder:
+    run, paths = ours.trained_on_the_world(), ours.kept_scenes(args.scenes)
+    with tempfile.TemporaryDirectory() as folder:
         ours.score_with_command(paths, run, Path(folder, "out"), "--scales", "2", "--shapes", "unit")
     return {"photos": len(paths)}
 
 
-def run_of_the_world(args: argparse.Namespace) -> dict:
-    """Trains it where it is not there."""
+def material_for_memory(args: argparse.Namespace) -> dict:
+    """Trains the run and draws the scenes where they are not there."""
     import multi_label_sides as ours
 
-    return {"run": str(ours.trained_on_the_world())}
+    return {"run": str(ours.trained_on_the_world()), "photos": len(ours.kept_scenes(args.scenes))}
 
 
 PARTS = {
     "training": alternating, "scoring": alternating, "dense": alternating, "dense-map": dense_map, "captions": captions,
     "memory": memory,
 }  # fmt: skip
-ALONE = {"material": material, "dense-map": map_of_windows, "memory": score_many, "run of the world": run_of_the_world}
+ALONE = {
+    "material": material,
+    "dense-map": map_of_windows,
+    "memory": score_many,
+    "memory's material": material_for_memory,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
