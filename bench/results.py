@@ -3,9 +3,9 @@
     python bench/results.py [--data ../shared/data/clip_vitb32_features] [--runs runs/results] [--out docs]
 
 Each recipe's config at 1, 2, 4, 8 and 16 shots, drawn by three seeds from the 16-shot pool; settings and epochs are chosen
-on min(shots, 4) validation photos per class, never on test. Runs what is not there yet, goes on after a break, and writes
+on min(shots, 4) validation photos per class, never on test. Runs what is not there yet, resumes when interrupted, and writes
 results.md with its plot and results.csv with every run, and the same page in Chinese as zh/results.md. `--table` only
-writes both pages anew from results.csv.
+rewrites both pages from results.csv.
 """
 
 from __future__ import annotations

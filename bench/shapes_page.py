@@ -120,7 +120,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(folder: Path, lines: Lines) -> None:
-    """shapes_results.png: the ViT on the style that it knows least."""
+    """shapes_results.png: the ViT on the style that it was trained on least."""
     from jclip.report.plots import plot_shots
 
     shown = [

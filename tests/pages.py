@@ -15,7 +15,7 @@ PREFIXES = ("jclip ", "python -m finetune ")
 
 
 def blocks(path: Path) -> list[tuple[str, str, str]]:
-    """Language, marks behind it, text of each code block.
+    """Language, marks after it, text of each code block.
 
     Marks: `no-test`; `shortened` (long trainings); `weights` (the test gives random ones); `about` (figures of a training).
     """

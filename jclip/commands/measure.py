@@ -293,11 +293,6 @@ def write_fitted(args: argparse.Namespace, scores: Any, labels: label_files.Phot
     rule = given if isinstance(given, str) else "global_f1" if given is None else "fixed"
     if isinstance(given, calibration.Calibration):
         raise ConfigError("--calibrate fits thresholds: give --threshold a number or a rule, got a calibration file")
-    thresholds = calibration.fitted_thresholds(
-        scores, labels.targets, rule, given if rule == "fixed" else 0.5, args.quantiles
-    )
-    a, b = calibration.fitted_sigmoids(scores, labels.targets)
-    fitted = calibration.Calibration(
-        labels.classnames, rule, thresholds, a, b, labels.source, labels.sha256(), len(labels)
-    )
+    fixed = given if isinstance(given, float) else 0.5
+    fitted = calibration_file.fitted(scores, labels, rule, fixed, args.quantiles)
     calibration_file.write_calibration(args.calibrate, fitted)

@@ -23,9 +23,10 @@ from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import header, open_photo
 from jclip.data.preprocess import Preprocess
-from jclip.errors import ConfigError, DataError, notice, told_when_full
+from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
+from jclip.features.photo_windows import photo_windows, window_of
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.local_to_global import (
@@ -40,7 +41,7 @@ from jclip.functional.local_to_global import (
     to_look_at_again,
 )
 from jclip.functional.positions import resize_bilinearly
-from jclip.functional.windows import check_windows, sliding_windows
+from jclip.functional.windows import check_windows
 from jclip.model import dense_map as dense_maps
 from jclip.model import patch_attention
 from jclip.postponed import jt
@@ -168,9 +169,9 @@ class Tagger:
         size = self._at_once(preprocess)
         for row, path in enumerate(tqdm(photos, f"{label}, windows", unit="photo", disable=None, leave=False)):
             photo = open_photo(path, upright=preprocess.upright)
-            boxes = sliding_windows(photo.height, photo.width, "even", self.windows, "unit").boxes.tolist()
-            for some in _parts(boxes, size):
-                pixels = np.stack([preprocess(photo.crop(box)) for box in some])
+            whole, windows = photo_windows(photo, "even", self.windows, "unit")
+            for some in _parts(windows.boxes.tolist(), size):
+                pixels = np.stack([preprocess(window_of(whole, box)) for box in some])
                 found = self._of_batch(self.source.model, pixels, self.head, [path] * len(some))
                 np.maximum(scores[row], found.max(axis=0), out=scores[row])
 
@@ -227,7 +228,7 @@ class Tagger:
         """(B, 3, H, W) → (B, K): scores of all names."""
 
         full = f"set JCLIP_BATCH={max(1, batch_size() // 2)} (now {batch_size()})"
-        with jt.no_grad(), told_when_full(full):
+        with jt.no_grad(), advice_when_full(full):
             if self.method == "tagclip":
                 return self._tagclip(model, pixels, head, photos)
             if self.method != "whole":
@@ -286,12 +287,12 @@ def _parts(items: Iterable, size: int) -> Iterator[list]:
 
 
 def check_names(classnames: Sequence[str]) -> None:
-    """Raises `ConfigError` for no names, an empty one, or one that stands twice."""
+    """Raises `ConfigError` for no names, an empty one, or a repeated one."""
     if not classnames or any(not name.strip() for name in classnames):
         raise ConfigError(f"class names must be at least one and none empty, got {list(classnames)[:5]!r:.200}")
     if twice := alike(classnames):
         first, second = (classnames[k] for k in twice)
-        raise ConfigError(f"class names must stand once, got {first!r:.80} and {second!r:.80}")
+        raise ConfigError(f"class names must be unique, got {first!r:.80} and {second!r:.80}")
 
 
 def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:

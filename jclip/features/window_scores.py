@@ -23,22 +23,22 @@ from jclip.choices import WINDOW_FITS, WINDOW_MODES, WindowFit, WindowMode
 from jclip.data.loader import workers
 from jclip.data.photo_file import open_photo
 from jclip.data.preprocess import Preprocess
-from jclip.errors import ConfigError, DataError, UnknownName, notice, told_when_full
+from jclip.errors import ConfigError, DataError, UnknownName, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import check_directions
 from jclip.features.pair_maps import PairHeads, PairScorer, PairSource
 from jclip.features.photo_maps import MapHeads, MapScorer, MapSource
+from jclip.features.photo_windows import photo_windows, window_of
 from jclip.features.stacked_text import BranchScores
 from jclip.functional import similarity
 from jclip.functional.cooccurrence import modulated
 from jclip.functional.window_fusion import FusionRule, WindowFusion
-from jclip.functional.windows import SCALES, Shapes, Windows, check_windows, cut, map_windows, sliding_windows
+from jclip.functional.windows import SCALES, Shapes, check_windows, map_windows
 from jclip.model import dense_map
 from jclip.postponed import jt
 from jclip.weights.variants import ResNetConfig
 
 _RESIZE = {"squash": "squash", "center_crop": "shortest", "pad": "longest-pad"}
-SHORTEST = 32  # pixels: photos with a shorter side are enlarged to it before windows are cut
 PUBLISHED = FusionRule()
 
 
@@ -189,17 +189,12 @@ class WindowScorer:
         for place, image in enumerate(images):
             yield _Job(place, image)
             if self.plan.mode in ("even", "seed"):
-                rgb = _large_enough(image.convert("RGB"))
-                windows = self._windows(rgb)
+                mode = "seed" if self.plan.mode == "seed" else "even"
+                pixels, windows = photo_windows(image, mode, self.plan.scales, self.plan.shapes)
                 if windows.skipped:
                     skipped[photos[place]] = [*windows.skipped]
-                pixels = np.asarray(rgb)
                 for box in windows.boxes.tolist():
                     yield _Job(place, image, pixels, tuple(box))
-
-    def _windows(self, rgb: Image.Image) -> Windows:
-        mode = "seed" if self.plan.mode == "seed" else "even"
-        return sliding_windows(rgb.height, rgb.width, mode, self.plan.scales, self.plan.shapes)
 
     def _add(
         self, pool: ThreadPoolExecutor, batch: Sequence[_Job], found: Mapping[str, _Found], photos: Sequence[str]
@@ -214,7 +209,9 @@ class WindowScorer:
 
     def _encoded(self, source: MapSource | PairSource, pixels: np.ndarray):
         self.passes += len(pixels)
-        with told_when_full(f"make fewer windows at once with --window-batch (now {self.plan.batch or batch_size()})"):
+        with advice_when_full(
+            f"make fewer windows at once with --window-batch (now {self.plan.batch or batch_size()})"
+        ):
             return source.model.encode_image(pixels)
 
     def _add_dense(self, pool: ThreadPoolExecutor, found: Mapping[str, _Found], photos: Sequence[str]) -> None:
@@ -278,16 +275,9 @@ def _prepared(whole: Preprocess, window: Preprocess, photos: Sequence[str], job:
     try:
         if job.pixels is None or job.box is None:
             return whole(job.image)
-        return window(Image.fromarray(cut(job.pixels, job.box)))
+        return window(window_of(job.pixels, job.box))
     except (DataError, MemoryError, ValueError, OSError) as e:
         raise DataError(f"{photos[job.place]} can't be resized: {e or type(e).__name__}") from e
-
-
-def _large_enough(rgb: Image.Image) -> Image.Image:
-    """The photo, enlarged where a side has fewer than `SHORTEST` pixels."""
-    if min(rgb.size) >= SHORTEST:
-        return rgb
-    return rgb.resize((max(SHORTEST, rgb.width), max(SHORTEST, rgb.height)), Image.Resampling.BICUBIC)
 
 
 def _normalised(rows, width: int, photos: Sequence[str]):
@@ -320,7 +310,7 @@ def _parts(items: Iterator, size: int) -> Iterator[list]:
         yield part
 
 
-def tell_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
+def warn_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
     """One line on stderr for photos that are smaller than windows."""
     if skipped:
         first = next(iter(skipped))

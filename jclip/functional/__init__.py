@@ -38,7 +38,6 @@ __getattr__, __dir__, __all__ = face(
             "confusion_matrix",
             "harmonic_mean",
             "ranking",
-            "retrieval_report",
             "softmax",
             "top_k",
         ),

@@ -84,7 +84,7 @@ def test_tables_by_hand(bench):
 
 
 def test_what_was_run_is_not_run_again(bench, tmp_path, monkeypatch):
-    """Lines come as runs end; other settings are another run; what a recipe can't is told once, and the rest goes on."""
+    """Lines come as runs end; other settings are another run; what a recipe can't do is reported once, and the rest goes on."""
     from jclip.errors import ConfigError
 
     ran = []
@@ -94,7 +94,7 @@ def test_what_was_run_is_not_run_again(bench, tmp_path, monkeypatch):
         if job.shots == 4:
             raise ConfigError("not with four")
         known = dict(zip(bench.KEYS, job.key, strict=True))
-        return line(bench, **known, val_top1=0.5, test_top1=0.25, settings=job.told)
+        return line(bench, **known, val_top1=0.5, test_top1=0.25, settings=job.described)
 
     monkeypatch.setattr(bench, "line_of", line_of)
     args = argparse.Namespace(
