@@ -15,6 +15,7 @@ from jclip.features import source as sources
 from jclip.features import tagging
 from jclip.functional import calibration, local_to_global
 from jclip.paths import is_file, refuse_overwriting
+from jclip.prompts import scripts
 from jclip.prompts.background_names import BACKGROUNDS
 from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
 from jclip.report import tags as tagss
@@ -135,6 +136,7 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
     names = class_names.read_class_names(args.classes, least=1).names
+    scripts.warn_unread(names)
     background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
     templates = args.templates or tagging.TEMPLATES

@@ -161,7 +161,7 @@ class WindowScorer:
             key = json.dumps([model.source.identity, model.source.preprocess.to_dict()], sort_keys=True)
             towers.setdefault(key, _Tower(model.source, [])).models.append(model)
             if plan.mode == "dense":
-                _check_dense(model)
+                check_dense(model.name, model.source)
         self._towers = [*towers.values()]
         self.passes = 0  # photos and windows that an encoder has seen
 
@@ -249,18 +249,16 @@ def _add_scores(
         found[model.name].add(scores, places, whole, photos)
 
 
-def _check_dense(model: WindowModel) -> None:
-    if not isinstance(model.source, MapSource):
+def check_dense(name: str, source: MapSource | PairSource) -> None:
+    """Raises `ConfigError` where the model of that name has no dense windows."""
+    if not isinstance(source, MapSource):
         raise ConfigError(
-            f"dense windows are of photos' pooled features and cells, got {model.name}, which scores places alone: use "
-            "even windows"
+            f"dense windows are of photos' pooled features and cells, got {name}, which scores places alone: use even windows"
         )
-    if not isinstance(model.source.config.vision, ResNetConfig):
-        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {model.name}: use even windows")
-    if model.source.positions:
-        raise ConfigError(
-            f"dense windows are pooled without positions, got positions=true of {model.name}: use even ones"
-        )
+    if not isinstance(source.config.vision, ResNetConfig):
+        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {name}: use even windows")
+    if source.positions:
+        raise ConfigError(f"dense windows are pooled without positions, got positions=true of {name}: use even ones")
 
 
 def window_preprocess(source: MapSource | PairSource, plan: WindowPlan) -> Preprocess:
@@ -308,6 +306,12 @@ def _parts(items: Iterator, size: int) -> Iterator[list]:
             part = []
     if part:
         yield part
+
+
+def count_windows(photo: str, plan: WindowPlan) -> int:
+    """How many windows of a plan `even` or `seed` a photo has."""
+    mode = "seed" if plan.mode == "seed" else "even"
+    return len(photo_windows(open_photo(photo), mode, plan.scales, plan.shapes)[1].boxes)
 
 
 def warn_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
