@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from multi_label_rows import AIMS, PHOTOS_KNOWN, RUNS, SEEDS, SETS
+from multi_label_rows import AIMS, PHOTOS_KNOWN, SEEDS, SETS
 
 COLUMNS = ("row", "seed", "photos", "test_map", "val_map", "chosen")
 BEGIN, END = "<!-- written by bench/multi_label_table.py -->", "<!-- end -->"
@@ -34,9 +34,10 @@ def tables(lines: Lines) -> str:
     untrained = [n for n in names if any(line["row"] == n and not line["seed"] for line in lines)]
     photos = [n for n in names if n in PHOTOS_KNOWN]
     learned = [n for n in names if n not in untrained and n not in photos]
-    alone = [n for n in learned if n.startswith(("plain", *ALONE)) and "windows" not in n]
-    on_winner = [n for n in learned if n.startswith("winner") and "windows" not in n]
-    rest = [n for n in learned if n not in alone and n not in on_winner]
+    single = [n for n in learned if "windows" not in n and "ensemble" not in n]
+    on_winner = [n for n in single if n.startswith("winner")]
+    alone = [n for n in single if n not in on_winner or n == "winner"]
+    rest = [n for n in learned if n not in single or n == "winner"]
     blocks = [
         ("Without training", table(lines, untrained, "whole photo")),
         ("`text_as_image`: each part alone, against `plain`", table(lines, alone, "plain")),
@@ -45,9 +46,6 @@ def tables(lines: Lines) -> str:
         ("`dual_prompt` on 800 labelled scenes, against its own loss", table(lines, photos, next(iter(PHOTOS_KNOWN)))),
     ]
     return "\n\n".join([*(f"**{title}**\n\n{of}" for title, of in blocks if of), aims(lines)])
-
-
-ALONE = tuple(n for n in RUNS if not n.startswith("winner")) + ("winner_",)
 
 
 def table(lines: Lines, names: Sequence[str], base: str) -> str:

@@ -73,7 +73,9 @@ class ScoreFiles:
         made = {}
         for key, labels in self._sets:
             if key[1] == "test":
-                tagger = Tagger(ModelSource(model), labels.classnames, "simple", method=method, size=size, windows=windows)
+                tagger = Tagger(
+                    ModelSource(model), labels.classnames, "simple", method=method, size=size, windows=windows
+                )
                 made[key] = self._kept(
                     ["tagger", model, method, size, windows, self._digests[key]],
                     lambda tagger=tagger, of=labels: {"merged": tagger.scores(of.paths)},
@@ -88,21 +90,18 @@ class ScoreFiles:
         }  # one encoder pass for all of them
         made: dict[tuple[str, str], dict[tuple[str, str], Parts]] = {name: {} for name in models}
         for key, labels in self._sets:
-            scored: dict[str, Parts] = {}
-
-            def score(name: tuple[str, str], of=labels, scored=scored) -> Parts:
-                if not scored:
-                    scorer = window_scores.WindowScorer([*models.values()], plan)
-                    scored |= scorer.scores(of.paths)[0]
-                return scored[models[name].name]
-
-            for name in models:
-                made_of = ["windows", *name, self._digests[key]]
-                made[name][key] = self._kept(made_of, lambda name=name, score=score: score(name))
+            made_of = {name: ["windows", *name, self._digests[key]] for name in models}
+            missing = [models[name] for name in models if not self._file(made_of[name]).is_file()]
+            scored = window_scores.WindowScorer(missing, plan).scores(labels.paths)[0] if missing else {}
+            for name, model in models.items():
+                made[name][key] = self._kept(made_of[name], lambda of=model.name, scored=scored: scored[of])
         return made
 
+    def _file(self, made_of: Sequence) -> Path:
+        return self._folder / f"{key_of(made_of)}.npz"
+
     def _kept(self, made_of: Sequence, compute: Callable[[], Mapping[str, np.ndarray]]) -> Parts:
-        file = self._folder / f"{key_of(made_of)}.npz"
+        file = self._file(made_of)
         if file.is_file():
             return {name: tensor.read() for name, tensor in read_npz(file).items()}
         notice(f"scores: {', '.join(map(str, made_of[:-1]))}")

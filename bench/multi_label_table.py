@@ -96,7 +96,9 @@ class Choice:
 class Row:
     """Scores of a row of the table: for each set of photos combined as was best on the validation photos that choose."""
 
-    def __init__(self, name: str, parts: Mapping[Key, Mapping[str, np.ndarray]], targets: Mapping[Key, np.ndarray], choose):
+    def __init__(
+        self, name: str, parts: Mapping[Key, Mapping[str, np.ndarray]], targets: Mapping[Key, np.ndarray], choose
+    ):
         self.name, self._targets, self.scores, self._told = name, targets, {}, {}
         choices = {on: choose(parts[on, "val"], targets[on, "val"]) for on in {*rows.CHOSEN_ON.values()}}
         for on, choice in choices.items():
@@ -136,7 +138,10 @@ def without_training(name: str, scores: Mapping[Key, Mapping[str, np.ndarray]], 
     """Lines of a training-free row, and of its scores normalised by photo and by class."""
     lines = []
     for key, parts in scores.items():
-        for told, shown in (("", parts["merged"]), (", normalised", score_ensemble.by_image_and_class(parts["merged"]))):
+        for told, shown in (
+            ("", parts["merged"]),
+            (", normalised", score_ensemble.by_image_and_class(parts["merged"])),
+        ):
             lines.append(line(f"{name}{told}", "", key[0], precision(shown, targets[key])))
     return lines
 
@@ -154,7 +159,9 @@ def branches(parts: Mapping[Key, Mapping[str, np.ndarray]], targets) -> Iterator
         yield Row(f"plain, {told}", parts, targets, lambda of, y, fixed=fixed: fixed)
 
 
-def together(whole: Mapping[str, Row], windows: Mapping[str, Mapping[str, Mapping[Key, Mapping]]], targets) -> list[Row]:
+def together(
+    whole: Mapping[str, Row], windows: Mapping[str, Mapping[str, Mapping[Key, Mapping]]], targets
+) -> list[Row]:
     """Rows with windows, of ensembles, and of both."""
     made, best = [], {}
     for name, forms in windows.items():

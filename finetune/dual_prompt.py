@@ -63,7 +63,9 @@ class Config:
     winner: Literal["pp_norm", "pp_plus"] = (
         "pp_norm"  # of dualcoop_pp: what the best class at a place does to the others
     )
-    loss: Literal["pair", "difference", "ranking"] = "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-),
+    loss: Literal["pair", "difference", "ranking"] = (
+        "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-),
+    )
     # a photo's mean; text_as_image's of S+ - S-, a photo's mean, which needs far fewer photos
     margin: float = 1.0  # of the ranking loss
     loss_weight: float = 0.03

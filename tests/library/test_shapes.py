@@ -43,7 +43,10 @@ def parted(scene: Scene) -> bool:
 
 
 def test_things_lie_in_quarters_or_anywhere_and_never_meet():
-    scenes = {quarters: [draw_scene((6, i), count=(2, 4), quarters=quarters) for i in range(150)] for quarters in (True, False)}
+    scenes = {
+        quarters: [draw_scene((6, i), count=(2, 4), quarters=quarters) for i in range(150)]
+        for quarters in (True, False)
+    }
     for kept, free in zip(*scenes.values(), strict=True):
         assert [t.name for t in kept.things] == [t.name for t in free.things]
         assert free.boxes(1).min() >= 0 and free.boxes(1).max() <= 1
