@@ -31,7 +31,7 @@ KILLED_AT = ("tuned-*/metrics.jsonl", "tip_adapter-*/config.yaml")  # when the f
 
 
 def main() -> int:
-    """Runs, compares, and tells how long each part took."""
+    """Run, compare, and report how long each part took."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("settings", nargs="*", metavar="key=value", help="of configs/challenge.yaml, for both runs")
     p.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "data" / "fewshot")

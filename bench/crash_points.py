@@ -47,11 +47,11 @@ class Table:
     def rows(self) -> list[str]:
         """Lines of a Markdown table."""
         kinds = {kind: self.operations.count(kind) for kind in dict.fromkeys(self.operations)}
-        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         rows = []
         for way, points in self.points.items():
             right = len(points) - len(self.failures[way])
-            rows.append(f"| {self.name} | {way} | {len(self.operations)} | {len(points)} | {right} | {told} |")
+            rows.append(f"| {self.name} | {way} | {len(self.operations)} | {len(points)} | {right} | {listed} |")
         return rows
 
 

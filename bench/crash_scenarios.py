@@ -17,7 +17,7 @@ TIMES = re.compile(rb'"(seconds|time|checksum)": ("[^"]*"|[0-9.]+)|"peak_mib": \
 
 @dataclass
 class Scenario:
-    """What is run in a folder, which is made anew and prepared for each point.
+    """What is run in a folder, which is made again and prepared for each point.
 
     after: what must hold between the kill and the second run, returns what does not. again: the second run, if that is not
     the same. Those are run in processes of their own and return exit codes.
@@ -193,8 +193,8 @@ def folder_scenario() -> Scenario:
             for epoch in range(first, 2):
                 numbers = numbers + epoch
                 opened.log(slot="train", epoch=epoch, loss=float(numbers.sum()))
-                told = {"epoch": epoch + 1, "step": epoch + 1, "last": {}, "best": {}, "best_epoch": -1}
-                slot.save({"numbers": numbers}, told)
+                position = {"epoch": epoch + 1, "step": epoch + 1, "last": {}, "best": {}, "best_epoch": -1}
+                slot.save({"numbers": numbers}, position)
             opened.save_learned({"numbers": numbers}, classnames=["a", "b"], width=8)
             with replacing(opened.file("words.csv")) as temporary:
                 temporary.write_text("words\n")

@@ -32,8 +32,8 @@ def main() -> int:
     for task in args.tasks:
         done = {side: child(side, task, 0.01, args.threads) for side in SIDES}
         results[task] = {side: {k: round(run[k]) for k in ("loaded_mib", "peak_mib")} for side, run in done.items()}
-        told = "  ".join(f"{side} {r['loaded_mib']:5d} → {r['peak_mib']:5d} MiB" for side, r in results[task].items())
-        print(f"{task:34} {told}", flush=True)
+        cells = "  ".join(f"{side} {r['loaded_mib']:5d} → {r['peak_mib']:5d} MiB" for side, r in results[task].items())
+        print(f"{task:34} {cells}", flush=True)
     if args.out:
         save(args.out, {**read(args.out, args.threads), "memory": results})
     return 0

@@ -3,10 +3,10 @@
     python bench/recipes.py [--tasks NAME …] [--recipes NAME …] [--rounds 5] [--threads 2] [--out bench/results/NAME.json]
     python bench/recipes.py --profile NAME      where jclip's time goes, per function
 
-Speed is from a file of features to the metrics: 100 classes x 16 shots, 400 validation and 2,500 test rows of 512 numbers,
+Speed is from a file of features to the metrics: 100 classes x 16 shots, 400 validation and 2,500 test rows, 512-dimensional,
 made from a seed. Both sides read that file and measure with the same NumPy code, take the same batches and run in turns in
 one process; jclip writes the run's folder besides. Starting, importing and the first run, which compiles, don't count and
-are told apart. Cross-modal adaptation runs 2,000 of the paper's 12,800 steps. Operators are counted on each recipe's
+are distinguishable. Cross-modal adaptation runs 2,000 of the paper's 12,800 steps. Operators are counted on each recipe's
 smoke config, in a new process with an empty cache and in another one after it. Results go into the file of bench/speed.py.
 """
 
@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, dict], dict[str, dict]]
             return done
 
         return (
-            each(args.tasks, lambda task: told(task, child("race", task, args))),
+            each(args.tasks, lambda task: judged(task, child("race", task, args))),
             each(args.recipes, lambda recipe: compiled_by(recipe, args)),
         )
 
@@ -190,9 +190,9 @@ def prepare_torch(task: str, features: str) -> Callable[[], dict]:
 def report_seconds(features: str) -> float:
     """What measuring zero-shot and the result on val and test takes, of which both sides' times are a part."""
     from jclip.features.heads import ZeroShotHead
-    from jclip.features.precomputed import read_recorded
+    from jclip.features.precomputed import read_precomputed
 
-    data = read_recorded(features, SHOTS)
+    data = read_precomputed(features, SHOTS)
     head = ZeroShotHead(data.text, data.scale)
     scores = {len(part): head(part) for part in (data.val, data.test)}
     begun = time.perf_counter()
@@ -201,7 +201,7 @@ def report_seconds(features: str) -> float:
     return time.perf_counter() - begun
 
 
-def told(task: str, result: dict) -> dict:
+def judged(task: str, result: dict) -> dict:
     """With medians, the ratio and whether the target is met. Raises `SystemExit` where the sides learnt different things."""
     for side in SIDES:
         result[side] |= {

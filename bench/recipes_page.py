@@ -37,8 +37,8 @@ CHINESE = """# 方法
 
 由 `python bench/recipes_page.py` 根据 `finetune/` 中各文件的开头生成。一种方法是那里的一个文件，
 加上 `configs/` 里每个已发表设置的一个 YAML；`jclip recipes` 列出各方法及其配置。
-怎样运行：[experiments.md](experiments.md)；准确率：[results.md](../results.md)、
-[shapes_results.md](../shapes_results.md)。
+怎样运行：[experiments.md](experiments.md)；准确率：[results.md](results.md)、
+[shapes_results.md](shapes_results.md)。
 
 字母：C 类别数，S 支持照片数，D 塔的宽度，E 特征的宽度，M 学到的词数，J 个块中每块 n 个向量，
 Q 选出的通道数，r 秩。

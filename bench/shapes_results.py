@@ -5,9 +5,9 @@
 Rendered photos, so nothing but the checkout is needed: 100 classes, 1, 4 and 16 shots drawn by three seeds, 1,000 test
 photos, min(shots, 4) validation photos per class. Each run is a line of docs/shapes_results.csv, written when it has
 ended; what stands there with the same settings is not run again, and several processes may share the file. Afterwards
-docs/shapes_results.md and .png are written from all of it. `--choose` runs each recipe's grid on seed 1 at 16 shots, and
-keeps what is best on validation in bench/shapes_settings.json. Recipes are found in finetune/: those that have no row in
-bench/shapes_rows.py run as they are.
+docs/shapes_results.md, the same page in Chinese in docs/zh, and .png are written from all of it. `--choose` runs each
+recipe's grid on seed 1 at 16 shots, and keeps what is best on validation in bench/shapes_settings.json. Recipes are
+found in finetune/: those that have no row in bench/shapes_rows.py run as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from shapes_page import draw, page, read  # noqa: E402
+from shapes_page import draw, pages, read  # noqa: E402
 from shapes_rows import MODELS, ROWS, SEEDS, SHOTS, STYLES, Row, found  # noqa: E402
 
 import finetune  # noqa: E402
@@ -57,11 +57,11 @@ class Job:
 
     @property
     def key(self) -> tuple:
-        """What tells runs apart in the CSV."""
+        """What distinguishes runs in the CSV."""
         return tuple(getattr(self, name) for name in KEYS)
 
     @property
-    def told(self) -> str:
+    def described(self) -> str:
         """Config and settings in one cell."""
         return "; ".join((rows()[self.recipe].config, *self.settings))
 
@@ -103,7 +103,9 @@ def main() -> int:
         return 0
     done = measure(args) if not args.table else read(args.out / "shapes_results.csv")
     draw(args.out, done)
-    (args.out / "shapes_results.md").write_text(page(done), encoding="utf-8")
+    for path, text in pages(args.out, done).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     print(f"written: {args.out}/shapes_results.csv, .md, .png ({len(done)} runs)")
     return 0
 
@@ -140,19 +142,19 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     path = args.out / "shapes_results.csv"
     lines = by_key(path)
-    wanted = [job for job in jobs(args) if lines.get(job.key, {}).get("settings") != job.told]
-    told: set[str] = set()
+    wanted = [job for job in jobs(args) if lines.get(job.key, {}).get("settings") != job.described]
+    reported: set[str] = set()
     with tqdm(wanted, unit="run", disable=None) as bar:
         for job in bar:
             bar.set_postfix_str(" ".join(map(str, job.key)))
-            line = attempted(job, args.runs, told)
+            line = attempted(job, args.runs, reported)
             if line:
                 add(path, job.key, line)
     return in_order(by_key(path).values())
 
 
 def by_key(path: Path) -> dict[tuple, dict[str, Any]]:
-    """The CSV's lines by what tells runs apart; none where it is not there yet."""
+    """The CSV's lines by what distinguishes runs; none where it is not there yet."""
     return {tuple(row[k] for k in KEYS): row for row in (read(path) if path.is_file() else [])}
 
 
@@ -178,20 +180,20 @@ def in_order(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(kept, key=lambda line: [of.index(line[k]) for of, k in zip(places, KEYS, strict=True)])
 
 
-def attempted(job: Job, runs: str, told: set[str]) -> dict[str, Any] | None:
-    """The line of a run; None where the recipe can't, which is told once for each reason."""
+def attempted(job: Job, runs: str, reported: set[str]) -> dict[str, Any] | None:
+    """The line of a run; None where the recipe can't, which is reported once for each reason."""
     try:
         return line_of(job, runs)
     except JclipError as e:
         message = f"{job.recipe} on {job.model}: {e}"
-        if message not in told:
-            told.add(message)
+        if message not in reported:
+            reported.add(message)
             sys.stderr.write(f"not run: {message}\n")
         return None
 
 
 def line_of(job: Job, runs: str) -> dict[str, Any]:
-    """Runs, measures on new classes where base classes were learned, and lets the run's folder go."""
+    """Runs, measures on new classes where base classes were learned, and removes the run's folder."""
     from jclip.report.predictor import Classifier
     from jclip.report.transfer import base_to_new
 
@@ -199,23 +201,23 @@ def line_of(job: Job, runs: str) -> dict[str, Any]:
     row = row_of(point, finished(point))
     line = {k: row[k] for k in (*METRICS, "seconds")}
     if job.subset == "base":
-        told = base_to_new(Classifier.load(point.folder), point.folder)
-        line |= {k: told.get(k, "") for k in BASE_TO_NEW}
+        transfer = base_to_new(Classifier.load(point.folder), point.folder)
+        line |= {k: transfer.get(k, "") for k in BASE_TO_NEW}
     shutil.rmtree(point.folder)  # a tuned model is 30 MB, and the line is all that is kept of it
-    return {**dict(zip(KEYS, job.key, strict=True)), **line, "settings": job.told}
+    return {**dict(zip(KEYS, job.key, strict=True)), **line, "settings": job.described}
 
 
 def choose(args: argparse.Namespace) -> None:
     """The best settings of each grid on the validation photos of seed 1, the first among equals."""
-    told: set[str] = set()
+    reported: set[str] = set()
     for model, style, name in itertools.product(args.models, args.styles, args.recipes or rows()):
         best = {}
         for settings in rows()[name].candidates if name in rows() else ():
             given = rows()[name].at(MOST_SHOTS, settings, model)
-            line = attempted(Job(model, style, name, "all", MOST_SHOTS, SEEDS[0], given), args.runs, told)
+            line = attempted(Job(model, style, name, "all", MOST_SHOTS, SEEDS[0], given), args.runs, reported)
             if line:
-                told_settings = "; ".join(settings)
-                print(f"{model} {style} {name} {told_settings}: {line['val_top1']}, {line['seconds']} s", flush=True)
+                chosen = "; ".join(settings)
+                print(f"{model} {style} {name} {chosen}: {line['val_top1']}, {line['seconds']} s", flush=True)
                 best[settings] = line["val_top1"]
         if best:
             with locked(CHOSEN):

@@ -44,7 +44,7 @@ class Row:
         return list(itertools.product(*values))
 
     def at(self, shots: int, chosen: Sequence[str], model: str) -> tuple[str, ...]:
-        """Everything that is set at so many shots."""
+        """Everything that is set at that many shots."""
         epochs = [f"optim.epochs={max(2, self.epochs * EPOCHS_AT[shots])}"] if self.epochs else []
         return (*self.settings, *(self.resnet if model == RESNET else ()), *epochs, *chosen)
 

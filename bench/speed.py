@@ -30,7 +30,7 @@ HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
 TASKS = [*IMAGE, *HALF, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
-TARGETS = {  # at least this ratio; below it the run tells where the time goes
+TARGETS = {  # at least this ratio; below it the run reports where the time goes
     "image ViT-B/32 batch 1": 1.0, "image ViT-B/32 batch 32": 1.15, "image ViT-B/16 batch 32": 1.15,
     "image RN50 batch 32": 1.1, "image ViT-B/32 batch 32 bf16": 1.4, "image ViT-B/16 batch 32 bf16": 1.4,
     "text 374 prompts": 5.0, "text 374 prompts, torch cut too": 1.1, "train ViT-B/32 batch 16": 1.1,
@@ -99,7 +99,7 @@ def compare(task: str, args: argparse.Namespace) -> dict:
             done = child(side, task, args.seconds if number else WARM_ONLY, args.threads)
             if number:
                 runs[side].append(done)
-    told = {
+    result = {
         side: {
             "per_second": statistics.median(run["per_second"] for run in done),
             "runs": [round(run["per_second"], 3) for run in done],
@@ -109,7 +109,7 @@ def compare(task: str, args: argparse.Namespace) -> dict:
     }
     shares = [run["of_sgemm"] for run in runs["jclip"] if "of_sgemm" in run]
     limit = {"of_sgemm": statistics.median(shares)} if shares else {}
-    return {**told, "ratio": told["jclip"]["per_second"] / told["torch"]["per_second"], **limit}
+    return {**result, "ratio": result["jclip"]["per_second"] / result["torch"]["per_second"], **limit}
 
 
 def child(side: str, task: str, seconds: float, threads: int) -> dict:
@@ -137,14 +137,14 @@ def measure(side: str, task: str, seconds: float) -> dict:
         run()
         spent.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {"repetitions": len(spent), "loaded_mib": loaded, "peak_mib": peak}
+    figures = {"repetitions": len(spent), "loaded_mib": loaded, "peak_mib": peak}
     if not spent:
-        return told
-    told["per_second"] = items / statistics.median(spent)
+        return figures
+    figures["per_second"] = items / statistics.median(spent)
     work = sides.gflop(task)
     if side == "jclip" and work:
-        told["of_sgemm"] = told["per_second"] * work / sides.sgemm_rate()
-    return told
+        figures["of_sgemm"] = figures["per_second"] * work / sides.sgemm_rate()
+    return figures
 
 
 def resident() -> float:
@@ -184,8 +184,8 @@ def machine(threads: int) -> dict:
     from jclip.train.run_facts import provenance
 
     packages = {name: version(name) for name in ("torch", "transformers", "jittor")}
-    told = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}
-    return {**provenance(), **told}
+    facts = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}
+    return {**provenance(), **facts}
 
 
 def line(task: str, result: dict) -> str:

@@ -36,8 +36,8 @@ def main() -> int:
     if "memory" in results:
         print("\n| MiB, loaded → peak | jclip | torch |\n|---|---|---|")
         for task, sides in results["memory"].items():
-            told = (f"{sides[side]['loaded_mib']} → {sides[side]['peak_mib']}" for side in ("jclip", "torch"))
-            print(f"| {task} | {' | '.join(told)} |")
+            cells = (f"{sides[side]['loaded_mib']} → {sides[side]['peak_mib']}" for side in ("jclip", "torch"))
+            print(f"| {task} | {' | '.join(cells)} |")
     if "recipes" in results:
         print(
             "\n| features to metrics, seconds | jclip | torch | ratio | operators compiled, first run |\n|---|---|---|---|---|"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,7 +44,7 @@ class Data:
 
 def load(path: str, shots: int) -> Data:
     """The features of a file."""
-    return Data(read_recorded(path, shots))
+    return Data(read_precomputed(path, shots))
 
 
 class Best:
@@ -60,7 +60,7 @@ class Best:
         if top1 > self._found or (self._last and top1 == self._found):
             self._found, self.tensors = top1, [t.detach().clone() for t in tensors]
 
-    def told(self, tensors: list[torch.Tensor]) -> dict[str, float]:
+    def report(self, tensors: list[torch.Tensor]) -> dict[str, float]:
         """Test accuracy of the last epoch's tensors and of the best."""
         both = {"last": tensors, "best": self.tensors}
         return {f"test_top1_{name}_epoch": self._data.top1("test", self._score_with(t)) for name, t in both.items()}
@@ -73,12 +73,12 @@ def tip_adapter(cfg, data: Data) -> dict[str, float]:
     def logits(f, keys, alpha: float = cfg.alpha, beta: float = cfg.beta):
         return data.scale * f @ data.text.T + alpha * (torch.exp(beta * (f @ keys.T) - beta) @ values)
 
-    keys, told, chosen = data.train, {}, (cfg.alpha, cfg.beta)
+    keys, metrics, chosen = data.train, {}, (cfg.alpha, cfg.beta)
     if cfg.train:
-        keys, told = tip_keys(cfg, data, logits)
+        keys, metrics = tip_keys(cfg, data, logits)
     if cfg.search:
         chosen = tip_search(cfg, data, keys, values)
-    return {**data.reports(lambda f: logits(f, keys, *chosen)), **told}
+    return {**data.reports(lambda f: logits(f, keys, *chosen)), **metrics}
 
 
 def tip_keys(cfg, data: Data, logits) -> tuple[torch.Tensor, dict[str, float]]:
@@ -96,7 +96,7 @@ def tip_keys(cfg, data: Data, logits) -> tuple[torch.Tensor, dict[str, float]]:
             descend(optim, loss, learning_rate(cfg.optim, step, total))
             step += 1
         best.look([keys])
-    return best.tensors[0], best.told([keys])
+    return best.tensors[0], best.report([keys])
 
 
 @torch.inference_mode()
@@ -132,8 +132,8 @@ def cross_modal(cfg, data: Data) -> dict[str, float]:
         if (step + 1) % cfg.every == 0:
             best.look([head])
     wise = (1 - cfg.wise) * best.tensors[0] + cfg.wise * data.text
-    told = {**best.told([head]), **data.report(lambda f: scale * f @ wise.T, "wise_")}
-    return {**data.reports(lambda f: scale * f @ best.tensors[0].T), **told}
+    metrics = {**best.report([head]), **data.report(lambda f: scale * f @ wise.T, "wise_")}
+    return {**data.reports(lambda f: scale * f @ best.tensors[0].T), **metrics}
 
 
 def halves(cfg, photos: int, texts: int) -> Iterator[torch.Tensor]:
@@ -177,7 +177,7 @@ def lp_plus(cfg, data: Data) -> dict[str, float]:
             with torch.no_grad():
                 alpha -= alpha_rate * alpha.grad
         best.look([weight, bias, alpha])
-    return {**data.reports(score_with(best.tensors)), **best.told([weight, bias, alpha])}
+    return {**data.reports(score_with(best.tensors)), **best.report([weight, bias, alpha])}
 
 
 def gda(cfg, data: Data) -> dict[str, float]:

@@ -60,7 +60,7 @@ class LowRankLinear(torch.nn.Module):
 
 
 def lora(cut: bool) -> Step:
-    """CLIP-LoRA's step: q, k and v of both towers, all classes' texts anew."""
+    """CLIP-LoRA's step: q, k and v of both towers, all classes' texts again."""
     model = loaded().requires_grad_(False)
     for tower in (model.vision_model, model.text_model):
         for layer in tower.encoder.layers:

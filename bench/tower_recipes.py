@@ -81,7 +81,7 @@ def compare(task: str, args: argparse.Namespace) -> dict:
     for number in range(args.rounds):
         for side in SIDES[task] if number % 2 else reversed(SIDES[task]):
             runs[side].append(child(side, task, args))
-    told = {
+    result = {
         side: {
             **{
                 name: scale(task) * statistics.median(step[i] for run in done for step in run["steps"])
@@ -93,14 +93,14 @@ def compare(task: str, args: argparse.Namespace) -> dict:
         for side, done in runs.items()
     }
     ratios = {
-        f"{kind}ratio": {side: told[side][f"{kind}seconds"] / told["jclip"][f"{kind}seconds"] for side in RATIOS}
+        f"{kind}ratio": {side: result[side][f"{kind}seconds"] / result["jclip"][f"{kind}seconds"] for side in RATIOS}
         for kind in ("", "cpu_")
     }
-    return {**told, **ratios, "load": os.getloadavg()[0]}
+    return {**result, **ratios, "load": os.getloadavg()[0]}
 
 
 def scale(task: str) -> int:
-    """Steps of what is told."""
+    """Steps of the figures."""
     return EPOCH if task == COOP else 1
 
 
@@ -176,7 +176,7 @@ def jclip_model():
 
 
 def jclip_coop(classes: int, with_images: bool = False) -> Callable[[], None]:
-    """The recipe's step, features of photos from a file or made anew."""
+    """The recipe's step, features of photos from a file or recomputed."""
     from sides import images
 
     from jclip.functional.losses import cross_entropy
@@ -264,8 +264,8 @@ def line(task: str, result: dict) -> str:
 def large_line(task: str, result: dict) -> str:
     """Memory of a task, and its limit."""
     held = result["peak_mib"] / 1024
-    told = f"{'met' if held <= LARGE[task] else 'MISSED'}), {result['first_seconds']} s for the first step"
-    return f"{task}: {held:.2f} GiB (≤ {LARGE[task]}: {told}"
+    ending = f"{'met' if held <= LARGE[task] else 'MISSED'}), {result['first_seconds']} s for the first step"
+    return f"{task}: {held:.2f} GiB (≤ {LARGE[task]}: {ending}"
 
 
 def write(path: Path, threads: int, measured: dict[str, dict]) -> None:

@@ -2,7 +2,7 @@
 
     python bench/zero_shot.py [--photos 10000] [--classes 6] [--prompts 52] [--rounds 5]
 
-Two models, of 1,280 and 1,536 numbers a photo, score every prompt; their probabilities are mixed, and class means taken. The
+Two models, 1,280- and 1,536-dimensional, score every prompt; their probabilities are mixed, and class means taken. The
 search tries weights on the same photos: of two models in steps of 0.001, 1,001 of them, of three in steps of 0.05, 231.
 """
 
@@ -41,12 +41,14 @@ def main() -> int:
     two = np.ascontiguousarray(features[:, : sum(WIDTHS[:2])])
     for mode in MODES:
         mixture = mixed(args, 2, mode)
-        tell(f"score and mix two models, {mode}", args.rounds, lambda m=mixture: m(two))
+        report_median(f"score and mix two models, {mode}", args.rounds, lambda m=mixture: m(two))
     dropping = mixed(args, 2, "prob-prompts", drop_below=0.002)
-    tell("the same, prob-prompts with a threshold after mixing", args.rounds, lambda: dropping(two))
+    report_median("the same, prob-prompts with a threshold after mixing", args.rounds, lambda: dropping(two))
     pair, three = mixed(args, 2, "prob-prompts"), mixed(args, 3, "prob-prompts")
-    tell("search 1,001 weights of two models", args.rounds, lambda: pair.searched(two, labels, 0.001), pair, two)
-    tell(
+    report_median(
+        "search 1,001 weights of two models", args.rounds, lambda: pair.searched(two, labels, 0.001), pair, two
+    )
+    report_median(
         "search 231 weights of three models",
         args.rounds,
         lambda: three.searched(features, labels, 0.05),
@@ -68,7 +70,7 @@ def mixed(args: argparse.Namespace, models: int, mode: str, drop_below: float = 
     return Mixture(tuple(heads), np.full(models, 1 / models), "prob", drop_below)
 
 
-def tell(
+def report_median(
     task: str, rounds: int, run: Callable[[], object], less: Mixture | None = None, features: np.ndarray | None = None
 ) -> None:
     """The median of some rounds. less: whose scoring of `features` is taken off."""

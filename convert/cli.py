@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jclip.choices import LARGEST_SIZE
-from jclip.commands.arguments import Parser, nonempty, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
 from jclip.paths import replacing, replacing_folder
 from jclip.readers import tensors
@@ -23,7 +23,7 @@ from jclip.readers.schema import SIDE, shown
 from jclip.weights import checkpoint as checkpoints
 from jclip.weights import identify
 from jclip.weights.download import find_weights, local_path
-from jclip.weights.families import FAMILIES, NORMALISATIONS, Stated
+from jclip.weights.families import NORMALISATIONS, Stated
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
@@ -98,7 +98,7 @@ _SRC = (
 
 def add_identity(p: argparse.ArgumentParser) -> None:
     """Options for what a file may not say of itself."""
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state it")
+    add_shared(p, "--family")
     p.add_argument("--activation", choices=("quickgelu", "gelu"), help="activation (default: the family's)")
     p.add_argument(
         "--normalisation", choices=NORMALISATIONS, help="mean and standard deviation of pixels (default: the family's)"
@@ -218,7 +218,7 @@ def image_size(numbers: list[int]) -> tuple[int, int]:
 
 
 def reshaped(checkpoint: checkpoints.Checkpoint, args: argparse.Namespace) -> checkpoints.Checkpoint:
-    """The same weights at the sizes that the options ask for."""
+    """The weights at the sizes that the options ask for."""
     if args.image_size:
         antialias = None if args.antialias is None else args.antialias == "yes"
         checkpoint = checkpoint.resized(image_size(args.image_size), antialias)
@@ -228,7 +228,7 @@ def reshaped(checkpoint: checkpoints.Checkpoint, args: argparse.Namespace) -> ch
 
 
 def fitting(checkpoint: checkpoints.Checkpoint, dtype: str) -> checkpoints.Checkpoint:
-    """The same weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
+    """The weights, each compared when it is read: one that `dtype` can't hold is a `CheckpointError`."""
     import numpy as np
 
     most = float(np.finfo(np.float16 if dtype == "fp16" else np.float32).max)

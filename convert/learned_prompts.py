@@ -1,6 +1,6 @@
 """Prompts that other projects learned, as a finished run: TaI-DPT, the entry built on it, DualCoOp, DualCoOp++.
 
-Their checkpoints hold vectors under these names, among buffers that are made of class names anew and not read:
+Their checkpoints hold vectors under these names, among buffers that are remade of class names and not read:
 ctx, ctx_double, ctx_evidence (TaI-DPT and its kin), ctx_pos, ctx_neg (DualCoOp), ctx and ctx_neg (DualCoOp by TaI-DPT).
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-import finetune  # noqa: F401 - so that recipes are known
-from jclip.config import apply_overrides
+import finetune  # noqa: F401 - the run that is written is one of a recipe, found by name (`build_config`)
+from jclip.config import apply_overrides, protocols
 from jclip.data.class_names import read_class_names
 from jclip.data.lexicons import spoken_names
 from jclip.errors import CheckpointError, say
@@ -133,7 +133,7 @@ def _check(src: Path, vectors: Mapping[str, LazyTensor], source: ModelSource, na
         shape = list(tensor.shape)
         if len(shape) not in (2, 3) or shape[-1] != width or not shape[-2]:
             raise CheckpointError(
-                f"{src}: the {name} prompts must be vectors of {width} numbers, the model's, got shape {shape}: name the "
+                f"{src}: the {name} prompts must be {width}-dimensional, as the model's, got shape {shape}: name the "
                 "model that they were learned with"
             )
         if len(shape) == 3 and shape[0] != len(names):
@@ -141,7 +141,7 @@ def _check(src: Path, vectors: Mapping[str, LazyTensor], source: ModelSource, na
                 f"{src}: the {name} prompts are of {shape[0]} classes, got {len(names)} names: name those with --classes"
             )
         if not np.isfinite(tensor.read()).all():
-            raise CheckpointError(f"{src}: the {name} prompts hold what is no number")
+            raise CheckpointError(f"{src}: the {name} prompts must be finite, got NaN or infinite numbers")
     if len(dims) > 1:
         raise CheckpointError(f"{src}: the sets of prompts must all be of each class or all shared")
     return tuple(name for name, tensor in vectors.items() if len(tensor.shape) == 3)
@@ -149,7 +149,7 @@ def _check(src: Path, vectors: Mapping[str, LazyTensor], source: ModelSource, na
 
 def _learned(
     origin: Origin,
-    cfg: Any,
+    cfg: protocols.WithPosition,
     source: ModelSource,
     arrays: Mapping[str, np.ndarray],
     own: Sequence[str],

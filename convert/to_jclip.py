@@ -49,7 +49,7 @@ def write_pickle(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
 
 
 def scalar_scale(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The same with the logit scale as a number without axes, as everyone but Jittor has it."""
+    """The arrays with the logit scale as a number without axes, as everyone but Jittor has it."""
     if "logit_scale" not in tensors:
         return tensors
     scale = tensors["logit_scale"]

@@ -35,7 +35,9 @@ def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
 def write_openai(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """What openai/CLIP's `load` reads, with its three scalars. Raises `ConfigError` for what its code would miscompute."""
     if reason := _not_openai(checkpoint):
-        raise ConfigError(f"openai/CLIP's code knows no model with {reason}")
+        raise ConfigError(
+            f"openai/CLIP's code must support the model, which has {reason}: use --to jclip or another target"
+        )
     v, t = checkpoint.config.vision, checkpoint.config.text
     numbers = {"input_resolution": v.image_size[0], "context_length": t.context_length, "vocab_size": t.vocab_size}
     tensors = as_torch(checkpoint) | {k: in_memory(np.array(n, np.int64)) for k, n in numbers.items()}
@@ -43,7 +45,7 @@ def write_openai(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
 
 
 def _not_openai(checkpoint: Checkpoint) -> str:
-    """What openai/CLIP's loader can't tell from the shapes and would get wrong; nothing when all is as it assumes."""
+    """What openai/CLIP's loader can't infer from the shapes and would get wrong; nothing when all is as it assumes."""
     v, t, shown = checkpoint.config.vision, checkpoint.config.text, checkpoint.preprocess
     if v is None or t is None:
         return "one tower"

@@ -36,7 +36,7 @@ class Config:
     templates: str = "openai7"  # the authors add sentences of a language model: openai7+sentences.json
     views: int = 10  # augmented views averaged into each key
     augment: str = "tip_adapter"
-    channels: float = 0.7  # Q: the best so many are kept; up to 1 a share of all
+    channels: float = 0.7  # Q: how many of the best are kept; up to 1 a share of all
     criterion: tuple[float, float] = (0.7, 0.3)  # weights of similarity between classes and of variance over them
     alpha: float = 1.0  # α, β, γ: what is taken where nothing is searched, α and β what -T trains with
     beta: float = 1.0
@@ -83,13 +83,13 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     on_features.need_text(data)
     if cfg.search:
         on_features.need_val(data, "last", searched="α, β and γ (search)")
-    cache, told = train(cfg, run, data, source) if cfg.train else (training_free(cfg, data), {})
+    cache, metrics = train(cfg, run, data, source) if cfg.train else (training_free(cfg, data), {})
     if cfg.search:
         cache |= search(cfg, data, cache)
-    told |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
+    metrics |= {k: float(cache[k][0]) for k in ("alpha", "beta", "gamma")}
     learned = fold(cache)
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
-    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -180,7 +180,7 @@ def train(
     trained = on_features.train(
         run, cfg.optim, on_features.Learner(params, scores), batches, steps, data, cfg.selection
     )
-    return moved(cfg, data, channels, trained.arrays), trained.told
+    return moved(cfg, data, channels, trained.arrays), trained.metrics
 
 
 def trained_logits(features, channels, params, constants, scale: float, alpha: float, beta: float):

@@ -7,7 +7,7 @@ Needs: a few-shot split, text features.
 
 λ_k is the mean zero-shot probability of class k on its own support photos. `constraint: none` is the paper's ZS-LP;
 `adaptive` moves λ after every epoch: λ ← max(0, λ + ρ ‖c_k - t_k‖²), then ρ ← ‖c_k - t_k‖², from ρ = 0. The same settings
-serve everywhere: nothing is chosen, the last epoch is kept. An epoch is as many rows as there are photos, drawn anew from
+serve everywhere: nothing is chosen, the last epoch is kept. An epoch is as many rows as there are photos, redrawn from
 the rows of all views, in whole batches. Text features come here with length one and get back a common `text_length`, as
 the authors don't normalise theirs: step and penalty mean the same only at that length.
 """
@@ -73,12 +73,12 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     trained = train(cfg, run, data)
     learned = {"prototypes": trained.arrays["prototypes"], "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    told = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
+    metrics = {"mean_multiplier": float(trained.arrays["multipliers"].mean())} if cfg.constraint != "none" else {}
     return {
         **on_features.zero_shot_report(data),
         **scored_photos.measured(run, data, scorer(learned, cfg)),
-        **told,
-        **trained.told,
+        **metrics,
+        **trained.metrics,
     }
 
 
@@ -130,7 +130,7 @@ def train(cfg: Config, run: runs.Run, data: precomputed.FeatureSet) -> on_featur
 
 
 def epochs(cfg: Config, data: precomputed.FeatureSet) -> on_features.Batches:
-    """Of the rows of all views, as many whole batches in each epoch as the photos fill, at least one."""
+    """Batches of the rows of all views: as many whole ones in each epoch as the photos fill, at least one."""
     views = 1 if cfg.data.features or cfg.augment == "none" else cfg.views  # precomputed features have one view
     rows = max(len(data.train) // views // cfg.optim.batch, 1) * cfg.optim.batch
     return on_features.Batches((data.train, data.train_labels), cfg.optim.batch, cfg.seed, rows=rows)

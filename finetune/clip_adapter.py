@@ -1,4 +1,4 @@
-"""CLIP-Adapter: a bottleneck of two linear maps behind the image tower, mixed with the feature it was given.
+"""CLIP-Adapter: a bottleneck of two linear maps after the image tower, mixed with the feature it was given.
 
 Gao et al., IJCV 2023, arXiv 2110.04544, eq. 3-6.   Trains: E²/2 parameters.   Needs: a few-shot split and text features;
 validation photos where the ratio is searched.
@@ -69,7 +69,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     zero_shot = on_features.zero_shot_report(
         replace(data, val=directions.unit(data.val), test=directions.unit(data.test))
     )
-    return {**zero_shot, **scored_photos.measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.told}
+    return {**zero_shot, **scored_photos.measured(run, data, scorer(learned, cfg)), "ratio": ratio, **trained.metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -82,7 +82,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
-    """The same for other class names: the adapter knows none, it changes the photos' features."""
+    """What was learned, for other class names: the adapter only changes the photos' features."""
     return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 

@@ -65,9 +65,9 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = {**trained.arrays, **prompts.layout.arrays(), "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     prompt_training.write_nearest(run.file("words.csv"), source.model, learned["context"])
-    told = scored_photos.measured(run, data, scorer_of(learned, source))
-    last = {"test_top1_last_epoch": told["test_top1"]} if cfg.selection == "last" and len(data.test) else {}
-    return {**on_features.zero_shot_report(data), **told, **last, **trained.told}
+    metrics = scored_photos.measured(run, data, scorer_of(learned, source))
+    last = {"test_top1_last_epoch": metrics["test_top1"]} if cfg.selection == "last" and len(data.test) else {}
+    return {**on_features.zero_shot_report(data), **metrics, **last, **trained.metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -139,6 +139,6 @@ def pairs_at_once(images: int, classes: int) -> list[slice]:
 
 
 def unmeasured(data: precomputed.FeatureSet) -> precomputed.FeatureSet:
-    """The same to learn from, with nothing to measure on."""
+    """The features with the training part alone, nothing to measure on."""
     none, labels = data.val[:0], data.val_labels[:0]
     return replace(data, val=none, val_labels=labels, test=none, test_labels=labels)

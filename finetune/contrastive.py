@@ -87,7 +87,9 @@ class Config:
 
     def __post_init__(self):
         if self.accumulate < 1 or self.clip < 0 or self.every < 1:
-            raise ConfigError("accumulate and every are at least 1, clip at least 0")
+            raise ConfigError(
+                f"accumulate and every must be at least 1, clip at least 0, got {self.accumulate}, {self.every}, {self.clip:g}"
+            )
         for name, low, high in (
             ("patch_dropout", 0, 0.99), ("layer_decay", 1e-3, 1), ("distill", 0, 1e6), ("scale", 0, 100),
             ("bias", -100, 100), ("mix", 0, 100), ("checkpoints", 0, 10**6), ("keep", 0, 10**6), ("top", 1, 1000),
@@ -144,10 +146,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     tuned.end(after)
     mixed = mixed_end(cfg, model, before, after, evaluate) if cfg.mix else {}
     clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
-    return {**told(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
+    return {**kept_metrics(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
 
 
-def told(cfg: Config, outcome: loop.Outcome) -> dict[str, float]:
+def kept_metrics(cfg: Config, outcome: loop.Outcome) -> dict[str, float]:
     """The metrics of the epoch that is kept, and which was the best."""
     if not outcome.best:
         return outcome.last
@@ -292,7 +294,7 @@ def measure(
 
 
 def selected(cfg: Config) -> str:
-    """The metric by which the best epoch is told."""
+    """The metric by which the best epoch is chosen."""
     if cfg.select or not cfg.zero_shot or cfg.data.val:
         return cfg.select or "i2t_r1"
     return f"{name_of(cfg.zero_shot[0])}_top1"

@@ -100,7 +100,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     of_head = scored_photos.measured(run, data, scorer(learned, cfg))
     wise = of_mean(cfg, data, learned, zero_shot)
-    return {**on_features.zero_shot_report(data), **of_head, **wise, **chosen, **trained.told}
+    return {**on_features.zero_shot_report(data), **of_head, **wise, **chosen, **trained.metrics}
 
 
 def of_mean(
@@ -119,7 +119,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def logits(features, params, scale: float, ratio: float):
-    """Of normalised features (B, E) → (B, C). params: W (C, E), of the adapter W1 `down` (E/4, E) and W2 `up` (E, E/4)."""
+    """Normalised features (B, E) → scores (B, C). params: W (C, E), of the adapter W1 `down` (E/4, E) and W2 `up` (E, E/4)."""
     if "down" in params:
         hidden = jt.nn.relu(jt.nn.matmul_transpose(features, params["down"]))
         adapted = jt.nn.relu(jt.nn.matmul_transpose(hidden, params["up"]))
@@ -142,7 +142,7 @@ def zero_shot_weights(texts: on_features.Samples, classes: int) -> np.ndarray:
 
 
 def settings(cfg: Config, photos: int, texts: int) -> list[OptimConfig]:
-    """The grid. Raises `ConfigError` where no batch can be filled from so many samples."""
+    """The grid. Raises `ConfigError` where no batch can be filled from that many samples."""
 
     def fits(batch: int) -> bool:
         of_photos, of_texts = halves(cfg, batch)
@@ -214,12 +214,12 @@ def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
-    """As `run`, with the tower's last block, which is merged into the model that is then measured from photos."""
+    """The run with the tower's last block trained, which is merged into the model that is then measured from photos."""
     source, photos = sources.source_of(cfg), splits.read_photos(cfg.data)
     data = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     checks.check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
     on_features.need_val(data, cfg.selection)
-    extraction.tell_photos(photos, cfg.data.shots)
+    extraction.warn_photos(photos, cfg.data.shots)
     run.note(**data.facts)
     texts, block = text_samples(cfg, data, source), last_block.LastBlock(source.model)
     zero_shot = zero_shot_weights(texts, data.classes)
@@ -234,12 +234,12 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
         block.put(learnt)
         return on_features.in_chunks(block_scores(cfg, block, learnt["head"]))
 
-    trained, told = on_features.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
+    trained, metrics = on_features.best_setting(grid, entering, cfg.selection, train_with, scorer_of)
     if len(photos.test):
         block.put(trained.last)
         of_last = scorer(arrays(cfg, trained.last), cfg)
         report = on_photos.measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
-        told["test_top1_last_epoch"] = report["top1"]
+        metrics["test_top1_last_epoch"] = report["top1"]
     block.put(trained.arrays)
     clip.save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, made_by="cross_modal")
     learned = arrays(cfg, {"head": trained.arrays["head"]})
@@ -247,8 +247,8 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     for i in range(len(grid)):
         run.slot(f"train-{i}").clear()  # each as large as the block
     after = on_photos.features_of_now(source.model, source.preprocess, photos, data, cfg.data.on_error)
-    told = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **told}
-    return {**on_features.zero_shot_report(data), **told, **trained.told}
+    metrics = {**after.report(scorer(learned, cfg)), **of_mean(cfg, after, learned, zero_shot), **metrics}
+    return {**on_features.zero_shot_report(data), **metrics, **trained.metrics}
 
 
 def views(cfg: Config) -> list[dict[str, str | int]]:
@@ -278,7 +278,7 @@ def train_block(
     cfg: Config, run: runs.Run, block: last_block.LastBlock, zero_shot: np.ndarray, data: precomputed.FeatureSet,
     texts: on_features.Samples, optim: OptimConfig, slot: str = "train",
 ) -> on_features.Trained:  # fmt: skip
-    """As `train_head`, of the block as it was and the head; data: as of `entering_features`."""
+    """The training as of `train_head`, of the block as it was and the head; data: as of `entering_features`."""
     params = {**block.fresh(), "head": jt.array(initial(cfg, zero_shot)["head"])}
     photos, sizes = (data.train, data.train_labels), halves(cfg, optim.batch)
 

@@ -8,7 +8,7 @@ Needs: photos of several classes each, of whose labels some may be unknown.
 
 x_p are the places of a photo, of a ResNet its cells' values and their mean's. DualCoOp++ looks where a third set of prompts
 says, the evidence, and lets at each place the class stand out that fits best. A label that is not known has no part in the
-asymmetric loss. The towers are frozen: without augmentation photos are encoded once, else anew in each epoch.
+asymmetric loss. The towers are frozen: without augmentation photos are encoded once, else again in each epoch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Config:
     kind: Literal["dualcoop", "dualcoop_pp"] = "dualcoop"  # the latter with evidence and a winner
     known: float = 1.0  # share of the training labels that is known, drawn by seed and written to mask.npz
     mask: str = ""  # a file of such a mask in its place
-    only: tuple[str, ...] = ()  # classes that training knows; figures of the others are those of classes never seen
+    only: tuple[str, ...] = ()  # classes with labels in training; the others are measured as unseen ones
     augment: str = "none"  # of training photos: "dualcoop" as its authors have it, "tai_dual" as TaI-DPT's
     size: int = 0  # pixels of a photo's sides; 0: the model's own
     resize: Resize = "squash"
@@ -59,7 +59,7 @@ class Config:
     per_class: bool = False  # vectors of each class's own
     scale: float = 100.0  # s
     sharpness: float = 20.0  # τ
-    learn: tuple[Literal["scale", "sharpness"], ...] = ()  # what of these is learned besides, as logarithms
+    learn: tuple[Literal["scale", "sharpness"], ...] = ()  # which of these are learned too, as logarithms
     winner: Literal["pp_norm", "pp_plus"] = (
         "pp_norm"  # of dualcoop_pp: what the best class at a place does to the others
     )
@@ -104,10 +104,12 @@ class Config:
                 raise ConfigError(f"{name} must be {phrase}, got {getattr(self, name)}")
         if self.mask and self.known != 1:
             raise ConfigError(
-                f"a mask says which labels are known, got mask={self.mask} and known={self.known}: set one"
+                f"mask and known must not both be set, got mask={self.mask} and known={self.known}: set one"
             )
         if self.only and self.per_class:
-            raise ConfigError("per_class=true learns nothing of classes outside `only`: leave one of them out")
+            raise ConfigError(
+                "per_class=true and only must not both be set: classes outside `only` would stay untrained"
+            )
         if len({*self.learn}) < len(self.learn):
             raise ConfigError(f"learn must name each factor once, got {', '.join(self.learn)}")
 
@@ -142,20 +144,17 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = head.learned(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     run.save_learned(learned, classnames=training.classnames, width=source.config.embed_dim)
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
-    told = {"train_loss": outcome.last["loss"], "train_count": len(training), "known": float(known.mean())}
-    return {**told, **measured.report(learned, run), **best}
+    metrics = {"train_loss": outcome.last["loss"], "train_count": len(training), "known": float(known.mean())}
+    return {**metrics, **measured.report(learned, run), **best}
 
 
 def read_photos(cfg: Config) -> dict[str, label_files.PhotoLabels]:
     """The photos that `cfg.data` names, by part. Raises `ConfigError` or `DataError` for what is missing."""
     if not multi_label.has_photos(cfg.data, "train"):
-        raise ConfigError("there are no labelled photos to learn from: set data.train (a list, or labels of a set)")
+        raise ConfigError("data.train must have labelled photos, got none: set a list, or labels of a set")
     parts = [part for part in ("train", "val", "test") if multi_label.has_photos(cfg.data, part)]
     if cfg.selection == "val" and "val" not in parts:
-        raise ConfigError(
-            "the epoch (selection=val) is chosen on labelled validation photos, and there are none: set data.val, or "
-            "selection=last"
-        )
+        raise ConfigError("selection=val needs labelled validation photos, got none: set data.val, or selection=last")
     photos = {part: labelled_photos.read_labelled_photos(cfg.data, part) for part in parts}
     names = photos["train"].classnames
     for part, labels in photos.items():
@@ -198,7 +197,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The same by part: all scores are of the places."""
+    """Scores by part: all are of the places."""
     score = scorer(learned, cfg)
 
     def parts(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -223,5 +222,5 @@ def for_classes(
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
     if cfg.per_class:
-        raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")
+        raise ConfigError("classes must be the run's own with per_class=true, got others: train with per_class=false")
     return pair_training.with_names(learned, source, classnames, cfg.position)

@@ -9,7 +9,7 @@ Up to three runs: all weights in steps of `step`, of equally good ones those nea
 one weight at a time, the others keeping their proportions, from the mean until nothing gets better. `shrink` s draws the
 weights found to the mean: (1 - s) w + s / M, which few validation photos call for. `per_class` splits them by class, in
 proportion to w_m times the mean probability that run m gives class k on its own validation photos. A run that has all
-the weight is handed on as it is. The runs and their settings are kept in what is learned: their folders may go.
+the weight is passed on unchanged. The runs and their settings are kept in what is learned: their folders may go.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         learned |= {f"{number}.config": np.frombuffer(settings, np.uint8).copy()}
         learned |= {f"{number}.learned.{k}": v for k, v in one.learned.items()}
     run.save_learned(learned, classnames=data.classnames, width=members[0].width)
-    told = {f"weight_{i}": float(w) for i, w in enumerate(weights)}
-    told |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
-    told |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
+    metrics = {f"weight_{i}": float(w) for i, w in enumerate(weights)}
+    metrics |= {f"temperature_{i}": float(t) for i, t in enumerate(temperatures)}
+    metrics |= {f"{part}_top1_of_{i}": data.top1(part, one.scorer()) for part in ("val", "test")
              if len(getattr(data, part)) for i, one in enumerate(members)}  # fmt: skip
-    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:

@@ -72,7 +72,7 @@ class Config:
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(name="sgd", nesterov=True, lr=5e-5, weight_decay=5e-4, epochs=60, batch=256)
     )  # batches are as large as there are photos at most
-    lr_batch: int = 256  # rates are for batches of so many, and in proportion of others; 0: for any
+    lr_batch: int = 256  # rates are for batches of this size, and in proportion of others; 0: for any
     selection: Literal["val", "last"] = "val"  # the epoch that is kept
     wise: float = 0.0  # share of the weights before in what is saved; the authors' WiSE step has 0.5
     half: bool = False  # keep the weights in fp16
@@ -104,16 +104,16 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     spurious = prototypes(cfg.spurious, means, zero_shot.scale, cfg.seed)
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
-    told = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
+    metrics = {**before.report(zero_shot, prefix="zero_shot_"), "prototypes": len(spurious)}
     start = start_of(zero_shot)
     head = train_head(cfg, run, source, photos, before, start) if cfg.head_first else start
-    told |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
+    metrics |= before.report(scorer(head, cfg), prefix="head_") if cfg.head_first else {}
     tuned, of_training = train(cfg, run, source, photos, head, spurious)
 
     clip.put_arrays(source.model, of_tower(tuned))
     final = tuned
     if cfg.wise:
-        told |= measured(cfg, source, photos, tuned, "tuned_")
+        metrics |= measured(cfg, source, photos, tuned, "tuned_")
         final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned)
         clip.put_arrays(source.model, of_tower(final))
     after = measured(cfg, source, photos, final)
@@ -123,7 +123,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = {k: final[k] for k in start}
     run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
     run.slot("head").clear()
-    return {**told, **after, **of_training}
+    return {**metrics, **after, **of_training}
 
 
 def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -140,7 +140,7 @@ def for_classes(learned: Weights, cfg: Config, classnames: tuple[str, ...], sour
 
 
 def start_of(zero_shot: heads.ZeroShotHead) -> Weights:
-    """As a linear layer: W = s T (C, E), b = 0 (C,)."""
+    """The zero-shot head as a linear layer: W = s T (C, E), b = 0 (C,)."""
     weights = zero_shot.weights
     return {"weight": np.float32(zero_shot.scale) * weights, "bias": np.zeros(len(weights), np.float32)}
 
@@ -159,7 +159,7 @@ def of_tower(weights: Weights) -> Weights:
 
 
 def fitted(cfg: Config, photos: int) -> Config:
-    """With batches of at most all photos, and rates for batches of that size."""
+    """The config with batches of at most all photos, and rates for batches of that size."""
 
     def fit(optim: OptimConfig) -> OptimConfig:
         batch = max(1, min(optim.batch, photos))
@@ -264,9 +264,9 @@ def train(
         step, on_photos.photo_epochs(cfg, numbered, source), state=state, run=run, epochs=cfg.optim.trained_epochs, steps=steps,
         evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
     )  # fmt: skip
-    told = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
-    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
-    return start | (outcome.best_arrays if cfg.selection == "val" else state.arrays()), told
+    metrics = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
+    metrics |= {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
+    return start | (outcome.best_arrays if cfg.selection == "val" else state.arrays()), metrics
 
 
 def batch_loss(cfg: Config, model: clip.CLIP, head: dict, spurious: np.ndarray) -> Callable:

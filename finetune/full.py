@@ -115,7 +115,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
-    """The same for other class names, read by the tuned text tower."""
+    """What was learned, for other class names, read by the tuned text tower."""
     return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 

@@ -102,13 +102,13 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         rows = extraction.TrainingRows(cfg.views, cfg.augment, cfg.seed, each_view=True, every_class=True)
     data = extraction.few_shot_features(cfg.data, source, cfg.templates, rows, normalise=in_steps)
     run.note(**data.facts)
-    learned, told = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
+    learned, metrics = trained(cfg, run, data, source) if in_steps else regressed(cfg, data)
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
     of_length_one = replace(data, val=unit(data.val), test=unit(data.test))
     return {
         **on_features.zero_shot_report(of_length_one),
         **scored_photos.measured(run, data, scorer(learned, cfg)),
-        **told,
+        **metrics,
     }
 
 
@@ -131,8 +131,8 @@ def regressed(cfg: Config, data: precomputed.FeatureSet) -> Learned:
     if not fitted.converged:
         notice(f"L-BFGS had not converged after {fitted.iterations} iterations: raise iterations")
     learned = dict(zip(("weights", "bias"), parted(fitted.x, data.classes), strict=True))
-    told = {"C": c, "converged": int(fitted.converged), "iterations": fitted.iterations, "objective": fitted.value}
-    return learned, told
+    metrics = {"C": c, "converged": int(fitted.converged), "iterations": fitted.iterations, "objective": fitted.value}
+    return learned, metrics
 
 
 def prepared(cfg: Config, features: np.ndarray) -> np.ndarray:
@@ -222,7 +222,7 @@ def trained(cfg: Config, run: runs.Run, data: precomputed.FeatureSet, source: so
         lambda optim, slot: train_head(cfg, run, data, photos, start, optim, slot),
         lambda learnt: scorer(learnt, cfg),
     )  # fmt: skip
-    return kept.arrays, {**chosen, **kept.told}
+    return kept.arrays, {**chosen, **kept.metrics}
 
 
 def initial(cfg: Config, data: precomputed.FeatureSet) -> np.ndarray:

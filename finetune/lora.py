@@ -71,7 +71,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(**before.facts)
     zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
-    arrays, told = train(cfg, run, source, photos, adapters, prompts)
+    arrays, metrics = train(cfg, run, source, photos, adapters, prompts)
 
     clip.put_arrays(model, adapters.merged(arrays))
     clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
@@ -79,7 +79,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
     run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])
     after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
-    return {**zero_shot, **after, **told, "parameters": sum(a.size for a in arrays.values())}
+    return {**zero_shot, **after, **metrics, "parameters": sum(a.size for a in arrays.values())}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -90,7 +90,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
-    """The same for other class names, read by the merged text tower."""
+    """What was learned, for other class names, read by the merged text tower."""
     return {**learned, **heads.text_for(source, classnames, cfg.templates)}
 
 
@@ -130,16 +130,16 @@ def train(
             step, epochs, state=optimisation.TrainState(optim), run=run, epochs=-(-total // of_epoch), steps=total,
             evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None,
         )  # fmt: skip
-        told = {"test_top1_last_epoch": top1("test")} if len(photos.test) else {}
+        metrics = {"test_top1_last_epoch": top1("test")} if len(photos.test) else {}
         last = {k: v.numpy() for k, v in adapters.params.items()}
     finally:
         adapters.detach()
-    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
-    return (outcome.best_arrays if cfg.selection == "val" else last), told
+    metrics |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    return (outcome.best_arrays if cfg.selection == "val" else last), metrics
 
 
 def batch_loss(cfg: Config, model: clip.CLIP, prompts: list[list[str]], adapters: low_rank.Adapters) -> Callable:
-    """(pixels, labels, number) → cross-entropy over all classes, text features computed anew; a template by number."""
+    """(pixels, labels, number) → cross-entropy over all classes, text features recomputed; a template by number."""
     scale = float(model.logit_scale.exp().item())
     tokens = [
         model.tokenize([of_class[i % len(of_class)] for of_class in prompts]) for i in range(max(map(len, prompts)))

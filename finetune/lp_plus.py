@@ -64,11 +64,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     if not len(data.train):
         raise DataError("there is nothing to learn from: the training split is empty")
     rates = step_sizes(data)
-    arrays, told = train(cfg, run, data, start(cfg, data), rates)
+    arrays, metrics = train(cfg, run, data, start(cfg, data), rates)
     learned = {**arrays, "text": data.text}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
-    told |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
-    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **told}
+    metrics |= {"lr_w": rates[0], "lr_alpha": rates[1], "mean_alpha": float(arrays["alpha"].mean())}
+    return {**on_features.zero_shot_report(data), **scored_photos.measured(run, data, scorer(learned, cfg)), **metrics}
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -93,7 +93,7 @@ def start(cfg: Config, data: precomputed.FeatureSet) -> dict[str, np.ndarray]:
 
 
 def step_sizes(data: precomputed.FeatureSet) -> tuple[float, float]:
-    """Of w and b: 4 N / λ_max(F' F); of α: N / (4 max_k Σ_i (f_i · t_k)²)."""
+    """Step sizes of w and b: 4 N / λ_max(F' F); of α: N / (4 max_k Σ_i (f_i · t_k)²)."""
     features, count = data.train.astype(np.float64), len(data.train)
     gram = features @ features.T if count < features.shape[1] else features.T @ features  # equal but for zeros
     largest = (similarities(data) ** 2).sum(axis=0).max()
@@ -142,4 +142,4 @@ def train(
         evaluate=seen and (lambda: {"top1": seen.top1(scores)}), among_equals="last",
     )  # fmt: skip
     trained = on_features.last_and_best(outcome, state, scores, data, cfg.selection)
-    return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.told
+    return {k: trained.arrays[k] for k in ("weight", "bias", "alpha")}, trained.metrics

@@ -71,7 +71,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     return {
         **on_features.zero_shot_report(data),
         **scored_photos.measured(run, data, scorer(learned, cfg)),
-        **trained.told,
+        **trained.metrics,
     }
 
 

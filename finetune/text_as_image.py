@@ -1,4 +1,4 @@
-"""Texts as images: prompts for several classes at once are learned from sentences alone, and read on photos.
+"""Texts as images: prompts for several classes at once are learned from sentences alone, and applied to photos.
 
 Guo et al., CVPR 2023, arXiv 2211.12739 (TaI-DPT).   Trains: M x D parameters for each of two sets of prompts, or three.
 Needs: class names, and captions if you have some; without any they are made of the names. No labelled photo.
@@ -69,12 +69,12 @@ class Config:
     search: bool = False  # choose merge on labelled validation photos
     loss: Literal["ranking", "asymmetric"] = "ranking"
     margin: float = 1.0  # of the ranking loss
-    cooccurrence: bool = False  # its pairs weigh more the more seldom both classes are in one caption
-    teacher_global: float = 0.0  # weight of staying near to the average's scores
+    cooccurrence: bool = False  # weighs its pairs by how rarely both classes share a caption
+    teacher_global: float = 0.0  # weight of the pull towards the average's scores
     teacher_local: float = 0.0
     keep: Literal["student", "average"] = "average"  # what is measured and kept, where there is an average
-    modulation: float = 0.0  # share of local scores that is handed on to classes often in one caption with them
-    bank: int = 0  # a photo's global feature is pulled to so many of its nearest captions; 0: it is not
+    modulation: float = 0.0  # share of local scores passed on to classes that often share a caption
+    bank: int = 0  # nearest captions that a photo's global feature is pulled towards; 0: none
     bank_mix: float = 0.5
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
@@ -99,7 +99,9 @@ class Config:
         _require(all(getattr(self, name) > 0 for name in names), self, names, "above 0")
         _require(all(0 <= x <= 1 for x in (self.merge, self.bank_mix)), self, ("merge", "bank_mix"), "in [0, 1]")
         if (self.teacher_global or self.teacher_local) and not self.optim.average:
-            raise ConfigError("a teacher must have a memory, got optim.average=0: set optim.average, such as 0.995")
+            raise ConfigError(
+                "a teacher must have a moving average, got optim.average=0: set optim.average, such as 0.995"
+            )
         if self.cooccurrence and self.loss != "ranking":
             raise ConfigError(
                 f"cooccurrence weighs pairs of the ranking loss, got loss={self.loss}: leave one of them out"
@@ -147,8 +149,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         {**learned, "merge": np.array([merge])}, classnames=captions.classnames, width=source.config.embed_dim
     )
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
-    told = {"train_loss": outcome.last["loss"], "captions": len(captions)}
-    return {**told, **photos.zero_shot(captions.classnames), **metrics, **best}
+    figures = {"train_loss": outcome.last["loss"], "captions": len(captions)}
+    return {**figures, **photos.zero_shot(captions.classnames), **metrics, **best}
 
 
 def prompts_of(cfg: Config, source: sources.ModelSource, classnames: Sequence[str]) -> prompt_sets.PromptSets:
@@ -168,7 +170,7 @@ def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray]
 
 
 def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The same with the global and the local scores beside the merged ones."""
+    """Scores by part: merged, global and local."""
     both, share = photo_maps.MapScorer(learned, cfg), float(learned["merge"][0])
 
     def score(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -193,7 +195,7 @@ def for_classes(
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
     if cfg.per_class:
-        raise ConfigError("per_class=true learned vectors of its own classes alone: no other names fit them")
+        raise ConfigError("classes must be the run's own with per_class=true, got others: train with per_class=false")
     if cfg.modulation:
-        raise ConfigError("modulation is of classes in the captions, got other names: train on captions of these")
+        raise ConfigError("modulation must be of classes in the captions, got other names: train on captions of these")
     return caption_training.with_names(learned, source, classnames, cfg.position)

@@ -127,7 +127,7 @@ def train_keys(
     steps = -(-len(data.train) // size)
     learner = on_features.Learner({"keys": keys}, scores)
     trained = on_features.train(run, cfg.optim, learner, batches, steps, data, cfg.selection)
-    return trained.arrays["keys"], trained.told
+    return trained.arrays["keys"], trained.metrics
 
 
 def search(cfg: Config, data: precomputed.FeatureSet, keys: np.ndarray, values: np.ndarray) -> tuple[float, float]:

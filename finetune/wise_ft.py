@@ -94,7 +94,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         **scored_photos.measured(run, data, scorer(learned, cfg)),
         "alpha": alpha,
         **curve,
-        **trained.told,
+        **trained.metrics,
     }
 
 
@@ -107,7 +107,7 @@ def scorer(learned: Weights, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 def for_classes(learned: Weights, cfg: Config, classnames: Sequence[str], source: sources.ModelSource) -> Weights:
     """Mixed towers with the prompts of other class names. Raises `ConfigError` for a tuned head, which is of its own."""
     if not cfg.tuned:
-        raise ConfigError("wise_ft without `tuned` learned a linear head of its own classes: it knows no others")
+        raise ConfigError("classes must be the run's own for wise_ft without `tuned`, a linear head, got others")
     new = heads.text_for(source, classnames, cfg.templates)
     return {
         **learned,

@@ -125,7 +125,7 @@ def of_models(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
 
 
 def run_multi_label(cfg: Config, run: runs.Run) -> dict[str, float]:
-    """The same for photos of several classes each: their mAP, and per_class.csv."""
+    """The run on photos of several classes each: their mAP, and per_class.csv."""
     found = labelled_photos.read_labelled_photos(cfg.data)
     rows, scores = whole_scores(cfg, run, found) if cfg.method == "whole" else place_scores(cfg, run, found)
     if cfg.normalise == "image+class":
@@ -153,7 +153,7 @@ def whole_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> 
 
 
 def place_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
-    """The same by `cfg.method`, which reads a photo's places."""
+    """Scores by `cfg.method`, which reads a photo's places."""
     source, paths = members(cfg)[0].source(), found.paths
     names = class_names.read_background(cfg.background)
     tagger = tagging.Tagger(source, found.classnames, cfg.templates, names, cfg.method)
@@ -176,7 +176,7 @@ def scorer(learned: Learned, cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
 def for_classes(
     learned: Learned, cfg: Config, classnames: Sequence[str], source: sources.ModelSource | sources.SideBySide
 ) -> Learned:
-    """The same for other class names, with the weights that it has."""
+    """What was learned, for other class names, with the weights that it has."""
     if cfg.models:
         return {**mixture_for(cfg, source, classnames).arrays(), "weights": learned["weights"]}
     return {**learned, **heads.text_for(source, classnames, cfg.templates)}
@@ -201,13 +201,13 @@ def members(cfg: Config) -> tuple[Member, ...]:
 
 
 def known(cfg: Config, run: runs.Run) -> dict[str, float]:
-    """With `unknown`: the share of test photos that are given a class, and the accuracy among these."""
+    """The figures of `unknown`: the share of test photos that are given a class, and the accuracy among these."""
     if not cfg.unknown or run.handed_over is None:
         return {}
     scores, labels = run.handed_over.scores, run.handed_over.targets
     sure = metrics.softmax(scores).max(axis=1) >= cfg.unknown
-    told = {"test_known": float(sure.mean())}
-    return told | ({"test_known_top1": metrics.top_k(scores[sure], labels[sure])} if sure.any() else {})
+    figures = {"test_known": float(sure.mean())}
+    return figures | ({"test_known_top1": metrics.top_k(scores[sure], labels[sure])} if sure.any() else {})
 
 
 def write_benchmark(cfg: Config, run: runs.Run, metrics: dict[str, float], classes: int) -> None:

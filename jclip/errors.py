@@ -72,16 +72,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-CARD_IS_FULL = "Unable to alloc cuda device memory"  # Jittor's message
+JITTOR_OUT_OF_MEMORY = "Unable to alloc cuda device memory"  # Jittor's message
 
 
 @contextlib.contextmanager
-def told_when_full(advice: str) -> Iterator[None]:
+def advice_when_full(advice: str) -> Iterator[None]:
     """Turn Jittor's report of CUDA out of memory into one line that ends in `advice`."""
     try:
         yield
     except RuntimeError as e:
-        if CARD_IS_FULL not in str(e):
+        if JITTOR_OUT_OF_MEMORY not in str(e):
             raise
         raise SetupError(f"CUDA out of memory: {advice}") from e
 
@@ -89,7 +89,7 @@ def told_when_full(advice: str) -> Iterator[None]:
 class Report(Protocol):
     """What a command prints once, when its work is done."""
 
-    def tell(self) -> None:
+    def emit(self) -> None:
         """Print it on stderr, and reset."""
 
     def clear(self) -> None:
@@ -114,7 +114,7 @@ def guarded(command: Callable[[], int | None], name: str) -> int:
         return _guarded(command, name)
     finally:
         while _AT_END:
-            _AT_END.pop().tell()
+            _AT_END.pop().emit()
 
 
 def _guarded(command: Callable[[], int | None], name: str) -> int:

@@ -23,7 +23,7 @@ def postponed(name: str) -> Iterator[None]:
     serve here: up to Python 3.11 a second `import` of a lazy module loads it.
     """
     spec = None if name in sys.modules else importlib.util.find_spec(name)
-    if spec is None:  # loaded before, or missing: the import in the block tells
+    if spec is None:  # loaded before, or missing: the import in the block reports it
         yield
         return
     module = importlib.util.module_from_spec(spec)

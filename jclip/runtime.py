@@ -161,7 +161,7 @@ def _end_compile_pool() -> None:
     if jittor_utils.pool_size:
         jittor_utils.pool_cleanup()
         atexit.unregister(jittor_utils.pool_cleanup)
-        jittor_utils.pool_size = 0  # what is compiled later starts them anew
+        jittor_utils.pool_size = 0  # what is compiled later restarts them
 
 
 def _adopt(module: ModuleType) -> ModuleType:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finetune  # noqa: F401 (offers the recipes, as every entry point does: a test file runs alone, too)
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 FIGURE = re.compile(r"^(\S.*?) {2,}(\d\.\d+e-\d+)$", re.MULTILINE)
@@ -54,7 +56,7 @@ def small_models(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def photo_folder(tmp_path_factory) -> Path:
-    """A folder per class, train and test, of seeded pictures that a random model can tell apart by their colour."""
+    """A folder per class, train and test, of seeded pictures that a random model distinguishes by their colour."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("图片 of things")

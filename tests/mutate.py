@@ -41,7 +41,7 @@ SECONDS = 600  # then a mutant loops for ever, or the machine is busy: it counts
 TIMED_OUT, SURVIVED = "TIMED OUT", "SURVIVED"
 MOST_TESTS = 300  # by name; of more their files are run
 SUITE = ("tests", "--ignore=tests/contract/test_readme.py")  # whose commands set the project up first
-COMPILED = ("jclip/kernels",)  # in another folder its operators would be compiled anew
+COMPILED = ("jclip/kernels",)  # in another folder its operators would be recompiled
 NOTING = """import os
 seen = set()
 def note(number):
@@ -88,7 +88,7 @@ def mutations(module: Path) -> list[Mutation]:
 
 
 def _expressions(tree: ast.AST) -> Iterator[ast.expr]:
-    """What computes: no annotations, texts of f-strings, docstrings, what stands behind `raise`, or `strict=` of a zip."""
+    """What computes: no annotations, texts of f-strings, docstrings, what stands after `raise`, or `strict=` of a zip."""
     if isinstance(tree, (ast.JoinedStr, ast.Raise)) or (isinstance(tree, ast.keyword) and tree.arg == "strict"):
         return
     for name, value in ast.iter_fields(tree):

@@ -15,7 +15,7 @@ PREFIXES = ("jclip ", "python -m finetune ")
 
 
 def blocks(path: Path) -> list[tuple[str, str, str]]:
-    """Language, marks behind it, text of each code block.
+    """Language, marks after it, text of each code block.
 
     Marks: `no-test`; `shortened` (long trainings); `weights` (the test gives random ones); `about` (figures of a training).
     """
@@ -24,14 +24,17 @@ def blocks(path: Path) -> list[tuple[str, str, str]]:
 
 def headings(path: Path) -> list[tuple[int, str]]:
     """Level and text of each heading."""
-    text = FENCED.sub("", path.read_text(encoding="utf-8"))
-    return [(len(level), title) for level, title in HEADING.findall(text)]
+    return [(len(level), title) for level, title in HEADING.findall(outside_blocks(path))]
+
+
+def outside_blocks(path: Path) -> str:
+    """The page without its code blocks."""
+    return FENCED.sub("", path.read_text(encoding="utf-8"))
 
 
 def table_rows(path: Path) -> list[str]:
     """The lines of all tables outside of code blocks."""
-    text = FENCED.sub("", path.read_text(encoding="utf-8"))
-    return [line for line in text.splitlines() if line.startswith("|")]
+    return [line for line in outside_blocks(path).splitlines() if line.startswith("|")]
 
 
 def anchors(path: Path) -> set[str]:

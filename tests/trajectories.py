@@ -86,8 +86,8 @@ def steps_from_equal_weights(
         close(loss.numpy().ravel(), [wanted.item()], "trajectory_loss", f"{label}: losses at equal weights")
         for k, g in given.items():
             pair = (without_key_bias(k, a.numpy()) for a in (g, p[k].grad))
-            told = f"{label}: gradients at equal weights, relative"
-            close(*pair, "gradient_relative", told, relative=True, drift=drift[k])
+            row = f"{label}: gradients at equal weights, relative"
+            close(*pair, "gradient_relative", row, relative=True, drift=drift[k])
             p[k].grad.copy_(g)
         ours.apply(given_to_jittor(ours, given))
         reference.step()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
 from jclip.errors import ConfigError, quoted
+from jclip.weights.families import FAMILIES
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,9 +58,19 @@ def nonempty(text: str) -> str:
     return text
 
 
+def scales(text: str) -> tuple[int, ...]:
+    """The type of an argument that names scales of windows, such as 2,3."""
+    try:
+        return tuple(map(whole(2, 32), text.split(",")))
+    except argparse.ArgumentTypeError as e:
+        raise argparse.ArgumentTypeError(f"{e}: give scales such as 2 or 2,3") from None
+
+
 MOST_CLASSES = 1_000_000  # of --top
+BY_NAME = "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)"  # what most commands add to --model
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in every command, what argparse is given
     "--model": ("a model's name such as ViT-B/32, or a weight file", {"type": nonempty, "metavar": "NAME|FILE"}),
+    "--family": ("family of weights that do not state their activation", {"choices": FAMILIES}),
     "--run": ("the run's folder", {"type": nonempty, "metavar": "FOLDER"}),
     "--runs": (
         "the folder that run folders are made in (default: runs)",

@@ -4,8 +4,8 @@
 2. On it the `members` are trained that `fuse` and `gate` name.
 3. Their scores are added up with weights from validation photos, and the test photos are labelled.
 
-Each step is a run in a folder named after its settings, weights and photos: what has finished is not done again, what
-was broken off goes on, and something else never gets into its place.
+Each step is a run in a folder named after its settings, weights and photos: finished steps
+are skipped, interrupted ones resume, and other settings get another folder.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ class Pipeline:
         """The member's run on weights `model`, made now unless that was done before."""
         made_of = [sha256, self.photos.train.digest(), self.photos.val.digest()]
         name = f"{member}-{self.sources[backbone].checkpoint.path.stem}"
-        told = f"{member}, {backbone}"
-        return Classifier.load(self._runs.finished(name, *self.settings(member, model), made_of, told))
+        label = f"{member}, {backbone}"
+        return Classifier.load(self._runs.finished(name, *self.settings(member, model), made_of, label))
 
     def tune(self) -> str:
         """Tunes each backbone, shows how they do, and returns the one that is best on validation photos."""

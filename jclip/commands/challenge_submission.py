@@ -43,7 +43,7 @@ def submit(work: Pipeline, members: Members) -> None:
     if (test.labels >= 0).all():
         figures |= {f"test_top{k}": top_k(test_scores, test.labels, k) for k in (1, 5)}
     files = write(cfg, Predictions(test.paths, photos.classnames, test_scores))
-    say(told(cfg, fused, members, sizes, figures))
+    say(summary(cfg, fused, members, sizes, figures))
     if sent:
         say(
             f"{int((~work.taught).sum())} classes without training photos: {cfg.gate} takes {sent['val']} of "
@@ -76,7 +76,7 @@ def write(cfg: Config, predictions: Predictions) -> list[Path]:
     return [path, zip_challenge(path)]
 
 
-def told(cfg: Config, fused: Fused, members: Members, sizes: Mapping[str, int], figures: Mapping[str, float]) -> str:
+def summary(cfg: Config, fused: Fused, members: Members, sizes: Mapping[str, int], figures: Mapping[str, float]) -> str:
     """Tables of weights and sizes, and the figures."""
     weights = {name: f"{fused.weights[name]:.2f}" if name in fused.weights else "" for name in members}
     rows = [[name, f"{one.metrics['val_top1']:.4f}", weights[name]] for name, one in members.items()]

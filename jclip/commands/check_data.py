@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
     if args.write and cfg is not None:
         raise ConfigError(f"--write must be given a folder or list of photos, got a config: {args.data}")
     report, photos = check(args.data, data, cfg, measures_all, opened=not args.no_photos)
-    say("\n".join(map(printable_lines, told(report))))
+    say("\n".join(map(printable_lines, report_lines(report))))
     if args.json:
         write_json(args.json, report)
         say(f"written: {args.json}")
@@ -275,7 +275,7 @@ def describe_copies(report: Report, photos: splits.PhotoData) -> None:
         report.warnings.append(f"{count} {kind} (first: {rows[0][1]})")
 
 
-def told(report: Report) -> Iterable[str]:
+def report_lines(report: Report) -> Iterable[str]:
     """The report as lines: the table of classes, then what is worth knowing, refusals last."""
     if report.classes:
         yield class_table(report.classes)
@@ -312,7 +312,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same for a terminal, line by line."""
+    """The lines of a text, each made safe for a terminal."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -361,7 +361,7 @@ def config_for(data: DataConfig, photos: splits.PhotoData, broken: bool) -> dict
 
 
 def shots_for(photos: splits.PhotoData) -> tuple[int, int]:
-    """As many photos per class, of 1, 2, 4, 8 and 16, as the class with the fewest has; and to choose by, up to 4."""
+    """The shots, of 1, 2, 4, 8 and 16, that the class with the fewest photos allows; and validation shots, up to 4."""
     import numpy as np
 
     counts = np.bincount(photos.train.labels, minlength=len(photos.classnames))

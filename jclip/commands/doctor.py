@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         say(f"{'Jittor':<16} does not start: {e}")
         return 1
     say(f"{'kernels':<16} {KERNELS[kernels.chosen()]}")
-    right = [_tell(name, trial, with_what) for name, trial in TRIALS.items()]
+    right = [_report(name, trial, with_what) for name, trial in TRIALS.items()]
     say("everything ran and was right" if all(right) else "something is wrong: see above")
     return 0 if all(right) else 1
 
@@ -104,7 +104,7 @@ def _cuda() -> Iterator[tuple[str, str]]:
     if not found.gpus:
         return
     if found.off:
-        yield "CUDA", f"off: {found.off}" + (f"; fix: {found.mend}" if found.mend else "")
+        yield "CUDA", f"off: {found.off}" + (f"; fix: {found.fix}" if found.fix else "")
     elif found.toolkit:
         kit, repaired = found.toolkit, " (repaired in the cache)" if found.toolkit.needs_repair else ""
         yield "CUDA", f"{kit.version[0]}.{kit.version[1]} at {kit.nvcc.parent.parent}{repaired}"
@@ -132,7 +132,7 @@ def _device() -> str:
     return "GPU" if jt.flags.use_cuda else "CPU"
 
 
-def _tell(name: str, trial: Callable[[], float], device: str) -> bool:
+def _report(name: str, trial: Callable[[], float], device: str) -> bool:
     try:
         error = trial()
     except Exception as e:  # whatever a kernel raises, the doctor reports it

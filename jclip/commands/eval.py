@@ -54,9 +54,9 @@ def evaluate(argv: list[str]) -> int:
     check_out(done, out, names)
     with adding_to(out, names):
         if args.base_to_new:
-            return tell_base_to_new(done, out)
+            return report_base_to_new(done, out)
         if args.on:
-            return tell_sets(done, args.on, out)
+            return report_sets(done, args.on, out)
         metrics = measure(done, out)
     say(done.eval_table(metrics))
     say(f"written: {out}/{', '.join(name for name in names if (out / name).is_file())}")
@@ -70,7 +70,7 @@ def check_out(done: FinishedRun, out: Path, names: Sequence[str]) -> None:
     refuse_overwriting([out / name for name in names], files_named_in(resolved(done.module, done.config)))
 
 
-def tell_base_to_new(done: FinishedRun, out: Path) -> int:
+def report_base_to_new(done: FinishedRun, out: Path) -> int:
     """Base, new and H, zero-shot beside."""
     metrics = base_to_new(done, out)
     rows = [
@@ -83,14 +83,14 @@ def tell_base_to_new(done: FinishedRun, out: Path) -> int:
     return 0
 
 
-def tell_sets(done: FinishedRun, given: list[list[str]], out: Path) -> int:
+def report_sets(done: FinishedRun, given: list[list[str]], out: Path) -> int:
     """A line per set, and the means."""
-    told = on_sets(done, given, out)
+    metrics = on_sets(done, given, out)
     rows = [
         [name, str(m["classes"]), *(accuracy_of(m, who) if f"{who}top1" in m else "" for who in ("zero_shot_", ""))]
-        for name, m in told.items()
+        for name, m in metrics.items()
     ]
-    mean = means(told)
+    mean = means(metrics)
     rows.append(["mean", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in ("zero_shot_top1", "top1"))])
     say(
         "\n".join(

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip.choices import default_model
-from jclip.commands.arguments import Parser, add_shared, nonempty, number
+from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
 from jclip.data import attribute_tables
 from jclip.errors import ConfigError, quoted, say
 from jclip.features import attribute_filling
 from jclip.features import source as sources
 from jclip.paths import naming, refuse_overwriting, replacing
 from jclip.report import predictions
-from jclip.weights.families import FAMILIES
 
 
 def main(argv: list[str]) -> int:
@@ -63,8 +62,8 @@ def parser() -> Parser:
         "table", type=nonempty, metavar="TABLE", help=".csv or .tsv, a column per attribute; or an A3R `$` .txt"
     )
     add_shared(p, "--out", ": .csv, or .txt, the A3R form, with the .csv beside it (default: TABLE_filled.csv)")
-    add_shared(p, "--model", "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)")
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--model", BY_NAME)
+    add_shared(p, "--family")
     p.add_argument(
         "--preset", default="a3r", metavar="NAME|YAML", help="attributes, their values and template (default: a3r)"
     )

@@ -130,7 +130,7 @@ def generate(config: str, overrides: Sequence[str], out: str | None, dry_run: bo
 
 
 def _labels(names: Iterable[str], lexicon: Lexicon, key: str) -> list[int]:
-    """Raises `UnknownName` for a name that is no class's."""
+    """Raises `UnknownName` for a name that is not a class."""
     labeller = Labeller(lexicon, guarded=False)
     found = []
     for name in names:

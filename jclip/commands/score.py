@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from jclip.choices import FUSION_FORMS, WINDOW_FITS, WINDOW_MODES
-from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
 from jclip.features import window_scores
@@ -31,10 +31,10 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--windows", choices=WINDOW_MODES, default="even",
-        help="none, even, the published seed, or dense: of one large map, faster and not the same (default: even)",
+        help="none, even, the published seed, or dense: of one large map, faster and approximate (default: even)",
     )  # fmt: skip
     p.add_argument(
-        "--scales", type=_scales, metavar="2,3,4", help="windows of 1/2, 1/3, 1/4 of the sides (default: 2,3,4)"
+        "--scales", type=scales, metavar="2,3,4", help="windows of 1/2, 1/3, 1/4 of the sides (default: 2,3,4)"
     )
     p.add_argument("--shapes", choices=("all", "unit"), default="all", help="shapes of windows (default: all)")
     p.add_argument(
@@ -44,7 +44,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "--window-batch",
         type=whole(1, 65_536),
         metavar="N",
-        help="windows of an encoder pass (default: 64, or JCLIP_BATCH)",
+        help="windows per encoder pass (default: 64, or JCLIP_BATCH)",
     )
     p.add_argument(
         "--fuse", choices=FUSION_FORMS, default="sim_var", help="how windows become one score (default: sim_var)"
@@ -75,16 +75,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     return p
 
 
-def _scales(text: str) -> tuple[int, ...]:
-    return tuple(map(whole(2, 32), text.split(",")))
-
-
 def score(argv: list[str]) -> int:
-    """Scores photos by finished runs, each whole and in windows, and writes a score file for each run. What was broken off
-    goes on, to the same bytes."""
+    """Scores photos by finished runs, each whole and in windows, and writes a score file for each run. An interrupted
+    call resumes, to the same bytes."""
     args = parser(score.__doc__).parse_args(argv)
     if not args.runs:
-        raise ConfigError("photos are scored by finished runs: name at least one with --run FOLDER")
+        raise ConfigError("--run must name at least one finished run, got none: --run FOLDER")
     plan = window_scores.WindowPlan(
         args.windows, args.scales or SCALES, args.shapes, args.window_resize, args.window_batch or 0
     )
@@ -104,7 +100,7 @@ def score(argv: list[str]) -> int:
 
 
 def photos_of(places: list[str], root: str | None) -> list[str]:
-    """Photos named, below folders, and in lists. Raises `DataError` for what is missing or stands twice."""
+    """Photos named, below folders, and in lists. Raises `DataError` for what is missing or repeated."""
     found: list[str] = []
     for place in places:
         if Path(place).suffix.lower() in LISTS and is_file(place):

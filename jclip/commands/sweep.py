@@ -1,4 +1,4 @@
-"""`jclip sweep`: configs at several values of their settings, in one command that goes on where it was broken off."""
+"""`jclip sweep`: configs at several values of their settings, in one command that resumes where it was interrupted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def sweep(argv: list[str]) -> int:
                 failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
             write_csv(out / "sweep.csv", rows, (*WHAT, *task.metrics, *HOW, *extra))  # a break leaves what was measured
     if rows:
-        say("\n".join([told_base_to_new(rows) if extra else told(rows), *losses(rows)]))
+        say("\n".join([base_to_new_table(rows) if extra else shots_table(rows), *losses(rows)]))
         plot(out / "sweep.png", rows)
     say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
     return 0 if rows else 2
@@ -140,7 +140,7 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
 
 
 def base_first(arguments: Sequence[str], runs: str) -> list[Point]:
-    """The same on base classes. Raises `ConfigError` for recipes that can only classify into classes they learned."""
+    """The points on base classes. Raises `ConfigError` for recipes that can only classify into classes they learned."""
     points = planned(["data.subset=base", *arguments], runs)
     for point in points:
         if not hasattr(point.module, "for_classes"):
@@ -172,7 +172,7 @@ def name_apart(points: list[Point]) -> list[Point]:
 
 
 def finished(point: Point) -> dict[str, Any]:
-    """The run's result: read where it has finished, else made, going on where it was broken off."""
+    """The run's result: read where it has finished, else made, resuming an interrupted one."""
     return _runs.finished(point.folder, point.module, point.cfg, quiet=True)
 
 
@@ -181,11 +181,11 @@ def row_of(point: Point, result: dict[str, Any], columns: Sequence[str] = METRIC
     metrics = result["metrics"]
     known = {k: metrics.get(k, "") for k in columns}
     recipe = point.module.__name__.rsplit(".", 1)[-1]
-    told = {"config": predictions.marked(point.config, metrics), "recipe": recipe}
-    told |= {"shots": point.shots, "seed": point.cfg.data.seed}
+    row = {"config": predictions.marked(point.config, metrics), "recipe": recipe}
+    row |= {"shots": point.shots, "seed": point.cfg.data.seed}
     selection = "test" if metrics.get(SELECTED_ON_TEST) else "val"
     seconds = result["provenance"]["seconds"]
-    return {**told, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
+    return {**row, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = (*WHAT, *METRICS, *HOW)) -> None:
@@ -223,7 +223,7 @@ def titled(column: str) -> str:
     return column.replace("_", " ").replace("top1", "top-1")
 
 
-def told(rows: Sequence[dict[str, Any]]) -> str:
+def shots_table(rows: Sequence[dict[str, Any]]) -> str:
     """A table: a line per config, a column per number of shots, mean ± standard deviation in percent."""
     column = measured(rows)
     lines, seeds = statistics(rows, column), len({row["seed"] for row in rows})
@@ -236,7 +236,7 @@ def told(rows: Sequence[dict[str, Any]]) -> str:
     return predictions.table(head, shown)
 
 
-def told_base_to_new(rows: Sequence[dict[str, Any]]) -> str:
+def base_to_new_table(rows: Sequence[dict[str, Any]]) -> str:
     """A table: a line per config and number of shots, the means over seeds of base, new and each seed's harmonic mean."""
     found = [statistics(rows, column) for column in HALVES]
     before = [{**row, "config": "zero-shot"} for row in rows if row["zero_shot_harmonic_mean"] != ""]

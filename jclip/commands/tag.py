@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
-from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, notice, say
 from jclip.features import source as sources
@@ -20,7 +20,6 @@ from jclip.report import calibration_file, contact_sheet, predictions, sorted_fo
 from jclip.report import tags as tagss
 from jclip.train import configs
 from jclip.train import run as runs
-from jclip.weights.families import FAMILIES
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
@@ -37,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--classes", metavar="SET|FILE|a,b,c", help="one name or more, a file of them, or a benchmark's (coco, voc2007)"
     )
     what = p.add_mutually_exclusive_group()
-    add_shared(what, "--model", "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)")
+    add_shared(what, "--model", BY_NAME)
     add_shared(what, "--run", " of a recipe of several labels per photo, with its own classes")
     p.add_argument(
         "--threshold", type=number(-1e6, 1e6), metavar="X",
@@ -82,7 +81,7 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     p.add_argument(
         "--background", default="coco", metavar="SET|FILE|a,b,c",
-        help=f"names of what photos show besides, which are no tags: {', '.join(BACKGROUNDS)}, a file, or names "
+        help=f"names of what else photos show, never given as tags: {', '.join(BACKGROUNDS)}, a file, or names "
         "(default: coco)",
     )  # fmt: skip
     p.add_argument(
@@ -102,19 +101,11 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
         "--per-class-norm", action="store_true",
         help="normalise scores within each photo, then each name's over all photos of this call",
     )  # fmt: skip
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"),
         help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
     )  # fmt: skip
-
-
-def scales(text: str) -> tuple[int, ...]:
-    """The type of --windows. Raises `argparse.ArgumentTypeError`."""
-    try:
-        return tuple(map(whole(2, 32), text.split(",")))
-    except argparse.ArgumentTypeError as e:
-        raise argparse.ArgumentTypeError(f"{e}: give scales such as 2 or 2,3") from None
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, say
 from jclip.paths import naming
 from jclip.report.predictor import write_handed_over
-from jclip.report.run_table import told_memory
+from jclip.report.run_table import memory_lines
 from jclip.report.tasks import task_of
 from jclip.train import run as runs
 from jclip.train.configs import (
@@ -64,7 +64,7 @@ def train(argv: list[str]) -> int:
     if args.link:
         point(Path(args.link), folder)
     table = task_of(module).load_predictor().run_table(result["metrics"])
-    say("\n".join([table, *told_memory(result["provenance"].get("peak_mib", {}))]))
+    say("\n".join([table, *memory_lines(result["provenance"].get("peak_mib", {}))]))
     say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
     return 0
 

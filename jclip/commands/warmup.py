@@ -20,7 +20,6 @@ from jclip.paths import is_file
 from jclip.postponed import jt
 from jclip.report import predictions
 from jclip.train import optim as optimisation
-from jclip.weights.families import FAMILIES
 from jclip.weights.variants import config_of
 
 STAGES = ("image", "text", "training")
@@ -30,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip warmup", description=__doc__.split("\n\n")[0])
     add_shared(p, "--model", " (default: JCLIP_MODEL, else ViT-B/32); a name needs no weights", default=default_model())
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="data type of the encoders (default: fp32)"
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS, default_model
-from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, whole
 from jclip.config import build
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
@@ -18,7 +18,6 @@ from jclip.features.member import Member
 from jclip.paths import exists, refuse_overwriting
 from jclip.report import contact_sheet, predictions
 from jclip.train import configs
-from jclip.weights.families import FAMILIES
 
 OPTIONS = {  # of one model → the member's setting
     "model": "weights", "templates": "prompts", "mode": "mode", "scale": "scale", "drop_below": "drop_below",
@@ -74,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="photos, folders of photos, settings that override --config",
     )
     what = p.add_mutually_exclusive_group()
-    add_shared(what, "--model", "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)")
+    add_shared(what, "--model", BY_NAME)
     what.add_argument(
         "--config",
         type=nonempty,
@@ -146,7 +145,7 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--plural", action="store_true", default=None, help='use the plural of the class in "many {}"')
     p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that exceed the context length")
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),

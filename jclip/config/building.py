@@ -79,7 +79,7 @@ def _default_of(field: dataclasses.Field) -> Any:
 
 
 def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
-    """`value` as `hint`, or a `ConfigError`. Whole numbers pass as float; nothing else is converted silently."""
+    """`value` as `hint`, or a `ConfigError`. Integers pass as float; nothing else is converted silently."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

@@ -76,7 +76,7 @@ class CaptionConfig:
 
     train, val: a .csv or .tsv with a header line, .jsonl, COCO's, Karpathy's or a list's .json, Flickr's or A3R's .txt,
     Chinese-CLIP's `*_texts.jsonl`, a .tar or a folder of such shards; or `shapes`, the embedded world, of which `scenes`
-    are drawn anew for each epoch.
+    are redrawn for each epoch.
     """
 
     train: str = ""
@@ -85,7 +85,7 @@ class CaptionConfig:
     image_key: str = "filepath"
     caption_key: str = "title"
     val_split: Literal["val", "test", "train"] = "val"  # of Karpathy's files, in which train is train and restval
-    captions_per_image: int = 0  # the first so many of each image; 0: all
+    captions_per_image: int = 0  # only this many of each image, the first ones; 0: all
     queries: Literal["rows", "texts"] = "rows"  # of retrieval: every caption, or equal captions once
     scenes: int = 20_000
     val_scenes: int = 500

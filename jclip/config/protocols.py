@@ -18,6 +18,20 @@ class Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+class OfRun(Dataclass, Protocol):
+    """The config of a finished run, whichever recipe made it."""
+
+    @property
+    def data(self) -> DataConfig | CaptionConfig: ...
+
+
+class WithPosition(Dataclass, Protocol):
+    """Where in a prompt the class name stands: "end", "middle" or "front"."""
+
+    @property
+    def position(self) -> str: ...
+
+
 class WithPhotos(Protocol):
     """Photos, or features of photos."""
 

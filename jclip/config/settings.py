@@ -111,7 +111,7 @@ def _apply_override(values: dict, override: str) -> None:
     dotted, equals, text = override.partition("=")
     *above, last = names = dotted.split(".")
     if not equals or not all(names) or len(names) > MOST_NAMES or not dotted.isprintable():
-        raise ConfigError(f"{quoted(override)} is no setting: write key=value, such as data.shots=4")
+        raise ConfigError(f"{quoted(override)} is not a setting: write key=value, such as data.shots=4")
     given: dict[str, Any] = {}
     node, inside = values, given
     for key in above:
@@ -127,7 +127,7 @@ def _apply_override(values: dict, override: str) -> None:
 
 
 def _value_of(text: str, dotted: str) -> Any:
-    """What stands behind `=`, as YAML; a path whose bytes are no UTF-8 is text as it stands."""
+    """What stands after `=`, as YAML; a path whose bytes are no UTF-8 is text as it stands."""
     if not text or any("\udc80" <= c <= "\udcff" for c in text):
         return text
     try:

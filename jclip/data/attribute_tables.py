@@ -208,7 +208,7 @@ def parse_words(said: str, attributes: Attributes) -> dict[str, str]:
 
 
 def table_bytes(table: AttributeTable) -> bytes:
-    """As CSV: the file's columns, filled attributes in theirs, then of each its probability and margin, and `completed`."""
+    """The table as CSV: the file's columns with filled attributes, then the probability and margin of each, and `completed`."""
     names = [*table.columns, *(name for name in table.attributes.attributes if name not in table.columns)]
     head = [*names, *(f"{n}_{what}" for n in table.attributes.fill for what in ("probability", "margin")), "completed"]
     out = io.StringIO(newline="")
@@ -227,7 +227,7 @@ def _cells(table: AttributeTable, row: AttributeRow, names: Sequence[str]) -> li
 
 
 def dollar_bytes(table: AttributeTable) -> bytes:
-    """As a `$` file with one more field: `image$attributes$caption$completed`. Raises `DataError` for a table of columns."""
+    """The table as a `$` file, `image$attributes$caption$completed`. Raises `DataError` for a table of columns."""
     if not table.numbered:
         raise DataError(f"{table.path} must be a `$` file to be written as one, got a table: name --out with .csv")
     fields = ("image", "attributes", "caption")

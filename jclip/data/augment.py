@@ -1,4 +1,4 @@
-"""How photos are seen: at random to train on, or in several fixed views to test by, on top of a `Preprocess`."""
+"""How photos are seen: random augmentation in training, fixed views at test time, on top of a `Preprocess`."""
 
 from __future__ import annotations
 
@@ -135,10 +135,10 @@ PIPELINES: dict[str, type[Augment | Policied | Crops]] = {kind.__name__: kind fo
 
 
 def augment(name: str) -> Augment | Policied | None:
-    """The training pipeline of that name, None for `none`. Raises `UnknownName`, or `ConfigError` for views to test by."""
+    """The training pipeline of that name, None for `none`. Raises `UnknownName`, or `ConfigError` for test-time views."""
     if name in TEST_VIEWS and name not in AUGMENTS:
         raise ConfigError(
-            f"augment={name} names fixed views to test by, and training draws its own: name one of {', '.join(AUGMENTS)}"
+            f"augment={name} names fixed test-time views, and training draws its own: name one of {', '.join(AUGMENTS)}"
         )
     if name not in AUGMENTS:
         raise UnknownName("augmentation", name, AUGMENTS)
@@ -154,7 +154,7 @@ def pipeline_of(name: str) -> Augment | Policied | Crops:
 
 
 def views_of(name: str) -> int:
-    """How many views to test by have that name. Raises `UnknownName`."""
+    """How many test-time views have that name. Raises `UnknownName`."""
     if name not in TEST_VIEWS:
         raise UnknownName("views", name, TEST_VIEWS)
     return TEST_VIEWS[name].count

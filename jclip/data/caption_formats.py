@@ -56,7 +56,7 @@ class CaptionFile:
 
 
 class _Bad(Exception):
-    """Why a row is no caption."""
+    """Why a row is not a caption."""
 
 
 def read_caption_file(path: Path, labeller: Labeller, max_bad: float = MAX_BAD) -> CaptionFile:
@@ -112,16 +112,16 @@ def numbered_sentence(line: str) -> tuple[str, str]:
     """Returns (text, "") of a numbered sentence such as `3. A dog.`, or ("", why it is dropped).
 
     Kept is a line that begins with a digit, has no Chinese, Japanese or Korean letters, and is of 6 to 149 letters. The
-    parts behind the first ". " are joined by a blank, so that an inner ". " loses its dot.
+    parts after the first ". " are joined by a blank, so that an inner ". " loses its dot.
     """
     if not line[:1].isdigit():
-        return "", "no number in front"
+        return "", "no number at the start"
     if CJK.search(line):
         return "", "letters of another script"
     if not SHORTEST < len(line) < LONGEST:
         return "", "too short or too long"
     text = " ".join(" ".join(line.split(". ")[1:]).split())
-    return (text, "") if text else ("", "nothing behind the number")
+    return (text, "") if text else ("", "nothing after the number")
 
 
 _Row = Callable[[Labeller], Iterator[RawCaption]]
@@ -275,7 +275,7 @@ def _report_bad(found: CaptionFile, max_bad: float) -> None:
     if not found.bad:
         return
     shown = "; ".join(printable(why, 200) for why in found.bad[:FIRST_SHOWN])
-    counted = f"{found.path}: {len(found.bad)} of {found.rows} rows are no captions ({shown})"
+    counted = f"{found.path}: {len(found.bad)} of {found.rows} rows are not captions ({shown})"
     if len(found.bad) > max_bad * found.rows:
         raise DataError(f"{counted}: at most {max_bad:.3g} of them may be bad (max_bad)")
     notice(f"{counted}, left out")

@@ -15,7 +15,7 @@ Part = Literal["train", "val"]
 
 
 def read_caption_json(path: Path, config: CaptionConfig, broken: Broken, part: Part) -> list[Row]:
-    """Of COCO's `captions_*.json`, Karpathy's `dataset_*.json`, or a list of `{image, captions}`. Raises `DataError`."""
+    """Rows of COCO's `captions_*.json`, Karpathy's `dataset_*.json`, or a list of `{image, captions}`. Raises `DataError`."""
     values = read_json(path)
     if isinstance(values, list):
         return _read_list(path, values, config, broken)
@@ -49,7 +49,7 @@ def _read_coco(path: Path, images: list, annotations: list, broken: Broken) -> l
     for number, image in enumerate(images, start=1):
         if isinstance(image, dict) and isinstance(image.get("id"), int | str) and "file_name" in image:
             if image["id"] in names:
-                broken(DataError(f"{path}, image {number}: its id {printable(str(image['id']), 40)} must stand once"))
+                broken(DataError(f"{path}, image {number}: its id {printable(str(image['id']), 40)} must be unique"))
             names.setdefault(image["id"], image["file_name"])
         else:
             broken(DataError(f"{path}, image {number}: must have id and file_name, got {_seen(image)}"))
@@ -87,8 +87,8 @@ def _read_karpathy(path: Path, images: list, config: CaptionConfig, broken: Brok
 
 
 def read_caption_json_lines(path: Path, config: CaptionConfig, broken: Broken) -> list[Row]:
-    """Of JSON lines with an image and a caption each, or Chinese-CLIP's `*_texts.jsonl`."""
-    rows, expected = [], f"expected a JSON object with {config.image_key} and {config.caption_key}"
+    """Rows of JSON lines with an image and a caption each, or Chinese-CLIP's `*_texts.jsonl`."""
+    rows, must = [], f"must be a JSON object with {config.image_key} and {config.caption_key}"
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
     if is_text(lines[0][1]):
         return read_chinese_clip(path, lines, broken)
@@ -97,13 +97,13 @@ def read_caption_json_lines(path: Path, config: CaptionConfig, broken: Broken) -
         try:
             row = parse_json(line, "it")
         except DataError as e:
-            broken(DataError(f"{path}, {place}: {expected}: {e}"))
+            broken(DataError(f"{path}, {place}: {must}: {e}"))
             continue
         if isinstance(row, dict) and row.keys() >= {config.image_key, config.caption_key}:
             rows.append(Row(place, row[config.image_key], row[config.caption_key]))
         else:
             has = f"an object with {', '.join(row) or 'nothing':.100}" if isinstance(row, dict) else f"{line:.60}"
-            broken(DataError(f"{path}, {place}: {expected}, got {has}"))
+            broken(DataError(f"{path}, {place}: {must}, got {has}"))
     return rows
 
 

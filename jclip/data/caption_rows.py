@@ -18,7 +18,7 @@ from jclip.paths import is_file
 class Row:
     """One image with one caption, as a file has them: both may be no text, which is refused later.
 
-    place: where in the file it stands, such as "line 3". image: a path relative to the root, or a stored photo; behind
+    place: where in the file it stands, such as "line 3". image: a path relative to the root, or a stored photo; after
     `with_images` the whole path or the address. text: an id that the rows of one text share; None: the row's text is its own.
     """
 
@@ -49,8 +49,8 @@ class Broken:
     def report(self, kept: int) -> None:
         """Reports in one line on stderr how many rows were left out."""
         if self.refusals:
-            told = f"{self.path}: {len(self.refusals)} of {len(self.refusals) + kept} rows left out{self.first}"
-            notice(told)
+            summary = f"{self.path}: {len(self.refusals)} of {len(self.refusals) + kept} rows left out{self.first}"
+            notice(summary)
 
 
 def with_images(rows: Sequence[Row], root: Path, path: Path, broken: Broken) -> list[Row]:
@@ -82,7 +82,7 @@ def with_images(rows: Sequence[Row], root: Path, path: Path, broken: Broken) -> 
 
 
 def first_captions(rows: Sequence[Row], most: int) -> list[Row]:
-    """At most so many rows of each image, the first ones; 0: all."""
+    """At most this many rows of each image, the first ones; 0: all."""
     seen: dict[object, int] = {}
     kept = []
     for row in rows:

@@ -1,7 +1,7 @@
 """Captions of a chat model in three stages: groups of classes, sentences about each, a judge. Imports no Jittor.
 
 Replies are stored before they are parsed, and all that follows from them is a pure function of the stored replies: a run that
-was stopped goes on where it was, and other rules need no new questions.
+was stopped resumes where it was, and other rules need no new questions.
 """
 
 from __future__ import annotations

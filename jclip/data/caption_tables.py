@@ -18,7 +18,7 @@ _ENDS_AS_IMAGE = re.compile(rf"{IMAGE_NAME}$", re.IGNORECASE)
 
 
 def read_caption_table(path: Path, config: CaptionConfig, broken: Broken) -> list[Row]:
-    """Of a table with a header; the columns are separated by what stands in the header."""
+    """Rows of a table with a header, which shows the separator of its columns."""
     header = next(line for line in read_lines(path) if line)
     if is_flickr(header):
         return read_flickr(path, broken)
@@ -45,7 +45,7 @@ def _keys(columns: list[str], config: CaptionConfig) -> tuple[str, str]:
 
 
 def read_caption_lines(path: Path, config: CaptionConfig, broken: Broken) -> list[Row]:
-    """Of a .txt or .token file, by its first line: `image.jpg#0<tab>caption`, `image.jpg,caption`, or fields between `$`."""
+    """Rows of a .txt or .token file: `image.jpg#0<tab>caption`, `image.jpg,caption`, or fields between `$`, as in line 1."""
     first = next(line for line in read_lines(path) if line)
     if "$" not in first and _TOKEN.match(first):
         return _read_tokens(path, broken)
@@ -58,7 +58,7 @@ def is_flickr(line: str) -> bool:
 
 
 def read_flickr(path: Path, broken: Broken) -> list[Row]:
-    """Of `image.jpg,caption` lines, split behind the image's ending; a caption may stand in quotation marks, whole."""
+    """Rows of `image.jpg,caption` lines, split after the image's ending; a caption may stand in quotation marks, whole."""
     rows = []
     for number, line in enumerate(read_lines(path), start=1):
         if not line or (number == 1 and not _COMMA.match(line)):
@@ -104,7 +104,7 @@ def read_dollar_lines(path: Path, broken: Broken) -> list[Row]:
     kinds = {2: "image$caption", 3: "image$attributes$caption", 4: "image$attributes$caption$completed"}
     for number, row in lines:
         if len(row) != width:
-            broken(DataError(f"{path}, line {number}: expected `{kinds[width]}`, got {len(row)} fields between `$`"))
+            broken(DataError(f"{path}, line {number}: must be `{kinds[width]}`, got {len(row)} fields between `$`"))
     return [Row(f"line {number}", row[0], row[-1]) for number, row in lines if len(row) == width]
 
 

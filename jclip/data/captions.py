@@ -18,7 +18,7 @@ from jclip.data.augment import Views
 from jclip.data.caption_json import read_caption_json, read_caption_json_lines
 from jclip.data.caption_rows import Broken, Row, first_captions, with_images
 from jclip.data.caption_tables import read_caption_lines, read_caption_table
-from jclip.data.loader import OnError, tell_once
+from jclip.data.loader import OnError, warn_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.tar_shards import read_shards
 from jclip.errors import DataError
@@ -39,7 +39,7 @@ class Pairs:
     paths: tuple[str, ...] = ()
     render: Callable[[int, int], Image.Image] | None = None
     on_error: OnError = "stop"
-    skipped: set[str] = field(default_factory=set)  # what was told of images that do not decode
+    skipped: set[str] = field(default_factory=set)  # images reported as not decodable
     text_ids: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class Pairs:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows (n,) and `prepare(image, row)`, of one view (n, 3, H, W), `size` at a time in the order of `rows`.
 
-        An image that does not decode stops the run, or is left out and told of once. The last batch may be short.
+        An image that does not decode stops the run, or is left out and reported once. The last batch may be short.
         """
         rows = np.asarray(rows)
         if self.render:
@@ -76,7 +76,7 @@ class Pairs:
         paths = [self.paths[row] for row in rows]
         for at, pixels in photo_batches(paths, prepare, size, self.on_error, failed, rows):
             yield rows[at], pixels[:, 0]
-        tell_once(failed, self.skipped)
+        warn_once(failed, self.skipped)
 
     def _rendered(self, rows: np.ndarray, epoch: int, prepare) -> tuple[np.ndarray, np.ndarray]:
         return rows, np.concatenate([prepare(self.render(int(row), epoch), int(row)) for row in rows])
@@ -121,7 +121,7 @@ def _rows_of(path: Path, config: CaptionConfig, part: Literal["train", "val"], b
         return read_caption_json(path, config, broken, part)
     if ending not in READERS:
         kinds = ", ".join((*READERS, ".json", ".tar"))
-        raise DataError(f"{path}: captions come as {kinds} (or `{WORLD}`), not as {path.suffix or 'that'}")
+        raise DataError(f"{path}: captions must be {kinds} (or `{WORLD}`), got {path.suffix or 'no ending'}")
     return READERS[ending](path, config, broken)
 
 

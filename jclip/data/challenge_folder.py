@@ -22,7 +22,7 @@ LABELS = f"{HELD_OUT}-label.txt"
 
 
 def from_folder(config: DataConfig) -> DataConfig:
-    """The same with the lists that it doesn't name, where `data.root` is such a folder; else as it is."""
+    """The config with the lists that it doesn't name, where `data.root` is such a folder; else as it is."""
     root = Path(config.root)
     classes, train = (config.classes or _there(root, CLASSES)), (config.train or _there(root, SHOTS, ALL))
     if not config.root or config.split_file or config.features or not (classes and train):
@@ -49,7 +49,7 @@ def strip_prefix(name: str) -> str:
 
 def class_finder(names: Sequence[str]) -> Callable[[str], int | None]:
     """photo → label, as its folders say it: `TrainSet/Animal/Bear/20.jpg` is of `Animal_Bear`, else of `Bear`, else of
-    the only class that is called so behind its domain; each as it is spelled, or else as `name_key` compares."""
+    the only class that is called so after its domain; each as it is spelled, or else as `name_key` compares."""
     exact, loose = _labels_by(names, str), _labels_by(names, name_key)
 
     def found(photo: str) -> int | None:
@@ -66,7 +66,7 @@ def class_finder(names: Sequence[str]) -> Callable[[str], int | None]:
 
 
 def _labels_by(names: Sequence[str], key: Callable[[str], str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Labels of the names that only one class has, by whole name and by what stands behind the domain."""
+    """Labels of the names that only one class has, by whole name and by what stands after the domain."""
     return _of_one([key(name) for name in names]), _of_one([key(strip_prefix(name)) for name in names])
 
 

@@ -31,7 +31,7 @@ def check_without_gap(labels: np.ndarray, place: str) -> None:
         )
 
 
-def tell_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int) -> None:
+def warn_few(labels: np.ndarray, classes: int, names: Sequence[str], shots: int) -> None:
     """Reports classes with training photos, labels (N,), but fewer than `shots`; Dassl's draw takes what there is too."""
     counts = np.bincount(labels, minlength=classes)
     few = np.flatnonzero((counts > 0) & (counts < shots))
@@ -62,8 +62,8 @@ def check_agreement(parts: Mapping[str, tuple[Sequence[str], np.ndarray]], names
     for paths, labels in parts.values():
         for path, label in zip(paths, labels.tolist(), strict=True):
             if (before := label_of.setdefault(path, label)) != label:
-                told = " and ".join(f"{k} ({_name(names, k)})" for k in (before, label))
-                raise DataError(f"{path} has two labels, {told}: keep one of them")
+                both = " and ".join(f"{k} ({_name(names, k)})" for k in (before, label))
+                raise DataError(f"{path} has two labels, {both}: keep one of them")
 
 
 def check_apart(train: Sequence[str], val: Sequence[str]) -> None:
@@ -75,14 +75,14 @@ def check_apart(train: Sequence[str], val: Sequence[str]) -> None:
         )
 
 
-def tell_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
+def warn_leaks(train: Sequence[str], others: Mapping[str, Sequence[str]]) -> None:
     """Writes a line on photos that are learned from and measured too, copies included: their figures promise nothing
     for new ones."""
     again = {part: copied(train, paths) for part, paths in others.items()}
-    told = [f"{len(found)} of {len(others[part])} {part}" for part, found in again.items() if found]
-    if told:
+    counts = [f"{len(found)} of {len(others[part])} {part}" for part, found in again.items() if found]
+    if counts:
         first = next(found[0] for found in again.values() if found)
-        line = f"{' and '.join(told)} photos are training photos too (first: {first}): "
+        line = f"{' and '.join(counts)} photos are training photos too (first: {first}): "
         notice(f"{line}their figures do not generalise to new photos")
 
 

@@ -66,7 +66,7 @@ def read_image_table(path: Path, broken: Broken) -> dict[str, StoredPhoto]:
                     continue
                 key = name.decode("utf-8", "replace").strip()
                 if key in found:
-                    broken(DataError(f"{path}, line {number}: the id {printable(key, 40)} must stand once"))
+                    broken(DataError(f"{path}, line {number}: the id {printable(key, 40)} must be unique"))
                     continue
                 found[key] = StoredPhoto(str(path), start + len(name) + 1, len(data.rstrip()), key, "base64")
     except OSError as e:
@@ -86,15 +86,15 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[str]]:
             raise DataError(f"{place}: must have text_id and image_ids, got {printable(line, 60)}")
         name, images = str(row["text_id"]), [str(image) for image in row["image_ids"]]
         if name in found:
-            raise DataError(f"{place}: the text {printable(name, 40)} must stand once")
+            raise DataError(f"{place}: the text {printable(name, 40)} must be unique")
         if len(set(images)) < len(images):
-            raise DataError(f"{place}: an image must stand once in a text's list")
+            raise DataError(f"{place}: an image must be listed once per text")
         found[name] = images
     return found
 
 
 def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequence[str]]) -> None:
-    """The inverse of `read_predictions`; ids that are whole numbers are written as such."""
+    """The inverse of `read_predictions`; ids that are integers are written as such."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for text, images in predictions.items():
             row = {"text_id": _as_number(text), "image_ids": [_as_number(image) for image in images]}

@@ -48,7 +48,7 @@ class Entry:
 def read_entries(path: Path) -> list[Entry]:
     """The classes of a file in the order of their labels. Names are stripped, and blanks within them single.
 
-    Text: a name per line, or with its number in front or behind, or with ImageNet's folder in front. CSV and TSV: names,
+    Text: a name per line, or with its number before or after it, or with ImageNet's folder in front. CSV and TSV: names,
     or names and numbers, with a header or without. JSON: see `_FORMS`; YAML: the same. Raises `DataError` for what is
     neither, and for numbers that are not 0 or 1 to the last without a gap (of COCO's categories they only give the order).
     """
@@ -67,7 +67,7 @@ def read_numbered(path: Path) -> list[Entry]:
     if path.suffix.lower() not in (".csv", ".tsv", ".json", ".yaml", ".yml"):
         entries = _of_lines(path)
         if without := [entry for entry in entries if entry.id is None]:
-            raise DataError(f"{without[0].place}: expected `name label` lines, got {without[0].name!r:.80}")
+            raise DataError(f"{without[0].place}: must have `name label` lines, got {without[0].name!r:.80}")
         return in_order(entries, str(path), first=0)
     entries = read_entries(path)
     return in_order(entries, str(path), first=0)
@@ -120,7 +120,7 @@ def _of_lines(path: Path) -> list[Entry]:
 
 
 def _unquoted(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The same without the marks and commas of a list in a program's source, where every line has them."""
+    """The entries without the marks and commas of a list in a program's source, where every line has them."""
     found = [_QUOTED.fullmatch(line) for _, line in lines]
     return [(number, m[2]) for (number, _), m in zip(lines, found, strict=True)] if all(found) else lines
 
@@ -132,7 +132,7 @@ def _without_header(entries: list[Entry], numbered: int) -> list[Entry]:
         return rest
     odd = next(entry for entry in entries if entry.id is None)
     raise DataError(
-        f"{odd.place}: expected `name label` lines, got {odd.name!r:.80} (of {len(entries)} lines {numbered} have both)"
+        f"{odd.place}: must have `name label` lines, got {odd.name!r:.80} (of {len(entries)} lines {numbered} have both)"
     )
 
 
@@ -265,7 +265,7 @@ def _of_values(values: Any, place: str) -> list[Entry]:
 
 
 def _of_count(entries: list[Entry], values: Mapping, place: str) -> list[Entry]:
-    """The same where `nc`, the number of classes in YOLO's files, says as many. Raises `DataError` otherwise."""
+    """The entries, as many as `nc` says where YOLO's file gives it. Raises `DataError` otherwise."""
     count = values.get("nc")
     if count is not None and str(count) != str(len(entries)):
         raise DataError(f"{place}: nc must be the number of names, {len(entries)}, got {printable(str(count), 20)}")
@@ -311,7 +311,7 @@ def _of_objects(values: Sequence[Mapping], place: str) -> list[Entry]:
     entries.sort(key=lambda entry: entry.id)
     for before, entry in pairwise(entries):
         if entry.id == before.id:
-            raise DataError(f"{entry.place}: ids must stand once, got {entry.id} also in {before.place}")
+            raise DataError(f"{entry.place}: ids must be unique, got {entry.id} also in {before.place}")
     return [replace(entry, id=label) for label, entry in enumerate(entries)]
 
 
@@ -331,7 +331,7 @@ def _kind(value: Any) -> str:
 
 
 def _checked(entry: Entry) -> Entry:
-    """The same with single blanks. Raises `DataError` for a name that is empty, too long, or holds control characters."""
+    """A name with single blanks. Raises `DataError` for a name that is empty, too long, or holds control characters."""
     name = _collapsed(entry.name)
     if not name or len(name) > LONGEST:
         got = f"one of {len(name):,}" if name else "none"

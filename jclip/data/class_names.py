@@ -42,9 +42,9 @@ class ClassNames:
             _report_order(own, self.names)
             return np.arange(count)
         first = [f"{name!r}{self._suggestion(name)}" for name in missing[:3]]
-        told = f"{len(missing)} of which are none" if own else "without names, which can't be found"
+        lacking = f"{len(missing)} of which are none" if own else "without names, which can't be found"
         raise DataError(
-            f"the data has {count} classes, {told} of the {len(self.names)} that are named"
+            f"the data has {count} classes, {lacking} of the {len(self.names)} that are named"
             + (f" (first: {', '.join(first)})" if first else "")
             + f": name these too, or {count} in the data's order"
         )
@@ -60,14 +60,14 @@ def _report_matches(own: Sequence[str], labels: Sequence[int], names: ClassNames
     merged = [(name, again[label]) for name, label in zip(own, labels, strict=True) if again[label] != name]
     spelled = [(name, names.names[label]) for name, label in zip(own, labels, strict=True)]
     odd = [pair for pair in spelled if difference(pair[0].replace("_", " "), pair[1].replace("_", " "))]
-    told = []
+    notes = []
     if merged:
-        told.append(f"{len(merged)} classes of the data are other names of one (first: {_pair(merged[0], ' and ')})")
+        notes.append(f"{len(merged)} classes of the data are other names of one (first: {_pair(merged[0], ' and ')})")
     if odd:
         kind = difference(odd[0][0].replace("_", " "), odd[0][1].replace("_", " "))
-        told.append(f"{len(odd)} class names differ in {kind} from the data's (first: {_pair(odd[0], ' is ')})")
-    if told:
-        notice("; ".join(told))
+        notes.append(f"{len(odd)} class names differ in {kind} from the data's (first: {_pair(odd[0], ' is ')})")
+    if notes:
+        notice("; ".join(notes))
 
 
 def _pair(pair: tuple[str, str], word: str) -> str:
@@ -92,7 +92,7 @@ def read_class_names(named: str, least: int = 2) -> ClassNames:
     if named in class_sets():
         return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
     if "," not in named and (path.suffix or "/" in named):
-        reason = "can't be read, it is no regular file" if exists(named) else "no such file of class names"
+        reason = "can't be read, it is not a regular file" if exists(named) else "no such file of class names"
         raise DataError(f"{reason}: {path}")
     return _unlike(
         [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()],
@@ -138,7 +138,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if twice := alike(names):
         first, second = (entries[k] for k in twice)
         if first.name == second.name:
-            raise DataError(f"{second.place}: class names must stand once, got {second.name!r} again")
+            raise DataError(f"{second.place}: class names must be unique, got {second.name!r} again")
         why = difference(first.name, second.name)
         notice(f"{path}: {first.name!r} and {second.name!r} differ only in {why}")
     return names

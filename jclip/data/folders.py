@@ -193,7 +193,7 @@ def read_class_folders(root: Path) -> ClassFolders:
     Raises `DataError` where there are no class folders, or where it isn't clear which folders are classes.
     """
     if not root.is_dir():
-        raise DataError(f"data.root is no folder: {root}{nearest_beside(root)}")
+        raise DataError(f"data.root must be a folder, got {root}{nearest_beside(root)}")
     left = LeftOut()
     parts = _parts_below(root, left)
     inside = {part: _folders_in(folder, left) for part, folder in parts.items()}

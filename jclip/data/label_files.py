@@ -117,7 +117,7 @@ def refuse_twice(photos: Sequence[str], place: str) -> None:
     for photo in photos:
         if photo in seen:
             raise DataError(
-                f"{place}: each photo must stand once, got {photo!r:.200} again: join its labels on one row"
+                f"{place}: each photo must be listed once, got {photo!r:.200} again: join its labels on one row"
             )
         seen.add(photo)
 

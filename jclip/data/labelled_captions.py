@@ -96,7 +96,7 @@ def labelled(
 
 
 def joined(parts: Sequence[LabelledCaptions]) -> LabelledCaptions:
-    """Returns the captions of several sets with the same classes, one set behind the other. Raises `DataError`."""
+    """Returns the captions of several sets with the same classes, one set after the other. Raises `DataError`."""
     if len({part.classnames for part in parts}) != 1:
         raise DataError(f"captions to be joined must have the same classes, got {len(parts)} sets with different ones")
     return LabelledCaptions(

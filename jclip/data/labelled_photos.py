@@ -25,7 +25,7 @@ def read_labelled_photos(config: DataConfig, part: Part = "test") -> PhotoLabels
     """The photos of that part, and labels (N, C) int8: 1 present, 0 absent, -1 unknown.
 
     `data.test` (`data.val`, `data.train`) is a list, `path label label` a line, beside `data.classes`; or what
-    `jclip.data.multi_label_sets.read_labels` reads: a folder of VOC or NUS-WIDE with a part behind a colon
+    `jclip.data.multi_label_sets.read_labels` reads: a folder of VOC or NUS-WIDE with a part after a colon
     (`VOC2007:test`), COCO's instances as .json, names as .jsonl or .csv. Without it, see
     `jclip.data.multi_label.read_multi_label`. Raises `DataError` for what is missing or contradictory.
     """

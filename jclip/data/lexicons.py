@@ -30,7 +30,7 @@ _KEYS = (*_GROUPS, "prompt_names", "verb_forms", "most_tokens", "guards")
 class Guards:
     """Words that name a class only where they are nouns.
 
-    adjectives: word → words that, like determiners and numbers, make a noun of it; verbs: no nouns behind "to", a pronoun
+    adjectives: word → words that, like determiners and numbers, make a noun of it; verbs: no nouns after "to", a pronoun
     or a modal; beside: word → words that make another thing of it.
     """
 
@@ -45,7 +45,7 @@ class Lexicon:
 
     synonyms: words beside the class's name; doubtful: words that leave the class unknown; implies: labels of classes that
     are unknown where this one is named and they are not; verb_forms: labels of classes that their -ing and -ed forms name;
-    most_tokens: only so many words of a caption count (0: all).
+    most_tokens: only this many words of a caption count (0: all).
     """
 
     name: str

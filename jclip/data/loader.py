@@ -22,7 +22,7 @@ _AHEAD = 2  # batches that may wait decoded
 _WORTH_PROCESSES = 256  # photos: processes take a third of a second to start
 
 
-def tell_once(failed: Iterable[str], reported: set[str]) -> None:
+def warn_once(failed: Iterable[str], reported: set[str]) -> None:
     """Reports each skipped photo once on stderr; `reported` remembers them."""
     for message in failed:
         if message not in reported:

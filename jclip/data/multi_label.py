@@ -36,7 +36,7 @@ def read_multi_label(config: DataConfig, part: Part = "test") -> LabelledPhotos:
     """The test photos of `config`, or all of folders without a test part; or its validation or training photos.
 
     Of a folder per class, below test/ or directly, a photo that lies in several of them (the same bytes, or a link) has
-    all their classes. A list file, `data.test` beside `data.classes`, has all labels behind the path:
+    all their classes. A list file, `data.test` beside `data.classes`, has all labels after the path:
     `photos/1.jpg 3 17`; so have `data.val` and `data.train`. `shapes:scenes` has lists of its own. Raises `DataError` for
     what is missing or contradictory.
     """
@@ -65,7 +65,7 @@ def _with_lists(config: DataConfig) -> DataConfig:
 
 
 def _contents(paths: Sequence[str]) -> list[tuple]:
-    """What tells apart the contents of files: where one has the size of another, also its hash."""
+    """What distinguishes the contents of files: where one has the size of another, also its hash."""
     sizes = [Path(path).stat().st_size for path in paths]
     common = {size for size, count in Counter(sizes).items() if count > 1}
     return [(n, compute_sha256(Path(p)) if n in common else "") for p, n in zip(paths, sizes, strict=True)]
@@ -93,15 +93,15 @@ def _photo_and_labels(line: str, place: str, classes: int) -> tuple[str, list[in
     labels = list(itertools.takewhile(str.isdecimal, reversed(words)))
     photo = line[: len(plain.rsplit(maxsplit=len(labels))[0])] if len(labels) < len(words) else ""
     if not photo:
-        raise DataError(f"{place}: expected `relative/path label label …`, got {line!r:.80}")
+        raise DataError(f"{place}: must be `relative/path label label …`, got {line!r:.80}")
     head, blank, last = photo.rpartition(" ")
     if blank and is_photo(head) and not is_photo(last):
-        raise DataError(f"{place}: labels must be whole numbers from 0, got {last!r:.60}")
+        raise DataError(f"{place}: labels must be integers from 0, got {last!r:.60}")
     return photo, [label_of(label, place, classes) for label in reversed(labels)]
 
 
 def _gathered(names: tuple[str, ...], rows: Iterable[tuple[str, Hashable, int]]) -> LabelledPhotos:
-    """path, what tells photos apart, label (-1: none) → one row for each photo, that of its first path."""
+    """path, what distinguishes photos, label (-1: none) → one row for each photo, that of its first path."""
     paths: dict[Hashable, str] = {}
     labels: dict[Hashable, list[int]] = {}
     for path, key, label in rows:

@@ -23,12 +23,12 @@ _SUBJECTS = frozenset(_BEFORE_VERBS.split())
 _NO_NOUNS = frozenset(_AFTER_NOUNS.split())  # a word behind a noun that is not here is taken for another noun
 _NEGATIONS = frozenset(("no", "without", "nobody"))
 _ENDS = frozenset(".;!?")
-_REACH = 3  # tokens behind a negation within which a name is negated
+_REACH = 3  # tokens after a negation within which a name is negated
 _WORD_CACHE = 1_000_000
 
 
 class _Phrase(NamedTuple):
-    rest: tuple[str, ...]  # the words behind the first
+    rest: tuple[str, ...]  # the words after the first
     label: int
     doubtful: bool
 
@@ -150,7 +150,7 @@ def _longest(phrases: Sequence[_Phrase], words: Sequence[str], place: int) -> _P
 
 
 def _is_negated(tokens: Sequence[str], place: int) -> bool:
-    """Whether the name at `place` stands within three tokens behind "no", "without", "nobody" or "not a"."""
+    """Whether the name at `place` stands within three tokens after "no", "without", "nobody" or "not a"."""
     for before in range(place - 1, max(-1, place - 2 - _REACH), -1):
         token = tokens[before]
         if token in _ENDS:

@@ -245,12 +245,12 @@ class Orientations:
         return [i for i, path in enumerate(paths) if path in self._turned]
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Reset."""
         self._read.clear()
         self._turned.clear()
 
-    def tell(self) -> None:
-        """One line on stderr, where any photo was turned; and begins anew."""
+    def emit(self) -> None:
+        """One line on stderr, where any photo was turned; then reset."""
         read, turned = len(self._read), len(self._turned)
         self.clear()
         if turned:

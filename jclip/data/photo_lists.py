@@ -90,7 +90,7 @@ def label_of(text: str, place: str, classes: int = 0) -> int:
 
 
 def on_disk(paths: Iterable[str]) -> list[str]:
-    """The same paths, but of those that are no file the spelling that is one: another Unicode form of the name, or its
+    """The paths, those without a file in the spelling that has one: another Unicode form of the name, or its
     GB18030 bytes, as a .zip of Windows leaves them on Linux. What was found so is reported in one line on stderr."""
     found, other = [], []
     for path in paths:

@@ -1,6 +1,6 @@
 """Whether a photo's file is made of so many parts that a decoder would take minutes before it refuses it.
 
-Pillow walks segments, chunks and blocks one by one, and joins some of them each time anew; libjpeg passes over the whole
+Pillow walks segments, chunks and blocks one by one, and joins some of them each time again; libjpeg passes over the whole
 photo once per scan. The limits are far above what cameras and programs write.
 """
 

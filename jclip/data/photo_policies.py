@@ -100,7 +100,7 @@ def changed(image: Image.Image, operation: str, level: int, rng: np.random.Gener
 
 
 def _with_hole(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A square of so many pixels, less where it sticks out, is filled; its centre is anywhere."""
+    """A square of that many pixels, less where it sticks out, is filled; its centre is anywhere."""
     x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
     half, image = size // 2, image.copy()
     image.paste(HOLE, (max(0, x - half), max(0, y - half), min(image.width, x + half), min(image.height, y + half)))

@@ -261,7 +261,7 @@ def _ramp(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=4)
 def _noise(size: int) -> np.ndarray:
-    """(3, H, W): a sheet of noise, from which each scene takes a piece of `size`; it begins anew behind its edge."""
+    """(3, H, W): a sheet of noise, from which each scene takes a piece of `size`; it repeats beyond its edge."""
     sheet = np.random.default_rng(0).normal(0, 6, (NOISE_SIDE, NOISE_SIDE, 3)).astype(np.float32)
     return np.pad(sheet.transpose(2, 0, 1), ((0, 0), (0, size), (0, size)), mode="wrap")
 

@@ -92,7 +92,7 @@ def read_photos(config: DataConfig) -> PhotoData:
 
 
 def drawn_photos(data: PhotoData, config: DataConfig) -> PhotoData:
-    """Of all photos those that `config` draws, of the half of the classes that it names."""
+    """The photos that `config` draws from all, of the half of the classes that it names."""
     return subset_of(draw_shots(data, config.shots, config.val_shots, config.seed), config.subset)
 
 
@@ -158,7 +158,7 @@ def _subset(split: Split, stay: range) -> Split:
 
 
 def renamed(data: PhotoData, names: tuple[str, ...], places: np.ndarray) -> PhotoData:
-    """The same among the classes `names`: label k becomes places[k]."""
+    """The split among the classes `names`: label k becomes places[k]."""
     splits = {part: getattr(data, part) for part in PARTS}
     moved = {part: Split(split.paths, places[split.labels].astype(np.int32)) for part, split in splits.items()}
     called = [""] * len(names)
@@ -254,7 +254,7 @@ def read_list(path: Path, root: Path, names: Sequence[str] = ()) -> Split:
         if label is None:
             near = did_you_mean(PurePosixPath(photo).parent.name, [*names, *map(strip_prefix, names)])
             raise DataError(
-                f"{path}, line {number}: expected `relative/path label`, got {photo!r:.80}, whose folder is no class{near}"
+                f"{path}, line {number}: must be `relative/path label`, got {photo!r:.80}, whose folder is not a class{near}"
             )
         rows.append((photo, label))
     base = base_of(path, root, rows[0][0].lstrip("/"))

@@ -95,7 +95,7 @@ def hard_sentences(
 def read_sets(path: Path, lexicon: Lexicon) -> list[tuple[int, ...]]:
     """Returns the sets of classes of a file, as labels, repeats kept: a line `a, b, c` or `{"names": ["a", "b"]}` for each.
 
-    Raises `DataError` for a file that is absent or empty, `UnknownName` for a name that is no class's.
+    Raises `DataError` for a file that is absent or empty, `UnknownName` for a name that is not a class.
     """
     labeller, sets = Labeller(lexicon, guarded=False), []
     for number, line in enumerate(read_text(path).split("\n"), start=1):

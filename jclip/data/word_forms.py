@@ -87,7 +87,7 @@ def _plural(word: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """Returns the phrase behind "a" or "an", by its first sound as far as letters show it."""
+    """Returns the phrase after "a" or "an", by its first sound as far as letters show it."""
     low = phrase.lower()
     vowel = (low[:1] in (*"aeiou", "") and not _CONSONANT_SOUND.match(low)) or bool(_VOWEL_SOUND.match(low))
     return f"{'an' if vowel else 'a'} {phrase}"

@@ -41,18 +41,18 @@ def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int,
         pixels = _mapped(shared, slots, views.shape)
         workers += _hired(min(count, slots))
         for worker in workers:
-            _tell(worker, {"memory": f"/proc/{os.getpid()}/fd/{shared}", "slots": slots, "views": views.to_dict()})
+            _send(worker, {"memory": f"/proc/{os.getpid()}/fd/{shared}", "slots": slots, "views": views.to_dict()})
         sent = 0
         for place in range(len(paths)):
             while sent < min(len(paths), place + slots):
-                _tell(workers[sent % len(workers)], [sent % slots, int(rows[sent]), paths[sent]])
+                _send(workers[sent % len(workers)], [sent % slots, int(rows[sent]), paths[sent]])
                 sent += 1
             error, turned = _answer(workers[place % len(workers)], paths[place])
             if error is None:
                 ORIENTATIONS.saw(paths[place], turned)
             yield place, pixels[place % slots].copy() if error is None else DataError(error)
         while workers:  # each has given all its answers
-            _tell(workers[-1], {})
+            _send(workers[-1], {})
             _idle.setdefault(os.getpid(), []).append(workers.pop())
     finally:
         for worker in workers:
@@ -87,7 +87,7 @@ def _start() -> subprocess.Popen:
     )  # fmt: skip
 
 
-def _tell(worker: subprocess.Popen, message) -> None:
+def _send(worker: subprocess.Popen, message) -> None:
     try:
         worker.stdin.write(json.dumps(message) + "\n")
         worker.stdin.flush()
@@ -113,7 +113,7 @@ def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, and ends this one
     for line in sys.stdin:
         message = json.loads(line)
-        if not message:  # these photos are done: let go of their memory
+        if not message:  # these photos are done: free their memory
             pixels = None
             continue
         if isinstance(message, dict):  # others: where their pixels go, and how they are seen

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "caption_features": ("Encoded", "encode_pairs", "ids_of"),
-        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "tell_photos", "training_view"),
+        "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "warn_photos", "training_view"),
         "heads": (
             "ZeroShotHead",
             "check_width",
@@ -22,7 +22,7 @@ __getattr__, __dir__, __all__ = face(
         "member": ("Member", "check_mixture"),
         "pair_maps": ("PairScorer", "PairSource"),
         "photo_maps": ("MapScorer", "MapSource", "Scored", "score_photos"),
-        "precomputed": ("FeatureSet", "read_recorded"),
+        "precomputed": ("FeatureSet", "read_precomputed"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "sentence_features": ("SentenceFeatures",),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),

@@ -110,7 +110,7 @@ def decide(
 
 
 def counts(table: AttributeTable) -> list[Sequence]:
-    """Of each filled attribute: name, rows that lacked it, filled, left empty, mean probability."""
+    """Rows of a table, one for each filled attribute: name, rows that lacked it, filled, left empty, mean probability."""
     lines = []
     for name in table.attributes.fill:
         lacking = [row for row in table.rows if name in table.missing(row)]

@@ -13,15 +13,15 @@ import numpy as np
 from jclip.config import DataConfig
 from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
 from jclip.data.augment import augment as augment_named
-from jclip.data.checks import check_apart, check_taught, tell_few, tell_leaks
+from jclip.data.checks import check_apart, check_taught, warn_few, warn_leaks
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.preprocess import Preprocess
 from jclip.data.splits import PhotoData, Split, read_photos
-from jclip.errors import ConfigError, DataError, notice, told_when_full
+from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.cached import read_cached
 from jclip.features.heads import check_directions, check_width, zero_shot_head
-from jclip.features.precomputed import FeatureSet, drawn, read_recorded, subset_of
+from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
 from jclip.model import last_block
@@ -46,14 +46,14 @@ def extract(
     label: str = "",
     entering: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of `split` that decoded, and their mean feature (n, E) over `views`, not normalised, float32; (n, D) of
-    a source of penultimate features, with `entering` (n, N D), what the tower's last block is given.
+    """Return rows (n,), the decodable photos of `split`, and their features (n, E), unnormalised, float32.
 
-    Random views are numbered from `first_view`; views to test by, `jclip.data.augment.TEST_VIEWS`, are as many as their name
-    says, one of `none`. The model is loaded only when the cache lacks these features. The same view of the same photo is
-    the same for any batch size and number of threads: its randomness comes from (seed, view, row). Raises `UnknownName`,
-    or `DataError` when a photo does not decode and `on_error` is "stop". Many photos without randomness are kept in parts,
-    so that a break loses but the last one.
+    Features are means over `views`; (n, D) for a source of penultimate features; with `entering` the last block's
+    inputs (n, N·D). Random views are numbered from `first_view`; a name of `jclip.data.augment.TEST_VIEWS`
+    fixes their number. The model is loaded only when the cache lacks these features. The same view of
+    the same photo is the same for any batch size and number of threads: its randomness comes from (seed, view, row). Many
+    photos without randomness are kept in parts, so that an interruption loses at most the last one. Raises `UnknownName`,
+    or `DataError` when a photo does not decode and `on_error` is "stop".
     """
     if isinstance(source, SideBySide):
         return _side_by_side(source, split, on_error, label)
@@ -110,7 +110,7 @@ def _seen_before(split: Split, saved: dict[str, np.ndarray]) -> tuple[np.ndarray
 def _in_parts(
     source: ModelSource, split: Split, part: int, numbers: range, *, label: str, **options
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """As `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
+    """Features as of `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
 
     A part of which no photo decodes adds no rows: whether that is an error is decided over all of them.
     """
@@ -139,9 +139,9 @@ def _side_by_side(together: SideBySide, split: Split, on_error: OnError, label: 
 def extract_of(
     together: SideBySide, number: int, split: Split, on_error: OnError = "stop", label: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `extract`, of one of the sources; what this process asked for before is at hand, photos that failed included."""
-    told = f"{label}, model {number + 1} of {len(together.sources)}"
-    options = {"augment": together.views[number], "on_error": on_error, "label": told}
+    """`extract` by one of the sources; what this process asked for before is at hand, photos that failed included."""
+    progress = f"{label}, model {number + 1} of {len(together.sources)}"
+    options = {"augment": together.views[number], "on_error": on_error, "label": progress}
     return together.extracted(number, split, lambda: extract(together.sources[number], split, **options))
 
 
@@ -172,10 +172,10 @@ def encode_photos(
 
 
 def batch_size() -> int:
-    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is no number."""
+    """How many views go through the model at once. Raises `ConfigError` for a JCLIP_BATCH that is not a number."""
     named = os.environ.get("JCLIP_BATCH", "")
     if named and (not named.isdecimal() or int(named) < 1):
-        raise ConfigError(f"JCLIP_BATCH={named} is no number of photos")
+        raise ConfigError(f"JCLIP_BATCH must be a number of photos, got {named}")
     return int(named or BATCH)
 
 
@@ -190,7 +190,7 @@ def _compute(
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
     with bar, jt.no_grad():
         for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
-            with told_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
+            with advice_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
                 encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
             check_directions(encoded, [split.paths[row] for row in at for _ in range(views)])
             features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
@@ -213,7 +213,7 @@ class TrainingRows:
     views: augmented views of a photo, random ones numbered from 0. augment: their name in `jclip.data.augment.AUGMENTS`.
     seed: of what is random in them. each_view: every view is a row of its own, all photos of one view after those of
     another; else a photo is one row, the mean over its views. every_class: a class without training photos is refused,
-    where there are text features as well. Of recorded features only the last has a meaning.
+    where there are text features as well. Of precomputed features only the last has a meaning.
     """
 
     views: int = 1
@@ -241,7 +241,7 @@ def few_shot_features(
     `DataError`.
     """
     if data.features:
-        found = _recorded(data, source, templates)
+        found = _precomputed(data, source, templates)
     elif source is None:
         raise ConfigError("photos need a model: set model= to a name such as ViT-B/32 or to a weight file")
     else:
@@ -257,26 +257,26 @@ def few_shot_features(
 
 
 def _check_training(found: FeatureSet, training: TrainingRows, photos: PhotoData | None, shots: int) -> None:
-    """Raises `DataError` for a class that nothing teaches; reports on stderr what `tell_photos` does."""
+    """Raises `DataError` for a class that nothing teaches; reports on stderr what `warn_photos` does."""
     if training.every_class or found.text is not None:  # without text, most recipes say so themselves
         check_taught(found.train_labels, found.classes, found.classnames, has_text=not training.every_class)
     if photos:
-        tell_photos(photos, shots)
+        warn_photos(photos, shots)
     else:
-        tell_few(found.train_labels, found.classes, found.classnames, shots)
+        warn_few(found.train_labels, found.classes, found.classnames, shots)
 
 
-def tell_photos(photos: PhotoData, shots: int) -> None:
-    """Tells on stderr of classes with fewer photos than `shots`, and of photos that are learned from and measured. Raises
+def warn_photos(photos: PhotoData, shots: int) -> None:
+    """Report on stderr classes with fewer photos than `shots`, and photos that are both training and measured photos. Raises
     `DataError` for validation photos that are training photos."""
     check_apart(photos.train.paths, photos.val.paths)
-    tell_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
-    tell_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
+    warn_few(photos.train.labels, len(photos.classnames), photos.classnames, shots)
+    warn_leaks(photos.train.paths, {"val": photos.val.paths, "test": photos.test.paths})
 
 
-def _recorded(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
-    """Recorded features, shots drawn of a pool; with a model and without recorded text, text of class names."""
-    found = read_recorded(data.features, data.pool or data.shots, data.text_features)
+def _precomputed(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
+    """Precomputed features, shots drawn from a pool; with a model and no text features in the file, the class names'."""
+    found = read_precomputed(data.features, data.pool or data.shots, data.text_features)
     if data.pool:
         val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots
         found = drawn(found, data.shots, val_shots, data.seed)
@@ -324,7 +324,7 @@ def _of_photos(
 def training_view(
     data: DataConfig, source: ModelSource | None, recorded: FeatureSet, augment: str, seed: int, view: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised features and labels of the training photos in one augmented view; of recorded features, these.
+    """Normalised features and labels of the training photos in one augmented view; of precomputed features, these.
 
     recorded: what `few_shot_features` read of `data`, photos included, so that no epoch reads the lists again.
     """

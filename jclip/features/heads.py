@@ -91,7 +91,7 @@ def text_means(
 
 
 def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], templates: str) -> dict[str, np.ndarray]:
-    """`text` (C, E) and `scale` of other class names: what recipes that classify by text learn anew for them.
+    """`text` (C, E) and `scale` of other class names: what recipes that classify by text recompute for them.
 
     source: the model; or, of precomputed features without one, the head of these classes stored with them.
     """
@@ -101,7 +101,7 @@ def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], temp
 
 
 def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
-    """As `zero_shot_head`, of a model at hand, whatever state it is in: nothing is cached."""
+    """The zero-shot head of a model at hand, whatever state it is in: nothing is cached."""
     flat = [p for of_class in prompts for p in of_class]
     encoded = encode_prompts(model, tokenizer.tokenize_for(model.config.text, flat, truncate))
     check_directions(encoded, flat)

@@ -103,7 +103,7 @@ class MapScorer:
     """Scores of rows of maps by text features of a global, a local and perhaps an evidence prompt.
 
     learned: `text_global`, `text_local` and perhaps `text_evidence` (C, E), rows of length one; `bank` (Q, E), sentences
-    that the pooled feature is pulled towards, and `shares` (C, C), by which scores of places are handed on to classes that
+    that the pooled feature is pulled towards, and `shares` (C, C), by which scores of places are passed on to classes that
     stand with theirs, where there are such. cfg: a recipe's config with tau_image, scale, winner, bank, bank_mix and
     modulation.
     """

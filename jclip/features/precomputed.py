@@ -58,7 +58,7 @@ class FeatureSet:
 
 
 def drawn(recorded: FeatureSet, shots: int, val_shots: int, seed: int) -> FeatureSet:
-    """The same with `shots` of the training rows and `val_shots` of the validation rows (0: all) per class.
+    """The features with `shots` of the training rows and `val_shots` of the validation rows (0: all) per class.
 
     Drawn by `seed`, in the rows' order; of a class with fewer all are taken.
     """
@@ -80,7 +80,7 @@ def draw_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
-    """The same of half the classes. Raises `DataError` where they have no names, or one is all there is of them."""
+    """The features of half the classes. Raises `DataError` where they have no names, or one is all there is of them."""
     if subset == "all":
         return recorded
     if not recorded.classnames:
@@ -98,7 +98,7 @@ def subset_of(recorded: FeatureSet, subset: Subset, path: str) -> FeatureSet:
 
 
 def renamed(recorded: FeatureSet, names: tuple[str, ...], places: np.ndarray, text: np.ndarray) -> FeatureSet:
-    """The same among the classes `names` with their text (C, E): label k becomes places[k]."""
+    """The features among the classes `names` with their text (C, E): label k becomes places[k]."""
     labels = {f"{part}_labels": places[getattr(recorded, f"{part}_labels")] for part in ("train", "val", "test")}
     return replace(recorded, classnames=names, text=text, **labels)
 
@@ -107,11 +107,13 @@ def read_text(path: str, classes: int, width: int) -> np.ndarray:
     """Text features (C, E) float32 of an .npy, rows of length one. Raises `DataError` for what is of other sizes."""
     text = _text_features({}, path, path)
     if text.shape != (classes, width):
-        raise DataError(f"data.text_features: {path} is {text.shape}, expected {(classes, width)}: a row of each class")
+        raise DataError(
+            f"data.text_features: {path} must have shape {(classes, width)}, a row per class, got {text.shape}"
+        )
     return text
 
 
-def read_recorded(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
+def read_precomputed(path: str, shots: int, text_path: str = "", classnames: tuple[str, ...] = ()) -> FeatureSet:
     """Features of an .npz as few-shot repositories write them; nothing in it is executed.
 
     Two spellings: `train_features_K`, `train_labels_K`, `val_features`, …, `text_features`, `classnames`, `logit_scale`;
@@ -168,7 +170,7 @@ def _features_and_labels(
 def _directions(x: np.ndarray, name: str, path: str) -> np.ndarray:
     """Rows (N, E) float32 of length one. Raises `DataError` for NaN and infinite values, and for rows of zeros."""
     if x.dtype.kind not in "fiu":
-        raise DataError(f"{path}: {name} holds {x.dtype}, expected floating-point values")
+        raise DataError(f"{path}: {name} must hold floating-point values, got {x.dtype}")
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
         lengths = np.linalg.norm(x, axis=1, keepdims=True)
@@ -197,7 +199,7 @@ def _whole_numbers(y: np.ndarray, name: str, path: str) -> np.ndarray:
 def _scale(arrays: Mapping[str, np.ndarray], path: str) -> float:
     scale = np.asarray(arrays.get("logit_scale", 100.0))
     if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < float(scale.ravel()[0]) <= np.finfo(np.float32).max:
-        raise DataError(f"{path}: logit_scale is {_short(scale)}, expected one number above 0 in float32, such as 100")
+        raise DataError(f"{path}: logit_scale must be one number above 0 in float32, such as 100, got {_short(scale)}")
     return float(scale.ravel()[0])
 
 
@@ -215,7 +217,7 @@ def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) 
     if text is None:
         return None
     if text.ndim != 2:
-        raise DataError(f"{text_path or path}: text features of shape {text.shape} are no (C, E) table")
+        raise DataError(f"{text_path or path}: text features must be (C, E), got shape {text.shape}")
     return _directions(text, "text_features", path if "text_features" in arrays else text_path)
 
 

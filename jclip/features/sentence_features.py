@@ -44,7 +44,7 @@ class SentenceFeatures:
         return len(self.sentences)
 
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the sentences `rows` (B,): (B, E) and (B, L, E) float32, zeros behind each one's end, and (B, L) 1 before it.
+        """Features of the sentences `rows` (B,): (B, E) and (B, L, E) float32, 0 after each one's end, and (B, L) 1 before it.
 
         L is the length of the longest of them.
         """
@@ -119,8 +119,8 @@ def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -
             sentences[rows] = unit(ends)
             for row, own in zip(rows, places, strict=True):
                 every[starts[row] : starts[row] + lengths[row]] = unit(own[: lengths[row]])
-    told = {"lengths": lengths.astype(np.int32), "truncated": np.array([truncated], np.int64)}
-    return {"sentences": sentences, "tokens": every, **told}
+    about = {"lengths": lengths.astype(np.int32), "truncated": np.array([truncated], np.int64)}
+    return {"sentences": sentences, "tokens": every, **about}
 
 
 def _is_longer(source: ModelSource, text: str) -> bool:

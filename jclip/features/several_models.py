@@ -54,7 +54,7 @@ class Mixture:
 
     @property
     def width(self) -> int:
-        """Of a row of features, one model's beside the other's."""
+        """Dimensions of a row of features, all models' side by side."""
         return sum(head.prompts.shape[1] for head in self.heads)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ class Mixture:
         return [unit(x) for x in np.split(features, edges, axis=1)]
 
     def searched(self, features: np.ndarray, labels: np.ndarray, step: float) -> Mixture:
-        """The same with the weights, in steps of `step`, that are best on labelled photos (N, width)."""
+        """The mixture with the weights, in steps of `step`, that are best on labelled photos (N, width)."""
         parts = self.parts(features)
         if self.drop_below:
             found = best_weights(self._probabilities(parts), labels, step, self._of_prompts)
@@ -90,11 +90,11 @@ class Mixture:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `from_arrays` reads back."""
-        told = {"weights": np.asarray(self.weights, np.float64), "drop_below": np.array([self.drop_below])}
+        arrays = {"weights": np.asarray(self.weights, np.float64), "drop_below": np.array([self.drop_below])}
         for number, head in enumerate(self.heads):
-            told |= {f"{number}.prompts": head.prompts, f"{number}.counts": np.asarray(head.counts, np.int64),
+            arrays |= {f"{number}.prompts": head.prompts, f"{number}.counts": np.asarray(head.counts, np.int64),
                      f"{number}.numbers": np.array([head.scale, head.drop_below], np.float64)}  # fmt: skip
-        return told
+        return arrays
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, np.ndarray], modes: Sequence[Mode], mix: Mix) -> Mixture:
@@ -174,9 +174,9 @@ def deciding(
         w * np.exp(transformed(head(x), "log_softmax", 1.0))[np.arange(len(x)), classes]
         for head, x, w in zip(mixture.heads, parts, mixture.weights, strict=True)
     ]).argmax(axis=0)  # fmt: skip
-    told = []
+    chosen = []
     for head, x, member in zip(mixture.heads, parts, members, strict=True):
         sentences = [prompt for of_class in member.class_prompts(classnames) for prompt in of_class]
         which, _ = deciding_prompts(x, head.prompts, head.counts, classes)
-        told.append([sentences[i] for i in which])
-    return [told[m][i] for i, m in enumerate(given)]
+        chosen.append([sentences[i] for i in which])
+    return [chosen[m][i] for i, m in enumerate(given)]

@@ -86,7 +86,7 @@ class ModelSource:
         return self.checkpoint.sha256
 
     def release(self) -> None:
-        """Lets the model's memory go; at its next use it is loaded again."""
+        """Free the model's memory; it is loaded again at its next use."""
         if self.__dict__.pop("model", None) is not None:
             jt.sync_all()
             jt.gc()

@@ -23,7 +23,7 @@ from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import header, open_photo
 from jclip.data.preprocess import Preprocess
-from jclip.errors import ConfigError, DataError, notice, told_when_full
+from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
 from jclip.features.source import ModelSource
@@ -227,7 +227,7 @@ class Tagger:
         """(B, 3, H, W) → (B, K): scores of all names."""
 
         full = f"set JCLIP_BATCH={max(1, batch_size() // 2)} (now {batch_size()})"
-        with jt.no_grad(), told_when_full(full):
+        with jt.no_grad(), advice_when_full(full):
             if self.method == "tagclip":
                 return self._tagclip(model, pixels, head, photos)
             if self.method != "whole":
@@ -286,12 +286,12 @@ def _parts(items: Iterable, size: int) -> Iterator[list]:
 
 
 def check_names(classnames: Sequence[str]) -> None:
-    """Raises `ConfigError` for no names, an empty one, or one that stands twice."""
+    """Raises `ConfigError` for no names, an empty one, or a repeated one."""
     if not classnames or any(not name.strip() for name in classnames):
         raise ConfigError(f"class names must be at least one and none empty, got {list(classnames)[:5]!r:.200}")
     if twice := alike(classnames):
         first, second = (classnames[k] for k in twice)
-        raise ConfigError(f"class names must stand once, got {first!r:.80} and {second!r:.80}")
+        raise ConfigError(f"class names must be unique, got {first!r:.80} and {second!r:.80}")
 
 
 def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:

@@ -23,7 +23,7 @@ from jclip.choices import WINDOW_FITS, WINDOW_MODES, WindowFit, WindowMode
 from jclip.data.loader import workers
 from jclip.data.photo_file import open_photo
 from jclip.data.preprocess import Preprocess
-from jclip.errors import ConfigError, DataError, UnknownName, notice, told_when_full
+from jclip.errors import ConfigError, DataError, UnknownName, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import check_directions
 from jclip.features.photo_maps import MapScorer, MapSource
@@ -186,7 +186,9 @@ class WindowScorer:
 
     def _encoded(self, source: MapSource, pixels: np.ndarray):
         self.passes += len(pixels)
-        with told_when_full(f"make fewer windows at once with --window-batch (now {self.plan.batch or batch_size()})"):
+        with advice_when_full(
+            f"make fewer windows at once with --window-batch (now {self.plan.batch or batch_size()})"
+        ):
             return source.model.encode_image(pixels)
 
     def _add_dense(self, pool: ThreadPoolExecutor, found: Mapping[str, _Found], photos: Sequence[str]) -> None:
@@ -286,7 +288,7 @@ def _parts(items: Iterator, size: int) -> Iterator[list]:
         yield part
 
 
-def tell_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
+def warn_skipped(skipped: Mapping[str, Sequence[int]]) -> None:
     """One line on stderr for photos that are smaller than windows."""
     if skipped:
         first = next(iter(skipped))

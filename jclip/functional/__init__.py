@@ -7,6 +7,17 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "box_metrics": ("box_report", "group_report", "phrase_groups", "wilson_interval"),
+        "boxes": (
+            "box_loss",
+            "centres_to_corners",
+            "corners_to_centres",
+            "corners_to_xywh",
+            "giou",
+            "iou",
+            "iou_table",
+            "xywh_to_corners",
+        ),
         "calibration": (
             "Calibration",
             "best_f1_threshold",
@@ -27,7 +38,6 @@ __getattr__, __dir__, __all__ = face(
             "confusion_matrix",
             "harmonic_mean",
             "ranking",
-            "retrieval_report",
             "softmax",
             "top_k",
         ),

@@ -44,7 +44,7 @@ def weighted_sum(
 def mixed(scores: Sequence[np.ndarray], weights: np.ndarray, mix: Mix) -> np.ndarray:
     """(N, C) of each member → Σ_m w_m of what `mix` says, (N, C): scores whose softmax is the mixture's probabilities.
 
-    A member that has all the weight is handed on as it is.
+    A member that has all the weight is passed on unchanged.
     """
     used = np.flatnonzero(weights)
     if len(used) == 1:

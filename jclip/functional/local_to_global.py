@@ -2,7 +2,7 @@
 
 Lin et al., "TagCLIP: A Local-to-Global Framework to Enhance Open-Vocabulary Multi-Label Classification of CLIP Without
 Training", AAAI 2024, arXiv 2312.12828; constants and edge cases as its code has them (linyq2117/TagCLIP, c32b640).
-P patches of a grid of h rows and w columns, row by row; K names, the C classes first, background names behind them.
+P patches of a grid of h rows and w columns, row by row; K names, the C classes first, background names after them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Again(NamedTuple):
     """One class to be looked at again: in the rows and columns of patches of a crop, at those patches alone."""
 
     label: int
-    rows: tuple[int, int]  # first, and behind the last
+    rows: tuple[int, int]  # first, and after the last
     columns: tuple[int, int]
     mask: np.ndarray  # (rows, columns) bool
 
@@ -90,7 +90,7 @@ def box_union(marked: np.ndarray, cut_edges: bool = False) -> np.ndarray:
     plane, y, x = np.nonzero(marked)
     number = plane * (rows * columns) + parts[marked] - 1
     own, at = np.unique(number, return_inverse=True)
-    ends = np.zeros((4, len(own)), np.int64)  # top, left, bottom, right; the last two behind the part
+    ends = np.zeros((4, len(own)), np.int64)  # top, left, bottom, right; the last two after the part
     ends[:2] = rows + columns
     for side, values, reduce in (
         (0, y, np.minimum),
@@ -142,7 +142,7 @@ def to_look_at_again(refined: np.ndarray, classes: int, grid: tuple[int, int], s
 
 
 def _extent(marked: np.ndarray, cut_edge: bool) -> tuple[int, int]:
-    """First of the marked ones and the place behind the last; (0, 0) where none is."""
+    """First of the marked ones and the place after the last; (0, 0) where none is."""
     at = np.flatnonzero(marked)
     if not len(at):
         return 0, 0

@@ -69,20 +69,6 @@ def retrieval_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
-def retrieval_report(scores: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
-    """R@1/5/10, mean and median rank both ways, of (N, N) scores of N images against their N texts.
-
-    groups: (N,) ids; what shares an id counts as found as well. Without them only the own text or image does.
-    """
-    same = np.eye(len(scores), dtype=bool) if groups is None else groups[:, None] == groups[None, :]
-    report = {}
-    for name, ranks in (("i2t", retrieval_ranks(scores, same)), ("t2i", retrieval_ranks(scores.T, same.T))):
-        report.update({f"{name}_r{k}": float((ranks < k).mean()) for k in (1, 5, 10)})
-        report[f"{name}_mean_rank"] = float(ranks.mean() + 1)
-        report[f"{name}_median_rank"] = float(np.floor(np.median(ranks)) + 1)
-    return report
-
-
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
     """Mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
     right = np.bincount(labels[predicted == labels], minlength=classes)

@@ -87,7 +87,7 @@ def average_precision(
 def _expected_precisions(scores: np.ndarray, hits: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """(N,) of sorted scores: for each rank the expected value of (is positive) · TP/rank over all orders within ties.
 
-    At place j of n equal scores with p positives, behind T positives: p/n · (T + 1 + (j-1)(p-1)/(n-1)) / rank.
+    At place j of n equal scores with p positives, after T positives: p/n · (T + 1 + (j-1)(p-1)/(n-1)) / rank.
     """
     starts = np.flatnonzero(np.r_[True, scores[1:] != scores[:-1]])
     sizes = np.diff(np.r_[starts, len(scores)])

@@ -32,7 +32,7 @@ def order_report(order: np.ndarray, wanted: np.ndarray, depth: int = 10) -> dict
 def front_report(
     found: Sequence[Sequence[str]], wanted: Sequence[Collection[str]], depth: int = 10
 ) -> dict[str, float]:
-    """The same two mean average precisions of lists of names as they are handed in: only `depth` names count, and a name
+    """Both mean average precisions of lists of names as they are handed in: only `depth` names count, and a name
     given twice counts once, where it stands first.
 
     official: Σ_hits h / rank / h with h counted from 1e-6 (the published scorer), 0 where nothing was found;

@@ -41,7 +41,7 @@ class Photos:
     def __post_init__(self):
         if self.mirrored is not None and self.mirrored.shape != self.features.shape:
             raise DataError(
-                f"mirrored photos must have features {self.features.shape}, got {self.mirrored.shape}: compute both anew"
+                f"mirrored photos must have features {self.features.shape}, got {self.mirrored.shape}: recompute both"
             )
         for name in ("features", "mirrored"):
             if (found := getattr(self, name)) is not None:
@@ -67,7 +67,7 @@ def finite_unit(features: np.ndarray, what: str) -> np.ndarray:
     if (broken := ~np.isfinite(found).all(axis=1)).any():
         raise DataError(
             f"features of {what} must be numbers and not all 0, got {int(broken.sum())} broken of {len(found)}, the first "
-            f"in row {int(broken.argmax())}: compute them anew"
+            f"in row {int(broken.argmax())}: recompute them"
         )
     return found
 
@@ -78,19 +78,19 @@ def best_first(scores: np.ndarray) -> Order:
 
 
 def front_sorted(order: Order, scores: np.ndarray) -> Order:
-    """(Q, G) an order, whose first n photos are sorted by their new `scores` (Q, n); equal ones, and all behind, stay."""
+    """(Q, G) an order, whose first n photos are sorted by their new `scores` (Q, n); equal ones, and all after, stay."""
     front = np.take_along_axis(order, best_first(scores), axis=1)
     return np.concatenate([front, order[:, scores.shape[1] :]], axis=1)
 
 
 @dataclass(frozen=True)
 class Plain:
-    """By the cosine of text and photo alone."""
+    """The order by the cosine of text and photo alone."""
 
     uses_other_queries: ClassVar[bool] = False
 
     def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
+        """The order for queries (Q, E)."""
         return best_first(photos.scores(finite_unit(texts, "texts")))
 
 
@@ -116,11 +116,11 @@ class Expand:
 
     @property
     def uses_other_queries(self) -> bool:
-        """With `spread: all`."""
+        """Whether results depend on the other queries: with `spread: all`."""
         return self.spread == "all"
 
     def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
+        """The order for queries (Q, E)."""
         texts = finite_unit(texts, "texts")
         known = self._spreads(texts, photos) if self.spread == "all" else None
         return np.concatenate([best_first(self._mixed(part, photos, known)) for part in _parts(texts)])
@@ -160,9 +160,29 @@ def _parts(texts: np.ndarray) -> Iterator[np.ndarray]:
     return (texts[i : i + AT_ONCE] for i in range(0, max(len(texts), 1), AT_ONCE))
 
 
+class Front:
+    """A method that re-sorts each query's `candidates` best photos, by scores among themselves."""
+
+    candidates: int
+
+    def order(self, texts: np.ndarray, photos: Photos) -> Order:
+        """The order for queries (Q, E)."""
+        return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
+
+    def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
+        """(n,) scores of the query's best photos `few`, of which it has the cosines `to_query` (n,)."""
+        raise NotImplementedError
+
+    def _of(self, texts: np.ndarray, photos: Photos) -> Order:
+        scores = photos.scores(texts)
+        order = best_first(scores)
+        found = [self.scores_of(scores[i, few], photos, few) for i, few in enumerate(order[:, : self.candidates])]
+        return front_sorted(order, np.stack(found)) if found else order
+
+
 @dataclass(frozen=True)
-class Reciprocal:
-    """k-reciprocal encoding of each query's `candidates` best photos; those behind keep the text's order.
+class Reciprocal(Front):
+    """k-reciprocal encoding of each query's `candidates` best photos; those after keep the text's order.
 
     Sorts by (1 - share) J + share D_q; J is the Jaccard distance of encodings, see `reciprocal_distances`.
     """
@@ -180,24 +200,14 @@ class Reciprocal:
                 f"got {self.k1}, {self.k2}, {self.candidates}, {self.share:g}"
             )
 
-    def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
-        return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
-
-    def _of(self, texts: np.ndarray, photos: Photos) -> Order:
-        scores = photos.scores(texts)
-        order = best_first(scores)
-        found = [self._scores(scores[i, few], photos.between(few)) for i, few in enumerate(order[:, : self.candidates])]
-        return front_sorted(order, np.stack(found)) if found else order
-
-    def _scores(self, to_text: np.ndarray, between: np.ndarray) -> np.ndarray:
-        cosines = np.block([[np.ones((1, 1)), to_text[None]], [to_text[:, None], between]])
+    def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
+        cosines = np.block([[np.ones((1, 1)), to_query[None]], [to_query[:, None], photos.between(few)]])
         jaccard, distance = reciprocal_distances(cosines, self.k1, self.k2)
         return -((1 - self.share) * jaccard + self.share * distance)
 
 
 def reciprocal_distances(cosines: np.ndarray, k1: int, k2: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a query and n photos, the query first, (n + 1, n + 1) cosines → (n,) Jaccard distances and (n,) distances D_q.
+    """(n + 1, n + 1) cosines of a query and n photos, the query first → (n,) Jaccard distances and (n,) distances D_q.
 
     D = 2 - 2 cos, each column divided by its largest, transposed. N(i, k): the k nearest of i beside itself;
     R(i) = {j in N(i, k1): i in N(j, k1)}; for j in R(i), whose R½(j) is the same with round(k1 / 2), R(i) grows by R½(j)
@@ -232,7 +242,7 @@ def members(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class A3R:
+class A3R(Front):
     """The re-ranking of A3R (CVPR 2023 workshop, traffic retrieval) among each query's `candidates` best photos.
 
     kNN: the k best, itself among them, of the query and of each photo. c_i: how many kNN(q) and kNN(i) share. Mutual
@@ -262,17 +272,7 @@ class A3R:
                 f"got {self.k}, {self.candidates}, {self.adapted}"
             )
 
-    def order(self, texts: np.ndarray, photos: Photos) -> Order:
-        """Of queries (Q, E)."""
-        return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
-
-    def _of(self, texts: np.ndarray, photos: Photos) -> Order:
-        scores = photos.scores(texts)
-        order = best_first(scores)
-        found = [self._scores(scores[i, few], photos, few) for i, few in enumerate(order[:, : self.candidates])]
-        return front_sorted(order, np.stack(found)) if found else order
-
-    def _scores(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
+    def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
         if self.adapted:
             query = adapted_query(to_query[: self.adapted], photos.features[few[: self.adapted]])
             to_query = photos.scores(query[None], few)[0]
@@ -324,7 +324,7 @@ class QueryBank:
             raise ConfigError(f"beta must be above 0, got {self.beta:g}")
 
     def order(self, texts: np.ndarray, photos: Photos, bank: np.ndarray | None = None) -> Order:
-        """Of queries (Q, E). Raises `DataError` without a bank."""
+        """The order for queries (Q, E). Raises `DataError` without a bank."""
         if bank is None or not len(bank):
             raise DataError("the re-ranking querybank needs training captions, got none: name them, or take another")
         activated, liked = self._liked(finite_unit(bank, "captions of the bank"), photos)

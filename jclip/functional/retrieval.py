@@ -54,7 +54,7 @@ class Links:
 
     @staticmethod
     def of_captions(image_of: Sequence[int]) -> Links:
-        """Of T captions, each of one image."""
+        """Links of T captions, each of one image."""
         return Links.of(image_of, np.arange(len(image_of)))
 
     @property
@@ -85,7 +85,7 @@ def grouped_report(scores: Scores, links: Links, depth: int = 10, at_once: int =
 def paired_report(scores: Scores, count: int, at_once: int = AT_ONCE) -> dict[str, float]:
     """open_clip's figures of N images against their N texts, where the own one alone is right however many are equal.
 
-    R@1/5/10, mean and median rank both ways, with the keys and to the digit of `jclip.functional.metrics.retrieval_report`.
+    R@1/5/10, mean and median rank both ways; of equal scores the earlier entry ranks first.
     """
     report, links = {}, Links.of_captions(np.arange(count))
     for name, of_texts in (("i2t", False), ("t2i", True)):
@@ -118,7 +118,7 @@ def link_ranks(
 
 
 def _ranks(block: Callable[[slice], np.ndarray], queries, entries, gallery: int, at_once: int) -> np.ndarray:
-    """Of some queries' links; each block of the gallery is scored twice where there are several."""
+    """Ranks of some queries' links; each block of the gallery is scored twice where there are several."""
     parts = [slice(i, min(i + at_once, gallery)) for i in range(0, gallery, at_once)]
     only = block(parts[0]) if len(parts) == 1 else None
     wanted, ranks = np.empty(len(queries), np.float64), np.zeros(len(queries), np.int64)

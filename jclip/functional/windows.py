@@ -83,13 +83,13 @@ def map_windows(rows: int, columns: int, scale: int, shapes: Shapes = "all") -> 
 
 
 def check_windows(mode: str, scales: Sequence[int], shapes: str) -> None:
-    """Raises `ConfigError` for an unknown mode, scales that are no different whole numbers from 2, and unknown shapes."""
+    """Raises `ConfigError` for an unknown mode, scales that are no different integers from 2, and unknown shapes."""
     if mode not in MODES:
         raise ConfigError(f"windows must be one of {', '.join(MODES)}, got {mode!r}")
     if shapes not in SHAPES:
         raise ConfigError(f"shapes of windows must be one of {', '.join(SHAPES)}, got {shapes!r}")
     if not scales or len({*scales}) < len(scales) or not all(isinstance(b, int) and 2 <= b <= 32 for b in scales):
-        raise ConfigError(f"scales of windows must be different whole numbers in [2, 32], got {[*scales]}")
+        raise ConfigError(f"scales of windows must be different integers in [2, 32], got {[*scales]}")
 
 
 def shapes_of(b: int, shapes: Shapes = "all") -> list[tuple[Fraction, Fraction]]:

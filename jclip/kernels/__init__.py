@@ -28,6 +28,17 @@ def attention(qkv, heads: int, causal: bool = False):
     return (cpu.attention if half or _fused(qkv) else plain.attention)(qkv, heads, causal)
 
 
+def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
+    """(B, N, 3D), keys (B, N) float32 0/1 → (B, N, D): attention to the keys marked 1, of each sample at least one.
+
+    A share `rate` of the weights, drawn from `seed`, is set to zero and the others divided by 1 - rate, as
+    torch.nn.MultiheadAttention does. Which weight is dropped depends on its place (sample, head, query, key) alone.
+    """
+    if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
+        return cuda.masked_attention(qkv, keys, heads, rate, seed)
+    return (cpu if _fused(qkv, keys) else plain).masked_attention(qkv, keys, heads, rate, seed)
+
+
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
     """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu" or None.
 

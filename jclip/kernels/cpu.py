@@ -18,7 +18,7 @@ from jclip.machine import toolchain
 from jclip.paths import plain_path
 from jclip.runtime import jt
 
-_SOURCES = Path(__file__).resolve().parent / "sources"  # a linked checkout compiles nothing anew
+_SOURCES = Path(__file__).resolve().parent / "sources"  # a linked checkout recompiles nothing
 
 
 def available() -> bool:
@@ -36,6 +36,19 @@ class _Attention(Function):
     def grad(self, gradient):
         (qkv,) = self.kept()
         return _one("attention_backward", qkv.shape, [qkv, gradient], PACKED, self.options), None, None
+
+
+class _MaskedAttention(Function):
+    def execute(self, qkv, keys, heads, rate, seed):
+        self.keep(qkv, keys)
+        self.options = {"heads": heads, "rate": rate, "seed": seed}
+        B, N, width = qkv.shape
+        return _one("attention_masked_forward", (B, N, width // 3), [qkv, keys], PACKED, self.options)
+
+    def grad(self, gradient):
+        qkv, keys = self.kept()
+        arrays = [qkv, keys, gradient]
+        return _one("attention_masked_backward", qkv.shape, arrays, PACKED, self.options), None, None, None, None
 
 
 class _LayerNorm(Function):
@@ -121,6 +134,11 @@ def attention(qkv, heads: int, causal: bool = False):
     B, N, width = qkv.shape
     options = {"heads": heads, "causal": int(causal)}
     return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
+
+
+def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
+    """As `kernels.masked_attention`; masked keys are left out of the products, and dropout is drawn again backwards."""
+    return _MaskedAttention.apply(qkv, keys, heads, rate, seed)
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
@@ -243,14 +261,14 @@ def _sizes(weight) -> str:
 
 
 def _one(function: str, shape, inputs: list, sizes: str, options=None, dtype: str = "float32"):
-    """As `_code`, for an operator with one output."""
+    """The output of an operator with one, made as by `_code`."""
     return _code(function, [shape], inputs, sizes, options, dtype)[0]
 
 
 def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, dtype: str = "float32") -> list:
     """One `jt.code` operator that calls `function` of its header on the raw arrays: a list of its outputs.
 
-    An input that is None is handed on as a null pointer.
+    An input that is None is passed as a null pointer.
     """
     header, options = _header_of(function), options or {}
     given = [v for v in inputs if v is not None]
@@ -280,7 +298,7 @@ def _header_of(function: str) -> str:
 
 @lru_cache
 def _digest(header: str) -> str:
-    """Of the header and all that it includes of ours."""
+    """Hash of the header and all that it includes of ours."""
     text = (_SOURCES / f"{header}.h").read_text(encoding="utf-8")
     included = re.findall(r'#include "(\w+)\.h"', text)
     return hashlib.sha256("".join([text, *map(_digest, included)]).encode()).hexdigest()[:12]

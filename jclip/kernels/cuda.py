@@ -22,6 +22,11 @@ def attention(qkv, heads: int, causal: bool = False):
     return _Attention.apply(qkv, heads, causal)
 
 
+def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
+    """As `kernels.masked_attention`, for heads of at most `WIDEST_HEAD` dimensions."""
+    return _MaskedAttention.apply(qkv, keys, heads, rate, seed)
+
+
 class _Attention(Function):
     def execute(self, qkv, heads, causal):
         (B, N, width), self.options = qkv.shape, {"heads": heads, "causal": int(causal)}
@@ -34,6 +39,22 @@ class _Attention(Function):
         qkv, out, logsum = self.kept()
         shapes, dtypes = [qkv.shape, logsum.shape], [qkv.dtype, "float32"]
         return _code("attention_backward", shapes, dtypes, [qkv, out, logsum, gradient], self.options)[0], None, None
+
+
+class _MaskedAttention(Function):
+    def execute(self, qkv, keys, heads, rate, seed):
+        (B, N, width), self.options = qkv.shape, {"heads": heads, "rate": rate, "seed": seed}
+        shapes, dtypes = [(B, N, width // 3), (B * heads, N)], [qkv.dtype, "float32"]
+        out, logsum = _code("attention_masked_forward", shapes, dtypes, [qkv, keys], self.options)
+        self.keep(qkv, keys, out, logsum)
+        return out
+
+    def grad(self, gradient):
+        qkv, keys, out, logsum = self.kept()
+        shapes, dtypes = [qkv.shape, logsum.shape], [qkv.dtype, "float32"]
+        arrays = [qkv, keys, out, logsum, gradient]
+        made = _code("attention_masked_backward", shapes, dtypes, arrays, self.options)
+        return made[0], None, None, None, None
 
 
 def _code(function: str, shapes: list, dtypes: list, inputs: list, options: dict) -> list:

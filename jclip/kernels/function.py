@@ -1,4 +1,4 @@
-"""What the differentiable operators share: arrays that are kept for the backward pass, and let go in it."""
+"""What the differentiable operators share: arrays that are kept for the backward pass, and freed in it."""
 
 from __future__ import annotations
 

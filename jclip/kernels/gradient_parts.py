@@ -1,7 +1,7 @@
 """Rows in parts: features of more rows than a backward pass can hold, with the gradients of all of them together.
 
 Gao et al., 2021, arXiv 2101.06983: features are first computed without gradient, the loss takes all of them, and where its
-gradient arrives each part is computed anew. One more forward pass, the memory of one part, and the whole batch's result.
+gradient arrives each part is recomputed. One more forward pass, the memory of one part, and the whole batch's result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _InParts(Function):
             made = []
             for part in parts:
                 made.append(encode(part))
-                made[-1].sync()  # lets go of this part's activations
+                made[-1].sync()  # frees this part's activations
             self.ends = [len(features) for features in made]
             return jt.concat(made, dim=0)
 

@@ -69,6 +69,19 @@ def attention(qkv, heads: int, causal: bool = False):
     return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d))
 
 
+def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
+    """(B, N, 3D), keys (B, N) 0/1 → (B, N, D); weights of masked keys are zero, a share `rate` of the others is dropped."""
+    B, N, width = qkv.shape
+    d = width // 3 // heads
+    q, k, v = qkv.float32().reshape((B, N, 3, heads, d)).permute(2, 0, 3, 1, 4)
+    scores = jt.matmul(q * (1.0 / math.sqrt(d)), k.transpose(0, 1, 3, 2))  # (B, heads, N, N)
+    masked = (1.0 - keys.float32()).reshape((B, 1, 1, N))
+    weights = nn.softmax(scores + masked * -1e30, dim=-1)
+    weights = dropout(weights, rate, seed) if rate else weights
+    mixed = jt.matmul(weights, v)
+    return mixed.permute(0, 2, 1, 3).reshape((B, N, heads * d)).cast(qkv.dtype)
+
+
 def attention_weights(qkv, heads: int):
     """(B, N, 3D) → (B, N, N): softmax(q k^T / sqrt(d)), the mean over heads, in float32; row i is what token i looks at.
 

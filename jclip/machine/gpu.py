@@ -26,7 +26,7 @@ from jclip.paths import ASSETS, cache_dir, plain_path
 HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h")
 LIBRARIES = ("libcudart", "libcublas", "libcublasLt", "libcudnn", "libcurand", "libcufft", "libcusparse")
 TRIED: tuple[str, ...] = ()  # "CUDA 12.4 on an RTX 4090 (8.9)": where the whole suite has passed
-COMPILED = "nvcc 13.0 for 9.0"  # what compiled the sources, without a card
+COMPILED = "nvcc 13.0 for 9.0"  # what compiled the sources, without a GPU
 _CUDNN_SPLIT = {
     f"libcudnn_{part}_{use}.so": f"libcudnn_{part}" for part in ("ops", "cnn") for use in ("infer", "train")
 }
@@ -69,7 +69,7 @@ class Cuda:
     toolkit: Toolkit | None = None
     environment: dict[str, str] = field(default_factory=dict)
     off: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 @lru_cache(maxsize=1)
@@ -85,12 +85,12 @@ def find_cuda() -> Cuda:
         return Cuda(off=reason, environment={"nvcc_path": ""})
     toolkit = find_toolkit()
     if toolkit is None:
-        mend = "install a CUDA toolkit and set CUDA_HOME to it"
-        return Cuda(gpus, off="no nvcc found", mend=mend, environment={"nvcc_path": ""})
+        fix = "install a CUDA toolkit and set CUDA_HOME to it"
+        return Cuda(gpus, off="no nvcc found", fix=fix, environment={"nvcc_path": ""})
     if toolkit.missing:
         names = " ".join(_wheel_of(m, toolkit.version[0]) for m in toolkit.missing)
         off = f"CUDA {_dotted(toolkit.version)} at {toolkit.nvcc.parent.parent} lacks {', '.join(toolkit.missing)}"
-        return Cuda(gpus, toolkit, {"nvcc_path": ""}, off=off, mend=f"pip install {names}")
+        return Cuda(gpus, toolkit, {"nvcc_path": ""}, off=off, fix=f"pip install {names}")
     return Cuda(gpus, toolkit, jittor_environment(toolkit))
 
 

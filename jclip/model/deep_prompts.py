@@ -1,4 +1,4 @@
-"""Prompts inside the towers: vectors learned beside the tokens of texts and images, anew for each of the first blocks.
+"""Prompts inside the towers: vectors learned beside the tokens of texts and images, new ones for each of the first blocks.
 
 Jia et al., ECCV 2022, arXiv 2203.12119 (VPT); Khattak et al., CVPR 2023, arXiv 2210.03117 (MaPLe), eq. 3-8. The weights
 stay as they are. Block j ≤ J reads, and what it makes of its vectors is dropped where the next one has its own:
@@ -102,7 +102,7 @@ class PromptedModel:
 
 
 def encode_beside(model: CLIP, images, vectors, **options):
-    """(B, 3, H, W) and vectors (J, n, D) behind the patches of the first J blocks → (B, E), not normalised."""
+    """(B, 3, H, W) and vectors (J, n, D) after the patches of the first J blocks → (B, E), not normalised."""
     tokens = model.visual.embed(jt.array(images))
     first = vectors[0].unsqueeze(0).expand((tokens.shape[0], *vectors.shape[1:]))
     deep = {j: (tokens.shape[1], vectors[j]) for j in range(1, vectors.shape[0])}
@@ -121,7 +121,7 @@ def opening(model: CLIP, config: Prompting) -> list[int]:
 
 
 def gapped(model: CLIP, classnames: Sequence[str], config: Prompting) -> Frame:
-    """The prompts of class names with gaps for the text vectors, and behind these the words that have none."""
+    """The prompts of class names with gaps for the text vectors, and after these the words that have none."""
     fixed = opening(model, config)[config.text :]
     return Frame(model, Layout.of(model.config.text, classnames, config.text, fixed=fixed))
 

@@ -137,7 +137,7 @@ class PackedAttention(nn.Module):
         return self.proj(mixed, residual=residual)
 
     def values(self, x):
-        """As `Block.values`, before the norm."""
+        """Values as of `Block.values`, before the norm."""
         return self.proj(self.in_proj(x)[:, :, 2 * x.shape[2] :].float32())
 
 
@@ -217,7 +217,7 @@ class Rotation:
         return (x * cos + swapped * sin).cast(qkv.dtype)
 
     def _of_length(self, tokens: int) -> tuple:
-        """Both tables; tokens behind the patches, which are prompts, stay still."""
+        """Both tables; tokens after the patches, which are prompts, stay still."""
         if tokens not in self._tables:
             more = ((0, max(tokens - len(self.cos), 0)), (0, 0))
             cos, sin = np.pad(self.cos, more, constant_values=1.0), np.pad(self.sin, more)

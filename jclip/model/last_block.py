@@ -1,4 +1,4 @@
-"""An image tower cut before what it ends with: what goes in there is computed once, the end trained and computed anew.
+"""An image tower cut before what it ends with: what goes in there is computed once, the end trained and recomputed.
 
 The end is a transformer's last block with its norm and projection, or a ResNet's attention pool.
 """

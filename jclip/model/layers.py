@@ -91,7 +91,7 @@ class SharedStart:
         return jt.concat([starts.reshape((first, -1)), x[first:]], dim=0)
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """(B,) positions behind the start → where these tokens are among the T."""
+        """(B,) positions after the start → where these tokens are among the T."""
         rest = self.length - self.tokens
         return self.runs * self.tokens + np.arange(self.rows) * rest + np.asarray(positions) - self.tokens
 

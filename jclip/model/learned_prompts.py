@@ -1,7 +1,7 @@
 """Learned prompts: vectors in the place of words around each class's name, for a text tower that stays as it is.
 
 Zhou et al., IJCV 2022, arXiv 2109.01134, section 3.2. The prompt of class k is [start] v_1 … v_M name_k . [end]; a tower
-that attends to what came before alone needs no token behind the end, so none is computed, and gives the same to equal
+that attends to what came before alone needs no token after the end, so none is computed, and gives the same to equal
 beginnings, so [start] v_1 … v_M, in every prompt, is computed once.
 """
 
@@ -63,7 +63,7 @@ class Layout:
         position: Position = "end",
         fixed: Sequence[int] = (),
     ) -> Layout:
-        """Of class names and so many vectors, cut at the longest prompt; `fixed`: tokens that stand before each name.
+        """The layout of class names and that many vectors, cut at the longest prompt; `fixed`: tokens before each name.
 
         Raises `DataError` for what does not fit.
         """
@@ -117,7 +117,7 @@ class Layout:
         return Layout(np.concatenate(tokens), np.concatenate(slots), len(every))
 
     def of_each_class(self, vectors: int) -> Layout:
-        """The same where each class has vectors of its own, numbered class by class."""
+        """The layout where each class has vectors of its own, numbered class by class."""
         own = self.slots + vectors * np.arange(len(self.slots), dtype=np.int32)[:, None]
         return replace(self, slots=np.where(self.slots > 0, own, 0))
 
@@ -147,7 +147,7 @@ class Frame:
     def encode(self, vectors, rows: slice | np.ndarray = slice(None), shifts=None, runs: int = 1):
         """(n, E) text features of length one of the prompts in `rows`, with `vectors` in their gaps.
 
-        vectors: (M, D), or (J, M, D) where each of the first J blocks gets vectors of its own (those behind the start
+        vectors: (M, D), or (J, M, D) where each of the first J blocks gets vectors of its own (those after the start
         token; the gaps are there then). shifts: (n, D) that are added to all vectors of a prompt, of the same for each of
         `runs` runs of equally many prompts. What all prompts of a run begin with is computed once.
         """
@@ -168,7 +168,7 @@ class Frame:
         return SharedStart(rows, length, self._alike, runs) if saved >= WORTHWHILE * rows * length else None
 
     def features(self, vectors):
-        """(C, E) text features of length one of all prompts; of many the backward pass computes each part anew."""
+        """(C, E) text features of length one of all prompts; of many the backward pass recomputes each part."""
         each = len(self) // self._runs
         if len(self) <= AT_ONCE or self._runs == 1:
             parts = [(rows, self._runs) for rows in slices(len(self), AT_ONCE)]

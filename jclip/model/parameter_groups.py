@@ -81,7 +81,7 @@ def text_groups(config: CLIPConfig) -> list[Patterns]:
 
 
 def rate_factors(config: CLIPConfig, decay: float, names: Iterable[str]) -> dict[str, float]:
-    """By which factor the rate of each named parameter is lowered: decay^d, d the number of groups above its own.
+    """Factor that lowers the rate of each named parameter: decay^d, d the number of groups above its own.
 
     Clark et al., 2020, arXiv 2003.10555, as BEiT and open_clip have it: the projection's is 1, the last block's `decay`. Of
     each tower for itself; the logit scale's is 1.
@@ -141,7 +141,7 @@ class Prompting:
     """Vectors that are learned beside a tower's tokens: how many in each tower, and before how many blocks new ones."""
 
     text: int  # in the places of the first of `words`; 0: none
-    image: int  # behind the patches; 0: none
+    image: int  # after the patches; 0: none
     depth: int  # J
     words: str = ""  # the text's first vectors start from them, words without a vector stay; none: at random
     coupled: bool = False  # a block's image vectors are a linear map of its text vectors

@@ -16,7 +16,7 @@ from jclip.weights.variants import ViTConfig
 def check_patch_dropout(model: CLIP) -> None:
     """Raises `ConfigError` for an image tower without patches that can be left out."""
     if not isinstance(model.config.vision, ViTConfig):
-        raise ConfigError("patch_dropout must be 0 for an image tower that is no plain ViT")
+        raise ConfigError("patch_dropout must be 0 for an image tower other than a plain ViT")
 
 
 def draw_patches(rng: np.random.Generator, images: int, patches: int, dropped: float) -> np.ndarray:

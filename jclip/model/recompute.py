@@ -73,7 +73,7 @@ class _Again(Function):
         self.keep(x)
         with jt.no_grad():
             y = run(x)
-            y.sync()  # lets go of what is inside of the block
+            y.sync()  # frees what is inside the block
         return y
 
     def grad(self, gradient):

@@ -54,7 +54,7 @@ class TextEncoder:
     def encode_text(self, tokens, dense: bool = False, taps: dict | None = None):
         """(B, L) ids → (B, E) read at each end-of-text token; with `dense` also (B, L', E) of all tokens.
 
-        All rows are cut at the longest end-of-text in the batch, L' of them: attention is causal, so what stands behind
+        All rows are cut at the longest end-of-text in the batch, L' of them: attention is causal, so what stands after
         it can't matter. Neither result is normalised.
         """
         vocabulary = self._text_config().vocab_size
@@ -75,7 +75,7 @@ class TextEncoder:
         taps: dict | None = None,
         shared: SharedStart | None = None,
     ):
-        """As `encode_text`, from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
+        """`encode_text` from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
 
         insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which is then computed once; without
         `dense` and `taps`.

@@ -43,7 +43,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def creating(path: str | os.PathLike) -> Iterator[Path]:
-    """As `replacing`, but never overwrites. Raises `FileExistsError` where something exists at `path`."""
+    """Write a file as `replacing` does, but never overwrite. Raises `FileExistsError` where something exists at `path`."""
     target = Path(path)
     with naming(target):
         temporary, lock = _part_beside(target)

@@ -101,13 +101,13 @@ def _read_set(path: Path) -> Set:
     sentences = values.get("class_sentences", {})
     unknown = values.keys() - {"templates", "class_sentences"}
     if unknown or "templates" not in values or not isinstance(sentences, dict):
-        raise DataError(f"{path} has {', '.join(values):.200}: expected {LAYOUT}")
+        raise DataError(f"{path} must be {LAYOUT}, got {', '.join(values):.200}")
     return WithSentences(_checked(values["templates"], path), _by_class(sentences, path))
 
 
 def _checked(templates: object, place: str | Path) -> tuple[str, ...]:
     if not isinstance(templates, list) or not templates:
-        raise DataError(f"{place}: expected a list of templates, got {templates!r:.80}")
+        raise DataError(f"{place}: must be a list of templates, got {templates!r:.80}")
     return tuple(_template(template, str(place)) for template in templates)
 
 
@@ -145,8 +145,10 @@ def _has_name(template: str) -> bool:
 def _one_of(found: Set, number: int, asked: str) -> str:
     templates = found.templates if isinstance(found, WithSentences) else found
     if isinstance(templates, Mapping) or number >= len(templates):
-        told = "sentences by class" if isinstance(templates, Mapping) else f"{len(templates)} templates, counted from 0"
-        raise DataError(f"templates: {asked!r} names none of its {told}")
+        choices = (
+            "sentences by class" if isinstance(templates, Mapping) else f"{len(templates)} templates, counted from 0"
+        )
+        raise DataError(f"templates: {asked!r} names none of its {choices}")
     return templates[number]
 
 
@@ -154,8 +156,8 @@ def fill(template: str, name: str, article: bool = False, plural: bool = False) 
     """The template with the class name in its place: `{}` and `{c}` with underscores as spaces, `{raw}` as it is.
 
     `{length}` is the number of its characters, `{in}` says whether it has underscores: "in" or "not in".
-    article: an "a" or "an" of the template, never of the name, becomes what the word behind it asks for.
-    plural: the name in `{}` or `{c}` is put in the plural right behind many, several, various, multiple, few, these
+    article: an "a" or "an" of the template, never of the name, becomes what the word after it asks for.
+    plural: the name in `{}` or `{c}` is put in the plural right after many, several, various, multiple, few, these
         and those.
     """
     said = {
@@ -171,17 +173,17 @@ def fill(template: str, name: str, article: bool = False, plural: bool = False) 
 
 
 def _agreeing(template: str, said: Mapping[str | None, str], article: bool, plural: bool) -> str:
-    told, end = "", len(template)
+    filled, end = "", len(template)
     for found in reversed(list(_WORDS.finditer(template))):  # from the end, since an article depends on what follows it
-        told = template[found.end() : end] + told
+        filled = template[found.end() : end] + filled
         end = found.start()
         if word := found["article"]:
-            agreed = article_before(told) if article else ""
-            told = ((agreed.capitalize() if word[0].isupper() else agreed) or word) + told
+            agreed = article_before(filled) if article else ""
+            filled = ((agreed.capitalize() if word[0].isupper() else agreed) or word) + filled
         else:
             name, many = said[found["place"]], found["many"] or ""
-            told = many + (plural_of(name) if plural and many and found["place"] in (None, "c") else name) + told
-    return template[:end] + told
+            filled = many + (plural_of(name) if plural and many and found["place"] in (None, "c") else name) + filled
+    return template[:end] + filled
 
 
 def class_prompts(
@@ -220,7 +222,7 @@ def _of_key(name: str, by_key: Mapping[str, Sequence[str]], sentences: Sentences
     spelled = by_key.get(name_key(name), ())
     if len(spelled) > 1:
         raise DataError(
-            f"sentences of class {name!r:.80} must stand once, got them for {spelled[0]!r} and {spelled[1]!r}"
+            f"sentences of class {name!r:.80} must be given once, got them for {spelled[0]!r} and {spelled[1]!r}"
         )
     return sentences[spelled[0]] if spelled else ()
 
@@ -234,8 +236,8 @@ def prompts_of(
     """
     templates = load_templates(name_or_file)
     prompts = class_prompts(classnames, templates, article, plural)
-    tell_without_sentences(classnames, templates)
-    tell_repeated(prompts, classnames)
+    warn_without_sentences(classnames, templates)
+    warn_repeated(prompts, classnames)
     return prompts
 
 
@@ -246,7 +248,7 @@ def without_sentences(classnames: Sequence[str], templates: Templates) -> list[s
     return [name for k, name in enumerate(classnames) if not all(of_set[k] for of_set in given)]
 
 
-def tell_without_sentences(classnames: Sequence[str], templates: Templates) -> None:
+def warn_without_sentences(classnames: Sequence[str], templates: Templates) -> None:
     """Reports classes that get templates alone."""
     if lacking := without_sentences(classnames, templates):
         some = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
@@ -265,24 +267,24 @@ def repeated(prompts: Sequence[Sequence[str]]) -> list[tuple[str, tuple[int, ...
     return [(prompt, tuple(classes)) for prompt, classes in standing.items() if len(classes) > 1]
 
 
-def tell_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -> None:
+def warn_repeated(prompts: Sequence[Sequence[str]], classnames: Sequence[str]) -> None:
     """Reports prompts that classes share, and those that a class has twice."""
-    again, told = repeated(prompts), []
+    again, examples = repeated(prompts), []
     shared = [(prompt, classes) for prompt, classes in again if len(set(classes)) > 1]
     twice = [(prompt, classes) for prompt, classes in again if len(set(classes)) < len(classes)]
     if shared:
         prompt, classes = shared[0]
         first, other = (f"{k} ({classnames[k]})" for k in sorted(set(classes))[:2])
-        told.append(
+        examples.append(
             f"prompts that several classes share: {len(shared)}, first {prompt!r} of {first} and {other}; "
             "they can't separate these classes: give them other names, or sentences of their own"
         )
     if twice:
         prompt, classes = twice[0]
         k = next(k for k in classes if classes.count(k) > 1)
-        told.append(
+        examples.append(
             f"prompts that a class has more than once: {len(twice)}, first {prompt!r} of {k} ({classnames[k]}); "
             "they count as often: leave the copies out"
         )
-    if told:
-        notice("; ".join(told))
+    if examples:
+        notice("; ".join(examples))

@@ -40,7 +40,7 @@ class TextShape(Protocol):
 
 
 class Tokenizer:
-    """The vocabulary and its merges; `merges` takes only the first so many of them (a smaller vocabulary)."""
+    """The vocabulary and its merges; `merges` takes only the first ones of them (a smaller vocabulary)."""
 
     def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
         with gzip.open(path, "rt", encoding="utf-8") as f:
@@ -213,5 +213,5 @@ def tokenizer_for(config: TextShape) -> Tokenizer:
 
 
 def tokenize_for(config: TextShape, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
-    """As `tokenize`, in the vocabulary and context length of a text tower. Raises `DataError` as `tokenizer_for`."""
+    """Tokenize in the vocabulary and context length of a text tower. Raises `DataError` as `tokenizer_for`."""
     return tokenizer_for(config)(texts, config.context_length, truncate)

@@ -50,7 +50,7 @@ def read_npy(path: str | os.PathLike) -> LazyTensor:
     """Return one array, read on demand. Raises `CheckpointError` for anything but an `.npy` of numbers or text."""
     file = HeldFile(path)
     if file.read(0, min(4, file.size)).tobytes() == MAGIC:
-        raise CheckpointError(f"{path} holds several arrays, expected an .npy with one")
+        raise CheckpointError(f"{path} must be an .npy with one array, got several")
     return _array(file, str(path))
 
 

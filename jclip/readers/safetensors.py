@@ -155,7 +155,7 @@ def _check_layout(header: dict, room: int, path: Path) -> None:
             )
         at, before = end, name
     if at != room:
-        raise CheckpointError(f"{path} is damaged: {room - at} bytes behind {before} belong to no tensor")
+        raise CheckpointError(f"{path} is damaged: {room - at} bytes after {before} belong to no tensor")
 
 
 def _tensor(data: Part, entry: dict) -> LazyTensor:

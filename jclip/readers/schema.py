@@ -28,7 +28,7 @@ _DEEPEST, _MOST_DIGITS = 32, 30
 class Condition:
     """A phrase for "must be …", and the test `holds` for a value."""
 
-    phrase: str  # "an integer from 1 to 1000", behind "must be"
+    phrase: str  # "an integer from 1 to 1000", after "must be"
     holds: Callable[[Any], bool]
 
 
@@ -180,11 +180,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
     """
     placed = read_table(index, LARGEST_INDEX).get("weight_map")
     if not isinstance(placed, dict):
-        raise CheckpointError(f"{index} is no index of shards: weight_map must be a table, got {shown(placed)}")
+        raise CheckpointError(f"{index} is not an index of shards: weight_map must be a table, got {shown(placed)}")
     for key, file in placed.items():
         if not is_plain_name(file):
             raise CheckpointError(
-                f"{index} is no index of shards beside it: the shard of {shown(key)} must be the plain name of a file, "
+                f"{index} is not an index of shards beside it: the shard of {shown(key)} must be the plain name of a file, "
                 f"got {shown(file)}"
             )
     if (count := len(set(placed.values()))) > MOST_SHARDS:

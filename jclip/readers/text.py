@@ -119,7 +119,7 @@ def read_table(
     (_, head), *records = read_records(path, delimiter, on_broken) or [(1, [])]
     columns = [name.strip() for name in head]
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
-        raise DataError(f"{path}, line 1: column {twice[0]!r} must stand once, got it {columns.count(twice[0])} times")
+        raise DataError(f"{path}, line 1: column {twice[0]!r} must be unique, got it {columns.count(twice[0])} times")
     rows = []
     for line, fields in records:
         while len(fields) > len(columns) and not fields[-1].strip():  # a table program's padding

@@ -43,7 +43,7 @@ class Entry:
     packed: int
     size: int
     start: int  # of its local header
-    offset: int  # of its first byte, behind that
+    offset: int  # of its first byte, after that
 
     def read(self, offset: int = 0, size: int | None = None) -> np.ndarray:
         """Return `size` bytes, or all that follow, from `offset` as uint8; of a compressed entry from `unpacked`."""

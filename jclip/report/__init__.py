@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "predictor": ("Predictor", "measure", "write_handed_over"),
         "retriever": ("Retriever",),
-        "run_table": ("accuracy_of", "report", "selected_on_test", "told_memory"),
+        "run_table": ("accuracy_of", "report", "selected_on_test", "memory_lines"),
         "score_files": ("Scores", "aligned", "joined", "read_scores", "write_scores"),
         "scoring_run": ("ScoringRun",),
         "sorted_folders": ("check_folder", "counts", "place", "plan", "undo"),

@@ -18,7 +18,7 @@ from jclip.report.contact_page import legend, page
 from jclip.report.plots import find_font
 from jclip.report.predictions import Predictions, shorten
 from jclip.report.tags import Tags
-from jclip.report.tiles import EMPTY, TOLD, Choice, Section, Tile, sections, small_photo, tag_tiles
+from jclip.report.tiles import EMPTY, MOST_NAMED, Choice, Section, Tile, sections, small_photo, tag_tiles
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".html")
 Colour = tuple[int, int, int]
@@ -62,7 +62,7 @@ def write_tag_sheet(path: str | os.PathLike, tags: Tags, count: int = 24, uprigh
     check_sheet(str(path))
     parts = tag_tiles(tags, count, upright)
     most = max((len(tile.best) for part in parts for tile in part.tiles), default=0)
-    look = replace(CARDS, height=CARDS.height + max(0, most - TOLD) * ROW)
+    look = replace(CARDS, height=CARDS.height + max(0, most - MOST_NAMED) * ROW)
     _write(path, parts, look, len(tags.photos), f"{len(tags.classnames)} classes · numbers: {tags.kind}")
 
 

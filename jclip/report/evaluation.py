@@ -37,11 +37,11 @@ def write_evaluation(
     best = ranking(scores, 1)[:, 0]
     files = {"eval.json": json_text(metrics).encode()}
     files |= _of_classes(confusion_matrix(best, labels, len(classnames)), classnames)
-    told = [
+    rows = [
         [photo, classnames[true], classnames[k], f"{p[k]:.6f}"]
         for photo, true, k, p in zip(predictions.photos, labels, best, predictions.probabilities, strict=True)
     ]
-    files["predictions.csv"] = csv_bytes(["photo", "class", "predicted", "probability"], told)
+    files["predictions.csv"] = csv_bytes(["photo", "class", "predicted", "probability"], rows)
     if len({Path(photo).name for photo in predictions.photos}) == len(labels):
         files["result.txt"] = predictions_bytes(predictions, ".txt")
     write_together(folder, files, stale=[name for name in FILES if name not in files])
@@ -70,9 +70,9 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
     fewer than five classes. models: `architecture/tag`, or files."""
     part = "test" if "test_top1" in metrics or "test_map" in metrics else "val"
     if f"{part}_map" in metrics:
-        told = {"mean_average_precision": metrics[f"{part}_map"]}
+        fields = {"mean_average_precision": metrics[f"{part}_map"]}
     else:
-        told = {
+        fields = {
             "acc1": metrics[f"{part}_top1"],
             "acc5": None if classes < 5 else metrics[f"{part}_top5"],
             "mean_per_class_recall": metrics[f"{part}_mean_per_class"],
@@ -83,7 +83,7 @@ def benchmark_of(metrics: Mapping[str, float], classes: int, dataset: str, model
         "model": " + ".join(half[0] for half in halves),
         "pretrained": " + ".join(half[2] for half in halves),
         "task": "zeroshot_classification",
-        "metrics": told,
+        "metrics": fields,
         "language": "en",
     }
 
@@ -101,7 +101,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None
 
 
 def json_text(values: Mapping[str, Any]) -> str:
-    """As a file holds them."""
+    """The values as a file holds them."""
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 

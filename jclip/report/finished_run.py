@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jclip.choices import SELECTED_ON_TEST
-from jclip.config import apply_overrides
+from jclip.config import apply_overrides, protocols
 from jclip.data import loader, splits
 from jclip.errors import ConfigError
 from jclip.train import run as runs
@@ -32,7 +32,7 @@ class FinishedRun:
 
     folder: Path
     module: Any
-    config: Any
+    config: protocols.OfRun
     model: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)  # metrics and provenance
 
@@ -48,7 +48,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> FinishedRun:
-        """As `load`, of a run whose `result` has been read."""
+        """The run as of `load`, its `result` already read."""
         module, config = cls.settings(folder, result["config"], overrides, model)
         own = folder / MODEL
         return cls(folder, module, config, str(own) if own.is_file() and not model else config.model, result)
@@ -137,7 +137,7 @@ class FinishedRun:
 
     @classmethod
     def write_scored(cls, folder: Path, scored: Any, marks: Mapping[str, float]) -> dict[str, float]:
-        """`train`: writes `files` from what a run handed over, and returns the metrics."""
+        """`train`: writes `files` from the scores that a run kept, and returns the metrics."""
         raise cls._task_refusal("measured")
 
     @classmethod

@@ -45,7 +45,7 @@ def folded(name: str) -> str:
 
 
 def _cut(name: str, most: int) -> str:
-    """As many letters as fit into `most` bytes."""
+    """The first letters that fit into `most` bytes."""
     while name and len(os.fsencode(name)) > most:
         name = name[: -max(1, (len(os.fsencode(name)) - most) // 4)]
     return name

@@ -51,7 +51,7 @@ def fuse(
 def gated(fused: np.ndarray, gate: np.ndarray, taught: np.ndarray, margin: float = 0.0) -> np.ndarray:
     """(N, C): a photo's fused scores, or the gate's where that takes it for a class without training photos.
 
-    Rows are taken as a whole, so no class can stand twice among a photo's best.
+    Rows are taken as a whole, so no class can appear twice among a photo's best.
     """
     return np.where(untaught(gate, taught, margin)[:, None], gate, fused)
 

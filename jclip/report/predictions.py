@@ -109,10 +109,10 @@ def _write_csv(p: Predictions, f) -> None:
     head = ["photo", *(f"{what}_{i + 1}" for i in range(best.shape[1]) for what in ("class", "probability"))]
     rows = []
     for row, photo in enumerate(p.photos):
-        told = [x for i in best[row] for x in (p.classnames[i], f"{probabilities[row, i]:.6f}")]
+        cells = [x for i in best[row] for x in (p.classnames[i], f"{probabilities[row, i]:.6f}")]
         if not known[row]:
-            told[0] = UNKNOWN
-        rows.append([photo, *told, *p.prompts[row : row + 1]])
+            cells[0] = UNKNOWN
+        rows.append([photo, *cells, *p.prompts[row : row + 1]])
     write_csv_rows(f, [*head, *(["prompt"] if p.prompts else [])], rows)
 
 
@@ -179,7 +179,7 @@ def check_challenge(path: str | Path, photos: Sequence[str]) -> None:
         )
     for name, *ids in rows:
         if len(set(ids)) != 5 or not all(i.isdecimal() for i in ids):
-            raise DataError(f"{path}: {name} has {' '.join(ids)}, expected five different classes")
+            raise DataError(f"{path}: {name} must have five different classes, got {' '.join(ids)}")
 
 
 def zip_challenge(path: Path) -> Path:
@@ -199,10 +199,10 @@ def show(p: Predictions, limit: int = 20, columns: int = 3) -> str:
     best, probabilities, known = p.best[:limit, :columns], p.probabilities, p.known
     rows = []
     for row, (photo, ids) in enumerate(zip(p.photos, best, strict=False)):
-        told = [f"{shorten(p.classnames[i], 24)} {100 * probabilities[row, i]:.1f} %" for i in ids]
+        cells = [f"{shorten(p.classnames[i], 24)} {100 * probabilities[row, i]:.1f} %" for i in ids]
         if not known[row]:
-            told[0] = f"{UNKNOWN} ({told[0]})"
-        rows.append([shorten(photo, 40), *told])
+            cells[0] = f"{UNKNOWN} ({cells[0]})"
+        rows.append([shorten(photo, 40), *cells])
     text = table(["photo", *(f"top {i + 1}" for i in range(best.shape[1]))], rows)
     more = len(p.photos) - limit
     return text + (f"\n… and {more} more (--out FILE has them all)" if more > 0 else "")

@@ -42,11 +42,11 @@ def accuracies_of_runs(results: Mapping[str, Mapping[str, float]]) -> str:
     return predictions.table(["top-1", *parts], rows)
 
 
-def told_memory(peak: dict[str, int]) -> list[str]:
+def memory_lines(peak: dict[str, int]) -> list[str]:
     """`peak memory 812 MiB, of the GPU 2048 MiB`, as far as it is known."""
     places = {"host": "", "gpu": "of the GPU "}
-    told = ", ".join(f"{places[place]}{mib} MiB" for place, mib in peak.items())
-    return [f"peak memory {told}"] if told else []
+    peaks = ", ".join(f"{places[place]}{mib} MiB" for place, mib in peak.items())
+    return [f"peak memory {peaks}"] if peaks else []
 
 
 def shortly(value: float) -> str:
@@ -58,10 +58,10 @@ def shortly(value: float) -> str:
 
 def warnings_of(metrics: dict[str, float]) -> list[str]:
     """What a reader of the accuracies must know."""
-    told = []
+    warnings = []
     if metrics.get("val_top1", 1.0) < metrics.get("zero_shot_val_top1", 0.0):
-        told.append("below zero-shot on validation: nothing was gained by adapting")
-    return told + selected_on_test(metrics)
+        warnings.append("below zero-shot on validation: nothing was gained by adapting")
+    return warnings + selected_on_test(metrics)
 
 
 def selected_on_test(metrics: dict[str, float]) -> list[str]:

@@ -63,7 +63,7 @@ class Scores:
         return next(iter(self.parts.values())).shape
 
     def with_merged(self, r: float) -> Scores:
-        """Also with `merged`, r · global + (1 - r) · local, where both are there."""
+        """The scores, also with `merged`, r · global + (1 - r) · local, where both are there."""
         if not {"global", "local"} <= {*self.parts}:
             return self
         return replace(
@@ -134,7 +134,7 @@ def read_scores(named: str, classnames: Sequence[str] | None = None, images: Seq
     if path.suffix.lower() == ".npz":
         return _of_npz(path, key, classnames, images)
     if key:
-        raise DataError(f"{path} holds one matrix, got {key!r} behind its name: give the file alone")
+        raise DataError(f"{path} holds one matrix, got {key!r} after its name: give the file alone")
     if path.suffix.lower() == ".json":
         return _of_json(path, classnames, images)
     if not classnames:
@@ -198,7 +198,7 @@ def _rows(values: Any, path: Path) -> np.ndarray:
 
 
 def read_image_names(path: Path) -> tuple[str, ...]:
-    """Names of photos, one a line, in order; what stands behind a blank is a label and left out. Raises `DataError`."""
+    """Names of photos, one a line, in order; what stands after a blank is a label and left out. Raises `DataError`."""
     names = []
     for line in filter(None, read_lines(path)):
         first = line.partition(" ")[0]
@@ -234,7 +234,7 @@ def _stem(name: str) -> str:
 
 
 def ordered_classes(scores: Scores, classnames: Sequence[str]) -> Scores:
-    """The same with its columns in the order of `classnames`. Raises `DataError` unless both name the same classes."""
+    """The file with its columns in the order of `classnames`. Raises `DataError` unless both name the same classes."""
     if not scores.classnames:
         if scores.shape[1] != len(classnames):
             raise DataError(
@@ -258,7 +258,7 @@ def ordered_classes(scores: Scores, classnames: Sequence[str]) -> Scores:
 
 
 def same_photos(scores: Scores, photos: Sequence[str]) -> Scores:
-    """The same with its rows in the order of `photos`. Raises `DataError` unless both are the same photos."""
+    """The file with its rows in the order of `photos`. Raises `DataError` unless both are the same photos."""
     rows, places = photo_places(scores.photos, photos)
     if len(rows) != len(photos) or len(rows) != len(scores.photos):
         there = {*places.tolist()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jclip.config import DataConfig
+from jclip.config import DataConfig, protocols
 from jclip.data import loader, splits
 from jclip.errors import CheckpointError, ConfigError, notice
 from jclip.features import extraction, heads, run_data
@@ -40,7 +40,7 @@ class ScoringRun(FinishedRun):
 
     @classmethod
     def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> ScoringRun:
-        """As `load`, of a run whose `result` has been read."""
+        """The run as of `load`, its `result` already read."""
         import numpy as np
 
         recipe = result["config"].get("recipe")
@@ -74,7 +74,7 @@ class ScoringRun(FinishedRun):
     def telling_apart(
         self, classnames: Sequence[str], source: sources.ModelSource | heads.ZeroShotHead | None
     ) -> ScoringRun:
-        """The same for other class names: a choice among its own, or what the recipe makes of new ones with `source`.
+        """The run for other class names: a choice among its own, or what the recipe makes of new ones with `source`.
 
         Raises `ConfigError` where the recipe learned a head of its own classes, and these are others.
         """
@@ -155,15 +155,15 @@ class ScoringRun(FinishedRun):
 
     def _note_changed(self, photos: splits.PhotoData) -> None:
         """Writes a line on stderr for each part whose photos are others than those that the run finished with."""
-        told, file = self.result, self.folder / "result.json"
+        result, file = self.result, self.folder / "result.json"
         values = resolved(self.module, self.config)
-        same = all(values.get(key) == told["config"].get(key) for key in ("data", "classes", "multi_label"))
-        comparable = told["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
+        same = all(values.get(key) == result["config"].get(key) for key in ("data", "classes", "multi_label"))
+        comparable = result["provenance"].get("photos_by") == "contents" and not values.get("multi_label")
         if not (same and comparable):  # other data is named, or digests are of another kind
             return
         finished = file.stat().st_mtime
         for name, digest in photos.digests().items():
-            before = told["provenance"].get(name, digest)
+            before = result["provenance"].get(name, digest)
             if before != digest:
                 part = name.removesuffix("_sha256")
                 notice(_changed(part, getattr(photos, part), before, digest, finished))
@@ -185,26 +185,26 @@ def _read_learned(folder: Path) -> tuple[tensors.WeightFile, dict[str, Any]]:
     older = read_index(folder) is None  # of the time before files had seals
     try:
         saved = any_format.read_weights(path) if older else safetensors.read_sealed(path)
-        told = {key: json.loads(saved.metadata[key]) for key in ("config", "classnames", "width")}
+        about = {key: json.loads(saved.metadata[key]) for key in ("config", "classnames", "width")}
     except OSError as e:
         raise CheckpointError(f"can't read {path}: {e.strerror}") from e
     except (KeyError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path} must say config, class names and width: it is not what a run learned") from e
-    names = told["classnames"]
-    whole = isinstance(told["config"], dict) and isinstance(names, list) and all(isinstance(n, str) for n in names)
-    if not whole or type(told["width"]) is not int or told["width"] < 1:
+    names = about["classnames"]
+    whole = isinstance(about["config"], dict) and isinstance(names, list) and all(isinstance(n, str) for n in names)
+    if not whole or type(about["width"]) is not int or about["width"] < 1:
         raise CheckpointError(f"{path} must say config, class names and width, each of its type")
-    return saved, told
+    return saved, about
 
 
-def _members(cfg: Any) -> str:
+def _members(cfg: protocols.Dataclass) -> str:
     """The models of a run that has several."""
     return " + ".join(member.weights for member in getattr(cfg, "models", ()))
 
 
 def columns_of(names: Sequence[str], own: Sequence[str]) -> np.ndarray | None:
     """Where each of `names` stands among `own` ones, as it is spelled or, if need be, as `name_key` compares; None where
-    one does not, or stands twice."""
+    one does not, or does twice."""
     exact = _columns(names, own)
     return exact if exact is not None else _columns([*map(name_key, names)], [*map(name_key, own)])
 

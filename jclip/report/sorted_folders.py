@@ -209,7 +209,7 @@ def read_manifest(path: Path) -> Manifest:
             values = json.loads(f.read(_LARGEST_MANIFEST))
         folders = values.get("folders")
         if not isinstance(values["photos"], list) or not isinstance(folders, list | None):
-            raise TypeError("its photos and folders are no lists")
+            raise TypeError("its photos and folders are not lists")
         found = Manifest(
             values["how"],
             tuple(Placement(**one) for one in values["photos"]),
@@ -264,7 +264,7 @@ def _encodes(name: str) -> bool:
 def undo(manifest: Path) -> tuple[int, dict[str, str]]:
     """Removes what `place` made, where that is proven, and returns the number removed and why others were left.
 
-    A copy is removed only while its original, another file, has the same bytes; of a placement that was broken off also
+    A copy is removed only while its original, another file, has the same bytes; of an interrupted placement also
     the beginning of one. A link is removed only while it points where it did. Raises `DataError` for no manifest.
     """
     made, folder = read_manifest(manifest), manifest.parent
@@ -332,7 +332,7 @@ def _kept_link(at: int, name: str, one: Placement) -> str:
     try:
         return "" if os.readlink(name, dir_fd=at) == one.photo else "it points elsewhere now"
     except OSError:
-        return "it is no link any more"
+        return "it is no longer a link"
 
 
 def _kept_copy(at: int, name: str, one: Placement, made: Manifest, copies: set[tuple[int, int]]) -> str:

@@ -93,7 +93,7 @@ class TaggingRun(ScoringRun):
     def measure(self, out: Path) -> dict[str, float]:
         """Mean average precision on the test photos of the run's config; writes `files` into `out`.
 
-        Raises `ConfigError` where there are no test photos, or of classes that the run can't tell apart.
+        Raises `ConfigError` where there are no test photos, or for classes that the run does not have.
         """
         if not multi_label.has_photos(self.config.data, "test"):
             raise ConfigError("there are no test photos to measure on: set data.test to a list, and data.classes")

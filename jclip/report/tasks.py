@@ -33,7 +33,7 @@ class Task:
     """One kind of recipe.
 
     functions: names of what a recipe of it defines, each with its parameters. metrics: the main figures of result.json, in
-    the order in which tables and sweep.csv have them. main: the figure that sweeps compare, behind `val_` or `test_`.
+    the order in which tables and sweep.csv have them. main: the figure that sweeps compare, after `val_` or `test_`.
     product: the file that every finished run has. module, predictor: where its subclass of `FinishedRun` is, and the name of
     that.
     """

@@ -19,7 +19,7 @@ from jclip.report.tags import Tags, number
 Choice = Literal["spread", "certainty"]
 Verdict = Literal["right", "wrong", "unknown", "open"]  # open: nobody knows the true class
 CHOICES = get_args(Choice)
-TOLD = 3  # classes of a photo
+MOST_NAMED = 3  # classes of a photo
 MOST_TAGS = 6  # of a photo
 NO_TAG = "none"
 EMPTY = "no photos"
@@ -80,7 +80,7 @@ def sections(
     if count < 1:
         raise ConfigError(f"a sheet of {count} photos: it shows at least one")
     probabilities, known = predictions.probabilities, predictions.known
-    best = ranking(predictions.scores, TOLD)
+    best = ranking(predictions.scores, MOST_NAMED)
     chosen = _spread(len(best), count) if choice == "spread" else _by_certainty(probabilities.max(axis=1), count)
 
     def tile(row: int) -> Tile:

@@ -46,16 +46,16 @@ def base_to_new(done: Classifier, out: Path) -> dict[str, float]:
     if done.config.data.subset != "base":
         raise ConfigError(f"{done.folder} learned all classes, so none are new: train it with data.subset=base")
     own, before = sources(done)
-    told: dict[str, float] = {}
+    report: dict[str, float] = {}
     for half in HALVES:
         there = replace(done, config=replace(done.config, data=replace(done.config.data, subset=half)))
         metrics, names = measured(there, own, before)
         if half == "base" and names != done.classnames:
             raise ConfigError(f"the data's base classes are others than those that {done.folder} learned")
-        told |= {_prefixed(k, half): v for k, v in metrics.items()}
-    told = {**told, **harmonic(told), **done.marks()}
-    _write_base_to_new(told, out)
-    return told
+        report |= {_prefixed(k, half): v for k, v in metrics.items()}
+    report = {**report, **harmonic(report), **done.marks()}
+    _write_base_to_new(report, out)
+    return report
 
 
 def _prefixed(metric: str, half: str) -> str:
@@ -73,15 +73,15 @@ def harmonic(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _write_base_to_new(told: Mapping[str, float], out: Path) -> None:
+def _write_base_to_new(metrics: Mapping[str, float], out: Path) -> None:
     names = {"zero-shot": "zero_shot_", "this run": ""}
     rows = [
-        [name, *(f"{told[f'{who}{column}']:.4f}" for column in ("base_top1", "new_top1", "harmonic_mean"))]
+        [name, *(f"{metrics[f'{who}{column}']:.4f}" for column in ("base_top1", "new_top1", "harmonic_mean"))]
         for name, who in names.items()
-        if f"{who}harmonic_mean" in told
+        if f"{who}harmonic_mean" in metrics
     ]
     evaluation.write_csv(out / "base_to_new.csv", ["", "base", "new", "H"], rows)
-    evaluation.write_json(out / "base_to_new.json", told)
+    evaluation.write_json(out / "base_to_new.json", metrics)
 
 
 def on_sets(done: Classifier, given: Sequence[Sequence[str]], out: Path) -> dict[str, dict[str, float]]:
@@ -89,9 +89,9 @@ def on_sets(done: Classifier, given: Sequence[Sequence[str]], out: Path) -> dict
     done.check_photos()
     places = read_sets(done, given)
     own, before = sources(done)
-    told = {name: measured(there, own, before, whole=True)[0] for name, there in places.items()}
-    _write_sets(told, out)
-    return told
+    sets = {name: measured(there, own, before, whole=True)[0] for name, there in places.items()}
+    _write_sets(sets, out)
+    return sets
 
 
 def read_sets(done: Classifier, given: Sequence[Sequence[str]]) -> dict[str, Classifier]:
@@ -106,7 +106,7 @@ def read_sets(done: Classifier, given: Sequence[Sequence[str]]) -> dict[str, Cla
         elif settings and "=" not in name:
             groups = {name: apply_overrides({}, settings)}
         else:
-            raise ConfigError(f"--on {name}: expected NAME data.root=… or a YAML with names and their settings")
+            raise ConfigError(f"--on {name}: must be NAME data.root=… or a YAML with names and their settings")
         for one, values in groups.items():
             if one in found:
                 raise ConfigError(f"--on: {one} stands there twice")
@@ -120,7 +120,7 @@ def _with_data(done: Classifier, values: Mapping[str, Any], place: str) -> Class
     if unknown or not isinstance(values.get("data", {}), Mapping):
         raise ConfigError(f"{place}: a set has data.… settings and templates, got {', '.join(unknown) or 'data'}")
     if of_all := [key for key in ("draft", "upright", "exif_rotate") if key in values.get("data", {})]:
-        raise ConfigError(f"{place}: data.{of_all[0]} is said of all sets, behind the run")
+        raise ConfigError(f"{place}: data.{of_all[0]} must be set for all sets, after the run")
     whole = resolved(done.module, done.config)
     kept = {k: whole["data"][k] for k in WHERE_FROM}
     whole |= {"classes": ""} if "classes" in whole else {}  # a set has its own
@@ -150,29 +150,29 @@ def measured(
     """Metrics of the run on its config's test data, and as `zero_shot_…` of the model before; the classes' names."""
     photos = test_photos(done, whole)
     data, scores, names = scored(done, own, photos)
-    told = {"classes": len(names), **class_metrics.classification_report(scores, data.test_labels)}
+    report = {"classes": len(names), **class_metrics.classification_report(scores, data.test_labels)}
     if before is not own:
         data = test_features(done, before, photos, normalise=True) if before else replace(data, text=None)
     if data.text is not None:
         zero_shot = heads.ZeroShotHead(data.text, data.scale)(directions.unit(data.test))
-        told |= {
+        report |= {
             f"zero_shot_{k}": v for k, v in class_metrics.classification_report(zero_shot, data.test_labels).items()
         }
-    return told, names
+    return report, names
 
 
-def means(told: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def means(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Mean over sets of the accuracies that all of them have."""
     kinds = ("zero_shot_top1", "top1")
-    return {k: sum(m[k] for m in told.values()) / len(told) for k in kinds if all(k in m for m in told.values())}
+    return {k: sum(m[k] for m in sets.values()) / len(sets) for k in kinds if all(k in m for m in sets.values())}
 
 
-def _write_sets(told: Mapping[str, Mapping[str, float]], out: Path) -> None:
+def _write_sets(sets: Mapping[str, Mapping[str, float]], out: Path) -> None:
     rows = [
         [name, m["classes"], m["count"], *(f"{m[k]:.4f}" if k in m else "" for k in SET_COLUMNS[3:])]
-        for name, m in [*told.items()]
+        for name, m in [*sets.items()]
     ]
-    mean = means(told)
+    mean = means(sets)
     rows.append(["mean", "", "", *(f"{mean[k]:.4f}" if k in mean else "" for k in SET_COLUMNS[3:])])
     evaluation.write_csv(out / "sets.csv", SET_COLUMNS, rows)
-    evaluation.write_json(out / "sets.json", {"sets": told, "mean": mean})
+    evaluation.write_json(out / "sets.json", {"sets": sets, "mean": mean})

@@ -1,4 +1,4 @@
-"""Scores of many photos by several runs, in parts that a broken run goes on from, and as score files at the end.
+"""Scores of many photos by several runs, in parts from which an interrupted run resumes, and as score files at the end.
 
 Below the folder: `manifest.json`, what the scores are made of; `parts/part_00012.npz`, those of 256 photos, each with a
 key of the manifest and of its photos; and for each run `NAME.npz`, fused, and with windows `NAME-whole.npz`, of the whole
@@ -63,7 +63,7 @@ class ScoredRun:
 
     @property
     def share(self) -> float:
-        """Of the global scores, the run's own."""
+        """The share of the global scores, the run's own."""
         return float(self.run.learned["merge"][0])
 
     def together(self, whole: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ class WindowFiles:
 
     statistics: a source of labels (as of `jclip measure --labels`) whose co-occurrence takes the place of the captions' in
     modulation; then every file says `uses_label_statistics`. Raises `ConfigError` and `DataError` for runs of different
-    classes, names that stand twice, and photos that are none.
+    classes, repeated names, and photos that are none.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class WindowFiles:
         file, photos = self._part(number)
         notice(f"part {number + 1} of {self._count}: {len(photos)} photos")
         found, skipped = scorer.scores(photos)
-        window_scores.tell_skipped(skipped)
+        window_scores.warn_skipped(skipped)
         arrays = {f"{name}/{part}": matrix for name, parts in found.items() for part, matrix in parts.items()}
         with replacing(file) as temporary:
             temporary.write_bytes(npz_bytes({"key": np.array([key_of([made_of, number])]), **arrays}))
@@ -230,7 +230,7 @@ class WindowFiles:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """A value as JSON gives it back."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
@@ -243,7 +243,7 @@ def _columns_of(one: ScoredRun, first: ScoredRun) -> np.ndarray | None:
     if columns is None or len(own) != len(wanted):
         odd = next((name for name in own if name_key(name) not in {*map(name_key, wanted)}), "one less, or one twice")
         raise DataError(
-            f"runs must tell the same classes apart, got {len(own)} of {one.name} and {len(wanted)} of {first.name} "
+            f"runs must have the same classes, got {len(own)} of {one.name} and {len(wanted)} of {first.name} "
             f"(first other: {odd!r})"
         )
     if (columns == np.arange(len(own))).all():

@@ -42,9 +42,9 @@ SENTENCES = {"single": single_sentences, "pairs": pair_sentences}  # made of tem
 
 
 class CaptionBatches:
-    """Rows of captions, shuffled anew in each epoch by (seed, epoch); what fills no batch is left out.
+    """Rows of captions, reshuffled in each epoch by (seed, epoch); what fills no batch is left out.
 
-    weights: (N,), how often a caption stands in an epoch: to the nearest whole number, once where it is not 0.
+    weights: (N,), how often a caption stands in an epoch: to the nearest integer, once where it is not 0.
     """
 
     def __init__(self, weights: np.ndarray, size: int, seed: int):
@@ -170,12 +170,12 @@ def train(
         return value
 
     epochs = cfg.optim.trained_epochs
-    told = {"evaluate": evaluate, "select": "map_merged", "steps": epochs * batches.steps, "keep": cfg.keep}
-    return fit(step, batches, state=state, run=run, epochs=epochs, **told), state
+    options = {"evaluate": evaluate, "select": "map_merged", "steps": epochs * batches.steps, "keep": cfg.keep}
+    return fit(step, batches, state=state, run=run, epochs=epochs, **options), state
 
 
 def check_captions(targets: np.ndarray, weights: np.ndarray, classnames: Sequence[str]) -> None:
-    """Raises `DataError` for captions that teach nothing; tells on stderr of classes that none names, and of captions
+    """Raises `DataError` for captions that teach nothing; reports on stderr classes that none names, and captions
     without a pair of a class that is there and one that is not."""
     if len(classnames) < 2:
         raise DataError(

@@ -88,7 +88,7 @@ def learn(
 
     cfg: a recipe's config with data, templates, augment, prompts, optim, selection and seed.
     """
-    kept, told = train(cfg, run, source, photos, data, prompts, penalty, average)
+    kept, figures = train(cfg, run, source, photos, data, prompts, penalty, average)
     prompts.put(kept)
     learned = prompts.learned(data.scale)
     run.save_learned(learned, classnames=photos.classnames, width=learned["text"].shape[1])
@@ -97,9 +97,9 @@ def learn(
     seen = few_shot_features(cfg.data, with_vectors(source, learned), cfg.templates, training=None, photos=photos)
     metrics = measured(run, seen, ZeroShotHead(learned["text"], data.scale))
     if cfg.selection == "last" and len(photos.test):
-        told["test_top1_last_epoch"] = metrics["test_top1"]
+        figures["test_top1_last_epoch"] = metrics["test_top1"]
     parameters = sum(array.size for array in prompts.arrays().values())
-    return {**zero_shot_report(data), **metrics, **told, "parameters": parameters}
+    return {**zero_shot_report(data), **metrics, **figures, "parameters": parameters}
 
 
 def train(
@@ -140,11 +140,11 @@ def train(
         step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.trained_epochs,
         evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.trained_epochs * steps,
     )  # fmt: skip
-    told = {"test_top1_last_epoch": top1("test")} if cfg.selection != "last" and len(photos.test) else {}
-    told |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    metrics = {"test_top1_last_epoch": top1("test")} if cfg.selection != "last" and len(photos.test) else {}
+    metrics |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
     if cfg.selection == "val":
-        return outcome.best_arrays, told
-    return (average.arrays() if cfg.selection == "aggregate" else prompts.arrays()), told
+        return outcome.best_arrays, metrics
+    return (average.arrays() if cfg.selection == "aggregate" else prompts.arrays()), metrics
 
 
 def batch_loss(prompts: DeepPrompts, scale: float, penalty: Penalty | None = None) -> Callable:

@@ -1,7 +1,7 @@
-"""Runs of one piece of work in a folder each, named after all that they are made of: what has finished is not done again.
+"""Runs of one piece of work in a folder each, named after all that they are made of: finished runs are skipped.
 
 A run's folder is `<name>-<key>`; the key is a hash of the recipe's resolved settings and of whatever else the run is made
-of: weights, photos, captions. What was broken off goes on, and something else never gets into its place.
+of: weights, photos, captions. Interrupted runs resume, and other settings get another folder.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class KeyedRuns:
         return self.folder / f"{name}-{key_of([resolved(module, cfg), *made_of])}"
 
     def finished(
-        self, name: str, module: Any, cfg: protocols.Dataclass, made_of: Sequence[str] = (), told: str = ""
+        self, name: str, module: Any, cfg: protocols.Dataclass, made_of: Sequence[str] = (), label: str = ""
     ) -> Path:
-        """The folder of that run, which is made or gone on with unless it has finished. told: what stderr calls it."""
+        """The folder of that run, which is started or resumed unless it has finished. label: what stderr calls it."""
         folder = self.folder_of(name, module, cfg, made_of)
         if not (folder / "result.json").is_file():
-            notice(f"{told or name}: {folder}")
+            notice(f"{label or name}: {folder}")
         finished(folder, module, cfg)
         return folder
 

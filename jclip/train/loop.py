@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from jclip.errors import ConfigError, DataError, JclipError, told_when_full
+from jclip.errors import ConfigError, DataError, JclipError, advice_when_full
 from jclip.runtime import jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
@@ -53,7 +53,7 @@ def fit(
     after_epoch: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Trains for `epochs`, saving after those that a second or more has passed before, and after the last; a run that was
-    killed goes on where it was saved, to the same bits. Where `state` keeps an average of the parameters, that is what
+    killed resumes where it was saved, to the same bits. Where `state` keeps an average of the parameters, that is what
     is measured, and what the parameters are in the end, unless `keep` is "student".
 
     step(batch, number) does one optimiser step, the `number`-th of all from 0, and returns its loss as a Var.
@@ -73,7 +73,7 @@ def fit(
         for epoch in range(first, epochs):
             losses = _LossReader(read_every, epoch, number)
             for batch in batches(epoch):
-                with told_when_full("lower optim.batch (and raise accumulate, where the recipe has it)"):
+                with advice_when_full("lower optim.batch (and raise accumulate, where the recipe has it)"):
                     losses.add(step(batch, number))
                     state.settle()
                 number += 1
@@ -128,14 +128,14 @@ def _saved(
     best = {f"best.{k}": v for k, v in outcome.best_arrays.items()}
     captured = state.capture()
     _check_finite(captured, epoch - 1)
-    told = {
+    position = {
         "epoch": epoch,
         "step": number,
         "last": outcome.last,
         "best": outcome.best,
         "best_epoch": outcome.best_epoch,
     }
-    return {**{f"state.{k}": v for k, v in captured.items()}, **best}, told
+    return {**{f"state.{k}": v for k, v in captured.items()}, **best}, position
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], epoch: int) -> None:
@@ -152,10 +152,14 @@ def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:
     saved = place.load()
     if saved is None:
         return Outcome(), 0, 0
-    arrays, told = saved
+    arrays, position = saved
     state.restore({k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")})
     best = {k.removeprefix("best."): v for k, v in arrays.items() if k.startswith("best.")}
-    return Outcome(told["last"], told["best"], told["best_epoch"], best), told["epoch"], told["step"]
+    return (
+        Outcome(position["last"], position["best"], position["best_epoch"], best),
+        position["epoch"],
+        position["step"],
+    )
 
 
 class _LossReader:

@@ -2,7 +2,7 @@
 
 Counted in numbers of four bytes: weights; of what is trained gradients, moments and averages; and what the forward pass
 keeps for the backward pass. A transformer's block keeps 9 D + 2 M numbers a token (its input, norms, q k v, the mixed
-values, both residuals, and M before and behind the activation; no attention matrix, which is computed anew), and its
+values, both residuals, and M before and after the activation; no attention matrix, which is recomputed), and its
 backward pass holds another 9 D for a while. Computed again it keeps D. A convolution keeps its output twice and a half.
 """
 

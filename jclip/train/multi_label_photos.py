@@ -51,7 +51,7 @@ def read_parts(cfg: MeasuredPhotos) -> dict[str, PhotoLabels]:
     chosen = "the epoch (selection=val)" if cfg.selection == "val" else "merge (search=true)" if cfg.search else ""
     if chosen and "val" not in parts:
         raise ConfigError(
-            f"{chosen} is chosen on labelled validation photos, and there are none: set data.val, or switch the choice off"
+            f"{chosen} needs labelled validation photos, got none: set data.val, or switch the choice off"
         )
     return parts
 
@@ -119,18 +119,18 @@ class Measured:
         return share, {"merge": share, **metrics} if metrics else {}
 
     def zero_shot(self, classnames: Sequence[str]) -> dict[str, float]:
-        """The same figures of the model as it is: the classes' names in `cfg.templates`, for the whole photo and for its
+        """Figures of the model without training: the classes' names in `cfg.templates`, for the whole photo and for its
         places, without whatever else the recipe has."""
         if not self._parts:
             return {}
         head = zero_shot_head(self._source, prompts_of(spoken_names(classnames), self._cfg.templates))
         plain = replace(self._cfg, tau_image=ZERO_SHOT_SHARPNESS, winner="none", scale=1.0)
-        scorer, told = MapScorer({"text_global": head.weights, "text_local": head.weights}, plain), {}
+        scorer, metrics = MapScorer({"text_global": head.weights, "text_local": head.weights}, plain), {}
         for part, photos in self._parts.items():
             rows, scored = score_photos(self._source, photos.split, scorer, self._cfg.data.on_error, part)
             found = {"global": scored.whole, "local": scored.places, "merged": scored.merged(0.5)}
-            told |= {f"zero_shot_{part}_map_{k}": mean_precision(v, photos.targets[rows]) for k, v in found.items()}
-        return told
+            metrics |= {f"zero_shot_{part}_map_{k}": mean_precision(v, photos.targets[rows]) for k, v in found.items()}
+        return metrics
 
     def _share(self, scored: Scored, targets: np.ndarray) -> float:
         return best_share(scored, targets) if self._cfg.search else self._cfg.merge

@@ -117,7 +117,7 @@ def caption_gradients(
     parts: each a `Part`, or its first fields. Of several parts one at a time is kept in memory
     (`jclip.kernels.gradient_parts`). number: the step's, for what is drawn at random.
     """
-    told = [Part(*part) for part in parts]
+    given = [Part(*part) for part in parts]
     params = {**model.state_dict(), **objective.further}
     wanted = {name: params[name] for name in names}
     encoders: dict[Literal["image", "text"], Callable] = {
@@ -129,11 +129,11 @@ def caption_gradients(
         def encode(place: int):
             if objective.adapters:
                 objective.adapters.draw(objective.seed, number, place, tower == "text")
-            return encoders[tower](told[place])
+            return encoders[tower](given[place])
 
-        return features_in_parts(model, encode, range(len(told)), wanted, tower)
+        return features_in_parts(model, encode, range(len(given)), wanted, tower)
 
-    loss = loss_of(features("image"), features("text"), params, told, objective)
+    loss = loss_of(features("image"), features("text"), params, given, objective)
     return loss, jt.grad(loss, list(wanted.values()))
 
 
@@ -172,7 +172,7 @@ def teacher_scores(teacher: Any, parts: Sequence[Part]) -> np.ndarray:
 
 
 def image_features(model: Any, images: np.ndarray, kept: np.ndarray | None = None) -> jt.Var:
-    """Of pixels (n, 3, H, W), by all patches or those kept; what comes as features (n, E) is that."""
+    """Image features of pixels (n, 3, H, W), by all patches or those kept; what comes as features (n, E) is that."""
     if images.ndim != 4:
         return jt.array(images)
     return model.encode_image(images) if kept is None else encode_kept_patches(model, images, kept)

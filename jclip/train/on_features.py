@@ -62,7 +62,7 @@ def need_val(data: FeatureSet, selection: Selection, searched: str = "") -> None
 
 
 class Batches:
-    """Rows of arrays on the device, shuffled anew in each epoch by (seed, epoch); the last batch is what is left.
+    """Rows of arrays on the device, reshuffled in each epoch by (seed, epoch); the last batch is what is left.
 
     rows: how many of them an epoch uses, all by default.
     """
@@ -110,7 +110,7 @@ def streamed_rows(
 ) -> Iterator[np.ndarray]:
     """The rows (B,) int32 of the batches of these numbers, kind after kind, of kinds whose rows are joined.
 
-    counts: rows of each kind; sizes: how many of them a batch has, none where 0. Each kind is shuffled anew in each
+    counts: rows of each kind; sizes: how many of them a batch has, none where 0. Each kind is reshuffled in each
     pass by (seed, kind, pass), and a pass drops what fills no batch.
     """
     starts = np.cumsum([0, *counts])
@@ -142,7 +142,7 @@ class Trained:
     """Arrays of the chosen epoch; metrics (test accuracy of the last and the best epoch); arrays of the last epoch."""
 
     arrays: dict[str, np.ndarray]
-    told: dict[str, float]
+    metrics: dict[str, float]
     last: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -154,7 +154,7 @@ class Watched:
         self._chunks = [jt.array(chunk).stop_grad() for chunk in chunks_of(features)]
 
     def top1(self, scores: Callable[[jt.Var], jt.Var]) -> float:
-        """Of scores (n, C) of features (n, E), both Vars."""
+        """Top-1 accuracy of scores (n, C) of features (n, E), both Vars."""
         return top_k(predict(scores, self._chunks), self._labels)
 
 
@@ -229,14 +229,14 @@ def last_and_best(
 ) -> Trained:
     """The arrays of the last or the best epoch, as chosen, and the test accuracy of both."""
     arrays = {"last": state.arrays()} | ({"best": outcome.best_arrays} if outcome.best_arrays else {})
-    told: dict[str, float] = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
+    metrics: dict[str, float] = {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
     if len(data.test):
         test = Watched(data, "test")
         for name, of_epoch in arrays.items():
             state.put(of_epoch)
-            told[f"test_top1_{name}_epoch"] = test.top1(scores)
-    told |= {SELECTED_ON_TEST: 1} if selection == "test" else {}
-    return Trained(arrays["last" if selection == "last" else "best"], told, arrays["last"])
+            metrics[f"test_top1_{name}_epoch"] = test.top1(scores)
+    metrics |= {SELECTED_ON_TEST: 1} if selection == "test" else {}
+    return Trained(arrays["last" if selection == "last" else "best"], metrics, arrays["last"])
 
 
 def coop_rate(config: OptimConfig, steps: int) -> Callable[[int], float]:

@@ -13,12 +13,12 @@ from jclip.config import WithAugmentation, WithOptimiser, WithPhotos, WithSelect
 from jclip.data.augment import Views
 from jclip.data.augment import augment as augment_named
 from jclip.data.checks import check_taught
-from jclip.data.loader import OnError, tell_once
+from jclip.data.loader import OnError, warn_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.preprocess import Preprocess
 from jclip.data.splits import PhotoData, Split
 from jclip.errors import ConfigError, DataError
-from jclip.features.extraction import encode_photos, tell_photos
+from jclip.features.extraction import encode_photos, warn_photos
 from jclip.features.heads import ZeroShotHead, head_of
 from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource
@@ -56,7 +56,7 @@ def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
             "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"
         )
     check_taught(photos.train.labels, len(photos.classnames), photos.classnames, has_text=True)
-    tell_photos(photos, cfg.data.shots)
+    warn_photos(photos, cfg.data.shots)
 
 
 def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
@@ -64,7 +64,7 @@ def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) 
 
     cfg: a recipe's config with data, augment, optim and seed.
     """
-    pipeline, told = augment_named(cfg.augment), set()
+    pipeline, reported = augment_named(cfg.augment), set()
 
     def epoch(number: int):
         order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
@@ -72,7 +72,7 @@ def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) 
         views = Views(source.preprocess, pipeline, cfg.seed, (number,))
         for rows, pixels in photo_batches(split.paths, views, cfg.optim.batch, cfg.data.on_error, failed, order):
             yield pixels[:, 0], split.labels[rows]
-        tell_once(failed, told)
+        warn_once(failed, reported)
 
     return epoch
 

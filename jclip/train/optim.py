@@ -139,7 +139,7 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
     """Learning rate of optimiser step `step` (from 0) of `total`, which are those of all `config.epochs`.
 
     First a warm-up, at `warmup_lr` or linearly up; then constant, half a cosine to 0, down by a factor after every so many
-    epochs, or, by epochs, a cosine that counts from 0 behind the warm-up and so ends above 0 (as CoOp and TaI-DPT have it).
+    epochs, or, by epochs, a cosine that counts from 0 after the warm-up and so ends above 0 (as CoOp and TaI-DPT have it).
     """
     if config.schedule == "epoch_cosine":
         return _by_epoch(config, step * config.epochs // total)

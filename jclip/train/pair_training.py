@@ -16,7 +16,7 @@ from jclip.data.augment import Views
 from jclip.data.augment import augment as augment_named
 from jclip.data.label_files import PhotoLabels
 from jclip.data.loader import batches as photo_batches
-from jclip.data.loader import tell_once
+from jclip.data.loader import warn_once
 from jclip.errors import notice
 from jclip.features.extraction import batch_size, extract
 from jclip.features.pair_maps import PairScorer, PairSource, scores_of_places, text_of
@@ -110,10 +110,10 @@ class PairHead:
 
 
 class PlaceBatches:
-    """Batches (rows of places (B, P E), labels (B, C)), shuffled anew in each epoch by (seed, epoch); what fills no batch is
+    """Batches (rows of places (B, P E), labels (B, C)), reshuffled in each epoch by (seed, epoch); what fills no batch is
     left out.
 
-    Without augmentation the photos are encoded once, where their features fit into memory; else each epoch sees them anew.
+    Without augmentation the photos are encoded once, where their features fit into memory; else each epoch re-encodes them.
     """
 
     def __init__(self, cfg: LearnedFromPhotos, source: PairSource, labels: PhotoLabels, targets: np.ndarray):
@@ -128,7 +128,7 @@ class PlaceBatches:
     def _fits(self) -> bool:
         needed = 4 * len(self._split) * self._source.count * self._source.width
         if needed > MOST_KEPT:
-            notice(f"features of {len(self._split)} photos take {needed / 2**30:.0f} GiB: each epoch makes them anew")
+            notice(f"features of {len(self._split)} photos take {needed / 2**30:.0f} GiB: each epoch recomputes them")
         return needed <= MOST_KEPT
 
     @property
@@ -156,7 +156,7 @@ class PlaceBatches:
                     for i in range(0, len(pixels), at_once)
                 ]
             yield np.concatenate(parts), self._targets[order[at]]
-        tell_once(failed, self._told)
+        warn_once(failed, self._told)
 
 
 def train(
@@ -173,8 +173,8 @@ def train(
         return loss
 
     epochs = cfg.optim.trained_epochs
-    told = {"evaluate": evaluate, "select": "map_merged", "steps": epochs * batches.steps}
-    return fit(step, batches, state=state, run=run, epochs=epochs, **told), state
+    options = {"evaluate": evaluate, "select": "map_merged", "steps": epochs * batches.steps}
+    return fit(step, batches, state=state, run=run, epochs=epochs, **options), state
 
 
 class MeasuredPairs:
@@ -210,14 +210,14 @@ class MeasuredPairs:
 
     def _figures(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         own = mean_precision(scores, targets)
-        told = {"map_local": own, "map_merged": own}
+        figures = {"map_local": own, "map_merged": own}
         if self._taught.all():
-            return told
+            return figures
         for name, columns in (("seen", self._taught), ("unseen", ~self._taught)):
             if (targets[:, columns] == 1).any():
-                told[f"map_{name}"] = mean_precision(scores[:, columns], targets[:, columns])
-        told[f"f1_at_{F1_AT}"] = overall_f1(scores, targets)
-        return told | {f"f1_at_{F1_AT}_unseen": overall_f1(scores[:, ~self._taught], targets[:, ~self._taught])}
+                figures[f"map_{name}"] = mean_precision(scores[:, columns], targets[:, columns])
+        figures[f"f1_at_{F1_AT}"] = overall_f1(scores, targets)
+        return figures | {f"f1_at_{F1_AT}_unseen": overall_f1(scores[:, ~self._taught], targets[:, ~self._taught])}
 
     def _scored(self, part: str, learned: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         scorer, split = PairScorer(learned, self._cfg), self._parts[part].split
@@ -231,8 +231,8 @@ class MeasuredPairs:
 def overall_f1(scores: np.ndarray, targets: np.ndarray, k: int = F1_AT) -> float:
     """Overall F1 of the k best classes of each photo: 2 P R / (P + R) over all labels that are known."""
     chosen = best_k(scores, k) & (targets >= 0)
-    hits, told = (chosen & (targets == 1)).sum(), chosen.sum() + (targets == 1).sum()
-    return float(2 * hits / told) if told else 0.0
+    hits, total = (chosen & (targets == 1)).sum(), chosen.sum() + (targets == 1).sum()
+    return float(2 * hits / total) if total else 0.0
 
 
 def with_names(

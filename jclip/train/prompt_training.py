@@ -55,7 +55,7 @@ def learn(
     run.save_learned(learned, classnames=data.classnames, width=data.text.shape[1])
     write_nearest(run.file("words.csv"), source.model, learned["context"])
     metrics = measured(run, data, ZeroShotHead(learned["text"], data.scale))
-    return {**zero_shot_report(data), **metrics, **trained.told}
+    return {**zero_shot_report(data), **metrics, **trained.metrics}
 
 
 def prompts_for(source: ModelSource, data: FeatureSet, length: int, words: str, seed: int, **options) -> Prompts:

@@ -1,4 +1,4 @@
-"""A recipe's run in its folder: made, gone on with, or read where it has finished."""
+"""A recipe's run in its folder: started, resumed, or read where it has finished."""
 
 from __future__ import annotations
 

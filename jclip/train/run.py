@@ -73,7 +73,7 @@ class Run:
             if self._scalars:
                 self._held.announce(SCALARS)
             if self.result is not None:
-                self._held.drop_slots()  # of a process that was killed behind its last step
+                self._held.drop_slots()  # of a process that was killed after its last step
         except BaseException:
             self._held.close()
             raise
@@ -136,11 +136,11 @@ class Run:
     def _kept_lines(path: Path, slot: str, epoch: int) -> list[str]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         read = [_line_of(line) for line in lines]
-        damaged = sum(told is None and line.endswith("\n") for line, told in zip(lines, read, strict=True))
+        damaged = sum(record is None and line.endswith("\n") for line, record in zip(lines, read, strict=True))
         kept = [
             line
-            for line, told in zip(lines, read, strict=True)
-            if told is not None and not (told.get("slot") == slot and told.get("epoch", -1) >= epoch)
+            for line, record in zip(lines, read, strict=True)
+            if record is not None and not (record.get("slot") == slot and record.get("epoch", -1) >= epoch)
         ]
         if damaged:
             notice(f"{path}: {damaged} of {len(lines)} lines were damaged, and are left out")
@@ -163,12 +163,12 @@ class Run:
         """Writes what was learned, with recipe, config, and the given metadata as JSON."""
         if not self.writer:
             return
-        told = {"config": self.values, **metadata}
-        described = {"format": "jclip-learned", **{k: to_json(v) for k, v in told.items()}}
+        about = {"config": self.values, **metadata}
+        described = {"format": "jclip-learned", **{k: to_json(v) for k, v in about.items()}}
         safetensors.write(self.folder / LEARNED, arrays, described)
 
     def hand_over(self, scored: Any) -> None:
-        """Keeps what the finished run scored for whoever writes its tables, so that nobody has to measure it again.
+        """Keeps what the finished run scored for whoever writes its tables, so that it need not be measured again.
 
         scored: what the recipe's task writes from, such as `jclip.train.scored_photos.ScoredPhotos`.
         """
@@ -271,10 +271,10 @@ def _crc(values: Mapping[str, Any]) -> str:
 def _line_of(line: str) -> dict[str, Any] | None:
     """What a line of metrics.jsonl says; None of a damaged one, or one that a kill cut off."""
     try:
-        told = json.loads(line)
-        crc = told.pop("crc", None)
-        whole = crc is None or crc == _crc(told)
-        return told if whole and type(told.get("epoch", -1)) is int else None
+        record = json.loads(line)
+        crc = record.pop("crc", None)
+        whole = crc is None or crc == _crc(record)
+        return record if whole and type(record.get("epoch", -1)) is int else None
     except (ValueError, AttributeError, TypeError, RecursionError):
         return None
 
@@ -297,10 +297,10 @@ class Slot:
         """
         if not self._writer:
             return
-        told = {"position": json.dumps(position), "threads": threads(), "weights": self._weights}
+        about = {"position": json.dumps(position), "threads": threads(), "weights": self._weights}
         if self._path.is_file():
             self._previous.unlink(missing_ok=True)
-        safetensors.write(self._next, arrays, told)
+        safetensors.write(self._next, arrays, about)
         if self._path.is_file():
             self._path.replace(self._previous)
         self._next.replace(self._path)

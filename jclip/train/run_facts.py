@@ -47,8 +47,8 @@ def peak_memory() -> dict[str, int]:
     Of a GPU it is what Jittor's allocators have taken; they keep it as long as the card isn't full.
     """
     status, runtime = Path("/proc/self/status"), sys.modules.get("jclip.runtime")
-    told = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
-    held = {"host": int(told.group(1)) // 1024} if told else {}
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
+    held = {"host": int(found.group(1)) // 1024} if found else {}
     if runtime and runtime.jt.flags.use_cuda:
         held["gpu"] = runtime.jt.get_mem_info().total_cuda_used // 2**20
     return held

@@ -96,7 +96,7 @@ class HeldFolder:
             self.index = index
 
     def clear(self) -> None:
-        """Removes what the index lists, the result first and the config last: a break leaves a run that goes on."""
+        """Removes what the index lists, the result first and the config last: an interruption leaves a run that resumes."""
         for name in self.index.folders:
             if (self.path / name).is_dir() and not (self.path / name).is_symlink():
                 inner = HeldFolder(self.path / name)

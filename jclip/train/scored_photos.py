@@ -1,4 +1,4 @@
-"""What a run that scores photos hands over once it has been measured, so that nobody reads it from disk to do it again."""
+"""What a run that scores photos hands over once it has been measured, so that it need not be read from disk again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a run logs as TensorBoard's scalars, in one event file beside metrics.jsonl. Needs tensorboardX.
 
-The file says the same as metrics.jsonl: a run that goes on writes it anew from there, and appends.
+The file says the same as metrics.jsonl: a resumed run rewrites it from there, and appends.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Scalars:
         return self._record(self._events.Event(wall_time=time.time(), step=step, summary=summary)) if numbers else b""
 
     def _record(self, event: Any) -> bytes:
-        """As TFRecord frames it: length and data, each with its check sum."""
+        """A TFRecord frame: length and data, each with its check sum."""
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         sums = (struct.pack("<I", self._checksum(part)) for part in (length, data))

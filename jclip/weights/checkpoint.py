@@ -77,7 +77,7 @@ class Checkpoint:
             return self
         step = 32 if isinstance(old, ResNetConfig) else old.patch_size
         if min(height, width) < step or height % step or width % step:
-            raise ConfigError(f"image size {height} x {width} is no multiple of {step}, the model's step")
+            raise ConfigError(f"image size must be a multiple of {step}, the model's step, got {height} x {width}")
         new = replace(old, image_size=(height, width))
         antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
@@ -148,7 +148,7 @@ def open_checkpoint(
     tensors = plain_tensors(file)
     if not is_openai_layout(tensors):
         shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
-        raise LayoutError(f"{path} is no CLIP model in OpenAI's layout (it holds {shown} …)")
+        raise LayoutError(f"{path} must be a CLIP model in OpenAI's layout, got {shown} …")
     return _fitting(from_tensors(path, tensors, stated.believing(family_of(path, file, stated)), "openai names"))
 
 
@@ -308,13 +308,13 @@ def compare_keys(wanted: Mapping[str, tuple], got: Mapping[str, tuple], place: s
         "unexpected": [k for k in got if k not in wanted],
         "misshaped": [f"{k} {got[k]} instead of {wanted[k]}" for k in wanted if k in got and got[k] != wanted[k]],
     }
-    told = [
+    differences = [
         f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
         for what, keys in problems.items()
         if keys
     ]
-    if told:
-        raise MisfitError(f"{place} does not fit the model: {'; '.join(told)}")
+    if differences:
+        raise MisfitError(f"{place} does not fit the model: {'; '.join(differences)}")
 
 
 def save_checkpoint(

@@ -87,7 +87,7 @@ class Stated:
                 )
         return replace(self, family=family or self.family)
 
-    def told_activation(self, place: object) -> Activation:
+    def stated_activation(self, place: object) -> Activation:
         """Return the activation. Raises `UnsaidError` with the choices where neither family nor activation is known."""
         if self.activation:
             return self.activation

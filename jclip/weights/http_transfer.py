@@ -14,7 +14,7 @@ from typing import Any
 
 from jclip.errors import printable
 
-ATTEMPTS = 3  # of a download whose connection breaks off after it made progress
+ATTEMPTS = 3  # of a download whose connection breaks after it made progress
 TIMEOUT = 10  # seconds without a byte
 SLOWEST = 10_000  # bytes that must arrive in `TIMEOUT` seconds
 ANSWER = 12  # seconds from a name's look-up to the first answer
@@ -81,7 +81,7 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
 def transfer(wanted: Download, part: Path) -> None:
     """Fetch a file into `part`, continuing what an earlier attempt left there.
 
-    A connection that breaks off is tried again, at most `ATTEMPTS` times and only while it makes progress; one that stalls
+    A connection that breaks is tried again, at most `ATTEMPTS` times and only while it makes progress; one that stalls
     is not. What can't be the file is deleted. Raises `TransferError` with the cause, `OSError` for a full disk.
     """
     import http.client
@@ -196,7 +196,7 @@ def _ask(url: str, headers: Mapping[str, str]) -> Any:
     class WebOnly(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, request, answer, code, message, found, address):
             if not is_address(address):
-                raise _WrongAnswer(f"the server redirects to {printable(address, 100)!r}, which is no web address")
+                raise _WrongAnswer(f"the server redirects to {printable(address, 100)!r}, which is not a web address")
             onward = super().redirect_request(request, answer, code, message, found, address)
             if onward is not None and _origin(address) != _origin(request.full_url):
                 onward.remove_header("Authorization")

@@ -24,7 +24,7 @@ def interpolate(
     """(1 - α) before + α after of every array, in float32 at least; α = 0 and 1 give the ends themselves.
 
     Good for heads and for whole checkpoints, running statistics included. Raises `MisfitError` when names or shapes
-    differ, and for whole numbers that do: between two of them there is nothing to take.
+    differ, and for integers that do: between two of them there is nothing to take.
     """
     checkpoint.compare_keys(*({k: v.shape for k, v in end.items()} for end in (before, after)), "the other end of α")
     return {k: between(k, before[k], after[k], alpha) for k in before}

@@ -154,7 +154,7 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
 
     A single tower makes a model of one tower.
     """
-    activation = stated.told_activation(place)
+    activation = stated.stated_activation(place)
     for key, rank in _RANKS.items():
         if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
             raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")
@@ -272,7 +272,9 @@ def _image_size(cells: int, step: int, stated: Stated, place: object) -> tuple[i
         return stated.image_size
     side = math.isqrt(cells)
     if side * side != cells:
-        raise CheckpointError(f"{place}: {cells} positions are no square grid: pass --image-size HEIGHT WIDTH")
+        raise CheckpointError(
+            f"{place}: positions must form a square grid, got {cells}: pass --image-size HEIGHT WIDTH"
+        )
     return side * step, side * step
 
 

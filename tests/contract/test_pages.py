@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -12,14 +13,17 @@ import finetune  # noqa: F401 - brings the recipes that configs name
 from jclip.cli import COMMANDS, main
 from jclip.errors import UnknownName
 from jclip.train.configs import build_config, find_config
-from tests.pages import ROOT, anchors, bare, blocks, commands, headings, table_rows
+from tests.pages import ROOT, anchors, bare, blocks, commands, headings, outside_blocks, table_rows
 
 READMES = ("README.md", "README.zh-CN.md")
 ENGLISH = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 CHINESE = ("README.zh-CN.md", *(f"docs/zh/{path.name}" for path in sorted((ROOT / "docs" / "zh").glob("*.md"))))
 ALL = (*ENGLISH, *CHINESE, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
-FOR_USERS = ("own_photos", "zero_shot", "challenge", "evaluation", "recipes")  # stand in Chinese, too
 LINES = 150
+CHARACTER = re.compile(r"[\u4e00-\u9fff]")
+FIGURE = re.compile(r"(?<![\w.])(?:\d{1,3}(?:,\d{3})+|\d+\.\d+(?:e-?\d+)?)(?![\w])", re.ASCII)
+NAME = re.compile(r"[\w/*.-]*[._/=][\w/*.=-]*", re.ASCII)
+PROGRAM = re.compile(r"(?:jclip|python|sh|pip)\s+\S.*", re.DOTALL)
 
 
 def twin(page: str) -> str:
@@ -65,8 +69,42 @@ def test_a_chinese_page_has_the_headings_commands_and_figures_of_the_english_one
     assert len(table_rows(ROOT / page)) == len(table_rows(ROOT / twin(page)))
 
 
-def test_pages_for_users_stand_in_chinese():
-    assert {f"docs/zh/{name}.md" for name in FOR_USERS} <= {*CHINESE}
+@pytest.mark.parametrize("page", CHINESE)
+def test_a_chinese_page_names_what_the_english_one_names_outside_of_blocks(page):
+    ours, theirs = named(twin(page)), named(page)
+    for kind in ours:
+        lacking, more = Counter(ours[kind]) - Counter(theirs[kind]), Counter(theirs[kind]) - Counter(ours[kind])
+        assert not lacking and not more, f"{page}: {kind}: lacks {[*lacking]}, has only itself {[*more]}"
+
+
+def named(page: str) -> dict[str, list[str]]:
+    """Commands, options, names of code and files, lines of indented blocks, figures with a point or thousands."""
+    text = outside_blocks(ROOT / page)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    options = {option for span in spans for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", span)}
+    return {
+        "commands": sorted(span for span in spans if PROGRAM.fullmatch(span) and not CHARACTER.search(span)),
+        "options": sorted(options),
+        "names": sorted({span for span in spans if NAME.fullmatch(span)}),
+        "indented": [line for line in bare(text) if line.startswith("    ")],
+        "figures": sorted(FIGURE.findall(text)),
+    }
+
+
+@pytest.mark.parametrize("page", CHINESE)
+def test_a_chinese_page_leads_to_chinese_pages(page):
+    """And its paragraphs, cells of tables aside, are Chinese."""
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#:]+\.md)", path.read_text(encoding="utf-8")):
+        linked = (path.parent / target).resolve()
+        assert linked.parent != ROOT / "docs" or not (ROOT / "docs" / "zh" / linked.name).exists(), target
+    for paragraph in re.split(r"\n\s*\n", outside_blocks(path)):
+        if paragraph.strip() and not re.match(r"[#|!]|    |<", paragraph.lstrip("\n")):
+            assert CHARACTER.search(paragraph), f"{page}: {paragraph}"
+
+
+def test_every_page_stands_in_chinese():
+    assert {*ENGLISH} == {twin(page) for page in CHINESE}
 
 
 @pytest.mark.parametrize("page", ALL)

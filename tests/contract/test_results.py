@@ -1,4 +1,4 @@
-"""docs/results.md is what its command makes of docs/results.csv, and nothing in it is missing."""
+"""docs/results.md, in both languages, is what its command makes of docs/results.csv, and nothing in it is missing."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ results = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(results)
 
 
-def test_the_page_is_that_of_the_runs():
-    rows = results.read(ROOT / "docs" / "results.csv")
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results.page(rows)
+def test_the_pages_are_those_of_the_runs():
+    pages = results.pages(ROOT / "docs", results.read(ROOT / "docs" / "results.csv"))
+    assert {path.relative_to(ROOT).as_posix() for path in pages} == {"docs/results.md", "docs/zh/results.md"}
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is stale: python bench/results.py --table"
 
 
 def test_the_command_finds_the_recipes_of_its_configs():
@@ -32,7 +34,7 @@ def test_every_recipe_was_run_at_every_number_of_shots_and_seed():
     rows = results.read(ROOT / "docs" / "results.csv")
     wanted = [
         (name, recipe, shots, seed)
-        for name, (_, recipes) in results.DATA_SETS.items()
+        for name, recipes in results.DATA_SETS.items()
         for recipe in recipes
         for shots in results.SHOTS
         for seed in results.SEEDS

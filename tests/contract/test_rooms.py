@@ -90,7 +90,7 @@ def test_a_room_imports_from_its_left(path):
     room = room_of(own)
     for line, name in imports(path):
         if own == "jclip.postponed" and name == "jclip.runtime":
-            continue  # its `jt`, of which `imports` tells where it is used
+            continue  # its `jt`, whose uses `imports` finds
         place, head = f"{path.relative_to(ROOT)}:{line} imports {name}", name.split(".")[0]
         assert head != "jittor" or own == "jclip.runtime", f"{place}: only jclip/runtime.py may"
         assert head not in ("torch", "torchvision") or room == "convert", f"{place}: only convert/ may"
@@ -171,10 +171,10 @@ def test_a_modules_name_stands_once():
 
 
 def test_the_map_names_every_room():
-    told = (ROOT / "jclip" / "README.md").read_text(encoding="utf-8")
+    the_map = (ROOT / "jclip" / "README.md").read_text(encoding="utf-8")
     rooms = [p.name for p in sorted((ROOT / "jclip").iterdir()) if (p / "__init__.py").is_file()]
-    assert [r for r in rooms if f"`{r}/`" not in told] == []
-    named = set(re.findall(r"`((?:jclip|finetune|convert|configs|tests)/[\w/.]+?)`", told))
+    assert [r for r in rooms if f"`{r}/`" not in the_map] == []
+    named = set(re.findall(r"`((?:jclip|finetune|convert|configs|tests)/[\w/.]+?)`", the_map))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
@@ -190,7 +190,7 @@ def test_a_rooms_face_names_what_is_there(room):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_manners(path):
-    """No star imports, no swallowed errors, no transformer outside the library, every public function told about."""
+    """No star imports, no swallowed errors, no transformer outside the library, every public function documented."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"

@@ -1,4 +1,4 @@
-"""docs/shapes_results.md is what its command makes of its CSV; every row of the bench is a config that can be run."""
+"""docs/shapes_results.md, in both languages, is what its command makes of its CSV; every row of the bench can be run."""
 
 from __future__ import annotations
 
@@ -73,14 +73,18 @@ def test_tables_by_hand(bench):
              for s, v, z in ((1, 0.5, 0.4), (2, 0.7, 0.6))]  # fmt: skip
     halves = {"base_top1": 0.5, "new_top1": 0.25, "harmonic_mean": 1 / 3}
     new = line(bench, seed=1, subset="base", **halves, **{f"zero_shot_{k}": 0.2 for k in halves})
-    text = bench.page([*lines, new])
+    text, chinese = bench.pages(Path("docs"), [*lines, new]).values()
     assert "| x |  |  | 60.00 ± 10.00 ↓ | 2.0 |" in text
     assert "| zero-shot | 20.00 ± 0.00 | 20.00 ± 0.00 | 20.00 ± 0.00 |" in text
     assert "| x | 50.00 ± 0.00 | 25.00 ± 0.00 | 33.33 ± 0.00 |" in text and text.count("## shapes-tiny") == 1
+    assert "| recipe | 1 shot | 4 shots | 16 shots | seconds |" in text and "| 方法 | 1-shot |" in chinese
+    assert [row for row in chinese.splitlines() if "±" in row and "|" in row] == [
+        row for row in text.splitlines() if "±" in row and "|" in row
+    ]
 
 
 def test_what_was_run_is_not_run_again(bench, tmp_path, monkeypatch):
-    """Lines come as runs end; other settings are another run; what a recipe can't is told once, and the rest goes on."""
+    """Lines come as runs end; other settings are another run; what a recipe can't do is reported once, and the rest goes on."""
     from jclip.errors import ConfigError
 
     ran = []
@@ -90,7 +94,7 @@ def test_what_was_run_is_not_run_again(bench, tmp_path, monkeypatch):
         if job.shots == 4:
             raise ConfigError("not with four")
         known = dict(zip(bench.KEYS, job.key, strict=True))
-        return line(bench, **known, val_top1=0.5, test_top1=0.25, settings=job.told)
+        return line(bench, **known, val_top1=0.5, test_top1=0.25, settings=job.described)
 
     monkeypatch.setattr(bench, "line_of", line_of)
     args = argparse.Namespace(
@@ -111,7 +115,10 @@ def test_what_was_run_is_not_run_again(bench, tmp_path, monkeypatch):
 @pytest.mark.skipif(not CSV.is_file(), reason="bench/shapes_results.py has not been run")
 def test_the_page_is_that_of_the_runs_and_nothing_is_missing(bench):
     lines = bench.read(CSV)
-    assert (ROOT / "docs" / "shapes_results.md").read_text(encoding="utf-8") == bench.page(lines)
+    pages = bench.pages(ROOT / "docs", lines)
+    assert [path.parent.name for path in pages] == ["docs", "zh"]
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is stale: python bench/shapes_results.py --table"
     keys = {tuple(row[k] for k in bench.KEYS) for row in lines}
     per_row = len(bench.SHOTS) * len(bench.SEEDS)
     for model, style, recipe in {key[:3] for key in keys}:  # a recipe that a model can't has no line at all

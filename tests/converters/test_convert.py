@@ -45,7 +45,7 @@ def same_numbers(path, wanted):
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *VARIANTS, *TOYS])
-def test_shapes_are_told_without_making_the_model(name):
+def test_shapes_are_reported_without_making_the_model(name):
     config = {**SHIPPED, **VARIANTS, **TOYS}[name]
     if name in ("RN50x16", "RN50x64", "ViT-L/14", "ViT-L/14@336px", "RN50x4"):
         pytest.skip("large, and of the same rules")
@@ -159,7 +159,7 @@ def test_it_runs_as_people_type_it_from_any_folder(tmp_path):
     assert sorted(p.name for p in (tmp_path / "里 out").iterdir()) == ["model.safetensors", "open_clip_config.json"]
 
 
-def test_inspect_tells_without_reading_tensors(tmp_path, capsys, monkeypatch):
+def test_inspect_reports_without_reading_tensors(tmp_path, capsys, monkeypatch):
     source = toy_file(tmp_path, TOY_RESNET)
     monkeypatch.setattr(safetensors, "decode", None)
     assert jclip(["inspect", str(source)]) == 0
@@ -167,7 +167,7 @@ def test_inspect_tells_without_reading_tensors(tmp_path, capsys, monkeypatch):
     assert "ResNet" in printed and "activation   quickgelu" in printed and "sha256" in printed
 
 
-def test_inspect_tells_what_a_bare_file_does_not_say(tmp_path, capsys):
+def test_inspect_reports_what_a_bare_file_does_not_say(tmp_path, capsys):
     arrays = weights_of(TOY_RESNET)
     torch.save({k: torch.tensor(a) for k, a in arrays.items()}, tmp_path / "bare.pt")
     assert jclip(["inspect", str(tmp_path / "bare.pt")]) == 0

@@ -1,4 +1,4 @@
-"""Architectures told from shapes alone, against the models that open_clip and timm build without memory."""
+"""Architectures recognised by shapes alone, against the models that open_clip and timm build without memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPEN_CLIPS = [name for name in ARCHITECTURES if not name.startswith("EVA-CLIP")]
 
 
 @pytest.mark.parametrize("name", OPEN_CLIPS)
-def test_shapes_of_open_clips_own_models_tell_the_architecture(name):
+def test_shapes_of_open_clips_own_models_report_the_architecture(name):
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
     with torch.device("meta"):
         model = open_clip.create_model(name, device="meta")
@@ -41,7 +41,7 @@ def test_shapes_of_open_clips_own_models_tell_the_architecture(name):
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "EVA-CLIP-8B", "EVA-CLIP-8B-448", "EVA-CLIP-18B"])
-def test_shapes_tell_openais_and_evas_as_well(name):
+def test_shapes_report_openais_and_evas_as_well(name):
     config = {**VARIANTS, **ARCHITECTURES}[name]
     found = config_from_shapes(parameter_shapes(config), Stated("openai" if name in VARIANTS else "eva"), name)
     assert found == config and architecture_name(found) == name
@@ -54,8 +54,8 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 def test_no_two_names_for_one_architecture():
-    told = [architecture_name(config) for config in {**VARIANTS, **ARCHITECTURES}.values()]
-    assert told == [*VARIANTS, *ARCHITECTURES]
+    got = [architecture_name(config) for config in {**VARIANTS, **ARCHITECTURES}.values()]
+    assert got == [*VARIANTS, *ARCHITECTURES]
 
 
 def test_billions_have_the_published_size():
@@ -78,16 +78,16 @@ def test_heads_of_large_towers_are_not_64_wide():
         assert found.vision.heads == heads != config.vision.width // 64
 
 
-def test_an_activation_that_nobody_told_is_an_error_with_all_choices():
+def test_an_activation_that_nobody_stated_is_an_error_with_all_choices():
     shapes = parameter_shapes(VARIANTS["ViT-B/32"])
-    with pytest.raises(CheckpointError, match="does not say which activation") as told:
+    with pytest.raises(CheckpointError, match="does not say which activation") as error:
         config_from_shapes(shapes, Stated(), "x.pt")
-    assert all(name in str(told.value) for name in FAMILIES) and "--activation" in str(told.value)
+    assert all(name in str(error.value) for name in FAMILIES) and "--activation" in str(error.value)
 
 
 def test_statements_go_before_the_familys():
     stated = Stated(family="dfn5b", activation="gelu", normalisation="imagenet")
-    assert stated.told_activation("x") == "gelu"
+    assert stated.stated_activation("x") == "gelu"
     shown = stated.preprocess((30, 20))
     assert (shown.size, shown.resize, shown.mean) == ((30, 20), "squash", (0.485, 0.456, 0.406))
     assert Stated(family="laion2b-vit-l14").preprocess((224, 224)).mean == (0.5, 0.5, 0.5)
@@ -99,7 +99,9 @@ def test_statements_go_before_the_familys():
 def test_a_grid_that_is_not_square_must_be_stated():
     config = replace(VARIANTS["ViT-B/32"], vision=replace(VARIANTS["ViT-B/32"].vision, image_size=(224, 160)))
     shapes = parameter_shapes(config)
-    with pytest.raises(CheckpointError, match="35 positions are no square grid: pass --image-size HEIGHT WIDTH"):
+    with pytest.raises(
+        CheckpointError, match="positions must form a square grid, got 35: pass --image-size HEIGHT WIDTH"
+    ):
         config_from_shapes(shapes, Stated("openai"), "x")
     assert config_from_shapes(shapes, Stated("openai", image_size=(224, 160)), "x") == config
 

@@ -1,4 +1,4 @@
-"""docs/weights.md tells what the code does: its generated tables are those that the code prints."""
+"""docs/weights.md says what the code does: its generated tables are those that the code prints."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Settings:
 
 
 def eva_toy(name):
-    """As a file can tell it: text heads of 64."""
+    """As far as a file shows it: text heads of 64."""
     config = TOY_EVAS[name]
     return replace(config, text=replace(config.text, width=64, heads=1))
 
@@ -270,7 +270,7 @@ CONV = ("visual.conv1.weight", "visual.proj", "visual.class_embedding")
 
 
 @pytest.mark.parametrize(
-    "names, told",
+    "names, message",
     [
         (("vision_model.head.probe", "vision_model.embeddings.patch_embedding.weight"), "SigLIP"),
         (("visual.trunk.attn_pool.latent", "visual.trunk.blocks.0.attn.qkv.bias"), "SigLIP"),
@@ -283,18 +283,18 @@ CONV = ("visual.conv1.weight", "visual.proj", "visual.class_embedding")
         (("fc.weight", "conv1.weight"), "no CLIP family that is known (it holds conv1.weight, fc.weight"),
     ],
 )  # fmt: skip
-def test_keys_of_other_families_are_refused_by_name(names, told, tmp_path, capsys):
+def test_keys_of_other_families_are_refused_by_name(names, message, tmp_path, capsys):
     safetensors.write(tmp_path / "x.safetensors", keys(*names))
     assert main([str(tmp_path / "x.safetensors"), str(tmp_path / "out"), "--family", "openclip"]) == 2
     error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 EVA01 = {"timm_model_name": "eva_giant_patch14_clip_224", "image_size": 224}
 
 
 @pytest.mark.parametrize(
-    "model_cfg, told",
+    "model_cfg, message",
     [
         ({"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}, "text_cfg": {}}, "SigLIP"),
         ({"vision_cfg": {}, "text_cfg": {}, "multimodal_cfg": {}}, "CoCa"),
@@ -309,17 +309,17 @@ EVA01 = {"timm_model_name": "eva_giant_patch14_clip_224", "image_size": 224}
         ({"text_cfg": {}}, "lacks vision_cfg"),
     ],
 )
-def test_descriptions_of_other_families_are_refused_by_name(model_cfg, told, tmp_path, capsys):
+def test_descriptions_of_other_families_are_refused_by_name(model_cfg, message, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     safetensors.write(folder / "open_clip_model.safetensors", keys("x"))
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 8, **model_cfg}}))
     assert main([str(folder), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1
 
 
-def test_eva01_is_told_by_its_shapes(tmp_path, capsys):
+def test_eva01_is_reported_by_its_shapes(tmp_path, capsys):
     from jclip.weights.parameter_shapes import parameter_shapes
     from jclip.weights.variants import ARCHITECTURES
 

@@ -27,10 +27,10 @@ def refused(tmp_path, capsys, source, *options, code: int = 2) -> str:
     before = sorted(p.name for p in tmp_path.iterdir())
     capsys.readouterr()
     assert main([str(source), str(target), *options]) == code
-    told = capsys.readouterr().err
-    assert len(told.splitlines()) == 1 and told.startswith("convert: "), told
+    stderr = capsys.readouterr().err
+    assert len(stderr.splitlines()) == 1 and stderr.startswith("convert: "), stderr
     assert target.read_bytes() == b"before" and sorted(p.name for p in tmp_path.iterdir()) == before
-    return told
+    return stderr
 
 
 class Bomb:
@@ -79,8 +79,8 @@ def zipped(path: Path, payload: bytes, script: bool = False) -> Path:
 def test_what_would_run_code_does_not_run(form, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     source = bomb_file(form, tmp_path / "in", tmp_path / "ran")
-    told = refused(tmp_path, capsys, source, *([] if source.is_dir() else ["--family", "openai"]))
-    assert "posix.system, which loading it would run or import: refused, nothing was run" in told
+    got = refused(tmp_path, capsys, source, *([] if source.is_dir() else ["--family", "openai"]))
+    assert "posix.system, which loading it would run or import: refused, nothing was run" in got
     assert not (tmp_path / "ran").exists()
 
 
@@ -109,7 +109,7 @@ def test_indices_of_shards_that_lie(tmp_path, capsys):
     key, file = next(iter(said["weight_map"].items()))
     other = next(f for f in said["weight_map"].values() if f != file)
     cases = {
-        "is no index of shards beside it": {"weight_map": {**said["weight_map"], key: "../secret.safetensors"}},
+        "is not an index of shards beside it": {"weight_map": {**said["weight_map"], key: "../secret.safetensors"}},
         f"{other} lacks {key}": {"weight_map": {**said["weight_map"], key: other}},
         "every shard is missing": {"weight_map": {}},
         "is not a table": [1, 2],
@@ -146,7 +146,7 @@ def test_a_converted_file_is_taken_again(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (lambda a: a.pop("ln_final.bias"), "1 missing (ln_final.bias)"),
         (lambda a: a.update({"visual.extra": np.zeros(3, np.float32)}), "1 unexpected (visual.extra)"),
@@ -156,7 +156,7 @@ def test_a_converted_file_is_taken_again(tmp_path, capsys):
         ),
     ],
 )
-def test_keys_that_do_not_fit_are_named_and_nothing_is_written(change, told, tmp_path, capsys):
+def test_keys_that_do_not_fit_are_named_and_nothing_is_written(change, message, tmp_path, capsys):
     folder = tmp_path / "in"
     assert main([str(toy_file(tmp_path, TOY_VIT)), str(folder)]) == 0
     arrays = {k: t.read() for k, t in read_weights(folder / "model.safetensors").items()}
@@ -165,11 +165,11 @@ def test_keys_that_do_not_fit_are_named_and_nothing_is_written(change, told, tmp
     capsys.readouterr()
     assert main([str(folder), str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_user_can_mend_is_one_line_and_exit_2(tmp_path, capsys):
+def test_what_the_user_can_fix_is_one_line_and_exit_2(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "short.safetensors").write_bytes(b"\xff" * 8 + b"{")
     (tmp_path / "taken").write_text("a file")

@@ -90,7 +90,7 @@ def test_a_checkpoint_becomes_a_run_that_labels_and_measures(kind, small_models,
         assert done.telling_apart(("ox", "ant"), done.source()).scorer() is not None
 
 
-def test_what_does_not_fit_is_told_in_one_line(small_models, tmp_path, capsys):
+def test_what_does_not_fit_is_reported_in_one_line(small_models, tmp_path, capsys):
     model = str(small_models["vit"])
     write(tmp_path / "narrow.pt", "tai", width=16)
     write(tmp_path / "five.pt", "dualcoop", classes=5)
@@ -98,15 +98,15 @@ def test_what_does_not_fit_is_told_in_one_line(small_models, tmp_path, capsys):
     broken = write(tmp_path / "nan.pt", "tai")["global"].copy()
     broken[0, 0] = np.nan
     torch.save({"ctx": torch.tensor(broken), "ctx_double": torch.tensor(broken)}, tmp_path / "nan.pt")
-    for file, told in (
-        ("narrow.pt", "the global prompts must be vectors of 32 numbers, the model's, got shape [5, 16]"),
+    for file, message in (
+        ("narrow.pt", "the global prompts must be 32-dimensional, as the model's, got shape [5, 16]"),
         ("five.pt", "the positive prompts are of 5 classes, got 3 names"),
         ("other.pt", "must hold learned prompts, ctx and ctx_double or ctx_pos and ctx_neg, got none"),
-        ("nan.pt", "the global prompts hold what is no number"),
+        ("nan.pt", "the global prompts must be finite, got NaN or infinite numbers"),
     ):
         options = ["--prompts-of", model, "--classes", ",".join(NAMES)]
         assert main([str(tmp_path / file), str(tmp_path / "run"), *options]) in (1, 2)
         lines = capsys.readouterr().err.splitlines()
-        assert len([line for line in lines if told in line]) == 1 and not (tmp_path / "run" / "result.json").exists()
+        assert len([line for line in lines if message in line]) == 1 and not (tmp_path / "run" / "result.json").exists()
     assert main([str(tmp_path / "five.pt"), str(tmp_path / "run"), "--prompts-of", model]) == 2
     assert "--prompts-of and --classes must be given together" in capsys.readouterr().err

@@ -188,11 +188,11 @@ def test_torch_reads_the_archive_in_every_dtype(dtype, kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "to, config, told",
+    "to, config, message",
     [
-        ("openai", TOY_VIT_GELU, "knows no model with GELU"),
-        ("openai", TOY_VIT, "knows no model with heads of another width"),
-        ("openai", TOY_EVAS["8b"], "knows no model with an EVA tower"),
+        ("openai", TOY_VIT_GELU, "must support the model, which has GELU"),
+        ("openai", TOY_VIT, "must support the model, which has heads of another width"),
+        ("openai", TOY_EVAS["8b"], "must support the model, which has an EVA tower"),
         ("openai", replace(OPENAI_VIT, vision=replace(OPENAI_VIT.vision, image_size=(20, 15))), "non-square input"),
         ("huggingface", TOY_RESNET, "holds no ResNet"),
         ("huggingface", TOY_LAYER_SCALE, "holds no layer scale"),
@@ -200,12 +200,12 @@ def test_torch_reads_the_archive_in_every_dtype(dtype, kind, tmp_path):
         ("open_clip", EVA_18B, "open_clip has no such model"),
     ],
 )
-def test_what_a_target_can_not_hold_is_told(to, config, told, tmp_path, capsys):
+def test_what_a_target_can_not_hold_is_reported(to, config, message, tmp_path, capsys):
     source = toy_file(tmp_path, config)
     before = sorted(tmp_path.iterdir())
     assert main([str(source), str(tmp_path / name_of(to)), "--to", to]) == 2
     error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -219,10 +219,10 @@ def test_where_things_go_is_checked_first(tmp_path, capsys):
         "DST must not be a folder that SRC is in": [str(tmp_path)],
         "already holds config.json of other weights": [str(tmp_path / "hf")],
     }
-    for told, options in cases.items():
-        assert main([str(source), *options]) == 2, told
+    for message, options in cases.items():
+        assert main([str(source), *options]) == 2, message
         error = capsys.readouterr().err
-        assert told in error and len(error.splitlines()) == 1
+        assert message in error and len(error.splitlines()) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", source.name]
     assert [p.name for p in (tmp_path / "hf").iterdir()] == ["config.json"]
 
@@ -261,7 +261,7 @@ def test_check_runs_the_reference(tmp_path, capsys):
 
 
 def test_check_fails_for_what_computes_something_else(tmp_path, capsys):
-    """A folder that says GELU of what jclip is told is QuickGELU."""
+    """A folder whose config says GELU where the user states QuickGELU."""
     pytest.importorskip("open_clip", reason="open_clip is not installed")
     from convert import check
     from jclip.weights import identify as source

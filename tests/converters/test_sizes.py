@@ -1,4 +1,4 @@
-"""Other input sizes and context lengths: positions resampled as each dialect does it, told in the metadata."""
+"""Other input sizes and context lengths: positions resampled as each dialect does it, noted in the metadata."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_each_family_has_its_own_dialect(tmp_path):
 
 
 def test_open_clip_resamples_as_we_do(tmp_path, close):
-    """open_clip's own resampling, when it is told another image size, against ours."""
+    """open_clip's own resampling, when it is given another image size, against ours."""
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
     source = toy_file(tmp_path, TOY_VIT)
     assert main([str(source), str(tmp_path / "folder"), "--to", "open_clip"]) == 0
@@ -89,9 +89,9 @@ def test_a_shorter_context_keeps_the_trained_positions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
-        (["--image-size", "33"], "image size 33 x 33 is no multiple of 5"),
+        (["--image-size", "33"], "image size must be a multiple of 5, the model's step, got 33 x 33"),
         (["--image-size", "20", "20", "20"], "must be HEIGHT [WIDTH], got 3 numbers"),
         (["--image-size", "0"], "--image-size: must be an integer in [1, 4096], got '0'"),
         (["--image-size", "1000000000"], "--image-size: must be an integer in [1, 4096], got '1000000000'"),
@@ -101,7 +101,7 @@ def test_a_shorter_context_keeps_the_trained_positions(tmp_path):
         (["--context-length", "20", "--context-by", "truncate"], "can't be made 20 long by method truncate"),
     ],
 )
-def test_sizes_that_can_not_be(options, told, tmp_path, capsys):
+def test_sizes_that_can_not_be(options, message, tmp_path, capsys):
     assert main([str(toy_file(tmp_path, TOY_VIT)), str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
-    assert told in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()

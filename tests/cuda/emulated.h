@@ -7,6 +7,7 @@
 #include <vector>
 
 #define __global__
+#define __host__
 #define __device__
 #define __shared__ static
 

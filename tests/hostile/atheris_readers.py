@@ -39,9 +39,9 @@ def read_one(data: bytes) -> None:
     try:
         found = form.read(path)
     except JclipError as e:
-        told = str(e)
-        if told != printable(told, LONGEST_LINE):
-            raise RuntimeError(f"a message of {len(told)} characters: {told!r:.300}") from e
+        message = str(e)
+        if message != printable(message, LONGEST_LINE):
+            raise RuntimeError(f"a message of {len(message)} characters: {message!r:.300}") from e
         return
     if not all(isinstance(a, np.ndarray) and not a.dtype.hasobject for a in found.values()):
         raise RuntimeError("what was read is no array of plain values")

@@ -58,7 +58,7 @@ def mutants(seed: int, count: int) -> Iterator[Mutant]:
 
 
 def other_value(rng: random.Random, text: str) -> str:
-    """Another value behind one of the keys."""
+    """Another value after one of the keys."""
     lines = text.split("\n")
     with_key = [i for i, line in enumerate(lines) if ":" in line.partition("#")[0]]
     if not with_key:

@@ -5,7 +5,7 @@ five faults, `--keep FOLDER` writes each fault's file there. Mutant n of a seed 
 
 A format is a `Format`: sound files to begin with, the reader, tokens that mean something in it. One line in `FORMATS` adds
 one. Mutants are read in a child process, whose memory and time are bounded: what kills it is counted, and the next child
-goes on behind.
+continues after it.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def end_of(form: Format, path: Path, expected: Mapping[str, np.ndarray]) -> str:
     try:
         found = form.read(path)
     except JclipError as e:
-        told = str(e)
-        good = told == printable(told, LONGEST_LINE)
-        return f"refused: {told}" if good else f"FAULT message of {len(told)}: {told!a:.300}"
+        message = str(e)
+        good = message == printable(message, LONGEST_LINE)
+        return f"refused: {message}" if good else f"FAULT message of {len(message)}: {message!a:.300}"
     except _TooLong:
         return f"FAULT more than {SECONDS} s"
     except BaseException as e:
@@ -160,7 +160,7 @@ def _too_long(*_: Any) -> None:
 
 
 def _bound(room: int) -> None:
-    """From here on the process has `room` more bytes of address space, leaves no core behind, and stops what takes long."""
+    """From here on the process has `room` more bytes of address space, leaves no core dump, and stops what takes long."""
     signal.signal(signal.SIGVTALRM, _too_long)
     if sys.platform == "linux":
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -168,7 +168,7 @@ def _bound(room: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _tell(form: Format, path: Path, number: int, expected: Mapping[str, np.ndarray]) -> None:
+def _report(form: Format, path: Path, number: int, expected: Mapping[str, np.ndarray]) -> None:
     """Two lines on stdout: which file is about to be read, should it be the last; and how that ended."""
     print(number, flush=True)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
@@ -177,8 +177,8 @@ def _tell(form: Format, path: Path, number: int, expected: Mapping[str, np.ndarr
     print(" ".join(end.split()), flush=True)
 
 
-def read_mutants(name: str, seed: int, first: int, behind: int) -> None:
-    """The child's work: mutants `first` to `behind` of a format."""
+def read_mutants(name: str, seed: int, first: int, end: int) -> None:
+    """The child's work: mutants `first` to `end`, that one not included, of a format."""
     form = format_of(name)
     seeds, expected = form.seeds(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -187,10 +187,10 @@ def read_mutants(name: str, seed: int, first: int, behind: int) -> None:
             path.write_bytes(data)
             expected.append(form.read(path))
         _bound(ROOM)
-        for number in range(first, behind):
+        for number in range(first, end):
             of, data = mutant(form, seeds, seed, number)
             path.write_bytes(data)
-            _tell(form, path, number, expected[of])
+            _report(form, path, number, expected[of])
 
 
 def read_files(name: str, files: list[str]) -> None:
@@ -198,7 +198,7 @@ def read_files(name: str, files: list[str]) -> None:
     form = format_of(name)
     _bound(ROOM_OF_A_REFUSAL)
     for number, file in enumerate(files):
-        _tell(form, Path(file), number, {})
+        _report(form, Path(file), number, {})
 
 
 def ends(name: str, count: int, seed: int = 0) -> list[str]:
@@ -212,7 +212,7 @@ def ends_of_files(name: str, files: Sequence[Path]) -> list[str]:
 
 
 def _ends(count: int, arguments: Callable[[int], list[str]]) -> list[str]:
-    """Of children, one after the other; one that dies is a fault of the file that it read, the next begins behind."""
+    """Of children, one after the other; one that dies is a fault of the file that it read, the next begins after."""
     found: list[str] = []
     while len(found) < count:
         command = [sys.executable, "-m", "tests.hostile.fuzz", *arguments(len(found))]

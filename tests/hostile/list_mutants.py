@@ -204,15 +204,15 @@ def end_of(kind: str, file: Path, data: bytes) -> tuple[str, str]:
     else:
         file.write_bytes(data)
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as told:
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
             problem = CHECKS[kind](given)
     except JclipError as e:
         line = printable(str(e))
         return ("refused", line) if line.strip() and "\n" not in line else ("ill-formed", f"message {line!r}")
     except Exception:
         return "traceback", traceback.format_exc(limit=-2)
-    if not problem and any(len(line) > 3000 or not line.isprintable() for line in told.getvalue().splitlines()):
-        problem = f"told {told.getvalue()!r:.200}"
+    if not problem and any(len(line) > 3000 or not line.isprintable() for line in stderr.getvalue().splitlines()):
+        problem = f"printed {stderr.getvalue()!r:.200}"
     return ("ill-formed", problem) if problem else ("read", "")
 
 

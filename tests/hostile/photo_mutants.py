@@ -1,7 +1,7 @@
 """Damaged photos by the thousand: `python -m tests.hostile.photo_mutants 20000` counts how reading them ends.
 
 Every mutant derives from its number, so a finding is repeated by `python -m tests.hostile.photo_mutants 1 NUMBER`. The
-child process has limits on memory and time; one that dies of a signal is counted, and the next goes on behind it.
+child process has limits on memory and time; one that dies of a signal is counted, and the next goes on after it.
 """
 
 from __future__ import annotations

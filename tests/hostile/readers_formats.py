@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.readers import read_weights, safetensors, torch_writer
 from jclip.readers.tensors import LazyTensor
 from tests.hostile.fuzz import Format
@@ -42,12 +42,12 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    """A whole number in the opcodes of pickle."""
+    """An integer in the opcodes of pickle."""
     return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
 
 
 def numbers(*values: int) -> bytes:
-    """A tuple of whole numbers."""
+    """A tuple of integers."""
     return b"(" + b"".join(map(number, values)) + b"t"
 
 
@@ -76,7 +76,7 @@ def table(**items: bytes) -> bytes:
 
 
 def checked(body: bytes) -> bytes:
-    """A pickle with Jittor's checksum behind it."""
+    """A pickle with Jittor's checksum after it."""
     return body + hashlib.sha1(body).digest() + TRAILER
 
 
@@ -155,7 +155,7 @@ def _read_all(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_features(path: Path) -> dict[str, np.ndarray]:
-    found = read_recorded(str(path), 2)
+    found = read_precomputed(str(path), 2)
     parts = {
         k: getattr(found, k) for k in ("train", "train_labels", "val", "val_labels", "test", "test_labels", "text")
     }
@@ -239,7 +239,7 @@ OPCODES = [
 ]
 OPCODES += [bytes([c]) for c in range(0x8F, 0x99)]
 NUMPY_DTYPE = b"cnumpy\ndtype\n("
-LYING = (  # a record of 8 bytes whose field lies behind it
+LYING = (  # a record of 8 bytes whose field lies after it
     NUMPY_DTYPE
     + text("V8")
     + b"\x89\x88tR(K\x03"

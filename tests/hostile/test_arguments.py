@@ -51,7 +51,7 @@ WITHOUT = ("models", "recipes", "doctor", "check-data")  # commands whose first 
 
 
 def given(command: str) -> list[list[str]]:
-    """Each value behind each option, in place of each argument, and as one more."""
+    """Each value after each option, in place of each argument, and as one more."""
     wrong, options = (text.split() for text in WRONG[command])
     places = [i for i, word in enumerate(wrong) if not word.startswith("--")]
     found = []
@@ -74,17 +74,19 @@ def test_wrong_arguments_are_one_line(command, tmp_path, monkeypatch, capsys):
     for arguments in given(command):
         shown = [argument[:40] for argument in arguments]
         assert main([command, *arguments]) == 2, shown
-        told = capsys.readouterr()
+        printed = capsys.readouterr()
         assert (
-            told.err.count("\n") == 1 and told.err.startswith((f"jclip {command}: ", "convert: ")) and not told.out
+            printed.err.count("\n") == 1
+            and printed.err.startswith((f"jclip {command}: ", "convert: "))
+            and not printed.out
         ), shown
-        assert len(told.err) < 2300 and all(c.isprintable() or c == "\u3000" for c in told.err[:-1]), shown
+        assert len(printed.err) < 2300 and all(c.isprintable() or c == "\u3000" for c in printed.err[:-1]), shown
     assert ("jittor" in sys.modules) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.png"]  # nothing was made
 
 
 @pytest.mark.parametrize("options", ["--top 0", "--top -1", "--top 1e9", "--unsure 2", "--unsure nan", "--unknown 1"])
-def test_bounds_of_numbers_are_told(options, capsys):
+def test_bounds_of_numbers_are_reported(options, capsys):
     command = "zero-shot" if "unknown" in options else "predict"
     assert main([command, "run", *options.split()]) == 2
     assert f"argument {options.split()[0]}: must be a" in capsys.readouterr().err

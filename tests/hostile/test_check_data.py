@@ -20,7 +20,7 @@ from tests.hostile.faulty_folder import faulty_folder, photo
 
 @pytest.fixture(autouse=True)
 def fresh_notes(monkeypatch):
-    """Each note is written once in a process: these tests begin anew."""
+    """Each note is written once in a process: these tests reset them."""
     monkeypatch.setattr(splits, "_noted", set())
 
 
@@ -80,8 +80,8 @@ def test_what_a_run_would_refuse(tmp_path, capsys):
         ("photos", "only one class (a)"), ("photo", "no such folder or config: .*, did you mean 'photos'"),
     ):  # fmt: skip
         assert main(["check-data", str(tmp_path / target), "--write", str(tmp_path / "run.yaml")]) == 2
-        told = capsys.readouterr()
-        assert message.split(".*")[-1] in told.err and told.err.count("\n") == 1
+        printed = capsys.readouterr()
+        assert message.split(".*")[-1] in printed.err and printed.err.count("\n") == 1
     assert not (tmp_path / "run.yaml").exists()
     assert main(["check-data", "gda/smoke"]) == 2
     assert "must be photos, got precomputed features: there are no photos to check" in capsys.readouterr().err

@@ -56,10 +56,10 @@ REFUSED = {  # what is in a file → what is said of it
 def test_a_file_is_refused_in_one_line(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     for read in (load_values, load_groups):
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as error:
             read(tmp_path / "mine.yaml")
-        assert REFUSED[text] in str(told.value) and str(tmp_path / "mine.yaml") in str(told.value)
-        assert str(told.value).isprintable() and len(str(told.value)) < 700
+        assert REFUSED[text] in str(error.value) and str(tmp_path / "mine.yaml") in str(error.value)
+        assert str(error.value).isprintable() and len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (SHARED / "hostile").glob("*.yaml")) or ["none"])
@@ -97,11 +97,11 @@ SETTINGS = {
     "seed=!!int 3": "is not a valid value (is not valid YAML: line 1: the tag",
     f"seed={'9' * 5000}": "must have at most 18 digits",
     f"a={'[' * 5000}": "is not a valid value",
-    "." * 10**6 + "=1": "is no setting: write key=value, such as data.shots=4",
-    ".".join("abcdefghij") + "=1": "is no setting",
-    "a..b=1": "is no setting",
-    ".a=1": "is no setting",
-    "a\x1b=1": "is no setting",
+    "." * 10**6 + "=1": "is not a setting: write key=value, such as data.shots=4",
+    ".".join("abcdefghij") + "=1": "is not a setting",
+    "a..b=1": "is not a setting",
+    ".a=1": "is not a setting",
+    "a\x1b=1": "is not a setting",
     f"models.{'9' * 5000}.weight=1": "is none of the list's 1 entries",
     "models.٩.weight=1": "is none of the list's 1 entries",
     "models.-1.weight=1": "is none of the list's 1 entries",
@@ -114,9 +114,9 @@ SETTINGS = {
 
 @pytest.mark.parametrize("override", SETTINGS, ids=range(len(SETTINGS)))
 def test_a_setting_is_refused_in_one_line(override):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         apply_overrides({"models": [{"weight": 1}]}, [override])
-    assert SETTINGS[override] in str(told.value) and str(told.value).isprintable() and len(str(told.value)) < 2300
+    assert SETTINGS[override] in str(error.value) and str(error.value).isprintable() and len(str(error.value)) < 2300
 
 
 @pytest.mark.parametrize(

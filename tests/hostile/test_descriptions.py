@@ -87,9 +87,9 @@ def test_a_wrong_value_is_named_with_its_file_and_its_condition(kind, at, value,
     keys = [*filter(None, [file]), *keys.split(".")]
     path = write(tmp_path, with_value(base, tuple(keys), value))
     assert jclip(["inspect", str(path)]) in (1, 2)
-    told = capsys.readouterr().err
-    assert message in told and len(told.splitlines()) == 1
-    assert (file or "model.safetensors") in told
+    stderr = capsys.readouterr().err
+    assert message in stderr and len(stderr.splitlines()) == 1
+    assert (file or "model.safetensors") in stderr
 
 
 def test_files_with_lying_descriptions_are_refused(shared, capsys):
@@ -97,9 +97,9 @@ def test_files_with_lying_descriptions_are_refused(shared, capsys):
     assert files
     for file in files:
         assert jclip(["inspect", str(file)]) in (1, 2), file
-        told = capsys.readouterr()
-        assert len(told.err.splitlines()) == 1 and told.err.isprintable() is False  # but for the line's end
-        assert told.err.rstrip("\n").isprintable() and file.name in told.err and not told.out
+        printed = capsys.readouterr()
+        assert len(printed.err.splitlines()) == 1 and printed.err.isprintable() is False  # but for the line's end
+        assert printed.err.rstrip("\n").isprintable() and file.name in printed.err and not printed.out
 
 
 def test_free_text_of_a_file_is_printed_and_kept_as_one_harmless_line(tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_an_index_names_only_shards_beside_it(name, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "good.safetensors", "b": name}}))
     with pytest.raises(
-        CheckpointError, match=r"is no index of shards beside it: the shard of 'b' must be the plain name"
+        CheckpointError, match=r"is not an index of shards beside it: the shard of 'b' must be the plain name"
     ):
         read_weight_map(index)
 
@@ -182,8 +182,8 @@ def test_numbers_that_are_not_finite_are_refused_by_the_tensors_name(form, value
             jittor_pickle.write(path, arrays)
     options = ["--family", "openai", "--vision-head-width", "8"] if form == "openai" else []
     assert main([str(path), str(tmp_path / "out.safetensors"), *options]) == 2
-    told = capsys.readouterr().err
-    assert f"{ours} must be finite, got 1 NaN or infinite of" in told and len(told.splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert f"{ours} must be finite, got 1 NaN or infinite of" in stderr and len(stderr.splitlines()) == 1
     assert not (tmp_path / "out.safetensors").exists()
     if form != "openai":
         with pytest.raises(CheckpointError, match="must be finite"):
@@ -212,12 +212,12 @@ def test_numbers_beyond_half_precision_are_not_written_as_infinite(tmp_path, cap
     assert main([str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors"), "--dtype", "bf16"]) == 0
 
 
-@pytest.mark.parametrize("value, told", [(100.0, "save its logarithm 4.6052"), (14.2857, "save its logarithm 2.6593"),
+@pytest.mark.parametrize("value, message", [(100.0, "save its logarithm 4.6052"), (14.2857, "save its logarithm 2.6593"),
                                          (-50.0, "got -50"), (math.nan, "must be finite")])  # fmt: skip
-def test_a_temperature_that_is_no_logarithm_is_noticed(value, told, tmp_path):
+def test_a_temperature_that_is_no_logarithm_is_noticed(value, message, tmp_path):
     arrays = {**descriptions._arrays("vit"), "logit_scale": np.array(value, np.float32)}
     safetensors.write(tmp_path / "x.safetensors", arrays, describe_toy())
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         dict(open_checkpoint(tmp_path / "x.safetensors").arrays())
 
 
@@ -260,8 +260,8 @@ def test_shapes_that_make_no_model_are_refused(shape, tmp_path):
 )
 def test_names_that_no_file_has_are_refused(name, capsys):
     assert jclip(["inspect", name]) == 2
-    told = capsys.readouterr().err.rstrip("\n")
-    assert told.isprintable() and len(told) < 2500
+    stderr = capsys.readouterr().err.rstrip("\n")
+    assert stderr.isprintable() and len(stderr) < 2500
 
 
 def test_a_device_is_no_weight_file(capsys):

@@ -37,10 +37,10 @@ ANSWERS = {  # what the server sends, and what the message says of it
     "escape codes": (b"HTTP/1.1 404 \x1b]0;owned\x07" + b"a" * 5000 + b"\r\n\r\n", "the server answered 404"),
     "a loop": (b"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n", "the server answered 302"),
     "to a file": (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n", "302"),
-    "to ftp": (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n", "which is no web address"),
+    "to ftp": (b"HTTP/1.1 302 Found\r\nLocation: ftp://127.0.0.1/x\r\n\r\n", "which is not a web address"),
     "to nobody": (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/x\r\n\r\n", "refused"),
     "to no address": (b"HTTP/1.1 302 Found\r\nLocation: http://[::1/x\r\n\r\n", "can't download"),
-    "to a broken port": (b"HTTP/1.1 302 Found\r\nLocation: http://a:x/\r\n\r\n", "which is no web address"),
+    "to a broken port": (b"HTTP/1.1 302 Found\r\nLocation: http://a:x/\r\n\r\n", "which is not a web address"),
     "endless": (OK + b"\r\n", "must announce the file's size (Content-Length), got none"),
     "endless chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", "must announce the file's size"),
     "chunks beyond the length": (OK + CHUNKED + b"Content-Length: 100000\r\n\r\n", "100,000 bytes announced, the server"),
@@ -93,12 +93,12 @@ def served(talk: Callable[[socket.socket], None]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_server_that_lies_is_one_line(name, answering, monkeypatch, tmp_path):
-    answer, told = ANSWERS[name]
+    answer, message = ANSWERS[name]
     monkeypatch.setenv("JCLIP_MIRROR", answering(answer, ENDLESS.get(name, b"")))
     monkeypatch.setattr(download, "_room", lambda _: 2_000_000)
     with pytest.raises(CheckpointError) as e:
         download.fetch_openai("RN50", tmp_path)
-    assert told in str(e.value) and printable(str(e.value)) == str(e.value)
+    assert message in str(e.value) and printable(str(e.value)) == str(e.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -264,8 +264,8 @@ def test_hostile_hubs_are_one_line_each(tmp_path):
     ends = dict(line.split(" | ", 1) for line in done.stdout.splitlines())
     assert ends.pop("asked") == "1"
     assert ends.keys() == cases.keys()
-    for name, (_, told) in cases.items():
-        assert told in ends[name], (name, ends[name])
+    for name, (_, message) in cases.items():
+        assert message in ends[name], (name, ends[name])
 
 
 @pytest.mark.parametrize("address", ["nonsense", "file:///", "http://[::1", "http://a:x"])

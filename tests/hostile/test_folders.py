@@ -22,7 +22,7 @@ from tests.hostile.faulty_folder import faulty_folder, photo
 
 @pytest.fixture(autouse=True)
 def fresh_notes(monkeypatch):
-    """Each note is written once in a process: these tests begin anew."""
+    """Each note is written once in a process: these tests reset them."""
     monkeypatch.setattr(splits, "_noted", set())
 
 
@@ -52,8 +52,10 @@ def test_what_systems_leave_behind_is_no_class_and_no_photo(tmp_path, capsys):
     places = [f"{name}/1.jpg" for name in SYSTEM] + [f"a/{name}/2.jpg" for name in SYSTEM] + [f"a/{f}" for f in FILES]
     data = read(touch(tmp_path / "r", "a/1.jpg", "b/1.jpg", *places))
     assert data.classnames == ("a", "b") and below(data.train, tmp_path / "r") == ["a/1.jpg", "b/1.jpg"]
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"left out: {2 * len(SYSTEM) + len(FILES)} {HIDDEN} (first: {tmp_path}/r/" in told
+    stderr = capsys.readouterr().err
+    assert (
+        stderr.count("\n") == 1 and f"left out: {2 * len(SYSTEM) + len(FILES)} {HIDDEN} (first: {tmp_path}/r/" in stderr
+    )
     assert len(find_photos([tmp_path / "r"])) == 2
     assert find_photos([tmp_path / "r" / ".git"]) == [f"{tmp_path}/r/.git/1.jpg"]  # who names it wants it
 
@@ -121,9 +123,9 @@ def test_a_class_may_be_called_as_a_part(tmp_path):
 def test_what_lies_beside_parts_is_counted(tmp_path, capsys):
     data = read(touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg", "more/b/1.jpg", "test/1.jpg"))
     assert len(data.train) == 2 and not len(data.test)
-    told = capsys.readouterr().err
-    assert "2 folders beside" in told and f"(first: {tmp_path}/extra)" in told
-    assert f"1 photos outside of class folders (first: {tmp_path}/test/1.jpg)" in told
+    stderr = capsys.readouterr().err
+    assert "2 folders beside" in stderr and f"(first: {tmp_path}/extra)" in stderr
+    assert f"1 photos outside of class folders (first: {tmp_path}/test/1.jpg)" in stderr
 
 
 def test_a_class_spelled_otherwise_in_another_part_is_one_class(tmp_path, capsys):
@@ -151,14 +153,14 @@ REFUSED = [
 
 @pytest.mark.parametrize("files, message", REFUSED, ids=[m[:30] for _, m in REFUSED])
 def test_folders_that_may_be_misread_are_refused(files, message, tmp_path):
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         read(touch(tmp_path / "root", *files))
-    assert message in str(told.value) and "\n" not in str(told.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_nearest_folder_is_named(tmp_path):
     touch(tmp_path, "photos/a/1.jpg")
-    with pytest.raises(DataError, match="data.root is no folder: .*/photo, did you mean 'photos'"):
+    with pytest.raises(DataError, match="data.root must be a folder, got .*/photo, did you mean 'photos'"):
         read(tmp_path / "photo")
 
 
@@ -205,9 +207,9 @@ SPLITS = [
 def test_split_files_that_say_something_else_are_refused(name, text, message, tmp_path):
     touch(tmp_path, "1.jpg", "2.jpg", "3.jpg")
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as error:
         read_photos(DataConfig(split_file=str(tmp_path / name), shots=0))
-    assert message in str(told.value) and "\n" not in str(told.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_eval_is_test_or_validation():
@@ -250,7 +252,7 @@ def test_draws_are_dassls(shots, seed):
 
 
 def test_test_photos_that_are_copies_are_reported(tmp_path, capsys):
-    from jclip.features.extraction import tell_photos
+    from jclip.features.extraction import warn_photos
 
     for i in range(4):
         photo(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", i)
@@ -258,9 +260,9 @@ def test_test_photos_that_are_copies_are_reported(tmp_path, capsys):
         (tmp_path / part / "a").mkdir(parents=True)
         shutil.copyfile(tmp_path / "train" / "a" / "0.png", tmp_path / part / "a" / name)
     photo(tmp_path / "test" / "b" / "new.png", 9)
-    tell_photos(read(tmp_path), 0)
-    told = capsys.readouterr().err
-    assert f"1 of 1 val and 1 of 2 test photos are training photos too (first: {tmp_path}/val/a/y.png)" in told
+    warn_photos(read(tmp_path), 0)
+    stderr = capsys.readouterr().err
+    assert f"1 of 1 val and 1 of 2 test photos are training photos too (first: {tmp_path}/val/a/y.png)" in stderr
 
 
 def test_epochs_do_not_read_the_lists_again(monkeypatch):

@@ -165,8 +165,8 @@ def test_convert_never_writes_into_its_source(target, tmp_path, capsys):
     before = sorted(p for p in tmp_path.rglob("*"))
     capsys.readouterr()
     assert main([str(source), str(tmp_path / target)]) == 2
-    told = capsys.readouterr().err
-    assert "name a" in told and len(told.splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "name a" in stderr and len(stderr.splitlines()) == 1
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
 

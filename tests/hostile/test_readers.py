@@ -26,8 +26,8 @@ def test_hostile_files_are_refused_in_one_line_and_200_mib(form, tmp_path):
     files = [tmp_path / f"{number}{ending}" for number in range(len(cases))]
     for file, (data, _) in zip(files, cases.values(), strict=True):
         file.write_bytes(data)
-    told = zip(cases.items(), ends_of_files(form, files), strict=True)
-    wrong = [f"{what}: {end}" for (what, (_, said)), end in told if not (end.startswith("refused: ") and said in end)]
+    ends = zip(cases.items(), ends_of_files(form, files), strict=True)
+    wrong = [f"{what}: {end}" for (what, (_, said)), end in ends if not (end.startswith("refused: ") and said in end)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -80,9 +80,9 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         os.chdir(tmp_path)
         listening.bind("socket")
         for name in ("fifo", "folder", "socket", "/dev/zero", "nowhere", "a\0b"):
-            with pytest.raises(CheckpointError, match="can't read ") as told:
+            with pytest.raises(CheckpointError, match="can't read ") as error:
                 read_weights(tmp_path / name)
-            assert str(told.value).isprintable()
+            assert str(error.value).isprintable()
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a2146" * 8 + "\n"
@@ -104,6 +104,6 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a2146"
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.pkl"])
 def test_what_is_named_like_weights_is_named(name, data, message, tmp_path):
     (tmp_path / name).write_bytes(data.encode())
-    with pytest.raises(CheckpointError, match=message) as told:
+    with pytest.raises(CheckpointError, match=message) as error:
         read_weights(tmp_path / name)
-    assert str(told.value).isprintable()
+    assert str(error.value).isprintable()

@@ -127,7 +127,7 @@ def test_chinese_clips_texts_and_images(photos):
     ((rows, pixels),) = pairs.batches([2, 0], 0, 5, Views(Preprocess(size=(8, 8))))
     assert rows.tolist() == [2, 0] and np.array_equal(pixels[0], Preprocess(size=(8, 8))(open_photo(photos / "2.jpg")))
     (photos / "valid_imgs.tsv").write_text("0\t???\n1\tAA==\n1\tAA==\n3\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"valid_imgs.tsv, line 3: the id 1 must stand once"):
+    with pytest.raises(DataError, match=r"valid_imgs.tsv, line 3: the id 1 must be unique"):
         read(file)
     broken = read(file, on_error="skip")
     assert len(broken) == 2
@@ -149,13 +149,13 @@ def test_chinese_clips_predictions(tmp_path):
     assert found == pytest.approx({"recall@1": 1 / 3, "recall@5": 1 / 3, "recall@10": 2 / 3, "mean_recall": 4 / 9})
     with pytest.raises(DataError, match="must be of the 2 texts of the truth, got 3 without 8"):
         prediction_recalls(predictions, {"5": {"0"}, "8": {"1"}})
-    for text, told in (
-        ('{"text_id": 1, "image_ids": [2, 2]}\n', "line 1: an image must stand once"),
+    for text, message in (
+        ('{"text_id": 1, "image_ids": [2, 2]}\n', "line 1: an image must be listed once"),
         ('{"text_id": 1}\n', "line 1: must have text_id and image_ids"),
-        ('{"text_id": 1, "image_ids": []}\n{"text_id": "1", "image_ids": []}\n', "line 2: the text 1 must stand once"),
+        ('{"text_id": 1, "image_ids": []}\n{"text_id": "1", "image_ids": []}\n', "line 2: the text 1 must be unique"),
     ):
         file.write_text(text, encoding="utf-8")
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             read_predictions(file)
 
 
@@ -192,7 +192,7 @@ def test_shards_as_img2dataset_writes_them(photos):
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ({"a.jpg": b"x"}, "key a: must have a caption"),
         ({"a.txt": b"x"}, "key a: must have a photo"),
@@ -201,8 +201,8 @@ def test_shards_as_img2dataset_writes_them(photos):
         ({"a.jpg": b"x", "a.json": b'{"caption": 5}'}, "key a: must have a caption as text, got 5"),
     ],
 )
-def test_broken_shards(tmp_path, members, told):
-    with pytest.raises(DataError, match=told):
+def test_broken_shards(tmp_path, members, message):
+    with pytest.raises(DataError, match=message):
         read(shard(tmp_path / "a.tar", members))
 
 
@@ -249,7 +249,7 @@ def test_archives_that_are_none_or_cut_off(photos):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         (
             "a.json",
@@ -271,7 +271,7 @@ def test_archives_that_are_none_or_cut_off(photos):
             json.dumps({**COCO, "annotations": [{"image_id": [1], "caption": "x"}]}),
             r"annotation 1: there is no image of the id \[1\]",
         ),
-        ("a.json", json.dumps({**COCO, "images": [COCO["images"][0]] * 2}), "image 2: its id 0 must stand once"),
+        ("a.json", json.dumps({**COCO, "images": [COCO["images"][0]] * 2}), "image 2: its id 0 must be unique"),
         (
             "a.json",
             json.dumps({**COCO, "images": [{"id": 1}]}),
@@ -308,9 +308,9 @@ def test_archives_that_are_none_or_cut_off(photos):
         ("x_texts.jsonl", '{"text_id": 1, "text": "x", "image_ids": [1]}\n', "can't read .*x_imgs.tsv: No such file"),
     ],
 )
-def test_hostile_forms_are_refused_with_their_place(photos, name, text, told):
+def test_hostile_forms_are_refused_with_their_place(photos, name, text, message):
     (photos / name).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=told) as refused:
+    with pytest.raises(DataError, match=message) as refused:
         read(photos / name)
     assert "\n" not in str(refused.value)
 

@@ -292,7 +292,7 @@ def test_a_damaged_line_in_the_middle_is_asked_again(tmp_path):
     assert {*found} == {jobs[0].key, jobs[2].key} and found[jobs[0].key].text == "reply to question 0 猫\u2028x"
 
 
-def test_keys_tell_jobs_apart():
+def test_keys_distinguish_jobs():
     own = Job("single", "m", "x", 0, 0.5)
     others = [
         ("hard", "m", "x", 0, 0.5),

@@ -41,7 +41,7 @@ def test_formats(images, name):
     assert read_pairs(CaptionConfig(train=str(images / name)), "val", (8, 8), 0) is None
 
 
-def test_a_broken_image_stops_or_is_skipped_and_told_once(images, capsys):
+def test_a_broken_image_stops_or_is_skipped_and_reported_once(images, capsys):
     (images / "图 1.png").write_bytes(b"nonsense")
     (images / "a.csv").write_text(FILES["a.csv"], encoding="utf-8")
 
@@ -66,23 +66,23 @@ def test_other_columns_and_another_root(images, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("a.csv", "filepath,title\nno.png,x\n", r"1 of 1 images are missing: .*no.png"),
         ("a.csv", "filepath,title\n", "lists no image with its caption"),
-        ("a.jsonl", '{"filepath": "x"}\n', "line 1: expected a JSON object with filepath and title"),
-        ("a.jsonl", "nonsense\n", "line 1: expected a JSON object"),
-        ("a.txt", "x.png$a$b\nnonsense\n", r"line 2: expected `image\$attributes\$caption`"),
+        ("a.jsonl", '{"filepath": "x"}\n', "line 1: must be a JSON object with filepath and title"),
+        ("a.jsonl", "nonsense\n", "line 1: must be a JSON object"),
+        ("a.txt", "x.png$a$b\nnonsense\n", r"line 2: must be `image\$attributes\$caption`"),
         (
             "a.parquet",
             "x",
-            "captions come as .csv, .tsv, .jsonl, .txt, .token, .json, .tar .or `shapes`., not as .parquet",
+            "captions must be .csv, .tsv, .jsonl, .txt, .token, .json, .tar .or `shapes`., got .parquet",
         ),
     ],
 )
-def test_bad_files_are_told(tmp_path, name, text, told):
+def test_bad_files_are_reported(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_pairs(CaptionConfig(train=str(tmp_path / name)), "train", (8, 8), 0)
 
 
@@ -154,14 +154,14 @@ def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("a.csv", "filepath,title\n图 0.png,x\n图 1.png\n", "line 3: must have 2 fields .filepath, title., got 1"),
         ("a.csv", "filepath,title\n图 1.png,x\n图 0.png,a,b\n", "line 3: must have 2 fields .filepath, title., got 3"),
         ("a.csv", "filepath,title\n图 0.png,x\n图 1.png,\n", "line 3: must have a caption as text, got ''"),
         ("a.csv", "filepath,title\n图 0.png,x\n图 1.png,NaN\n", "line 3: must have a caption as text, got 'NaN'"),
         ("a.csv", "filepath,title\n图 0.png,x\n,y\n", "line 3: must have an image as text"),
-        ("a.csv", "filepath,title,title\n图 0.png,x,y\n", "column 'title' must stand once"),
+        ("a.csv", "filepath,title,title\n图 0.png,x,y\n", "column 'title' must be unique"),
         ("a.csv", f'filepath,title\n图 0.png,x\n图 1.png,"{"y" * 200_000}\n', "line 3: is not valid CSV"),
         ("a.csv", "filepath,title\n图 0.png,x\nno.png,y\n", r"1 of 2 images are missing: .*no.png \(first in line 3"),
         ("a.tsv", "filepath\ttitle\n图 0.png\tx\n图 1.png\n", "line 3: must have 2 fields"),
@@ -181,23 +181,23 @@ def test_what_is_made_ahead_comes_in_order_and_errors_come_through():
             '{"filepath": "图 0.png", "title": "x"}\n{"filepath": NaN, "title": "y"}\n',
             "line 2: .*NaN is no",
         ),
-        ("a.jsonl", '{"filepath": "图 0.png", "title": "x"}\n[1]\n', "line 2: expected a JSON object .*, got .1"),
+        ("a.jsonl", '{"filepath": "图 0.png", "title": "x"}\n[1]\n', "line 2: must be a JSON object .*, got .1"),
         (
             "a.txt",
             "图 0.png$white$x\n图 1.png$red$costs $5\n",
-            r"line 2: expected `image\$attributes\$caption`, got 4 fields",
+            r"line 2: must be `image\$attributes\$caption`, got 4 fields",
         ),
-        ("a.txt", "图 0.png$x\n图 2.png$z\n图 1.png$red$y\n", r"line 3: expected `image\$caption`, got 3 fields"),
+        ("a.txt", "图 0.png$x\n图 2.png$z\n图 1.png$red$y\n", r"line 3: must be `image\$caption`, got 3 fields"),
     ],
 )
-def test_rows_that_are_broken_stop_or_are_left_out_and_counted(images, capsys, name, text, told):
+def test_rows_that_are_broken_stop_or_are_left_out_and_counted(images, capsys, name, text, message):
     (images / name).write_text(text, encoding="utf-8")
-    if "column" not in told:
+    if "column" not in message:
         pairs = read_pairs(CaptionConfig(train=str(images / name), on_error="skip"), "train", (8, 8), 0)
         line = capsys.readouterr().err
         assert "x" in pairs.texts(range(len(pairs)))[0] or name == "a.csv"
         assert line.count("\n") == 1 and f"1 of {len(pairs) + 1} rows left out (first left out: " in line
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_pairs(CaptionConfig(train=str(images / name)), "train", (8, 8), 0)
 
 

@@ -1,4 +1,4 @@
-"""What a weight file is told to be, strict loading, and files that say all about themselves."""
+"""What a weight file is stated to be, strict loading, and files that say all about themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.toys import TOY_RESNET, TOY_VIT, TOYS, shapes_of, toy_batch, toy_file
 
 @pytest.fixture(scope="module")
 def openai_like():
-    """Arrays of a small model in OpenAI's proportions (text heads of 64), so that shapes alone tell it."""
+    """Arrays of a small model in OpenAI's proportions (text heads of 64), so that shapes alone identify it."""
     text = replace(
         VARIANTS["ViT-B/32"].text, width=128, heads=2, layers=2, mlp_width=512, vocab_size=97, context_length=11
     )
@@ -50,7 +50,7 @@ def test_a_file_of_ours_needs_nothing_else(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_shapes_tell_each_of_openais_models(name):
+def test_shapes_report_each_of_openais_models(name):
     assert config_from_shapes(shapes_of(VARIANTS[name]), Stated("openai")) == VARIANTS[name]
 
 
@@ -64,7 +64,7 @@ def test_parameter_counts_are_the_published_ones(name):
     assert round(count / 1e6, 2) == millions[name]
 
 
-def test_openais_marks_tell_the_family(openai_like, tmp_path):
+def test_openais_marks_report_the_family(openai_like, tmp_path):
     config, arrays = openai_like
     marked = {**arrays, **{s: np.array(96.0, np.float32) for s in SCALARS}}
     jittor_pickle.write(tmp_path / "ViT-B-32.pkl", marked)
@@ -101,9 +101,9 @@ def test_an_unknown_vision_width_asks_for_its_head_width(openai_like):
     assert config_from_shapes(shapes, Stated("openclip", head_width=60)).vision.heads == 6
 
 
-def test_what_is_no_clip_in_openais_layout_is_told_with_its_keys(tmp_path):
+def test_what_is_no_clip_in_openais_layout_is_reported_with_its_keys(tmp_path):
     safetensors.write(tmp_path / "x.safetensors", {"fc.weight": np.zeros((2, 3), np.float32)})
-    with pytest.raises(LayoutError, match=r"no CLIP model in OpenAI's layout \(it holds fc.weight …\)"):
+    with pytest.raises(LayoutError, match=r"must be a CLIP model in OpenAI's layout, got fc.weight …"):
         open_checkpoint(tmp_path / "x.safetensors", family="openai")
 
 
@@ -114,7 +114,7 @@ def test_family_contradicting_the_metadata_is_refused(tmp_path):
         open_checkpoint(path, family="openclip")
 
 
-def test_damaged_metadata_is_told(tmp_path):
+def test_damaged_metadata_is_reported(tmp_path):
     safetensors.write(tmp_path / "x.safetensors", {"a": np.zeros(2, np.float32)}, {"format": "jclip", "config": "{"})
     with pytest.raises(CheckpointError, match="metadata is damaged"):
         open_checkpoint(tmp_path / "x.safetensors")
@@ -129,13 +129,13 @@ def test_strict_loading_lists_every_kind_of_misfit_and_changes_nothing(tmp_path)
     del arrays["visual.proj"]
     arrays["extra.weight"] = np.zeros(3, np.float32)
     arrays["ln_final.weight"] = np.zeros(5, np.float32)
-    with pytest.raises(MisfitError) as told:
+    with pytest.raises(MisfitError) as error:
         load_strict(model, arrays, "x.safetensors")
-    assert str(told.value) == (
+    assert str(error.value) == (
         "x.safetensors does not fit the model: 1 missing (visual.proj); 1 unexpected (extra.weight); "
         "1 misshaped (ln_final.weight (5,) instead of (20,))"
     )
-    assert told.value.exit_code == 1
+    assert error.value.exit_code == 1
     assert all(np.array_equal(before[k], v.numpy()) for k, v in model.state_dict().items())
 
 
@@ -165,9 +165,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left") as told:
+    with pytest.raises(OSError, match="No space left") as error:
         save_checkpoint(path, random_arrays(shapes_of(TOY_VIT), 1), TOY_VIT, Preprocess())
-    assert told.value.filename == str(path)
+    assert error.value.filename == str(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

@@ -59,7 +59,7 @@ def test_help_loads_nothing_slow():
     assert done.stdout.count("usage: ") == len(commands)
 
 
-def test_wrong_settings_are_told_before_numpy_is_loaded():
+def test_wrong_settings_are_reported_before_numpy_is_loaded():
     code = f"""if True:
         import sys
         from finetune.__main__ import main
@@ -97,7 +97,7 @@ def test_a_postponed_package_is_run_once_by_its_first_use(tmp_path, monkeypatch,
         for name in ("parcel", "parcel.part"):
             del sys.modules[name]
         with pytest.raises(KeyError, match="broken"), postponed("parcel"):
-            import parcel  # told when the block ends, and not left half run
+            import parcel  # reported when the block ends, and not left half run
         assert "parcel" not in sys.modules
     finally:
         for name in ("parcel", "parcel.part"):
@@ -145,7 +145,7 @@ def test_zero_shot_writes_what_the_formula_says(kind, small_models, photo_folder
     out = tmp_path / "my results" / "r.csv"
     options = ["--model", small_models[kind], "--classes", CLASSES, "--templates", "openai7", "--out", out, "--top", 3]
     assert run("zero-shot", photo_folder / "test", *options) == 0
-    assert "top 1" in (told := capsys.readouterr().out) and f"written: {out} (18 photos)" in told
+    assert "top 1" in (result := capsys.readouterr().out) and f"written: {out} (18 photos)" in result
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     found = {row["photo"]: {row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)} for row in rows}
     wanted = by_hand(ModelSource(small_models[kind]), photos)
@@ -159,8 +159,8 @@ def test_zero_shot_in_the_challenges_lines_and_json(small_models, photos, tmp_pa
         options = ["--model", small_models["vit"], "--classes", tmp_path / "classes.txt", "--out", tmp_path / name]
         assert run("zero-shot", *photos[:2], *options) == 0
     lines = (tmp_path / "r.txt").read_text().splitlines()
-    told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    for photo, line, entry in zip(photos, lines, told, strict=False):
+    written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    for photo, line, entry in zip(photos, lines, written, strict=False):
         name, *ids = line.rsplit(" ", 3)
         assert name == photo.name and sorted(ids) == ["0", "1", "2"] and entry["photo"] == str(photo)
         assert [p["label"] for p in entry["predictions"]] == list(map(int, ids))
@@ -193,19 +193,19 @@ def wrong(tmp_path, small_models):
 
 
 @pytest.mark.parametrize("case", range(14))
-def test_zero_shot_tells_what_is_wrong_in_one_line(case, small_models, tmp_path, capsys):
+def test_zero_shot_reports_what_is_wrong_in_one_line(case, small_models, tmp_path, capsys):
     from jclip.runtime import jt
 
     message, arguments = list(wrong(tmp_path, small_models).items())[case]
     if "on the CPU" in message and jt.flags.use_cuda:
         pytest.skip("there is a GPU")
     assert run("zero-shot", *arguments) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.startswith("jclip zero-shot: ") and not told.out
-    assert len([line for line in told.err.splitlines() if "Compiling" not in line and line.strip()]) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.startswith("jclip zero-shot: ") and not printed.out
+    assert len([line for line in printed.err.splitlines() if "Compiling" not in line and line.strip()]) == 1
 
 
-def test_a_results_file_that_cannot_be_written_is_told(small_models, photos, tmp_path, capsys):
+def test_a_results_file_that_cannot_be_written_is_reported(small_models, photos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     options = ["--model", small_models["vit"], "--classes", CLASSES, "--out", tmp_path / "file" / "r.csv"]
     assert run("zero-shot", photos[0], *options) == 2
@@ -216,8 +216,8 @@ def test_broken_photos_are_skipped_and_counted_unless_all_are(small_models, phot
     (tmp_path / "broken.jpg").write_text("no photo")
     options = ["--model", small_models["vit"], "--classes", CLASSES]
     assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options) == 0
-    told = capfd.readouterr()
-    assert "skipped 1 of 2 photos (first: " in told.err and photos[0].name in told.out
+    printed = capfd.readouterr()
+    assert "skipped 1 of 2 photos (first: " in printed.err and photos[0].name in printed.out
     assert run("zero-shot", tmp_path / "broken.jpg", photos[0], *options, "--on-error", "stop") == 2
     assert run("zero-shot", tmp_path / "broken.jpg", *options) == 2
     assert "none of 1 photos decoded: " in capfd.readouterr().err
@@ -239,8 +239,8 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
     from tests.toys import TOY_VIT
 
     assert run("models") == 0
-    told = capsys.readouterr().out
-    assert all(name in told for name in VARIANTS) and "vit_l14_336" in told
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in VARIANTS) and "vit_l14_336" in printed
     monkeypatch.setitem(models_command.VARIANTS, "RN50", TOY_VIT)
     assert run("models", "--random", "rn50", "--out", tmp_path / "x.safetensors", "--seed", 7) == 0
     assert ModelSource(tmp_path / "x.safetensors").config == TOY_VIT
@@ -254,7 +254,7 @@ def test_a_reader_that_leaves_is_no_error():
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_windows_is_told_about_wsl(monkeypatch, capsys):
+def test_windows_users_are_pointed_to_wsl(monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert run("doctor") == 2
     assert "run it inside WSL2" in capsys.readouterr().err
@@ -262,22 +262,26 @@ def test_windows_is_told_about_wsl(monkeypatch, capsys):
 
 def test_the_doctor_finds_and_tries(capsys):
     assert run("doctor") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("compiler", "Python headers", "oneDNN", "GPU", "threads", "cache"):
-        assert f"\n{name}" in told
-    assert told.count(" right on the ") == 3 and told.endswith("everything ran and was right\n")
+        assert f"\n{name}" in printed
+    assert printed.count(" right on the ") == 3 and printed.endswith("everything ran and was right\n")
 
 
-def test_the_doctor_tells_what_is_wrong(monkeypatch, capsys):
+def test_the_doctor_reports_what_is_wrong(monkeypatch, capsys):
     monkeypatch.setitem(trials.TRIALS, "convolution", lambda: 0.5)
     monkeypatch.setitem(trials.TRIALS, "attention", lambda: 1 / 0)
     monkeypatch.setattr(doctor.toolchain, "find_onednn", lambda: None)
     monkeypatch.setenv("PATH", "")
     assert run("doctor") == 1
-    told = capsys.readouterr().out
-    assert "convolution      WRONG" in told and "attention        FAILED on the" in told and "division by zero" in told
-    assert "MISSING: no C++ compiler (g++ not found): sudo apt install g++" in told
-    assert "100 times slower: pip install onednn-cpu-gomp==2022.2.1" in told
+    printed = capsys.readouterr().out
+    assert (
+        "convolution      WRONG" in printed
+        and "attention        FAILED on the" in printed
+        and "division by zero" in printed
+    )
+    assert "MISSING: no C++ compiler (g++ not found): sudo apt install g++" in printed
+    assert "100 times slower: pip install onednn-cpu-gomp==2022.2.1" in printed
 
 
 def test_the_doctor_where_jittor_does_not_start(tmp_path):

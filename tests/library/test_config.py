@@ -106,10 +106,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
-def test_what_is_wrong_is_told_with_file_and_key(tmp_path, text):
-    with pytest.raises(ConfigError) as told:
+def test_what_is_wrong_is_reported_with_file_and_key(tmp_path, text):
+    with pytest.raises(ConfigError) as error:
         read(tmp_path, text)
-    assert WRONG[text] in str(told.value) and "\n" not in str(told.value)
+    assert WRONG[text] in str(error.value) and "\n" not in str(error.value)
 
 
 RANGES = {
@@ -139,8 +139,8 @@ def test_a_value_out_of_range_is_named_with_its_group_its_range_and_what_was_giv
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("alpha", "'alpha' is no setting: write key=value"),
-        ("=3", "'=3' is no setting"),
+        ("alpha", "'alpha' is not a setting: write key=value"),
+        ("=3", "'=3' is not a setting"),
         ("alpha.x=3", "alpha.x: alpha is a single value and has no x inside"),
         ("data.shots=many", "data.shots must be an integer, got 'many'"),
         ("alpha=[", "'[' is not a valid value"),
@@ -219,7 +219,7 @@ class Whole:
 
 
 def test_groups_in_a_list(tmp_path, monkeypatch):
-    """Each is built and told by its number; `models.1.share=2` changes one; paths are relative as others are."""
+    """Each is built and named by its number; `models.1.share=2` changes one; paths are relative as others are."""
     (tmp_path / "other").mkdir()
     (tmp_path / "m.yaml").write_text("models:\n  - weights: ./a.pt\n  - {weights: ViT-B/32, share: 3}\n")
     monkeypatch.chdir(tmp_path / "other")

@@ -48,9 +48,7 @@ def test_what_is_missing_is_named_with_the_packages_that_bring_it(tmp_path, monk
     state = cuda.find_cuda.__wrapped__()
     assert state.environment == {"nvcc_path": ""} and "CUDA 13.0 at" in state.off and "cudnn.h" in state.off
     assert (
-        "nvidia-cudnn-cu13" in state.mend
-        and "nvidia-cublas" in state.mend
-        and "cu13 nvidia-cublas-cu" not in state.mend
+        "nvidia-cudnn-cu13" in state.fix and "nvidia-cublas" in state.fix and "cu13 nvidia-cublas-cu" not in state.fix
     )
 
 
@@ -97,7 +95,7 @@ def test_cuda_13_in_pieces_is_repaired(scattered, monkeypatch, tmp_path):
     assert cuda.jittor_environment(scattered) == environment  # made once
 
 
-def test_the_repaired_nvcc_asks_for_c17_and_tells_its_version(scattered, monkeypatch, tmp_path):
+def test_the_repaired_nvcc_asks_for_c17_and_reports_its_version(scattered, monkeypatch, tmp_path):
     monkeypatch.setenv("JCLIP_CACHE", str(tmp_path / "cache"))
     nvcc = cuda.jittor_environment(scattered)["nvcc_path"]
     said = subprocess.run([nvcc, "-std=c++14", "-O2", "a b.cu"], capture_output=True, text=True, check=True).stdout

@@ -77,9 +77,9 @@ def test_a_break_is_resumed_where_it_was(server, tmp_path):
 
 def test_what_a_dead_server_left_is_kept_for_the_next_run(server, tmp_path):
     server.break_after = 100_000
-    with pytest.raises(CheckpointError, match=r"broke off \(300000 bytes are kept, run again to go on") as told:
+    with pytest.raises(CheckpointError, match=r"broke off \(300000 bytes are kept, run again to go on") as error:
         download.fetch_openai("RN50", tmp_path)
-    assert str(tmp_path / "RN50.pt") in str(told.value) and EXPECTED in str(told.value)
+    assert str(tmp_path / "RN50.pt") in str(error.value) and EXPECTED in str(error.value)
     assert not (tmp_path / "RN50.pt").exists()
     server.break_after = None
     assert download.fetch_openai("RN50", tmp_path).read_bytes() == CONTENT
@@ -107,7 +107,7 @@ def test_a_part_of_something_else_is_thrown_away(server, tmp_path):
 
 
 @pytest.mark.parametrize("status", [404, 503])
-def test_an_answer_that_is_an_error_is_told(server, tmp_path, status):
+def test_an_answer_that_is_an_error_is_reported(server, tmp_path, status):
     server.status = status
     with pytest.raises(CheckpointError, match=f"the server answered {status}"):
         download.fetch_openai("RN50", tmp_path)
@@ -115,10 +115,10 @@ def test_an_answer_that_is_an_error_is_told(server, tmp_path, status):
 
 def test_offline_it_says_which_file_to_put_where(monkeypatch, tmp_path):
     monkeypatch.setenv("JCLIP_MIRROR", "http://127.0.0.1:9")  # the discard port: nobody listens
-    with pytest.raises(CheckpointError, match="offline, put ViT-B-32.pt") as told:
+    with pytest.raises(CheckpointError, match="offline, put ViT-B-32.pt") as error:
         download.fetch_openai("ViT-B/32", tmp_path)
-    assert str(tmp_path / "ViT-B-32.pt") in str(told.value)
-    assert "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af" in str(told.value)
+    assert str(tmp_path / "ViT-B-32.pt") in str(error.value)
+    assert "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af" in str(error.value)
 
 
 def test_a_wrong_file_in_the_cache_is_not_used(monkeypatch, tmp_path):
@@ -200,10 +200,10 @@ def test_the_hub_is_asked_where_hf_endpoint_says(hub):
     assert hub("hf-hub:mine/clip", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9") == path
 
 
-def test_what_the_hub_lacks_is_told(hub):
+def test_what_the_hub_lacks_is_reported(hub):
     assert "hf-hub:mine/other: http://127.0.0.1" in hub("hf-hub:mine/other")
-    told = hub("hf-hub:mine/clip", HF_HUB_OFFLINE="1")
-    assert "can't be reached, and the cache has none of open_clip_model.safetensors, " in told
+    got = hub("hf-hub:mine/clip", HF_HUB_OFFLINE="1")
+    assert "can't be reached, and the cache has none of open_clip_model.safetensors, " in got
     assert "answered" in hub("hf-hub:not a name")
 
 

@@ -57,7 +57,7 @@ def test_validation_is_drawn_too_when_asked():
     assert len(drawn(whole, 2, 0, 1).val) == 24
 
 
-def test_a_pool_smaller_than_the_shots_is_told():
+def test_a_pool_smaller_than_the_shots_is_reported():
     with pytest.raises(ConfigError, match=r"data.shots must be in \[1, 4\], as many as data.pool has, got 8"):
         DataConfig(features="x", shots=8, pool=4)
 

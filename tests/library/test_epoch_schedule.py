@@ -17,22 +17,22 @@ def rates(steps: int, **settings) -> list[float]:
     """The rate of the first step of every epoch; those of the epoch's other steps must be the same."""
     config = OptimConfig(schedule="epoch_cosine", **settings)
     total = config.epochs * steps
-    told = [learning_rate(config, n, total) for n in range(total)]
-    assert all(told[n] == told[n - n % steps] for n in range(total))
-    return told[::steps]
+    schedule = [learning_rate(config, n, total) for n in range(total)]
+    assert all(schedule[n] == schedule[n - n % steps] for n in range(total))
+    return schedule[::steps]
 
 
 @pytest.mark.parametrize("warmup", [1, 0.05])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_the_published_rates_by_hand(warmup, steps, close):
-    told = rates(steps, lr=1e-4, epochs=20, warmup=warmup, warmup_lr=1e-5)
-    close([told[e] / 1e-4 for e in (0, 1, 2, 19)], [0.1, 1, 0.99384417, 0.02447174], "rounding")
+    schedule = rates(steps, lr=1e-4, epochs=20, warmup=warmup, warmup_lr=1e-5)
+    close([schedule[e] / 1e-4 for e in (0, 1, 2, 19)], [0.1, 1, 0.99384417, 0.02447174], "rounding")
 
 
 def test_a_long_warmup_and_none(close):
-    told = rates(3, lr=0.01, epochs=100, warmup=10, warmup_lr=1e-3)
-    assert told[:10] == [1e-3] * 10 and told[10] == 0.01
-    close(told[81], 0.005 * (1 + np.cos(np.pi * 0.71)), "schedule")
+    schedule = rates(3, lr=0.01, epochs=100, warmup=10, warmup_lr=1e-3)
+    assert schedule[:10] == [1e-3] * 10 and schedule[10] == 0.01
+    close(schedule[81], 0.005 * (1 + np.cos(np.pi * 0.71)), "schedule")
     close(rates(2, lr=1e-5, epochs=5), [0.5e-5 * (1 + np.cos(np.pi * e / 5)) for e in range(5)], "schedule")
 
 

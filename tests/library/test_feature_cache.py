@@ -15,7 +15,7 @@ from jclip.data.splits import Split
 from jclip.errors import DataError, guarded
 from jclip.features.extraction import extract
 from jclip.features.heads import head_of, prompt_embeddings, text_means, zero_shot_head
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.features.source import ModelSource
 from jclip.readers import read_weights
 from jclip.weights.checkpoint import save_checkpoint
@@ -183,5 +183,5 @@ def test_a_recorded_scale_beyond_float32_is_refused(tmp_path):
     arrays = {f"keys_1{end}": x for end, x in (("", np.eye(2)), ("_l", np.arange(2)))}
     arrays |= {f"{part}_{end}": x for part in ("val", "test") for end, x in (("f", np.eye(2)), ("l", np.arange(2)))}
     np.savez(tmp_path / "f.npz", logit_scale=1e39, **arrays)
-    with pytest.raises(DataError, match=r"logit_scale is 1e\+39, expected one number above 0"):
-        read_recorded(str(tmp_path / "f.npz"), 1)
+    with pytest.raises(DataError, match=r"logit_scale must be one number above 0 in float32, such as 100, got 1e\+39"):
+        read_precomputed(str(tmp_path / "f.npz"), 1)

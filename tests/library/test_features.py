@@ -17,7 +17,7 @@ from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import TrainingRows, extract, few_shot_features, training_view
 from jclip.features.heads import zero_shot_head
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.prompts.tokenizer import tokenize
@@ -80,7 +80,7 @@ def test_heads_are_computed_once_and_not_mixed(source, small_models):
                 zero_shot_head(untouched(ModelSource(path)), prompts)
 
 
-def test_a_prompt_that_is_too_long_is_told(source):
+def test_a_prompt_that_is_too_long_is_reported(source):
     with pytest.raises(DataError, match="too long for context length 77"):
         zero_shot_head(source, [["word " * 90], ["a"]])
     assert zero_shot_head(source, [["word " * 90], ["a"]], truncate=True).weights.shape == (2, 24)
@@ -191,7 +191,7 @@ def test_a_size_that_is_set_resamples_the_positions(small_models, photos):
     assert extract(larger, photos.test, augment="flip")[1].shape == (18, 24)
     drafted = ModelSource(path, draft=True, preprocess=PreprocessChoice(draft=False))
     assert not drafted.preprocess.draft and ModelSource(path, draft=True).preprocess.draft
-    with pytest.raises(ConfigError, match="image size 49 x 49 is no multiple of 8"):
+    with pytest.raises(ConfigError, match="image size must be a multiple of 8, the model's step, got 49 x 49"):
         ModelSource(path, preprocess=PreprocessChoice(size=49))
 
 
@@ -257,13 +257,13 @@ def test_a_photo_that_changed_is_computed_anew(source, photos, tmp_path):
     assert not np.array_equal(extract(source, split)[1], before)
 
 
-def test_skipped_photos_are_told_and_not_cached(source, photos, tmp_path, capfd):
+def test_skipped_photos_are_reported_and_not_cached(source, photos, tmp_path, capfd):
     (tmp_path / "bad.jpg").write_text("no photo")
     split = replace(photos.test.take([0, 1]), paths=(str(tmp_path / "bad.jpg"), photos.test.paths[0]))
     rows, features = extract(source, split, on_error="skip")
     assert rows.tolist() == [1] and features.shape == (1, 24)
-    told = capfd.readouterr().err
-    assert "skipped 1 of 2 photos" in told and "bad.jpg does not decode" in told
+    stderr = capfd.readouterr().err
+    assert "skipped 1 of 2 photos" in stderr and "bad.jpg does not decode" in stderr
     with pytest.raises(AssertionError, match="the model was asked"):
         extract(untouched(source), split, on_error="skip")
     with pytest.raises(DataError, match="none of 1 photos decoded"):
@@ -291,11 +291,11 @@ def test_few_shot_features_of_photos(source, photo_folder, close):
 
 def test_recorded_features_in_both_spellings(shared, close):
     folder = shared / "clip_vitb32_features"
-    lvis = read_recorded(str(folder / "caltech_lvis.npz"), 4)
+    lvis = read_precomputed(str(folder / "caltech_lvis.npz"), 4)
     assert (
         lvis.train.shape == (140, 512) and len(lvis.test) == 922 and lvis.text.shape == (35, 512) and lvis.scale == 100
     )
-    pets = read_recorded(str(folder / "oxford_pets.npz"), 16)
+    pets = read_precomputed(str(folder / "oxford_pets.npz"), 16)
     assert pets.train.shape == (592, 512) and len(pets.classnames) == 37 and pets.text is None
     close(np.linalg.norm(pets.test, axis=1), np.ones(3669), "features_normalised")
 
@@ -319,35 +319,38 @@ def npz(path, **changes):
         (dict(test_l=np.array([0, 2])), "test labels reach from 0 to 2, there are 2 classes"),
         (dict(text_features=np.ones((3, 3))), "3 text features for 2 classes"),
         (dict(text_features=np.ones((2, 4))), "features of different widths: 3, 4"),
-        (dict(text_features=np.ones(3)), r"text features of shape \(3,\) are no \(C, E\) table"),
+        (dict(text_features=np.ones(3)), r"text features must be \(C, E\), got shape \(3,\)"),
         (dict(classnames=None, test_l=np.array([0, 3])), "no row has label 2, though labels reach 3: number them"),
-        (dict(keys_2=np.full((4, 3), "x")), "keys_2 holds <U1, expected floating-point values"),
-        (dict(logit_scale=np.ones(2)), r"logit_scale is an array \(2,\), expected one number above 0"),
+        (dict(keys_2=np.full((4, 3), "x")), "keys_2 must hold floating-point values, got <U1"),
+        (
+            dict(logit_scale=np.ones(2)),
+            r"logit_scale must be one number above 0 in float32, such as 100, got an array \(2,\)",
+        ),
         (dict(classnames=np.array([{"a": 1}], object)), "is not a readable .npz"),
     ],
 )
 def test_recorded_features_that_contradict_themselves(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
-        read_recorded(npz(tmp_path / "x.npz", **changes), 2)
+        read_precomputed(npz(tmp_path / "x.npz", **changes), 2)
 
 
 def test_recorded_features_that_are_absent(tmp_path):
     with pytest.raises(DataError, match="no features of 16 shots \\(has 2\\): set data.shots"):
-        read_recorded(npz(tmp_path / "x.npz"), 16)
+        read_precomputed(npz(tmp_path / "x.npz"), 16)
     (tmp_path / "y.npz").write_text("no zip")
     for name in ("y.npz", "z.npz"):
         with pytest.raises(DataError, match="is not a readable .npz"):
-            read_recorded(str(tmp_path / name), 2)
+            read_precomputed(str(tmp_path / name), 2)
     whole = (tmp_path / "x.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     np.save(tmp_path / "one.npy", np.ones(3))
     for name in ("cut.npz", "one.npy"):
         with pytest.raises(DataError, match=f"{name} is not a readable .npz"):
-            read_recorded(str(tmp_path / name), 2)
-    with pytest.raises(DataError, match="x.npz holds several arrays, expected an .npy"):
-        read_recorded(str(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "x.npz"))
+            read_precomputed(str(tmp_path / name), 2)
+    with pytest.raises(DataError, match="x.npz must be an .npy with one array, got several"):
+        read_precomputed(str(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "x.npz"))
     np.save(tmp_path / "t.npy", np.eye(2, 3))
-    data = read_recorded(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
+    data = read_precomputed(npz(tmp_path / "x.npz"), 2, text_path=str(tmp_path / "t.npy"))
     assert data.text.tolist() == [[1, 0, 0], [0, 1, 0]]
 
 

@@ -1,4 +1,4 @@
-"""Half precision, drafts, batch sizes and full cards as commands and recipes know them."""
+"""Half precision, drafts, batch sizes and CUDA out of memory as commands and recipes know them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jclip import kernels
 from jclip.cli import main
 from jclip.config import DataConfig
 from jclip.data.splits import read_photos
-from jclip.errors import CARD_IS_FULL, ConfigError, SetupError, told_when_full
+from jclip.errors import JITTOR_OUT_OF_MEMORY, ConfigError, SetupError, advice_when_full
 from jclip.features.extraction import batch_size, encode_photos, extract, feature_key
 from jclip.features.source import ModelSource
 from jclip.readers import read_weights
@@ -86,19 +86,19 @@ def test_the_batch_is_set_by_the_environment(small_models, photo_folder, monkeyp
     close(parts, whole, "features", "photos, another batch size")
     for wrong in ("0", "many", "-3"):
         monkeypatch.setenv("JCLIP_BATCH", wrong)
-        with pytest.raises(ConfigError, match=f"JCLIP_BATCH={wrong} is no number of photos"):
+        with pytest.raises(ConfigError, match=f"JCLIP_BATCH must be a number of photos, got {wrong}"):
             batch_size()
 
 
-def test_a_full_card_is_told_with_the_batch_to_try(small_models, photo_folder, monkeypatch):
+def test_an_exhausted_gpu_is_reported_with_the_batch_to_try(small_models, photo_folder, monkeypatch):
     photos = read_photos(DataConfig(root=str(photo_folder), shots=0)).test
     source = ModelSource(small_models["vit"])
 
     def full(x, **_):
-        raise RuntimeError(f"[f 1121 cuda_device_allocator.cc:38] {CARD_IS_FULL} for size 77\n" + "=" * 200)
+        raise RuntimeError(f"[f 1121 cuda_device_allocator.cc:38] {JITTOR_OUT_OF_MEMORY} for size 77\n" + "=" * 200)
 
     monkeypatch.setattr(source.model, "encode_image", full)
     with pytest.raises(SetupError, match=r"^CUDA out of memory: set JCLIP_BATCH=32 \(now 64\)$"):
         jclip.features.extraction.encode_photos(source.model, source.preprocess, photos)
-    with pytest.raises(RuntimeError, match="another"), told_when_full("lower it"):
+    with pytest.raises(RuntimeError, match="another"), advice_when_full("lower it"):
         raise RuntimeError("another")

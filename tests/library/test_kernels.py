@@ -46,6 +46,66 @@ def test_attention_equals_torch(implementation, causal, size, seed, close):
     close(gradient.numpy(), theirs.grad, "kernel", "attention against torch: gradient, relative", relative=True)
 
 
+def kept_keys(B, N, seed=5):
+    keys = (np.random.default_rng(seed).random((B, N)) < 0.6).astype(np.float32)
+    keys[:, N // 2] = 1  # of each sample at least one
+    return keys
+
+
+def masked_attention_of_torch(x, keys, heads, factors=None):
+    """`factors` (B, heads, N, N): what each weight is multiplied by."""
+    B, N, width = x.shape
+    q, k, v = x.reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(torch.tensor(keys)[:, None, None] == 0, -torch.inf).softmax(dim=-1)
+    weights = weights if factors is None else weights * factors
+    return (weights @ v).transpose(1, 2).reshape(B, N, width // 3)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_attention_to_some_keys_equals_torch(implementation, size, seed, close):
+    B, N, H, d = size
+    x = (2 * np.random.default_rng(seed).standard_normal((B, N, 3 * H * d))).astype(np.float32)
+    keys = kept_keys(B, N, seed)
+    ours, theirs = jt.array(x), torch.tensor(x, requires_grad=True)
+    got, wanted = implementation.masked_attention(ours, jt.array(keys), H), masked_attention_of_torch(theirs, keys, H)
+    close(got.numpy(), wanted.detach(), "kernel", "masked attention against torch")
+    gradient = jt.grad(weigh(got), ours)
+    weigh_torch(wanted).backward()
+    close(gradient.numpy(), theirs.grad, "kernel", "masked attention: gradient, relative", relative=True)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_attention_drops_weights_by_their_places(implementation, close):
+    (B, N, H), rate = (3, 11, 2), 0.3
+    keys, rng = kept_keys(B, N), np.random.default_rng(3)
+    x = rng.standard_normal((B, N, 3, H, N)).astype(np.float32)
+
+    def ours(values, seed=4):
+        packed = x.copy()
+        packed[:, :, 2] = values
+        var = jt.array(packed.reshape(B, N, -1))
+        return var, implementation.masked_attention(var, jt.array(keys), H, rate, seed)
+
+    unit = np.broadcast_to(np.eye(N, dtype=np.float32)[None, :, None], (B, N, H, N))  # the output is then the weights
+    dropped = ours(unit)[1].numpy().reshape(B, N, H, N).transpose(0, 2, 1, 3)
+    factors = torch.tensor((dropped != 0) / np.float32(1 - rate))
+    seen = np.broadcast_to(keys[:, None, None] != 0, dropped.shape)
+    assert not dropped[~seen].any() and abs((dropped[seen] != 0).mean() - (1 - rate)) < 0.1
+    assert not np.array_equal(ours(unit, seed=5)[1].numpy() != 0, ours(unit)[1].numpy() != 0)
+
+    values = rng.standard_normal((B, N, H, N)).astype(np.float32)
+    var, got = ours(values)
+    theirs = torch.tensor(var.numpy(), requires_grad=True)
+    wanted = masked_attention_of_torch(theirs, keys, H, factors)
+    close(got.numpy(), wanted.detach(), "kernel", "masked attention with dropout against torch")
+    gradient = jt.grad(weigh(got), var)
+    weigh_torch(wanted).backward()
+    close(gradient.numpy(), theirs.grad, "kernel", "masked attention with dropout: gradient, relative", relative=True)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(3, 5, 24), (7, 10), (1, 1, 3)])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
@@ -65,7 +125,7 @@ def test_layer_norm_equals_torch(implementation, shape, offset, close):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(7, 5), (33, 101), (1, 2)])
-@pytest.mark.parametrize("spread", [3.0, 70.0])  # far beyond what exp can tell from zero
+@pytest.mark.parametrize("spread", [3.0, 70.0])  # far beyond where exp underflows to zero
 def test_cross_entropy_equals_torch(implementation, shape, spread, close):
     rng = np.random.default_rng(shape[0])
     scores = np.float32(spread) * rng.standard_normal(shape, dtype=np.float32)
@@ -112,7 +172,7 @@ def test_the_same_bits_each_time_and_frozen_weights_stay_out_of_it():
 
 
 @needs_onednn
-def test_a_second_backward_pass_is_told():
+def test_a_second_backward_pass_is_reported():
     x = jt.array(np.ones((2, 3), np.float32))
     loss = cpu.linear(x, jt.array(np.ones((4, 3), np.float32))).sum()
     assert jt.grad(loss, x).numpy().tolist() == [[4.0] * 3] * 2

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip.kernels import cuda, plain
+from jclip.kernels import cpu, cuda, plain
 from jclip.machine import gpu as toolkits
 from jclip.runtime import jt
-from tests.library.test_kernels import weigh
+from tests.library.test_kernels import kept_keys, masked_attention_of_torch, needs_onednn, weigh
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
 HERE = Path(__file__).parents[1] / "cuda"
@@ -58,6 +58,33 @@ def test_tiled_attention_and_its_gradient_equal_torch(emulated, size, causal, cl
     close(grad_qkv, theirs.grad, "kernel", "CUDA attention, emulated: gradient, relative", relative=True)
 
 
+@needs_onednn
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_masked_attention_and_its_gradient_equal_torch_and_the_cpu(emulated, size, rate, close):
+    B, N, H, d = size
+    rng = np.random.default_rng(N)
+    qkv, grad = (rng.standard_normal((B, N, n * H * d)).astype(np.float32) for n in (3, 1))
+    keys, seed = kept_keys(B, N), 4
+    out, logsum, delta = np.zeros_like(grad), np.zeros((B * H, N), np.float32), np.zeros((B * H, N), np.float32)
+    grad_qkv = np.zeros_like(qkv)
+    sizes = (B, N, 3 * H * d, H, rate, seed)
+    call(emulated.masked_forward, [qkv, keys, out, logsum], *sizes)
+    call(emulated.masked_backward, [qkv, keys, out, logsum, grad, grad_qkv, delta], *sizes)
+    if rate:  # which weights are dropped is a matter of the place: the CPU drops the same
+        var = jt.array(qkv)
+        wanted = cpu.masked_attention(var, jt.array(keys), H, rate, seed)
+        gradient = jt.grad((wanted * jt.array(grad)).sum(), var).numpy()
+        wanted = wanted.numpy()
+    else:
+        theirs = torch.tensor(qkv, requires_grad=True)
+        wanted = masked_attention_of_torch(theirs, keys, H)
+        wanted.backward(torch.tensor(grad))
+        wanted, gradient = wanted.detach(), theirs.grad
+    close(out, wanted, "kernel", "CUDA masked attention, emulated")
+    close(grad_qkv, gradient, "kernel", "CUDA masked attention, emulated: gradient, relative", relative=True)
+
+
 def test_nvcc_compiles_it_for_all_dtypes(tmp_path):
     """To machine code, but unoptimised (-G): an eighth of the time."""
     toolkit = toolkits.find_toolkit()
@@ -81,3 +108,17 @@ def test_on_the_gpu_it_equals_the_plain_formula(size, causal, dtype, close):
     close(got.float32().numpy(), wanted.numpy(), limit, f"CUDA attention {dtype}, relative", relative=True)
     pair = [jt.grad(weigh(y.float32()), x).float32().numpy() for y in (got, wanted)]
     close(*pair, limit, f"CUDA attention {dtype}: gradient, relative", relative=True)
+
+
+@pytest.mark.skipif(not jt.flags.use_cuda, reason="no GPU")
+@pytest.mark.parametrize("size", [*SIZES, (5, 197, 12, 64)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_on_the_gpu_masked_attention_equals_the_plain_formula(size, dtype, close):
+    B, N, H, d = size
+    x = jt.array(np.random.default_rng(N).standard_normal((B, N, 3 * H * d)).astype(np.float32)).cast(dtype)
+    keys = jt.array(kept_keys(B, N))
+    got, wanted = cuda.masked_attention(x, keys, H), plain.masked_attention(x.float32(), keys, H)
+    limit = "kernel" if dtype == "float32" else "half_relative"
+    close(got.float32().numpy(), wanted.numpy(), limit, f"CUDA masked attention {dtype}, relative", relative=True)
+    pair = [jt.grad(weigh(y.float32()), x).float32().numpy() for y in (got, wanted)]
+    close(*pair, limit, f"CUDA masked attention {dtype}: gradient, relative", relative=True)

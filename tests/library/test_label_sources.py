@@ -67,7 +67,7 @@ def test_what_voc_refuses(tmp_path):
     with pytest.raises(DataError, match=r"can't read .*a\.xml"):
         read_voc(root)
     (root / "ImageSets/Main/test.txt").write_text("a\nb\na\n")
-    with pytest.raises(DataError, match="each photo must stand once, got 'a' again"):
+    with pytest.raises(DataError, match="each photo must be listed once, got 'a' again"):
         read_voc(root)
     with pytest.raises(DataError, match=r"can't read .*val\.txt"):
         read_voc(root, "val")
@@ -102,7 +102,7 @@ def test_coco_keeps_all_images_and_says_its_rule_of_crowds(tmp_path):
     ({"images": None}, 'got no "images"'),
     ({"images": [{"id": "9", "file_name": "b.jpg"}]}, "images, entry 0: must have id, file_name"),
     ({"images": [{"id": 9, "file_name": "b.jpg"}] * 2}, "image must have an id of its own, got 1 ids of 2"),
-    ({"images": [{"id": 9, "file_name": "b"}, {"id": 3, "file_name": "b"}], "annotations": []}, "must stand once, got 'b'"),
+    ({"images": [{"id": 9, "file_name": "b"}, {"id": 3, "file_name": "b"}], "annotations": []}, "must be listed once, got 'b'"),
     ({"annotations": [{"image_id": 77, "category_id": 1}]}, "entry 0: must be of a listed image and category, got image 77"),
     ({"annotations": [{"image_id": 9, "category_id": 2}]}, "category 2"),
     ({"annotations": [{"image_id": True, "category_id": 1}]}, "must have image_id, category_id"),

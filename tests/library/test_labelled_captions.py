@@ -157,7 +157,7 @@ def test_sentences_by_class_number(tmp_path):
     captions, (file,) = label_files([write(tmp_path / "x.json", values)], LABELLER)
     assert captions.texts == ("A dog runs.", "A bone lies here.", "Hot dogs Good.")
     assert captions.targets.tolist() == [[1, 0, 0], [-1, 0, 0], [0, 0, 1]], "what is asked and not said is unknown"
-    assert dict(file.dropped) == {"no number in front": 1, "letters of another script": 1} and not file.bad
+    assert dict(file.dropped) == {"no number at the start": 1, "letters of another script": 1} and not file.bad
     with pytest.raises(DataError, match="must be the number of a class, 0 to 2, got '3'"):
         read_caption_file(write(tmp_path / "y.json", {"3": ["1. A dog runs."]}), LABELLER)
 
@@ -170,7 +170,7 @@ def test_lines_with_labels_and_captions(tmp_path):
     captions, (file,) = label_files([write(tmp_path / "x.jsonl", lines)], LABELLER)
     assert captions.ids == ("1-1", "2-1") and captions.sources == ("hard", "hard")
     assert captions.targets.tolist() == [[0, 1, 0], [1, 1, 0]], "further classes that a sentence names are labels"
-    assert dict(file.dropped) == {"no number in front": 1}
+    assert dict(file.dropped) == {"no number at the start": 1}
 
 
 def test_coco_captions_and_narratives(tmp_path):
@@ -179,20 +179,20 @@ def test_coco_captions_and_narratives(tmp_path):
         "annotations": [{"id": 38, "image_id": 1, "caption": "A cat\n"}, {"id": 39, "caption": " "}] * 2,
     }
     with pytest.raises(
-        DataError, match="2 of 4 rows are no captions .annotation 2: must have a caption as text, got ' '"
+        DataError, match="2 of 4 rows are not captions .annotation 2: must have a caption as text, got ' '"
     ):
         read_caption_file(write(tmp_path / "x.json", coco), LABELLER)
     assert texts(read_caption_file(tmp_path / "x.json", LABELLER, max_bad=0.5)) == ["A cat", "A cat"]
-    told = {
+    entry = {
         "image_id": "9a",
         "annotator_id": 4,
         "caption": "A cat.",
         "timed_caption": [{"utterance": "a"}],
         "traces": [[]],
     }
-    found = read_caption_file(write(tmp_path / "n.jsonl", "\n".join([json.dumps(told)] * 2)), LABELLER)
+    found = read_caption_file(write(tmp_path / "n.jsonl", "\n".join([json.dumps(entry)] * 2)), LABELLER)
     assert found.format == "localized narratives" and found.captions[0].id == "9a-4" and len(found.captions) == 2
-    assert texts(read_caption_file(write(tmp_path / "one.jsonl", told), LABELLER)) == ["A cat."]
+    assert texts(read_caption_file(write(tmp_path / "one.jsonl", entry), LABELLER)) == ["A cat."]
 
 
 def test_text_with_and_without_numbers(tmp_path):
@@ -223,7 +223,7 @@ def test_bad_lines_are_left_out_counted_and_shown(tmp_path, capsys):
     assert len(found.captions) == 594 and len(found.bad) == 6
     message = capsys.readouterr().err
     assert message.count("line 59") == 5 and "line 600" not in message and "did you mean 'cat'" in message
-    with pytest.raises(DataError, match=r"6 of 599 rows are no captions .* at most 0\.01"):
+    with pytest.raises(DataError, match=r"6 of 599 rows are not captions .* at most 0\.01"):
         read_caption_file(write(tmp_path / "y.jsonl", "\n".join([good] * 593 + bad)), LABELLER)
     with pytest.raises(DataError, match="label 'kat' must be the name of a class, did you mean 'cat'"):
         read_caption_file(write(tmp_path / "z.json", [{"caption": "a", "labels": ["kat"]}]), LABELLER)

@@ -25,7 +25,7 @@ def rosenbrock(x):
 
 
 def logistic(rows, labels, classes, c):
-    """‖W‖² / 2 + c Σ CE in float64, W (classes, E) and the bias (classes,) behind each other."""
+    """‖W‖² / 2 + c Σ CE in float64, W (classes, E) and the bias (classes,) after each other."""
 
     def objective(x):
         weights, bias = x[:-classes].reshape(classes, -1), x[-classes:]
@@ -44,7 +44,7 @@ def test_quadratics_end_in_their_closed_form(seed, size, memory, close):
     objective, wanted = quadratic(seed, size)
     found = minimise(objective, np.zeros(size), memory=memory, tolerance=1e-9)
     assert found.converged and found.iterations < 400
-    close(found.x, wanted, "loss", "L-BFGS: quadratic")  # the root of what float64 tells apart in the value
+    close(found.x, wanted, "loss", "L-BFGS: quadratic")  # the root of what float64 resolves in the value
     close(found.value, objective(wanted)[0], "closed_form", "L-BFGS: value of a quadratic")
 
 
@@ -95,7 +95,7 @@ def test_logistic_regression_ends_where_scikit_learn_does(close):
     close(found.value, logistic(rows, labels, 7, 0.316)(x)[0], "loss", "L-BFGS: scikit-learn's loss")
 
 
-def test_it_tells_when_it_has_not_arrived():
+def test_it_reports_when_it_has_not_arrived():
     found = minimise(rosenbrock, np.array([-1.2, 1.0]), iterations=5)
     assert not found.converged and found.iterations == 5 and found.gradient > 1e-4
     assert minimise(rosenbrock, np.ones(4)).iterations == 0  # started at the minimum

@@ -1,4 +1,4 @@
-"""Photos come decoded in order, in threads and in processes alike; broken ones are told; nothing runs too far ahead."""
+"""Photos come decoded in order, in threads and in processes alike; broken ones are reported; nothing runs too far ahead."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_broken_photo_stops_with_its_path(damaged):
         list(batches(damaged, lambda image, row: np.zeros(1), 4))
 
 
-def test_broken_photos_are_skipped_and_told(damaged):
+def test_broken_photos_are_skipped_and_reported(damaged):
     failed = []
     parts = list(batches(damaged, lambda image, row: np.zeros(1), 4, "skip", failed))
     assert np.concatenate([rows for rows, _ in parts]).tolist() == [0]
@@ -77,7 +77,7 @@ def test_processes_prepare_the_same_pixels_as_threads_in_the_same_order(photos, 
         assert np.array_equal(a, b) and np.array_equal(x, y) and x.shape[1:] == (2, 3, 16, 12)
 
 
-def test_processes_tell_of_broken_photos_and_then_wait_for_others(damaged, monkeypatch):
+def test_processes_report_broken_photos_and_then_wait_for_others(damaged, monkeypatch):
     monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
     monkeypatch.setenv("JCLIP_WORKERS", "2")
     monkeypatch.setattr("jclip.data.workers._idle", {})
@@ -101,8 +101,8 @@ def test_processes_end_with_the_one_that_started_them(photos):
         "print(*(w.pid for w in workers._idle[os.getpid()]), flush=True)\nos._exit(9)"
     )
     split = read_photos(DataConfig(root=str(photos), shots=0)).train
-    told = subprocess.run([sys.executable, "-c", code, *split.paths], capture_output=True, text=True).stdout
-    left = [Path(f"/proc/{number}") for number in told.split()]
+    message = subprocess.run([sys.executable, "-c", code, *split.paths], capture_output=True, text=True).stdout
+    left = [Path(f"/proc/{number}") for number in message.split()]
     assert left
     until = time.monotonic() + 300  # they end at once; this ends the test where they never do
     while any(p.exists() for p in left) and time.monotonic() < until:
@@ -110,7 +110,7 @@ def test_processes_end_with_the_one_that_started_them(photos):
     assert not any(p.exists() for p in left)
 
 
-def test_a_process_that_dies_is_told_with_the_way_round(photos, monkeypatch):
+def test_a_process_that_dies_is_reported_with_the_way_round(photos, monkeypatch):
     monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
     monkeypatch.setenv("JCLIP_WORKERS", "2")
     split = read_photos(DataConfig(root=str(photos), shots=0)).train

@@ -26,7 +26,7 @@ X, Y = RNG.standard_normal((32, 5)).astype(np.float32), RNG.standard_normal((32,
 
 
 class Problem:
-    """Least squares with AdamW and an average; can be told to die in the middle."""
+    """Least squares with AdamW and an average; dies in the middle on request."""
 
     def __init__(self, folder, epochs=4, die_at=None, lr=1e-2):
         self.w = jt.array(np.ones((5, 3), np.float32))
@@ -87,13 +87,13 @@ def test_a_broken_run_goes_on_to_the_same_bits(tmp_path, die_at, seconds, monkey
     assert again.seen[0] == (0 if seconds else 4 * (die_at // 4))
 
 
-def test_lines_told_but_not_saved_are_told_once(tmp_path):
+def test_lines_printed_but_not_saved_are_printed_once(tmp_path):
     Problem(tmp_path, epochs=2).fit()
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"slot": "train", "epoch": 2, "loss": 9}\n{"slot": "other", "epoch": 5}\n{"slot": "tra')
     Problem(tmp_path, epochs=4).fit()
-    told = [json.loads(line) for line in metrics(tmp_path).splitlines()]
-    assert [(t["slot"], t["epoch"]) for t in told] == [
+    written = [json.loads(line) for line in metrics(tmp_path).splitlines()]
+    assert [(t["slot"], t["epoch"]) for t in written] == [
         ("train", 0),
         ("train", 1),
         ("other", 5),
@@ -124,7 +124,7 @@ def test_of_equally_good_epochs_the_first_or_the_last_is_kept(tmp_path, among_eq
     assert problem.fit(among_equals=among_equals).best_epoch == epoch
 
 
-def test_a_quiet_run_tells_no_epochs(tmp_path, capsys):
+def test_a_quiet_run_reports_no_epochs(tmp_path, capsys):
     for quiet in (False, True):
         problem = Problem(tmp_path / str(quiet))
         with Run(problem.folder, {"recipe": "toy"}, quiet=quiet) as run:
@@ -284,15 +284,15 @@ def test_a_folder_in_use_is_refused(tmp_path):
         pass
 
 
-def test_results_tell_where_they_come_from(tmp_path):
+def test_results_report_where_they_come_from(tmp_path):
     with Run(tmp_path, {"recipe": "toy", "seed": 3}) as run:
         run.note(weights="abc")
         run.finish({"top1": 0.123456789, "count": 5, "lr": 1.2345678e-7})
     result = read_result(tmp_path)
     assert result["metrics"] == {"top1": 0.123457, "count": 5, "lr": 1.23457e-7}
     assert result["config"] == {"recipe": "toy", "seed": 3}
-    told = result["provenance"]
-    assert told["weights"] == "abc" and told["versions"]["jittor"] == "1.3.11.0" and told["threads"]
+    got = result["provenance"]
+    assert got["weights"] == "abc" and got["versions"]["jittor"] == "1.3.11.0" and got["threads"]
     with pytest.raises(ConfigError, match="holds no finished run"):
         read_result(tmp_path / "none")
 

@@ -1,4 +1,4 @@
-"""The memory of a training step, told before it: by hand, and beside what a process held in fact."""
+"""The memory of a training step, estimated before it: by hand, and beside what a process held in fact."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def measured(name: str, how: str, parts: int, folder: Path) -> tuple[int, int]:
 def test_the_estimate_is_near_what_a_step_takes(name, how, parts, tmp_path):
     weights, mib = measured(name, how, parts, tmp_path)
     step = StepSize(32, parts, 40, recompute=how == "recompute")
-    told = estimate(MEASURED[name], weights, weights, OptimConfig(), step).total / 2**20
-    assert abs(told - mib) <= tolerance("memory_relative") * mib, (told, mib)
+    got = estimate(MEASURED[name], weights, weights, OptimConfig(), step).total / 2**20
+    assert abs(got - mib) <= tolerance("memory_relative") * mib, (got, mib)
 
 
 def test_recomputing_takes_less_memory(tmp_path):

@@ -13,7 +13,6 @@ from jclip.functional.metrics import (
     per_class_recall,
     ranking,
     retrieval_ranks,
-    retrieval_report,
     softmax,
     top_k,
 )
@@ -115,26 +114,3 @@ def test_retrieval_ranks_are_places_in_a_sorted_list(seed):
     order = [sorted(range(25), key=lambda g, row=row: (-row[g], g)) for row in scores]
     wanted = [min(o.index(g) for g in np.flatnonzero(p)) for o, p in zip(order, positives, strict=True)]
     assert retrieval_ranks(scores, positives).tolist() == wanted
-
-
-def test_retrieval_report_by_hand():
-    """Twelve images whose own texts have these ranks: the edges of R@1, R@5 and R@10 are among them."""
-    ranks = [0, 0, 0, 1, 4, 5, 9, 10, 11, 2, 3, 0]
-    scores = np.full((12, 12), -1.0)
-    for i, rank in enumerate(ranks):
-        others = [g for g in range(12) if g != i]
-        scores[i, i], scores[i, others[:rank]] = 0.0, 1.0
-    report = retrieval_report(scores)
-    wanted = {"r1": 4 / 12, "r5": 8 / 12, "r10": 10 / 12, "mean_rank": 1 + 45 / 12, "median_rank": 3.0}
-    assert {k: report[f"i2t_{k}"] for k in wanted} == pytest.approx(wanted)
-    turned = retrieval_report(scores.T)
-    assert {k: turned[f"t2i_{k}"] for k in wanted} == pytest.approx(wanted)
-    assert report["t2i_r1"] == turned["i2t_r1"] != report["i2t_r1"] and len(report) == 10
-
-
-def test_retrieval_of_groups_finds_what_shares_an_id():
-    scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.3, 0.8], [0.7, 0.6, 0.4]])
-    alone, grouped = retrieval_report(scores), retrieval_report(scores, np.array([4, 4, 9]))
-    assert (alone["i2t_mean_rank"], alone["t2i_mean_rank"]) == (pytest.approx(8 / 3), pytest.approx(3))
-    assert (grouped["i2t_mean_rank"], grouped["t2i_mean_rank"]) == (pytest.approx(2), pytest.approx(2))
-    assert (grouped["i2t_r1"], grouped["t2i_r1"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))

@@ -95,8 +95,8 @@ def test_probabilities_are_mixed_as_written_out(members, photos, close):
 def test_logits_are_mixed_as_they_are(members, photos, close):
     by_max = [replace(member, mode="max") for member in members]
     p = [np.log(written_out(member, photos, close)).max(2) for member in by_max]  # up to a number of each photo's own
-    told = classify(by_max, photos, NAMES, mix="logit")
-    close(told.probabilities, softmax(0.54 * p[0] + 0.46 * p[1]), "probabilities_at_100", "mixture: logit")
+    got = classify(by_max, photos, NAMES, mix="logit")
+    close(got.probabilities, softmax(0.54 * p[0] + 0.46 * p[1]), "probabilities_at_100", "mixture: logit")
     alone = classify([replace(by_max[0], weight=0.0), by_max[1]], photos, NAMES)
     close(alone.scores, classify(by_max[1:], photos, NAMES).scores, "scores")
 
@@ -106,8 +106,8 @@ def test_a_threshold_of_one_model_comes_before_its_mean(members, photos, close):
     threshold = between(p)
     for given in ({"drop_below": threshold}, {"drop_below_uniform": 9 * threshold}):
         kept = np.where(p > threshold, p, 0).mean(2)
-        told = classify([replace(members[0], **given)], photos, NAMES).probabilities
-        close(told, kept / kept.sum(1, keepdims=True), "probabilities_at_100")
+        got = classify([replace(members[0], **given)], photos, NAMES).probabilities
+        close(got, kept / kept.sum(1, keepdims=True), "probabilities_at_100")
 
 
 def test_views_are_averaged_in_the_space_of_features(members, photos, close):
@@ -122,10 +122,10 @@ def test_views_are_averaged_in_the_space_of_features(members, photos, close):
 
 
 def test_the_prompt_that_decided(members, photos):
-    told = classify(members, photos, NAMES, explain=True)
+    got = classify(members, photos, NAMES, explain=True)
     source, member = members[0].source(), members[0]
     alone = classify([replace(member, mode="embed")], photos, NAMES, explain=True)
-    assert len(told.prompts) == len(photos) and {p.replace(n, "{}") for p in told.prompts for n in NAMES if n in p} <= {
+    assert len(got.prompts) == len(photos) and {p.replace(n, "{}") for p in got.prompts for n in NAMES if n in p} <= {
         *TEMPLATES
     }
     x = unit(source.model.encode_image(np.stack([source.preprocess(Image.open(p)) for p in photos])).numpy())
@@ -186,9 +186,9 @@ def test_models_come_one_after_the_other_and_a_third_is_all_that_is_new(members,
     classify(members, photos, NAMES)
     assert len(watch.loaded) == 2
     third = Member(str(small_models["resnet"]), members[0].prompts, "max")
-    told = classify([*members, third], photos, NAMES)
+    got = classify([*members, third], photos, NAMES)
     assert watch.loaded[2:] == [small_models["resnet"].name]
-    assert np.array_equal(classify([*members, third], photos, NAMES).scores, told.scores) and len(watch.loaded) == 3
+    assert np.array_equal(classify([*members, third], photos, NAMES).scores, got.scores) and len(watch.loaded) == 3
     classify([replace(m, mode="max", weight=0.1, drop_below_uniform=0.0) for m in members], photos, NAMES, mix="logit")
     assert len(watch.loaded) == 3  # another mode needs nothing new
 
@@ -237,9 +237,11 @@ def test_killed_after_the_first_model_and_continued(members, photo_folder, tmp_p
     use_cache(caches[1], monkeypatch.setattr)
     assert main(["train", "mine.yaml", "--run", "whole"]) == 0
     assert len(watch.loaded) == 3
-    told = [{k: t.read() for k, t in read_weights(tmp_path / run / "learned.safetensors").items()} for run in
+    message = [{k: t.read() for k, t in read_weights(tmp_path / run / "learned.safetensors").items()} for run in
             ("killed", "whole")]  # fmt: skip
-    assert told[0].keys() == told[1].keys() and all(np.array_equal(a, told[1][k]) for k, a in told[0].items())
+    assert message[0].keys() == message[1].keys() and all(
+        np.array_equal(a, message[1][k]) for k, a in message[0].items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,5 +283,5 @@ def test_what_can_not_be_mixed(members, photos, tmp_path):
 
 def test_photos_that_do_not_decode_are_left_out_for_all_models(members, photos, tmp_path):
     (tmp_path / "broken.png").write_text("no photo")
-    told = classify(members, [photos[0], str(tmp_path / "broken.png"), *photos[1:]], NAMES, on_error="skip")
-    assert told.photos == tuple(photos) and np.array_equal(told.scores, classify(members, photos, NAMES).scores)
+    got = classify(members, [photos[0], str(tmp_path / "broken.png"), *photos[1:]], NAMES, on_error="skip")
+    assert got.photos == tuple(photos) and np.array_equal(got.scores, classify(members, photos, NAMES).scores)

@@ -99,15 +99,15 @@ def test_asymmetric_and_its_gradient_equal_torchs(seed, minus, plus, close):
     scores = [3 * s for s in scores]
     scores[0][3, 0], scores[1][3, 0] = -30.0, 30.0  # a probability that is nothing
     y = torch.tensor(labels.astype(np.int64))
-    told = {"negative_power": minus, "positive_power": plus}
+    powers = {"negative_power": minus, "positive_power": plus}
     for pair in (True, False):
         ours, theirs = [jt.array(s) for s in scores], [torch.tensor(s, requires_grad=True) for s in scores]
         if pair:
-            loss = losses.pair_asymmetric_loss(*ours, labels, **told, weight=0.03)
+            loss = losses.pair_asymmetric_loss(*ours, labels, **powers, weight=0.03)
             p = torch.softmax(torch.stack([theirs[1], theirs[0]]), dim=0)[1]
             wanted = 0.03 * torch_asymmetric(torch, p, y, minus, plus, 0.05, 1e-6)
         else:
-            loss = losses.asymmetric_loss(ours[0] - ours[1], labels, **told)
+            loss = losses.asymmetric_loss(ours[0] - ours[1], labels, **powers)
             p = torch.sigmoid(theirs[0] - theirs[1])
             wanted = torch_asymmetric(torch, p, y, minus, plus, 0.05, 1e-8) / len(labels)
         wanted.backward()

@@ -76,7 +76,7 @@ def test_against_scikit_learn(seed, close):
 
 
 def test_envelopes_by_hand(close):
-    """Ranks + - - + +: precisions 1, 2/4, 3/5; the envelope behind the first is .6."""
+    """Ranks + - - + +: precisions 1, 2/4, 3/5; the envelope after the first is .6."""
     scores, own = np.array([5.0, 4, 3, 2, 1]), np.array([1, 0, 0, 1, 1], bool)
     close(average_precision(scores, own), (1 + 0.5 + 0.6) / 3, "closed_form")
     close(average_precision(scores, own, "interp"), (1 + 0.6 + 0.6) / 3, "closed_form")

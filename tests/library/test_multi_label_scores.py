@@ -93,12 +93,12 @@ def check(got, wanted, ours, theirs, pull, close):
 def test_what_stands_at_padding_does_not_matter():
     mask = np.array([[1, 1, 0]], np.int8)
     for winner in ("none", "seed", "pp_norm", "pp_plus"):
-        told = [
+        got = [
             heads.local_scores(jt.array(np.where(mask[:, :, None], A, fill).astype(np.float32)), 50.0, 4.0, mask,
                                jt.array(E), winner).numpy()
             for fill in (0.0, 0.7, -0.2)
         ]  # fmt: skip
-        assert np.array_equal(told[0], told[1]) and np.array_equal(told[0], told[2])
+        assert np.array_equal(got[0], got[1]) and np.array_equal(got[0], got[2])
 
 
 def test_dual_prompts_have_the_authors_probability(close):

@@ -155,7 +155,7 @@ def test_turned_photos_are_counted_once_per_command(tmp_path, monkeypatch, capsy
         for part in (paths, paths[:2]):
             list(batches(part, Views(Preprocess(size=(8, 8), upright=upright)), 2))
 
-    ORIENTATIONS.tell()
+    ORIENTATIONS.emit()
     capsys.readouterr()
     guarded(lambda: command(True), "x")
     said = "2 of 3 photos carry an EXIF orientation and are turned upright (upright: false leaves them as stored)\n"
@@ -167,7 +167,7 @@ def test_turned_photos_are_counted_once_per_command(tmp_path, monkeypatch, capsy
 def test_exif_rotate_is_still_read_and_obeyed():
     assert DataConfig().upright and CaptionConfig().upright and PreprocessChoice().upright is None
     for schema in (DataConfig, CaptionConfig, PreprocessChoice):
-        assert [build(schema, {"exif_rotate": told}, "x.yaml").upright for told in (True, False)] == [True, False]
+        assert [build(schema, {"exif_rotate": message}, "x.yaml").upright for message in (True, False)] == [True, False]
     old = {**Preprocess().to_dict(), "exif_rotate": False}  # as every checkpoint of before says
     assert Preprocess.from_dict({k: v for k, v in old.items() if k != "upright"}).upright
 

@@ -79,14 +79,14 @@ def test_square_pad_is_even_and_then_shortest():
     assert (pixels[: border - 2] == 0).all() and (pixels[border + 2] > 250).all()
 
 
-def test_palette_photos_are_resized_before_conversion_unless_told():
+def test_palette_photos_are_resized_before_conversion_unless_asked_otherwise():
     image = photo(61, 40, "P")
     openai, rgb_first = square(24).pixels(image), square(24, rgb_first=True).pixels(image)
     assert digest(openai) == GOLDEN["shortest P (61, 40) 24"]
     assert digest(rgb_first) == digest(square(24).pixels(image.convert("RGB"))) != digest(openai)
 
 
-def test_photos_are_turned_upright_unless_told(tmp_path):
+def test_photos_are_turned_upright_unless_asked_otherwise(tmp_path):
     image, exif = photo(61, 40, "RGB"), Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
@@ -181,6 +181,6 @@ def test_what_is_left_out_stays_as_the_weights_say():
     ],
     ids=str,
 )
-def test_a_wrong_choice_is_told(values, message):
+def test_a_wrong_choice_is_reported(values, message):
     with pytest.raises(ConfigError, match=message):
         build(Config, {"preprocess": values}, "x.yaml")

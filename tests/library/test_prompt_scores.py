@@ -39,9 +39,9 @@ def test_every_mode_by_hand(close):
         close(class_scores(x, e, [2, 1], s, mode), [scores], "rounding")
     pairs = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-0.6, 0.8]], np.float32)  # two classes of two templates
     shares_of_first = [2 / (2 + 2**0.6), 1 / (1 + 2**-0.6)]
-    told = np.exp(class_scores(x, pairs, [2, 2], s, "prob-templates"))
-    close(told[0, 0], np.mean(shares_of_first), "rounding")
-    close(told.sum(), 1.0, "rounding")
+    got = np.exp(class_scores(x, pairs, [2, 2], s, "prob-templates"))
+    close(got[0, 0], np.mean(shares_of_first), "rounding")
+    close(got.sum(), 1.0, "rounding")
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -78,9 +78,9 @@ def test_the_ajou_entrys_order_of_operations(seed, threshold, close):
         probabilities = torch.where(probabilities > threshold, probabilities, torch.zeros(()))
     scores = probabilities.reshape(len(x), 6, 52).mean(2)
     ours = 0.54 * prompt_probabilities(x, e, 100.0) + 0.46 * prompt_probabilities(y, f, 100.0)
-    told = shares(ours, np.array(EVEN), threshold)
-    assert (told.argmax(1) == scores.argmax(1).numpy()).all()
-    close(np.exp(told), scores / scores.sum(1, keepdim=True), "probabilities_at_100", "Ajou: shares of classes")
+    got = shares(ours, np.array(EVEN), threshold)
+    assert (got.argmax(1) == scores.argmax(1).numpy()).all()
+    close(np.exp(got), scores / scores.sum(1, keepdim=True), "probabilities_at_100", "Ajou: shares of classes")
     if not threshold:
         close(np.exp(class_scores(x, e, EVEN, 100.0, "prob-prompts")), 52 * both[0].reshape(23, 6, 52).mean(2),
               "probabilities_at_100")  # fmt: skip

@@ -19,7 +19,7 @@ from jclip.prompts.templates import (
     prompt_sets,
     prompts_of,
     repeated,
-    tell_repeated,
+    warn_repeated,
     without_sentences,
 )
 
@@ -148,7 +148,7 @@ def test_ajou52(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_classes_without_sentences_are_told(capfd):
+def test_classes_without_sentences_are_reported(capfd):
     names = ["sea", "desert", "STREET", "jungle", "lake", "tundra", "cave", "reef"]
     prompts = prompts_of(names, "simple+ajou52")
     assert [len(of_class) for of_class in prompts] == [53, 50, 53, 50, 50, 50, 50, 50]
@@ -180,12 +180,15 @@ def test_the_layout_with_both_is_a_users_too(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"class_sentences": {"a": ["b"]}}', r'has class_sentences: expected {"templates": \[...\], "class_sent'),
-        ('{"templates": ["{}"], "class_sentences": {}, "note": 1}', "has templates, class_sentences, note: expected"),
-        ('{"templates": ["{}"], "class_sentences": ["a"]}', "has templates, class_sentences: expected"),
+        (
+            '{"class_sentences": {"a": ["b"]}}',
+            r'must be {"templates": \[...\], "class_sentences": .*, got class_sentences',
+        ),
+        ('{"templates": ["{}"], "class_sentences": {}, "note": 1}', "got templates, class_sentences, note"),
+        ('{"templates": ["{}"], "class_sentences": ["a"]}', "got templates, class_sentences"),
         ('{"templates": ["a cat"], "class_sentences": {}}', "'a cat' has no place for the class name"),
-        ('{"templates": "{}", "class_sentences": {}}', "expected a list of templates, got '{}'"),
-        ("7", "expected a list of templates, got 7"),
+        ('{"templates": "{}", "class_sentences": {}}', "must be a list of templates, got '{}'"),
+        ("7", "must be a list of templates, got 7"),
         ("[7]", "7 has no place for the class name"),
     ],
 )
@@ -248,8 +251,8 @@ def test_places_of_a_template():
 
 
 def test_prompt_sets_together(tmp_path):
-    (tmp_path / "told.json").write_text(json.dumps({"a_b": ["It is flat.", "It is blue."], "c": "It is round."}))
-    joined = class_prompts(["a_b", "c"], load_templates(f"simple+{tmp_path}/told.json"))
+    (tmp_path / "mixed.json").write_text(json.dumps({"a_b": ["It is flat.", "It is blue."], "c": "It is round."}))
+    joined = class_prompts(["a_b", "c"], load_templates(f"simple+{tmp_path}/mixed.json"))
     assert joined == [["a photo of a a b.", "It is flat.", "It is blue."], ["a photo of a c.", "It is round."]]
     assert load_templates("a {} + a shadow") == ("a {} + a shadow",)
     (tmp_path / "a+b.txt").write_text("some {}\n")
@@ -264,24 +267,24 @@ def test_prompt_sets_together(tmp_path):
 def test_repeated_prompts(capfd):
     assert repeated([["a", "b"], ["c", "a"], ["d", "d", "b"]]) == [("a", (0, 1)), ("b", (0, 2)), ("d", (2, 2))]
     assert repeated([["a"], [], ["b"]]) == []
-    tell_repeated([["a"], ["b"]], ["x", "y"])
+    warn_repeated([["a"], ["b"]], ["x", "y"])
     assert capfd.readouterr() == ("", "")
 
 
-def test_repeated_prompts_are_told_in_one_line(capfd):
+def test_repeated_prompts_are_reported_in_one_line(capfd):
     prompts_of(["hen", "missile", "cat", "missile"], "openai80")
-    told = capfd.readouterr().err
-    assert told.startswith("prompts that several classes share: 80, first ") and told.count("\n") == 1
-    assert "of 1 (missile) and 3 (missile)" in told and "more than once" not in told
+    stderr = capfd.readouterr().err
+    assert stderr.startswith("prompts that several classes share: 80, first ") and stderr.count("\n") == 1
+    assert "of 1 (missile) and 3 (missile)" in stderr and "more than once" not in stderr
     prompts_of(["cat", "dog"], "simple+cifar10")
     assert capfd.readouterr().err == (
         "prompts that a class has more than once: 2, first 'a photo of a cat.' of 0 (cat); "
         "they count as often: leave the copies out\n"
     )
-    tell_repeated([["a"], ["a", "b"], ["a", "a"]], ["x", "y", "z"])
-    told = capfd.readouterr().err
-    assert "share: 1, first 'a' of 0 (x) and 1 (y);" in told and "once: 1, first 'a' of 2 (z);" in told
-    assert told.count("\n") == 1
+    warn_repeated([["a"], ["a", "b"], ["a", "a"]], ["x", "y", "z"])
+    stderr = capfd.readouterr().err
+    assert "share: 1, first 'a' of 0 (x) and 1 (y);" in stderr and "once: 1, first 'a' of 2 (z);" in stderr
+    assert stderr.count("\n") == 1
 
 
 LONG = "a photo of a very " + "long " * 200
@@ -321,7 +324,7 @@ def test_templates_that_are_refused(given, message):
         ("p.txt", "a {}.\na photo.\n", "p.txt, line 2: 'a photo.' has no place"),
         ("p.txt", "", "p.txt is empty"),
         ("p.txt", "a {}.\n\x1b[2J{}\n", "line 2: must be plain text"),
-        ("p.json", "[]", "expected a list of templates"),
+        ("p.json", "[]", "must be a list of templates"),
         ("p.json", '{"cat": null}', "'cat': must be text in quotation marks, got None"),
         ("p.json", '{"cat": ["a", 3]}', "'cat': must be text in quotation marks, got 3"),
         ("p.json", '{"cat": [" "]}', "'cat': must be text"),
@@ -340,5 +343,5 @@ def test_sentences_are_found_under_other_spellings_of_the_class(tmp_path):
     (tmp_path / "p.json").write_text('{"Cafe\u0301 noir": "black", "Cat": "one", "cat": "two"}', encoding="utf-8")
     sentences = load_templates(str(tmp_path / "p.json"))
     assert class_prompts(["caf\u00e9_noir", "Cat"], sentences) == [["black"], ["one"]]
-    with pytest.raises(DataError, match="sentences of class 'CAT' must stand once, got them for 'Cat' and 'cat'"):
+    with pytest.raises(DataError, match="sentences of class 'CAT' must be given once, got them for 'Cat' and 'cat'"):
         class_prompts(["CAT"], sentences)

@@ -116,9 +116,9 @@ def test_broken_safetensors_are_refused(what, tmp_path):
     data, message = BROKEN_SAFETENSORS[what]
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=message) as told:
+    with pytest.raises(CheckpointError, match=message) as error:
         read_weights(path)
-    assert str(path) in str(told.value) and "\n" not in str(told.value)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 # torch
@@ -259,7 +259,7 @@ def test_jittor_pickle_made_from_torch_tensors(tmp_path, torch):
     same(read_weights(tmp_path / "x.pkl"), {k: v.numpy() for k, v in state.items()})
 
 
-def test_a_wrong_checksum_is_told(tmp_path):
+def test_a_wrong_checksum_is_reported(tmp_path):
     jittor_pickle.write(tmp_path / "x.pkl", ARRAYS)
     data = bytearray((tmp_path / "x.pkl").read_bytes())
     data[40] ^= 1
@@ -329,7 +329,7 @@ def test_other_callables_are_refused_too(name, tmp_path):
 @pytest.mark.parametrize(
     "data", [b"", b"\x80", b"\x80\x04", b"hello world, not weights", bytes(100), b"PK\x03\x04"], ids=repr
 )
-def test_what_is_no_weight_file_is_told(data, tmp_path):
+def test_what_is_no_weight_file_is_reported(data, tmp_path):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(CheckpointError, match="x "):
         read_weights(tmp_path / "x")
@@ -456,7 +456,7 @@ def test_whole_pickled_modules_are_laid_out(tmp_path, torch):
 
 
 def test_a_tensor_takes_its_own_part_of_a_storage(tmp_path, torch, monkeypatch):
-    """Views of one large storage: each reads what it shows, behind one look at all for the checksum."""
+    """Views of one large storage: each reads what it shows, after one look at all for the checksum."""
     flat = torch.arange(100_000.0)
     torch.save({f"w{i}": flat[i * 10 : i * 10 + 10] for i in range(5)}, tmp_path / "x.pt")
     file, taken = read_weights(tmp_path / "x.pt"), []

@@ -23,7 +23,7 @@ from jclip.report.predictions import (
     write_predictions,
     zip_challenge,
 )
-from jclip.report.run_table import report, told_memory
+from jclip.report.run_table import memory_lines, report
 
 SCORES = np.log(
     np.array([[0.5, 0.3, 0.2, 1e-9, 1e-9, 1e-9], [0.1, 0.2, 0.3, 0.15, 0.05, 0.2], [0.2, 0.2, 0.2, 0.2, 0.1, 0.1]])
@@ -49,9 +49,9 @@ HANDED_IN = {
     "b.jpg 0 1 2 3 4\na.jpg 0 1 2 3 4\n": "not those of the 2 photos",  # not in order
     "a.jpg 0 1 2 3 4\n": "not those of the 2 photos",
     "a.jpg 0 1 2 3 4\na.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 4\n": "not those of the 2 photos",
-    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 1\n": "b.jpg has 0 1 2 3 1, expected five different classes",
-    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3\n": "b.jpg has 0 1 2 3, expected five",
-    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 x\n": "b.jpg has 0 1 2 3 x, expected five",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 1\n": "b.jpg must have five different classes, got 0 1 2 3 1",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3\n": "b.jpg must have five different classes, got 0 1 2 3",
+    "a.jpg 0 1 2 3 4\nb.jpg 0 1 2 3 x\n": "b.jpg must have five different classes, got 0 1 2 3 x",
 }
 
 
@@ -78,13 +78,13 @@ def test_csv_and_json(tmp_path):
     assert rows[0][:3] == ["photo", "class_1", "probability_1"] and len(rows[0]) == 11
     assert rows[1][:5] == ["b/image_10.jpg", "a", "0.500000", "b", "0.300000"] and rows[3][0] == "图.png"
     write_predictions(P, str(tmp_path / "r.json"))
-    told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert told[1]["photo"] == "a/image 9.jpg"
-    assert told[1]["predictions"][0] == {"class": "c", "label": 2, "probability": 0.3, "score": -1.203973}
-    assert set(told[1]) == {"photo", "predictions"}  # nobody asked for more
+    written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert written[1]["photo"] == "a/image 9.jpg"
+    assert written[1]["predictions"][0] == {"class": "c", "label": 2, "probability": 0.3, "score": -1.203973}
+    assert set(written[1]) == {"photo", "predictions"}  # nobody asked for more
 
 
-def test_an_ending_that_names_no_format_is_told_before_the_work():
+def test_an_ending_that_names_no_format_is_reported_before_the_work():
     check_format(None)
     with pytest.raises(ConfigError, match=r"r.xls: .*must be one of .csv, .json, .txt"):
         check_format("r.xls")
@@ -115,7 +115,7 @@ def test_photos_are_numbered_in_natural_order_of_their_paths(tmp_path):
 UNSURE = Predictions(P.photos, P.classnames, SCORES, top=2, unknown=0.3001, prompts=("an a", 'a "c", or so', ""))
 
 
-def test_an_unknown_photo_is_told_in_every_form(tmp_path):
+def test_an_unknown_photo_is_reported_in_every_form(tmp_path):
     assert UNSURE.known.tolist() == [True, False, False] and P.known.all()
     write_predictions(UNSURE, str(tmp_path / "r.csv"))
     head, *rows = csv.reader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines())
@@ -123,10 +123,10 @@ def test_an_unknown_photo_is_told_in_every_form(tmp_path):
     assert rows[0] == ["b/image_10.jpg", "a", "0.500000", "b", "0.300000", "an a"]
     assert rows[1] == ["a/image 9.jpg", "unknown", "0.300000", "b", "0.200000", 'a "c", or so']
     write_predictions(UNSURE, str(tmp_path / "r.json"))
-    told = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert [entry["unknown"] for entry in told] == [False, True, True]
-    assert [entry["prompt"] for entry in told] == list(UNSURE.prompts)
-    assert told[1]["predictions"][0]["class"] == "c"  # what it would have been
+    written = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert [entry["unknown"] for entry in written] == [False, True, True]
+    assert [entry["prompt"] for entry in written] == list(UNSURE.prompts)
+    assert written[1]["predictions"][0]["class"] == "c"  # what it would have been
     lines = show(UNSURE).splitlines()
     assert "a 50.0 %" in lines[2] and "unknown (c 30.0 %)  b 20.0 %" in lines[3]
     for name, predictions in (("asked", Predictions(P.photos, P.classnames, SCORES, 5, 0.9)), ("not", P)):
@@ -145,9 +145,9 @@ def test_logarithms_of_tiny_probabilities(tmp_path):
     assert p.best.tolist() == [[1, 0, 2], [2, 1, 0]] and p.known.tolist() == [True, False]
     np.testing.assert_array_equal(p.probabilities[0], np.exp(scores[0]))
     write_predictions(p, str(tmp_path / "r.json"))
-    told = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
-    assert [q["score"] for q in told[0]["predictions"]] == [0.0, -690.0, -690.0]
-    assert told[1]["predictions"][2] == {"class": "a", "label": 0, "probability": 0.0, "score": None}
+    written = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert [q["score"] for q in written[0]["predictions"]] == [0.0, -690.0, -690.0]
+    assert written[1]["predictions"][2] == {"class": "a", "label": 0, "probability": 0.0, "score": None}
 
 
 def test_no_photos(tmp_path):
@@ -267,5 +267,5 @@ def test_a_run_below_zero_shot_says_so_and_an_equal_one_does_not(adapted, below)
 
 
 def test_memory_as_far_as_it_is_known():
-    assert told_memory({}) == [] and told_memory({"host": 812}) == ["peak memory 812 MiB"]
-    assert told_memory({"host": 812, "gpu": 2048}) == ["peak memory 812 MiB, of the GPU 2048 MiB"]
+    assert memory_lines({}) == [] and memory_lines({"host": 812}) == ["peak memory 812 MiB"]
+    assert memory_lines({"host": 812, "gpu": 2048}) == ["peak memory 812 MiB, of the GPU 2048 MiB"]

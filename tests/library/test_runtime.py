@@ -1,4 +1,4 @@
-"""Jittor's start: what is prepared, what is put back, what is told when it can't be."""
+"""Jittor's start: what is prepared, what is put back, what is reported when it can't be."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def test_a_jittor_that_came_first_is_warned_of_once():
         jittor_utils._py3_include_path = " ".join(f'-I"{paths[k]}"' for k in ("include", "platinclude"))
         jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
         import jittor, ssl
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             from jclip.runtime import jt
         assert jt is jittor and ssl._create_default_https_context is ssl.create_default_context
-        print([str(w.message) for w in told if "jclip" in str(w.message)])
+        print([str(w.message) for w in caught if "jclip" in str(w.message)])
         """
     )
     assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ def test_what_is_missing_comes_with_its_mend(monkeypatch):
         toolchain.find_python_include()
 
 
-def test_an_unwritable_cache_is_told(monkeypatch, tmp_path):
+def test_an_unwritable_cache_is_reported(monkeypatch, tmp_path):
     from jclip.paths import cache_dir
 
     (tmp_path / "file").write_text("")
@@ -161,7 +161,7 @@ def test_onednn_3_is_not_taken(tmp_path):
         assert toolchain._is_onednn2(tmp_path) is taken
 
 
-def test_a_build_that_fails_tells_its_cause_in_one_line(tmp_path):
+def test_a_build_that_fails_reports_its_cause_in_one_line(tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text(
         "#!/bin/sh\n"
@@ -179,7 +179,7 @@ def test_a_build_that_fails_tells_its_cause_in_one_line(tmp_path):
     assert "no space for miracles" in (tmp_path / "cache" / "jittor" / "build.log").read_text()
 
 
-def test_a_build_that_ends_without_a_word_is_tried_again_and_then_told(monkeypatch, tmp_path):
+def test_a_build_that_ends_without_a_word_is_tried_again_and_then_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
     tried = []
     monkeypatch.setattr(runtime, "_build_in_child", lambda settings, log: tried.append(1) or [])

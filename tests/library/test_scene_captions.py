@@ -79,7 +79,7 @@ def test_any_names_do(names):
     assert np.array_equal(Labeller(load_lexicon(names)).targets(captions.texts) == 1, captions.targets == 1)
 
 
-def test_names_that_nothing_tells_apart():
+def test_names_that_nothing_distinguishes():
     with pytest.raises(ConfigError, match="must name one class"):
         template_captions(("dog", "dogs"), 0, 10)
     with pytest.raises(ConfigError, match="must have a word"):

@@ -119,7 +119,7 @@ def test_parts_are_joined():
     parts = [whole.take([0, 1]), whole.take([2]), whole.take([3])]
     found = joined(parts)
     assert np.array_equal(found.main, whole.main) and found.photos == PHOTOS and found.uses_label_statistics
-    with pytest.raises(DataError, match="must stand once, got 'd.jpg' again"):
+    with pytest.raises(DataError, match="must be listed once, got 'd.jpg' again"):
         joined([*parts, parts[1]])
     with pytest.raises(DataError, match="parts must have scores of the same classes as m, got scores of 2 classes"):
         joined([parts[0], parts[1].take(columns=[0, 1])])

@@ -87,7 +87,7 @@ class Page(HTMLParser):
         return [Image.open(io.BytesIO(base64.b64decode(uri, validate=True))) for uri in uris]
 
 
-def told(tmp_path, *args, **options) -> Page:
+def sheet_of(tmp_path, *args, **options) -> Page:
     write_sheet(tmp_path / "s.html", *args, **options)
     return Page((tmp_path / "s.html").read_text(encoding="utf-8"))
 
@@ -142,8 +142,8 @@ def test_a_picture_of_certainty_has_bars_as_long_as_the_probabilities(prediction
             assert (strip[:length] == colour).all() and (strip[length:] == TRACK).all()
 
 
-def test_a_page_tells_sections_classes_and_bars_in_order(predictions, tmp_path):
-    shown = told(tmp_path, predictions, choice="certainty", count=4)
+def test_a_page_shows_sections_classes_and_bars_in_order(predictions, tmp_path):
+    shown = sheet_of(tmp_path, predictions, choice="certainty", count=4)
     assert shown.said("h2") == ["least certain", "most certain"] and shown.said("h1") == ["4 of 6 photos"]
     assert shown.said("file") == ["3.png", "1.png", "2.png", "5.png"]
     for photo, i in zip(shown.photos(), [3, 1, 2, 5], strict=True):
@@ -156,13 +156,13 @@ def test_a_page_tells_sections_classes_and_bars_in_order(predictions, tmp_path):
     assert shown.said("small") == ["45.0 – 50.0 %", "80.0 – 90.0 %"]
 
 
-def test_a_page_tells_right_from_wrong_and_the_true_class(predictions, tmp_path):
-    shown = told(tmp_path, predictions, [0, 1, 1, 3, -1, 0])
+def test_a_page_shows_right_from_wrong_and_the_true_class(predictions, tmp_path):
+    shown = sheet_of(tmp_path, predictions, [0, 1, 1, 3, -1, 0])
     verdicts = [attrs["class"] for tag, attrs in shown.tags if tag == "figure"]
     assert verdicts == ["right", "right", "wrong", "right", "open", "wrong"] and not shown.said("h2")
     assert shown.said("true") == [f"is {HOSTILE}", "is a cat"]
     assert "green: right, red: wrong" in shown.said("p")[0]
-    assert told(tmp_path, predictions, [-1] * 6).said("p") == ["4 classes"]
+    assert sheet_of(tmp_path, predictions, [-1] * 6).said("p") == ["4 classes"]
 
 
 def test_a_page_needs_nothing_but_itself(photos, tmp_path):
@@ -171,7 +171,7 @@ def test_a_page_needs_nothing_but_itself(photos, tmp_path):
     hostile = str(folder / '"><script>x&y;.png')
     Image.new("RGB", (400, 200)).save(hostile)
     asked = Predictions((hostile,), NAMES, np.array([[0.0, 9, 1, 2]]), prompts=('a "photo" of <b>',))
-    shown = told(tmp_path, asked)
+    shown = sheet_of(tmp_path, asked)
     assert shown.tags[0] == ("html", {"lang": "en"}) and not shown.open and shown.said("title")
     assert {tag for tag, _ in shown.tags}.isdisjoint({"script", "link", "iframe", "a"})
     assert shown.said("span")[0] == HOSTILE and shown.said("prompt") == ['a "photo" of <b>']
@@ -186,7 +186,7 @@ def test_a_page_needs_nothing_but_itself(photos, tmp_path):
 def test_an_unknown_photo_is_marked_and_neither_right_nor_wrong(photos, tmp_path):
     scores = np.log([[0.4, 0.6], [0.1, 0.9]])
     asked = Predictions(photos[:2], ("cat", "dog"), scores, unknown=0.7)
-    shown = told(tmp_path, asked, labels=[1, 1])
+    shown = sheet_of(tmp_path, asked, labels=[1, 1])
     assert [attrs["class"] for tag, attrs in shown.tags if tag == "figure"] == ["unknown", "right"]
     assert shown.said("badge") == ["unknown"] and shown.said("true") == ["is dog"]
     assert "unknown: no class reaches 70 %" in shown.said("p")[0]
@@ -227,7 +227,7 @@ def test_no_photos_and_few_classes(name, choice, photos, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["s.png", "s.html"])
-def test_a_photo_that_stopped_to_decode_is_told_and_nothing_is_written(name, predictions, tmp_path):
+def test_a_photo_that_stopped_to_decode_is_reported_and_nothing_is_written(name, predictions, tmp_path):
     (tmp_path / name).write_text("older")
     (tmp_path / "4.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"4\.png does not decode"):

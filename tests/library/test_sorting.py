@@ -79,9 +79,9 @@ def test_what_was_changed_since_is_left(how, predictions, tmp_path, capsys):
     changed.write_text("drawn over")
     (out / "cat" / "x-2.jpg").unlink()
     assert main(["unsort", str(manifest)]) == 0
-    told = capsys.readouterr().out
-    reason = "was changed since" if how == "copy" else "is no link any more"
-    assert f"left, as it {reason}: cat/x.jpg" in told and "removed: 3" in told
+    printed = capsys.readouterr().out
+    reason = "was changed since" if how == "copy" else "is no longer a link"
+    assert f"left, as it {reason}: cat/x.jpg" in printed and "removed: 3" in printed
     assert files(out) == ["cat/x.jpg"] and manifest.is_file()
 
 
@@ -102,7 +102,7 @@ def test_an_error_in_the_middle_leaves_nothing(how, mine, predictions, tmp_path,
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"how": "copy", "photos": [{"x": 1}]}', "[1]"])
-def test_what_is_no_manifest_is_told(text, tmp_path):
+def test_what_is_no_manifest_is_reported(text, tmp_path):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(DataError, match="must be a manifest of sorted photos"):
         sorting.undo(tmp_path / "m.json")

@@ -25,7 +25,7 @@ CONFIGS = {**TOY_EVAS, "vit": TOY_VIT, "layer_scale": TOY_LAYER_SCALE, "resnet":
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_streamed_equals_whole(name, tmp_path, close):
-    """To the bit, but for RMS norms, whose sums Jittor fuses with what stands before and behind them."""
+    """To the bit, but for RMS norms, whose sums Jittor fuses with what stands before and after them."""
     config = CONFIGS[name]
     path = toy_file(tmp_path, config)
     whole, streamed = load(path)[0], load(path, stream=True)[0]

@@ -58,23 +58,23 @@ def test_photos_in_tags_out(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "tags with their score" in printed and "probabilit" not in printed and "photos with a tag: " in printed
     entries = json.loads((tmp_path / "tags.json").read_text(encoding="utf-8"))
-    told = {entry["photo"]: [tag["class"] for tag in entry["tags"]] for entry in entries}
+    message = {entry["photo"]: [tag["class"] for tag in entry["tags"]] for entry in entries}
     right = truth(folder)
-    hits = sum(len(right[photo] & {*tags}) for photo, tags in told.items())
-    assert told.keys() == right.keys() and 2 * hits / sum(map(len, [*told.values(), *right.values()])) > 0.9
+    hits = sum(len(right[photo] & {*tags}) for photo, tags in message.items())
+    assert message.keys() == right.keys() and 2 * hits / sum(map(len, [*message.values(), *right.values()])) > 0.9
     for entry in entries:
         scores = [tag["score"] for tag in entry["tags"]]
         assert scores == sorted(scores, reverse=True) and all(0 < x <= 1 for x in scores)
-        assert [NAMES[tag["label"]] for tag in entry["tags"]] == told[entry["photo"]]
+        assert [NAMES[tag["label"]] for tag in entry["tags"]] == message[entry["photo"]]
     lines = (tmp_path / "tags.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == entries
     rows = read_csv(tmp_path / "tags.csv")
-    assert {row["photo"]: [v for k, v in row.items() if k.startswith("tag_") and v] for row in rows} == told
+    assert {row["photo"]: [v for k, v in row.items() if k.startswith("tag_") and v] for row in rows} == message
     assert [float(row["score_1"]) for row in rows] == [entry["tags"][0]["score"] for entry in entries]
     (tmp_path / "names.txt").write_text("".join(f"{name} {i}\n" for i, name in enumerate(NAMES)))
     read = read_multi_label(DataConfig(test=str(tmp_path / "tags.txt"), classes=str(tmp_path / "names.txt")))
     assert {p: {NAMES[i] for i in np.flatnonzero(t)} for p, t in zip(read.photos.paths, read.targets, strict=True)} == {
-        photo: {*tags} for photo, tags in told.items()
+        photo: {*tags} for photo, tags in message.items()
     }
 
 
@@ -172,9 +172,9 @@ def test_probabilities_after_a_calibration(folder, tmp_path, capsys):
                "--calibrate", tmp_path / "fitted.json") == 0  # fmt: skip
     capsys.readouterr()
     assert run(*base, "--calibration", tmp_path / "fitted.json", "--out", tmp_path / "x.json") == 0
-    told = capsys.readouterr()
-    assert "tags with their probability" in told.out and " %" in told.out
-    assert "classes without a probability in the calibration, left out: 1 (first: pink bolt)" in told.err
+    printed = capsys.readouterr()
+    assert "tags with their probability" in printed.out and " %" in printed.out
+    assert "classes without a probability in the calibration, left out: 1 (first: pink bolt)" in printed.err
     fitted, scores = read_calibration(tmp_path / "fitted.json"), read_scores(str(tmp_path / "scores.npz"))
     entries = {e["photo"]: e["tags"] for e in json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))}
     for photo, row in zip(scores.photos, scores.main, strict=True):
@@ -222,9 +222,9 @@ def test_what_is_wrong_is_one_line(case, folder, tmp_path, capsys):
     message, given = list(wrong(folder, tmp_path).items())[case]
     model = [] if "--run" in given else ["--model", "shapes-tiny-rn"]
     assert run("tag", *given, *model) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.startswith("jclip tag: ") and len(told.err.splitlines()) == 1
-    assert not told.out
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.startswith("jclip tag: ") and len(printed.err.splitlines()) == 1
+    assert not printed.out
 
 
 def test_runs_of_other_tasks_are_refused_and_a_recipe_may_bring_its_own(folder, tmp_path, monkeypatch, capsys):
@@ -250,9 +250,9 @@ def test_runs_of_other_tasks_are_refused_and_a_recipe_may_bring_its_own(folder, 
         jclip.train.configs, "build_config", lambda values, place: (recipes[values["recipe"]], "config")
     )
     assert run("tag", folder / "a", "--run", "runs/gda") == 2
-    told = capsys.readouterr().err
-    assert "runs/gda must be a run of a recipe that gives several labels, got gda of the task classify" in told
-    assert "use `jclip predict runs/gda`" in told and len(told.splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "runs/gda must be a run of a recipe that gives several labels, got gda of the task classify" in stderr
+    assert "use `jclip predict runs/gda`" in stderr and len(stderr.splitlines()) == 1
     assert run("tag", folder / "a", "--run", "runs/tai", "--classes", "a,b") == 2
     assert "--classes must not stand beside --run" in capsys.readouterr().err
     assert run("tag", folder / "a", "--run", "runs/tai", "--out", tmp_path / "x.jsonl") == 0

@@ -197,7 +197,7 @@ def test_windows_raise_scores_to_the_highest_of_them(sources, photos, tmp_path, 
         photo.crop((left, top, left + 32, top + 32)).save(crops[-1])
     best = plain.scores([photos[4], *crops]).max(axis=0)
     close(one.scores(photos[4:5])[0], best, "scores", "tags: windows")
-    with pytest.raises(ConfigError, match="scales of windows must be different whole numbers"):
+    with pytest.raises(ConfigError, match="scales of windows must be different integers"):
         Tagger(sources["vit"], NAMES, windows=(2, 2))
 
 
@@ -240,7 +240,7 @@ def test_towers_and_names_that_a_method_cannot_take(sources, photos, tmp_path):
         (eva, NAMES, {}, "of kind eva: use --method places, dense or whole"),
         (sources["vit"], (), {}, "class names must be at least one and none empty"),
         (sources["vit"], ("cat", " "), {}, "class names must be at least one and none empty"),
-        (sources["vit"], ("fire hydrant", "Fire_hydrant"), {}, "class names must stand once"),
+        (sources["vit"], ("fire hydrant", "Fire_hydrant"), {}, "class names must be unique"),
         (
             sources["vit"],
             ("cat",),

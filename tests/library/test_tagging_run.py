@@ -56,11 +56,11 @@ def test_eval_finds_what_training_handed_over(done, tmp_path):
     assert type(run) is TaggingRun
     metrics = run.measure(tmp_path)
     assert all((tmp_path / name).read_bytes() == (done / name).read_bytes() for name in FILES)
-    told = json.loads((done / "eval.json").read_text())
+    written = json.loads((done / "eval.json").read_text())
     assert {k: v for k, v in metrics.items() if k != "count"} == {
         k: pytest.approx(run.metrics[f"test_{k}"], abs=1e-6) for k in ("map_global", "map_local", "map_merged")
     }
-    assert told == metrics and metrics["count"] == 8
+    assert written == metrics and metrics["count"] == 8
 
 
 def test_the_files_are_what_they_say(done, close):

@@ -59,8 +59,8 @@ def test_any_recipe_logs_so_and_is_the_same_run(tmp_path):
     need_package()
     assert main(["train", str(SMOKE), "log=tensorboard", "--run", str(tmp_path / "r")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
-    told = [(step, tag) for step, tag, _ in scalars_of(tmp_path / "r") if tag.endswith("/loss")]
-    assert told == [(line["step"], f"{line['slot']}/loss") for line in lines] and len(told) == 6
+    message = [(step, tag) for step, tag, _ in scalars_of(tmp_path / "r") if tag.endswith("/loss")]
+    assert message == [(line["step"], f"{line['slot']}/loss") for line in lines] and len(message) == 6
     assert "log" not in (tmp_path / "r" / "config.yaml").read_text()
     assert main(["train", str(SMOKE), "--run", str(tmp_path / "r")]) == 0
 

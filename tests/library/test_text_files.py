@@ -27,8 +27,10 @@ ENCODED = {
 def test_encodings_and_line_ends(tmp_path, capsys, kind):
     (tmp_path / "a.txt").write_bytes(ENCODED[kind])
     assert read_lines(tmp_path / "a.txt") == ["猫", "黑狗"]
-    told = capsys.readouterr().err
-    assert told.count("\n") == (kind == "GB18030") and ("read as GB18030 (line 1: 猫)" in told) == (kind == "GB18030")
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == (kind == "GB18030") and ("read as GB18030 (line 1: 猫)" in stderr) == (
+        kind == "GB18030"
+    )
 
 
 def test_what_ends_no_line(tmp_path):
@@ -116,7 +118,7 @@ def test_records_keep_the_numbers_of_their_lines(tmp_path):
     [
         ("a,b\n1,2\n3\n", "line 3: must have 2 fields .a, b., got 1"),
         ("a,b\n1,2\n3,4,5\n", "line 3: must have 2 fields .a, b., got 3"),
-        ("a,a\n1,2\n", "line 1: column 'a' must stand once, got it 2 times"),
+        ("a,a\n1,2\n", "line 1: column 'a' must be unique, got it 2 times"),
         ('a,b\n1,"2\n3,4\n', "line 2: is not valid CSV"),
         (f"a,b\n1,{'x' * 200_000}\n", "line 2: is not valid CSV"),
     ],

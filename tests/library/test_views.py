@@ -241,7 +241,7 @@ def test_training_refuses_views_to_test_by(name):
     from finetune import cross_modal
 
     data = DataConfig(root="photos")
-    refused = pytest.raises(ConfigError, match=f"augment={name} names fixed views to test by.*name one of none, coop,")
+    refused = pytest.raises(ConfigError, match=f"augment={name} names fixed test-time views.*name one of none, coop,")
     with refused:
         augment(name)
     with refused:

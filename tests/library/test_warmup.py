@@ -33,19 +33,19 @@ print("compiled nothing")
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_other_sizes_and_another_process_compile_nothing(kind, small_models, capsys):
     assert main(["warmup", "--model", str(small_models[kind])]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in told[2:]] == ["image", "text", "training"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[2:]] == ["image", "text", "training"]
     assert later(small_models[kind]).stdout == "compiled nothing\n"
     assert later(small_models[kind], "and one operator more").stdout == ""
 
 
 def later(*arguments) -> subprocess.CompletedProcess:
-    """Other processes may compile meanwhile, so that what is in the cache tells nothing: in this one g++ ends at once."""
+    """Other processes may compile meanwhile, so that what is in the cache proves nothing: in this one g++ ends at once."""
     command, environment = [sys.executable, "-c", LATER, *arguments], {"DEPENDENCIES_OUTPUT": "/nowhere/at/all"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def test_names_need_no_weights_and_wrong_ones_are_told(capsys):
+def test_names_need_no_weights_and_wrong_ones_are_reported(capsys):
     assert main(["warmup", "--model", "shapes-tiny-vit", "--stages", "text"]) == 0
     assert "operators compiled" in capsys.readouterr().out
     assert main(["warmup", "--model", "ViT-B/33"]) == 2

@@ -1,4 +1,4 @@
-"""Photos scored in windows by several runs: window by window, in parts, killed and gone on with, and what is refused."""
+"""Photos scored in windows by several runs: window by window, in parts, killed and resumed, and what is refused."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_models_of_one_tower_share_each_pass(world):
         (["--scales", "3"], "holds scores of other windows: choose another --out"),
         (["--run", "c={}/a"], "holds scores of other runs"),
         (["--theta", "0.5"], "holds scores of other runs"),
-        (["--run", "{}/other"], r"must tell the same classes apart, got 3 of other and 3 of a .*'dog'"),
+        (["--run", "{}/other"], r"must have the same classes, got 3 of other and 3 of a .*'dog'"),
         (["--run", "{}/a"], "different names for their files, got 'a' twice: give NAME=FOLDER"),
         (["--run", "{}/photos"], "must be a finished run|holds no"),
         (["--windows", "dens"], "invalid choice: 'dens'"),

@@ -117,7 +117,7 @@ def test_windows_of_a_map():
 
 @pytest.mark.parametrize("given, message", [
     ({"mode": "dense"}, "one of even, seed, got 'dense'"), ({"scales": ()}, r"got \[\]"), ({"scales": (2, 2)}, r"\[2, 2\]"),
-    ({"scales": (1,)}, "whole numbers in"), ({"shapes": "some"}, "one of all, unit, got 'some'"),
+    ({"scales": (1,)}, "integers in"), ({"shapes": "some"}, "one of all, unit, got 'some'"),
 ])  # fmt: skip
 def test_settings_that_make_no_windows(given, message):
     with pytest.raises(ConfigError, match=message):

@@ -43,7 +43,7 @@ def test_the_ajou_entry_from_photos_to_what_is_handed_in(stand_ins, photo_folder
     out, page = tmp_path / "submission.csv", tmp_path / "sheet.html"
     given = ["--config", "zero_shot/ajou", *stand_ins, "--out", out, "--format", "id_idx", "--sheet", page]
     assert run("zero-shot", photo_folder, *given) == 0
-    assert not capsys.readouterr().err  # every class has its sentences, and no prompt stands twice
+    assert not capsys.readouterr().err  # every class has its sentences, and no prompt is repeated
     cfg = read_config("zero_shot/ajou", stand_ins)[1]
     assert [len(prompts) for m in members(cfg) for prompts in m.class_prompts(CLASSES)] == [52] * 12
     assert [m.preprocess.sharpness for m in members(cfg)] == [2.3, 2.0] and cfg.drop_below == 0
@@ -57,16 +57,16 @@ def test_the_ajou_entry_from_photos_to_what_is_handed_in(stand_ins, photo_folder
 
 
 def test_names_of_a_benchmark_and_its_prompts(small_models, photo_folder, tmp_path, capsys):
-    out = tmp_path / "told.json"
+    out = tmp_path / "named.json"
     given = ["--model", small_models["vit"], "--classes", "cifar10", "--templates", "cifar10", "--mode", "prob-prompts"]
     assert (
         run("zero-shot", photo_folder / "test", *given, "--out", out, "--explain", "--unknown", 0.9, "--top", 10) == 0
     )
-    told, names = json.loads(out.read_text(encoding="utf-8")), class_set("cifar10")
-    assert {p["class"] for p in told[0]["predictions"]} == {*names}
-    assert all(entry["predictions"][0]["class"] in entry["prompt"] for entry in told)
-    unknown = [entry["predictions"][0]["probability"] < 0.9 for entry in told]
-    assert [entry["unknown"] for entry in told] == unknown and any(unknown)
+    message, names = json.loads(out.read_text(encoding="utf-8")), class_set("cifar10")
+    assert {p["class"] for p in message[0]["predictions"]} == {*names}
+    assert all(entry["predictions"][0]["class"] in entry["prompt"] for entry in message)
+    unknown = [entry["predictions"][0]["probability"] < 0.9 for entry in message]
+    assert [entry["unknown"] for entry in message] == unknown and any(unknown)
     assert "unknown (" in capsys.readouterr().out
 
 
@@ -84,8 +84,8 @@ def test_options_of_one_model_do_as_the_yaml(small_models, photo_folder, tmp_pat
         ("c.json", ["--model", small_models["vit"], "--classes", "a cat,an owl"]),
     ):
         assert run("zero-shot", photo_folder / "test", *given, "--out", tmp_path / name) == 0
-    told = [(tmp_path / name).read_text(encoding="utf-8") for name in ("a.json", "b.json", "c.json")]
-    assert told[0] == told[1] != told[2]
+    got = [(tmp_path / name).read_text(encoding="utf-8") for name in ("a.json", "b.json", "c.json")]
+    assert got[0] == got[1] != got[2]
 
 
 def wrong(tmp_path: Path) -> dict[str, list]:
@@ -123,12 +123,12 @@ def wrong(tmp_path: Path) -> dict[str, list]:
 
 
 @pytest.mark.parametrize("case", range(16))
-def test_what_is_wrong_is_told_in_one_line(case, photo_folder, tmp_path, capsys):
+def test_what_is_wrong_is_reported_in_one_line(case, photo_folder, tmp_path, capsys):
     message, given = list(wrong(tmp_path).items())[case]
     assert run("zero-shot", photo_folder / "test", *given) == 2
-    told = capsys.readouterr()
-    assert message in told.err and told.err.startswith("jclip zero-shot: ") and not told.out
-    assert len(told.err.strip().splitlines()) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.startswith("jclip zero-shot: ") and not printed.out
+    assert len(printed.err.strip().splitlines()) == 1
 
 
 def test_photos_are_to_be_named(capsys):
@@ -145,7 +145,5 @@ def test_labels_agree_with_plain_scores(small_models, photo_folder):
 
     photos = sorted(map(str, (photo_folder / "test").rglob("*.png")))
     one = Member(str(small_models["vit"]), "a photo of a {}.")
-    told = [
-        classify([replace(one, mode=mode)], photos, CLASSES).best[:, 0] for mode in ("embed", "max", "prob-prompts")
-    ]
-    assert np.array_equal(told[0], told[1]) and np.array_equal(told[0], told[2])  # of one prompt a class
+    got = [classify([replace(one, mode=mode)], photos, CLASSES).best[:, 0] for mode in ("embed", "max", "prob-prompts")]
+    assert np.array_equal(got[0], got[1]) and np.array_equal(got[0], got[2])  # of one prompt a class

@@ -18,7 +18,7 @@ from tests.toys import SMALL_TEXT, TOY_EVAS, TOY_RESNET, TOY_VIT, toy_file  # no
 
 F = torch.nn.functional
 SIZES = {"resnet": [(96, 96), (64, 128), (160, 32)], "vit": [(20, 20), (15, 30), (25, 10)]}
-TOLD = {
+LABELS = {
     "{'positions': True}": "with positions", "{}": "without positions", "{'vit': 'value'}": "values",
     "{'vit': 'token'}": "tokens",
 }  # fmt: skip
@@ -59,9 +59,9 @@ def test_maps_equal_torchs(kind, size, seed, tmp_path, close):
         wanted = [(torch_clip.encode_vit(q, config, x), dense_vit(q, config, x, o["vit"])) for o, q in cases]
     with jt.no_grad():
         for (options, _), (pooled, cells) in zip(cases, wanted, strict=True):
-            got, told = dense_map(model, pixels, **options), f"dense map, {kind}, {TOLD[str(options)]}"
-            close(got[0].numpy(), pooled, "features", f"{told}: pooled")
-            close(got[1].numpy(), cells, "tokens", f"{told}: cells")
+            got, label = dense_map(model, pixels, **options), f"dense map, {kind}, {LABELS[str(options)]}"
+            close(got[0].numpy(), pooled, "features", f"{label}: pooled")
+            close(got[1].numpy(), cells, "tokens", f"{label}: cells")
 
 
 def test_positions_are_the_stock_pool_and_no_positions_are_not(tmp_path):
@@ -85,7 +85,7 @@ def test_a_pool_without_positions_does_not_see_where_things_are(tmp_path, close)
 
 
 @pytest.mark.parametrize(
-    "config, size, told",
+    "config, size, message",
     [
         (TOY_RESNET, (96, 80), "height and width must be multiples of 32, the model's step, got 96 x 80"),
         (TOY_RESNET, (0, 32), "height and width must be multiples of 32, the model's step, got 0 x 32"),
@@ -93,9 +93,9 @@ def test_a_pool_without_positions_does_not_see_where_things_are(tmp_path, close)
         (TOY_EVAS["eva02"], (20, 20), "this image tower takes photos of 20 x 15, got 20 x 20"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(config, size, told, tmp_path):
+def test_sizes_that_do_not_fit_are_refused(config, size, message, tmp_path):
     model = build(open_checkpoint(toy_file(tmp_path, config)))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         dense_map(model, np.zeros((1, 3, *size), np.float32))
 
 

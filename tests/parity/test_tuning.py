@@ -150,7 +150,7 @@ def test_kept_patches(seed, tmp_path, close):
 
 
 def encode_kept(p, config, images, kept):
-    """A ViT whose patches are dropped behind the positions, as open_clip's PatchDropout does."""
+    """A ViT whose patches are dropped after the positions, as open_clip's PatchDropout does."""
     v, eps = config.vision, config.norm_eps
     x = F.conv2d(images, p["visual.conv1.weight"], stride=v.patch_size).flatten(2).transpose(1, 2)
     x = torch.cat([p["visual.class_embedding"].expand(len(x), 1, -1), x], 1) + p["visual.positional_embedding"]
@@ -200,21 +200,21 @@ def with_updates(p, model_weights, lora: LowRank):
 @pytest.mark.parametrize("name", CASES)
 def test_twenty_steps(name, tmp_path, close):
     """Each step from equal weights: loss, gradients, and the step of AdamW with each parameter's own rate and decay."""
-    told, settings = CASES[name]
+    objective_options, settings = CASES[name]
     how = SimpleNamespace(**{"bias": -10.0, "dropped": 0.0, "decay": 1.0, "lora": None, **settings})
     checkpoint = open_checkpoint(toy_file(tmp_path, TOY_VIT, seed=2))
     arrays = dict(checkpoint.arrays())
     model, teacher = build(checkpoint), None
     if settings.get("teacher"):
         teacher = build(open_checkpoint(toy_file(tmp_path, TOY_VIT_GELU, seed=5)))
-    tuned = TunedTowers(model, ("*",), how.lora, how.bias if told.get("loss") else None)
+    tuned = TunedTowers(model, ("*",), how.lora, how.bias if objective_options.get("loss") else None)
     for i, key in enumerate(k for k in tuned.params if k.endswith(".B")):  # zero at the start, which hides A
         noise = np.random.default_rng(i).standard_normal(tuned.params[key].shape, np.float32)
         tuned.params[key].update(jt.array(0.1 * noise))
         tuned.params[key].start_grad()
     if settings.get("recompute"):
         recompute_blocks(model, tuned.params, tuned.adapters)
-    objective = Objective(**told, teacher=teacher, adapters=tuned.adapters, further=tuned.further)
+    objective = Objective(**objective_options, teacher=teacher, adapters=tuned.adapters, further=tuned.further)
     config = OptimConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
     optim = optimiser(config, tuned.params, no_weight_decay)
     optim.rates = rate_factors(TOY_VIT, how.decay, optim.params)
@@ -239,8 +239,8 @@ def test_twenty_steps(name, tmp_path, close):
         texts = F.normalize(torch_clip.encode_text(weights, TOY_VIT, torch.tensor(part.tokens).long()), dim=-1)
         same = part.meanings[:, None] == part.meanings, part.photos[:, None] == part.photos
         kinds = {"own": np.eye(BATCH, dtype=bool), "caption": same[0], "image": same[1], "both": same[0] | same[1]}
-        wanted, scale = kinds[told.get("positives", "own")], p["logit_scale"].exp()
-        if told.get("loss"):
+        wanted, scale = kinds[objective_options.get("positives", "own")], p["logit_scale"].exp()
+        if objective_options.get("loss"):
             return torch_sigmoid_loss(images, texts, scale, p["logit_bias"], wanted)
         loss = torch_softmax_loss(images, texts, scale, wanted / wanted.sum(1, keepdims=True))
         return loss + (0.7 * torch_distillation(images, texts, scale, taught[number]) if teacher else 0)

@@ -207,7 +207,7 @@ def test_training_equals_torch(seed, epochs, batch, name, tmp_path, close):
     settings = {"train": True, "alpha": 2.0, "beta": 3.0, "train_channels": 6.0, "selection": "last", "seed": seed}
     cfg = config(**settings, train_criterion=(0.8, 0.2), optim=optim(epochs=epochs, batch=batch))
     with Run(tmp_path, {"recipe": "ape"}) as run:
-        cache, told = ape.train(cfg, run, data, source=None)
+        cache, metrics = ape.train(cfg, run, data, source=None)
     residual, weights, channels = torch_training(data, cfg)
     step = np.zeros((4, 11))
     step[:, channels] = residual
@@ -222,7 +222,7 @@ def test_training_equals_torch(seed, epochs, batch, name, tmp_path, close):
     assert set(np.argsort(-with_keys)[:6]) != set(channels)  # -T looks at the text alone
     still = np.setdiff1d(np.arange(11), channels)
     assert len(still) == 5 and np.array_equal(cache["keys"][:, still], data.train[:, still])
-    assert set(told) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
+    assert set(metrics) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -324,7 +324,7 @@ def test_the_trained_config_beats_zero_shot(shared, tmp_path):
     assert metrics["test_top1"] >= metrics["zero_shot_test_top1"]
 
 
-def test_selection_on_test_is_told(tmp_path):
+def test_selection_on_test_is_reported(tmp_path):
     metrics = train("smoke.yaml", tmp_path / "a", "selection=test")
     assert metrics["selected_on_test"] == 1
     assert "selected_on_test" not in train("smoke.yaml", tmp_path / "b")

@@ -71,10 +71,10 @@ def test_a_heads_average_equals_torchs(seed, selection, tmp_path, close):
     right = [[(part @ w.T).argmax(1) for part in (data.val, data.test)] for w in seen]
     best = max(range(5), key=lambda i: ((right[i][0] == data.val_labels).mean(), -i))
     close(trained.arrays["weight"], seen[4 if selection == "last" else best], "trajectory", "average of a head")
-    assert trained.told["best_epoch"] == best + 1
+    assert trained.metrics["best_epoch"] == best + 1
     for name, epoch in (("last", 4), ("best", best)):
         wanted = (right[epoch][1] == data.test_labels).mean()
-        assert trained.told[f"test_top1_{name}_epoch"] == pytest.approx(wanted)
+        assert trained.metrics[f"test_top1_{name}_epoch"] == pytest.approx(wanted)
 
 
 def test_towers_average_equals_torchs(small_models, tmp_path, close):

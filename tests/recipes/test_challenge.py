@@ -93,7 +93,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
     assert (root / "TestSetZ" / "0.png").read_bytes()
     shutil.rmtree(root / "TestSetZ")  # a kill between the labels and the photos
     assert main(draw) == 0 and not (root / "TestSetZ" / "0.png").is_symlink()
-    for changed, told in (
+    for changed, message in (
         (["--seed", "11"], "must be of this draw, got another"),
         (
             ["--count", "9"],
@@ -102,7 +102,7 @@ def test_hold_out_completes_a_broken_draw_links_and_refuses_another(tmp_path, ca
         (["--count", "0"], "argument --count: must be an integer in [1, "),
     ):
         assert main([*draw, *changed]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (root / "TestSetZ-label.txt").unlink()
     assert main(draw) == 2 and "must stand beside TestSetZ-label.txt" in capsys.readouterr().err
 
@@ -148,7 +148,7 @@ def test_the_walk_of_the_docs(tmp_path, capsys, monkeypatch):
     assert len(tuned) == 6, "two backbones with three kinds of prompts or classes, and none of them twice"
 
     labels = "".join(f"TestSetA/{i}.png {i % 8}\n" for i in range(16))
-    (folder / "labels.txt").write_text(labels)  # of photos whose classes are known, the accuracy is told
+    (folder / "labels.txt").write_text(labels)  # of photos whose classes are known, the accuracy is printed
     assert main(["challenge", "data.root=challenge", *QUICK, "family=openai", "photos=labels.txt"]) == 0
     facts = json.loads((tmp_path / "results" / "result0820.json").read_text())
     rows = rows_of(tmp_path / "results" / "result0820.txt")
@@ -232,7 +232,7 @@ def test_the_scripts_are_its_steps(script, step, tmp_path):
     assert (f"--until {step}" in (ROOT / script).read_text()) == (step != "results")
     environment = {**os.environ, "ROOT_PATH": "photos", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", ROOT / script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and f"data.root is no folder: {tmp_path}/photos" in done.stderr
+    assert done.returncode == 2 and f"data.root must be a folder, got {tmp_path}/photos" in done.stderr
 
 
 # The gate and the fusion
@@ -313,7 +313,7 @@ SETTINGS = {
     "parameters=1": "at most 1 million parameters, got 1.64 (",
     "photos=TestSetC": "no such photo or folder: TestSetC",
     f"templates=a {{}}, {'and so on ' * 40}": "text of 125 tokens is too long for context length 77",
-    "data.root=nowhere": "data.root is no folder",
+    "data.root=nowhere": "data.root must be a folder",
 }
 
 
@@ -323,8 +323,8 @@ def test_wrong_settings(setting, message, folder, small_models, capsys):
 
 
 def test_too_many_parameters_for_a_model_and_its_tuned_copy(folder, small_models, capsys):
-    told = refused(folder, small_models, capsys, "parameters=2", "fuse=[tuned, zero_shot]")
-    assert "at most 2 million parameters, got 3.28 (" in told and "and its tuned copy" in told
+    got = refused(folder, small_models, capsys, "parameters=2", "fuse=[tuned, zero_shot]")
+    assert "at most 2 million parameters, got 3.28 (" in got and "and its tuned copy" in got
 
 
 def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
@@ -343,22 +343,22 @@ def test_validation_photos_that_are_learned_from(folder, small_models, capsys):
     (folder / "TestSetZ" / name).unlink()
     (folder / "TestSetZ" / name).write_bytes(kept)
     (folder / "TestSetZ-label.txt").unlink()
-    told = refused(folder, small_models, capsys)
+    got = refused(folder, small_models, capsys)
     assert (
-        "there must be training and validation photos, got 16 and 0" in told
-        and "`jclip hold-out FOLDER` draws them" in told
+        "there must be training and validation photos, got 16 and 0" in got
+        and "`jclip hold-out FOLDER` draws them" in got
     )
 
 
 def test_lists_that_do_not_fit_the_classes(folder, small_models, capsys):
     text = (folder / "train_4class.txt").read_text()
     (folder / "train_4class.txt").write_text(text.replace("Animal/Bear", "Animal/Beer").replace(" 0\n", "\n"))
-    assert "whose folder is no class, did you mean 'Bear'" in refused(folder, small_models, capsys)
+    assert "whose folder is not a class, did you mean 'Bear'" in refused(folder, small_models, capsys)
     (folder / "train_4class.txt").write_text(text.replace(" 7\n", " 8\n"))
     assert "label 8 is beyond the 8 classes" in refused(folder, small_models, capsys)
 
 
-def test_a_tuning_that_leaves_no_model_is_told(folder, small_models, capsys, tmp_path):
+def test_a_tuning_that_leaves_no_model_is_reported(folder, small_models, capsys, tmp_path):
     backbone, runs = f"backbones={small_models['vit']}", ["--runs", str(tmp_path / "r")]
     assert main(["challenge", f"data.root={folder}", backbone, "tune={recipe: zero_shot}", *runs]) == 2
     assert "tune.recipe must train a tower, got zero_shot" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from finetune import clap
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.train.configs import read_config
 from jclip.train.run import Run
 from tests.recipes import toys
@@ -91,8 +91,10 @@ def test_before_a_step_it_is_zero_shot_and_nothing_pulls(tmp_path, close):
         json.loads(x)["loss"] for x in (tmp_path / "a" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     free, _ = trained(tmp_path / "b", data, config(lr=0.0, warmup_lr=0.0, constraint="none"))
-    told = [json.loads(x)["loss"] for x in (tmp_path / "b" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert losses == told and np.array_equal(ours, free)  # the penalty is 0 at the start
+    written = [
+        json.loads(x)["loss"] for x in (tmp_path / "b" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert losses == written and np.array_equal(ours, free)  # the penalty is 0 at the start
 
 
 def test_the_learning_rate_is_the_authors(close):
@@ -196,7 +198,7 @@ def test_real_features(constraint, right, shared, tmp_path):
     name = "features_caltech_lvis.yaml" if constraint == "l2" else "features_caltech_lvis_zs_lp.yaml"
     metrics = train(name, tmp_path, "optim.epochs=40")
     assert metrics["val_top1"] > metrics["zero_shot_val_top1"]
-    data = read_recorded(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
+    data = read_precomputed(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
     _, cfg, _ = read_config(str(CONFIGS / name), ["optim.epochs=40"])
     assert cfg.constraint == constraint
     theirs, _ = torch_training(data, cfg)
@@ -225,15 +227,15 @@ def test_photos_are_learned_from_in_all_views(small_models, photo_folder, tmp_pa
 # What is refused
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"views": 0}, "views must be at least 1 and text_length above 0, got 0 and 10.0"),
     ({"text_length": 0.0}, "text_length above 0, got .* and 0.0"),
     ({"warmup_epochs": -1}, "warmup_epochs and warmup_lr must be at least 0, got -1 and 1e-05"),
     ({"optim": {"warmup": 5.0}}, "optim.warmup counts steps; here whole epochs warm up: set warmup_epochs"),
     ({"constraint": "l1"}, "constraint must be one of none, l2, adaptive, got 'l1'"),
 ])  # fmt: skip
-def test_wrong_settings(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build(clap.Config, {"data": {}, **settings}, "x.yaml")
 
 

@@ -39,8 +39,8 @@ def test_photos_in_classes_out(run, photo_folder, close):
     assert one.best[0, 0] == predictions.best[5, 0]
 
 
-def test_five_classes_are_told_of_a_photo_unless_asked_otherwise(run, photo_folder):
-    """Of a run on three classes whose columns are told apart as seven."""
+def test_five_classes_are_listed_of_a_photo_unless_asked_otherwise(run, photo_folder):
+    """Of a run on three classes whose columns are scored as seven classes."""
     seven = replace(Classifier.load(run), classnames=tuple("abcdefg"), columns=np.array([0, 1, 2, 0, 1, 2, 0]))
     photo = photo_folder / "test" / "red_thing" / "test 0-0.png"
     assert seven.predict([photo]).best.shape == (1, 5) and seven.predict([photo], top=2).best.shape == (1, 2)
@@ -95,7 +95,7 @@ def test_photos_go_into_folders_and_back(run, photo_folder, tmp_path, capsys):
     assert not any(out.iterdir())
 
 
-def test_what_is_missing_is_told(run, small_models, tmp_path, photo_folder):
+def test_what_is_missing_is_reported(run, small_models, tmp_path, photo_folder):
     with pytest.raises(ConfigError, match="holds no finished run"):
         Classifier.load(tmp_path)
     with pytest.raises(DataError):
@@ -131,7 +131,7 @@ def test_eval_writes_what_people_look_at(run, photo_folder, tmp_path, capsys):
     assert {name: predictions.classnames[int(best)] for name, best, _, _ in lines} == named
 
 
-def test_photos_of_one_name_are_told_by_their_folders(tmp_path):
+def test_photos_of_one_name_are_distinguished_by_their_folders(tmp_path):
     scores, labels = np.eye(3, dtype=np.float32)[[0, 2]], np.array([0, 1])
     write_evaluation(tmp_path, scores, labels, tuple("abc"), ("a/1.jpg", "b/1.jpg"))
     assert "b/1.jpg,b,c," in (tmp_path / "predictions.csv").read_text() and not (tmp_path / "result.txt").exists()

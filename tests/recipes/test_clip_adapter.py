@@ -202,8 +202,8 @@ def test_photos_are_taken_as_long_as_the_tower_makes_them(
     metrics = json.loads(Path("run/result.json").read_text())["metrics"]
     assert main(["eval", "run"]) == 0
     assert f"{metrics['test_top1']:.4f} ({metrics['test_correct']} of 18)" in capsys.readouterr().out
-    told = json.loads(Path("run/eval.json").read_text())
-    close([told[k] for k in ("nll", "ece")], [metrics[f"test_{k}"] for k in ("nll", "ece")], "loss")
+    written = json.loads(Path("run/eval.json").read_text())
+    close([written[k] for k in ("nll", "ece")], [metrics[f"test_{k}"] for k in ("nll", "ece")], "loss")
     assert main(["train", "zero_shot/smoke", *settings, "templates=simple", "--run", "zero"]) == 0
     zero_shot = json.loads(Path("zero/result.json").read_text())["metrics"]
     close(
@@ -225,7 +225,7 @@ def test_the_real_features(shared, tmp_path):
     assert metrics["test_correct"] == 909
 
 
-def test_bad_inputs_are_told_in_one_line(tmp_path):
+def test_bad_inputs_are_reported_in_one_line(tmp_path):
     no_text, no_val = (toys.smoke_without(part, tmp_path) for part in ("text", "val"))
     with pytest.raises(DataError, match="come without text features: set model="):
         train("smoke.yaml", tmp_path / "a", no_text)
@@ -236,11 +236,11 @@ def test_bad_inputs_are_told_in_one_line(tmp_path):
     assert "val_top1" not in metrics and metrics["test_count"] == 63 and metrics["ratio"] == 0.2
     with pytest.raises(ConfigError, match="reduction must be at most 16, the width of the features, got 17"):
         train("smoke.yaml", tmp_path / "d", "reduction=17")
-    for wrong, told in {
+    for wrong, message in {
         "ratio=1.0": r"ratio and search_ratio must be in \[0, 1\)",
         "search_ratio=[-0.1]": r"ratio and search_ratio must be in \[0, 1\)",
         "search_ratio=[]": "search_ratio must have at least one value",
         "reduction=0": "views and reduction must be at least 1",
     }.items():
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             read_config(str(CONFIGS / "smoke.yaml"), [wrong])

@@ -101,9 +101,9 @@ def test_a_run_equals_torchs(seed, selection, source, reference, tmp_path, monke
             of_epoch.append(loss.item())
         losses.append(np.mean(of_epoch))
         after.append({k: v.detach().clone() for k, v in theirs.items()})
-    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    close([line["loss"] for line in told], losses, "trajectory_loss", "CoCoOp: losses of four epochs")
-    assert all(("top1" in line) == (selection == "val") for line in told)
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    close([line["loss"] for line in written], losses, "trajectory_loss", "CoCoOp: losses of four epochs")
+    assert all(("top1" in line) == (selection == "val") for line in written)
     learned = {k: np.array(t.read()) for k, t in read_weights(tmp_path / "learned.safetensors").items()}
     chosen = after[metrics["best_epoch"] - 1 if selection == "val" else 3]
     for name in PARAMS:

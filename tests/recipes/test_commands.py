@@ -69,13 +69,13 @@ def test_a_captioned_run_is_measured_by_retrieval(captioned_run, tmp_path, capsy
     ]  # fmt: skip
     assert main(["eval", str(captioned_run), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    told = json.loads((captioned_run / "result.json").read_text())["metrics"]
+    written = json.loads((captioned_run / "result.json").read_text())["metrics"]
     measured = json.loads((tmp_path / "eval.json").read_text())
     grouped = {k: measured.pop(k) for k in [*measured] if k.startswith(("image_retrieval", "text_retrieval"))}
     assert grouped["text_retrieval_recall@5"] == measured["i2t_r5"]
     assert grouped["image_retrieval_recall@10"] == measured["t2i_r10"] and "by groups" in printed
-    assert measured.pop("count") == measured.pop("images") == measured.pop("texts") == 13 and {*measured} < {*told}
-    assert {k: round(v, 6) for k, v in measured.items()} == {k: told[k] for k in measured}
+    assert measured.pop("count") == measured.pop("images") == measured.pop("texts") == 13 and {*measured} < {*written}
+    assert {k: round(v, 6) for k, v in measured.items()} == {k: written[k] for k in measured}
     rows = read_csv(tmp_path / "ranks.csv")
     assert [row["photo"] for row in rows] == [str(i) for i in range(13)]
     for way, column in (("i2t", "rank_of_caption"), ("t2i", "rank_of_image")):
@@ -103,10 +103,10 @@ def test_a_captioned_run_is_no_classifier(command, captioned_run, capsys):
 def test_captioned_runs_stand_in_one_table_and_not_beside_classifiers(captioned_run, tmp_path, capsys):
     assert main(["compare", str(captioned_run)]) == 0
     head, _, row = capsys.readouterr().out.splitlines()[-3:]
-    told = json.loads((captioned_run / "result.json").read_text())["metrics"]
+    written = json.loads((captioned_run / "result.json").read_text())["metrics"]
     columns = [f"{way} R@{k}" for way in ("image → text", "text → image") for k in (1, 5, 10)]
     assert head.split() == " ".join(columns).split()
-    figures = [f"{told[f'{way}_r{k}']:.4f}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    figures = [f"{written[f'{way}_r{k}']:.4f}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
     assert row.split() == [captioned_run.name, *figures]
     assert main(["train", SMOKE, "--run", str(tmp_path)]) == 0
     assert main(["compare", str(tmp_path), str(captioned_run)]) == 2
@@ -121,9 +121,9 @@ def test_training_ends_with_tables_of_the_scores_that_it_computed(tmp_path, monk
     cocoop = str(ROOT / "configs" / "cocoop" / "smoke.yaml")
     assert main(["train", cocoop, "--run", str(tmp_path)]) == 0
     assert "confusion.png" in capsys.readouterr().out
-    told = json.loads((tmp_path / "result.json").read_text())
-    assert {*classifier.Classifier.files()} <= {*told["files"]}
-    assert json.loads((tmp_path / "eval.json").read_text())["correct"] == told["metrics"]["test_correct"]
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert {*classifier.Classifier.files()} <= {*written["files"]}
+    assert json.loads((tmp_path / "eval.json").read_text())["correct"] == written["metrics"]["test_correct"]
     (tmp_path / "eval.json").unlink()
     assert main(["train", cocoop, "--run", str(tmp_path)]) == 0
     assert f"`jclip eval {tmp_path}` measures it" in capsys.readouterr().out
@@ -175,4 +175,4 @@ def test_a_scripts_settings_reach_the_recipe_from_any_folder(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and f"data.root is no folder: {tmp_path}/photos" in done.stderr
+    assert done.returncode == 2 and f"data.root must be a folder, got {tmp_path}/photos" in done.stderr

@@ -51,7 +51,7 @@ def from_weights(small_models, captioned) -> list[str]:
 
 
 def test_it_learns_and_writes_a_model_that_every_command_takes(tmp_path, capsys):
-    """Three scenes of one colour apart are told apart after a few seconds."""
+    """Three scenes of one colour apart are classified right after a few seconds."""
     assert (
         train(tmp_path / "r", *QUICK, "data.scenes=64", "data.easy_epochs=9", "optim.epochs=6", "positives=same") == 0
     )
@@ -129,28 +129,28 @@ def test_killed_with_9_and_run_again_gives_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["optim.batch=25"], "a step of 25 pairs .* is larger than the data set of 24"),
         (["accumulate=4"], "a step of 32 pairs .* is larger than the data set of 24"),
         (["data.train="], "no training pairs named: set data.train"),
         (["data.val=", "selection=val"], "choosing the best epoch needs data.val or zero_shot"),
-        (["accumulate=0"], "accumulate and every are at least 1"),
+        (["accumulate=0"], "accumulate and every must be at least 1"),
         (["model=shapes-tiny-xx"], "model 'shapes-tiny-xx', did you mean 'shapes-tiny-"),
         (["lock.image_groups=2"], "need a locked tower"),
         (["data.train=no.csv"], r"can't read .*no.csv: No such file"),
         (["zero_shot=[shapes:nowhere]"], "set of rendered photos 'nowhere'"),
     ],
 )
-def test_what_can_not_work_is_told_in_one_line(settings, told, tmp_path, capsys):
+def test_what_can_not_work_is_reported_in_one_line(settings, message, tmp_path, capsys):
     import re
 
     assert train(tmp_path / "r", *QUICK, *settings) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and re.search(told, lines[0]), lines
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
-def test_a_loss_that_is_no_number_is_told_and_the_state_is_kept(tmp_path, capsys, monkeypatch):
+def test_a_loss_that_is_no_number_is_reported_and_the_state_is_kept(tmp_path, capsys, monkeypatch):
     from jclip.train import on_captions
 
     real = on_captions.caption_gradients
@@ -172,16 +172,16 @@ def test_a_long_warm_up_is_warned_of(tmp_path, capsys):
     assert "the warm-up takes 2 of 3 steps, more than a fifth: lower optim.warmup?" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
+def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path):
     """Files may not grow beyond 8 MB here, so that the first checkpoint does not fit; with room it goes on."""
     command = f"{sys.executable} -m finetune train {SMOKE} {' '.join(QUICK)} --run {tmp_path}/r"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         f"ulimit -f 16000; exec {command}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    told = [line for line in done.stderr.splitlines() if line.startswith("finetune train:")]
-    assert done.returncode == 2 and len(told) == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "File too large" in told[0] and "train.next.safetensors" in told[0]
+    got = [line for line in done.stderr.splitlines() if line.startswith("finetune train:")]
+    assert done.returncode == 2 and len(got) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "File too large" in got[0] and "train.next.safetensors" in got[0]
     assert not list((tmp_path / "r").glob("*.safetensors")) and not list((tmp_path / "r").glob(".*.part"))
     done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

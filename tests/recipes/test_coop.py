@@ -127,9 +127,9 @@ def test_words_are_the_start(source, close):
     text = prompts.features().numpy()
     tokens = source.model.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in NAMES])
     close(text, unit(source.model.encode_text(tokens).numpy()), "features_normalised", "CoOp: words as vectors")
-    told = nearest_words(source.model, prompts.vectors.numpy(), 2)
-    assert [row[0][0] for row in told] == ["a", "photo", "of", "a"]
-    assert all(row[0][1] < row[1][1] / 100 for row in told)  # the word itself, and the next one
+    got = nearest_words(source.model, prompts.vectors.numpy(), 2)
+    assert [row[0][0] for row in got] == ["a", "photo", "of", "a"]
+    assert all(row[0][1] < row[1][1] / 100 for row in got)  # the word itself, and the next one
 
 
 @pytest.mark.parametrize("recipe, position", [("coop", "middle"), ("kgcoop", "end")])
@@ -181,7 +181,7 @@ def test_training_equals_torchs(seed, source, reference, tmp_path, close):
     close(learned["text"], wanted, "trajectory", "CoOp: text features after 12 steps")
 
 
-def test_what_does_not_fit_is_told(source):
+def test_what_does_not_fit_is_reported(source):
     with pytest.raises(DataError, match="75 context vectors and the name 'b c d e' make 82 tokens, the tower takes 77"):
         Prompts(source.model, NAMES, 75)
     with pytest.raises(DataError, match="holds no words"):

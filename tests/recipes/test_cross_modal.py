@@ -113,7 +113,7 @@ def test_half_of_a_batch_is_text_and_passes_drop_what_is_left(seed, batch, of_ph
         assert len(passes) < 2 or not np.array_equal(passes[0], passes[1])
         assert len(set(part.ravel())) == count  # what one pass dropped, another brings
     again = np.stack(list(adapt.streamed_rows((15, 10), halves, seed, range(20, 30))))
-    assert np.array_equal(rows[20:], again)  # the stream does not begin anew with an epoch
+    assert np.array_equal(rows[20:], again)  # the stream does not restart with an epoch
     other = np.stack(list(adapt.streamed_rows((15, 10), halves, 9, range(6))))
     assert not np.array_equal(rows[:6], other)
 
@@ -225,7 +225,7 @@ def test_the_grid_keeps_the_first_of_the_best_and_leaves_out_large_batches(tmp_p
     assert np.array_equal(kept.arrays["head"], again["head"])
 
 
-def test_batches_that_no_pass_can_fill_are_told():
+def test_batches_that_no_pass_can_fill_are_reported():
     for batch in (1, 22, 32):
         with pytest.raises(
             ConfigError, match="can be filled from 15 photos and 10 texts, half of it each: set optim.batch"
@@ -281,17 +281,17 @@ def test_wise_figures_are_of_the_mean_head(head, tmp_path):
     from jclip.readers import read_weights
 
     settings = ["grid_lr=[]", f"head={head}", "ratio=0.6"]
-    told = {w: train("smoke.yaml", tmp_path / str(w), f"wise={w}", *settings) for w in (0.0, 0.3, 1.0)}
-    assert all(told[0.0][f"wise_{k}"] == told[0.0][k] for k in ("test_nll", "test_top1", "val_correct"))
+    got = {w: train("smoke.yaml", tmp_path / str(w), f"wise={w}", *settings) for w in (0.0, 0.3, 1.0)}
+    assert all(got[0.0][f"wise_{k}"] == got[0.0][k] for k in ("test_nll", "test_top1", "val_correct"))
     saved = {k: np.array(t.read()) for k, t in read_weights(tmp_path / "0.3" / "learned.safetensors").items()}
     recorded = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
     test = unit(recorded["test_features"].astype(np.float32))
     mean = saved | {"head": 0.7 * saved["head"] + 0.3 * unit(recorded["text_features"].astype(np.float64))}
     adapter_or_not = {k: mean[k] for k in ("head", "down", "up") if k in mean}
     scores = numpy_logits(test, adapter_or_not, np.exp(3.0), 0.6)
-    assert told[0.3]["wise_test_correct"] == int((scores.argmax(axis=1) == recorded["test_labels"]).sum())
+    assert got[0.3]["wise_test_correct"] == int((scores.argmax(axis=1) == recorded["test_labels"]).sum())
     if head == "linear":
-        assert told[1.0]["wise_test_correct"] == told[1.0]["zero_shot_test_correct"] != told[1.0]["test_correct"]
+        assert got[1.0]["wise_test_correct"] == got[1.0]["zero_shot_test_correct"] != got[1.0]["test_correct"]
 
 
 def test_the_real_features(shared, tmp_path):
@@ -304,7 +304,7 @@ def test_the_real_features(shared, tmp_path):
     assert metrics["test_correct"] == 906
 
 
-def test_bad_inputs_are_told_in_one_line(tmp_path):
+def test_bad_inputs_are_reported_in_one_line(tmp_path):
     no_text, no_val = (toys.smoke_without(part, tmp_path) for part in ("text", "val"))
     with pytest.raises(DataError, match="come without text features: set model="):
         train("smoke.yaml", tmp_path / "a", no_text)
@@ -317,11 +317,11 @@ def test_bad_inputs_are_told_in_one_line(tmp_path):
     assert "val_top1" not in metrics and metrics["test_count"] == metrics["wise_test_count"] == 63
     with pytest.raises(ConfigError, match="reduction must be at most 16, the width of the features, got 17"):
         train("smoke.yaml", tmp_path / "e", "reduction=17")
-    for wrong, told in {
+    for wrong, message in {
         "views=-1": "views must be at least 0, every and reduction at least 1",
         "every=0": "views must be at least 0, every and reduction at least 1",
         "ratio=1.1": r"ratio and wise must be in \[0, 1\]",
         "wise=-0.1": r"ratio and wise must be in \[0, 1\]",
     }.items():
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             read_config(str(CONFIGS / "smoke.yaml"), [wrong])

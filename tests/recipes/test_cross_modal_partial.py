@@ -117,9 +117,9 @@ def test_training_equals_torchs_from_pixels(kind, seed, small_models, photo_fold
     wanted, losses = torch_training(cfg, source, photos, zero_shot, texts, LAST[kind])
     assert set(wanted) == set(trained.arrays)
     lines = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if line]
-    told = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
+    got = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
     close(
-        told, np.mean(np.reshape(losses, (3, 4)), axis=1), "trajectory_loss", "cross-modal, partial: losses of 12 steps"
+        got, np.mean(np.reshape(losses, (3, 4)), axis=1), "trajectory_loss", "cross-modal, partial: losses of 12 steps"
     )
     start, moved = {**arrays_of(small_models[kind]), "head": zero_shot}, {}
     for k, v in wanted.items():
@@ -177,7 +177,7 @@ def test_from_photos_to_a_merged_model(settings, small_models, tmp_path, monkeyp
     assert all(np.array_equal(one[k], v) for k, v in after.items())
 
 
-def test_what_can_not_work_is_told(settings, tmp_path):
+def test_what_can_not_work_is_reported(settings, tmp_path):
     with pytest.raises(ConfigError, match="head=partial needs photos, not precomputed features: set data.root"):
         toys.train(CONFIG, tmp_path / "a", "head=partial")
     for wrong in ("dtype=bf16", "selection=test"):

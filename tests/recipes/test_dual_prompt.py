@@ -317,7 +317,7 @@ def test_a_run_measures_again_what_it_measured_and_takes_other_names(small_model
     assert done.scored(done.own_split()[1].paths).scores.shape == (7, 3)
 
 
-def test_classes_never_seen_are_told_apart(small_models, photo_list, tmp_path):
+def test_classes_never_seen_are_reported_apart(small_models, photo_list, tmp_path):
     settings = [f"model={small_models['vit']}", *photo_list, "known=1"]
     metrics = toys.train(SMOKE, tmp_path / "run", *settings, "only=[red thing,blue thing]")
     assert {"test_map_seen", "test_map_unseen", "test_f1_at_3", "test_f1_at_3_unseen"} <= {*metrics}
@@ -327,43 +327,43 @@ def test_classes_never_seen_are_told_apart(small_models, photo_list, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, told",
+    "settings, message",
     [
         ({"known": 0.0}, r"known must be in \(0, 1\], got 0.0"),
         ({"context": 0}, "context must be at least 1, got 0"),
         ({"scale": 0.0}, "scale must be above 0, got 0.0"),
         ({"margin": -1.0}, "margin must be at least 0, got -1.0"),
         ({"clip": 1.0}, r"clip must be in \[0, 1\), got 1.0"),
-        ({"mask": "m.npz", "known": 0.5}, "a mask says which labels are known, got mask=m.npz and known=0.5"),
-        ({"only": ("a",), "per_class": True}, "per_class=true learns nothing of classes outside `only`"),
+        ({"mask": "m.npz", "known": 0.5}, "mask and known must not both be set, got mask=m.npz and known=0.5"),
+        ({"only": ("a",), "per_class": True}, "per_class=true and only must not both be set: classes outside `only`"),
         ({"learn": ("scale", "scale")}, "learn must name each factor once, got scale, scale"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         recipe.Config(model="x", **settings)
 
 
-def test_what_is_missing_is_told(small_models, photo_list, tmp_path, capfd):
+def test_what_is_missing_is_reported(small_models, photo_list, tmp_path, capfd):
     model, rest = f"model={small_models['resnet']}", [s for s in photo_list if not s.startswith("data.val")]
-    for settings, told in (
+    for settings, message in (
         (
             [s for s in photo_list if not s.startswith("data.train")] + ["data.train="],
-            "no labelled photos to learn from",
+            "data.train must have labelled photos, got none",
         ),
-        ([*rest, "data.val=", "selection=val"], r"the epoch \(selection=val\) is chosen on labelled validation photos"),
+        ([*rest, "data.val=", "selection=val"], "selection=val needs labelled validation photos, got none"),
         ([*photo_list, "size=50"], "size must be a multiple of 32, the model's step"),
         ([*photo_list, "only=[red thing,purple thing]"], "unknown class in only"),
         ([*photo_list, "augment=flop"], "unknown augmentation"),
     ):
-        with pytest.raises(JclipError, match=told):
-            toys.train(SMOKE, tmp_path / str(abs(hash(told))), model, *settings)
+        with pytest.raises(JclipError, match=message):
+            toys.train(SMOKE, tmp_path / str(abs(hash(message))), model, *settings)
     with pytest.raises(DataError, match="training photos must have known labels"):
         known_labels.check_known(np.full((2, 3), -1, np.int8), "abc", np.ones(3, bool))
     known_labels.check_known(np.array([[1, 0, -1], [1, -1, 0]], np.int8), "abc", np.array([True, True, False]))
     assert "1 of 2 classes have no photo known to show them: b" in capfd.readouterr().err
     cfg = recipe.Config(model="x", per_class=True)
-    with pytest.raises(ConfigError, match="per_class=true learned vectors of its own classes alone"):
+    with pytest.raises(ConfigError, match="classes must be the run's own with per_class=true, got others"):
         recipe.for_classes({}, cfg, ("ox", "ant"), None)
     assert replace(cfg, kind="dualcoop_pp").sets == ("positive", "negative", "evidence") and DataConfig() == cfg.data
     assert cfg.winner_among == "none" and replace(cfg, kind="dualcoop_pp").winner_among == "pp_norm"

@@ -15,7 +15,7 @@ import pytest
 from finetune import ensemble
 from jclip.config import build
 from jclip.errors import ConfigError, UnknownName
-from jclip.features.precomputed import read_recorded
+from jclip.features.precomputed import read_precomputed
 from jclip.functional import fusion as mixing
 from jclip.report.predictor import Classifier
 from tests.recipes import toys
@@ -50,7 +50,7 @@ def numpy_log_softmax(z):
 def test_scores_equal_the_formula(inputs, runs, tmp_path, close):
     weights = [0.2, 0.3, 0.5]
     metrics = together(tmp_path, runs[:3], f"inputs={inputs}", f"weights={weights}")
-    test = read_recorded(str(SMOKE), 4).test
+    test = read_precomputed(str(SMOKE), 4).test
     total = 0
     for i, (run, w) in enumerate(zip(runs, weights, strict=False)):
         z = Classifier.load(run).scorer()(test).astype(np.float64) / metrics[f"temperature_{i}"]
@@ -68,7 +68,7 @@ def test_scores_equal_the_formula(inputs, runs, tmp_path, close):
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("inputs", ["log_softmax", "softmax", "logits"])
 def test_a_run_with_all_the_weight_is_handed_on_exactly(which, inputs, runs, tmp_path):
-    test = read_recorded(str(SMOKE), 4).test
+    test = read_precomputed(str(SMOKE), 4).test
     metrics = together(tmp_path, runs[1:3], f"inputs={inputs}", f"weights=[{1 - which}, {which}]")
     alone = Classifier.load(runs[1 + which])
     assert np.array_equal(Classifier.load(tmp_path).scorer()(test), alone.scorer()(test))
@@ -207,13 +207,13 @@ def test_configs_are_run_below_once_and_nothing_is_needed_after(tmp_path, monkey
     first = (below / "result.json").read_bytes()
     (tmp_path / "run" / "result.json").unlink()  # as if killed at the end
     assert main(command) == 0 and (below / "result.json").read_bytes() == first
-    told = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    assert told["provenance"]["members"] == ["run/0-zero_shot-smoke", "run/1-wise_ft-smoke"]
+    written = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert written["provenance"]["members"] == ["run/0-zero_shot-smoke", "run/1-wise_ft-smoke"]
     shutil.rmtree(below)
     shutil.rmtree(tmp_path / "run" / "0-zero_shot-smoke")
     capsys.readouterr()
     assert main(["eval", "run"]) == 0
-    assert f"({told['metrics']['test_correct']} of 63)" in capsys.readouterr().out
+    assert f"({written['metrics']['test_correct']} of 63)" in capsys.readouterr().out
 
 
 def test_real_features(shared, tmp_path):
@@ -228,7 +228,7 @@ def test_real_features(shared, tmp_path):
 # What is refused
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"runs": []}, "runs must name at least one folder of a finished run"),
     ({"runs": ["a"], "step": 0.0}, r"step must be in \[0.001, 1\] .*, got 0.0"),
     ({"runs": ["a"], "shrink": 2.0}, r"shrink in \[0, 1\], got .* and 2.0"),
@@ -236,8 +236,8 @@ def test_real_features(shared, tmp_path):
     ({"runs": ["a", "b"], "weights": [1.0, -1.0]}, "weights must be 2, one per run, at least 0"),
     ({"runs": ["a"], "inputs": "probabilities"}, "inputs must be one of .*, got 'probabilities'"),
 ])  # fmt: skip
-def test_wrong_settings(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build(ensemble.Config, {"data": {}, **settings}, "x.yaml")
 
 
@@ -271,7 +271,7 @@ def test_runs_that_do_not_belong_are_refused(runs, tmp_path):
 
 def test_a_run_on_longer_features_is_refused_beside_photos(runs):
     raw = replace(Classifier.load(runs[0]), module=types.SimpleNamespace(NORMALISED=False))
-    data = read_recorded(str(SMOKE), 4)
+    data = read_precomputed(str(SMOKE), 4)
     data = replace(data, facts=json.loads((runs[0] / "result.json").read_text(encoding="utf-8"))["provenance"])
     ensemble.check(raw, data, recorded=True)
     with pytest.raises(ConfigError, match="takes unnormalised features, unlike the other runs"):

@@ -347,11 +347,11 @@ def test_measuring_leaves_the_model_as_it_is(settings, small_models, photo_folde
     before = {k: v.numpy().copy() for k, v in source.model.state_dict().items()}
     rng = np.random.default_rng(5)
     head = {"weight": rng.standard_normal((3, WIDTH)).astype(np.float32), "bias": np.zeros(3, np.float32)}
-    told = fd_align.measured(config(), source, photos, head, "tuned_")
+    message = fd_align.measured(config(), source, photos, head, "tuned_")
     moved = {k: rng.standard_normal(v.shape).astype(np.float32) for k, v in before.items() if k.startswith("visual.")}
-    assert moved and fd_align.measured(config(), source, photos, head | moved, "tuned_") == told
+    assert moved and fd_align.measured(config(), source, photos, head | moved, "tuned_") == message
     assert all(np.array_equal(before[k], v.numpy()) for k, v in source.model.state_dict().items())
-    assert told["tuned_test_count"] == 18 and {k.split("_")[0] for k in told} == {"tuned"}
+    assert message["tuned_test_count"] == 18 and {k.split("_")[0] for k in message} == {"tuned"}
 
 
 def read_classes(settings) -> tuple[str, ...]:
@@ -396,7 +396,7 @@ def test_rates_are_for_a_batch_of_256():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (["spurious.kept=8"], "spurious.kept must be at most 7 .templates., got 8; or set spurious.outliers=none"),
         (["spurious.clusters=7"], "spurious.clusters must be at most 6, the templates kept, got 7"),
@@ -411,8 +411,8 @@ def test_rates_are_for_a_batch_of_256():
         (["head_first=true", "train_head=false"], "head_first=true trains the head: set train_head=true"),
     ],
 )
-def test_what_can_not_work_is_told(wrong, told, settings, tmp_path):
-    with pytest.raises(ConfigError, match=told):
+def test_what_can_not_work_is_reported(wrong, message, settings, tmp_path):
+    with pytest.raises(ConfigError, match=message):
         train(tmp_path, *settings, *wrong)
 
 

@@ -68,7 +68,7 @@ def test_statistics_move_when_asked_for_and_locked_towers_stay(config, tmp_path,
     assert not [k for k in moved if not k.startswith("visual.") and k != "logit_scale"]
 
 
-def test_the_epoch_is_chosen_on_validation_and_both_are_told(config, tmp_path):
+def test_the_epoch_is_chosen_on_validation_and_both_are_reported(config, tmp_path):
     assert train(config, tmp_path / "r", "optim.lr=3e-3", "optim.epochs=5") == 0
     metrics, lines = metrics_of(tmp_path / "r"), lines_of(tmp_path / "r")
     best = max(range(5), key=lambda i: (lines[i]["top1"], -i))
@@ -164,25 +164,25 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["optim.batch=19"], "optim.batch must be at most 18, the training photos, got 19"),
         (["data.seed=-1"], "data.seed must be at least 0, got -1"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
-        (["data.root=nowhere"], "data.root is no folder"),
+        (["data.root=nowhere"], "data.root must be a folder"),
         (["data.features=x.npz"], "tunes towers on photos, not on precomputed features"),
         (["optim.lr=1e30", "accumulate=2"], "the loss became NaN or infinite between steps"),
         (["accumulate=7"], r"accumulate must be in \[1, optim.batch\] and clip at least 0, got 7 and 0.0"),
         (["lock.image_groups=1"], "need a locked tower"),
     ],
 )
-def test_what_can_not_work_is_told_in_one_line(settings, told, config, tmp_path, capsys):
+def test_what_can_not_work_is_reported_in_one_line(settings, message, config, tmp_path, capsys):
     assert train(config, tmp_path / "r", *settings) in (1, 2)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("jclip")]
-    assert len(lines) == 1 and re.search(told, lines[0]), lines
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
-def test_an_empty_and_a_one_class_folder_are_told(config, tmp_path, capsys):
+def test_an_empty_and_a_one_class_folder_are_reported(config, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "one" / "train" / "cat").mkdir(parents=True)
     assert train(config, tmp_path / "r", f"data.root={tmp_path / 'empty'}") == 2
@@ -191,7 +191,7 @@ def test_an_empty_and_a_one_class_folder_are_told(config, tmp_path, capsys):
     assert "only one class (cat): at least two are needed" in capsys.readouterr().err
 
 
-def test_broken_photos_are_skipped_everywhere_and_told_once(config, photo_folder, tmp_path, capsys):
+def test_broken_photos_are_skipped_everywhere_and_reported_once(config, photo_folder, tmp_path, capsys):
     import shutil
 
     root = tmp_path / "photos"
@@ -200,8 +200,8 @@ def test_broken_photos_are_skipped_everywhere_and_told_once(config, photo_folder
         next(iter(sorted((root / part / "red_thing").iterdir()))).write_bytes(b"nonsense")
     settings = [f"data.root={root}", "data.shots=0", "data.on_error=skip", "selection=last"]
     assert train(config, tmp_path / "r", *settings) == 0
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert metrics_of(tmp_path / "r")["test_count"] == 17 and "best_epoch" not in metrics_of(tmp_path / "r")
-    assert told.count("train 0-0.png does not decode") == 1
+    assert stderr.count("train 0-0.png does not decode") == 1
     assert train(config, tmp_path / "s", *settings, "data.on_error=stop") == 2
     assert "does not decode" in capsys.readouterr().err

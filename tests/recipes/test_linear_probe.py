@@ -133,7 +133,7 @@ def test_normalize_makes_lengths_irrelevant(close):
 
 
 def coops_search(data, cfg):
-    """The binary search as CoOp runs it, every fit anew, but with ties to the smaller C from the start."""
+    """The binary search as CoOp runs it, every fit from scratch, but with ties to the smaller C from the start."""
 
     def accuracy(c):
         weights, bias = linear_probe.parted(linear_probe.fit(cfg, data, c).x, 5)
@@ -306,8 +306,8 @@ def test_the_grid_keeps_the_best_on_validation(seed, tmp_path):
     assert len(set(right)) > 1 and np.argmax(right) > 0  # there is something to choose
     of_ones = replace(data, train=of_length_one(data.train))
     with Run(tmp_path / "all", {"recipe": "linear_probe"}) as run:
-        kept, told = linear_probe.trained(cfg, run, of_ones, None)
-    assert (told["lr"], told["weight_decay"], told["batch"]) == grid[int(np.argmax(right))]
+        kept, metrics = linear_probe.trained(cfg, run, of_ones, None)
+    assert (metrics["lr"], metrics["weight_decay"], metrics["batch"]) == grid[int(np.argmax(right))]
     assert np.array_equal(kept["weights"], heads[int(np.argmax(right))])
     with Run(tmp_path / "none", {"recipe": "linear_probe"}) as run:
         with pytest.raises(ConfigError, match="no batch of that size can be filled from 24 photos: set optim.batch"):

@@ -214,7 +214,7 @@ def test_blocks_by_name():
         block_numbers(1, "middle")
 
 
-def test_what_does_not_fit_is_told(source, small_models):
+def test_what_does_not_fit_is_reported(source, small_models):
     with pytest.raises(ConfigError, match="rank must be at most 32, the width of"):
         Adapters(source.model, LowRank(rank=33, towers="text"), 0)
     with pytest.raises(ConfigError, match="of a ViT's attention: set lora.towers=text"):

@@ -12,7 +12,7 @@ import pytest
 from finetune import lp_plus
 from jclip.config import DataConfig, build
 from jclip.errors import ConfigError, DataError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.train import on_features as adapt
 from jclip.train.run import Run
 from tests.recipes import toys
@@ -150,7 +150,7 @@ def torch_training(data, epochs, accumulate):
 @pytest.mark.parametrize("mode", ["accumulate", "fresh"])
 def test_training_equals_torch(seed, mode, tmp_path, close):
     data = features(seed)
-    ours, told = trained(tmp_path, data, epochs=22, alpha_grad=mode, selection="last")
+    ours, got = trained(tmp_path, data, epochs=22, alpha_grad=mode, selection="last")
     pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
     from tests.trajectories import in_both_precisions
 
@@ -160,7 +160,7 @@ def test_training_equals_torch(seed, mode, tmp_path, close):
     other = torch_training(data, 22, mode != "accumulate")["alpha"]
     with pytest.raises(AssertionError, match="differs by"):
         close(ours["alpha"], other, "trajectory", drift=drift["alpha"])  # the two modes differ by more
-    assert set(told) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
+    assert set(got) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
 
 
 def test_alpha_moves_at_the_tenth_epoch_only(tmp_path):
@@ -178,21 +178,21 @@ def lines(folder):
 @pytest.mark.parametrize("seed", [0, 2])
 def test_the_last_of_the_best_epochs_is_kept_and_the_loss_goes_down(seed, tmp_path):
     data = features(seed)
-    arrays, told = trained(tmp_path, data, epochs=60, init_alpha=4.0)
+    arrays, got = trained(tmp_path, data, epochs=60, init_alpha=4.0)
     found = [line["top1"] for line in lines(tmp_path)]
     best = [n for n, top1 in enumerate(found, 1) if top1 == max(found)]
-    assert len(best) > 1 and told["best_epoch"] == best[-1]
+    assert len(best) > 1 and got["best_epoch"] == best[-1]
     learned = {**arrays, "text": data.text}
     assert data.top1("val", lp_plus.scorer(learned, config())) == max(found)
     assert lines(tmp_path)[-1]["loss"] < 0.5 * lines(tmp_path)[0]["loss"]
 
 
-def test_choosing_on_test_is_told(tmp_path):
+def test_choosing_on_test_is_reported(tmp_path):
     data = features(0)
-    _, told = trained(tmp_path, data, epochs=12, selection="test")
-    assert told["selected_on_test"] == 1
+    _, got = trained(tmp_path, data, epochs=12, selection="test")
+    assert got["selected_on_test"] == 1
     found = [line["top1"] for line in lines(tmp_path)]
-    assert told["test_top1_best_epoch"] == max(found) and told["test_top1_last_epoch"] == found[-1]
+    assert got["test_top1_best_epoch"] == max(found) and got["test_top1_last_epoch"] == found[-1]
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
@@ -225,26 +225,26 @@ def train(name, folder, *overrides):
 def test_real_features(shared, tmp_path):
     metrics = train("features_caltech_lvis.yaml", tmp_path, "epochs=50")
     assert metrics["val_top1"] > metrics["zero_shot_val_top1"]
-    data = read_recorded(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
+    data = read_precomputed(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
     theirs = torch_training(data, 50, accumulate=True)
     f, t = data.test.astype(np.float64), data.text.astype(np.float64)
     scores = f @ theirs["weight"].T + theirs["bias"] + theirs["alpha"] * (f @ t.T)
     assert metrics["test_top1_last_epoch"] == round(float((scores.argmax(axis=1) == data.test_labels).mean()), 6)
     assert (metrics["zero_shot_test_correct"], metrics["test_correct"], metrics["test_count"]) == (900, 906, 922)
-    assert 40 < metrics["mean_alpha"] < 80  # as the authors' logs tell
+    assert 40 < metrics["mean_alpha"] < 80  # as the authors' logs show
 
 
 # What is refused
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"epochs": 0}, "epochs and alpha_every must be at least 1, got 0 and 10"),
     ({"alpha_every": 0}, "epochs and alpha_every must be at least 1, got 300 and 0"),
     ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
     ({"alpha_grad": "sum"}, "alpha_grad must be one of accumulate, fresh, got 'sum'"),
 ])  # fmt: skip
-def test_wrong_settings(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build(lp_plus.Config, {"data": {}, **settings}, "x.yaml")
 
 

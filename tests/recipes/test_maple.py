@@ -130,9 +130,9 @@ def test_a_run_equals_torchs(kind, selection, seed, model_file, photo_folder, tm
         return {**chosen, "image": torch.stack(image), **seen, "losses": np.array(losses)}
 
     wanted, drift = in_both_precisions(in_torch)
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     learned = {k: np.array(t.read()) for k, t in read_weights(tmp_path / "run" / "learned.safetensors").items()}
-    found = {**learned, "losses": [line["loss"] for line in told]}
+    found = {**learned, "losses": [line["loss"] for line in written]}
     found["photos"] = unit(maple.prompted_source(learned, cfg, source).model.encode_image(pixels).numpy())
     names = {
         "losses": "losses of four epochs",
@@ -203,15 +203,15 @@ def finished(model_file, photo_folder, tmp_path_factory) -> Path:
 
 
 def test_commands_see_with_the_learned_vectors(finished, photo_folder, capsys):
-    told = json.loads((finished / "result.json").read_text())["metrics"]
-    assert json.loads((finished / "eval.json").read_text())["correct"] == told["test_correct"]  # written by `train`
+    written = json.loads((finished / "result.json").read_text())["metrics"]
+    assert json.loads((finished / "eval.json").read_text())["correct"] == written["test_correct"]  # written by `train`
     (finished / "eval.json").unlink()
     assert main(["eval", str(finished)]) == 0
-    assert json.loads((finished / "eval.json").read_text())["nll"] == pytest.approx(told["test_nll"], abs=1e-5)
+    assert json.loads((finished / "eval.json").read_text())["nll"] == pytest.approx(written["test_nll"], abs=1e-5)
     done = Classifier.load(finished)
     predictions = done.predict([photo_folder / "test"])
     labels = [done.classnames.index(Path(photo).parent.name) for photo in predictions.photos]
-    assert (predictions.scores.argmax(1) == labels).sum() == told["test_correct"]
+    assert (predictions.scores.argmax(1) == labels).sum() == written["test_correct"]
     plain = replace(done, module=zero_shot_of_the_run)
     assert np.abs(plain.predict([photo_folder / "test"]).scores - predictions.scores).max() > 0.1
     assert len((finished / "words.csv").read_text().splitlines()) == 3
@@ -242,7 +242,7 @@ def test_other_names_get_the_learned_vectors(kind, source, close):
     assert set(found) == set(learned) and all(found[k] is learned[k] for k in learned if k != "text")
 
 
-def test_what_does_not_fit_is_told_before_training(source, small_models, tmp_path):
+def test_what_does_not_fit_is_reported_before_training(source, small_models, tmp_path):
     resnet = ModelSource(small_models["resnet"])
     with pytest.raises(
         ConfigError, match="this model's image tower is none: take another model, or learn text vectors"

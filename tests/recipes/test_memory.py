@@ -1,4 +1,4 @@
-"""Memory of runs: the peak is told, each run's own, and from the tenth to the fiftieth epoch nothing is added."""
+"""Memory of runs: the peak is reported, each run's own, and from the tenth to the fiftieth epoch nothing is added."""
 
 from __future__ import annotations
 
@@ -119,17 +119,17 @@ def python(source: str, *args) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", source, *args], capture_output=True, text=True, check=False)
 
 
-def test_each_run_tells_its_own_peak(tmp_path):
+def test_each_run_reports_its_own_peak(tmp_path):
     small, large, small_again = map(int, python(PEAKS, tmp_path).stdout.split())
     assert 280 < large - small < 320
     if python(FORGETTING).returncode:
-        pytest.skip("this system doesn't let a process forget its peak: a later run of one process tells the largest")
+        pytest.skip("this system doesn't let a process forget its peak: a later run of one process reports the largest")
     assert abs(small_again - small) < 20
 
 
 def test_train_prints_the_peak(tmp_path, capsys):
     folder = tmp_path / "run"
-    for _ in ("trained", "told again"):
+    for _ in ("trained", "trained again"):
         assert main(["train", str(CONFIGS / "gda" / "smoke.yaml"), "--run", str(folder)]) == 0
         peak = json.loads((folder / "result.json").read_text(encoding="utf-8"))["provenance"]["peak_mib"]
         assert f"peak memory {peak['host']} MiB\n" in capsys.readouterr().out

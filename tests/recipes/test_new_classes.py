@@ -155,10 +155,10 @@ def test_recorded_features_need_no_model(tmp_path):
     for subset in ("base", "new"):
         assert main(["train", smoke, f"data.subset={subset}", "--run", str(tmp_path / subset)]) == 0
     assert main(["eval", str(tmp_path / "base"), "--base-to-new"]) == 0
-    told = rounded(tmp_path / "base" / "base_to_new.json")
+    got = rounded(tmp_path / "base" / "base_to_new.json")
     for half_ in ("base", "new"):
         for key in ("top1", "nll", "count"):
-            assert told[f"{half_}_{key}"] == metrics_of(tmp_path / half_)[f"test_{key}"]
+            assert got[f"{half_}_{key}"] == metrics_of(tmp_path / half_)[f"test_{key}"]
 
 
 @pytest.mark.parametrize("recipe", ["full", "lora", "clip_adapter"])
@@ -196,7 +196,7 @@ def test_mixed_towers_read_new_names_and_a_tuned_head_does_not(small_models, clo
     scale = float(np.exp(source.model.logit_scale.numpy()[0]))
     close(got["weight"], scale * unit(text), "scores", "mixed towers on new classes", relative=True)
     assert not got["bias"].any() and got["bias"].shape == (2,) and got["alpha"] == 1
-    with pytest.raises(ConfigError, match="linear head of its own classes"):
+    with pytest.raises(ConfigError, match="the run's own for wise_ft without `tuned`"):
         module.for_classes(got, replace(cfg, tuned=""), NAMES, source)
 
 
@@ -227,7 +227,7 @@ def test_columns_by_hand():
 
 
 def test_names_that_stand_twice(trained, small_models):
-    """Equal names have equal text, and the first of them wins; a head can't tell which of its own is meant."""
+    """Equal names have equal text, and the first of them wins; for a head it is undecided which of its own is meant."""
     done = Classifier.load(trained("full", "base"))
     twice = done.telling_apart(("red thing", "cat", "red thing"), done.source())
     scores = twice.scorer()(np.eye(24, dtype=np.float32))
@@ -242,8 +242,8 @@ def test_what_knows_no_other_classes_says_so(trained, five, tmp_path, capsys):
     capsys.readouterr()
     for command in (["data.subset=new"], ["--base-to-new"], ["data.subset=all"]):
         assert main(["eval", str(trained("gda")), *command, "--out", str(tmp_path / "o")]) == 2
-        told = capsys.readouterr().err
-        assert "gda learned its own 3 classes: 2 of the data's" in told.splitlines()[-1] and "'red thing'" in told
+        stderr = capsys.readouterr().err
+        assert "gda learned its own 3 classes: 2 of the data's" in stderr.splitlines()[-1] and "'red thing'" in stderr
     assert main(["eval", str(trained("gda")), "templates=openai7"]) == 2
     assert "its templates can't be changed afterwards" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
@@ -291,18 +291,18 @@ def test_base_to_new(trained, tmp_path, capsys, monkeypatch, close):
     loads.clear()
     assert main(["eval", str(folder), "--base-to-new", "--out", str(tmp_path)]) == 0
     assert len(loads) == 2 == len({*loads})  # the tuned model and the one before
-    told = json.loads((tmp_path / "base_to_new.json").read_text())
+    written = json.loads((tmp_path / "base_to_new.json").read_text())
     before = {s: metrics_of(trained("zero_shot", s)) for s in ("base", "new")}
     for half_ in ("base", "new"):
-        close(told[f"zero_shot_{half_}_nll"], before[half_]["test_nll"], "scores")
-        assert told[f"{half_}_top1"] == told[f"{half_}_correct"] / told[f"{half_}_count"]
-    assert round(told["base_top1"], 6) == metrics_of(folder)["test_top1"] and told["base_count"] == 12
-    b, n = told["base_top1"], told["new_top1"]
-    assert told["harmonic_mean"] == pytest.approx(2 * b * n / (b + n) if b + n else 0)
+        close(written[f"zero_shot_{half_}_nll"], before[half_]["test_nll"], "scores")
+        assert written[f"{half_}_top1"] == written[f"{half_}_correct"] / written[f"{half_}_count"]
+    assert round(written["base_top1"], 6) == metrics_of(folder)["test_top1"] and written["base_count"] == 12
+    b, n = written["base_top1"], written["new_top1"]
+    assert written["harmonic_mean"] == pytest.approx(2 * b * n / (b + n) if b + n else 0)
     with open(tmp_path / "base_to_new.csv", encoding="utf-8", newline="") as f:
         rows = list(csv.reader(f))
     assert rows[0] == ["", "base", "new", "H"] and [row[0] for row in rows[1:]] == ["zero-shot", "this run"]
-    assert rows[2][1:] == [f"{told[k]:.4f}" for k in ("base_top1", "new_top1", "harmonic_mean")]
+    assert rows[2][1:] == [f"{written[k]:.4f}" for k in ("base_top1", "new_top1", "harmonic_mean")]
     loads.clear()
     assert main(["eval", str(folder), "--base-to-new", "--out", str(tmp_path)]) == 0
     assert not loads  # features and heads were kept
@@ -320,13 +320,13 @@ def test_several_sets_in_one_command(trained, five, tmp_path, capsys, close):
     out = ["--out", str(tmp_path / "out")]
     assert main(["eval", str(folder), *sketch, "--on", str(tmp_path / "sets.yaml"), *out]) == 0
     printed = capsys.readouterr().out
-    told = json.loads((tmp_path / "out" / "sets.json").read_text())
-    sets = told["sets"]
+    written = json.loads((tmp_path / "out" / "sets.json").read_text())
+    sets = written["sets"]
     assert [(k, m["classes"], m["count"]) for k, m in sets.items()] == [("own", 3, 12), ("two", 2, 8), ("three", 3, 12)]
     assert round(sets["own"]["top1"], 6) == metrics_of(folder)["test_top1"]
     close(sets["own"]["zero_shot_nll"], metrics_of(trained("zero_shot"))["test_nll"], "scores")
-    assert told["mean"]["top1"] == pytest.approx(np.mean([m["top1"] for m in sets.values()]))
-    assert f"{told['mean']['top1']:.4f}" in printed.splitlines()[-2]
+    assert written["mean"]["top1"] == pytest.approx(np.mean([m["top1"] for m in sets.values()]))
+    assert f"{written['mean']['top1']:.4f}" in printed.splitlines()[-2]
     again = Classifier.load(folder, [f"data.root={plain}", "data.shots=0", "templates=a {}."])
     photos = read_photos(replace(again.config.data, subset="base")).train
     scores = again.telling_apart((NAMES[1], NAMES[2]), again.source()).label(photos)[0].scores
@@ -336,16 +336,16 @@ def test_several_sets_in_one_command(trained, five, tmp_path, capsys, close):
     assert [row["set"] for row in rows] == ["own", "two", "three", "mean"] and rows[1]["photos"] == "8"
 
 
-def test_what_is_wrong_with_sets_is_told_before_anything_is_computed(trained, five, tmp_path, capsys):
+def test_what_is_wrong_with_sets_is_reported_before_anything_is_computed(trained, five, tmp_path, capsys):
     (tmp_path / "sets.yaml").write_text(f"a: {{data: {{root: '{five}'}}}}\nb: {five}\n")
     wrong = {
-        ("x",): "--on x: expected NAME data.root=",
-        ("data.root=a", "data.seed=1"): "--on data.root=a: expected NAME",
+        ("x",): "--on x: must be NAME data.root=",
+        ("data.root=a", "data.seed=1"): "--on data.root=a: must be NAME",
         ("x", "model=ViT-B/32"): "--on x: a set has data.… settings and templates, got model",
         ("x", "data.rot=1"): "--on x: unknown key data.rot, did you mean 'root'",
-        ("x", f"data.root={five}", "data.draft=true"): "--on x: data.draft is said of all sets",
+        ("x", f"data.root={five}", "data.draft=true"): "--on x: data.draft must be set for all sets",
         (str(tmp_path / "sets.yaml"),): "sets.yaml: b must be a group of settings",
-        ("x", "data.root=nowhere"): "data.root is no folder",
+        ("x", "data.root=nowhere"): "data.root must be a folder",
     }
     for given, message in wrong.items():
         assert main(["eval", str(trained("zero_shot")), "--on", *given]) == 2
@@ -357,8 +357,8 @@ def test_what_is_wrong_with_sets_is_told_before_anything_is_computed(trained, fi
 def test_a_model_that_is_no_longer_there_leaves_zero_shot_out(trained, tmp_path, capsys):
     gone = ["model=gone.safetensors", "--base-to-new", "--out", str(tmp_path)]
     assert main(["eval", str(trained("full")), *gone]) == 0
-    told = capsys.readouterr()
-    assert "zero-shot is left out: " in told.err and "zero-shot" not in told.out and "this run" in told.out
+    printed = capsys.readouterr()
+    assert "zero-shot is left out: " in printed.err and "zero-shot" not in printed.out and "this run" in printed.out
 
 
 def test_names_of_folders(five, tmp_path):
@@ -380,9 +380,11 @@ def test_a_sweep_has_base_new_and_H(tmp_path, capsys):
         rows = list(csv.DictReader(f))
     assert len(rows) == 4
     for row in rows:
-        told = json.loads((Path(row["run"]) / "base_to_new.json").read_text())
-        assert float(row["base_top1"]) == told["base_top1"] and round(told["base_top1"], 6) == float(row["test_top1"])
-        assert float(row["new_top1"]) == told["new_top1"]
+        written = json.loads((Path(row["run"]) / "base_to_new.json").read_text())
+        assert float(row["base_top1"]) == written["base_top1"] and round(written["base_top1"], 6) == float(
+            row["test_top1"]
+        )
+        assert float(row["new_top1"]) == written["new_top1"]
     own = [float(r["harmonic_mean"]) for r in rows if r["recipe"] == "clip_adapter"]
     assert f"{100 * np.mean(own):.2f} ± {100 * np.std(own):.2f}" in printed and "zero-shot" in printed
 

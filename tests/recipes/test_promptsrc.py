@@ -122,9 +122,9 @@ def test_a_run_equals_torchs(seed, selection, model_file, photo_folder, tmp_path
         return {**kept, "text": text, "losses": np.array(losses)}
 
     wanted, drift = in_both_precisions(in_torch)
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     learned = {k: np.array(t.read()) for k, t in read_weights(tmp_path / "run" / "learned.safetensors").items()}
-    found, names = {**learned, "losses": [line["loss"] for line in told]}, {"losses": "losses of four epochs"}
+    found, names = {**learned, "losses": [line["loss"] for line in written]}, {"losses": "losses of four epochs"}
     for k, array in wanted.items():
         label = f"PromptSRC: {names.get(k, 'texts of what is kept' if k == 'text' else 'what is kept')}"
         close(found[k], array, "trajectory_loss" if k == "losses" else "trajectory", label, drift=drift[k])

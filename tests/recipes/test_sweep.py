@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jclip.cli import main
-from jclip.commands.sweep import combinations, planned, statistics, sweep, told
+from jclip.commands.sweep import combinations, planned, shots_table, statistics, sweep
 from jclip.errors import ConfigError
 from tests.killed import killed_at
 
@@ -57,10 +57,10 @@ def test_statistics_are_mean_and_population_deviation():
     ]
     mean, deviation = statistics(rows, "test_top1")["a"][1]
     assert np.isclose(mean, 0.7) and np.isclose(deviation, np.sqrt(0.08 / 3))
-    assert "70.00 ± 16.33" in told(rows)
+    assert "70.00 ± 16.33" in shots_table(rows)
 
 
-def test_what_is_wrong_is_told_before_the_first_run(tmp_path):
+def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
     with pytest.raises(ConfigError, match="name at least one config"):
         planned(["data.shots=1,2"], str(tmp_path))
     with pytest.raises(ConfigError, match="data.shots"):
@@ -97,7 +97,7 @@ def test_killed_with_9_and_finished_by_the_same_command(tmp_path):
     ]
 
 
-def test_what_can_not_run_is_told_and_the_rest_runs(tmp_path, capsys):
+def test_what_can_not_run_is_reported_and_the_rest_runs(tmp_path, capsys):
     """Of the embedded features, two and four shots were recorded."""
     folders = ["--runs", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
     assert main(["sweep", "gda/smoke", "data.shots=3,4", *folders]) == 0

@@ -139,7 +139,7 @@ def test_training_equals_torch(seed, tmp_path, close):
     assert rates[0] == 1e-5 and rates[1] == cfg.optim.lr and rates[-1] > 0
 
 
-def test_a_run_that_is_all_warm_up_is_told(capsys):
+def test_a_run_that_is_all_warm_up_is_reported(capsys):
     assert adapt.coop_rate(OptimConfig(lr=0.1, epochs=2), 3)(3) == 0.1 and not capsys.readouterr().err
     assert adapt.coop_rate(OptimConfig(lr=0.1, epochs=1), 3)(2) == 1e-5
     assert "the only epoch is the warm-up, at 1e-05; lr begins with the second" in capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_photos_take_raw_text_and_as_many_views_as_photos(small_models, photo_fo
     module, cfg, _ = read_config(str(CONFIGS / "smoke.yaml"), settings)
     seen = {}
     with Run(tmp_path, resolved(module, cfg)) as run:
-        run.save_learned = lambda arrays, **told: seen.update(arrays)
+        run.save_learned = lambda arrays, **got: seen.update(arrays)
         metrics = module.run(cfg, run)
     assert metrics["test_count"] == 18
     lengths = np.linalg.norm(seen["text"], axis=1)
@@ -211,7 +211,7 @@ def test_the_real_features(shared, tmp_path):
     assert metrics["test_correct"] == 909
 
 
-def test_bad_inputs_are_told_in_one_line(tmp_path):
+def test_bad_inputs_are_reported_in_one_line(tmp_path):
     no_text, no_val = (toys.smoke_without(part, tmp_path) for part in ("text", "val"))
     with pytest.raises(DataError, match="come without text features: set model="):
         train("smoke.yaml", tmp_path / "a", no_text)

@@ -116,8 +116,8 @@ def test_ten_steps_and_the_photos_scores_equal_torchs(kind, seed, tower, tmp_pat
     learned = training.learned_of(prompts, state.arrays(), state)
 
     theirs = {k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in start.items()}
-    told = by_torch(cfg, config, p, theirs, targets, source.model.tokenize, seed)
-    close([outcome.last["loss"]], [np.mean(told[-2:])], "trajectory_loss", "text_as_image: loss of the last epoch")
+    result = by_torch(cfg, config, p, theirs, targets, source.model.tokenize, seed)
+    close([outcome.last["loss"]], [np.mean(result[-2:])], "trajectory_loss", "text_as_image: loss of the last epoch")
     for name, vectors in theirs.items():
         label = f"text_as_image, {kind}: vectors after 10 steps"
         close(learned[f"context_{name}"], vectors.detach(), "trajectory", label)
@@ -235,7 +235,7 @@ def test_names_alone_are_enough(small_models, photo_list, tmp_path):
     assert again == metrics
 
 
-def test_a_run_tells_all_three_and_its_scorer_gives_the_merged(small_models, photo_list, tmp_path, close):
+def test_a_run_reports_all_three_and_its_scorer_gives_the_merged(small_models, photo_list, tmp_path, close):
     from jclip.data.labelled_photos import read_labelled_photos
     from jclip.features.extraction import extract
     from jclip.readers import safetensors
@@ -301,9 +301,9 @@ def test_captions_that_teach_nothing_are_refused(capfd):
     with pytest.raises(DataError, match="there are no captions to learn from"):
         training.check_captions(np.ones((2, 3), np.int8), 0 * ones, names)
     training.check_captions(np.array([[1, 1, 0], [0, -1, 0]], np.int8), ones, names)
-    told = capfd.readouterr().err
-    assert "1 of 3 classes are in no caption, and are only pushed down: c" in told
-    assert "1 of 2 captions name no class, or all: they teach nothing" in told
+    stderr = capfd.readouterr().err
+    assert "1 of 3 classes are in no caption, and are only pushed down: c" in stderr
+    assert "1 of 2 captions name no class, or all: they teach nothing" in stderr
 
 
 def test_captions_count_as_often_as_they_weigh():
@@ -316,38 +316,38 @@ def test_captions_count_as_often_as_they_weigh():
 
 
 @pytest.mark.parametrize(
-    "settings, told",
+    "settings, message",
     [
         ({"context": 0}, "context=0, scenes=4000, per_name=300 must be at least 1"),
         ({"scale": 0.0}, "scale=0.0, tau_text=50.0, tau_image=40.0 must be above 0"),
         ({"merge": 1.5}, r"merge=1.5, bank_mix=0.5 must be in \[0, 1\]"),
-        ({"teacher_local": 1.0}, "a teacher must have a memory, got optim.average=0"),
+        ({"teacher_local": 1.0}, "a teacher must have a moving average, got optim.average=0"),
         (
             {"cooccurrence": True, "loss": "asymmetric"},
             "cooccurrence weighs pairs of the ranking loss, got loss=asymmetric",
         ),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         recipe.Config(model="x", **settings)
 
 
-def test_what_is_missing_is_told(small_models, photo_list, tmp_path):
+def test_what_is_missing_is_reported(small_models, photo_list, tmp_path):
     model, names = f"model={small_models['vit']}", next(s for s in photo_list if s.startswith("data.classes"))
-    for settings, told in (
+    for settings, message in (
         (["data.root=", "captions=[]", "search=false"], "there are no class names: set data.classes"),
-        (["data.root=", names, "captions=[]"], r"merge \(search=true\) is chosen on labelled validation photos"),
+        (["data.root=", names, "captions=[]"], r"merge \(search=true\) needs labelled validation photos, got none"),
         (
             [*photo_list, "classes=red thing,blue thing,green thing"],
             "classes must be those of the photos, in their order",
         ),
         (["data.root=", names, "search=false"], "captions of the embedded world are of its hundred classes"),
     ):
-        with pytest.raises((ConfigError, DataError), match=told):
-            toys.train(SMOKE, tmp_path / str(abs(hash(told))), model, *settings)
+        with pytest.raises((ConfigError, DataError), match=message):
+            toys.train(SMOKE, tmp_path / str(abs(hash(message))), model, *settings)
     cfg = recipe.Config(model="x", per_class=True)
-    with pytest.raises(ConfigError, match="per_class=true learned vectors of its own classes alone"):
+    with pytest.raises(ConfigError, match="classes must be the run's own with per_class=true, got others"):
         recipe.for_classes({}, cfg, ("ox", "ant"), None)
     assert replace(cfg, evidence=True).per_class_sets == SETS
     assert replace(cfg, evidence=True, evidence_per_class=False).per_class_sets == ("global", "local")

@@ -12,7 +12,7 @@ import pytest
 from finetune import tip_adapter
 from jclip.config import DataConfig, OptimConfig
 from jclip.errors import ConfigError, DataError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.train import on_features as adapt
 from jclip.train.run import Run
 from tests.recipes import toys
@@ -132,11 +132,11 @@ def test_training_equals_torch(seed, tmp_path, close):
     data, cfg = features(seed), config(train=True, alpha=2.0, beta=3.0, selection="last", seed=seed, optim=optim())
     values = np.eye(5, dtype=np.float32)[data.train_labels]
     with Run(tmp_path, {"recipe": "tip_adapter"}) as run:
-        keys, told = tip_adapter.train_keys(cfg, run, data, values, source=None)
+        keys, metrics = tip_adapter.train_keys(cfg, run, data, values, source=None)
     close(keys, torch_training(data, cfg), "trajectory", "Tip-Adapter-F: keys after 9 steps")
     with pytest.raises(AssertionError, match="differs by"):
         close(data.train, torch_training(data, cfg), "trajectory")  # it moved
-    assert set(told) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
+    assert set(metrics) == {"test_top1_last_epoch", "test_top1_best_epoch", "best_epoch"}
 
 
 def test_learning_rate_zero_is_tip_adapter(tmp_path):
@@ -221,8 +221,8 @@ def test_photos_with_trained_keys_from_folders_to_results(
     )
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    told = {k for k in result["provenance"] if k.endswith("_sha256")}
-    assert told == {"train_sha256", "val_sha256", "test_sha256", "weights_sha256"}
+    got = {k for k in result["provenance"] if k.endswith("_sha256")}
+    assert got == {"train_sha256", "val_sha256", "test_sha256", "weights_sha256"}
     metrics = result["metrics"]
     assert metrics["test_count"] == 18 and metrics["val_top1"] >= metrics["zero_shot_val_top1"]
     assert main(["eval", "run"]) == 0
@@ -284,7 +284,7 @@ def test_searching_needs_validation_photos(tmp_path):
     data = np.load(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz")
     arrays = {k: data[k] for k in data.files} | {"val_features": np.zeros((0, 16)), "val_labels": np.zeros(0, int)}
     np.savez(tmp_path / "no_val.npz", **arrays)
-    assert len(read_recorded(str(tmp_path / "no_val.npz"), 4).val) == 0
+    assert len(read_precomputed(str(tmp_path / "no_val.npz"), 4).val) == 0
     with pytest.raises(ConfigError, match="chosen on validation photos, and there are none"):
         train("smoke.yaml", tmp_path / "run", f"data.features={tmp_path / 'no_val.npz'}")
     metrics = train(

@@ -64,7 +64,7 @@ def tuned(small_models, captioned) -> list[str]:
 
 
 def test_several_captions_a_photo_are_measured_by_groups(tuned, tmp_path, monkeypatch, capsys):
-    """Each photo is decoded once, the counts are told, and the pairs' figures are apart from the groups'."""
+    """Each photo is decoded once, the counts are printed, and the pairs' figures are apart from the groups'."""
     from jclip.data import augment
 
     opened = []
@@ -73,10 +73,10 @@ def test_several_captions_a_photo_are_measured_by_groups(tuned, tmp_path, monkey
     assert train(tmp_path / "r", *tuned, "positives=both", "every=2") == 0
     assert len(opened) == 2 * 60 + 30
     assert main(["eval", str(tmp_path / "r"), "--out", str(tmp_path / "out")]) == 0
-    told = json.loads((tmp_path / "out" / "eval.json").read_text())
-    assert (told["images"], told["texts"], told["count"]) == (30, 60, 60)
-    assert told["text_retrieval_recall@5"] > told["i2t_r5"] and "by groups" in capsys.readouterr().out
-    rounded = {k: round(v, 6) for k, v in told.items() if k in metrics_of(tmp_path / "r")}
+    written = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert (written["images"], written["texts"], written["count"]) == (30, 60, 60)
+    assert written["text_retrieval_recall@5"] > written["i2t_r5"] and "by groups" in capsys.readouterr().out
+    rounded = {k: round(v, 6) for k, v in written.items() if k in metrics_of(tmp_path / "r")}
     assert rounded == {k: metrics_of(tmp_path / "r")[k] for k in rounded} and "image_retrieval_map" in rounded
     assert len((tmp_path / "out" / "ranks.csv").read_text(encoding="utf-8").splitlines()) == 61
 
@@ -105,11 +105,9 @@ def test_low_rank_updates_are_merged(small_models, tuned, tmp_path):
     found = moved(small_models["vit"], tmp_path / "r" / "model.safetensors")
     assert found and not [k for k in found if not k.endswith(("attn.in_proj_weight", "logit_scale"))]
     run = Retriever.load(tmp_path / "r")
-    told, measured = run.metrics, run.measure(tmp_path / "out")
-    assert (
-        round(measured["i2t_r1"], 6) == told["i2t_r1"] and round(measured["t2i_mean_rank"], 6) == told["t2i_mean_rank"]
-    )
-    best = int(told["best_epoch"])
+    got, measured = run.metrics, run.measure(tmp_path / "out")
+    assert round(measured["i2t_r1"], 6) == got["i2t_r1"] and round(measured["t2i_mean_rank"], 6) == got["t2i_mean_rank"]
+    best = int(got["best_epoch"])
     same = model_of(tmp_path / "r" / f"epoch_{best:03d}.safetensors")
     for k, v in model_of(tmp_path / "r" / "model.safetensors").items():
         assert np.array_equal(v, same[k]), k
@@ -117,15 +115,15 @@ def test_low_rank_updates_are_merged(small_models, tuned, tmp_path):
 
 def test_the_end_between_both_weights_is_chosen_on_validation(small_models, tuned, tmp_path, close):
     assert train(tmp_path / "r", *tuned, "mix=4", "optim.lr=3e-3") == 0
-    told = metrics_of(tmp_path / "r")
-    curve = {a: told[f"i2t_r1_at_{a:.2f}"] for a in (0, 0.25, 0.5, 0.75, 1)}
-    assert told["alpha"] == max(curve, key=curve.get) and told["i2t_r1"] == max(curve.values())
+    got = metrics_of(tmp_path / "r")
+    curve = {a: got[f"i2t_r1_at_{a:.2f}"] for a in (0, 0.25, 0.5, 0.75, 1)}
+    assert got["alpha"] == max(curve, key=curve.get) and got["i2t_r1"] == max(curve.values())
     assert train(tmp_path / "plain", *tuned, "optim.lr=3e-3") == 0
     before, after, mixed = (
         model_of(p) for p in (small_models["vit"], *(tmp_path / n / "model.safetensors" for n in ("plain", "r")))
     )
     for k, v in mixed.items():
-        wanted = (1 - told["alpha"]) * before[k] + told["alpha"] * after[k]
+        wanted = (1 - got["alpha"]) * before[k] + got["alpha"] * after[k]
         close(v, wanted, "rounding", k)
     assert curve[1] == metrics_of(tmp_path / "plain")["i2t_r1"]
 
@@ -179,10 +177,10 @@ def test_padded_squares_are_what_the_model_says_it_sees(tuned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["patch_dropout=1"], r"patch_dropout must be in \[0, 0.99\], got 1"),
-        (["patch_dropout=0.5"], "patch_dropout must be 0 for an image tower that is no plain ViT"),
+        (["patch_dropout=0.5"], "patch_dropout must be 0 for an image tower other than a plain ViT"),
         (["layer_decay=0"], r"layer_decay must be in \[0.001, 1\], got 0"),
         (["update=top", "lock.image=true"], "lock must be left out with update=top"),
         (["update=top", "top=99"], "lock.image_groups must be at most"),
@@ -195,7 +193,7 @@ def test_padded_squares_are_what_the_model_says_it_sees(tuned, tmp_path):
         (["data.val=", "mix=2", "scratch=false"], r"choosing α \(mix\) needs data.val or zero_shot"),
     ],
 )
-def test_what_can_not_work_is_told_in_one_line(settings, told, tmp_path, capsys):
+def test_what_can_not_work_is_reported_in_one_line(settings, message, tmp_path, capsys):
     assert train(tmp_path / "r", *QUICK, *settings) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and re.search(told, lines[0]), lines
+    assert len(lines) == 1 and re.search(message, lines[0]), lines

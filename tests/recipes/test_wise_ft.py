@@ -10,7 +10,7 @@ import pytest
 from finetune import wise_ft
 from jclip.config import DataConfig, OptimConfig, build
 from jclip.errors import ConfigError, DataError, MisfitError
-from jclip.features.precomputed import FeatureSet, read_recorded
+from jclip.features.precomputed import FeatureSet, read_precomputed
 from jclip.functional.metrics import top_k
 from jclip.train.configs import read_config
 from jclip.train.run import Run
@@ -165,7 +165,7 @@ def learned_of(folder):
 
 def test_alpha_zero_is_zero_shot_and_one_the_tuned_head(tmp_path):
     before, _, after = (learned_of_run(tmp_path, alpha) for alpha in (0.0, 0.5, 1.0))
-    data = read_recorded(str(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz"), 4)
+    data = read_precomputed(str(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz"), 4)
     start = wise_ft.start(data)
     _, cfg, _ = read_config(str(CONFIGS / "smoke.yaml"))
     tuned = trained(tmp_path / "alone", data, cfg)
@@ -184,7 +184,7 @@ def test_the_search_takes_the_smallest_of_the_best_on_validation(tmp_path):
     metrics = train("smoke.yaml", tmp_path, "steps=20")
     curve = [metrics[f"val_top1_at_{i / 20:.2f}"] for i in range(21)]
     assert metrics["alpha"] == curve.index(max(curve)) / 20 and metrics["val_top1"] == max(curve) > curve[0]
-    data = read_recorded(str(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz"), 4)
+    data = read_precomputed(str(CONFIGS.parent.parent / "jclip" / "assets" / "smoke_features.npz"), 4)
     head = learned_of(tmp_path)
     assert round(top_k(data.test @ head["weight"].T + head["bias"], data.test_labels), 6) == metrics["test_top1"]
 
@@ -192,7 +192,7 @@ def test_the_search_takes_the_smallest_of_the_best_on_validation(tmp_path):
 def test_real_features(shared, tmp_path):
     metrics = train("features_caltech_lvis.yaml", tmp_path)
     assert metrics["val_top1"] > metrics["zero_shot_val_top1"]
-    data = read_recorded(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
+    data = read_precomputed(str(shared / "clip_vitb32_features" / "caltech_lvis.npz"), 16)
     _, cfg, _ = read_config(str(CONFIGS / "features_caltech_lvis.yaml"))
     after, _ = torch_training(data, cfg)
     weight = 0.5 * data.scale * data.text.astype(np.float64) + 0.5 * after["weight"]
@@ -315,14 +315,14 @@ def test_towers_that_can_not_be_mixed(small_models, photo_folder, tuned, tmp_pat
 # What is refused
 
 
-@pytest.mark.parametrize("settings, told", [
+@pytest.mark.parametrize("settings, message", [
     ({"alpha": 1.5}, "alpha must be in .*, got 1.5"),
     ({"steps": 0}, r"steps in \[1, 100\], got .* and 0"),
     ({"smoothing": 1.0}, "smoothing must be in"),
     ({"clip": -1.0}, "clip at least 0"),
 ])  # fmt: skip
-def test_wrong_settings(settings, told):
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
         build(wise_ft.Config, {"data": {}, **settings}, "x.yaml")
 
 

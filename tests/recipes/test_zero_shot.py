@@ -62,8 +62,8 @@ def test_photos_agree_with_the_command(small_models, photo_folder, tmp_path, mon
         "command.json",
     ]
     assert main(["zero-shot", str(photo_folder / "test"), *options]) == 0
-    told = [json.loads((tmp_path / f"{n}.json").read_text(encoding="utf-8")) for n in ("recipe", "command")]
-    assert told[0] == told[1] and len(told[0]) == 18
+    written = [json.loads((tmp_path / f"{n}.json").read_text(encoding="utf-8")) for n in ("recipe", "command")]
+    assert written[0] == written[1] and len(written[0]) == 18
 
 
 def models_yaml(tmp_path, data: str, *members: str, **settings) -> Path:
@@ -96,8 +96,8 @@ def test_weights_are_searched_on_validation_and_kept(two, small_models, photo_fo
             assert {k: one[k] for k in metrics if "top" in k} == {k: v for k, v in metrics.items() if "top" in k}
     assert metrics["val_correct"] == max(val) and val[round(10 * found[0])] == max(val) > min(val)
     assert main(["eval", "run"]) == 0
-    told = json.loads((tmp_path / "run" / "eval.json").read_text())
-    close(told["top1"], metrics["test_top1"], "rounding")
+    written = json.loads((tmp_path / "run" / "eval.json").read_text())
+    close(written["top1"], metrics["test_top1"], "rounding")
     place = f"models.0.weights={shutil.copy(small_models['vit'], tmp_path / 'moved.safetensors')}"
     assert main(["predict", "run", str(photo_folder / "test"), place, "--out", "all.csv"]) == 0
     assert len((tmp_path / "all.csv").read_text(encoding="utf-8").splitlines()) == 19
@@ -110,8 +110,8 @@ def test_other_classes_take_the_weights_along(two, photo_folder, small_models, t
     assert "only one class" in capsys.readouterr().err
     toys.train(models_yaml(tmp_path, f"{{root: '{photo_folder}'}}", *two), tmp_path / "whole")
     assert main(["eval", "run", f"data.root={photo_folder}", "data.subset=all", "--out", "other"]) == 0
-    told = [json.loads((tmp_path / name).read_text()) for name in ("other/eval.json", "whole/result.json")]
-    assert told[0]["correct"] == told[1]["metrics"]["test_correct"] and told[0]["count"] == 18
+    written = [json.loads((tmp_path / name).read_text()) for name in ("other/eval.json", "whole/result.json")]
+    assert written[0]["correct"] == written[1]["metrics"]["test_correct"] and written[0]["count"] == 18
 
 
 def test_folders_without_parts_are_measured_whole(two, photo_folder, tmp_path):
@@ -124,13 +124,13 @@ def test_folders_without_parts_are_measured_whole(two, photo_folder, tmp_path):
 
 def test_the_fields_of_clip_benchmark(two, photo_folder, tmp_path, close):
     metrics = toys.train(models_yaml(tmp_path, f"{{root: '{photo_folder}'}}", *two), tmp_path / "run")
-    told = json.loads((tmp_path / "run" / "benchmark.json").read_text(encoding="utf-8"))
-    assert list(told) == ["dataset", "model", "pretrained", "task", "metrics", "language"]
-    assert told["metrics"].pop("acc5") is None and told["task"] == "zeroshot_classification"  # of three classes
-    close(told["metrics"].pop("acc1"), metrics["test_top1"], "rounding")
-    close(told["metrics"].pop("mean_per_class_recall"), metrics["test_mean_per_class"], "rounding")
-    assert not told["metrics"]
-    assert told["dataset"] == photo_folder.name and told["model"].count(" + ") == 1
+    written = json.loads((tmp_path / "run" / "benchmark.json").read_text(encoding="utf-8"))
+    assert list(written) == ["dataset", "model", "pretrained", "task", "metrics", "language"]
+    assert written["metrics"].pop("acc5") is None and written["task"] == "zeroshot_classification"  # of three classes
+    close(written["metrics"].pop("acc1"), metrics["test_top1"], "rounding")
+    close(written["metrics"].pop("mean_per_class_recall"), metrics["test_mean_per_class"], "rounding")
+    assert not written["metrics"]
+    assert written["dataset"] == photo_folder.name and written["model"].count(" + ") == 1
 
 
 def test_names_of_a_benchmark_stand_in_place_of_folders(small_models, photo_folder, tmp_path):
@@ -166,9 +166,9 @@ def test_eval_and_predict_see_the_classes_that_the_run_saw(small_models, photo_f
     )  # fmt: skip
     metrics = toys.train(tmp_path / "mine.yaml", tmp_path / "run")
     assert main(["eval", "run"]) == 0 and main(["predict", "run", "--out", "all.json"]) == 0
-    told = json.loads((tmp_path / "run" / "eval.json").read_text())
-    assert (told["correct"], round(told["nll"], 6)) == (metrics["test_correct"], metrics["test_nll"])
-    assert f"top-1 {told['top1']:.4f} of these photos" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert (written["correct"], round(written["nll"], 6)) == (metrics["test_correct"], metrics["test_nll"])
+    assert f"top-1 {written['top1']:.4f} of these photos" in capsys.readouterr().out
     assert main(["eval", "run", "--on", "own", f"data.root={photo_folder}", "--out", "sets"]) == 0
     assert json.loads((tmp_path / "sets" / "sets.json").read_text())["sets"]["own"]["classes"] == 3
 
@@ -187,8 +187,8 @@ def test_recorded_features_are_measured_among_the_same_classes(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     metrics = toys.train(tmp_path / "mine.yaml", tmp_path / "run")
     assert main(["eval", "run"]) == 0
-    told = json.loads((tmp_path / "run" / "eval.json").read_text())
-    assert (told["correct"], round(told["nll"], 6)) == (metrics["test_correct"], metrics["test_nll"])
+    written = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert (written["correct"], round(written["nll"], 6)) == (metrics["test_correct"], metrics["test_nll"])
 
 
 def test_photos_that_changed_since_the_run_are_reported(small_models, photo_folder, tmp_path, monkeypatch, capsys):
@@ -203,9 +203,11 @@ def test_photos_that_changed_since_the_run_are_reported(small_models, photo_fold
     shutil.copyfile(max((tmp_path / "photos" / "test").rglob("*.png")), first)
     for command in (["eval", "run"], ["predict", "run"]):
         assert main(command) == 0
-        told = capsys.readouterr().err
-        assert "the run's test photos have changed since it finished: now 18, 1 of them later than result.json" in told
-        assert f"(first: {first})" in told and "train photos" not in told
+        stderr = capsys.readouterr().err
+        assert (
+            "the run's test photos have changed since it finished: now 18, 1 of them later than result.json" in stderr
+        )
+        assert f"(first: {first})" in stderr and "train photos" not in stderr
     assert main(["eval", "run", "data.root=photos/test", "--out", "o"]) in (0, 2)
     assert "have changed" not in capsys.readouterr().err  # other data was asked for
 
@@ -230,14 +232,14 @@ def test_photos_that_change_before_the_run_ends_are_measured_as_it_saw_them(
     monkeypatch.setattr(command, "write_handed_over", after_a_change)
     assert main(["train", "mine.yaml", "--run", "run"]) == 0
     assert "have changed" not in capsys.readouterr().err
-    result, told = (json.loads((tmp_path / "run" / name).read_text()) for name in ("result.json", "eval.json"))
-    assert told["correct"] == result["metrics"]["test_correct"]
+    result, stderr = (json.loads((tmp_path / "run" / name).read_text()) for name in ("result.json", "eval.json"))
+    assert stderr["correct"] == result["metrics"]["test_correct"]
     assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) == 1 + len(test)
     test[1].unlink()
     shutil.copyfile(test[2], test[1])
     assert main(["eval", "run"]) == 0
-    told = capsys.readouterr().err
-    assert "the run's test photos have changed since it finished: now 18" in told and "train photos" not in told
+    stderr = capsys.readouterr().err
+    assert "the run's test photos have changed since it finished: now 18" in stderr and "train photos" not in stderr
 
 
 def test_1203_classes_of_lvis(shared, tmp_path):
@@ -284,8 +286,8 @@ def test_photos_of_several_classes(small_models, photo_folder, tmp_path, close):
         metrics = toys.train(tmp_path / "mine.yaml", tmp_path / run)
         close(metrics["test_map"], np.mean(wanted), "probabilities_at_100", "mAP of several classes")
         assert metrics["test_count"] == 18
-        told = json.loads((tmp_path / run / "benchmark.json").read_text())["metrics"]
-        close(told["mean_average_precision"], metrics["test_map"], "rounding")
+        written = json.loads((tmp_path / run / "benchmark.json").read_text())["metrics"]
+        close(written["mean_average_precision"], metrics["test_map"], "rounding")
     rows = (tmp_path / "list" / "per_class.csv").read_text(encoding="utf-8").splitlines()
     assert rows[1] == f"blue thing,{np.array(targets)[:, 0].sum()},{wanted[0]:.4f}"
     (tmp_path / "list.txt").write_text("none.png 0 3\n")

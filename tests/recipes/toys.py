@@ -98,7 +98,7 @@ def torch_rates(optimiser, optim: OptimConfig, total: int):
 
 
 def torch_loader(seed: tuple[int, ...], features: np.ndarray, labels: np.ndarray, size: int):
-    """Batches without end as torch tensors, shuffled anew in each pass, which drops what is left over."""
+    """Batches without end as torch tensors, reshuffled in each pass, which drops what is left over."""
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     for turn in itertools.count():
         order = np.random.default_rng((*seed, turn)).permutation(len(features))

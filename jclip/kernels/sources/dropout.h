@@ -11,12 +11,23 @@ inline uint64_t mixed(uint64_t x) {
     return x ^ (x >> 31);
 }
 
+// What an element is multiplied by: nought with probability `rate`, else 1 / (1 - rate).
+struct Dropout {
+    uint64_t first, limit;
+    float factor;
+
+    Dropout(double rate, double seed)
+        : first(mixed(uint64_t(seed) + 1)), limit(uint64_t(rate * 4294967296.0)), factor(float(1.0 / (1.0 - rate))) {}
+
+    float operator()(int64_t place) const {
+        return (mixed(first + uint64_t(place) * 0x9E3779B97F4A7C15u) >> 32) < limit ? 0.0f : factor;
+    }
+};
+
 inline void dropout_forward(const float* x, float* y, int64_t count, double rate, double seed) {
-    const uint64_t first = mixed(uint64_t(seed) + 1), step = 0x9E3779B97F4A7C15u;
-    const uint64_t limit = uint64_t(rate * 4294967296.0);
-    const float factor = float(1.0 / (1.0 - rate));
+    const Dropout dropout(rate, seed);
     #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < count; i++) y[i] = (mixed(first + uint64_t(i) * step) >> 32) < limit ? 0.0f : x[i] * factor;
+    for (int64_t i = 0; i < count; i++) y[i] = x[i] * dropout(i);
 }
 
 }  // namespace jclip

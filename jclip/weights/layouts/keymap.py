@@ -117,7 +117,7 @@ def unstacked(tensor: LazyTensor, count: int) -> list[LazyTensor]:
 
 
 def without(axes: int) -> Callable[[LazyTensor, int], list[LazyTensor]]:
-    """Remove so many leading axes of length one."""
+    """Remove that many leading axes of length one."""
 
     def flattened(tensor: LazyTensor, _: int) -> list[LazyTensor]:
         shape = tensor.shape[axes:]
@@ -127,7 +127,7 @@ def without(axes: int) -> Callable[[LazyTensor, int], list[LazyTensor]]:
 
 
 def under(axes: int) -> Callable[[list[LazyTensor]], LazyTensor]:
-    """Add so many leading axes of length one."""
+    """Add that many leading axes of length one."""
 
     def deepened(parts: list[LazyTensor]) -> LazyTensor:
         (only,) = parts
