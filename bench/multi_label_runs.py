@@ -29,5 +29,5 @@ def finished_run(folder: Path, recipe: str, name: str, seed: int, quick: bool = 
     """The finished run of one row with one seed, below `folder`."""
     module, cfg = built(recipe, name, seed, quick)
     plain = "".join(c if c.isalnum() else "_" for c in name)
-    told = f"{recipe}, {name}, seed {seed}"
-    return TaggingRun.load(KeyedRuns(folder, recipe).finished(f"{recipe}-{plain}-{seed}", module, cfg, told=told))
+    label = f"{recipe}, {name}, seed {seed}"
+    return TaggingRun.load(KeyedRuns(folder, recipe).finished(f"{recipe}-{plain}-{seed}", module, cfg, label=label))

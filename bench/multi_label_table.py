@@ -4,7 +4,7 @@
 
 Scenes of two to four things among a hundred classes; prompts learn from captions alone, whatever is chosen is chosen on
 validation scenes, and test scenes are measured once. Written are docs/multi_label_results.csv, a line for each row, seed
-and set of photos, and the tables of docs/multi_label_results.md between its marks. Runs and scores lie below --runs under
+and set of photos, and the tables of docs/multi_label_results.md and docs/zh/multi_label_results.md between their marks. Runs and scores lie below --runs under
 names that say what they are made of: what is there is not made again, so that a broken command goes on where it stopped.
 """
 
@@ -50,10 +50,14 @@ def main() -> int:
     file = args.out / "multi_label_results.csv"
     if not args.table:
         write_csv(file, measured(args.runs, args.seeds, args.quick))
-    page = args.out / "multi_label_results.md"
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    page.write_text(written(before, read(file)), encoding="utf-8")
-    print(f"written: {file}, {page}")
+    for language, page in (
+        ("en", args.out / "multi_label_results.md"),
+        ("zh", args.out / "zh" / "multi_label_results.md"),
+    ):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        before = page.read_text(encoding="utf-8") if page.is_file() else ""
+        page.write_text(written(before, read(file), language), encoding="utf-8")
+    print(f"written: {file}, multi_label_results.md beside it and in zh/")
     return 0
 
 
