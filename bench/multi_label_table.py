@@ -4,8 +4,9 @@
 
 Scenes of two to four things among a hundred classes; prompts learn from captions alone, whatever is chosen is chosen on
 validation scenes, and test scenes are measured once. Written are docs/multi_label_results.csv, a line for each row, seed
-and set of photos, and the tables of docs/multi_label_results.md and docs/zh/multi_label_results.md between their marks. Runs and scores lie below --runs under
-names that say what they are made of: what is there is not made again, so that a broken command goes on where it stopped.
+and set of photos, and, between their marks, the tables of docs/multi_label_results.md and docs/zh/multi_label_results.md.
+Runs and scores lie below --runs under names that say what they are made of: what is there is not made again, so that a
+broken command goes on where it stopped.
 """
 
 from __future__ import annotations
