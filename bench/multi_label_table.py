@@ -49,6 +49,10 @@ def main() -> int:
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # Jittor is not imported yet
     file = args.out / "multi_label_results.csv"
+    if args.quick and args.out == ROOT / "docs":
+        p.error("--quick measures next to nothing: name another --out than docs")
+    if args.table and not file.is_file():
+        p.error(f"{file} is not there: leave --table out to make it")
     if not args.table:
         write_csv(file, measured(args.runs, args.seeds, args.quick))
     for language, page in (
