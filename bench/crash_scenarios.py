@@ -166,6 +166,31 @@ def challenge_scenario() -> Scenario:
     return Scenario(lambda root: None, run)
 
 
+def embed_scenario() -> Scenario:
+    """Photos, two of them broken, with a table, into a gallery that is saved after each batch and then brought up to date."""
+    made = Path(tempfile.mkdtemp(prefix="embed-", dir=os.environ["CRASH_PLACE"]))
+    forked(lambda: _photos(made))
+
+    def run(root: Path) -> int:
+        from jclip.features import gallery_embedding
+
+        gallery_embedding.SAVE_SECONDS = 0.0
+        os.environ["JCLIP_BATCH"] = "4"
+        to = [
+            "--out",
+            str(root / "gallery"),
+            "--model",
+            "shapes-tiny-rn",
+            "--columns",
+            str(made / "table.csv"),
+            "--update",
+        ]
+        first = command("embed", str(made / "old"), "--root", str(made), *to)
+        return first or command("embed", str(made / "old"), str(made / "new"), "--root", str(made), *to)
+
+    return Scenario(lambda root: None, run)
+
+
 def retrieval_scenario() -> Scenario:
     """The retrieval challenge on a few photos of the embedded world: filling, tuning, choosing, results."""
 
@@ -200,6 +225,19 @@ def multi_label_scenario() -> Scenario:
         return command("challenge", str(config), *settings, "--runs", str(root / "runs"), f"out={root / 'results'}")
 
     return Scenario(lambda root: None, run)
+
+
+def _photos(folder: Path) -> int:
+    from jclip.data.shapes import draw_scene
+
+    for number in range(12):
+        part = folder / ("old" if number < 9 else "new")
+        part.mkdir(exist_ok=True)
+        draw_scene((number,), count=(1, 1)).render().save(part / f"{number}.png")
+    (folder / "old" / "broken.jpg").write_bytes(b"no photo")
+    (folder / "new" / "cut.png").write_bytes((folder / "old" / "1.png").read_bytes()[:200])
+    (folder / "table.csv").write_text("name,year\n0.png,2019\n10.png,2020\n")
+    return 0
 
 
 # The layer of files, without Jittor
@@ -296,6 +334,7 @@ def unsort_scenario() -> Scenario:
 
 SCENARIOS = {
     "train": train_scenario, "sweep": sweep_scenario, "convert": convert_scenario, "challenge": challenge_scenario,
+    "embed": embed_scenario,
     "retrieval": retrieval_scenario,
     "multi_label": multi_label_scenario,
     "folder": folder_scenario, "sort": sort_scenario, "link": lambda: sort_scenario("link"), "unsort": unsort_scenario,

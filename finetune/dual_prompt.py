@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from jclip.choices import Interpolation, Resize
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, warmed_sgd
 from jclip.data import known_labels, label_files, labelled_photos, multi_label
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import pair_maps, tagging
@@ -34,6 +34,7 @@ from jclip.train import run as runs
 
 TASK = "multi_label"
 NORMALISED = False  # rows of places: each has a length of its own
+LEARNS_FROM_LABELS = True  # of photos, which files of its scores say
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,7 @@ class Config:
     negative_power: float = 2.0  # γ-
     positive_power: float = 1.0  # γ+
     clip: float = 0.05
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(
-            name="sgd",
-            lr=2e-3,
-            weight_decay=5e-4,
-            schedule="epoch_cosine",
-            warmup=1,
-            warmup_lr=1e-5,
-            epochs=50,
-            batch=32,
-        )
-    )  # the authors'
+    optim: OptimConfig = field(default_factory=lambda: warmed_sgd(lr=2e-3, epochs=50, batch=32))  # the authors'
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
 
@@ -202,6 +192,11 @@ def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.nda
         return {"local": scores, "merged": scores}
 
     return parts
+
+
+def window_scorer(learned: dict[str, np.ndarray], cfg: Config) -> pair_maps.PairScorer:
+    """What scores a photo and its windows, see `jclip.features.window_scores`."""
+    return pair_maps.PairScorer(learned, cfg)
 
 
 def tagger(folder: Path, config: Config) -> tagging.Scorer:
