@@ -37,6 +37,8 @@ setup(
         "hub": ["huggingface_hub>=0.25"],
         "tensorboard": ["tensorboardX>=2.6,<3"],  # writes `log: tensorboard`; to look at it: pip install tensorboard
         "heic": ["pillow-heif>=0.16"],
+        "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
+        "parquet": ["pyarrow>=15,<26"],  # clip-retrieval's metadata
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",

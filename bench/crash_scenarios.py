@@ -138,10 +138,10 @@ def _convert(source: Path, target: Path, dtype: str) -> int:
     return command("convert", str(source), str(target), "--dtype", dtype)
 
 
-def _small_model(path: Path) -> int:
-    from tests.toys import SMALL_VIT, toy_file
+def _small_model(path: Path, resnet: bool = False) -> int:
+    from tests.toys import SMALL_RESNET, SMALL_VIT, toy_file
 
-    shutil.copyfile(toy_file(path.parent / "toy", SMALL_VIT), path)
+    shutil.copyfile(toy_file(path.parent / "toy", SMALL_RESNET if resnet else SMALL_VIT), path)
     return 0
 
 
@@ -164,6 +164,80 @@ def challenge_scenario() -> Scenario:
         return command("challenge", *settings, "--runs", str(root / "runs"), f"out={root / 'results'}")
 
     return Scenario(lambda root: None, run)
+
+
+def embed_scenario() -> Scenario:
+    """Photos, two of them broken, with a table, into a gallery that is saved after each batch and then brought up to date."""
+    made = Path(tempfile.mkdtemp(prefix="embed-", dir=os.environ["CRASH_PLACE"]))
+    forked(lambda: _photos(made))
+
+    def run(root: Path) -> int:
+        from jclip.features import gallery_embedding
+
+        gallery_embedding.SAVE_SECONDS = 0.0
+        os.environ["JCLIP_BATCH"] = "4"
+        to = [
+            "--out",
+            str(root / "gallery"),
+            "--model",
+            "shapes-tiny-rn",
+            "--columns",
+            str(made / "table.csv"),
+            "--update",
+        ]
+        first = command("embed", str(made / "old"), "--root", str(made), *to)
+        return first or command("embed", str(made / "old"), str(made / "new"), "--root", str(made), *to)
+
+    return Scenario(lambda root: None, run)
+
+
+def retrieval_scenario() -> Scenario:
+    """The retrieval challenge on a few photos of the embedded world: filling, tuning, choosing, results."""
+
+    def run(root: Path) -> int:
+        from jclip.train import loop
+
+        loop.SAVE_SECONDS = 0.0
+        settings = [
+            "tune.mix=1", "tune.optim={epochs: 2, batch: 16, lr: 2e-4}", "rules=[none, shapes-bare]",
+            "rerank=[{kind: none}, {kind: expand, k: 3}]", f"out={root / 'results'}",
+        ]  # fmt: skip
+        return command("challenge", "retrieval_challenge_shapes.yaml", *settings, "--runs", str(root / "runs"))
+
+    return Scenario(lambda root: None, run)
+
+
+def multi_label_scenario() -> Scenario:
+    """The challenge of several labels in small: captions, three models from each other, scores of two parts, the result."""
+    from tests.recipes.multi_label_folder import write_folder
+
+    made = Path(tempfile.mkdtemp(prefix="multi-label-", dir=os.environ["CRASH_PLACE"]))
+    forked(lambda: _small_model(made / "resnet.safetensors", resnet=True))
+    config = write_folder(made / "contest", str(made / "resnet.safetensors"))
+    settings = [f"data.{part}={config.parent / f'{part}.jsonl'}" for part in ("val", "test")]
+    settings += [f"data.root={config.parent}", "choose=[windows, merge, ensemble]"]
+
+    def run(root: Path) -> int:
+        from jclip.report import window_files
+        from jclip.train import loop
+
+        loop.SAVE_SECONDS, window_files.PHOTOS_OF_PART = 0.0, 2
+        return command("challenge", str(config), *settings, "--runs", str(root / "runs"), f"out={root / 'results'}")
+
+    return Scenario(lambda root: None, run)
+
+
+def _photos(folder: Path) -> int:
+    from jclip.data.shapes import draw_scene
+
+    for number in range(12):
+        part = folder / ("old" if number < 9 else "new")
+        part.mkdir(exist_ok=True)
+        draw_scene((number,), count=(1, 1)).render().save(part / f"{number}.png")
+    (folder / "old" / "broken.jpg").write_bytes(b"no photo")
+    (folder / "new" / "cut.png").write_bytes((folder / "old" / "1.png").read_bytes()[:200])
+    (folder / "table.csv").write_text("name,year\n0.png,2019\n10.png,2020\n")
+    return 0
 
 
 # The layer of files, without Jittor
@@ -260,5 +334,8 @@ def unsort_scenario() -> Scenario:
 
 SCENARIOS = {
     "train": train_scenario, "sweep": sweep_scenario, "convert": convert_scenario, "challenge": challenge_scenario,
+    "embed": embed_scenario,
+    "retrieval": retrieval_scenario,
+    "multi_label": multi_label_scenario,
     "folder": folder_scenario, "sort": sort_scenario, "link": lambda: sort_scenario("link"), "unsort": unsort_scenario,
 }  # fmt: skip

@@ -64,7 +64,7 @@ class Config:
     accumulate: int = 1  # batches of optim.batch that share one step and one matrix of scores
     recompute: bool = False  # blocks are computed again in the backward pass: far less memory, a third more time
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
-    update: Literal["full", "top", "lora"] = "full"
+    update: Literal["full", "top", "lora", "none"] = "full"  # none: the weights are measured as they are
     top: int = 2  # groups of each tower that update=top trains: 1 is the projection, 2 adds the last block
     lora: LowRank = field(default_factory=lambda: LowRank(rank=8, dropout=0.0))
     lock: Lock = field(default_factory=Lock)
@@ -118,6 +118,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
     kernels.products_in(cfg.dtype)  # refuses what the device can't do before anything is computed
     model, preprocess = start_model(cfg, run)
+    if cfg.update == "none":
+        return measured(cfg, run, model, preprocess)
     train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
     check(cfg, train, val)
@@ -147,6 +149,17 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     mixed = mixed_end(cfg, model, before, after, evaluate) if cfg.mix else {}
     clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
     return {**kept_metrics(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
+
+
+def measured(cfg: Config, run: runs.Run, model, preprocess: preprocessing.Preprocess) -> dict[str, float]:
+    """Retrieval among the validation pairs by the weights as they are, by pairs and by groups. Raises `ConfigError`."""
+    val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
+    if val is None:
+        raise ConfigError("update=none measures: set data.val to a table of captions")
+    with clip.inference(model):
+        encoded = caption_features.encode_pairs(model, val, preprocess)
+    clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
+    return {**encoded.report(), **encoded.grouped()}
 
 
 def kept_metrics(cfg: Config, outcome: loop.Outcome) -> dict[str, float]:

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from jclip.choices import Interpolation, Resize
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, warmed_sgd
 from jclip.data import known_labels, label_files, labelled_photos, multi_label
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import pair_maps, tagging
@@ -34,6 +34,7 @@ from jclip.train import run as runs
 
 TASK = "multi_label"
 NORMALISED = False  # rows of places: each has a length of its own
+LEARNS_FROM_LABELS = True  # of photos, which files of its scores say
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,16 @@ class Config:
     winner: Literal["pp_norm", "pp_plus"] = (
         "pp_norm"  # of dualcoop_pp: what the best class at a place does to the others
     )
-    loss: Literal["pair", "difference"] = (
-        "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-), a photo's mean
+    loss: Literal["pair", "difference", "ranking"] = (
+        "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-),
     )
+    # a photo's mean; text_as_image's of S+ - S-, a photo's mean, which needs far fewer photos
+    margin: float = 1.0  # of the ranking loss
     loss_weight: float = 0.03
     negative_power: float = 2.0  # γ-
     positive_power: float = 1.0  # γ+
     clip: float = 0.05
-    optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(
-            name="sgd",
-            lr=2e-3,
-            weight_decay=5e-4,
-            schedule="epoch_cosine",
-            warmup=1,
-            warmup_lr=1e-5,
-            epochs=50,
-            batch=32,
-        )
-    )  # the authors'
+    optim: OptimConfig = field(default_factory=lambda: warmed_sgd(lr=2e-3, epochs=50, batch=32))  # the authors'
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
 
@@ -95,6 +87,7 @@ class Config:
             (self.loss_weight > 0, "loss_weight", "above 0"),
             (min(self.negative_power, self.positive_power) >= 0, "negative_power", "at least 0, and positive_power"),
             (0 <= self.clip < 1, "clip", "in [0, 1)"),
+            (self.margin >= 0, "margin", "at least 0"),
         )
         for holds, name, phrase in must:
             if not holds:
@@ -202,6 +195,11 @@ def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.nda
         return {"local": scores, "merged": scores}
 
     return parts
+
+
+def window_scorer(learned: dict[str, np.ndarray], cfg: Config) -> pair_maps.PairScorer:
+    """What scores a photo and its windows, see `jclip.features.window_scores`."""
+    return pair_maps.PairScorer(learned, cfg)
 
 
 def tagger(folder: Path, config: Config) -> tagging.Scorer:

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from jclip.choices import PreprocessChoice
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, warmed_sgd
 from jclip.data import lexicons
 from jclip.errors import ConfigError
 from jclip.features import photo_maps, sentence_features, tagging
@@ -77,16 +77,7 @@ class Config:
     bank: int = 0  # nearest captions that a photo's global feature is pulled towards; 0: none
     bank_mix: float = 0.5
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(
-            name="sgd",
-            lr=1e-4,
-            weight_decay=5e-4,
-            schedule="epoch_cosine",
-            warmup=1,
-            warmup_lr=1e-5,
-            epochs=20,
-            batch=512,
-        )
+        default_factory=lambda: warmed_sgd(lr=1e-4, epochs=20, batch=512)
     )  # the authors' for VOC2007 and COCO
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
@@ -178,6 +169,11 @@ def part_scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.nda
         return {"global": scored.whole, "local": scored.places, "merged": scored.merged(share)}
 
     return score
+
+
+def window_scorer(learned: dict[str, np.ndarray], cfg: Config) -> photo_maps.MapScorer:
+    """What scores a photo and its windows, see `jclip.features.window_scores`."""
+    return photo_maps.MapScorer(learned, cfg)
 
 
 def tagger(folder: Path, config: Config) -> tagging.Scorer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -126,6 +127,22 @@ def of_models(cfg: Config) -> tuple[precomputed.FeatureSet, Learned, int]:
 
 def run_multi_label(cfg: Config, run: runs.Run) -> dict[str, float]:
     """The run on photos of several classes each: their mAP, and per_class.csv."""
+    figures, classes = multi_label_figures(cfg, run.file("per_class.csv"), run)
+    write_benchmark(cfg, run, figures, classes)
+    return figures
+
+
+def measured_again(cfg: Config, out: Path) -> dict[str, float]:
+    """`eval` of a run on photos of several classes each, whose text comes anew of the config: eval.json, per_class.csv."""
+    figures = {
+        name.removeprefix("test_"): value for name, value in multi_label_figures(cfg, out / "per_class.csv")[0].items()
+    }
+    evaluation.write_json(out / "eval.json", figures)
+    return figures
+
+
+def multi_label_figures(cfg: Config, table_file: Path, run: runs.Run | None = None) -> tuple[dict[str, float], int]:
+    """mAP and the number of the test photos, and how many classes there are; writes the table of the classes."""
     found = labelled_photos.read_labelled_photos(cfg.data)
     rows, scores = whole_scores(cfg, run, found) if cfg.method == "whole" else place_scores(cfg, run, found)
     if cfg.normalise == "image+class":
@@ -133,35 +150,34 @@ def run_multi_label(cfg: Config, run: runs.Run) -> dict[str, float]:
     targets = found.targets[rows]
     precisions = multi_label_metrics.average_precision_per_class(scores, targets)
     table = zip(found.classnames, (targets == 1).sum(axis=0), precisions, strict=True)
-    evaluation.write_csv(
-        run.file("per_class.csv"), ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table]
-    )
+    evaluation.write_csv(table_file, ["class", "n", "ap"], [[name, n, f"{ap:.4f}"] for name, n, ap in table])
     figures = {"test_map": multi_label_metrics.mean_over_classes(precisions), "test_count": len(rows)}
-    write_benchmark(cfg, run, figures, len(found.classnames))
-    return figures
+    return figures, len(found.classnames)
 
 
-def whole_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
+def whole_scores(cfg: Config, run: runs.Run | None, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the photos that decode, and scores of the whole photos, by all models."""
     together = sources.SideBySide.of(members(cfg))
     mixture = mixture_for(cfg, together, found.classnames, {"test": found.split})
     rows, features = extraction.extract(together, found.split, on_error=cfg.data.on_error, label="test")
-    run.note(weights_sha256=together.weights_sha256, test_sha256=found.split.digest())
-    one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
-    run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
+    if run:
+        run.note(weights_sha256=together.weights_sha256, test_sha256=found.split.digest())
+        one = {"text": mixture.heads[0].prompts, "scale": np.array([mixture.heads[0].scale])}
+        run.save_learned(mixture.arrays() if cfg.models else one, classnames=found.classnames, width=mixture.width)
     return rows, mixture(features)
 
 
-def place_scores(cfg: Config, run: runs.Run, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
+def place_scores(cfg: Config, run: runs.Run | None, found: label_files.PhotoLabels) -> tuple[np.ndarray, np.ndarray]:
     """Scores by `cfg.method`, which reads a photo's places."""
     source, paths = members(cfg)[0].source(), found.paths
     names = class_names.read_background(cfg.background)
     tagger = tagging.Tagger(source, found.classnames, cfg.templates, names, cfg.method)
     scored = tagger.scored(paths, cfg.data.on_error, "test")
-    run.note(weights_sha256=source.weights_sha256, test_sha256=found.split.digest(), method=tagger.method)
-    head = heads.zero_shot_head(source, prompts_of(found.classnames, cfg.templates))
-    learned = {"text": head.weights, "scale": np.array([head.scale])}
-    run.save_learned(learned, classnames=found.classnames, width=source.width)
+    if run:
+        run.note(weights_sha256=source.weights_sha256, test_sha256=found.split.digest(), method=tagger.method)
+        head = heads.zero_shot_head(source, prompts_of(found.classnames, cfg.templates))
+        learned = {"text": head.weights, "scale": np.array([head.scale])}
+        run.save_learned(learned, classnames=found.classnames, width=source.width)
     row = {path: number for number, path in enumerate(paths)}
     return np.array([row[path] for path in scored.photos]), scored.scores
 

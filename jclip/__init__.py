@@ -14,6 +14,7 @@ _HOMES = {
     "Tokenizer": "prompts.tokenizer",
     "Preprocess": "data.preprocess",
     "ModelSource": "features.source",
+    "Gallery": "features.gallery",
     "CLIPConfig": "weights.variants",
     "VARIANTS": "weights.variants",
     "JclipError": "errors",

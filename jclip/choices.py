@@ -21,6 +21,8 @@ WindowFit = Literal["squash", "center_crop", "pad"]
 FusionForm = Literal["plain", "sim_var", "var_sim_var", "mean", "max", "topk_mean", "logsumexp"]  # of windows' scores
 WINDOW_MODES, WINDOW_FITS, FUSION_FORMS = map(get_args, (WindowMode, WindowFit, FusionForm))
 RESIZES, VIEWS, MODES, MIXES, TAG_METHODS = map(get_args, (Resize, TestViews, Mode, Mix, TagMethod))
+GALLERY_DTYPES = ("fp16", "fp32")  # of stored features
+INDEX_KINDS = ("auto", "exact", "hnsw", "ivf", "pq")  # see `jclip.features.gallery_index`
 LARGEST_SIZE = 4096  # pixels of a side: a batch of 64 photos of that size takes 13 GB
 LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
 

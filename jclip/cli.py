@@ -11,6 +11,7 @@ from jclip.errors import UnknownName, fail, guarded, say
 RECIPES = "finetune"
 GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
     "look": {
+        "search": ("jclip.commands.search:main", "find photos by texts and by other photos, untrained"),
         "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
         "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),
@@ -20,7 +21,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "sweep": ("jclip.commands.sweep:sweep", "run configs over a grid of settings: shots, seeds, learning rates"),
         "challenge": (
             "jclip.commands.challenge:challenge",
-            "run Jittor's few-shot challenge, from photos to results file",
+            "run a whole challenge, from its files to the results file",
         ),
         "recipes": ("jclip.commands.recipes:recipes", "list the recipes and their configs"),
     },
@@ -38,6 +39,9 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "captions": ("jclip.commands.caption_files:main", "label captions by class names, or make captions of names"),
         "boxes": ("jclip.commands.convert_boxes:main", "check, convert and join files of phrases with boxes"),
         "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
+        "embed": ("jclip.commands.embed:main", "embed photos into a gallery, once, for search"),
+        "index": ("jclip.commands.index:main", "build an index over a large gallery"),
+        "duplicates": ("jclip.commands.duplicates:main", "group photos that show nearly the same"),
         "fill": ("jclip.commands.fill:main", "fill missing attributes of photos by zero-shot"),
         "unsort": ("jclip.commands.unsort:main", "undo `--sort-into` of predict and tag"),
     },

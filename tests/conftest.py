@@ -87,7 +87,7 @@ def use_cache(folder: str | Path, setattr) -> None:
     before = jclip.paths.cache_dir
 
     def cache_dir(*parts: str) -> Path:
-        if parts and parts[0] in ("features", "classifiers", "hashes", "weights"):
+        if parts and parts[0] in ("features", "classifiers", "hashes", "weights", "queries", "galleries", "columns"):
             below = Path(folder).joinpath(*parts)
             below.mkdir(parents=True, exist_ok=True)
             return below

@@ -81,7 +81,10 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in
         "also write a contact sheet, such as sheet.png or sheet.html",
         {"type": nonempty, "metavar": "FILE"},
     ),
-    "--top": ("classes per photo in the results", {"type": whole(1, MOST_CLASSES), "metavar": "N"}),
+    "--top": (
+        "how many of the best to give: classes of a photo, photos of a query",
+        {"type": whole(1, MOST_CLASSES), "metavar": "N"},
+    ),
     "--on-error": ("what to do with photos that do not decode", {"choices": ("stop", "skip")}),
     "--dry-run": ("show what would be done, change nothing", {"action": "store_true"}),
     "--seed": ("random seed", {"type": whole(0, 2**32 - 1), "metavar": "N"}),

@@ -27,7 +27,7 @@ from jclip.prompts.templates import class_prompts, load_templates
 from jclip.report import predictions
 from jclip.report.predictor import Classifier, unlabelled
 from jclip.train.configs import files_named_in
-from jclip.train.keyed_runs import KeyedRuns
+from jclip.train.keyed_runs import KeyedRuns, state_of
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -106,7 +106,6 @@ class Config:
 
 ON = (TUNED, "given")
 SPENT = ("seconds", "peak MiB")
-UNTIL = {"tune": "train1.sh", "members": "train2.sh", "results": "test.sh"}
 
 
 class Pipeline:
@@ -189,10 +188,28 @@ class Pipeline:
 
     def finished(self, member: str, backbone: str, model: str, sha256: str) -> Classifier:
         """The member's run on weights `model`, made now unless that was done before."""
-        made_of = [sha256, self.photos.train.digest(), self.photos.val.digest()]
-        name = f"{member}-{self.sources[backbone].checkpoint.path.stem}"
-        label = f"{member}, {backbone}"
-        return Classifier.load(self._runs.finished(name, *self.settings(member, model), made_of, label))
+        name, made_of = self._named(member, backbone), self._made_of(sha256)
+        return Classifier.load(
+            self._runs.finished(name, *self.settings(member, model), made_of, f"{member}, {backbone}")
+        )
+
+    def _named(self, member: str, backbone: str) -> str:
+        return f"{member}-{self.sources[backbone].checkpoint.path.stem}"
+
+    def _made_of(self, sha256: str) -> list[str]:
+        return [sha256, self.photos.train.digest(), self.photos.val.digest()]
+
+    def plan(self) -> str:
+        """The steps as a table, each with its folder and whether it is done; nothing is run."""
+        rows = []
+        for name, source in self.sources.items():
+            made_of = self._made_of(source.checkpoint.sha256)
+            settings = self.settings(TUNED, str(source.checkpoint.path))
+            folder = self._runs.folder_of(self._named(TUNED, name), *settings, made_of)
+            rows.append(["tune", name, str(folder), state_of(folder)])
+        rows += [["members", member, "on the best of these", ""] for member in self.cfg.needed]
+        rows.append(["results", f"{len(self.to_label)} photos", str(results_of(self.cfg)[0]), ""])
+        return predictions.table(["step", "of", "folder", ""], rows)
 
     def tune(self) -> str:
         """Tunes each backbone, shows how they do, and returns the one that is best on validation photos."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jclip.commands.challenge_steps import Config, Pipeline, parameters, results_of
-from jclip.config import to_json, to_values
+from jclip.config import build, to_json, to_values
 from jclip.errors import say
 from jclip.features.source import ModelSource, source_of
 from jclip.functional.metrics import top_k
@@ -18,6 +19,21 @@ from jclip.report.predictor import Classifier
 from jclip.train.run_facts import provenance
 
 Members = Mapping[str, Classifier]
+STEPS = ("tune", "members", "results")  # of train1.sh, train2.sh and test.sh
+
+
+def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool) -> None:
+    """The few-shot challenge of a YAML's `values` up to the step `until`, its runs below `folder`."""
+    work = Pipeline(build(Config, values, place), folder, place)
+    work.check()
+    if dry_run:
+        say(work.plan())
+        return
+    best = work.tune()
+    if until != "tune":
+        members = work.train(best)
+        if until == "results":
+            submit(work, members)
 
 
 def submit(work: Pipeline, members: Members) -> None:

@@ -23,7 +23,7 @@ from jclip.train.run_folder import adding_to, is_run
 def evaluate(argv: list[str]) -> int:
     """Measures a finished run on its own test photos, or on others that data.… settings name. Writes eval.json,
     per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder; of a run of image-caption
-    pairs eval.json and ranks.csv."""
+    pairs eval.json, ranks.csv and predictions.jsonl."""
     p = Parser("jclip eval", description=evaluate.__doc__)
     add_shared(p, "RUN")
     p.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ from jclip.paths import is_file, replacing
 from jclip.report.predictions import table
 
 PARTS = ("captions", "single", "hard")
+LISTED = ("pairs", "whole_sets", "subsets")  # of `templates`: files of their own, too
+Sets = list[tuple[int, ...]]  # labels of classes that are named together
 
 
 @dataclass(frozen=True)
@@ -102,31 +104,52 @@ def read_config(path: Path, overrides: Sequence[str]) -> Config:
 def generate(config: str, overrides: Sequence[str], out: str | None, dry_run: bool) -> int:
     """Writes sets.jsonl, captions.jsonl, single.jsonl, hard.jsonl, all.jsonl and report.json to a folder."""
     cfg = read_config(Path(config), overrides)
-    lexicon = load_lexicon(cfg.classes, cfg.lexicon)
-    hard = _labels(cfg.hard, lexicon, "hard")
-    partner = _labels([cfg.partner], lexicon, "partner")[0] if cfg.partner else None
-    given = read_sets(Path(cfg.sets), lexicon) if cfg.sets else None
     folder = Path(out) if out else None
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out must be a folder, got a file: {folder}")
-    if cfg.generator == "openai":
-        made = _asked(cfg, lexicon, hard, folder, dry_run or cfg.dry_run)
+    dry_run = dry_run or cfg.dry_run
+    if make(cfg, load_lexicon(cfg.classes, cfg.lexicon), folder, dry_run) is not None:
+        say("nothing is written" if dry_run or folder is None else f"written: {folder}")
+    return 0
+
+
+def make(
+    cfg: Config, lexicon: Lexicon, folder: Path | None, dry_run: bool = False, given: LabelledCaptions | None = None
+) -> dict[str, Any] | None:
+    """Makes the captions of a config, writes them to `folder`, and returns the report, which is printed.
+
+    given: captions with labels, in the place of generated ones; then sets are of the classes that they name together. None
+    for a dry run that would ask a chat server: printed is what would be asked.
+    """
+    hard, partner = hard_and_partner(cfg, lexicon)
+    known = read_sets(Path(cfg.sets), lexicon) if cfg.sets else None
+    if given is None and cfg.generator == "openai":
+        made = _asked(cfg, lexicon, hard, folder, dry_run)
         if made is None:
-            return 0
+            return None
     else:
-        made = _from_templates(cfg, lexicon, hard, partner, given)
-    sets = made.sets if given is None else given
-    everything = _all(cfg, lexicon, made, sets, hard, partner)
+        captions = (
+            template_captions(lexicon, cfg.seed, cfg.count or None, cfg.min_per_class) if given is None else given
+        )
+        made = _with_sentences(captions, lexicon, hard, partner, known)
+    parts = _parts(cfg, lexicon, made, made.sets if known is None else known)
+    everything = joined([*parts.values()])
+    if cfg.max_per_class:
+        everything = everything.at(balanced_rows(everything.targets, cfg.max_per_class, cfg.seed))
     report = _report(cfg, lexicon, made, everything)
     say(_report_table(report))
-    if short := report["classes_below_min_per_class"]:
+    if given is None and (short := report["classes_below_min_per_class"]):
         notice(f"{len(short)} classes are named by fewer than {cfg.min_per_class} captions: {', '.join(short):.400}")
-    if dry_run or cfg.dry_run or folder is None:
-        say("nothing is written")
-        return 0
-    _write(folder, lexicon, made, sets, everything, report)
-    say(f"written: {folder}")
-    return 0
+    if not dry_run and folder is not None:
+        files = {part: getattr(made, part) for part in PARTS} | {k: v for k, v in parts.items() if k in LISTED}
+        _write(folder, lexicon, {**files, "all": everything}, made.sets if known is None else known, report)
+    return report
+
+
+def hard_and_partner(cfg: Config, lexicon: Lexicon) -> tuple[list[int], int | None]:
+    """Labels of the hard classes, and of the one that they are paired with. Raises `UnknownName`."""
+    partner = _labels([cfg.partner], lexicon, "partner")[0] if cfg.partner else None
+    return _labels(cfg.hard, lexicon, "hard"), partner
 
 
 def _labels(names: Iterable[str], lexicon: Lexicon, key: str) -> list[int]:
@@ -140,16 +163,15 @@ def _labels(names: Iterable[str], lexicon: Lexicon, key: str) -> list[int]:
     return [*dict.fromkeys(found)]
 
 
-def _from_templates(
-    cfg: Config, lexicon: Lexicon, hard: Sequence[int], partner: int | None, given: list[tuple[int, ...]] | None
+def _with_sentences(
+    captions: LabelledCaptions, lexicon: Lexicon, hard: Sequence[int], partner: int | None, known: Sets | None
 ) -> Made:
-    captions = template_captions(lexicon, cfg.seed, cfg.count or None, cfg.min_per_class)
     sets = _sets_of(captions)
-    parts = hard_sentences(lexicon, hard, sets if given is None else given, partner) if hard else captions.at([])
-    return Made(sets, captions, single_sentences(lexicon), parts)
+    own = hard_sentences(lexicon, hard, sets if known is None else known, partner) if hard else captions.at([])
+    return Made(sets, captions, single_sentences(lexicon), own)
 
 
-def _sets_of(captions: LabelledCaptions) -> list[tuple[int, ...]]:
+def _sets_of(captions: LabelledCaptions) -> Sets:
     """The classes that each caption names, where these are several."""
     named = (tuple(np.flatnonzero(row == 1).tolist()) for row in captions.targets)
     return [own for own in named if len(own) > 1]
@@ -188,26 +210,19 @@ def _asked(cfg: Config, lexicon: Lexicon, hard: Sequence[int], folder: Path | No
     return made
 
 
-def _all(
-    cfg: Config, lexicon: Lexicon, made: Made, sets: list[tuple[int, ...]], hard: Sequence[int], partner: int | None
-) -> LabelledCaptions:
-    """All captions in the order of the training list: captions, sentences of one class, pairs, sets, parts of sets, hard."""
-    parts = [made.captions]
-    if cfg.generator == "openai":
-        parts.append(made.single)
-    if cfg.templates.single:
-        parts.append(single_sentences(lexicon))
+def _parts(cfg: Config, lexicon: Lexicon, made: Made, sets: Sets) -> dict[str, LabelledCaptions]:
+    """All captions by part, in the order of the training list."""
+    parts = {"captions": made.captions}
+    if cfg.generator == "openai" or cfg.templates.single:
+        singles = [made.single] if cfg.generator == "openai" else []
+        parts["singles"] = joined([*singles, *([single_sentences(lexicon)] if cfg.templates.single else [])])
     if cfg.templates.pairs:
-        parts.append(pair_sentences(lexicon))
+        parts["pairs"] = pair_sentences(lexicon)
     if cfg.templates.sets:
-        parts.append(set_sentences(lexicon, sets))
+        parts["whole_sets"] = set_sentences(lexicon, sets)
     if cfg.templates.subsets:
-        parts.append(subset_sentences(lexicon, sets, cfg.seed))
-    parts.append(made.hard)
-    everything = joined(parts)
-    if cfg.max_per_class:
-        everything = everything.at(balanced_rows(everything.targets, cfg.max_per_class, cfg.seed))
-    return everything
+        parts["subsets"] = subset_sentences(lexicon, sets, cfg.seed)
+    return {**parts, "hard": made.hard}
 
 
 def _report(cfg: Config, lexicon: Lexicon, made: Made, everything: LabelledCaptions) -> dict[str, Any]:
@@ -253,19 +268,14 @@ def _report_table(report: dict[str, Any]) -> str:
 
 
 def _write(
-    folder: Path,
-    lexicon: Lexicon,
-    made: Made,
-    sets: Sequence[tuple[int, ...]],
-    everything: LabelledCaptions,
-    report: dict,
+    folder: Path, lexicon: Lexicon, files: Mapping[str, LabelledCaptions], sets: Sets, report: dict[str, Any]
 ) -> None:
+    """The report is written last."""
     names = lexicon.classnames
     lines = (to_json({"names": [names[label] for label in own]}) for own in sets)
     with replacing(folder / "sets.jsonl") as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    for part in PARTS:
-        write_captions(folder / f"{part}.jsonl", getattr(made, part))
-    write_captions(folder / "all.jsonl", everything)
+    for part, captions in files.items():
+        write_captions(folder / f"{part}.jsonl", captions)
     with replacing(folder / "report.json") as temporary:
         temporary.write_text(f"{to_json(report, indent=1)}\n", encoding="utf-8")

@@ -31,7 +31,7 @@ def label(files: Sequence[str], args: argparse.Namespace) -> int:
     refuse_overwriting([out, report_file], files)
     everything, read = label_files([Path(file) for file in files], Labeller(lexicon), args.max_bad)
     named = np.flatnonzero((everything.targets == 1).any(axis=1))
-    _check_language(everything, len(named), files)
+    check_language(everything, len(named), files)
     kept = everything.at(named)
     if args.max_per_class:
         kept = kept.at(balanced_rows(kept.targets, args.max_per_class, args.seed))
@@ -49,8 +49,8 @@ def label(files: Sequence[str], args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_language(captions: LabelledCaptions, named: int, files: Sequence[str]) -> None:
-    """Raises `DataError` where no caption names a class; reports where few do."""
+def check_language(captions: LabelledCaptions, named: int, files: Sequence[str]) -> None:
+    """Raises `DataError` where no caption names a class; reports where few do. named: how many do."""
     if named >= FEW_NAMED * len(captions):
         return
     foreign = sum(map(in_another_script, captions.texts))

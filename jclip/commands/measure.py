@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from jclip.commands.arguments import number
-from jclip.commands.measure_options import RULES, check, parser
+from jclip.commands.measure_options import KINDS, RULES, check, parser
 from jclip.data import class_names, label_files, multi_label_sets
 from jclip.errors import ConfigError, DataError, UnknownName, notice, quoted, say
 from jclip.functional import calibration, multi_label_metrics, score_ensemble
 from jclip.paths import is_file, refuse_overwriting
 from jclip.readers import strict_yaml
-from jclip.report import calibration_file, evaluation, multi_label_report, score_files
+from jclip.report import calibration_file, ensemble_files, evaluation, multi_label_report, score_files
 
 
 def measure(argv: list[str]) -> int:
@@ -34,16 +34,18 @@ def measure(argv: list[str]) -> int:
         *named,
         *(name.rpartition(":")[0] for name in named),
         args.columns,
+        args.ensemble,
         args.threshold,
         args.classes,
         args.images,
     ]
     refuse_overwriting([args.out, args.per_class, args.calibrate], filter(None, inputs))
+    rule = rule_of(args) if args.ensemble else None
     files, labels = matched(*read_all(args), args.common)
     merge = merge_of(args.merge, files, labels)
     files = [scores.with_merged(merge) for scores in files] if merge is not None else files
     settings = settings_of(args, labels)
-    ensemble = together(args, files, labels) if args.ensemble else None
+    ensemble = together(args, files, rule) if rule else None
     rows = rows_of(files, labels, settings, last=not ensemble)
     if ensemble:
         rows.append(row_of("ensemble", ensemble_name(args), ensemble, labels, settings))
@@ -173,6 +175,7 @@ def rows_of(
             labels.targets,
             settings if last and n == len(parts) else others,
             decided=scores.decided,
+            comparable=scores.comparable,
         )
         for n, (scores, part, matrix) in enumerate(parts, start=1)
     ]
@@ -181,38 +184,41 @@ def rows_of(
 def row_of(
     name: str,
     part: str,
-    ensemble: score_ensemble.Ensemble,
+    ensemble: score_files.Scores,
     labels: label_files.PhotoLabels,
     settings: multi_label_report.Settings,
 ) -> multi_label_report.Measured:
     """The row of an ensemble."""
 
     return multi_label_report.measured(
-        name, part, ensemble.scores, labels.targets, settings, comparable=ensemble.comparable
+        name, part, ensemble.main, labels.targets, settings, comparable=ensemble.comparable
     )
 
 
 def ensemble_name(args: argparse.Namespace) -> str:
     """`weighted 0.8`, for the table."""
+    if args.ensemble not in KINDS:
+        return Path(args.ensemble).stem
     return f"{args.ensemble} {args.rho:g}" if args.rho is not None else args.ensemble
 
 
-def together(
-    args: argparse.Namespace, files: Sequence[score_files.Scores], labels: label_files.PhotoLabels
-) -> score_ensemble.Ensemble:
-    """All score files as one."""
-
-    if decided := [scores.name for scores in files if scores.decided]:
-        raise ConfigError(f"an ensemble needs scores, got a list of predicted labels: {decided[0]}")
-    matrices = {scores.name: scores.main for scores in files}
-    if len(matrices) < len(files):
-        raise ConfigError(f"score files of an ensemble need different names, got {', '.join(s.name for s in files)}")
+def rule_of(args: argparse.Namespace) -> ensemble_files.EnsembleRule:
+    """The ensemble that the options name. Raises `ConfigError`."""
+    if args.ensemble not in KINDS:
+        return ensemble_files.read_ensemble(args.ensemble)
     if args.ensemble == "columns":
-        return score_ensemble.by_columns(matrices, labels.classnames, read_columns(args.columns), args.column_norm)
-    if args.ensemble == "weighted":
-        weights = score_ensemble.pair_weights(args.rho) if args.rho is not None else [1 / len(files)] * len(files)
-        return score_ensemble.weighted(matrices, weights)
-    return score_ensemble.mean(matrices) if args.ensemble == "mean" else score_ensemble.rank_mean(matrices)
+        return ensemble_files.EnsembleRule("columns", read_columns(args.columns), column_norm=args.column_norm)
+    return ensemble_files.EnsembleRule(args.ensemble)
+
+
+def together(
+    args: argparse.Namespace, files: Sequence[score_files.Scores], rule: ensemble_files.EnsembleRule
+) -> score_files.Scores:
+    """All score files as one."""
+    if args.rho is not None:
+        weights = score_ensemble.pair_weights(args.rho)
+        rule = replace(rule, weights=dict(zip((scores.name for scores in files), weights, strict=True)))
+    return ensemble_files.put_together(files, rule)
 
 
 def read_columns(path: str) -> dict[str, list[str]]:
@@ -230,14 +236,14 @@ def write_all(
     files: Sequence[score_files.Scores],
     labels: label_files.PhotoLabels,
     rows: Sequence[multi_label_report.Measured],
-    ensemble: score_ensemble.Ensemble | None,
+    ensemble: score_files.Scores | None,
     merge: float | None,
     settings: multi_label_report.Settings,
 ) -> None:
     """Prints the tables and writes the files that were asked for."""
 
     chosen = (["merge"] if args.merge == "search" else []) + (["threshold"] if args.threshold in RULES[1:] else [])
-    last = ensemble.scores if ensemble else [*files[-1].parts.values()][-1]
+    last = ensemble.main if ensemble else [*files[-1].parts.values()][-1]
     written = []
     if args.calibrate:
         write_fitted(args, last, labels, decided=not ensemble and files[-1].decided)
@@ -254,7 +260,7 @@ def write_all(
             "labels": described(labels),
             "settings": {**counted, "merge": merge, "threshold": args.threshold, "quantiles": args.quantiles},
             "chosen_on_measured_photos": chosen,
-            "uses_label_statistics": args.ensemble == "columns" or any(f.uses_label_statistics for f in files),
+            "uses_label_statistics": any(f.uses_label_statistics for f in [*files, *filter(None, [ensemble])]),
         })  # fmt: skip
         written.append(args.out)
     say(multi_label_report.tables(rows))
@@ -287,11 +293,6 @@ def write_fitted(args: argparse.Namespace, scores: Any, labels: label_files.Phot
     rule = given if isinstance(given, str) else "global_f1" if given is None else "fixed"
     if isinstance(given, calibration.Calibration):
         raise ConfigError("--calibrate fits thresholds: give --threshold a number or a rule, got a calibration file")
-    thresholds = calibration.fitted_thresholds(
-        scores, labels.targets, rule, given if rule == "fixed" else 0.5, args.quantiles
-    )
-    a, b = calibration.fitted_sigmoids(scores, labels.targets)
-    fitted = calibration.Calibration(
-        labels.classnames, rule, thresholds, a, b, labels.source, labels.sha256(), len(labels)
-    )
+    fixed = given if isinstance(given, float) else 0.5
+    fitted = calibration_file.fitted(scores, labels, rule, fixed, args.quantiles)
     calibration_file.write_calibration(args.calibrate, fitted)

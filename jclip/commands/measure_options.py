@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, UnknownName
 
+KINDS = ("columns", "mean", "weighted", "rank")  # of ensembles, see `jclip.functional.score_ensemble`
 RULES = ("fixed", "global_f1", "class_f1", "prevalence")  # of thresholds, see `jclip.functional.calibration`
 
 
@@ -79,15 +80,16 @@ def _add_combining(p: argparse.ArgumentParser) -> None:
         help="of files with global and local scores, also R global + (1 - R) local; search: the R of the best mAP",
     )  # fmt: skip
     p.add_argument(
-        "--ensemble", choices=("columns", "mean", "weighted", "rank"),
-        help="also all files together: classes by --columns, means, --rho or equal weights of scaled scores, ranks",
+        "--ensemble", type=nonempty, metavar="KIND|FILE",
+        help="also all files together: columns (classes by --columns), mean, weighted (--rho or equal weights of scaled "
+        "scores), rank, or a .yaml that says it by models and classes",
     )  # fmt: skip
     p.add_argument(
         "--rho", type=number(0, 1), metavar="X", help="weight of the second of two files, 1 - X of the first"
     )
     p.add_argument(
         "--columns", type=nonempty, metavar="FILE",
-        help="YAML of `SCORES: [class, …]`: the classes that each file decides; the first decides all others",
+        help="of --ensemble columns, YAML of `SCORES: [class, …]`: the classes that each decides; the first decides all others",
     )  # fmt: skip
     p.add_argument(
         "--column-norm", choices=("none", "zscore", "rank"), default="none",
@@ -124,6 +126,8 @@ def _merge(text: str) -> float | str:
 
 def check(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for options that do not go together: asked before any file is read."""
+    if args.ensemble and args.ensemble not in KINDS and not args.ensemble.lower().endswith((".yaml", ".yml")):
+        raise UnknownName("ensemble", args.ensemble, (*KINDS, "a .yaml file"))
     if (args.rho is not None) and (args.ensemble != "weighted" or len(args.scores) != 2):
         raise ConfigError("--rho weighs two score files: give two, and --ensemble weighted")
     if args.ensemble and len(args.scores) < 2:

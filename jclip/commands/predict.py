@@ -6,12 +6,14 @@ import argparse
 import re
 from pathlib import Path
 
+from jclip.commands import predict_tags
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
 from jclip.data import splits
-from jclip.errors import say
-from jclip.paths import exists, refuse_overwriting
+from jclip.errors import ConfigError, say
+from jclip.paths import exists, is_file, refuse_overwriting
 from jclip.report import contact_sheet, sorted_folders
 from jclip.report import predictions as predicted
+from jclip.report import tags as tagss
 from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor, unlabelled
 from jclip.report.run_table import selected_on_test
@@ -24,21 +26,33 @@ from jclip.train.configs import (
 def predict(argv: list[str]) -> int:
     """Classifies photos with a finished run and writes the results file; prints the accuracy where labels are known."""
     args = predict_parser().parse_intermixed_args(argv)
-    settings = [a for a in args.photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
+    photos = [*args.photos] if args.run_folder is None else [*filter(None, [args.run]), *args.photos]
+    place = args.run if args.run_folder is None else args.run_folder
+    if place is None:
+        raise ConfigError("name the run: `jclip predict RUN PHOTO…`, or --run FOLDER")
+    settings = [a for a in photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
-    predicted.check_format(args.out)
+    if Path(args.out).suffix.lower() not in tagss.FORMATS:
+        predicted.check_format(args.out)
     contact_sheet.check_sheet(args.sheet)
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
-    done = Predictor.load(args.run, settings, args.model or "")
+    places = [a for a in photos if a not in settings]
+    done = Predictor.load(place, settings, args.model or "")
     done.check_predict(sheet=bool(args.sheet), sort=bool(args.sort_into))
-    places = [a for a in args.photos if a not in settings]
+    tagging = done.task == "multi_label"
+    check_options(done, tagging, args)
     if places:
         split = unlabelled(splits.find_photos(places))
     else:
         done, split = done.own_split()
-    refuse_overwriting([args.out, args.sheet], [*split.paths, *files_of_run(done)])
-    predictions, rows = done.label(split, args.on_error or ("skip" if places else "stop"), args.top)
+    read = [*split.paths, *files_of_run(done), *filter(is_file, filter(None, [args.calibrate_on]))]
+    refuse_overwriting([args.out, args.sheet, args.list], read)
+    on_error = args.on_error or ("skip" if places else "stop")
+    if tagging:
+        predict_tags.predict_tags(done, split, on_error, args)
+        return 0
+    predictions, rows = done.label(split, on_error, args.top or 5)
     done.write_predictions(predictions, args.out)
     say("\n".join([done.show(predictions), *selected_on_test(done.metrics)]))
     if not places and (line := done.rightness(predictions, split, rows)):
@@ -52,6 +66,24 @@ def predict(argv: list[str]) -> int:
     return 0
 
 
+def check_options(done: FinishedRun, tagging: bool, args: argparse.Namespace) -> None:
+    """Raises `ConfigError` for options of runs of another task."""
+    if tagging:
+        predict_tags.check(args)
+        return
+    predicted.check_format(args.out)
+    given = {
+        "--threshold": args.threshold,
+        "--calibrate-on": args.calibrate_on,
+        "--root": args.root,
+        "--list": args.list,
+    }
+    if odd := [option for option, value in given.items() if value is not None]:
+        raise ConfigError(
+            f"{odd[0]} is of runs with several labels for a photo, got {done.folder}, recipe {done.recipe}"
+        )
+
+
 def files_of_run(done: FinishedRun) -> list[str | Path]:
     """The run's own files, and those that its settings name."""
     settings = resolved(done.module, done.config)
@@ -61,7 +93,13 @@ def files_of_run(done: FinishedRun) -> list[str | Path]:
 def predict_parser() -> argparse.ArgumentParser:
     """The options of `predict`."""
     p = Parser("jclip predict", description=predict.__doc__)
-    add_shared(p, "RUN")
+    p.add_argument(
+        "run",
+        nargs="?",
+        type=nonempty,
+        metavar="RUN",
+        help="the folder of a finished run, or the config that was trained",
+    )
     p.add_argument(
         "photos",
         nargs="*",
@@ -71,9 +109,16 @@ def predict_parser() -> argparse.ArgumentParser:
     add_shared(
         p, "--model", " (default: the run's own); needed after precomputed features, or where the file has moved"
     )
-    add_shared(p, "--top", " (default: 5)", default=5)
+    add_shared(p, "--run", ", in place of RUN", dest="run_folder")
+    add_shared(p, "--top", " (default: 5; where photos have several labels, all that are above the threshold)")
     out = "results/result.txt"
-    add_shared(p, "--out", f": .txt (the Jittor challenge's lines), .csv or .json (default: {out})", default=out)
+    add_shared(
+        p,
+        "--out",
+        ": .txt (the Jittor challenge's lines), .csv or .json; of several labels also .jsonl, and .npz for all scores "
+        f"(default: {out})",
+        default=out,
+    )
     add_shared(p, "--sheet", ", of some of the photos with their classes")
     add_shared(p, "--on-error", " (default: skip and count them; stop for the run's own test photos)")
     p.add_argument(
@@ -81,10 +126,18 @@ def predict_parser() -> argparse.ArgumentParser:
     )
     how = p.add_mutually_exclusive_group()
     how.add_argument(
-        "--copy", dest="how", action="store_const", const="copy", help="--sort-into makes copies (the default)"
+        "--copy",
+        dest="how",
+        action="store_const",
+        const="copy",
+        help="--sort-into makes copies (the default, of one label a photo)",
     )
     how.add_argument(
-        "--link", dest="how", action="store_const", const="link", help="--sort-into makes symbolic links, not copies"
+        "--link",
+        dest="how",
+        action="store_const",
+        const="link",
+        help="--sort-into makes symbolic links (the default, of several labels)",
     )
     p.add_argument(
         "--unsure",
@@ -94,7 +147,31 @@ def predict_parser() -> argparse.ArgumentParser:
         help="--sort-into puts photos below this probability into _unsure (default: 0.0)",
     )
     add_shared(p, "--dry-run", " (of --sort-into)")
+    _add_options_of_several_labels(p.add_argument_group("where photos have several labels"))
     return p
+
+
+def _add_options_of_several_labels(p: argparse._ArgumentGroup) -> None:
+    p.add_argument(
+        "--threshold", type=nonempty, metavar="X|RULE",
+        help="names above X, a probability where a list was fitted, else a score; or above thresholds fitted by global_f1, "
+        "class_f1 or prevalence; or halfway, between a photo's least and greatest score (default: as fitted, else halfway)",
+    )  # fmt: skip
+    p.add_argument(
+        "--calibrate-on", type=nonempty, metavar="LIST",
+        help="fit thresholds and probabilities on these labelled photos (as `jclip measure --labels` takes them), and keep "
+        "them as calibration.json in the run's folder for later calls",
+    )  # fmt: skip
+    p.add_argument(
+        "--root",
+        type=nonempty,
+        metavar="FOLDER",
+        help="where the photos of --calibrate-on are (default: the list's folder)",
+    )
+    p.add_argument(
+        "--list", type=nonempty, metavar="FILE",
+        help="also write the contest's list: a .json of a list of scores for each photo, in order",
+    )  # fmt: skip
 
 
 def sort_photos(predictions: predicted.Predictions, args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from jclip.choices import FUSION_FORMS, WINDOW_FITS, WINDOW_MODES
@@ -11,11 +12,12 @@ from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
 from jclip.features import window_scores
 from jclip.functional import window_fusion
-from jclip.paths import is_file
-from jclip.report import score_files, window_files
+from jclip.paths import is_file, refuse_overwriting
+from jclip.report import ensemble_files, score_files, window_files
 
 LISTS = (".txt", ".lst")
 SCALES = (2, 3, 4)
+ENSEMBLE = "ensemble.npz"
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -70,6 +72,15 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--modulation", type=number(0, 1e3), default=0.5, metavar="X", help="of --label-statistics (default: 0.5)"
     )
+    p.add_argument(
+        "--ensemble", type=nonempty, metavar="FILE",
+        help="also all runs together, ensemble.npz: a .yaml of the kind (columns, mean, weighted, rank), by runs' and classes' "
+        "names",
+    )  # fmt: skip
+    p.add_argument(
+        "--list", type=nonempty, metavar="FILE",
+        help="also write the contest's list of the ensemble, or the one run: a .json of a list of numbers for each photo",
+    )  # fmt: skip
     out = "results/scores"
     add_shared(p, "--out", f": a folder of score files, which `jclip measure` reads (default: {out})", default=out)
     return p
@@ -84,19 +95,56 @@ def score(argv: list[str]) -> int:
     plan = window_scores.WindowPlan(
         args.windows, args.scales or SCALES, args.shapes, args.window_resize, args.window_batch or 0
     )
-    rule = window_fusion.FusionRule(args.fuse, args.theta, args.kappa)
-    weighing = window_files.Weighing(rule, args.local_weight)
+    weighing = window_files.Weighing(window_fusion.FusionRule(args.fuse, args.theta, args.kappa), args.local_weight)
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise ConfigError(f"--out must be a folder, got a file: {args.out}")
-    runs = [window_files.read_run(given, weighing) for given in args.runs]
+    rule = ensemble_files.read_ensemble(args.ensemble) if args.ensemble else None
+    check_list(args.list, rule, len(args.runs))
     photos = photos_of(args.photos, args.root)
+    refuse_overwriting([args.list], [*photos, *filter(None, [args.ensemble, *filter(is_file, args.photos)])])
+    runs = [window_files.read_run(given, weighing) for given in args.runs]
+    check_ensemble(rule, runs)
     files = window_files.WindowFiles(Path(args.out), runs, photos, plan, args.label_statistics or "", args.modulation)
     written = files.score()
-    flag = "; uses_label_statistics" if files.uses_label_statistics else ""
+    last = together(Path(args.out), [*written.values()], rule) if rule else None
+    if args.list:
+        score_files.write_scores(args.list, last or score_files.read_scores(str(written[runs[0].name])), "seed")
+    flagged = files.uses_label_statistics or (last is not None and last.uses_label_statistics)
+    named = [*written.values(), *([Path(args.out) / ENSEMBLE] if last else []), *filter(None, [args.list])]
     say(
-        f"written: {', '.join(map(str, written.values()))} ({len(photos)} photos, {len(files.classnames)} classes{flag})"
+        f"written: {', '.join(map(str, named))} ({len(photos)} photos, {len(files.classnames)} classes"
+        f"{'; uses_label_statistics' if flagged else ''})"
     )
     return 0
+
+
+def check_list(path: str | None, rule: ensemble_files.EnsembleRule | None, runs: int) -> None:
+    """Raises `ConfigError` for a list of several runs that nothing puts together, or with another ending."""
+    if path and not path.lower().endswith(".json"):
+        raise ConfigError(f"--list is a .json file, got {path}")
+    if path and runs > 1 and rule is None:
+        raise ConfigError(
+            f"--list is of one matrix, got {runs} runs: put them together with --ensemble, or name one run"
+        )
+
+
+def check_ensemble(rule: ensemble_files.EnsembleRule | None, runs: Sequence[window_files.ScoredRun]) -> None:
+    """Raises `ConfigError` or `UnknownName`, before the work, for an ensemble of other runs than there are."""
+    if rule is None:
+        return
+    names = [one.name for one in runs]
+    if len(names) < 2:
+        raise ConfigError("--ensemble needs at least two runs, got one: name more with --run")
+    if Path(ENSEMBLE).stem in names:
+        raise ConfigError("a run named ensemble would be overwritten by the ensemble: give it another with NAME=FOLDER")
+    ensemble_files.check_rule(rule, names, runs[0].run.classnames)
+
+
+def together(folder: Path, written: Sequence[Path], rule: ensemble_files.EnsembleRule) -> score_files.Scores:
+    """The runs' score files as one, which is written beside them."""
+    made = ensemble_files.put_together([score_files.read_scores(str(path)) for path in written], rule)
+    score_files.write_scores(folder / ENSEMBLE, made)
+    return made
 
 
 def photos_of(places: list[str], root: str | None) -> list[str]:

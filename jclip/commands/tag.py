@@ -15,6 +15,7 @@ from jclip.features import source as sources
 from jclip.features import tagging
 from jclip.functional import calibration, local_to_global
 from jclip.paths import is_file, refuse_overwriting
+from jclip.prompts import scripts
 from jclip.prompts.background_names import BACKGROUNDS
 from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
 from jclip.report import tags as tagss
@@ -116,9 +117,9 @@ def main(argv: list[str]) -> int:
     contact_sheet.check_sheet(args.sheet)
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
+    photos = splits.find_photos(args.photos)
     scorer = of_run(args.run, args.classes) if args.run else of_model(args)
     fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
-    photos = splits.find_photos(args.photos)
     named = (args.classes, args.model, args.templates, args.background, args.calibration)
     read = [f for f in named if f and is_file(f)]
     refuse_overwriting([args.out, args.sheet], [*photos, *read])
@@ -135,6 +136,7 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
     names = class_names.read_class_names(args.classes, least=1).names
+    scripts.warn_unread(names)
     background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
     templates = args.templates or tagging.TEMPLATES
@@ -205,12 +207,14 @@ def write(tags: tagss.Tags, args: argparse.Namespace) -> None:
         contact_sheet.write_tag_sheet(args.sheet, tags)
         say(f"written: {args.sheet}")
     if args.sort_into:
-        folder = Path(args.sort_into)
-        placed = tagss.plan_tags(tags, folder)
-        say(predictions.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
-        if not args.dry_run:
-            say(
-                f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, args.how or 'link')}` undoes it"
-            )
+        sort_photos(tags, Path(args.sort_into), args.how or "link", args.dry_run)
     if args.dry_run:
         say("nothing was written: repeat without --dry-run to do it")
+
+
+def sort_photos(tags: tagss.Tags, folder: Path, how: str, dry_run: bool) -> None:
+    """Puts each photo into the folder of each of its tags, or shows how many would go there."""
+    placed = tagss.plan_tags(tags, folder)
+    say(predictions.table([f"folder in {folder}", "photos"], sorted_folders.counts(placed)))
+    if not dry_run:
+        say(f"sorted: {folder}; `jclip unsort {sorted_folders.place(placed, folder, how)}` undoes it")

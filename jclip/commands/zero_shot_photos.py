@@ -16,6 +16,7 @@ from jclip.features import extraction, several_models
 from jclip.features import source as sources
 from jclip.features.member import Member
 from jclip.paths import exists, refuse_overwriting
+from jclip.prompts import scripts
 from jclip.report import contact_sheet, predictions
 from jclip.train import configs
 
@@ -171,6 +172,7 @@ def main(argv: list[str]) -> int:
     if not places:
         raise ConfigError("name the photos, or folders of photos")
     names = class_names.read_class_names(asked.pop("classes")).names
+    scripts.warn_unread(names)
     photos = splits.find_photos(places)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = face(
             "check_grid",
             "refuse_average",
             "require",
+            "warmed_sgd",
         ),
         "protocols": (
             "Dataclass",

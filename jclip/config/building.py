@@ -116,7 +116,7 @@ def _convert(hint: Any, value: Any, place: str, dotted: str) -> Any:
     return value
 
 
-_TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+_TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a group of settings"}
 
 
 def _convert_tuple(arguments: tuple, value: Any, place: str, dotted: str) -> tuple:

@@ -152,3 +152,10 @@ def refuse_average(optim: OptimConfig, instead: str) -> None:
         raise ConfigError(
             f"optim.average must be 0 without training steps to average over, got {optim.average}: it needs {instead}"
         )
+
+
+def warmed_sgd(lr: float, epochs: int, batch: int) -> OptimConfig:
+    """SGD as prompts of several labels are learned: a rate for each epoch, falling by a cosine after a first epoch at 1e-5."""
+    return OptimConfig(
+        "sgd", lr=lr, weight_decay=5e-4, schedule="epoch_cosine", warmup=1, warmup_lr=1e-5, epochs=epochs, batch=batch
+    )

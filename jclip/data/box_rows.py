@@ -192,7 +192,7 @@ def _check_format(path: str | os.PathLike, found: Sequence[FoundRow], sizes: Map
         raise DataError(
             f"{path}: {len(misfits)} of {boxes} boxes are flipped or leave the picture as {first.box_format}, but fit as "
             f"{_other(first.box_format)} (first in {first.place}: {[*first.numbers]}): "
-            f"declare the format {_other(first.box_format)}, or correct these rows"
+            f"declare it (--box-format {_other(first.box_format)}), or correct these rows"
         )
 
 
@@ -235,7 +235,10 @@ def _is_text(value: object) -> bool:
 
 
 def _encodes(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _declared_size(row: FoundRow) -> tuple[int, int] | None:

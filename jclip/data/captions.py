@@ -41,6 +41,7 @@ class Pairs:
     on_error: OnError = "stop"
     skipped: set[str] = field(default_factory=set)  # images reported as not decodable
     text_ids: np.ndarray | None = None
+    names: tuple[str, ...] = ()  # (N,) what the file calls each row's text, where it has ids of texts
 
     def __len__(self) -> int:
         return self.size
@@ -109,6 +110,7 @@ def pairs_of(rows: Sequence[Row], config: CaptionConfig) -> Pairs:
         tuple(row.image for row in rows),
         on_error=config.on_error,
         text_ids=_numbered(captions if config.queries == "texts" else own),
+        names=tuple(str(row.text) for row in rows) if all(row.text is not None for row in rows) else (),
     )
 
 

@@ -94,11 +94,18 @@ def read_predictions(path: str | os.PathLike) -> dict[str, list[str]]:
 
 
 def write_predictions(path: str | os.PathLike, predictions: Mapping[str, Sequence[str]]) -> None:
-    """The inverse of `read_predictions`; ids that are integers are written as such."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for text, images in predictions.items():
-            row = {"text_id": _as_number(text), "image_ids": [_as_number(image) for image in images]}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """The inverse of `read_predictions`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(prediction_bytes(predictions))
+
+
+def prediction_bytes(predictions: Mapping[str, Sequence[str]]) -> bytes:
+    """The file as its scorer reads it; ids of digits alone are written as integers."""
+    rows = (
+        {"text_id": _as_number(text), "image_ids": [_as_number(image) for image in images]}
+        for text, images in predictions.items()
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
 
 
 def prediction_recalls(predictions: Mapping[str, Sequence[str]], truth: Mapping[str, set[str]]) -> dict[str, float]:

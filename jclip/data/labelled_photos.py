@@ -27,7 +27,8 @@ def read_labelled_photos(config: DataConfig, part: Part = "test") -> PhotoLabels
     `data.test` (`data.val`, `data.train`) is a list, `path label label` a line, beside `data.classes`; or what
     `jclip.data.multi_label_sets.read_labels` reads: a folder of VOC or NUS-WIDE with a part after a colon
     (`VOC2007:test`), COCO's instances as .json, names as .jsonl or .csv. Without it, see
-    `jclip.data.multi_label.read_multi_label`. Raises `DataError` for what is missing or contradictory.
+    `jclip.data.multi_label.read_multi_label`. Photos of a table without data.root may lie beside it.
+    Raises `DataError` for what is missing or contradictory.
     """
     named = getattr(config, part)
     if not named or not _is_set(named):
@@ -35,7 +36,11 @@ def read_labelled_photos(config: DataConfig, part: Part = "test") -> PhotoLabels
         return PhotoLabels(
             found.classnames, found.photos.paths, found.targets.astype(np.int8), "", named or config.root
         )
-    labels = read_labels(named, read_classes(Path(config.classes)) if config.classes else None, root=config.root)
+    names = read_classes(Path(config.classes)) if config.classes else None
+    labels = read_labels(named, names, root=config.root)
+    if labels.missing and not config.root and Path(named).suffix.lower() in TABLES[1:5]:  # as those of plain lists are
+        beside = read_labels(named, names, root=str(Path(named).parent))
+        labels = labels if beside.missing else beside
     if labels.missing:
         raise DataError(
             f"{named}: {len(labels.missing)} of {len(labels)} photos are missing: {preview(labels.missing)}"

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from jclip import paths as places
 from jclip.data.photo_file import MOST_PLAIN_BYTES
+from jclip.data.stored_photos import StoredPhoto, is_stored
+from jclip.errors import DataError
 from jclip.paths import open_regular
 
 try:
@@ -65,6 +67,8 @@ def _key_of(path: str, found: os.stat_result, real_folder) -> bytes:
 
 
 def _hashed(path: str, real_folder) -> Hashed:
+    if is_stored(path):
+        return _hashed_inside(path)
     try:
         with open_regular(path) as file:
             before = os.fstat(file.fileno())
@@ -79,6 +83,14 @@ def _hashed(path: str, real_folder) -> Hashed:
     key = _key_of(path, before, real_folder)
     settled = key == _key_of(path, after, real_folder) and time.time_ns() - after.st_ctime_ns >= SETTLED
     return Hashed(sha.hexdigest(), key if settled else b"")
+
+
+def _hashed_inside(address: str) -> Hashed:
+    """Of a photo inside of a larger file; not remembered, as it is its bytes that count and not the file's times."""
+    try:
+        return Hashed(hashlib.sha256(StoredPhoto.at(address).open().read()).hexdigest())
+    except (DataError, OSError) as e:
+        return Hashed(f"unreadable: {getattr(e, 'errno', None)}")
 
 
 class _Notes:

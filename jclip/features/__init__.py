@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = face(
     {
         "caption_features": ("Encoded", "encode_pairs", "ids_of"),
         "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "warn_photos", "training_view"),
+        "gallery": ("Found", "Gallery", "Hit", "Search"),
+        "gallery_ranking": ("Ranking", "parse_method"),
         "heads": (
             "ZeroShotHead",
             "check_width",
@@ -22,6 +24,7 @@ __getattr__, __dir__, __all__ = face(
         "member": ("Member", "check_mixture"),
         "pair_maps": ("PairScorer", "PairSource"),
         "photo_maps": ("MapScorer", "MapSource", "Scored", "score_photos"),
+        "photo_galleries": ("gallery_of_photos",),
         "precomputed": ("FeatureSet", "read_precomputed"),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "sentence_features": ("SentenceFeatures",),

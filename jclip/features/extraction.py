@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 
@@ -64,7 +65,7 @@ def extract(
     else:
         rows, features, failed = _kept_or_computed(source, split, numbers, label=label, **options)
     if failed:
-        _tell_skipped(failed, len(split))
+        _warn_skipped(failed, len(split))
     return rows, features
 
 
@@ -184,23 +185,40 @@ def _compute(
 ) -> tuple[np.ndarray, np.ndarray]:
     from tqdm import tqdm
 
-    encode = last_block.LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
-    views, size = viewer.shape[0], batch_size()
     rows, features = [np.zeros(0, np.int64)], []
     bar = tqdm(total=len(split), desc=label or "features", unit="photo", disable=None, leave=False)
-    with bar, jt.no_grad():
-        for at, pixels in batches(split.paths, viewer, max(1, size // views), on_error, failed):
-            with advice_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
-                encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
-            check_directions(encoded, [split.paths[row] for row in at for _ in range(views)])
-            features.append(encoded.reshape(len(at), views, -1).mean(axis=1))
+    with bar:
+        for at, encoded in encoded_batches(model, split.paths, viewer, on_error, failed, penultimate, entering):
+            features.append(encoded)
             rows.append(at)
             bar.update(len(at))
     none = np.zeros((0, model.config.feature_width(penultimate)), np.float32)
     return np.concatenate(rows), np.concatenate(features) if features else none
 
 
-def _tell_skipped(failed: list[str], total: int) -> None:
+def encoded_batches(
+    model,
+    paths: Sequence[str],
+    viewer: Views,
+    on_error: OnError = "stop",
+    failed: list[str] | None = None,
+    penultimate: bool = False,
+    entering: bool = False,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places (n,) in `paths` and mean features (n, E), not normalised, batch by batch; photos are decoded ahead.
+
+    What does not decode is appended to `failed` with `on_error="skip"`, in order, before the batch behind it is given.
+    """
+    encode = last_block.LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
+    views, size = viewer.shape[0], batch_size()
+    for at, pixels in batches(paths, viewer, max(1, size // views), on_error, failed):
+        with jt.no_grad(), advice_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
+            encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+        check_directions(encoded, [paths[row] for row in at for _ in range(views)])
+        yield at, encoded.reshape(len(at), views, -1).mean(axis=1)
+
+
+def _warn_skipped(failed: list[str], total: int) -> None:
     if len(failed) == total:
         raise DataError(f"none of {total} photos decoded: {failed[0]}")
     notice(f"skipped {len(failed)} of {total} photos (first: {failed[0]})")

@@ -6,7 +6,7 @@ DualCoOp, Sun et al., NeurIPS 2022, arXiv 2206.09541; a row is the places' featu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ import numpy as np
 from jclip.choices import Interpolation, Resize
 from jclip.errors import ConfigError
 from jclip.features.source import ModelSource
+from jclip.features.stacked_text import BranchScores, StackedText
 from jclip.functional import multi_label_scores, similarity
 from jclip.model import dense_map
 from jclip.postponed import jt
@@ -113,22 +114,61 @@ class PairScorer:
         self._text, self._winner = text_of(learned), cfg.winner_among
         self._scale, self._sharpness = (float(learned[name][0]) for name in ("scale", "sharpness"))
 
+    branches = ("local",)
+
+    @staticmethod
+    def heads(scorers: Sequence[PairScorer]) -> PairHeads:
+        """Several of them as one."""
+        return PairHeads(scorers)
+
+    @property
+    def text(self) -> Mapping[str, np.ndarray]:
+        """(C, E) by set of prompts."""
+        return self._text
+
+    @cached_property
+    def _alone(self) -> PairHeads:
+        return PairHeads([self])
+
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """(N, P E), of any length at each place → (N, C)."""
-        none = np.zeros((0, len(self._text["positive"])), np.float32)
-        return np.concatenate([none, *(self._of(chunk) for chunk in self._chunks(rows))])
-
-    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         classes, width = self._text["positive"].shape
         step = max(1, NUMBERS_AT_ONCE // (rows.shape[1] // width * (width + 4 * classes)))
-        return (rows[i : i + step] for i in range(0, len(rows), step))
+        found = [np.zeros((0, classes), np.float32)]
+        for i in range(0, len(rows), step):
+            some = rows[i : i + step]
+            places = similarity.normalise(jt.array(some.reshape(len(some), -1, width)))
+            found.append(self._alone(places)[0].branches[0])
+        return np.concatenate(found)
 
-    def _of(self, rows: np.ndarray) -> np.ndarray:
-        text = {name: jt.array(array) for name, array in self._text.items()}
+    def difference(self, found: Mapping[str, Any]):
+        """S+ - S- (N, C) of cosines (N, P, C) by set."""
+        yes, no = multi_label_scores.pair_scores(
+            found["positive"], found["negative"], self._sharpness, self._scale, evidence=found.get("evidence"),
+            winner=self._winner,
+        )  # fmt: skip
+        return yes - no
+
+
+class PairHeads:
+    """Scores of the same places by several `PairScorer`, of one product with the prompts of all."""
+
+    def __init__(self, scorers: Sequence[PairScorer]):
+        self._scorers = [*scorers]
+        self._text = StackedText([rows for one in scorers for rows in one.text.values()])
+
+    def __call__(self, places) -> list[BranchScores]:
+        """Places (N, P, E) of length one → for each scorer S+ - S-."""
+        step = max(1, NUMBERS_AT_ONCE // (places.shape[1] * (places.shape[2] + 2 * len(self._text))))
+        parts = [self._of(places[i : i + step]) for i in range(0, places.shape[0], step)]
+        return [BranchScores([np.concatenate(own)]) for own in zip(*parts, strict=True)]
+
+    def _of(self, places) -> list[np.ndarray]:
         with jt.no_grad():
-            places = similarity.normalise(jt.array(rows.reshape(len(rows), -1, text["positive"].shape[1])))
-            yes, no = scores_of_places(places, text, self._sharpness, self._scale, self._winner)
-            return (yes - no).numpy()
+            cut = iter(self._text.cut(multi_label_scores.cosines(places, self._text.rows)))
+            scores = [one.difference({name: next(cut) for name in one.text}) for one in self._scorers]
+            ends = np.cumsum([x.shape[1] for x in scores])[:-1]
+            return np.split((jt.concat(scores, dim=1) if len(scores) > 1 else scores[0]).numpy(), ends, axis=1)
 
 
 def scores_of_places(places, text: Mapping[str, Any], sharpness, scale, winner: multi_label_scores.Winner) -> tuple:

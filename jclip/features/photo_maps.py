@@ -17,6 +17,7 @@ from jclip.data.loader import OnError
 from jclip.data.splits import Split
 from jclip.features.extraction import PART, batch_size, extract
 from jclip.features.source import ModelSource
+from jclip.features.stacked_text import BranchScores, StackedText
 from jclip.functional import multi_label_scores, similarity
 from jclip.functional.caption_bank import pulled
 from jclip.functional.cooccurrence import modulated
@@ -112,6 +113,18 @@ class MapScorer:
         self._text, self._cfg = by_set(learned, "text"), cfg
         self._bank, self._shares = learned.get("bank"), learned.get("shares")
 
+    branches = ("global", "local")
+
+    @staticmethod
+    def heads(scorers: Sequence[MapScorer]) -> MapHeads:
+        """Several of them as one."""
+        return MapHeads(scorers)
+
+    @property
+    def none_near(self) -> np.ndarray | None:
+        """The cosines with nearest sentences where there are no photos."""
+        return np.zeros(0, np.float32) if self.bank_key else None
+
     @cached_property
     def bank_key(self) -> str:
         """What the sentences near to a photo depend on; empty without a bank. Models of one key have them in common."""
@@ -125,42 +138,99 @@ class MapScorer:
         width = self._text["global"].shape[1]
         return self.near_captions(similarity.normalise(jt.array(rows.reshape(len(rows), -1, width))))[0]
 
-    def near_captions(
-        self, maps, pulled_before: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
-    ) -> tuple[Scored, np.ndarray | None]:
+    def near_captions(self, maps) -> tuple[Scored, np.ndarray | None]:
         """Scores of maps (N, 1 + P, E), each place of length one, and the mean cosine (N,) of each with its nearest
-        sentences of the bank, None without a bank.
+        sentences of the bank, None without a bank."""
+        found = self._alone(maps)[0]
+        return Scored(*found.branches), found.near
 
-        pulled_before: by `bank_key`, what another model of the same bank has found of the same maps; is added to.
-        """
-        classes, width = self._text["global"].shape
-        step = max(1, NUMBERS_AT_ONCE // (maps.shape[1] * (width + 3 * classes)))
-        moved, near = None, None
-        if self._bank is not None:
-            memory = {} if pulled_before is None else pulled_before
-            if self.bank_key not in memory:
-                pooled = maps[:, 0].numpy()
-                memory[self.bank_key] = pulled(pooled, self._bank, self._cfg.bank, self._cfg.bank_mix)
-            moved, near = memory[self.bank_key][0], memory[self.bank_key][1].mean(axis=1)
-        starts = range(0, max(1, maps.shape[0]), step)
-        found = [self._of(maps[i : i + step], None if moved is None else moved[i : i + step]) for i in starts]
-        return Scored(*(np.concatenate(column) for column in zip(*found, strict=True))), near
+    @cached_property
+    def _alone(self) -> MapHeads:
+        return MapHeads([self])
 
-    def _of(self, maps, moved: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def pulled(self, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pooled features (N, E), drawn towards their nearest sentences of the bank, and the mean cosines (N,) with these."""
+        moved, cosines = pulled(pooled, self._bank, self._cfg.bank, self._cfg.bank_mix)
+        return moved, cosines.mean(axis=1)
+
+    def local_scores(self, found, evidence):
+        """Cosines (N, P, C) of places with the local prompts and perhaps the evidence's → (N, C)."""
         cfg = self._cfg
-        if not maps.shape[0]:
-            none = np.zeros((0, len(self._text["global"])), np.float32)
-            return none, none
-        text = {k: jt.array(v) for k, v in self._text.items()}
+        return multi_label_scores.local_scores(found, cfg.tau_image, cfg.scale, evidence=evidence, winner=cfg.winner)
+
+    def modulated(self, scores: np.ndarray) -> np.ndarray:
+        """Local scores (N, C), a share of them handed on to classes that stand with theirs."""
+        return scores if self._shares is None else modulated(scores, self._shares, self._cfg.modulation)
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self._cfg.scale
+
+    @property
+    def text(self) -> Mapping[str, np.ndarray]:
+        """(C, E) by set of prompts."""
+        return self._text
+
+
+class MapHeads:
+    """Scores of the same maps by several `MapScorer`: one product with the prompts of all, and one look into each bank."""
+
+    def __init__(self, scorers: Sequence[MapScorer]):
+        self._scorers = [*scorers]
+        self._sets = [[name for name in ("local", "evidence") if name in one.text] for one in scorers]
+        self._places = StackedText([
+            one.text[name] for one, names in zip(scorers, self._sets, strict=True) for name in names
+        ])  # fmt: skip
+        keys = [one.bank_key for one in scorers]
+        self._banks = [[n for n, own in enumerate(keys) if own == key] for key in dict.fromkeys(keys)]
+        self._pooled = [StackedText([scorers[n].text["global"] for n in members]) for members in self._banks]
+
+    def __call__(self, maps) -> list[BranchScores]:
+        """Maps (N, 1 + P, E), each place of length one → for each scorer global and local scores."""
+        step = max(1, NUMBERS_AT_ONCE // (maps.shape[1] * (maps.shape[2] + 2 * len(self._places))))
+        parts = [self._of(maps[i : i + step]) for i in range(0, max(1, maps.shape[0]), step)]
+        return parts[0] if len(parts) == 1 else [_joined(own) for own in zip(*parts, strict=True)]
+
+    def _of(self, maps) -> list[BranchScores]:
+        count = maps.shape[0]
+        if not count:
+            return [
+                BranchScores([np.zeros((0, len(one.text["global"])), np.float32)] * 2, one.none_near)
+                for one in self._scorers
+            ]
         with jt.no_grad():
-            pooled, places = maps[:, 0] if moved is None else jt.array(moved), maps[:, 1:]
-            evidence = multi_label_scores.cosines(places, text["evidence"]) if "evidence" in text else None
-            found = multi_label_scores.cosines(places, text["local"])
-            local = multi_label_scores.local_scores(
-                found, cfg.tau_image, cfg.scale, evidence=evidence, winner=cfg.winner
-            )
-            local = local.numpy() if self._shares is None else modulated(local.numpy(), self._shares, cfg.modulation)
-            return similarity.zero_shot_scores(pooled, text["global"], cfg.scale).numpy(), local
+            whole, near = self._whole(maps[:, 0])
+            cut = iter(self._places.cut(multi_label_scores.cosines(maps[:, 1:], self._places.rows)))
+            local = []
+            for one, names in zip(self._scorers, self._sets, strict=True):
+                own = {name: next(cut) for name in names}
+                local.append(one.local_scores(own["local"], own.get("evidence")))
+            ends = np.cumsum([x.shape[1] for x in local])[:-1]
+            found = np.split((jt.concat(local, dim=1) if len(local) > 1 else local[0]).numpy(), ends, axis=1)
+        return [
+            BranchScores([whole[n], one.modulated(found[n])], near[n]) for n, one in enumerate(self._scorers)
+        ]  # fmt: skip
+
+    def _whole(self, pooled) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray | None]]:
+        """Global scores and mean cosines with the bank, by number of the scorer."""
+        whole: dict[int, np.ndarray] = {}
+        near: dict[int, np.ndarray | None] = {}
+        for members, text in zip(self._banks, self._pooled, strict=True):
+            first, moved, close = self._scorers[members[0]], pooled, None
+            if first.bank_key:
+                array, close = first.pulled(pooled.numpy())
+                moved = jt.array(array)
+            found = similarity.zero_shot_scores(moved, text.rows, 1.0).numpy()
+            for n, own in zip(members, text.cut(found), strict=True):
+                whole[n], near[n] = np.float32(self._scorers[n].scale) * own, close
+        return whole, near
+
+
+def _joined(parts: Sequence[BranchScores]) -> BranchScores:
+    near = [part.near for part in parts if part.near is not None]
+    branches = [np.concatenate(column) for column in zip(*(part.branches for part in parts), strict=True)]
+    return BranchScores(branches, np.concatenate(near) if near else None)
 
 
 def score_photos(

@@ -55,7 +55,7 @@ class ModelSource:
         image_size = image_size if chosen.size is None else chosen.size
         checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
-        self.dtype, self._stream = dtype, stream
+        self.family, self.dtype, self._stream = family, dtype, stream
         self.preprocess: Preprocess = with_choice(
             replace(self.checkpoint.preprocess, draft=draft, upright=upright), chosen
         )

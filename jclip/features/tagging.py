@@ -26,6 +26,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
+from jclip.features.photo_windows import photo_windows, window_of
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.local_to_global import (
@@ -40,7 +41,7 @@ from jclip.functional.local_to_global import (
     to_look_at_again,
 )
 from jclip.functional.positions import resize_bilinearly
-from jclip.functional.windows import check_windows, sliding_windows
+from jclip.functional.windows import check_windows
 from jclip.model import dense_map as dense_maps
 from jclip.model import patch_attention
 from jclip.postponed import jt
@@ -168,9 +169,9 @@ class Tagger:
         size = self._at_once(preprocess)
         for row, path in enumerate(tqdm(photos, f"{label}, windows", unit="photo", disable=None, leave=False)):
             photo = open_photo(path, upright=preprocess.upright)
-            boxes = sliding_windows(photo.height, photo.width, "even", self.windows, "unit").boxes.tolist()
-            for some in _parts(boxes, size):
-                pixels = np.stack([preprocess(photo.crop(box)) for box in some])
+            whole, windows = photo_windows(photo, "even", self.windows, "unit")
+            for some in _parts(windows.boxes.tolist(), size):
+                pixels = np.stack([preprocess(window_of(whole, box)) for box in some])
                 found = self._of_batch(self.source.model, pixels, self.head, [path] * len(some))
                 np.maximum(scores[row], found.max(axis=0), out=scores[row])
 

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,18 +26,29 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError, DataError, UnknownName, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import check_directions
-from jclip.features.photo_maps import MapScorer, MapSource
+from jclip.features.pair_maps import PairHeads, PairScorer, PairSource
+from jclip.features.photo_maps import MapHeads, MapScorer, MapSource
+from jclip.features.photo_windows import photo_windows, window_of
+from jclip.features.stacked_text import BranchScores
 from jclip.functional import similarity
+from jclip.functional.cooccurrence import modulated
 from jclip.functional.window_fusion import FusionRule, WindowFusion
-from jclip.functional.windows import SCALES, Shapes, Windows, check_windows, cut, map_windows, sliding_windows
+from jclip.functional.windows import SCALES, Shapes, check_windows, map_windows
 from jclip.model import dense_map
 from jclip.postponed import jt
 from jclip.weights.variants import ResNetConfig
 
 _RESIZE = {"squash": "squash", "center_crop": "shortest", "pad": "longest-pad"}
-SHORTEST = 32  # pixels: photos with a shorter side are enlarged to it before windows are cut
 PUBLISHED = FusionRule()
-PARTS = ("whole_global", "whole_local", "windows_global", "windows_local")  # of scores
+
+
+def part_names(branches: Sequence[str], windows: bool) -> tuple[str, ...]:
+    """Names of a model's scores: `whole_global`, …, and with windows `windows_global`, …"""
+    kinds = ("whole", "windows") if windows else ("whole",)
+    return tuple(f"{kind}_{branch}" for kind in kinds for branch in branches)
+
+
+PARTS = part_names(("global", "local"), True)  # of models with both branches
 
 
 @dataclass(frozen=True)
@@ -67,25 +78,41 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class WindowModel:
-    """A model by name: its tower, its prompts as a scorer, how its windows are fused. columns: the order of its classes."""
+    """A model by name: its tower, its prompts as a scorer, how its windows are fused. columns: the order of its classes.
+
+    shares: (C, C) P̄ in that order, by which `modulation` of local scores is handed on to other classes, beside what the
+    scorer does.
+    """
 
     name: str
-    source: MapSource
-    scorer: MapScorer
+    source: MapSource | PairSource
+    scorer: MapScorer | PairScorer
     classes: int
     rule: FusionRule = PUBLISHED
     columns: np.ndarray | None = None
+    shares: np.ndarray | None = None
+    modulation: float = 0.0
 
-    def ordered(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (N, own classes) in the order of the classes that are asked for."""
-        return scores if self.columns is None else scores[:, self.columns]
+    def ordered(self, branch: str, scores: np.ndarray) -> np.ndarray:
+        """Scores (N, own classes) of a branch in the order of the classes that are asked for, and modulated."""
+        scores = scores if self.columns is None else scores[:, self.columns]
+        return (
+            modulated(scores, self.shares, self.modulation) if branch == "local" and self.shares is not None else scores
+        )
 
 
-class _Tower(NamedTuple):
-    """Models that share encoder passes."""
+@dataclass
+class _Tower:
+    """Models that share encoder passes, and all their prompts."""
 
-    source: MapSource
+    source: MapSource | PairSource
     models: list[WindowModel]
+
+    @cached_property
+    def heads(self) -> MapHeads | PairHeads:
+        """All models' scores of the same maps."""
+        scorers: Any = [model.scorer for model in self.models]
+        return type(scorers[0]).heads(scorers)
 
 
 class _Job(NamedTuple):
@@ -101,27 +128,27 @@ class _Found:
     """Scores of the photos of one part by one model, as they come."""
 
     def __init__(self, model: WindowModel, photos: int, windows: bool):
-        self.model, self._windows = model, windows
-        self._whole = [np.full((photos, model.classes), np.nan) for _ in range(2)]
-        self._fused = [WindowFusion(photos, model.classes, model.rule) for _ in range(2 * windows)]
+        self.model, self._windows, self._branches = model, windows, model.scorer.branches
+        self._whole = [np.full((photos, model.classes), np.nan) for _ in self._branches]
+        self._fused = [WindowFusion(photos, model.classes, model.rule) for _ in self._branches if windows]
 
-    def add(self, maps, places: np.ndarray, whole: np.ndarray, pulled: dict, paths: Sequence[str]) -> None:
-        """Scores of maps (n, 1 + P, E) of the photos `places` (n,), of whole ones where `whole` (n,) says so."""
-        scored, near = self.model.scorer.near_captions(maps, pulled)
-        for branch, scores in enumerate((scored.whole, scored.places)):
-            scores = self.model.ordered(scores)
+    def add(self, found: BranchScores, places: np.ndarray, whole: np.ndarray, paths: Sequence[str]) -> None:
+        """Scores of maps (n,) of the photos `places` (n,), of whole ones where `whole` (n,) says so."""
+        for number, branch in enumerate(self._branches):
+            scores = self.model.ordered(branch, found.branches[number])
             if len(lost := np.flatnonzero(~np.isfinite(scores).all(axis=1))):
                 raise DataError(
                     f"scores must be finite, got NaN or infinite numbers of {paths[places[lost[0]]]} by {self.model.name}"
                 )
-            self._whole[branch][places[whole]] = scores[whole]
+            self._whole[number][places[whole]] = scores[whole]
             if self._windows:
-                captions = None if near is None else near[~whole]
-                self._fused[branch].update(places[~whole], scores[~whole], captions)
+                captions = None if found.near is None else found.near[~whole]
+                self._fused[number].update(places[~whole], scores[~whole], captions)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`PARTS`, float64; windows' scores are NaN of a photo without windows."""
-        return dict(zip(PARTS, [*self._whole, *(fused.values() for fused in self._fused)], strict=False))
+        """By `part_names`, float64; windows' scores are NaN of a photo without windows."""
+        names = part_names(self._branches, self._windows)
+        return dict(zip(names, [*self._whole, *(fused.values() for fused in self._fused)], strict=True))
 
 
 class WindowScorer:
@@ -134,13 +161,14 @@ class WindowScorer:
             key = json.dumps([model.source.identity, model.source.preprocess.to_dict()], sort_keys=True)
             towers.setdefault(key, _Tower(model.source, [])).models.append(model)
             if plan.mode == "dense":
-                _check_dense(model)
+                check_dense(model.name, model.source)
         self._towers = [*towers.values()]
         self.passes = 0  # photos and windows that an encoder has seen
 
     def scores(self, photos: Sequence[str]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, list[int]]]:
-        """Model → `PARTS` (N, C); and photo → scales that it is too small for. Raises `DataError` with the path of a photo
-        that does not decode."""
+        """Model → scores (N, C) by name; and photo → scales that it is too small for.
+
+        Raises `DataError` with the path of a photo that does not decode."""
         windows = self.plan.mode != "none"
         found = {model.name: _Found(model, len(photos), windows) for model in self.models}
         skipped: dict[str, list[int]] = {}
@@ -161,17 +189,12 @@ class WindowScorer:
         for place, image in enumerate(images):
             yield _Job(place, image)
             if self.plan.mode in ("even", "seed"):
-                rgb = _large_enough(image.convert("RGB"))
-                windows = self._windows(rgb)
+                mode = "seed" if self.plan.mode == "seed" else "even"
+                pixels, windows = photo_windows(image, mode, self.plan.scales, self.plan.shapes)
                 if windows.skipped:
                     skipped[photos[place]] = [*windows.skipped]
-                pixels = np.asarray(rgb)
                 for box in windows.boxes.tolist():
                     yield _Job(place, image, pixels, tuple(box))
-
-    def _windows(self, rgb: Image.Image) -> Windows:
-        mode = "seed" if self.plan.mode == "seed" else "even"
-        return sliding_windows(rgb.height, rgb.width, mode, self.plan.scales, self.plan.shapes)
 
     def _add(
         self, pool: ThreadPoolExecutor, batch: Sequence[_Job], found: Mapping[str, _Found], photos: Sequence[str]
@@ -182,9 +205,9 @@ class WindowScorer:
             prepare = partial(_prepared, tower.source.preprocess, window_preprocess(tower.source, self.plan), photos)
             rows = self._encoded(tower.source, np.stack([*pool.map(prepare, batch)]))
             maps = _normalised(rows, tower.source.width, [photos[i] for i in places])
-            _told(tower, maps, places, whole, found, photos)
+            _add_scores(tower, maps, places, whole, found, photos)
 
-    def _encoded(self, source: MapSource, pixels: np.ndarray):
+    def _encoded(self, source: MapSource | PairSource, pixels: np.ndarray):
         self.passes += len(pixels)
         with advice_when_full(
             f"make fewer windows at once with --window-batch (now {self.plan.batch or batch_size()})"
@@ -215,26 +238,30 @@ class WindowScorer:
                 rows = maps.of(number, own)
                 places = np.full(len(own), job.place)
                 normal = _normalised(rows, tower.source.width, [photos[job.place]] * len(own))
-                _told(tower, normal, places, np.zeros(len(own), bool), found, photos)
+                _add_scores(tower, normal, places, np.zeros(len(own), bool), found, photos)
 
 
-def _told(tower: _Tower, maps, places: np.ndarray, whole: np.ndarray, found: Mapping[str, _Found], photos) -> None:
-    """Gives each model of the tower the maps; what is near in a bank is looked for once for all with that bank."""
-    pulled: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for model in tower.models:
-        found[model.name].add(maps, places, whole, pulled, photos)
+def _add_scores(
+    tower: _Tower, maps, places: np.ndarray, whole: np.ndarray, found: Mapping[str, _Found], photos
+) -> None:
+    """Scores the maps by all models of the tower at once."""
+    for model, scores in zip(tower.models, tower.heads(maps), strict=True):
+        found[model.name].add(scores, places, whole, photos)
 
 
-def _check_dense(model: WindowModel) -> None:
-    if not isinstance(model.source.config.vision, ResNetConfig):
-        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {model.name}: use even windows")
-    if model.source.positions:
+def check_dense(name: str, source: MapSource | PairSource) -> None:
+    """Raises `ConfigError` where the model of that name has no dense windows."""
+    if not isinstance(source, MapSource):
         raise ConfigError(
-            f"dense windows are pooled without positions, got positions=true of {model.name}: use even ones"
+            f"dense windows are of photos' pooled features and cells, got {name}, which scores places alone: use even windows"
         )
+    if not isinstance(source.config.vision, ResNetConfig):
+        raise ConfigError(f"dense windows are of a ResNet's map, got another tower of {name}: use even windows")
+    if source.positions:
+        raise ConfigError(f"dense windows are pooled without positions, got positions=true of {name}: use even ones")
 
 
-def window_preprocess(source: MapSource, plan: WindowPlan) -> Preprocess:
+def window_preprocess(source: MapSource | PairSource, plan: WindowPlan) -> Preprocess:
     """How a window is brought to the model's size; padding has the grey of the model's mean."""
     grey = round(255 * sum(source.preprocess.mean) / 3)
     fill = grey if plan.resize == "pad" else source.preprocess.fill
@@ -246,16 +273,9 @@ def _prepared(whole: Preprocess, window: Preprocess, photos: Sequence[str], job:
     try:
         if job.pixels is None or job.box is None:
             return whole(job.image)
-        return window(Image.fromarray(cut(job.pixels, job.box)))
+        return window(window_of(job.pixels, job.box))
     except (DataError, MemoryError, ValueError, OSError) as e:
         raise DataError(f"{photos[job.place]} can't be resized: {e or type(e).__name__}") from e
-
-
-def _large_enough(rgb: Image.Image) -> Image.Image:
-    """The photo, enlarged where a side has fewer than `SHORTEST` pixels."""
-    if min(rgb.size) >= SHORTEST:
-        return rgb
-    return rgb.resize((max(SHORTEST, rgb.width), max(SHORTEST, rgb.height)), Image.Resampling.BICUBIC)
 
 
 def _normalised(rows, width: int, photos: Sequence[str]):
@@ -286,6 +306,12 @@ def _parts(items: Iterator, size: int) -> Iterator[list]:
             part = []
     if part:
         yield part
+
+
+def count_windows(photo: str, plan: WindowPlan) -> int:
+    """How many windows of a plan `even` or `seed` a photo has."""
+    mode = "seed" if plan.mode == "seed" else "even"
+    return len(photo_windows(open_photo(photo), mode, plan.scales, plan.shapes)[1].boxes)
 
 
 def warn_skipped(skipped: Mapping[str, Sequence[int]]) -> None:

@@ -96,7 +96,8 @@ def _cross_entropy(logits: np.ndarray, goal: np.ndarray) -> float:
 class Calibration:
     """Thresholds (C,) by a rule, and Platt's a and b (C,), NaN for classes that had not both kinds of labels.
 
-    photos_of, sha256, photos: the list that it was fitted on, and the hash of its photos and labels.
+    photos_of, sha256, photos: the list that it was fitted on, and the hash of its photos and labels. made_of: a key of what
+    made the scores, where that is known.
     """
 
     classnames: tuple[str, ...]
@@ -107,6 +108,7 @@ class Calibration:
     photos_of: str
     sha256: str
     photos: int
+    made_of: str = ""
 
     def predicted(self, scores: np.ndarray) -> np.ndarray:
         """(N, C) bool of scores (N, C)."""

@@ -7,8 +7,9 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import IO, NoReturn
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from jclip.readers.zip_archive import MAGIC, Archive, Checked, Entry
 
 _NPY = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000  # bytes, NumPy's own limit
+_BYTES_AT_ONCE = 1 << 24
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _TEXT = re.compile(r"[US][1-9]\d{0,5}")
 _LAST_CHARACTER = 0x10FFFF
@@ -33,17 +35,57 @@ def read_npz(path: str | os.PathLike) -> dict[str, LazyTensor]:
     return {name.removesuffix(".npy"): _array(entry, f"{path}, {shown(name)}") for name, entry in entries.items()}
 
 
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+@dataclass(frozen=True)
+class RowsInParts:
+    """An array that is written part after part, so that it is never whole in memory.
+
+    parts: gives arrays (n, …) whose rows together are `shape[0]`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Callable[[], Iterable[np.ndarray]]
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray | RowsInParts]) -> bytes:
     """Return the arrays as an `.npz`, compressed. Equal arrays give equal bytes: no times are in it."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    write_npz(packed, arrays)
+    return packed.getvalue()
+
+
+def write_npz(file: str | os.PathLike | io.BytesIO, arrays: Mapping[str, np.ndarray | RowsInParts]) -> None:
+    """Write the arrays as `npz_bytes` gives them. Raises `ValueError` for parts whose rows are not as many as said."""
+    with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            values = io.BytesIO()
-            np.lib.format.write_array(values, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy")
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            archive.writestr(entry, values.getvalue())
-    return packed.getvalue()
+            if not isinstance(array, RowsInParts):
+                whole = np.ascontiguousarray(array)
+                array = RowsInParts(whole.shape, whole.dtype, lambda whole=whole: [whole])
+            entry.file_size = math.prod(array.shape) * array.dtype.itemsize + _LONGEST_HEADER
+            with archive.open(entry, "w") as stream:
+                _write_rows(stream, name, array)
+
+
+def _write_rows(stream: IO[bytes], name: str, array: RowsInParts) -> None:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": array.shape,
+    }
+    np.lib.format.write_array_header_1_0(stream, header)
+    rows = 0
+    for part in array.parts():
+        if part.shape[1:] != array.shape[1:] or part.dtype != array.dtype:
+            raise ValueError(
+                f"{name}: parts must be {array.dtype} (n, {array.shape[1:]}), got {part.dtype} {part.shape}"
+            )
+        data, rows = np.ascontiguousarray(part).tobytes(), rows + len(part)
+        for start in range(0, len(data), _BYTES_AT_ONCE):
+            stream.write(data[start : start + _BYTES_AT_ONCE])
+    if rows != array.shape[0]:
+        raise ValueError(f"{name}: parts must have {array.shape[0]} rows together, got {rows}")
 
 
 def read_npy(path: str | os.PathLike) -> LazyTensor:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, BinaryIO
 
 from jclip.errors import DataError, JclipError, notice, printable
 from jclip.paths import open_regular
@@ -20,6 +20,7 @@ from jclip.paths import open_regular
 MOST_BYTES = 1 << 31  # of lists of photos, captions, COCO's annotations
 MOST_OF_NAMES = 1 << 26  # of class names and templates
 _HEAD = 1 << 16
+_PIECE = 1 << 24  # bytes
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _DIGITS = 19  # more than any 64-bit integer has
 _UNUSUAL_NUMBER = re.compile(r"[0-9]{20}|[0-9.][eE]\+?[0-9]{3}")
@@ -136,6 +137,15 @@ def read_table(
     return columns, rows
 
 
+def _up_to(f: BinaryIO, most: int) -> bytes:
+    """At most so many bytes, piece by piece: one `read` would claim memory for all of them."""
+    pieces = []
+    while most > 0 and (piece := f.read(min(most, _PIECE))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
+
+
 def _bytes_of(path: str | os.PathLike, error: Error, most: int) -> bytes:
     try:
         with open_regular(path) as f:
@@ -145,7 +155,7 @@ def _bytes_of(path: str | os.PathLike, error: Error, most: int) -> bytes:
             if b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise error(f"{path} must be a text file, got NUL bytes: save it as UTF-8")
             size = os.fstat(f.fileno()).st_size
-            data = head + f.read(most + 1 - len(head)) if size <= most else b""
+            data = head + _up_to(f, most + 1 - len(head)) if size <= most else b""
     except OSError as e:
         raise error(f"can't read {path}: {e.strerror}") from None
     except ValueError as e:  # a NUL or half a surrogate pair in the name

@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = face(
         "calibration_file": ("calibration_for", "read_calibration", "write_calibration"),
         "classifier": ("Classifier",),
         "contact_sheet": ("check_sheet", "write_sheet", "write_tag_sheet"),
+        "ensemble_files": ("EnsembleRule", "ensemble_rule", "put_together", "read_ensemble"),
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
         "finished_run": ("FinishedRun", "unlabelled"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from jclip.data.checks import preview
+from jclip.data.label_files import PhotoLabels
 from jclip.errors import DataError
-from jclip.functional.calibration import RULES, Calibration
+from jclip.functional.calibration import RULES, Calibration, Rule, fitted_sigmoids, fitted_thresholds
 from jclip.paths import replacing
 from jclip.readers.text import read_json
 
 KIND, VERSION = "jclip calibration", 1
 _KEYS = ("kind", "version", "classes", "rule", "thresholds", "a", "b", "without_probability", "list")
+_MADE_OF = "made_of"  # the one key that a file may lack
 
 
 def write_calibration(path: str | Path, calibration: Calibration) -> None:
@@ -34,6 +36,7 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
         "without_probability": [name for name, a in zip(c.classnames, c.a.tolist(), strict=True) if math.isnan(a)],
         "list": {"name": c.photos_of, "sha256": c.sha256, "photos": c.photos},
     }
+    values |= {_MADE_OF: c.made_of} if c.made_of else {}
     text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
@@ -47,10 +50,12 @@ def read_calibration(path: str | Path) -> Calibration:
         raise DataError(f'{path}: must be a calibration file, an object with "kind": "{KIND}"')
     if missing := [key for key in _KEYS if key not in values]:
         raise DataError(f"{path}: must have {preview(_KEYS, 9)}, got none of {preview(missing)}")
-    if strange := [key for key in values if key not in _KEYS]:
+    if strange := [key for key in values if key not in (*_KEYS, _MADE_OF)]:
         raise DataError(f"{path}: must have nothing but {preview(_KEYS, 9)}, got {strange[0]!r:.60}")
     if values["version"] != VERSION:
         raise DataError(f"{path}: version must be {VERSION}, got {values['version']!r:.20}")
+    if not isinstance(values.get(_MADE_OF, ""), str):
+        raise DataError(f"{path}: {_MADE_OF} must be text, got {values[_MADE_OF]!r:.40}")
     names, of = values["classes"], values["list"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise DataError(f"{path}: classes must be a list of names")
@@ -64,7 +69,19 @@ def read_calibration(path: str | Path) -> Calibration:
     )
     if not np.array_equal(np.isnan(a), np.isnan(b)):
         raise DataError(f"{path}: a and b must be null for the same classes")
-    return Calibration(tuple(names), values["rule"], thresholds, a, b, of["name"], of["sha256"], of["photos"])
+    listed = of["name"], of["sha256"], of["photos"]
+    return Calibration(tuple(names), values["rule"], thresholds, a, b, *listed, values.get(_MADE_OF, ""))
+
+
+def fitted(
+    scores: np.ndarray, labels: PhotoLabels, rule: Rule = "global_f1", fixed: float = 0.5, quantiles: int | None = None,
+    made_of: str = "",
+) -> Calibration:  # fmt: skip
+    """Thresholds by `rule` and sigmoids of scores (N, C) of the photos of `labels`; see `jclip.functional.calibration`."""
+    thresholds = fitted_thresholds(scores, labels.targets, rule, fixed, quantiles)
+    a, b = fitted_sigmoids(scores, labels.targets)
+    of = labels.source, labels.sha256(), len(labels)
+    return Calibration(labels.classnames, rule, thresholds, a, b, *of, made_of)
 
 
 def _numbers(values: dict[str, Any], key: str, count: int, null: bool, path: str | Path) -> np.ndarray:

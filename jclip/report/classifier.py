@@ -44,6 +44,8 @@ class Classifier(ScoringRun):
         Raises `ConfigError` where it can't classify into these classes or there is no test data, `CheckpointError` for features
         of another width.
         """
+        if getattr(self.config, "multi_label", False):
+            return self.module.measured_again(self.config, out)
         photos = test_photos(self)
         refuse_overwriting([out / name for name in evaluation.FILES], photos.test.paths if photos else ())
         data, scores, names = scored(self, self.source(), photos)
@@ -87,6 +89,8 @@ class Classifier(ScoringRun):
     @staticmethod
     def eval_table(metrics: Mapping[str, float]) -> str:
         """The accuracy, and five other figures."""
+        if "map" in metrics:  # of photos of several classes each
+            return f"mAP {100 * metrics['map']:.2f} of {metrics['count']} photos"
         others = ", ".join(f"{k} {metrics[k]:.4f}" for k in ("top5", "mean_per_class", "macro_f1", "ece", "nll"))
         return f"{report({k if k == SELECTED_ON_TEST else f'test_{k}': v for k, v in metrics.items()})}\n{others}"
 

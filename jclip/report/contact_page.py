@@ -7,6 +7,7 @@ import html
 import io
 from collections.abc import Sequence
 
+from jclip.data.stored_photos import spoken_path
 from jclip.errors import printable
 from jclip.report.predictions import UNKNOWN, Predictions, shorten
 from jclip.report.tiles import EMPTY, Section, Tile, small_photo
@@ -43,25 +44,25 @@ li div { display: flex; justify-content: space-between; gap: 8px } li b { font-w
 """
 
 
-def page(parts: Sequence[Section], photos: int, said: str) -> str:
-    """The HTML of a sheet; photos: how many there are in all; said: the line below its title.
+def page(parts: Sequence[Section], photos: int, said: str, title: str = "") -> str:
+    """The HTML of a sheet; photos: how many there are in all; said: the line below its title, by default their numbers.
 
     Raises `DataError` for a photo that has stopped to decode.
     """
     shown = sum(len(part.tiles) for part in parts)
-    title = f"{shown} of {photos} photos" if shown else EMPTY
+    heading = (title or f"{shown} of {photos} photos") if shown else EMPTY
     body = "\n".join(map(_section, parts))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} with their classes</title>
+<title>{html.escape(title) or f"{heading} with their classes"}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <main>
-<header><h1>{title}</h1><p>{html.escape(said)}</p></header>
+<header><h1>{html.escape(heading)}</h1><p>{html.escape(said)}</p></header>
 {body}
 </main>
 </body>
@@ -87,7 +88,7 @@ def _section(part: Section) -> str:
 
 def _figure(tile: Tile) -> str:
     """One photo: picture, classes with bars, then what else there is to say of it."""
-    name, place = html.escape(tile.file), html.escape(printable(tile.photo))
+    name, place = html.escape(tile.file), html.escape(printable(spoken_path(tile.photo)))
     badge = f'<span class="badge">{html.escape(tile.badge)}</span>' if tile.verdict == "unknown" else ""
     true = f'<p class="true">is {html.escape(tile.true)}</p>' if tile.true else ""
     prompt = f'<p class="prompt">{html.escape(tile.prompt)}</p>' if tile.prompt else ""

@@ -66,11 +66,20 @@ def write_tag_sheet(path: str | os.PathLike, tags: Tags, count: int = 24, uprigh
     _write(path, parts, look, len(tags.photos), f"{len(tags.classnames)} classes · numbers: {tags.kind}")
 
 
-def _write(path: str | os.PathLike, parts: Sequence[Section], look: _Look, photos: int, said: str) -> None:
+def write_sections(path: str | os.PathLike, parts: Sequence[Section], title: str, said: str) -> None:
+    """Writes sections that were made elsewhere, below a title and a line. Raises as `write_sheet` does."""
+    check_sheet(str(path))
+    look = replace(CARDS, height=CARDS.height - (MOST_NAMED - 1) * ROW)
+    _write(path, parts, look, sum(len(part.tiles) for part in parts), said, title)
+
+
+def _write(
+    path: str | os.PathLike, parts: Sequence[Section], look: _Look, photos: int, said: str, title: str = ""
+) -> None:
     """The sections as a page or a picture; photos: how many there are in all; said: below the page's title."""
     suffix = Path(path).suffix.lower()
     if suffix == ".html":
-        text = page(parts, photos, said)
+        text = page(parts, photos, said, title)
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return
@@ -119,7 +128,8 @@ def _empty() -> Image.Image:
 
 def _draw_title(sheet: Image.Image, part: Section, x: int, y: int) -> None:
     pen = ImageDraw.Draw(sheet)
-    pen.text((x, y + 24), part.title, fill=INK, font=_font(20), anchor="ls")
+    room = sheet.width - 3 * x - _font(13).getlength(part.span)
+    pen.text((x, y + 24), _fit(part.title, _font(20), room), fill=INK, font=_font(20), anchor="ls")
     pen.text((sheet.width - x, y + 24), part.span, fill=PALE, font=_font(13), anchor="rs")
     pen.line((x, y + 33, sheet.width - x, y + 33), fill=TRACK)
 

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from jclip.config import CaptionConfig
 from jclip.data import captions as caption_pairs
-from jclip.data.stored_photos import file_of, spoken_path
+from jclip.data import chinese_clip
+from jclip.data.stored_photos import StoredPhoto, file_of, is_stored, spoken_path
 from jclip.errors import ConfigError
 from jclip.features import caption_features
 from jclip.features import source as sources
 from jclip.functional import retrieval
+from jclip.functional.directions import unit
 from jclip.paths import refuse_overwriting, write_together
 from jclip.report import evaluation, predictions
 from jclip.report.finished_run import MODEL, FinishedRun
@@ -29,7 +33,8 @@ GROUPED = {
     "recall@1": "R@1", "recall@5": "R@5", "recall@10": "R@10", "mean_recall": "mean R", "median_rank": "median rank",
     "map": "mAP", "map@10": "mAP@10", "r_precision": "R-precision",
 }  # fmt: skip
-FILES = ("eval.json", "ranks.csv")
+FILES = ("eval.json", "ranks.csv", "predictions.jsonl")
+BEST = 10  # images of each text in predictions.jsonl
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ class Retriever(FinishedRun):
 
         eval.json: recall at 1, 5 and 10, mean and median rank both ways of pairs, as `paired_report` has them, and of each
         image with all its texts and each text with all its images, as `grouped_report`. ranks.csv: of each pair the rank,
-        from 1, of the own caption among all pairs' captions and of the own image among all pairs' images. Raises
-        `ConfigError` where no pairs are named.
+        from 1, of the own caption among all pairs' captions and of the own image among all pairs' images.
+        predictions.jsonl: of each text its ten best images, in the form of Chinese-CLIP's scorer. Raises `ConfigError` where
+        no pairs are named.
         """
         data: CaptionConfig = self.config.data
         own = Path(self.model) == self.folder / MODEL  # which says its family itself
@@ -57,7 +63,9 @@ class Retriever(FinishedRun):
         metrics = {**encoded.report(), **encoded.grouped(), "count": len(encoded.rows), **self.marks()}
         captions, _ = pairs.texts(encoded.rows)
         images = [spoken_path(pairs.paths[row]) if pairs.paths else str(row) for row in encoded.rows.tolist()]
-        _write(out, metrics, images, captions, encoded.pair_scores)
+        files = _ranks(images, captions, encoded.pair_scores)
+        files["predictions.jsonl"] = chinese_clip.prediction_bytes(best_images(pairs, encoded))
+        write_together(out, {"eval.json": evaluation.json_text(metrics).encode(), **files})
         return metrics
 
     def refusal(self, what: str) -> ConfigError:
@@ -113,16 +121,32 @@ def _table(metrics: Mapping[str, float], title: str, ways: Mapping[str, str], fi
     return predictions.table([title, *figures.values()], rows)
 
 
-def _write(
-    out: Path, metrics: Mapping[str, float], images: list[str], captions: list[str], scores: retrieval.Scores
-) -> None:
-    """Both files, together. scores: of the pairs' images and texts."""
+def _ranks(images: list[str], captions: list[str], scores: retrieval.Scores) -> dict[str, bytes]:
+    """ranks.csv. scores: of the pairs' images and texts."""
     links = retrieval.Links.of_captions(range(len(images)))
     ranks = [1 + retrieval.link_ranks(scores, links, of_texts)[0] for of_texts in (False, True)]
     rows = zip(images, captions, *(r.tolist() for r in ranks), strict=True)
-    head = ["photo", "caption", "rank_of_caption", "rank_of_image"]
-    files = {
-        "eval.json": evaluation.json_text(metrics).encode(),
-        "ranks.csv": evaluation.csv_bytes(head, rows),
-    }
-    write_together(out, files)
+    return {"ranks.csv": evaluation.csv_bytes(["photo", "caption", "rank_of_caption", "rank_of_image"], rows)}
+
+
+def best_images(pairs: caption_pairs.Pairs, encoded: caption_features.Encoded) -> dict[str, list[str]]:
+    """Of each text its `BEST` images, best first, by the ids that the file has; without ids a text is the number of its
+    first row, from 0, and an image its path."""
+    _, firsts = np.unique(encoded.text_of, return_index=True)
+    rows = encoded.rows[firsts].tolist()
+    texts = [pairs.names[row] if pairs.names else str(row) for row in rows]
+    _, firsts = np.unique(encoded.image_of, return_index=True)
+    images = [_image_id(pairs, row) for row in encoded.rows[firsts].tolist()]
+    photos, captions = unit(encoded.photos), unit(encoded.captions)
+    found = {}
+    for start in range(0, len(texts), retrieval.AT_ONCE):
+        best = np.argsort(-(captions[start : start + retrieval.AT_ONCE] @ photos.T), axis=1, kind="stable")[:, :BEST]
+        found.update(zip(texts[start:], ([images[i] for i in row] for row in best.tolist()), strict=False))
+    return found
+
+
+def _image_id(pairs: caption_pairs.Pairs, row: int) -> str:
+    if not pairs.paths:
+        return str(row)
+    path = pairs.paths[row]
+    return StoredPhoto.at(path).name if is_stored(path) else str(path)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from jclip.functional.multi_label_metrics import check_scores
 from jclip.functional.window_fusion import merged_scores
 from jclip.paths import exists, replacing
 from jclip.prompts.spelling import name_key, nearest
-from jclip.readers.npz import npz_bytes, read_npz
+from jclip.readers.npz import RowsInParts, npz_bytes, read_npz, write_npz
 from jclip.readers.text import read_json, read_lines
 
 Form = Literal["npz", "json", "seed"]
@@ -36,7 +37,8 @@ class Scores:
     """Scores (N, C) of photos for classes, of one model: `scores`, or `global` and `local`.
 
     classnames, photos: empty where a file has none. decided: they are decisions, 0 or 1. uses_label_statistics: labels of
-    photos went into them, so that they are no result of learning from text alone.
+    photos went into them, so that they are no result of learning from text alone. comparable: whether scores of different
+    classes may be compared; not those of an ensemble by columns, for which top-k and one threshold mean nothing.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Scores:
     photos: tuple[str, ...] = ()
     decided: bool = False
     uses_label_statistics: bool = False
+    comparable: bool = True
 
     def __post_init__(self):
         shapes = {part.shape for part in self.parts.values()}
@@ -108,11 +111,48 @@ def write_scores(path: str | Path, scores: Scores, form: Form = "npz") -> None:
         temporary.write_bytes(data)
 
 
+def write_scores_in_parts(
+    path: str | Path,
+    parts: Mapping[str, Callable[[], Iterable[np.ndarray]]],
+    classnames: Sequence[str],
+    photos: Sequence[str],
+    uses_label_statistics: bool = False,
+) -> None:
+    """Writes an .npz of scores that come as float64 matrices (n, C) one after the other: at no time all are in memory.
+
+    parts: as of `Scores`, each a function that gives its matrices. Raises `DataError` for scores that are not finite.
+    """
+    name, shape = Path(path).name, (len(photos), len(classnames))
+
+    def checked(part: str, matrices: Callable[[], Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+        start = 0
+        for matrix in matrices():
+            check_scores(matrix, photos[start : start + len(matrix)], classnames, f"{name}, {part}")
+            start += len(matrix)
+            yield matrix
+
+    rows = {
+        part: RowsInParts(shape, np.dtype(np.float64), partial(checked, part, matrices))
+        for part, matrices in parts.items()
+    }
+    with replacing(path) as temporary:
+        write_npz(temporary, {**rows, **_names_and_flags(classnames, photos, uses_label_statistics, True)})
+
+
 def _npz_bytes(scores: Scores) -> bytes:
-    arrays = {**scores.parts, "classes": np.array(scores.classnames), "images": np.array(scores.photos)}
-    if scores.uses_label_statistics:
+    flags = scores.uses_label_statistics, scores.comparable
+    return npz_bytes({**scores.parts, **_names_and_flags(scores.classnames, scores.photos, *flags)})
+
+
+def _names_and_flags(
+    classnames: Sequence[str], photos: Sequence[str], uses_label_statistics: bool, comparable: bool
+) -> dict[str, np.ndarray]:
+    arrays = {"classes": np.array(classnames), "images": np.array(photos)}
+    if uses_label_statistics:
         arrays["uses_label_statistics"] = np.array([1], np.int8)
-    return npz_bytes(arrays)
+    if not comparable:
+        arrays["comparable"] = np.array([0], np.int8)
+    return arrays
 
 
 def _json_bytes(scores: Scores, form: Form) -> bytes:
@@ -121,6 +161,8 @@ def _json_bytes(scores: Scores, form: Form) -> bytes:
         rows = {"classes": [*scores.classnames], "images": [*scores.photos], "scores": rows}
         if scores.uses_label_statistics:
             rows["uses_label_statistics"] = True
+        if not scores.comparable:
+            rows["comparable"] = False
     return json.dumps(rows, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
@@ -156,10 +198,12 @@ def _of_npz(path: Path, key: str, classnames: Sequence[str] | None, images: Sequ
     parts = {part: _matrix(arrays[name].read(), f"{path}, {name}") for part, name in chosen.items()}
     own, photos = (texts_of(arrays, name, path) for name in ("classes", "images"))
     flag = "uses_label_statistics" in arrays and bool(arrays["uses_label_statistics"].read().any())
+    comparable = "comparable" not in arrays or bool(arrays["comparable"].read().all())
     name = f"{path.name}:{key}" if key else path.name
     return Scores(
-        name, parts, own or tuple(classnames or ()), photos or tuple(images or ()), uses_label_statistics=flag
-    )
+        name, parts, own or tuple(classnames or ()), photos or tuple(images or ()),
+        uses_label_statistics=flag, comparable=comparable,
+    )  # fmt: skip
 
 
 def _matrix(array: np.ndarray, place: str) -> np.ndarray:
@@ -172,16 +216,19 @@ def _of_json(path: Path, classnames: Sequence[str] | None, images: Sequence[str]
     values = read_json(path)
     if isinstance(values, list):
         return Scores(path.name, {"scores": _rows(values, path)}, tuple(classnames or ()), tuple(images or ()))
-    known = {"classes", "images", "scores", "uses_label_statistics"}
-    if not isinstance(values, dict) or not known - {"uses_label_statistics"} <= {*values}:
+    flags = ("uses_label_statistics", "comparable")
+    known = {"classes", "images", "scores", *flags}
+    if not isinstance(values, dict) or not known - {*flags} <= {*values}:
         raise DataError(f'{path}: must be a list of rows, or an object with "classes", "images" and "scores"')
     if strange := {*values} - known:
         raise DataError(f"{path}: must hold nothing but {', '.join(sorted(known))}, got {min(strange)!r:.60}")
     names = [values[key] for key in ("classes", "images")]
     if not all(isinstance(n, list) and all(isinstance(text, str) for text in n) for n in names):
         raise DataError(f'{path}: "classes" and "images" must be lists of texts')
-    flag = values.get("uses_label_statistics", False) is True
-    return Scores(path.name, {"scores": _rows(values["scores"], path)}, *map(tuple, names), uses_label_statistics=flag)
+    said = {key: values[key] for key in flags if key in values}
+    if odd := [key for key, value in said.items() if not isinstance(value, bool)]:
+        raise DataError(f'{path}: "{odd[0]}" must be true or false, got {said[odd[0]]!r:.40}')
+    return Scores(path.name, {"scores": _rows(values["scores"], path)}, *map(tuple, names), **said)
 
 
 def _rows(values: Any, path: Path) -> np.ndarray:
@@ -289,7 +336,8 @@ def joined(parts: Sequence[Scores]) -> Scores:
         refuse_twice(photos, first.name)
     matrices = {part: np.concatenate([scores.parts[part] for scores in parts]) for part in first.parts}
     flagged = any(scores.uses_label_statistics for scores in parts)
-    return replace(first, parts=matrices, photos=photos, uses_label_statistics=flagged)
+    comparable = all(scores.comparable for scores in parts)
+    return replace(first, parts=matrices, photos=photos, uses_label_statistics=flagged, comparable=comparable)
 
 
 def aligned(files: Sequence[Scores]) -> list[Scores]:

@@ -81,15 +81,6 @@ class TaggingRun(ScoringRun):
         """Raises `ConfigError`: photos of one class each are another task's."""
         raise self.refusal("measured on photos of one class each")
 
-    def check_predict(self, sheet: bool, sort: bool) -> None:
-        """Raises `ConfigError` for a sheet, or folders, which `tag` makes."""
-        super().check_predict(sheet, sort)
-        if sheet or sort:
-            raise ConfigError(
-                f"{self.folder} gives several tags to a photo: use `jclip tag PHOTOS --run {self.folder} --sheet FILE` "
-                "(or --sort-into FOLDER)"
-            )
-
     def measure(self, out: Path) -> dict[str, float]:
         """Mean average precision on the test photos of the run's config; writes `files` into `out`.
 

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from jclip.data.photo_file import open_photo
-from jclip.errors import ConfigError, printable
+from jclip.data.stored_photos import spoken_path
+from jclip.errors import ConfigError, DataError, printable
 from jclip.functional.metrics import ranking
 from jclip.report.predictions import UNKNOWN, Predictions
 from jclip.report.tags import Tags, number
@@ -23,6 +24,7 @@ MOST_NAMED = 3  # classes of a photo
 MOST_TAGS = 6  # of a photo
 NO_TAG = "none"
 EMPTY = "no photos"
+ABSENT = (150, 152, 158)  # colour of a photo that is not there
 LONGEST = 500  # letters of a name or prompt
 
 
@@ -38,6 +40,7 @@ class Tile:
     upright: bool = True  # as the model saw it
     numbers: tuple[str, ...] = ()  # what stands beside the bars in place of percents
     badge: str = UNKNOWN  # in the corner of a photo whose verdict is unknown
+    may_be_absent: bool = False  # then a photo that does not decode is a grey square, and no error
 
     def number(self, rank: int, digits: int = 1) -> str:
         """What stands beside the class of that rank."""
@@ -46,7 +49,7 @@ class Tile:
     @property
     def file(self) -> str:
         """The photo's name without its folder, on one line."""
-        return _cleaned(Path(self.photo).name)
+        return _cleaned(Path(spoken_path(self.photo)).name)
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,13 @@ class Section:
 
     title: str
     tiles: tuple[Tile, ...]
+    note: str = ""
 
     @property
     def span(self) -> str:
-        """The lowest and the highest probability of a best class, or the one that all have."""
+        """Its note, by default the lowest and the highest probability of a best class, or the one that all have."""
+        if self.note:
+            return self.note
         shares = sorted(tile.best[0][1] for tile in self.tiles)
         return " – ".join(dict.fromkeys(f"{100 * share:.1f}" for share in (shares[0], shares[-1]))) + " %"
 
@@ -152,6 +158,11 @@ def _cleaned(text: str) -> str:
 def small_photo(tile: Tile, side: int) -> Image.Image:
     """A tile's photo in colours as the model saw it, large enough for `side` pixels.
 
-    Raises `DataError` when it no longer decodes.
+    Raises `DataError` when it no longer decodes, unless it may be absent.
     """
-    return open_photo(tile.photo, (2 * side, 2 * side), tile.upright).convert("RGB")
+    try:
+        return open_photo(tile.photo, (2 * side, 2 * side), tile.upright).convert("RGB")
+    except DataError:
+        if not tile.may_be_absent:
+            raise
+        return Image.new("RGB", (side, side), ABSENT)

@@ -2,13 +2,15 @@
 
 Below the folder: `manifest.json`, what the scores are made of; `parts/part_00012.npz`, those of 256 photos, each with a
 key of the manifest and of its photos; and for each run `NAME.npz`, fused, and with windows `NAME-whole.npz`, of the whole
-photos alone. Memory does not grow with the number of photos but for the scores that are written.
+photos alone. Files are written part after part: memory grows neither with the number of photos, but for their names, nor
+with that of runs but for the scores of one part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,16 @@ from jclip.config import to_json
 from jclip.data.multi_label_sets import read_labels
 from jclip.data.splits import Split
 from jclip.errors import CheckpointError, ConfigError, DataError, UnknownName, notice
-from jclip.features import photo_maps, window_scores
+from jclip.features import window_scores
 from jclip.functional.cooccurrence import count_cooccurrence
 from jclip.functional.window_fusion import FusionRule, branch_scores, merged_scores, model_scores
 from jclip.paths import file_sha256, replacing
 from jclip.prompts.spelling import name_key
 from jclip.readers.npz import npz_bytes, read_npz
+from jclip.readers.tensors import LazyTensor
 from jclip.readers.text import read_json
 from jclip.report.finished_run import unlabelled
-from jclip.report.score_files import Scores, write_scores
+from jclip.report.score_files import write_scores_in_parts
 from jclip.report.scoring_run import columns_of
 from jclip.report.tagging_run import TaggingRun
 from jclip.train.configs import resolved
@@ -62,14 +65,23 @@ class ScoredRun:
             raise ConfigError(f"the name of a run's score file must be plain, got {self.name!r}")
 
     @property
-    def share(self) -> float:
-        """The share of the global scores, the run's own."""
-        return float(self.run.learned["merge"][0])
+    def branches(self) -> tuple[str, ...]:
+        """What it scores: "global" and "local", or "local" alone."""
+        return self.run.module.window_scorer(self.run.learned, self.run.config).branches
 
-    def together(self, whole: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Scores (N, C) of both branches as one."""
-        weight = self.weighing.local_weight
-        return merged_scores(whole, places, self.share) if weight is None else model_scores(whole, places, weight)
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether its recipe is taught by labels of photos."""
+        return getattr(self.run.module, "LEARNS_FROM_LABELS", False)
+
+    def together(self, branches: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Scores (N, C) of its branches as one."""
+        if len(branches) == 1:
+            return next(iter(branches.values()))
+        both, weight = (branches["global"], branches["local"]), self.weighing.local_weight
+        if weight is None:
+            return merged_scores(*both, float(self.run.learned["merge"][0]))
+        return model_scores(*both, weight)
 
 
 class WindowFiles:
@@ -99,7 +111,8 @@ class WindowFiles:
         self.classnames = runs[0].run.classnames
         self._columns = [_columns_of(one, runs[0]) for one in runs]
         self._shares = _label_shares(statistics, self.classnames) if statistics else None
-        self._modulation, self.uses_label_statistics = modulation, bool(statistics)
+        self._modulation = modulation
+        self.uses_label_statistics = bool(statistics) or any(one.learns_from_labels for one in runs)
         self._split: Split = unlabelled([*photos])
 
     def manifest(self) -> dict[str, Any]:
@@ -126,7 +139,7 @@ class WindowFiles:
         self._claim(made_of)
         scorer = None
         for number in range(self._count):
-            if self._read(number, made_of) is None:
+            if not self._is_whole(number, made_of):
                 scorer = scorer or window_scores.WindowScorer(self._models(), self.plan)
                 self._compute(scorer, number, made_of)
         return self._write(made_of)
@@ -153,44 +166,47 @@ class WindowFiles:
     def _models(self) -> list[window_scores.WindowModel]:
         models = []
         for one, columns in zip(self.runs, self._columns, strict=True):
-            learned, cfg = one.run.learned, one.run.config
+            learned = dict(one.run.learned)
             if self._shares is not None:
-                own = np.arange(len(self.classnames)) if columns is None else np.argsort(columns)
-                learned = {**learned, "shares": self._shares[np.ix_(own, own)].astype(np.float32)}
-                cfg = replace(cfg, modulation=self._modulation)
+                learned.pop("shares", None)  # the captions'
+            scorer = one.run.module.window_scorer(learned, one.run.config)
             models.append(
                 window_scores.WindowModel(
-                    one.name,
-                    one.run.source(),
-                    photo_maps.MapScorer(learned, cfg),
-                    len(self.classnames),
-                    one.weighing.rule,
-                    columns,
+                    one.name, one.run.source(), scorer, len(self.classnames), one.weighing.rule, columns, self._shares,
+                    self._modulation,
                 )
-            )
+            )  # fmt: skip
         return models
 
     def _part(self, number: int) -> tuple[Path, tuple[str, ...]]:
         start = number * PHOTOS_OF_PART
         return self.folder / "parts" / f"part_{number:05d}.npz", self.photos[start : start + PHOTOS_OF_PART]
 
-    def _read(self, number: int, made_of: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-        """What a part holds; None where it is not there, damaged (which is reported), or of something else."""
+    def _read(self, number: int, made_of: Mapping[str, Any]) -> Mapping[str, LazyTensor] | None:
+        """What a part holds, read on demand; None where it is not there, damaged (which is reported), or of something else."""
         file, photos = self._part(number)
         if not file.is_file():
             return None
         try:
-            arrays = {name: tensor.read() for name, tensor in read_npz(file).items()}
+            arrays = read_npz(file)
+            known = {f"{one.name}/{part}" for one in self.runs for part in self._kinds(one)}
+            whole = {*arrays} == {"key", *known} and all(arrays[name].shape[0] == len(photos) for name in known)
+            return arrays if whole and str(arrays["key"].read()[0]) == key_of([made_of, number]) else None
         except (CheckpointError, OSError) as e:
             notice(f"{e}; it is scored again")
             return None
-        known = {f"{one.name}/{part}" for one in self.runs for part in self._kinds}
-        whole = {*arrays} == {"key", *known} and all(len(arrays[name]) == len(photos) for name in known)
-        return arrays if whole and str(arrays["key"][0]) == key_of([made_of, number]) else None
 
-    @property
-    def _kinds(self) -> tuple[str, ...]:
-        return window_scores.PARTS if self.plan.mode != "none" else window_scores.PARTS[:2]
+    def _is_whole(self, number: int, made_of: Mapping[str, Any]) -> bool:
+        """Whether a part is there with all its values undamaged; else see `_read`."""
+        arrays = self._read(number, made_of)
+        try:
+            return arrays is not None and all(tensor.read() is not None for tensor in arrays.values())
+        except (CheckpointError, OSError) as e:
+            notice(f"{e}; it is scored again")
+            return False
+
+    def _kinds(self, one: ScoredRun) -> tuple[str, ...]:
+        return window_scores.part_names(one.branches, self.plan.mode != "none")
 
     def _compute(self, scorer: window_scores.WindowScorer, number: int, made_of: Mapping[str, Any]) -> None:
         file, photos = self._part(number)
@@ -203,30 +219,48 @@ class WindowFiles:
 
     def _write(self, made_of: Mapping[str, Any]) -> dict[str, Path]:
         written = {}
-        for one in self.runs:  # one after the other: of all photos only one run's scores are in memory
-            rows: dict[str, list[np.ndarray]] = {kind: [] for kind in self._kinds}
-            for number in range(self._count):
-                arrays = self._read(number, made_of)
-                if arrays is None:
-                    raise DataError(f"{self._part(number)[0]} was changed while it was read: start again")
-                for kind in rows:
-                    rows[kind].append(arrays[f"{one.name}/{kind}"])
-            whole = [np.concatenate(rows[kind]) for kind in self._kinds[:2]]
-            written[one.name] = self._write_file(one, one.name, whole)
-            if len(self._kinds) > 2:
-                self._write_file(one, f"{one.name}-whole", whole)
-                kappa = one.weighing.rule.kappa
-                windows = [np.concatenate(rows[kind]) for kind in self._kinds[2:]]
-                both = [branch_scores(w, v, kappa) for w, v in zip(whole, windows, strict=True)]
-                self._write_file(one, one.name, both)
+        for one in self.runs:
+            written[one.name] = self._write_file(one, one.name, made_of, self.plan.mode != "none")
+            if self.plan.mode != "none":
+                self._write_file(one, f"{one.name}-whole", made_of, windows=False)
         return written
 
-    def _write_file(self, one: ScoredRun, name: str, both: Sequence[np.ndarray]) -> Path:
-        parts = {"global": both[0], "local": both[1], "scores": one.together(*both)}
+    def _write_file(self, one: ScoredRun, name: str, made_of: Mapping[str, Any], windows: bool) -> Path:
+        """A score file of one run, part after part: of all photos no scores are in memory."""
+        own = (
+            {b: partial(self._of_branch, one, b, made_of, windows) for b in one.branches}
+            if len(one.branches) > 1
+            else {}
+        )
+        parts = {**own, "scores": partial(self._merged, one, made_of, windows)}
         path = self.folder / f"{name}.npz"
-        flagged = self.uses_label_statistics
-        write_scores(path, Scores(name, parts, self.classnames, self.photos, uses_label_statistics=flagged))
+        flagged = self._shares is not None or one.learns_from_labels
+        write_scores_in_parts(path, parts, self.classnames, self.photos, flagged)
         return path
+
+    def _of_branch(
+        self, one: ScoredRun, branch: str, made_of: Mapping[str, Any], windows: bool
+    ) -> Iterator[np.ndarray]:
+        for number in range(self._count):
+            yield self._branch(self._whole_part(number, made_of), one, branch, windows)
+
+    def _merged(self, one: ScoredRun, made_of: Mapping[str, Any], windows: bool) -> Iterator[np.ndarray]:
+        for number in range(self._count):
+            arrays = self._whole_part(number, made_of)
+            yield one.together({branch: self._branch(arrays, one, branch, windows) for branch in one.branches})
+
+    @staticmethod
+    def _branch(arrays: Mapping[str, LazyTensor], one: ScoredRun, branch: str, windows: bool) -> np.ndarray:
+        whole = arrays[f"{one.name}/whole_{branch}"].read()
+        if not windows:
+            return whole
+        return branch_scores(whole, arrays[f"{one.name}/windows_{branch}"].read(), one.weighing.rule.kappa)
+
+    def _whole_part(self, number: int, made_of: Mapping[str, Any]) -> Mapping[str, LazyTensor]:
+        arrays = self._read(number, made_of)
+        if arrays is None:
+            raise DataError(f"{self._part(number)[0]} was changed while it was read: start again")
+        return arrays
 
 
 def _plain(value: Any) -> Any:
@@ -263,6 +297,6 @@ def read_run(given: str, weighing: Weighing) -> ScoredRun:
     if not equals or "/" in name:
         name, folder = Path(given).name, given
     run = TaggingRun.load(folder)
-    if not hasattr(run.config, "tau_image") or "merge" not in run.learned:
-        raise UnknownName("recipe for windows", run.recipe, ["text_as_image"])
+    if not hasattr(run.module, "window_scorer"):
+        raise UnknownName("recipe for windows", run.recipe, ["text_as_image", "dual_prompt"])
     return ScoredRun(name, run, weighing)

@@ -53,7 +53,7 @@ def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:
     values = dict(values)
     log_named(values.pop("log", ""), place)
     recipe = values.pop("recipe", None)
-    if recipe is None and "backbones" in values:
+    if recipe is None and ("backbones" in values or "task" in values):
         raise ConfigError(f"{place} is of several recipes: run it with `jclip challenge`")
     if not isinstance(recipe, str):
         raise ConfigError(f"{place}: recipe is missing (one of {', '.join(recipe_finder.names())})")

@@ -54,3 +54,8 @@ class KeyedRuns:
 def key_of(made_of: Any) -> str:
     """The first eight digits of the hash of plain values."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def state_of(folder: Path) -> str:
+    """`done`, `begun` or empty: how far the run in a folder is, for a plan."""
+    return "done" if (folder / "result.json").is_file() else "begun" if folder.is_dir() else ""

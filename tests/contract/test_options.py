@@ -18,10 +18,10 @@ from jclip.commands.arguments import SHARED, Parser
 
 ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
-    "look": ["zero-shot", "predict", "tag"],
+    "look": ["search", "zero-shot", "predict", "tag"],
     "learn": ["train", "sweep", "challenge", "recipes"],
     "measure": ["eval", "score", "measure", "compare"],
-    "data": ["check-data", "captions", "boxes", "hold-out", "fill", "unsort"],
+    "data": ["check-data", "captions", "boxes", "hold-out", "embed", "index", "duplicates", "fill", "unsort"],
     "weights": ["models", "convert", "inspect"],
     "machine": ["doctor", "warmup"],
 }

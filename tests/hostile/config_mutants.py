@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jclip.commands.challenge_steps import Config as Challenge
+from jclip.commands.multi_label_settings import Config as MultiLabel
+from jclip.commands.multi_label_settings import model_settings, with_places
 from jclip.config import build, load_values, to_values, to_yaml
 from jclip.errors import JclipError
 from jclip.train.configs import build_config, resolved
@@ -131,6 +133,12 @@ def end_of(mutant: Mutant, folder: Path) -> str:
         values = load_values(path, mutant.overrides)
         if mutant.base == "configs/challenge.yaml":
             build(Challenge, values, "mutant.yaml")
+            return "built"
+        if mutant.base.startswith("configs/multi_label_challenge"):
+            values.pop("task", None)
+            challenge = build(MultiLabel, with_places(values, str(path)), "mutant.yaml")
+            for name in challenge.order:
+                build_config(model_settings(challenge, name), "mutant.yaml")
             return "built"
         module, config = build_config(values, "mutant.yaml")
         written = to_yaml(resolved(module, config))

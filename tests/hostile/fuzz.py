@@ -34,6 +34,12 @@ FORMATS = {  # name → module and variable
     "torch": "tests.hostile.readers_formats:TORCH",
     "safetensors": "tests.hostile.readers_formats:SAFETENSORS",
     "npz": "tests.hostile.readers_formats:NPZ",
+    "score_json": "tests.hostile.score_formats:SCORE_JSON",
+    "score_npz": "tests.hostile.score_formats:SCORE_NPZ",
+    "label_lines": "tests.hostile.score_formats:LABEL_LINES",
+    "label_table": "tests.hostile.score_formats:LABEL_TABLE",
+    "coco": "tests.hostile.score_formats:COCO",
+    "label_list": "tests.hostile.score_formats:LABEL_LIST",
 }
 ROOM = 300 << 20  # bytes of address space beyond the start of the process
 ROOM_OF_A_REFUSAL = 200 << 20

@@ -16,6 +16,13 @@ VALUES = (
     "٣", "~nosuchuser/x", "/dev/null", ".", "-", "=", "a=b", "a.b.c=[", "=" * 300, "{}", "[", "%s", "%(prog)s", "\u202e",
 )  # fmt: skip
 WRONG = {  # what is wrong already, so that a value that is taken for good ends all the same; and the options
+    "search": ("photo.png dog --model none.safetensors",
+               "--queries --top --page --where --unique --line --root --out --sheet --link --model --family --dtype --rules "
+               "--rerank --bank --flips --candidates"),
+    "embed": ("photo.png --model none.safetensors --out none",
+              "--out --columns --root --store --model --family --dtype --export"),
+    "index": ("none", "--kind"),
+    "duplicates": ("photo.png --model none.safetensors", "--above --out --sheet --model --family"),
     "zero-shot": ("photo.png --model none.safetensors --classes a,b",
                   "--model --config --classes --unknown --top --out --format --sheet --on-error --templates --mode --scale "
                   "--drop-below --drop-below-uniform --views --size --resize --sharpness --family --dtype"),

@@ -39,3 +39,14 @@ def test_every_operation_of_the_layer_of_files():
 def test_six_points_of_a_real_run():
     (row,) = tried("train", "--points", "6")
     assert row[:2] == ["train", "kill"] and row[3:5] == ["6", "6"]
+
+
+def test_three_points_of_a_retrieval_challenge():
+    (row,) = tried("retrieval", "--points", "3")
+    assert row[:2] == ["retrieval", "kill"] and row[3:5] == ["3", "3"]
+
+
+@pytest.mark.slow  # half a minute: each point starts Jittor's operators anew
+def test_three_points_of_a_challenge_of_several_labels():
+    (row,) = tried("multi_label", "--points", "3", "--from", "150")
+    assert row[:2] == ["multi_label", "kill"] and row[3:5] == ["3", "3"] and int(row[2]) >= 400

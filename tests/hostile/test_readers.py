@@ -11,7 +11,7 @@ import pytest
 
 from jclip.errors import CheckpointError
 from jclip.readers import jittor_pickle, read_weights, safetensors
-from tests.hostile.fuzz import ends, ends_of_files
+from tests.hostile.fuzz import FORMATS, ends, ends_of_files
 from tests.hostile.hostile_weights import FILES
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "hostile"
@@ -31,7 +31,7 @@ def test_hostile_files_are_refused_in_one_line_and_200_mib(form, tmp_path):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_mutants_end_in_a_line_or_in_values(form):
     """20,000 by `python -m tests.hostile.fuzz`."""
     faults = [(n, end) for n, end in enumerate(ends(form, 300)) if end.startswith("FAULT")]

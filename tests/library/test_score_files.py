@@ -210,6 +210,11 @@ def run(capsys, *words: str, code: int = 0) -> tuple[list[str], str]:
     return lines(printed.out), printed.err
 
 
+def test_thresholds_that_differ_between_classes_are_not_one_in_the_rows_name(small, capsys):
+    run(capsys, "one.npz", "--labels", "labels.csv", "--threshold", "class_f1", "--out", "m.json")
+    assert "class_f1" in json.loads((small / "m.json").read_text())["rows"][0]["decisions"]
+
+
 def test_metrics_and_files_of_a_measurement(small, capsys):
     from jclip.functional.multi_label_metrics import best_k, decision_report, ranking_report
 
@@ -312,7 +317,10 @@ def test_columns_refuse_what_compares_classes(small, capsys):
         assert "side by side" in err and "set column_norm" in err
         run(capsys, *files, *more, "--column-norm", "zscore")
     (small / "columns.yaml").write_text("two.npz: [dgo]\n")
-    assert "unknown class 'dgo', did you mean 'dog'" in run(capsys, *files, code=2)[1]
+    assert (
+        "columns.two.npz: classes must be among the 3 named, got 'dgo', did you mean 'dog'?"
+        in run(capsys, *files, code=2)[1]
+    )
     (small / "columns.yaml").write_text("two.npz: dog\n")
     assert "must be a list of class names" in run(capsys, *files, code=2)[1]
 

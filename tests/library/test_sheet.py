@@ -30,7 +30,8 @@ from jclip.report.contact_sheet import (
     write_sheet,
 )
 from jclip.report.predictions import Predictions
-from jclip.report.tiles import sections
+from jclip.report.tags import Tags
+from jclip.report.tiles import sections, tag_tiles
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (200, 0, 200), (0, 200, 200)]
 CERTAINTY = [0.7, 0.5, 0.9, 0.45, 0.6, 0.8]  # of the six photos
@@ -264,3 +265,18 @@ def test_sheets_show_photos_as_the_model_saw_them(tmp_path, choice):
             write_sheet(file, predictions, choice=choice, upright=upright)
             sheets[name, upright] = file.read_bytes().replace(f"/{name}/".encode(), b"/here/")
         assert sheets["lying", True] == sheets["turned", True] != sheets["lying", False] == sheets["stored", True]
+
+
+@pytest.mark.parametrize(
+    ("scores", "bars"),
+    [
+        ([[0.2, 0.9]], [0.9, 0.2]),  # shares of 1 as they are
+        ([[-1.0, 3.0]], [1.0, 0.0]),  # beyond 0 to 1: of their range
+        ([[0.5, 3.0]], [1.0, 0.0]),
+        ([[2.0, 2.0]], [1.0, 1.0]),  # no range
+    ],
+)
+def test_bars_of_tags_are_shares_of_one_or_of_the_range(scores, bars):
+    tags = Tags(("a.png",), ("cat", "dog"), np.array(scores), threshold=-9.0)
+    (part,) = tag_tiles(tags)
+    assert [share for _, share in part.tiles[0].best] == bars

@@ -149,8 +149,6 @@ def test_what_is_another_tasks_is_refused(done):
     run = Predictor.load(done)
     with pytest.raises(ConfigError, match="it can't be measured on photos of one class each"):
         run.check_photos()
-    with pytest.raises(ConfigError, match="use `jclip tag PHOTOS --run"):
-        run.check_predict(sheet=True, sort=False)
     alone = Predictor.load(done, ["data.test=", "data.root="])
     for call in (alone.own_split, lambda: alone.measure(done)):
         with pytest.raises(ConfigError, match="set data.test"):

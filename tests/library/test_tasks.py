@@ -154,3 +154,9 @@ def test_predictor_is_public_beside_classifier():
     assert finetune.Classifier is predictor.Classifier is report.Classifier and issubclass(
         report.Classifier, ScoringRun
     )
+
+
+def test_the_columns_of_retrieval_are_clip_benchmarks_names_and_the_short_ones():
+    short = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+    long = [f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (1, 5, 10)]
+    assert TASKS["retrieve"].metrics == (*short, *long)

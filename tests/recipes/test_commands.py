@@ -84,7 +84,14 @@ def test_a_captioned_run_is_measured_by_retrieval(captioned_run, tmp_path, capsy
             sum(rank <= 5 for rank in ranks) / 13 == measured[f"{way}_r5"]
             and ranks[6] == measured[f"{way}_median_rank"]
         )
-    assert f"{measured['i2t_r10']:.4f}" in printed and f"written: {tmp_path}/eval.json, ranks.csv" in printed
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line["text_id"] for line in lines] == [*range(13)]
+    hits = [line["text_id"] in line["image_ids"][:5] for line in lines]  # of the rendered pairs, image and text alike
+    assert sum(hits) / 13 == measured["t2i_r5"] and {len(line["image_ids"]) for line in lines} == {10}
+    assert (
+        f"{measured['i2t_r10']:.4f}" in printed
+        and f"written: {tmp_path}/eval.json, ranks.csv, predictions.jsonl" in printed
+    )
     assert main(["eval", str(captioned_run), "data.val=", "--out", str(tmp_path)]) == 2
     assert "there are no image-caption pairs to measure on: set data.val" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jclip.cli import main
+from jclip.data import world
 from jclip.errors import ConfigError, DataError
 from jclip.readers import read_weights
 from jclip.report.predictor import Classifier
@@ -361,3 +362,22 @@ def test_wrong_settings(settings, message):
     data = "data.features=" if settings[0].startswith("models") and "model=x" not in settings[0] else "data.shots=4"
     with pytest.raises(ConfigError, match=message):
         toys.read_config(str(CONFIGS / "smoke.yaml"), [data, *settings])
+
+
+@pytest.mark.parametrize("method", ["whole", "places"])
+def test_eval_of_several_labels_finds_what_the_run_found(method, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(world, "SCENE_COUNTS", {"val": 3, "test": 12})
+    monkeypatch.setattr(world, "cache_dir", lambda *parts: tmp_path)
+    config = tmp_path / "labels of photos.yaml"
+    config.write_text("recipe: zero_shot\nmodel: shapes-tiny-rn\ndata: {root: 'shapes:scenes'}\nmulti_label: true\n")
+    folder = str(tmp_path / "run")
+    assert main(["train", str(config), f"method={method}", "--run", folder]) == 0
+    table, result = Path(folder, "per_class.csv").read_bytes(), json.loads(Path(folder, "result.json").read_text())
+    capsys.readouterr()
+    assert main(["eval", folder]) == 0
+    found = json.loads(Path(folder, "eval.json").read_text())
+    assert {"map": round(found["map"], 6), "count": found["count"]} == {
+        "map": round(result["metrics"]["test_map"], 6), "count": 12,
+    }  # fmt: skip
+    assert Path(folder, "per_class.csv").read_bytes() == table
+    assert f"mAP {100 * found['map']:.2f} of 12 photos" in capsys.readouterr().out

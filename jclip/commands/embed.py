@@ -1,0 +1,127 @@
+"""Embeds photos into a gallery: features in memory-mapped parts and one table of rows, for search by text and photo."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jclip.choices import GALLERY_DTYPES, default_model
+from jclip.commands.arguments import Parser, add_shared, nonempty
+from jclip.data import gallery_inputs, gallery_store
+from jclip.errors import ConfigError, notice, say
+from jclip.features import gallery_embedding, gallery_index, gallery_layouts
+from jclip.features import source as sources
+from jclip.weights.families import FAMILIES
+
+SHOWN = 5  # photos that are left out
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = Parser("jclip embed", description=__doc__)
+    p.add_argument(
+        "places", nargs="+", type=nonempty, metavar="PHOTOS",
+        help="folders, photos, lists (.txt), tables (.csv, .tsv), tars as img2dataset writes them; or one folder in "
+        "clip-retrieval's layout, whose features are taken as they are",
+    )  # fmt: skip
+    add_shared(p, "--out", ": the gallery's folder")
+    p.add_argument(
+        "--update", action="store_true",
+        help="bring the gallery up to date: add new photos, drop those that are gone, encode changed ones again",
+    )  # fmt: skip
+    p.add_argument(
+        "--columns", type=nonempty, metavar="CSV",
+        help="a table of more columns, by path or file name, and of captions; `jclip search --where` filters by them",
+    )  # fmt: skip
+    p.add_argument(
+        "--root", type=nonempty, metavar="FOLDER",
+        help="folder that stored paths are relative to (default: the folder of photos)",
+    )  # fmt: skip
+    p.add_argument(
+        "--store",
+        choices=GALLERY_DTYPES,
+        default="fp16",
+        help="type of the stored features (default: fp16)",
+    )
+    add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
+    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    p.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32",
+        help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+    )  # fmt: skip
+    p.add_argument(
+        "--export", type=nonempty, metavar="FOLDER",
+        help="also write the gallery in clip-retrieval's layout: img_emb, metadata (needs pyarrow), and text_emb of captions",
+    )  # fmt: skip
+    return p
+
+
+def main(argv: list[str]) -> int:
+    """Embeds what is not embedded yet, and says what was done. Returns the exit code."""
+    args = parser().parse_args(argv)
+    if not args.out:
+        raise ConfigError("--out must name the gallery's folder")
+    folder = Path(args.out)
+    gallery_store.check_target(folder)
+    if args.export:
+        gallery_layouts.check_export(Path(args.export))
+    store = _import(args, folder) if _is_layout(args) else _embed(args, folder)
+    if args.export:
+        captioned = any(store.rows.column("caption"))
+        gallery_layouts.export_layout(store, Path(args.export), _source(args, folder) if captioned else None)
+        notice(f"written: {args.export}")
+    return 0
+
+
+def _is_layout(args: argparse.Namespace) -> bool:
+    if not any(map(gallery_layouts.is_layout, args.places)):
+        return False
+    if len(args.places) > 1 or args.update or args.columns or args.root:
+        raise ConfigError(
+            f"{args.places[0]} is a folder in clip-retrieval's layout: give it alone, without --update, --columns and --root"
+        )
+    return True
+
+
+def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
+    if not args.model:
+        raise ConfigError(f"--model must name the weights that made the features of {args.places[0]}")
+    store = gallery_layouts.import_layout(
+        Path(args.places[0]), _source(args, folder), folder, args.store, _model(args, folder)
+    )
+    say(f"{folder}: {len(store):,} rows taken from {args.places[0]}, nothing encoded")
+    return store
+
+
+def _embed(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
+    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
+    outcome = gallery_embedding.embed(
+        inputs, _source(args, folder), folder, args.store, args.update, _model(args, folder)
+    )
+    store = gallery_store.open_store(folder)
+    if outcome.added or outcome.dropped:
+        gallery_index.warn_old_index(store)
+    for path, reason in outcome.skipped[:SHOWN]:
+        notice(f"left out: {path}: {reason}")
+    if (more := len(outcome.skipped) - SHOWN) > 0:
+        notice(f"left out: {more} more, in {folder / store.manifest.table['skipped']}")
+    say(f"{folder}: {outcome.rows:,} photos ({store.manifest.dtype}, {store.manifest.width} numbers each)")
+    speed = f" ({outcome.encoded / outcome.seconds:.1f} a second)" if outcome.encoded and outcome.seconds > 0 else ""
+    say(
+        f"encoded {outcome.encoded:,}{speed}, added {outcome.added:,}, dropped {outcome.dropped:,}, "
+        f"copies of another {outcome.duplicates:,}, left out {len(outcome.skipped):,}"
+    )
+    return store
+
+
+def _model(args: argparse.Namespace, folder: Path) -> str:
+    if args.model:
+        return args.model
+    return gallery_store.read_manifest(folder).model if gallery_store.is_gallery(folder) else default_model()
+
+
+def _source(args: argparse.Namespace, folder: Path) -> sources.ModelSource:
+    family = args.family
+    if not (args.model or family) and gallery_store.is_gallery(folder):
+        family = gallery_store.read_manifest(folder).family or None
+    return sources.ModelSource(_model(args, folder), family, args.dtype)
