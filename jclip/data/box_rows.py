@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jclip.data.box_forms import BOX_FORMATS, SOURCES, BoxFormat
+from jclip.data.photo_file import header
 from jclip.errors import DataError, printable, quoted
 from jclip.paths import is_file
 
@@ -223,10 +223,10 @@ def _photo(photos: Path, name: str) -> _Photo:
     if there is None:
         return _Photo(name, fault="there is no photo")
     try:
-        with Image.open(photos / there) as photo:  # the header alone; boxes are of the pixels as stored, without EXIF
-            return _Photo(there, photo.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        _, _, width, height, _ = header(photos / there)  # boxes are of the pixels as stored, before EXIF turns them
+    except DataError:
         return _Photo(there, fault="there is a photo that does not open")
+    return _Photo(there, (width, height))
 
 
 def _is_text(value: object) -> bool:
