@@ -15,7 +15,7 @@ from jclip.functional.products import times_rows
 SPARE = 8  # candidates beyond k: the last digits of a block's product depend on the block, and may swap neighbours
 SCORES_AT_ONCE = 1 << 20  # scores of a block, 4 MiB
 QUERIES_AT_ONCE = 1024
-ROWS_AT_ONCE, HALF_ROWS_AT_ONCE = 1 << 15, 1 << 10  # of a block for few queries; what is converted stays in the cache
+ROWS_AT_ONCE, COPIED_AT_ONCE = 1 << 17, 1 << 10  # of a block for few queries; what is converted stays in the cache
 GATHERED = 1 << 24  # numbers of candidates' features that are scored again at once
 CONVERTED = 1 << 16  # numbers of float16 at once
 _HALF_SCALE = np.float32(2.0**112)
@@ -125,13 +125,13 @@ def _candidates(parts, queries: np.ndarray, kept: int, rows: np.ndarray | None) 
     best = np.full((len(queries), kept), -np.inf, np.float32)
     ids = np.zeros((len(queries), kept), np.int64)
     least = best[:, 0].copy()  # what a score must exceed
-    most = ROWS_AT_ONCE if parts[0].dtype == np.float32 else HALF_ROWS_AT_ONCE
+    most = ROWS_AT_ONCE if rows is None and parts[0].dtype == np.float32 else COPIED_AT_ONCE
     step = max(256, min(most, SCORES_AT_ONCE // len(queries)))
     room = np.empty((len(queries), step), np.float32)
     for block, first in _blocks(parts, step, rows):
         scores = times_rows(queries, block, room[:, : len(block)])
         highest = scores.max(axis=1)
-        if not np.isfinite(highest.sum()):
+        if not np.isfinite(highest.sum() + scores[0].min()):  # an infinite number is one in each query's score
             raise NotFinite(_first_lost(block, first))
         (better,) = np.nonzero(highest > least)
         if len(better):
