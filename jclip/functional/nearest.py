@@ -131,7 +131,7 @@ def _candidates(parts, queries: np.ndarray, kept: int, rows: np.ndarray | None) 
     for block, first in _blocks(parts, step, rows):
         scores = times_rows(queries, block, room[:, : len(block)])
         highest = scores.max(axis=1)
-        if not np.isfinite(highest.sum() + scores[0].min()):  # an infinite number is one in each query's score
+        if not (np.isfinite(highest).all() and np.isfinite(scores[0].min())):  # infinite of either sign
             raise NotFinite(_first_lost(block, first))
         (better,) = np.nonzero(highest > least)
         if len(better):
