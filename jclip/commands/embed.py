@@ -8,7 +8,7 @@ from pathlib import Path
 from jclip.choices import GALLERY_DTYPES, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store
-from jclip.errors import ConfigError, notice, say
+from jclip.errors import ConfigError, counted, notice, say
 from jclip.features import gallery_embedding, gallery_index, gallery_layouts
 from jclip.features import source as sources
 from jclip.weights.families import FAMILIES
@@ -89,7 +89,7 @@ def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     store = gallery_layouts.import_layout(
         Path(args.places[0]), _source(args, folder), folder, args.store, _model(args, folder)
     )
-    say(f"{folder}: {len(store):,} rows taken from {args.places[0]}, nothing encoded")
+    say(f"{folder}: {counted(len(store), 'row')} taken from {args.places[0]}, nothing encoded")
     return store
 
 
@@ -105,7 +105,7 @@ def _embed(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
         notice(f"left out: {path}: {reason}")
     if (more := len(outcome.skipped) - SHOWN) > 0:
         notice(f"left out: {more} more, in {folder / store.manifest.table['skipped']}")
-    say(f"{folder}: {outcome.rows:,} photos ({store.manifest.dtype}, {store.manifest.width} numbers each)")
+    say(f"{folder}: {counted(outcome.rows, 'photo')} ({store.manifest.dtype}, {store.manifest.width} numbers each)")
     speed = f" ({outcome.encoded / outcome.seconds:.1f} a second)" if outcome.encoded and outcome.seconds > 0 else ""
     say(
         f"encoded {outcome.encoded:,}{speed}, added {outcome.added:,}, dropped {outcome.dropped:,}, "

@@ -18,8 +18,8 @@ QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE, COPIED_AT_ONCE = 1 << 17, 1 << 10  # of a block for few queries; what is converted stays in the cache
 GATHERED = 1 << 24  # numbers of candidates' features that are scored again at once
 CONVERTED = 1 << 16  # numbers of float16 at once
-_HALF_SCALE = np.float32(2.0**112)
-_SIGN, _MAGNITUDE, _INFINITE = np.uint16(0x8000), np.uint16(0x7FFF), np.uint16(0x7C00)
+_MAGNITUDE, _INFINITE, _LEAST_NORMAL = np.uint16(0x7FFF), np.uint16(0x7C00), np.uint16(0x0400)  # of float16
+_SIGN_AND_SIZE, _EXPONENTS_APART = np.uint32(0x8FFFE000), np.uint32(112 << 23)
 
 
 class NotFinite(ValueError):
@@ -73,23 +73,28 @@ def take(parts: Sequence[np.ndarray], ids: np.ndarray) -> np.ndarray:
 
 
 def widened(block: np.ndarray) -> np.ndarray:
-    """float32 of float16, several times as fast as `astype`: exponents are moved in the cache, and scaled by a product."""
+    """float32 of float16, exactly, several times as fast as `astype`: exponents are moved as integers, in the cache.
+
+    No subnormal float32 occurs on the way: a thread of Jittor takes these for zero.
+    """
     if block.dtype != np.float16:
         return np.asarray(block, np.float32)
-    flat, values = np.ascontiguousarray(block).view(np.uint16).ravel(), np.empty(block.shape, np.float32)
-    bits, numbers = values.view(np.uint32).ravel(), values.ravel()
+    flat, values = np.ascontiguousarray(block).ravel(), np.empty(block.shape, np.float32)
+    numbers = values.ravel()
+    bits, signed = numbers.view(np.uint32), numbers.view(np.int32)
     for at in range(0, len(flat), CONVERTED):
-        few = flat[at : at + CONVERTED]
-        own = bits[at : at + CONVERTED]
-        if (few & _INFINITE == _INFINITE).any():
-            numbers[at : at + CONVERTED] = few.view(np.float16)
+        few, here = flat[at : at + CONVERTED], slice(at, at + CONVERTED)
+        size = few.view(np.uint16) & _MAGNITUDE
+        if size.max() >= _INFINITE:
+            numbers[here] = few
             continue
-        own[:] = few & _MAGNITUDE
+        own = bits[here]
+        signed[here] = few.view(np.int16)  # the sign goes up to the last bit
         own <<= np.uint32(13)
-        numbers[at : at + CONVERTED] *= _HALF_SCALE
-        sign = (few & _SIGN).astype(np.uint32)
-        sign <<= np.uint32(16)
-        own |= sign
+        own &= _SIGN_AND_SIZE
+        own += _EXPONENTS_APART
+        small = np.flatnonzero(size < _LEAST_NORMAL)
+        numbers[at + small] = few[small]
     return values
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 
 from jclip.functional import nearest as module
 from jclip.functional import products
 from jclip.functional.nearest import NotFinite, nearest, widened
+from jclip.runtime import jt
 from tests.made_galleries import unit_rows
 
 
@@ -54,8 +57,14 @@ def test_a_row_that_is_no_number_is_named(count, value):
         nearest([features[:400], features[400:]], unit_rows(count, 7), 5)
 
 
-def test_half_precision_is_widened_exactly():
+@pytest.mark.parametrize("where", ["plain", "in a thread that takes subnormal numbers for zero"])
+def test_half_precision_is_widened_exactly(where):
+    if where != "plain":
+        jt.array(np.ones(1, np.float32)).sync()
+        assert np.float32(1e-40) * np.float32(1) == 0
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
-    np.testing.assert_array_equal(widened(finite), finite.astype(np.float32))
-    np.testing.assert_array_equal(widened(every), every.astype(np.float32))
+    for some in (finite, every):
+        exact = np.array([struct.unpack("<e", number.tobytes())[0] for number in some])
+        np.testing.assert_array_equal(widened(some), exact)
+    assert np.signbit(widened(np.array([-0.0], np.float16)))[0]

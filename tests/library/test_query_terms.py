@@ -39,7 +39,8 @@ def test_each_argument_is_a_term(words, terms):
     [
         ([], "must have a term"), (["+"], "got it last"), (["a", "-"], "got it last"), (["+", "-", "a"], "two signs"),
         (["0:a"], "weight must be in"), (["9" * 400 + ":a"], "weight must be in"), ([""], "must hold"), (["2:"], "must hold"),
-        (["@"], "must hold"), (["   "], "must hold"),
+        (["@"], "must hold"), (["   "], "must hold"), (["row:-1"], "a row's number, from 0, got '-1'"),
+        (["2:row:+3"], "a row's number"), (["row:" + "9" * 16], "a row's number"),
     ],
 )  # fmt: skip
 def test_what_is_no_term_is_one_line(words, said):
