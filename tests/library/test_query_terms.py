@@ -81,6 +81,7 @@ def test_rules_rewrite_by_kind():
     rules = load_rules("traffic")
     assert rules("A red Sedan runs.") == "A red Sedan runs image taken by traffic surveillance cameras"
     assert rules("A man in black.") == "A man in black" and rules.kind_of("A man") == "other"
+    assert rules("This is a white Audi.") == "This is a white Audi image taken by traffic surveillance cameras"
     assert load_rules("photo")("two parrots") == "a photo of two parrots"
 
 
