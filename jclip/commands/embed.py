@@ -40,8 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--store",
         choices=GALLERY_DTYPES,
-        default="fp16",
-        help="type of the stored features (default: fp16)",
+        help="type of the stored features (default: fp16; a gallery that is there has its own)",
     )
     add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
     p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
@@ -87,7 +86,7 @@ def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     if not args.model:
         raise ConfigError(f"--model must name the weights that made the features of {args.places[0]}")
     store = gallery_layouts.import_layout(
-        Path(args.places[0]), _source(args, folder), folder, args.store, _model(args, folder)
+        Path(args.places[0]), _source(args, folder), folder, args.store or "fp16", _model(args, folder)
     )
     say(f"{folder}: {counted(len(store), 'row')} taken from {args.places[0]}, nothing encoded")
     return store
@@ -96,7 +95,7 @@ def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
 def _embed(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
     outcome = gallery_embedding.embed(
-        inputs, _source(args, folder), folder, args.store, args.update, _model(args, folder)
+        inputs, _source(args, folder), folder, args.store or "", args.update, _model(args, folder)
     )
     store = gallery_store.open_store(folder)
     if outcome.added or outcome.dropped:

@@ -216,6 +216,21 @@ def test_a_cut_tar_is_listed_with_what_stood_before(photos, source, tmp_path):
     assert 0 < outcome.rows < 4 and len(outcome.skipped) == 1 and "tar" in outcome.skipped[0][1]
 
 
+def test_another_type_is_refused_and_what_never_decoded_is_not_counted(photos, source, tmp_path, capsys):
+    (photos / "broken.png").write_bytes(b"nothing")
+    for given, stored in ((["--store", "fp32"], "fp32"), ([], "fp16")):
+        place = tmp_path / stored
+        assert main(["embed", str(photos), "--out", str(place), "--model", MODEL, *given]) == 0
+        assert gallery_store.open_store(place).manifest.dtype == stored
+    assert main(["embed", str(photos), "--out", str(tmp_path / "fp32"), "--update"]) == 0
+    capsys.readouterr()
+    assert main(["embed", str(photos), "--out", str(tmp_path / "fp32"), "--store", "fp16"]) == 2
+    assert "stores fp32, and must go on so, got fp16" in capsys.readouterr().err
+    (photos / "added.png").write_bytes((photos / "0.png").read_bytes())
+    assert main(["embed", str(photos), "--out", str(tmp_path / "fp16")]) == 2
+    assert "(1 to add, 0 to drop)" in capsys.readouterr().err
+
+
 def test_another_model_is_refused(photos, source, tmp_path):
     made(photos, source, tmp_path / "g")
     with pytest.raises(ConfigError, match="must be used with the same weights"):
