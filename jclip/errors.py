@@ -214,6 +214,11 @@ def _is_shown(c: str) -> bool:
     return c.isprintable() or c in JOINERS or unicodedata.category(c) == "Zs"  # other spaces than " "
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 photo`, `2,000 photos`: things whose plural ends in s."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def quoted(value: object, most: int = 200) -> str:
     """Return `repr` of a value for a message: on one line, cut to `most` characters."""
     return printable(repr(value), most)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jclip.choices import default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
 from jclip.data import gallery_store
-from jclip.errors import ConfigError, notice, printable, say
+from jclip.errors import ConfigError, counted, notice, printable, say
 from jclip.features import gallery as galleries
 from jclip.features import photo_galleries
 from jclip.paths import refuse_overwriting
@@ -47,13 +47,14 @@ def main(argv: list[str]) -> int:
     gallery = _gallery(args)
     groups = duplicate_groups.find_groups(gallery.store, args.above)
     photos = sum(len(group.rows) for group in groups)
-    say(f"{len(groups):,} groups of {photos:,} of {len(gallery):,} photos with a cosine of at least {args.above:g}")
+    within = f"{photos:,} of {counted(len(gallery), 'photo')}"
+    say(f"{counted(len(groups), 'group')} of {within} with a cosine of at least {args.above:g}")
     for place, group in enumerate(groups[:SHOWN], start=1):
         say(f"\n{place}. {group.said}")
         for row, score in zip(group.rows, group.scores, strict=True):
             say(f"   {score:.4f}  {printable(gallery.path_of(row))}")
     if len(groups) > SHOWN:
-        notice(f"{len(groups) - SHOWN} groups more: --out groups.csv writes all")
+        notice(f"{counted(len(groups) - SHOWN, 'group')} more: --out groups.csv writes all")
     if args.out:
         duplicate_groups.write_groups(groups, gallery.path_of, Path(args.out))
         notice(f"written: {args.out}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from jclip.choices import GALLERY_DTYPES, default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store
-from jclip.errors import ConfigError, notice, say
+from jclip.errors import ConfigError, counted, notice, say
 from jclip.features import gallery_embedding, gallery_index, gallery_layouts
 from jclip.features import source as sources
 from jclip.weights.families import FAMILIES
@@ -40,8 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--store",
         choices=GALLERY_DTYPES,
-        default="fp16",
-        help="type of the stored features (default: fp16)",
+        help="type of the stored features (default: fp16; a gallery that is there has its own)",
     )
     add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
     p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
@@ -87,16 +86,16 @@ def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     if not args.model:
         raise ConfigError(f"--model must name the weights that made the features of {args.places[0]}")
     store = gallery_layouts.import_layout(
-        Path(args.places[0]), _source(args, folder), folder, args.store, _model(args, folder)
+        Path(args.places[0]), _source(args, folder), folder, args.store or "fp16", _model(args, folder)
     )
-    say(f"{folder}: {len(store):,} rows taken from {args.places[0]}, nothing encoded")
+    say(f"{folder}: {counted(len(store), 'row')} taken from {args.places[0]}, nothing encoded")
     return store
 
 
 def _embed(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
     outcome = gallery_embedding.embed(
-        inputs, _source(args, folder), folder, args.store, args.update, _model(args, folder)
+        inputs, _source(args, folder), folder, args.store or "", args.update, _model(args, folder)
     )
     store = gallery_store.open_store(folder)
     if outcome.added or outcome.dropped:
@@ -105,7 +104,7 @@ def _embed(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
         notice(f"left out: {path}: {reason}")
     if (more := len(outcome.skipped) - SHOWN) > 0:
         notice(f"left out: {more} more, in {folder / store.manifest.table['skipped']}")
-    say(f"{folder}: {outcome.rows:,} photos ({store.manifest.dtype}, {store.manifest.width} numbers each)")
+    say(f"{folder}: {counted(outcome.rows, 'photo')} ({store.manifest.dtype}, {store.manifest.width} numbers each)")
     speed = f" ({outcome.encoded / outcome.seconds:.1f} a second)" if outcome.encoded and outcome.seconds > 0 else ""
     say(
         f"encoded {outcome.encoded:,}{speed}, added {outcome.added:,}, dropped {outcome.dropped:,}, "

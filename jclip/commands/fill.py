@@ -8,7 +8,7 @@ from pathlib import Path
 from jclip.choices import default_model
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
 from jclip.data import attribute_tables
-from jclip.errors import ConfigError, quoted, say
+from jclip.errors import ConfigError, counted, quoted, say
 from jclip.features import attribute_filling
 from jclip.features import source as sources
 from jclip.paths import naming, refuse_overwriting, replacing
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             ["attribute", "missing", "filled", "left empty", "mean probability"], attribute_filling.counts(done)
         )
     )
-    say(f"{len(done.rows)} rows: {', '.join(map(str, files))}")
+    say(f"{counted(len(done.rows), 'row')}: {', '.join(map(str, files))}")
     return 0
 
 

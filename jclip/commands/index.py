@@ -8,7 +8,7 @@ from pathlib import Path
 from jclip.choices import INDEX_KINDS
 from jclip.commands.arguments import Parser, nonempty
 from jclip.data import gallery_store
-from jclip.errors import say
+from jclip.errors import counted, say
 from jclip.features import gallery_index
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     store = gallery_store.open_store(Path(args.gallery))
     built = gallery_index.build_index(store, args.kind)
-    why = f" (chosen for {len(store):,} rows)" if args.kind == "auto" else ""
+    why = f" (chosen for {counted(len(store), 'row')})" if args.kind == "auto" else ""
     if built.recall is None:
         say(f"{args.gallery}: exact search{why}, which needs no index")
     else:

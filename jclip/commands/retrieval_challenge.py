@@ -10,7 +10,7 @@ from typing import Any
 from jclip.commands import retrieval_steps
 from jclip.config import build, to_json, to_values
 from jclip.data import chinese_clip
-from jclip.errors import say
+from jclip.errors import counted, say
 from jclip.features import photo_search
 from jclip.features import source as sources
 from jclip.functional import ranking_metrics
@@ -43,7 +43,7 @@ def plan(work: retrieval_steps.Pipeline) -> str:
     filled, tuned = work.filled_folder(), work.tuned_folder() if work.cfg.tune else None
     tried = len(work.rules) + len(work.methods) * len(work.cfg.flips)
     rows = [
-        ["fill", f"{len(work.train_photos)} photos", str(filled), _done(filled / retrieval_steps.TRAINING)],
+        ["fill", counted(len(work.train_photos), "photo"), str(filled), _done(filled / retrieval_steps.TRAINING)],
         ["tune", work.cfg.model, str(tuned or "-"), _done(tuned / "result.json") if tuned else ""],
         ["choose", f"{tried} ways, {len(work.val.texts)} queries, {len(work.val.photos)} photos", "", ""],
         ["results", f"{len(work.test.texts)} queries, {len(work.test.photos)} photos",
@@ -69,7 +69,7 @@ def answer(work: retrieval_steps.Pipeline, source: sources.ModelSource) -> None:
     for part, of_part in figures.items():
         said = ", ".join(f"{title} {of_part[key]:.4f}" for key, title in retrieval_steps.FIGURES.items())
         say(f"{part}: {said}{' (' + FLAGGED + ')' if taken.how.uses_other_queries else ''}")
-    say(f"written: {', '.join(map(str, files))} ({len(found)} queries, {len(work.test.photos)} photos)")
+    say(f"written: {', '.join(map(str, files))} ({len(found)} queries, {counted(len(work.test.photos), 'photo')})")
 
 
 def shown(tried: Sequence[retrieval_steps.Trial], taken: retrieval_steps.Trial) -> str:

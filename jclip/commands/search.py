@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from jclip.choices import default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
 from jclip.data import gallery_store, row_filters
-from jclip.errors import ConfigError, JclipError, notice, say
+from jclip.errors import ConfigError, JclipError, counted, notice, say
 from jclip.features import gallery as galleries
 from jclip.features import gallery_ranking, photo_galleries, query_features
 from jclip.paths import is_file, refuse_overwriting
@@ -235,6 +236,8 @@ def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
             raise ConfigError(
                 f"{args.place} is a gallery, which states family and dtype: leave --family and --dtype out"
             )
+        if args.root and not Path(args.root).is_dir():
+            raise ConfigError(f"--root must be the folder where the photos lie now, got {args.root}: no such folder")
         gallery = galleries.Gallery.open(args.place, args.root or "")
         return gallery.with_model(args.model) if args.model else gallery
     if args.root:
@@ -303,7 +306,9 @@ def _write(
     if args.link:
         placed = search_results.plan_links(found, Path(args.link))
         manifest = sorted_folders.place(placed, Path(args.link), "link")
-        notice(f"{len(placed)} links in {args.link}; `jclip unsort {manifest}` removes them")
+        notice(
+            f"{counted(len(placed), 'link')} in {args.link}; `jclip unsort {shlex.quote(str(manifest))}` removes them"
+        )
 
 
 def _ask(
@@ -329,7 +334,9 @@ def _lines(gallery: galleries.Gallery) -> Iterator[str]:
         yield from (line for line in map(str.strip, sys.stdin) if line)
         return
     query_features.warm_up(gallery.source)
-    notice(f"{len(gallery):,} photos; a query a line, such as 2:dog + ./pool.jpg - fruit; `exit` or Ctrl-D ends")
+    notice(
+        f"{counted(len(gallery), 'photo')}; a query a line, such as 2:dog + ./pool.jpg - fruit; `exit` or Ctrl-D ends"
+    )
     yield from _typed(input)
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jclip.data.folders import LeftOut, is_photo, photos_below
+from jclip.data.folders import LeftOut, is_hidden, is_photo, photos_below
 from jclip.data.photo_hashes import is_hash, photo_hashes
 from jclip.data.photo_lists import list_lines
 from jclip.data.photo_tars import is_tar, members_of
 from jclip.data.stored_photos import StoredPhoto
-from jclip.errors import DataError, notice, quoted
+from jclip.errors import DataError, counted, notice, quoted
 from jclip.readers.text import read_table
 
 TABLES = {".csv": ",", ".tsv": "\t"}
@@ -65,7 +65,7 @@ def read_inputs(places: Sequence[str | os.PathLike], root: str = "", table: str 
             else:
                 found[path] = facts
     if twice:
-        notice(f"{len(twice)} photos are listed twice and count once (first: {twice[0]})")
+        notice(f"{counted(len(twice), 'photo')} listed twice: such count once (first: {twice[0]})")
     if not found and not tars:
         raise DataError(f"no photo is named by {', '.join(map(str, places))}")
     base = os.path.abspath(root) if root else _common_root(places, [*found, *tars])  # noqa: PTH100
@@ -86,7 +86,7 @@ def _named_by(place: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.is_dir():
         left = LeftOut()
         below = photos_below(path, left)
-        inner = sorted(str(p) for p in path.rglob("*.tar") if p.is_file())
+        inner = sorted(str(p) for p in path.rglob("*.tar") if p.is_file() and not _is_hidden_below(p, path))
         if not below and not inner:
             also = f"; {left.line()}" if left.counts else ""
             raise DataError(f"no photo below {path}{also}")
@@ -99,6 +99,10 @@ def _named_by(place: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
         yield str(path), {}
     else:
         raise DataError(f"no such photo, folder, list or tar: {path}")
+
+
+def _is_hidden_below(path: Path, folder: Path) -> bool:
+    return any(map(is_hidden, path.relative_to(folder).parts))
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -182,9 +186,12 @@ def _join(rows: list[dict[str, Any]], table: str) -> None:
             row["columns"] = {**row["columns"], **{k: record[k] for k in others if record[k]}}
     if absent:
         line, first = absent[0]
-        notice(f"{table}: {len(absent)} rows name photos that are not here (first: line {line}, {quoted(first)})")
+        notice(
+            f"{table}: photos that are not here: {counted(len(absent), 'row')} (first: line {line}, {quoted(first)})"
+        )
     if again:
-        notice(f"{table}: {len(again)} rows name a photo again, the first row of each counts (first: line {again[0]})")
+        rows = counted(len(again), "row")
+        notice(f"{table}: photos that were named before: {rows}, the first of each counts (first: line {again[0]})")
 
 
 def photo_address(root: str | os.PathLike, row: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,8 @@ except ImportError:  # a Python that was built without it hashes every time
     sqlite3 = None
 
 SETTLED = 2 * 10**9  # ns: a file that changed later than so long ago may change again under the same time
-_AT_ONCE = 500  # keys of one question to the database
+SHOWN_AFTER = 2.0  # seconds
+_AT_ONCE = 500  # keys of one question to the database, and files after which notes are kept
 
 
 class Hashed(NamedTuple):
@@ -41,9 +42,25 @@ def photo_hashes(paths: Sequence[str]) -> list[str]:
     keys = [_key(path, real_folder) for path in paths]
     with _Notes(places.cache_dir("hashes") / "photos.sqlite3") as notes:
         known = notes.find([key for key in keys if key])
-        made = {place: _hashed(paths[place], real_folder) for place, key in enumerate(keys) if key not in known}
-        notes.keep([one for one in made.values() if one.key])
+        made: dict[int, Hashed] = {}
+        for some in _shown([place for place, key in enumerate(keys) if key not in known]):
+            new = {place: _hashed(paths[place], real_folder) for place in some}
+            notes.keep([one for one in new.values() if one.key])
+            made.update(new)
     return [known[key] if key in known else made[place].digest for place, key in enumerate(keys)]
+
+
+def _shown(wanted: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Blocks of them; what takes longer than some seconds shows where it is."""
+    if not wanted:
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=len(wanted), desc="reading", unit="photo", disable=None, leave=False, delay=SHOWN_AFTER) as bar:
+        for at in range(0, len(wanted), _AT_ONCE):
+            some = wanted[at : at + _AT_ONCE]
+            yield some
+            bar.update(len(some))
 
 
 def is_hash(digest: str) -> bool:

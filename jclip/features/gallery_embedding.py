@@ -39,6 +39,7 @@ from jclip.functional.directions import unit
 from jclip.functional.nearest import take
 from jclip.readers import safetensors
 
+DEFAULT_DTYPE = "fp16"
 SAVE_SECONDS = 5.0  # a kill loses at most the batches of so long
 COPIED = 8192  # rows at once
 CHANGED = "changed while it was read: embed it again with --update"
@@ -75,19 +76,22 @@ class _Known:
 
 
 def embed(
-    inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "fp16", update: bool = False, model: str = ""
+    inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", update: bool = False, model: str = ""
 ) -> Outcome:
     """Writes the gallery of `inputs` into `folder`, or with `update` brings the one there up to date.
 
     Photos of known bytes are not encoded again; what a killed run had encoded is taken over. dtype: of the stored
-    features, in a gallery that is there its own. model: the name or path to load it by again. Raises `ConfigError` for a
-    gallery of another model, preprocessing or dtype, or of other photos without `update`, `DataError` where no photo
-    decodes.
+    features, by default those of the gallery that is there, else fp16. model: the name or path to load it by again.
+    Raises `ConfigError` for a gallery of another model, preprocessing or dtype, or of other photos without `update`,
+    `DataError` where no photo decodes.
     """
     with _alone(folder):
         old = _opened(folder)
         if old:
-            dtype = old.manifest.dtype
+            if dtype not in ("", old.manifest.dtype):
+                raise ConfigError(
+                    f"{folder} stores {old.manifest.dtype}, and must go on so, got {dtype}: embed the photos into a new folder"
+                )
             check_same(old.manifest, source, folder)
             _take_over(inputs, old)
             if _same_rows(old, inputs):
@@ -95,6 +99,7 @@ def embed(
                 return _outcome(old, list(old.rows), _skipped_of(old), 0, 0.0)
             if not update:
                 raise _of_others(old, inputs, folder)
+        dtype = old.manifest.dtype if old else dtype or DEFAULT_DTYPE
         key = hashlib.sha256(f"{made_by(source.identity, source.preprocess.to_dict())} {dtype}".encode()).hexdigest()
         known = _known(folder, key[:16], old)
         before, begun = len(known.places), time.monotonic()
@@ -181,8 +186,7 @@ def _facts(row: Mapping[str, Any]) -> str:
 
 def _same_rows(old: Store, inputs: Inputs) -> bool:
     """Whether the gallery has just the rows that it would get now."""
-    lost = {found.get("sha256") for found in old.skipped()} - {None}
-    now = [row for row in inputs.rows if row["sha256"] not in lost]
+    now = _readable(old, inputs)
     absent = sorted(found["path"] for found in old.skipped() if not found.get("sha256"))
     return (
         old.manifest.root == inputs.root
@@ -192,8 +196,14 @@ def _same_rows(old: Store, inputs: Inputs) -> bool:
     )
 
 
+def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
+    """Without the bytes that did not decode before."""
+    lost = {found.get("sha256") for found in old.skipped()} - {None}
+    return [row for row in inputs.rows if row["sha256"] not in lost]
+
+
 def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
-    there, now = {_facts(row) for row in old.rows}, {_facts(row) for row in inputs.rows}
+    there, now = {_facts(row) for row in old.rows}, {_facts(row) for row in _readable(old, inputs)}
     return ConfigError(
         f"{folder} holds a gallery of other photos ({len(now - there)} to add, {len(there - now)} to drop): "
         "add --update to bring it up to date"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jclip.data.gallery_store import Store
-from jclip.errors import DataError, SetupError, notice
+from jclip.errors import DataError, SetupError, counted, notice
 from jclip.functional.nearest import nearest, scores_of, take
 from jclip.paths import compute_sha256, replacing, write_together
 from jclip.readers.text import read_json
@@ -23,6 +24,8 @@ RESCORED = 8  # times as many candidates as answers are scored from the features
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 128
 SAMPLE = 1000  # rows that recall is measured on
 TRAINED_PER_CELL = 64
+FEWEST_VISITED = 8  # cells of a query; of fewer cells all
+FEWEST = {"hnsw": 1, "ivf": 39, "pq": 39 * 16}  # rows that faiss asks for: 39 a cell, and a value of a code
 ADDED = 1 << 16  # rows at once
 
 
@@ -67,13 +70,21 @@ def chosen_kind(store: Store, kind: str = "auto", memory: int | None = None) -> 
 
 
 def build_index(store: Store, kind: str = "auto", k: int = 10) -> Built:
-    """Builds and writes an index; of the kind `exact` an earlier one is removed. Raises `SetupError` without faiss."""
+    """Builds and writes an index; of the kind `exact` an earlier one is removed.
+
+    Raises `SetupError` without faiss, `DataError` for fewer rows than the kind needs.
+    """
     kind = chosen_kind(store, kind)
     folder = store.folder
     if kind == "exact":
         for name in (FACTS, FILE):
             (folder / name).unlink(missing_ok=True)
         return Built(kind)
+    if len(store) < FEWEST[kind]:
+        raise DataError(
+            f"{folder}: --kind {kind} needs at least {counted(FEWEST[kind], 'row')}, got {len(store)}: search exactly, "
+            "with --kind exact"
+        )
     faiss = _faiss()
     made = _trained(faiss, store, kind)
     for at in range(0, len(store), ADDED):
@@ -105,7 +116,7 @@ def _trained(faiss: Any, store: Store, kind: str) -> Any:
         made = faiss.IndexIVFPQ(coarse, width, cells, codes, bits, product)
     count = min(rows, max(cells * TRAINED_PER_CELL, 256 * 39))
     made.train(take(store.parts, np.unique(np.linspace(0, rows - 1, count).astype(np.int64))))
-    made.nprobe = max(1, cells // 8)
+    made.nprobe = min(cells, max(FEWEST_VISITED, cells // 8))
     return made
 
 
@@ -131,16 +142,18 @@ def open_index(store: Store) -> Index | None:
     state = facts.get("state") if isinstance(facts, dict) else None
     if state != store.manifest.state:
         raise DataError(
-            f"{store.folder / FILE} is older than its gallery: build it again with `jclip index {store.folder}`, or "
+            f"{store.folder / FILE} is older than its gallery: build it again with `{_again(store)}`, or "
             "remove it with --kind exact"
         )
     if store.folder not in _opened or _opened[store.folder][0] != state:
         if not (store.folder / FILE).is_file() or compute_sha256(store.folder / FILE) != facts.get("sha256"):
-            raise DataError(
-                f"{store.folder / FILE} is cut or damaged: build it again with `jclip index {store.folder}`"
-            )
+            raise DataError(f"{store.folder / FILE} is cut or damaged: build it again with `{_again(store)}`")
         _opened[store.folder] = (state, Index(_faiss().read_index(str(store.folder / FILE)), store))
     return _opened[store.folder][1]
+
+
+def _again(store: Store) -> str:
+    return f"jclip index {shlex.quote(str(store.folder))}"
 
 
 def _faiss() -> Any:
@@ -165,4 +178,4 @@ def warn_old_index(store: Store) -> None:
         return
     facts = read_json(store.folder / FACTS)
     if not isinstance(facts, dict) or facts.get("state") != store.manifest.state:
-        notice(f"the index is older than the gallery now: build it again with `jclip index {store.folder}`")
+        notice(f"the index is older than the gallery now: build it again with `{_again(store)}`")

@@ -10,11 +10,14 @@ import numpy as np
 from jclip.machine import toolchain
 
 FEW = 8  # rows below which a product waits for memory, whoever computes it
+TILE = 1 << 17  # numbers of `right`, 512 KiB, that stay in the cache while each of a few rows meets them
 
 
 def times_rows(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:
     """out (Q, n) = left (Q, E) right (n, E)ᵀ; all float32 and contiguous. Sums are in no fixed order."""
-    product = _sgemm() if len(left) >= FEW else None
+    if len(left) < FEW:
+        return _row_by_row(left, right, out)
+    product = _sgemm()
     if product is None or not right.flags.c_contiguous:
         return np.matmul(left, right.T, out=out)
     (Q, E), n = left.shape, len(right)
@@ -22,6 +25,16 @@ def times_rows(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarr
         b"N", b"T", Q, n, E, 1.0, left.ctypes.data, E, right.ctypes.data, E, 0.0, out.ctypes.data, out.strides[0] // 4
     )
     return np.matmul(left, right.T, out=out) if failed else out
+
+
+def _row_by_row(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """The same for a few rows: `right` passes from memory once, and each product is of a matrix and a vector."""
+    step = len(right) if len(left) == 1 else max(1, TILE // max(1, right.shape[1]))
+    for at in range(0, len(right), step or 1):
+        tile = right[at : at + step]
+        for row, own in zip(left, out, strict=True):
+            np.dot(tile, row, out=own[at : at + step])
+    return out
 
 
 @cache

@@ -17,9 +17,9 @@ from jclip.readers.text import read_json, read_lines
 
 Kind = Literal["text", "photo", "row", "feature"]
 _WEIGHT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+):(.*)", re.DOTALL)
-_ROW = re.compile(r"row:([0-9]{1,15})")
+_ROW = re.compile(r"row:([+-]?[0-9]+)")
 _LONE_SIGN = re.compile(r"(?:^|\s)([+-])(?=\s)")
-MOST_WEIGHT = 1e6
+MOST_WEIGHT, MOST_DIGITS = 1e6, 15
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,17 @@ def parse_term(word: str, sign: int = 1) -> Term:
     if not rest or rest == "@":
         raise ConfigError(f"a term must hold a text, a photo or a row, got {quoted(word, 60)}")
     if found := _ROW.fullmatch(rest):
-        return Term("row", str(int(found[1])), sign * weight)
+        return Term("row", _row_number(found[1]), sign * weight)
     if not rest.startswith(("@", "./", "../", "/")):
         return Term("text", rest, sign * weight)
     path = rest.removeprefix("@")
     return Term("feature" if path.endswith(".npy") else "photo", path, sign * weight)
+
+
+def _row_number(digits: str) -> str:
+    if not digits.isdecimal() or len(digits) > MOST_DIGITS:
+        raise ConfigError(f"row: must be followed by a row's number, from 0, got {quoted(digits, 60)}")
+    return str(int(digits))
 
 
 def parse_typed(line: str) -> Query:

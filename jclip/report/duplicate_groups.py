@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jclip.data.gallery_store import Store
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, counted
 from jclip.functional.directions import unit
 from jclip.functional.near_pairs import groups_of, near_pairs
 from jclip.functional.nearest import take
@@ -36,7 +36,7 @@ class Group:
     def said(self) -> str:
         """How many photos, and how many of them are copies to the byte."""
         copies = sum(self.same_bytes) - 1
-        return f"{len(self.rows)} photos" + (f", {copies} of them the first's very bytes" if copies else "")
+        return counted(len(self.rows), "photo") + (f", {copies} of them the first's very bytes" if copies else "")
 
 
 def find_groups(store: Store, least: float) -> list[Group]:
@@ -85,7 +85,8 @@ def write_sheet(
     """A section per group, the first photo in front."""
     parts = [_section(number, group, photo_at, upright) for number, group in enumerate(groups, start=1)]
     photos = sum(len(group.rows) for group in groups)
-    contact_sheet.write_sections(path, parts, f"{len(groups)} groups, {photos} photos", "numbers: cosines to the first")
+    title = f"{counted(len(groups), 'group')}, {counted(photos, 'photo')}"
+    contact_sheet.write_sections(path, parts, title, "numbers: cosines to the first")
 
 
 def _section(number: int, group: Group, photo_at: Callable[[int], str], upright: bool) -> Section:

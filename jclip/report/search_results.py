@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from jclip.errors import ConfigError, notice
+from jclip.errors import ConfigError, counted, notice
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.report.folder_names import class_folders, free_name
@@ -231,6 +231,8 @@ def plan_links(answers: Sequence[Answer], folder: Path) -> list[Placement]:
             link = free_name(f"{rank:0{width}}-{Path(hit.path).name}", taken, f"{name}/")
             placed.append(Placement(hit.path, f"{name}/{link}", answer.query, score=round(hit.score, 6)))
     if absent:
-        notice(f"{len(absent)} photos are in tars or not there, and have no link (first: {absent[0]})")
+        notice(
+            f"without a link, as they are in tars or not there: {counted(len(absent), 'photo')} (first: {absent[0]})"
+        )
     check_places(placed, folder)
     return placed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from jclip.errors import printable
+from jclip.errors import counted, printable
 from jclip.report import contact_sheet
 from jclip.report.search_results import OTHERS, Answer, How, Photo
 from jclip.report.tiles import LONGEST, Section, Tile
@@ -27,7 +27,7 @@ def write_search_sheet(
     """
     parts = [_section(answer, photo_at, upright) for answer in answers if answer.hits]
     total = sum(len(part.tiles) for part in parts)
-    contact_sheet.write_sections(path, parts, title=f"{total} photos found", said=_said(answers, how))
+    contact_sheet.write_sections(path, parts, title=f"{counted(total, 'photo')} found", said=_said(answers, how))
 
 
 def _said(answers: Sequence[Answer], how: How) -> str:
@@ -59,7 +59,7 @@ def _section(answer: Answer, photo_at: Callable[[int], str], upright: bool) -> S
         )
 
     above = sum(hit.above for hit in answer.hits)
-    note = f"{above} of {len(answer.hits)} stand out" if compared else f"{len(answer.hits)} photos"
+    note = f"{above} of {len(answer.hits)} stand out" if compared else counted(len(answer.hits), "photo")
     note += " · depends on the other queries" if answer.uses_other_queries else ""
     return Section(_cleaned(answer.query), tuple(map(tile, answer.hits)), note)
 

@@ -163,7 +163,7 @@ def test_columns_of_a_table_come_along_and_stay(photos, source, tmp_path, capsys
     )
     inputs = gallery_inputs.read_inputs([photos], table=str(table))
     said = capsys.readouterr().err
-    assert "1 rows name photos that are not here (first: line 4, 'absent.png')" in said and "line 5" in said
+    assert "photos that are not here: 1 row (first: line 4, 'absent.png')" in said and "line 5" in said
     gallery_embedding.embed(inputs, source, tmp_path / "g")
     draw_scene((98,), count=(1, 1)).render().save(photos / "added.png")
     made(photos, source, tmp_path / "g", update=True)
@@ -193,6 +193,19 @@ def test_tars_keep_captions_and_facts_and_unpack_nothing(photos, source, tmp_pat
         np.testing.assert_allclose(feature, plain[f"{number}.png"], atol=1e-6)
 
 
+def test_hidden_tars_and_photos_are_left_alone(photos, source, tmp_path):
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(photos / "1.png", "000.png")
+    (photos / ".cache" / "deep").mkdir(parents=True)
+    (photos / "shards").mkdir()
+    for place in (".cache/deep/a.tar", "shards/.b.tar", "shards/c.tar"):
+        (photos / place).write_bytes((tmp_path / "some.tar").read_bytes())
+    (photos / ".cache" / "2.png").write_bytes((photos / "2.png").read_bytes())
+    inputs = gallery_inputs.read_inputs([photos])
+    named = [row["path"] for row in inputs.rows]
+    assert named[-1] == "shards/c.tar" and len(named) == 13 and not any("/." in f"/{path}" for path in named)
+
+
 def test_a_cut_tar_is_listed_with_what_stood_before(photos, source, tmp_path):
     with tarfile.open(tmp_path / "cut.tar", "w") as tar:
         for number in range(4):
@@ -201,6 +214,21 @@ def test_a_cut_tar_is_listed_with_what_stood_before(photos, source, tmp_path):
     (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2])
     outcome = made(tmp_path / "cut.tar", source, tmp_path / "g")
     assert 0 < outcome.rows < 4 and len(outcome.skipped) == 1 and "tar" in outcome.skipped[0][1]
+
+
+def test_another_type_is_refused_and_what_never_decoded_is_not_counted(photos, source, tmp_path, capsys):
+    (photos / "broken.png").write_bytes(b"nothing")
+    for given, stored in ((["--store", "fp32"], "fp32"), ([], "fp16")):
+        place = tmp_path / stored
+        assert main(["embed", str(photos), "--out", str(place), "--model", MODEL, *given]) == 0
+        assert gallery_store.open_store(place).manifest.dtype == stored
+    assert main(["embed", str(photos), "--out", str(tmp_path / "fp32"), "--update"]) == 0
+    capsys.readouterr()
+    assert main(["embed", str(photos), "--out", str(tmp_path / "fp32"), "--store", "fp16"]) == 2
+    assert "stores fp32, and must go on so, got fp16" in capsys.readouterr().err
+    (photos / "added.png").write_bytes((photos / "0.png").read_bytes())
+    assert main(["embed", str(photos), "--out", str(tmp_path / "fp16")]) == 2
+    assert "(1 to add, 0 to drop)" in capsys.readouterr().err
 
 
 def test_another_model_is_refused(photos, source, tmp_path):
@@ -225,7 +253,7 @@ def test_a_changed_or_cut_part_is_refused(photos, source, tmp_path):
 def test_a_photo_listed_twice_counts_once(photos, source, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(f"{photos}/0.png\n{photos}/1.png\n{photos}/0.png\n")
     outcome = made(tmp_path / "list.txt", source, tmp_path / "g")
-    assert outcome.rows == 2 and "listed twice" in capsys.readouterr().err
+    assert outcome.rows == 2 and "1 photo listed twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])

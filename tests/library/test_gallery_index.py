@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from jclip.cli import main
 from jclip.data import gallery_store
 from jclip.errors import DataError
 from jclip.features import gallery_index
+from jclip.features.gallery import Gallery
 from jclip.functional.nearest import nearest
 
 WIDTH = 32
@@ -43,6 +45,52 @@ def test_what_an_index_finds_is_scored_exactly(kind, tmp_path):
     features = np.concatenate([np.asarray(p, "f4") for p in store.parts])
     np.testing.assert_allclose(scores, np.einsum("qe,qke->qk", queries, features[rows]), atol=1e-4)
     assert (np.diff(scores, axis=1) <= 0).all() and (scores[:, 0] <= wanted[:, 0] + 1e-5).all()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "pq"])
+def test_a_kind_that_needs_more_rows_is_refused_before_the_work(kind, tmp_path):
+    store = made(tmp_path / "g", 38)
+    with pytest.raises(DataError, match=f"--kind {kind} needs at least [0-9]+ rows, got 38"):
+        gallery_index.build_index(store, kind)
+    assert gallery_index.open_index(store) is None
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "pq"])
+def test_a_search_through_an_index_is_the_exact_one_where_it_sees_all(kind, tmp_path, capsys, monkeypatch):
+    """The command and `Gallery.search`, pages, filters and cuts, with every row among the candidates."""
+    pytest.importorskip("faiss", reason="faiss is not installed: pip install '.[index]'")
+    monkeypatch.setattr(gallery_index, "FEWEST_VISITED", 700)
+    monkeypatch.setattr(gallery_index, "RESCORED", 700)
+    place = tmp_path / "g"
+    made(place, 700)
+    assert main(["index", str(place), "--kind", kind]) == 0
+    assert f"{kind}, " in capsys.readouterr().out
+    gallery = Gallery.open(place)
+    asked = [{}, {"page": 3}, {"unique": 0.4}, {"cut": True, "line": 1.0}, {"where": ["path~1"]}, {"top": 300}]
+    for row in (0, 333, 699):
+        for options in asked:
+            got, wanted = (gallery.search(f"row:{row}", **{"top": 5, **options, "exact": e}) for e in (False, True))
+            assert [hit.row for hit in got.hits] == [hit.row for hit in wanted.hits]
+            np.testing.assert_allclose([h.score for h in got.hits], [h.score for h in wanted.hits], atol=1e-6)
+    lines = []
+    for more in ([], ["--exact"]):
+        searched = []
+        with monkeypatch.context() as patch:
+            patch.setattr(gallery_index.Index, "nearest", counted(searched, gallery_index.Index.nearest))
+            assert main(["search", str(place), "row:5", "+", "row:6", "--csv", *more]) == 0
+        lines.append(capsys.readouterr().out)
+        assert len(searched) == (0 if more else 1)
+    assert lines[0] == lines[1] != ""
+
+
+def counted(calls, function):
+    """The function, and each call of it in `calls`."""
+
+    def noted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return noted
 
 
 def test_auto_chooses_by_rows_and_memory(tmp_path):

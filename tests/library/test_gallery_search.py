@@ -304,6 +304,7 @@ def test_options_that_do_not_go_together(gallery, tmp_path, capsys):
         (["--out", "x.csv"], "needs a query"),
         (["row:1", "--dtype", "bf16"], "leave --family and --dtype out"),
         (["row:1", "-fruit"], "put - alone in front"),
+        (["row:1", "--root", f"{tmp_path}/gone"], "--root must be the folder where the photos lie now"),
         (["--queries", f"{tmp_path}/none.txt"], "No such file"),
     ):
         assert main(["search", folder, *options]) == 2, options

@@ -52,6 +52,23 @@ def test_only_new_and_changed_files_are_read(files, opened):
     assert photo_hashes(files) == digests(files) and opened[6:] == ["1.jpg", "3.jpg"]
 
 
+def test_what_was_read_before_a_stop_is_kept(files, opened, monkeypatch):
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    monkeypatch.setattr(module, "open_regular", lambda path: _stopped(path, files[3], opened))
+    with pytest.raises(KeyboardInterrupt):
+        photo_hashes(files)
+    assert opened == files[:3]
+    monkeypatch.setattr(module, "open_regular", lambda path: _stopped(path, "", opened))
+    assert photo_hashes(files) == digests(files) and opened[3:] == files[2:]
+
+
+def _stopped(path, last, opened):
+    if path == last:
+        raise KeyboardInterrupt
+    opened.append(path)
+    return Path(path).open("rb")
+
+
 def test_a_file_that_may_still_change_is_read_again(files, opened, monkeypatch):
     monkeypatch.setattr(module, "SETTLED", 10**18)
     assert photo_hashes(files) == photo_hashes(files) == digests(files) and len(opened) == 10

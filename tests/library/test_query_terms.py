@@ -39,7 +39,8 @@ def test_each_argument_is_a_term(words, terms):
     [
         ([], "must have a term"), (["+"], "got it last"), (["a", "-"], "got it last"), (["+", "-", "a"], "two signs"),
         (["0:a"], "weight must be in"), (["9" * 400 + ":a"], "weight must be in"), ([""], "must hold"), (["2:"], "must hold"),
-        (["@"], "must hold"), (["   "], "must hold"),
+        (["@"], "must hold"), (["   "], "must hold"), (["row:-1"], "a row's number, from 0, got '-1'"),
+        (["2:row:+3"], "a row's number"), (["row:" + "9" * 16], "a row's number"),
     ],
 )  # fmt: skip
 def test_what_is_no_term_is_one_line(words, said):
@@ -80,6 +81,7 @@ def test_rules_rewrite_by_kind():
     rules = load_rules("traffic")
     assert rules("A red Sedan runs.") == "A red Sedan runs image taken by traffic surveillance cameras"
     assert rules("A man in black.") == "A man in black" and rules.kind_of("A man") == "other"
+    assert rules("This is a white Audi.") == "This is a white Audi image taken by traffic surveillance cameras"
     assert load_rules("photo")("two parrots") == "a photo of two parrots"
 
 

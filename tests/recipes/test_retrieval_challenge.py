@@ -15,6 +15,7 @@ from jclip.cli import main
 from jclip.commands.retrieval_steps import Config, Pipeline
 from jclip.config import build
 from jclip.data import traffic_world
+from jclip.data.attribute_tables import read_attributes
 from jclip.data.chinese_clip import prediction_recalls, read_predictions
 from jclip.data.photo_queries import read_gallery, read_queries, read_truth
 from jclip.errors import ConfigError, DataError, UnknownName
@@ -316,6 +317,9 @@ def test_settings_that_are_refused(more, error):
 def test_a3rs_rules_of_queries():
     """Cars are known by a type's name in the line; variant A takes the opening away, B adds the cameras."""
     bare, suffix = load_rules("traffic-bare"), load_rules("traffic")
+    cars = read_attributes("a3r").attributes
+    for rules in (bare, suffix):  # the winners' cars are sentences with a type or a brand
+        assert {*rules.rules[0].words} == {*cars["type"], *cars["brand"]}
     car, person = "This is a white Audi SUV.", "A woman with a red bag."
     assert (bare(car), bare(person)) == ("white Audi SUV", "A woman with a red bag")
     assert suffix(car) == "This is a white Audi SUV image taken by traffic surveillance cameras"
