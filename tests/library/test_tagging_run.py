@@ -169,6 +169,10 @@ def test_scenes_have_lists_with_all_their_classes(tmp_path, monkeypatch):
             scene = shapes.draw_scene(seed, styles=shapes.UNSEEN_STYLES, count=(2, 4))
             assert tuple(sorted(shapes.CLASSNAMES[k] for k in np.flatnonzero(own))) == scene.labels
             assert scene.style in shapes.UNSEEN_STYLES and 2 <= len(scene.things) <= 4
+    beside = DataConfig(root="photos", train="train.jsonl")  # the root is that of the training photos
+    assert (
+        has_photos(beside, "train") and not has_photos(beside, "test") and has_photos(DataConfig(root="photos"), "test")
+    )
     assert not has_photos(DataConfig(), "test") and not has_photos(DataConfig(test="x"), "val")
 
 

@@ -243,6 +243,7 @@ def test_weights_are_added_up_greedily():
         (["ensemble.columns={}"], "ensemble.kind is columns: name the classes"),
         (["ensemble.weights={main: -1}"], "ensemble.weights.main must be a number, at least 0, got -1"),
         (["score=[main]"], "scores no photos: add it to score"),
+        (["classes=dog", "ensemble={kind: mean}", "models={main: {}}"], "classes must be at least two, got one (dog)"),
         (["models={}"], "models must hold at least one model"),
         (["models={'../x': {}}"], "a model's name must be letters, digits"),
         (["models.main.recipe=tip_adapter"], "recipe must be text_as_image"),
