@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,25 @@ def test_in_parts_is_as_in_one(text, tmp_path, close):
     write_scores(tmp_path / "one.json", wanted, "seed")
     write_list_in_parts(tmp_path / "parts.json", lambda: [wanted.main[:4], wanted.main[4:8], wanted.main[8:]])
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "parts.json").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["kind: weighted", "kind: rank"])
+def test_an_ensemble_in_parts_holds_no_whole_matrix(text, tmp_path):
+    photos, names = 40_000, tuple(f"class {c}" for c in range(20))
+    (tmp_path / "e.yaml").write_text(text)
+
+    def given(seed: int):
+        rng = np.random.default_rng(seed)
+        return lambda: (rng.normal(size=(256 if n < photos - 256 else photos - n, 20)) for n in range(0, photos, 256))
+
+    tracemalloc.start()
+    try:
+        rule = read_ensemble(tmp_path / "e.yaml")
+        parts, _ = together_in_parts({"one": given(0), "two": given(1)}, photos, names, rule, tmp_path)
+        assert sum(len(part) for part in parts()) == photos
+        assert tracemalloc.get_traced_memory()[1] < photos * 20 * 8 / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_an_ensemble_says_of_itself_is_kept(tmp_path):
