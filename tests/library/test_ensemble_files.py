@@ -166,6 +166,9 @@ def test_measure_takes_it(tmp_path, monkeypatch, capsys):
     assert json.loads(Path("m.json").read_text())["uses_label_statistics"]
     assert main([*argv, "--at", "1"]) == 2
     assert "an ensemble by columns has scores of different models side by side" in capsys.readouterr().err
+    for more, code in (([], 2), (["--threshold", "class_f1"], 0)):
+        assert main([*argv, *more, "--calibrate", "c.json"]) == code
+    assert "fit each class's own with --threshold class_f1 or prevalence" in capsys.readouterr().err
     write_scores("both.npz", put_together(files(), read_ensemble("by class.yaml")))
     assert main(["measure", "both.npz", "--labels", "labels.csv", "--threshold", "global_f1"]) == 2
     assert "an ensemble by columns" in capsys.readouterr().err
