@@ -57,7 +57,7 @@ def test_in_parts_is_as_in_one(text, tmp_path, close):
     """Eleven photos in parts of 4, with equal scores among them, and a constant column."""
     rng = np.random.default_rng(3)
     whole = {name: rng.integers(-3, 4, (11, 3)).astype(np.float64) for name in ("one", "two")}
-    whole["one"][:, 1] = 2
+    whole["one"][:, 1], whole["two"][9] = 2, [-9, 8, 7]  # the least and the greatest in the last part
     photos = tuple(f"{n}.jpg" for n in range(11))
     (tmp_path / "e.yaml").write_text(text)
     rule = read_ensemble(tmp_path / "e.yaml")

@@ -282,6 +282,12 @@ def test_caption_statistics_take_the_place_of_the_runs_own(run, world, tmp_path,
     order = [NAMES.index(name) for name in plain["plain"].classnames]
     moved = plain["plain"].parts["local"] @ (np.eye(3) + 0.7 * shares[np.ix_(order, order)])
     close(plain["moved"].parts["local"], moved, "rounding")
+    learned = TaggingRun.load(world / run).learned
+    argv_of_its_own = ["--run", str(world / run), "--windows", "none", "--out", str(tmp_path / "own")]
+    assert main(["score", str(world / "photos"), *argv_of_its_own]) == 0
+    own = np.eye(3) + 0.5 * learned.get("shares", np.zeros((3, 3)))
+    found = read_scores(str(tmp_path / "own" / f"{run}.npz")).parts["local"]
+    close(found, plain["plain"].parts["local"] @ own, "features")
     captions.write_text(CAPTIONS.replace(', "weight": 2', ""))
     assert main(["score", str(world / "photos"), *argv]) == 2
     assert "holds scores of other statistics" in capsys.readouterr().err
