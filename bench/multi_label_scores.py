@@ -124,5 +124,5 @@ def varied(run: TaggingRun, kind: str) -> TaggingRun:
     cfg = replace(run.config, **setting)
     captions = caption_training.read_captions(cfg, run.classnames, None)
     features = sentence_features.sentence_features(run.source(), captions.texts, cfg.stored) if cfg.bank else None
-    extras = caption_training.extras_of(cfg, captions.targets, features)
+    extras = caption_training.extras_of(cfg, captions, features)
     return replace(run, config=cfg, learned={**run.learned, **extras})

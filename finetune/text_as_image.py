@@ -126,11 +126,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     features = sentence_features.sentence_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
     loss = caption_training.CaptionLoss(
-        cfg, prompts, features, captions.targets, caption_training.weights_of_pairs(cfg, captions.targets)
+        cfg, prompts, features, captions.targets, caption_training.weights_of_pairs(cfg, captions)
     )
     batches = caption_training.CaptionBatches(captions.weights, cfg.optim.batch, cfg.seed)
 
-    extras = caption_training.extras_of(cfg, captions.targets, features)
+    extras = caption_training.extras_of(cfg, captions, features)
     photos = multi_label_photos.Measured(cfg, photo_maps.MapSource(source, cfg.positions, cfg.vit), parts, extras)
     outcome, state = caption_training.train(cfg, run, prompts, loss, batches, photos.validation(prompts))
     chosen = outcome.best_arrays if cfg.selection == "val" else state.arrays()

@@ -11,6 +11,7 @@ import numpy as np
 
 from jclip.config import to_json
 from jclip.data.caption_formats import CaptionFile, label_files
+from jclip.data.checks import preview
 from jclip.data.labelled_captions import LabelledCaptions, balanced_rows, write_captions
 from jclip.data.lexicons import load_lexicon
 from jclip.data.nouns import Labeller
@@ -55,9 +56,8 @@ def check_language(captions: LabelledCaptions, named: int, files: Sequence[str])
         return
     foreign = sum(map(in_another_script, captions.texts))
     why = f", {foreign} are in another script than the Latin" if foreign else ""
-    names = ", ".join(captions.classnames[:3])
-    place = ", ".join(map(str, files))
-    found = f"{place:.200}: {named or 'none'} of {len(captions)} captions name one of the classes ({names}, …){why}"
+    place, names = ", ".join(map(str, files)), preview(captions.classnames, 3)
+    found = f"{place:.200}: {named or 'none'} of {len(captions)} captions name one of the classes ({names}){why}"
     if not named:
         raise DataError(f"{found}: captions must be in the language of the class names")
     notice(f"{found}: are they in the language of the class names?")

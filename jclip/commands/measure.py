@@ -246,7 +246,8 @@ def write_all(
     last = ensemble.main if ensemble else [*files[-1].parts.values()][-1]
     written = []
     if args.calibrate:
-        write_fitted(args, last, labels, decided=not ensemble and files[-1].decided)
+        fitted_on = ensemble or files[-1]
+        write_fitted(args, last, labels, fitted_on.decided, fitted_on.comparable)
         written.append(args.calibrate)
     if args.per_class:
         evaluation.write_csv(
@@ -284,7 +285,9 @@ def described(labels: label_files.PhotoLabels) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-def write_fitted(args: argparse.Namespace, scores: Any, labels: label_files.PhotoLabels, decided: bool) -> None:
+def write_fitted(
+    args: argparse.Namespace, scores: Any, labels: label_files.PhotoLabels, decided: bool, comparable: bool
+) -> None:
     """Fits thresholds and sigmoids to these scores and labels, and writes them."""
 
     if decided:
@@ -293,6 +296,11 @@ def write_fitted(args: argparse.Namespace, scores: Any, labels: label_files.Phot
     rule = given if isinstance(given, str) else "global_f1" if given is None else "fixed"
     if isinstance(given, calibration.Calibration):
         raise ConfigError("--calibrate fits thresholds: give --threshold a number or a rule, got a calibration file")
+    if not comparable and rule not in ("class_f1", "prevalence"):
+        raise ConfigError(
+            "--calibrate fits one threshold of all classes, which means nothing where scores of different models stand side by "
+            "side: fit each class's own with --threshold class_f1 or prevalence"
+        )
     fixed = given if isinstance(given, float) else 0.5
     fitted = calibration_file.fitted(scores, labels, rule, fixed, args.quantiles)
     calibration_file.write_calibration(args.calibrate, fitted)

@@ -62,7 +62,9 @@ def write(work: multi_label_steps.Contest, result: multi_label_result.Result, fa
     photos, names = work.photos["test"], work.classnames
     listed, scores, tags, parts, report = files = files_of(work.cfg)
     flagged = result.uses_label_statistics
-    made = score_files.Scores("result", {"scores": result.scores}, names, photos.paths, uses_label_statistics=flagged)
+    made = score_files.Scores(
+        "result", {"scores": result.scores}, names, photos.paths, uses_label_statistics=flagged, comparable=result.comparable
+    )  # fmt: skip
     score_files.write_scores(listed, made, "seed")
     score_files.write_scores(scores, made)
     check_list(listed, len(photos.paths), len(names))

@@ -199,6 +199,11 @@ class Contest:
 
     def check(self) -> None:
         """Raises at once what would else show hours later: settings, classes, photos, models that fit no other."""
+        if len(self.classnames) < 2:
+            raise DataError(
+                f"{self.place}: classes must be at least two, got one ({self.classnames[0]:.60}), which every photo would be "
+                "of: add a second name, or find its photos with `jclip tag`"
+            )
         configs = {name: self.settings(name, "")[1] for name in self.cfg.order}
         finder = label_files.ClassFinder(self.classnames)
         generate_captions.hard_and_partner(self.generated, self.lexicon)

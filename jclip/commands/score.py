@@ -66,12 +66,18 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         help="global + X local scores (default: as the run merges them)",
     )  # fmt: skip
     p.add_argument(
-        "--label-statistics", type=nonempty, metavar="SOURCE",
-        help="modulate by which classes these labels have together, not the captions; every file says so",
+        "--caption-statistics", type=nonempty, metavar="FILE", action="append", default=[],
+        help="modulate by which classes these captions name together (as `jclip captions label` writes them), not those that a "
+        "run learned; repeat it for more",
     )  # fmt: skip
     p.add_argument(
-        "--modulation", type=number(0, 1e3), default=0.5, metavar="X", help="of --label-statistics (default: 0.5)"
-    )
+        "--label-statistics", type=nonempty, metavar="SOURCE",
+        help="modulate by which classes these labels of photos have together; every file says so",
+    )  # fmt: skip
+    p.add_argument(
+        "--modulation", type=number(0, 1e3), metavar="X",
+        help="of --caption-statistics and --label-statistics: X · the scores of classes that come with one (default: 0.5)",
+    )  # fmt: skip
     p.add_argument(
         "--ensemble", type=nonempty, metavar="FILE",
         help="also all runs together, ensemble.npz: a .yaml of the kind (columns, mean, weighted, rank), by runs' and classes' "
@@ -96,6 +102,7 @@ def score(argv: list[str]) -> int:
         args.windows, args.scales or SCALES, args.shapes, args.window_resize, args.window_batch or 0
     )
     weighing = window_files.Weighing(window_fusion.FusionRule(args.fuse, args.theta, args.kappa), args.local_weight)
+    statistics = statistics_of(args)
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise ConfigError(f"--out must be a folder, got a file: {args.out}")
     rule = ensemble_files.read_ensemble(args.ensemble) if args.ensemble else None
@@ -104,18 +111,30 @@ def score(argv: list[str]) -> int:
     refuse_overwriting([args.list], [*photos, *filter(None, [args.ensemble, *filter(is_file, args.photos)])])
     runs = [window_files.read_run(given, weighing) for given in args.runs]
     check_ensemble(rule, runs)
-    files = window_files.WindowFiles(Path(args.out), runs, photos, plan, args.label_statistics or "", args.modulation)
+    files = window_files.WindowFiles(Path(args.out), runs, photos, plan, statistics)
     written = files.score()
-    last = together(Path(args.out), [*written.values()], rule) if rule else None
+    parts = together(files, rule) if rule else files.of_runs()[runs[0].name]
     if args.list:
-        score_files.write_scores(args.list, last or score_files.read_scores(str(written[runs[0].name])), "seed")
-    flagged = files.uses_label_statistics or (last is not None and last.uses_label_statistics)
-    named = [*written.values(), *([Path(args.out) / ENSEMBLE] if last else []), *filter(None, [args.list])]
+        score_files.write_list_in_parts(args.list, parts)
+    flagged = files.uses_label_statistics or (rule is not None and rule.uses_label_statistics)
+    named = [*written.values(), *([Path(args.out) / ENSEMBLE] if rule else []), *filter(None, [args.list])]
     say(
         f"written: {', '.join(map(str, named))} ({len(photos)} photos, {len(files.classnames)} classes"
         f"{'; uses_label_statistics' if flagged else ''})"
     )
     return 0
+
+
+def statistics_of(args: argparse.Namespace) -> window_files.Statistics:
+    """What scores are modulated by. Raises `ConfigError`."""
+    source = bool(args.caption_statistics or args.label_statistics)
+    if args.modulation is not None and not source:
+        raise ConfigError(
+            "--modulation is of --caption-statistics or --label-statistics, got neither; a run that was trained with "
+            "modulation has its own"
+        )
+    given = {} if args.modulation is None else {"modulation": args.modulation}
+    return window_files.Statistics(tuple(args.caption_statistics), args.label_statistics or "", **given)
 
 
 def check_list(path: str | None, rule: ensemble_files.EnsembleRule | None, runs: int) -> None:
@@ -140,10 +159,14 @@ def check_ensemble(rule: ensemble_files.EnsembleRule | None, runs: Sequence[wind
     ensemble_files.check_rule(rule, names, runs[0].run.classnames)
 
 
-def together(folder: Path, written: Sequence[Path], rule: ensemble_files.EnsembleRule) -> score_files.Scores:
-    """The runs' score files as one, which is written beside them."""
-    made = ensemble_files.put_together([score_files.read_scores(str(path)) for path in written], rule)
-    score_files.write_scores(folder / ENSEMBLE, made)
+def together(files: window_files.WindowFiles, rule: ensemble_files.EnsembleRule) -> ensemble_files.Parts:
+    """The runs' scores as one, part after part, which are written beside them."""
+    made, comparable = ensemble_files.together_in_parts(
+        files.of_runs(), len(files.photos), files.classnames, rule, files.folder
+    )
+    flagged = files.uses_label_statistics or rule.uses_label_statistics
+    path = files.folder / ENSEMBLE
+    score_files.write_scores_in_parts(path, {"scores": made}, files.classnames, files.photos, flagged, comparable)
     return made
 
 

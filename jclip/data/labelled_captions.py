@@ -14,6 +14,7 @@ import numpy as np
 from jclip.config import to_json
 from jclip.data.nouns import Labeller
 from jclip.errors import DataError, UnknownName, quoted
+from jclip.functional.cooccurrence import Cooccurrence, count_cooccurrence
 from jclip.paths import replacing
 from jclip.prompts.spelling import name_key
 from jclip.readers.text import parse_json, read_text
@@ -133,6 +134,16 @@ def balanced_rows(targets: np.ndarray, most: int, seed: int | None = None) -> np
     return np.array(sorted(kept), np.int64)
 
 
+def repeats(weights: np.ndarray) -> np.ndarray:
+    """Returns (N,) int64: how often each caption stands in an epoch, its weight to the nearest integer, once where not 0."""
+    return np.where(weights > 0, np.maximum(np.rint(weights), 1), 0).astype(np.int64)
+
+
+def counted(captions: LabelledCaptions) -> Cooccurrence:
+    """Returns which classes captions name together, each caption as often as it weighs."""
+    return count_cooccurrence(np.repeat(captions.targets, repeats(captions.weights), axis=0))
+
+
 def to_lines(captions: LabelledCaptions) -> str:
     """Returns the text of our file: a line `{"id", "text", "labels", "unknown", "source", "meta"}` for each caption."""
     names, lines = captions.classnames, []
@@ -194,20 +205,26 @@ def _read_file(path: Path, classnames: tuple[str, ...], labels: Mapping[str, int
 
 
 def _parsed(line: str, place: str) -> dict[str, Any]:
+    if not line.startswith(("{", "[")):
+        raise DataError(_no_caption(line, place))
     value = parse_json(line, place)
     if (
         not isinstance(value, dict)
         or not isinstance(value.get("text"), str)
         or not isinstance(value.get("labels"), list)
     ):
-        raise DataError(
-            f'{place}: must be a caption such as {{"text": "a dog", "labels": ["dog"]}}, got {line:.80}: '
-            "`jclip captions label` makes such a file of other formats"
-        )
+        raise DataError(_no_caption(line, place))
     weight = value.get("weight", 1.0)
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < 1e9:
         raise DataError(f"{place}: weight must be a number in [0, 1e9), got {quoted(weight)}")
     return value
+
+
+def _no_caption(line: str, place: str) -> str:
+    return (
+        f'{place}: must be a caption such as {{"text": "a dog", "labels": ["dog"]}}, got {line:.80}: '
+        "`jclip captions label` makes such a file of other formats"
+    )
 
 
 def _labels(names: Any, labels: Mapping[str, int], classnames: Sequence[str], place: str) -> list[int]:

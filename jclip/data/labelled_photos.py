@@ -11,7 +11,7 @@ import numpy as np
 
 from jclip.config import DataConfig
 from jclip.data.checks import preview
-from jclip.data.class_names import read_classes
+from jclip.data.class_names import read_names
 from jclip.data.label_files import PhotoLabels
 from jclip.data.multi_label import Part, read_multi_label
 from jclip.data.multi_label_sets import read_labels
@@ -36,7 +36,7 @@ def read_labelled_photos(config: DataConfig, part: Part = "test") -> PhotoLabels
         return PhotoLabels(
             found.classnames, found.photos.paths, found.targets.astype(np.int8), "", named or config.root
         )
-    names = read_classes(Path(config.classes)) if config.classes else None
+    names = read_names(Path(config.classes)) if config.classes else None
     labels = read_labels(named, names, root=config.root)
     if labels.missing and not config.root and Path(named).suffix.lower() in TABLES[1:5]:  # as those of plain lists are
         beside = read_labels(named, names, root=str(Path(named).parent))

@@ -49,9 +49,11 @@ def read_multi_label(config: DataConfig, part: Part = "test") -> LabelledPhotos:
 
 
 def has_photos(config: DataConfig, part: Part) -> bool:
-    """Whether `config` names photos of several classes each, of that part."""
+    """Whether `config` names photos of several classes each, of that part. A root alone is a folder of test photos; beside
+    a source of training or validation photos it is where these lie."""
     config = _with_lists(config)
-    return bool(getattr(config, part)) or (part == "test" and bool(config.root) and not config.val)
+    alone = bool(config.root) and not (config.val or config.train)
+    return bool(getattr(config, part)) or (part == "test" and alone)
 
 
 def _with_lists(config: DataConfig) -> DataConfig:

@@ -80,14 +80,24 @@ def by_columns(
     return Ensemble(result, column_norm != "none")
 
 
-def weighted(scores: Mapping[str, np.ndarray], weights: Sequence[float]) -> Ensemble:
-    """Σ weight · matrix, each whole matrix scaled to [0, 1] first. Raises `ConfigError` for weights that do not fit."""
+def weighted(
+    scores: Mapping[str, np.ndarray],
+    weights: Sequence[float],
+    limits: Mapping[str, tuple[float, float]] | None = None,
+) -> Ensemble:
+    """Σ weight · matrix, each whole matrix scaled to [0, 1] first. Raises `ConfigError` for weights that do not fit.
+
+    limits: least and greatest value of the whole of each, where `scores` are rows of them.
+    """
     check_alike(scores)
     if len(weights) != len(scores) or not all(np.isfinite(w) and w >= 0 for w in weights) or not sum(weights):
         raise ConfigError(
             f"an ensemble of {len(scores)} needs as many weights, none below 0, not all 0; got {[*weights]}"
         )
-    return Ensemble(sum(w * scaled(matrix) for w, matrix in zip(weights, scores.values(), strict=True)))
+    of = limits or {}
+    return Ensemble(
+        sum(w * scaled(matrix, of.get(name)) for w, (name, matrix) in zip(weights, scores.items(), strict=True))
+    )
 
 
 def pair_weights(rho: float) -> tuple[float, float]:
@@ -109,10 +119,10 @@ def rank_mean(scores: Mapping[str, np.ndarray]) -> Ensemble:
     return Ensemble(sum(column_ranks(matrix) for matrix in scores.values()) / len(scores))
 
 
-def scaled(scores: np.ndarray) -> np.ndarray:
-    """The whole matrix from its least to its greatest value as 0 to 1; a constant one as zeros."""
+def scaled(scores: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """The whole matrix from its least to its greatest value (`limits`, of rows of it) as 0 to 1; a constant one as zeros."""
     scores = scores.astype(np.float64)
-    low, high = scores.min(), scores.max()
+    low, high = limits or (scores.min(), scores.max())
     return (scores - low) / (high - low) if high > low else np.zeros(scores.shape)
 
 

@@ -12,8 +12,9 @@ Imports no Jittor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from jclip.readers.strict_yaml import read_yaml
 from jclip.report.score_files import Scores, aligned
 
 KEYS = ("kind", "base", "columns", "column_norm", "weights", "chosen_on_labels")
+Parts = Callable[[], Iterable[np.ndarray]]  # matrices (n, C), one after the other
+Limits = Mapping[str, tuple[float, float]]  # of each model's whole matrix
 ENDINGS = (".npz", ".json", ".txt")  # of score files, which a model's name may leave out
 
 
@@ -134,8 +137,61 @@ def put_together(files: Sequence[Scores], rule: EnsembleRule, name: str = "ensem
     )  # fmt: skip
 
 
+def together_in_parts(
+    parts: Mapping[str, Parts], photos: int, classnames: Sequence[str], rule: EnsembleRule, folder: Path | None = None
+) -> tuple[Parts, bool]:
+    """Scores of models that come part after part as those of the ensemble, likewise; and whether they are comparable.
+
+    parts: by model, each time a function that gives float64 matrices (n, C) with the same photos, of `photos` in all. In
+    memory is a part of each model; ranks and column norms take whole columns, which lie in a temporary file of `folder`.
+    """
+    shape = photos, len(classnames)
+    if rule.kind == "rank":
+        ranked = {name: _by_columns(own, shape, score_ensemble.column_ranks, folder) for name, own in parts.items()}
+        return together_in_parts(ranked, photos, classnames, EnsembleRule("mean"))[0], True
+    limits = {name: _limits(own) for name, own in parts.items()} if rule.kind == "weighted" else None
+    plain = replace(rule, column_norm="none")
+
+    def rows() -> Iterator[np.ndarray]:
+        for some in zip(*(own() for own in parts.values()), strict=True):
+            yield _together(dict(zip(parts, some, strict=True)), classnames, plain, limits).scores
+
+    if rule.column_norm == "none":
+        return rows, rule.kind != "columns"
+    norm = score_ensemble.standardised if rule.column_norm == "zscore" else score_ensemble.column_ranks
+    return _by_columns(rows, shape, norm, folder), True
+
+
+def _limits(parts: Parts) -> tuple[float, float]:
+    found = [(float(part.min()), float(part.max())) for part in parts()]
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+def _by_columns(
+    parts: Parts, shape: tuple[int, int], norm: Callable[[np.ndarray], np.ndarray], folder: Path | None
+) -> Parts:
+    """What `norm` makes of each whole column, in parts of as many rows as came."""
+    with tempfile.TemporaryFile(dir=folder) as file:  # which stays as long as the map of it
+        matrix = np.memmap(file, np.float64, "w+", shape=shape, order="F")
+    sizes = []
+    for part in parts():
+        start = sum(sizes)
+        matrix[start : start + len(part)] = part
+        sizes.append(len(part))
+    for c in range(shape[1]):
+        matrix[:, [c]] = norm(np.array(matrix[:, [c]]))
+
+    def rows() -> Iterator[np.ndarray]:
+        start = 0
+        for size in sizes:
+            yield np.array(matrix[start : start + size])
+            start += size
+
+    return rows
+
+
 def _together(
-    matrices: Mapping[str, np.ndarray], classnames: Sequence[str], rule: EnsembleRule
+    matrices: Mapping[str, np.ndarray], classnames: Sequence[str], rule: EnsembleRule, limits: Limits | None = None
 ) -> score_ensemble.Ensemble:
     names = [*matrices]
     if rule.kind == "columns":
@@ -150,7 +206,7 @@ def _together(
         given = {model_among(model, names): weight for model, weight in rule.weights.items()}
         if missing := [model for model in names if given and model not in given]:
             raise ConfigError(f"weights must name every model, got none of {missing[0]} (0 leaves it out)")
-        return score_ensemble.weighted(matrices, [given.get(model, 1 / len(names)) for model in names])
+        return score_ensemble.weighted(matrices, [given.get(model, 1 / len(names)) for model in names], limits)
     return score_ensemble.mean(matrices) if rule.kind == "mean" else score_ensemble.rank_mean(matrices)
 
 

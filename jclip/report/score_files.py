@@ -117,6 +117,7 @@ def write_scores_in_parts(
     classnames: Sequence[str],
     photos: Sequence[str],
     uses_label_statistics: bool = False,
+    comparable: bool = True,
 ) -> None:
     """Writes an .npz of scores that come as float64 matrices (n, C) one after the other: at no time all are in memory.
 
@@ -136,7 +137,19 @@ def write_scores_in_parts(
         for part, matrices in parts.items()
     }
     with replacing(path) as temporary:
-        write_npz(temporary, {**rows, **_names_and_flags(classnames, photos, uses_label_statistics, True)})
+        write_npz(temporary, {**rows, **_names_and_flags(classnames, photos, uses_label_statistics, comparable)})
+
+
+def write_list_in_parts(path: str | Path, parts: Callable[[], Iterable[np.ndarray]]) -> None:
+    """Writes the contest's bare list of scores that come as `write_scores_in_parts` takes them: the bytes of the form
+    `seed`."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        before = "["
+        for matrix in parts():
+            for row in matrix.tolist():
+                file.write(before + json.dumps(row, allow_nan=False))
+                before = ", "
+        file.write("]")
 
 
 def _npz_bytes(scores: Scores) -> bytes:

@@ -8,15 +8,16 @@ with that of runs but for the scores of one part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jclip.config import to_json
+from jclip.data.labelled_captions import counted, read_captions
 from jclip.data.multi_label_sets import read_labels
 from jclip.data.splits import Split
 from jclip.errors import CheckpointError, ConfigError, DataError, UnknownName, notice
@@ -37,7 +38,7 @@ from jclip.train.keyed_runs import key_of
 from jclip.train.run_folder import LEARNED
 
 PHOTOS_OF_PART = 256
-WHAT = {"runs": "other runs", "plan": "other windows", "photos": "other photos", "statistics": "other label statistics"}
+WHAT = {"runs": "other runs", "plan": "other windows", "photos": "other photos", "statistics": "other statistics"}
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,43 @@ class ScoredRun:
         return model_scores(*both, weight)
 
 
-class WindowFiles:
-    """Scores of `photos` by `runs`, below `folder`.
+@dataclass(frozen=True)
+class Statistics:
+    """Which classes occur together, by which local scores are modulated, in the place of the captions that a run learned.
 
-    statistics: a source of labels (as of `jclip measure --labels`) whose co-occurrence takes the place of the captions' in
-    modulation; then every file says `uses_label_statistics`. Raises `ConfigError` and `DataError` for runs of different
-    classes, repeated names, and photos that are none.
+    captions: files of labelled captions; labels: a source of labels of photos (as of `jclip measure --labels`), then every
+    file says `uses_label_statistics`. modulation: the share of a class's scores that goes to others. Raises `ConfigError`.
     """
+
+    captions: tuple[str, ...] = ()
+    labels: str = ""
+    modulation: float = 0.5
+
+    def __post_init__(self):
+        if self.captions and self.labels:
+            raise ConfigError(
+                "classes must be counted in captions or in labels of photos, got both: leave one of the two out"
+            )
+
+    def shares(self, classnames: Sequence[str]) -> np.ndarray | None:
+        """(C, C) P̄, None without a source. Raises `DataError` for a source in which no two classes come together."""
+        if not (self.captions or self.labels):
+            return None
+        if self.captions:
+            found = counted(read_captions(self.captions, classnames))
+        else:
+            found = count_cooccurrence(read_labels(self.labels, classnames).targets, "labels")
+        if not found.adj.any():
+            raise DataError(
+                f"{', '.join(self.captions) or self.labels}: some rows must have two of the {len(classnames)} classes, got "
+                "none: there is nothing to modulate scores by"
+            )
+        return found.shares
+
+
+class WindowFiles:
+    """Scores of `photos` by `runs`, below `folder`. Raises `ConfigError` and `DataError` for runs of different classes,
+    repeated names, and photos that are none."""
 
     def __init__(
         self,
@@ -98,8 +129,7 @@ class WindowFiles:
         runs: Sequence[ScoredRun],
         photos: Sequence[str],
         plan: window_scores.WindowPlan,
-        statistics: str = "",
-        modulation: float = 0.5,
+        statistics: Statistics = Statistics(),
     ):
         if not runs:
             raise ConfigError("photos are scored by at least one run, got none")
@@ -110,9 +140,8 @@ class WindowFiles:
         self.folder, self.runs, self.photos, self.plan = folder, tuple(runs), tuple(photos), plan
         self.classnames = runs[0].run.classnames
         self._columns = [_columns_of(one, runs[0]) for one in runs]
-        self._shares = _label_shares(statistics, self.classnames) if statistics else None
-        self._modulation = modulation
-        self.uses_label_statistics = bool(statistics) or any(one.learns_from_labels for one in runs)
+        self._shares, self._statistics = statistics.shares(self.classnames), statistics
+        self.uses_label_statistics = bool(statistics.labels) or any(one.learns_from_labels for one in runs)
         self._split: Split = unlabelled([*photos])
 
     def manifest(self) -> dict[str, Any]:
@@ -123,7 +152,7 @@ class WindowFiles:
             del rule["kappa"]  # which is applied to what the parts hold
             made_of = [resolved(one.run.module, one.run.config), file_sha256(one.run.folder / LEARNED)]
             runs[one.name] = {"made_of": key_of([*made_of, one.run.source().weights_sha256]), "fusion": rule}
-        statistics = None if self._shares is None else key_of([self._shares.tolist(), self._modulation])
+        statistics = None if self._shares is None else key_of([self._shares.tolist(), self._statistics.modulation])
         return {
             "runs": runs,
             "plan": asdict(self.plan),
@@ -135,7 +164,7 @@ class WindowFiles:
     def score(self) -> dict[str, Path]:
         """Scores what no part has yet, and writes the files; run → its score file. Raises `ConfigError` where the folder
         has scores of something else."""
-        made_of = self.manifest()
+        made_of = self._made_of
         self._claim(made_of)
         scorer = None
         for number in range(self._count):
@@ -143,6 +172,14 @@ class WindowFiles:
                 scorer = scorer or window_scores.WindowScorer(self._models(), self.plan)
                 self._compute(scorer, number, made_of)
         return self._write(made_of)
+
+    def of_runs(self) -> dict[str, Callable[[], Iterator[np.ndarray]]]:
+        """Run → what gives its fused scores (n, C), float64, part after part; of photos that `score` has scored."""
+        return {one.name: partial(self._merged, one, self._made_of, self.plan.mode != "none") for one in self.runs}
+
+    @cached_property
+    def _made_of(self) -> dict[str, Any]:
+        return self.manifest()
 
     @property
     def _count(self) -> int:
@@ -168,12 +205,12 @@ class WindowFiles:
         for one, columns in zip(self.runs, self._columns, strict=True):
             learned = dict(one.run.learned)
             if self._shares is not None:
-                learned.pop("shares", None)  # the captions'
+                learned.pop("shares", None)  # of the captions that it learned
             scorer = one.run.module.window_scorer(learned, one.run.config)
             models.append(
                 window_scores.WindowModel(
                     one.name, one.run.source(), scorer, len(self.classnames), one.weighing.rule, columns, self._shares,
-                    self._modulation,
+                    self._statistics.modulation,
                 )
             )  # fmt: skip
         return models
@@ -234,7 +271,7 @@ class WindowFiles:
         )
         parts = {**own, "scores": partial(self._merged, one, made_of, windows)}
         path = self.folder / f"{name}.npz"
-        flagged = self._shares is not None or one.learns_from_labels
+        flagged = bool(self._statistics.labels) or one.learns_from_labels
         write_scores_in_parts(path, parts, self.classnames, self.photos, flagged)
         return path
 
@@ -284,11 +321,6 @@ def _columns_of(one: ScoredRun, first: ScoredRun) -> np.ndarray | None:
         return None
     notice(f"{one.name}: classes stand in another order than in {first.name}, columns are taken by name")
     return columns
-
-
-def _label_shares(source: str, classnames: Sequence[str]) -> np.ndarray:
-    """(C, C) P̄ of the labels of a source."""
-    return count_cooccurrence(read_labels(source, classnames).targets, "labels").shares
 
 
 def read_run(given: str, weighing: Weighing) -> ScoredRun:

@@ -24,7 +24,7 @@ from jclip.errors import DataError, UnknownName, notice
 from jclip.features.photo_maps import by_set
 from jclip.features.sentence_features import SentenceFeatures
 from jclip.features.source import ModelSource
-from jclip.functional.cooccurrence import count_cooccurrence, ranking_weights
+from jclip.functional.cooccurrence import ranking_weights
 from jclip.functional.multi_label_losses import asymmetric_loss, ranking_loss, teacher_loss
 from jclip.functional.multi_label_scores import Winner, cosines, local_scores
 from jclip.functional.similarity import zero_shot_scores
@@ -48,8 +48,7 @@ class CaptionBatches:
     """
 
     def __init__(self, weights: np.ndarray, size: int, seed: int):
-        times = np.where(weights > 0, np.maximum(np.rint(weights), 1), 0).astype(np.int64)
-        self._rows = np.repeat(np.arange(len(weights)), times)
+        self._rows = np.repeat(np.arange(len(weights)), labelled_captions.repeats(weights))
         self._size, self._seed = min(size, len(self._rows)), seed
 
     @property
@@ -245,17 +244,23 @@ def captions_digest(captions: LabelledCaptions) -> str:
     return digest.hexdigest()
 
 
-def weights_of_pairs(cfg: LearnedFromCaptions, targets: np.ndarray) -> np.ndarray | None:
+def weights_of_pairs(cfg: LearnedFromCaptions, captions: LabelledCaptions) -> np.ndarray | None:
     """(C, C) weights of the ranking loss's pairs, None where all weigh alike."""
-    return ranking_weights(count_cooccurrence(targets).shares) if cfg.cooccurrence else None
+    if not cfg.cooccurrence:
+        return None
+    return ranking_weights(labelled_captions.counted(captions).shares)
 
 
-def extras_of(cfg: LearnedFromCaptions, targets: np.ndarray, captions: SentenceFeatures) -> dict[str, np.ndarray]:
+def extras_of(
+    cfg: LearnedFromCaptions, captions: LabelledCaptions, features: SentenceFeatures
+) -> dict[str, np.ndarray]:
     """What scores of photos need of the captions: `shares` (C, C) for modulation, `bank` (Q, E) of distinct sentences."""
-    extras = {"shares": count_cooccurrence(targets).shares.astype(np.float32)} if cfg.modulation else {}
+    extras = {}
+    if cfg.modulation:
+        extras["shares"] = labelled_captions.counted(captions).shares.astype(np.float32)
     if cfg.bank:
-        _, first = np.unique(captions.starts, return_index=True)
-        extras["bank"] = captions.sentences[first]
+        _, first = np.unique(features.starts, return_index=True)
+        extras["bank"] = features.sentences[first]
     return extras
 
 

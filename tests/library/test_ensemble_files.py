@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError, UnknownName
-from jclip.report.ensemble_files import EnsembleRule, put_together, read_ensemble
-from jclip.report.score_files import Scores, read_scores, write_scores
+from jclip.report.ensemble_files import EnsembleRule, put_together, read_ensemble, together_in_parts
+from jclip.report.score_files import Scores, read_scores, write_list_in_parts, write_scores
 
 NAMES, PHOTOS = ("dog", "dining table", "car"), ("a.jpg", "b.jpg")
 A = np.array([[1.0, 5.0, 0.0], [3.0, 2.0, 4.0]])
@@ -42,6 +43,53 @@ def test_kinds_by_hand(text, wanted, tmp_path, close):
     close(made.main, np.array(wanted), "closed_form")
     columns = "columns" in text
     assert made.comparable is not columns and made.uses_label_statistics is columns
+
+
+RULES = [
+    "kind: mean", "kind: rank", "kind: weighted", "kind: weighted\nweights: {one: 0.75, two: 0.25}",
+    "kind: columns\ncolumns: {two: [car]}", "kind: columns\nbase: two\ncolumns: {one: [car, dog]}",
+    "kind: columns\ncolumns: {two: [car]}\ncolumn_norm: zscore", "kind: columns\ncolumns: {two: [car]}\ncolumn_norm: rank",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RULES)
+def test_in_parts_is_as_in_one(text, tmp_path, close):
+    """Eleven photos in parts of 4, with equal scores among them, and a constant column."""
+    rng = np.random.default_rng(3)
+    whole = {name: rng.integers(-3, 4, (11, 3)).astype(np.float64) for name in ("one", "two")}
+    whole["one"][:, 1], whole["two"][9] = 2, [-9, 8, 7]  # the least and the greatest in the last part
+    photos = tuple(f"{n}.jpg" for n in range(11))
+    (tmp_path / "e.yaml").write_text(text)
+    rule = read_ensemble(tmp_path / "e.yaml")
+    wanted = put_together([Scores(name, {"scores": m}, NAMES, photos) for name, m in whole.items()], rule)
+    given = {name: lambda m=m: (m[start : start + 4] for start in (0, 4, 8)) for name, m in whole.items()}
+    parts, comparable = together_in_parts(given, 11, NAMES, rule, tmp_path)
+    assert comparable is wanted.comparable and [len(part) for part in parts()] == [4, 4, 3]
+    for _ in range(2):  # for an array and for a list
+        close(np.concatenate([*parts()]), wanted.main, "rounding")
+    assert [path.name for path in tmp_path.iterdir()] == ["e.yaml"]
+    write_scores(tmp_path / "one.json", wanted, "seed")
+    write_list_in_parts(tmp_path / "parts.json", lambda: [wanted.main[:4], wanted.main[4:8], wanted.main[8:]])
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "parts.json").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["kind: weighted", "kind: rank"])
+def test_an_ensemble_in_parts_holds_no_whole_matrix(text, tmp_path):
+    photos, names = 40_000, tuple(f"class {c}" for c in range(20))
+    (tmp_path / "e.yaml").write_text(text)
+
+    def given(seed: int):
+        rng = np.random.default_rng(seed)
+        return lambda: (rng.normal(size=(256 if n < photos - 256 else photos - n, 20)) for n in range(0, photos, 256))
+
+    tracemalloc.start()
+    try:
+        rule = read_ensemble(tmp_path / "e.yaml")
+        parts, _ = together_in_parts({"one": given(0), "two": given(1)}, photos, names, rule, tmp_path)
+        assert sum(len(part) for part in parts()) == photos
+        assert tracemalloc.get_traced_memory()[1] < photos * 20 * 8 / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_an_ensemble_says_of_itself_is_kept(tmp_path):
@@ -118,6 +166,9 @@ def test_measure_takes_it(tmp_path, monkeypatch, capsys):
     assert json.loads(Path("m.json").read_text())["uses_label_statistics"]
     assert main([*argv, "--at", "1"]) == 2
     assert "an ensemble by columns has scores of different models side by side" in capsys.readouterr().err
+    for more, code in (([], 2), (["--threshold", "class_f1"], 0)):
+        assert main([*argv, *more, "--calibrate", "c.json"]) == code
+    assert "fit each class's own with --threshold class_f1 or prevalence" in capsys.readouterr().err
     write_scores("both.npz", put_together(files(), read_ensemble("by class.yaml")))
     assert main(["measure", "both.npz", "--labels", "labels.csv", "--threshold", "global_f1"]) == 2
     assert "an ensemble by columns" in capsys.readouterr().err

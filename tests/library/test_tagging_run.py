@@ -11,6 +11,7 @@ import pytest
 
 from jclip.config import DataConfig, load_values
 from jclip.data import shapes, world
+from jclip.data.labelled_photos import read_labelled_photos
 from jclip.data.multi_label import has_photos, read_multi_label
 from jclip.errors import ConfigError, DataError
 from jclip.functional.metrics import average_precisions
@@ -169,7 +170,21 @@ def test_scenes_have_lists_with_all_their_classes(tmp_path, monkeypatch):
             scene = shapes.draw_scene(seed, styles=shapes.UNSEEN_STYLES, count=(2, 4))
             assert tuple(sorted(shapes.CLASSNAMES[k] for k in np.flatnonzero(own))) == scene.labels
             assert scene.style in shapes.UNSEEN_STYLES and 2 <= len(scene.things) <= 4
+    beside = DataConfig(root="photos", train="train.jsonl")  # the root is that of the training photos
+    assert (
+        has_photos(beside, "train") and not has_photos(beside, "test") and has_photos(DataConfig(root="photos"), "test")
+    )
     assert not has_photos(DataConfig(), "test") and not has_photos(DataConfig(test="x"), "val")
+
+
+@pytest.mark.parametrize("lines", ["cat\ndog\n", "cat 0\ndog 1\n"])
+def test_labels_that_name_their_classes_need_no_numbers_of_these(lines, tmp_path):
+    (tmp_path / "names.txt").write_text(lines)
+    (tmp_path / "labels.csv").write_text("photo,labels\na.png,dog\n")
+    (tmp_path / "a.png").write_bytes(b"no pixels are read")
+    config = DataConfig(test=str(tmp_path / "labels.csv"), classes=str(tmp_path / "names.txt"))
+    found = read_labelled_photos(config)
+    assert found.classnames == ("cat", "dog") and found.targets.tolist() == [[0, 1]]
 
 
 def test_captions_of_a_config_are_relative_to_its_project(tmp_path):

@@ -259,6 +259,69 @@ def test_label_statistics_are_used_and_said(world, tmp_path, close, capsys):
     close(plain["moved"].parts["local"], moved, "rounding")
 
 
+CAPTIONS = (
+    '{"text": "a", "labels": ["red thing", "blue thing"], "weight": 2}\n'
+    '{"text": "b", "labels": ["red thing", "green thing"]}\n'
+    '{"text": "c", "labels": ["green thing"], "unknown": ["red thing"]}\n'
+)
+
+
+@pytest.mark.parametrize("run", ["a", "b"])
+def test_caption_statistics_take_the_place_of_the_runs_own(run, world, tmp_path, close, capsys):
+    """Run a was trained with modulation, b without."""
+    captions, plain = tmp_path / "other captions, 2.jsonl", {}
+    captions.write_text(CAPTIONS)
+    shares = np.array([[0, 1 / 3, 2 / 3], [1, 0, 0], [1, 0, 0]])  # red, green, blue
+    for name, strength in (("plain", "0"), ("moved", "0.7")):
+        argv = ["--run", str(world / run), "--windows", "none", "--caption-statistics", str(captions)]
+        argv += ["--modulation", strength, "--out", str(tmp_path / name)]
+        assert main(["score", str(world / "photos"), *argv]) == 0
+        assert "uses_label_statistics" not in capsys.readouterr().out
+        plain[name] = read_scores(str(tmp_path / name / f"{run}.npz"))
+        assert not plain[name].uses_label_statistics
+    order = [NAMES.index(name) for name in plain["plain"].classnames]
+    moved = plain["plain"].parts["local"] @ (np.eye(3) + 0.7 * shares[np.ix_(order, order)])
+    close(plain["moved"].parts["local"], moved, "rounding")
+    learned = TaggingRun.load(world / run).learned
+    argv_of_its_own = ["--run", str(world / run), "--windows", "none", "--out", str(tmp_path / "own")]
+    assert main(["score", str(world / "photos"), *argv_of_its_own]) == 0
+    own = np.eye(3) + 0.5 * learned.get("shares", np.zeros((3, 3)))
+    found = read_scores(str(tmp_path / "own" / f"{run}.npz")).parts["local"]
+    close(found, plain["plain"].parts["local"] @ own, "features")
+    captions.write_text(CAPTIONS.replace(', "weight": 2', ""))
+    assert main(["score", str(world / "photos"), *argv]) == 2
+    assert "holds scores of other statistics" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--modulation", "0.7"], "--modulation is of --caption-statistics or --label-statistics, got neither"),
+        (["--caption-statistics", "{}/one.jsonl"], "one.jsonl: some rows must have two of the 3 classes, got none"),
+        (["--label-statistics", "{}/one.jsonl"], "one.jsonl: some rows must have two of the 3 classes, got none"),
+        (["--caption-statistics", "{}/cat.jsonl"], "unknown class in .*cat.jsonl, line 1: labels 'cat'"),
+        (
+            ["--caption-statistics", "{}/text.jsonl"],
+            "text.jsonl, line 1: must be a caption.*`jclip captions label` makes",
+        ),
+        (["--caption-statistics", "{}/none.jsonl"], "can't read .*none.jsonl: No such file"),
+        (["--caption-statistics", "x", "--label-statistics", "y"], "in captions or in labels of photos, got both"),
+    ],
+)
+def test_statistics_that_say_nothing_are_refused(more, message, world, tmp_path, capsys):
+    for name, text in (
+        ("one", '{"text": "a", "photo": "a.png", "labels": ["red thing"]}'),
+        ("cat", '{"text": "a", "labels": ["cat"]}'),
+        ("text", "a red thing and a blue thing"),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(f"{text}\n")
+    argv = ["score", str(world / "photos"), "--run", str(world / "a"), "--out", str(tmp_path / "out")]
+    assert main([*argv, *(m.format(tmp_path) for m in more)]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err) and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_windows_of_one_map_are_pooled_as_their_cells_alone(small_models, close):
     source = MapSource(ModelSource(small_models["resnet"]))
     height, width = source.preprocess.size

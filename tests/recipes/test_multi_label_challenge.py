@@ -71,7 +71,7 @@ def test_the_list_is_the_ensemble_of_the_models_scores(made, close):
     close(np.array(rows), wanted, "rounding")
     named = read_scores(str(made.parent / "results/scores.npz"))
     assert named.classnames == NAMES and [Path(p).name for p in named.photos] == [f"{i} photo.png" for i in range(5)]
-    assert named.uses_label_statistics and (named.main == np.array(rows)).all()
+    assert named.uses_label_statistics and not named.comparable and (named.main == np.array(rows)).all()
     report = json.loads((made.parent / "results/report.json").read_text())
     assert report["uses_label_statistics"] and not report["classes_comparable"] and report["chosen_on"] is None
 
@@ -243,6 +243,7 @@ def test_weights_are_added_up_greedily():
         (["ensemble.columns={}"], "ensemble.kind is columns: name the classes"),
         (["ensemble.weights={main: -1}"], "ensemble.weights.main must be a number, at least 0, got -1"),
         (["score=[main]"], "scores no photos: add it to score"),
+        (["classes=dog", "ensemble={kind: mean}", "models={main: {}}"], "classes must be at least two, got one (dog)"),
         (["models={}"], "models must hold at least one model"),
         (["models={'../x': {}}"], "a model's name must be letters, digits"),
         (["models.main.recipe=tip_adapter"], "recipe must be text_as_image"),

@@ -11,6 +11,7 @@ import pytest
 
 from finetune import text_as_image as recipe
 from jclip.config import DataConfig, OptimConfig
+from jclip.data.labelled_captions import LabelledCaptions
 from jclip.errors import ConfigError, DataError
 from jclip.features.photo_maps import MapScorer, MapSource
 from jclip.features.sentence_features import sentence_features
@@ -108,7 +109,8 @@ def test_ten_steps_and_the_photos_scores_equal_torchs(kind, seed, tower, tmp_pat
     )
     prompts = PromptSets(source.model, NAMES, cfg.sets, 3, per_class=cfg.per_class_sets)
     start, targets = vectors_of(prompts, seed), targets_of(seed)
-    pairs = training.weights_of_pairs(cfg, targets)
+    weights = np.ones(len(TEXTS), np.float32)
+    pairs = training.weights_of_pairs(cfg, LabelledCaptions(NAMES, TEXTS, targets, weights))
     loss = training.CaptionLoss(cfg, prompts, sentence_features(source, TEXTS, "fp32"), targets, pairs)
     batches = training.CaptionBatches(np.ones(len(TEXTS)), 4, seed)
     with Run(tmp_path, {"recipe": "x"}) as run:
