@@ -8,6 +8,9 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "augment": ("Views", "pipeline_of"),
+        "box_files": ("BoxFile", "merged", "read_box_file", "write_box_file"),
+        "box_predictions": ("write_coco_results", "write_prediction_lines"),
+        "box_rows": ("BoxRow",),
         "captions": ("Pairs", "read_pairs"),
         "challenge_folder": ("from_folder",),
         "checks": (

@@ -7,7 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "box_metrics": ("box_report", "group_report", "phrase_groups", "wilson_interval"),
+        "box_metrics": ("box_report", "group_report", "phrase_groups", "reliability_histogram", "wilson_interval"),
         "boxes": (
             "box_loss",
             "centres_to_corners",

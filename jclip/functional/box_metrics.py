@@ -106,6 +106,20 @@ def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tupl
     return float((middle - spread) / (1 + square)), float((middle + spread) / (1 + square))
 
 
+def reliability_histogram(values: np.ndarray, bins: int = 1000) -> tuple[np.ndarray, int]:
+    """IoUs (N,) in [0, 1] → counts (bins,) int64 of equal bins on (0, 1], and the number of zeros, counted apart.
+
+    A value r is in bin ceil(bins r) - 1, so 0.5 is in bin 499 of 1,000 and 1 in the last. Raises `DataError` for values
+    outside [0, 1].
+    """
+    values = np.asarray(values, float)
+    if not ((values >= 0) & (values <= 1)).all():
+        wrong = int(np.argmin((values >= 0) & (values <= 1)))
+        raise DataError(f"reliabilities must be numbers in [0, 1], got {values[wrong]} in row {wrong}")
+    found = np.ceil(bins * values[values > 0]).astype(int) - 1
+    return np.bincount(found, minlength=bins), int((values == 0).sum())
+
+
 def _checked(predicted: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     predicted, wanted = np.asarray(predicted, float), np.asarray(wanted, float)
     if predicted.shape != wanted.shape or predicted.ndim != 2 or predicted.shape[1:] != (4,) or not len(wanted):

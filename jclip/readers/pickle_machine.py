@@ -76,16 +76,18 @@ class Budget:
     """Instructions left, over all pickles of a file."""
 
     def __init__(self, most: int = MOST_OPCODES):
-        self.left = most
+        self.most = self.left = most
 
 
-def run_pickle(stream: Stream, place: str, meaning: Meaning, budget: Budget | None = None) -> Any:
-    """Return the value of the next pickle. Raises `CheckpointError` naming `place` for a broken, oversized or unsafe
-    one."""
+def run_pickle(
+    stream: Stream, place: str, meaning: Meaning, budget: Budget | None = None, kind: str = "weight file"
+) -> Any:
+    """Return the value of the next pickle. Raises `CheckpointError` naming `place` and the wanted kind of file for a
+    broken, oversized or unsafe one."""
     try:
         return _Machine(stream, meaning, budget or Budget()).run()
     except (Malformed, UnicodeError, struct.error) as e:
-        raise CheckpointError(f"{place} is not a readable pickle ({shown(e)}): damaged, or not a weight file") from e
+        raise CheckpointError(f"{place} is not a readable pickle ({shown(e)}): damaged, or not a {kind}") from e
 
 
 class _Machine:
@@ -99,7 +101,7 @@ class _Machine:
         byte, budget, steps = self.stream.byte, self.budget, _STEPS_BY_BYTE
         while True:
             if budget.left <= 0:
-                raise Malformed(f"more than {MOST_OPCODES:,} instructions")
+                raise Malformed(f"more than {budget.most:,} instructions")
             budget.left -= 1
             opcode = byte()
             if opcode == _STOP:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,14 @@ def write(path: str | os.PathLike, tensors: Mapping[str, LazyTensor], dtypes: Ma
             with archive.open(zipfile.ZipInfo(f"{_ROOT}/data/{i}"), "w", force_zip64=True) as entry:
                 entry.write(memoryview(encode(tensor.read(), dtypes[name]).reshape(-1)).cast("B"))
         archive.writestr(f"{_ROOT}/version", "3\n")
+
+
+def write_plain_values(path: str | os.PathLike, values: list) -> None:
+    """Write lists, tuples, dicts, texts and numbers as `torch.save` does; equal values make equal files."""
+    with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_STORED) as archive:
+        for name, data in (("data.pkl", pickle.dumps(values, 2)), ("byteorder", b"little"), ("version", b"3\n")):
+            with archive.open(zipfile.ZipInfo(f"{_ROOT}/{name}"), "w", force_zip64=True) as entry:
+                entry.write(data)
 
 
 def _pickled(tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> bytes:

@@ -5,23 +5,42 @@ Tensors are read on demand; the checksum of a tensor's storage is verified at it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jclip.errors import CheckpointError
 from jclip.readers.held_file import HeldFile, shown
 from jclip.readers.pickle_machine import run_pickle
 from jclip.readers.pickle_stream import Stream
 from jclip.readers.recorders import Storage, Weights, weight_file
 from jclip.readers.tensors import WeightFile, itemsize
-from jclip.readers.zip_archive import Archive, Checked
+from jclip.readers.zip_archive import Archive, Checked, Entry
 
 
 def read(file: HeldFile) -> WeightFile:
     """Return every tensor of the pickled tree under its dotted name. `kind` is "torchscript" or "torch"."""
     archive, place = Archive(file), str(file.path)
-    entries = archive.entries
-    root = _root(entries, place)
-    order = entries.get(f"{root}byteorder")
+    tree = run_pickle(Stream(pickled(archive)), place, Weights(place, storages(archive)))
+    root = _root(archive.entries, place)
+    script = f"{root}constants.pkl" in archive.entries or any(n.startswith(f"{root}code/") for n in archive.entries)
+    return weight_file(tree, "torchscript" if script else "torch", place, file.size)
+
+
+def pickled(archive: Archive) -> Entry:
+    """Return the entry that holds the pickle, its checksum verified. Raises `CheckpointError` for big-endian data."""
+    place = str(archive.file.path)
+    root = _root(archive.entries, place)
+    order = archive.entries.get(f"{root}byteorder")
     if order and (order.size > 16 or order.read().tobytes().strip() != b"little"):
         raise CheckpointError(f"{place} must hold little-endian data: save it again on a little-endian machine")
+    found = archive.entries[f"{root}data.pkl"]
+    found.check()
+    return found
+
+
+def storages(archive: Archive) -> Callable[[tuple[str, str, int]], Storage]:
+    """Return what finds the storage of a key, dtype and number of values. It raises `CheckpointError`."""
+    place, entries = str(archive.file.path), archive.entries
+    root = _root(entries, place)
 
     def storage(claim: tuple[str, str, int]) -> Storage:
         key, dtype, count = claim
@@ -34,11 +53,7 @@ def read(file: HeldFile) -> WeightFile:
             )
         return Storage(Checked(entry), dtype, count)
 
-    pickled = entries[f"{root}data.pkl"]
-    pickled.check()
-    tree = run_pickle(Stream(pickled), place, Weights(place, storage))
-    script = f"{root}constants.pkl" in entries or any(n.startswith(f"{root}code/") for n in entries)
-    return weight_file(tree, "torchscript" if script else "torch", place, file.size)
+    return storage
 
 
 def _root(names: dict, place: str) -> str:

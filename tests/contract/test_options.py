@@ -21,7 +21,7 @@ HEADINGS = {
     "look": ["search", "zero-shot", "predict", "tag"],
     "learn": ["train", "sweep", "challenge", "recipes"],
     "measure": ["eval", "score", "measure", "compare"],
-    "data": ["check-data", "captions", "hold-out", "embed", "index", "duplicates", "fill", "unsort"],
+    "data": ["check-data", "captions", "boxes", "hold-out", "embed", "index", "duplicates", "fill", "unsort"],
     "weights": ["models", "convert", "inspect"],
     "machine": ["doctor", "warmup"],
 }
