@@ -19,9 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--scenes", type=whole(1, 10**6), default=1000, metavar="N", help="how many scenes (default: 1000)")
     add_shared(p, "--seed", " of scenes, scores and noise (default: 0)", default=0)
-    p.add_argument(
-        "--size", type=whole(16, 1024), default=shape_sources.SIZE, metavar="N", help="side in pixels (default: 64)"
-    )
+    p.add_argument("--size", type=whole(16, 1024), default=64, metavar="N", help="side in pixels (default: 64)")
     p.add_argument(
         "--pairs",
         type=whole(2, 100),
@@ -32,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--noise",
         type=number(0, 0.6),
-        default=shape_sources.NOISE,
+        default=0.3,
         metavar="SHARE",
         help="pseudo-labels with another thing's box; half as many get another scene's phrase (default: 0.3)",
     )

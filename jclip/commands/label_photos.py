@@ -11,7 +11,7 @@ from jclip.data import box_files, detected_things, pseudo_labels
 from jclip.data.box_forms import ENDINGS, FORMATS
 from jclip.errors import ConfigError, notice, say
 from jclip.paths import is_file, refuse_overwriting
-from jclip.report.predictions import table
+from jclip.report import predictions
 
 CONFIGS = (".yaml", ".yml")
 OPTIONS = ("out", "sources", "dataset", "objects", "phrases", "seed", "compat", "words")
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--phrases", type=whole(1, 10**6), metavar="M", help="template phrases of a photo (default: the data set's)"
     )
-    add_shared(p, "--seed", f" of the draws (default: {pseudo_labels.SEED})")
+    add_shared(p, "--seed", " of the draws (default: 20211024)")
     p.add_argument(
         "--compat", action="store_true", default=None, help="constants in pixels and attributes as published"
     )
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     if out and out.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--out must end in {' or '.join(ENDINGS)}, got {out}")
     made = pseudo_labels.make_pseudo_labels(detected_things.read_photo_facts(cfg.files), cfg)
-    say(table(("source", "rows", "photos"), _counts(made)))
+    say(predictions.table(("source", "rows", "photos"), _counts(made)))
     say(f"rows: {len(made.rows)} of {made.photos} photos")
     if made.without:
         photos = "1 photo" if len(made.without) == 1 else f"{len(made.without)} photos"
