@@ -197,18 +197,18 @@ class _Best:
             self.accuracy, self.selection = accuracy, selection
 
 
-def climb(evaluate: Callable[[float], float], settings: SearchSettings) -> tuple[float, dict[float, float]]:
-    """Return the threshold where hill climbing from the start ends, and the accuracies of all that were tried.
+def climb(evaluate: Callable[[float], float], settings: SearchSettings, tried: dict[float, float]) -> float:
+    """Return the threshold where hill climbing from the start ends; `tried` gets the accuracy of each threshold.
 
     From c to the better of its neighbours while that gains more than `min_gain`; of equals the smaller threshold, which
     keeps more rows. Thresholds that keep no row count as worse than any, and are left towards smaller ones.
     """
-    tried: dict[int, float] = {}
 
     def at(steps: int) -> float:
-        if steps not in tried:
-            tried[steps] = evaluate(settings.threshold(steps))
-        return tried[steps]
+        threshold = settings.threshold(steps)
+        if threshold not in tried:
+            tried[threshold] = evaluate(threshold)
+        return tried[threshold]
 
     here = 0
     at(here)
@@ -219,7 +219,7 @@ def climb(evaluate: Callable[[float], float], settings: SearchSettings) -> tuple
         if best == here or not (lost or at(best) - at(here) > settings.min_gain):
             break
         here = best
-    return settings.threshold(here), {settings.threshold(k): value for k, value in sorted(tried.items())}
+    return settings.threshold(here)
 
 
 def ssa(search: Search[Row], source: str = "") -> Curriculum[Row]:
@@ -228,25 +228,24 @@ def ssa(search: Search[Row], source: str = "") -> Curriculum[Row]:
     source: which one, by default the first. Raises `DataError` where no threshold keeps a row.
     """
     name = source or next(iter(search.sources))
-    whole, best = search.whole(name), _Best()
+    whole, best, complete = search.whole(name), _Best(), True
     tried: dict[float, float] = {}
-    baseline, complete, threshold = NOTHING, True, 0.0
+    threshold, baseline, reliability = 0.0, NOTHING, np.zeros(0)
     try:
         baseline = search.accuracy(whole)
         best.offer(baseline, whole)
         reliability = search.reliability(name, name)
-        threshold, tried = climb(
-            lambda h: _measured(search, best, _above(Selection({}), name, reliability, h)), search.settings
-        )
+        evaluate = _evaluator(search, best, Selection({}), name, reliability)
+        threshold = climb(evaluate, search.settings, tried)
+        _check_kept(tried, name, search.settings)
     except BudgetSpent:
         complete = False
-    if complete:
-        _check_kept(tried, name, search.settings)
-        chosen = _above(Selection({}), name, reliability, threshold)
-        best = _Best(tried[threshold], chosen) if tried[threshold] > baseline else _Best(baseline, whole)
-    used = complete and best.selection is not whole
+        threshold = max(tried, key=lambda h: (tried[h], -h), default=0.0)
+    best = _Best(baseline, whole) if baseline > NOTHING else best
+    if tried.get(threshold, NOTHING) > baseline > NOTHING:
+        best = _Best(tried[threshold], _above(Selection({}), name, reliability, threshold))
     kept = len(best.selection.places[name]) if best.selection else 0
-    stage = Stage(name, name, threshold, kept, best.accuracy, _as_text(tried), used)
+    stage = Stage(name, name, threshold, kept, best.accuracy, _as_text(tried), best.selection is not whole)
     return _finished(search, best, [stage], {name: baseline}, complete)
 
 
@@ -283,13 +282,14 @@ def _add_source(
 ) -> tuple[Stage, Selection]:
     settings = search.settings
     scores = {measurer: search.reliability(measurer, name) for measurer in search.sources}
-    at_start = {m: _measured(search, best, _above(held, name, r, settings.start)) for m, r in scores.items()}
+    evaluators = {m: _evaluator(search, best, held, name, r) for m, r in scores.items()}
+    at_start = {m: evaluate(settings.start) for m, evaluate in evaluators.items()}
     measurer = max(at_start, key=lambda m: (at_start[m], m == name))  # of equals the source's own, then the first
-    reliability = scores[measurer]
-    threshold, tried = climb(lambda h: _measured(search, best, _above(held, name, reliability, h)), settings)
+    tried: dict[float, float] = {}
+    threshold = climb(evaluators[measurer], settings, tried)
     if not held.places:
         _check_kept(tried, name, settings)
-    selection = _above(held, name, reliability, threshold)
+    selection = _above(held, name, scores[measurer], threshold)
     accuracy = tried[threshold]
     used = not held.places or accuracy > reached
     return Stage(name, measurer, threshold, len(selection.places[name]), accuracy, _as_text(tried), used), selection
@@ -299,11 +299,19 @@ def _above(held: Selection, name: str, reliability: np.ndarray, threshold: float
     return held.with_rows(name, np.flatnonzero(reliability > threshold))
 
 
-def _measured(search: Search[Row], best: _Best, selection: Selection) -> float:
-    accuracy = search.accuracy(selection)
-    if accuracy > NOTHING:
-        best.offer(accuracy, selection)
-    return accuracy
+def _evaluator(
+    search: Search[Row], best: _Best, held: Selection, name: str, reliability: np.ndarray
+) -> Callable[[float], float]:
+    """Threshold → accuracy of what is held and the rows above it."""
+
+    def evaluate(threshold: float) -> float:
+        selection = _above(held, name, reliability, threshold)
+        accuracy = search.accuracy(selection)
+        if accuracy > NOTHING:
+            best.offer(accuracy, selection)
+        return accuracy
+
+    return evaluate
 
 
 def _check_kept(tried: Mapping[float, float], name: str, settings: SearchSettings) -> None:
@@ -337,7 +345,7 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _as_text(tried: Mapping[float, float]) -> dict[str, float | None]:
-    return _finite({f"{h:g}": accuracy for h, accuracy in tried.items()})
+    return _finite({f"{h:g}": accuracy for h, accuracy in sorted(tried.items())})
 
 
 def _row_hash(identity: Any) -> str:
