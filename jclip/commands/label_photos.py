@@ -84,8 +84,11 @@ def _config(args: argparse.Namespace) -> pseudo_labels.PseudoLabelConfig:
     if first.lower().endswith(CONFIGS):
         values, place = load_values(Path(first), others), first
         project = project_of(Path(first))
-        files = values.get("files")
-        values["files"] = [_beside(project, f) for f in ([files] if isinstance(files, str) else files or [])]
+        if "files" in values:
+            files = values["files"]
+            values["files"] = (
+                [_beside(project, f) for f in files] if isinstance(files, list) else _beside(project, files)
+            )
         if isinstance(values.get("words"), str):
             values["words"] = _beside(project, values["words"])
     else:

@@ -63,7 +63,9 @@ class PseudoLabelConfig:
         require(len(self.files) > 0, "pseudo-labels", "files", "at least one file", list(self.files))
         for name in ("objects", "phrases", "seed"):
             require(getattr(self, name) >= 0, "pseudo-labels", name, "at least 0", getattr(self, name))
-        require(len({*self.sources}) == len(self.sources), "pseudo-labels", "sources", "different", list(self.sources))
+        require(
+            len({*self.sources}) == len(self.sources), "pseudo-labels", "sources", "different names", list(self.sources)
+        )
         if self.dataset and self.dataset not in FORMATS:
             raise UnknownName("data set", self.dataset, FORMATS)
 

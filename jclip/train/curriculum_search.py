@@ -16,11 +16,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from jclip.errors import ConfigError, DataError, UnknownName
-from jclip.train.curriculum_state import BudgetSpent, CurriculumState, Trained, hash_of
+from jclip.train.curriculum_state import BudgetSpent, CurriculumState, TrainedRun, hash_of
 
 Row = TypeVar("Row")
-Train = Callable[[Sequence[Any], str, bool], Trained]  # rows, key, whether at full length
-Score = Callable[[Trained, Sequence[Any]], Sequence[float]]  # a measurer, rows → reliabilities in [0, 1]
+Train = Callable[[Sequence[Any], str, bool], TrainedRun]  # rows, key, whether at full length
+Score = Callable[[TrainedRun, Sequence[Any]], Sequence[float]]  # a measurer, rows → reliabilities in [0, 1]
 NOTHING = -np.inf  # the accuracy of no rows at all
 
 
@@ -87,7 +87,7 @@ class Curriculum(Generic[Row]):
 
     rows: list[Row]
     kept: dict[str, list[int]]
-    trained: Trained
+    trained: TrainedRun
     stages: list[Stage]
     baseline: dict[str, float]
     trainings: int
@@ -140,7 +140,7 @@ class Search(Generic[Row]):
         """The rows of a selection: source by source, each in its order."""
         return [self.sources[name][i] for name in self.sources for i in selection.places.get(name, ())]
 
-    def trained(self, selection: Selection, full: bool = True) -> Trained:
+    def trained(self, selection: Selection, full: bool = True) -> TrainedRun:
         """The training on these rows. Raises `BudgetSpent`."""
         key = self.key(selection, full)
         return self.state.trained(key, lambda: self._train(self.rows(selection), key, full))

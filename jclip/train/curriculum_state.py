@@ -27,7 +27,7 @@ class BudgetSpent(Exception):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """A training's accuracy on the validation part, and whatever leads to its model: a run's folder."""
 
     accuracy: float
@@ -44,13 +44,13 @@ class CurriculumState:
     def __init__(self, folder: str | os.PathLike | None, made_of: str, most: int | None = None):
         self.folder = None if folder is None else Path(folder)
         self.made_of, self.most = made_of, most
-        self.trainings: dict[str, Trained] = {}
+        self.trainings: dict[str, TrainedRun] = {}
         self.scores: dict[str, np.ndarray] = {}
         self.done: dict[str, Any] = {}
         if self.folder is not None and is_file(self.folder / STATE):
             self._read(self.folder / STATE)
 
-    def trained(self, key: str, train: Callable[[], Trained]) -> Trained:
+    def trained(self, key: str, train: Callable[[], TrainedRun]) -> TrainedRun:
         """Return the result of that training, which runs unless it has. Raises `BudgetSpent`, `DataError`."""
         if key not in self.trainings:
             if self.most is not None and len(self.trainings) >= self.most:
@@ -60,7 +60,7 @@ class CurriculumState:
                 raise DataError(
                     f"a training of the curriculum must end with an accuracy, got {result.accuracy}: {result.run}"
                 )
-            self.trainings[key] = Trained(float(result.accuracy), str(result.run))
+            self.trainings[key] = TrainedRun(float(result.accuracy), str(result.run))
             self.write()
         return self.trainings[key]
 
@@ -98,7 +98,7 @@ class CurriculumState:
                 f"{path} is the state of a curriculum over other data or other settings of its trainings: "
                 "choose another folder, or remove it to begin anew"
             )
-        self.trainings = {key: Trained(float(t["accuracy"]), t["run"]) for key, t in trainings.items()}
+        self.trainings = {key: TrainedRun(float(t["accuracy"]), t["run"]) for key, t in trainings.items()}
         self.done = values.get("result", {})
 
     def _place(self, key: str) -> Path | None:

@@ -11,7 +11,7 @@ import pytest
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.train.curriculum_plan import plan_curriculum, plan_rows
 from jclip.train.curriculum_search import Search, SearchSettings, climb, msa, ssa
-from jclip.train.curriculum_state import STATE, Trained
+from jclip.train.curriculum_state import STATE, TrainedRun
 
 
 class Toy:
@@ -29,7 +29,7 @@ class Toy:
         if len(self.calls) + len(self.scored) >= self.stop_after:
             raise KeyboardInterrupt
         self.calls.append((key, len(rows), full))
-        return Trained(accuracy_of(rows), f"run of {rows[0][0]}")
+        return TrainedRun(accuracy_of(rows), f"run of {rows[0][0]}")
 
     def score(self, measurer, rows):
         if len(self.calls) + len(self.scored) >= self.stop_after:
@@ -128,7 +128,7 @@ def test_folds_score_rows_by_networks_that_never_saw_them():
         return [row[2] for row in scored]
 
     def train(given, key, full):
-        return Trained(accuracy_of(given), str(len(given)))
+        return TrainedRun(accuracy_of(given), str(len(given)))
 
     search = Search({"s": rows}, train, score, SearchSettings(folds=3), group=lambda row: str(row[1] // 4))
     assert np.array_equal(search.reliability("s", "s"), [row[2] for row in rows])
@@ -233,7 +233,7 @@ def test_what_cannot_be_searched_is_one_line():
     with pytest.raises(DataError, match="number in \\[0, 1\\] for each of 200 rows"):
         ssa(Search({"s": rows_of("s")}, toy.train, lambda m, rows: [2.0] * len(rows)))
     with pytest.raises(DataError, match="must end with an accuracy, got nan"):
-        ssa(Search({"s": rows_of("s")}, lambda *a: Trained(np.nan), toy.score))
+        ssa(Search({"s": rows_of("s")}, lambda *a: TrainedRun(np.nan), toy.score))
     with pytest.raises(UnknownName, match="unknown source"):
         msa(Search(sources(), toy.train, toy.score), ["templates"])
     for wrong in ({"step": 0.0}, {"start": 0.95}, {"low": -0.1}, {"folds": 0}, {"high": 1.0}, {"min_gain": -1.0}):

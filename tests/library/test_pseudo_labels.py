@@ -351,6 +351,19 @@ def test_settings_that_cannot_be_are_refused(tmp_path, capsys):
     ):
         assert main(["pseudo-labels", path, *more]) == 2
         assert says in capsys.readouterr().err
+    config = tmp_path / "a.yaml"
+    for text, says in (
+        ("files: 3", "files must be text"),
+        ("files: []", "at least one file"),
+        ("seed: 1", "missing"),
+        ("files: a.jsonl\nsources: [relation, relation]", "different names"),
+        ("files: a.jsonl\ndataset: coco", "unknown data set 'coco'"),
+        ("files: a.jsonl\nobject: 3", "did you mean 'objects'"),
+    ):
+        config.write_text(f"{text}\n")
+        assert main(["pseudo-labels", str(config)]) == 2
+        printed = capsys.readouterr().err
+        assert says in printed and printed.count("\n") == 1, printed
     words = tmp_path / "words.yaml"
     words.write_text("peoples: [man]\n")
     with pytest.raises(ConfigError, match="unknown key 'peoples'"):
