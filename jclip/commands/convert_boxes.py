@@ -77,7 +77,9 @@ def main(argv: list[str]) -> int:
     for refusal in [r for file in read for r in file.refusals][:5]:
         notice(f"left out: {refusal}")
     if unknown := sum(row.size is None for row in rows):
-        notice(f"the sizes of {unknown} rows' photos are unknown: their boxes were not checked against them (--root)")
+        notice(
+            f"of {unknown} rows the photo's size is unknown: their boxes were not checked against it (--root FOLDER)"
+        )
     dropping = f", {dropped} dropped as repeated" if args.dedup == "exact" else ""
     sources = ", ".join(f"{name} {count}" for name, count in box_files.count_sources(rows).items())
     say(f"rows: {len(rows)}{dropping} ({sources})")

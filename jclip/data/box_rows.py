@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jclip.data.box_forms import BOX_FORMATS, SOURCES, BoxFormat
+from jclip.data.photo_file import header
 from jclip.errors import DataError, printable, quoted
 from jclip.paths import is_file
 
@@ -192,7 +192,7 @@ def _check_format(path: str | os.PathLike, found: Sequence[FoundRow], sizes: Map
         raise DataError(
             f"{path}: {len(misfits)} of {boxes} boxes are flipped or leave the picture as {first.box_format}, but fit as "
             f"{_other(first.box_format)} (first in {first.place}: {[*first.numbers]}): "
-            f"declare the format {_other(first.box_format)}, or correct these rows"
+            f"declare it (--box-format {_other(first.box_format)}), or correct these rows"
         )
 
 
@@ -223,10 +223,10 @@ def _photo(photos: Path, name: str) -> _Photo:
     if there is None:
         return _Photo(name, fault="there is no photo")
     try:
-        with Image.open(photos / there) as photo:  # the header alone; boxes are of the pixels as stored, without EXIF
-            return _Photo(there, photo.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        _, _, width, height, _ = header(photos / there)  # boxes are of the pixels as stored, before EXIF turns them
+    except DataError:
         return _Photo(there, fault="there is a photo that does not open")
+    return _Photo(there, (width, height))
 
 
 def _is_text(value: object) -> bool:
@@ -235,7 +235,10 @@ def _is_text(value: object) -> bool:
 
 
 def _encodes(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _declared_size(row: FoundRow) -> tuple[int, int] | None:

@@ -41,8 +41,8 @@ def read_split_file(
     box_format = box_format or FORMATS.get(dataset, "")
     if not box_format:
         raise DataError(
-            f"{path}: the data set must be known, which says how boxes are written: give dataset ({', '.join(FORMATS)}) or "
-            "the box format (xywh, xyxy)"
+            f"{path}: the data set must be known, which says how boxes are written: give --dataset {'|'.join(FORMATS)}, or "
+            "--box-format xywh|xyxy"
         )
     values = read_plain_values(path)
     if not isinstance(values, list) or not values:
@@ -99,9 +99,8 @@ def write_split_file(path: str | os.PathLike, rows: Sequence[BoxRow], dataset: s
     of_rows = {row.dataset for row in rows} & {*FORMATS}
     dataset = dataset or (of_rows.pop() if len(of_rows) == 1 else name_parts(path)[0])
     if dataset not in FORMATS:
-        raise DataError(
-            f"{path}: the data set must be one of {', '.join(FORMATS)}, got {quoted(dataset)}: give dataset"
-        )
+        got = f", got {quoted(dataset)}" if dataset else ""
+        raise DataError(f"{path}: must be for one of the data sets {', '.join(FORMATS)}{got}: give --dataset")
     if absent := next((row for row in rows if row.box is None), None):
         raise DataError(
             f"{path} can't hold {absent.place or f'row {absent.id}'} ({quoted(absent.phrase, 60)}): split files have no rows "

@@ -24,6 +24,8 @@ from jclip.readers.zip_archive import Archive
 MOST_BYTES = 2 << 30
 MOST_DEPTH = 20
 MOST_INTEGER = 1 << 63
+MOST_INSTRUCTIONS = 200_000_000  # ten million rows take as many
+_SMALL = 4096
 _KIND = "file of plain values"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -78,8 +80,8 @@ def _tree_of(file: HeldFile, bare: bool) -> tuple[Any, int]:
 
 
 def _budget(size: int) -> Budget:
-    """An instruction takes a byte, most take more; so that a file can't request more memory than a multiple of it."""
-    return Budget(size + 1)
+    """Two bytes an instruction, where rows of data take four: lists of one byte each would swell 60-fold in memory."""
+    return Budget(min(size // 2 + _SMALL, MOST_INSTRUCTIONS))
 
 
 def _legacy(stream: Stream, place: str, budget: Budget) -> Any:

@@ -69,6 +69,14 @@ def test_values_that_nest_or_repeat_without_end_are_refused(container, tmp_path)
             read_plain_values(path)
 
 
+@pytest.mark.parametrize("opcode", [b"]", b"}", b"(", b"N", b")", b"]2\x85"])
+def test_many_small_instructions_are_refused_before_they_fill_the_memory(opcode, tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"\x80\x02" + opcode * (1 << 17) + b".")
+    with pytest.raises(DataError, match=r"x.pth is not a readable pickle \(more than [\d,]+ instructions\)"):
+        read_plain_values(path)
+
+
 def test_other_files_are_no_split_files(tmp_path):
     path = tmp_path / "unc_val.pth"
     for data in (b"", b"text", pickle.dumps(UNC), b"\x80\x02.", b"PK\x03\x04", b"\x80\x02]q\x00."):
