@@ -57,7 +57,13 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "world": ("photo.png", "--scenes --seed --size --pairs --noise"),
 }  # fmt: skip
 
-WITHOUT = ("models", "recipes", "doctor", "check-data", "world")  # commands whose first argument any text, or any folder, may be
+WITHOUT = (
+    "models",
+    "recipes",
+    "doctor",
+    "check-data",
+    "world",
+)  # commands whose first argument may be any text or folder
 
 
 def given(command: str) -> list[list[str]]:
