@@ -38,6 +38,14 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),
         "captions": ("jclip.commands.caption_files:main", "label captions by class names, or make captions of names"),
         "boxes": ("jclip.commands.convert_boxes:main", "check, convert and join files of phrases with boxes"),
+        "pseudo-labels": (
+            "jclip.commands.label_photos:main",
+            "make phrases with boxes of detections, triplets and captions",
+        ),
+        "world": (
+            "jclip.commands.draw_world:main",
+            "draw scenes with captions, boxes, phrases and detections to try things on",
+        ),
         "hold-out": ("jclip.commands.hold_out:main", "draw the challenge's training and validation photos"),
         "embed": ("jclip.commands.embed:main", "embed photos into a gallery, once, for search"),
         "index": ("jclip.commands.index:main", "build an index over a large gallery"),

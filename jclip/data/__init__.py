@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = face(
             "warn_leaks",
         ),
         "class_names": ("read_class_names", "read_classes"),
+        "detected_things": ("PhotoFacts", "read_photo_facts"),
         "examine": ("Seen", "examined"),
         "folders": ("nearest_beside", "spoken_name"),
         "label_files": ("ClassFinder", "PhotoLabels"),
@@ -39,7 +40,9 @@ __getattr__, __dir__, __all__ = face(
         "photo_file": ("open_photo",),
         "photo_hashes": ("is_hash",),
         "preprocess": ("Preprocess", "with_choice"),
+        "pseudo_labels": ("PseudoLabelConfig", "PseudoLabels", "make_pseudo_labels"),
         "scene_captions": ("template_captions", "world_captions"),
+        "shape_sources": ("named_scenes", "pseudo_rows", "write_world"),
         "splits": (
             "PhotoData",
             "Split",
@@ -55,5 +58,6 @@ __getattr__, __dir__, __all__ = face(
             "renamed",
             "subset_of",
         ),
+        "template_phrases": ("WordGroups", "word_groups"),
     },
 )

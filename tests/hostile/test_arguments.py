@@ -53,9 +53,17 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "fill": ("none.csv", "--model --family --fill --template --root --out --on-error --preset"),
     "captions": ("label none.txt --classes a,b", "--classes --lexicon --out --max-bad --max-per-class --seed"),
     "boxes": ("none.jsonl", "--out --form --dataset --box-format --sources --root --instances --split --dedup --max-bad"),
+    "pseudo-labels": ("none.json", "--out --sources --dataset --objects --phrases --seed --words"),
+    "world": ("photo.png", "--scenes --seed --size --pairs --noise"),
 }  # fmt: skip
 
-WITHOUT = ("models", "recipes", "doctor", "check-data")  # commands whose first argument any text, or any folder, may be
+WITHOUT = (
+    "models",
+    "recipes",
+    "doctor",
+    "check-data",
+    "world",
+)  # commands whose first argument may be any text or folder
 
 
 def given(command: str) -> list[list[str]]:
