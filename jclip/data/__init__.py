@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "augment": ("Views", "pipeline_of"),
+        "box_samples": ("BoxSamples", "samples_of_scenes", "world_samples"),
         "captions": ("Pairs", "read_pairs"),
         "challenge_folder": ("from_folder",),
         "checks": (

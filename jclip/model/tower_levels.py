@@ -31,7 +31,7 @@ def stage_grid(vision: ResNetConfig) -> tuple[int, int]:
     return rows * factor, columns * factor
 
 
-def fusion_shape(config: CLIPConfig, layers: Layers = "levels", **sizes) -> FusionShape:
+def fusion_shape(config: CLIPConfig, visual: Layers = "levels", **sizes) -> FusionShape:
     """The network's sizes for towers of that architecture; `sizes` are those that the towers leave open.
 
     Hidden units are by default as many as the text tower's. Raises `ConfigError` for weights without both towers.
@@ -39,7 +39,7 @@ def fusion_shape(config: CLIPConfig, layers: Layers = "levels", **sizes) -> Fusi
     vision, text = config.vision, config.text
     if vision is None or text is None:
         raise ConfigError("grounding needs weights with both towers, got one alone")
-    last = layers == "last"
+    last = visual == "last"
     if isinstance(vision, ResNetConfig):
         (rows, columns), stages = (vision.grid if last else stage_grid(vision)), 4 * vision.width * (1 + 2 + 4 + 8)
         width, tokens = (config.embed_dim, 1 + rows * columns) if last else (stages, rows * columns)
