@@ -12,8 +12,9 @@ batches learn (`optim.lr`, `clip`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,14 +23,16 @@ from jclip.data import box_samples
 from jclip.errors import ConfigError
 from jclip.features import box_features
 from jclip.features import source as sources
+from jclip.model import clip, tower_levels, trainable
 from jclip.model import grounding as networks
-from jclip.model import tower_levels, trainable
 from jclip.postponed import jt
 from jclip.train import box_training, loop
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
+from jclip.weights import variants
 
 TASK = "ground"
+POSITIONS = "visual.positional_embedding"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Config:
     present: bool = False  # one more output: whether the thing is there at all
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
+    visual_positions: Literal["fixed", "trained"] = "fixed"  # trained, as CLIP-VG does: photos are encoded in each step
     criterion: Literal["iou", "giou"] = "iou"  # what must be at least t for acc@t
     frame: Literal["square", "image"] = "square"  # where boxes are compared
     stored: Literal["fp16", "fp32"] = "fp16"  # numbers that the photos' tokens are kept in
@@ -68,6 +72,11 @@ class Config:
             raise ConfigError(f"prompt must hold {{phrase}} once, got {self.prompt!r}")
 
     @property
+    def trains_tower(self) -> bool:
+        """Whether photos' features change in training."""
+        return self.visual_positions == "trained"
+
+    @property
     def reading(self) -> box_features.Reading:
         """How photos and phrases are read."""
         return box_features.Reading(self.visual_layers, self.normalise, self.prompt, self.stored)
@@ -77,31 +86,47 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test scenes."""
     source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256)
-    parts = {part: features for part in box_samples.PARTS if (features := part_features(cfg, source, part))}
+    if cfg.trains_tower and not isinstance(source.config.vision, variants.ViTConfig):
+        raise ConfigError(
+            "visual_positions=trained needs a ViT, whose patches have positions: set visual_positions=fixed"
+        )
+    parts = read_parts(cfg, source)
     if "train" not in parts:
         raise ConfigError("there is nothing to learn from: set data.train")
     if cfg.selection == "val" and "val" not in parts:
         raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
     network = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed)
-    state, outcome = train(cfg, run, network, parts)
-    if cfg.selection == "val":
-        network.put(outcome.best_arrays)
+    state, outcome = train(cfg, run, source, network, parts)
     arrays = outcome.best_arrays if cfg.selection == "val" else state.arrays()
+    put_learned(source, network, arrays)
     run.save_learned(arrays, shape=network.shape.to_dict())
     metrics = {"train_loss": outcome.last["loss"], "parameters": sum(a.size for a in arrays.values())}
     for part in ("val", "test", "unseen"):
         if part in parts:
-            found = box_training.found_in(network, parts[part], cfg.seed)
+            features = part_features(cfg, source, part) if cfg.trains_tower else parts[part]
+            found = box_training.found_in(network, features, cfg.seed)
             metrics |= {f"{part}_{k}": v for k, v in found.report(cfg.criterion, cfg.frame).items()}
             if part == "test":
                 run.hand_over(found)
     return {**metrics, **({"best_epoch": outcome.best_epoch + 1} if outcome.best else {})}
 
 
+def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
+    """Features of all parts that there are; where the tower is trained, no photo is encoded yet."""
+    if not cfg.trains_tower:
+        return {part: found for part in box_samples.PARTS if (found := part_features(cfg, source, part))}
+    side = box_features.square_side(source)
+    samples = {part: box_samples.world_samples(cfg.data, part, side) for part in box_samples.PARTS}
+    return {
+        part: box_features.box_features(source, own, cfg.reading, tokens=False) for part, own in samples.items() if own
+    }
+
+
 def part_features(cfg: Config, source: sources.ModelSource, part: str) -> box_features.BoxFeatures | None:
-    """Features of a part of the data; None where there is no such part."""
+    """Features of a part of the data, by the towers as they are now; None where there is no such part."""
     samples = box_samples.world_samples(cfg.data, part, box_features.square_side(source))
-    return box_features.box_features(source, samples, cfg.reading) if samples else None
+    keep = not cfg.trains_tower
+    return box_features.box_features(source, samples, cfg.reading, keep=keep) if samples else None
 
 
 def fusion_shape(cfg: Config, source: sources.ModelSource) -> networks.FusionShape:
@@ -112,9 +137,11 @@ def fusion_shape(cfg: Config, source: sources.ModelSource) -> networks.FusionSha
     )
 
 
-def train(cfg: Config, run: runs.Run, network: networks.GroundingNetwork, parts: dict):
-    """Trains the network: the state and the outcome."""
+def train(cfg: Config, run: runs.Run, source: sources.ModelSource, network: networks.GroundingNetwork, parts: dict):
+    """Trains the network, and the tower's positions where asked for: the state and the outcome."""
     params = trainable.trainable(network)
+    if cfg.trains_tower:
+        params |= trainable.trainable(source.model, [POSITIONS])
     optim = optimisation.optimiser(cfg.optim, params)
     batches = box_training.PhraseBatches(parts["train"], cfg.optim.batch, cfg.seed, cfg.absent if cfg.present else 0.0)
     state, total = optimisation.TrainState(optim), cfg.optim.epochs * len(batches)
@@ -122,12 +149,17 @@ def train(cfg: Config, run: runs.Run, network: networks.GroundingNetwork, parts:
     def step(batch, number: int):
         optim.lr = optimisation.learning_rate(cfg.optim, number, total)
         seed = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
-        loss = box_training.batch_loss(network, batch, seed)
+        images = None
+        if cfg.trains_tower:
+            pixels = parts["train"].pixels(batch.photos)
+            images = tower_levels.image_parts(source.model, pixels, cfg.visual_layers)[0]
+        loss = box_training.batch_loss(network, batch, seed, images)
         optim.step(loss, cfg.clip)
         return loss
 
     def evaluate() -> dict[str, float]:
-        report = box_training.found_in(network, parts["val"], cfg.seed).report(cfg.criterion, cfg.frame)
+        features = part_features(cfg, source, "val") if cfg.trains_tower else parts["val"]
+        report = box_training.found_in(network, features, cfg.seed).report(cfg.criterion, cfg.frame)
         return {k: report[k] for k in ("acc@0.5", "mean_iou")}
 
     outcome = loop.fit(
@@ -138,8 +170,17 @@ def train(cfg: Config, run: runs.Run, network: networks.GroundingNetwork, parts:
     return state, outcome
 
 
-def network_of(learned: dict[str, np.ndarray], shape: dict) -> networks.GroundingNetwork:
-    """The network of a finished run."""
+def put_learned(
+    source: sources.ModelSource, network: networks.GroundingNetwork, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Gives the network its parameters, and the tower the positions that were trained, if any."""
+    network.put({k: v for k, v in arrays.items() if k != POSITIONS})
+    if POSITIONS in arrays:
+        clip.put_arrays(source.model, {POSITIONS: arrays[POSITIONS]})
+
+
+def network_of(learned: Mapping[str, np.ndarray], shape: Mapping[str, Any], source: sources.ModelSource):
+    """The network of a finished run; `source` gets the positions that were trained with it."""
     network = networks.GroundingNetwork(networks.FusionShape(**shape))
-    network.put(learned)
+    put_learned(source, network, learned)
     return network

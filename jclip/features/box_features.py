@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -44,16 +44,20 @@ class Reading:
 
 
 class Batch(NamedTuple):
-    """Image tokens (I, N, W) and texts (B, L, E) with what of them counts, (I, N) and (B, L); of: (B,) each phrase's photo;
-    boxes: (B, 4) centres; there: (B,) whether the thing is in the photo."""
+    """Image tokens (I, N, W) and texts (B, L, E) with what of them counts, (I, N) and (B, L); of: (B,) each phrase's photo
+    among the I; boxes: (B, 4) centres; there: (B,) whether the thing is in the photo; photos: (I,) their numbers.
 
-    images: np.ndarray
+    images is None where photos are encoded anew in each step.
+    """
+
+    images: np.ndarray | None
     texts: np.ndarray
     said: np.ndarray
     seen: np.ndarray
     of: np.ndarray
     boxes: np.ndarray
     there: np.ndarray
+    photos: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class BoxFeatures:
 
     samples: BoxSamples
     source: ModelSource
+    reading: Reading
     parts: tuple[np.ndarray, ...]
     places: tuple[box_views.Placement, ...]
     seen: np.ndarray
@@ -91,37 +96,47 @@ class BoxFeatures:
         photos, of = np.unique(self.samples.of[rows], return_inverse=True)
         said = [(absent or {}).get(place, self.samples.phrases[row]) for place, row in enumerate(rows)]
         there = np.array([place not in (absent or {}) for place in range(len(rows))], np.float32)
-        images = tower_levels.spread([part[photos] for part in self.parts], self.source.config)
-        return Batch(images, *self.phrases.batch(said), self.seen[photos], of, self.targets[rows], there)
+        parts = [part[photos] for part in self.parts]
+        images = tower_levels.spread(parts, self.source.config) if parts else None
+        return Batch(images, *self.phrases.batch(said), self.seen[photos], of, self.targets[rows], there, photos)
+
+    def pixels(self, photos: Iterable[int]) -> np.ndarray:
+        """(I, 3, side, side) of the photos of those numbers, whole, normalised, in their squares."""
+        look, side = normalisation(self.source, self.reading), square_side(self.source)
+        return np.stack([box_views.evaluated(self.samples.photo(i), side, look)[0] for i in photos])
 
 
-def box_features(source: ModelSource, samples: BoxSamples, reading: Reading, keep: bool = True) -> BoxFeatures:
-    """Features of `samples`, those of photos from the cache where it has them. keep: whether they go there.
+def box_features(
+    source: ModelSource, samples: BoxSamples, reading: Reading, keep: bool = True, tokens: bool = True
+) -> BoxFeatures:
+    """Features of `samples`, those of photos from the cache where it has them. keep: whether they go there; tokens: whether
+    photos are encoded at all.
 
     Raises `ConfigError` for a model that takes no square photos, or lacks a tower.
     """
     side = square_side(source)
-    made_of = [
-        source.identity,
-        reading.layers,
-        reading.normalise,
-        reading.stored,
-        samples.digest(),
-        "box tokens, sealed",
-    ]
-    file = paths.cache_dir("features") / f"boxes-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
-    saved = read_cached(file, ("part0",)) if keep else None
-    if saved is None:
-        saved = {f"part{i}": part for i, part in enumerate(_encoded(source, samples, reading, side))}
-        if keep:
-            safetensors.write(file, saved)
     places = tuple(box_views.centred(size, side) for size in samples.sizes.tolist())
     seen = np.stack([_seen(source, place, reading.layers) for place in places])
     targets = [places[photo].into(box) for photo, box in zip(samples.of.tolist(), samples.boxes, strict=True)]
-    return BoxFeatures(
-        samples, source, tuple(saved[f"part{i}"] for i in range(len(saved))), places, seen,
-        phrase_tokens(source, samples.phrases, reading.prompt), np.array(targets, np.float32).reshape((-1, 4)),
+    features = BoxFeatures(
+        samples, source, reading, (), places, seen, phrase_tokens(source, samples.phrases, reading.prompt),
+        np.array(targets, np.float32).reshape((-1, 4)),
     )  # fmt: skip
+    return replace(features, parts=_image_tokens(features, keep)) if tokens else features
+
+
+def _image_tokens(features: BoxFeatures, keep: bool) -> tuple[np.ndarray, ...]:
+    """Parts of all photos' tokens, from the cache where it has them."""
+    reading, samples = features.reading, features.samples
+    if not keep:
+        return _encoded(features)
+    made_of = [features.source.identity, reading.layers, reading.normalise, reading.stored, samples.digest(), "sealed"]
+    file = paths.cache_dir("features") / f"boxes-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
+    saved = read_cached(file, ("part0",))
+    if saved is None:
+        saved = {f"part{i}": part for i, part in enumerate(_encoded(features))}
+        safetensors.write(file, saved)
+    return tuple(saved[f"part{i}"] for i in range(len(saved)))
 
 
 def square_side(source: ModelSource) -> int:
@@ -149,18 +164,18 @@ def phrase_tokens(source: ModelSource, phrases: Sequence[str], prompt: str = "{p
     return PhraseTokens(tokens * said[:, :, None], said, {phrase: row for row, phrase in enumerate(distinct)})
 
 
-def _encoded(source: ModelSource, samples: BoxSamples, reading: Reading, side: int) -> list[np.ndarray]:
+def _encoded(features: BoxFeatures) -> tuple[np.ndarray, ...]:
     """Parts of all photos' tokens, see `tower_levels.image_parts`."""
-    look, found = normalisation(source, reading), []
-    kind = {"fp16": np.float16, "fp32": np.float32}[reading.stored]
-    with clip.inference(source.model):
-        for at in range(0, len(samples.photos), AT_ONCE):
-            numbers = range(at, min(at + AT_ONCE, len(samples.photos)))
-            pixels = np.stack([box_views.evaluated(samples.photo(i), side, look)[0] for i in numbers])
-            parts = tower_levels.image_parts(source.model, pixels, reading.layers)
+    model, reading, count = features.source.model, features.reading, len(features.samples.photos)
+    kind, found = {"fp16": np.float16, "fp32": np.float32}[reading.stored], []
+    with clip.inference(model):
+        for at in range(0, count, AT_ONCE):
+            parts = tower_levels.image_parts(
+                model, features.pixels(range(at, min(at + AT_ONCE, count))), reading.layers
+            )
             jt.sync(parts)
             found.append([part.float32().numpy().astype(kind) for part in parts])
-    return [np.concatenate(column) for column in zip(*found, strict=True)]
+    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 
 def normalisation(source: ModelSource, reading: Reading) -> box_views.Normalisation:

@@ -174,12 +174,12 @@ class GroundingNetwork(nn.Module):
 
     def projected_images(self, tokens):
         """(B, N, W) of the tower → (B, N, D): once for each photo, however many phrases there are for it."""
-        x = getattr(self, shape_projection(self.shape))(jt.array(tokens))
+        x = getattr(self, shape_projection(self.shape))(_var(tokens))
         return self.visu_norm(x) if self.shape.project_norm else x
 
     def projected_texts(self, tokens):
         """(B, L, E) of the tower → (B, L, D)."""
-        x = self.text_proj(jt.array(tokens))
+        x = self.text_proj(_var(tokens))
         return self.text_norm(x) if self.shape.project_norm else x
 
     def execute(self, images, texts, said, seen=None, of=None, seed: int | None = None, whole: bool = False) -> Found:
@@ -229,6 +229,10 @@ class GroundingNetwork(nn.Module):
 def shape_projection(shape: FusionShape) -> str:
     """The name of the projection of image tokens."""
     return "visu_proj" if shape.last else "ml_visu_proj"
+
+
+def _var(x):
+    return x if isinstance(x, jt.Var) else jt.array(x)
 
 
 def _dropped(x, rate: float, seed: int):

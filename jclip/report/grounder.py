@@ -19,7 +19,7 @@ from jclip.model import grounding
 from jclip.paths import write_together
 from jclip.readers import safetensors
 from jclip.report import evaluation, predictions
-from jclip.report.finished_run import FinishedRun
+from jclip.report.finished_run import MODEL, FinishedRun
 from jclip.report.run_table import shortly
 from jclip.train import box_training
 from jclip.train.run_folder import LEARNED
@@ -73,13 +73,14 @@ class Grounder(FinishedRun):
             raise CheckpointError(f"can't read {path}: {e.strerror}") from e
         except (KeyError, ValueError, RecursionError) as e:
             raise CheckpointError(f"{path} must say the network's sizes: it is not what a run learned") from e
-        learned = {k: np.array(t.read()) for k, t in saved.items()}
-        return cls(folder, module, config, config.model, result, learned, shape)
+        learned, own = {k: np.array(t.read()) for k, t in saved.items()}, folder / MODEL
+        weights = str(own) if own.is_file() and not model else config.model
+        return cls(folder, module, config, weights, result, learned, shape)
 
     @cached_property
     def source(self) -> sources.ModelSource:
         """The towers."""
-        return sources.source_of(self.config)
+        return sources.source_of(self.config, self.model)
 
     @cached_property
     def network(self) -> grounding.GroundingNetwork:
@@ -91,7 +92,7 @@ class Grounder(FinishedRun):
                 f"{self.folder} was trained with {name}={self.shape.get(name)}, this model and config have {wanted[name]}: "
                 "use the model that it was trained with"
             )
-        return self.module.network_of(dict(self.learned), dict(self.shape))
+        return self.module.network_of(self.learned, self.shape, self.source)
 
     def predict(self, photo: str | os.PathLike | Image.Image, phrases: str | Sequence[str]) -> list[FoundThing]:
         """Boxes of phrases in a photo, which is encoded once for all of them.
@@ -110,8 +111,9 @@ class Grounder(FinishedRun):
         samples = box_samples.BoxSamples(
             (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
         )
+        network = self.network  # which gives the towers what was trained of them, before they see the photo
         features = box_features.box_features(self.source, samples, self.config.reading, keep=False)
-        centres, present = box_features.found_boxes(self.network, features)
+        centres, present = box_features.found_boxes(network, features)
         corners = features.places[0].back(centres, picture.size)
         chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
         return [
@@ -120,10 +122,11 @@ class Grounder(FinishedRun):
 
     def measure(self, out: Path) -> dict[str, float]:
         """Boxes of the test phrases of the run's config; writes `files` into `out`. Raises `ConfigError` without any."""
+        network = self.network  # which gives the towers what was trained of them, before they see a photo
         features = self.module.part_features(self.config, self.source, "test")
         if features is None:
             raise ConfigError("there are no test phrases to measure on: set data.test and data.test_scenes")
-        found = box_training.found_in(self.network, features, self.config.seed)
+        found = box_training.found_in(network, features, self.config.seed)
         return self.write_scored(
             out, found, {**self.marks(), "criterion": self.config.criterion, "frame": self.config.frame}
         )

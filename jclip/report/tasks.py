@@ -93,7 +93,7 @@ TASKS = {
         ),
         Task(
             name="ground",
-            functions={"part_features": ("cfg", "source", "part"), "network_of": ("learned", "shape")},
+            functions={"part_features": ("cfg", "source", "part"), "network_of": ("learned", "shape", "source")},
             metrics=tuple(
                 f"{part}_{name}" for part in ("val", "test", "unseen") for name in ("acc@0.5", "mean_iou", "cumulative_iou")
             ),

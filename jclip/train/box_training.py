@@ -53,12 +53,14 @@ class PhraseBatches:
         return dict(zip(places, phrases, strict=True))
 
 
-def batch_loss(network: Any, batch: Batch, seed: int):
+def batch_loss(network: Any, batch: Batch, seed: int, images: Any = None):
     """Σ|p - t| + 1 - GIoU(p, t), the mean over the things that are there, and the cross-entropy of whether they are.
 
-    seed: of dropout. Returns a Jittor variable.
+    seed: of dropout. images: tokens (I, N, W) of the batch's photos, where the batch has none. Returns a Jittor variable.
     """
-    found = network(batch.images, batch.texts, batch.said, batch.seen, batch.of, seed=seed)
+    found = network(
+        batch.images if images is None else images, batch.texts, batch.said, batch.seen, batch.of, seed=seed
+    )
     there = np.flatnonzero(batch.there).astype(np.int32)
     boxes = found.boxes if len(there) == len(batch.there) else found.boxes[jt.array(there)]
     loss = box_forms.box_loss(boxes, jt.array(batch.boxes[there]))

@@ -229,6 +229,23 @@ def test_other_towers_and_layers_learn_too(settings, tmp_path):
     assert 0 <= metrics["test_mean_iou"] <= 1
 
 
+def test_the_towers_positions_are_trained_and_kept_with_the_run(tmp_path):
+    asked = ["model=shapes-tiny-vit", "visual_positions=trained", "data.scenes=16", "data.unseen_scenes=0"]
+    assert main(["train", str(SMOKE), *asked, "--run", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    done = Predictor.load(tmp_path / "run")
+    learned = done.learned[recipe.POSITIONS]
+    own = ModelSource("shapes-tiny-vit").model.visual.positional_embedding.numpy()
+    assert learned.shape == own.shape and 1e-4 < np.abs(learned - own).max() < 0.1
+    assert done.measure(tmp_path)["mean_iou"] == pytest.approx(metrics["test_mean_iou"], abs=1e-5)
+    assert np.array_equal(done.source.model.visual.positional_embedding.numpy(), learned)
+
+
+def test_only_a_vits_positions_can_be_trained(tmp_path, capsys):
+    assert main(["train", str(SMOKE), "visual_positions=trained", "--run", str(tmp_path / "run")]) == 2
+    assert "visual_positions=trained needs a ViT" in capsys.readouterr().err
+
+
 def test_a_few_scenes_are_learned_by_heart(features):
     """Eight times the smoke's epochs on six scenes: boxes of known phrases come closer."""
     cfg = recipe.Config(model="shapes-tiny-rn")
