@@ -64,9 +64,11 @@ class Config:
     winner: Literal["pp_norm", "pp_plus"] = (
         "pp_norm"  # of dualcoop_pp: what the best class at a place does to the others
     )
-    loss: Literal["pair", "difference"] = (
-        "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-), a photo's mean
+    loss: Literal["pair", "difference", "ranking"] = (
+        "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-),
     )
+    # a photo's mean; text_as_image's of S+ - S-, a photo's mean, which needs far fewer photos
+    margin: float = 1.0  # of the ranking loss
     loss_weight: float = 0.03
     negative_power: float = 2.0  # γ-
     positive_power: float = 1.0  # γ+
@@ -85,6 +87,7 @@ class Config:
             (self.loss_weight > 0, "loss_weight", "above 0"),
             (min(self.negative_power, self.positive_power) >= 0, "negative_power", "at least 0, and positive_power"),
             (0 <= self.clip < 1, "clip", "in [0, 1)"),
+            (self.margin >= 0, "margin", "at least 0"),
         )
         for holds, name, phrase in must:
             if not holds:

@@ -33,6 +33,8 @@ TEMPLATES = (
     "there is a {}.", "this is a {}.", "a {} on a plain background.", "a scene with a {}.",
 )  # fmt: skip
 SMALL, LARGE = 0.13, 0.25  # radii below and above which a caption may say so
+RADII_APART = (0.11, 0.24)  # of things that share a canvas and lie anywhere
+_TRIES = 20  # places for each thing, before all of a canvas are drawn anew
 OVERSAMPLING = 3
 NOISE_SIDE = 512
 
@@ -161,8 +163,12 @@ def draw_scene(
     styles: Sequence[str] = STYLES,
     count: tuple[int, int] = (1, 4),
     radius: tuple[float, float] = (0.16, 0.36),
+    quarters: bool = True,
 ) -> Scene:
-    """The scene of `seed`: from `count` things of `pairs`, no pair more than twice. `radius` bounds a thing that is alone."""
+    """The scene of `seed`: from `count` things of `pairs`, no pair more than twice. `radius` bounds a thing that is alone.
+
+    quarters: several things lie one in each of the four fields between two cuts; otherwise anywhere, without overlap.
+    """
     rng = np.random.default_rng(tuple(seed))
     n = int(rng.integers(count[0], count[1] + 1))
     chosen: list[tuple[str, str]] = []
@@ -170,7 +176,8 @@ def draw_scene(
         pair = pairs[int(rng.integers(len(pairs)))]
         if chosen.count(pair) < 2:
             chosen.append(pair)
-    places = [_anywhere(rng, radius)] if n == 1 else _in_quarters(rng, n)
+    together = _in_quarters if quarters else _apart
+    places = [_anywhere(rng, radius)] if n == 1 else together(rng, n)
     angles = rng.uniform(-0.35, 0.35, n)
     things = tuple(Thing(s, c, *place, float(a)) for (c, s), place, a in zip(chosen, places, angles, strict=True))
     caption, meaning = _caption(things, rng)
@@ -195,6 +202,18 @@ def _in_quarters(rng: np.random.Generator, n: int) -> list[tuple[float, float, f
         x, y = rng.uniform(low + 1.1 * r, high - 1.1 * r)
         places.append((float(x), float(y), float(r)))
     return places
+
+
+def _apart(rng: np.random.Generator, n: int) -> list[tuple[float, float, float]]:
+    """Centres and radii of `n` things as large as those in quarters, anywhere on the canvas; no two circles meet."""
+    while True:
+        places: list[tuple[float, float, float]] = []
+        for _ in range(_TRIES * n):
+            x, y, r = _anywhere(rng, RADII_APART)
+            if all(np.hypot(x - a, y - b) > r + c for a, b, c in places):
+                places.append((x, y, r))
+            if len(places) == n:
+                return places
 
 
 def _caption(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str]:

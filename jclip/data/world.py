@@ -4,6 +4,7 @@ A class per shape and colour, all one hundred of them, one thing to a photo. `sh
 train, val and test; `shapes:seen_pairs` and `shapes:unseen_pairs` are test photos in the styles seen in training, of the
 85 classes that the shipped models were trained on, and of the 15 that were kept from them. `shapes:scenes` are photos of
 two to four things each, with lists of their classes, in the styles seen in training; `shapes:unseen_scenes` in the others.
+Their things lie one in each quarter; those of `shapes:free_scenes`, in the styles seen in training, anywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from jclip.paths import cache_dir
 SIZE = 64
 COUNTS = {"train": 16, "val": 4, "test": 10}  # photos per class and part of a style
 PER_PAIR = {"seen_pairs": 10, "unseen_pairs": 40}
-SCENES = {"scenes": shapes.SEEN_STYLES, "unseen_scenes": shapes.UNSEEN_STYLES}
+SCENES = {"scenes": shapes.SEEN_STYLES, "unseen_scenes": shapes.UNSEEN_STYLES, "free_scenes": shapes.SEEN_STYLES}
+FREE = ("free_scenes",)  # whose things do not keep to the quarters
 SCENE_COUNTS = {"val": 200, "test": 800, "train": 800}  # in the order of their seeds
 THINGS = (2, 4)  # of a scene
 _SEEDS = {name: 10_000 + i for i, name in enumerate((*shapes.STYLES, *PER_PAIR, *SCENES))}
@@ -66,7 +68,8 @@ def _write_scenes(folder: Path, name: str) -> None:
         (folder / part).mkdir()
         lines = []
         for i in range(count):
-            scene = shapes.draw_scene((_SEEDS[name], number, i), styles=SCENES[name], count=THINGS)
+            drawn = {"styles": SCENES[name], "count": THINGS, "quarters": name not in FREE}
+            scene = shapes.draw_scene((_SEEDS[name], number, i), **drawn)
             scene.render(SIZE).save(folder / part / f"scene_{i:04}.png")
             lines.append(" ".join([f"{part}/scene_{i:04}.png", *(str(label[c]) for c in scene.labels)]) + "\n")
         (folder / f"{part}.txt").write_text("".join(lines), encoding="utf-8")

@@ -22,7 +22,7 @@ from jclip.features.extraction import batch_size, extract
 from jclip.features.pair_maps import PairScorer, PairSource, scores_of_places, text_of
 from jclip.features.photo_maps import maps_in_parts
 from jclip.features.source import ModelSource
-from jclip.functional.multi_label_losses import asymmetric_loss, pair_asymmetric_loss
+from jclip.functional.multi_label_losses import asymmetric_loss, pair_asymmetric_loss, ranking_loss
 from jclip.functional.multi_label_metrics import best_k
 from jclip.functional.multi_label_scores import Winner
 from jclip.functional.similarity import normalise
@@ -55,6 +55,8 @@ class LearnedFromPhotos(WithAugmentation, WithSelection, Protocol):
     @property
     def loss_weight(self) -> float: ...
     @property
+    def margin(self) -> float: ...
+    @property
     def negative_power(self) -> float: ...
     @property
     def positive_power(self) -> float: ...
@@ -84,6 +86,8 @@ class PairHead:
         cfg, text = self._cfg, self.prompts.features()
         places = normalise(jt.array(maps.reshape(len(maps), -1, text["positive"].shape[1]))).stop_grad()
         yes, no = scores_of_places(places, text, self.factor("sharpness"), self.factor("scale"), cfg.winner_among)
+        if cfg.loss == "ranking":
+            return cfg.loss_weight * ranking_loss(yes - no, targets, cfg.margin)
         powers = cfg.negative_power, cfg.positive_power, cfg.clip
         if cfg.loss == "pair":
             return pair_asymmetric_loss(yes, no, targets, *powers, weight=cfg.loss_weight)

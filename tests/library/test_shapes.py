@@ -32,6 +32,29 @@ def test_the_world_is_large_enough():
     assert len({s.caption for s in SCENES}) > 250 and len({t.name for s in SCENES for t in s.things}) == 100
 
 
+def parted(scene: Scene) -> bool:
+    """Whether two cuts through the middle leave at most one thing to each quarter, none of them cut."""
+    lows, highs = scene.boxes(1)[:, :2].T, scene.boxes(1)[:, 2:].T
+    cuts = np.linspace(0.35, 0.65, 31)[:, None]
+    across, down = ((low >= cuts).astype(int) - (high <= cuts) for low, high in zip(lows, highs, strict=True))
+    fields = 2 * across[:, None] + down[None]  # (31, 31, n); a thing that is cut has 0 in one of the two
+    whole = (across != 0).all(axis=1)[:, None] & (down != 0).all(axis=1)[None]
+    return any(len({*row}) == len(scene.things) for row in fields[whole].tolist())
+
+
+def test_things_lie_in_quarters_or_anywhere_and_never_meet():
+    scenes = {
+        quarters: [draw_scene((6, i), count=(2, 4), quarters=quarters) for i in range(150)]
+        for quarters in (True, False)
+    }
+    for kept, free in zip(*scenes.values(), strict=True):
+        assert [t.name for t in kept.things] == [t.name for t in free.things]
+        assert free.boxes(1).min() >= 0 and free.boxes(1).max() <= 1
+        for k, a in enumerate(free.things):
+            assert all(np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius for b in free.things[:k])
+    assert all(map(parted, scenes[True])) and 10 < sum(map(parted, scenes[False])) < 75
+
+
 def test_a_seed_is_a_scene():
     for size in (64, 96):
         a, b, c = (np.asarray(draw_scene((1, i)).render(size)) for i in (2, 2, 3))

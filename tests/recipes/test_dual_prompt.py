@@ -90,6 +90,10 @@ def torch_pair(cfg, places, text, scale, sharpness):
 
 def torch_loss(cfg, yes, no, y):
     """The asymmetric loss as written: known labels alone, powers without gradient."""
+    if cfg.loss == "ranking":
+        hinges = cfg.margin - (yes - no)[:, None, :] + (yes - no)[:, :, None]  # (B, absent, present)
+        pairs = (y == 0)[:, :, None] & (y == 1)[:, None, :]
+        return cfg.loss_weight * (hinges.clamp(min=0) * pairs).sum() / len(y)
     if cfg.loss == "pair":
         p_no, p = torch.softmax(torch.stack([no, yes]), dim=0)
         least, divisor = 1e-6, 1
@@ -114,6 +118,7 @@ KINDS = {
     },
     "pp": {"kind": "dualcoop_pp", "learn": ("sharpness",), "scale": 20.1, "sharpness": 18.0, "loss_weight": 0.02},
     "pp_plus": {"kind": "dualcoop_pp", "winner": "pp_plus", "scale": 9.0, "loss_weight": 0.05},
+    "ranking": {"loss": "ranking", "loss_weight": 0.3, "margin": 2.0, "scale": 11.0},
 }
 
 
@@ -327,6 +332,7 @@ def test_classes_never_seen_are_reported_apart(small_models, photo_list, tmp_pat
         ({"known": 0.0}, r"known must be in \(0, 1\], got 0.0"),
         ({"context": 0}, "context must be at least 1, got 0"),
         ({"scale": 0.0}, "scale must be above 0, got 0.0"),
+        ({"margin": -1.0}, "margin must be at least 0, got -1.0"),
         ({"clip": 1.0}, r"clip must be in \[0, 1\), got 1.0"),
         ({"mask": "m.npz", "known": 0.5}, "mask and known must not both be set, got mask=m.npz and known=0.5"),
         ({"only": ("a",), "per_class": True}, "per_class=true and only must not both be set: classes outside `only`"),

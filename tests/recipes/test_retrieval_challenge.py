@@ -340,3 +340,24 @@ def test_the_world_as_traffic_is_what_its_seed_says(tmp_path):
     rows = [line.split("$") for line in (tmp_path / "one" / "train_label.txt").read_text().splitlines()]
     assert [row[1].count(",") for row in rows] == [0] * 12 + [3] * 4
     assert all(len(row[1].split()) == 1 for row in rows[:12])  # colour or shape, never both
+
+
+# Weights measured as they are
+
+
+def test_weights_are_measured_as_they_are(tmp_path, capsys):
+    from jclip.features.source import ModelSource
+
+    settings = ["model=shapes-tiny-vit", "data.val_scenes=24"]
+    arguments = ["train", "contrastive/measure.yaml", *settings, "--run", str(tmp_path / "run")]
+    assert main([*arguments, "data.val=shapes"]) == 0
+    assert "by groups" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert metrics["images"] == metrics["texts"] == 24 and metrics["image_retrieval_recall@10"] == metrics["t2i_r10"]
+    given, kept = (
+        ModelSource(name).checkpoint.tensors for name in ("shapes-tiny-vit", tmp_path / "run" / "model.safetensors")
+    )
+    for name in ("text_projection", "visual.conv1.weight"):
+        assert np.array_equal(np.float32(given[name].read()), np.float32(kept[name].read()))
+    assert main(["train", "contrastive/measure.yaml", *settings, "data.val=", "--run", str(tmp_path / "other")]) == 2
+    assert "update=none measures: set data.val" in capsys.readouterr().err

@@ -376,6 +376,8 @@ def test_eval_of_several_labels_finds_what_the_run_found(method, tmp_path, monke
     capsys.readouterr()
     assert main(["eval", folder]) == 0
     found = json.loads(Path(folder, "eval.json").read_text())
-    assert found == {"map": pytest.approx(result["metrics"]["test_map"], abs=1e-12), "count": 12}
+    assert {"map": round(found["map"], 6), "count": found["count"]} == {
+        "map": round(result["metrics"]["test_map"], 6), "count": 12,
+    }  # fmt: skip
     assert Path(folder, "per_class.csv").read_bytes() == table
     assert f"mAP {100 * found['map']:.2f} of 12 photos" in capsys.readouterr().out
