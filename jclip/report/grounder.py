@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from jclip.data import box_samples
+from jclip.data import box_samples, photo_file
 from jclip.errors import CheckpointError, ConfigError
 from jclip.features import box_features
 from jclip.features import source as sources
@@ -102,12 +102,12 @@ class Grounder(FinishedRun):
         import numpy as np
         from PIL import Image
 
-        from jclip.data.photo_file import open_photo
-
         said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
         if not said or not all(phrase.strip() for phrase in said):
             raise ConfigError("name what to find: a phrase must not be empty")
-        picture = photo.convert("RGB") if isinstance(photo, Image.Image) else open_photo(photo).convert("RGB")
+        picture = (
+            photo.convert("RGB") if isinstance(photo, Image.Image) else photo_file.open_photo(photo).convert("RGB")
+        )
         samples = box_samples.BoxSamples(
             (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
         )
