@@ -72,6 +72,11 @@ class Config:
             raise ConfigError(f"prompt must hold {{phrase}} once, got {self.prompt!r}")
 
     @property
+    def compared(self) -> dict[str, str]:
+        """What is compared, and where."""
+        return {"criterion": self.criterion, "frame": self.frame}
+
+    @property
     def trains_tower(self) -> bool:
         """Whether photos' features change in training."""
         return self.visual_positions == "trained"
@@ -104,8 +109,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     for part in ("val", "test", "unseen"):
         if part in parts:
             features = part_features(cfg, source, part) if cfg.trains_tower else parts[part]
-            found = box_training.found_in(network, features, cfg.seed)
-            metrics |= {f"{part}_{k}": v for k, v in found.report(cfg.criterion, cfg.frame).items()}
+            found = box_training.found_in(network, features, cfg.seed, **cfg.compared)
+            metrics |= {f"{part}_{k}": v for k, v in found.report().items()}
             if part == "test":
                 run.hand_over(found)
     return {**metrics, **({"best_epoch": outcome.best_epoch + 1} if outcome.best else {})}
@@ -159,7 +164,7 @@ def train(cfg: Config, run: runs.Run, source: sources.ModelSource, network: netw
 
     def evaluate() -> dict[str, float]:
         features = part_features(cfg, source, "val") if cfg.trains_tower else parts["val"]
-        report = box_training.found_in(network, features, cfg.seed).report(cfg.criterion, cfg.frame)
+        report = box_training.found_in(network, features, cfg.seed, **cfg.compared).report()
         return {k: report[k] for k in ("acc@0.5", "mean_iou")}
 
     outcome = loop.fit(

@@ -126,10 +126,8 @@ class Grounder(FinishedRun):
         features = self.module.part_features(self.config, self.source, "test")
         if features is None:
             raise ConfigError("there are no test phrases to measure on: set data.test and data.test_scenes")
-        found = box_training.found_in(network, features, self.config.seed)
-        return self.write_scored(
-            out, found, {**self.marks(), "criterion": self.config.criterion, "frame": self.config.frame}
-        )
+        found = box_training.found_in(network, features, self.config.seed, **self.config.compared)
+        return self.write_scored(out, found, self.marks())
 
     def check_predict(self, sheet: bool, sort: bool) -> None:
         """Raises `ConfigError`: photos alone have no phrases."""
@@ -146,13 +144,12 @@ class Grounder(FinishedRun):
     def write_scored(folder: Path, scored: box_training.FoundBoxes, marks: Mapping[str, Any]) -> dict[str, float]:
         """eval.json: the report. groups.csv: count, Acc@0.5 and its interval by length, direction words and size. boxes.jsonl:
         of each phrase photo, predicted and true box in pixels, and their IoU."""
-        how = {"criterion": marks.get("criterion", "iou"), "frame": marks.get("frame", "square")}
-        metrics = {**scored.report(**how), **marks}
-        samples, compared = scored.features.samples, scored.compared(how["frame"])
+        metrics = {**scored.report(), "criterion": scored.criterion, "frame": scored.frame, **marks}
+        samples, compared = scored.features.samples, scored.compared
         groups = box_metrics.phrase_groups(samples.phrases, samples.boxes, samples.sizes[samples.of])
         rows = [
             [name, int(row["count"]), *(f"{row[k]:.4f}" for k in ("acc", "acc_low", "acc_high"))]
-            for name, row in box_metrics.group_report(*compared, groups, how["criterion"]).items()
+            for name, row in box_metrics.group_report(*compared, groups, scored.criterion).items()
         ]
         overlaps = boxes.iou(*compared).tolist()
         lines = [

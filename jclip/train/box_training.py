@@ -73,34 +73,40 @@ def batch_loss(network: Any, batch: Batch, seed: int, images: Any = None):
 @dataclass(frozen=True)
 class FoundBoxes:
     """What a network found: corners (n, 4) in pixels of the photo, cut at its edges, and (n,) logits that things are there;
-    square: the same boxes and the true ones in the padded square, pixels."""
+    square: the same boxes and the true ones in the padded square, pixels. criterion, frame: what is compared, and where."""
 
     features: BoxFeatures
     predicted: np.ndarray
     square: tuple[np.ndarray, np.ndarray]
     present: np.ndarray | None = None
     of_absent: np.ndarray | None = None
+    criterion: Literal["iou", "giou"] = "iou"
+    frame: Literal["square", "image"] = "square"
 
-    def compared(self, frame: Literal["square", "image"]) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def compared(self) -> tuple[np.ndarray, np.ndarray]:
         """Predicted and true corners."""
-        return self.square if frame == "square" else (self.predicted, np.asarray(self.features.samples.boxes, float))
+        return (
+            self.square if self.frame == "square" else (self.predicted, np.asarray(self.features.samples.boxes, float))
+        )
 
-    def report(
-        self, criterion: Literal["iou", "giou"] = "iou", frame: Literal["square", "image"] = "square"
-    ) -> dict[str, float]:
+    def report(self) -> dict[str, float]:
         """acc@t, mean_iou, cumulative_iou, count, acc_sides and acc_no_sides by direction words where there are both,
         and of a network that says whether things are there how well: present_auroc."""
-        samples, compared = self.features.samples, self.compared(frame)
+        samples, compared = self.features.samples, self.compared
         sizes = samples.sizes[samples.of]
         groups = {name: m for name, m in phrase_groups(samples.phrases, samples.boxes, sizes).items() if name in GROUPS}
-        found = group_report(*compared, groups, criterion)
+        found = group_report(*compared, groups, self.criterion)
         parts = {f"acc_{GROUPS[name]}": row["acc"] for name, row in found.items()} if len(found) == len(GROUPS) else {}
         present = {} if self.present is None else {"present_auroc": auroc(self.present, self.of_absent)}
-        return {**box_report(*compared, criterion), "count": len(samples), **parts, **present}
+        return {**box_report(*compared, self.criterion), "count": len(samples), **parts, **present}
 
 
-def found_in(network: Any, features: BoxFeatures, seed: int = 0) -> FoundBoxes:
-    """The boxes of all samples; with a present head its logits for them and for as many absent things, drawn by `seed`."""
+def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any) -> FoundBoxes:
+    """The boxes of all samples; with a present head its logits for them and for as many absent things, drawn by `seed`.
+
+    compared: criterion and frame of the report.
+    """
     centres, present = found_boxes(network, features)
     samples = features.samples
     predicted = [
@@ -114,7 +120,7 @@ def found_in(network: Any, features: BoxFeatures, seed: int = 0) -> FoundBoxes:
     if present is not None:
         phrases = samples.absent_phrases(np.arange(len(samples)), np.random.default_rng((seed, 9)))
         absent = found_boxes(network, features, phrases)[1]
-    return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent)
+    return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent, **compared)
 
 
 def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:

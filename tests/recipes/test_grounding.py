@@ -18,7 +18,7 @@ from jclip.data.box_samples import BoxSamples, drawn_scene, samples_of_scenes, w
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.features import box_features
 from jclip.features.source import ModelSource
-from jclip.functional.boxes import centres_to_corners, iou
+from jclip.functional.boxes import centres_to_corners, giou, iou
 from jclip.model.grounding import GroundingNetwork
 from jclip.model.tower_levels import fusion_shape
 from jclip.report.grounder import Grounder
@@ -89,10 +89,12 @@ def test_boxes_of_all_samples_are_those_of_each_alone(features, network, close):
 def test_the_report_counts_what_overlaps_by_half(features, network):
     found = found_in(network, features, seed=0)
     report = found.report()
-    overlaps = iou(*found.compared("square"))
+    overlaps = iou(*found.compared)
     assert report["acc@0.5"] == pytest.approx((overlaps >= 0.5).mean()) and report["count"] == len(features)
     assert report["mean_iou"] == pytest.approx(overlaps.mean())
-    assert np.allclose(found.compared("image")[0], found.compared("square")[0], atol=1e-9)  # scenes fill the square
+    in_photo = replace(found, frame="image", criterion="giou")
+    assert np.allclose(in_photo.compared[0], found.compared[0], atol=1e-9)  # scenes fill the square
+    assert in_photo.report()["acc@0.25"] == (giou(*found.compared) >= 0.25).mean()
     sides = np.array([phrase.endswith(("left", "right", "top", "bottom")) for phrase in features.samples.phrases])
     if sides.any() and not sides.all():
         assert report["acc_sides"] == pytest.approx((overlaps[sides] >= 0.5).mean())
