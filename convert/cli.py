@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add_identity(p)
     add_prompts(p)
+    p.add_argument(
+        "--grounding",
+        action="store_true",
+        help="SRC is a checkpoint of CLIP-VG, towers and fusion network: DST becomes a finished run",
+    )
     p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
     p.add_argument(
         "--image-size",
@@ -164,6 +169,10 @@ def inspect(argv: list[str]) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
+    if args.grounding:
+        from convert.grounding_runs import import_grounding
+
+        return import_grounding(args)
     if args.prompts_of or args.classes or args.set:
         if not (args.prompts_of and args.classes):
             raise ConfigError("--prompts-of and --classes must be given together, with a SRC of learned prompts")

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "building": ("build", "to_json", "to_values", "to_yaml"),
         "groups": (
+            "BoxDataConfig",
             "CaptionConfig",
             "DataConfig",
             "Dtype",

@@ -101,6 +101,26 @@ class CaptionConfig:
 
 
 @dataclass(frozen=True)
+class BoxDataConfig:
+    """Where phrases with their boxes are: `shapes`, scenes of the embedded world, of so many scenes."""
+
+    train: str = "shapes"
+    val: str = "shapes"
+    test: str = "shapes"
+    scenes: int = 4000
+    val_scenes: int = 200
+    test_scenes: int = 600
+    unseen_scenes: int = 200  # of test, of colours on shapes that neither the shipped models nor training have; 0: none
+    twins: float = 0.25  # share of scenes of few kinds of things, whose phrases name sides
+
+    def __post_init__(self):
+        require(self.scenes >= 1, "data", "scenes", "at least 1", self.scenes)
+        for name in ("val_scenes", "test_scenes", "unseen_scenes"):
+            require((value := getattr(self, name)) >= 0, "data", name, "at least 0 (none)", value)
+        require(0 <= self.twins <= 1, "data", "twins", "in [0, 1]", self.twins)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """An optimiser and its schedule; the defaults are each recipe's own."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jclip.config.groups import CaptionConfig, DataConfig, Dtype, OptimConfig
+from jclip.config.groups import BoxDataConfig, CaptionConfig, DataConfig, Dtype, OptimConfig
 
 
 class Dataclass(Protocol):
@@ -22,7 +22,7 @@ class OfRun(Dataclass, Protocol):
     """The config of a finished run, whichever recipe made it."""
 
     @property
-    def data(self) -> DataConfig | CaptionConfig: ...
+    def data(self) -> DataConfig | CaptionConfig | BoxDataConfig: ...
 
 
 class WithPosition(Dataclass, Protocol):
@@ -43,7 +43,7 @@ class WithModel(Protocol):
     """The model, `model` empty where precomputed features need none, and what its photos are."""
 
     @property
-    def data(self) -> DataConfig | CaptionConfig: ...
+    def data(self) -> DataConfig | CaptionConfig | BoxDataConfig: ...
     @property
     def model(self) -> str: ...
     @property

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = face(
         "box_files": ("BoxFile", "merged", "read_box_file", "write_box_file"),
         "box_predictions": ("write_coco_results", "write_prediction_lines"),
         "box_rows": ("BoxRow",),
+        "box_samples": ("BoxSamples", "samples_of_scenes", "world_samples"),
         "captions": ("Pairs", "read_pairs"),
         "challenge_folder": ("from_folder",),
         "checks": (

@@ -19,11 +19,13 @@ __getattr__, __dir__, __all__ = face(
             "training_mode",
         ),
         "deep_prompts": ("Arrays", "DeepPrompts", "PromptedModel", "gapped"),
+        "grounding": ("Found", "FusionShape", "GroundingNetwork", "initial_arrays"),
         "last_block": ("LastBlock",),
         "learned_prompts": ("Frame", "Layout", "Position", "Prompts", "write_nearest"),
         "low_rank": ("Adapters",),
         "parameter_groups": ("Lock", "LowRank", "Prompting", "trained_patterns"),
         "prompt_sets": ("PromptSets", "features_of", "frame_of"),
+        "tower_levels": ("block_levels", "fusion_shape", "image_parts", "spread"),
         "trainable": ("check_in_memory", "no_weight_decay"),
     },
 )

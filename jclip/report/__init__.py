@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = face(
         "evaluation": ("benchmark_of", "write_csv", "write_evaluation", "write_json"),
         "finished_run": ("FinishedRun", "unlabelled"),
         "fused_runs": ("Fused", "fuse", "gated", "untaught"),
+        "grounder": ("FoundThing", "Grounder"),
         "plots": ("plot_shots",),
         "predictions": (
             "Predictions",

@@ -91,6 +91,17 @@ TASKS = {
             module="jclip.report.tagging_run",
             predictor="TaggingRun",
         ),
+        Task(
+            name="ground",
+            functions={"part_features": ("cfg", "source", "part"), "network_of": ("learned", "shape", "source")},
+            metrics=tuple(
+                f"{part}_{name}" for part in ("val", "test", "unseen") for name in ("acc@0.5", "mean_iou", "cumulative_iou")
+            ),
+            main="acc@0.5",
+            product="learned.safetensors",
+            module="jclip.report.grounder",
+            predictor="Grounder",
+        ),
     )
 }  # fmt: skip
 

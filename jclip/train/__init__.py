@@ -7,6 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "box_training": ("FoundBoxes", "PhraseBatches", "batch_loss", "found_in"),
         "caption_training": ("CaptionBatches", "CaptionLoss", "read_captions"),
         "configs": (
             "build_config",

@@ -21,7 +21,10 @@ ROOMS = [
     "prompts", "data", "weights", "model", "features", "train", "report", "commands", "cli",
 ]  # fmt: skip
 LIBRARIES_USERS = ("finetune", "convert")  # right of all rooms, and nobody's left
-RUN_MAKER = ("convert.learned_prompts", "finetune")  # which makes recipes' runs, and must know that there are recipes
+RUN_MAKERS = (
+    "convert.learned_prompts",
+    "convert.grounding_runs",
+)  # make recipes' runs, and must know that there are recipes
 # Help, configs, lists, weights and results answer without Jittor, whose import compiles for minutes at first.
 WITHOUT_JITTOR = ("errors", "paths", "config", "machine", "readers", "prompts", "data", "weights", "report", "commands")
 
@@ -94,7 +97,7 @@ def test_a_room_imports_from_its_left(path):
         place, head = f"{path.relative_to(ROOT)}:{line} imports {name}", name.split(".")[0]
         assert head != "jittor" or own == "jclip.runtime", f"{place}: only jclip/runtime.py may"
         assert head not in ("torch", "torchvision") or room == "convert", f"{place}: only convert/ may"
-        of_users = head == room or own == "jclip.cli" or (own, name) == RUN_MAKER
+        of_users = head == room or own == "jclip.cli" or (own in RUN_MAKERS and name == "finetune")
         assert head not in LIBRARIES_USERS or of_users, f"{place}: the library knows none"
         if head == "jclip" and room in ROOMS and name.count(".") and room_of(name) != room:
             there = room_of(name)

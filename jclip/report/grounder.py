@@ -1,0 +1,206 @@
+"""A finished run as what finds phrases in photos: what the task `ground` does with its runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from jclip.data import box_samples, photo_file
+from jclip.errors import CheckpointError, ConfigError
+from jclip.features import box_features
+from jclip.features import source as sources
+from jclip.functional import box_metrics, boxes
+from jclip.model import grounding
+from jclip.paths import write_together
+from jclip.readers import safetensors
+from jclip.report import evaluation, predictions
+from jclip.report.finished_run import MODEL, FinishedRun
+from jclip.report.run_table import shortly
+from jclip.train import box_training
+from jclip.train.run_folder import LEARNED
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    import numpy as np
+    from PIL import Image
+
+FILES = ("eval.json", "groups.csv", "boxes.jsonl")
+PARTS = {"val_": "val", "test_": "test", "unseen_": "test, pairs never seen", "": "test"}
+FIGURES = {
+    "acc@0.5": "Acc@0.5", "acc@0.25": "@0.25", "acc@0.75": "@0.75", "mean_iou": "mean IoU", "cumulative_iou": "cumulative IoU",
+    "acc_sides": "Acc@0.5, with sides", "acc_no_sides": "without", "count": "phrases",
+}  # fmt: skip
+
+
+class FoundThing(NamedTuple):
+    """A phrase's box: corners x1, y1, x2, y2 in pixels of the photo. present: the probability that the thing is there, of a
+    run that learned it, else None; a box comes back in any case."""
+
+    phrase: str
+    box: tuple[float, float, float, float]
+    present: float | None = None
+
+    @property
+    def xywh(self) -> tuple[float, float, float, float]:
+        """The corner x1, y1 with width and height."""
+        x1, y1, x2, y2 = self.box
+        return x1, y1, x2 - x1, y2 - y1
+
+
+@dataclass(frozen=True)
+class Grounder(FinishedRun):
+    """A finished run of the task `ground`."""
+
+    task: ClassVar[str] = "ground"
+    learned: Mapping[str, Any] = field(default_factory=dict)
+    shape: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> Grounder:
+        """The run as of `load`, its `result` already read. Raises `CheckpointError` where its network is damaged."""
+        import numpy as np
+
+        module, config = cls.settings(folder, result["config"], overrides, model)
+        path = folder / LEARNED
+        try:
+            saved = safetensors.read_sealed(path)
+            shape = json.loads(saved.metadata["shape"])
+        except OSError as e:
+            raise CheckpointError(f"can't read {path}: {e.strerror}") from e
+        except (KeyError, ValueError, RecursionError) as e:
+            raise CheckpointError(f"{path} must say the network's sizes: it is not what a run learned") from e
+        learned, own = {k: np.array(t.read()) for k, t in saved.items()}, folder / MODEL
+        weights = str(own) if own.is_file() and not model else config.model
+        return cls(folder, module, config, weights, result, learned, shape)
+
+    @cached_property
+    def source(self) -> sources.ModelSource:
+        """The towers."""
+        return sources.source_of(self.config, self.model)
+
+    @cached_property
+    def network(self) -> grounding.GroundingNetwork:
+        """The fusion network. Raises `ConfigError` where the model's towers are of other sizes."""
+        wanted = self.module.fusion_shape(self.config, self.source).to_dict()
+        if wanted != dict(self.shape):
+            name = next(k for k in wanted if wanted[k] != self.shape.get(k))
+            raise ConfigError(
+                f"{self.folder} was trained with {name}={self.shape.get(name)}, this model and config have {wanted[name]}: "
+                "use the model that it was trained with"
+            )
+        return self.module.network_of(self.learned, self.shape, self.source)
+
+    def predict(self, photo: str | os.PathLike | Image.Image, phrases: str | Sequence[str]) -> list[FoundThing]:
+        """Boxes of phrases in a photo, which is encoded once for all of them.
+
+        photo: a path, or an RGB picture. A file's EXIF rotation is applied: boxes are in pixels of the photo as it is seen.
+        """
+        import numpy as np
+        from PIL import Image
+
+        said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+        if not said or not all(phrase.strip() for phrase in said):
+            raise ConfigError("name what to find: a phrase must not be empty")
+        picture = (
+            photo.convert("RGB") if isinstance(photo, Image.Image) else photo_file.open_photo(photo).convert("RGB")
+        )
+        samples = box_samples.BoxSamples(
+            (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
+        )
+        network = self.network  # which gives the towers what was trained of them, before they see the photo
+        features = box_features.box_features(self.source, samples, self.config.reading, keep=False)
+        centres, present = box_features.found_boxes(network, features)
+        corners = features.places[0].back(centres, picture.size)
+        chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
+        return [
+            FoundThing(p, tuple(box), chance) for p, box, chance in zip(said, corners.tolist(), chances, strict=True)
+        ]
+
+    def measure(self, out: Path) -> dict[str, float]:
+        """Boxes of the test phrases of the run's config; writes `files` into `out`. Raises `ConfigError` without any."""
+        network = self.network  # which gives the towers what was trained of them, before they see a photo
+        features = self.module.part_features(self.config, self.source, "test")
+        if features is None:
+            raise ConfigError("there are no test phrases to measure on: set data.test and data.test_scenes")
+        found = box_training.found_in(network, features, self.config.seed, **self.config.compared)
+        return self.write_scored(out, found, self.marks())
+
+    def check_predict(self, sheet: bool, sort: bool) -> None:
+        """Raises `ConfigError`: photos alone have no phrases."""
+        raise self.refusal(
+            "used to label photos without phrases (in Python: Predictor.load(run).predict(photo, phrases))"
+        )
+
+    @staticmethod
+    def files() -> tuple[str, ...]:
+        """Metrics, groups of phrases, and each phrase with its boxes."""
+        return FILES
+
+    @staticmethod
+    def write_scored(folder: Path, scored: box_training.FoundBoxes, marks: Mapping[str, Any]) -> dict[str, float]:
+        """eval.json: the report. groups.csv: count, Acc@0.5 and its interval by length, direction words and size. boxes.jsonl:
+        of each phrase photo, predicted and true box in pixels, and their IoU."""
+        metrics = {**scored.report(), "criterion": scored.criterion, "frame": scored.frame, **marks}
+        samples, compared = scored.features.samples, scored.compared
+        groups = box_metrics.phrase_groups(samples.phrases, samples.boxes, samples.sizes[samples.of])
+        rows = [
+            [name, int(row["count"]), *(f"{row[k]:.4f}" for k in ("acc", "acc_low", "acc_high"))]
+            for name, row in box_metrics.group_report(*compared, groups, scored.criterion).items()
+        ]
+        overlaps = boxes.iou(*compared).tolist()
+        lines = [
+            {"photo": photo, "phrase": phrase, "box": _rounded(box), "true": _rounded(true), "iou": round(overlap, 4)}
+            for photo, phrase, box, true, overlap in zip(
+                map(samples.name, samples.of.tolist()),
+                samples.phrases,
+                scored.predicted,
+                samples.boxes,
+                overlaps,
+                strict=True,
+            )
+        ]
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+        table = evaluation.csv_bytes(["phrases", "count", "acc@0.5", "low", "high"], rows)
+        found = {"eval.json": evaluation.json_text(metrics).encode(), "groups.csv": table, "boxes.jsonl": text.encode()}
+        write_together(folder, found)
+        return metrics
+
+    @staticmethod
+    def run_table(metrics: Mapping[str, Any]) -> str:
+        """A line per part of the data, then the other figures."""
+        parts = [part for part in PARTS if f"{part}acc@0.5" in metrics]
+        shown = {f"{part}{k}" for part in parts for k in FIGURES}
+        rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
+        table = [_table([(PARTS[part], metrics, part) for part in parts])] if parts else []
+        return "\n".join(filter(None, [*table, ", ".join(rest)]))
+
+    @staticmethod
+    def eval_table(metrics: Mapping[str, Any]) -> str:
+        """The figures of the test phrases."""
+        return Grounder.run_table(metrics)
+
+    @staticmethod
+    def comparison(results: Mapping[str, Mapping[str, float]]) -> str:
+        """A line per run, on test phrases or else val. Raises `ConfigError` where one has measured none."""
+        part = next((p for p in ("test_", "val_") if all(f"{p}acc@0.5" in m for m in results.values())), None)
+        if part is None:
+            raise ConfigError(f"runs must share Acc@0.5 on val or test, got none in common: {', '.join(results)}")
+        return _table([(predictions.marked(Path(name).name, m), m, part) for name, m in results.items()])
+
+
+def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
+    """name, metrics, what stands before their names → a table, with the columns that any of them has."""
+    columns = {k: title for k, title in FIGURES.items() if any(f"{before}{k}" in m for _, m, before in rows)}
+    cells = [
+        [name, *(shortly(m[f"{before}{k}"]) if f"{before}{k}" in m else "" for k in columns)]
+        for name, m, before in rows
+    ]
+    return predictions.table(["", *columns.values()], cells)
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(float(x), 2) for x in box]

@@ -1,0 +1,130 @@
+"""How the network that finds boxes is trained and measured: batches of phrases, the loss, the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from jclip.errors import DataError
+from jclip.features.box_features import Batch, BoxFeatures, found_boxes
+from jclip.functional import boxes as box_forms
+from jclip.functional.box_metrics import box_report, group_report, phrase_groups
+from jclip.postponed import jt
+
+GROUPS = {"with a direction word": "sides", "without": "no_sides"}  # of phrases, in the metrics' names
+
+
+@dataclass(frozen=True)
+class PhraseBatches:
+    """Batches of `size` phrases, drawn anew for each epoch by `seed`; what is left over is dropped.
+
+    absent: share of a batch's phrases that are replaced by phrases of other photos, for things that are not there.
+    """
+
+    features: BoxFeatures
+    size: int
+    seed: int
+    absent: float = 0.0
+
+    def __post_init__(self):
+        if len(self) < 1:
+            raise DataError(
+                f"a batch must fit the {len(self.features)} phrases to learn from, got optim.batch={self.size}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.features) // self.size
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, the same at every call."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.features))
+        for number in range(len(self)):
+            rows = order[number * self.size : (number + 1) * self.size]
+            yield self.features.batch(rows, self._absent(rows, rng))
+
+    def _absent(self, rows: np.ndarray, rng: np.random.Generator) -> dict[int, str]:
+        """By place in the batch; one thing at least is there."""
+        places = np.flatnonzero(rng.random(len(rows)) < self.absent)[: len(rows) - 1].tolist() if self.absent else []
+        phrases = self.features.samples.absent_phrases(rows[places], rng) if places else []
+        return dict(zip(places, phrases, strict=True))
+
+
+def batch_loss(network: Any, batch: Batch, seed: int, images: Any = None):
+    """Σ|p - t| + 1 - GIoU(p, t), the mean over the things that are there, and the cross-entropy of whether they are.
+
+    seed: of dropout. images: tokens (I, N, W) of the batch's photos, where the batch has none. Returns a Jittor variable.
+    """
+    found = network(
+        batch.images if images is None else images, batch.texts, batch.said, batch.seen, batch.of, seed=seed
+    )
+    there = np.flatnonzero(batch.there).astype(np.int32)
+    boxes = found.boxes if len(there) == len(batch.there) else found.boxes[jt.array(there)]
+    loss = box_forms.box_loss(boxes, jt.array(batch.boxes[there]))
+    if found.present is None:
+        return loss
+    x, y = found.present, jt.array(batch.there)
+    return loss + (jt.maximum(x, jt.zeros_like(x)) - x * y + jt.log(1 + jt.exp(-jt.abs(x)))).mean()
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """What a network found: corners (n, 4) in pixels of the photo, cut at its edges, and (n,) logits that things are there;
+    square: the same boxes and the true ones in the padded square, pixels. criterion, frame: what is compared, and where."""
+
+    features: BoxFeatures
+    predicted: np.ndarray
+    square: tuple[np.ndarray, np.ndarray]
+    present: np.ndarray | None = None
+    of_absent: np.ndarray | None = None
+    criterion: Literal["iou", "giou"] = "iou"
+    frame: Literal["square", "image"] = "square"
+
+    @property
+    def compared(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted and true corners."""
+        return (
+            self.square if self.frame == "square" else (self.predicted, np.asarray(self.features.samples.boxes, float))
+        )
+
+    def report(self) -> dict[str, float]:
+        """acc@t, mean_iou, cumulative_iou, count, acc_sides and acc_no_sides by direction words where there are both,
+        and of a network that says whether things are there how well: present_auroc."""
+        samples, compared = self.features.samples, self.compared
+        sizes = samples.sizes[samples.of]
+        groups = {name: m for name, m in phrase_groups(samples.phrases, samples.boxes, sizes).items() if name in GROUPS}
+        found = group_report(*compared, groups, self.criterion)
+        parts = {f"acc_{GROUPS[name]}": row["acc"] for name, row in found.items()} if len(found) == len(GROUPS) else {}
+        present = {} if self.present is None else {"present_auroc": auroc(self.present, self.of_absent)}
+        return {**box_report(*compared, self.criterion), "count": len(samples), **parts, **present}
+
+
+def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any) -> FoundBoxes:
+    """The boxes of all samples; with a present head its logits for them and for as many absent things, drawn by `seed`.
+
+    compared: criterion and frame of the report.
+    """
+    centres, present = found_boxes(network, features)
+    samples = features.samples
+    predicted = [
+        features.places[photo].back(box, tuple(samples.sizes[photo].tolist()))
+        for photo, box in zip(samples.of.tolist(), centres, strict=True)
+    ]
+    side = features.places[0].side
+    wanted = box_forms.centres_to_corners(np.asarray(features.targets, float)) * side
+    square = box_forms.clipped(box_forms.centres_to_corners(np.asarray(centres, float)) * side, side, side)
+    absent = None
+    if present is not None:
+        phrases = samples.absent_phrases(np.arange(len(samples)), np.random.default_rng((seed, 9)))
+        absent = found_boxes(network, features, phrases)[1]
+    return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent, **compared)
+
+
+def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:
+    """How often one of `of_true` is greater than one of `of_false`, equal ones counted half."""
+    below = np.searchsorted(np.sort(of_false), of_true, side="left")
+    upto = np.searchsorted(np.sort(of_false), of_true, side="right")
+    return float((below + upto).mean() / 2 / len(of_false))
