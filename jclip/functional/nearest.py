@@ -159,7 +159,7 @@ def _enter(scores: np.ndarray, first: int | np.ndarray, of: np.ndarray, best, id
             some = np.argpartition(-scores[many], kept - 1, axis=1)[:, :kept]
             least[of[many]] = np.take_along_axis(scores[many], some, axis=1).min(axis=1)
             least[of[many]] = np.nextafter(least[of[many]], -np.inf, dtype=np.float32)  # itself counts, too
-    query, column = np.nonzero(scores > least[of][:, None])
+    query, column = np.divmod(np.flatnonzero(scores > least[of][:, None]), scores.shape[1])  # faster than of two axes
     counts = np.bincount(query, minlength=len(of))
     width = int(counts.max())
     place = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
