@@ -17,6 +17,7 @@ SCORES_AT_ONCE = 1 << 20  # scores of a block, 4 MiB
 QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE, COPIED_AT_ONCE = 1 << 17, 1 << 10  # of a block for few queries; what is converted stays in the cache
 GATHERED = 1 << 24  # numbers of candidates' features that are scored again at once
+TILE = 64  # scores of which one stands for all when a first bound is sought
 CONVERTED = 1 << 16  # numbers of float16 at once
 _MAGNITUDE, _INFINITE, _LEAST_NORMAL = np.uint16(0x7FFF), np.uint16(0x7C00), np.uint16(0x0400)  # of float16
 _SIGN_AND_SIZE, _EXPONENTS_APART = np.uint32(0x8FFFE000), np.uint32(112 << 23)
@@ -144,6 +145,15 @@ def _candidates(parts, queries: np.ndarray, kept: int, rows: np.ndarray | None) 
     return ids
 
 
+def _reached(scores: np.ndarray, kept: int) -> np.ndarray:
+    """(Q,): what at least `kept` scores of each row reach; of many scores the kept-th of the maxima of their tiles."""
+    tiles = scores.shape[1] // TILE
+    if tiles >= kept:
+        scores = scores[:, : tiles * TILE].reshape(len(scores), tiles, TILE).max(axis=2)
+    place = scores.shape[1] - kept
+    return np.partition(scores, place, axis=1)[:, place]
+
+
 def _first_lost(block: np.ndarray, first: int | np.ndarray) -> int:
     lost = np.flatnonzero(~np.isfinite(block).all(axis=1))
     place = int(lost[0]) if len(lost) else 0
@@ -156,9 +166,8 @@ def _enter(scores: np.ndarray, first: int | np.ndarray, of: np.ndarray, best, id
     if scores.shape[1] > kept:  # at first all do, and later a second look costs less than what it spares
         (many,) = np.nonzero(np.isneginf(least[of]))
         if len(many):
-            some = np.argpartition(-scores[many], kept - 1, axis=1)[:, :kept]
-            least[of[many]] = np.take_along_axis(scores[many], some, axis=1).min(axis=1)
-            least[of[many]] = np.nextafter(least[of[many]], -np.inf, dtype=np.float32)  # itself counts, too
+            reached = _reached(scores[many], kept)
+            least[of[many]] = np.nextafter(reached, -np.inf, dtype=np.float32)  # itself counts, too
     query, column = np.divmod(np.flatnonzero(scores > least[of][:, None]), scores.shape[1])  # faster than of two axes
     counts = np.bincount(query, minlength=len(of))
     width = int(counts.max())
