@@ -12,6 +12,7 @@ the same list says so in `uses_other_queries`, as results then depend on what el
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -160,7 +161,7 @@ def _parts(texts: np.ndarray) -> Iterator[np.ndarray]:
     return (texts[i : i + AT_ONCE] for i in range(0, max(len(texts), 1), AT_ONCE))
 
 
-class Front:
+class Front(ABC):
     """A method that re-sorts each query's `candidates` best photos, by scores among themselves."""
 
     candidates: int
@@ -169,9 +170,9 @@ class Front:
         """The order for queries (Q, E)."""
         return np.concatenate([self._of(part, photos) for part in _parts(finite_unit(texts, "texts"))])
 
+    @abstractmethod
     def scores_of(self, to_query: np.ndarray, photos: Photos, few: np.ndarray) -> np.ndarray:
         """(n,) scores of the query's best photos `few`, of which it has the cosines `to_query` (n,)."""
-        raise NotImplementedError
 
     def _of(self, texts: np.ndarray, photos: Photos) -> Order:
         scores = photos.scores(texts)

@@ -217,7 +217,7 @@ def test_lists_and_lines_of_others(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not there")
-def test_real_rows_convert_and_their_boxes_fit(tmp_path):
+def test_real_rows_convert_and_their_boxes_fit(tmp_path, close):
     refcocos = box_files.read_box_file(SHARED / "refcocos_test_full.json")
     assert refcocos.form == "refcocos" and len(refcocos.rows) == 506
     assert sum(row.box is None for row in refcocos.rows) == 25
@@ -231,7 +231,7 @@ def test_real_rows_convert_and_their_boxes_fit(tmp_path):
     box_files.write_box_file(tmp_path / "unc_val.pth", triples, "unc")
     back = box_files.read_box_file(tmp_path / "unc_val.pth", photos=SHARED / "images").rows
     assert [row.image for row in back] == [row.image for row in triples]
-    assert np.allclose([row.box for row in back], [row.box for row in triples], rtol=0, atol=1e-9)
+    close([row.box for row in back], [row.box for row in triples], "closed_form", "boxes there and back")
     with pytest.raises(DataError, match=r"67 boxes are flipped or leave the picture as xywh, but fit as xyxy"):
         wrong = [{"image": r.image, "box": r.box, "phrase": r.phrase} for r in triples]
         path = put(tmp_path / "wrong.json", wrong)

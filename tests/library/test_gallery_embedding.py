@@ -176,7 +176,7 @@ def test_columns_of_a_table_come_along_and_stay(photos, source, tmp_path, capsys
     assert gallery_store.open_store(tmp_path / "g").manifest.columns == ["year"]
 
 
-def test_tars_keep_captions_and_facts_and_unpack_nothing(photos, source, tmp_path):
+def test_tars_keep_captions_and_facts_and_unpack_nothing(photos, source, tmp_path, close):
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         for number in range(3):
             (tmp_path / "caption.txt").write_text(f"caption {number}")
@@ -190,7 +190,7 @@ def test_tars_keep_captions_and_facts_and_unpack_nothing(photos, source, tmp_pat
     assert [row["caption"] for row in store.rows] == ["caption 0", "caption 1", "caption 2"]
     assert [row["columns"] for row in store.rows] == [{"width": 64}] * 3
     for number, feature in enumerate(np.concatenate(store.parts)):
-        np.testing.assert_allclose(feature, plain[f"{number}.png"], atol=1e-6)
+        close(feature, plain[f"{number}.png"], "features_normalised", "features of a tar's photos")
 
 
 def test_hidden_tars_and_photos_are_left_alone(photos, source, tmp_path):

@@ -32,7 +32,7 @@ def made(folder, rows=4000, seed=0):
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "pq"])
-def test_what_an_index_finds_is_scored_exactly(kind, tmp_path):
+def test_what_an_index_finds_is_scored_exactly(kind, tmp_path, close):
     pytest.importorskip("faiss", reason="faiss is not installed: pip install '.[index]'")
     store = made(tmp_path / "g")
     built = gallery_index.build_index(store, kind)
@@ -43,7 +43,7 @@ def test_what_an_index_finds_is_scored_exactly(kind, tmp_path):
     found = [len({*a} & {*b}) / 10 for a, b in zip(rows.tolist(), exact.tolist(), strict=True)]
     assert np.mean(found) > 0.5
     features = np.concatenate([np.asarray(p, "f4") for p in store.parts])
-    np.testing.assert_allclose(scores, np.einsum("qe,qke->qk", queries, features[rows]), atol=1e-4)
+    close(scores, np.einsum("qe,qke->qk", queries, features[rows]), "scores", "scores of an index")
     assert (np.diff(scores, axis=1) <= 0).all() and (scores[:, 0] <= wanted[:, 0] + 1e-5).all()
 
 
@@ -56,7 +56,7 @@ def test_a_kind_that_needs_more_rows_is_refused_before_the_work(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "pq"])
-def test_a_search_through_an_index_is_the_exact_one_where_it_sees_all(kind, tmp_path, capsys, monkeypatch):
+def test_a_search_through_an_index_is_the_exact_one_where_it_sees_all(kind, tmp_path, capsys, monkeypatch, close):
     """The command and `Gallery.search`, pages, filters and cuts, with every row among the candidates."""
     pytest.importorskip("faiss", reason="faiss is not installed: pip install '.[index]'")
     monkeypatch.setattr(gallery_index, "FEWEST_VISITED", 700)
@@ -71,7 +71,7 @@ def test_a_search_through_an_index_is_the_exact_one_where_it_sees_all(kind, tmp_
         for options in asked:
             got, wanted = (gallery.search(f"row:{row}", **{"top": 5, **options, "exact": e}) for e in (False, True))
             assert [hit.row for hit in got.hits] == [hit.row for hit in wanted.hits]
-            np.testing.assert_allclose([h.score for h in got.hits], [h.score for h in wanted.hits], atol=1e-6)
+            close([h.score for h in got.hits], [h.score for h in wanted.hits], "rounding", "cosines by an index")
     lines = []
     for more in ([], ["--exact"]):
         searched = []

@@ -34,10 +34,12 @@ def layout(source, tmp_path):
     return tmp_path / "cr"
 
 
-def test_a_gallery_comes_back(layout, source, tmp_path):
+def test_a_gallery_comes_back(layout, source, tmp_path, close):
     store = gallery_layouts.import_layout(layout, source, tmp_path / "back")
     before = gallery_store.open_store(tmp_path / "g")
-    np.testing.assert_allclose(np.asarray(store.parts[0], "f4"), np.asarray(before.parts[0], "f4"), atol=1e-3)
+    close(
+        np.asarray(store.parts[0], "f4"), np.asarray(before.parts[0], "f4"), "stored_half", "a gallery that came back"
+    )
     for ours, theirs in zip(store.rows, before.rows, strict=True):
         assert (ours["caption"], ours["columns"], ours["sha256"]) == (
             theirs["caption"],
@@ -47,11 +49,11 @@ def test_a_gallery_comes_back(layout, source, tmp_path):
         assert Path(store.manifest.root, ours["path"]).resolve() == Path(before.manifest.root, theirs["path"]).resolve()
 
 
-def test_it_is_what_clip_retrieval_reads(layout):
+def test_it_is_what_clip_retrieval_reads(layout, close):
     images, texts = (np.load(layout / n / f"{n}_0.npy") for n in ("img_emb", "text_emb"))
     table = parquet.read_table(layout / "metadata" / "metadata_0.parquet").to_pydict()
     assert images.dtype == np.float16 and images.shape == texts.shape == (5, 128)
-    np.testing.assert_allclose(np.linalg.norm(images.astype("f4"), axis=1), 1, atol=2e-3)
+    close(np.linalg.norm(images.astype("f4"), axis=1), np.ones(5), "stored_half", "lengths of stored features")
     assert table["caption"] == ["a red star", "", "", "two moons", ""] and all(
         map(Path.is_file, map(Path, table["image_path"]))
     )

@@ -57,7 +57,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_batch_has_each_photo_once_and_each_phrase_of_it(features, tiny):
+def test_a_batch_has_each_photo_once_and_each_phrase_of_it(features, tiny, close):
     samples = features.samples
     rows = np.array([4, 0, 1, 5])
     batch = features.batch(rows)
@@ -69,8 +69,8 @@ def test_a_batch_has_each_photo_once_and_each_phrase_of_it(features, tiny):
             _, every = tiny.model.encode_text(ids, dense=True)
         length = int(ids.argmax()) + 1
         assert batch.said[place].sum() == length
-        assert np.allclose(batch.texts[place, :length], every.numpy()[0], atol=1e-5)
-        assert np.allclose(centres_to_corners(batch.boxes[place]) * 64, samples.boxes[row], atol=1e-4)
+        close(batch.texts[place, :length], every.numpy()[0], "features_normalised", "text tokens of a batch")
+        close(centres_to_corners(batch.boxes[place]) * 64, samples.boxes[row], "features", "boxes of a batch in pixels")
     assert batch.there.all()
     other = features.batch(rows, {1: samples.phrases[3]})
     assert other.there.tolist() == [1, 0, 1, 1]
