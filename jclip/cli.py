@@ -98,9 +98,9 @@ def _without_command(argv: list[str]) -> int:
 
 def usage() -> str:
     """The text of `jclip --help`."""
-    lines = ["usage: jclip COMMAND …"]
+    lines, width = ["usage: jclip COMMAND …"], max(map(len, COMMANDS))
     for heading, group in GROUPS.items():
-        lines += ["", heading, *(f"  {name:<10}  {text}" for name, (_, text) in group.items())]
+        lines += ["", heading, *(f"  {name:<{width}}  {text}" for name, (_, text) in group.items())]
     return "\n".join([*lines, "", "`jclip COMMAND --help` shows a command's arguments and options."])
 
 
