@@ -346,3 +346,16 @@ def test_a_damaged_gallery_says_what_to_do_and_the_cache_s_own_is_made_anew(phot
     capsys.readouterr()
     assert len(photo_galleries.gallery_of_photos(photos, MODEL, None)) == whole
     assert "was cut or replaced; the photos are encoded again" in capsys.readouterr().err
+
+
+def test_files_of_others_in_a_gallerys_folder_stay(photos, source, tmp_path):
+    made(photos, source, tmp_path / "g")
+    for name in ("features-train.npy", "rows.npy", "skipped-.jsonl", "features.npy", "notes.txt"):
+        (tmp_path / "g" / name).write_text("mine")
+    for name in (f".features-{'0' * 16}.npy.part", "..skipped.jsonl.part", ".skipped.jsonl", ".gallery.json.part"):
+        (tmp_path / "g" / name).write_text("a killed run's")
+    (photos / "0.png").unlink()
+    made(photos, source, tmp_path / "g", update=True)
+    kept = {path.name for path in (tmp_path / "g").iterdir() if path.read_bytes() == b"mine"}
+    assert kept == {"features-train.npy", "rows.npy", "skipped-.jsonl", "features.npy", "notes.txt"}
+    assert not [path for path in (tmp_path / "g").iterdir() if path.read_bytes() == b"a killed run's"]
