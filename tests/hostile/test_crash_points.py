@@ -41,6 +41,11 @@ def test_six_points_of_a_real_run():
     assert row[:2] == ["train", "kill"] and row[3:5] == ["6", "6"]
 
 
+def test_every_kill_of_embed():
+    (row,) = tried("embed")
+    assert row[:2] == ["embed", "kill"] and row[2] == row[3] == row[4] and int(row[2]) > 100
+
+
 def test_three_points_of_a_retrieval_challenge():
     (row,) = tried("retrieval", "--points", "3")
     assert row[:2] == ["retrieval", "kill"] and row[3:5] == ["3", "3"]
