@@ -14,6 +14,8 @@ TOLERANCES = {
     "drift": 10.0,
     # rows of length one stored in float16 twice: half a unit in the last place, at most 2.4e-4 each.
     "stored_half": 1e-3,
+    # pixels of boxes that are written with two decimals.
+    "written_boxes": 1e-2,
     # losses of order one along a short training.
     "trajectory_loss": 1e-4,
     # the same of the contrastive loss at a logit scale of 100, which the softmax sharpens.

@@ -11,7 +11,7 @@ With windows each of them is scored like a photo of its own, and a name's score 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -26,7 +26,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
-from jclip.features.photo_windows import photo_windows, window_of
+from jclip.features.photo_windows import in_parts, photo_windows, window_of
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.local_to_global import (
@@ -170,7 +170,7 @@ class Tagger:
         for row, path in enumerate(tqdm(photos, f"{label}, windows", unit="photo", disable=None, leave=False)):
             photo = open_photo(path, upright=preprocess.upright)
             whole, windows = photo_windows(photo, "even", self.windows, "unit")
-            for some in _parts(windows.boxes.tolist(), size):
+            for some in in_parts(windows.boxes.tolist(), size):
                 pixels = np.stack([preprocess(window_of(whole, box)) for box in some])
                 found = self._of_batch(self.source.model, pixels, self.head, [path] * len(some))
                 np.maximum(scores[row], found.max(axis=0), out=scores[row])
@@ -251,7 +251,7 @@ class Tagger:
         again = [to_look_at_again(one, len(self.classnames), grid, settings) for one in refined]
         crops = ((row, one) for row, found in enumerate(again) for one in found)
         probabilities: list[dict[int, float]] = [{} for _ in again]
-        for some in _parts(crops, batch_size()):
+        for some in in_parts(crops, batch_size()):
             for (row, one), probability in zip(some, self._look_again(model, pixels, some, head), strict=True):
                 probabilities[row][one.label] = float(probability)
         return np.stack([photo_scores(*of, settings.local) for of in zip(refined, probabilities, strict=True)])
@@ -273,17 +273,6 @@ def _cut(pixels: np.ndarray, one: Again, patch: int, size: tuple[int, int]) -> n
     """(3, H, W) → (3, *size): the crop around a class's patches, made as large as the model's photos."""
     rows, columns = (slice(patch * first, patch * behind) for first, behind in (one.rows, one.columns))
     return resize_bilinearly(pixels[:, rows, columns], size).astype(np.float32)
-
-
-def _parts(items: Iterable, size: int) -> Iterator[list]:
-    part = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def check_names(classnames: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from jclip.features.extraction import batch_size
 from jclip.features.heads import check_directions
 from jclip.features.pair_maps import PairHeads, PairScorer, PairSource
 from jclip.features.photo_maps import MapHeads, MapScorer, MapSource
-from jclip.features.photo_windows import photo_windows, window_of
+from jclip.features.photo_windows import in_parts, photo_windows, window_of
 from jclip.features.stacked_text import BranchScores
 from jclip.functional import similarity
 from jclip.functional.cooccurrence import modulated
@@ -174,7 +174,7 @@ class WindowScorer:
         skipped: dict[str, list[int]] = {}
         with ThreadPoolExecutor(max(1, workers()), thread_name_prefix="windows") as pool, jt.no_grad():
             jobs = self._jobs(_decoded(pool, photos, self._upright), photos, skipped)
-            for batch in _parts(jobs, self.plan.batch or batch_size()):
+            for batch in in_parts(jobs, self.plan.batch or batch_size()):
                 self._add(pool, batch, found, photos)
             if self.plan.mode == "dense":
                 self._add_dense(pool, found, photos)
@@ -223,7 +223,7 @@ class WindowScorer:
                 enlarged = replace(tower.source.preprocess, size=size, resize="squash")
                 at_once = max(1, (self.plan.batch or batch_size()) // scale**2)
                 jobs = (_Job(place, image) for place, image in enumerate(_decoded(pool, photos, self._upright)))
-                for batch in _parts(jobs, at_once):
+                for batch in in_parts(jobs, at_once):
                     prepare = partial(_prepared, enlarged, enlarged, photos)
                     self.passes += len(batch)
                     maps = dense_map.WindowsOfMap(tower.source.model, np.stack([*pool.map(prepare, batch)]))
@@ -295,17 +295,6 @@ def _decoded(pool: ThreadPoolExecutor, photos: Sequence[str], upright: bool) -> 
             while len(waiting) < 2 * max(1, workers()) and place + len(waiting) < len(photos):
                 waiting.append(pool.submit(read, photos[place + len(waiting)]))
             yield waiting.popleft().result()
-
-
-def _parts(items: Iterator, size: int) -> Iterator[list]:
-    part: list = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def count_windows(photo: str, plan: WindowPlan) -> int:

@@ -86,14 +86,14 @@ def test_boxes_of_all_samples_are_those_of_each_alone(features, network, close):
         close(present[row], alone.present.numpy()[0], "features")
 
 
-def test_the_report_counts_what_overlaps_by_half(features, network):
+def test_the_report_counts_what_overlaps_by_half(features, network, close):
     found = found_in(network, features, seed=0)
     report = found.report()
     overlaps = iou(*found.compared)
     assert report["acc@0.5"] == pytest.approx((overlaps >= 0.5).mean()) and report["count"] == len(features)
     assert report["mean_iou"] == pytest.approx(overlaps.mean())
     in_photo = replace(found, frame="image", criterion="giou")
-    assert np.allclose(in_photo.compared[0], found.compared[0], atol=1e-9)  # scenes fill the square
+    close(in_photo.compared[0], found.compared[0], "closed_form", "boxes in the photo")  # scenes fill the square
     assert in_photo.report()["acc@0.25"] == (giou(*found.compared) >= 0.25).mean()
     sides = np.array([phrase.endswith(("left", "right", "top", "bottom")) for phrase in features.samples.phrases])
     if sides.any() and not sides.all():
@@ -168,7 +168,7 @@ def test_tokens_of_photos_are_kept_and_read_again(tiny, features, own_cache, mon
     assert all(np.array_equal(a, b) for a, b in zip(first.parts, second.parts, strict=True))
 
 
-def test_a_run_is_measured_again_and_predicts_what_it_measured(finished, tmp_path, capsys):
+def test_a_run_is_measured_again_and_predicts_what_it_measured(finished, tmp_path, capsys, close):
     result = json.loads((finished / "result.json").read_text())["metrics"]
     lines = [json.loads(line) for line in (finished / "boxes.jsonl").read_text().splitlines()]
     assert len(lines) == result["test_count"]
@@ -184,7 +184,9 @@ def test_a_run_is_measured_again_and_predicts_what_it_measured(finished, tmp_pat
     scene.render(64).save(tmp_path / "a scene, one.png")
     found = done.predict(tmp_path / "a scene, one.png", scene.phrases())
     assert [thing.phrase for thing in found] == [line["phrase"] for line in lines[: len(found)]]
-    assert np.allclose([thing.box for thing in found], [line["box"] for line in lines[: len(found)]], atol=0.2)
+    close(
+        [thing.box for thing in found], [line["box"] for line in lines[: len(found)]], "written_boxes", "boxes of a run"
+    )
     assert all(0 <= thing.present <= 1 for thing in found)
     wide = Image.new("RGB", (300, 90), "grey")
     (thing,) = done.predict(wide, "the red one")
