@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -40,6 +42,14 @@ class BoxSamples:
 
     def __len__(self) -> int:
         return len(self.phrases)
+
+    def counts(self) -> dict[str, Any]:
+        """How many photos and phrases there are, and of each label how many phrases."""
+        return {
+            "photos": len(self.photos),
+            "phrases": len(self),
+            **({"of": dict(Counter(self.labels))} if self.labels else {}),
+        }
 
     def photo(self, number: int) -> Image.Image:
         """The RGB photo of that number, without an EXIF rotation, which boxes do not know."""
