@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from jclip.model import grounding as networks
 from jclip.model import tower_levels, trainable
 from jclip.model.parameter_groups import LowRank
 from jclip.postponed import jt
-from jclip.train import box_batches, box_towers, box_training, loop
+from jclip.train import box_batches, box_plan, box_towers, box_training, loop
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -91,9 +92,24 @@ class Config:
         return {"criterion": self.criterion, "frame": self.frame}
 
     @property
+    def trains_images(self) -> bool:
+        """Whether photos' features change in training."""
+        return self.visual_positions == "trained" or (self.tower == "lora" and self.lora.towers != "text")
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether phrases' features change in training."""
+        return self.tower == "lora" and self.lora.towers != "image"
+
+    @property
     def trains_tower(self) -> bool:
-        """Whether photos' or phrases' features change in training."""
-        return self.visual_positions == "trained" or self.tower == "lora"
+        """Whether any of them do."""
+        return self.trains_images or self.trains_texts
+
+    @property
+    def sees_anew(self) -> bool:
+        """Whether photos are encoded in each step: seen in views, or by a tower that learns."""
+        return self.augment or self.trains_images
 
     @property
     def updates(self) -> LowRank | None:
@@ -116,45 +132,84 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test phrases."""
     source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256)
-    samples = read_samples(cfg, source)
-    run.note(data={part: own.counts() for part, own in samples.items()})
-    network = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed)
-    towers = learning_towers(cfg, source)
-    state, outcome = train(cfg, run, source, network, towers, samples)
+    return run_on(cfg, run, source, read_parts(cfg, source))
+
+
+def run_on(
+    cfg: Config, run: runs.Run, source: sources.ModelSource, parts: Mapping[str, box_features.BoxFeatures]
+) -> dict[str, float]:
+    """Training and measuring on parts that have been read."""
+    check_parts(cfg, parts)
+    run.note(data={part: features.samples.counts() for part, features in parts.items()})
+    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    state, outcome = train(cfg, run, source, network, towers, parts)
     learned = towers.kept(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     towers.end()
     put_learned(source, network, learned)
     run.save_learned(learned, shape=network.shape.to_dict())
     metrics = {"train_loss": outcome.last["loss"], "parameters": sum(a.size for a in learned.values())}
     for part in REPORTED:
-        if part in samples:
-            found = box_training.found_in(network, features_of(cfg, source, samples[part]), cfg.seed, **cfg.compared)
+        if part in parts:
+            found = box_training.found_in(network, of_now(cfg, source, parts[part]), cfg.seed, **cfg.compared)
             metrics |= {f"{part}_{k}": v for k, v in found.report().items()}
             if part == "test":
                 run.hand_over(found)
     return {**metrics, **({"best_epoch": outcome.best_epoch + 1} if outcome.best else {})}
 
 
-def read_samples(cfg: Config, source: sources.ModelSource) -> dict[str, box_samples.BoxSamples]:
-    """Phrases, boxes and photos of each part of the data that there is. Raises `ConfigError` where one is missing."""
-    side = box_features.square_side(source)
-    found = {part: box_parts.part_samples(cfg.data, part, side) for part in box_samples.PARTS}
-    found = {part: samples for part, samples in found.items() if samples}
-    if "train" not in found:
+def check_parts(cfg: Config, parts: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` where a part of the data is missing."""
+    if "train" not in parts:
         raise ConfigError("there is nothing to learn from: set data.train")
-    if cfg.selection == "val" and "val" not in found:
+    if cfg.selection == "val" and "val" not in parts:
         raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
+
+
+def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
+    """Features of all parts that there are. Where each step encodes them, photos or phrases have none yet."""
+    found = {}
+    for part in box_samples.PARTS:
+        if samples := samples_of(cfg, source, part):
+            learned = part == "train"
+            found[part] = (
+                features_to_learn_from(cfg, source, samples)
+                if learned
+                else features_of(cfg, source, samples, later=cfg.trains_tower)
+            )
     return found
 
 
-def features_of(cfg: Config, source: sources.ModelSource, samples: box_samples.BoxSamples) -> box_features.BoxFeatures:
-    """Features of samples to measure on, by the towers as they are now."""
-    return box_features.box_features(source, samples, cfg.reading, keep=not cfg.trains_tower, where=cfg.tokens)
+def samples_of(cfg: Config, source: sources.ModelSource, part: str) -> box_samples.BoxSamples | None:
+    """Phrases, boxes and photos of a part of the data; None where there is no such part."""
+    return box_parts.part_samples(cfg.data, part, box_features.square_side(source))
+
+
+def features_to_learn_from(
+    cfg: Config, source: sources.ModelSource, samples: box_samples.BoxSamples
+) -> box_features.BoxFeatures:
+    """Features that steps take: photos have none that are seen in views or by a tower that learns, nor such phrases."""
+    return box_features.box_features(
+        source, samples, cfg.reading, tokens=not cfg.sees_anew, where=cfg.tokens, texts=not cfg.trains_texts
+    )
+
+
+def features_of(
+    cfg: Config, source: sources.ModelSource, samples: box_samples.BoxSamples, later: bool = False
+) -> box_features.BoxFeatures:
+    """Features to measure on, by the towers as they are now; `later`: none yet, for `of_now`."""
+    return box_features.box_features(
+        source, samples, cfg.reading, not cfg.trains_images, not later, cfg.tokens, texts=not later
+    )
+
+
+def of_now(cfg: Config, source: sources.ModelSource, features: box_features.BoxFeatures) -> box_features.BoxFeatures:
+    """The same by the towers as they are now, where these learn."""
+    return features_of(cfg, source, features.samples) if cfg.trains_tower else features
 
 
 def part_features(cfg: Config, source: sources.ModelSource, part: str) -> box_features.BoxFeatures | None:
     """Features of a part of the data, by the towers as they are now; None where there is no such part."""
-    samples = box_parts.part_samples(cfg.data, part, box_features.square_side(source))
+    samples = samples_of(cfg, source, part)
     return features_of(cfg, source, samples) if samples else None
 
 
@@ -172,20 +227,22 @@ def learning_towers(cfg: Config, source: sources.ModelSource) -> box_towers.Lear
     return box_towers.LearningTowers(source, cfg.visual_layers, positions, cfg.updates, cfg.seed)
 
 
-def training_batches(
-    cfg: Config, source: sources.ModelSource, towers: box_towers.LearningTowers, samples: box_samples.BoxSamples
-) -> box_batches.SteppedBatches:
-    """The batches of each step: tokens from the cache, or pixels where a view is drawn or the image tower learns."""
-    anew, share = cfg.augment or towers.image, cfg.absent if cfg.present else 0.0
-    features = box_features.box_features(
-        source, samples, cfg.reading, tokens=not anew, where=cfg.tokens, texts=not towers.text
-    )
-    if anew:
+def training_batches(cfg: Config, features: box_features.BoxFeatures) -> box_batches.SteppedBatches:
+    """The batches of each step."""
+    share = cfg.absent if cfg.present else 0.0
+    if cfg.sees_anew:
         view = cfg.augmentation if cfg.augment else None
         batches = box_batches.PhotoBatches(features, cfg.optim.batch, cfg.seed, share, view, cfg.data.on_error)
     else:
         batches = box_training.PhraseBatches(features, cfg.optim.batch, cfg.seed, share)
     return box_batches.SteppedBatches(batches, cfg.accumulate)
+
+
+def optimiser_of(cfg: Config, network: networks.GroundingNetwork, towers: box_towers.LearningTowers):
+    """The optimiser of the network and of what learns in the towers."""
+    optim = optimisation.optimiser(cfg.scaled, {**trainable.trainable(network), **towers.params})
+    optim.rates = dict.fromkeys(towers.params, cfg.tower_rate)
+    return optim
 
 
 def train(
@@ -194,14 +251,11 @@ def train(
     source: sources.ModelSource,
     network: networks.GroundingNetwork,
     towers: box_towers.LearningTowers,
-    samples: Mapping[str, box_samples.BoxSamples],
+    parts: Mapping[str, box_features.BoxFeatures],
 ):
     """Trains the network, and what of the towers learns: the state and the outcome."""
-    batches = training_batches(cfg, source, towers, samples["train"])
-    optim = optimisation.optimiser(cfg.scaled, {**trainable.trainable(network), **towers.params})
-    optim.rates = dict.fromkeys(towers.params, cfg.tower_rate)
+    batches, optim = training_batches(cfg, parts["train"]), optimiser_of(cfg, network, towers)
     state, total = optimisation.TrainState(optim), cfg.optim.epochs * len(batches)
-    val = features_of(cfg, source, samples["val"]) if "val" in samples and not cfg.trains_tower else None
 
     def step(of_step, number: int):
         optim.lr = optimisation.learning_rate(cfg.scaled, number, total)
@@ -210,13 +264,13 @@ def train(
         return loss
 
     def evaluate() -> dict[str, float]:
-        features = val or features_of(cfg, source, samples["val"])
+        features = of_now(cfg, source, parts["val"])
         report = box_training.found_in(network, features, cfg.seed, **cfg.compared).report()
         return {k: report[k] for k in ("acc@0.5", "mean_iou")}
 
     outcome = loop.fit(
         step, batches.epoch, state=state, run=run, epochs=cfg.optim.trained_epochs,
-        evaluate=evaluate if "val" in samples else None, select="acc@0.5", steps=cfg.optim.trained_epochs * len(batches),
+        evaluate=evaluate if "val" in parts else None, select="acc@0.5", steps=cfg.optim.trained_epochs * len(batches),
     )  # fmt: skip
     jt.gc()
     return state, outcome
@@ -235,3 +289,32 @@ def network_of(learned: Mapping[str, np.ndarray], shape: Mapping[str, Any], sour
     network = networks.GroundingNetwork(networks.FusionShape(**shape))
     put_learned(source, network, learned)
     return network
+
+
+def plan(cfg: Config, folder: Path) -> str:
+    """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
+    source = sources.source_of(cfg)
+    samples = {part: found for part in box_samples.PARTS if (found := samples_of(cfg, source, part))}
+    check_parts(cfg, samples)
+    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    optim = optimiser_of(cfg, network, towers)
+    schedule = box_plan.Schedule(
+        cfg.optim.batch, cfg.accumulate, cfg.optim.trained_epochs, cfg.sees_anew, cfg.trains_images, cfg.trains_texts,
+        cfg.tokens,
+    )  # fmt: skip
+
+    def costs_of(own: box_samples.BoxSamples) -> box_plan.Costs:
+        small = replace(cfg, optim=replace(cfg.optim, batch=len(own)), accumulate=1, tokens="memory")
+        whole = box_features.box_features(source, own, cfg.reading, keep=False, where="memory")
+        features = features_to_learn_from(small, source, own) if cfg.sees_anew or cfg.trains_texts else whole
+        batches, gradients = training_batches(small, features), []
+
+        def step() -> None:
+            batch = next(batches.epoch(0))
+            gradients[:] = box_batches.step_gradients(network, towers, batch, optim.params.values(), cfg.seed, 0)[1]
+            jt.sync(gradients)
+
+        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, len(own))
+
+    costs = box_plan.costs_of_some(costs_of, samples["train"], cfg.optim.batch, cfg.seed)
+    return "\n".join(box_plan.plan_lines(samples, schedule, source, cfg.reading, costs))

@@ -112,7 +112,7 @@ class BoxDataConfig:
     train: tuple[str, ...] = ("shapes",)
     val: tuple[str, ...] | None = None
     test: tuple[str, ...] | None = None
-    root: str = ""  # the folder of the photos; by default each file's own
+    images: str = ""  # the folder of the photos; by default `photos` or `images` beside a file, or the file's own
     form: str = ""  # of the files, of `jclip boxes --form`; by default by ending and content
     dataset: str = ""  # of .pth files whose names do not begin with it: unc, unc+, gref, gref_umd, referit, flickr
     box_format: Literal["", "xyxy", "xywh"] = ""  # of boxes; by default as the form or the data set has it

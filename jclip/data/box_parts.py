@@ -39,7 +39,7 @@ def part_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | None
 def file_samples(data: BoxDataConfig, name: str, part: str) -> BoxSamples:
     """The samples of one file, `name` as of `BoxDataConfig`. Raises `DataError`."""
     file, split = file_and_split(name)
-    root = data.root or os.path.dirname(file) or "."  # noqa: PTH120
+    root = data.images or photos_beside(file)
     skip = data.on_error == "skip"
     try:
         read = read_box_file(
@@ -58,10 +58,17 @@ def file_samples(data: BoxDataConfig, name: str, part: str) -> BoxSamples:
     return readable(samples) if skip else samples
 
 
+def photos_beside(file: str) -> str:
+    """The folder of photos that belongs to a file of rows: `photos` or `images` beside it, or the one that it is in."""
+    folder = os.path.dirname(file) or "."  # noqa: PTH120
+    beside = (os.path.join(folder, name) for name in ("photos", "images"))  # noqa: PTH118
+    return next((name for name in beside if os.path.isdir(name)), folder)  # noqa: PTH112
+
+
 def _way_out(said: str, part: str) -> str:
     """What helps against an error of reading, in brackets."""
     if "there is no photo" in said or "folder of photos" in said:
-        return f" (data.root=FOLDER names where the photos of data.{part} are; data.on_error=skip leaves out what is absent)"
+        return f" (data.images=FOLDER names where the photos of data.{part} are; data.on_error=skip leaves out what is absent)"
     return " (correct it, or data.on_error=skip leaves such rows out)" if ", row " in said or "line" in said else ""
 
 

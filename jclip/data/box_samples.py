@@ -69,16 +69,19 @@ class BoxSamples:
             else str(number)
         )
 
+    def of_rows(self, rows: Sequence[int]) -> BoxSamples:
+        """The samples of those numbers, in that order, with their photos alone."""
+        photos = sorted({self.of[row] for row in rows})
+        numbers = {photo: number for number, photo in enumerate(photos)}
+        return BoxSamples(
+            tuple(self.photos[photo] for photo in photos), self.sizes[photos],
+            np.array([numbers[self.of[row]] for row in rows], int), tuple(self.phrases[row] for row in rows),
+            self.boxes[list(rows)], tuple(self.labels[row] for row in rows) if self.labels else (),
+        )  # fmt: skip
+
     def of_photos(self, photos: Sequence[int]) -> BoxSamples:
         """The samples of the photos of those numbers alone."""
-        numbers = {photo: number for number, photo in enumerate(photos)}
-        rows = [row for row, photo in enumerate(self.of.tolist()) if photo in numbers]
-        return BoxSamples(
-            tuple(self.photos[photo] for photo in photos), self.sizes[list(photos)],
-            np.array([numbers[photo] for photo in self.of[rows].tolist()], int),
-            tuple(self.phrases[row] for row in rows), self.boxes[rows],
-            tuple(self.labels[row] for row in rows) if self.labels else (),
-        )  # fmt: skip
+        return self.of_rows(np.flatnonzero(np.isin(self.of, photos)).tolist())
 
     @cached_property
     def true(self) -> tuple[frozenset[str], ...]:
