@@ -115,7 +115,7 @@ class BoxDataConfig:
     images: str = ""  # the folder of the photos; by default `photos` or `images` beside a file, or the file's own
     form: str = ""  # of the files, of `jclip boxes --form`; by default by ending and content
     dataset: str = ""  # of .pth files whose names do not begin with it: unc, unc+, gref, gref_umd, referit, flickr
-    box_format: Literal["", "xyxy", "xywh"] = ""  # of boxes; by default as the form or the data set has it
+    box_format: str = ""  # xyxy or xywh; by default as the form or the data set has it
     truncate: bool = False  # the numbers of boxes are cut to integers before they are added, as CLIP-VG does
     on_error: Literal["stop", "skip"] = "stop"  # what to do with rows that can't be used and photos that don't decode
     scenes: int = 4000

@@ -194,9 +194,12 @@ class Grounder(FinishedRun):
 
 def _parts(metrics: Mapping[str, Any]) -> dict[str, str]:
     """What stands before the figures of each part of the data, and of each of several test files, with its title."""
-    known = {part: title for part, title in PARTS.items() if f"{part}acc@0.5" in metrics}
-    files = [k.removesuffix("acc@0.5") for k in metrics if k.endswith("_acc@0.5")]
-    return known | {part: part.removeprefix("test_").rstrip("_") for part in files if part not in PARTS}
+    files = {k.removesuffix("acc@0.5"): "" for k in metrics if k.endswith("_acc@0.5")}
+    if "acc@0.5" in metrics:  # of one part, each file by its name
+        return {"": "all" if files else PARTS[""], **{file: file.rstrip("_") for file in files}}
+    of_test = {file: file.removeprefix("test_").rstrip("_") for file in files if file not in PARTS}
+    known = {part: title for part, title in PARTS.items() if part in files}
+    return known | ({"test_": "test, all"} if of_test else {}) | of_test
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
