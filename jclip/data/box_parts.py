@@ -69,6 +69,8 @@ def _way_out(said: str, part: str) -> str:
     """What helps against an error of reading, in brackets."""
     if "there is no photo" in said or "folder of photos" in said:
         return f" (data.images=FOLDER names where the photos of data.{part} are; data.on_error=skip leaves out what is absent)"
+    if "--dataset" in said or "--box-format" in said:
+        return " (in a config: data.dataset=NAME, data.box_format=FORMAT)"
     return " (correct it, or data.on_error=skip leaves such rows out)" if ", row " in said or "line" in said else ""
 
 

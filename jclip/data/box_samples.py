@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class BoxSamples:
         """What features of the photos depend on."""
         key = hashlib.sha256(f"{self.sizes.tolist()}".encode())
         if any(isinstance(photo, shapes.Scene) for photo in self.photos):
-            key.update(Path(shapes.__file__).read_bytes())
+            key.update(_renderer())
         for number in range(len(self.photos)):
             key.update(self._content(number))
         return key.hexdigest()
@@ -121,7 +121,7 @@ class BoxSamples:
         """What features of that photo depend on, 32 bytes."""
         key = hashlib.sha256(f"{self.sizes[number].tolist()}".encode())
         if isinstance(self.photos[number], shapes.Scene):
-            key.update(Path(shapes.__file__).read_bytes())
+            key.update(_renderer())
         key.update(self._content(number))
         return key.digest()
 
@@ -130,6 +130,12 @@ class BoxSamples:
         if isinstance(photo, Path):
             return photo.read_bytes()
         return repr(photo).encode() if isinstance(photo, shapes.Scene) else photo.tobytes()
+
+
+@cache
+def _renderer() -> bytes:
+    """What draws scenes."""
+    return Path(shapes.__file__).read_bytes()
 
 
 def _fitting(scene: shapes.Scene) -> set[str]:

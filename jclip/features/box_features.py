@@ -297,8 +297,14 @@ def encoded_photos(
 
 def _encoded(features: BoxFeatures) -> tuple[np.ndarray, ...]:
     """Parts of all photos' tokens."""
-    found = encoded_photos(features, range(len(features.samples.photos)), AT_ONCE, shown=True)
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    shapes = tower_levels.part_shapes(features.source.config, features.reading.layers)
+    count, at = len(features.samples.photos), 0
+    found = tuple(np.empty((count, *shape), KINDS[features.reading.stored]) for shape in shapes)
+    for parts in encoded_photos(features, range(count), AT_ONCE, shown=True):
+        for whole, part in zip(found, parts, strict=True):
+            whole[at : at + len(part)] = part
+        at += len(parts[0])
+    return found
 
 
 def normalisation(source: ModelSource, reading: Reading) -> box_views.Normalisation:

@@ -108,6 +108,40 @@ def test_an_augmented_step_is_that_of_the_views_written_out(folder, weights, clo
     assert set(gradients) == set(network.state_dict()) and any(np.abs(g).max() > 1e-4 for g in gradients.values())
 
 
+def test_an_augmented_steps_gradients_are_torchs(folder, weights, close):
+    """Views by PIL, tokens by the towers, from there on torch: the loss and every parameter's gradient."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    from tests.library.test_grounding_network import loss_of_torch
+
+    cfg, source = config_of(folder, weights, "augment=true"), ModelSource(weights)
+    features = recipe.read_parts(cfg, source)["train"]
+    network, towers, step = steps_of(cfg, source)
+    (batch,) = next(recipe.training_batches(cfg, features).epoch(0))
+    loss, gradients = step([batch])
+    tokens, shape = box_batches.whole_batch(towers, batch), network.shape
+    texts, said = np.zeros((4, shape.max_text, shape.text_width)), np.zeros((4, shape.max_text))
+    texts[:, : tokens.texts.shape[1]], said[:, : tokens.said.shape[1]] = tokens.texts, tokens.said
+    data = {
+        "images": tokens.images,
+        "texts": texts,
+        "said": said,
+        "seen": batch.seen,
+        "boxes": batch.boxes,
+        "there": batch.there,
+    }
+    p = {k: torch.tensor(v.numpy()).double().requires_grad_() for k, v in network.state_dict().items()}
+    wanted, _, _ = loss_of_torch(shape, p, data)
+    wanted.backward()
+    close(loss, wanted.item(), "loss", "loss of an augmented step against torch")
+    keys = np.s_[shape.hidden : 2 * shape.hidden]  # of the packed bias, which the softmax does not see
+    for name, got in gradients.items():
+        pair = [
+            np.delete(np.asarray(g), keys) if name.endswith("in_proj_bias") else np.asarray(g)
+            for g in (got, p[name].grad)
+        ]
+        close(*pair, "gradient_relative", "gradients of an augmented step against torch", relative=True)
+
+
 @pytest.mark.parametrize("more", [(), ("augment=true", "visual_positions=trained"), ("tower=lora", "present=true")])
 def test_two_batches_in_a_step_are_one_of_twice_the_size(folder, weights, more, close):
     source = ModelSource(weights)
@@ -258,3 +292,14 @@ def test_a_dozen_real_photos_are_learned_from(weights, tmp_path):
         assert main(["train", str(SMOKE), *asked]) == 0
         metrics = json.loads((run / "result.json").read_text())["metrics"]
         assert metrics["test_count"] >= 12 and 0 < metrics["train_loss"] < 5
+
+
+@pytest.mark.parametrize("kind", ["single", "several", "full"])
+@pytest.mark.parametrize("name", ["unc", "unc_plus", "gref", "gref_umd", "referit", "flickr"])
+def test_published_settings_have_the_published_rate_and_batch(name, kind):
+    cfg, reference = read_config(f"grounding/{name}_{kind}")[1], 320 if kind == "full" else 384
+    assert (cfg.optim.batch * cfg.accumulate, cfg.scaled.lr, cfg.optim.epochs) == (reference, 2.5e-4, 110)
+    assert len(cfg.data.train) == (3 if kind == "several" else 1) and cfg.data.truncate and cfg.augment
+    dataset = name.replace("_plus", "+")
+    assert all(Path(file).name.split("_train")[0].endswith(dataset) for file in cfg.data.train)
+    assert len(cfg.data.test or ()) == {"unc": 2, "unc_plus": 2, "gref": 0}.get(name, 1)
