@@ -167,15 +167,19 @@ def check_parts(cfg: Config, parts: Mapping[str, Any]) -> None:
 
 def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
     """Features of all parts that there are. Where each step encodes them, photos or phrases have none yet."""
-    found = {}
-    for part in box_samples.PARTS:
-        if samples := samples_of(cfg, source, part):
-            learned = part == "train"
-            found[part] = (
-                features_to_learn_from(cfg, source, samples)
-                if learned
-                else features_of(cfg, source, samples, later=cfg.trains_tower)
-            )
+    samples = read_samples(cfg, source)
+    found = {
+        part: features_of(cfg, source, own, later=cfg.trains_tower) for part, own in samples.items() if part != "train"
+    }
+    return found | ({"train": features_to_learn_from(cfg, source, samples["train"])} if "train" in samples else {})
+
+
+def read_samples(cfg: Config, source: sources.ModelSource) -> dict[str, box_samples.BoxSamples]:
+    """Phrases, boxes and photos of all parts that there are; says where photos to measure on are learned from."""
+    found = {part: samples for part in box_samples.PARTS if (samples := samples_of(cfg, source, part))}
+    for part, samples in found.items() if "train" in found else ():
+        if part != "train":
+            box_parts.warn_shared(found["train"], samples, part)
     return found
 
 
@@ -294,7 +298,7 @@ def network_of(learned: Mapping[str, np.ndarray], shape: Mapping[str, Any], sour
 def plan(cfg: Config, folder: Path) -> str:
     """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
     source = sources.source_of(cfg)
-    samples = {part: found for part in box_samples.PARTS if (found := samples_of(cfg, source, part))}
+    samples = read_samples(cfg, source)
     check_parts(cfg, samples)
     network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
     optim = optimiser_of(cfg, network, towers)

@@ -36,6 +36,15 @@ def part_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | None
     return joined(list(filter(None, read)))
 
 
+def warn_shared(train: BoxSamples, other: BoxSamples, part: str) -> None:
+    """Says in one line how many photos of another part are learned from, too."""
+    learned = {photo for photo in train.photos if isinstance(photo, Path)}
+    if shared := sum(photo in learned for photo in other.photos if isinstance(photo, Path)):
+        notice(
+            f"{shared} of {len(other.photos)} photos of data.{part} are in data.train, too: its figures are too good"
+        )
+
+
 def file_samples(data: BoxDataConfig, name: str, part: str) -> BoxSamples:
     """The samples of one file, `name` as of `BoxDataConfig`. Raises `DataError`."""
     file, split = file_and_split(name)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jclip.config import BoxDataConfig, build
 from jclip.data import box_photos, loader
-from jclip.data.box_parts import file_samples, joined, part_samples
+from jclip.data.box_parts import file_samples, joined, part_samples, warn_shared
 from jclip.data.box_photo_views import BoxViews
 from jclip.data.box_views import BoxAugment, Normalisation
 from jclip.errors import DataError, UnknownName
@@ -60,6 +60,16 @@ def test_a_part_takes_the_rows_of_its_own_split_or_of_the_one_that_is_named(fold
         part_samples(replace(data, test=f"{folder}/rows one.jsonl"), "test", 64)
     assert part_samples(data, "unseen", 64) is None and part_samples(config(folder), "val", 64) is None
     assert part_samples(BoxDataConfig(), "val", 64) is not None  # of the embedded world there are all parts
+
+
+def test_photos_that_are_measured_on_and_learned_from_are_counted(folder, capsys):
+    data = config(folder, val=f"{folder}/rows one.jsonl", test=f"{folder}/rows one.jsonl:testA")
+    train, val, test = (part_samples(data, part, 64) for part in ("train", "val", "test"))
+    capsys.readouterr()
+    warn_shared(train, val, "val")
+    warn_shared(train, test, "test")
+    warn_shared(part_samples(BoxDataConfig(scenes=2), "train", 64), val, "val")
+    assert capsys.readouterr().err == "1 of 1 photos of data.val are in data.train, too: its figures are too good\n"
 
 
 def test_numbers_are_cut_as_clip_vg_cuts_them_if_asked(folder):
