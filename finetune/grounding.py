@@ -14,15 +14,14 @@ gradient are what makes small batches learn (`optim.lr`, `clip`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from jclip.config import BoxDataConfig, OptimConfig
-from jclip.data import box_parts, box_samples
-from jclip.data.box_views import BoxAugment
+from jclip.config import BoxDataConfig, BoxViewConfig, OptimConfig
+from jclip.data import box_parts, box_samples, box_views
 from jclip.errors import ConfigError
 from jclip.features import box_features
 from jclip.features import source as sources
@@ -56,7 +55,7 @@ class Config:
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
     augment: bool = False  # each phrase's photo in a training view of its own: photos are encoded in each step
-    augmentation: BoxAugment = field(default_factory=BoxAugment)  # how that view is drawn
+    augmentation: BoxViewConfig = field(default_factory=BoxViewConfig)  # how that view is drawn
     visual_positions: Literal["fixed", "trained"] = "fixed"  # trained, as CLIP-VG does: photos are encoded in each step
     tower: Literal["frozen", "lora"] = "frozen"  # lora: low-rank updates of the towers' attention learn too
     lora: LowRank = field(default_factory=lambda: LowRank(rank=8, dropout=0.0))
@@ -235,7 +234,7 @@ def training_batches(cfg: Config, features: box_features.BoxFeatures) -> box_bat
     """The batches of each step."""
     share = cfg.absent if cfg.present else 0.0
     if cfg.sees_anew:
-        view = cfg.augmentation if cfg.augment else None
+        view = box_views.BoxAugment(**asdict(cfg.augmentation)) if cfg.augment else None
         batches = box_batches.PhotoBatches(features, cfg.optim.batch, cfg.seed, share, view, cfg.data.on_error)
     else:
         batches = box_training.PhraseBatches(features, cfg.optim.batch, cfg.seed, share)
