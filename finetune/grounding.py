@@ -13,6 +13,7 @@ gradient are what makes small batches learn (`optim.lr`, `clip`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -306,18 +307,19 @@ def plan(cfg: Config, folder: Path) -> str:
         cfg.tokens,
     )  # fmt: skip
 
-    def costs_of(own: box_samples.BoxSamples) -> box_plan.Costs:
-        small = replace(cfg, optim=replace(cfg.optim, batch=len(own)), accumulate=1, tokens="memory")
+    def costs_of(own: box_samples.BoxSamples, batch: int) -> box_plan.Costs:
+        small = replace(cfg, optim=replace(cfg.optim, batch=batch), accumulate=1, tokens="memory")
         whole = box_features.box_features(source, own, cfg.reading, keep=False, where="memory")
         features = features_to_learn_from(small, source, own) if cfg.sees_anew or cfg.trains_texts else whole
         batches, gradients = training_batches(small, features), []
+        several = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
 
         def step() -> None:
-            batch = next(batches.epoch(0))
-            gradients[:] = box_batches.step_gradients(network, towers, batch, optim.params.values(), cfg.seed, 0)[1]
+            of_step = next(several)
+            gradients[:] = box_batches.step_gradients(network, towers, of_step, optim.params.values(), cfg.seed, 0)[1]
             jt.sync(gradients)
 
-        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, len(own))
+        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, batch)
 
     costs = box_plan.costs_of_some(costs_of, samples["train"], cfg.optim.batch, cfg.seed)
     return "\n".join(box_plan.plan_lines(samples, schedule, source, cfg.reading, costs))
