@@ -34,7 +34,7 @@ TOWERS = {  # patches, levels and widths in the proportions of the published one
         40, ViTConfig((32, 32), 8, width=64, layers=12, heads=1, mlp_width=256), TextConfig(40, 1, 2, 160)
     ),
     "b32": CLIPConfig(
-        40, ViTConfig((32, 32), 16, width=64, layers=12, heads=1, mlp_width=256), TextConfig(40, 1, 2, 160)
+        40, ViTConfig((48, 48), 16, width=64, layers=12, heads=1, mlp_width=256), TextConfig(40, 1, 2, 160)
     ),
     "l14": CLIPConfig(
         56, ViTConfig((28, 28), 7, width=72, layers=24, heads=1, mlp_width=288), TextConfig(56, 1, 2, 224)
