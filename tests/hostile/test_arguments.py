@@ -52,7 +52,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "check-data": ("none", "--json --write"),
     "fill": ("none.csv", "--model --family --fill --template --root --out --on-error --preset"),
     "captions": ("label none.txt --classes a,b", "--classes --lexicon --out --max-bad --max-per-class --seed"),
-    "boxes": ("none.jsonl", "--out --form --dataset --box-format --sources --root --instances --split --dedup --max-bad"),
+    "boxes": ("none.jsonl",
+              "--out --to --proposals --form --dataset --box-format --sources --root --instances --split --dedup --max-bad"),
     "pseudo-labels": ("none.json", "--out --sources --dataset --objects --phrases --seed --words"),
     "world": ("photo.png", "--scenes --seed --size --pairs --noise"),
 }  # fmt: skip
