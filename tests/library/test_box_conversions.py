@@ -50,9 +50,7 @@ def test_each_form_comes_back(form, ending, tmp_path, capsys):
     if form == "refs":
         assert [row.split for row in found.rows] == [row.split for row in ROWS]
     again = written(tmp_path / f"unc_again{ending}", found.rows, form)
-    assert again.rows == tuple(
-        replace(row, split=row.split and again.rows[n].split) for n, row in enumerate(found.rows)
-    )
+    assert [*map(lean, again.rows)] == [*map(lean, found.rows)]
     first = path.read_bytes()
     written(path, found.rows, form)
     assert form == "parquet" or path.read_bytes() == first  # nothing moves any more
@@ -110,7 +108,7 @@ def test_files_of_odvg_mdetr_and_refs_come_back_as_they_were(tmp_path):
     assert values["images"] == [image] and [*map(_plain, values["annotations"])] == notes
     said = [{"sent": "left man", "raw": "Left man", "sent_id": 10}, {"sent": "him", "raw": "him", "sent_id": 11}]
     refs = [{"ref_id": 4, "ann_id": 3, "image_id": 8, "split": "testA", "sentences": said},
-            {"ref_id": 5, "ann_id": 2, "image_id": 8, "split": "val", "sentences": [{"sent": "sky", "sent_id": 4}]}]  # fmt: skip
+            {"ref_id": 5, "ann_id": 2, "image_id": 8, "split": "val", "sentences": [{"sent": "a", "sent_id": 4}]}]  # fmt: skip
     coco = {
         "images": [{"id": 8, "file_name": "COCO_8.jpg", "width": 60, "height": 50}],
         "annotations": [{"id": 3, "image_id": 8, "bbox": [1.5, 2, 3, 4], "category_id": 1},
