@@ -35,7 +35,9 @@ class DetectorBoxes:
         """
         found = [box for box in self._found(photo) if least is None or box[1] >= least]
         if not found:
-            raise DataError(f"{self.path} must have boxes of {printable(photo, 200)}, got none with a score of {least:g}")
+            raise DataError(
+                f"{self.path} must have boxes of {printable(photo, 200)}, got none with a score of {least:g}"
+            )
         corners = box_forms.xywh_to_corners(np.array([box for box, _, _ in found], float))
         low, high = corners[:, :2].min(axis=1), (corners[:, 2:] - size).max(axis=1)
         whole = (low >= -SLACK) & (high <= SLACK) & (box_forms.areas(box_forms.clipped(corners, *size)) > 0)
@@ -54,7 +56,9 @@ class DetectorBoxes:
             if key in self.of:
                 return self.of[key]
         if len(self.of) == 1:
-            notice(f"{self.path}: all boxes are of {quoted(next(iter(self.of)), 80)}, taken for {printable(photo, 200)}")
+            notice(
+                f"{self.path}: all boxes are of {quoted(next(iter(self.of)), 80)}, taken for {printable(photo, 200)}"
+            )
             return next(iter(self.of.values()))
         known = ", ".join(str(key) for key in [*self.of][:3])
         raise DataError(
@@ -107,14 +111,14 @@ def _entry(path: str | os.PathLike, number: int, entry: Any) -> tuple[Key, tuple
     box, score = entry.get("bbox", entry.get("box")), entry.get("score", 1.0)
     finite = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < 1e9 for v in box)
     if not finite or box[2] <= 0 or box[3] <= 0:
-        raise DataError(
-            f"{place}: bbox must be x, y, width, height, the last two above 0, got {quoted(box, 80)}"
-        )
+        raise DataError(f"{place}: bbox must be x, y, width, height, the last two above 0, got {quoted(box, 80)}")
     if type(score) not in (int, float):
         raise DataError(f"{place}: score must be a number, got {quoted(score, 60)}")
     key = next((entry[name] for name in (*NAMES, "image_id") if type(entry.get(name)) in (int, str)), None)
     if key is None:
-        raise DataError(f"{place}: must have image_id, a number or the photo's name, got {quoted(entry.get('image_id'), 60)}")
+        raise DataError(
+            f"{place}: must have image_id, a number or the photo's name, got {quoted(entry.get('image_id'), 60)}"
+        )
     return key, tuple(map(float, box)), float(score)
 
 

@@ -118,9 +118,7 @@ def phrase_probabilities(
     return both / both.sum() if both.sum() > 0 else whole
 
 
-def thing_probabilities(
-    thing: place_words.Thing, likely: Callable[[str], np.ndarray], boxes: np.ndarray
-) -> np.ndarray:
+def thing_probabilities(thing: place_words.Thing, likely: Callable[[str], np.ndarray], boxes: np.ndarray) -> np.ndarray:
     """(N,), of sum 1: how likely each box is the thing, by its text, then its relations, then its extremes."""
     found = likely(thing.text) if thing.text else np.full(len(boxes), 1 / len(boxes))
     for name, others in thing.relations:
@@ -137,7 +135,9 @@ def thing_probabilities(
 def cut_out(photo: Image.Image, box: Sequence[float]) -> Image.Image:
     """The photo's part in a box of corners, rounded to whole pixels, one at least."""
     left, top = (min(max(round(v), 0), size - 1) for v, size in zip(box[:2], photo.size, strict=True))
-    right, bottom = (min(max(round(v), low + 1), size) for v, low, size in zip(box[2:], (left, top), photo.size, strict=True))
+    right, bottom = (
+        min(max(round(v), low + 1), size) for v, low, size in zip(box[2:], (left, top), photo.size, strict=True)
+    )
     return photo.crop((left, top, right, bottom))
 
 

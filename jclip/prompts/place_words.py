@@ -43,7 +43,8 @@ MORE_EXTREMES: Mapping[str, tuple[str, ...]] = {
 BETWEEN = "between"
 NO_THINGS = ("part", "image", "side", "picture", "half", "region", "section")  # of the picture, not in it
 MORE_NO_THINGS = (
-    "photo", "photograph", "frame", "screen", "scene", "corner", "middle", "center", "centre", "end", "view", "camera", "viewer", "us",
+    "photo", "photograph", "frame", "screen", "scene", "corner", "middle", "center", "centre", "end", "view",
+    "camera", "viewer", "us",
 )  # fmt: skip
 BEFORE = ("to", "on", "at", "in", "from", "of", "the", "is", "that", "which", "are", "standing", "sitting", "towards")
 AFTER = ("of", "than", "to", "from", "by", "in")
