@@ -33,6 +33,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
             "score photos by runs of several labels, whole and in windows, into files",
         ),
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
+        "measure-boxes": ("jclip.commands.measure_boxes:main", "measure predicted boxes of phrases, of any file"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },
     "data": {

@@ -39,6 +39,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "measure": ("none.npz --labels none",
                 "--labels --classes --images --difficult --crowd --label-values --ap --ties --no-positive --unseen --merge "
                 "--ensemble --rho --columns --column-norm --at --threshold --quantiles --calibrate --per-class --out"),
+    "measure-boxes": ("none.jsonl",
+                      "--out --worst --worst-count --root --criterion --frame --at --box-format --form --dataset"),
     "score": ("photo.png --run none", "--run --windows --scales --shapes --window-resize --window-batch --fuse --theta --kappa "
               "--local-weight --label-statistics --modulation --root --out"),
     "compare": ("none", ""),
