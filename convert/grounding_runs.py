@@ -20,7 +20,7 @@ import numpy as np
 import finetune  # noqa: F401 - the run that is written is one of a recipe, found by name (`build_config`)
 from convert.clip_vg_layout import HEADS, UNUSED, tower_name
 from convert.to_jclip import scalar_scale
-from jclip.errors import CheckpointError, ConfigError, notice, say
+from jclip.errors import CheckpointError, ConfigError, MisfitError, notice, say
 from jclip.functional.positions import resample_positions
 from jclip.model import grounding, tower_levels
 from jclip.paths import file_sha256, replacing
@@ -28,8 +28,10 @@ from jclip.readers import LazyTensor, read_weights, safetensors, torch_zip
 from jclip.report.finished_run import MODEL
 from jclip.train.configs import build_config, resolved
 from jclip.train.run import Run
-from jclip.weights.checkpoint import Checkpoint, describe, finite_tensors, from_tensors, in_memory
+from jclip.train.run_folder import existing_run
+from jclip.weights.checkpoint import Checkpoint, compare_keys, describe, finite_tensors, from_tensors, in_memory
 from jclip.weights.families import Stated
+from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.variants import architecture_name
 
 REST = "clip_vg.safetensors"  # of the run: tensors that only the checkpoint had, names and data types of all of them
@@ -42,7 +44,7 @@ def convert_grounding(args: argparse.Namespace) -> int:
     if args.dtype != "fp32" or args.to != "jclip" or args.check or args.tower or args.context_length:
         raise ConfigError("--grounding keeps numbers as they are stored: leave out --dtype, --to, --check, --tower and "
                           "--context-length")  # fmt: skip
-    if Path(args.src).is_dir():
+    if existing_run(args.src).is_dir():
         from convert.grounding_exports import export_grounding
 
         return export_grounding(args)
@@ -56,6 +58,7 @@ def import_grounding(args: argparse.Namespace) -> int:
     found = read_checkpoint(src)
     towers, network = found.towers, found.network
     checkpoint = from_tensors(src, towers, Stated(family="openai", head_width=args.vision_head_width), "openai names")
+    check_towers(checkpoint)
     last = "ml_visu_proj.weight" not in network
     sizes = sizes_of(src, network, found.beside)
     if args.image_size:
@@ -83,6 +86,17 @@ def import_grounding(args: argparse.Namespace) -> int:
         f"written: {args.dst} (a run of grounding)"
     )
     return 0
+
+
+def check_towers(checkpoint: Checkpoint) -> None:
+    """Raises `CheckpointError` for towers that lack a tensor, or hold one that is broken: before anything is written."""
+    got = {k: t.shape or (1,) for k, t in checkpoint.tensors.items()}
+    try:
+        compare_keys(parameter_shapes(checkpoint.config), got, f"{checkpoint.path}: clip.")
+    except MisfitError as e:
+        raise CheckpointError(str(e)) from e
+    for tensor in checkpoint.tensors.values():
+        tensor.read()  # which refuses what is no number
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ def main(argv: list[str]) -> int:
     read = [_read(file, source, args) for file, source in zip(args.files, _sources(args), strict=True)]
     parts = [_kept(file, args.split, args.present) for file in read]
     rows, dropped = box_files.merged(parts, args.dedup)
+    if args.proposals and not any(row.extra.get(box_detections.PROPOSALS) for row in rows):
+        raise DataError(f"{args.proposals} can't be written: no row has boxes of a detector (pred_boxes)")
     say(_report(read, parts))
     for refusal in [r for file in read for r in file.refusals][:5]:
         notice(f"left out: {refusal}")
