@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from jclip.weights.variants import ViTConfig
 
+REST = "clip_vg.safetensors"  # of a run: tensors that only the checkpoint had, names and data types of all of them
 PHOTOS, PHRASES = "image_encoder_clip_vg.", "text_encoder_clip_vg."
 UNUSED = ("visu_proj.weight", "visu_proj.bias")  # of the model of several levels
 UNUSED_INPUTS = 512  # whatever the towers are

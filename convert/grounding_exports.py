@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-import finetune  # noqa: F401 - the run's recipe is found by name
-from convert.clip_vg_layout import HEADS, MODELS, UNUSED, UNUSED_INPUTS, state_names, tower_name
-from convert.grounding_runs import REST
+from convert.clip_vg_layout import HEADS, MODELS, REST, UNUSED, UNUSED_INPUTS, state_names, tower_name
 from convert.to_jclip import scalar_scale
 from jclip.errors import CheckpointError, ConfigError, notice, say
 from jclip.paths import replacing

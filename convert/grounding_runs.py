@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 import finetune  # noqa: F401 - the run that is written is one of a recipe, found by name (`build_config`)
-from convert.clip_vg_layout import HEADS, UNUSED, tower_name
+from convert.clip_vg_layout import HEADS, REST, UNUSED, tower_name
+from convert.grounding_exports import export_grounding
 from convert.to_jclip import scalar_scale
 from jclip.errors import CheckpointError, ConfigError, MisfitError, notice, say
 from jclip.functional.positions import resample_positions
@@ -34,7 +35,6 @@ from jclip.weights.families import Stated
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.variants import architecture_name
 
-REST = "clip_vg.safetensors"  # of the run: tensors that only the checkpoint had, names and data types of all of them
 _LAYER = "vl_transformer.encoder.layers."
 _EXACT = ("float32", "float16", "bfloat16")  # what float32 holds without rounding
 
@@ -45,8 +45,6 @@ def convert_grounding(args: argparse.Namespace) -> int:
         raise ConfigError("--grounding keeps numbers as they are stored: leave out --dtype, --to, --check, --tower and "
                           "--context-length")  # fmt: skip
     if existing_run(args.src).is_dir():
-        from convert.grounding_exports import export_grounding
-
         return export_grounding(args)
     return import_grounding(args)
 

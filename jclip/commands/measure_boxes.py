@@ -12,7 +12,7 @@ from jclip.errors import ConfigError, DataError, counted, notice, say
 from jclip.paths import refuse_overwriting
 from jclip.report import box_measures, contact_sheet, evaluation
 
-MOST_SHOWN = 1000
+WORST, MOST_SHOWN = 24, 1000  # phrases of a sheet
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--worst-count",
         type=whole(1, MOST_SHOWN),
-        default=box_measures.WORST,
+        default=WORST,
         metavar="N",
         help="how many (default: 24)",
     )

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jclip.data import box_files, box_predictions, photo_file
-from jclip.data.box_rows import BoxRow
+from jclip.data import box_files, box_predictions, box_rows, photo_file
 from jclip.errors import ConfigError, DataError, notice, say
 from jclip.prompts import tokenizer
-from jclip.report import box_measures
+from jclip.report import box_measures, grounder
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
 
-    from jclip.report.grounder import Grounder
 
 ENDINGS = (".jsonl", ".json")
 OUT = "results/boxes.jsonl"
@@ -30,7 +28,7 @@ def out_of(args: argparse.Namespace, default: str) -> str:
     return out
 
 
-def predict_boxes(done: Grounder, places: Sequence[str], out: str, args: argparse.Namespace) -> int:
+def predict_boxes(done: grounder.Grounder, places: Sequence[str], out: str, args: argparse.Namespace) -> int:
     """Writes the boxes of the phrases of one file; prints how right they are, and writes the worst as --sheet.
 
     Each photo is encoded once. Raises `ConfigError` for no file or several, `DataError` as `read_box_file` does and, unless
@@ -64,8 +62,8 @@ def predict_boxes(done: Grounder, places: Sequence[str], out: str, args: argpars
 
 
 def found_boxes(
-    done: Grounder, rows: Sequence[BoxRow], root: Path, skip: bool
-) -> tuple[list[BoxRow], np.ndarray, np.ndarray | None]:
+    done: grounder.Grounder, rows: Sequence[box_rows.BoxRow], root: Path, skip: bool
+) -> tuple[list[box_rows.BoxRow], np.ndarray, np.ndarray | None]:
     """The rows whose photos decode, photo by photo in the order of the first of each; corners (N, 4) in pixels of the photo as
     it is stored, and (N,) the probability that the thing is there, of runs that learned it."""
     import numpy as np
@@ -97,7 +95,7 @@ def found_boxes(
     return [rows[n] for n in kept], np.array([things[n].box for n in kept], float), chances
 
 
-def _report_long(done: Grounder, rows: Sequence[BoxRow]) -> None:
+def _report_long(done: grounder.Grounder, rows: Sequence[box_rows.BoxRow]) -> None:
     """Says how many phrases the text tower does not hold: they are cut before their end token."""
     text, prompt = done.source.config.text, done.config.reading.prompt
     phrases = dict.fromkeys(row.phrase for row in rows)

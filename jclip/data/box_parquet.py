@@ -15,7 +15,7 @@ from jclip.readers import parquet
 from jclip.readers.text import parse_json
 
 NEEDS = "phrases with boxes in .parquet are Parquet files"
-SCHEMA = "jclip.boxes.1"
+SCHEMA = "boxes 1"
 ROWS_AT_ONCE = 8192
 
 

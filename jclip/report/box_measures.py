@@ -19,7 +19,7 @@ from jclip.report.run_table import shortly
 from jclip.report.tiles import LONGEST, Section, Tile
 
 SIDE = 224  # of the padded square; IoUs are the same at any
-WORST = 24
+
 TRUE, FOUND = (90, 230, 90), (255, 90, 60)  # colours of boxes in the sheet
 FIGURES = {"acc@0.25": "@0.25", "acc@0.5": "Acc@0.5", "acc@0.75": "@0.75", "acc@0.9": "@0.9", "mean_iou": "mean IoU",
            "cumulative_iou": "cumulative IoU", "count": "phrases"}  # fmt: skip
@@ -134,7 +134,7 @@ def _groups(rows: Sequence[BoxRow]) -> dict[str, np.ndarray]:
     return {name: m for name, m in groups.items() if known or not name.endswith(" box")}
 
 
-def write_worst(path: str | os.PathLike, measured: MeasuredBoxes, photos: str | os.PathLike, count: int = WORST) -> int:
+def write_worst(path: str | os.PathLike, measured: MeasuredBoxes, photos: str | os.PathLike, count: int = 24) -> int:
     """Write the `count` phrases whose boxes overlap least as a sheet, true boxes green and found ones red; return how many.
 
     photos: the folder of the photos; one that is not there has a grey tile. Raises `ConfigError` for another ending.
