@@ -60,7 +60,8 @@ def import_grounding(args: argparse.Namespace) -> int:
     last = "ml_visu_proj.weight" not in network
     sizes = sizes_of(src, network, found.beside)
     if args.image_size:
-        checkpoint, network = resized(src, checkpoint, network, args.image_size)
+        antialias = args.antialias != "no"
+        checkpoint, network = resized(src, checkpoint, network, args.image_size, antialias)
     shape = tower_levels.fusion_shape(checkpoint.config, "last" if last else "levels", **sizes)
     arrays = fitting_arrays(src, network, shape)
     values = {
@@ -152,14 +153,14 @@ def _is_held(found: Parts, name: str, tensor: LazyTensor) -> bool:
 
 
 def resized(
-    src: Path, checkpoint: Checkpoint, network: Mapping[str, LazyTensor], sides: list[int]
+    src: Path, checkpoint: Checkpoint, network: Mapping[str, LazyTensor], sides: list[int], antialias: bool = True
 ) -> tuple[Checkpoint, dict[str, LazyTensor]]:
     """Towers and network for photos of another side: both tables of positions resampled, which is reported. Raises
     `ConfigError` for a side that the towers can't have."""
     side, text = sides[0], checkpoint.config.text.context_length
     if len({*sides}) > 1:
         raise ConfigError(f"--image-size must be one number for grounding, which sees squares, got {sides}")
-    towers, before = checkpoint.resized(side), network["vl_pos_embed.weight"]
+    towers, before = checkpoint.resized(side, antialias), network["vl_pos_embed.weight"]
     table = before.read().astype(np.float32)
     own = math.isqrt(max(len(table) - 2 - text, 0))
     if table.ndim != 2 or own < 1 or len(table) != 2 + text + own * own:
@@ -168,7 +169,7 @@ def resized(
     grid = towers.config.vision.grid
     if (own, own) == grid and towers is checkpoint:
         return checkpoint, dict(network)
-    moved = resample_positions(table[1 + text :], (own, own), grid)
+    moved = resample_positions(table[1 + text :], (own, own), grid, antialias)
     notice(
         f"positions of photos are resampled, of the towers and of the network from {own} x {own} to {grid[0]} x {grid[1]} "
         f"patches: boxes of {side} pixels are not those that were published"
