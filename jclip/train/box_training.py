@@ -11,7 +11,7 @@ import numpy as np
 from jclip.errors import DataError
 from jclip.features.box_features import Batch, BoxFeatures, found_boxes
 from jclip.functional import boxes as box_forms
-from jclip.functional.box_metrics import box_report, group_report, phrase_groups
+from jclip.functional.box_metrics import auroc, box_report, group_report, phrase_groups
 from jclip.postponed import jt
 
 GROUPS = {"with a direction word": "sides", "without": "no_sides"}  # of phrases, in the metrics' names
@@ -132,10 +132,3 @@ def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any
         phrases = samples.absent_phrases(np.arange(len(samples)), np.random.default_rng((seed, 9)))
         absent = found_boxes(network, features, phrases)[1]
     return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent, **compared)
-
-
-def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:
-    """How often one of `of_true` is greater than one of `of_false`, equal ones counted half."""
-    below = np.searchsorted(np.sort(of_false), of_true, side="left")
-    upto = np.searchsorted(np.sort(of_false), of_true, side="right")
-    return float((below + upto).mean() / 2 / len(of_false))
