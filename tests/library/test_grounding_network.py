@@ -276,7 +276,7 @@ def test_sizes_that_fit_nothing_are_refused():
     with pytest.raises(ConfigError, match="dropout must be in"):
         replace(SHAPE, dropout=1.0)
     network, data = started(SHAPE, 0), inputs_of(SHAPE, 0)
-    with pytest.raises(ValueError, match="7 image and at most 9 text tokens, got 6 and 6"):
+    with pytest.raises(ValueError, match="7 image and at most 9 text tokens, got 6 and 9"):
         network(data["images"][:, :6], data["texts"], data["said"])
 
 
