@@ -92,7 +92,9 @@ class Fusion:
         """What a layer makes of its input and its attention's projected output."""
         x = torch_clip.norm(x + F.dropout(mixed, rate), self.p, f"{name}.norm1", 1e-5)
         inner = F.dropout(torch.relu(self.linear(x, f"{name}.linear1")), rate)
-        return torch_clip.norm(x + F.dropout(self.linear(inner, f"{name}.linear2"), rate), self.p, f"{name}.norm2", 1e-5)
+        return torch_clip.norm(
+            x + F.dropout(self.linear(inner, f"{name}.linear2"), rate), self.p, f"{name}.norm2", 1e-5
+        )
 
     def boxes(self, x):
         """[REG] (B, D) → (B, 4)."""
@@ -104,7 +106,9 @@ class Fusion:
         """(B, N, W), (B, 77, E) → (B, 4)."""
         p, B = self.p, len(texts)
         reg = p["reg_token.weight"].expand(B, 1, -1)
-        x = torch.cat([reg, self.linear(texts, "text_proj"), self.linear(images, "ml_visu_proj")], dim=1).transpose(0, 1)
+        x = torch.cat([reg, self.linear(texts, "text_proj"), self.linear(images, "ml_visu_proj")], dim=1).transpose(
+            0, 1
+        )
         ignored = torch.cat([torch.zeros(B, 1, dtype=torch.bool), ~said, ~seen], dim=1)
         positions = p["vl_pos_embed.weight"][:, None]
         for i in range(LAYERS):

@@ -60,7 +60,9 @@ def first_attention(x, table, weight, bias, sequences: Sequences, heads: int, ra
     options = (sequences, heads, rate, seed)
     if chosen() == "cuda" and x.shape[-1] // heads <= cuda.WIDEST_HEAD:
         return plain.first_attention(x, table, weight, bias, *options, cuda.masked_attention)
-    return (cpu_sequences if _fused(x, table, weight, bias) else plain).first_attention(x, table, weight, bias, *options)
+    return (cpu_sequences if _fused(x, table, weight, bias) else plain).first_attention(
+        x, table, weight, bias, *options
+    )
 
 
 def residual_norm(x, y, bias, weight, shift, tokens, eps: float, rate: float = 0.0, seed: int = 0):

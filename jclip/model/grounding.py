@@ -218,13 +218,19 @@ class GroundingNetwork(nn.Module):
         a call."""
         positions, layers = self.vl_pos_embed.weight, list(self.vl_transformer.encoder.layers)
         rate, index = 0.0 if seed is None else self.shape.dropout, jt.array(index.astype(np.int32))
-        draws = np.random.default_rng(seed or 0).integers(2**30, size=len(layers)).tolist() if rate else [0] * len(layers)
+        draws = (
+            np.random.default_rng(seed or 0).integers(2**30, size=len(layers)).tolist() if rate else [0] * len(layers)
+        )
         x, qkv = kernels.rows_of(tokens, index), None
         if len(layers) > 1 and tokens.shape[0] < SHARED * index.shape[0]:
             qkv = kernels.rows_of(layers[0].self_attn.qkv(tokens), index)
         for number, (layer, draw) in enumerate(zip(layers, draws, strict=True)):
             last = number + 1 == len(layers) and not whole
-            x = layer.first(x, positions, sequences, rate, draw) if last else layer(x, positions, sequences, rate, draw, qkv)
+            x = (
+                layer.first(x, positions, sequences, rate, draw)
+                if last
+                else layer(x, positions, sequences, rate, draw, qkv)
+            )
             qkv = None
         inner = self.bbox_embed.inner(kernels.rows_of(x, sequences.firsts) if whole else x)
         boxes = jt.sigmoid(self.bbox_embed.layers[2](inner))
@@ -241,7 +247,9 @@ class PackedTokens(NamedTuple):
     sequences: kernels.Sequences
 
 
-def packed_tokens(said: np.ndarray, seen: np.ndarray, of: np.ndarray, shape: FusionShape, whole: bool = False) -> PackedTokens:
+def packed_tokens(
+    said: np.ndarray, seen: np.ndarray, of: np.ndarray, shape: FusionShape, whole: bool = False
+) -> PackedTokens:
     """What is read of texts (B, L) and images (I, N) where `said` and `seen` are 0 or 1; of: (B,) each phrase's photo."""
     read, looked_at = (np.ones_like(a, bool) if whole else a != 0 for a in (said, seen))
     rows = [np.cumsum(a).reshape(a.shape) - 1 for a in (read, looked_at)]  # among those that are read

@@ -195,7 +195,9 @@ def test_dropout_is_the_same_whatever_is_left_out(close):
     shape = replace(SHAPES["norms"], dropout=0.3)
     network = started(shape, 0)
     pairs = [loss_of_ours(network, inputs_of(shape, 0), seed=5, whole=whole) for whole in (False, True)]
-    close(pairs[0][1].boxes.numpy(), pairs[1][1].boxes.numpy(), "features_normalised", "dropout, tokens left out: boxes")
+    close(
+        pairs[0][1].boxes.numpy(), pairs[1][1].boxes.numpy(), "features_normalised", "dropout, tokens left out: boxes"
+    )
     params = network.state_dict()
     cut, whole = (jt.grad(loss, list(params.values())) for loss, _ in pairs)
     for k, a, b in zip(params, cut, whole, strict=True):

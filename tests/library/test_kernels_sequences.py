@@ -81,7 +81,9 @@ def test_first_tokens_take_what_they_take_among_all(implementation, seed, close)
     moved = torch.cat([table @ weight[: 2 * D].T, torch.zeros(ROWS, D)], dim=1)
     wanted = attention_of_torch(x @ weight.T + bias, moved)[SEQUENCES.starts[:-1]]
     close(got.numpy(), wanted.detach(), "kernel", "attention of first tokens against torch")
-    all_close(close, *without_key_bias(gradients(got, ours), torch_gradients(wanted, theirs)), "attention of first tokens")
+    all_close(
+        close, *without_key_bias(gradients(got, ours), torch_gradients(wanted, theirs)), "attention of first tokens"
+    )
 
 
 def without_key_bias(*gradients):
@@ -106,12 +108,17 @@ def test_first_tokens_lose_the_same_weights_as_among_all(close):
 @needs_onednn
 def test_leaving_out_what_nothing_looks_at_changes_no_draw(close):
     kept = SEQUENCES.keys > 0
-    fewer = Sequences.of(*([own[keys > 0] for own, keys in zip(part, KEYS, strict=True)] for part in (PLACES, KEYS)), ROWS)
+    fewer = Sequences.of(
+        *([own[keys > 0] for own, keys in zip(part, KEYS, strict=True)] for part in (PLACES, KEYS)), ROWS
+    )
     (qkv, moved), _ = both(drawn((T, 3 * D), (ROWS, 3 * D)))
     few = jt.array(qkv.numpy()[kept])
     whole = cpu_sequences.packed_attention(qkv, moved, SEQUENCES, H, RATE, SEED).numpy()[kept]
     close(
-        cpu_sequences.packed_attention(few, moved, fewer, H, RATE, SEED).numpy(), whole, "kernel", "attention, fewer tokens"
+        cpu_sequences.packed_attention(few, moved, fewer, H, RATE, SEED).numpy(),
+        whole,
+        "kernel",
+        "attention, fewer tokens",
     )
     other = cpu_sequences.packed_attention(few, moved, fewer, H, RATE, SEED + 1).numpy()
     assert np.abs(other - whole).max() > 0.01

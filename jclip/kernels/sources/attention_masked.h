@@ -49,7 +49,7 @@ struct SequenceHead {
               int64_t rows) const {
         for (int64_t i = 0; i < N; i++) {
             const int64_t first = (head * rows + (place ? place[i] : i)) * rows;
-            for (int64_t j = 0; j < M; j++) to[i * M + j] = weights[i * M + j] * dropout(first + places[j]);
+            dropout.apply(weights + i * M, to + i * M, M, first, places.data());
         }
     }
 

@@ -66,14 +66,13 @@ private:
         const float scale = 1.0f / std::sqrt(float(d));
         const Dropout dropout(rate, seed);
         float *w = weights.data() + starts[b] * H, *p = dropped_of(b);
+        const std::vector<int64_t> others(places + starts[b], places + starts[b + 1]);
         moved(b, keys);
         dnnl_sgemm('N', 'T', H, N, D, 1.0f, u.data() + b * H * D, D, keys.data(), D, 0.0f, w, N);
         for (int64_t h = 0; h < H; h++) {
             for (int64_t j = 0; j < N; j++) w[h * N + j] = keep[starts[b] + j] != 0.0f ? w[h * N + j] : -1e30f;
             softmax(w + h * N, w + h * N, N, N, scale);
-            if (rate > 0)
-                for (int64_t j = 0; j < N; j++)
-                    p[h * N + j] = w[h * N + j] * dropout(drawn(b, h) + places[starts[b] + j]);
+            if (rate > 0) dropout.apply(w + h * N, p + h * N, N, drawn(b, h), others.data());
             float sum = 0.0f;
             for (int64_t j = 0; j < N; j++) sum += p[h * N + j];
             total[b * H + h] = sum;
@@ -113,7 +112,6 @@ inline void first_attention_backward(const float* x, const float* table, const f
     }
     #pragma omp parallel
     {
-        const Dropout dropout(rate, seed);
         std::vector<float> keys;
         #pragma omp for schedule(dynamic)
         for (int64_t b = 0; b < B; b++) {

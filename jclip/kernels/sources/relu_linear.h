@@ -13,11 +13,7 @@ inline void relu_linear_forward(const float* x, const float* weight, const float
     if (rate <= 0) return;
     const Dropout dropout(rate, seed);
     #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        float* to = y + row * N;
-        const int64_t first = int64_t(tokens[row]) * N;
-        for (int64_t i = 0; i < N; i++) to[i] *= dropout(first + i);
-    }
+    for (int64_t row = 0; row < rows; row++) dropout.apply(y + row * N, y + row * N, N, int64_t(tokens[row]) * N);
 }
 
 // What flows to the product: g where y is positive, times 1 / (1 - rate); and its sums, the bias's. Nothing is drawn: what

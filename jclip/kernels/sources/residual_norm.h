@@ -8,10 +8,9 @@ namespace jclip {
 // A row's x + dropout(y + b); which of y is dropped depends on the row's number `token`.
 inline void add_dropped(const float* x, const float* y, const float* bias, float* to, int64_t D, const Dropout& dropout,
                         bool drops, int64_t token) {
-    if (drops)
-        for (int64_t i = 0; i < D; i++) to[i] = x[i] + (y[i] + bias[i]) * dropout(token * D + i);
-    else
-        for (int64_t i = 0; i < D; i++) to[i] = x[i] + (y[i] + bias[i]);
+    for (int64_t i = 0; i < D; i++) to[i] = y[i] + bias[i];
+    if (drops) dropout.apply(to, to, D, token * D);
+    for (int64_t i = 0; i < D; i++) to[i] += x[i];
 }
 
 inline void residual_norm_forward(const float* x, const float* y, const float* bias, const float* weight,
@@ -59,10 +58,8 @@ inline void residual_norm_backward(const float* x, const float* y, const float* 
                 const float n = (s[i] - mean) * factor;
                 to_x[i] = factor * (g[i] * weight[i] - h_sum - n * hn_sum);
             }
-            if (rate > 0)
-                for (int64_t i = 0; i < D; i++) to_y[i] = to_x[i] * dropout(tokens[row] * D + i);
-            else
-                std::copy(to_x, to_x + D, to_y);
+            if (rate > 0) dropout.apply(to_x, to_y, D, int64_t(tokens[row]) * D);
+            else std::copy(to_x, to_x + D, to_y);
             for (int64_t i = 0; i < D; i++) db[i] += to_y[i];
         }
     }
