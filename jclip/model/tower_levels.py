@@ -88,10 +88,13 @@ def part_shapes(config: CLIPConfig, layers: Layers = "levels") -> list[tuple[int
 
 
 def spread(parts: list, config: CLIPConfig):
-    """Parts of `image_parts`, NumPy arrays → (B, N, W) float32: coarser maps repeated, all side by side."""
+    """Parts of `image_parts`, NumPy arrays → (B, N, W): coarser maps repeated, all side by side, in float32.
+
+    What is one part stays in the numbers that it is kept in: the network widens what it reads.
+    """
+    if parts[0].ndim == 3:
+        return parts[0]
     arrays = [np.asarray(part, np.float32) for part in parts]
-    if arrays[0].ndim == 3:
-        return arrays[0]
     rows, columns = stage_grid(config.vision)
     full = [a.repeat(rows // a.shape[1], axis=1).repeat(columns // a.shape[2], axis=2) for a in arrays]
     return np.concatenate(full, axis=3).reshape((len(full[0]), rows * columns, -1))
