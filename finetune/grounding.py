@@ -49,6 +49,7 @@ class Config:
     ffn: int = 2048  # inner width of a layer
     dropout: float = 0.1
     project_norm: bool = False  # a LayerNorm after both projections: small data needs it
+    positions: Literal["random", "sine"] = "random"  # where image tokens' learned positions start; sine learns sooner
     present: bool = False  # one more output: whether the thing is there at all
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
@@ -100,7 +101,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         raise ConfigError("there is nothing to learn from: set data.train")
     if cfg.selection == "val" and "val" not in parts:
         raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
-    network = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed)
+    network = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions)
     state, outcome = train(cfg, run, source, network, parts)
     arrays = outcome.best_arrays if cfg.selection == "val" else state.arrays()
     put_learned(source, network, arrays)

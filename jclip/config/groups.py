@@ -112,12 +112,15 @@ class BoxDataConfig:
     test_scenes: int = 600
     unseen_scenes: int = 200  # of test, of colours on shapes that neither the shipped models nor training have; 0: none
     twins: float = 0.25  # share of scenes of few kinds of things, whose phrases name sides
+    train_twins: float | None = None  # the same of training scenes, where it differs
 
     def __post_init__(self):
         require(self.scenes >= 1, "data", "scenes", "at least 1", self.scenes)
         for name in ("val_scenes", "test_scenes", "unseen_scenes"):
             require((value := getattr(self, name)) >= 0, "data", name, "at least 0 (none)", value)
         require(0 <= self.twins <= 1, "data", "twins", "in [0, 1]", self.twins)
+        if self.train_twins is not None:
+            require(0 <= self.train_twins <= 1, "data", "train_twins", "in [0, 1]", self.train_twins)
 
 
 @dataclass(frozen=True)

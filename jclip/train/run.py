@@ -78,6 +78,7 @@ class Run:
             self._held.close()
             raise
         self._begun = time.monotonic()
+        self._begun_cpu = time.process_time()
         forget_peak()
         self.facts: dict[str, Any] = {}
         self.handed_over: Any = None
@@ -201,7 +202,8 @@ class Run:
 
     def _spent(self) -> dict[str, Any]:
         """What is another from run to run."""
-        return {"seconds": round(time.monotonic() - self._begun, 2), "peak_mib": peak_memory()}
+        wall, cpu = time.monotonic() - self._begun, time.process_time() - self._begun_cpu
+        return {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2), "peak_mib": peak_memory()}
 
     def _claim(self) -> None:
         path = self.folder / CONFIG
