@@ -46,7 +46,23 @@ MORE_NO_THINGS = (
     "photo", "photograph", "frame", "screen", "scene", "corner", "middle", "center", "centre", "end", "view",
     "camera", "viewer", "us",
 )  # fmt: skip
-BEFORE = ("to", "on", "at", "in", "from", "of", "the", "is", "that", "which", "who", "are", "standing", "sitting", "towards")
+BEFORE = (
+    "to",
+    "on",
+    "at",
+    "in",
+    "from",
+    "of",
+    "the",
+    "is",
+    "that",
+    "which",
+    "who",
+    "are",
+    "standing",
+    "sitting",
+    "towards",
+)
 AFTER = ("of", "than", "to", "from", "by", "in")
 COMPARED = ("than", "to", "from", "by")  # "the smaller of the two dogs" compares with no other thing
 SIZES = ("bigger", "smaller")
