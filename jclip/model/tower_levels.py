@@ -31,6 +31,12 @@ def stage_grid(vision: ResNetConfig) -> tuple[int, int]:
     return rows * factor, columns * factor
 
 
+def token_grid(config: CLIPConfig, visual: Layers = "levels") -> tuple[int, int]:
+    """Rows and columns of the image tokens, which stand at the end of the sequence, row by row."""
+    vision = config.vision
+    return stage_grid(vision) if isinstance(vision, ResNetConfig) and visual == "levels" else vision.grid
+
+
 def fusion_shape(config: CLIPConfig, visual: Layers = "levels", **sizes) -> FusionShape:
     """The network's sizes for towers of that architecture; `sizes` are those that the towers leave open.
 

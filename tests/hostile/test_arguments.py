@@ -29,6 +29,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "tag": ("photo.png --model none.safetensors --classes a,b",
             "--classes --model --run --threshold --calibration --top --out --sheet --on-error --sort-into --method "
             "--background --templates --size --windows --family --dtype"),
+    "ground": ("photo.png dog --model none.safetensors",
+               "--phrase --run --model --boxes --min-score --draw --attention --on-error --family"),
     "train": (f"{SMOKE} none=1", "--run --runs --link"),
     "sweep": (f"{SMOKE} none=1", "--runs --out"),
     "eval": ("none", "--out --on"),
