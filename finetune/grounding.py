@@ -52,6 +52,7 @@ class Config:
     ffn: int = 2048  # inner width of a layer
     dropout: float = 0.1
     project_norm: bool = False  # a LayerNorm after both projections: small data needs it
+    positions: Literal["random", "sine"] = "random"  # where image tokens' learned positions start; sine learns sooner
     present: bool = False  # one more output: whether the thing is there at all
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
@@ -141,7 +142,10 @@ def run_on(
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
-    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    network, towers = (
+        networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions),
+        learning_towers(cfg, source),
+    )
     state, outcome = train(cfg, run, source, network, towers, parts)
     learned = towers.kept(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     towers.end()

@@ -76,7 +76,7 @@ class FinishedRun:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the run was made of and with, and what its last start took: `seconds`, `peak_mib`."""
+        """What the run was made of and with, and what its last start took: `seconds`, `cpu_seconds`, `peak_mib`."""
         return self.result["provenance"]
 
     @property

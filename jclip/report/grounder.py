@@ -17,7 +17,6 @@ from jclip.features import source as sources
 from jclip.functional import box_metrics, boxes
 from jclip.model import grounding, grounding_attention, tower_levels
 from jclip.paths import write_together
-from jclip.prompts import tokenizer
 from jclip.readers import safetensors
 from jclip.report import evaluation, predictions
 from jclip.report.finished_run import MODEL, FinishedRun
@@ -131,7 +130,7 @@ class Grounder(FinishedRun):
         chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
         cosines = [None] * len(said)
         if support:
-            cosines = box_proposals.crop_support(self.source, picture, corners, said, truncate).tolist()
+            cosines = box_proposals.crop_support(self.source, picture, corners, said).tolist()
         return [
             FoundThing(phrase, tuple(box), *scores)
             for phrase, box, *scores in zip(said, corners.tolist(), chances, cosines, strict=True)
@@ -155,15 +154,17 @@ class Grounder(FinishedRun):
             found.append(Looked(phrase, weights[-rows * columns :].reshape(rows, columns), features.places[0]))
         return found
 
+    def check_lengths(self, phrases: Sequence[str], truncate: bool) -> None:
+        """Raises `DataError` for a phrase that is too long for the text tower, unless `truncate`."""
+        box_proposals.check_lengths(self.source, phrases, self.config.reading.prompt, truncate)
+
     def _features(
         self, picture: Image.Image, said: tuple[str, ...], truncate: bool
     ) -> tuple[grounding.GroundingNetwork, box_features.BoxFeatures]:
         """The network, and what the towers say of one picture and its phrases."""
         import numpy as np
 
-        if not truncate:
-            prompted = [self.config.reading.prompt.replace("{phrase}", phrase.lower()) for phrase in said]
-            tokenizer.tokenize_for(self.source.config.text, prompted)
+        self.check_lengths(said, truncate)
         samples = box_samples.BoxSamples(
             (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
         )

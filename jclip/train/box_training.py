@@ -91,14 +91,14 @@ class FoundBoxes:
 
     def report(self) -> dict[str, float]:
         """acc@t, mean_iou, cumulative_iou, count, acc_sides and acc_no_sides by direction words where there are both,
-        and of a network that says whether things are there how well: present_auroc. Of several files the first of these
-        also for each, after its name."""
+        and of a network that says whether things are there how well: present_auroc, present_acc. Of
+        several files the first of these also for each, after its name."""
         samples, compared = self.features.samples, self.compared
         sizes = samples.sizes[samples.of]
         groups = {name: m for name, m in phrase_groups(samples.phrases, samples.boxes, sizes).items() if name in GROUPS}
         found = group_report(*compared, groups, self.criterion)
         parts = {f"acc_{GROUPS[name]}": row["acc"] for name, row in found.items()} if len(found) == len(GROUPS) else {}
-        present = {} if self.present is None else {"present_auroc": auroc(self.present, self.of_absent)}
+        present = {} if self.present is None else presence(self.present, self.of_absent)
         own = {**box_report(*compared, self.criterion), "count": len(samples)}
         return {**own, **parts, **present, **self._by_label()}
 
@@ -132,3 +132,13 @@ def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any
         phrases = samples.absent_phrases(np.arange(len(samples)), np.random.default_rng((seed, 9)))
         absent = found_boxes(network, features, phrases)[1]
     return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent, **compared)
+
+
+def presence(of_present: np.ndarray, of_absent: np.ndarray) -> dict[str, float]:
+    """How well logits tell things that are there from those that aren't, as many of each: present_auroc, and present_acc, the
+    share on the right side of 0."""
+    right = (of_present > 0).sum() + (of_absent <= 0).sum()
+    return {
+        "present_auroc": auroc(of_present, of_absent),
+        "present_acc": float(right / (len(of_present) + len(of_absent))),
+    }

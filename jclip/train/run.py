@@ -80,6 +80,7 @@ class Run:
             self._held.close()
             raise
         self._begun = time.monotonic()
+        self._begun_cpu = time.process_time()
         forget_peak()
         self.facts: dict[str, Any] = {}
         self.handed_over: Any = None
@@ -203,7 +204,8 @@ class Run:
 
     def _spent(self) -> dict[str, Any]:
         """What is another from run to run."""
-        return {"seconds": round(time.monotonic() - self._begun, 2), "peak_mib": peak_memory()}
+        wall, cpu = time.monotonic() - self._begun, time.process_time() - self._begun_cpu
+        return {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2), "peak_mib": peak_memory()}
 
     def _claim(self) -> None:
         path = self.folder / CONFIG
@@ -239,7 +241,7 @@ def read_result(folder: str | os.PathLike) -> dict[str, Any]:
     path = folder / RESULT
     if not path.is_file():
         near = "" if folder.exists() else did_you_mean(str(folder), SHIPPED_RUNS)
-        raise ConfigError(f"{folder} holds no finished run (no {RESULT}){near}: run `train` to its end first")
+        raise ConfigError(f"{folder} holds no finished run (no {RESULT}){near or ': run `train` to its end first'}")
     try:
         with open_regular(path) as f:
             values = json.loads(f.read())
