@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.choices import default_model
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
-from jclip.data import detector_boxes, splits
-from jclip.data.photo_file import PHOTO_ENDINGS
+from jclip.data import detector_boxes, photo_file, splits
 from jclip.errors import ConfigError, DataError, counted, notice, quoted, say
 from jclip.features import box_proposals, rough_boxes
 from jclip.features import source as sources
@@ -108,7 +107,7 @@ def photos_and_phrases(things: Sequence[str], phrases: Sequence[str]) -> tuple[l
             raise DataError(f"no such photo or folder: {quoted(things[0])}")
         raise ConfigError(f'name what to find in {quoted(things[0])}: a phrase such as "the red one"')
     for phrase in things[count:]:
-        if Path(phrase).suffix.lower() in PHOTO_ENDINGS:
+        if Path(phrase).suffix.lower() in photo_file.PHOTO_ENDINGS:
             if exists(phrase):
                 raise ConfigError(
                     f"photos must stand before phrases, got {quoted(phrase)} (a phrase of that name: --phrase)"
