@@ -37,9 +37,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="a phrase, also one that is a file's name; repeatable",
     )
-    what = p.add_mutually_exclusive_group()
-    add_shared(what, "--run", " of the recipe grounding, or shapes-tiny-ground")
-    add_shared(what, "--model", f"{BY_NAME}; repeated, scores of several are added", action="append")
+    add_shared(p, "--run", " of the recipe grounding, or shapes-tiny-ground")
+    add_shared(
+        p, "--model", f"{BY_NAME}; repeated, scores of several are added; beside --run the run's own weights, where the "
+        "file has moved", action="append",
+    )  # fmt: skip
     p.add_argument(
         "--boxes", type=nonempty, metavar="FILE",
         help="with --model: choose among a detector's boxes, COCO's results as JSON, in pixels of the photo as it is seen",
@@ -120,12 +122,15 @@ def check(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for options that do not fit each other."""
     models = args.model or []
     for given, option, of in (
-        (args.run and args.boxes, "--boxes", "--model"), (args.run and args.no_rules, "--no-rules", "--model"),
+        (args.run and args.boxes, "--boxes", "--model, without --run"),
+        (args.run and args.no_rules, "--no-rules", "--model, without --run"),
         (not args.run and args.attention, "--attention", "--run"),
         (args.min_score is not None and not args.boxes, "--min-score", "--boxes"),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{option} must stand beside {of}")
+    if args.run and len(models) > 1:
+        raise ConfigError(f"--model must name one model beside --run, got {len(models)}")
     if len(models) > 1 and not args.boxes:
         raise ConfigError(f"several models must stand beside --boxes, got {len(models)}")
 
@@ -156,7 +161,7 @@ def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> tuple[Finder,
     """What finds phrases in a photo as the options say, and the run if it is one. Raises `ConfigError`, and `DataError` for
     a phrase that is too long."""
     if args.run:
-        run = grounder.Grounder.load(*run_folder(args.run, ()))
+        run = grounder.Grounder.load(*run_folder(args.run, ()), *(args.model or ()))
         run.check_lengths(phrases, args.truncate)
         return lambda picture, photo, phrases: run.predict(picture, phrases, True, args.truncate), run
     proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None
