@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.choices import default_model
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
-from jclip.data import detector_boxes, splits
+from jclip.data import detector_boxes, photo_file, splits
 from jclip.errors import ConfigError, DataError, counted, notice, quoted, say
 from jclip.features import box_proposals, rough_boxes
 from jclip.features import source as sources
 from jclip.paths import exists, refuse_overwriting
-from jclip.report import box_drawing, found_boxes, grounder, predictions
+from jclip.report import box_drawing, found_boxes, grounder
 from jclip.report.finished_run import run_folder
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from PIL import Image
 
-    from jclip.report.grounder import FoundThing
-
-Finder = Callable[["Image.Image", str, Sequence[str]], "list[FoundThing]"]
+Finder = Callable[[Any, str, Sequence[str]], list[Any]]  # picture, its path, phrases → their boxes
 EPILOG = """Arguments that are files or folders are photos, the rest are phrases; the last is always a phrase. Words of places
 (left, behind, bigger than …) have rules with --model. A box comes back in any case: `present` and `support` say what it is
 worth. --run shapes-tiny-ground ships with jclip and knows the scenes of `jclip world`."""
@@ -39,9 +37,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="a phrase, also one that is a file's name; repeatable",
     )
-    what = p.add_mutually_exclusive_group()
-    add_shared(what, "--run", " of the recipe grounding, or shapes-tiny-ground")
-    add_shared(what, "--model", f"{BY_NAME}; repeated, scores of several are added", action="append")
+    add_shared(p, "--run", " of the recipe grounding, or shapes-tiny-ground")
+    add_shared(
+        p, "--model", f"{BY_NAME}; repeated, scores of several are added; beside --run the run's own weights, where the "
+        "file has moved", action="append",
+    )  # fmt: skip
     p.add_argument(
         "--boxes", type=nonempty, metavar="FILE",
         help="with --model: choose among a detector's boxes, COCO's results as JSON, in pixels of the photo as it is seen",
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     many = len(photos) > 1 or any(Path(place).is_dir() for place in named)
     drawings = {option: drawing_names(path, photos, many) for option, path in outputs(args).items()}
     refuse_overwriting([name for names in drawings.values() for name in names], [*photos, *filter(None, [args.boxes])])
-    finder, run = finder_of(args)
+    finder, run = finder_of(args, phrases)
     on_error = args.on_error or ("skip" if many else "stop")
     failed: list[str] = []
     rows: list[list[str]] = []
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         rows += found_boxes.table_rows(photo, things)
         draw(drawings, at, picture, things, kind, run, args)
     if not args.json:
-        say(predictions.table(found_boxes.HEAD, rows))
+        say(found_boxes.table(rows))
     if failed:
         notice(f"skipped {len(failed)} of {len(photos)} photos (first: {failed[0]})")
     for option, path in outputs(args).items():
@@ -108,8 +108,12 @@ def photos_and_phrases(things: Sequence[str], phrases: Sequence[str]) -> tuple[l
         if last or not exists(things[0]):
             raise DataError(f"no such photo or folder: {quoted(things[0])}")
         raise ConfigError(f'name what to find in {quoted(things[0])}: a phrase such as "the red one"')
-    for phrase in said:
-        if Path(phrase).suffix.lower() in box_drawing.SUFFIXES and not phrases:
+    for phrase in things[count:]:
+        if Path(phrase).suffix.lower() in photo_file.PHOTO_ENDINGS:
+            if exists(phrase):
+                raise ConfigError(
+                    f"photos must stand before phrases, got {quoted(phrase)} (a phrase of that name: --phrase)"
+                )
             raise DataError(f"no such photo: {quoted(phrase)} (a phrase of that name: --phrase)")
     return named, list(dict.fromkeys(said))
 
@@ -118,12 +122,15 @@ def check(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for options that do not fit each other."""
     models = args.model or []
     for given, option, of in (
-        (args.run and args.boxes, "--boxes", "--model"), (args.run and args.no_rules, "--no-rules", "--model"),
+        (args.run and args.boxes, "--boxes", "--model, without --run"),
+        (args.run and args.no_rules, "--no-rules", "--model, without --run"),
         (not args.run and args.attention, "--attention", "--run"),
         (args.min_score is not None and not args.boxes, "--min-score", "--boxes"),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{option} must stand beside {of}")
+    if args.run and len(models) > 1:
+        raise ConfigError(f"--model must name one model beside --run, got {len(models)}")
     if len(models) > 1 and not args.boxes:
         raise ConfigError(f"several models must stand beside --boxes, got {len(models)}")
 
@@ -150,25 +157,30 @@ def drawing_names(path: str, photos: Sequence[str], many: bool) -> list[str]:
     return names
 
 
-def finder_of(args: argparse.Namespace) -> tuple[Finder, grounder.Grounder | None]:
-    """What finds phrases in a photo as the options say, and the run if it is one. Raises `ConfigError`."""
+def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> tuple[Finder, grounder.Grounder | None]:
+    """What finds phrases in a photo as the options say, and the run if it is one. Raises `ConfigError`, and `DataError` for
+    a phrase that is too long."""
     if args.run:
-        run = grounder.Grounder.load(*run_folder(args.run, ()))
+        run = grounder.Grounder.load(*run_folder(args.run, ()), *(args.model or ()))
+        run.check_lengths(phrases, args.truncate)
         return lambda picture, photo, phrases: run.predict(picture, phrases, True, args.truncate), run
     proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None
     models = [sources.ModelSource(name, args.family) for name in args.model or [default_model()]]
     rules = box_proposals.ProposalRules(places=not args.no_rules)
+    for source in models:
+        box_proposals.check_towers(source)
+        box_proposals.check_lengths(source, phrases, rules.prompt, args.truncate)
     if proposed is None:
         rough = rough_boxes.RoughScorer(models[0], rules)
 
-        def roughly(picture: Image.Image, photo: str, phrases: Sequence[str]) -> list[FoundThing]:
+        def roughly(picture: Image.Image, photo: str, phrases: Sequence[str]) -> list[grounder.FoundThing]:
             found = rough(picture, phrases, args.truncate)
             return [found_boxes.best_of(p, *one) for p, one in zip(phrases, found, strict=True)]
 
         return roughly, None
     scorer = box_proposals.BoxScorer(models, rules)
 
-    def among(picture: Image.Image, photo: str, phrases: Sequence[str]) -> list[FoundThing]:
+    def among(picture: Image.Image, photo: str, phrases: Sequence[str]) -> list[grounder.FoundThing]:
         boxes = proposed.boxes(photo, picture.size, args.min_score)
         found = scorer(picture, boxes, phrases, args.truncate)
         return [found_boxes.best_of(p, boxes, one) for p, one in zip(phrases, found, strict=True)]
@@ -179,25 +191,26 @@ def finder_of(args: argparse.Namespace) -> tuple[Finder, grounder.Grounder | Non
 def found_in(
     photos: Sequence[str], phrases: Sequence[str], finder: Finder, on_error: str, failed: list[str]
 ) -> Iterator[tuple[int, str, Image.Image, list[Any]]]:
-    """Number, path, picture and boxes of each photo that decodes; `failed` receives why others do not."""
+    """Number, path, picture and boxes of each photo that decodes and has proposals; `failed` receives what others lack."""
     for at, photo in enumerate(photos):
         try:
             picture = grounder.opened(photo)
+            things = finder(picture, photo, phrases)
         except DataError as e:
             if on_error == "stop":
                 raise
             failed.append(str(e))
             continue
-        yield at, photo, picture, finder(picture, photo, phrases)
+        yield at, photo, picture, things
     if len(failed) == len(photos):
-        raise DataError(f"none of {counted(len(photos), 'photo')} decodes: {failed[0]}")
+        raise DataError(f"none of {counted(len(photos), 'photo')} can be searched: {failed[0]}")
 
 
 def draw(
     drawings: dict[str, list[str]],
     at: int,
     picture: Image.Image,
-    things: Sequence[FoundThing],
+    things: Sequence[grounder.FoundThing],
     kind: str,
     run: grounder.Grounder | None,
     args: argparse.Namespace,

@@ -143,8 +143,9 @@ def write_world(
 ) -> dict[str, int]:
     """Write scenes to a folder that exists, and return the number of rows of each file.
 
-    photos/; boxes.jsonl, human rows of all parts; proposals.json, all things' boxes as COCO's results; detections.jsonl, triplets.jsonl and captions.jsonl of the training
-    scenes; template.jsonl, relation.jsonl and caption.jsonl, pseudo-labels of these with noise; world.json, the settings.
+    photos/; boxes.jsonl, human rows of all parts; proposals.json, all things' boxes as COCO's results; detections.jsonl,
+    triplets.jsonl and captions.jsonl of the training scenes; template.jsonl, relation.jsonl and caption.jsonl,
+    pseudo-labels of these with noise; world.json, the settings.
     """
     scenes = named_scenes(count, seed, pairs)
     (folder / PHOTOS).mkdir()

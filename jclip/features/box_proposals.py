@@ -166,13 +166,18 @@ def text_feature(source: ModelSource, prompt: str, truncate: bool = False) -> np
     return unit(features)[0]
 
 
-def crop_support(
-    source: ModelSource, photo: Image.Image, boxes: np.ndarray, phrases: Sequence[str], truncate: bool = False
-) -> np.ndarray:
-    """(n,): the cosine of each phrase with what its own box, corners (n, 4) of an RGB photo, cuts out of it."""
-    texts = {phrase: text_feature(source, PROMPT.replace("{phrase}", phrase.lower()), truncate) for phrase in phrases}
+def crop_support(source: ModelSource, photo: Image.Image, boxes: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
+    """(n,): the cosine of each phrase with what its own box, corners (n, 4) of an RGB photo, cuts out of it. A phrase that
+    is too long is cut."""
+    texts = {phrase: text_feature(source, PROMPT.replace("{phrase}", phrase.lower()), True) for phrase in phrases}
     pictures = picture_features(source, (cut_out(photo, box) for box in np.asarray(boxes, float).tolist()))
     return (pictures * np.stack([texts[phrase] for phrase in phrases])).sum(axis=1)
+
+
+def check_lengths(source: ModelSource, phrases: Sequence[str], prompt: str, truncate: bool) -> None:
+    """Raises `DataError` for a phrase that with its prompt is longer than the text tower reads, unless `truncate`."""
+    if not truncate:
+        tokenizer.tokenize_for(source.config.text, [prompt.replace("{phrase}", phrase.lower()) for phrase in phrases])
 
 
 def check_towers(source: ModelSource) -> None:

@@ -46,8 +46,26 @@ MORE_NO_THINGS = (
     "photo", "photograph", "frame", "screen", "scene", "corner", "middle", "center", "centre", "end", "view",
     "camera", "viewer", "us",
 )  # fmt: skip
-BEFORE = ("to", "on", "at", "in", "from", "of", "the", "is", "that", "which", "are", "standing", "sitting", "towards")
+BEFORE = (
+    "to",
+    "on",
+    "at",
+    "in",
+    "from",
+    "of",
+    "the",
+    "is",
+    "that",
+    "which",
+    "who",
+    "are",
+    "standing",
+    "sitting",
+    "towards",
+)
 AFTER = ("of", "than", "to", "from", "by", "in")
+COMPARED = ("than", "to", "from", "by")  # "the smaller of the two dogs" compares with no other thing
+SIZES = ("bigger", "smaller")
 ARTICLES = ("the", "a", "an", "his", "her", "its", "their", "this", "that")
 DEGREES = ("far", "most", "very")
 
@@ -162,7 +180,7 @@ class _Reader:
         where = behind
         if where < end and self.words[where] in ("side", "part", "half", "hand", "corner", "end", "edge"):
             where += 1
-        linked = where < end and self.words[where] in AFTER
+        linked = where < end and self.words[where] in (COMPARED if relation in SIZES else AFTER)
         where += linked
         other = self._other(where, end)
         direct = word in _PREPOSITIONS

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jclip.features.box_proposals import ScoredBoxes
+from jclip.report import predictions
 from jclip.report.box_drawing import DrawnBox
 from jclip.report.grounder import FoundThing
 
@@ -29,6 +30,12 @@ def table_rows(photo: str, things: Sequence[FoundThing]) -> list[list[str]]:
         [photo, t.phrase, ", ".join(f"{v:.1f}" for v in t.box), *map(_score, (t.support, t.present, t.probability))]
         for t in things
     ]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows below their names, without the scores that none of them has."""
+    kept = [i for i in range(len(HEAD)) if i < 3 or any(row[i] for row in rows)]
+    return predictions.table([HEAD[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def json_line(photo: str, size: tuple[int, int], method: str, things: Sequence[FoundThing]) -> str:

@@ -17,7 +17,6 @@ from jclip.features import source as sources
 from jclip.functional import box_metrics, boxes
 from jclip.model import grounding, grounding_attention, tower_levels
 from jclip.paths import write_together
-from jclip.prompts import tokenizer
 from jclip.readers import safetensors
 from jclip.report import evaluation, predictions
 from jclip.report.finished_run import MODEL, FinishedRun
@@ -35,6 +34,20 @@ FIGURES = {
     "acc@0.5": "Acc@0.5", "acc@0.25": "@0.25", "acc@0.75": "@0.75", "mean_iou": "mean IoU", "cumulative_iou": "cumulative IoU",
     "acc_sides": "Acc@0.5, with sides", "acc_no_sides": "without", "count": "phrases",
 }  # fmt: skip
+
+
+def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
+    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
+    is_path = isinstance(photo, str | os.PathLike)
+    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
+
+
+def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
+    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
+    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+    if not said or not all(phrase.strip() for phrase in said):
+        raise ConfigError("name what to find: a phrase must not be empty")
+    return said
 
 
 class FoundThing(NamedTuple):
@@ -131,7 +144,7 @@ class Grounder(FinishedRun):
         chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
         cosines = [None] * len(said)
         if support:
-            cosines = box_proposals.crop_support(self.source, picture, corners, said, truncate).tolist()
+            cosines = box_proposals.crop_support(self.source, picture, corners, said).tolist()
         return [
             FoundThing(phrase, tuple(box), *scores)
             for phrase, box, *scores in zip(said, corners.tolist(), chances, cosines, strict=True)
@@ -155,15 +168,17 @@ class Grounder(FinishedRun):
             found.append(Looked(phrase, weights[-rows * columns :].reshape(rows, columns), features.places[0]))
         return found
 
+    def check_lengths(self, phrases: Sequence[str], truncate: bool) -> None:
+        """Raises `DataError` for a phrase that is too long for the text tower, unless `truncate`."""
+        box_proposals.check_lengths(self.source, phrases, self.config.reading.prompt, truncate)
+
     def _features(
         self, picture: Image.Image, said: tuple[str, ...], truncate: bool
     ) -> tuple[grounding.GroundingNetwork, box_features.BoxFeatures]:
         """The network, and what the towers say of one picture and its phrases."""
         import numpy as np
 
-        if not truncate:
-            prompted = [self.config.reading.prompt.replace("{phrase}", phrase.lower()) for phrase in said]
-            tokenizer.tokenize_for(self.source.config.text, prompted)
+        self.check_lengths(said, truncate)
         samples = box_samples.BoxSamples(
             (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
         )
@@ -238,20 +253,6 @@ class Grounder(FinishedRun):
         if part is None:
             raise ConfigError(f"runs must share Acc@0.5 on val or test, got none in common: {', '.join(results)}")
         return _table([(predictions.marked(Path(name).name, m), m, part) for name, m in results.items()])
-
-
-def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
-    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
-    is_path = isinstance(photo, str | os.PathLike)
-    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
-
-
-def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
-    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
-    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
-    if not said or not all(phrase.strip() for phrase in said):
-        raise ConfigError("name what to find: a phrase must not be empty")
-    return said
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:

@@ -239,7 +239,7 @@ def read_result(folder: str | os.PathLike) -> dict[str, Any]:
     path = folder / RESULT
     if not path.is_file():
         near = "" if folder.exists() else did_you_mean(str(folder), SHIPPED_RUNS)
-        raise ConfigError(f"{folder} holds no finished run (no {RESULT}){near}: run `train` to its end first")
+        raise ConfigError(f"{folder} holds no finished run (no {RESULT}){near or ': run `train` to its end first'}")
     try:
         with open_regular(path) as f:
             values = json.loads(f.read())
