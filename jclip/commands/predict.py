@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jclip.commands import predict_boxes, predict_tags
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
-from jclip.data import splits
+from jclip.data import photo_file, splits
 from jclip.errors import ConfigError, say
 from jclip.paths import exists, is_file, refuse_overwriting
 from jclip.report import contact_sheet, sorted_folders
@@ -79,6 +79,8 @@ def predict_phrases(done: FinishedRun, places: list[str], args: argparse.Namespa
              "--calibrate-on": args.calibrate_on}  # fmt: skip
     if odd := [option for option, value in given.items() if value is not None]:
         raise ConfigError(f"{odd[0]} is of runs that label photos, got {done.folder}, recipe {done.recipe}")
+    if any(Path(place).is_dir() or Path(place).suffix.lower() in photo_file.PHOTO_ENDINGS for place in places):
+        done.check_predict(sheet=False, sort=False)
     out = predict_boxes.out_of(args, OUT)
     read = [*places, *files_of_run(done)]
     refuse_overwriting([out, args.sheet], read)

@@ -36,6 +36,20 @@ FIGURES = {
 }  # fmt: skip
 
 
+def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
+    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
+    is_path = isinstance(photo, str | os.PathLike)
+    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
+
+
+def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
+    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
+    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+    if not said or not all(phrase.strip() for phrase in said):
+        raise ConfigError("name what to find: a phrase must not be empty")
+    return said
+
+
 class FoundThing(NamedTuple):
     """A phrase's box: corners x1, y1, x2, y2 in pixels of the photo; a box comes back in any case.
 
@@ -249,20 +263,6 @@ def _parts(metrics: Mapping[str, Any]) -> dict[str, str]:
     of_test = {file: file.removeprefix("test_").rstrip("_") for file in files if file not in PARTS}
     known = {part: title for part, title in PARTS.items() if part in files}
     return known | ({"test_": "test, all"} if of_test else {}) | of_test
-
-
-def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
-    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
-    is_path = isinstance(photo, str | os.PathLike)
-    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
-
-
-def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
-    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
-    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
-    if not said or not all(phrase.strip() for phrase in said):
-        raise ConfigError("name what to find: a phrase must not be empty")
-    return said
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:

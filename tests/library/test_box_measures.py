@@ -211,3 +211,14 @@ def test_what_only_one_file_has_is_left_out_when_asked(tmp_path, capsys):
     assert main(["measure-boxes", str(path), str(tmp_path / "true.jsonl"), "--common"]) == 2
     assert main(["measure-boxes", str(path)]) == 2
     assert "has no true box: name the file of true boxes" in capsys.readouterr().err
+
+
+def test_boxes_of_a_run_bring_their_true_ones_along(tmp_path, capsys):
+    """boxes.jsonl of `train` and `eval`: photo, phrase, box (found), true."""
+    pairs = [*zip(ROWS[:3], FOUND_BOXES.tolist(), strict=False)]
+    lines = [{"photo": f"/x/{r.image}", "phrase": r.phrase, "box": b, "true": [*r.box], "iou": 0.1} for r, b in pairs]
+    path = put(tmp_path / "boxes.jsonl", lines, lines=True)
+    assert main(["measure-boxes", str(path), "--out", str(tmp_path / "m.json")]) == 0
+    assert "the photos' sizes are unknown" in capsys.readouterr().err
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["mean_iou"] == pytest.approx(np.mean(IOUS)) and "large box" not in found["groups"]
