@@ -121,6 +121,8 @@ def _only(folder, row) -> str:
 def test_files_and_folders_that_are_not_there_are_named(folder, tmp_path):
     with pytest.raises(DataError, match="there is no file .*none.jsonl"):
         part_samples(BoxDataConfig(train=f"{tmp_path}/none.jsonl"), "train", 64)
+    with pytest.raises(DataError, match="there is no file .*rows_one.jsonl, did you mean 'rows one.jsonl'"):
+        part_samples(BoxDataConfig(train=f"{folder}/rows_one.jsonl"), "train", 64)
     with pytest.raises(DataError, match="folder of photos must be there.*data.images=FOLDER"):
         part_samples(config(folder, images=f"{tmp_path}/nowhere"), "train", 64)
     for name in ("form", "box_format"):

@@ -122,7 +122,7 @@ def test_an_augmented_steps_gradients_are_torchs(folder, weights, close):
     texts, said = np.zeros((4, shape.max_text, shape.text_width)), np.zeros((4, shape.max_text))
     texts[:, : tokens.texts.shape[1]], said[:, : tokens.said.shape[1]] = tokens.texts, tokens.said
     data = {
-        "images": tokens.images,
+        "images": tokens.images.numpy(),
         "texts": texts,
         "said": said,
         "seen": batch.seen,
