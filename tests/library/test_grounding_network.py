@@ -189,6 +189,22 @@ def test_cut_text_the_last_layer_for_reg_and_photos_once_change_no_box(seed, clo
         close(found.present.numpy(), whole.present.numpy(), "features")
 
 
+@pytest.mark.parametrize("kind", ["norms", "last"])
+def test_plain_operators_find_the_same_boxes(kind, close, monkeypatch):
+    shape, data = SHAPES[kind], inputs_of(SHAPES[kind], 1)
+    network, of = started(shape, 1), np.array([1, 0, 1, 1, 0])
+    params, found = list(network.state_dict().values()), []
+    for kernels in ("", "plain"):
+        monkeypatch.setenv("JCLIP_KERNELS", kernels)
+        boxes = network(data["images"][:2], data["texts"], data["said"], data["seen"][:2], of=of).boxes
+        loss = box_loss(boxes, jt.array(data["boxes"]))
+        found.append([boxes.numpy(), *(g.numpy() for g in jt.grad(loss, params))])
+    close(found[0][0], found[1][0], "features_normalised", "grounding network, fused and plain: boxes")
+    for name, ours, plain in zip(network.state_dict(), *(part[1:] for part in found), strict=True):
+        if not name.endswith("in_proj_bias"):
+            close(ours, plain, "gradient_relative", "grounding network, fused and plain: gradients", relative=True)
+
+
 @needs_onednn
 def test_dropout_is_the_same_whatever_is_left_out(close):
     """What is dropped is a matter of phrase, layer and place."""
