@@ -35,13 +35,14 @@ from jclip.train.configs import build_config, find_config  # noqa: E402
 from jclip.train.keyed_runs import KeyedRuns, state_of  # noqa: E402
 
 MODEL = "shapes-tiny-rn"
+EARLY = ("data.scenes=4000", "optim.epochs=3")  # cheap, to show what a setting brings
 RUNS = {  # config, settings on top of it
     "shapes": ("grounding/shapes", ()),
     "shapes_long": ("grounding/shapes_long", ()),
-    "shapes, positions drawn": ("grounding/shapes", ("positions=random",)),
-    "shapes, twins as in the test": ("grounding/shapes", ("data.train_twins=0.25",)),
+    "early": ("grounding/shapes", EARLY),
+    "early, positions drawn": ("grounding/shapes", (*EARLY, "positions=random")),
+    "early, twins as in the test": ("grounding/shapes", (*EARLY, "data.train_twins=0.25")),
 }
-FULL = ("shapes", "shapes_long")  # with all seeds; the others show with the first what a setting brings
 QUICK = ("optim.epochs=1", "data.scenes=40", "data.val_scenes=10", "data.test_scenes=30", "data.unseen_scenes=10")
 METRICS = {"acc": "acc@0.5", "sides": "acc_sides", "no_sides": "acc_no_sides", "mean_iou": "mean_iou",
            "present_auroc": "present_auroc", "present_acc": "present_acc"}  # fmt: skip
@@ -85,7 +86,7 @@ def made(rows: Sequence[str], seeds: Sequence[int], runs: Path, quick: bool) -> 
             yield kept(runs / f"{name.replace(' ', '_')}-{quick:d}.json", lambda name=name: untrained(name, quick))
     for name in [name for name in RUNS if name in rows]:
         yield kept(runs / f"features-{name.replace(' ', '_')}-{quick:d}.json", lambda name=name: features(name, quick))
-        for seed in seeds if name in FULL else seeds[:1]:
+        for seed in seeds:
             yield trained(name, seed, runs, quick)
 
 
