@@ -91,11 +91,20 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test scenes."""
     source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256)
+    check_positions(cfg, source)
+    return run_on(cfg, run, source, read_parts(cfg, source))
+
+
+def check_positions(cfg: Config, source: sources.ModelSource) -> None:
+    """Raises `ConfigError` where positions are to be trained that the tower has not."""
     if cfg.trains_tower and not isinstance(source.config.vision, variants.ViTConfig):
         raise ConfigError(
             "visual_positions=trained needs a ViT, whose patches have positions: set visual_positions=fixed"
         )
-    parts = read_parts(cfg, source)
+
+
+def run_on(cfg: Config, run: runs.Run, source: sources.ModelSource, parts: dict) -> dict[str, float]:
+    """Training and measuring on features that have been read: of each part."""
     if "train" not in parts:
         raise ConfigError("there is nothing to learn from: set data.train")
     if cfg.selection == "val" and "val" not in parts:

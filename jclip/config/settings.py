@@ -61,6 +61,7 @@ def _resolve_paths(values: dict, base: Path) -> None:
     for key in _DATA_PATHS if isinstance(data, dict) else ():
         if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
             data[key] = _absolute(data[key], base)
+    _resolve_sources(values, base)
     if isinstance(values.get("classes"), str) and is_file(base / values["classes"]):
         values["classes"] = _absolute(values["classes"], base)
     _resolve_captions(values, base)
@@ -69,6 +70,17 @@ def _resolve_paths(values: dict, base: Path) -> None:
         _resolve_weights(member, "weights", base)
         if isinstance(member.get("prompts"), str) and member["prompts"] and is_file(base / member["prompts"]):
             member["prompts"] = _absolute(member["prompts"], base)
+
+
+def _resolve_sources(values: dict, base: Path) -> None:
+    """Files of a curriculum's sources and their photos, and the paths of the recipe that it trains."""
+    data = values.get("data")
+    for group, keys in ((data, ("photos",)), (data.get("sources") if isinstance(data, dict) else None, None)):
+        for key in (group if keys is None else keys) if isinstance(group, dict) else ():
+            if isinstance(group.get(key), str) and group[key] and group[key] != WORLD:
+                group[key] = _absolute(group[key], base)
+    if isinstance(values.get("learn"), dict):
+        _resolve_paths(values["learn"], base)
 
 
 def _resolve_captions(values: dict, base: Path) -> None:

@@ -8,7 +8,7 @@ and what a score, are the caller's two functions: any recipe will do. No Jittor.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
@@ -109,7 +109,8 @@ class Search(Generic[Row]):
     """Trains and scores by what rows are, each once.
 
     sources: name → rows, simple ones first. identity: what a row is as plain values, by which trainings are known again.
-    settings_key: hash of all else that a training is made of. folder: where `curriculum.json` is. Raises `ConfigError` for
+    settings_key: hash of all else that a training is made of. folder: where `curriculum.json` is; announce: gets the names
+    of files there before they are written. Raises `ConfigError` for
     the state of other data, `DataError` for a source without rows.
     """
 
@@ -125,6 +126,7 @@ class Search(Generic[Row]):
         settings_key: str = "",
         folder: Any = None,
         max_trainings: int | None = None,
+        announce: Callable[[Iterable[str]], object] = lambda names: None,
     ):
         self.sources, self._train, self._score = dict(sources), train, score
         self.settings = settings or SearchSettings()
@@ -134,7 +136,7 @@ class Search(Generic[Row]):
             raise DataError("a curriculum needs at least one source of rows")
         self._hashes = {name: [_row_hash(identity(row)) for row in rows] for name, rows in self.sources.items()}
         self._group = group or repr
-        self.state = CurriculumState(folder, hash_of([self._hashes, settings_key]), max_trainings)
+        self.state = CurriculumState(folder, hash_of([self._hashes, settings_key]), max_trainings, announce)
 
     def rows(self, selection: Selection) -> list[Row]:
         """The rows of a selection: source by source, each in its order."""

@@ -1,0 +1,97 @@
+"""Rows that recipes learn from, one by one: what a curriculum chooses among, and what reliability is measured on.
+
+A row is a phrase with its box (task `ground`) or a photo with its class (task `classify`); a set has the rows of one or
+several sources, numbered together. What is asked of a set stands in `RowSet`: a recipe of another task offers
+`row_set(sources, cfg)`, a function of its module that returns such a set, and can be searched as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jclip.config import protocols
+from jclip.errors import ConfigError
+from jclip.report import box_row_set, label_row_set
+from jclip.report.finished_run import FinishedRun
+from jclip.report.tasks import task_of
+
+if TYPE_CHECKING:  # help answers before NumPy is imported
+    import numpy as np
+
+KINDS = {"ground": lambda: box_row_set.BoxRowSet, "classify": lambda: label_row_set.LabelRowSet}
+
+
+class RowSet(Protocol):
+    """Rows of sources, numbered from 0 over all of them.
+
+    sources: name → the numbers of its rows. ending: of the file that a recipe learns from. faults: numbers of rows that are
+    known to be wrong, of the embedded world alone.
+    """
+
+    sources: Mapping[str, range]
+    ending: str
+    faults: frozenset[int]
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def identity(self, number: int) -> Any:
+        """What that row is, as plain values."""
+
+    def group(self, number: int) -> str:
+        """What rows have in common that must not be learned from and measured on at once: the photo."""
+
+    def complexity(self, source: str) -> float:
+        """How complex a source's labels are: `order: auto` takes simple ones first."""
+
+    def learning(self, cfg: Any, train: str, held: str) -> Any:
+        """The recipe's config that learns from the file `train` and, where `held` is named, is chosen by that."""
+
+    def write(
+        self, path: str | os.PathLike, numbers: Sequence[int], scores: Mapping[str, Mapping[int, float]] | None = None
+    ) -> None:
+        """Writes rows into a file; scores: measurer → number → reliability, where the form can hold it."""
+
+    def learn(self, module: Any, cfg: Any, run: Any, numbers: Sequence[int], held: Sequence[int]) -> dict[str, float]:
+        """The recipe's metrics, of a training on these rows. What needs to be computed once for all of them is."""
+
+    def reliability(self, done: FinishedRun, numbers: Sequence[int]) -> np.ndarray:
+        """(n,) in [0, 1]: how well a finished run reproduces each of these rows."""
+
+
+def row_set(module: Any, sources: Mapping[str, str], cfg: protocols.Dataclass, photos: str = "") -> RowSet:
+    """The rows of those files for recipes like `module`. Raises `ConfigError` where its task has none."""
+    if hasattr(module, "row_set"):
+        return module.row_set(sources, cfg)
+    return kind_of(module).of_files(sources, cfg, photos)
+
+
+def kind_of(module: Any) -> Any:
+    """The class of the sets of rows that recipes like `module` learn from. Raises `ConfigError`."""
+    task = task_of(module).name
+    if task not in KINDS:
+        recipe = module.__name__.rsplit(".", 1)[-1]
+        raise ConfigError(
+            f"rows must be phrases with boxes or photos with classes: the recipe {recipe} is of the task {task}, "
+            f"{' and '.join(KINDS)} can be searched"
+        )
+    return KINDS[task]()
+
+
+def accuracy_of(module: Any, metrics: Mapping[str, float], part: str = "val") -> float:
+    """The main figure of a recipe's task on that part. Raises `ConfigError` where the run measured none."""
+    name = f"{part}_{task_of(module).main}"
+    if name not in metrics:
+        raise ConfigError(f"each training must measure {name}, got {', '.join(metrics) or 'nothing'}: set learn.data.{part}")
+    return float(metrics[name])
+
+
+def files_learned_from(done: FinishedRun) -> list[Path]:
+    """The files that a run's config names as what it learned from, those that are there."""
+    named = getattr(done.config.data, "train", "")
+    files = [named] if isinstance(named, str) else [*named]
+    named = getattr(done.config.data, "features", "")
+    return [Path(name) for name in [*files, named] if name and Path(name).is_file()]
