@@ -73,10 +73,11 @@ def _resolve_paths(values: dict, base: Path) -> None:
 
 
 def _resolve_sources(values: dict, base: Path) -> None:
-    """Files of a curriculum's sources and their photos, and the paths of the recipe that it trains."""
+    """Files of a curriculum's sources, the folder of their photos, and the paths of the recipe that it trains."""
     data = values.get("data")
-    for group, keys in ((data, ("photos",)), (data.get("sources") if isinstance(data, dict) else None, None)):
-        for key in (group if keys is None else keys) if isinstance(group, dict) else ():
+    named = data.get("sources") if isinstance(data, dict) else None
+    for group, keys in ((named, [*named] if isinstance(named, dict) else ()), (data, ("photos",) if named else ())):
+        for key in keys:
             if isinstance(group.get(key), str) and group[key] and group[key] != WORLD:
                 group[key] = _absolute(group[key], base)
     if isinstance(values.get("learn"), dict):

@@ -130,7 +130,7 @@ class BoxRowSet:
         return self._towers[key]
 
     def _features(self, tower: sources_of.ModelSource, reading: box_features.Reading) -> box_features.BoxFeatures:
-        key = (tower.identity, reading)
+        key = repr((tower.identity, reading))
         if key not in self._encoded:
             self._encoded[key] = box_features.box_features(tower, self.samples(range(len(self))), reading)
         return self._encoded[key]

@@ -62,7 +62,7 @@ class RowSet(Protocol):
         """(n,) in [0, 1]: how well a finished run reproduces each of these rows."""
 
 
-def row_set(module: Any, sources: Mapping[str, str], cfg: protocols.Dataclass, photos: str = "") -> RowSet:
+def row_set(module: Any, sources: Mapping[str, str], cfg: protocols.Dataclass | None, photos: str = "") -> RowSet:
     """The rows of those files for recipes like `module`. Raises `ConfigError` where its task has none."""
     if hasattr(module, "row_set"):
         return module.row_set(sources, cfg)
@@ -79,6 +79,17 @@ def kind_of(module: Any) -> Any:
             f"{' and '.join(KINDS)} can be searched"
         )
     return KINDS[task]()
+
+
+def check(module: Any) -> None:
+    """Raises `ConfigError` for a recipe whose rows can't be chosen among."""
+    if not hasattr(module, "row_set"):
+        kind_of(module)
+
+
+def has_accuracy(module: Any, metrics: Mapping[str, float], part: str) -> bool:
+    """Whether a run measured the main figure of its task on that part."""
+    return f"{part}_{task_of(module).main}" in metrics
 
 
 def accuracy_of(module: Any, metrics: Mapping[str, float], part: str = "val") -> float:

@@ -251,6 +251,34 @@ def ssa(search: Search[Row], source: str = "") -> Curriculum[Row]:
     return _finished(search, best, [stage], {name: baseline}, complete)
 
 
+def everything(search: Search[Row]) -> Curriculum[Row]:
+    """No selection: one training on all rows of all sources, what a curriculum is compared with."""
+    names = [*search.sources]
+    whole = search.whole(*names)
+    try:
+        accuracy = search.accuracy(whole)
+    except BudgetSpent:
+        accuracy = NOTHING
+    stage = Stage("+".join(names), "", 0.0, len(search.rows(whole)), accuracy, used=True)
+    best = _Best(accuracy, whole if accuracy > NOTHING else None)
+    return _finished(search, best, [stage], {}, accuracy > NOTHING)
+
+
+def measured(search: Search[Row]) -> Curriculum[Row]:
+    """Measurers alone: a training on each source, the reliabilities of every source's rows by each; the best one wins."""
+    best, baseline, complete = _Best(), {}, True
+    try:
+        for name in search.sources:
+            baseline[name] = search.accuracy(search.whole(name))
+            best.offer(baseline[name], search.whole(name))
+        for measurer in search.sources:
+            for name in search.sources:
+                search.reliability(measurer, name)
+    except BudgetSpent:
+        complete = False
+    return _finished(search, best, [], baseline, complete)
+
+
 def msa(search: Search[Row], order: Sequence[str] = ()) -> Curriculum[Row]:
     """Multi-source self-paced adapting: sources in order, for each the measurer at the start's threshold, then its own
     threshold; a source that does not help is left out, the first never.
