@@ -130,7 +130,9 @@ class SourcesConfig:
     """
 
     sources: dict = field(default_factory=lambda: dict.fromkeys(("template", "relation", "caption"), "shapes"))
-    photos: str = ""  # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
+    photos: str = (
+        ""  # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
+    )
     scenes: int = 1000
     noise: float = 0.2
     pairs: int = 0  # of colour and shape, drawn anew for each scene: few make phrases with directions; 0: any
@@ -138,7 +140,13 @@ class SourcesConfig:
 
     def __post_init__(self):
         named = all(isinstance(k, str) and k and isinstance(v, str) and v for k, v in self.sources.items())
-        require(bool(self.sources) and named, "data", "sources", "a file for each name, such as {template: a.jsonl}", self.sources)
+        require(
+            bool(self.sources) and named,
+            "data",
+            "sources",
+            "a file for each name, such as {template: a.jsonl}",
+            self.sources,
+        )
         require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
         require(0 <= self.noise <= 0.6, "data", "noise", "in [0, 0.6]", self.noise)
         require(self.pairs == 0 or 2 <= self.pairs <= 100, "data", "pairs", "0 (any) or in [2, 100]", self.pairs)

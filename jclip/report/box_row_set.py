@@ -5,6 +5,7 @@ Photos and phrases of all rows are encoded once, by the towers that all training
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ class BoxRowSet:
                 "such rows out (jclip boxes FILE --present --out FILE)"
             )
         self.faults = frozenset(i for i, row in enumerate(self.rows) if "corrupted" in row.extra)
+        self._keep = True
         self._encoded: dict[Any, box_features.BoxFeatures] = {}
         self._measured: dict[Any, dict[str, box_features.BoxFeatures]] = {}
         self._towers: dict[Any, sources_of.ModelSource] = {}
@@ -52,17 +54,24 @@ class BoxRowSet:
     def of_files(cls, files: Mapping[str, str], cfg: Any, photos: str = "") -> BoxRowSet:
         """The rows of files in any form that `jclip boxes` reads. photos: their folder; by default `images` beside the
         first file, its own folder, or what the recipe's `data.images` names. Raises `DataError`."""
-        folder = Path(photos or getattr(getattr(cfg, "data", None), "images", "") or _folder_beside(next(iter(files.values()))))
+        folder = Path(
+            photos or getattr(getattr(cfg, "data", None), "images", "") or _folder_beside(next(iter(files.values())))
+        )
         found = {name: box_files.read_box_file(file, photos=folder).rows for name, file in files.items()}
         return cls(found, dict.fromkeys(files, folder))
+
+    @staticmethod
+    def identities(files: Sequence[Path], cfg: Any) -> list[Any]:
+        """What the rows of these files are, whether their photos are there or not."""
+        rows = (row for file in files for row in box_files.read_box_file(file).rows)
+        return [_identity(row) for row in rows if row.box is not None]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def identity(self, number: int) -> Any:
         """Photo, box and phrase."""
-        row = self.rows[number]
-        return [row.image, [*row.box], row.phrase]
+        return _identity(self.rows[number])
 
     def group(self, number: int) -> str:
         """The photo."""
@@ -104,11 +113,19 @@ class BoxRowSet:
         """(n,) IoU of the box that the run finds, cut at the padded square, and the row's, in the square (7.2 of the
         published scorer)."""
         network = done.network  # which gives the towers what was trained of them, before they see photos
-        if done.config.trains_tower:
-            features = encoded(done.source, self.samples(numbers), done.config.reading)
+        cfg = done.config
+        if cfg.trains_tower or done.model != cfg.model:
+            features = box_features.box_features(done.source, self.samples(numbers), cfg.reading, keep=False)
         else:
-            features = subset(self._features(self._tower(done.config), done.config.reading), numbers)
+            features = subset(self._features(self._tower(cfg), cfg.reading), numbers)
         return overlaps(network, features)
+
+    def only(self, numbers: Sequence[int]) -> BoxRowSet:
+        """A set of these rows alone, numbered anew, whose features are not kept on disk."""
+        part = copy.copy(self)
+        part.rows, part._folders = [self.rows[i] for i in numbers], [self._folders[i] for i in numbers]
+        part.sources, part._keep, part._encoded = numbered({"": part.rows}), False, {}
+        return part
 
     def samples(self, numbers: Sequence[int]) -> box_samples.BoxSamples:
         """These rows with their photos."""
@@ -132,7 +149,8 @@ class BoxRowSet:
     def _features(self, tower: sources_of.ModelSource, reading: box_features.Reading) -> box_features.BoxFeatures:
         key = repr((tower.identity, reading))
         if key not in self._encoded:
-            self._encoded[key] = box_features.box_features(tower, self.samples(range(len(self))), reading)
+            samples = self.samples(range(len(self)))
+            self._encoded[key] = box_features.box_features(tower, samples, reading, keep=self._keep)
         return self._encoded[key]
 
     def _other_parts(self, module: Any, cfg: Any, tower: Any, without_val: bool) -> dict[str, box_features.BoxFeatures]:
@@ -143,6 +161,10 @@ class BoxRowSet:
         return self._measured[key]
 
 
+def _identity(row: BoxRow) -> list[Any]:
+    return [row.image, [*row.box], row.phrase]
+
+
 def subset(features: box_features.BoxFeatures, numbers: Sequence[int]) -> box_features.BoxFeatures:
     """The same photos with some of their phrases, in that order."""
     places, samples = np.asarray(numbers, int), features.samples
@@ -150,11 +172,6 @@ def subset(features: box_features.BoxFeatures, numbers: Sequence[int]) -> box_fe
         samples, of=samples.of[places], phrases=tuple(samples.phrases[i] for i in places), boxes=samples.boxes[places]
     )
     return replace(features, samples=own, targets=features.targets[places])
-
-
-def encoded(tower: Any, samples: box_samples.BoxSamples, reading: box_features.Reading) -> box_features.BoxFeatures:
-    """Features of these samples, which are not kept."""
-    return box_features.box_features(tower, samples, reading, keep=False)
 
 
 def overlaps(network: Any, features: box_features.BoxFeatures) -> np.ndarray:

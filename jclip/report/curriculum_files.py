@@ -70,14 +70,14 @@ def scores_of(search: Search[int], found: Curriculum[int]) -> Scores:
 
 def road(found: Curriculum[int]) -> list[list[Any]]:
     """Lines of road.csv: learning from all rows of each source, then each threshold of each stage."""
-    lines: list[list[Any]] = [
-        [name, "", "", "", _figure(accuracy), ""] for name, accuracy in found.baseline.items()
-    ]
+    lines: list[list[Any]] = [[name, "", "", "", _figure(accuracy), ""] for name, accuracy in found.baseline.items()]
     for stage in found.stages:
         for threshold, accuracy in stage.tried.items():
             chosen = float(threshold) == stage.threshold
             count = stage.added if chosen else ""
-            lines.append([stage.source, stage.measurer, threshold, count, _figure(accuracy), int(chosen and stage.used)])
+            lines.append(
+                [stage.source, stage.measurer, threshold, count, _figure(accuracy), int(chosen and stage.used)]
+            )
         if not stage.tried:
             lines.append([stage.source, "", "", stage.added, _figure(stage.accuracy), int(stage.used)])
     return lines
@@ -132,9 +132,7 @@ def _counted(values: np.ndarray, bins: int) -> dict[str, Any]:
     return {"rows": len(values), "zeros": zeros, "mean": round(float(values.mean()), 6), "counts": counts.tolist()}
 
 
-def fault_shares(
-    rows: RowSet, kept: Sequence[int], sources: Mapping[str, Sequence[int]]
-) -> dict[str, float]:
+def fault_shares(rows: RowSet, kept: Sequence[int], sources: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Of rows with known faults: the shares of clean and of faulty ones that were kept, of the sources they came from."""
     used = {*kept}
     learned = [n for own in sources.values() if used & {*own} for n in own]

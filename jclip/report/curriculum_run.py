@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jclip.errors import ConfigError
-from jclip.report import curriculum_files, evaluation, grounder, predictions
+from jclip.report import curriculum_files, evaluation, grounder, predictions, predictor
 from jclip.report.finished_run import FinishedRun
 from jclip.report.run_table import shortly
 
@@ -26,9 +26,7 @@ class CurriculumRun(FinishedRun):
     @cached_property
     def winner(self) -> FinishedRun:
         """The run on the chosen rows, as its own task has it. Raises `ConfigError` where it is absent."""
-        from jclip.report.predictor import Predictor
-
-        return Predictor.load(self.folder / curriculum_files.read_state(self.folder)["run"], model=self.model)
+        return predictor.Predictor.load(self.folder / curriculum_files.read_state(self.folder)["run"], model=self.model)
 
     def measure(self, out: Path) -> dict[str, float]:
         """As the run on the chosen rows."""
@@ -64,7 +62,11 @@ class CurriculumRun(FinishedRun):
         """Accuracies, then rows and trainings."""
         if not metrics:
             return ""
-        named = [f"{name} accuracy {metrics[k]:.4f}" for k, name in FIGURES.items() if k.endswith("accuracy") and k in metrics]
+        named = [
+            f"{name} accuracy {metrics[k]:.4f}"
+            for k, name in FIGURES.items()
+            if k.endswith("accuracy") and k in metrics
+        ]
         rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if not k.endswith("_accuracy")]
         return "\n".join(filter(None, [", ".join(named), ", ".join(rest)]))
 

@@ -5,6 +5,7 @@ So wrong labels are found, of people as of machines. Rows are precomputed featur
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,12 @@ class LabelRowSet:
         root = photos or (cfg.data.root if cfg else "")
         return cls({name: _listed(file, root) for name, file in files.items()})
 
+    @classmethod
+    def identities(cls, files: Sequence[Path], cfg: Any) -> list[Any]:
+        """What the rows of these files are."""
+        own = cls.of_files({str(i): str(file) for i, file in enumerate(files)}, cfg)
+        return [own.identity(number) for number in range(len(own))]
+
     def __len__(self) -> int:
         return len(self._labels)
 
@@ -120,6 +127,17 @@ class LabelRowSet:
                 f"{done.folder} must know the rows' classes, it has {scores.shape[1]}, got class {labels.max()}"
             )
         return metrics.softmax(scores)[np.arange(len(places)), labels]
+
+    def only(self, numbers: Sequence[int]) -> LabelRowSet:
+        """A set of these rows alone, numbered anew."""
+        part, places = copy.copy(self), np.asarray(numbers, int)
+        part._labels, part._names = self._labels[places], tuple(self._names[i] for i in numbers)
+        if self._whole is None:
+            part._photos = tuple(self._photos[i] for i in numbers)
+        else:
+            part._features = self._features[places]
+        part.sources = numbered({"": part._names})
+        return part
 
     def _write_features(self, path: str | os.PathLike, numbers: Sequence[int], held: Sequence[int] = ()) -> None:
         whole, some, val = self._whole, np.asarray(numbers, int), np.asarray(held, int)

@@ -61,6 +61,9 @@ class RowSet(Protocol):
     def reliability(self, done: FinishedRun, numbers: Sequence[int]) -> np.ndarray:
         """(n,) in [0, 1]: how well a finished run reproduces each of these rows."""
 
+    def only(self, numbers: Sequence[int]) -> RowSet:
+        """A set of these rows alone, numbered anew."""
+
 
 def row_set(module: Any, sources: Mapping[str, str], cfg: protocols.Dataclass | None, photos: str = "") -> RowSet:
     """The rows of those files for recipes like `module`. Raises `ConfigError` where its task has none."""
@@ -87,6 +90,17 @@ def check(module: Any) -> None:
         kind_of(module)
 
 
+def check_kind(file: str, done: FinishedRun) -> None:
+    """Raises `ConfigError` for a file that by its ending is of another kind than what the run learned from."""
+    task, ending = task_of(done.module).name, Path(file).suffix.lower()
+    labels = ending in (".npz", ".txt")
+    if (task == "ground" and labels) or (task == "classify" and not labels):
+        wanted = {"ground": "phrases with boxes (.jsonl, .pth, …)", "classify": "photos with classes (.txt, .npz)"}[
+            task
+        ]
+        raise ConfigError(f"FILE must hold {wanted} for {done.folder}, a run of the task {task}, got {file}")
+
+
 def has_accuracy(module: Any, metrics: Mapping[str, float], part: str) -> bool:
     """Whether a run measured the main figure of its task on that part."""
     return f"{part}_{task_of(module).main}" in metrics
@@ -96,7 +110,9 @@ def accuracy_of(module: Any, metrics: Mapping[str, float], part: str = "val") ->
     """The main figure of a recipe's task on that part. Raises `ConfigError` where the run measured none."""
     name = f"{part}_{task_of(module).main}"
     if name not in metrics:
-        raise ConfigError(f"each training must measure {name}, got {', '.join(metrics) or 'nothing'}: set learn.data.{part}")
+        raise ConfigError(
+            f"each training must measure {name}, got {', '.join(metrics) or 'nothing'}: set learn.data.{part}"
+        )
     return float(metrics[name])
 
 
