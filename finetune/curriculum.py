@@ -22,6 +22,7 @@ from jclip.config import WORLD, SourcesConfig
 from jclip.data import shape_sources
 from jclip.errors import ConfigError, UnknownName, notice
 from jclip.report import curriculum_files, row_sets
+from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor, write_handed_over
 from jclip.train import curriculum_plan, curriculum_search, curriculum_state, keyed_runs
 from jclip.train import run as runs
@@ -120,6 +121,11 @@ def plan(cfg: Config, folder: Path) -> str:
     sizes = {name: sizes[name] for name in names}
     stages = curriculum_plan.planned(cfg.mode, sizes, cfg.search)
     return curriculum_files.plan_text(stages, sizes, len(held), folder, cfg.max_trainings or None)
+
+
+def winner(folder: Path, overrides: Sequence[str], model: str) -> FinishedRun:
+    """The run on the rows that the curriculum in a folder has chosen."""
+    return Predictor.load(folder / curriculum_state.winning_run(folder), overrides, model)
 
 
 def read_rows(cfg: Config) -> row_sets.RowSet:

@@ -29,7 +29,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--above",
         type=thresholds,
-        default=(),
         metavar="H[,H]",
         help="also write the rows with a reliability above, by the first RUN: 0.5 or 0.3,0.5",
     )
@@ -57,11 +56,12 @@ def main(argv: list[str]) -> int:
     stem = Path(args.file).stem
     out = Path(args.out or Path("results", "reliability", stem))
     measurers = named({place: Predictor.load(place) for place in args.runs})
+    above = args.above or ()
     rows = rows_for(measurers, args.file, args.root or "")
-    refuse_overwriting(row_scores.names_of(out, rows, args.above, stem), [args.file])
-    found = row_scores.score_rows(rows, measurers, out, args.above, stem)
+    refuse_overwriting(row_scores.names_of(out, rows, above, stem), [args.file])
+    found = row_scores.score_rows(rows, measurers, out, above, stem)
     report(found, len(rows))
-    names = [path.name for path in row_scores.names_of(out, rows, args.above, stem) if path.is_file()]
+    names = [path.name for path in row_scores.names_of(out, rows, above, stem) if path.is_file()]
     say(f"written: {out}/{', '.join(names)}")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jclip.data.box_forms import FORMATS
-from jclip.errors import ConfigError, UnknownName
+from jclip.errors import UnknownName
 from jclip.functional.box_metrics import reliability_histogram
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
@@ -19,7 +19,7 @@ from jclip.report.box_row_set import BoxRowSet
 from jclip.report.row_sets import RowSet
 from jclip.train import curriculum_plan
 from jclip.train.curriculum_search import Curriculum, Search
-from jclip.train.curriculum_state import STATE, BudgetSpent
+from jclip.train.curriculum_state import BudgetSpent
 from jclip.train.run import read_result
 
 HISTOGRAMS, PICTURE, ROAD = "histograms.json", "histograms.png", "road.csv"
@@ -183,14 +183,3 @@ def _lines_of(path: Path) -> int:
         with np.load(path, allow_pickle=False) as arrays:
             return len(arrays["train_labels_0"])
     return len(path.read_bytes().splitlines())
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The finished search in a run's folder. Raises `ConfigError` where there is none."""
-    try:
-        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        if isinstance(values["result"]["run"], str):
-            return values["result"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise ConfigError(f"{folder} must hold a finished curriculum, {STATE} has none: run `train` to its end first")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jclip.errors import ConfigError
-from jclip.report import curriculum_files, evaluation, grounder, predictions, predictor
+from jclip.report import evaluation, grounder, predictions
 from jclip.report.finished_run import FinishedRun
 from jclip.report.run_table import shortly
 
@@ -18,15 +19,25 @@ if TYPE_CHECKING:  # help answers before NumPy is imported
 FIGURES = {"val_accuracy": "val", "test_accuracy": "test", "rows": "rows", "trainings": "trainings"}
 
 
+@dataclass(frozen=True)
 class CurriculumRun(FinishedRun):
     """A finished run of the task `curriculum`: what it is asked for, its run on the chosen rows does."""
 
     task: ClassVar[str] = "curriculum"
 
+    overrides: tuple[str, ...] = ()  # of the run on the chosen rows
+
+    @classmethod
+    def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> CurriculumRun:
+        """The run as of `load`; settings `learn.…` are those of the run on the chosen rows."""
+        module, config = cls.settings(folder, result["config"], overrides, "")
+        own = tuple(one.removeprefix("learn.") for one in overrides if one.startswith("learn."))
+        return cls(folder, module, config, model, result, own)
+
     @cached_property
     def winner(self) -> FinishedRun:
         """The run on the chosen rows, as its own task has it. Raises `ConfigError` where it is absent."""
-        return predictor.Predictor.load(self.folder / curriculum_files.read_state(self.folder)["run"], model=self.model)
+        return self.module.winner(self.folder, self.overrides, self.model)
 
     def measure(self, out: Path) -> dict[str, float]:
         """As the run on the chosen rows."""

@@ -104,7 +104,7 @@ TASKS = {
         ),
         Task(
             name="curriculum",
-            functions={"plan": ("cfg", "folder")},
+            functions={"plan": ("cfg", "folder"), "winner": ("folder", "overrides", "model")},
             metrics=("val_accuracy", "test_accuracy", "rows", "trainings"),
             main="accuracy",
             product="curriculum.json",

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from jclip.errors import ConfigError, DataError, UnknownName
+from jclip.errors import ConfigError, DataError, UnknownName, notice
 from jclip.train.curriculum_state import BudgetSpent, CurriculumState, TrainedRun, hash_of
 
 Row = TypeVar("Row")
@@ -148,8 +148,17 @@ class Search(Generic[Row]):
         return self.state.trained(key, lambda: self._train(self.rows(selection), key, full))
 
     def accuracy(self, selection: Selection) -> float:
-        """On the validation part, of a training of the search; `NOTHING` for no rows, which are not trained on."""
-        return self.trained(selection, not self.settings.proxy).accuracy if any(selection.places.values()) else NOTHING
+        """On the validation part, of a training of the search; `NOTHING` for no rows, and for some of a source's rows that
+        nothing can be learned from: too few for a batch, a class without any."""
+        if not any(selection.places.values()):
+            return NOTHING
+        try:
+            return self.trained(selection, not self.settings.proxy).accuracy
+        except DataError as e:
+            if all(len(places) == len(self.sources[name]) for name, places in selection.places.items()):
+                raise
+            notice(f"{len(self.rows(selection))} rows can't be learned from: {e}")
+            return NOTHING
 
     def key(self, selection: Selection, full: bool) -> str:
         """A training's name: the hash of its rows, whatever source they are called after, and of its length."""

@@ -129,6 +129,15 @@ class CurriculumState:
                 np.save(file, self.scores[key], allow_pickle=False)
 
 
+def winning_run(folder: Path) -> str:
+    """The name of the run on the chosen rows in a curriculum's folder. Raises `ConfigError` where it has not finished."""
+    values = read_json(folder / STATE) if is_file(folder / STATE) else {}
+    result = values.get("result") if isinstance(values, dict) else None
+    if not isinstance(result, dict) or not isinstance(result.get("run"), str) or not result["run"]:
+        raise ConfigError(f"{folder} must hold a finished curriculum, {STATE} has none: run `train` to its end first")
+    return result["run"]
+
+
 def _is_training(value: Any) -> bool:
     accuracy = value.get("accuracy") if isinstance(value, dict) else None
     return type(accuracy) in (int, float) and math.isfinite(accuracy) and isinstance(value.get("run"), str)
