@@ -102,11 +102,22 @@ class CaptionConfig:
 
 @dataclass(frozen=True)
 class BoxDataConfig:
-    """Where phrases with their boxes are: `shapes`, scenes of the embedded world, of so many scenes."""
+    """Where phrases with their boxes are.
 
-    train: str = "shapes"
-    val: str = "shapes"
-    test: str = "shapes"
+    train, val, test: files as `jclip boxes` reads them, several of which are joined, each as FILE or as FILE:SPLIT, the rows
+    of one split; or `shapes`, scenes of the embedded world, of so many scenes. Of a file that has several splits a part
+    takes the one of its own name. None of val and test: the embedded world where train is, else nothing.
+    """
+
+    train: tuple[str, ...] = ("shapes",)
+    val: tuple[str, ...] | None = None
+    test: tuple[str, ...] | None = None
+    images: str = ""  # the folder of the photos; by default `photos` or `images` beside a file, or the file's own
+    form: str = ""  # of the files, of `jclip boxes --form`; by default by ending and content
+    dataset: str = ""  # of .pth files whose names do not begin with it: unc, unc+, gref, gref_umd, referit, flickr
+    box_format: Literal["", "xyxy", "xywh"] = ""  # of boxes; by default as the form or the data set has it
+    truncate: bool = False  # the numbers of boxes are cut to integers before they are added, as CLIP-VG does
+    on_error: Literal["stop", "skip"] = "stop"  # what to do with rows that can't be used and photos that don't decode
     scenes: int = 4000
     val_scenes: int = 200
     test_scenes: int = 600
@@ -114,10 +125,18 @@ class BoxDataConfig:
     twins: float = 0.25  # share of scenes of few kinds of things, whose phrases name sides
 
     def __post_init__(self):
+        for part in ("train", "val", "test"):
+            if isinstance(name := getattr(self, part), str):  # one alone
+                object.__setattr__(self, part, (name,))
         require(self.scenes >= 1, "data", "scenes", "at least 1", self.scenes)
         for name in ("val_scenes", "test_scenes", "unseen_scenes"):
             require((value := getattr(self, name)) >= 0, "data", name, "at least 0 (none)", value)
         require(0 <= self.twins <= 1, "data", "twins", "in [0, 1]", self.twins)
+
+    def named(self, part: str) -> tuple[str, ...]:
+        """What a part of the data is read from: files, or the embedded world; nothing where it has none."""
+        given = self.test if part == "unseen" else getattr(self, part)
+        return tuple(filter(None, self.train if given is None and self.train == ("shapes",) else given or ()))
 
 
 @dataclass(frozen=True)

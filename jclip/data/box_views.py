@@ -18,6 +18,7 @@ from jclip.functional import boxes
 DIRECTIONS = ("left", "right", "top", "bottom", "middle")  # as substrings: "laptop" holds one, too, in the reference
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 TRIES = 20
+SMALLEST = 32  # long side in the square
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class BoxAugment:
             photo, corners = self._short_side(photo, corners, rng)
             photo, corners = self._cropped(photo, corners, rng)
         scales = [side - self.scale_step * i for i in range(self.scale_count)]
+        scales = [scale for scale in scales if scale >= min(side, SMALLEST)]  # all of those for 224 pixels
         ratio, width, height = fitted(photo.size, side, scales[rng.integers(len(scales))])
         photo = photo.resize((width, height), Image.Resampling.BILINEAR)
         photo = self._blurred(self._jittered(photo, rng), rng)

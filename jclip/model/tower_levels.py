@@ -65,6 +65,22 @@ def image_parts(model, pixels, layers: Layers = "levels") -> list:
     return [jt.concat([taps[f"visual.block{i}"] for i in block_levels(model.config.vision.layers)], dim=2)]
 
 
+def part_shapes(config: CLIPConfig, layers: Layers = "levels") -> list[tuple[int, ...]]:
+    """The shapes of a photo's parts, as `image_parts` has them without the batch."""
+    vision = config.vision
+    if layers == "last" or not _is_resnet(config):
+        rows, columns = vision.grid
+        return [
+            (
+                1 + rows * columns,
+                config.embed_dim if layers == "last" else vision.width * len(block_levels(vision.layers)),
+            )
+        ]
+    most = stage_grid(vision)
+    finest = [tuple(side * 2 ** (3 - stage) for side in vision.grid) for stage in range(4)]
+    return [(*map(min, own, most), 4 * vision.width * 2**stage) for stage, own in enumerate(finest)]
+
+
 def spread(parts: list, config: CLIPConfig):
     """Parts of `image_parts`, NumPy arrays → (B, N, W) float32: coarser maps repeated, all side by side."""
     arrays = [np.asarray(part, np.float32) for part in parts]

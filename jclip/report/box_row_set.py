@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jclip.data import box_files, box_samples, named_things
+from jclip.config import WORLD, BoxDataConfig
+from jclip.data import box_files, box_parts, box_samples, named_things
 from jclip.data.box_rows import BoxRow
-from jclip.errors import DataError
+from jclip.errors import ConfigError, DataError
 from jclip.features import box_features
 from jclip.features import source as sources_of
 from jclip.functional import boxes
@@ -30,14 +31,15 @@ OTHERS = ("val", "test", "unseen")  # parts that are measured, the same for all 
 class BoxRowSet:
     """Rows of phrases with boxes of several sources; see `jclip.report.row_sets.RowSet`.
 
-    photos: source → the folder of its photos. Raises `DataError` for a row whose thing is absent: it has no box to find.
+    photos: source → the folder of its photos. truncate: boxes as CLIP-VG cuts them.
+    Raises `DataError` for a row whose thing is absent: it has no box to find.
     """
 
     ending = ".jsonl"
 
-    def __init__(self, rows: Mapping[str, Sequence[BoxRow]], photos: Mapping[str, Path]):
+    def __init__(self, rows: Mapping[str, Sequence[BoxRow]], photos: Mapping[str, Path], truncate: bool = False):
         self.rows = [row for own in rows.values() for row in own]
-        self.sources = numbered(rows)
+        self.sources, self._truncate = numbered(rows), truncate
         self._folders = [photos[name] for name, own in rows.items() for _ in own]
         if absent := next((row for row in self.rows if row.box is None), None):
             raise DataError(
@@ -54,11 +56,13 @@ class BoxRowSet:
     def of_files(cls, files: Mapping[str, str], cfg: Any, photos: str = "") -> BoxRowSet:
         """The rows of files in any form that `jclip boxes` reads. photos: their folder; by default `images` beside the
         first file, its own folder, or what the recipe's `data.images` names. Raises `DataError`."""
-        folder = Path(
-            photos or getattr(getattr(cfg, "data", None), "images", "") or _folder_beside(next(iter(files.values())))
-        )
-        found = {name: box_files.read_box_file(file, photos=folder).rows for name, file in files.items()}
-        return cls(found, dict.fromkeys(files, folder))
+        data = cfg.data if cfg else BoxDataConfig()
+        folder = Path(photos or data.images or box_parts.photos_beside(next(iter(files.values()))))
+        how = {"dataset": data.dataset, "box_format": data.box_format, "max_bad": float(data.on_error == "skip")}
+        found = {
+            name: box_files.read_box_file(file, data.form, photos=folder, **how).rows for name, file in files.items()
+        }
+        return cls(found, dict.fromkeys(files, folder), data.truncate)
 
     @staticmethod
     def identities(files: Sequence[Path], cfg: Any) -> list[Any]:
@@ -83,8 +87,17 @@ class BoxRowSet:
 
     def learning(self, cfg: Any, train: str, held: str) -> Any:
         """The recipe's config with these files in `data`."""
-        more = {"images": str(self._folders[0].resolve())} if hasattr(cfg.data, "images") else {}
-        return replace(cfg, data=replace(cfg.data, train=train, **({"val": held} if held else {}), **more))
+        data, folder = cfg.data, self._folders[0].resolve()
+        named = {part: data.named(part) for part in ("val", "test")}
+        for name in (name for names in named.values() for name in names if name != WORLD):
+            beside = data.images or box_parts.photos_beside(box_parts.file_and_split(name)[0])
+            if Path(beside).resolve() != folder:
+                raise ConfigError(
+                    f"photos of all files must be below one folder, got {folder} for the sources and {beside} for {name}: "
+                    "name one that holds both, data.photos and learn.data.images"
+                )
+        named |= {"val": (held,)} if held else {}
+        return replace(cfg, data=replace(data, train=(train,), images=str(folder), form="", **named))
 
     def write(
         self, path: str | os.PathLike, numbers: Sequence[int], scores: Mapping[str, Mapping[int, float]] | None = None
@@ -99,7 +112,7 @@ class BoxRowSet:
 
     def learn(self, module: Any, cfg: Any, run: Any, numbers: Sequence[int], held: Sequence[int]) -> dict[str, float]:
         """As `module.run`, with tokens that are computed once for all trainings where the towers are frozen."""
-        if not hasattr(module, "run_on") or cfg.trains_tower:
+        if not hasattr(module, "run_on") or cfg.trains_tower or cfg.sees_anew:
             return module.run(cfg, run)
         tower = self._tower(cfg)
         run.note(weights_sha256=tower.weights_sha256)
@@ -137,8 +150,11 @@ class BoxRowSet:
             np.array([sizes[path] for path in places]),
             np.array(of, int),
             tuple(self.rows[i].phrase for i in numbers),
-            np.array([self.rows[i].box for i in numbers], float),
+            np.array([self._box(i) for i in numbers], float),
         )
+
+    def _box(self, number: int) -> Sequence[float]:
+        return self.rows[number].truncated() if self._truncate else self.rows[number].box
 
     def _tower(self, cfg: Any) -> sources_of.ModelSource:
         key = (cfg.model, cfg.family)
@@ -154,7 +170,7 @@ class BoxRowSet:
         return self._encoded[key]
 
     def _other_parts(self, module: Any, cfg: Any, tower: Any, without_val: bool) -> dict[str, box_features.BoxFeatures]:
-        others = replace(cfg, data=replace(cfg.data, train="", **({"val": ""} if without_val else {})))
+        others = replace(cfg, data=replace(cfg.data, train=(), **({"val": ()} if without_val else {})))
         key = repr((others.data, others.reading, others.model, others.family))
         if key not in self._measured:
             self._measured[key] = {part: v for part, v in module.read_parts(others, tower).items() if part in OTHERS}
@@ -177,9 +193,3 @@ def subset(features: box_features.BoxFeatures, numbers: Sequence[int]) -> box_fe
 def overlaps(network: Any, features: box_features.BoxFeatures) -> np.ndarray:
     """(n,) IoU in [0, 1] of the network's boxes and the samples'."""
     return np.clip(boxes.iou(*box_training.found_in(network, features).square), 0.0, 1.0)
-
-
-def _folder_beside(file: str) -> Path:
-    """The folder of photos that belongs to a file of rows. Raises `ConfigError`."""
-    beside = Path(file).parent
-    return next((beside / name for name in ("photos", "images") if (beside / name).is_dir()), beside)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jclip.config import protocols
+from jclip.data import box_parts
 from jclip.errors import ConfigError
+from jclip.paths import is_file
 from jclip.report import box_row_set, label_row_set
 from jclip.report.finished_run import FinishedRun
 from jclip.report.tasks import task_of
@@ -119,6 +121,6 @@ def accuracy_of(module: Any, metrics: Mapping[str, float], part: str = "val") ->
 def files_learned_from(done: FinishedRun) -> list[Path]:
     """The files that a run's config names as what it learned from, those that are there."""
     named = getattr(done.config.data, "train", "")
-    files = [named] if isinstance(named, str) else [*named]
-    named = getattr(done.config.data, "features", "")
-    return [Path(name) for name in [*files, named] if name and Path(name).is_file()]
+    names = [*([named] if isinstance(named, str) else named), getattr(done.config.data, "features", "")]
+    files = (Path(box_parts.file_and_split(name)[0]) for name in names if name)
+    return [file for file in files if is_file(file)]

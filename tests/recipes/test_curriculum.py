@@ -25,6 +25,13 @@ from jclip.train.curriculum_state import STATE
 from jclip.train.run import Run
 from tests.killed import killed_at
 
+BY_ELEVEN = """
+import finetune
+from jclip.cli import main
+from jclip.report import row_scores
+row_scores.PART = 11
+main(sys.argv[1:])
+"""
 SMOKE = Path(__file__).parents[2] / "configs" / "curriculum" / "smoke.yaml"
 
 
@@ -64,14 +71,14 @@ def test_reliabilities_are_ious_of_each_measurer(finished):
     assert histograms["bins"] == 1000 and {*histograms["measurers"]} == {"template", "caption"}
     for own in histograms["measurers"].values():
         assert all(sum(found["counts"]) + found["zeros"] == found["rows"] for found in own.values())
-    module, cfg, _ = read_config(str(SMOKE))
+    _module, cfg, _ = read_config(str(SMOKE))
     rows = recipe.read_rows(cfg)
     whole = next(
         t["run"] for t in state["trainings"].values()
         if (finished / t["run"] / "rows.jsonl").read_text().count("\n") == len(rows.sources["template"])
     )  # fmt: skip
     done = Predictor.load(finished / whole)
-    some = [n for n in rows.sources["template"]][:7]
+    some = list(rows.sources["template"])[:7]
     together = rows.reliability(done, some)
     alone = np.concatenate([rows.only([n]).reliability(done, [0]) for n in some])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -119,7 +126,7 @@ def test_files_are_sources_and_held_out_pseudo_labels_choose(tmp_path, monkeypat
         "source=relation", "selection=pseudo_val", "held_out=0.2", "learn.data.val=''", "learn.data.val_scenes=0",
         "proxy_epochs=1", "learn.optim.epochs=2",
     ]  # fmt: skip
-    module, cfg, _ = read_config(str(SMOKE), settings)
+    _module, cfg, _ = read_config(str(SMOKE), settings)
     rows = recipe.read_rows(cfg)
     held = recipe.held_rows(cfg, rows)
     photos = {rows.group(n) for n in held}
@@ -193,7 +200,7 @@ def test_other_modes(tmp_path):
             found[mode] = run.finish(module.run(cfg, run))["metrics"]
     assert found["all"]["trainings"] == 1 and found["all"]["rows"] == len(faulty)
     assert found["measure"]["trainings"] == 3  # and one for each half that is left out
-    own = [p for p in (tmp_path / "measure").glob("scores-*.npy")]
+    own = list((tmp_path / "measure").glob("scores-*.npy"))
     assert sum(len(np.load(p)) for p in own) == len(faulty)
     assert found["all"]["val_accuracy"] == found["measure"]["val_accuracy"]
 
@@ -238,7 +245,7 @@ def test_what_cannot_be_searched_is_one_line(tmp_path):
         ({"data": {"sources": {"a": "shapes", "b": "x.jsonl"}}}, ConfigError, "all files or all shapes"),
         ({"data": {"sources": {"human": "shapes"}}}, UnknownName, "source of shapes 'human'"),
     ]  # fmt: skip
-    for changed, kind, message in wrong:
+    for changed, _kind, message in wrong:
         with pytest.raises((ConfigError, UnknownName), match=message):
             build(**changed)
     row = BoxRow("a.png", None, "a thing", (8, 8))
@@ -269,7 +276,7 @@ def test_another_datas_state_and_an_empty_threshold_are_refused(finished, tmp_pa
 
 def test_reliability_of_a_file(finished, tmp_path, monkeypatch, capsys):
     """Two measurers; killed behind the first part, then to its end, and once more."""
-    module, cfg, _ = read_config(str(SMOKE))
+    _module, cfg, _ = read_config(str(SMOKE))
     rows = recipe.read_rows(cfg)
     file = tmp_path / "rows, 1.jsonl"
     write_box_lines(file, rows.rows[:30])
@@ -279,7 +286,7 @@ def test_reliability_of_a_file(finished, tmp_path, monkeypatch, capsys):
     arguments = ["reliability", *runs, str(file), "--out", str(out), *photos, "--above", "0.01"]
     killed_at(
         "*.npy", *arguments,
-        program="import finetune; from jclip.report import row_scores as r; r.PART = 11\nfrom jclip.cli import main; main(sys.argv[1:])",
+        program=BY_ELEVEN,
     )  # fmt: skip
     assert len([*out.glob(".parts-*/*.npy")]) == 1 and not (out / "rows.jsonl").exists()
     monkeypatch.setattr("jclip.report.row_scores.PART", 11)
