@@ -23,7 +23,7 @@ from jclip.data import shape_sources
 from jclip.errors import ConfigError, UnknownName, notice
 from jclip.report import curriculum_files, row_sets
 from jclip.report.finished_run import FinishedRun
-from jclip.report.predictor import Predictor, write_handed_over
+from jclip.report.predictor import Predictor
 from jclip.train import curriculum_plan, curriculum_search, curriculum_state, keyed_runs
 from jclip.train import run as runs
 from jclip.train.configs import build_config, resolved
@@ -206,7 +206,7 @@ class Trainings:
             if result is None:
                 self.rows.write(inner.file(f"rows{ending}"), numbers)
                 metrics = self.rows.learn(module, learned, inner, numbers, self.held)
-                result = inner.finish(metrics, lambda result: write_handed_over(inner, module, result))
+                result = inner.finish(metrics)
         accuracy = row_sets.accuracy_of(module, result["metrics"])
         return curriculum_state.TrainedRun(accuracy, folder.name)
 

@@ -18,13 +18,13 @@ from jclip.report import plots, predictions
 from jclip.report.box_row_set import BoxRowSet
 from jclip.report.row_sets import RowSet
 from jclip.train import curriculum_plan
-from jclip.train.curriculum_search import Curriculum, Search
+from jclip.train.curriculum_search import Curriculum, Search, Selection
 from jclip.train.curriculum_state import BudgetSpent
 from jclip.train.run import read_result
 
 HISTOGRAMS, PICTURE, ROAD = "histograms.json", "histograms.png", "road.csv"
 SELECTED = "selected"
-COLUMNS = ("source", "measurer", "threshold", "rows", "accuracy", "used")
+COLUMNS = ("source", "measurer", "threshold", "added", "rows", "accuracy", "chosen", "run")
 Scores = dict[str, dict[str, np.ndarray]]  # measurer → source → reliabilities
 
 
@@ -40,7 +40,7 @@ def write_road(run: Any, rows: RowSet, search: Search[int], found: Curriculum[in
     named = split_files(rows, found, search, dataset)
     run.expect([*names, *named])
     with replacing(run.folder / ROAD) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        write_csv_rows(file, COLUMNS, road(found))
+        write_csv_rows(file, COLUMNS, road(search, found))
     if scores:
         write_histograms(run.folder, scores)
     by_number = {
@@ -68,19 +68,37 @@ def scores_of(search: Search[int], found: Curriculum[int]) -> Scores:
     return {measurer: own for measurer, own in scores.items() if own}
 
 
-def road(found: Curriculum[int]) -> list[list[Any]]:
-    """Lines of road.csv: learning from all rows of each source, then each threshold of each stage."""
-    lines: list[list[Any]] = [[name, "", "", "", _figure(accuracy), ""] for name, accuracy in found.baseline.items()]
+def road(search: Search[int], found: Curriculum[int]) -> list[list[Any]]:
+    """Lines of road.csv: learning from all rows of each source, then of each stage each measurer and each threshold."""
+    lines = [
+        _line(search, (name, "", ""), search.whole(name), len(search.sources[name]), accuracy, "")
+        for name, accuracy in found.baseline.items()
+    ]
+    held = Selection({})
     for stage in found.stages:
-        for threshold, accuracy in stage.tried.items():
-            chosen = float(threshold) == stage.threshold
-            count = stage.added if chosen else ""
+        if not stage.measurer:  # one training on everything
             lines.append(
-                [stage.source, stage.measurer, threshold, count, _figure(accuracy), int(chosen and stage.used)]
+                [stage.source, "", "", stage.added, stage.added, _figure(stage.accuracy), 1, found.trained.run]
             )
-        if not stage.tried:
-            lines.append([stage.source, "", "", stage.added, _figure(stage.accuracy), int(stage.used)])
+            continue
+        tried = [(stage.measurer, float(h), accuracy) for h, accuracy in stage.tried.items()]
+        start = search.settings.start
+        tried = [(m, start, a) for m, a in stage.measurers.items() if m != stage.measurer] + tried
+        for measurer, threshold, accuracy in tried:
+            kept = np.flatnonzero(search.reliability(measurer, stage.source) > threshold)
+            chosen = (measurer, threshold) == (stage.measurer, stage.threshold) and stage.used
+            named = (stage.source, measurer, f"{threshold:g}")
+            lines.append(_line(search, named, held.with_rows(stage.source, kept), len(kept), accuracy, int(chosen)))
+        if stage.used:
+            kept = np.flatnonzero(search.reliability(stage.measurer, stage.source) > stage.threshold)
+            held = held.with_rows(stage.source, kept)
     return lines
+
+
+def _line(search: Search[int], named: tuple, selection: Selection, added: int, accuracy: Any, chosen: Any) -> list[Any]:
+    known = search.state.trainings.get(search.key(selection, not search.settings.proxy))
+    run = known.run if known else ""
+    return [*named, added, len(search.rows(selection)), _figure(accuracy), chosen, run]
 
 
 def _figure(accuracy: float | None) -> str:

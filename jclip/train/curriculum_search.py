@@ -69,7 +69,8 @@ _MOST_STEPS = 1000
 
 @dataclass(frozen=True)
 class Stage:
-    """What was decided for one source. added: its rows that are kept; tried: threshold → accuracy, by text for JSON."""
+    """What was decided for one source. added: its rows that are kept; tried: threshold → accuracy, by text for JSON;
+    measurers: of msa, measurer → accuracy at the start's threshold."""
 
     source: str
     measurer: str
@@ -78,6 +79,7 @@ class Stage:
     accuracy: float
     tried: dict[str, float | None] = field(default_factory=dict)
     used: bool = True
+    measurers: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -331,7 +333,8 @@ def _add_source(
     selection = _above(held, name, scores[measurer], threshold)
     accuracy = tried[threshold]
     used = not held.places or accuracy > reached
-    return Stage(name, measurer, threshold, len(selection.places[name]), accuracy, _as_text(tried), used), selection
+    added, every = len(selection.places[name]), _finite(at_start)
+    return Stage(name, measurer, threshold, added, accuracy, _as_text(tried), used, every), selection
 
 
 def _above(held: Selection, name: str, reliability: np.ndarray, threshold: float) -> Selection:

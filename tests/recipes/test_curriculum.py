@@ -150,21 +150,20 @@ def noisy(folder: Path, seed: int, classes: int = 5, shots: int = 24, wrong: flo
         labels = np.repeat(np.arange(classes), count)
         return (centres[labels] + 0.9 * rng.standard_normal((len(labels), 16))).astype(np.float32), labels
 
-    (train, labels), (val, val_labels), (test, test_labels) = drawn(shots), drawn(20), drawn(40)
+    (train, labels), (val, val_labels), (test, test_labels) = drawn(shots), drawn(40), drawn(80)
     faulty = rng.random(len(labels)) < wrong
     given = np.where(faulty, (labels + rng.integers(1, classes, len(labels))) % classes, labels)
     path = folder / f"noisy {seed}.npz"
     np.savez(
         path, train_features_16=train, train_labels_16=given, val_features=val, val_labels=val_labels, test_features=test,
-        test_labels=test_labels, text_features=centres.astype(np.float32), classnames=np.array(list("abcde")),
-        logit_scale=np.float32(20.0),
+        test_labels=test_labels, classnames=np.array(list("abcde")),
     )  # fmt: skip
     return path, faulty
 
 
 LABELS = {
-    "recipe": "curriculum", "mode": "ssa", "start": 0.2, "low": 0.1, "high": 0.3,
-    "learn": {"recipe": "clip_adapter", "optim": {"epochs": 12, "batch": 32, "lr": 0.01}},
+    "recipe": "curriculum", "mode": "ssa", "start": 0.3, "low": 0.1, "high": 0.6,
+    "learn": {"recipe": "gda", "shrinkage": "none", "data": {"features": "asset:smoke_features.npz"}},
 }  # fmt: skip
 
 
@@ -238,7 +237,7 @@ def test_what_cannot_be_searched_is_one_line(tmp_path):
         ({"source": "humans"}, UnknownName, "unknown source 'humans', did you mean 'human'"),
         ({"order": ["x"]}, UnknownName, "unknown source 'x'"),
         ({"start": 0.05}, ConfigError, "low <= start"),
-        ({"learn": {"recipe": "contrastive", "data": {"train": "shapes"}}}, ConfigError, "task retrieve"),
+        ({"learn": {"recipe": "contrastive", "model": "RN50", "data": {"train": "shapes"}}}, ConfigError, "task retrieve"),
         ({"learn": {"recipe": "nothing"}}, ConfigError, "recipe 'nothing'"),
         ({"learn": {"model": "RN50"}}, ConfigError, "learn: recipe is missing"),
         ({"data": {"sources": {}}}, ConfigError, "data.sources must be a file for each name"),
