@@ -13,8 +13,8 @@ CLEAN, CORRUPTED = 0.9, 0.3  # aims: at least, at most
 WORDS = {
     "en": {
         "title": "Choosing among machine-made labels",
-        "ssa": "**One source, template labels of which 30 % are corrupted: learning from all rows, and from those that SSA keeps**",
-        "ssa_head": ["seed", "rows", "kept", "threshold", "clean kept", "corrupted kept", "test, all rows", "test, SSA", "gain"],
+        "ssa": "**One source, 30 % of its rows corrupted: learning from all, and from those that SSA keeps**",
+        "ssa_head": ["seed", "rows", "kept", "threshold", "clean kept", "corrupted kept", "test, all", "test, SSA", "gain"],
         "mean": "mean",
         "msa": "**Three sources, seed {}**",
         "msa_head": ["learned from", "rows", "val", "test"],
@@ -28,7 +28,7 @@ WORDS = {
     },
     "zh": {
         "title": "在机器生成的标签中做选择",
-        "ssa": "**单一来源，模板标签中 30 % 被破坏：用全部行学习，与用 SSA 保留的行学习**",
+        "ssa": "**单一来源，30 % 的行被破坏：用全部行学习，与用 SSA 保留的行学习**",
         "ssa_head": ["种子", "行", "保留", "阈值", "保留的干净行", "保留的被破坏行", "测试，全部行", "测试，SSA", "增益"],
         "mean": "平均",
         "msa": "**三个来源，种子 {}**",
@@ -43,6 +43,7 @@ WORDS = {
     },
 }  # fmt: skip
 Lines = Sequence[dict[str, str]]
+Pair = tuple[dict[str, str], dict[str, str]]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -72,24 +73,25 @@ def tables(lines: Lines, language: str = "en") -> str:
     return "\n\n".join(blocks)
 
 
-def ssa_pairs(lines: Lines) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Of each seed the line of all rows and the one that SSA chose, which is the same where it chose all."""
+def ssa_pairs(lines: Lines) -> list[Pair]:
+    """Of each seed the training on all rows and the one on those that SSA chose, both at full length."""
     found = []
-    for seed in sorted({line["seed"] for line in lines if line["mode"] == "ssa"}, key=int):
-        own = [line for line in lines if line["mode"] == "ssa" and line["seed"] == seed]
-        whole = next(line for line in own if not line["measurer"])
-        found.append((whole, next((line for line in own if line["chosen"] == "1"), whole)))
+    for whole in sorted((line for line in lines if line["mode"] == "all"), key=lambda line: int(line["seed"])):
+        own = [line for line in lines if line["mode"] == "ssa" and line["seed"] == whole["seed"]]
+        found.append((whole, next((line for line in own if line["chosen"] == "full"), whole)))
     return found
 
 
-def ssa_table(pairs: Sequence[tuple[dict[str, str], dict[str, str]]], words: dict) -> str:
+def ssa_table(pairs: Sequence[Pair], words: dict) -> str:
     """A line per seed, and the mean."""
     rows = []
     for whole, kept in pairs:
         gain = float(kept["test"]) - float(whole["test"])
         shares = [f"{100 * float(kept[k]):.1f} %" for k in ("clean", "corrupted")]
         named = [kept["seed"], whole["rows"], kept["rows"], kept["threshold"] or "–"]
-        rows.append([*named, *shares, *(f"{100 * float(line['test']):.1f}" for line in (whole, kept)), f"{100 * gain:+.1f}"])
+        rows.append(
+            [*named, *shares, *(f"{100 * float(line['test']):.1f}" for line in (whole, kept)), f"{100 * gain:+.1f}"]
+        )
     means = [statistics.mean(float(line["test"]) for line in column) for column in zip(*pairs, strict=True)]
     rows.append([words["mean"], *[""] * 5, *(f"{100 * m:.1f}" for m in means), f"{100 * (means[1] - means[0]):+.1f}"])
     return markdown(words["ssa_head"], rows)
@@ -107,7 +109,9 @@ def msa_table(lines: Lines, seed: str, words: dict) -> str:
     if chosen:
         steps = words["and"].join(f"{line['source']} > {line['threshold']} ({line['measurer']})" for line in chosen)
         last = chosen[-1]
-        rows.append([words["msa_row"].format(steps), last["rows"], *(f"{100 * float(last[k]):.1f}" for k in ("val", "test"))])
+        rows.append(
+            [words["msa_row"].format(steps), last["rows"], *(f"{100 * float(last[k]):.1f}" for k in ("val", "test"))]
+        )
     return markdown(words["msa_head"], rows)
 
 
@@ -118,7 +122,9 @@ def msa_tests(lines: Lines, seed: str) -> tuple[float, float]:
     return single, next((float(line["test"]) for line in reversed(own) if line["chosen"] == "1"), 0.0)
 
 
-def verdicts(pairs: Sequence[tuple[dict[str, str], dict[str, str]]], msa: Sequence[tuple[float, float]], words: dict) -> list[str]:
+def verdicts(
+    pairs: Sequence[tuple[dict[str, str], dict[str, str]]], msa: Sequence[tuple[float, float]], words: dict
+) -> list[str]:
     """A line per aim: reached or missed, and at how many seeds."""
     kept = [float(k["clean"]) >= CLEAN and float(k["corrupted"]) <= CORRUPTED for _, k in pairs]
     gained = [float(k["test"]) > float(w["test"]) for w, k in pairs]
