@@ -74,11 +74,12 @@ def tables(lines: Lines, language: str = "en") -> str:
 
 
 def ssa_pairs(lines: Lines) -> list[Pair]:
-    """Of each seed the training on all rows and the one on those that SSA chose, both at full length."""
+    """Of each seed the line of all rows and the one that SSA chose, which is the same where it chose all."""
     found = []
-    for whole in sorted((line for line in lines if line["mode"] == "all"), key=lambda line: int(line["seed"])):
-        own = [line for line in lines if line["mode"] == "ssa" and line["seed"] == whole["seed"]]
-        found.append((whole, next((line for line in own if line["chosen"] == "full"), whole)))
+    for seed in sorted({line["seed"] for line in lines if line["mode"] == "ssa"}, key=int):
+        own = [line for line in lines if line["mode"] == "ssa" and line["seed"] == seed]
+        whole = next(line for line in own if not line["measurer"])
+        found.append((whole, next((line for line in own if line["chosen"] == "1"), whole)))
     return found
 
 

@@ -3,8 +3,7 @@
     python bench/curriculum_table.py [--runs FOLDER] [--out FOLDER] [--seeds 1 2 3] [--msa-seeds 1] [--table]
 
 SSA is searched on the template source at each seed, MSA on all three at those of --msa-seeds; a seed draws scenes, noise and
-initial values. Beside SSA stands a training of full length on all rows. Written are docs/curriculum_results.csv, a line for
-each training, and, between their marks, the tables of docs/curriculum_results.md and docs/zh/curriculum_results.md. Runs lie
+initial values. Written are docs/curriculum_results.csv, a line for each training, and, between their marks, the tables of docs/curriculum_results.md and docs/zh/curriculum_results.md. Runs lie
 below --runs: what is there is not made again, so that a broken command goes on where it stopped.
 """
 
@@ -26,7 +25,7 @@ from curriculum_page import COLUMNS, read, written  # noqa: E402
 from jclip.cli import main as jclip  # noqa: E402
 from jclip.paths import replacing  # noqa: E402
 
-MODES = {"ssa": [], "all": ["mode=all", "proxy_epochs=0"], "msa": []}  # what is changed in its config
+MODES = ("ssa", "msa")
 
 
 def main() -> int:
@@ -61,22 +60,17 @@ def finished(runs: Path, mode: str, seed: int, settings: Sequence[str]) -> Path:
     """The folder of that curriculum, which is begun or resumed unless it has finished."""
     folder = runs / f"{mode}-{seed}"
     if not (folder / "result.json").is_file():
-        own = [*MODES[mode], f"seed={seed}", f"data.seed={seed}", *settings]
-        if jclip(["train", f"curriculum/shapes_{'msa' if mode == 'msa' else 'ssa'}", *own, "--run", str(folder)]):
+        own = [f"seed={seed}", f"data.seed={seed}", *settings]
+        if jclip(["train", f"curriculum/shapes_{mode}", *own, "--run", str(folder)]):
             raise SystemExit(f"the curriculum in {folder} failed")
     return folder
 
 
 def lines_of(folder: Path, mode: str, seed: int) -> list[dict[str, object]]:
-    """A line of the CSV for each of road.csv, with what the training's rows are and what it reached on test; then one for the
-    training of the chosen rows at full length, where the search was short."""
+    """A line of the CSV for each of road.csv, with what the training's rows are and what it reached on test."""
     with open(folder / "road.csv", encoding="utf-8", newline="") as f:
         road = [line for line in csv.DictReader(f) if line["run"]]
     whole = {line["source"]: counted(folder, line["run"]) for line in road if not line["measurer"]}
-    winner = json.loads((folder / "curriculum.json").read_text(encoding="utf-8"))["result"]["run"]
-    last = next((line for line in reversed(road) if line["chosen"] == "1"), road[0])
-    if winner not in {line["run"] for line in road}:
-        road.append({**last, "run": winner, "chosen": "full"})
     lines = []
     for line in road:
         have, figures = counted(folder, line["run"]), result_of(folder / line["run"])["metrics"]
