@@ -59,6 +59,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "boxes": ("none.jsonl",
               "--out --to --proposals --form --dataset --box-format --sources --root --instances --split --dedup --max-bad"),
     "pseudo-labels": ("none.json", "--out --sources --dataset --objects --phrases --seed --words"),
+    "reliability": ("none none.jsonl", "--out --root --above"),
     "world": ("photo.png", "--scenes --seed --size --pairs --noise"),
 }  # fmt: skip
 
