@@ -52,6 +52,7 @@ class Config:
     ffn: int = 2048  # inner width of a layer
     dropout: float = 0.1
     project_norm: bool = False  # a LayerNorm after both projections: small data needs it
+    positions: Literal["random", "sine"] = "random"  # where image tokens' learned positions start; sine learns sooner
     present: bool = False  # one more output: whether the thing is there at all
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
@@ -141,7 +142,7 @@ def run_on(
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
-    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    network, towers = new_network(cfg, source), learning_towers(cfg, source)
     state, outcome = train(cfg, run, source, network, towers, parts)
     learned = towers.kept(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     towers.end()
@@ -225,6 +226,11 @@ def fusion_shape(cfg: Config, source: sources.ModelSource) -> networks.FusionSha
     )
 
 
+def new_network(cfg: Config, source: sources.ModelSource) -> networks.GroundingNetwork:
+    """The network as training begins with it."""
+    return networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions)
+
+
 def learning_towers(cfg: Config, source: sources.ModelSource) -> box_towers.LearningTowers:
     """What of the towers learns."""
     positions = cfg.visual_positions == "trained"
@@ -300,7 +306,7 @@ def plan(cfg: Config, folder: Path) -> str:
     source = sources.source_of(cfg)
     samples = read_samples(cfg, source)
     check_parts(cfg, samples)
-    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    network, towers = new_network(cfg, source), learning_towers(cfg, source)
     optim = optimiser_of(cfg, network, towers)
     schedule = box_plan.Schedule(
         cfg.optim.batch, cfg.accumulate, cfg.optim.trained_epochs, cfg.sees_anew, cfg.trains_images, cfg.trains_texts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jclip.errors import ConfigError, quoted
@@ -123,6 +123,7 @@ class BoxDataConfig:
     test_scenes: int = 600
     unseen_scenes: int = 200  # of test, of colours on shapes that neither the shipped models nor training have; 0: none
     twins: float = 0.25  # share of scenes of few kinds of things, whose phrases name sides
+    train_twins: float | None = None  # the same of training scenes, where it differs
 
     def __post_init__(self):
         for part in ("train", "val", "test"):
@@ -132,6 +133,8 @@ class BoxDataConfig:
         for name in ("val_scenes", "test_scenes", "unseen_scenes"):
             require((value := getattr(self, name)) >= 0, "data", name, "at least 0 (none)", value)
         require(0 <= self.twins <= 1, "data", "twins", "in [0, 1]", self.twins)
+        if self.train_twins is not None:
+            require(0 <= self.train_twins <= 1, "data", "train_twins", "in [0, 1]", self.train_twins)
 
     def named(self, part: str) -> tuple[str, ...]:
         """What a part of the data is read from: files, or the embedded world; nothing where it has none."""
@@ -167,6 +170,38 @@ class BoxViewConfig:
         require(bool(fits), group, "short_sides", f"in [{low}, {most}], from crop_sides on", self.short_sides)
         for name in ("scale_step", "scale_count"):
             require((value := getattr(self, name)) >= 1, group, name, "at least 1", value)
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """Rows that a curriculum chooses among: a file for each source, or `shapes`, pseudo-labels of the embedded world.
+
+    sources: name → file: phrases with boxes in any form that `jclip boxes` reads; precomputed features (.npz) or lists of
+    photos with classes. Of the embedded world so many scenes, with `noise` of the rows given another thing's box and half
+    as many another scene's phrase.
+    """
+
+    sources: dict = field(default_factory=lambda: dict.fromkeys(("template", "relation", "caption"), "shapes"))
+    photos: str = (
+        ""  # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
+    )
+    scenes: int = 1000
+    noise: float = 0.2
+    pairs: int = 0  # of colour and shape, drawn anew for each scene: few make phrases with directions; 0: any
+    seed: int = 0
+
+    def __post_init__(self):
+        named = all(isinstance(k, str) and k and isinstance(v, str) and v for k, v in self.sources.items())
+        require(
+            bool(self.sources) and named,
+            "data",
+            "sources",
+            "a file for each name, such as {template: a.jsonl}",
+            self.sources,
+        )
+        require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
+        require(0 <= self.noise <= 0.6, "data", "noise", "in [0, 0.6]", self.noise)
+        require(self.pairs == 0 or 2 <= self.pairs <= 100, "data", "pairs", "0 (any) or in [2, 100]", self.pairs)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def _resolve_paths(values: dict, base: Path) -> None:
             data[key] = _of_project(data[key], base)
         elif isinstance(data.get(key), list):
             data[key] = [_of_project(name, base) if isinstance(name, str) else name for name in data[key]]
+    _resolve_sources(values, base)
     if isinstance(values.get("classes"), str) and is_file(base / values["classes"]):
         values["classes"] = _absolute(values["classes"], base)
     _resolve_captions(values, base)
@@ -71,6 +72,18 @@ def _resolve_paths(values: dict, base: Path) -> None:
         _resolve_weights(member, "weights", base)
         if isinstance(member.get("prompts"), str) and member["prompts"] and is_file(base / member["prompts"]):
             member["prompts"] = _absolute(member["prompts"], base)
+
+
+def _resolve_sources(values: dict, base: Path) -> None:
+    """Files of a curriculum's sources, the folder of their photos, and the paths of the recipe that it trains."""
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("sources"), dict):
+        named = data["sources"]
+        named |= {k: _of_project(file, base) for k, file in named.items() if isinstance(file, str)}
+    if isinstance(data, dict) and isinstance(data.get("photos"), str):
+        data["photos"] = _of_project(data["photos"], base)
+    if isinstance(values.get("learn"), dict):
+        _resolve_paths(values["learn"], base)
 
 
 def _resolve_captions(values: dict, base: Path) -> None:

@@ -158,7 +158,8 @@ def samples_of_scenes(scenes: Iterable[shapes.Scene], side: int) -> BoxSamples:
 def world_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | None:
     """Scenes of the embedded world for that part; None where the part has none.
 
-    A share `twins` of the scenes is drawn from a few pairs each, so that two things may be alike and phrases name sides.
+    A share `twins` of the scenes (in training `train_twins`) is drawn from a few pairs each, so that two things may be
+    alike and phrases name sides.
     Raises `ConfigError` for a part that is not of the embedded world.
     """
     named = data.named(part)
@@ -167,8 +168,9 @@ def world_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | Non
         return None
     if named != (WORLD,):
         raise ConfigError(f"data.{part} must be {WORLD} (the embedded world) or empty, got {', '.join(named)}")
+    twins = data.twins if part != "train" or data.train_twins is None else data.train_twins
     pairs = shapes.UNSEEN_PAIRS if part == "unseen" else shapes.SEEN_PAIRS
-    return samples_of_scenes((drawn_scene((SEED, PARTS[part], i), pairs, data.twins) for i in range(count)), side)
+    return samples_of_scenes((drawn_scene((SEED, PARTS[part], i), pairs, twins) for i in range(count)), side)
 
 
 def drawn_scene(seed: Sequence[int], pairs: Sequence[tuple[str, str]], twins: float) -> shapes.Scene:
