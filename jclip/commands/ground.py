@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.choices import default_model
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
-from jclip.data import detector_boxes, splits
-from jclip.data.photo_file import PHOTO_ENDINGS
+from jclip.data import detector_boxes, photo_file, splits
 from jclip.errors import ConfigError, DataError, counted, notice, quoted, say
 from jclip.features import box_proposals, rough_boxes
 from jclip.features import source as sources
@@ -38,9 +37,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="a phrase, also one that is a file's name; repeatable",
     )
-    what = p.add_mutually_exclusive_group()
-    add_shared(what, "--run", " of the recipe grounding, or shapes-tiny-ground")
-    add_shared(what, "--model", f"{BY_NAME}; repeated, scores of several are added", action="append")
+    add_shared(p, "--run", " of the recipe grounding, or shapes-tiny-ground")
+    add_shared(
+        p, "--model", f"{BY_NAME}; repeated, scores of several are added; beside --run the run's own weights, where the "
+        "file has moved", action="append",
+    )  # fmt: skip
     p.add_argument(
         "--boxes", type=nonempty, metavar="FILE",
         help="with --model: choose among a detector's boxes, COCO's results as JSON, in pixels of the photo as it is seen",
@@ -108,7 +109,7 @@ def photos_and_phrases(things: Sequence[str], phrases: Sequence[str]) -> tuple[l
             raise DataError(f"no such photo or folder: {quoted(things[0])}")
         raise ConfigError(f'name what to find in {quoted(things[0])}: a phrase such as "the red one"')
     for phrase in things[count:]:
-        if Path(phrase).suffix.lower() in PHOTO_ENDINGS:
+        if Path(phrase).suffix.lower() in photo_file.PHOTO_ENDINGS:
             if exists(phrase):
                 raise ConfigError(
                     f"photos must stand before phrases, got {quoted(phrase)} (a phrase of that name: --phrase)"
@@ -121,12 +122,15 @@ def check(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for options that do not fit each other."""
     models = args.model or []
     for given, option, of in (
-        (args.run and args.boxes, "--boxes", "--model"), (args.run and args.no_rules, "--no-rules", "--model"),
+        (args.run and args.boxes, "--boxes", "--model, without --run"),
+        (args.run and args.no_rules, "--no-rules", "--model, without --run"),
         (not args.run and args.attention, "--attention", "--run"),
         (args.min_score is not None and not args.boxes, "--min-score", "--boxes"),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{option} must stand beside {of}")
+    if args.run and len(models) > 1:
+        raise ConfigError(f"--model must name one model beside --run, got {len(models)}")
     if len(models) > 1 and not args.boxes:
         raise ConfigError(f"several models must stand beside --boxes, got {len(models)}")
 
@@ -157,7 +161,7 @@ def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> tuple[Finder,
     """What finds phrases in a photo as the options say, and the run if it is one. Raises `ConfigError`, and `DataError` for
     a phrase that is too long."""
     if args.run:
-        run = grounder.Grounder.load(*run_folder(args.run, ()))
+        run = grounder.Grounder.load(*run_folder(args.run, ()), *(args.model or ()))
         run.check_lengths(phrases, args.truncate)
         return lambda picture, photo, phrases: run.predict(picture, phrases, True, args.truncate), run
     proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None

@@ -26,7 +26,7 @@ from jclip.model import dense_map
 from jclip.postponed import jt
 from jclip.prompts.place_words import read_places
 
-FACTORS = {"resnet": (1, 4, 5), "vit": (1, 2), "eva": (1,)}  # of the model's own side, by kind of tower
+FACTORS = {"resnet": (1, 4, 5), "vit": (1, 2)}  # of the model's own side, by kind of tower; others: 1
 BACKGROUND = "a photo"
 SHARE = 0.7  # of the map's range, above which a place belongs to the thing
 GRID = 64  # cells of the map's long side
@@ -47,7 +47,7 @@ class RoughScorer:
         self, photo: Image.Image, phrases: Sequence[str], truncate: bool = False
     ) -> list[tuple[np.ndarray, ScoredBoxes]]:
         """An RGB photo → for each phrase boxes (N, 4), corners in its pixels, and their scores. The maps are made once."""
-        maps = [self._map(photo, factor) for factor in FACTORS[self.source.config.vision.kind]]
+        maps = [self._map(photo, factor) for factor in FACTORS.get(self.source.config.vision.kind, (1,))]
         background, found = text_feature(self.source, BACKGROUND), []
         for phrase in phrases:
             read = read_places(phrase, self.rules.published) if self.rules.places else None
@@ -77,7 +77,7 @@ def vision_step(vision) -> int:
 def map_size(size: tuple[int, int], vision, factor: int) -> tuple[int, int]:
     """Height and width, multiples of the tower's step, that a photo of (W, H) pixels gets: the short side the model's own
     times `factor`, the long one twice that at most."""
-    if vision.kind == "eva":
+    if vision.kind not in FACTORS:
         return vision.image_size
     step, short = vision_step(vision), factor * min(vision.image_size)
     ratios = [min(side / min(size), MOST_ASPECT) for side in (size[1], size[0])]

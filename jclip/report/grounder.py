@@ -36,6 +36,20 @@ FIGURES = {
 }  # fmt: skip
 
 
+def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
+    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
+    is_path = isinstance(photo, str | os.PathLike)
+    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
+
+
+def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
+    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
+    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+    if not said or not all(phrase.strip() for phrase in said):
+        raise ConfigError("name what to find: a phrase must not be empty")
+    return said
+
+
 class FoundThing(NamedTuple):
     """A phrase's box: corners x1, y1, x2, y2 in pixels of the photo; a box comes back in any case.
 
@@ -239,20 +253,6 @@ class Grounder(FinishedRun):
         if part is None:
             raise ConfigError(f"runs must share Acc@0.5 on val or test, got none in common: {', '.join(results)}")
         return _table([(predictions.marked(Path(name).name, m), m, part) for name, m in results.items()])
-
-
-def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
-    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
-    is_path = isinstance(photo, str | os.PathLike)
-    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
-
-
-def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
-    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
-    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
-    if not said or not all(phrase.strip() for phrase in said):
-        raise ConfigError("name what to find: a phrase must not be empty")
-    return said
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:
