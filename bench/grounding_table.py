@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, read, written  # noqa: E402
 
+import finetune  # noqa: E402, F401 - offers its recipes
 from jclip.config import apply_overrides, load_values  # noqa: E402
 from jclip.paths import replacing  # noqa: E402
 from jclip.train.configs import build_config, find_config  # noqa: E402
