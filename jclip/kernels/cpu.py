@@ -235,9 +235,10 @@ def unpacked(weight):
 
 
 def to_int8(weight):
-    """(N, K) float32 → the bytes of int8_weight.h, (N/R, R, K + 8) int8; R: `BLOCK[0]` where oneDNN multiplies, else 1."""
-    (N, K), (R, _) = weight.shape, BLOCK
-    R = R if N % R == 0 and K % R == 0 and _multiplies_int8() else 1
+    """(N, K) float32 → the bytes of int8_weight.h, (N/R, R, K + 8) int8; R: rows that oneDNN multiplies at once, else 1."""
+    N, K = weight.shape
+    fitting = (R for R in INT8_BLOCKS if N % R == 0 and K % 64 == 0)
+    R = next(fitting, 1) if _multiplies_int8() else 1
     sizes = "in0_shape0, in0_shape1"
     return _one("int8_weight_forward", (N // R, R, K + 8), [weight], sizes, {"rows": R}, "int8")
 
@@ -262,6 +263,7 @@ def _packs() -> bool:
 
 
 BLOCK = (64, 32)  # rows and columns of a packed block
+INT8_BLOCKS = (256, 128, 64)  # rows of one in 8 bits
 ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2}  # as linear.h numbers them
 
 # Sizes that the C++ functions take after the arrays.

@@ -52,7 +52,7 @@ def parts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     K, flat = wide - 8, array.reshape(blocks, R * wide)
     integers = flat[:, : R * K]
     if R > 1:
-        integers = integers.reshape(blocks, K // 4, R, 4).transpose(0, 2, 1, 3)
+        integers = integers.reshape(blocks, R // 64, K // 4, 64, 4).transpose(0, 1, 3, 2, 4)
     scales, sums = (
         np.ascontiguousarray(flat[:, R * begin : R * (begin + 4)]).view(kind).reshape(-1)
         for begin, kind in ((K, np.float32), (K + 4, np.int32))

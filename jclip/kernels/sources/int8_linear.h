@@ -1,18 +1,14 @@
 // y = act(x W^T + b) + residual with weights of 8 bits (int8_weight.h). Each row of x becomes unsigned 8-bit numbers q with a
 // scale s and a zero z of its own, x = s (q - z); the sums of q w are exact in 32 bits, whatever instructions compute them.
 #pragma once
+#include <omp.h>
 #include "linear.h"
 #include "int8_weight.h"
 
 namespace jclip {
 
-const int64_t INT8_TILE = 256;  // rows of x at once: bytes and sums stay in the cache
-
-struct Int8Rows {
-    std::unique_ptr<uint8_t[]> values;  // (M, K)
-    std::vector<float> scales;
-    std::vector<int32_t> zeros;
-};
+// Rows and columns of y at once: bytes and sums of so many stay in the cache.
+const int64_t INT8_HIGH = 256, INT8_LOW = 16, INT8_WIDE = 256;
 
 // One row; where a number is infinite or none the scale is none, and so is all that is made of it.
 template <class X>
@@ -31,35 +27,27 @@ inline void to_bytes(const X* x, uint8_t* q, int64_t K, float& scale, int32_t& z
     for (int64_t k = 0; k < K; k++) q[k] = uint8_t(std::min(255, std::max(0, int32_t(widen(x[k]) * inverse + offset))));
 }
 
-template <class X>
-inline Int8Rows to_bytes(const X* x, int64_t M, int64_t K) {
-    Int8Rows rows{std::unique_ptr<uint8_t[]>(new uint8_t[M * K]), std::vector<float>(M), std::vector<int32_t>(M)};
-    #pragma omp parallel for schedule(static)
-    for (int64_t m = 0; m < M; m++) to_bytes(x + m * K, rows.values.get() + m * K, K, rows.scales[m], rows.zeros[m]);
-    return rows;
-}
-
-// The product of a tile of M rows with a block of columns, made where the threads are at work, for one of them each.
-struct Int8Tile {
+// The product of M rows with a block of the weight, made where the threads are at work, for one of them each.
+struct Int8Product {
     dnnl::memory::desc x, weight, sums, scratch;
-    dnnl::matmul product;
+    dnnl::matmul run;
 };
 
-inline Int8Tile int8_tile(int64_t M, int64_t K) {
+inline Int8Product int8_product(int64_t M, int64_t K, int64_t R) {
     using namespace dnnl;
-    return kept<std::array<int64_t, 2>, Int8Tile>({M, K}, [=] {
-        Int8Tile tile;
-        tile.x = {{M, K}, memory::data_type::u8, Tag::ab};
-        tile.weight = {{K, INT8_ROWS}, memory::data_type::s8, INT8_PACKED};
-        tile.sums = {{M, INT8_ROWS}, memory::data_type::s32, Tag::ab};
+    return kept<std::array<int64_t, 3>, Int8Product>({M, K, R}, [=] {
+        Int8Product p;
+        p.x = {{M, K}, memory::data_type::u8, Tag::ab};
+        p.weight = {{K, R}, memory::data_type::s8, INT8_PACKED};
+        p.sums = {{M, R}, memory::data_type::s32, Tag::ab};
         #pragma omp parallel
         #pragma omp single
         {
-            const matmul::primitive_desc made(matmul::desc(tile.x, tile.weight, tile.sums), attributes(), jclip::engine());
-            tile.scratch = made.scratchpad_desc();
-            tile.product = matmul(made);
+            const matmul::primitive_desc made(matmul::desc(p.x, p.weight, p.sums), attributes(), jclip::engine());
+            p.scratch = made.scratchpad_desc();
+            p.run = matmul(made);
         }
-        return tile;
+        return p;
     });
 }
 
@@ -101,65 +89,88 @@ inline float activated(float x) {
     return x;
 }
 
-// One thread's arrays for a tile.
+// One thread's arrays: a tile of x in bytes, and its sums with some columns of the weight.
 struct Int8Work {
+    std::vector<uint8_t> bytes;
+    std::vector<int32_t> zeros, sums, row_sums;
+    std::vector<float> scales, by, bias;
     dnnl::stream stream{jclip::engine()};
-    std::vector<int32_t> sums, row_sums;
-    std::vector<float> scales, bias;
 
-    Int8Work(int64_t M, int64_t width) : sums(M * width), row_sums(width), scales(width), bias(width) {}
+    Int8Work(int64_t M, int64_t K)
+        : bytes(M * K), zeros(M), sums(M * INT8_WIDE), row_sums(INT8_WIDE), scales(M), by(INT8_WIDE), bias(INT8_WIDE) {}
 
-    // The tile's sums; the same whether oneDNN makes them (R = 64) or not.
-    void multiply(const Int8Tile& tile, const uint8_t* x, const int8_t* weight, int64_t M, int64_t K, int64_t first,
-                  int64_t width, int64_t R) {
-        for (int64_t n = 0; n < width; n += R) Int8Block(weight, (first + n) / R, R, K).read(&scales[n], &row_sums[n]);
-        if (R == 1) return int8_sums(x, weight, sums.data(), M, K, first, width);
-        dnnl::memory scratch(tile.scratch, jclip::engine());
-        tile.product.execute(stream, {{DNNL_ARG_SRC, array(tile.x, x)},
-                                      {DNNL_ARG_WEIGHTS, array(tile.weight, Int8Block(weight, first / R, R, K).values)},
-                                      {DNNL_ARG_DST, array(tile.sums, sums.data())},
-                                      {DNNL_ARG_SCRATCHPAD, scratch}});
+    template <class X>
+    void take(const X* x, int64_t M, int64_t K) {
+        for (int64_t m = 0; m < M; m++) to_bytes(x + m * K, &bytes[m * K], K, scales[m], zeros[m]);
     }
 
-    // A row of them to numbers, act(s s_n (sum - z sum_n) + b) + residual.
+    // Their sums with columns first to first + width: one block, which oneDNN multiplies, or blocks of one row (R = 1).
+    void multiply(const Int8Product& product, const int8_t* weight, int64_t M, int64_t K, int64_t first, int64_t width, int64_t R) {
+        for (int64_t n = 0; n < width; n += R) Int8Block(weight, (first + n) / R, R, K).read(&by[n], &row_sums[n]);
+        if (R == 1) return int8_sums(bytes.data(), weight, sums.data(), M, K, first, width);
+        dnnl::memory scratch(product.scratch, jclip::engine());
+        product.run.execute(stream, {{DNNL_ARG_SRC, array(product.x, bytes.data())},
+                                     {DNNL_ARG_WEIGHTS, array(product.weight, Int8Block(weight, first / R, R, K).values)},
+                                     {DNNL_ARG_DST, array(product.sums, sums.data())},
+                                     {DNNL_ARG_SCRATCHPAD, scratch}});
+    }
+
+    // Row m of them to numbers, act(s s_n (sum - z sum_n) + b) + residual.
     template <int activation, class Y>
-    void finish(int64_t m, float scale, int32_t zero, const float* residual, Y* y, int64_t width) const {
-        const int32_t *row = sums.data() + m * width, *of_weight = row_sums.data();
-        const float *by = scales.data(), *plus = bias.data();
+    void finish(int64_t m, const float* residual, Y* y, int64_t width) const {
+        const int32_t *row = &sums[m * width], *of_weight = row_sums.data(), zero = zeros[m];
+        const float *factor = by.data(), *plus = bias.data(), scale = scales[m];
         if (residual) {
             #pragma omp simd
             for (int64_t n = 0; n < width; n++)
-                narrow(activated<activation>(float(row[n] - zero * of_weight[n]) * (scale * by[n]) + plus[n]) + residual[n], y[n]);
+                narrow(activated<activation>(float(row[n] - zero * of_weight[n]) * (scale * factor[n]) + plus[n]) + residual[n], y[n]);
         } else {
             #pragma omp simd
             for (int64_t n = 0; n < width; n++)
-                narrow(activated<activation>(float(row[n] - zero * of_weight[n]) * (scale * by[n]) + plus[n]), y[n]);
+                narrow(activated<activation>(float(row[n] - zero * of_weight[n]) * (scale * factor[n]) + plus[n]), y[n]);
         }
     }
 };
 
-template <int activation, class Y>
-void int8_tiles(const Int8Rows& rows, const int8_t* weight, const float* bias, const float* residual, Y* y, int64_t M,
-                int64_t N, int64_t K, int64_t R) {
-    const int64_t height = std::min(M, INT8_TILE), width = std::min(N, INT8_ROWS);
-    const int64_t down = (M + height - 1) / height, across = (N + width - 1) / width;
-    Int8Tile whole, last;
-    if (R == INT8_ROWS) {
-        whole = int8_tile(height, K);
-        last = M % height ? int8_tile(M % height, K) : whole;
+// Tiles of rows, one per task; where these are fewer than threads each is done in parts of its columns, its bytes made anew.
+struct Int8Tiling {
+    int64_t high, down, wide, parts, part;
+
+    Int8Tiling(int64_t M, int64_t N, int64_t R) : wide(R == 1 ? INT8_WIDE : R) {
+        const int64_t threads = omp_get_max_threads(), rounds = (M + INT8_HIGH * threads - 1) / (INT8_HIGH * threads);
+        high = std::min(M, std::max(INT8_LOW, (M + rounds * threads - 1) / (rounds * threads)));
+        down = (M + high - 1) / high;
+        const int64_t wanted = (threads + down - 1) / down, blocks = (N + wide - 1) / wide;
+        part = (blocks + wanted - 1) / wanted * wide;
+        parts = (N + part - 1) / part;
+    }
+};
+
+template <int activation, class X, class Y>
+void int8_tiles(const X* x, const int8_t* weight, const float* bias, const float* residual, Y* y, int64_t M, int64_t N,
+                int64_t K, int64_t R) {
+    const Int8Tiling tiling(M, N, R);
+    Int8Product whole, last;
+    if (R != 1) {
+        whole = int8_product(tiling.high, K, R);
+        last = M % tiling.high ? int8_product(M % tiling.high, K, R) : whole;
     }
     #pragma omp parallel
     {
-        Int8Work work(height, width);
+        Int8Work work(tiling.high, K);
         #pragma omp for schedule(static)
-        for (int64_t task = 0; task < down * across; task++) {
-            const int64_t m0 = task / across * height, n0 = task % across * width;
-            const int64_t tall = std::min(height, M - m0), wide = std::min(width, N - n0);
-            if (bias) std::copy(bias + n0, bias + n0 + wide, work.bias.begin());
-            work.multiply(tall == height ? whole : last, rows.values.get() + m0 * K, weight, tall, K, n0, wide, R);
-            for (int64_t m = 0; m < tall; m++) {
-                const int64_t at = (m0 + m) * N + n0;
-                work.finish<activation>(m, rows.scales[m0 + m], rows.zeros[m0 + m], residual ? residual + at : nullptr, y + at, wide);
+        for (int64_t task = 0; task < tiling.down * tiling.parts; task++) {
+            const int64_t m0 = task / tiling.parts * tiling.high, high = std::min(tiling.high, M - m0);
+            const int64_t begin = task % tiling.parts * tiling.part, end = std::min(begin + tiling.part, N);
+            work.take(x + m0 * K, high, K);
+            for (int64_t n0 = begin; n0 < end; n0 += tiling.wide) {
+                const int64_t width = std::min(tiling.wide, end - n0);
+                if (bias) std::copy(bias + n0, bias + n0 + width, work.bias.begin());
+                work.multiply(high == tiling.high ? whole : last, weight, high, K, n0, width, R);
+                for (int64_t m = 0; m < high; m++) {
+                    const int64_t at = (m0 + m) * N + n0;
+                    work.finish<activation>(m, residual ? residual + at : nullptr, y + at, width);
+                }
             }
         }
     }
@@ -170,10 +181,9 @@ template <class X, class Y>
 void int8_linear_forward(const X* x, const int8_t* weight, const float* bias, const float* residual, Y* y, int64_t count,
                          int64_t N, int64_t K, int64_t R, double activation) {
     const int64_t M = count / K;
-    const Int8Rows rows = to_bytes(x, M, K);
-    if (activation == quickgelu) return int8_tiles<quickgelu>(rows, weight, bias, residual, y, M, N, K, R);
-    if (activation == gelu) return int8_tiles<gelu>(rows, weight, bias, residual, y, M, N, K, R);
-    int8_tiles<none>(rows, weight, bias, residual, y, M, N, K, R);
+    if (activation == quickgelu) return int8_tiles<quickgelu>(x, weight, bias, residual, y, M, N, K, R);
+    if (activation == gelu) return int8_tiles<gelu>(x, weight, bias, residual, y, M, N, K, R);
+    int8_tiles<none>(x, weight, bias, residual, y, M, N, K, R);
 }
 
 }  // namespace jclip

@@ -1,15 +1,14 @@
 // Weights of 8 bits: per row n the scale s = max |w| / 127 and the integers round(w / s). Held in one array of bytes,
 // (N/R, R, K + 8): a block has R rows' integers, then R scales (float), then R sums of the row's integers (int32).
-// R is 64 where oneDNN multiplies: the integers lie (K/4, 64, 4), as its products read them. Else R is 1.
+// Where oneDNN multiplies, R is 64, 128 or 256 and the integers lie (R/64, K/4, 64, 4), as its products read them. Else R is 1.
 #pragma once
 #include <string>
 #include "onednn.h"
 
 namespace jclip {
 
-const int64_t INT8_ROWS = 64;
 const float LEAST_RANGE = 1e-30f;  // what is smaller counts as 0
-const Tag INT8_PACKED = Tag::BA16a64b4a;  // of the (K, 64) matrix that a product takes
+const Tag INT8_PACKED = Tag::BA16a64b4a;  // of the (K, R) matrix that a product takes
 
 // A block of that array.
 struct Int8Block {
@@ -19,7 +18,9 @@ struct Int8Block {
     Int8Block(const int8_t* array, int64_t block, int64_t rows, int64_t K)
         : values(const_cast<int8_t*>(array) + block * rows * (K + 8)), rows(rows), K(K) {}
 
-    int8_t& at(int64_t n, int64_t k) const { return values[(k / 4 * rows + n) * (rows == 1 ? 0 : 4) + (rows == 1 ? k : k % 4)]; }
+    int8_t& at(int64_t n, int64_t k) const {
+        return values[rows == 1 ? k : n / 64 * 64 * K + (k / 4 * 64 + n % 64) * 4 + k % 4];
+    }
     // Copied, for a block of one row stands anywhere.
     void read(float* scales, int32_t* sums) const {
         std::memcpy(scales, values + rows * K, rows * 4);
