@@ -39,7 +39,9 @@ def linear(x, weight, bias, activation: str | None, residual, half: bool, fused:
 class _Linear(Function):
     def execute(self, x, weight, bias, activation, residual, half, fused):
         if fused:
-            return cpu.int8_linear(x, weight, bias, activation, residual, "bfloat16" if half and _has_bf16() else "float32")
+            return cpu.int8_linear(
+                x, weight, bias, activation, residual, "bfloat16" if half and _has_bf16() else "float32"
+            )
         return _plain_linear(x, weight, bias, activation, residual)
 
     def grad(self, gradient):
