@@ -4,7 +4,8 @@
 
 Towers have random weights, once as they are initialised and once with the outliers that trained ones are known for: of what a
 norm hands on, every 96th channel is 10 times as large and the next matrix's column a tenth, which float32 does not see.
---features: an .npz with text_features, test_features and test_labels: rows are moved in random directions (20 draws) as far as the median and the worst photo was, as initialised.
+--features: an .npz with text_features, test_features and test_labels: rows are moved in random directions (20
+draws) as far as the median and the worst photo was, as initialised.
 """
 
 from __future__ import annotations

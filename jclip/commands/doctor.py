@@ -124,7 +124,7 @@ def _half() -> str:
 
 
 def _int8() -> str:
-    flags, slow = toolchain.cpu_flags(), "runs, slower than fp32"
+    flags, slow = toolchain.cpu_flags(), "runs, about as fast as fp32"
     if found := [f.upper() for f in ("amx_int8", "avx512_vnni") if f in flags]:
         return f"{slow}: {reason}" if (reason := toolchain.why_no_avx512()) else f"fast ({', '.join(found)})"
     return f"{slow} (neither AVX-512 VNNI nor AMX)"

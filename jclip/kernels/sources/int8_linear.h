@@ -51,17 +51,35 @@ inline Int8Product int8_product(int64_t M, int64_t K, int64_t R) {
     });
 }
 
-// The same sums for blocks of one row each, without special instructions: products of 16-bit numbers.
+// What the compiler multiplies and adds up in one instruction, exactly: bytes with VNNI, else numbers of 16 bits.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+using Int8Factor = int8_t;
+using Int8Other = uint8_t;
+#else
+using Int8Factor = int16_t;
+using Int8Other = int16_t;
+#endif
+
+// The same sums for blocks of one row each, four at once, on any processor.
 inline void int8_sums(const uint8_t* x, const int8_t* weight, int32_t* sums, int64_t M, int64_t K, int64_t first, int64_t width) {
-    std::vector<int16_t> row(K);
-    for (int64_t n = 0; n < width; n++) {
-        const int8_t* values = Int8Block(weight, first + n, 1, K).values;
-        for (int64_t k = 0; k < K; k++) row[k] = values[k];
+    std::vector<Int8Factor> rows(4 * K);
+    const Int8Factor *w0 = rows.data(), *w1 = w0 + K, *w2 = w1 + K, *w3 = w2 + K;
+    for (int64_t n = 0; n < width; n += 4) {
+        const int64_t columns = std::min<int64_t>(4, width - n);
+        for (int64_t i = 0; i < columns; i++)
+            std::copy_n(Int8Block(weight, first + n + i, 1, K).values, K, rows.data() + i * K);
         for (int64_t m = 0; m < M; m++) {
             const uint8_t* q = x + m * K;
-            int32_t sum = 0;
-            for (int64_t k = 0; k < K; k++) sum += int32_t(int16_t(q[k])) * int32_t(row[k]);
-            sums[m * width + n] = sum;
+            int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+            for (int64_t k = 0; k < K; k++) {
+                const int32_t value = Int8Other(q[k]);
+                s0 += value * w0[k];
+                s1 += value * w1[k];
+                s2 += value * w2[k];
+                s3 += value * w3[k];
+            }
+            const int32_t four[4] = {s0, s1, s2, s3};
+            std::copy_n(four, columns, sums + m * width + n);
         }
     }
 }
