@@ -19,7 +19,7 @@ from jclip.kernels import cpu, int8
 from jclip.model.clip import CLIP
 from jclip.runtime import jt
 from jclip.weights.checkpoint import load_strict, random_arrays
-from jclip.weights.variants import CLIPConfig, ViTConfig
+from jclip.weights.variants import VARIANTS, CLIPConfig, ViTConfig
 from tests.conftest import ROOT
 from tests.library.test_kernels import needs_onednn, weigh
 from tests.tolerances import TOLERANCES
@@ -192,6 +192,19 @@ def test_towers_stay_near_and_give_their_weights_back(way, name, seed):
 def cosines(a, b):
     a, b = (v.reshape(-1, v.shape[-1]).astype(np.float64) for v in (a, b))
     return (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@needs_onednn
+def test_a_tower_of_real_size_stays_near():
+    config = replace(VARIANTS["ViT-B/32"], text=None)
+    model = CLIP(config)
+    model.eval()
+    jt.sync_all()
+    pixels = normal(np.random.default_rng(0), 2, 3, *config.vision.image_size)
+    with jt.no_grad():
+        wide = model.encode_image(pixels).numpy()
+        narrow = model.to("int8").encode_image(pixels).numpy()
+    assert cosines(wide, narrow).min() >= 1 - TOLERANCES["int8_cosine"], cosines(wide, narrow)
 
 
 @needs_onednn
