@@ -7,6 +7,8 @@ same on every processor, with VNNI, AMX or neither.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from jclip.errors import ConfigError
@@ -39,9 +41,8 @@ def linear(x, weight, bias, activation: str | None, residual, half: bool, fused:
 class _Linear(Function):
     def execute(self, x, weight, bias, activation, residual, half, fused):
         if fused:
-            return cpu.int8_linear(
-                x, weight, bias, activation, residual, "bfloat16" if half and _has_bf16() else "float32"
-            )
+            dtype = "bfloat16" if half and _has_bf16() else "float32"
+            return cpu.int8_linear(x, weight, bias, activation, residual, dtype)
         return _plain_linear(x, weight, bias, activation, residual)
 
     def grad(self, gradient):
@@ -110,6 +111,7 @@ def _exact_product(rows, integers: np.ndarray):
     return total
 
 
+@lru_cache(maxsize=1)
 def _has_bf16() -> bool:
     """Whether attention in bfloat16 is faster here than in float32."""
     return not why_no_avx512() and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})

@@ -84,7 +84,7 @@ inline void int8_sums(const uint8_t* x, const int8_t* weight, int32_t* sums, int
     }
 }
 
-// 2^t, to two units in the last place; |t| at most 126.
+// 2^t within 3e-7 of it; t beyond 126 counts as 126.
 inline float power_of_two(float t) {
     t = std::min(126.0f, std::max(-126.0f, t));
     const float whole = std::floor(t + 0.5f), f = t - whole;

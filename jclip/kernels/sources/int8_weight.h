@@ -78,19 +78,6 @@ inline void int8_weight_forward(const float* weight, int8_t* quantised, int64_t 
     }
 }
 
-// Scale times integer, as floats (N, K).
-inline void int8_weight_back(const int8_t* quantised, float* weight, int64_t N, int64_t K, int64_t R) {
-    #pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < N; first += R) {
-        const Int8Block block(quantised, first / R, R, K);
-        std::vector<float> scales(R);
-        std::vector<int32_t> sums(R);
-        block.read(scales.data(), sums.data());
-        for (int64_t n = 0; n < R; n++)
-            for (int64_t k = 0; k < K; k++) weight[(first + n) * K + k] = scales[n] * block.at(n, k);
-    }
-}
-
 // Whether oneDNN multiplies such numbers with VNNI or AMX, whose sums are exact; older instructions' saturate.
 inline void int8_weight_choice(int32_t* chosen) {
     using namespace dnnl;
