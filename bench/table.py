@@ -31,6 +31,7 @@ def main() -> int:
         share = f"{r['of_sgemm']:.0%}" if "of_sgemm" in r else ""
         wide = results["tasks"].get(task.removesuffix(" bf16")) if task.endswith(" bf16") else None
         to_wide = f" ({r['jclip']['per_second'] / wide['torch']['per_second']:.2f} to fp32)" if wide else ""
+        to_wide = f" ({r['to_half']:.2f} to jclip's bf16)" if "to_half" in r else to_wide
         rates = f"{r['jclip']['per_second']:.2f} | {r['torch']['per_second']:.2f} | {r['ratio']:.2f}{to_wide}"
         print(f"| {task} | {rates} | {share} | {r['jclip']['peak_mib']} / {r['torch']['peak_mib']} |")
     if "memory" in results:

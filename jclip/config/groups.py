@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jclip.errors import ConfigError, quoted
 
-Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
 
 
