@@ -28,8 +28,7 @@ EMPTY = "jclip-empty.o"
 _FIRST = ("op_register.cc",)  # what is initialised in this order when the library is loaded, in a group of its own
 _EARLY = ("op_utils.cc", "init.cc", "event_queue.cc", "sfrl_allocator.cc", "allocator.cc", "nano_string.cc")
 _LAST = ("profiler.cc", "executor.cc")
-_LEVELS = (  # of optimisation, by path: the first that fits
-    (r"/gen/pyjt_jit_op_maker\.cc$", "-Og"),  # arguments of 400 functions, checked and converted
+_LEVELS = (  # of optimisation, by path: the first that fits. Bindings at -O1 take calls as fast as at -O2.
     (r"/gen/|/src/(opt|test|profiler)/|/ops/mkl_test|/cpu_cnn_inference", "-O1"),
     (r"/src/(op_compiler|parallel_compiler|memory_profiler|misc/miniz|mem/mem_info|pybind/py_var_tracer)\.cc$", "-O1"),
 )
@@ -37,7 +36,8 @@ _ANY_ORDER = (1, 3)  # of the stages below
 _BYTES_PER_WORKER = 1 << 30
 _GROUPS_PER_WORKER = 6
 _SMALLEST_GROUP = 60_000  # bytes of source
-_ALONE = ("cpu_atomic.cc", "op_utils.cc", "py_array_op.cc", "fp16_op_type.cc", "lock.cc")  # other sources' names
+_ALONE = ("cpu_atomic.cc", "lock.cc", "op_utils.cc")  # their lock and init are other things than other sources'
+_VARIABLE = re.compile(r"(?:extern int |DECLARE_FLAG\(int, *|SETTER\(int, *)use_cuda\b")  # to the others a constant
 _OWN_NAMES = re.compile(
     r"^(?:static|inline|const|constexpr)\b[^=(;{]*[ *&](\w+) *[=(;{]"  # static auto make_array = …
     r"|^(?:struct|class|enum|union) (?:class )?(\w+)[^;]*$"
@@ -167,7 +167,7 @@ def groups_of(todo: Sequence[Compilation], limit: float) -> list[list[Compilatio
     """
     groups: list[_Group] = []
     for p in todo:
-        kind, names = (_stage(p), p.level), declared_names(p.source)
+        kind, names = (_stage(p), p.level, bool(_VARIABLE.search(_text(p.source)))), declared_names(p.source)
         alone = p.source.name in _ALONE
         open_groups = [] if alone else groups if kind[0] in _ANY_ORDER else groups[-1:]
         fitting = (g for g in open_groups if g.kind == kind and not g.closed and not g.names & names)
@@ -184,7 +184,7 @@ def groups_of(todo: Sequence[Compilation], limit: float) -> list[list[Compilatio
 
 @dataclass
 class _Group:
-    kind: tuple[int, str]
+    kind: tuple[int, str, bool]  # stage, level, whether use_cuda is a variable
     members: list[Compilation] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     size: int = 0
@@ -238,7 +238,7 @@ def _compile_all(todo: Sequence[Compilation], folder: Path, progress: Callable[[
 
 
 def _expected_work(group: Sequence[Compilation]) -> float:
-    return sum(map(_size, group)) * {"-Og": 1.5, "-O1": 2.0, "-O2": 3.0}[group[0].level]
+    return sum(map(_size, group)) * {"-O1": 2.0, "-O2": 3.0}[group[0].level]
 
 
 def compile_group(group: Sequence[Compilation], empty: Path) -> None:
