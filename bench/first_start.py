@@ -182,13 +182,12 @@ def steps(photo: str, weights: str, names: str) -> dict[str, float]:
         return model
 
     def encode_prompts():
-        from jclip.model import clip
+        from jclip.features import heads
         from jclip.prompts.templates import class_prompts, load_templates
         from jclip.prompts.tokenizer import tokenize
 
         texts = [text for of_class in class_prompts(names.split(";"), load_templates("openai80")) for text in of_class]
-        with clip.inference(model):
-            return model.encode_text(tokenize(texts)).numpy()
+        return heads.encode_prompts(model, tokenize(texts))
 
     def encode_photo():
         from PIL import Image
