@@ -39,7 +39,6 @@ MODEL = "shapes-tiny-rn"
 EARLY = ("data.scenes=4000", "optim.epochs=3")  # cheap, to show what a setting brings
 RUNS = {  # config, settings on top of it
     "shapes": ("grounding/shapes", ()),
-    "shapes_long": ("grounding/shapes_long", ()),
     "early": ("grounding/shapes", EARLY),
     "early, positions drawn": ("grounding/shapes", (*EARLY, "positions=random")),
     "early, twins as in the test": ("grounding/shapes", (*EARLY, "data.train_twins=0.25")),
