@@ -32,7 +32,12 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
             "jclip.commands.score:score",
             "score photos by runs of several labels, whole and in windows, into files",
         ),
+        "reliability": (
+            "jclip.commands.reliability:main",
+            "score each row of a file by finished runs: which labels they reproduce",
+        ),
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
+        "measure-boxes": ("jclip.commands.measure_boxes:main", "measure predicted boxes of phrases, of any file"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },
     "data": {

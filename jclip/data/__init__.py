@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "augment": ("Views", "pipeline_of"),
         "box_files": ("BoxFile", "merged", "read_box_file", "write_box_file"),
+        "box_parts": ("part_samples", "samples_of_rows"),
         "box_predictions": ("write_coco_results", "write_prediction_lines"),
         "box_rows": ("BoxRow",),
         "box_samples": ("BoxSamples", "samples_of_scenes", "world_samples"),

@@ -7,6 +7,7 @@ scene's phrase, so that a curriculum has something to find.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from jclip.data.detected_things import Detection, PhotoFacts, Triplet
 from jclip.data.pseudo_labels import MADE, PseudoLabelConfig, make_pseudo_labels
 from jclip.data.scene_captions import Draws
 from jclip.functional import boxes
+from jclip.paths import cache_dir, file_sha256, replacing_folder
 
 SIZE = 64
 THINGS = (2, 4)
@@ -163,6 +165,16 @@ def write_world(
     about = {"scenes": count, "seed": seed, "size": size, "pairs": pairs, "noise": noise, "rows": counts}
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return counts
+
+
+def kept_world(count: int, seed: int, pairs: int = 0, noise: float = NOISE, size: int = SIZE) -> Path:
+    """Return the folder of `write_world` with these settings in the cache, written at its first use."""
+    made_of = [count, seed, size, pairs, noise, file_sha256(Path(shapes.__file__)), file_sha256(Path(__file__))]
+    folder = cache_dir("worlds") / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    if not (folder / ABOUT).is_file():
+        with replacing_folder(folder) as temporary:
+            write_world(temporary, count, seed, size, pairs, noise)
+    return folder
 
 
 def _write_facts(folder: Path, facts: Sequence[PhotoFacts]) -> None:

@@ -235,10 +235,10 @@ class Grounder(FinishedRun):
     @staticmethod
     def run_table(metrics: Mapping[str, Any]) -> str:
         """A line per part of the data, then the other figures."""
-        parts = [part for part in PARTS if f"{part}acc@0.5" in metrics]
+        parts = _parts(metrics)
         shown = {f"{part}{k}" for part in parts for k in FIGURES}
         rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
-        table = [_table([(PARTS[part], metrics, part) for part in parts])] if parts else []
+        table = [_table([(title, metrics, part) for part, title in parts.items()])] if parts else []
         return "\n".join(filter(None, [*table, ", ".join(rest)]))
 
     @staticmethod
@@ -253,6 +253,16 @@ class Grounder(FinishedRun):
         if part is None:
             raise ConfigError(f"runs must share Acc@0.5 on val or test, got none in common: {', '.join(results)}")
         return _table([(predictions.marked(Path(name).name, m), m, part) for name, m in results.items()])
+
+
+def _parts(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What stands before the figures of each part of the data, and of each of several test files, with its title."""
+    files = {k.removesuffix("acc@0.5"): "" for k in metrics if k.endswith("_acc@0.5")}
+    if "acc@0.5" in metrics:  # of one part, each file by its name
+        return {"": "all" if files else PARTS[""], **{file: file.rstrip("_") for file in files}}
+    of_test = {file: file.removeprefix("test_").rstrip("_") for file in files if file not in PARTS}
+    known = {part: title for part, title in PARTS.items() if part in files}
+    return known | ({"test_": "test, all"} if of_test else {}) | of_test
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:

@@ -24,6 +24,7 @@ from jclip.model.tower_levels import fusion_shape
 from jclip.report.grounder import Grounder
 from jclip.report.predictor import Predictor
 from jclip.runtime import jt
+from jclip.train import box_towers
 from jclip.train.box_training import PhraseBatches, auroc, batch_loss, found_in, presence
 
 SMOKE = Path(__file__).parents[2] / "configs" / "grounding" / "smoke.yaml"
@@ -247,7 +248,7 @@ def test_the_towers_positions_are_trained_and_kept_with_the_run(tmp_path):
     assert main(["train", str(SMOKE), *asked, "--run", str(tmp_path / "run")]) == 0
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     done = Predictor.load(tmp_path / "run")
-    learned = done.learned[recipe.POSITIONS]
+    learned = done.learned[box_towers.POSITIONS]
     own = ModelSource("shapes-tiny-vit").model.visual.positional_embedding.numpy()
     assert learned.shape == own.shape and 1e-4 < np.abs(learned - own).max() < 0.1
     assert done.measure(tmp_path)["mean_iou"] == pytest.approx(metrics["test_mean_iou"], abs=1e-5)
