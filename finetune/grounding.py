@@ -52,6 +52,7 @@ class Config:
     ffn: int = 2048  # inner width of a layer
     dropout: float = 0.1
     project_norm: bool = False  # a LayerNorm after both projections: small data needs it
+    positions: Literal["random", "sine"] = "random"  # where image tokens' learned positions start; sine learns sooner
     present: bool = False  # one more output: whether the thing is there at all
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
@@ -141,7 +142,10 @@ def run_on(
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
-    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    network, towers = (
+        networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions),
+        learning_towers(cfg, source),
+    )
     state, outcome = train(cfg, run, source, network, towers, parts)
     learned = towers.kept(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     towers.end()
@@ -167,15 +171,19 @@ def check_parts(cfg: Config, parts: Mapping[str, Any]) -> None:
 
 def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
     """Features of all parts that there are. Where each step encodes them, photos or phrases have none yet."""
-    found = {}
-    for part in box_samples.PARTS:
-        if samples := samples_of(cfg, source, part):
-            learned = part == "train"
-            found[part] = (
-                features_to_learn_from(cfg, source, samples)
-                if learned
-                else features_of(cfg, source, samples, later=cfg.trains_tower)
-            )
+    samples = read_samples(cfg, source)
+    found = {
+        part: features_of(cfg, source, own, later=cfg.trains_tower) for part, own in samples.items() if part != "train"
+    }
+    return found | ({"train": features_to_learn_from(cfg, source, samples["train"])} if "train" in samples else {})
+
+
+def read_samples(cfg: Config, source: sources.ModelSource) -> dict[str, box_samples.BoxSamples]:
+    """Phrases, boxes and photos of all parts that there are; says where photos to measure on are learned from."""
+    found = {part: samples for part in box_samples.PARTS if (samples := samples_of(cfg, source, part))}
+    for part, samples in found.items() if "train" in found else ():
+        if part != "train":
+            box_parts.warn_shared(found["train"], samples, part)
     return found
 
 
@@ -294,7 +302,7 @@ def network_of(learned: Mapping[str, np.ndarray], shape: Mapping[str, Any], sour
 def plan(cfg: Config, folder: Path) -> str:
     """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
     source = sources.source_of(cfg)
-    samples = {part: found for part in box_samples.PARTS if (found := samples_of(cfg, source, part))}
+    samples = read_samples(cfg, source)
     check_parts(cfg, samples)
     network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
     optim = optimiser_of(cfg, network, towers)

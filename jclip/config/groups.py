@@ -115,7 +115,7 @@ class BoxDataConfig:
     images: str = ""  # the folder of the photos; by default `photos` or `images` beside a file, or the file's own
     form: str = ""  # of the files, of `jclip boxes --form`; by default by ending and content
     dataset: str = ""  # of .pth files whose names do not begin with it: unc, unc+, gref, gref_umd, referit, flickr
-    box_format: Literal["", "xyxy", "xywh"] = ""  # of boxes; by default as the form or the data set has it
+    box_format: str = ""  # xyxy or xywh; by default as the form or the data set has it
     truncate: bool = False  # the numbers of boxes are cut to integers before they are added, as CLIP-VG does
     on_error: Literal["stop", "skip"] = "stop"  # what to do with rows that can't be used and photos that don't decode
     scenes: int = 4000
@@ -123,6 +123,7 @@ class BoxDataConfig:
     test_scenes: int = 600
     unseen_scenes: int = 200  # of test, of colours on shapes that neither the shipped models nor training have; 0: none
     twins: float = 0.25  # share of scenes of few kinds of things, whose phrases name sides
+    train_twins: float | None = None  # the same of training scenes, where it differs
 
     def __post_init__(self):
         for part in ("train", "val", "test"):
@@ -132,6 +133,8 @@ class BoxDataConfig:
         for name in ("val_scenes", "test_scenes", "unseen_scenes"):
             require((value := getattr(self, name)) >= 0, "data", name, "at least 0 (none)", value)
         require(0 <= self.twins <= 1, "data", "twins", "in [0, 1]", self.twins)
+        if self.train_twins is not None:
+            require(0 <= self.train_twins <= 1, "data", "train_twins", "in [0, 1]", self.train_twins)
 
     def named(self, part: str) -> tuple[str, ...]:
         """What a part of the data is read from: files, or the embedded world; nothing where it has none."""

@@ -28,6 +28,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "class_names": ("read_class_names", "read_classes"),
         "detected_things": ("PhotoFacts", "read_photo_facts"),
+        "detector_boxes": ("DetectorBoxes", "read_detector_boxes"),
         "examine": ("Seen", "examined"),
         "folders": ("nearest_beside", "spoken_name"),
         "label_files": ("ClassFinder", "PhotoLabels"),

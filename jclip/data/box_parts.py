@@ -14,7 +14,7 @@ from jclip.data.box_files import read_box_file
 from jclip.data.box_photos import readable
 from jclip.data.box_rows import BoxRow
 from jclip.data.box_samples import BoxSamples, world_samples
-from jclip.errors import DataError, notice
+from jclip.errors import DataError, did_you_mean, notice
 from jclip.paths import is_file
 
 
@@ -36,6 +36,15 @@ def part_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | None
     return joined(list(filter(None, read)))
 
 
+def warn_shared(train: BoxSamples, other: BoxSamples, part: str) -> None:
+    """Says in one line how many photos of another part are learned from, too."""
+    learned = {photo for photo in train.photos if isinstance(photo, Path)}
+    if shared := sum(photo in learned for photo in other.photos if isinstance(photo, Path)):
+        notice(
+            f"{shared} of {len(other.photos)} photos of data.{part} are in data.train, too: its figures are too good"
+        )
+
+
 def file_samples(data: BoxDataConfig, name: str, part: str) -> BoxSamples:
     """The samples of one file, `name` as of `BoxDataConfig`. Raises `DataError`."""
     file, split = file_and_split(name)
@@ -46,7 +55,7 @@ def file_samples(data: BoxDataConfig, name: str, part: str) -> BoxSamples:
             file, data.form, dataset=data.dataset, box_format=data.box_format, photos=root, max_bad=float(skip)
         )
     except DataError as e:
-        raise DataError(f"{e}{_way_out(str(e), part)}") from e
+        raise DataError(f"{e}{_way_out(str(e), part, file)}") from e
     rows = rows_of_split(read.rows, file, split, part)
     present = [row for row in rows if row.box is not None]
     if not present:
@@ -65,10 +74,15 @@ def photos_beside(file: str) -> str:
     return next((name for name in beside if os.path.isdir(name)), folder)  # noqa: PTH112
 
 
-def _way_out(said: str, part: str) -> str:
+def _way_out(said: str, part: str, file: str) -> str:
     """What helps against an error of reading, in brackets."""
+    if said.startswith("there is no file"):
+        folder = Path(file).parent
+        return did_you_mean(Path(file).name, (one.name for one in folder.iterdir()) if folder.is_dir() else ())
     if "there is no photo" in said or "folder of photos" in said:
         return f" (data.images=FOLDER names where the photos of data.{part} are; data.on_error=skip leaves out what is absent)"
+    if "--dataset" in said or "--box-format" in said:
+        return " (in a config: data.dataset=NAME, data.box_format=FORMAT)"
     return " (correct it, or data.on_error=skip leaves such rows out)" if ", row " in said or "line" in said else ""
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class BoxSamples:
         """What features of the photos depend on."""
         key = hashlib.sha256(f"{self.sizes.tolist()}".encode())
         if any(isinstance(photo, shapes.Scene) for photo in self.photos):
-            key.update(Path(shapes.__file__).read_bytes())
+            key.update(_renderer())
         for number in range(len(self.photos)):
             key.update(self._content(number))
         return key.hexdigest()
@@ -121,7 +121,7 @@ class BoxSamples:
         """What features of that photo depend on, 32 bytes."""
         key = hashlib.sha256(f"{self.sizes[number].tolist()}".encode())
         if isinstance(self.photos[number], shapes.Scene):
-            key.update(Path(shapes.__file__).read_bytes())
+            key.update(_renderer())
         key.update(self._content(number))
         return key.digest()
 
@@ -130,6 +130,12 @@ class BoxSamples:
         if isinstance(photo, Path):
             return photo.read_bytes()
         return repr(photo).encode() if isinstance(photo, shapes.Scene) else photo.tobytes()
+
+
+@cache
+def _renderer() -> bytes:
+    """What draws scenes."""
+    return Path(shapes.__file__).read_bytes()
 
 
 def _fitting(scene: shapes.Scene) -> set[str]:
@@ -152,7 +158,8 @@ def samples_of_scenes(scenes: Iterable[shapes.Scene], side: int) -> BoxSamples:
 def world_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | None:
     """Scenes of the embedded world for that part; None where the part has none.
 
-    A share `twins` of the scenes is drawn from a few pairs each, so that two things may be alike and phrases name sides.
+    A share `twins` of the scenes (in training `train_twins`) is drawn from a few pairs each, so that two things may be
+    alike and phrases name sides.
     Raises `ConfigError` for a part that is not of the embedded world.
     """
     named = data.named(part)
@@ -161,8 +168,9 @@ def world_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | Non
         return None
     if named != (WORLD,):
         raise ConfigError(f"data.{part} must be {WORLD} (the embedded world) or empty, got {', '.join(named)}")
+    twins = data.twins if part != "train" or data.train_twins is None else data.train_twins
     pairs = shapes.UNSEEN_PAIRS if part == "unseen" else shapes.SEEN_PAIRS
-    return samples_of_scenes((drawn_scene((SEED, PARTS[part], i), pairs, data.twins) for i in range(count)), side)
+    return samples_of_scenes((drawn_scene((SEED, PARTS[part], i), pairs, twins) for i in range(count)), side)
 
 
 def drawn_scene(seed: Sequence[int], pairs: Sequence[tuple[str, str]], twins: float) -> shapes.Scene:

@@ -164,18 +164,27 @@ def box_features(
     side = square_side(source)
     places = tuple(box_views.centred(size, side) for size in samples.sizes.tolist())
     seen = np.stack([seen_tokens(source, place, reading.layers) for place in places])
-    targets = [places[photo].into(box) for photo, box in zip(samples.of.tolist(), samples.boxes, strict=True)]
     kept = place_of_tokens(source, reading, len(samples.photos), keep, where) if tokens else "none"
     features = BoxFeatures(
         samples, source, reading, (), places, seen,
         phrase_tokens(source, samples.phrases, reading.prompt, reading.stored) if texts else None,
-        np.array(targets, np.float32).reshape((-1, 4)), kept,
+        targets_of(samples, places), kept,
     )  # fmt: skip
     if kept == "memory":
         return replace(features, parts=_image_tokens(features, keep))
     if kept == "disk":
         return _on_disk(features)
     return features
+
+
+def targets_of(samples: BoxSamples, places: Sequence[box_views.Placement]) -> np.ndarray:
+    """(n, 4) float32 centres in the padded square."""
+    found = np.empty((len(samples), 4), np.float32)
+    order = np.argsort(samples.of, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(samples.of[order])) + 1):
+        if len(rows):
+            found[rows] = places[samples.of[rows[0]]].into(samples.boxes[rows])
+    return found
 
 
 def token_bytes(source: ModelSource, reading: Reading) -> int:
@@ -297,8 +306,14 @@ def encoded_photos(
 
 def _encoded(features: BoxFeatures) -> tuple[np.ndarray, ...]:
     """Parts of all photos' tokens."""
-    found = encoded_photos(features, range(len(features.samples.photos)), AT_ONCE, shown=True)
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    shapes = tower_levels.part_shapes(features.source.config, features.reading.layers)
+    count, at = len(features.samples.photos), 0
+    found = tuple(np.empty((count, *shape), KINDS[features.reading.stored]) for shape in shapes)
+    for parts in encoded_photos(features, range(count), AT_ONCE, shown=True):
+        for whole, part in zip(found, parts, strict=True):
+            whole[at : at + len(part)] = part
+        at += len(parts[0])
+    return found
 
 
 def normalisation(source: ModelSource, reading: Reading) -> box_views.Normalisation:

@@ -25,7 +25,7 @@ from jclip.features.box_features import (
 from jclip.features.box_phrases import phrase_tokens
 from jclip.features.source import ModelSource
 from jclip.runtime import jt
-from jclip.train.run_facts import forget_peak, peak_memory
+from jclip.train.run_facts import forget_peak, peak_memory, threads
 
 MEASURED = 16  # phrases of a measured batch, photos that are encoded
 REPEATS = 3
@@ -36,7 +36,7 @@ ENOUGH = 30.0  # seconds of one measurement after which it is not repeated
 @dataclass(frozen=True)
 class Costs:
     """Seconds of a phrase in a step and in a measurement, of a step of the optimiser, of encoding a photo and a phrase;
-    memory in bytes before the steps, and of a phrase in a step."""
+    memory in bytes before the steps, and of a phrase in a step; the share of the cores' time that this process had."""
 
     learned: float
     measured: float
@@ -45,6 +45,7 @@ class Costs:
     text: float
     before: int
     of_phrase: int
+    cores: float
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def measured_costs(
 ) -> Costs:
     """step: forward and backward of a batch of so many `phrases`, update: one of the optimiser. features: of the photos of
     that batch, with tokens in memory."""
-    count = min(len(features.samples.photos), MEASURED)
+    count, start, spent = min(len(features.samples.photos), MEASURED), time.perf_counter(), time.process_time()
     photo = seconds_of(lambda: list(encoded_photos(features, range(count), count))) / count
     said = list(dict.fromkeys(features.samples.phrases))[:64]
     text = seconds_of(lambda: phrase_tokens(features.source, said)) / len(said)
@@ -97,7 +98,9 @@ def measured_costs(
     forget_peak()
     learned = seconds_of(step) / phrases
     most = max(peak_memory().values(), default=0) * 2**20
-    return Costs(learned, measured, seconds_of(update), photo, text, before, max(most - before, 0) // phrases)
+    updating = seconds_of(update)
+    cores = (time.process_time() - spent) / (time.perf_counter() - start) / int(threads())
+    return Costs(learned, measured, updating, photo, text, before, max(most - before, 0) // phrases, cores)
 
 
 def _held() -> int:
@@ -141,7 +144,17 @@ def plan_lines(
         f"{1e3 * costs.measured:.1f} to find a box",
         f"time, extrapolated from {REPEATS} batches: {hours(total)} (encoding {hours(encoding)}, training {hours(training)}, "
         f"measuring {hours(measuring)})",
+        *_busy(costs),
         f"memory, extrapolated: about {memory / 2**20:,.0f} MiB{' of the GPU' if jt.flags.use_cuda else ''}",
+    ]
+
+
+def _busy(costs: Costs) -> list[str]:
+    """A line where others kept the processor busy, so that hours are too many."""
+    if jt.flags.use_cuda or costs.cores > 0.8:
+        return []
+    return [
+        f"the machine is busy: this process had {100 * costs.cores:.0f} % of its threads' time, alone it takes less"
     ]
 
 
@@ -161,9 +174,10 @@ def hours(seconds: float) -> str:
 
 def _described_place(place: Kept, size: int) -> str:
     """Where tokens are kept, and how large they are."""
+    shown = f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
     return {
-        "memory": f"in memory, {size / 2**20:,.0f} MiB",
-        "disk": f"on disk, {size / 2**30:,.1f} GiB below {paths.cache_dir('features')}",
+        "memory": f"in memory, {shown}",
+        "disk": f"on disk, {shown} below {paths.cache_dir('features')}",
         "steps": "in no place, each step encodes its photos",
         "none": "in no place, each step encodes its photos, which are seen in views or by a tower that learns",
     }[place]

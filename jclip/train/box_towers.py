@@ -51,6 +51,8 @@ class LearningTowers:
         with clip.inference(model):
             parts = tower_levels.image_parts(model, pixels, self._layers)
             jt.sync(parts)
+            if len(parts) == 1:
+                return parts[0].float32().stop_grad()
             return tower_levels.spread([part.float32().numpy() for part in parts], model.config)
 
     def texts(self, texts: Sequence[str]) -> tuple[Any, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from jclip.errors import DataError
 from jclip.features.box_features import Batch, BoxFeatures, found_boxes
 from jclip.functional import boxes as box_forms
-from jclip.functional.box_metrics import box_report, group_report, phrase_groups
+from jclip.functional.box_metrics import auroc, box_report, group_report, phrase_groups
 from jclip.postponed import jt
 
 GROUPS = {"with a direction word": "sides", "without": "no_sides"}  # of phrases, in the metrics' names
@@ -91,14 +91,14 @@ class FoundBoxes:
 
     def report(self) -> dict[str, float]:
         """acc@t, mean_iou, cumulative_iou, count, acc_sides and acc_no_sides by direction words where there are both,
-        and of a network that says whether things are there how well: present_auroc. Of several files the first of these
-        also for each, after its name."""
+        and of a network that says whether things are there how well: present_auroc, present_acc. Of
+        several files the first of these also for each, after its name."""
         samples, compared = self.features.samples, self.compared
         sizes = samples.sizes[samples.of]
         groups = {name: m for name, m in phrase_groups(samples.phrases, samples.boxes, sizes).items() if name in GROUPS}
         found = group_report(*compared, groups, self.criterion)
         parts = {f"acc_{GROUPS[name]}": row["acc"] for name, row in found.items()} if len(found) == len(GROUPS) else {}
-        present = {} if self.present is None else {"present_auroc": auroc(self.present, self.of_absent)}
+        present = {} if self.present is None else presence(self.present, self.of_absent)
         own = {**box_report(*compared, self.criterion), "count": len(samples)}
         return {**own, **parts, **present, **self._by_label()}
 
@@ -134,8 +134,11 @@ def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any
     return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent, **compared)
 
 
-def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:
-    """How often one of `of_true` is greater than one of `of_false`, equal ones counted half."""
-    below = np.searchsorted(np.sort(of_false), of_true, side="left")
-    upto = np.searchsorted(np.sort(of_false), of_true, side="right")
-    return float((below + upto).mean() / 2 / len(of_false))
+def presence(of_present: np.ndarray, of_absent: np.ndarray) -> dict[str, float]:
+    """How well logits tell things that are there from those that aren't, as many of each: present_auroc, and present_acc, the
+    share on the right side of 0."""
+    right = (of_present > 0).sum() + (of_absent <= 0).sum()
+    return {
+        "present_auroc": auroc(of_present, of_absent),
+        "present_acc": float(right / (len(of_present) + len(of_absent))),
+    }
