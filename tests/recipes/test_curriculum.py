@@ -97,6 +97,7 @@ def test_a_curriculum_answers_by_its_winner(finished, tmp_path):
     assert (tmp_path / "measured" / "boxes.jsonl").is_file()
 
 
+@pytest.mark.slow  # six processes
 def test_killed_five_times_it_ends_with_equal_results(finished, tmp_path):
     """After the first training, in the second, at a score, at another training, and before the table."""
     folder = tmp_path / "killed"
@@ -273,6 +274,7 @@ def test_another_datas_state_and_an_empty_threshold_are_refused(finished, tmp_pa
 # ---- jclip reliability
 
 
+@pytest.mark.slow  # a process that is killed
 def test_reliability_of_a_file(finished, tmp_path, monkeypatch, capsys):
     """Two measurers; killed behind the first part, then to its end, and once more."""
     _module, cfg, _ = read_config(str(SMOKE))
