@@ -95,6 +95,8 @@ def test_a_curriculum_answers_by_its_winner(finished, tmp_path):
     assert found == done.winner.predict(Image.new("RGB", (40, 30)), "red circle")
     assert main(["eval", str(finished), "--out", str(tmp_path / "measured")]) == 0
     assert (tmp_path / "measured" / "boxes.jsonl").is_file()
+    Image.new("RGB", (40, 30)).save(tmp_path / "a photo.png")
+    assert main(["ground", str(tmp_path / "a photo.png"), "red circle", "--run", str(finished)]) == 0
 
 
 @pytest.mark.slow  # six processes
@@ -212,6 +214,19 @@ def test_a_plan_says_what_would_be_trained(finished, capsys):
     after = module.plan(cfg, finished)
     assert f"{state_of(finished) and len(state_of(finished)['trainings'])} trainings have finished" in after
     assert before.splitlines()[0] == "rows: template 39, caption 14"
+
+
+def test_trainings_of_equal_steps():
+    """Epochs that give at least so many steps, five times the recipe's at most."""
+    _, cfg, _ = read_config(str(SMOKE), ["steps=20", "learn.optim.epochs=3"])
+    work = recipe.Trainings(cfg, None, recipe.read_rows(cfg), [])
+    learned = cfg.recipe[1]
+    assert learned.optim.batch == 8
+    assert [work.epochs(learned, rows, True) for rows in (80, 87, 40, 16, 3)] == [2, 2, 4, 10, 15]
+    _, cfg, _ = read_config(str(SMOKE))
+    assert recipe.Trainings(cfg, None, None, []).epochs(learned, 80, True) == 0
+    with pytest.raises(ConfigError, match="only one of proxy_epochs and steps"):
+        read_config(str(SMOKE), ["steps=20", "proxy_epochs=1"])
 
 
 def test_orders_of_sources():
