@@ -191,6 +191,29 @@ def test_wrong_labels_of_photos_are_found(seed, tmp_path):
     np.testing.assert_allclose(rows.reliability(done, range(len(rows))), want, atol=1e-6)
 
 
+def test_a_recipe_may_bring_rows_of_its_own(monkeypatch):
+    values = {**LABELS, "data": {"sources": {"human": "rows of some kind"}}}
+    module, cfg = build_config(values, "here")
+    assert module is recipe
+    asked = []
+    monkeypatch.setattr(cfg.recipe[0], "row_set", lambda sources, cfg: asked.append(sources) or "rows", raising=False)
+    assert recipe.read_rows(cfg) == "rows" and asked == [{"human": "rows of some kind"}]
+
+
+def test_photos_of_a_list_are_rows(tmp_path):
+    """Written and read they are the same rows; the recipe's config names all of them."""
+    for i in range(4):
+        (tmp_path / f"{i}, x.png").write_bytes(bytes([i]))
+    (tmp_path / "all.txt").write_text("".join(f"{i}, x.png {i % 2}\n" for i in range(4)))
+    rows = LabelRowSet.of_files({"a": str(tmp_path / "all.txt")}, None, str(tmp_path))
+    rows.write(tmp_path / "some.txt", [3, 1])
+    again = LabelRowSet.of_files({"a": str(tmp_path / "some.txt")}, None)
+    assert [again.identity(n) for n in range(2)] == [rows.identity(3), rows.identity(1)] and len(rows) == 4
+    cfg = build_config({"recipe": "gda", "data": {"root": str(tmp_path), "shots": 4, "val": "v.txt"}}, "here")[1]
+    data = rows.learning(cfg, "some.txt", "held.txt").data
+    assert (data.train, data.val, data.shots, data.root) == ("some.txt", "held.txt", 0, str(tmp_path))
+
+
 def test_other_modes(tmp_path):
     path, faulty = noisy(tmp_path, 3)
     learn = {**LABELS["learn"], "data": {"features": str(path), "shots": 16}}
