@@ -16,6 +16,7 @@ from jclip.features import source as sources
 from jclip.paths import exists, refuse_overwriting
 from jclip.report import box_drawing, found_boxes, grounder
 from jclip.report.finished_run import run_folder
+from jclip.train import curriculum_state
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from PIL import Image
@@ -161,7 +162,8 @@ def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> tuple[Finder,
     """What finds phrases in a photo as the options say, and the run if it is one. Raises `ConfigError`, and `DataError` for
     a phrase that is too long."""
     if args.run:
-        run = grounder.Grounder.load(*run_folder(args.run, ()), *(args.model or ()))
+        folder = curriculum_state.answering_folder(run_folder(args.run, ())[0])
+        run = grounder.Grounder.load(folder, (), *(args.model or ()))
         run.check_lengths(phrases, args.truncate)
         return lambda picture, photo, phrases: run.predict(picture, phrases, True, args.truncate), run
     proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None
