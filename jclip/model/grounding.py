@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -159,9 +159,13 @@ class _BoxHead(nn.Module):
 
 
 class GroundingNetwork(nn.Module):
-    """Tokens of the towers to one box for each phrase. Freshly made it starts as the reference does, drawn by `seed`."""
+    """Tokens of the towers to one box for each phrase. Freshly made it starts as the reference does, drawn by `seed`.
 
-    def __init__(self, shape: FusionShape, seed: int = 0):
+    positions: how those of image tokens start, which are learned: "random", as the reference, or `sine_positions`, for which
+    tokens must be of a square.
+    """
+
+    def __init__(self, shape: FusionShape, seed: int = 0, positions: Literal["random", "sine"] = "random"):
         D = shape.hidden
         self.shape = shape
         self.reg_token, self.vl_pos_embed = _Table(1, D), _Table(shape.length, D)
@@ -173,7 +177,11 @@ class GroundingNetwork(nn.Module):
         self.bbox_embed = _BoxHead(D)
         if shape.present:
             self.present_embed = Linear(D, 1, std=1.0)
-        self.put(initial_arrays({k: tuple(v.shape) for k, v in self.state_dict().items()}, seed))
+        start = initial_arrays({k: tuple(v.shape) for k, v in self.state_dict().items()}, seed)
+        if positions == "sine":
+            cells = sine_positions(math.isqrt(shape.image_tokens), D)
+            start["vl_pos_embed.weight"][-len(cells) :] = cells  # behind the class token of towers that have one
+        self.put(start)
 
     def put(self, arrays: dict[str, np.ndarray]) -> None:
         """Replaces parameters, by name."""
@@ -266,6 +274,20 @@ def packed_tokens(
 def shape_projection(shape: FusionShape) -> str:
     """The name of the projection of image tokens."""
     return "visu_proj" if shape.last else "ml_visu_proj"
+
+
+def sine_positions(side: int, width: int) -> np.ndarray:
+    """(side², width) float32 of a square's cells, row by row: √2 [sin πky, cos πky, sin πkx, cos πkx], k = 1 … width / 4, where
+    y, x in (0, 1) are a cell's centre; the mean square of a row is 1. What `width` has beyond a multiple of four is 0.
+
+    Cells near each other are alike, and a linear map tells left from right: with drawn positions a network learns both from
+    the data, cell by cell.
+    """
+    at, k = (np.arange(side) + 0.5) / side, np.arange(1, width // 4 + 1)
+    waves = np.pi * at[:, None] * k
+    axis = math.sqrt(2) * np.concatenate([np.sin(waves), np.cos(waves)], axis=1)
+    y, x = np.divmod(np.arange(side * side), side)
+    return np.pad(np.concatenate([axis[y], axis[x]], axis=1), ((0, 0), (0, width % 4))).astype(np.float32)
 
 
 def _var(x):

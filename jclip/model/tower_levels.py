@@ -31,6 +31,12 @@ def stage_grid(vision: ResNetConfig) -> tuple[int, int]:
     return rows * factor, columns * factor
 
 
+def token_grid(config: CLIPConfig, visual: Layers = "levels") -> tuple[int, int]:
+    """Rows and columns of the image tokens, which stand at the end of the sequence, row by row."""
+    vision = config.vision
+    return stage_grid(vision) if isinstance(vision, ResNetConfig) and visual == "levels" else vision.grid
+
+
 def fusion_shape(config: CLIPConfig, visual: Layers = "levels", **sizes) -> FusionShape:
     """The network's sizes for towers of that architecture; `sizes` are those that the towers leave open.
 
@@ -63,6 +69,22 @@ def image_parts(model, pixels, layers: Layers = "levels") -> list:
         grid = stage_grid(model.config.vision)
         return [_averaged(taps[f"visual.layer{i}"], grid).permute(0, 2, 3, 1) for i in (1, 2, 3, 4)]
     return [jt.concat([taps[f"visual.block{i}"] for i in block_levels(model.config.vision.layers)], dim=2)]
+
+
+def part_shapes(config: CLIPConfig, layers: Layers = "levels") -> list[tuple[int, ...]]:
+    """The shapes of a photo's parts, as `image_parts` has them without the batch."""
+    vision = config.vision
+    if layers == "last" or not _is_resnet(config):
+        rows, columns = vision.grid
+        return [
+            (
+                1 + rows * columns,
+                config.embed_dim if layers == "last" else vision.width * len(block_levels(vision.layers)),
+            )
+        ]
+    most = stage_grid(vision)
+    finest = [tuple(side * 2 ** (3 - stage) for side in vision.grid) for stage in range(4)]
+    return [(*map(min, own, most), 4 * vision.width * 2**stage) for stage, own in enumerate(finest)]
 
 
 def spread(parts: list, config: CLIPConfig):

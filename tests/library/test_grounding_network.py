@@ -10,7 +10,7 @@ import pytest
 
 from jclip.errors import ConfigError
 from jclip.functional.boxes import box_loss
-from jclip.model.grounding import FusionShape, GroundingNetwork, initial_arrays
+from jclip.model.grounding import FusionShape, GroundingNetwork, initial_arrays, sine_positions
 from jclip.model.tower_levels import block_levels, fusion_shape, image_parts, spread, stage_grid
 from jclip.runtime import jt
 from jclip.train.optim import AdamW, clip_by_norm
@@ -310,6 +310,20 @@ def test_parameters_start_as_the_references_do():
     assert (start["visu_norm.weight"] == 1).all() and not start["visu_norm.bias"].any()
     other = initial_arrays(shapes, seed=4)
     assert not np.array_equal(start["text_proj.weight"], other["text_proj.weight"])
+
+
+def test_positions_that_start_as_sines_tell_where_a_cell_is(close):
+    table = sine_positions(3, 13)
+    assert table.shape == (9, 13) and table.dtype == np.float32 and not table[:, 12].any()
+    y, x = 5 / 6, 1 / 6  # the cell of the last row and the first column
+    waves = [f(math.pi * k * at) for at in (y, x) for f in (math.sin, math.cos) for k in (1, 2, 3)]
+    close(table[6, :12], math.sqrt(2) * np.array(waves), "rounding", "sines of one cell")
+    close((table[:, :12] ** 2).mean(axis=1), np.ones(9), "rounding", "mean square of each cell")
+    for cells in (4, 5):  # without a class token, and behind one
+        shape = replace(SHAPE, image_tokens=cells)
+        drawn, sines = (GroundingNetwork(shape, 2, kind).vl_pos_embed.weight.numpy() for kind in ("random", "sine"))
+        assert np.array_equal(sines[-4:], sine_positions(2, 12)) and np.array_equal(sines[:-4], drawn[:-4])
+        assert not np.array_equal(sines[-4:], drawn[-4:])
 
 
 def test_sizes_that_fit_nothing_are_refused():
