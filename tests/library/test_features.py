@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -77,7 +78,7 @@ def test_batches_of_prompts_hold_each_prompt_once_and_end_where_prompts_get_long
         assert sorted(row for rows in batches for row in rows) == list(range(count))
         assert all(PROMPTS_AT_LEAST <= len(rows) <= PROMPTS_AT_ONCE for rows in batches[:-1])
         joined = [lengths[rows] for rows in batches]
-        assert all(before.max() < after.min() for before, after in zip(joined, joined[1:], strict=False))
+        assert all(before.max() < after.min() for before, after in itertools.pairwise(joined))
     same = list(rows_by_length(np.full(1100, 7)))
     assert [len(rows) for rows in same] == [512, 512, 76]
 
