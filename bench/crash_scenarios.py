@@ -227,6 +227,20 @@ def multi_label_scenario() -> Scenario:
     return Scenario(lambda root: None, run)
 
 
+def curriculum_scenario() -> Scenario:
+    """SSA on one source of the embedded world: the measurer, reliabilities, a threshold, the chosen rows; states are saved
+    after each epoch."""
+
+    def run(root: Path) -> int:
+        from jclip.train import loop
+
+        loop.SAVE_SECONDS = 0.0
+        settings = ["mode=ssa", "high=0.0", "data.sources={template: shapes}", "learn.optim.epochs=2", "dataset=unc"]
+        return command("train", "curriculum/smoke", *settings, "--run", str(root / "run"))
+
+    return Scenario(lambda root: None, run)
+
+
 def _photos(folder: Path) -> int:
     from jclip.data.shapes import draw_scene
 
@@ -337,5 +351,6 @@ SCENARIOS = {
     "embed": embed_scenario,
     "retrieval": retrieval_scenario,
     "multi_label": multi_label_scenario,
+    "curriculum": curriculum_scenario,
     "folder": folder_scenario, "sort": sort_scenario, "link": lambda: sort_scenario("link"), "unsort": unsort_scenario,
 }  # fmt: skip

@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--grounding",
         action="store_true",
-        help="SRC is a checkpoint of CLIP-VG, towers and fusion network: DST becomes a finished run",
+        help="SRC is a checkpoint of CLIP-VG, towers and fusion network: DST becomes a finished run; or SRC is such a run: "
+        "DST, a .pth, becomes a checkpoint of CLIP-VG",
     )
     p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
     p.add_argument(
@@ -170,9 +171,9 @@ def inspect(argv: list[str]) -> int:
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
     if args.grounding:
-        from convert.grounding_runs import import_grounding
+        from convert.grounding_runs import convert_grounding
 
-        return import_grounding(args)
+        return convert_grounding(args)
     if args.prompts_of or args.classes or args.set:
         if not (args.prompts_of and args.classes):
             raise ConfigError("--prompts-of and --classes must be given together, with a SRC of learned prompts")

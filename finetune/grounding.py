@@ -1,38 +1,41 @@
 """Visual grounding: a phrase's box in a photo, by a small network over the tokens of frozen towers.
 
 Xiao et al., IEEE Transactions on Multimedia 2023, arXiv 2305.08685 (CLIP-VG).   Trains: the fusion network, 21 M parameters
-for ViT-B/16.   Needs: phrases with boxes, or the embedded world.
+for ViT-B/16, and if asked visual positions or low-rank updates (HiVG, arXiv 2404.13400).   Needs: phrases with boxes, or the
+embedded world.
 
     box = sigmoid(MLP(fusion([REG], text tokens, image tokens of four levels))_REG)
     L = Σ|p - t| + 1 - GIoU(p, t)
 
-Towers are frozen, so photos and phrases are encoded once. A low rate and a bound on the gradient are what makes small
-batches learn (`optim.lr`, `clip`).
+Where towers are frozen and photos are seen whole, photos and phrases are encoded once. A low rate and a bound on the
+gradient are what makes small batches learn (`optim.lr`, `clip`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from jclip.config import BoxDataConfig, OptimConfig
-from jclip.data import box_samples
+from jclip.data import box_parts, box_samples
+from jclip.data.box_views import BoxAugment
 from jclip.errors import ConfigError
 from jclip.features import box_features
 from jclip.features import source as sources
-from jclip.model import clip, tower_levels, trainable
 from jclip.model import grounding as networks
+from jclip.model import tower_levels, trainable
+from jclip.model.parameter_groups import LowRank
 from jclip.postponed import jt
-from jclip.train import box_training, loop
+from jclip.train import box_batches, box_plan, box_towers, box_training, loop
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
-from jclip.weights import variants
 
 TASK = "ground"
-POSITIONS = "visual.positional_embedding"
+REPORTED = ("val", "test", "unseen")
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,25 @@ class Config:
     ffn: int = 2048  # inner width of a layer
     dropout: float = 0.1
     project_norm: bool = False  # a LayerNorm after both projections: small data needs it
+    positions: Literal["random", "sine"] = "random"  # where image tokens' learned positions start; sine learns sooner
     present: bool = False  # one more output: whether the thing is there at all
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
+    augment: bool = False  # each phrase's photo in a training view of its own: photos are encoded in each step
+    augmentation: BoxAugment = field(default_factory=BoxAugment)  # how that view is drawn
     visual_positions: Literal["fixed", "trained"] = "fixed"  # trained, as CLIP-VG does: photos are encoded in each step
+    tower: Literal["frozen", "lora"] = "frozen"  # lora: low-rank updates of the towers' attention learn too
+    lora: LowRank = field(default_factory=lambda: LowRank(rank=8, dropout=0.0))
+    tower_rate: float = 1.0  # the rate of what learns in the towers, times optim.lr
+    accumulate: int = 1  # batches of optim.batch that share one step
+    lr_scaling: Literal["none", "linear"] = "none"  # linear: optim.lr is that of reference_batch phrases a step
+    reference_batch: int = 384
     criterion: Literal["iou", "giou"] = "iou"  # what must be at least t for acc@t
     frame: Literal["square", "image"] = "square"  # where boxes are compared
     stored: Literal["fp16", "fp32"] = "fp16"  # numbers that the photos' tokens are kept in
+    tokens: Literal["auto", "memory", "disk", "steps"] = (
+        "auto"  # where: up to 1 GiB in memory, else on the cache's disk
+    )
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig("adamw", lr=2e-4, weight_decay=1e-4, epochs=20, batch=32)
     )
@@ -63,9 +78,10 @@ class Config:
     seed: int = 1
 
     def __post_init__(self):
-        for name, least in (("hidden", 0), ("layers", 1), ("heads", 1), ("ffn", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        least = {"hidden": 0, "layers": 1, "heads": 1, "ffn": 1, "clip": 0, "accumulate": 1, "reference_batch": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.absent < 1:
             raise ConfigError(f"absent must be in [0, 1), got {self.absent}")
         if self.prompt.count("{phrase}") != 1:
@@ -77,9 +93,35 @@ class Config:
         return {"criterion": self.criterion, "frame": self.frame}
 
     @property
-    def trains_tower(self) -> bool:
+    def trains_images(self) -> bool:
         """Whether photos' features change in training."""
-        return self.visual_positions == "trained"
+        return self.visual_positions == "trained" or (self.tower == "lora" and self.lora.towers != "text")
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether phrases' features change in training."""
+        return self.tower == "lora" and self.lora.towers != "image"
+
+    @property
+    def trains_tower(self) -> bool:
+        """Whether any of them do."""
+        return self.trains_images or self.trains_texts
+
+    @property
+    def sees_anew(self) -> bool:
+        """Whether photos are encoded in each step: seen in views, or by a tower that learns."""
+        return self.augment or self.trains_images
+
+    @property
+    def updates(self) -> LowRank | None:
+        """The low-rank updates of the towers, if there are any."""
+        return self.lora if self.tower == "lora" else None
+
+    @property
+    def scaled(self) -> OptimConfig:
+        """The optimiser at the rate of a step's phrases."""
+        share = self.optim.batch * self.accumulate / self.reference_batch if self.lr_scaling == "linear" else 1.0
+        return replace(self.optim, lr=self.optim.lr * share)
 
     @property
     def reading(self) -> box_features.Reading:
@@ -88,50 +130,95 @@ class Config:
 
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
-    """Features of both towers, training, boxes of the test scenes."""
+    """Features of both towers, training, boxes of the test phrases."""
     source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256)
-    if cfg.trains_tower and not isinstance(source.config.vision, variants.ViTConfig):
-        raise ConfigError(
-            "visual_positions=trained needs a ViT, whose patches have positions: set visual_positions=fixed"
-        )
-    parts = read_parts(cfg, source)
-    if "train" not in parts:
-        raise ConfigError("there is nothing to learn from: set data.train")
-    if cfg.selection == "val" and "val" not in parts:
-        raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
-    network = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed)
-    state, outcome = train(cfg, run, source, network, parts)
-    arrays = outcome.best_arrays if cfg.selection == "val" else state.arrays()
-    put_learned(source, network, arrays)
-    run.save_learned(arrays, shape=network.shape.to_dict())
-    metrics = {"train_loss": outcome.last["loss"], "parameters": sum(a.size for a in arrays.values())}
-    for part in ("val", "test", "unseen"):
+    return run_on(cfg, run, source, read_parts(cfg, source))
+
+
+def run_on(
+    cfg: Config, run: runs.Run, source: sources.ModelSource, parts: Mapping[str, box_features.BoxFeatures]
+) -> dict[str, float]:
+    """Training and measuring on parts that have been read."""
+    check_parts(cfg, parts)
+    run.note(data={part: features.samples.counts() for part, features in parts.items()})
+    network, towers = (
+        networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions),
+        learning_towers(cfg, source),
+    )
+    state, outcome = train(cfg, run, source, network, towers, parts)
+    learned = towers.kept(outcome.best_arrays if cfg.selection == "val" else state.arrays())
+    towers.end()
+    put_learned(source, network, learned)
+    run.save_learned(learned, shape=network.shape.to_dict())
+    metrics = {"train_loss": outcome.last["loss"], "parameters": sum(a.size for a in learned.values())}
+    for part in REPORTED:
         if part in parts:
-            features = part_features(cfg, source, part) if cfg.trains_tower else parts[part]
-            found = box_training.found_in(network, features, cfg.seed, **cfg.compared)
+            found = box_training.found_in(network, of_now(cfg, source, parts[part]), cfg.seed, **cfg.compared)
             metrics |= {f"{part}_{k}": v for k, v in found.report().items()}
             if part == "test":
                 run.hand_over(found)
     return {**metrics, **({"best_epoch": outcome.best_epoch + 1} if outcome.best else {})}
 
 
+def check_parts(cfg: Config, parts: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` where a part of the data is missing."""
+    if "train" not in parts:
+        raise ConfigError("there is nothing to learn from: set data.train")
+    if cfg.selection == "val" and "val" not in parts:
+        raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
+
+
 def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
-    """Features of all parts that there are; where the tower is trained, no photo is encoded yet."""
-    if not cfg.trains_tower:
-        return {part: found for part in box_samples.PARTS if (found := part_features(cfg, source, part))}
-    side = box_features.square_side(source)
-    samples = {part: box_samples.world_samples(cfg.data, part, side) for part in box_samples.PARTS}
-    return {
-        part: box_features.box_features(source, own, cfg.reading, tokens=False) for part, own in samples.items() if own
+    """Features of all parts that there are. Where each step encodes them, photos or phrases have none yet."""
+    samples = read_samples(cfg, source)
+    found = {
+        part: features_of(cfg, source, own, later=cfg.trains_tower) for part, own in samples.items() if part != "train"
     }
+    return found | ({"train": features_to_learn_from(cfg, source, samples["train"])} if "train" in samples else {})
+
+
+def read_samples(cfg: Config, source: sources.ModelSource) -> dict[str, box_samples.BoxSamples]:
+    """Phrases, boxes and photos of all parts that there are; says where photos to measure on are learned from."""
+    found = {part: samples for part in box_samples.PARTS if (samples := samples_of(cfg, source, part))}
+    for part, samples in found.items() if "train" in found else ():
+        if part != "train":
+            box_parts.warn_shared(found["train"], samples, part)
+    return found
+
+
+def samples_of(cfg: Config, source: sources.ModelSource, part: str) -> box_samples.BoxSamples | None:
+    """Phrases, boxes and photos of a part of the data; None where there is no such part."""
+    return box_parts.part_samples(cfg.data, part, box_features.square_side(source))
+
+
+def features_to_learn_from(
+    cfg: Config, source: sources.ModelSource, samples: box_samples.BoxSamples
+) -> box_features.BoxFeatures:
+    """Features that steps take: photos have none that are seen in views or by a tower that learns, nor such phrases."""
+    return box_features.box_features(
+        source, samples, cfg.reading, tokens=not cfg.sees_anew, where=cfg.tokens, texts=not cfg.trains_texts
+    )
+
+
+def features_of(
+    cfg: Config, source: sources.ModelSource, samples: box_samples.BoxSamples, later: bool = False
+) -> box_features.BoxFeatures:
+    """Features to measure on, by the towers as they are now; `later`: none yet, for `of_now`."""
+    return box_features.box_features(
+        source, samples, cfg.reading, not cfg.trains_images, not later, cfg.tokens, texts=not later
+    )
+
+
+def of_now(cfg: Config, source: sources.ModelSource, features: box_features.BoxFeatures) -> box_features.BoxFeatures:
+    """The same by the towers as they are now, where these learn."""
+    return features_of(cfg, source, features.samples) if cfg.trains_tower else features
 
 
 def part_features(cfg: Config, source: sources.ModelSource, part: str) -> box_features.BoxFeatures | None:
     """Features of a part of the data, by the towers as they are now; None where there is no such part."""
-    samples = box_samples.world_samples(cfg.data, part, box_features.square_side(source))
-    keep = not cfg.trains_tower
-    return box_features.box_features(source, samples, cfg.reading, keep=keep) if samples else None
+    samples = samples_of(cfg, source, part)
+    return features_of(cfg, source, samples) if samples else None
 
 
 def fusion_shape(cfg: Config, source: sources.ModelSource) -> networks.FusionShape:
@@ -142,28 +229,50 @@ def fusion_shape(cfg: Config, source: sources.ModelSource) -> networks.FusionSha
     )
 
 
-def train(cfg: Config, run: runs.Run, source: sources.ModelSource, network: networks.GroundingNetwork, parts: dict):
-    """Trains the network, and the tower's positions where asked for: the state and the outcome."""
-    params = trainable.trainable(network)
-    if cfg.trains_tower:
-        params |= trainable.trainable(source.model, [POSITIONS])
-    optim = optimisation.optimiser(cfg.optim, params)
-    batches = box_training.PhraseBatches(parts["train"], cfg.optim.batch, cfg.seed, cfg.absent if cfg.present else 0.0)
+def learning_towers(cfg: Config, source: sources.ModelSource) -> box_towers.LearningTowers:
+    """What of the towers learns."""
+    positions = cfg.visual_positions == "trained"
+    return box_towers.LearningTowers(source, cfg.visual_layers, positions, cfg.updates, cfg.seed)
+
+
+def training_batches(cfg: Config, features: box_features.BoxFeatures) -> box_batches.SteppedBatches:
+    """The batches of each step."""
+    share = cfg.absent if cfg.present else 0.0
+    if cfg.sees_anew:
+        view = cfg.augmentation if cfg.augment else None
+        batches = box_batches.PhotoBatches(features, cfg.optim.batch, cfg.seed, share, view, cfg.data.on_error)
+    else:
+        batches = box_training.PhraseBatches(features, cfg.optim.batch, cfg.seed, share)
+    return box_batches.SteppedBatches(batches, cfg.accumulate)
+
+
+def optimiser_of(cfg: Config, network: networks.GroundingNetwork, towers: box_towers.LearningTowers):
+    """The optimiser of the network and of what learns in the towers."""
+    optim = optimisation.optimiser(cfg.scaled, {**trainable.trainable(network), **towers.params})
+    optim.rates = dict.fromkeys(towers.params, cfg.tower_rate)
+    return optim
+
+
+def train(
+    cfg: Config,
+    run: runs.Run,
+    source: sources.ModelSource,
+    network: networks.GroundingNetwork,
+    towers: box_towers.LearningTowers,
+    parts: Mapping[str, box_features.BoxFeatures],
+):
+    """Trains the network, and what of the towers learns: the state and the outcome."""
+    batches, optim = training_batches(cfg, parts["train"]), optimiser_of(cfg, network, towers)
     state, total = optimisation.TrainState(optim), cfg.optim.epochs * len(batches)
 
-    def step(batch, number: int):
-        optim.lr = optimisation.learning_rate(cfg.optim, number, total)
-        seed = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
-        images = None
-        if cfg.trains_tower:
-            pixels = parts["train"].pixels(batch.photos)
-            images = tower_levels.image_parts(source.model, pixels, cfg.visual_layers)[0]
-        loss = box_training.batch_loss(network, batch, seed, images)
-        optim.step(loss, cfg.clip)
+    def step(of_step, number: int):
+        optim.lr = optimisation.learning_rate(cfg.scaled, number, total)
+        loss, gradients = box_batches.step_gradients(network, towers, of_step, optim.params.values(), cfg.seed, number)
+        optim.apply(optimisation.clip_by_norm(gradients, cfg.clip) if cfg.clip else gradients)
         return loss
 
     def evaluate() -> dict[str, float]:
-        features = part_features(cfg, source, "val") if cfg.trains_tower else parts["val"]
+        features = of_now(cfg, source, parts["val"])
         report = box_training.found_in(network, features, cfg.seed, **cfg.compared).report()
         return {k: report[k] for k in ("acc@0.5", "mean_iou")}
 
@@ -178,14 +287,42 @@ def train(cfg: Config, run: runs.Run, source: sources.ModelSource, network: netw
 def put_learned(
     source: sources.ModelSource, network: networks.GroundingNetwork, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Gives the network its parameters, and the tower the positions that were trained, if any."""
-    network.put({k: v for k, v in arrays.items() if k != POSITIONS})
-    if POSITIONS in arrays:
-        clip.put_arrays(source.model, {POSITIONS: arrays[POSITIONS]})
+    """Gives the network its parameters, and the towers what was trained of them, if anything."""
+    network.put({k: v for k, v in arrays.items() if not box_towers.is_of_towers(k)})
+    box_towers.put_learned_towers(source, arrays)
 
 
 def network_of(learned: Mapping[str, np.ndarray], shape: Mapping[str, Any], source: sources.ModelSource):
-    """The network of a finished run; `source` gets the positions that were trained with it."""
+    """The network of a finished run; `source` gets what was trained of the towers with it."""
     network = networks.GroundingNetwork(networks.FusionShape(**shape))
     put_learned(source, network, learned)
     return network
+
+
+def plan(cfg: Config, folder: Path) -> str:
+    """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
+    source = sources.source_of(cfg)
+    samples = read_samples(cfg, source)
+    check_parts(cfg, samples)
+    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    optim = optimiser_of(cfg, network, towers)
+    schedule = box_plan.Schedule(
+        cfg.optim.batch, cfg.accumulate, cfg.optim.trained_epochs, cfg.sees_anew, cfg.trains_images, cfg.trains_texts,
+        cfg.tokens,
+    )  # fmt: skip
+
+    def costs_of(own: box_samples.BoxSamples) -> box_plan.Costs:
+        small = replace(cfg, optim=replace(cfg.optim, batch=len(own)), accumulate=1, tokens="memory")
+        whole = box_features.box_features(source, own, cfg.reading, keep=False, where="memory")
+        features = features_to_learn_from(small, source, own) if cfg.sees_anew or cfg.trains_texts else whole
+        batches, gradients = training_batches(small, features), []
+
+        def step() -> None:
+            batch = next(batches.epoch(0))
+            gradients[:] = box_batches.step_gradients(network, towers, batch, optim.params.values(), cfg.seed, 0)[1]
+            jt.sync(gradients)
+
+        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, len(own))
+
+    costs = box_plan.costs_of_some(costs_of, samples["train"], cfg.optim.batch, cfg.seed)
+    return "\n".join(box_plan.plan_lines(samples, schedule, source, cfg.reading, costs))

@@ -15,6 +15,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
         "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),
+        "ground": ("jclip.commands.ground:main", "find the box of a phrase in photos, by a run or a model alone"),
     },
     "learn": {
         "train": ("jclip.commands.train:train", "run the recipe of a YAML"),
@@ -31,7 +32,12 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
             "jclip.commands.score:score",
             "score photos by runs of several labels, whole and in windows, into files",
         ),
+        "reliability": (
+            "jclip.commands.reliability:main",
+            "score each row of a file by finished runs: which labels they reproduce",
+        ),
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
+        "measure-boxes": ("jclip.commands.measure_boxes:main", "measure predicted boxes of phrases, of any file"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
     },
     "data": {

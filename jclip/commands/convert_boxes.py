@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
-from jclip.data import box_files, box_rows
-from jclip.data.box_forms import BOX_FORMATS, ENDINGS, FORMATS, FORMS, SOURCES
+from jclip.data import box_detections, box_files, box_rows
+from jclip.data.box_forms import BOX_FORMATS, FORMATS, FORMS, SOURCES, WRITTEN
 from jclip.errors import ConfigError, DataError, UnknownName, notice, say
 from jclip.paths import refuse_overwriting
 from jclip.report import predictions
@@ -22,10 +22,14 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=nonempty,
         metavar="FILE",
-        help="files of phrases with boxes: .pth of CLIP-VG, .jsonl (ours, ODVG), .json (MDETR, refs, RefCOCOs, a list), "
-        ".csv, .tsv; several are joined in this order",
+        help="files of phrases with boxes: .pth of CLIP-VG, .jsonl (ours, ODVG), .json (MDETR, refs, RefCOCOs, pred_boxes, a "
+        "list), .csv, .tsv, .parquet; several are joined in this order",
     )
-    add_shared(p, "--out", ": rows as .jsonl, or .pth as CLIP-VG reads them (default: nothing, only check)")
+    rows = ": rows as .jsonl, .json, .csv, .tsv, .parquet, or .pth as CLIP-VG reads them"
+    add_shared(p, "--out", f"{rows} (default: nothing, only check)")
+    p.add_argument(
+        "--to", choices=[*WRITTEN], help="form of --out (default: by its ending: lines, list, table, parquet, split)"
+    )
     p.add_argument("--form", choices=FORMS, help="form of the files (default: by ending and content)")
     p.add_argument(
         "--dataset", choices=[*FORMATS], help="data set of .pth files (default: what their names begin with)"
@@ -54,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         help="exact: drop rows whose photo, box and phrase were there before (default: none)",
     )
     p.add_argument(
+        "--proposals",
+        type=nonempty,
+        metavar="FILE",
+        help="also write a detector's boxes that the rows have (pred_boxes) as COCO's results, .json",
+    )
+    p.add_argument(
         "--max-bad",
         type=number(0, 1),
         default=0.0,
@@ -67,12 +77,18 @@ def main(argv: list[str]) -> int:
     """Checks files of phrases with boxes, converts them, and joins several into one."""
     args = parser().parse_intermixed_args(argv)
     out = Path(args.out) if args.out else None
-    refuse_overwriting([out], args.files)
-    if out and out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--out must end in {' or '.join(ENDINGS)}, got {out}")
+    refuse_overwriting([out, args.proposals], args.files)
+    if args.to and not out:
+        raise ConfigError("--to is the form of --out, which must be given with it")
+    if out:
+        box_files.written_form(out, args.to or "")
+    if args.proposals and Path(args.proposals).suffix.lower() != ".json":
+        raise ConfigError(f"--proposals must end in .json, got {args.proposals}")
     read = [_read(file, source, args) for file, source in zip(args.files, _sources(args), strict=True)]
     parts = [_kept(file, args.split, args.present) for file in read]
     rows, dropped = box_files.merged(parts, args.dedup)
+    if args.proposals and not any(row.extra.get(box_detections.PROPOSALS) for row in rows):
+        raise DataError(f"{args.proposals} can't be written: no row has boxes of a detector (pred_boxes)")
     say(_report(read, parts))
     for refusal in [r for file in read for r in file.refusals][:5]:
         notice(f"left out: {refusal}")
@@ -84,8 +100,11 @@ def main(argv: list[str]) -> int:
     sources = ", ".join(f"{name} {count}" for name, count in box_files.count_sources(rows).items())
     say(f"rows: {len(rows)}{dropping} ({sources})")
     if out:
-        box_files.write_box_file(out, rows, args.dataset or "")
+        box_files.write_box_file(out, rows, args.dataset or "", args.to or "")
         say(f"written: {out}")
+    if args.proposals:
+        count = box_detections.write_proposals(args.proposals, rows)
+        say(f"written: {args.proposals} ({count} boxes of {len({row.image for row in rows})} photos)")
     return 0
 
 

@@ -17,7 +17,7 @@ from jclip.train.configs import (
     files_named_in,
     resolved,
 )
-from jclip.train.run_folder import adding_to, is_run
+from jclip.train.run_folder import adding_to, is_run, is_shipped
 
 
 def evaluate(argv: list[str]) -> int:
@@ -48,6 +48,8 @@ def evaluate(argv: list[str]) -> int:
     add_shared(p, "--out", ", a folder (default: the run's)")
     args = p.parse_intermixed_args(argv)
     done = Predictor.load(args.run, args.overrides)
+    if not args.out and is_shipped(done.folder):
+        raise ConfigError(f"{args.run} ships with jclip: say with --out where to write what is measured")
     out = Path(args.out) if args.out else done.folder
 
     names = BASE_TO_NEW_FILES if args.base_to_new else SETS_FILES if args.on else done.files()

@@ -27,7 +27,11 @@ def main(argv: list[str]) -> int:
     if out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"--out must end in .csv or .txt, got {quoted(str(out))}")
     table = attribute_tables.read_attribute_table(
-        path, chosen(args), Path(args.root) if args.root else None, args.image_key
+        path,
+        chosen(args),
+        Path(args.root) if args.root else None,
+        args.image_key,
+        some_absent=args.on_error == "skip",
     )
     files = {out.with_suffix(".csv"): attribute_tables.table_bytes}
     if out.suffix.lower() == ".txt":

@@ -8,8 +8,8 @@ from pathlib import Path
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.config import build, load_values, project_of
 from jclip.data import box_files, detected_things, pseudo_labels
-from jclip.data.box_forms import ENDINGS, FORMATS
-from jclip.errors import ConfigError, notice, say
+from jclip.data.box_forms import FORMATS
+from jclip.errors import notice, say
 from jclip.paths import is_file, refuse_overwriting
 from jclip.report import predictions
 
@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
         help="JSON or JSON lines of photos with detections, triplets, captions (docs/pseudo_labels.md); or one YAML with "
         "files and the options below as keys, and key=value settings",
     )
-    add_shared(p, "--out", ": rows as .jsonl, or .pth as CLIP-VG reads them (default: nothing, only report)")
+    rows = ": rows as .jsonl, .json, .csv, .tsv, .parquet, or .pth as CLIP-VG reads them"
+    add_shared(p, "--out", f"{rows} (default: nothing, only report)")
     p.add_argument(
         "--sources",
         type=nonempty,
@@ -60,8 +61,8 @@ def main(argv: list[str]) -> int:
     cfg = _config(args)
     out = Path(cfg.out) if cfg.out else None
     refuse_overwriting([out], [*cfg.files, *filter(None, [cfg.words])])
-    if out and out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--out must end in {' or '.join(ENDINGS)}, got {out}")
+    if out:
+        box_files.written_form(out)
     made = pseudo_labels.make_pseudo_labels(detected_things.read_photo_facts(cfg.files), cfg)
     say(predictions.table(("source", "rows", "photos"), _counts(made)))
     say(f"rows: {len(made.rows)} of {made.photos} photos")

@@ -6,9 +6,9 @@ import argparse
 import re
 from pathlib import Path
 
-from jclip.commands import predict_tags
+from jclip.commands import predict_boxes, predict_tags
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
-from jclip.data import splits
+from jclip.data import photo_file, splits
 from jclip.errors import ConfigError, say
 from jclip.paths import exists, is_file, refuse_overwriting
 from jclip.report import contact_sheet, sorted_folders
@@ -22,9 +22,14 @@ from jclip.train.configs import (
     resolved,
 )
 
+OUT = "results/result.txt"
+
 
 def predict(argv: list[str]) -> int:
-    """Classifies photos with a finished run and writes the results file; prints the accuracy where labels are known."""
+    """Classifies photos with a finished run and writes the results file; prints the accuracy where labels are known.
+
+    A run of grounding takes a file of phrases in place of photos, and writes their boxes.
+    """
     args = predict_parser().parse_intermixed_args(argv)
     photos = [*args.photos] if args.run_folder is None else [*filter(None, [args.run]), *args.photos]
     place = args.run if args.run_folder is None else args.run_folder
@@ -39,6 +44,8 @@ def predict(argv: list[str]) -> int:
         sorted_folders.check_folder(Path(args.sort_into))
     places = [a for a in photos if a not in settings]
     done = Predictor.load(place, settings, args.model or "")
+    if done.task == "ground":
+        return predict_phrases(done, places, args)
     done.check_predict(sheet=bool(args.sheet), sort=bool(args.sort_into))
     tagging = done.task == "multi_label"
     check_options(done, tagging, args)
@@ -64,6 +71,20 @@ def predict(argv: list[str]) -> int:
         sort_photos(predictions, args)
     say(f"written: {args.out} ({len(rows)} photos){f', {args.sheet}' if args.sheet else ''}")
     return 0
+
+
+def predict_phrases(done: FinishedRun, places: list[str], args: argparse.Namespace) -> int:
+    """Boxes of a file's phrases, by a run of grounding. Raises `ConfigError` for options of other runs."""
+    given = {"--top": args.top, "--sort-into": args.sort_into, "--threshold": args.threshold, "--list": args.list,
+             "--calibrate-on": args.calibrate_on}  # fmt: skip
+    if odd := [option for option, value in given.items() if value is not None]:
+        raise ConfigError(f"{odd[0]} is of runs that label photos, got {done.folder}, recipe {done.recipe}")
+    if any(Path(place).is_dir() or Path(place).suffix.lower() in photo_file.PHOTO_ENDINGS for place in places):
+        done.check_predict(sheet=False, sort=False)
+    out = predict_boxes.out_of(args, OUT)
+    read = [*places, *files_of_run(done)]
+    refuse_overwriting([out, args.sheet], read)
+    return predict_boxes.predict_boxes(done, places, out, args)
 
 
 def check_options(done: FinishedRun, tagging: bool, args: argparse.Namespace) -> None:
@@ -104,20 +125,20 @@ def predict_parser() -> argparse.ArgumentParser:
         "photos",
         nargs="*",
         metavar="PHOTO|key=value",
-        help="photos, folders of photos, and settings that override the run's (default: the run's own test photos)",
+        help="photos, folders of photos, and settings that override the run's (default: the run's own test photos); for a run "
+        "of grounding a file of photos and phrases, in a form of `jclip boxes`",
     )
     add_shared(
         p, "--model", " (default: the run's own); needed after precomputed features, or where the file has moved"
     )
     add_shared(p, "--run", ", in place of RUN", dest="run_folder")
     add_shared(p, "--top", " (default: 5; where photos have several labels, all that are above the threshold)")
-    out = "results/result.txt"
     add_shared(
         p,
         "--out",
-        ": .txt (the Jittor challenge's lines), .csv or .json; of several labels also .jsonl, and .npz for all scores "
-        f"(default: {out})",
-        default=out,
+        ": .txt (the Jittor challenge's lines), .csv or .json; of several labels also .jsonl, and .npz for all scores; "
+        f"of phrases .jsonl, or .json for COCO's results (default: {OUT}, of phrases {predict_boxes.OUT})",
+        default=OUT,
     )
     add_shared(p, "--sheet", ", of some of the photos with their classes")
     add_shared(p, "--on-error", " (default: skip and count them; stop for the run's own test photos)")
@@ -166,7 +187,7 @@ def _add_options_of_several_labels(p: argparse._ArgumentGroup) -> None:
         "--root",
         type=nonempty,
         metavar="FOLDER",
-        help="where the photos of --calibrate-on are (default: the list's folder)",
+        help="where the photos of --calibrate-on, or of a file of phrases, are (default: the list's folder)",
     )
     p.add_argument(
         "--list", type=nonempty, metavar="FILE",

@@ -22,7 +22,7 @@ from jclip.report.predictor import Classifier
 from jclip.report.tasks import TASKS, Task, task_of
 from jclip.report.transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.train import recipe_runs as _runs
-from jclip.train.configs import default_folder, files_named_in, find_config, read_config, resolved
+from jclip.train.configs import data_settings, default_folder, files_named_in, find_config, read_config, resolved
 from jclip.train.run_folder import adding_to
 
 METRICS = TASKS["classify"].metrics
@@ -46,8 +46,14 @@ class Point:
     folder: Path
 
     @property
-    def shots(self) -> int:
-        return self.cfg.data.shots
+    def shots(self) -> int | str:
+        """Photos per class to learn from; "" for recipes that learn from rows of files."""
+        return getattr(self.cfg.data, "shots", "")
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn."""
+        return self.cfg.data.seed if hasattr(self.cfg.data, "seed") else self.cfg.seed
 
 
 def sweep(argv: list[str]) -> int:
@@ -78,18 +84,26 @@ def sweep(argv: list[str]) -> int:
 
     with tqdm(points, desc="sweep", unit="run", disable=None, leave=False) as bar:
         for point in bar:
-            bar.set_postfix_str(f"{point.config} {point.shots} shots")
+            bar.set_postfix_str(f"{point.config} {point.shots} shots" if point.shots != "" else point.config)
             try:
                 row = row_of(point, finished(point), task.metrics)
                 measured_too = measured_halves(point.folder) if extra else {}
                 rows.append(row | {column: measured_too.get(column, "") for column in extra})
             except (ConfigError, DataError) as e:  # what this recipe can't do with these shots; the others can
-                failed.append(f"{point.config}, {point.shots} shots, seed {point.cfg.data.seed}: {e}")
-            write_csv(out / "sweep.csv", rows, (*WHAT, *task.metrics, *HOW, *extra))  # a break leaves what was measured
-    if rows:
+                shots = f", {point.shots} shots" if point.shots != "" else ""
+                failed.append(f"{point.config}{shots}, seed {point.seed}: {e}")
+            more = dict.fromkeys(k for row in rows for k in row if k not in (*WHAT, *task.metrics, *HOW, *extra))
+            write_csv(
+                out / "sweep.csv", rows, (*WHAT, *task.metrics, *more, *HOW, *extra)
+            )  # a break leaves what there is
+    written = "sweep.csv"
+    if rows and rows[0]["shots"] == "":
+        say(files_table(rows, task.main))
+    elif rows:
         say("\n".join([base_to_new_table(rows) if extra else shots_table(rows), *losses(rows)]))
         plot(out / "sweep.png", rows)
-    say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/sweep.csv, sweep.png"]))
+        written += ", sweep.png"
+    say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/{written}"]))
     return 0 if rows else 2
 
 
@@ -98,7 +112,7 @@ def check_out(out: Path, points: Sequence[Point], configs: Sequence[str]) -> Non
     named = [file for point in points for file in files_named_in(resolved(point.module, point.cfg))]
     refuse_overwriting([out / "sweep.csv", out / "sweep.png"], [*named, *map(find_config, configs)])
     picture = (out / "sweep.png").resolve()
-    roots = {point.cfg.data.root: point.cfg.data for point in points if point.cfg.data.root}
+    roots = {data.root: data for point in points if getattr(data := point.cfg.data, "root", "")}
     for root, data in roots.items():
         if picture.is_file() and picture.is_relative_to(Path(root).resolve()):
             photos = splits.read_photos(replace(data, shots=0, val_shots=0, pool=0))
@@ -131,9 +145,10 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
     listed = dict(a.split("=", 1) for a in arguments if "=" in a)
     points = []
     for config in configs:
+        draws = "seed" in data_settings(config)
         for overrides in combinations(listed):
-            module, cfg, path = read_config(config, overrides)
-            if not hasattr(cfg.data, "shots"):
+            module, cfg, path = read_config(config, overrides if draws else without_draws(overrides, listed))
+            if not hasattr(cfg.data, "shots") and task_of(module).name != "ground":
                 raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
             points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))
     return name_apart(points)
@@ -160,6 +175,11 @@ def combinations(listed: dict[str, str]) -> Iterator[list[str]]:
         yield [f"{k}={v}" for k, v in pairs.items()]
 
 
+def without_draws(overrides: Sequence[str], listed: dict[str, str]) -> list[str]:
+    """The overrides of a recipe whose data draws nothing: the `data.seed` that `seed` brings along is left out."""
+    return [o for o in overrides if not o.startswith("data.seed=") or "data.seed" in listed]
+
+
 def name_apart(points: list[Point]) -> list[Point]:
     """Distinct names of configs: with the recipe in front where two recipes have configs of one name."""
     recipes = defaultdict(set)
@@ -180,9 +200,11 @@ def row_of(point: Point, result: dict[str, Any], columns: Sequence[str] = METRIC
     """A line of sweep.csv. columns: the metrics that it has; empty where the run has not measured one."""
     metrics = result["metrics"]
     known = {k: metrics.get(k, "") for k in columns}
+    if point.shots == "":
+        known |= {k: v for k, v in metrics.items() if k not in known and k.startswith("test_")}  # of several files
     recipe = point.module.__name__.rsplit(".", 1)[-1]
     row = {"config": predictions.marked(point.config, metrics), "recipe": recipe}
-    row |= {"shots": point.shots, "seed": point.cfg.data.seed}
+    row |= {"shots": point.shots, "seed": point.seed}
     selection = "test" if metrics.get(SELECTED_ON_TEST) else "val"
     seconds = result["provenance"]["seconds"]
     return {**row, **known, "seconds": seconds, "selection": selection, "run": str(point.folder)}
@@ -191,7 +213,7 @@ def row_of(point: Point, result: dict[str, Any], columns: Sequence[str] = METRIC
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = (*WHAT, *METRICS, *HOW)) -> None:
     """All rows so far."""
     text = io.StringIO(newline="")
-    write_csv_rows(text, columns, [[row[column] for column in columns] for row in rows])
+    write_csv_rows(text, columns, [[row.get(column, "") for column in columns] for row in rows])
     with replacing(path) as temporary:
         temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
@@ -202,7 +224,7 @@ def statistics(rows: Sequence[dict[str, Any]], column: str) -> dict[str, dict[in
 
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row[column] != "":
+        if row.get(column, "") != "":
             found[row["config"]][row["shots"]].append(row[column])
     return {c: {k: (float(np.mean(v)), float(np.std(v))) for k, v in of.items()} for c, of in found.items()}
 
@@ -216,6 +238,26 @@ def measured(rows: Sequence[dict[str, Any]]) -> str:
 def main_of(row: dict[str, Any]) -> str:
     """The figure that runs of the row's task are compared by."""
     return next((task.main for task in TASKS.values() if {f"val_{task.main}", f"test_{task.main}"} & {*row}), "top1")
+
+
+def files_table(rows: Sequence[dict[str, Any]], main: str) -> str:
+    """A table of runs on rows of files: a line per config, a column per part and test file, mean ± deviation in percent."""
+    columns = dict.fromkeys(k for row in rows for k, v in row.items() if k.endswith(f"_{main}") and v != "")
+    several = [k for k in columns if k.startswith("test_") and k != f"test_{main}"]
+    shown = [k for k in columns if k != f"test_{main}" or not several]
+    found = {column: statistics(rows, column) for column in shown}
+    cells = [
+        [
+            name,
+            *(
+                f"{100 * of[name][''][0]:.2f} ± {100 * of[name][''][1]:.2f}" if name in of else ""
+                for of in found.values()
+            ),
+        ]
+        for name in dict.fromkeys(row["config"] for row in rows)
+    ]
+    titles = [k.removesuffix(f"_{main}").removeprefix("test_" if several else "") for k in shown]
+    return predictions.table([f"{main}, %, {len({row['seed'] for row in rows})} seeds", *titles], cells)
 
 
 def titled(column: str) -> str:

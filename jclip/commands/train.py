@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, say
@@ -11,6 +12,7 @@ from jclip.paths import naming
 from jclip.report.predictor import write_handed_over
 from jclip.report.run_table import memory_lines
 from jclip.report.tasks import task_of
+from jclip.train import recipe_finder
 from jclip.train import run as runs
 from jclip.train.configs import (
     default_folder,
@@ -43,10 +45,14 @@ def train(argv: list[str]) -> int:
         metavar="NAME",
         help="make NAME a symbolic link to the run's folder once it has finished",
     )
+    add_shared(p, "--dry-run", ": what would be trained, and what it takes, of recipes that can say so")
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
 
+    if args.dry_run:
+        say(plan_of(module, cfg, folder))
+        return 0
     if args.link:
         check_link(Path(args.link))
 
@@ -67,6 +73,15 @@ def train(argv: list[str]) -> int:
     say("\n".join([table, *memory_lines(result["provenance"].get("peak_mib", {}))]))
     say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
     return 0
+
+
+def plan_of(module: Any, cfg: Any, folder: Path) -> str:
+    """What the recipe would do in that folder. Raises `ConfigError` for one that does not say it."""
+    if not hasattr(module, "plan"):
+        able = ", ".join(name for name in recipe_finder.names() if hasattr(recipe_finder.load(name), "plan"))
+        recipe = module.__name__.rsplit(".", 1)[-1]
+        raise ConfigError(f"--dry-run is for the recipes {able}, got {recipe}: leave it out")
+    return f"{module.plan(cfg, folder)}\nnothing was trained: repeat without --dry-run to do it"
 
 
 def point(link: Path, folder: Path) -> None:

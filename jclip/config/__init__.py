@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = face(
             "DataConfig",
             "Dtype",
             "OptimConfig",
+            "SourcesConfig",
             "Subset",
             "check_grid",
             "refuse_average",

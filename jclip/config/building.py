@@ -20,6 +20,7 @@ from jclip.readers.strict_yaml import unusable
 ALIASES = {
     "epoches": "epochs", "ckt_gap": "every",  # as an entry of the Jittor challenge spells them
     "exif_rotate": "upright",  # as it was called while it was off by default
+    "root": "images",  # of phrases with boxes, as other data call the folder of the photos
 }  # fmt: skip
 MOST_NUMBER = 3.4e38  # a float32 holds no more
 MOST_WHOLE = 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jclip.errors import ConfigError, quoted
@@ -102,22 +102,76 @@ class CaptionConfig:
 
 @dataclass(frozen=True)
 class BoxDataConfig:
-    """Where phrases with their boxes are: `shapes`, scenes of the embedded world, of so many scenes."""
+    """Where phrases with their boxes are.
 
-    train: str = "shapes"
-    val: str = "shapes"
-    test: str = "shapes"
+    train, val, test: files as `jclip boxes` reads them, several of which are joined, each as FILE or as FILE:SPLIT, the rows
+    of one split; or `shapes`, scenes of the embedded world, of so many scenes. Of a file that has several splits a part
+    takes the one of its own name. None of val and test: the embedded world where train is, else nothing.
+    """
+
+    train: tuple[str, ...] = ("shapes",)
+    val: tuple[str, ...] | None = None
+    test: tuple[str, ...] | None = None
+    images: str = ""  # the folder of the photos; by default `photos` or `images` beside a file, or the file's own
+    form: str = ""  # of the files, of `jclip boxes --form`; by default by ending and content
+    dataset: str = ""  # of .pth files whose names do not begin with it: unc, unc+, gref, gref_umd, referit, flickr
+    box_format: str = ""  # xyxy or xywh; by default as the form or the data set has it
+    truncate: bool = False  # the numbers of boxes are cut to integers before they are added, as CLIP-VG does
+    on_error: Literal["stop", "skip"] = "stop"  # what to do with rows that can't be used and photos that don't decode
     scenes: int = 4000
     val_scenes: int = 200
     test_scenes: int = 600
     unseen_scenes: int = 200  # of test, of colours on shapes that neither the shipped models nor training have; 0: none
     twins: float = 0.25  # share of scenes of few kinds of things, whose phrases name sides
+    train_twins: float | None = None  # the same of training scenes, where it differs
 
     def __post_init__(self):
+        for part in ("train", "val", "test"):
+            if isinstance(name := getattr(self, part), str):  # one alone
+                object.__setattr__(self, part, (name,))
         require(self.scenes >= 1, "data", "scenes", "at least 1", self.scenes)
         for name in ("val_scenes", "test_scenes", "unseen_scenes"):
             require((value := getattr(self, name)) >= 0, "data", name, "at least 0 (none)", value)
         require(0 <= self.twins <= 1, "data", "twins", "in [0, 1]", self.twins)
+        if self.train_twins is not None:
+            require(0 <= self.train_twins <= 1, "data", "train_twins", "in [0, 1]", self.train_twins)
+
+    def named(self, part: str) -> tuple[str, ...]:
+        """What a part of the data is read from: files, or the embedded world; nothing where it has none."""
+        given = self.test if part == "unseen" else getattr(self, part)
+        return tuple(filter(None, self.train if given is None and self.train == ("shapes",) else given or ()))
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """Rows that a curriculum chooses among: a file for each source, or `shapes`, pseudo-labels of the embedded world.
+
+    sources: name → file: phrases with boxes in any form that `jclip boxes` reads; precomputed features (.npz) or lists of
+    photos with classes. Of the embedded world so many scenes, with `noise` of the rows given another thing's box and half
+    as many another scene's phrase.
+    """
+
+    sources: dict = field(default_factory=lambda: dict.fromkeys(("template", "relation", "caption"), "shapes"))
+    photos: str = (
+        ""  # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
+    )
+    scenes: int = 1000
+    noise: float = 0.2
+    pairs: int = 0  # of colour and shape, drawn anew for each scene: few make phrases with directions; 0: any
+    seed: int = 0
+
+    def __post_init__(self):
+        named = all(isinstance(k, str) and k and isinstance(v, str) and v for k, v in self.sources.items())
+        require(
+            bool(self.sources) and named,
+            "data",
+            "sources",
+            "a file for each name, such as {template: a.jsonl}",
+            self.sources,
+        )
+        require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
+        require(0 <= self.noise <= 0.6, "data", "noise", "in [0, 0.6]", self.noise)
+        require(self.pairs == 0 or 2 <= self.pairs <= 100, "data", "pairs", "0 (any) or in [2, 100]", self.pairs)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jclip.readers.strict_yaml import parse_yaml, read_yaml
 
 MOST_NAMES = 8  # of groups and the setting in `a.b.c=value`
 WORLD = "shapes"  # in place of a file or folder: the embedded world, as in `shapes:sketch`
-_DATA_PATHS = ("root", "train", "val", "test", "classes", "split_file", "features", "text_features")
+_DATA_PATHS = ("root", "images", "train", "val", "test", "classes", "split_file", "features", "text_features")
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".safetensors")
 
 
@@ -59,8 +59,11 @@ def _resolve_paths(values: dict, base: Path) -> None:
     """Relative paths under `data` and in `model` become absolute, relative to `base`."""
     data = values.get("data")
     for key in _DATA_PATHS if isinstance(data, dict) else ():
-        if isinstance(data.get(key), str) and data[key] and data[key].partition(":")[0] != WORLD:
-            data[key] = _absolute(data[key], base)
+        if isinstance(data.get(key), str):
+            data[key] = _of_project(data[key], base)
+        elif isinstance(data.get(key), list):
+            data[key] = [_of_project(name, base) if isinstance(name, str) else name for name in data[key]]
+    _resolve_sources(values, base)
     if isinstance(values.get("classes"), str) and is_file(base / values["classes"]):
         values["classes"] = _absolute(values["classes"], base)
     _resolve_captions(values, base)
@@ -69,6 +72,18 @@ def _resolve_paths(values: dict, base: Path) -> None:
         _resolve_weights(member, "weights", base)
         if isinstance(member.get("prompts"), str) and member["prompts"] and is_file(base / member["prompts"]):
             member["prompts"] = _absolute(member["prompts"], base)
+
+
+def _resolve_sources(values: dict, base: Path) -> None:
+    """Files of a curriculum's sources, the folder of their photos, and the paths of the recipe that it trains."""
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("sources"), dict):
+        named = data["sources"]
+        named |= {k: _of_project(file, base) for k, file in named.items() if isinstance(file, str)}
+    if isinstance(data, dict) and isinstance(data.get("photos"), str):
+        data["photos"] = _of_project(data["photos"], base)
+    if isinstance(values.get("learn"), dict):
+        _resolve_paths(values["learn"], base)
 
 
 def _resolve_captions(values: dict, base: Path) -> None:
@@ -89,6 +104,10 @@ def _entries(groups: Any) -> list[dict]:
     """The groups of settings in a list of them, or in part of one: `{"0": {…}}`."""
     listed = groups if isinstance(groups, list) else list(groups.values()) if isinstance(groups, dict) else []
     return [group for group in listed if isinstance(group, dict)]
+
+
+def _of_project(name: str, base: Path) -> str:
+    return _absolute(name, base) if name and name.partition(":")[0] != WORLD else name
 
 
 def _absolute(value: str, base: Path) -> str:

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "augment": ("Views", "pipeline_of"),
         "box_files": ("BoxFile", "merged", "read_box_file", "write_box_file"),
+        "box_parts": ("part_samples", "samples_of_rows"),
         "box_predictions": ("write_coco_results", "write_prediction_lines"),
         "box_rows": ("BoxRow",),
         "box_samples": ("BoxSamples", "samples_of_scenes", "world_samples"),
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = face(
         ),
         "class_names": ("read_class_names", "read_classes"),
         "detected_things": ("PhotoFacts", "read_photo_facts"),
+        "detector_boxes": ("DetectorBoxes", "read_detector_boxes"),
         "examine": ("Seen", "examined"),
         "folders": ("nearest_beside", "spoken_name"),
         "label_files": ("ClassFinder", "PhotoLabels"),

@@ -124,12 +124,13 @@ class AttributeTable:
 
 
 def read_attribute_table(
-    path: Path, attributes: Attributes, root: Path | None = None, image: str = ""
+    path: Path, attributes: Attributes, root: Path | None = None, image: str = "", *, some_absent: bool = False
 ) -> AttributeTable:
     """Rows of a .csv, .tsv or `$` .txt; photos are relative to `root`, by default the file's folder.
 
-    image: the column of photos, by default `filepath`, `photo` or `image`. Raises `DataError` for another format, a column
-    that is absent, a row without a photo, and photos that are absent.
+    image: the column of photos, by default `filepath`, `photo` or `image`. some_absent: photos may be absent, though not
+    all of them. Raises `DataError` for another format, a column that is absent, a row without a photo, and photos that
+    are absent.
     """
     suffix = path.suffix.lower()
     if suffix == ".txt":
@@ -142,7 +143,7 @@ def read_attribute_table(
         raise DataError(f"{path} must hold rows, got none below its header")
     table = AttributeTable(path, tuple(rows), tuple(columns), attributes, root or path.parent, suffix == ".txt")
     absent = [row for row in rows if not is_file(table.photo(row))]
-    if absent:
+    if absent and not (some_absent and len(absent) < len(rows)):
         raise DataError(
             f"{path}: {len(absent)} of {len(rows)} photos are missing, the first in line {absent[0].line}: "
             f"{printable(table.photo(absent[0]), 200)} (set --root to the photos' folder)"

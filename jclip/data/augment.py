@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -193,6 +193,11 @@ class Views:
         height, width = self.preprocess.size
         return (2 * width, 2 * height) if self.preprocess.draft else None
 
+    @property
+    def upright(self) -> bool:
+        """Whether an EXIF orientation is applied."""
+        return self.preprocess.upright
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the pipeline's class as `kind`, "" without one; `from_dict` reads them back."""
         return {**asdict(self), "kind": type(self.pipeline).__name__ if self.pipeline else ""}
@@ -251,9 +256,25 @@ def corners_and_centre(image: Image.Image, p: Preprocess) -> list[Image.Image]:
     return [*map(image.crop, corners), centre_crop(image, p)]
 
 
-def seen(path: str, views: Views, row: int) -> np.ndarray:
-    """(V, 3, H, W) of the photo at `path`. Raises `DataError` with the path for one that can't be seen so."""
-    image = open_photo(path, views.draft, views.preprocess.upright)
+class OfPhotos(Protocol):
+    """What prepares photos in other processes: `Views`, and views of photos with boxes.
+
+    shape: of what a call returns, float32. draft, upright: how a photo is opened.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def draft(self) -> tuple[int, int] | None: ...
+    @property
+    def upright(self) -> bool: ...
+    def __call__(self, image: Image.Image, row: Any) -> np.ndarray: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def seen(path: str, views: OfPhotos, row: Any) -> np.ndarray:
+    """What `views` makes of the photo at `path`. Raises `DataError` with the path for one that can't be seen so."""
+    image = open_photo(path, views.draft, views.upright)
     try:
         return views(image, row)
     except (DataError, MemoryError, ValueError, OSError) as e:

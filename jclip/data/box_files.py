@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jclip.data.box_annotations import PICKLED, read_mdetr, read_odvg, read_refcocos, read_refs
-from jclip.data.box_forms import BOX_FORMATS, ENDINGS, SOURCES
+from jclip.data.box_detections import has_detections, read_detected
+from jclip.data.box_forms import BOX_FORMATS, ENDINGS, SOURCES, WRITTEN
+from jclip.data.box_parquet import read_box_parquet, write_box_parquet
 from jclip.data.box_rows import BoxRow, FoundRow, usable_rows
 from jclip.data.box_split_files import read_split_file, write_split_file
 from jclip.data.box_tables import objects_by_line, read_box_lines, read_box_list, read_box_table, write_box_lines
-from jclip.errors import DataError, UnknownName, notice, printable, quoted
+from jclip.data.box_writers import WRITERS
+from jclip.errors import ConfigError, DataError, UnknownName, notice, printable, quoted
 from jclip.paths import is_file
 from jclip.readers.text import read_json
 
@@ -29,6 +32,8 @@ READERS: dict[str, Callable[..., list[FoundRow]]] = {
     "mdetr": read_mdetr,
     "refs": read_refs,
     "refcocos": read_refcocos,
+    "detected": read_detected,
+    "parquet": read_box_parquet,
 }
 TORCH = (".pth", ".pt")
 TABLES = (".csv", ".tsv")
@@ -114,13 +119,16 @@ def form_of(path: str | os.PathLike) -> str:
         return "table"
     if ending in PICKLED:
         return "refs"
+    if ending == ".parquet":
+        return "parquet"
     if ending in LINES:
         _, first = next(objects_by_line(path), (0, {}))
         return "odvg" if "grounding" in first else "lines"
     if ending == ".json":
         return _form_of_json(path, read_json(path))
     raise DataError(
-        f"{path} must end in .pth, .jsonl, .json, .csv, .tsv or .p, got {quoted(ending)}: give --form ({', '.join(READERS)})"
+        f"{path} must end in .pth, .jsonl, .json, .csv, .tsv, .parquet or .p, got {quoted(ending)}: give "
+        f"--form ({', '.join(READERS)})"
     )
 
 
@@ -134,22 +142,44 @@ def _form_of_json(path: str | os.PathLike, values: Any) -> str:
         keys = {*values[0]}
         if "sentences" in keys:
             return "refs"
+        if has_detections(values[0]):
+            return "detected"
         return "refcocos" if {"solution", "normal_caption"} <= keys else "list"
     got = f"an object with {printable(', '.join(values), 100)}" if isinstance(values, dict) else quoted(values, 60)
     raise DataError(
-        f"{path} must be a list of objects with image, box and phrase, MDETR's JSON, refs or RefCOCOs'; got {got}"
+        f"{path} must be a list of objects with image, box and phrase, MDETR's JSON, refs, RefCOCOs' or rows with "
+        f"pred_boxes; got {got}"
     )
 
 
-def write_box_file(path: str | os.PathLike, rows: Sequence[BoxRow], dataset: str = "") -> None:
-    """Write rows in the form that the name's ending says: `.jsonl`, or `.pth` as CLIP-VG's files are. Raises `DataError`."""
-    ending = Path(path).suffix.lower()
-    if ending not in ENDINGS:
-        raise UnknownName("ending of a file to write", ending, ENDINGS)
-    if ending == ".pth":
+def write_box_file(path: str | os.PathLike, rows: Sequence[BoxRow], dataset: str = "", form: str = "") -> None:
+    """Write rows in `form`, one of `WRITTEN`, by default the usual one of the name's ending. dataset: of split files.
+
+    Raises `DataError` for rows that the form can't hold, `UnknownName`, and `ConfigError` for another ending of the form.
+    """
+    form = written_form(path, form)
+    if form == "split":
         write_split_file(path, rows, dataset)
-    else:
+    elif form == "lines":
         write_box_lines(path, rows)
+    elif form == "parquet":
+        write_box_parquet(path, rows)
+    else:
+        WRITERS[form](path, rows)
+
+
+def written_form(path: str | os.PathLike, form: str = "") -> str:
+    """Return the form that a file of that name is written in. Raises as `write_box_file` does."""
+    ending = Path(path).suffix.lower()
+    if form and form not in WRITTEN:
+        raise UnknownName("form to write", form, WRITTEN)
+    if ending not in (WRITTEN[form] if form else ENDINGS):
+        raise ConfigError(
+            f"{path} must end in {' or '.join(WRITTEN[form])} to be written as {form}, got {quoted(ending)}"
+            if form
+            else f"{path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} to be written, got {quoted(ending)}"
+        )
+    return form or next(name for name, endings in WRITTEN.items() if ending in endings)
 
 
 def merged(parts: Iterable[Sequence[BoxRow]], dedup: Dedup = "none") -> tuple[list[BoxRow], int]:

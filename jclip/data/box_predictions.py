@@ -41,24 +41,34 @@ def write_coco_results(
 
 
 def write_prediction_lines(
-    path: str | os.PathLike, rows: Sequence[BoxRow], predicted: np.ndarray, scores: np.ndarray | None = None
+    path: str | os.PathLike,
+    rows: Sequence[BoxRow],
+    predicted: np.ndarray,
+    scores: np.ndarray | None = None,
+    present: np.ndarray | None = None,
 ) -> None:
-    """Write a JSON line for each row: id, image, phrase, box (null where absent), predicted, iou (null there), score.
+    """Write a JSON line for each row: id, image, width, height, phrase, box (null where absent), predicted, iou (null there),
+    score, present.
 
-    predicted: corners (N, 4) in the picture's pixels; scores: (N,), null where None.
+    predicted: corners (N, 4) in the picture's pixels; scores, present: (N,), null where None.
     """
     given = scores is not None
+    chances = [None] * len(rows) if present is None else np.asarray(present, float).tolist()
     predicted, scores = _checked(rows, predicted, scores)
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        for row, box, score in zip(rows, predicted, scores, strict=True):
+        for row, box, score, chance in zip(rows, predicted, scores, chances, strict=True):
+            width, height = row.size or (None, None)
             value = {
                 "id": row.id,
                 "image": row.image,
+                "width": width,
+                "height": height,
                 "phrase": row.phrase,
                 "box": row.box and [*row.box],
                 "predicted": box.tolist(),
                 "iou": row.box and float(boxes.iou(box, np.array(row.box))),
                 "score": float(score) if given else None,
+                "present": chance,
             }
             file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 

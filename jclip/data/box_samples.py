@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +29,8 @@ class BoxSamples:
     """n phrases of I photos, one box each.
 
     photos: scenes, pictures or paths. sizes: (I, 2) width and height in pixels; a scene is rendered at its own. of: (n,) the
-    photo of each phrase. boxes: (n, 4) corners in pixels of the photo as it is stored.
+    photo of each phrase. boxes: (n, 4) corners in pixels of the photo as it is stored. labels: (n,) which file or source a
+    phrase is from, where that is known.
     """
 
     photos: tuple[shapes.Scene | Image.Image | Path, ...]
@@ -35,9 +38,18 @@ class BoxSamples:
     of: np.ndarray
     phrases: tuple[str, ...]
     boxes: np.ndarray
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.phrases)
+
+    def counts(self) -> dict[str, Any]:
+        """How many photos and phrases there are, and of each label how many phrases."""
+        return {
+            "photos": len(self.photos),
+            "phrases": len(self),
+            **({"of": dict(Counter(self.labels))} if self.labels else {}),
+        }
 
     def photo(self, number: int) -> Image.Image:
         """The RGB photo of that number, without an EXIF rotation, which boxes do not know."""
@@ -56,6 +68,20 @@ class BoxSamples:
             if isinstance(photo, shapes.Scene)
             else str(number)
         )
+
+    def of_rows(self, rows: Sequence[int]) -> BoxSamples:
+        """The samples of those numbers, in that order, with their photos alone."""
+        photos = sorted({self.of[row] for row in rows})
+        numbers = {photo: number for number, photo in enumerate(photos)}
+        return BoxSamples(
+            tuple(self.photos[photo] for photo in photos), self.sizes[photos],
+            np.array([numbers[self.of[row]] for row in rows], int), tuple(self.phrases[row] for row in rows),
+            self.boxes[list(rows)], tuple(self.labels[row] for row in rows) if self.labels else (),
+        )  # fmt: skip
+
+    def of_photos(self, photos: Sequence[int]) -> BoxSamples:
+        """The samples of the photos of those numbers alone."""
+        return self.of_rows(np.flatnonzero(np.isin(self.of, photos)).tolist())
 
     @cached_property
     def true(self) -> tuple[frozenset[str], ...]:
@@ -86,13 +112,30 @@ class BoxSamples:
         """What features of the photos depend on."""
         key = hashlib.sha256(f"{self.sizes.tolist()}".encode())
         if any(isinstance(photo, shapes.Scene) for photo in self.photos):
-            key.update(Path(shapes.__file__).read_bytes())
-        for photo in self.photos:
-            if isinstance(photo, Path):
-                key.update(photo.read_bytes())
-            else:
-                key.update(repr(photo).encode() if isinstance(photo, shapes.Scene) else photo.tobytes())
+            key.update(_renderer())
+        for number in range(len(self.photos)):
+            key.update(self._content(number))
         return key.hexdigest()
+
+    def photo_digest(self, number: int) -> bytes:
+        """What features of that photo depend on, 32 bytes."""
+        key = hashlib.sha256(f"{self.sizes[number].tolist()}".encode())
+        if isinstance(self.photos[number], shapes.Scene):
+            key.update(_renderer())
+        key.update(self._content(number))
+        return key.digest()
+
+    def _content(self, number: int) -> bytes:
+        photo = self.photos[number]
+        if isinstance(photo, Path):
+            return photo.read_bytes()
+        return repr(photo).encode() if isinstance(photo, shapes.Scene) else photo.tobytes()
+
+
+@cache
+def _renderer() -> bytes:
+    """What draws scenes."""
+    return Path(shapes.__file__).read_bytes()
 
 
 def _fitting(scene: shapes.Scene) -> set[str]:
@@ -115,17 +158,19 @@ def samples_of_scenes(scenes: Iterable[shapes.Scene], side: int) -> BoxSamples:
 def world_samples(data: BoxDataConfig, part: str, side: int) -> BoxSamples | None:
     """Scenes of the embedded world for that part; None where the part has none.
 
-    A share `twins` of the scenes is drawn from a few pairs each, so that two things may be alike and phrases name sides.
+    A share `twins` of the scenes (in training `train_twins`) is drawn from a few pairs each, so that two things may be
+    alike and phrases name sides.
     Raises `ConfigError` for a part that is not of the embedded world.
     """
-    named = data.test if part == "unseen" else getattr(data, part)
+    named = data.named(part)
     count = {"train": data.scenes, "val": data.val_scenes, "test": data.test_scenes, "unseen": data.unseen_scenes}[part]
     if not named or not count:
         return None
-    if named != WORLD:
-        raise ConfigError(f"data.{part} must be {WORLD} (the embedded world) or empty, got {named}")
+    if named != (WORLD,):
+        raise ConfigError(f"data.{part} must be {WORLD} (the embedded world) or empty, got {', '.join(named)}")
+    twins = data.twins if part != "train" or data.train_twins is None else data.train_twins
     pairs = shapes.UNSEEN_PAIRS if part == "unseen" else shapes.SEEN_PAIRS
-    return samples_of_scenes((drawn_scene((SEED, PARTS[part], i), pairs, data.twins) for i in range(count)), side)
+    return samples_of_scenes((drawn_scene((SEED, PARTS[part], i), pairs, twins) for i in range(count)), side)
 
 
 def drawn_scene(seed: Sequence[int], pairs: Sequence[tuple[str, str]], twins: float) -> shapes.Scene:

@@ -29,7 +29,7 @@ def read_box_lines(path: str | os.PathLike, box_format: str = "", source: str = 
     box_format: of `box` in rows that do not state it (default: xyxy).
     """
     return [
-        _row(path, f"line {line}", number, value, box_format, source)
+        found_row(path, f"line {line}", number, value, box_format, source)
         for number, (line, value) in enumerate(objects_by_line(path))
     ]
 
@@ -39,7 +39,7 @@ def read_box_list(path: str | os.PathLike, box_format: str = "", source: str = "
     values = read_json(path)
     if not isinstance(values, list) or not values:
         raise DataError(f"{path} must be a list of objects with image, box and phrase, got {quoted(values, 60)}")
-    return [_row(path, f"entry {n}", n, value, box_format, source) for n, value in enumerate(values)]
+    return [found_row(path, f"entry {n}", n, value, box_format, source) for n, value in enumerate(values)]
 
 
 def read_box_table(path: str | os.PathLike, box_format: str = "", source: str = "") -> list[FoundRow]:
@@ -62,7 +62,7 @@ def read_box_table(path: str | os.PathLike, box_format: str = "", source: str = 
             value |= {"box": _four(" ".join(record[key] for key in apart)), "box_format": _CORNERS[apart]}
         value |= {key: _four(value[key]) for key in ("box", *_BOXES) if key in record and not apart}
         value |= {key: _number(value[key]) for key in ("width", "height", "id") if key in value}
-        rows.append(_row(path, f"line {line}", number, value, box_format, source))
+        rows.append(found_row(path, f"line {line}", number, value, box_format, source))
     if not rows:
         raise DataError(f"{path} has no rows below its first line")
     return rows
@@ -78,7 +78,8 @@ def objects_by_line(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, An
             yield line, value
 
 
-def _row(path, place: str, number: int, value: Any, box_format: str, source: str) -> FoundRow:
+def found_row(path, place: str, number: int, value: Any, box_format: str, source: str) -> FoundRow:
+    """Return the row that an object of JSON lines stands for, unchecked. Raises `DataError` where it contradicts itself."""
     if not isinstance(value, dict):
         raise DataError(f"{path}, {place}: must be an object with image, box and phrase, got {quoted(value, 60)}")
     key, stated = next(((k, f) for k, f in {"box": "", **_BOXES}.items() if k in value), (None, ""))

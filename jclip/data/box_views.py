@@ -18,6 +18,8 @@ from jclip.functional import boxes
 DIRECTIONS = ("left", "right", "top", "bottom", "middle")  # as substrings: "laptop" holds one, too, in the reference
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 TRIES = 20
+SMALLEST = 32  # long side in the square
+MOST_PIXELS = 4096  # of a side to crop from
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,21 @@ class BoxAugment:
     blur_share: float = 0.0
 
     def __post_init__(self):
-        if self.crop and min(self.short_sides) < self.crop_sides[0]:
-            raise ConfigError(f"short_sides must be at least {self.crop_sides[0]} (crop_sides), got {self.short_sides}")
+        for name in ("crop", "jitter", "jitter_share", "blur_share"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"augmentation.{name} must be in [0, 1], got {value:g}")
+        low, high = self.crop_sides
+        if not 1 <= low <= high <= MOST_PIXELS:
+            raise ConfigError(f"augmentation.crop_sides must be two rising numbers of pixels, got {[low, high]}")
+        if not self.short_sides or not low <= min(self.short_sides) <= max(self.short_sides) <= MOST_PIXELS:
+            raise ConfigError(
+                f"augmentation.short_sides must be in [{low}, {MOST_PIXELS}], from crop_sides on, got {[*self.short_sides]}"
+            )
+        if self.scale_step < 1 or self.scale_count < 1:
+            raise ConfigError(
+                "augmentation.scale_step and scale_count must be at least 1, got "
+                f"{self.scale_step} and {self.scale_count}"
+            )
 
     def __call__(
         self,
@@ -134,6 +149,7 @@ class BoxAugment:
             photo, corners = self._short_side(photo, corners, rng)
             photo, corners = self._cropped(photo, corners, rng)
         scales = [side - self.scale_step * i for i in range(self.scale_count)]
+        scales = [scale for scale in scales if scale >= min(side, SMALLEST)]  # all of those for 224 pixels
         ratio, width, height = fitted(photo.size, side, scales[rng.integers(len(scales))])
         photo = photo.resize((width, height), Image.Resampling.BILINEAR)
         photo = self._blurred(self._jittered(photo, rng), rng)

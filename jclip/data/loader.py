@@ -7,17 +7,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from jclip.data import workers as decoding
 from jclip.data.augment import Views, seen
+from jclip.data.box_photo_views import BoxViews
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, notice
 
 OnError = Literal["stop", "skip"]
+Prepare = Views | BoxViews | Callable[[Image.Image, Any], np.ndarray]
 _AHEAD = 2  # batches that may wait decoded
 _WORTH_PROCESSES = 256  # photos: processes take a third of a second to start
 
@@ -32,38 +34,55 @@ def warn_once(failed: Iterable[str], reported: set[str]) -> None:
 
 def batches(
     paths: Sequence[str],
-    prepare: Views | Callable[[Image.Image, int], np.ndarray],
+    prepare: Prepare,
     size: int,
     on_error: OnError = "stop",
     failed: list[str] | None = None,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[Any] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places (n,) in `paths` and arrays (n, …) of `prepare(photo, row)`, `size` at a time, the last batch as it is.
 
-    rows: by which numbers `prepare` knows the photos, their places by default. Many photos that `Views` prepare are
-    decoded in `workers()` processes, else in threads. A photo that does not decode stops the run, or with `skip` is left
-    out and its message appended to `failed`.
+    The rest as of `prepared`.
     """
-    rows = range(len(paths)) if rows is None else rows
-    count, ahead = workers(), _AHEAD * size
-    if isinstance(prepare, Views) and count and len(paths) >= _WORTH_PROCESSES:
-        results = decoding.decoded(paths, rows, prepare, ahead, count)
-    else:
-        results = _in_threads(paths, rows, prepare, ahead, min(len(paths), count))
     kept: list[tuple[int, np.ndarray]] = []
-    with contextlib.closing(results):
-        for place, result in results:
-            if not isinstance(result, DataError):
-                kept.append((place, result))
-            elif on_error == "stop":
-                raise DataError(f"{result} (repair or remove it, or skip such photos: on_error=skip)")
-            elif failed is not None:
-                failed.append(str(result))
+    with contextlib.closing(prepared(paths, prepare, _AHEAD * size, on_error, failed, rows)) as results:
+        for one in results:
+            kept.append(one)
             if len(kept) == size:
                 yield _stack(kept)
                 kept = []
         if kept:
             yield _stack(kept)
+
+
+def prepared(
+    paths: Sequence[str],
+    prepare: Prepare,
+    ahead: int,
+    on_error: OnError = "stop",
+    failed: list[str] | None = None,
+    rows: Sequence[Any] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place, `prepare(photo, row)`) of the photos at `paths`, in order, `ahead` of them in preparation.
+
+    rows: by which numbers `prepare` knows the photos, their places by default. Many photos that views prepare are
+    decoded in `workers()` processes, else in threads. A photo that does not decode stops the run, or with `skip` is left
+    out and its message appended to `failed`.
+    """
+    rows = range(len(paths)) if rows is None else rows
+    count = workers()
+    if isinstance(prepare, Views | BoxViews) and count and len(paths) >= _WORTH_PROCESSES:
+        results = decoding.decoded(paths, rows, prepare, ahead, count)
+    else:
+        results = _in_threads(paths, rows, prepare, ahead, min(len(paths), count))
+    with contextlib.closing(results):
+        for place, result in results:
+            if not isinstance(result, DataError):
+                yield place, result
+            elif on_error == "stop":
+                raise DataError(f"{result} (repair or remove it, or skip such photos: on_error=skip)")
+            elif failed is not None:
+                failed.append(str(result))
 
 
 def workers() -> int:
@@ -76,9 +95,9 @@ def workers() -> int:
 
 def _in_threads(paths, rows, prepare, ahead: int, count: int) -> Iterator[tuple[int, np.ndarray | DataError]]:
     def make(place: int) -> np.ndarray:
-        if isinstance(prepare, Views):
-            return seen(paths[place], prepare, int(rows[place]))
-        return prepare(open_photo(paths[place]), int(rows[place]))
+        if isinstance(prepare, Views | BoxViews):
+            return seen(paths[place], prepare, decoding.plain(rows[place]))
+        return prepare(open_photo(paths[place]), decoding.plain(rows[place]))
 
     with ThreadPoolExecutor(max(1, count), thread_name_prefix="decode") as pool:
         waiting: deque[Future] = deque()

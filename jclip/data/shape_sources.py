@@ -7,6 +7,7 @@ scene's phrase, so that a curriculum has something to find.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +16,20 @@ from pathlib import Path
 import numpy as np
 
 from jclip.data import shapes
-from jclip.data.box_rows import BoxRow, Corners
+from jclip.data.box_predictions import write_coco_results
+from jclip.data.box_rows import BoxRow, Corners, boxes_of
 from jclip.data.box_tables import write_box_lines
 from jclip.data.detected_things import Detection, PhotoFacts, Triplet
 from jclip.data.pseudo_labels import MADE, PseudoLabelConfig, make_pseudo_labels
 from jclip.data.scene_captions import Draws
 from jclip.functional import boxes
+from jclip.paths import cache_dir, file_sha256, replacing_folder
 
 SIZE = 64
 THINGS = (2, 4)
 NOISE = 0.3
 HELD_OUT = 10  # one scene in so many is for validation, one for test
-PHOTOS, HUMAN, ABOUT = "photos", "boxes.jsonl", "world.json"
+PHOTOS, HUMAN, PROPOSALS, ABOUT = "photos", "boxes.jsonl", "proposals.json", "world.json"
 FOUND = ("detections", "triplets", "captions")
 _SEED = 60_000
 
@@ -142,8 +145,9 @@ def write_world(
 ) -> dict[str, int]:
     """Write scenes to a folder that exists, and return the number of rows of each file.
 
-    photos/; boxes.jsonl, human rows of all parts; detections.jsonl, triplets.jsonl and captions.jsonl of the training
-    scenes; template.jsonl, relation.jsonl and caption.jsonl, pseudo-labels of these with noise; world.json, the settings.
+    photos/; boxes.jsonl, human rows of all parts; proposals.json, all things' boxes as COCO's results; detections.jsonl,
+    triplets.jsonl and captions.jsonl of the training scenes; template.jsonl, relation.jsonl and caption.jsonl,
+    pseudo-labels of these with noise; world.json, the settings.
     """
     scenes = named_scenes(count, seed, pairs)
     (folder / PHOTOS).mkdir()
@@ -151,6 +155,7 @@ def write_world(
         one.scene.render(size).save(folder / PHOTOS / one.image)
     human = human_rows(scenes, size)
     write_box_lines(folder / HUMAN, human)
+    write_coco_results(folder / PROPOSALS, human, boxes_of(human))
     learned = [one for one in scenes if one.split == "train"]
     _write_facts(folder, [photo_facts(one, seed, size) for one in learned])
     counts = {HUMAN: len(human), **{f"{name}.jsonl": len(learned) for name in FOUND}}
@@ -160,6 +165,16 @@ def write_world(
     about = {"scenes": count, "seed": seed, "size": size, "pairs": pairs, "noise": noise, "rows": counts}
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return counts
+
+
+def kept_world(count: int, seed: int, pairs: int = 0, noise: float = NOISE, size: int = SIZE) -> Path:
+    """Return the folder of `write_world` with these settings in the cache, written at its first use."""
+    made_of = [count, seed, size, pairs, noise, file_sha256(Path(shapes.__file__)), file_sha256(Path(__file__))]
+    folder = cache_dir("worlds") / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    if not (folder / ABOUT).is_file():
+        with replacing_folder(folder) as temporary:
+            write_world(temporary, count, seed, size, pairs, noise)
+    return folder
 
 
 def _write_facts(folder: Path, facts: Sequence[PhotoFacts]) -> None:

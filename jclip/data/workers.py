@@ -15,10 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jclip.data.augment import Views, seen
+from jclip.data.augment import OfPhotos, Views, seen
+from jclip.data.box_photo_views import BoxViews
 from jclip.data.photo_file import ORIENTATIONS
 from jclip.errors import DataError, SetupError
 
@@ -27,8 +29,8 @@ _MOST_BYTES = 2**28
 _idle: dict[int, list[subprocess.Popen]] = {}  # by who started them: a fork's copies are not its own
 
 
-def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int, count: int) -> Iterator:
-    """(place, views of that photo or the `DataError` it met), in the order of `paths`, `ahead` of them in preparation.
+def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: int, count: int) -> Iterator:
+    """(place, what `views` makes of the photo, or the `DataError` it met), in the order of `paths`, so many of them `ahead`.
 
     Raises `SetupError` when a process dies.
     """
@@ -45,7 +47,7 @@ def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int,
         sent = 0
         for place in range(len(paths)):
             while sent < min(len(paths), place + slots):
-                _send(workers[sent % len(workers)], [sent % slots, int(rows[sent]), paths[sent]])
+                _send(workers[sent % len(workers)], [sent % slots, plain(rows[sent]), paths[sent]])
                 sent += 1
             error, turned = _answer(workers[place % len(workers)], paths[place])
             if error is None:
@@ -59,6 +61,11 @@ def decoded(paths: Sequence[str], rows: Sequence[int], views: Views, ahead: int,
             worker.kill()
             worker.communicate()
         os.close(shared)
+
+
+def plain(row: Any) -> Any:
+    """What `views` knows a photo by, as JSON has it: a number, or a list."""
+    return row if isinstance(row, list) else int(row)
 
 
 def _mapped(shared: int, slots: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -117,7 +124,7 @@ def _work() -> None:
             pixels = None
             continue
         if isinstance(message, dict):  # others: where their pixels go, and how they are seen
-            views = Views.from_dict(message["views"])
+            views = (BoxViews if message["views"]["kind"] == "BoxViews" else Views).from_dict(message["views"])
             with open(message["memory"], "r+b") as shared:
                 pixels = _mapped(shared.fileno(), message["slots"], views.shape)
             continue

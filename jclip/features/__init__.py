@@ -7,6 +7,7 @@ from jclip.postponed import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "box_proposals": ("BoxScorer", "ProposalRules"),
         "caption_features": ("Encoded", "encode_pairs", "ids_of"),
         "extraction": ("TrainingRows", "encode_photos", "extract", "few_shot_features", "warn_photos", "training_view"),
         "gallery": ("Found", "Gallery", "Hit", "Search"),
@@ -26,6 +27,7 @@ __getattr__, __dir__, __all__ = face(
         "photo_maps": ("MapScorer", "MapSource", "Scored", "score_photos"),
         "photo_galleries": ("gallery_of_photos",),
         "precomputed": ("FeatureSet", "read_precomputed"),
+        "rough_boxes": ("RoughScorer",),
         "run_data": ("read_run_photos", "run_features", "run_photos"),
         "sentence_features": ("SentenceFeatures",),
         "several_models": ("Mixture", "PromptHead", "build_mixture", "deciding"),

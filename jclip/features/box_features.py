@@ -1,14 +1,17 @@
 """What frozen towers say of photos and phrases, computed once, as the network that finds boxes takes it.
 
 A photo's tokens are computed once for all its phrases and kept in the cache, coarse maps as coarse as they are; a phrase's
-once for all photos.
+once for all photos. Those of many photos stay on the disk, and batches read what they have; where nothing may be kept,
+each batch's photos are encoded anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,17 +19,32 @@ import numpy as np
 
 from jclip import paths
 from jclip.data import box_views
+from jclip.data.box_photo_views import BoxViews
+from jclip.data.box_photos import views_of_photos
 from jclip.data.box_samples import BoxSamples
 from jclip.data.preprocess import NORMALISATIONS
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, notice
+from jclip.features.box_phrases import (
+    AT_ONCE,
+    KINDS,
+    WORTH_SHOWING,
+    PhraseTokens,
+    Stored,
+    in_prompt,
+    phrase_tokens,
+    progress,
+)  # fmt: skip
 from jclip.features.cached import read_cached
 from jclip.features.source import ModelSource
+from jclip.features.token_store import TokenStore
 from jclip.model import clip, tower_levels
 from jclip.postponed import jt
 from jclip.readers import safetensors
 from jclip.weights.variants import ResNetConfig
 
-AT_ONCE = 64  # photos, or phrases, in a tower at once
+MOST_IN_MEMORY = 2**30  # bytes of photos' tokens
+Kept = Literal["memory", "disk", "steps", "none"]
+Where = Literal["auto", "memory", "disk", "steps"]
 
 
 @dataclass(frozen=True)
@@ -40,44 +58,36 @@ class Reading:
     layers: tower_levels.Layers = "levels"
     normalise: Literal["model", "imagenet"] = "model"
     prompt: str = "{phrase}"
-    stored: Literal["fp16", "fp32"] = "fp16"
+    stored: Stored = "fp16"
 
 
 class Batch(NamedTuple):
     """Image tokens (I, N, W) and texts (B, L, E) with what of them counts, (I, N) and (B, L); of: (B,) each phrase's photo
     among the I; boxes: (B, 4) centres; there: (B,) whether the thing is in the photo; photos: (I,) their numbers.
 
-    images is None where photos are encoded anew in each step.
+    images is None where a step encodes photos itself, of `pixels` (I, 3, side, side); texts and said where it encodes the
+    `phrases`, B of them in their prompt.
     """
 
     images: np.ndarray | None
-    texts: np.ndarray
-    said: np.ndarray
+    texts: np.ndarray | None
+    said: np.ndarray | None
     seen: np.ndarray
     of: np.ndarray
     boxes: np.ndarray
     there: np.ndarray
     photos: np.ndarray
-
-
-@dataclass(frozen=True)
-class PhraseTokens:
-    """Text tokens (P, L, E) of distinct phrases, (P, L) which of them count, and each phrase's row."""
-
-    tokens: np.ndarray
-    said: np.ndarray
-    rows: dict[str, int]
-
-    def batch(self, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(B, L, E) and (B, L) of these phrases, cut at the longest."""
-        rows = [self.rows[phrase] for phrase in phrases]
-        longest = int(self.said[rows].sum(axis=1).max())
-        return self.tokens[rows, :longest], self.said[rows, :longest]
+    pixels: np.ndarray | None = None
+    phrases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class BoxFeatures:
-    """Tokens of the photos and phrases of `samples`. places: of each photo in the padded square; seen: (I, N) 0 at padding."""
+    """Tokens of the photos and phrases of `samples`. places: of each photo in the padded square; seen: (I, N) 0 at padding.
+
+    parts: the photos' tokens in memory. kept: where else they are: "disk" in `store`, under `keys`; "steps": nowhere, a
+    batch's photos are encoded when it is made; "none": a batch has none. phrases: None where steps encode them.
+    """
 
     samples: BoxSamples
     source: ModelSource
@@ -85,8 +95,11 @@ class BoxFeatures:
     parts: tuple[np.ndarray, ...]
     places: tuple[box_views.Placement, ...]
     seen: np.ndarray
-    phrases: PhraseTokens
+    phrases: PhraseTokens | None
     targets: np.ndarray
+    kept: Kept = "memory"
+    store: TokenStore | None = None
+    keys: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -94,35 +107,109 @@ class BoxFeatures:
     def batch(self, rows: np.ndarray, absent: dict[int, str] | None = None) -> Batch:
         """The samples of those rows; `absent`: by place in the batch, the phrase of something that is not there."""
         photos, of = np.unique(self.samples.of[rows], return_inverse=True)
-        said = [(absent or {}).get(place, self.samples.phrases[row]) for place, row in enumerate(rows)]
-        there = np.array([place not in (absent or {}) for place in range(len(rows))], np.float32)
-        parts = [part[photos] for part in self.parts]
-        images = tower_levels.spread(parts, self.source.config) if parts else None
-        return Batch(images, *self.phrases.batch(said), self.seen[photos], of, self.targets[rows], there, photos)
+        said, there = self.said(rows, absent)
+        texts = (None, None) if self.phrases is None else self.phrases.batch(said)
+        images = self.images(photos)
+        return Batch(
+            images, *texts, self.seen[photos], of, self.targets[rows], there, photos, phrases=self.prompted(said)
+        )
+
+    def said(self, rows: np.ndarray, absent: dict[int, str] | None = None) -> tuple[list[str], np.ndarray]:
+        """The phrases of those rows, or of what is absent, and (B,) whether the thing is there."""
+        phrases = [(absent or {}).get(place, self.samples.phrases[row]) for place, row in enumerate(rows)]
+        return phrases, np.array([place not in (absent or {}) for place in range(len(rows))], np.float32)
+
+    def prompted(self, phrases: Sequence[str]) -> tuple[str, ...]:
+        """The texts that the tower reads."""
+        return tuple(in_prompt(phrase, self.reading.prompt) for phrase in phrases)
+
+    def images(self, photos: np.ndarray) -> np.ndarray | None:
+        """(I, N, W) tokens of the photos of those numbers; None where batches have none."""
+        if self.kept == "none":
+            return None
+        if self.kept == "memory":
+            parts = [part[photos] for part in self.parts]
+        elif self.kept == "disk":
+            parts = self._from_disk(photos.tolist())
+        else:
+            parts = next(encoded_photos(self, photos.tolist(), len(photos)))
+        return tower_levels.spread(parts, self.source.config)
 
     def pixels(self, photos: Iterable[int]) -> np.ndarray:
         """(I, 3, side, side) of the photos of those numbers, whole, normalised, in their squares."""
-        look, side = normalisation(self.source, self.reading), square_side(self.source)
-        return np.stack([box_views.evaluated(self.samples.photo(i), side, look)[0] for i in photos])
+        return np.concatenate([*pixel_batches(self, list(photos))])
+
+    def _from_disk(self, photos: list[int]) -> list[np.ndarray]:
+        records = self.store.read([self.keys[photo] for photo in photos])
+        if lost := [photo for photo, record in zip(photos, records, strict=True) if record is None]:
+            fill_store(self.store, self, lost)
+            records = self.store.read([self.keys[photo] for photo in photos])
+        return divided(np.stack(records), tower_levels.part_shapes(self.source.config, self.reading.layers))
 
 
 def box_features(
-    source: ModelSource, samples: BoxSamples, reading: Reading, keep: bool = True, tokens: bool = True
+    source: ModelSource,
+    samples: BoxSamples,
+    reading: Reading,
+    keep: bool = True,
+    tokens: bool = True,
+    where: Where = "auto",
+    texts: bool = True,
 ) -> BoxFeatures:
     """Features of `samples`, those of photos from the cache where it has them. keep: whether they go there; tokens: whether
-    photos are encoded at all.
+    photos are encoded at all; texts: whether phrases are. where: photos' tokens are kept, see `place_of_tokens`.
 
     Raises `ConfigError` for a model that takes no square photos, or lacks a tower.
     """
     side = square_side(source)
     places = tuple(box_views.centred(size, side) for size in samples.sizes.tolist())
-    seen = np.stack([_seen(source, place, reading.layers) for place in places])
-    targets = [places[photo].into(box) for photo, box in zip(samples.of.tolist(), samples.boxes, strict=True)]
+    seen = np.stack([seen_tokens(source, place, reading.layers) for place in places])
+    kept = place_of_tokens(source, reading, len(samples.photos), keep, where) if tokens else "none"
     features = BoxFeatures(
-        samples, source, reading, (), places, seen, phrase_tokens(source, samples.phrases, reading.prompt),
-        np.array(targets, np.float32).reshape((-1, 4)),
+        samples, source, reading, (), places, seen,
+        phrase_tokens(source, samples.phrases, reading.prompt, reading.stored) if texts else None,
+        targets_of(samples, places), kept,
     )  # fmt: skip
-    return replace(features, parts=_image_tokens(features, keep)) if tokens else features
+    if kept == "memory":
+        return replace(features, parts=_image_tokens(features, keep))
+    if kept == "disk":
+        return _on_disk(features)
+    return features
+
+
+def targets_of(samples: BoxSamples, places: Sequence[box_views.Placement]) -> np.ndarray:
+    """(n, 4) float32 centres in the padded square."""
+    found = np.empty((len(samples), 4), np.float32)
+    order = np.argsort(samples.of, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(samples.of[order])) + 1):
+        if len(rows):
+            found[rows] = places[samples.of[rows[0]]].into(samples.boxes[rows])
+    return found
+
+
+def token_bytes(source: ModelSource, reading: Reading) -> int:
+    """Bytes of a photo's tokens as they are kept."""
+    numbers = sum(math.prod(shape) for shape in tower_levels.part_shapes(source.config, reading.layers))
+    return numbers * np.dtype(KINDS[reading.stored]).itemsize
+
+
+def place_of_tokens(source: ModelSource, reading: Reading, photos: int, keep: bool, where: Where) -> Kept:
+    """Where photos' tokens are kept. auto: up to 1 GiB in memory, else on the disk of the cache where there is room, else
+    nowhere, so that each batch's photos are encoded anew; with `keep` off never on the disk."""
+    if where != "auto":
+        return where
+    needed = photos * token_bytes(source, reading)
+    if needed <= MOST_IN_MEMORY:
+        return "memory"
+    free = shutil.disk_usage(paths.cache_dir("features")).free
+    if keep and 1.05 * needed < free:
+        return "disk"
+    if keep:
+        notice(
+            f"tokens of {photos} photos need {needed / 2**30:.1f} GiB, and the cache's disk has {free / 2**30:.1f}: each step "
+            "encodes its photos (JCLIP_CACHE names another place)"
+        )
+    return "steps"
 
 
 def _image_tokens(features: BoxFeatures, keep: bool) -> tuple[np.ndarray, ...]:
@@ -139,6 +226,42 @@ def _image_tokens(features: BoxFeatures, keep: bool) -> tuple[np.ndarray, ...]:
     return tuple(saved[f"part{i}"] for i in range(len(saved)))
 
 
+def _on_disk(features: BoxFeatures) -> BoxFeatures:
+    """The same with all photos' tokens in the cache's file for that model and reading."""
+    reading, source = features.reading, features.source
+    made_of = [source.identity, reading.layers, reading.normalise, reading.stored]
+    name = f"boxes-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.tokens"
+    kind = KINDS[reading.stored]
+    store = TokenStore(
+        paths.cache_dir("features") / name, token_bytes(source, reading) // np.dtype(kind).itemsize, kind
+    )
+    keys = tuple(map(features.samples.photo_digest, range(len(features.samples.photos))))
+    features = replace(features, store=store, keys=keys)
+    fill_store(store, features, store.missing(keys))
+    return features
+
+
+def fill_store(store: TokenStore, features: BoxFeatures, photos: Sequence[int]) -> None:
+    """Encodes the photos of those numbers and adds their tokens, batch by batch: what is killed goes on from there."""
+    at = 0
+    for parts in encoded_photos(features, photos, AT_ONCE, shown=True):
+        own = photos[at : at + len(parts[0])]
+        at += len(own)
+        store.add(
+            [features.keys[photo] for photo in own],
+            np.concatenate([part.reshape((len(own), -1)) for part in parts], axis=1),
+        )
+
+
+def divided(records: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Records (n, numbers) → the parts of n photos, each (n, *shape)."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    return [
+        part.reshape((len(records), *shape))
+        for part, shape in zip(np.split(records, ends, axis=1), shapes, strict=True)
+    ]
+
+
 def square_side(source: ModelSource) -> int:
     """Pixels of the square that the model sees."""
     if source.config.vision is None or source.config.text is None:
@@ -149,33 +272,48 @@ def square_side(source: ModelSource) -> int:
     return H
 
 
-def phrase_tokens(source: ModelSource, phrases: Sequence[str], prompt: str = "{phrase}") -> PhraseTokens:
-    """Every token of each distinct phrase, put into `prompt`; those too long are cut before their end token."""
-    distinct = list(dict.fromkeys(phrases))
-    ids = source.model.tokenize([prompt.replace("{phrase}", phrase.lower()) for phrase in distinct], truncate=True)
-    lengths = ids.argmax(axis=1) + 1
-    longest = int(lengths.max())
-    tokens = np.zeros((len(distinct), longest, source.config.embed_dim), np.float32)
-    with clip.inference(source.model):
-        for at in range(0, len(distinct), AT_ONCE):
-            _, every = source.model.encode_text(ids[at : at + AT_ONCE], dense=True)
-            tokens[at : at + AT_ONCE, : every.shape[1]] = every.float32().numpy()
-    said = (np.arange(longest) < lengths[:, None]).astype(np.float32)
-    return PhraseTokens(tokens * said[:, :, None], said, {phrase: row for row, phrase in enumerate(distinct)})
+def pixel_batches(features: BoxFeatures, photos: Sequence[int], size: int = 64) -> Iterator[np.ndarray]:
+    """(n, 3, side, side) of the photos of those numbers, `size` at a time, decoded ahead."""
+    views = BoxViews(square_side(features.source), normalisation(features.source, features.reading))
+    waiting: list[np.ndarray] = []
+    for _, array in views_of_photos(features.samples, photos, views, 2 * size):
+        waiting.append(views.view_of(array).pixels)
+        if len(waiting) == size:
+            yield np.stack(waiting)
+            waiting = []
+    if waiting:
+        yield np.stack(waiting)
+
+
+def encoded_photos(
+    features: BoxFeatures, photos: Sequence[int], size: int, shown: bool = False
+) -> Iterator[list[np.ndarray]]:
+    """Parts of the tokens of the photos of those numbers, `size` photos at a time, see `tower_levels.image_parts`."""
+    model, reading = features.source.model, features.reading
+    batches = progress(
+        pixel_batches(features, photos, size),
+        "encode photos",
+        shown and len(photos) > WORTH_SHOWING,
+        -(-len(photos) // size),
+    )
+    for pixels in batches:
+        with clip.inference(model):
+            parts = tower_levels.image_parts(model, pixels, reading.layers)
+            jt.sync(parts)
+            made = [part.float32().numpy().astype(KINDS[reading.stored]) for part in parts]
+        yield made
 
 
 def _encoded(features: BoxFeatures) -> tuple[np.ndarray, ...]:
-    """Parts of all photos' tokens, see `tower_levels.image_parts`."""
-    model, reading, count = features.source.model, features.reading, len(features.samples.photos)
-    kind, found = {"fp16": np.float16, "fp32": np.float32}[reading.stored], []
-    with clip.inference(model):
-        for at in range(0, count, AT_ONCE):
-            parts = tower_levels.image_parts(
-                model, features.pixels(range(at, min(at + AT_ONCE, count))), reading.layers
-            )
-            jt.sync(parts)
-            found.append([part.float32().numpy().astype(kind) for part in parts])
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    """Parts of all photos' tokens."""
+    shapes = tower_levels.part_shapes(features.source.config, features.reading.layers)
+    count, at = len(features.samples.photos), 0
+    found = tuple(np.empty((count, *shape), KINDS[features.reading.stored]) for shape in shapes)
+    for parts in encoded_photos(features, range(count), AT_ONCE, shown=True):
+        for whole, part in zip(found, parts, strict=True):
+            whole[at : at + len(part)] = part
+        at += len(parts[0])
+    return found
 
 
 def normalisation(source: ModelSource, reading: Reading) -> box_views.Normalisation:
@@ -184,7 +322,7 @@ def normalisation(source: ModelSource, reading: Reading) -> box_views.Normalisat
     return box_views.Normalisation(*(own if reading.normalise == "model" else NORMALISATIONS["imagenet"]))
 
 
-def _seen(source: ModelSource, place: box_views.Placement, layers: tower_levels.Layers) -> np.ndarray:
+def seen_tokens(source: ModelSource, place: box_views.Placement, layers: tower_levels.Layers) -> np.ndarray:
     """(N,) 0 at tokens of padding; a token of the whole photo counts always."""
     vision = source.config.vision
     resnet = isinstance(vision, ResNetConfig)

@@ -25,17 +25,18 @@ from jclip.data.gallery_store import (
     write_skipped,
 )
 from jclip.data.photo_hashes import is_hash, photo_hashes
-from jclip.errors import ConfigError, DataError, SetupError
+from jclip.errors import ConfigError, DataError
 from jclip.features import query_features
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.nearest import widened
 from jclip.paths import replacing
+from jclip.readers import parquet as parquet_files
 
 IMAGES, TEXTS, METADATA = "img_emb", "text_emb", "metadata"
 ROWS_AT_ONCE = 8192
 OWN = ("size", "mtime", "sha256")  # facts of a row that are written beside its path and caption
-INSTALL = "pip install 'jclip[parquet]'"
+NEEDS = "clip-retrieval's metadata are Parquet files"
 
 
 def is_layout(folder: str | os.PathLike) -> bool:
@@ -77,7 +78,7 @@ def export_layout(store: Store, folder: Path, source: ModelSource | None = None)
     Raises `ConfigError` where `folder` holds files, `SetupError` without pyarrow.
     """
     check_export(folder)
-    arrow, parquet = _arrow()
+    arrow, parquet = parquet_files.arrow(NEEDS)
     start = 0
     for number, part in enumerate(store.parts):
         rows = [store.rows[row] for row in range(start, start + len(part))]
@@ -90,7 +91,7 @@ def export_layout(store: Store, folder: Path, source: ModelSource | None = None)
 
 def check_export(folder: Path) -> None:
     """Raises what `export_layout` would, before the work."""
-    _arrow()
+    parquet_files.arrow(NEEDS)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} must be an empty folder, or absent")
 
@@ -139,11 +140,7 @@ def _place(layout: Path, named: Any) -> str:
 
 
 def _opened(table: Path) -> Any:
-    _, parquet = _arrow()
-    try:
-        return parquet.ParquetFile(table)
-    except (OSError, ValueError) as e:
-        raise DataError(f"{table} must be a Parquet file: {str(e).splitlines()[0]}") from e
+    return parquet_files.open_table(table, NEEDS)
 
 
 def _path_column(names: list[str], table: Path) -> str:
@@ -210,12 +207,3 @@ def _write_table(path: Path, rows: list[Mapping[str, Any]], store: Store, arrow:
         table.setdefault(name, [None if v is None else str(v) for v in values] if mixed else values)
     with replacing(path) as temporary:
         parquet.write_table(arrow.table(table), temporary)
-
-
-def _arrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SetupError(f"clip-retrieval's metadata are Parquet files, which need pyarrow: {INSTALL}") from None
-    return pyarrow, pyarrow.parquet

@@ -120,6 +120,13 @@ def reliability_histogram(values: np.ndarray, bins: int = 1000) -> tuple[np.ndar
     return np.bincount(found, minlength=bins), int((values == 0).sum())
 
 
+def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:
+    """How often one of `of_true` is greater than one of `of_false`, equal ones counted half."""
+    below = np.searchsorted(np.sort(of_false), of_true, side="left")
+    upto = np.searchsorted(np.sort(of_false), of_true, side="right")
+    return float((below + upto).mean() / 2 / len(of_false))
+
+
 def _checked(predicted: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     predicted, wanted = np.asarray(predicted, float), np.asarray(wanted, float)
     if predicted.shape != wanted.shape or predicted.ndim != 2 or predicted.shape[1:] != (4,) or not len(wanted):

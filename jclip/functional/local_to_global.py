@@ -86,7 +86,7 @@ def box_union(marked: np.ndarray, cut_edges: bool = False) -> np.ndarray:
     cut_edges: a box that reaches the last row or column ends before it.
     """
     planes, rows, columns = marked.shape
-    parts = _connected(marked)
+    parts = connected_parts(marked)
     plane, y, x = np.nonzero(marked)
     number = plane * (rows * columns) + parts[marked] - 1
     own, at = np.unique(number, return_inverse=True)
@@ -109,7 +109,7 @@ def box_union(marked: np.ndarray, cut_edges: bool = False) -> np.ndarray:
     return edges.cumsum(axis=1).cumsum(axis=2)[:, :rows, :columns] > 0
 
 
-def _connected(marked: np.ndarray) -> np.ndarray:
+def connected_parts(marked: np.ndarray) -> np.ndarray:
     """(K, h, w) bool → (K, h, w): equal numbers from 1 where patches are connected, 0 where nothing is marked."""
     planes, rows, columns = marked.shape
     parts = np.where(marked, np.arange(1, rows * columns + 1).reshape(rows, columns), 0)

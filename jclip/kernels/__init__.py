@@ -11,8 +11,9 @@ import os
 
 from jclip.config import Dtype
 from jclip.errors import ConfigError
-from jclip.kernels import cpu, cuda, maps, plain
+from jclip.kernels import cpu, cpu_sequences, cuda, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
+from jclip.kernels.sequences import Sequences as Sequences
 from jclip.machine.gpu import find_gpus
 from jclip.machine.toolchain import ONEDNN_INSTALL, why_no_avx512
 from jclip.runtime import jt
@@ -37,6 +38,51 @@ def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return cuda.masked_attention(qkv, keys, heads, rate, seed)
     return (cpu if _fused(qkv, keys) else plain).masked_attention(qkv, keys, heads, rate, seed)
+
+
+def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float = 0.0, seed: int = 0):
+    """(T, 3D), q, k and v side by side → (T, D): each token's attention to the tokens of its own sequence that are keys.
+
+    moved: (rows, 3D), what a token's place adds to its q, k and v. rate, seed: of dropout as of `masked_attention`; which
+    weight is dropped depends on sequence, head and the places of both tokens alone, not on what else is there.
+    """
+    if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
+        return plain.packed_attention(qkv, moved, sequences, heads, rate, seed, cuda.masked_attention)
+    return (cpu_sequences if _fused(qkv, moved) else plain).packed_attention(qkv, moved, sequences, heads, rate, seed)
+
+
+def first_attention(x, table, weight, bias, sequences: Sequences, heads: int, rate: float = 0.0, seed: int = 0):
+    """(T, D) → (B, D): what the first token of each sequence takes, as `packed_attention` of its q, k and v would give it.
+
+    q, k and v of a token x at place p are W_q (x + t_p) + b_q, W_k (x + t_p) + b_k and W_v x + b_v: table (rows, D) holds t,
+    weight (3D, D) the W and bias (3D,) the b.
+    """
+    options = (sequences, heads, rate, seed)
+    if chosen() == "cuda" and x.shape[-1] // heads <= cuda.WIDEST_HEAD:
+        return plain.first_attention(x, table, weight, bias, *options, cuda.masked_attention)
+    return (cpu_sequences if _fused(x, table, weight, bias) else plain).first_attention(
+        x, table, weight, bias, *options
+    )
+
+
+def residual_norm(x, y, bias, weight, shift, tokens, eps: float, rate: float = 0.0, seed: int = 0):
+    """(T, D), (T, D) → (T, D): LayerNorm(x + dropout(y + bias)) with `weight` and `shift`, all of them (D,).
+
+    tokens: (T,) int32, each row's number, which with `seed` says what of it is dropped.
+    """
+    own = cpu_sequences if _fused(x, y, bias, weight, shift) else plain
+    return own.residual_norm(x, y, bias, weight, shift, tokens, eps, rate, seed)
+
+
+def relu_linear(x, weight, bias, tokens, rate: float = 0.0, seed: int = 0):
+    """(T, K) → (T, N): dropout(ReLU(x W^T + bias)); `tokens` as of `residual_norm`."""
+    own = cpu_sequences if _fused(x, weight, bias) else plain
+    return own.relu_linear(x, weight, bias, tokens, rate, seed)
+
+
+def rows_of(table, index):
+    """(R, D), (n,) int32 → (n, D): rows of a table by number; gradients of a row that is taken more than once add up."""
+    return (cpu_sequences if _fused(table) else plain).rows_of(table, index)
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):

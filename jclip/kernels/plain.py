@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jclip.kernels.sequences import Sequences
 from jclip.runtime import jt
 
 nn = jt.nn
@@ -112,6 +113,42 @@ def attention_at_first(qkv, heads: int, keep):
 def causal_mask(length: int):
     """(N, N) float32: 0 on and below the diagonal, -inf above."""
     return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
+
+
+def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float = 0.0, seed: int = 0, masked=None):
+    """As `kernels.packed_attention`, sequences padded to the longest. masked: attention with a key mask, by default ours."""
+    qkv = qkv + moved[sequences.arrays[1]]
+    index, keys = sequences.spread
+    padded = jt.concat([qkv, jt.zeros((1, qkv.shape[1]), qkv.dtype)], dim=0)[index]
+    mixed = (masked or masked_attention)(padded.reshape((len(sequences), -1, qkv.shape[1])), keys, heads, rate, seed)
+    return mixed.reshape((-1, qkv.shape[1] // 3))[sequences.gathered]
+
+
+def first_attention(
+    x, table, weight, bias, sequences: Sequences, heads: int, rate: float = 0.0, seed: int = 0, masked=None
+):
+    """As `kernels.first_attention`: what the first tokens take when all do."""
+    D = x.shape[1]
+    moved = jt.concat([linear(table, weight[: 2 * D]), jt.zeros((table.shape[0], D))], dim=1)
+    mixed = packed_attention(linear(x, weight, bias), moved, sequences, heads, rate, seed, masked)
+    return mixed[sequences.firsts]
+
+
+def residual_norm(x, y, bias, weight, shift, tokens, eps: float, rate: float = 0.0, seed: int = 0):
+    """As `kernels.residual_norm`; what is dropped depends on the array's shape instead of `tokens`."""
+    y = y + bias
+    return layer_norm(x + (dropout(y, rate, seed) if rate else y), weight, shift, eps)
+
+
+def relu_linear(x, weight, bias, tokens, rate: float = 0.0, seed: int = 0):
+    """As `kernels.relu_linear`; what is dropped depends on the array's shape instead of `tokens`."""
+    y = nn.relu(linear(x, weight, bias))
+    return dropout(y, rate, seed) if rate else y
+
+
+def rows_of(table, index):
+    """As `kernels.rows_of`."""
+    return table[index]
 
 
 def dropout(x, rate: float, seed: int):

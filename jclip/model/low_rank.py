@@ -14,7 +14,7 @@ import numpy as np
 from jclip.errors import ConfigError
 from jclip.functional.initial_values import linear_start
 from jclip.kernels import dropout, linear
-from jclip.model.clip import CLIP
+from jclip.model.clip import CLIP, put_arrays
 from jclip.model.layers import Attention
 from jclip.model.parameter_groups import PARTS, LowRank, block_numbers
 from jclip.runtime import jt
@@ -117,6 +117,25 @@ class Adapters:
                 )
             found[f"{name}.in_proj_weight"] = weight
         return found
+
+
+def merge_updates(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
+    """Adds products B A to the model's weights, for good.
+
+    arrays: `<attention>.<part>.A` and `.B`, the latter with its scale.
+    """
+    own = model.state_dict()
+    changed: dict[str, np.ndarray] = {}
+    for name in arrays:
+        attention, part, kind = name.rsplit(".", 2)
+        if kind != "A":
+            continue
+        key = f"{attention}.in_proj_weight"
+        weight = changed.setdefault(key, own[key].numpy().copy())
+        width = weight.shape[1]
+        rows = slice(PARTS.index(part) * width, (PARTS.index(part) + 1) * width)
+        weight[rows] += arrays[f"{attention}.{part}.B"] @ arrays[name]
+    put_arrays(model, changed)
 
 
 def _chosen(name: str, transformer, blocks: str) -> Iterator[tuple[str, Attention]]:

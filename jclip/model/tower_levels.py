@@ -31,6 +31,12 @@ def stage_grid(vision: ResNetConfig) -> tuple[int, int]:
     return rows * factor, columns * factor
 
 
+def token_grid(config: CLIPConfig, visual: Layers = "levels") -> tuple[int, int]:
+    """Rows and columns of the image tokens, which stand at the end of the sequence, row by row."""
+    vision = config.vision
+    return stage_grid(vision) if isinstance(vision, ResNetConfig) and visual == "levels" else vision.grid
+
+
 def fusion_shape(config: CLIPConfig, visual: Layers = "levels", **sizes) -> FusionShape:
     """The network's sizes for towers of that architecture; `sizes` are those that the towers leave open.
 
@@ -65,11 +71,30 @@ def image_parts(model, pixels, layers: Layers = "levels") -> list:
     return [jt.concat([taps[f"visual.block{i}"] for i in block_levels(model.config.vision.layers)], dim=2)]
 
 
+def part_shapes(config: CLIPConfig, layers: Layers = "levels") -> list[tuple[int, ...]]:
+    """The shapes of a photo's parts, as `image_parts` has them without the batch."""
+    vision = config.vision
+    if layers == "last" or not _is_resnet(config):
+        rows, columns = vision.grid
+        return [
+            (
+                1 + rows * columns,
+                config.embed_dim if layers == "last" else vision.width * len(block_levels(vision.layers)),
+            )
+        ]
+    most = stage_grid(vision)
+    finest = [tuple(side * 2 ** (3 - stage) for side in vision.grid) for stage in range(4)]
+    return [(*map(min, own, most), 4 * vision.width * 2**stage) for stage, own in enumerate(finest)]
+
+
 def spread(parts: list, config: CLIPConfig):
-    """Parts of `image_parts`, NumPy arrays → (B, N, W) float32: coarser maps repeated, all side by side."""
+    """Parts of `image_parts`, NumPy arrays → (B, N, W): coarser maps repeated, all side by side, in float32.
+
+    What is one part stays in the numbers that it is kept in: the network widens what it reads.
+    """
+    if parts[0].ndim == 3:
+        return parts[0]
     arrays = [np.asarray(part, np.float32) for part in parts]
-    if arrays[0].ndim == 3:
-        return arrays[0]
     rows, columns = stage_grid(config.vision)
     full = [a.repeat(rows // a.shape[1], axis=1).repeat(columns // a.shape[2], axis=2) for a in arrays]
     return np.concatenate(full, axis=3).reshape((len(full[0]), rows * columns, -1))

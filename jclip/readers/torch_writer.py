@@ -7,26 +7,46 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jclip.readers.tensors import LazyTensor, encode
 
 STORAGES = {
     "float64": "DoubleStorage", "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage", "int32": "IntStorage",
+    "int64": "LongStorage", "int32": "IntStorage", "int16": "ShortStorage", "int8": "CharStorage", "uint8": "ByteStorage",
+    "bool": "BoolStorage",
 }  # fmt: skip
 _ROOT = "archive"
 _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
 _REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
 
-def write(path: str | os.PathLike, tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> None:
-    """Write a state dict that `torch.load(path, weights_only=True)` reads; one tensor is in memory at a time."""
+def write(
+    path: str | os.PathLike,
+    tensors: Mapping[str, LazyTensor],
+    dtypes: Mapping[str, str],
+    same: Mapping[str, str] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a state dict that `torch.load(path, weights_only=True)` reads; one tensor is in memory at a time.
+
+    same: names that share the numbers of another name. beside: where it is given the file is {"model": the state dict,
+    **beside}, of texts, numbers, lists and dicts.
+    """
+    own = [name for name in tensors if name not in (same or {})]
+    keys = {name: key for key, name in enumerate(own)}
+    keys |= {name: keys[other] for name, other in (same or {}).items()}
+    items = b"".join(_text(name) + _tensor(keys[name], t.shape, dtypes[name]) for name, t in tensors.items())
+    table = b"}(" + items + b"u"
+    if beside is not None:
+        others = b"".join(_text(name) + pickle.dumps(value, 2)[2:-1] for name, value in beside.items())
+        table = b"}(" + _text("model") + table + others + b"u"
     with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(f"{_ROOT}/data.pkl", _pickled(tensors, dtypes))
+        archive.writestr(f"{_ROOT}/data.pkl", b"\x80\x02" + table + b".")
         archive.writestr(f"{_ROOT}/byteorder", "little")
-        for i, (name, tensor) in enumerate(tensors.items()):
-            with archive.open(zipfile.ZipInfo(f"{_ROOT}/data/{i}"), "w", force_zip64=True) as entry:
-                entry.write(memoryview(encode(tensor.read(), dtypes[name]).reshape(-1)).cast("B"))
+        for name in own:
+            with archive.open(zipfile.ZipInfo(f"{_ROOT}/data/{keys[name]}"), "w", force_zip64=True) as entry:
+                entry.write(memoryview(encode(tensors[name].read(), dtypes[name]).reshape(-1)).cast("B"))
         archive.writestr(f"{_ROOT}/version", "3\n")
 
 
@@ -36,11 +56,6 @@ def write_plain_values(path: str | os.PathLike, values: list) -> None:
         for name, data in (("data.pkl", pickle.dumps(values, 2)), ("byteorder", b"little"), ("version", b"3\n")):
             with archive.open(zipfile.ZipInfo(f"{_ROOT}/{name}"), "w", force_zip64=True) as entry:
                 entry.write(data)
-
-
-def _pickled(tensors: Mapping[str, LazyTensor], dtypes: Mapping[str, str]) -> bytes:
-    items = (_text(name) + _tensor(i, t.shape, dtypes[name]) for i, (name, t) in enumerate(tensors.items()))
-    return b"\x80\x02}(" + b"".join(items) + b"u."
 
 
 def _tensor(key: int, shape: tuple[int, ...], dtype: str) -> bytes:

@@ -5,11 +5,12 @@ Tensors are read on demand; the checksum of a tensor's storage is verified at it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from jclip.errors import CheckpointError
 from jclip.readers.held_file import HeldFile, shown
-from jclip.readers.pickle_machine import run_pickle
+from jclip.readers.pickle_machine import Table, run_pickle
 from jclip.readers.pickle_stream import Stream
 from jclip.readers.recorders import Storage, Weights, weight_file
 from jclip.readers.tensors import WeightFile, itemsize
@@ -23,6 +24,18 @@ def read(file: HeldFile) -> WeightFile:
     root = _root(archive.entries, place)
     script = f"{root}constants.pkl" in archive.entries or any(n.startswith(f"{root}code/") for n in archive.entries)
     return weight_file(tree, "torchscript" if script else "torch", place, file.size)
+
+
+def saved_values(path: str | os.PathLike) -> dict[str, str | int | float | bool]:
+    """Return the texts and numbers that a checkpoint has beside its tensors, by name: `epoch`, `args.lr`. Only those at the
+    top or one level below; objects there count by their attributes, and none is made."""
+    archive, place = Archive(HeldFile(path)), str(path)
+    tree = run_pickle(Stream(pickled(archive)), place, Weights(place, storages(archive)))
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in tree.items() if isinstance(tree, Table) else ():
+        below = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, Table) else {name: value}
+        found |= {key: v for key, v in below.items() if type(v) in (str, int, float, bool)}
+    return found
 
 
 def pickled(archive: Archive) -> Entry:

@@ -24,6 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".html")
 Colour = tuple[int, int, int]
 TILE, LINE, GAP = 128, 15, 8  # pixels
 CARD, ROW, BAR, TITLE = 192, 27, 5, 44
+MORE_LINES = 2  # of a phrase, below its first
 RIGHT, WRONG, INK = (20, 110, 40), (180, 30, 30), (30, 30, 30)
 COLOURS = {"right": RIGHT, "wrong": WRONG, "unknown": (110, 110, 120), "open": INK}
 BARS = {**COLOURS, "open": (60, 105, 175)}
@@ -69,7 +70,8 @@ def write_tag_sheet(path: str | os.PathLike, tags: Tags, count: int = 24, uprigh
 def write_sections(path: str | os.PathLike, parts: Sequence[Section], title: str, said: str) -> None:
     """Writes sections that were made elsewhere, below a title and a line. Raises as `write_sheet` does."""
     check_sheet(str(path))
-    look = replace(CARDS, height=CARDS.height - (MOST_NAMED - 1) * ROW)
+    drawn = any(tile.boxes for part in parts for tile in part.tiles)  # with phrases that need more than a line
+    look = replace(CARDS, height=CARDS.height - (MOST_NAMED - 1) * ROW + drawn * MORE_LINES * LINE)
     _write(path, parts, look, sum(len(part.tiles) for part in parts), said, title)
 
 
@@ -150,15 +152,42 @@ def _draw_card(sheet: Image.Image, tile: Tile, x: int, y: int) -> None:
     pen, small = ImageDraw.Draw(sheet), _font(11)
     _draw_photo(sheet, tile, x, y, CARD, BACK)
     below = y + CARD + 7
+    more = _words_left(tile) if tile.boxes else []
     for rank, (name, probability) in enumerate(tile.best):
+        name = name if not more else name[: len(name) - len(" ".join(more))].rstrip()
         ink, bar = (PALE, OTHERS) if rank else (COLOURS[tile.verdict], BARS[tile.verdict])
         _draw_share(pen, name, tile.number(rank), ink, x, below + rank * ROW)
         _draw_bar(pen, probability, bar, x, below + rank * ROW + 18)
     below += len(tile.best) * ROW
+    for line in _lines_of(more, _font(13), CARD)[:MORE_LINES]:
+        pen.text((x, below), line, fill=COLOURS[tile.verdict], font=_font(13))
+        below += LINE
     if tile.true:
         pen.text((x, below), _fit(f"is {tile.true}", _font(13), CARD), fill=INK, font=_font(13))
         below += LINE + 3
     pen.text((x, below), _fit_end(tile.file, small, CARD), fill=PALE, font=small)
+
+
+def _words_left(tile: Tile) -> list[str]:
+    """The words of a tile's phrase that do not fit beside its number."""
+    words, font = tile.best[0][0].split(), _font(13)
+    room, kept = CARD - font.getlength(tile.number(0)) - 8, 0
+    while kept < len(words) and font.getlength(" ".join(words[: kept + 1])) <= room:
+        kept += 1
+    return words[max(kept, 1) :]
+
+
+def _lines_of(words: list[str], font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Words in lines of that width; the last that are shown ends in … where more follow."""
+    lines: list[str] = []
+    for at, word in enumerate(words):
+        if len(lines) == MORE_LINES and font.getlength(f"{lines[-1]} {word}") > width:
+            return [*lines[:-1], _fit(" ".join([lines[-1], *words[at:]]), font, width)]
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(_fit(word, font, width))
+    return lines
 
 
 def _draw_share(pen: ImageDraw.ImageDraw, name: str, share: str, ink: Colour, x: int, y: int) -> None:

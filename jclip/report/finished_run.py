@@ -14,6 +14,7 @@ from jclip.data import loader, splits
 from jclip.errors import ConfigError
 from jclip.train import run as runs
 from jclip.train.configs import build_config, default_folder, read_config
+from jclip.train.run_folder import existing_run
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
     import numpy as np
@@ -75,7 +76,7 @@ class FinishedRun:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the run was made of and with, and what its last start took: `seconds`, `peak_mib`."""
+        """What the run was made of and with, and what its last start took: `seconds`, `cpu_seconds`, `peak_mib`."""
         return self.result["provenance"]
 
     @property
@@ -158,7 +159,7 @@ class FinishedRun:
 
 def run_folder(place: str | os.PathLike, overrides: Sequence[str]) -> tuple[Path, Sequence[str]]:
     """The folder of a run, named or that of a config with `overrides`, and the overrides that are left."""
-    folder = Path(place)
+    folder = existing_run(place)
     if folder.is_file() or folder.suffix == ".yaml":
         return default_folder(*read_config(str(place), overrides)), ()
     return folder, overrides

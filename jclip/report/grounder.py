@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from jclip.data import box_samples, photo_file
+from jclip.data import box_samples, box_views, photo_file
 from jclip.errors import CheckpointError, ConfigError
-from jclip.features import box_features
+from jclip.features import box_features, box_proposals
 from jclip.features import source as sources
 from jclip.functional import box_metrics, boxes
-from jclip.model import grounding
+from jclip.model import grounding, grounding_attention, tower_levels
 from jclip.paths import write_together
 from jclip.readers import safetensors
 from jclip.report import evaluation, predictions
@@ -36,19 +36,47 @@ FIGURES = {
 }  # fmt: skip
 
 
+def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
+    """A photo of a path, or a picture, upright and in RGB. Raises `DataError` for what does not decode."""
+    is_path = isinstance(photo, str | os.PathLike)
+    return (photo_file.open_photo(photo) if is_path else photo_file.as_seen(photo)).convert("RGB")
+
+
+def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
+    """One phrase or several. Raises `ConfigError` for none, or an empty one."""
+    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+    if not said or not all(phrase.strip() for phrase in said):
+        raise ConfigError("name what to find: a phrase must not be empty")
+    return said
+
+
 class FoundThing(NamedTuple):
-    """A phrase's box: corners x1, y1, x2, y2 in pixels of the photo. present: the probability that the thing is there, of a
-    run that learned it, else None; a box comes back in any case."""
+    """A phrase's box: corners x1, y1, x2, y2 in pixels of the photo; a box comes back in any case.
+
+    present: the probability that the thing is there, of a run that learned it. support: the cosine of the phrase with what
+    the box cuts out. probability: of the box among those that were proposed. Each is None where it is not known.
+    """
 
     phrase: str
     box: tuple[float, float, float, float]
     present: float | None = None
+    support: float | None = None
+    probability: float | None = None
 
     @property
     def xywh(self) -> tuple[float, float, float, float]:
         """The corner x1, y1 with width and height."""
         x1, y1, x2, y2 = self.box
         return x1, y1, x2 - x1, y2 - y1
+
+
+class Looked(NamedTuple):
+    """Where [REG] looks for a phrase: its weights (rows, columns) of the last layer over the places of the padded square,
+    the mean of all heads; what of 1 they lack goes to other tokens. place: of the photo in the square."""
+
+    phrase: str
+    weights: np.ndarray
+    place: box_views.Placement
 
 
 @dataclass(frozen=True)
@@ -94,31 +122,68 @@ class Grounder(FinishedRun):
             )
         return self.module.network_of(self.learned, self.shape, self.source)
 
-    def predict(self, photo: str | os.PathLike | Image.Image, phrases: str | Sequence[str]) -> list[FoundThing]:
+    def predict(
+        self,
+        photo: str | os.PathLike | Image.Image,
+        phrases: str | Sequence[str],
+        support: bool = False,
+        truncate: bool = False,
+    ) -> list[FoundThing]:
         """Boxes of phrases in a photo, which is encoded once for all of them.
 
-        photo: a path, or an RGB picture. A file's EXIF rotation is applied: boxes are in pixels of the photo as it is seen.
+        photo: a path, or a picture. An EXIF rotation is applied: boxes are in pixels of the photo as it is seen. support:
+        whether each box is cut out and compared with its phrase. Raises `DataError` for a phrase that is too long, unless
+        `truncate` cuts it.
         """
         import numpy as np
-        from PIL import Image
 
-        said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
-        if not said or not all(phrase.strip() for phrase in said):
-            raise ConfigError("name what to find: a phrase must not be empty")
-        picture = (
-            photo.convert("RGB") if isinstance(photo, Image.Image) else photo_file.open_photo(photo).convert("RGB")
-        )
+        picture, said = opened(photo), checked_phrases(phrases)
+        network, features = self._features(picture, said, truncate)
+        centres, present = box_features.found_boxes(network, features)
+        corners = features.places[0].back(centres, picture.size)
+        chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
+        cosines = [None] * len(said)
+        if support:
+            cosines = box_proposals.crop_support(self.source, picture, corners, said).tolist()
+        return [
+            FoundThing(phrase, tuple(box), *scores)
+            for phrase, box, *scores in zip(said, corners.tolist(), chances, cosines, strict=True)
+        ]
+
+    def attention(
+        self, photo: str | os.PathLike | Image.Image, phrases: str | Sequence[str], truncate: bool = False
+    ) -> list[Looked]:
+        """Where the network looks for each phrase. Raises as `predict` does."""
+        import numpy as np
+
+        picture, said = opened(photo), checked_phrases(phrases)
+        network, features = self._features(picture, said, truncate)
+        found = []
+        for row, phrase in enumerate(said):
+            batch = features.batch(np.array([row]))
+            weights = grounding_attention.reg_attention(
+                network, batch.images, batch.texts, batch.said, batch.seen, batch.of
+            )[0].mean(axis=0)
+            rows, columns = tower_levels.token_grid(self.source.config, self.config.visual_layers)
+            found.append(Looked(phrase, weights[-rows * columns :].reshape(rows, columns), features.places[0]))
+        return found
+
+    def check_lengths(self, phrases: Sequence[str], truncate: bool) -> None:
+        """Raises `DataError` for a phrase that is too long for the text tower, unless `truncate`."""
+        box_proposals.check_lengths(self.source, phrases, self.config.reading.prompt, truncate)
+
+    def _features(
+        self, picture: Image.Image, said: tuple[str, ...], truncate: bool
+    ) -> tuple[grounding.GroundingNetwork, box_features.BoxFeatures]:
+        """The network, and what the towers say of one picture and its phrases."""
+        import numpy as np
+
+        self.check_lengths(said, truncate)
         samples = box_samples.BoxSamples(
             (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
         )
         network = self.network  # which gives the towers what was trained of them, before they see the photo
-        features = box_features.box_features(self.source, samples, self.config.reading, keep=False)
-        centres, present = box_features.found_boxes(network, features)
-        corners = features.places[0].back(centres, picture.size)
-        chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
-        return [
-            FoundThing(p, tuple(box), chance) for p, box, chance in zip(said, corners.tolist(), chances, strict=True)
-        ]
+        return network, box_features.box_features(self.source, samples, self.config.reading, keep=False)
 
     def measure(self, out: Path) -> dict[str, float]:
         """Boxes of the test phrases of the run's config; writes `files` into `out`. Raises `ConfigError` without any."""
@@ -131,9 +196,7 @@ class Grounder(FinishedRun):
 
     def check_predict(self, sheet: bool, sort: bool) -> None:
         """Raises `ConfigError`: photos alone have no phrases."""
-        raise self.refusal(
-            "used to label photos without phrases (in Python: Predictor.load(run).predict(photo, phrases))"
-        )
+        raise self.refusal("used to label photos without phrases: jclip ground PHOTO PHRASE… --run RUN")
 
     @staticmethod
     def files() -> tuple[str, ...]:
@@ -172,10 +235,10 @@ class Grounder(FinishedRun):
     @staticmethod
     def run_table(metrics: Mapping[str, Any]) -> str:
         """A line per part of the data, then the other figures."""
-        parts = [part for part in PARTS if f"{part}acc@0.5" in metrics]
+        parts = _parts(metrics)
         shown = {f"{part}{k}" for part in parts for k in FIGURES}
         rest = [f"{k} {shortly(v)}" for k, v in metrics.items() if k not in shown]
-        table = [_table([(PARTS[part], metrics, part) for part in parts])] if parts else []
+        table = [_table([(title, metrics, part) for part, title in parts.items()])] if parts else []
         return "\n".join(filter(None, [*table, ", ".join(rest)]))
 
     @staticmethod
@@ -190,6 +253,16 @@ class Grounder(FinishedRun):
         if part is None:
             raise ConfigError(f"runs must share Acc@0.5 on val or test, got none in common: {', '.join(results)}")
         return _table([(predictions.marked(Path(name).name, m), m, part) for name, m in results.items()])
+
+
+def _parts(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What stands before the figures of each part of the data, and of each of several test files, with its title."""
+    files = {k.removesuffix("acc@0.5"): "" for k in metrics if k.endswith("_acc@0.5")}
+    if "acc@0.5" in metrics:  # of one part, each file by its name
+        return {"": "all" if files else PARTS[""], **{file: file.rstrip("_") for file in files}}
+    of_test = {file: file.removeprefix("test_").rstrip("_") for file in files if file not in PARTS}
+    known = {part: title for part, title in PARTS.items() if part in files}
+    return known | ({"test_": "test, all"} if of_test else {}) | of_test
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any], str]]) -> str:

@@ -82,6 +82,27 @@ def plot_confusion(path: str | os.PathLike | io.BytesIO, confusion: np.ndarray, 
     _save(figure, path)
 
 
+def plot_histograms(path: str | os.PathLike | io.BytesIO, found: Mapping[str, Mapping[str, Mapping]]) -> None:
+    """Measurer → source → counts in equal bins on (0, 1] and zeros: a row of pictures for each measurer, fifty bars each."""
+    sources = list(dict.fromkeys(source for own in found.values() for source in own))
+    figure, axes = _figure(3.2 * max(len(sources), 1) + 0.6, 2.4 * len(found) + 0.4)
+    axes.remove()
+    grid = figure.subplots(len(found), len(sources), squeeze=False)
+    for row, (measurer, own) in zip(grid, found.items(), strict=True):
+        for cell, source in zip(row, sources, strict=True):
+            if source not in own:
+                cell.axis("off")
+                continue
+            counts = np.array(own[source]["counts"])
+            bars = min(50, len(counts))
+            shown = [part.sum() for part in np.array_split(counts, bars)]
+            cell.bar((np.arange(bars) + 0.5) / bars, shown, width=1 / bars)
+            cell.set_xlim(0, 1)
+            cell.set_title(f"{_label(source)} by {_label(measurer)}, {own[source]['zeros']} at 0", fontsize=8)
+            cell.tick_params(labelsize=7)
+    _save(figure, path)
+
+
 def _label(name: str, most: int = 24) -> str:
     """A name as matplotlib draws it letter by letter: no formula between dollars, no line break, and in a legend even
     where it begins with an underscore."""

@@ -102,6 +102,15 @@ TASKS = {
             module="jclip.report.grounder",
             predictor="Grounder",
         ),
+        Task(
+            name="curriculum",
+            functions={"plan": ("cfg", "folder"), "winner": ("folder", "overrides", "model")},
+            metrics=("val_accuracy", "test_accuracy", "rows", "trainings"),
+            main="accuracy",
+            product="curriculum.json",
+            module="jclip.report.curriculum_run",
+            predictor="CurriculumRun",
+        ),
     )
 }  # fmt: skip
 

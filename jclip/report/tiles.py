@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from jclip.data.photo_file import open_photo
 from jclip.data.stored_photos import spoken_path
@@ -24,6 +24,7 @@ MOST_NAMED = 3  # classes of a photo
 MOST_TAGS = 6  # of a photo
 NO_TAG = "none"
 EMPTY = "no photos"
+DARK = (20, 20, 20)
 ABSENT = (150, 152, 158)  # colour of a photo that is not there
 LONGEST = 500  # letters of a name or prompt
 
@@ -41,6 +42,7 @@ class Tile:
     numbers: tuple[str, ...] = ()  # what stands beside the bars in place of percents
     badge: str = UNKNOWN  # in the corner of a photo whose verdict is unknown
     may_be_absent: bool = False  # then a photo that does not decode is a grey square, and no error
+    boxes: tuple[tuple[tuple[float, float, float, float], tuple[int, int, int]], ...] = ()  # corners in pixels, colours
 
     def number(self, rank: int, digits: int = 1) -> str:
         """What stands beside the class of that rank."""
@@ -161,8 +163,22 @@ def small_photo(tile: Tile, side: int) -> Image.Image:
     Raises `DataError` when it no longer decodes, unless it may be absent.
     """
     try:
+        if tile.boxes:
+            return _with_boxes(open_photo(tile.photo, upright=tile.upright).convert("RGB"), tile, 2 * side)
         return open_photo(tile.photo, (2 * side, 2 * side), tile.upright).convert("RGB")
     except DataError:
         if not tile.may_be_absent:
             raise
         return Image.new("RGB", (side, side), ABSENT)
+
+
+def _with_boxes(photo: Image.Image, tile: Tile, side: int) -> Image.Image:
+    """The photo with its long side at `side` pixels and the tile's boxes drawn on it, each within a dark line."""
+    ratio = side / max(photo.size)
+    drawing = photo.resize([max(round(n * ratio), 1) for n in photo.size], Image.Resampling.BICUBIC)
+    pen, line = ImageDraw.Draw(drawing), max(2, side // 96)
+    for width, shade in ((line + 2, True), (line, False)):
+        for box, colour in tile.boxes:
+            corners = [min(max(v * ratio, 0), limit - 1) for v, limit in zip(box, drawing.size * 2, strict=True)]
+            pen.rectangle(corners, outline=DARK if shade else colour, width=width)
+    return drawing

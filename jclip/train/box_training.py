@@ -11,7 +11,7 @@ import numpy as np
 from jclip.errors import DataError
 from jclip.features.box_features import Batch, BoxFeatures, found_boxes
 from jclip.functional import boxes as box_forms
-from jclip.functional.box_metrics import box_report, group_report, phrase_groups
+from jclip.functional.box_metrics import auroc, box_report, group_report, phrase_groups
 from jclip.postponed import jt
 
 GROUPS = {"with a direction word": "sides", "without": "no_sides"}  # of phrases, in the metrics' names
@@ -44,30 +44,29 @@ class PhraseBatches:
         order = rng.permutation(len(self.features))
         for number in range(len(self)):
             rows = order[number * self.size : (number + 1) * self.size]
-            yield self.features.batch(rows, self._absent(rows, rng))
-
-    def _absent(self, rows: np.ndarray, rng: np.random.Generator) -> dict[int, str]:
-        """By place in the batch; one thing at least is there."""
-        places = np.flatnonzero(rng.random(len(rows)) < self.absent)[: len(rows) - 1].tolist() if self.absent else []
-        phrases = self.features.samples.absent_phrases(rows[places], rng) if places else []
-        return dict(zip(places, phrases, strict=True))
+            yield self.features.batch(rows, absent_phrases(self.features, rows, self.absent, rng))
 
 
-def batch_loss(network: Any, batch: Batch, seed: int, images: Any = None):
+def absent_phrases(features: BoxFeatures, rows: np.ndarray, share: float, rng: np.random.Generator) -> dict[int, str]:
+    """By place in the batch a phrase of another photo, for about that share of the rows; one thing at least is there."""
+    places = np.flatnonzero(rng.random(len(rows)) < share)[: len(rows) - 1].tolist() if share else []
+    phrases = features.samples.absent_phrases(rows[places], rng) if places else []
+    return dict(zip(places, phrases, strict=True))
+
+
+def batch_loss(network: Any, batch: Batch, seed: int, shares: tuple[float, float] = (1.0, 1.0)):
     """Σ|p - t| + 1 - GIoU(p, t), the mean over the things that are there, and the cross-entropy of whether they are.
 
-    seed: of dropout. images: tokens (I, N, W) of the batch's photos, where the batch has none. Returns a Jittor variable.
+    seed: of dropout. shares: what both are multiplied with, of a part of a larger batch. Returns a Jittor variable.
     """
-    found = network(
-        batch.images if images is None else images, batch.texts, batch.said, batch.seen, batch.of, seed=seed
-    )
+    found = network(batch.images, batch.texts, batch.said, batch.seen, batch.of, seed=seed)
     there = np.flatnonzero(batch.there).astype(np.int32)
     boxes = found.boxes if len(there) == len(batch.there) else found.boxes[jt.array(there)]
-    loss = box_forms.box_loss(boxes, jt.array(batch.boxes[there]))
+    loss = box_forms.box_loss(boxes, jt.array(batch.boxes[there])) * shares[0]
     if found.present is None:
         return loss
     x, y = found.present, jt.array(batch.there)
-    return loss + (jt.maximum(x, jt.zeros_like(x)) - x * y + jt.log(1 + jt.exp(-jt.abs(x)))).mean()
+    return loss + (jt.maximum(x, jt.zeros_like(x)) - x * y + jt.log(1 + jt.exp(-jt.abs(x)))).mean() * shares[1]
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,26 @@ class FoundBoxes:
 
     def report(self) -> dict[str, float]:
         """acc@t, mean_iou, cumulative_iou, count, acc_sides and acc_no_sides by direction words where there are both,
-        and of a network that says whether things are there how well: present_auroc."""
+        and of a network that says whether things are there how well: present_auroc, present_acc. Of
+        several files the first of these also for each, after its name."""
         samples, compared = self.features.samples, self.compared
         sizes = samples.sizes[samples.of]
         groups = {name: m for name, m in phrase_groups(samples.phrases, samples.boxes, sizes).items() if name in GROUPS}
         found = group_report(*compared, groups, self.criterion)
         parts = {f"acc_{GROUPS[name]}": row["acc"] for name, row in found.items()} if len(found) == len(GROUPS) else {}
-        present = {} if self.present is None else {"present_auroc": auroc(self.present, self.of_absent)}
-        return {**box_report(*compared, self.criterion), "count": len(samples), **parts, **present}
+        present = {} if self.present is None else presence(self.present, self.of_absent)
+        own = {**box_report(*compared, self.criterion), "count": len(samples)}
+        return {**own, **parts, **present, **self._by_label()}
+
+    def _by_label(self) -> dict[str, float]:
+        labels = np.array(self.features.samples.labels)
+        names = list(dict.fromkeys(self.features.samples.labels))
+        found = {}
+        for name in names if len(names) > 1 else ():
+            predicted, true = (boxes[labels == name] for boxes in self.compared)
+            report = {**box_report(predicted, true, self.criterion), "count": len(true)}
+            found |= {f"{name}_{k}": v for k, v in report.items()}
+        return found
 
 
 def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any) -> FoundBoxes:
@@ -123,8 +134,11 @@ def found_in(network: Any, features: BoxFeatures, seed: int = 0, **compared: Any
     return FoundBoxes(features, np.array(predicted), (square, wanted), present, absent, **compared)
 
 
-def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:
-    """How often one of `of_true` is greater than one of `of_false`, equal ones counted half."""
-    below = np.searchsorted(np.sort(of_false), of_true, side="left")
-    upto = np.searchsorted(np.sort(of_false), of_true, side="right")
-    return float((below + upto).mean() / 2 / len(of_false))
+def presence(of_present: np.ndarray, of_absent: np.ndarray) -> dict[str, float]:
+    """How well logits tell things that are there from those that aren't, as many of each: present_auroc, and present_acc, the
+    share on the right side of 0."""
+    right = (of_present > 0).sum() + (of_absent <= 0).sum()
+    return {
+        "present_auroc": auroc(of_present, of_absent),
+        "present_acc": float(right / (len(of_present) + len(of_absent))),
+    }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jclip.config import build, load_values, protocols, to_values
 from jclip.errors import ConfigError, UnknownName, quoted
@@ -46,6 +47,16 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Pat
     """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor or NumPy is loaded."""
     path = find_config(name)
     return (*build_config(load_values(path, overrides), str(path)), path)
+
+
+def data_settings(name: str) -> set[str]:
+    """The names of the settings in the group `data` of a config's recipe; none where it has none. Raises `ConfigError`."""
+    recipe = load_values(find_config(name)).get("recipe")
+    if not isinstance(recipe, str):
+        return set()
+    with postponed("numpy"):
+        data = get_type_hints(recipe_finder.load(recipe).Config).get("data")
+        return {field.name for field in dataclasses.fields(data)} if dataclasses.is_dataclass(data) else set()
 
 
 def build_config(values: dict[str, Any], place: str) -> tuple[Any, Any]:

@@ -18,6 +18,16 @@ class PlannedStage:
     rows: int
 
 
+def planned(mode: str, sizes: Mapping[str, int], settings: SearchSettings) -> list[PlannedStage]:
+    """Return the stages of a mode of the recipe `curriculum`: ssa, msa, measure, or all."""
+    if mode == "all":
+        return [PlannedStage("all rows", 1, 1, sum(sizes.values()))]
+    if mode == "measure":
+        count = len(sizes) * (1 + settings.folds * (settings.folds > 1))
+        return [PlannedStage("measurers", count, count, max(sizes.values()))]
+    return plan_curriculum(sizes, settings, mode == "ssa")
+
+
 def plan_curriculum(sizes: Mapping[str, int], settings: SearchSettings, single: bool = False) -> list[PlannedStage]:
     """Return the stages of SSA (`single`) or MSA over sources of these sizes.
 

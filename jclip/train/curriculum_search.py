@@ -8,14 +8,14 @@ and what a score, are the caller's two functions: any recipe will do. No Jittor.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from jclip.errors import ConfigError, DataError, UnknownName
+from jclip.errors import ConfigError, DataError, UnknownName, notice
 from jclip.train.curriculum_state import BudgetSpent, CurriculumState, TrainedRun, hash_of
 
 Row = TypeVar("Row")
@@ -69,7 +69,8 @@ _MOST_STEPS = 1000
 
 @dataclass(frozen=True)
 class Stage:
-    """What was decided for one source. added: its rows that are kept; tried: threshold → accuracy, by text for JSON."""
+    """What was decided for one source. added: its rows that are kept; tried: threshold → accuracy, by text for JSON;
+    measurers: of msa, measurer → accuracy at the start's threshold."""
 
     source: str
     measurer: str
@@ -78,6 +79,7 @@ class Stage:
     accuracy: float
     tried: dict[str, float | None] = field(default_factory=dict)
     used: bool = True
+    measurers: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class Search(Generic[Row]):
     """Trains and scores by what rows are, each once.
 
     sources: name → rows, simple ones first. identity: what a row is as plain values, by which trainings are known again.
-    settings_key: hash of all else that a training is made of. folder: where `curriculum.json` is. Raises `ConfigError` for
+    settings_key: hash of all else that a training is made of. folder: where `curriculum.json` is; announce: gets the names
+    of files there before they are written. Raises `ConfigError` for
     the state of other data, `DataError` for a source without rows.
     """
 
@@ -125,6 +128,7 @@ class Search(Generic[Row]):
         settings_key: str = "",
         folder: Any = None,
         max_trainings: int | None = None,
+        announce: Callable[[Iterable[str]], object] = lambda names: None,
     ):
         self.sources, self._train, self._score = dict(sources), train, score
         self.settings = settings or SearchSettings()
@@ -134,7 +138,7 @@ class Search(Generic[Row]):
             raise DataError("a curriculum needs at least one source of rows")
         self._hashes = {name: [_row_hash(identity(row)) for row in rows] for name, rows in self.sources.items()}
         self._group = group or repr
-        self.state = CurriculumState(folder, hash_of([self._hashes, settings_key]), max_trainings)
+        self.state = CurriculumState(folder, hash_of([self._hashes, settings_key]), max_trainings, announce)
 
     def rows(self, selection: Selection) -> list[Row]:
         """The rows of a selection: source by source, each in its order."""
@@ -146,8 +150,17 @@ class Search(Generic[Row]):
         return self.state.trained(key, lambda: self._train(self.rows(selection), key, full))
 
     def accuracy(self, selection: Selection) -> float:
-        """On the validation part, of a training of the search; `NOTHING` for no rows, which are not trained on."""
-        return self.trained(selection, not self.settings.proxy).accuracy if any(selection.places.values()) else NOTHING
+        """On the validation part, of a training of the search; `NOTHING` for no rows, and for some of a source's rows that
+        nothing can be learned from: too few for a batch, a class without any."""
+        if not any(selection.places.values()):
+            return NOTHING
+        try:
+            return self.trained(selection, not self.settings.proxy).accuracy
+        except DataError as e:
+            if all(len(places) == len(self.sources[name]) for name, places in selection.places.items()):
+                raise
+            notice(f"{len(self.rows(selection))} rows can't be learned from: {e}")
+            return NOTHING
 
     def key(self, selection: Selection, full: bool) -> str:
         """A training's name: the hash of its rows, whatever source they are called after, and of its length."""
@@ -249,6 +262,34 @@ def ssa(search: Search[Row], source: str = "") -> Curriculum[Row]:
     return _finished(search, best, [stage], {name: baseline}, complete)
 
 
+def everything(search: Search[Row]) -> Curriculum[Row]:
+    """No selection: one training on all rows of all sources, what a curriculum is compared with."""
+    names = [*search.sources]
+    whole = search.whole(*names)
+    try:
+        accuracy = search.accuracy(whole)
+    except BudgetSpent:
+        accuracy = NOTHING
+    stage = Stage("+".join(names), "", 0.0, len(search.rows(whole)), accuracy, used=True)
+    best = _Best(accuracy, whole if accuracy > NOTHING else None)
+    return _finished(search, best, [stage], {}, accuracy > NOTHING)
+
+
+def measured(search: Search[Row]) -> Curriculum[Row]:
+    """Measurers alone: a training on each source, the reliabilities of every source's rows by each; the best one wins."""
+    best, baseline, complete = _Best(), {}, True
+    try:
+        for name in search.sources:
+            baseline[name] = search.accuracy(search.whole(name))
+            best.offer(baseline[name], search.whole(name))
+        for measurer in search.sources:
+            for name in search.sources:
+                search.reliability(measurer, name)
+    except BudgetSpent:
+        complete = False
+    return _finished(search, best, [], baseline, complete)
+
+
 def msa(search: Search[Row], order: Sequence[str] = ()) -> Curriculum[Row]:
     """Multi-source self-paced adapting: sources in order, for each the measurer at the start's threshold, then its own
     threshold; a source that does not help is left out, the first never.
@@ -292,7 +333,8 @@ def _add_source(
     selection = _above(held, name, scores[measurer], threshold)
     accuracy = tried[threshold]
     used = not held.places or accuracy > reached
-    return Stage(name, measurer, threshold, len(selection.places[name]), accuracy, _as_text(tried), used), selection
+    added, every = len(selection.places[name]), _finite(at_start)
+    return Stage(name, measurer, threshold, added, accuracy, _as_text(tried), used, every), selection
 
 
 def _above(held: Selection, name: str, reliability: np.ndarray, threshold: float) -> Selection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from jclip.paths import is_file, replacing
 from jclip.readers.text import read_json
 
 STATE = "curriculum.json"
-SCORES = "scores"  # the folder of reliabilities beside it
+SCORES = "scores-{}.npy"  # reliabilities beside it
 VERSION = 1
 
 
@@ -38,11 +38,17 @@ class CurriculumState:
     """Trainings and reliabilities by the hash of what they are made of, in `folder`/curriculum.json.
 
     made_of: hash of the data and of the settings of a training. A state of something else is refused. most: trainings
-    that the file may hold. Without a folder nothing is written.
+    that the file may hold. Without a folder nothing is written. announce: gets the names of files before they are.
     """
 
-    def __init__(self, folder: str | os.PathLike | None, made_of: str, most: int | None = None):
-        self.folder = None if folder is None else Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike | None,
+        made_of: str,
+        most: int | None = None,
+        announce: Callable[[Iterable[str]], object] = lambda names: None,
+    ):
+        self.folder, self._announce = None if folder is None else Path(folder), announce
         self.made_of, self.most = made_of, most
         self.trainings: dict[str, TrainedRun] = {}
         self.scores: dict[str, np.ndarray] = {}
@@ -84,6 +90,7 @@ class CurriculumState:
             return
         trainings = {key: {"accuracy": t.accuracy, "run": t.run} for key, t in self.trainings.items()}
         values = {"version": VERSION, "made_of": self.made_of, "trainings": trainings, "result": self.done}
+        self._announce([STATE])
         with replacing(self.folder / STATE) as temporary:
             temporary.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -102,7 +109,7 @@ class CurriculumState:
         self.done = values.get("result", {})
 
     def _place(self, key: str) -> Path | None:
-        return None if self.folder is None else self.folder / SCORES / f"{key}.npy"
+        return None if self.folder is None else self.folder / SCORES.format(key)
 
     def _stored(self, key: str, count: int) -> np.ndarray | None:
         """None where there are none, or a damaged file: they are computed again."""
@@ -117,8 +124,18 @@ class CurriculumState:
 
     def _store(self, key: str) -> None:
         if (place := self._place(key)) is not None:
+            self._announce([place.name])
             with replacing(place) as temporary, open(temporary, "wb") as file:
                 np.save(file, self.scores[key], allow_pickle=False)
+
+
+def winning_run(folder: Path) -> str:
+    """The name of the run on the chosen rows in a curriculum's folder. Raises `ConfigError` where it has not finished."""
+    values = read_json(folder / STATE) if is_file(folder / STATE) else {}
+    result = values.get("result") if isinstance(values, dict) else None
+    if not isinstance(result, dict) or not isinstance(result.get("run"), str) or not result["run"]:
+        raise ConfigError(f"{folder} must hold a finished curriculum, {STATE} has none: run `train` to its end first")
+    return result["run"]
 
 
 def _is_training(value: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jclip.config import to_json, to_yaml
-from jclip.errors import CheckpointError, ConfigError, notice, printable
+from jclip.errors import CheckpointError, ConfigError, did_you_mean, notice, printable
 from jclip.paths import naming, open_regular, replacing
 from jclip.readers import safetensors
 from jclip.train.run_facts import forget_peak, peak_memory, provenance, threads
@@ -31,10 +31,12 @@ from jclip.train.run_folder import (
     METRICS,
     OWN,
     RESULT,
+    SHIPPED_RUNS,
     HeldFolder,
     ReadFolder,
     RunBusy,
     checksum_of,
+    existing_run,
     read_config_text,
 )
 from jclip.train.tensorboard_scalars import FILE as SCALARS
@@ -78,6 +80,7 @@ class Run:
             self._held.close()
             raise
         self._begun = time.monotonic()
+        self._begun_cpu = time.process_time()
         forget_peak()
         self.facts: dict[str, Any] = {}
         self.handed_over: Any = None
@@ -201,7 +204,8 @@ class Run:
 
     def _spent(self) -> dict[str, Any]:
         """What is another from run to run."""
-        return {"seconds": round(time.monotonic() - self._begun, 2), "peak_mib": peak_memory()}
+        wall, cpu = time.monotonic() - self._begun, time.process_time() - self._begun_cpu
+        return {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2), "peak_mib": peak_memory()}
 
     def _claim(self) -> None:
         path = self.folder / CONFIG
@@ -233,10 +237,11 @@ def _rounded(value: float) -> float:
 def read_result(folder: str | os.PathLike) -> dict[str, Any]:
     """Metrics, config and provenance of a finished run. Raises `ConfigError` when there is none, and `CheckpointError`
     for a damaged one, or one of which files with arrays are missing."""
-    folder = Path(folder)
+    folder = existing_run(folder)
     path = folder / RESULT
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no finished run (no {RESULT}): run `train` to its end first")
+        near = "" if folder.exists() else did_you_mean(str(folder), SHIPPED_RUNS)
+        raise ConfigError(f"{folder} holds no finished run (no {RESULT}){near or ': run `train` to its end first'}")
     try:
         with open_regular(path) as f:
             values = json.loads(f.read())

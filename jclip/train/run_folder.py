@@ -22,7 +22,7 @@ import yaml
 
 from jclip.config import to_yaml
 from jclip.errors import ConfigError, JclipError
-from jclip.paths import naming, open_regular, remove_parts, replacing
+from jclip.paths import ASSETS, exists, naming, open_regular, remove_parts, replacing
 
 INDEX, LOCK = ".jclip-run.json", ".lock"
 CONFIG, METRICS, LEARNED, RESULT = "config.yaml", "metrics.jsonl", "learned.safetensors", "result.json"
@@ -33,6 +33,7 @@ OLDER = (  # what runs wrote before they had an index
     "confusion.csv", "confusion.png", "predictions.csv", "result.txt", "base_to_new.json", "base_to_new.csv", "sets.json",
     "sets.csv",
 )  # fmt: skip
+SHIPPED_RUNS = ("shapes-tiny-ground",)  # finished runs that come with the package, by name
 OLDER_SLOTS = re.compile(r"(train|head|train-[0-9]+|ratio-[0-9.]+)\.safetensors")
 _LARGEST = 2**20  # bytes of an index, or of a config
 
@@ -165,6 +166,17 @@ def adding_to(folder: Path, names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         held.close()
+
+
+def existing_run(place: str | os.PathLike) -> Path:
+    """The folder of a run that is read: `place`, or the run of that name that ships with the package."""
+    shipped = str(place) in SHIPPED_RUNS and not exists(place)
+    return ASSETS / str(place) if shipped else Path(place)
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a run's folder is the package's own, where nothing is written."""
+    return folder.parent == ASSETS
 
 
 def is_run(folder: Path) -> bool:

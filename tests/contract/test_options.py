@@ -18,9 +18,9 @@ from jclip.commands.arguments import SHARED, Parser
 
 ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
-    "look": ["search", "zero-shot", "predict", "tag"],
+    "look": ["search", "zero-shot", "predict", "tag", "ground"],
     "learn": ["train", "sweep", "challenge", "recipes"],
-    "measure": ["eval", "score", "measure", "compare"],
+    "measure": ["eval", "score", "reliability", "measure", "measure-boxes", "compare"],
     "data": [
         "check-data",
         "captions",

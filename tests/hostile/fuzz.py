@@ -40,6 +40,15 @@ FORMATS = {  # name → module and variable
     "label_table": "tests.hostile.score_formats:LABEL_TABLE",
     "coco": "tests.hostile.score_formats:COCO",
     "label_list": "tests.hostile.score_formats:LABEL_LIST",
+    "box_zip": "tests.hostile.box_formats:BOX_ZIP",
+    "box_stream": "tests.hostile.box_formats:BOX_STREAM",
+    "box_flickr": "tests.hostile.box_formats:FLICKR_ZIP",
+    "box_lines": "tests.hostile.box_formats:BOX_LINES",
+    "box_list": "tests.hostile.box_formats:BOX_LIST",
+    "box_table": "tests.hostile.box_formats:BOX_TABLE",
+    "box_coco": "tests.hostile.box_formats:BOX_COCO",
+    "predicted": "tests.hostile.box_formats:PREDICTED",
+    "predicted_lines": "tests.hostile.box_formats:PREDICTED_LINES",
 }
 ROOM = 300 << 20  # bytes of address space beyond the start of the process
 ROOM_OF_A_REFUSAL = 200 << 20

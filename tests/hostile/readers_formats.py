@@ -165,12 +165,13 @@ def _read_features(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _rezipped(rng: random.Random, data: bytes, mutate: Callable[[bytes], bytes]) -> bytes:
+def rezipped(rng: random.Random, data: bytes, mutate: Callable[[bytes], bytes]) -> bytes:
     """One entry mutated, sizes and checksums right."""
     with zipfile.ZipFile(io.BytesIO(data)) as old:
         entries = {name: old.read(name) for name in old.namelist()}
-    pickled = "archive/data.pkl" in entries and rng.random() < 0.8
-    chosen = "archive/data.pkl" if pickled else rng.choice(sorted(entries))
+    place = next((name for name in entries if name.endswith("/data.pkl")), "")
+    pickled = bool(place) and rng.random() < 0.8
+    chosen = place if pickled else rng.choice(sorted(entries))
     changed = _other_opcodes(rng, entries[chosen]) if pickled and rng.random() < 0.6 else mutate(entries[chosen])
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as new:
@@ -307,6 +308,6 @@ JSON_VALUES = [
 ]  # fmt: skip
 
 PICKLE = Format("x.pkl", _pickles, _read_all, [*GLOBALS, *OPCODES, *VALUES, *WHOLE], _rechecked)
-TORCH = Format("x.pt", _torch, _read_all, [*GLOBALS, *OPCODES, *VALUES, *WHOLE, *ZIP], _rezipped)
+TORCH = Format("x.pt", _torch, _read_all, [*GLOBALS, *OPCODES, *VALUES, *WHOLE, *ZIP], rezipped)
 SAFETENSORS = Format("x.safetensors", _safetensors, _read_all, JSON, _rejson)
-NPZ = Format("x.npz", _npz, _read_features, [*NPY, *ZIP], _rezipped)
+NPZ = Format("x.npz", _npz, _read_features, [*NPY, *ZIP], rezipped)

@@ -29,6 +29,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "tag": ("photo.png --model none.safetensors --classes a,b",
             "--classes --model --run --threshold --calibration --top --out --sheet --on-error --sort-into --method "
             "--background --templates --size --windows --family --dtype"),
+    "ground": ("photo.png dog --model none.safetensors",
+               "--phrase --run --model --boxes --min-score --draw --attention --on-error --family"),
     "train": (f"{SMOKE} none=1", "--run --runs --link"),
     "sweep": (f"{SMOKE} none=1", "--runs --out"),
     "eval": ("none", "--out --on"),
@@ -37,6 +39,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "measure": ("none.npz --labels none",
                 "--labels --classes --images --difficult --crowd --label-values --ap --ties --no-positive --unseen --merge "
                 "--ensemble --rho --columns --column-norm --at --threshold --quantiles --calibrate --per-class --out"),
+    "measure-boxes": ("none.jsonl",
+                      "--out --worst --worst-count --root --criterion --frame --at --box-format --form --dataset"),
     "score": ("photo.png --run none", "--run --windows --scales --shapes --window-resize --window-batch --fuse --theta --kappa "
               "--local-weight --label-statistics --modulation --root --out"),
     "compare": ("none", ""),
@@ -52,8 +56,10 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "check-data": ("none", "--json --write"),
     "fill": ("none.csv", "--model --family --fill --template --root --out --on-error --preset"),
     "captions": ("label none.txt --classes a,b", "--classes --lexicon --out --max-bad --max-per-class --seed"),
-    "boxes": ("none.jsonl", "--out --form --dataset --box-format --sources --root --instances --split --dedup --max-bad"),
+    "boxes": ("none.jsonl",
+              "--out --to --proposals --form --dataset --box-format --sources --root --instances --split --dedup --max-bad"),
     "pseudo-labels": ("none.json", "--out --sources --dataset --objects --phrases --seed --words"),
+    "reliability": ("none none.jsonl", "--out --root --above"),
     "world": ("photo.png", "--scenes --seed --size --pairs --noise"),
 }  # fmt: skip
 

@@ -55,3 +55,9 @@ def test_three_points_of_a_retrieval_challenge():
 def test_three_points_of_a_challenge_of_several_labels():
     (row,) = tried("multi_label", "--points", "3", "--from", "150")
     assert row[:2] == ["multi_label", "kill"] and row[3:5] == ["3", "3"] and int(row[2]) >= 400
+
+
+@pytest.mark.slow  # each point trains twice
+def test_three_points_of_a_curriculum():
+    (row,) = tried("curriculum", "--points", "3", "--from", "40")
+    assert row[:2] == ["curriculum", "kill"] and row[3:5] == ["3", "3"] and int(row[2]) >= 120

@@ -144,5 +144,5 @@ def test_a_strict_crop_keeps_the_thing_and_the_reference_may_lose_it():
 
 
 def test_crops_larger_than_the_photo_are_refused_in_the_config():
-    with pytest.raises(ConfigError, match="short_sides must be at least 384"):
+    with pytest.raises(ConfigError, match="short_sides must be in .384, 4096."):
         box_views.BoxAugment(short_sides=(300,))

@@ -218,7 +218,7 @@ def test_a_state_of_other_data_or_a_broken_one_is_refused(tmp_path):
 def test_damaged_scores_are_made_again(tmp_path):
     first, again = Toy(), Toy()
     ssa(Search({"s": rows_of("s")}, first.train, first.score, folder=tmp_path))
-    (place,) = (tmp_path / "scores").glob("*.npy")
+    (place,) = tmp_path.glob("scores-*.npy")
     place.write_bytes(place.read_bytes()[:100])
     ssa(Search({"s": rows_of("s")}, again.train, again.score, folder=tmp_path))
     assert not again.calls and len(again.scored) == 1

@@ -198,6 +198,17 @@ def test_the_command(scenes, tmp_path, capsys):
     assert any(row["color_probability"] and not row["color"] for row in emptied)
 
 
+def test_skip_leaves_rows_of_absent_photos(scenes, capsys):
+    table = scenes[0] / "partly.csv"
+    table.write_text("photo,color,shape\nabsent.png,,circle\n0.png,,circle\n", encoding="utf-8")
+    arguments = ["fill", str(table), "--model", "shapes-tiny-vit", "--fill", "color", "--values", "color=red,blue"]
+    assert main([*arguments, "--template", "a {color} car"]) == 2
+    assert "1 of 2 photos are missing" in capsys.readouterr().err
+    assert main([*arguments, "--template", "a {color} car", "--on-error", "skip"]) == 0
+    left, filled = list(csv.DictReader((scenes[0] / "partly_filled.csv").read_text(encoding="utf-8").splitlines()))
+    assert left["color"] == "" and filled["color"] in ("red", "blue")
+
+
 def test_without_out_it_lies_beside_the_table(scenes, capsys):
     table = scenes[0] / "named.csv"
     table.write_text("photo,color,shape\n0.png,red,circle\n", encoding="utf-8")

@@ -10,11 +10,12 @@ import pytest
 
 from jclip.errors import ConfigError
 from jclip.functional.boxes import box_loss
-from jclip.model.grounding import FusionShape, GroundingNetwork, initial_arrays
+from jclip.model.grounding import FusionShape, GroundingNetwork, initial_arrays, sine_positions
 from jclip.model.tower_levels import block_levels, fusion_shape, image_parts, spread, stage_grid
 from jclip.runtime import jt
 from jclip.train.optim import AdamW, clip_by_norm
 from jclip.weights.variants import VARIANTS, config_of
+from tests.library.test_kernels import needs_onednn
 from tests.toys import SMALL_RESNET, SMALL_VIT
 from tests.trajectories import steps_from_equal_weights
 
@@ -188,6 +189,38 @@ def test_cut_text_the_last_layer_for_reg_and_photos_once_change_no_box(seed, clo
         close(found.present.numpy(), whole.present.numpy(), "features")
 
 
+@pytest.mark.parametrize("kind", ["norms", "last"])
+def test_plain_operators_find_the_same_boxes(kind, close, monkeypatch):
+    shape, data = SHAPES[kind], inputs_of(SHAPES[kind], 1)
+    network, of = started(shape, 1), np.array([1, 0, 1, 1, 0])
+    params, found = list(network.state_dict().values()), []
+    for kernels in ("", "plain"):
+        monkeypatch.setenv("JCLIP_KERNELS", kernels)
+        boxes = network(data["images"][:2], data["texts"], data["said"], data["seen"][:2], of=of).boxes
+        loss = box_loss(boxes, jt.array(data["boxes"]))
+        found.append([boxes.numpy(), *(g.numpy() for g in jt.grad(loss, params))])
+    close(found[0][0], found[1][0], "features_normalised", "grounding network, fused and plain: boxes")
+    for name, ours, plain in zip(network.state_dict(), *(part[1:] for part in found), strict=True):
+        if not name.endswith("in_proj_bias"):
+            close(ours, plain, "gradient_relative", "grounding network, fused and plain: gradients", relative=True)
+
+
+@needs_onednn
+def test_dropout_is_the_same_whatever_is_left_out(close):
+    """What is dropped is a matter of phrase, layer and place."""
+    shape = replace(SHAPES["norms"], dropout=0.3)
+    network = started(shape, 0)
+    pairs = [loss_of_ours(network, inputs_of(shape, 0), seed=5, whole=whole) for whole in (False, True)]
+    close(
+        pairs[0][1].boxes.numpy(), pairs[1][1].boxes.numpy(), "features_normalised", "dropout, tokens left out: boxes"
+    )
+    params = network.state_dict()
+    cut, whole = (jt.grad(loss, list(params.values())) for loss, _ in pairs)
+    for k, a, b in zip(params, cut, whole, strict=True):
+        if not k.endswith("in_proj_bias"):
+            close(a.numpy(), b.numpy(), "gradient_relative", "dropout, tokens left out: gradients", relative=True)
+
+
 def test_masked_tokens_have_no_part_in_a_box_and_seen_ones_have():
     data, network = inputs_of(SHAPE, 0), started(SHAPE, 0)
 
@@ -270,13 +303,27 @@ def test_parameters_start_as_the_references_do():
     assert not np.array_equal(start["text_proj.weight"], other["text_proj.weight"])
 
 
+def test_positions_that_start_as_sines_tell_where_a_cell_is(close):
+    table = sine_positions(3, 13)
+    assert table.shape == (9, 13) and table.dtype == np.float32 and not table[:, 12].any()
+    y, x = 5 / 6, 1 / 6  # the cell of the last row and the first column
+    waves = [f(math.pi * k * at) for at in (y, x) for f in (math.sin, math.cos) for k in (1, 2, 3)]
+    close(table[6, :12], math.sqrt(2) * np.array(waves), "rounding", "sines of one cell")
+    close((table[:, :12] ** 2).mean(axis=1), np.ones(9), "rounding", "mean square of each cell")
+    for cells in (4, 5):  # without a class token, and behind one
+        shape = replace(SHAPE, image_tokens=cells)
+        drawn, sines = (GroundingNetwork(shape, 2, kind).vl_pos_embed.weight.numpy() for kind in ("random", "sine"))
+        assert np.array_equal(sines[-4:], sine_positions(2, 12)) and np.array_equal(sines[:-4], drawn[:-4])
+        assert not np.array_equal(sines[-4:], drawn[-4:])
+
+
 def test_sizes_that_fit_nothing_are_refused():
     with pytest.raises(ConfigError, match="heads must divide hidden=12, got 5"):
         replace(SHAPE, heads=5)
     with pytest.raises(ConfigError, match="dropout must be in"):
         replace(SHAPE, dropout=1.0)
     network, data = started(SHAPE, 0), inputs_of(SHAPE, 0)
-    with pytest.raises(ValueError, match="7 image and at most 9 text tokens, got 6 and 6"):
+    with pytest.raises(ValueError, match="7 image and at most 9 text tokens, got 6 and 9"):
         network(data["images"][:, :6], data["texts"], data["said"])
 
 

@@ -40,7 +40,7 @@ def test_boxes_are_of_patches_that_touch_and_their_union_is_taken():
 
 def test_a_long_winding_part_is_one():
     snake = grid_of("#########", "........#", "#########", "#........", "#########", "........#", "#########")
-    assert formulas.box_union(snake[None]).all() and len(np.unique(formulas._connected(snake[None]))) == 2
+    assert formulas.box_union(snake[None]).all() and len(np.unique(formulas.connected_parts(snake[None]))) == 2
 
 
 def refined_of(*maps: np.ndarray) -> np.ndarray:

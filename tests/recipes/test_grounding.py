@@ -24,7 +24,8 @@ from jclip.model.tower_levels import fusion_shape
 from jclip.report.grounder import Grounder
 from jclip.report.predictor import Predictor
 from jclip.runtime import jt
-from jclip.train.box_training import PhraseBatches, auroc, batch_loss, found_in
+from jclip.train import box_towers
+from jclip.train.box_training import PhraseBatches, auroc, batch_loss, found_in, presence
 
 SMOKE = Path(__file__).parents[2] / "configs" / "grounding" / "smoke.yaml"
 
@@ -100,6 +101,9 @@ def test_the_report_counts_what_overlaps_by_half(features, network, close):
         assert report["acc_sides"] == pytest.approx((overlaps[sides] >= 0.5).mean())
     assert 0 <= report["present_auroc"] <= 1
     assert auroc(np.array([3.0, 1.0, 2.0]), np.array([0.0, 2.0])) == pytest.approx((1 + 0.5 + 0.75) / 3)
+    assert presence(np.array([3.0, -1.0, 2.0]), np.array([0.0, 2.0])) == {
+        "present_auroc": pytest.approx((1 + 0 + 0.75) / 3), "present_acc": pytest.approx(3 / 5),
+    }  # fmt: skip
 
 
 def test_the_loss_leaves_boxes_of_absent_things_out(features, network, close):
@@ -152,6 +156,9 @@ def test_scenes_of_few_pairs_have_twins_and_unseen_ones_only_unseen_pairs():
         return sum(phrase.endswith(("left", "right", "top", "bottom")) for phrase in samples.phrases) / len(samples)
 
     assert sides(world_samples(data, "train", 64)) > 0.15 > sides(world_samples(replace(data, twins=0.0), "train", 64))
+    apart = replace(data, twins=0.0, train_twins=1.0)
+    assert world_samples(apart, "train", 64).phrases == world_samples(data, "train", 64).phrases
+    assert world_samples(apart, "test", 64).phrases == world_samples(replace(data, twins=0.0), "test", 64).phrases
     unseen = world_samples(data, "unseen", 64)
     assert {(t.colour, t.shape) for scene in unseen.photos for t in scene.things} <= {*shapes.UNSEEN_PAIRS}
     assert world_samples(replace(data, val=""), "val", 64) is None
@@ -210,6 +217,7 @@ def test_what_can_not_be_found_or_measured_is_refused_in_one_line(finished, tmp_
         ("heads=5", "heads must divide hidden=24, got 5"),
         ("absent=1", "absent must be in"),
         ("data.twins=2", "data.twins must be in"),
+        ("data.train_twins=-1", "data.train_twins must be in"),
         ("data.train=", "there is nothing to learn from"),
     ):
         assert main(["train", str(SMOKE), setting, "--run", str(tmp_path / setting[:6])]) == 2
@@ -226,7 +234,9 @@ def test_a_damaged_network_is_named(finished, tmp_path):
         Predictor.load(tmp_path / "copy")
 
 
-@pytest.mark.parametrize("settings", [["visual_layers=last"], ["model=shapes-tiny-vit", "dropout=0.1"]])
+@pytest.mark.parametrize(
+    "settings", [["visual_layers=last"], ["model=shapes-tiny-vit", "dropout=0.1", "positions=sine"]]
+)
 def test_other_towers_and_layers_learn_too(settings, tmp_path):
     assert main(["train", str(SMOKE), *settings, "data.scenes=24", "--run", str(tmp_path / "run")]) == 0
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
@@ -238,7 +248,7 @@ def test_the_towers_positions_are_trained_and_kept_with_the_run(tmp_path):
     assert main(["train", str(SMOKE), *asked, "--run", str(tmp_path / "run")]) == 0
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     done = Predictor.load(tmp_path / "run")
-    learned = done.learned[recipe.POSITIONS]
+    learned = done.learned[box_towers.POSITIONS]
     own = ModelSource("shapes-tiny-vit").model.visual.positional_embedding.numpy()
     assert learned.shape == own.shape and 1e-4 < np.abs(learned - own).max() < 0.1
     assert done.measure(tmp_path)["mean_iou"] == pytest.approx(metrics["test_mean_iou"], abs=1e-5)

@@ -1,0 +1,150 @@
+"""Reliabilities of a file's rows by finished runs, part by part into a folder: what was killed goes on where it was.
+
+reliability.json   what was scored by whom, each measurer's figures; `complete` once all is written
+rows               the rows with a reliability for each measurer: .jsonl of phrases with boxes, .csv of photos with classes
+histograms         .json and .png, 1,000 equal bins on (0, 1], zeros apart
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclip.errors import ConfigError, DataError, JclipError, notice
+from jclip.paths import file_sha256, is_file, replacing
+from jclip.readers.text import read_json
+from jclip.report import curriculum_files, row_sets
+from jclip.report.finished_run import FinishedRun
+from jclip.report.row_sets import RowSet
+from jclip.train.curriculum_state import hash_of
+from jclip.train.run_folder import LEARNED
+
+ABOUT = "reliability.json"
+PARTS = ".parts"
+PART = 2000  # rows that are kept together: a break loses those of one part
+DIGITS = 6
+
+
+def score_rows(
+    rows: RowSet, measurers: Mapping[str, FinishedRun], out: Path, above: Sequence[float] = (), stem: str = "rows"
+) -> dict[str, Any]:
+    """Score all rows by each measurer, write `out` and return reliability.json's values.
+
+    above: thresholds; rows with a reliability above by the first measurer go into `<stem>_0_5` for 0.5. Raises
+    `ConfigError` where `out` holds the reliabilities of other rows or by other runs.
+    """
+    key = hash_of([
+        [rows.identity(n) for n in range(len(rows))],
+        {name: [str(done.folder.resolve()), file_sha256(done.folder / LEARNED)] for name, done in measurers.items()},
+    ])  # fmt: skip
+    known = _known(out, key)
+    if known is not None and known["complete"] and known.get("above") == [*above]:
+        return known
+    values = {"made_of": key, "rows": len(rows), "complete": False, "above": [*above], "measurers": {}}
+    _write(out, values)
+    scores = dict(zip(measurers, _scored(rows, measurers, out / f"{PARTS}-{key}"), strict=True))
+    values["measurers"] = {name: _figures(rows, done, scores[name]) for name, done in measurers.items()}
+    _write_files(rows, scores, out, above, stem)
+    _write(out, {**values, "complete": True})
+    shutil.rmtree(out / f"{PARTS}-{key}", ignore_errors=True)
+    return {**values, "complete": True}
+
+
+def names_of(out: Path, rows: RowSet, above: Sequence[float], stem: str) -> list[Path]:
+    """The files that `score_rows` writes."""
+    ending = curriculum_files.table_ending(rows)
+    names = [ABOUT, f"rows{ending}", curriculum_files.HISTOGRAMS, curriculum_files.PICTURE]
+    return [out / name for name in [*names, *(f"{stem}_{curriculum_files.spelt(h)}{rows.ending}" for h in above)]]
+
+
+def _scored(rows: RowSet, measurers: Mapping[str, FinishedRun], parts: Path) -> np.ndarray:
+    """(M, N) reliabilities; rows of one photo are scored together."""
+    from tqdm import tqdm
+
+    order = sorted(range(len(rows)), key=rows.group)
+    found = np.zeros((len(measurers), len(rows)))
+    for number, at in enumerate(tqdm(range(0, len(order), PART), desc="rows", unit="part", disable=None, leave=False)):
+        numbers, place = order[at : at + PART], parts / f"{number}.npy"
+        values = _stored(place, (len(measurers), len(numbers)))
+        if values is None:
+            some = rows.only(numbers)
+            values = np.stack([some.reliability(done, range(len(numbers))) for done in measurers.values()])
+            if not ((values >= 0) & (values <= 1)).all():
+                raise DataError("a run gave reliabilities that are no numbers in [0, 1]: train it again")
+            with replacing(place) as temporary, open(temporary, "wb") as file:
+                np.save(file, values, allow_pickle=False)
+        found[:, numbers] = values
+    return found
+
+
+def _stored(place: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """None where there are none, or a damaged file."""
+    if not is_file(place):
+        return None
+    try:
+        values = np.load(place, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return values if values.shape == shape and values.dtype == np.float64 else None
+
+
+def _figures(rows: RowSet, done: FinishedRun, values: np.ndarray) -> dict[str, Any]:
+    """A measurer's mean, its shares, and how many of the rows it has learned from; None where its config names no file."""
+    return {
+        "run": str(done.folder),
+        "mean": round(float(values.mean()), DIGITS),
+        "zeros": int((values == 0).sum()),
+        "above_0.5": int((values > 0.5).sum()),
+        "learned": learned_of(rows, done),
+    }
+
+
+def learned_of(rows: RowSet, done: FinishedRun) -> int | None:
+    """How many of the rows are among those that a run learned from; None where they are not known any more."""
+    files = row_sets.files_learned_from(done)
+    if not files:
+        return None
+    try:
+        known = {json.dumps(one) for one in row_sets.kind_of(done.module).identities(files, done.config)}
+    except JclipError as e:
+        notice(f"what {done.folder} learned from can't be read: {e}")
+        return None
+    return sum(json.dumps(rows.identity(n)) in known for n in range(len(rows)))
+
+
+def _write_files(rows: RowSet, scores: Mapping[str, np.ndarray], out: Path, above: Sequence[float], stem: str) -> None:
+    table, numbers = out / f"rows{curriculum_files.table_ending(rows)}", range(len(rows))
+    rows.write(table, numbers, {name: dict(enumerate(map(float, own))) for name, own in scores.items()})
+    curriculum_files.write_histograms(out, {name: {stem: own} for name, own in scores.items()})
+    first = next(iter(scores.values()))
+    for h in above:
+        kept = np.flatnonzero(first > h).tolist()
+        if not kept:
+            raise DataError(
+                f"no row has a reliability above {h:g}, the highest is {first.max():.4f}: give a lower --above"
+            )
+        rows.write(out / f"{stem}_{curriculum_files.spelt(h)}{rows.ending}", kept)
+
+
+def _write(out: Path, values: Mapping[str, Any]) -> None:
+    with replacing(out / ABOUT) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _known(out: Path, key: str) -> dict[str, Any] | None:
+    """What stands in the folder already. Raises `ConfigError` for reliabilities of something else, and other files."""
+    if not is_file(out / ABOUT):
+        if out.is_dir() and any(not place.name.startswith(".") for place in out.iterdir()):
+            raise ConfigError(f"{out} must be a new folder, or one that this command wrote: choose another with --out")
+        return None
+    values = read_json(out / ABOUT)
+    if not isinstance(values, dict) or values.get("made_of") != key or type(values.get("complete")) is not bool:
+        raise ConfigError(
+            f"{out} holds reliabilities of other rows or by other runs: choose another folder with --out, or remove it"
+        )
+    return values
