@@ -4,8 +4,9 @@
 
 The first start is that of an empty cache in a temporary folder, its compilers called through a script that notes what
 each took. CPU seconds (of the process and its children) don't depend on what else the machine does; half of them is
-about what two free cores take. The second start is `jclip zero-shot` of a photo and class names that no cache knows,
-ViT-B/32 with random weights; its parts are measured in one process that does the same step by step.
+about what two free cores take. One thread computes, as those of OpenMP use processor time while they wait. The second
+start is `jclip zero-shot` of a photo and class names that no cache knows, ViT-B/32 with random weights; its parts are
+measured in one process that does the same step by step.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> int:
         print(json.dumps(steps(*args.steps.split(",", 2))))
         return 0
     starts = {}
+    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="jclip-start-") as folder:
         if args.first or not args.second:
             starts["first start"] = first_start(Path(folder))

@@ -67,7 +67,7 @@ def main() -> int:
 
 def print_processors() -> None:
     """A row per processor and number of threads, the newest first: ratios to torch, seconds to start."""
-    print(f"| processor, threads | measured | {' | '.join(COLUMNS)} | first, second start, s | targets missed |")
+    print(f"| processor, threads | measured | {' | '.join(COLUMNS)} | first, second start, CPU s | targets missed |")
     print(f"|{'---|' * (len(COLUMNS) + 4)}")
     shown = set()
     for results in targets.newest_first():
@@ -75,7 +75,7 @@ def print_processors() -> None:
         together = targets.recorded(*of)
         tasks, starts = together.get("tasks", {}), together.get("starts", {})
         cells = [f"{tasks[row]['ratio']:.2f}" if row in tasks else "" for row in COLUMNS.values()]
-        seconds = [starts[row]["seconds"] for row in ("first start", "second start") if row in starts]
+        seconds = [starts[row]["cpu_seconds"] for row in ("first start", "second start") if row in starts]
         values = [(t, t.value(together)) for t in targets.TARGETS]
         missed = sum(value is not None and t.missed(value) for t, value in values)
         measured = sum(value is not None for _, value in values)

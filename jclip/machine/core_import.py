@@ -36,13 +36,26 @@ def facts_of(package: Path, libraries: list[str], onednn: Path | None) -> str:
     the `libraries` that were built from them and of oneDNN's, and the environment variables that Jittor reads.
     """
     files = [f for d in ("src", "extern") for f in (package / d).rglob("*") if f.suffix in (".h", ".cc", ".cpp", ".cu")]
-    files += [*package.glob("*.py"), *(package.parent / "jittor_utils").glob("*.py"), package / "utils" / "data.gz"]
+    files += [
+        *package.glob("*.py"),
+        *(package.parent / "jittor_utils").glob("*.py"),
+        *(package / "utils").glob("data.gz"),
+    ]
     files += [Path(name) for name in libraries] + ([onednn] if onednn else [])
     noted = [f"{k}={v}" for k, v in sorted(os.environ.items()) if k in _VARIABLES or k.startswith("JT")]
     for path in sorted(files):
         found = path.stat()
         noted.append(f"{path} {found.st_size} {found.st_mtime_ns}")
+    for path in sorted(_generated(libraries)):  # written anew, and the same, at each import
+        noted.append(f"{path} {path.stat().st_size}")
     return hashlib.sha256("\n".join(noted).encode()).hexdigest()
+
+
+def _generated(libraries: list[str]) -> list[Path]:
+    """Return the bindings that Jittor generated, which a process that was killed may have left cut off."""
+    found = {Path(name).parent / "gen" / "jit_op_maker.h" for name in libraries}
+    found |= {Path(name).with_name(Path(name).name.split(".")[0] + ".h") for name in libraries}
+    return [path for path in found if path.is_file()]
 
 
 @contextlib.contextmanager
@@ -81,7 +94,7 @@ class _Build:
         if target and Path(target.group(1)).name.startswith("jit_utils_core"):
             self.first_library = (cmd, Path(target.group(1)))
         source = re.search(r'"([^"]+/data\.cc)" -c -o "([^"]+/data\.o)"\s*$', cmd)
-        if source is None:
+        if source is None or Path(source.group(2)).parent != Path(self.jittor_utils.cache_path):
             return self.original["run_cmd"](cmd, *args, **kwargs)
         copy, made = Path(source.group(1)).with_name("jclip-data.cc"), Path(source.group(2))
         shutil.copyfile(source.group(1), copy)  # Jittor removes its own

@@ -209,6 +209,13 @@ def test_every_fact_of_a_build_counts(tmp_path, monkeypatch):
         found = core_import.facts_of(package, libraries, onednn)
         assert found not in seen, name
         seen.add(found)
+    bindings = tmp_path / "gen" / "jit_op_maker.h"
+    bindings.parent.mkdir()
+    for text in ("whole", "cut", ""):
+        bindings.write_text(text)
+        found = core_import.facts_of(package, libraries, onednn)
+        assert found not in seen, text
+        seen.add(found)
     (tmp_path / "core.so").unlink()
     with pytest.raises(OSError):
         core_import.facts_of(package, libraries, onednn)
