@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from jclip.config import WORLD, SourcesConfig
 from jclip.data import shape_sources
+from jclip.data.box_forms import FORMATS
 from jclip.errors import ConfigError, UnknownName, notice
 from jclip.report import curriculum_files, row_sets
 from jclip.report.finished_run import FinishedRun
@@ -31,6 +32,9 @@ from jclip.train.configs import build_config, resolved
 TASK = "curriculum"
 AUTO = "auto"
 MOST = 5
+ADJUSTABLE = (  # a search over the same trainings: a run's folder goes on with other values
+    "mode", "source", "order", "start", "step", "low", "high", "min_gain", "folds", "max_trainings", "dataset",
+)  # fmt: skip
 HELD = "held"  # the file of rows that choices are made by, where these are pseudo-labels
 
 
@@ -68,6 +72,8 @@ class Config:
             raise ConfigError("only one of proxy_epochs and steps may be given, got both")
         if min(self.proxy_epochs, self.steps, self.max_trainings) < 0 or not 0 < self.held_out < 0.9:
             raise ConfigError("proxy_epochs, steps and max_trainings must be at least 0, held_out in (0, 0.9)")
+        if self.dataset and self.dataset not in FORMATS:
+            raise UnknownName("dataset", self.dataset, FORMATS)
         for name in filter(None, [self.source, *(self.order if self.order != (AUTO,) else ())]):
             if name not in self.data.sources:
                 raise UnknownName("source", name, self.data.sources)
