@@ -179,7 +179,7 @@ def plan_text(
     max_trainings: int | None,
 ) -> str:
     """A table of what would be trained, and what is known of its time."""
-    seconds, done = _seconds_per_row(folder)
+    seconds, done = seconds_per_row(folder)
     table = curriculum_plan.plan_rows(stages, seconds, max_trainings)
     rows = ", ".join(f"{name} {count}" for name, count in sizes.items())
     lines = [f"rows: {rows}" + (f"; {held} held out" if held else "")]
@@ -192,7 +192,7 @@ def plan_text(
     return "\n".join(lines)
 
 
-def _seconds_per_row(folder: Path) -> tuple[float, int]:
+def seconds_per_row(folder: Path) -> tuple[float, int]:
     """Seconds of a training for each of its rows, of those that have finished in a run's folder, and how many have."""
     spent, count = [], 0
     for result in sorted(folder.glob("training-*/result.json")):

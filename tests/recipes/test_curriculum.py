@@ -236,6 +236,15 @@ def test_a_plan_says_what_would_be_trained(finished, capsys):
     module, cfg, _ = read_config(str(SMOKE))
     before = module.plan(cfg, finished.parent / "none")
     assert "measurers" in before and "hours are known" in before
+    assert "one training of the search, on the 39 rows of template:" in before and "time, extrapolated" in before
+    held = module.plan(read_config(str(SMOKE), ["selection=pseudo_val", "held_out=0.2"])[1], finished.parent / "none")
+    left = int(held.split("template ")[1].split(",")[0])
+    assert (
+        left < 39
+        and f"on the {left} rows of template:" in held
+        and "held out" in held
+        and f"train: {left} phrases" in held
+    )
     after = module.plan(cfg, finished)
     assert f"{state_of(finished) and len(state_of(finished)['trainings'])} trainings have finished" in after
     assert before.splitlines()[0] == "rows: template 39, caption 14"
