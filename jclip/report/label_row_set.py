@@ -20,11 +20,13 @@ from jclip.errors import ConfigError, DataError
 from jclip.features import precomputed
 from jclip.functional import metrics
 from jclip.paths import replacing
+from jclip.readers.npz import read_npz
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.report.finished_run import FinishedRun
 from jclip.report.row_numbers import numbered
 
 FEATURES = ".npz"
+ROW_NAMES = "train_rows_0"  # what the rows of a file that was written here are
 
 
 class LabelRowSet:
@@ -68,6 +70,9 @@ class LabelRowSet:
     def identities(cls, files: Sequence[Path], cfg: Any) -> list[Any]:
         """What the rows of these files are."""
         own = cls.of_files({str(i): str(file) for i, file in enumerate(files)}, cfg)
+        named = [name for file in files if file.suffix.lower() == FEATURES for name in _names_in(file)]
+        if len(named) == len(own):  # written here: features that are normalised once more differ in their last bits
+            own._names = tuple(named)
         return [own.identity(number) for number in range(len(own))]
 
     def __len__(self) -> int:
@@ -143,6 +148,7 @@ class LabelRowSet:
         whole, some, val = self._whole, np.asarray(numbers, int), np.asarray(held, int)
         arrays = {
             "train_features_0": self._features[some], "train_labels_0": self._labels[some],
+            ROW_NAMES: np.array([self._names[i] for i in some]),
             "val_features": self._features[val] if len(val) else whole.val,
             "val_labels": self._labels[val] if len(val) else whole.val_labels,
             "test_features": whole.test, "test_labels": whole.test_labels, "logit_scale": np.float32(whole.scale),
@@ -176,6 +182,12 @@ def _recorded(file: str, cfg: Any) -> precomputed.FeatureSet:
     data = cfg.data if cfg else None
     shots = (data.pool or data.shots) if data else 0
     return precomputed.read_precomputed(file, shots, data.text_features if data else "")
+
+
+def _names_in(file: Path) -> list[str]:
+    """What a file's rows are, where it says so."""
+    arrays = read_npz(file)
+    return list(map(str, arrays[ROW_NAMES].read())) if ROW_NAMES in arrays else []
 
 
 def _listed(file: str, root: str) -> splits.Split:

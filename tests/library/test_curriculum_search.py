@@ -10,7 +10,7 @@ import pytest
 
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.train.curriculum_plan import plan_curriculum, plan_rows
-from jclip.train.curriculum_search import Search, SearchSettings, climb, msa, ssa
+from jclip.train.curriculum_search import Search, SearchSettings, Selection, climb, msa, ssa
 from jclip.train.curriculum_state import STATE, TrainedRun
 
 
@@ -164,6 +164,23 @@ def test_msa_skips_a_source_that_lowers_the_accuracy():
     found = msa(Search(good, toy.train, toy.score, settings))
     assert [s.used for s in found.stages] == [True, False] and found.rows == good["good"]
     assert [s.used for s in msa(Search(good, toy.train, toy.score, settings), ["bad", "good"]).stages] == [True, True]
+
+
+def test_of_equal_measurers_a_sources_own_scores_it_and_a_source_without_gain_stays_out():
+    toy = Toy()  # all measurers see alike
+    found = msa(Search(sources(), toy.train, toy.score))
+    assert [s.measurer for s in found.stages] == [s.source for s in found.stages]
+    assert all(len({*s.measurers.values()}) == 1 and len(s.measurers) == 3 for s in found.stages)
+    flat = msa(Search(sources(), lambda rows, *_: TrainedRun(0.5, "run"), toy.score))
+    assert [s.used for s in flat.stages] == [True, False, False] and {*flat.kept} == {"template"}
+
+
+def test_as_many_other_rows_are_another_training():
+    toy, rows = Toy(), {"a": rows_of("a", 50, 1), "b": rows_of("b", 50, 2)}
+    search = Search(rows, toy.train, toy.score)
+    assert [search.accuracy(search.whole(name)) for name in rows] == [accuracy_of(own) for own in rows.values()]
+    half = [search.trained(Selection({"a": places})).accuracy for places in (tuple(range(25)), tuple(range(25, 50)))]
+    assert half == [accuracy_of(rows["a"][:25]), accuracy_of(rows["a"][25:])] and len(toy.calls) == 4
 
 
 @pytest.mark.parametrize("several", [False, True])

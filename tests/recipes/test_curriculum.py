@@ -185,6 +185,8 @@ def test_wrong_labels_of_photos_are_found(seed, tmp_path):
     assert Predictor.load(tmp_path / "run").winner.metrics["test_top1"] == result["test_accuracy"]
     assert main(["reliability", str(tmp_path / "run"), str(path), "--out", str(tmp_path / "scored")]) == 0
     assert (tmp_path / "scored" / "rows.csv").read_text().count("\n") == 1 + len(faulty)
+    about = json.loads((tmp_path / "scored" / "reliability.json").read_text())
+    assert about["measurers"]["run"]["learned"] == result["rows"]  # each row is known again
     rows = recipe.read_rows(cfg)
     done = next(Predictor.load(p) for p in sorted((tmp_path / "run").glob("training-*")))
     recorded = np.load(path)
