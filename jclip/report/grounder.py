@@ -224,7 +224,9 @@ class Grounder(FinishedRun):
         network = self.network  # which gives the towers what was trained of them, before they see a photo
         features = self.module.part_features(self.config, self.source, "test")
         if features is None:
-            raise ConfigError("there are no test phrases to measure on: set data.test and data.test_scenes")
+            raise ConfigError(
+                "there are no test phrases to measure on: set data.test, of the embedded world also data.test_scenes"
+            )
         found = box_training.found_in(network, features, self.config.seed, **self.config.compared)
         return self.write_scored(out, found, self.marks())
 
