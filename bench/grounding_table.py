@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, read, written  # noqa: E402
 
+import finetune  # noqa: E402, F401 - offers its recipes
 from jclip.config import apply_overrides, load_values  # noqa: E402
 from jclip.paths import replacing  # noqa: E402
 from jclip.train.configs import build_config, find_config  # noqa: E402
@@ -38,7 +39,6 @@ MODEL = "shapes-tiny-rn"
 EARLY = ("data.scenes=4000", "optim.epochs=3")  # cheap, to show what a setting brings
 RUNS = {  # config, settings on top of it
     "shapes": ("grounding/shapes", ()),
-    "shapes_long": ("grounding/shapes_long", ()),
     "early": ("grounding/shapes", EARLY),
     "early, positions drawn": ("grounding/shapes", (*EARLY, "positions=random")),
     "early, twins as in the test": ("grounding/shapes", (*EARLY, "data.train_twins=0.25")),
