@@ -3,8 +3,9 @@
     python bench/curriculum_table.py [--runs FOLDER] [--out FOLDER] [--seeds 1 2 3] [--msa-seeds 1] [--table]
 
 SSA is searched on the template source at each seed, MSA on all three at those of --msa-seeds; a seed draws scenes, noise and
-initial values. Written are docs/curriculum_results.csv, a line for each training, and, between their marks, the tables of docs/curriculum_results.md and docs/zh/curriculum_results.md. Runs lie
-below --runs: what is there is not made again, so that a broken command goes on where it stopped.
+initial values. Written are docs/curriculum_results.csv, a line for each training, and, between their marks, the tables of
+docs/curriculum_results.md and docs/zh/curriculum_results.md. Runs lie below --runs: what is there is not made again, so that
+a broken command goes on where it stopped.
 """
 
 from __future__ import annotations

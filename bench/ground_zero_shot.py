@@ -22,7 +22,7 @@ from jclip.config import BoxDataConfig
 from jclip.data import read_box_file
 from jclip.data.box_samples import BoxSamples, world_samples
 from jclip.data.photo_file import open_photo
-from jclip.features.box_proposals import PROMPT, BoxScorer, ProposalRules, crop_support, text_feature
+from jclip.features.box_proposals import PROMPT, BoxScorer, ProposalRules, TextFeatures, crop_support, text_feature
 from jclip.features.rough_boxes import RoughScorer
 from jclip.features.source import ModelSource
 from jclip.functional.boxes import iou
@@ -133,11 +133,11 @@ def of_photos(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         jclip(["models", "--random", "ViT-B/32", "--out", f"{place}/random.safetensors"])
         source = ModelSource(f"{place}/random.safetensors")
-        rough, found = RoughScorer(source), ([], [])
+        rough, texts, found = RoughScorer(source), TextFeatures(source), ([], [])
         for one in rows:
             photo = open_photo(there[Path(one.image).name]).convert("RGB")
             boxes, scored = rough(photo, [one.phrase])[0]
-            own = crop_support(source, photo, boxes[[scored.best]], [one.phrase])[0]
+            own = crop_support(texts, photo, boxes[[scored.best]], [one.phrase])[0]
             found[one.box is not None].append(own)
     print(
         f"{folder}: {len(found[1])} rows with the thing, {len(found[0])} without; AUROC of the support value of rough boxes "

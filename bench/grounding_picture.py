@@ -11,7 +11,7 @@ from jclip.data import shapes
 from jclip.report import box_drawing, found_boxes
 from jclip.report.grounder import Grounder
 
-SIDE, COLUMNS, SEED = 240, 3, 41
+SIDE, COLUMNS, SEED = 320, 3, 41
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     sheet = Image.new("RGB", (COLUMNS * SIDE, len(panels) // COLUMNS * SIDE))
     for number, panel in enumerate(panels):
         sheet.paste(panel, (number % COLUMNS * SIDE, number // COLUMNS * SIDE))
-    box_drawing.save_drawing(args.out, sheet.quantize(96, dither=Image.Dither.NONE))
+    box_drawing.save_drawing(args.out, sheet.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
     print(f"written: {args.out}, styles {', '.join(shapes.STYLES)}")
 
 

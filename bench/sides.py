@@ -21,7 +21,7 @@ def parse(task: str) -> tuple[str, str, int, str]:
     if words[0] == "text":
         return "text", "ViT-B/32", CLASSES, "fp32"
     batch = PHOTO_BATCH if words[0] == "photos" else int(words[3])
-    return words[0], words[1], batch, "bf16" if words[-1] == "bf16" else "fp32"
+    return words[0], words[1], batch, words[-1] if words[-1] in ("bf16", "int8") else "fp32"
 
 
 def prepare_jclip(task: str) -> Prepared:
@@ -106,7 +106,7 @@ def prepare_torch(task: str) -> Prepared:
         return torch_training(model, pixels, tokens[:batch])
 
     def run() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
             if kind == "image":
                 model.get_image_features(pixel_values=pixels)
             else:

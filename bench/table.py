@@ -1,4 +1,7 @@
-"""Prints what the files beside it measured, in Markdown: `python bench/table.py [bench/results/NAME.json]`."""
+"""Prints what the files beside it measured, in Markdown: `python bench/table.py [bench/results/NAME.json]`.
+
+First a row per processor, the newest first; then the tables of the named file, else of the newest with all tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,15 @@ import json
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import targets
+
+COLUMNS = {  # of the row per processor
+    "image": "image ViT-B/32 batch 32", "RN50": "image RN50 batch 32", "bf16": "image ViT-B/32 batch 32 bf16",
+    "int8": "image ViT-B/32 batch 32 int8", "text": "text 374 prompts, torch cut too",
+    "training": "train ViT-B/32 batch 16", "photos": "photos ViT-B/32 2000 JPEGs",
+}  # fmt: skip
 RECIPES = {  # of the tasks of bench/recipes.py
     "Tip-Adapter, 4,000 settings": "tip_adapter",
     "Tip-Adapter-F, 20 epochs": "tip_adapter",
@@ -17,12 +28,15 @@ RECIPES = {  # of the tasks of bench/recipes.py
 
 
 def main() -> int:
-    """The named file, else the newest by name."""
-    files = [Path(a) for a in sys.argv[1:]] or sorted(RESULTS.glob("*.json"))[-1:]
-    if not files or not files[0].is_file():
+    """The row of each processor, then all of the named file, else of the newest."""
+    named = [Path(a) for a in sys.argv[1:2]]
+    of_all = [json.loads(f.read_text(encoding="utf-8")) for f in named if f.is_file()]
+    of_all = of_all if named else [r for r in targets.newest_first() if len(r.get("tasks", {})) > 1]
+    if not of_all:
         sys.stderr.write("no results: run python bench/speed.py --out bench/results/NAME.json first\n")
         return 2
-    results = json.loads(files[0].read_text(encoding="utf-8"))
+    print_processors()
+    results = of_all[0]
     machine = results["machine"]
     print(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}\n")
     print("| per second (median) | jclip | torch | ratio | of sgemm's rate | peak memory, MiB |")
@@ -31,6 +45,7 @@ def main() -> int:
         share = f"{r['of_sgemm']:.0%}" if "of_sgemm" in r else ""
         wide = results["tasks"].get(task.removesuffix(" bf16")) if task.endswith(" bf16") else None
         to_wide = f" ({r['jclip']['per_second'] / wide['torch']['per_second']:.2f} to fp32)" if wide else ""
+        to_wide = f" ({r['to_half']:.2f} to jclip's bf16)" if "to_half" in r else to_wide
         rates = f"{r['jclip']['per_second']:.2f} | {r['torch']['per_second']:.2f} | {r['ratio']:.2f}{to_wide}"
         print(f"| {task} | {rates} | {share} | {r['jclip']['peak_mib']} / {r['torch']['peak_mib']} |")
     if "memory" in results:
@@ -48,6 +63,28 @@ def main() -> int:
             print(f"| {task} | {seconds} | {r['ratio']:.2f} | {compiled} |")
     print_towers(results)
     return 0
+
+
+def print_processors() -> None:
+    """A row per processor and number of threads, the newest first: ratios to torch, seconds to start."""
+    print(f"| processor, threads | measured | {' | '.join(COLUMNS)} | first, second start, CPU s | targets missed |")
+    print(f"|{'---|' * (len(COLUMNS) + 4)}")
+    shown = set()
+    for results in targets.newest_first():
+        of = (results["machine"]["cpu"], results["machine"]["threads"])
+        together = targets.recorded(*of)
+        tasks, starts = together.get("tasks", {}), together.get("starts", {})
+        cells = [f"{tasks[row]['ratio']:.2f}" if row in tasks else "" for row in COLUMNS.values()]
+        seconds = [starts[row]["cpu_seconds"] for row in ("first start", "second start") if row in starts]
+        values = [(t, t.value(together)) for t in targets.TARGETS]
+        missed = sum(value is not None and t.missed(value) for t, value in values)
+        measured = sum(value is not None for _, value in values)
+        if of in shown or not measured:
+            continue
+        shown.add(of)
+        cells += [", ".join(f"{s:.1f}" for s in seconds), f"{missed} of {measured}"]
+        print(f"| {of[0]}, {of[1]} | {results['machine']['time'][:10]} | {' | '.join(cells)} |")
+    print()
 
 
 def print_towers(results: dict) -> None:

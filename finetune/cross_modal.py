@@ -41,7 +41,7 @@ class Config:
     data: DataConfig
     model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
-    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    dtype: Dtype = "fp32"  # int8 on CPUs, bf16 on those with AVX-512, both halves on a GPU
     templates: str = "simple"  # the authors': the data set's own template
     views: int = 1  # augmented views of each photo beside the plain one
     augment: str = "mirror"  # the authors': the plain view's mirror image, of which there is but one

@@ -30,6 +30,7 @@ from jclip.train.configs import build_config, resolved
 
 TASK = "curriculum"
 AUTO = "auto"
+MOST = 5
 HELD = "held"  # the file of rows that choices are made by, where these are pseudo-labels
 
 
@@ -51,6 +52,7 @@ class Config:
     proxy_epochs: int = (
         0  # of the search's trainings; the winner is trained at full length in the end; 0: all at full length
     )
+    steps: int = 0  # of each training, however few its rows: epochs follow, up to MOST times learn's; 0: learn's epochs
     max_trainings: int = 0  # the best so far wins then; 0: as many as it takes
     selection: Literal["val", "pseudo_val"] = "val"  # choices by validation labels of people, or by held-out rows
     held_out: float = 0.05  # share of photos whose rows are held out, for pseudo_val
@@ -60,10 +62,12 @@ class Config:
     def __post_init__(self):
         module, learned = self.recipe
         row_sets.check(module)
-        if self.proxy_epochs and not hasattr(learned, "optim"):
-            raise ConfigError(f"proxy_epochs must be 0 for a recipe without epochs, got {self.proxy_epochs}")
-        if min(self.proxy_epochs, self.max_trainings) < 0 or not 0 < self.held_out < 0.9:
-            raise ConfigError("proxy_epochs and max_trainings must be at least 0, held_out in (0, 0.9)")
+        if (self.proxy_epochs or self.steps) and not hasattr(learned, "optim"):
+            raise ConfigError("proxy_epochs and steps must be 0 for a recipe without epochs")
+        if self.proxy_epochs and self.steps:
+            raise ConfigError("only one of proxy_epochs and steps may be given, got both")
+        if min(self.proxy_epochs, self.steps, self.max_trainings) < 0 or not 0 < self.held_out < 0.9:
+            raise ConfigError("proxy_epochs, steps and max_trainings must be at least 0, held_out in (0, 0.9)")
         for name in filter(None, [self.source, *(self.order if self.order != (AUTO,) else ())]):
             if name not in self.data.sources:
                 raise UnknownName("source", name, self.data.sources)
@@ -182,7 +186,7 @@ class Trainings:
         """The search over these rows, as far as the run's folder knows it already."""
         module, learned = self.cfg.recipe
         of_trainings = resolved(module, learned)
-        made_of = [of_trainings, self.cfg.proxy_epochs, [self.rows.identity(n) for n in self.held]]
+        made_of = [of_trainings, self.cfg.proxy_epochs, self.cfg.steps, [self.rows.identity(n) for n in self.held]]
         if self.held:
             self.rows.write(self.run.file(f"{HELD}{self.rows.ending}"), self.held)
         return curriculum_search.Search(
@@ -195,8 +199,8 @@ class Trainings:
         """A run of the recipe on these rows, begun or resumed in a folder named by `key`."""
         module, learned = self.cfg.recipe
         folder = self.run.inner(f"training-{key}")
-        if not full:
-            learned = replace(learned, optim=replace(learned.optim, epochs=self.cfg.proxy_epochs, stop=0))
+        if epochs := self.epochs(learned, len(numbers), full):
+            learned = replace(learned, optim=replace(learned.optim, epochs=epochs, stop=0))
         place, ending = self.run.folder.resolve(), self.rows.ending
         held = str(place / f"{HELD}{ending}") if self.held else ""
         learned = self.rows.learning(learned, str(place / folder.name / f"rows{ending}"), held)
@@ -209,6 +213,15 @@ class Trainings:
                 result = inner.finish(metrics)
         accuracy = row_sets.accuracy_of(module, result["metrics"])
         return curriculum_state.TrainedRun(accuracy, folder.name)
+
+    def epochs(self, learned: Any, count: int, full: bool) -> int:
+        """How many epochs a training on so many rows takes; 0: as the recipe's settings say."""
+        if not full:
+            return self.cfg.proxy_epochs
+        if not self.cfg.steps:
+            return 0
+        wanted = -(-self.cfg.steps // max(count // learned.optim.batch, 1))
+        return min(wanted, MOST * learned.optim.epochs)
 
     def score(self, trained: curriculum_state.TrainedRun, numbers: Sequence[int]) -> Any:
         """Reliabilities of rows by a run of this curriculum."""

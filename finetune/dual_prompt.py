@@ -116,13 +116,14 @@ class Config:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Photos and which of their labels are known, training, evaluation of val and test photos."""
+    source = prompted_source({}, cfg, sources.source_of(cfg))
+    trainable.check_in_memory(source)
     photos = read_photos(cfg)
     training = photos.pop("train")
     taught = taught_of(cfg, training.classnames)
     known = known_of(cfg, training, run) & taught
     targets = known_labels.masked(training.targets, known)
     known_labels.check_known(targets, training.classnames, taught)
-    source = prompted_source({}, cfg, sources.source_of(cfg))
     parts = {"train": training, **photos}
     run.note(weights_sha256=source.weights_sha256, mask_sha256=label_files.PhotoLabels((), (), targets).sha256())
     run.note(**{f"{name}_sha256": part.split.digest() for name, part in parts.items()})

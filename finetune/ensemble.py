@@ -42,7 +42,7 @@ class Config:
     ]  # folders, from here, of finished runs; or YAMLs and names of configs, run on `data` below this run's own
     model: str = ""  # of photos: the model of all runs
     family: str | None = None  # for weights that don't say their activation
-    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    dtype: Dtype = "fp32"  # int8 on CPUs, bf16 on those with AVX-512, both halves on a GPU
     templates: str = "openai7"
     inputs: Inputs = "log_softmax"
     weights: tuple[float, ...] = ()  # one per run, in place of the search

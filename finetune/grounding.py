@@ -13,16 +13,16 @@ gradient are what makes small batches learn (`optim.lr`, `clip`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from jclip.config import BoxDataConfig, OptimConfig
-from jclip.data import box_parts, box_samples
-from jclip.data.box_views import BoxAugment
+from jclip.config import BoxDataConfig, BoxViewConfig, OptimConfig
+from jclip.data import box_parts, box_samples, box_views
 from jclip.errors import ConfigError
 from jclip.features import box_features
 from jclip.features import source as sources
@@ -57,7 +57,7 @@ class Config:
     absent: float = 0.3  # share of a batch's phrases that are of other photos, for that
     clip: float = 0.1  # bound of the gradient's global norm; 0: none
     augment: bool = False  # each phrase's photo in a training view of its own: photos are encoded in each step
-    augmentation: BoxAugment = field(default_factory=BoxAugment)  # how that view is drawn
+    augmentation: BoxViewConfig = field(default_factory=BoxViewConfig)  # how that view is drawn
     visual_positions: Literal["fixed", "trained"] = "fixed"  # trained, as CLIP-VG does: photos are encoded in each step
     tower: Literal["frozen", "lora"] = "frozen"  # lora: low-rank updates of the towers' attention learn too
     lora: LowRank = field(default_factory=lambda: LowRank(rank=8, dropout=0.0))
@@ -133,7 +133,9 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test phrases."""
     source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256)
-    return run_on(cfg, run, source, read_parts(cfg, source))
+    samples = read_samples(cfg, source)
+    check_samples(cfg, source, samples)
+    return run_on(cfg, run, source, features_of_parts(cfg, source, samples))
 
 
 def run_on(
@@ -142,10 +144,7 @@ def run_on(
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
-    network, towers = (
-        networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions),
-        learning_towers(cfg, source),
-    )
+    network, towers = new_network(cfg, source), learning_towers(cfg, source)
     state, outcome = train(cfg, run, source, network, towers, parts)
     learned = towers.kept(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     towers.end()
@@ -166,12 +165,27 @@ def check_parts(cfg: Config, parts: Mapping[str, Any]) -> None:
     if "train" not in parts:
         raise ConfigError("there is nothing to learn from: set data.train")
     if cfg.selection == "val" and "val" not in parts:
-        raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
+        raise ConfigError(
+            "selection=val needs validation phrases: set data.val, of the embedded world also data.val_scenes"
+        )
+
+
+def check_samples(cfg: Config, source: sources.ModelSource, samples: Mapping[str, box_samples.BoxSamples]) -> None:
+    """What a training would refuse, before photos are encoded for it. Raises `ConfigError` and `DataError`."""
+    check_parts(cfg, samples)
+    fusion_shape(cfg, source)
+    box_training.check_step(len(samples["train"]), cfg.optim.batch, cfg.accumulate)
 
 
 def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
     """Features of all parts that there are. Where each step encodes them, photos or phrases have none yet."""
-    samples = read_samples(cfg, source)
+    return features_of_parts(cfg, source, read_samples(cfg, source))
+
+
+def features_of_parts(
+    cfg: Config, source: sources.ModelSource, samples: Mapping[str, box_samples.BoxSamples]
+) -> dict[str, box_features.BoxFeatures]:
+    """The same of parts that were read."""
     found = {
         part: features_of(cfg, source, own, later=cfg.trains_tower) for part, own in samples.items() if part != "train"
     }
@@ -229,6 +243,11 @@ def fusion_shape(cfg: Config, source: sources.ModelSource) -> networks.FusionSha
     )
 
 
+def new_network(cfg: Config, source: sources.ModelSource) -> networks.GroundingNetwork:
+    """The network as training begins with it."""
+    return networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed, cfg.positions)
+
+
 def learning_towers(cfg: Config, source: sources.ModelSource) -> box_towers.LearningTowers:
     """What of the towers learns."""
     positions = cfg.visual_positions == "trained"
@@ -239,7 +258,7 @@ def training_batches(cfg: Config, features: box_features.BoxFeatures) -> box_bat
     """The batches of each step."""
     share = cfg.absent if cfg.present else 0.0
     if cfg.sees_anew:
-        view = cfg.augmentation if cfg.augment else None
+        view = box_views.BoxAugment(**asdict(cfg.augmentation)) if cfg.augment else None
         batches = box_batches.PhotoBatches(features, cfg.optim.batch, cfg.seed, share, view, cfg.data.on_error)
     else:
         batches = box_training.PhraseBatches(features, cfg.optim.batch, cfg.seed, share)
@@ -303,26 +322,27 @@ def plan(cfg: Config, folder: Path) -> str:
     """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
     source = sources.source_of(cfg)
     samples = read_samples(cfg, source)
-    check_parts(cfg, samples)
-    network, towers = networks.GroundingNetwork(fusion_shape(cfg, source), cfg.seed), learning_towers(cfg, source)
+    check_samples(cfg, source, samples)
+    network, towers = new_network(cfg, source), learning_towers(cfg, source)
     optim = optimiser_of(cfg, network, towers)
     schedule = box_plan.Schedule(
         cfg.optim.batch, cfg.accumulate, cfg.optim.trained_epochs, cfg.sees_anew, cfg.trains_images, cfg.trains_texts,
         cfg.tokens,
     )  # fmt: skip
 
-    def costs_of(own: box_samples.BoxSamples) -> box_plan.Costs:
-        small = replace(cfg, optim=replace(cfg.optim, batch=len(own)), accumulate=1, tokens="memory")
+    def costs_of(own: box_samples.BoxSamples, batch: int) -> box_plan.Costs:
+        small = replace(cfg, optim=replace(cfg.optim, batch=batch), accumulate=1, tokens="memory")
         whole = box_features.box_features(source, own, cfg.reading, keep=False, where="memory")
         features = features_to_learn_from(small, source, own) if cfg.sees_anew or cfg.trains_texts else whole
         batches, gradients = training_batches(small, features), []
+        several = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
 
         def step() -> None:
-            batch = next(batches.epoch(0))
-            gradients[:] = box_batches.step_gradients(network, towers, batch, optim.params.values(), cfg.seed, 0)[1]
+            of_step = next(several)
+            gradients[:] = box_batches.step_gradients(network, towers, of_step, optim.params.values(), cfg.seed, 0)[1]
             jt.sync(gradients)
 
-        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, len(own))
+        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, batch)
 
     costs = box_plan.costs_of_some(costs_of, samples["train"], cfg.optim.batch, cfg.seed)
     return "\n".join(box_plan.plan_lines(samples, schedule, source, cfg.reading, costs))

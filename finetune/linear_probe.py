@@ -43,7 +43,7 @@ class Config:
     data: DataConfig
     model: str = ""  # a name or weight file; precomputed features need none
     family: str | None = None  # for weights that don't say their activation
-    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    dtype: Dtype = "fp32"  # int8 on CPUs, bf16 on those with AVX-512, both halves on a GPU
     templates: str = "openai7"  # of the zero-shot figures beside
     features: Literal["projected", "penultimate"] = "projected"  # of photos; precomputed ones are projected
     views: int = 1  # augmented views of each training photo, every one a row of its own

@@ -34,7 +34,7 @@ class Config:
     data: DataConfig  # the authors choose on as many validation as training shots: val_shots = shots
     model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
-    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    dtype: Dtype = "fp32"  # int8 on CPUs, bf16 on those with AVX-512, both halves on a GPU
     templates: str = "openai7"
     augment: str = "tip_adapter"  # each training photo is seen in one augmented view
     epochs: int = 300

@@ -118,9 +118,10 @@ def _require(holds: bool, cfg: Config, names: Sequence[str], must: str) -> None:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
+    source = sources.source_of(cfg)
+    trainable.check_in_memory(source)
     parts = multi_label_photos.read_parts(cfg)
     captions = caption_training.read_captions(cfg, multi_label_photos.names_of(cfg, parts), run)
-    source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256, captions_sha256=caption_training.captions_digest(captions))
     run.note(**multi_label_photos.facts(parts))
     features = sentence_features.sentence_features(source, captions.texts, cfg.stored)

@@ -41,7 +41,7 @@ class Config:
     data: DataConfig
     model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
-    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    dtype: Dtype = "fp32"  # int8 on CPUs, bf16 on those with AVX-512, both halves on a GPU
     templates: str = "openai80"
     views: int = 1  # augmented views of each training photo, each a row of its own
     augment: str = "wise_ft"

@@ -39,7 +39,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: str = ""  # a name or weight file; precomputed features with text need none
     family: str | None = None  # for weights that don't say their activation
-    dtype: Dtype = "fp32"  # bf16 on CPUs with AVX-512, both halves on a GPU
+    dtype: Dtype = "fp32"  # int8 on CPUs, bf16 on those with AVX-512, both halves on a GPU
     templates: str = "openai7"
     models: tuple[Member, ...] = ()  # in place of model, family, dtype and templates: several, or one in another mode
     classes: str = ""  # names in place of the data's own: a benchmark's such as imagenet1k, a file, or a,b,c

@@ -35,8 +35,8 @@ from types import ModuleType
 import numpy as np
 
 from jclip.errors import SetupError
+from jclip.machine import core_import, toolchain
 from jclip.machine import gpu as cuda
-from jclip.machine import toolchain
 from jclip.paths import cache_dir, expanded, plain_path, replacing
 
 toolchain.refuse_unsupported()  # before the names below, which Windows lacks
@@ -62,15 +62,21 @@ def _start() -> ModuleType:
         return _adopt(sys.modules["jittor"])
     settings = _settings()
     stamp = _stamp(settings)
-    if not _is_built(stamp):
+    built = _is_built(stamp)
+    if not built:
         _build(settings, stamp)
+    on_gpu = {**os.environ, **settings}.get("nvcc_path", "unknown") != ""
+    unchecked = not on_gpu and (built or _is_built(stamp))
     try:
         with _prepared(settings):
-            module = _import_jittor(Path(settings["HOME"]))
+            module = _import_jittor(Path(settings["HOME"]), unchecked)
         _end_compile_pool()  # Jittor's handlers no longer see the end of a child
     except SystemExit:
         stamp.unlink(missing_ok=True)
         raise SetupError("Jittor rebuilt a part of itself and ended: run the same command again") from None
+    except Exception:
+        stamp.unlink(missing_ok=True)  # the next start checks all of it
+        raise
     if module.has_cuda and os.environ.get("JCLIP_DEVICE", "").lower() != "cpu":
         module.flags.use_cuda = 1
     return module
@@ -136,7 +142,8 @@ def _prepared(settings: dict[str, str]) -> Iterator[None]:
             libc.sigaction(number, action, None)
 
 
-def _import_jittor(home: Path) -> ModuleType:
+def _import_jittor(home: Path, unchecked: bool) -> ModuleType:
+    """Import Jittor, which compiles or checks its core unless `unchecked`: the core is what its stamp says."""
     import jittor_utils
 
     for kind in (np.float32, np.float64):
@@ -145,7 +152,8 @@ def _import_jittor(home: Path) -> ModuleType:
     includes = (plain_path(Path(paths[kind])) for kind in ("include", "platinclude"))
     jittor_utils._py3_include_path = " ".join(f'-I"{path}"' for path in includes)
     jittor_utils._py3_extension_suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    import jittor
+    with (core_import.unchecked if unchecked else core_import.compiling)(jittor_utils):
+        import jittor
 
     if "use_parallel_op_compiler" not in os.environ:  # its threads tune matrix products on one graph: a data race
         jittor.flags.use_parallel_op_compiler = 0
@@ -211,10 +219,18 @@ def _cpu_model() -> str:
     return ""
 
 
+def _facts(libraries: list[str]) -> str:
+    """Return a hash of what a build's files are now: Jittor's sources, the libraries made of them, oneDNN."""
+    package = Path(importlib.util.find_spec("jittor").origin).parent
+    onednn = toolchain.find_onednn()
+    return core_import.facts_of(package, libraries, onednn and onednn.library)
+
+
 def _is_built(stamp: Path) -> bool:
+    """Return whether a build is noted, and nothing of what it was made of or consists of has changed since."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        files = json.loads(stamp.read_text())["libraries"]
-        return bool(files) and all(Path(f).is_file() for f in files)
+        noted = json.loads(stamp.read_text())
+        return bool(noted["libraries"]) and noted["facts"] == _facts(noted["libraries"])
     return False
 
 
@@ -232,13 +248,13 @@ def _build(settings: dict[str, str], stamp: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if _is_built(stamp):
             return
-        _say("jclip: first start here: preparing Jittor for this machine (it compiles for two to four minutes, once)")
+        _say("jclip: first start here: preparing Jittor for this machine (it compiles for one to two minutes, once)")
         begun = time.monotonic()
         for _ in range(4):  # Jittor may end its process with exit code 0 between two stages of its build
             libraries = _build_in_child(settings, log)
             if libraries:
                 with replacing(stamp) as path:
-                    path.write_text(json.dumps({"libraries": libraries}))
+                    path.write_text(json.dumps({"libraries": libraries, "facts": _facts(libraries)}))
                 _say(f"jclip: Jittor is ready after {time.monotonic() - begun:.0f} s")
                 return
         raise SetupError(
@@ -304,11 +320,12 @@ def _cause(tail: list[str]) -> str:
 def _try_out() -> None:
     """Run in the child: import, compute, print the compiled libraries on the last line."""
     with _prepared({}):
-        module = _import_jittor(expanded("~"))
+        module = _import_jittor(expanded("~"), unchecked=False)
     product = (module.array([[1.0, 2.0], [3.0, 4.0]]) @ module.array([[1.0], [10.0]])).numpy()
     if product.ravel().tolist() != [21.0, 43.0]:
         raise SystemExit(f"Error: Jittor computes wrongly: {product.ravel().tolist()} instead of [21.0, 43.0]")
-    libraries = [sys.modules[m].__file__ for m in ("jit_utils_core", "jittor_core")]
+    files = (getattr(m, "__file__", None) or "" for m in list(sys.modules.values()))
+    libraries = sorted(f for f in files if f.endswith(".so") and f.startswith(sys.modules["jittor_utils"].cache_path))
     sys.stdout.write(f"\n{_READY}{json.dumps(libraries)}\n")
     sys.stdout.flush()
 

@@ -48,6 +48,16 @@ TOLERANCES = {
     "half_relative": 2e-2,
     # whole towers with bfloat16 products, against float32: rounding of each product adds up. Measured 1.2e-2.
     "half_tower_relative": 3e-2,
+    # a number rounded to the nearest step of its row, in steps: half of one, and float32's own rounding.
+    "half_a_step": 0.5001,
+    # share of outputs that a number between two integers, rounded to the other one, moves.
+    "int8_halfway": 0.1,
+    # 1 - cosine to float32 of a tower of real size in 8 bits, random weights. Measured 6e-5.
+    "int8_cosine": 1e-3,
+    # 1 - cosine to float32 of toy towers in 8 bits: features are sums of 20 to 48 terms. Measured 1.7e-3.
+    "int8_toy_cosine": 4e-3,
+    # the same between one's operators and the plain formulas: attention is bfloat16 in one of them.
+    "int8_on_off_cosine": 1e-3,
     # losses along a short training with bfloat16 products, against float32. Measured 1e-3.
     "half_training_relative": 1e-2,
     # log-probabilities and losses of order one.

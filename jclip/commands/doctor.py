@@ -58,6 +58,7 @@ def findings() -> Iterator[tuple[str, str]]:
     yield from _cuda()
     yield "torch", f"{_version('torch')} (reference for the tests only; jclip itself never imports it)"
     yield "bf16 on the CPU", _half()
+    yield "int8 on the CPU", _int8()
     yield "threads", f"{os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0))} (OMP_NUM_THREADS sets them)"
     yield "cache", _told(_cache)
 
@@ -120,6 +121,13 @@ def _half() -> str:
     if found := [f.upper() for f in ("amx_bf16", "avx512_bf16") if f in flags]:
         return f"fast ({', '.join(found)})"
     return "runs, no faster than fp32 (AVX-512 without bf16)"
+
+
+def _int8() -> str:
+    flags, slow = toolchain.cpu_flags(), "runs, about as fast as fp32"
+    if found := [f.upper() for f in ("amx_int8", "avx512_vnni") if f in flags]:
+        return f"{slow}: {reason}" if (reason := toolchain.why_no_avx512()) else f"fast ({', '.join(found)})"
+    return f"{slow} (neither AVX-512 VNNI nor AMX)"
 
 
 def _cache() -> str:

@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
     p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
     p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32",
-        help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+        "--dtype", choices=("fp32", "fp16", "bf16", "int8"), default="fp32",
+        help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
     )  # fmt: skip
     p.add_argument(
         "--export", type=nonempty, metavar="FOLDER",

@@ -16,11 +16,12 @@ from jclip.features import source as sources
 from jclip.paths import exists, refuse_overwriting
 from jclip.report import box_drawing, found_boxes, grounder
 from jclip.report.finished_run import run_folder
+from jclip.train import curriculum_state
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from PIL import Image
 
-Finder = Callable[[Any, str, Sequence[str]], list[Any]]  # picture, its path, phrases → their boxes
+Finder = Callable[[Any, str, Sequence[str]], tuple[list[Any], Any]]  # picture, path, phrases → boxes; where a run looks
 EPILOG = """Arguments that are files or folders are photos, the rest are phrases; the last is always a phrase. Words of places
 (left, behind, bigger than …) have rules with --model. A box comes back in any case: `present` and `support` say what it is
 worth. --run shapes-tiny-ground ships with jclip and knows the scenes of `jclip world`."""
@@ -78,16 +79,15 @@ def main(argv: list[str]) -> int:
     many = len(photos) > 1 or any(Path(place).is_dir() for place in named)
     drawings = {option: drawing_names(path, photos, many) for option, path in outputs(args).items()}
     refuse_overwriting([name for names in drawings.values() for name in names], [*photos, *filter(None, [args.boxes])])
-    finder, run = finder_of(args, phrases)
+    finder, kind = finder_of(args, phrases), "network" if args.run else "proposals" if args.boxes else "rough"
     on_error = args.on_error or ("skip" if many else "stop")
     failed: list[str] = []
     rows: list[list[str]] = []
-    for at, photo, picture, things in found_in(photos, phrases, finder, on_error, failed):
-        kind = "network" if run else "proposals" if args.boxes else "rough"
+    for at, photo, picture, things, looked in found_in(photos, phrases, finder, on_error, failed):
         if args.json:
             say(found_boxes.json_line(photo, picture.size, kind, things))
         rows += found_boxes.table_rows(photo, things)
-        draw(drawings, at, picture, things, kind, run, args)
+        draw({option: names[at] for option, names in drawings.items()}, picture, things, looked, kind)
     if not args.json:
         say(found_boxes.table(rows))
     if failed:
@@ -157,13 +157,19 @@ def drawing_names(path: str, photos: Sequence[str], many: bool) -> list[str]:
     return names
 
 
-def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> tuple[Finder, grounder.Grounder | None]:
-    """What finds phrases in a photo as the options say, and the run if it is one. Raises `ConfigError`, and `DataError` for
-    a phrase that is too long."""
+def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> Finder:
+    """What finds phrases in a photo as the options say. Raises `ConfigError`, and `DataError` for a phrase that is too
+    long."""
     if args.run:
-        run = grounder.Grounder.load(*run_folder(args.run, ()), *(args.model or ()))
+        folder = curriculum_state.answering_folder(run_folder(args.run, ())[0])
+        run = grounder.Grounder.load(folder, (), *(args.model or ()))
         run.check_lengths(phrases, args.truncate)
-        return lambda picture, photo, phrases: run.predict(picture, phrases, True, args.truncate), run
+
+        def by_run(picture: Image.Image, photo: str, phrases: Sequence[str]) -> tuple[list[Any], Any]:
+            encoded = run.encoded(picture, phrases, args.truncate)
+            return run.found(encoded, support=True), run.looked(encoded) if args.attention else None
+
+        return by_run
     proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None
     models = [sources.ModelSource(name, args.family) for name in args.model or [default_model()]]
     rules = box_proposals.ProposalRules(places=not args.no_rules)
@@ -173,55 +179,48 @@ def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> tuple[Finder,
     if proposed is None:
         rough = rough_boxes.RoughScorer(models[0], rules)
 
-        def roughly(picture: Image.Image, photo: str, phrases: Sequence[str]) -> list[grounder.FoundThing]:
+        def roughly(picture: Image.Image, photo: str, phrases: Sequence[str]) -> tuple[list[Any], None]:
             found = rough(picture, phrases, args.truncate)
-            return [found_boxes.best_of(p, *one) for p, one in zip(phrases, found, strict=True)]
+            return [found_boxes.best_of(p, *one) for p, one in zip(phrases, found, strict=True)], None
 
-        return roughly, None
+        return roughly
     scorer = box_proposals.BoxScorer(models, rules)
 
-    def among(picture: Image.Image, photo: str, phrases: Sequence[str]) -> list[grounder.FoundThing]:
+    def among(picture: Image.Image, photo: str, phrases: Sequence[str]) -> tuple[list[Any], None]:
         boxes = proposed.boxes(photo, picture.size, args.min_score)
         found = scorer(picture, boxes, phrases, args.truncate)
-        return [found_boxes.best_of(p, boxes, one) for p, one in zip(phrases, found, strict=True)]
+        return [found_boxes.best_of(p, boxes, one) for p, one in zip(phrases, found, strict=True)], None
 
-    return among, None
+    return among
 
 
 def found_in(
     photos: Sequence[str], phrases: Sequence[str], finder: Finder, on_error: str, failed: list[str]
-) -> Iterator[tuple[int, str, Image.Image, list[Any]]]:
-    """Number, path, picture and boxes of each photo that decodes and has proposals; `failed` receives what others lack."""
+) -> Iterator[tuple[int, str, Image.Image, list[Any], Any]]:
+    """Number, path, picture, and what the finder says of each photo that decodes and has proposals; `failed` receives what
+    others lack."""
     for at, photo in enumerate(photos):
         try:
             picture = grounder.opened(photo)
-            things = finder(picture, photo, phrases)
+            things, looked = finder(picture, photo, phrases)
         except DataError as e:
             if on_error == "stop":
                 raise
             failed.append(str(e))
             continue
-        yield at, photo, picture, things
+        yield at, photo, picture, things, looked
     if len(failed) == len(photos):
         raise DataError(f"none of {counted(len(photos), 'photo')} can be searched: {failed[0]}")
 
 
 def draw(
-    drawings: dict[str, list[str]],
-    at: int,
-    picture: Image.Image,
-    things: Sequence[grounder.FoundThing],
-    kind: str,
-    run: grounder.Grounder | None,
-    args: argparse.Namespace,
+    drawings: dict[str, str], picture: Image.Image, things: Sequence[grounder.FoundThing], looked: Any, kind: str
 ) -> None:
-    """Writes the drawings of one photo."""
-    for option, names in drawings.items():
+    """Writes the drawings of one photo, by option."""
+    for option, name in drawings.items():
         if option == "draw":
             made = box_drawing.draw_boxes(picture, found_boxes.drawn(things, kind))
         else:
-            made = box_drawing.draw_attention(
-                picture, run.attention(picture, [t.phrase for t in things], args.truncate)
-            )
-        Path(names[at]).parent.mkdir(parents=True, exist_ok=True)
-        box_drawing.save_drawing(names[at], made)
+            made = box_drawing.draw_attention(picture, looked)
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        box_drawing.save_drawing(name, made)

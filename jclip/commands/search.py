@@ -89,8 +89,9 @@ def _add_ranking(p: argparse._ArgumentGroup) -> None:
     )
     p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
     p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"),
-        help="data type in which photos of a folder are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
+        help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "
+        "int8 a CPU",
     )  # fmt: skip
     p.add_argument(
         "--rules", type=nonempty, metavar="SET|FILE",

@@ -104,8 +104,8 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     add_shared(p, "--family")
     p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"),
-        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
+        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
     )  # fmt: skip
 
 

@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
     add_shared(p, "--model", " (default: JCLIP_MODEL, else ViT-B/32); a name needs no weights", default=default_model())
     add_shared(p, "--family")
     p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="data type of the encoders (default: fp32)"
+        "--dtype",
+        choices=("fp32", "fp16", "bf16", "int8"),
+        default="fp32",
+        help="data type of the encoders (default: fp32)",
     )
     p.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to compile (default: all)")
     return p

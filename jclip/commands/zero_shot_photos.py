@@ -149,8 +149,8 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
     add_shared(p, "--family")
     p.add_argument(
         "--dtype",
-        choices=("fp32", "fp16", "bf16"),
-        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU",
+        choices=("fp32", "fp16", "bf16", "int8"),
+        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
     )
 
 

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = face(
         "building": ("build", "to_json", "to_values", "to_yaml"),
         "groups": (
             "BoxDataConfig",
+            "BoxViewConfig",
             "CaptionConfig",
             "DataConfig",
             "Dtype",

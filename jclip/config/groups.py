@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jclip.errors import ConfigError, quoted
 
-Dtype = Literal["fp32", "fp16", "bf16"]  # what a model computes its products in
+Dtype = Literal["fp32", "fp16", "bf16", "int8"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
 
 
@@ -140,6 +140,36 @@ class BoxDataConfig:
         """What a part of the data is read from: files, or the embedded world; nothing where it has none."""
         given = self.test if part == "unseen" else getattr(self, part)
         return tuple(filter(None, self.train if given is None and self.train == ("shapes",) else given or ()))
+
+
+@dataclass(frozen=True)
+class BoxViewConfig:
+    """How a training view of a phrase's photo is drawn, as CLIP-VG has it but for `crop_check`.
+
+    crop_check: `strict` keeps the box's centre and a pixel of it inside the crop; `reference` is the published test, which
+    compares x with the crop's top and y with its left and never looks at the far edges, so that the object can be cut away.
+    """
+
+    crop: float = 0.5  # probability of the branch that crops, unless the phrase names a direction
+    crop_check: Literal["strict", "reference"] = "strict"
+    short_sides: tuple[int, ...] = (400, 500, 600)  # pixels of the photo to crop from
+    crop_sides: tuple[int, int] = (384, 600)  # pixels of the crop, at least and at most
+    scale_step: int = 32  # pixels from one long side in the square to the next,
+    scale_count: int = 7  # so many of them, from the square's side down
+    translate: bool = True  # the picture lies anywhere in the square, not in its middle
+    jitter: float = 0.4  # of brightness, contrast and saturation
+    jitter_share: float = 0.8
+    blur_share: float = 0.0
+
+    def __post_init__(self):
+        group, (low, high), most = "augmentation", self.crop_sides, 4096
+        for name in ("crop", "jitter", "jitter_share", "blur_share"):
+            require(0 <= (value := getattr(self, name)) <= 1, group, name, "in [0, 1]", value)
+        require(1 <= low <= high <= most, group, "crop_sides", f"rising numbers in [1, {most}]", self.crop_sides)
+        fits = self.short_sides and low <= min(self.short_sides) <= max(self.short_sides) <= most
+        require(bool(fits), group, "short_sides", f"in [{low}, {most}], from crop_sides on", self.short_sides)
+        for name in ("scale_step", "scale_count"):
+            require((value := getattr(self, name)) >= 1, group, name, "at least 1", value)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,17 @@ pixels until it is handed out as centres cx, cy, w, h, shares of the padded squa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from jclip.errors import ConfigError
+from jclip.config import BoxViewConfig
 from jclip.functional import boxes
 
 DIRECTIONS = ("left", "right", "top", "bottom", "middle")  # as substrings: "laptop" holds one, too, in the reference
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 TRIES = 20
 SMALLEST = 32  # long side in the square
-MOST_PIXELS = 4096  # of a side to crop from
 
 
 @dataclass(frozen=True)
@@ -96,42 +94,8 @@ def in_square(picture: Image.Image, place: Placement, normalisation: Normalisati
 
 
 @dataclass(frozen=True)
-class BoxAugment:
-    """The training view. `crop`: probability of the branch that crops, unless the phrase names a direction.
-
-    short_sides, crop_sides: that branch's sizes, in pixels. crop_check: `strict` keeps the box's centre and a pixel of it
-    inside; `reference` is the published test, which compares x with the crop's top and y with its left and never looks at
-    the far edges, so that the object can be cut away. scales: long sides in the square, `scale_step` apart, `scale_count`
-    of them from the square's side down. jitter: of brightness, contrast and saturation. A photo is never mirrored.
-    """
-
-    crop: float = 0.5
-    crop_check: Literal["strict", "reference"] = "strict"
-    short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_sides: tuple[int, int] = (384, 600)
-    scale_step: int = 32
-    scale_count: int = 7
-    translate: bool = True
-    jitter: float = 0.4
-    jitter_share: float = 0.8
-    blur_share: float = 0.0
-
-    def __post_init__(self):
-        for name in ("crop", "jitter", "jitter_share", "blur_share"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ConfigError(f"augmentation.{name} must be in [0, 1], got {value:g}")
-        low, high = self.crop_sides
-        if not 1 <= low <= high <= MOST_PIXELS:
-            raise ConfigError(f"augmentation.crop_sides must be two rising numbers of pixels, got {[low, high]}")
-        if not self.short_sides or not low <= min(self.short_sides) <= max(self.short_sides) <= MOST_PIXELS:
-            raise ConfigError(
-                f"augmentation.short_sides must be in [{low}, {MOST_PIXELS}], from crop_sides on, got {[*self.short_sides]}"
-            )
-        if self.scale_step < 1 or self.scale_count < 1:
-            raise ConfigError(
-                "augmentation.scale_step and scale_count must be at least 1, got "
-                f"{self.scale_step} and {self.scale_count}"
-            )
+class BoxAugment(BoxViewConfig):
+    """The training view, as its settings say. A photo is never mirrored."""
 
     def __call__(
         self,

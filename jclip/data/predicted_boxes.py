@@ -169,8 +169,13 @@ def matched(
     lacking = [number for number in range(len(rows)) if number not in found]
     if (strangers or lacking) and (not common or not found):
         if strangers:
-            got = f"{quoted(strangers[0].phrase, 60)} of {quoted(strangers[0].image, 80)}"
-            raise DataError(f"{strangers[0].place}: must be for a row of {place}, got {got} ({len(strangers)} such)"
+            first = strangers[0]
+            got = (
+                f"row {first.row} of {len(rows)}"
+                if numbered
+                else f"{quoted(first.phrase, 60)} of {quoted(first.image, 80)}"
+            )
+            raise DataError(f"{first.place}: must be for a row of {place}, got {got} ({len(strangers)} such)"
                             + ("" if not found else ": --common leaves them out"))  # fmt: skip
         first = rows[lacking[0]]
         raise DataError(

@@ -42,6 +42,7 @@ from jclip.postponed import jt
 from jclip.readers import safetensors
 from jclip.weights.variants import ResNetConfig
 
+TOGETHER = 4 * AT_ONCE  # phrases whose boxes are found at once
 MOST_IN_MEMORY = 2**30  # bytes of photos' tokens
 Kept = Literal["memory", "disk", "steps", "none"]
 Where = Literal["auto", "memory", "disk", "steps"]
@@ -340,8 +341,8 @@ def found_boxes(
     """
     order, boxes, present = np.argsort(features.samples.of, kind="stable"), [], []
     with jt.no_grad():
-        for at in range(0, len(order), 4 * AT_ONCE):
-            rows = order[at : at + 4 * AT_ONCE]
+        for at in range(0, len(order), TOGETHER):
+            rows = order[at : at + TOGETHER]
             batch = features.batch(rows, None if absent is None else {i: absent[row] for i, row in enumerate(rows)})
             found = network(batch.images, batch.texts, batch.said, batch.seen, batch.of)
             boxes.append(found.boxes.numpy())

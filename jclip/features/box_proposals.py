@@ -68,14 +68,27 @@ class BoxScorer:
         for source in sources:
             check_towers(source)
         self.sources, self.rules = tuple(sources), rules or ProposalRules()
-        self._texts: dict[str, list[np.ndarray]] = {}
+        self.texts = tuple(TextFeatures(source) for source in self.sources)
 
     def __call__(
-        self, photo: Image.Image, boxes: np.ndarray, phrases: Sequence[str], truncate: bool = False
+        self,
+        photo: Image.Image,
+        boxes: np.ndarray,
+        phrases: Sequence[str],
+        truncate: bool = False,
+        blurred: Image.Image | None = None,
     ) -> list[ScoredBoxes]:
-        """An RGB photo and corners (N, 4) in its pixels → for each phrase the scores of all boxes, which are encoded once."""
-        seen = [self._seen(source, photo, boxes) for source in self.sources]
+        """An RGB photo and corners (N, 4) in its pixels → for each phrase the scores of all boxes, which are encoded once.
+
+        blurred: the photo as `blurred` gives it, where several calls are about the same one.
+        """
+        blurred = self.blurred(photo) if blurred is None else blurred
+        seen = [self._seen(source, photo, blurred, boxes) for source in self.sources]
         return [self._scored(phrase, boxes, seen, truncate) for phrase in phrases]
+
+    def blurred(self, photo: Image.Image) -> Image.Image:
+        """The photo that surrounds boxes; itself where no view has surroundings."""
+        return photo.filter(ImageFilter.GaussianBlur(self.rules.blur)) if "blur" in self.rules.views else photo
 
     def _scored(self, phrase: str, boxes: np.ndarray, seen: Sequence[np.ndarray], truncate: bool) -> ScoredBoxes:
         def likely(text: str) -> np.ndarray:
@@ -94,14 +107,10 @@ class BoxScorer:
 
     def _encoded(self, text: str, truncate: bool) -> list[np.ndarray]:
         """Of each model the text's feature (E,), of length one."""
-        if text not in self._texts:
-            prompt = self.rules.prompt.replace("{phrase}", text)
-            self._texts[text] = [text_feature(source, prompt, truncate) for source in self.sources]
-        return self._texts[text]
+        return [of_model(self.rules.prompt.replace("{phrase}", text), truncate) for of_model in self.texts]
 
-    def _seen(self, source: ModelSource, photo: Image.Image, boxes: np.ndarray) -> np.ndarray:
+    def _seen(self, source: ModelSource, photo: Image.Image, blurred: Image.Image, boxes: np.ndarray) -> np.ndarray:
         """(views, N, E), of length one."""
-        blurred = photo.filter(ImageFilter.GaussianBlur(self.rules.blur)) if "blur" in self.rules.views else photo
         look = {"crop": lambda box: cut_out(photo, box), "blur": lambda box: surroundings_blurred(photo, blurred, box)}
         pictures = (look[view](box) for view in self.rules.views for box in boxes.tolist())
         return picture_features(source, pictures).reshape(len(self.rules.views), len(boxes), -1)
@@ -166,12 +175,26 @@ def text_feature(source: ModelSource, prompt: str, truncate: bool = False) -> np
     return unit(features)[0]
 
 
-def crop_support(source: ModelSource, photo: Image.Image, boxes: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
+class TextFeatures:
+    """A model's features of texts, each encoded once however many photos it is looked for in."""
+
+    def __init__(self, source: ModelSource):
+        self.source = source
+        self._known: dict[tuple[str, bool], np.ndarray] = {}
+
+    def __call__(self, text: str, truncate: bool = False) -> np.ndarray:
+        """(E,), of length one. Raises as `text_feature` does."""
+        if (text, truncate) not in self._known:
+            self._known[text, truncate] = text_feature(self.source, text, truncate)
+        return self._known[text, truncate]
+
+
+def crop_support(texts: TextFeatures, photo: Image.Image, boxes: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
     """(n,): the cosine of each phrase with what its own box, corners (n, 4) of an RGB photo, cuts out of it. A phrase that
     is too long is cut."""
-    texts = {phrase: text_feature(source, PROMPT.replace("{phrase}", phrase.lower()), True) for phrase in phrases}
-    pictures = picture_features(source, (cut_out(photo, box) for box in np.asarray(boxes, float).tolist()))
-    return (pictures * np.stack([texts[phrase] for phrase in phrases])).sum(axis=1)
+    said = np.stack([texts(PROMPT.replace("{phrase}", phrase.lower()), True) for phrase in phrases])
+    pictures = picture_features(texts.source, (cut_out(photo, box) for box in np.asarray(boxes, float).tolist()))
+    return (pictures * said).sum(axis=1)
 
 
 def check_lengths(source: ModelSource, phrases: Sequence[str], prompt: str, truncate: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jclip.prompts import tokenizer
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import safetensors
 
-PROMPTS_AT_ONCE = 512
+PROMPTS_AT_ONCE, PROMPTS_AT_LEAST = 512, 24  # of a batch; fewer only where there are no more
 
 
 @dataclass(frozen=True)
@@ -158,14 +158,27 @@ def check_width(source: ModelSource, width: int) -> None:
 
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:
-    """(P, L) ids → (P, E), not normalised; short prompts are encoded together, so that each batch is cut early."""
-    order = np.argsort(tokens.argmax(axis=1), kind="stable")
+    """(P, L) ids → (P, E), not normalised; prompts of a length are encoded together, so that each batch is cut early."""
     features = np.zeros((len(tokens), model.config.embed_dim), np.float32)
     with jt.no_grad():
-        for start in range(0, len(order), PROMPTS_AT_ONCE):
-            rows = order[start : start + PROMPTS_AT_ONCE]
+        for rows in rows_by_length(tokens.argmax(axis=1)):
             features[rows] = model.encode_text(tokens[rows]).float32().numpy()
     return features
+
+
+def rows_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of each batch, the shortest first: a batch ends where the next prompts are longer, or when full.
+
+    Each has from `PROMPTS_AT_LEAST` to `PROMPTS_AT_ONCE` rows, the last perhaps fewer.
+    """
+    order = np.argsort(lengths, kind="stable")
+    longer = np.flatnonzero(np.diff(lengths[order])) + 1
+    start = 0
+    while start < len(order):
+        ends = longer[(longer >= start + PROMPTS_AT_LEAST) & (longer <= len(order) - PROMPTS_AT_LEAST)]
+        end = min(int(ends[0]) if len(ends) else len(order), start + PROMPTS_AT_ONCE)
+        yield order[start:end]
+        start = end
 
 
 def _head_file(

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from jclip.features.box_proposals import PROMPT, BoxScorer, ProposalRules, ScoredBoxes, check_towers, text_feature
+from jclip.features.box_proposals import PROMPT, BoxScorer, ProposalRules, ScoredBoxes, check_towers
 from jclip.features.heads import check_directions
 from jclip.features.source import ModelSource
 from jclip.functional import boxes as box_forms
@@ -46,15 +46,16 @@ class RoughScorer:
     def __call__(
         self, photo: Image.Image, phrases: Sequence[str], truncate: bool = False
     ) -> list[tuple[np.ndarray, ScoredBoxes]]:
-        """An RGB photo → for each phrase boxes (N, 4), corners in its pixels, and their scores. The maps are made once."""
+        """An RGB photo → for each phrase boxes (N, 4), corners in its pixels, and their scores. The maps are made
+        once, and each text is encoded once for all photos."""
         maps = [self._map(photo, factor) for factor in FACTORS.get(self.source.config.vision.kind, (1,))]
-        background, found = text_feature(self.source, BACKGROUND), []
+        texts, blurred, found = self._scorer.texts[0], self._scorer.blurred(photo), []
         for phrase in phrases:
             read = read_places(phrase, self.rules.published) if self.rules.places else None
             text = (read and read.text) or phrase.lower()
-            wanted = text_feature(self.source, PROMPT.replace("{phrase}", text), truncate) - background
+            wanted = texts(PROMPT.replace("{phrase}", text), truncate) - texts(BACKGROUND)
             boxes = boxes_of_map(joint_map([one @ wanted for one in maps], photo.size), photo.size)
-            found.append((boxes, self._scorer(photo, boxes, [phrase], truncate)[0]))
+            found.append((boxes, self._scorer(photo, boxes, [phrase], truncate, blurred)[0]))
         return found
 
     def _map(self, photo: Image.Image, factor: int) -> np.ndarray:

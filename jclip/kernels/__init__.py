@@ -11,7 +11,7 @@ import os
 
 from jclip.config import Dtype
 from jclip.errors import ConfigError
-from jclip.kernels import cpu, cpu_sequences, cuda, maps, plain
+from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.kernels.sequences import Sequences as Sequences
 from jclip.machine.gpu import find_gpus
@@ -89,8 +89,10 @@ def linear(x, weight, bias=None, activation: str | None = None, residual=None, h
     """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu" or None.
 
     On the CPU a product with a bfloat16 weight is float32, or with `half` bfloat16 where no gradient is asked for: what
-    only goes into another product or attention.
+    only goes into another product or attention. With a weight of `to_int8` alike, and without a gradient.
     """
+    if weight.dtype == "int8":
+        return int8.linear(x, weight, bias, activation, residual, half, fused=chosen() == "cpu")
     if chosen() == "cpu" and (weight.dtype == "bfloat16" or _fused(x, weight)):
         return cpu.linear(x, weight, bias, activation, residual, half)
     return plain.linear(x, weight, bias, activation, residual)
@@ -141,6 +143,8 @@ def products_in(dtype: Dtype):
     """
     if dtype == "fp32":
         return contextlib.nullcontext()
+    if dtype == "int8":
+        raise ConfigError(int8.NO_TRAINING)
     if reason := why_no_half_on_gpu(dtype) if jt.flags.use_cuda else why_no_half(dtype):
         raise ConfigError(f"training with dtype {dtype}: {reason}; use dtype=fp32")
     return plain.products_in("bfloat16") if jt.flags.use_cuda else cpu.half_products()
@@ -161,14 +165,20 @@ def to_half(weight, pack: bool):
     return cpu.packed(half) if pack else half
 
 
+def to_int8(weight):
+    """A weight (N, K) as integers of 8 bits with a scale per row, see `jclip.kernels.int8`."""
+    return int8.quantised(weight, fused=chosen() == "cpu")
+
+
 def unpacked(weight):
-    """(N, K) of what `to_half` may have packed."""
-    return cpu.unpacked(weight)
+    """(N, K) float32 of a weight in any of these forms."""
+    return int8.restored(weight) if weight.dtype == "int8" else cpu.unpacked(weight.float32())
 
 
 def rows(weight, first: int):
-    """weight[first:] of a weight (N, K), packed or not."""
-    return weight[first:] if weight.ndim == 2 else weight[first // cpu.BLOCK[0] :]
+    """weight[first:] of a weight (N, K) in any of these forms."""
+    in_block = 1 if weight.ndim == 2 else weight.shape[1] if weight.dtype == "int8" else cpu.BLOCK[0]
+    return weight[first // in_block :]
 
 
 def chosen() -> str:

@@ -234,12 +234,36 @@ def unpacked(weight):
     return weight.permute(0, 3, 1, 2, 4).reshape((blocks[0] * n, blocks[1] * k))
 
 
+def to_int8(weight):
+    """(N, K) float32 → the bytes of int8_weight.h, (N/R, R, K + 8) int8; R: rows that oneDNN multiplies at once, else 1."""
+    N, K = weight.shape
+    fitting = (R for R in INT8_BLOCKS if N % R == 0 and K % 64 == 0)
+    R = next(fitting, 1) if _multiplies_int8() else 1
+    sizes = "in0_shape0, in0_shape1"
+    return _one("int8_weight_forward", (N // R, R, K + 8), [weight], sizes, {"rows": R}, "int8")
+
+
+def int8_linear(x, weight, bias, activation: str | None, residual, dtype: str):
+    """As `kernels.linear`, with what `to_int8` returns and the output in `dtype`."""
+    blocks, R, _ = weight.shape
+    shape, options = [*x.shape[:-1], blocks * R], {"activation": ACTIVATIONS[activation]}
+    sizes = "in0->num, in1_shape0 * in1_shape1, in1_shape2 - 8, in1_shape1"
+    return _one("int8_linear_forward", shape, [x, weight, bias, residual], sizes, options, dtype)
+
+
+@lru_cache(maxsize=1)
+def _multiplies_int8() -> bool:
+    """Whether oneDNN multiplies weights of 8 bits with sums that are exact."""
+    return bool(_one("int8_weight_choice", (1,), [], "", dtype="int32").item())
+
+
 @lru_cache(maxsize=1)
 def _packs() -> bool:
     return bool(_one("pack_choice", (1,), [], "", dtype="int32").item())
 
 
 BLOCK = (64, 32)  # rows and columns of a packed block
+INT8_BLOCKS = (256, 128, 64)  # rows of one in 8 bits
 ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2}  # as linear.h numbers them
 
 # Sizes that the C++ functions take after the arrays.

@@ -91,18 +91,21 @@ class CLIP(TextEncoder, nn.Module):
     def to(self, dtype: Dtype) -> CLIP:
         """The model's weights in `dtype`; norms, statistics and the logit scale stay float32.
 
-        On the CPU bf16 is for inference: what linear maps and convolutions multiply is bfloat16, all else float32.
+        On the CPU bf16 is for inference: what linear maps and convolutions multiply is bfloat16, all else float32. So
+        is int8: linear maps but the first multiply 8 bits, see `jclip.kernels.int8`; the first and convolutions as in bf16.
         Raises `ConfigError` for what the device does not compute.
         """
-        if dtype not in ("fp32", *_HALF):
-            raise ConfigError(f"dtype must be one of fp32, fp16, bf16, got {dtype!r}")
+        if dtype not in ("fp32", "int8", *_HALF):
+            raise ConfigError(f"dtype must be one of fp32, fp16, bf16, int8, got {dtype!r}")
         if dtype == self.dtype:
             return self
         on_cpu = dtype != "fp32" and not jt.flags.use_cuda
-        if on_cpu and (reason := kernels.why_no_half(dtype)):
+        if dtype == "int8" and not on_cpu:
+            raise ConfigError("dtype int8 on a GPU: its products are made for CPUs; use bf16 or fp16")
+        if on_cpu and dtype != "int8" and (reason := kernels.why_no_half(dtype)):
             raise ConfigError(f"dtype {dtype} on the CPU: {reason}; use fp32")
         if on_cpu:
-            self._round_matrices()
+            self._round_matrices(dtype)
         else:
             self._cast(_HALF.get(dtype, "float32"))
         self.dtype = dtype
@@ -116,11 +119,18 @@ class CLIP(TextEncoder, nn.Module):
                 params[key].update(value.cast(name))
         self._image_dtype = name
 
-    def _round_matrices(self) -> None:
-        """What linear maps and convolutions multiply, to the CPU's bfloat16."""
-        params = self.state_dict()
+    def _round_matrices(self, dtype: Dtype) -> None:
+        """What linear maps and convolutions multiply, to the CPU's bfloat16, or with int8 to integers where it has one
+        row per output; the patches' kernel and convolutions then to bfloat16 where the CPU computes in it."""
+        params, keeps_wide = self.state_dict(), dtype == "int8" and bool(kernels.why_no_half("bf16"))
         for key, value in self.full_weights().items():
-            if is_multiplied(key):
+            if not is_multiplied(key):
+                continue
+            if dtype == "int8" and value.ndim == 2:
+                params[key].update(kernels.to_int8(value))
+            elif keeps_wide:
+                params[key].update(value)
+            else:
                 is_kernel = value.ndim == 4 and not (key in PATCHES and hasattr(self.config.vision, "patch_size"))
                 matrix = value if is_kernel else value.reshape((value.shape[0], -1))
                 params[key].update(kernels.to_half(matrix, pack=not is_kernel))
@@ -129,7 +139,7 @@ class CLIP(TextEncoder, nn.Module):
         """float32 parameters and statistics by name, in OpenAI's shapes, whatever the model computes with."""
         weights = {}
         for key, value in self.state_dict().items():
-            value = kernels.unpacked(value.float32()) if is_multiplied(key) and value.ndim != 4 else value.float32()
+            value = kernels.unpacked(value) if is_multiplied(key) and value.ndim != 4 else value.float32()
             weights[key] = value
         for key in PATCHES:
             if key in weights and weights[key].ndim == 2:

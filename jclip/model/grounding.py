@@ -261,7 +261,9 @@ def packed_tokens(
     """What is read of texts (B, L) and images (I, N) where `said` and `seen` are 0 or 1; of: (B,) each phrase's photo."""
     read, looked_at = (np.ones_like(a, bool) if whole else a != 0 for a in (said, seen))
     rows = [np.cumsum(a).reshape(a.shape) - 1 for a in (read, looked_at)]  # among those that are read
-    texts, images = np.flatnonzero(read), np.flatnonzero(looked_at)
+    texts, images = (
+        np.flatnonzero(a) if a.any() else np.zeros(1, int) for a in (read, looked_at)
+    )  # Jittor wants a row
     index, places, keys = [], [], []
     for phrase, photo in enumerate(of.tolist()):
         words, patches = np.flatnonzero(read[phrase]), np.flatnonzero(looked_at[photo])

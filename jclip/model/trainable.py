@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from jclip.errors import ConfigError
+from jclip.kernels import int8
 from jclip.runtime import jt
 
 
@@ -32,7 +33,10 @@ def trainable(model, patterns: Iterable[str] = ("*",)) -> dict[str, jt.Var]:
 
 
 def check_in_memory(model) -> None:
-    """Raises `ConfigError` for a model that no gradient can pass, since its weights are gone when it would."""
+    """Raises `ConfigError` for a model or source of one that no gradient can pass: weights gone when it would, or rounded
+    to integers."""
+    if getattr(model, "dtype", "") == "int8":
+        raise ConfigError(int8.NO_TRAINING)
     if getattr(model, "streamed", False):
         raise ConfigError("a model whose blocks stay on disk can't be trained: it needs memory for all weights")
 

@@ -188,10 +188,16 @@ def _font_file(letters: frozenset[str]) -> str:
         if letters <= _letters_of(path):
             return path
     lacking = "".join(sorted(letters - _letters_of(usual[0])))
-    notice(
-        f"no font here has the letters {lacking[:20]}: boxes are drawn, labels not whole (install fonts-noto-cjk, or Noto)"
-    )
+    _say_lacking(lacking)
     return usual[0]
+
+
+@functools.cache
+def _say_lacking(letters: str) -> None:
+    """Once, however many labels have them."""
+    notice(
+        f"no font here has the letters {letters[:20]}: boxes are drawn, labels not whole (install fonts-noto-cjk, or Noto)"
+    )
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jclip.errors import ConfigError
-from jclip.report import evaluation, grounder, predictions
+from jclip.report import classifier, evaluation, grounder, predictions
 from jclip.report.finished_run import FinishedRun
 from jclip.report.run_table import shortly
 
@@ -62,6 +62,21 @@ class CurriculumRun(FinishedRun):
     def own_split(self) -> tuple[FinishedRun, Any]:
         """As the run on the chosen rows."""
         return self.winner.own_split()
+
+    @staticmethod
+    def write_predictions(predictions: Any, path: str) -> None:
+        """As runs that classify."""
+        classifier.Classifier.write_predictions(predictions, path)
+
+    @staticmethod
+    def show(predictions: Any) -> str:
+        """As runs that classify."""
+        return classifier.Classifier.show(predictions)
+
+    @staticmethod
+    def rightness(predictions: Any, split: Any, rows: np.ndarray) -> str:
+        """As runs that classify."""
+        return classifier.Classifier.rightness(predictions, split, rows)
 
     @classmethod
     def files(cls) -> tuple[str, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jclip.data import box_samples, box_views, photo_file
 from jclip.errors import CheckpointError, ConfigError
-from jclip.features import box_features, box_proposals
+from jclip.features import box_features, box_phrases, box_proposals
 from jclip.features import source as sources
 from jclip.functional import box_metrics, boxes
 from jclip.model import grounding, grounding_attention, tower_levels
@@ -79,6 +79,14 @@ class Looked(NamedTuple):
     place: box_views.Placement
 
 
+class EncodedPhoto(NamedTuple):
+    """A photo upright and in RGB, phrases, and what the towers say of both."""
+
+    picture: Image.Image
+    phrases: tuple[str, ...]
+    features: box_features.BoxFeatures
+
+
 @dataclass(frozen=True)
 class Grounder(FinishedRun):
     """A finished run of the task `ground`."""
@@ -135,34 +143,55 @@ class Grounder(FinishedRun):
         whether each box is cut out and compared with its phrase. Raises `DataError` for a phrase that is too long, unless
         `truncate` cuts it.
         """
-        import numpy as np
-
-        picture, said = opened(photo), checked_phrases(phrases)
-        network, features = self._features(picture, said, truncate)
-        centres, present = box_features.found_boxes(network, features)
-        corners = features.places[0].back(centres, picture.size)
-        chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
-        cosines = [None] * len(said)
-        if support:
-            cosines = box_proposals.crop_support(self.source, picture, corners, said).tolist()
-        return [
-            FoundThing(phrase, tuple(box), *scores)
-            for phrase, box, *scores in zip(said, corners.tolist(), chances, cosines, strict=True)
-        ]
+        return self.found(self.encoded(photo, phrases, truncate), support)
 
     def attention(
         self, photo: str | os.PathLike | Image.Image, phrases: str | Sequence[str], truncate: bool = False
     ) -> list[Looked]:
         """Where the network looks for each phrase. Raises as `predict` does."""
+        return self.looked(self.encoded(photo, phrases, truncate))
+
+    def encoded(
+        self, photo: str | os.PathLike | Image.Image, phrases: str | Sequence[str], truncate: bool = False
+    ) -> EncodedPhoto:
+        """What the towers say of a photo and its phrases, once for `found` and `looked`; phrases that were those of the photo
+        before are not encoded again. Raises as `predict` does."""
         import numpy as np
 
         picture, said = opened(photo), checked_phrases(phrases)
-        network, features = self._features(picture, said, truncate)
-        found = []
-        for row, phrase in enumerate(said):
+        samples = box_samples.BoxSamples(
+            (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
+        )
+        _ = self.network  # which gives the towers what was trained of them, before they see phrases or the photo
+        tokens = self._tokens_of(said, truncate)
+        features = box_features.box_features(self.source, samples, self.config.reading, keep=False, texts=False)
+        return EncodedPhoto(picture, said, replace(features, phrases=tokens))
+
+    def found(self, encoded: EncodedPhoto, support: bool = False) -> list[FoundThing]:
+        """Boxes as `predict` gives them."""
+        import numpy as np
+
+        picture, said, features = encoded
+        centres, present = box_features.found_boxes(self.network, features)
+        corners = features.places[0].back(centres, picture.size)
+        chances = [None] * len(said) if present is None else (1 / (1 + np.exp(-present.astype(float)))).tolist()
+        cosines = [None] * len(said)
+        if support:
+            cosines = box_proposals.crop_support(self._texts, picture, corners, said).tolist()
+        return [
+            FoundThing(phrase, tuple(box), *scores)
+            for phrase, box, *scores in zip(said, corners.tolist(), chances, cosines, strict=True)
+        ]
+
+    def looked(self, encoded: EncodedPhoto) -> list[Looked]:
+        """What `attention` gives."""
+        import numpy as np
+
+        features, found = encoded.features, []
+        for row, phrase in enumerate(encoded.phrases):
             batch = features.batch(np.array([row]))
             weights = grounding_attention.reg_attention(
-                network, batch.images, batch.texts, batch.said, batch.seen, batch.of
+                self.network, batch.images, batch.texts, batch.said, batch.seen, batch.of
             )[0].mean(axis=0)
             rows, columns = tower_levels.token_grid(self.source.config, self.config.visual_layers)
             found.append(Looked(phrase, weights[-rows * columns :].reshape(rows, columns), features.places[0]))
@@ -172,18 +201,23 @@ class Grounder(FinishedRun):
         """Raises `DataError` for a phrase that is too long for the text tower, unless `truncate`."""
         box_proposals.check_lengths(self.source, phrases, self.config.reading.prompt, truncate)
 
-    def _features(
-        self, picture: Image.Image, said: tuple[str, ...], truncate: bool
-    ) -> tuple[grounding.GroundingNetwork, box_features.BoxFeatures]:
-        """The network, and what the towers say of one picture and its phrases."""
-        import numpy as np
+    @cached_property
+    def _texts(self) -> box_proposals.TextFeatures:
+        return box_proposals.TextFeatures(self.source)
 
+    @cached_property
+    def _tokens(self) -> dict[tuple[str, ...], box_phrases.PhraseTokens]:
+        return {}
+
+    def _tokens_of(self, said: tuple[str, ...], truncate: bool) -> box_phrases.PhraseTokens:
+        """Tokens of phrases; those of the last call are kept, for many photos are mostly asked for the same."""
         self.check_lengths(said, truncate)
-        samples = box_samples.BoxSamples(
-            (picture,), np.array([picture.size]), np.zeros(len(said), int), said, np.zeros((len(said), 4))
-        )
-        network = self.network  # which gives the towers what was trained of them, before they see the photo
-        return network, box_features.box_features(self.source, samples, self.config.reading, keep=False)
+        if said not in self._tokens:
+            reading = self.config.reading
+            tokens = box_phrases.phrase_tokens(self.source, said, reading.prompt, reading.stored)
+            self._tokens.clear()
+            self._tokens[said] = tokens
+        return self._tokens[said]
 
     def measure(self, out: Path) -> dict[str, float]:
         """Boxes of the test phrases of the run's config; writes `files` into `out`. Raises `ConfigError` without any."""

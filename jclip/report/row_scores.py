@@ -25,7 +25,7 @@ from jclip.train.curriculum_state import hash_of
 from jclip.train.run_folder import LEARNED
 
 ABOUT = "reliability.json"
-PARTS = ".parts"
+PARTS, SCORES = ".parts", ".scores"
 PART = 2000  # rows that are kept together: a break loses those of one part
 DIGITS = 6
 
@@ -47,11 +47,10 @@ def score_rows(
         return known
     values = {"made_of": key, "rows": len(rows), "complete": False, "above": [*above], "measurers": {}}
     _write(out, values)
-    scores = dict(zip(measurers, _scored(rows, measurers, out / f"{PARTS}-{key}"), strict=True))
+    scores = dict(zip(measurers, _all_scores(rows, measurers, out, key), strict=True))
     values["measurers"] = {name: _figures(rows, done, scores[name]) for name, done in measurers.items()}
     _write_files(rows, scores, out, above, stem)
     _write(out, {**values, "complete": True})
-    shutil.rmtree(out / f"{PARTS}-{key}", ignore_errors=True)
     return {**values, "complete": True}
 
 
@@ -60,6 +59,22 @@ def names_of(out: Path, rows: RowSet, above: Sequence[float], stem: str) -> list
     ending = curriculum_files.table_ending(rows)
     names = [ABOUT, f"rows{ending}", curriculum_files.HISTOGRAMS, curriculum_files.PICTURE]
     return [out / name for name in [*names, *(f"{stem}_{curriculum_files.spelt(h)}{rows.ending}" for h in above)]]
+
+
+def _all_scores(rows: RowSet, measurers: Mapping[str, FinishedRun], out: Path, key: str) -> np.ndarray:
+    """(M, N) reliabilities, which are kept for other thresholds."""
+    place, parts = out / f"{SCORES}-{key}.npy", out / f"{PARTS}-{key}"
+    found = _stored(place, (len(measurers), len(rows)))
+    if found is None:
+        found = _scored(rows, measurers, parts)
+        _keep(place, found)
+    shutil.rmtree(parts, ignore_errors=True)
+    return found
+
+
+def _keep(place: Path, values: np.ndarray) -> None:
+    with replacing(place) as temporary, open(temporary, "wb") as file:
+        np.save(file, values, allow_pickle=False)
 
 
 def _scored(rows: RowSet, measurers: Mapping[str, FinishedRun], parts: Path) -> np.ndarray:
@@ -76,8 +91,7 @@ def _scored(rows: RowSet, measurers: Mapping[str, FinishedRun], parts: Path) -> 
             values = np.stack([some.reliability(done, range(len(numbers))) for done in measurers.values()])
             if not ((values >= 0) & (values <= 1)).all():
                 raise DataError("a run gave reliabilities that are no numbers in [0, 1]: train it again")
-            with replacing(place) as temporary, open(temporary, "wb") as file:
-                np.save(file, values, allow_pickle=False)
+            _keep(place, values)
         found[:, numbers] = values
     return found
 

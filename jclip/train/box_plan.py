@@ -12,7 +12,9 @@ import numpy as np
 
 from jclip import paths
 from jclip.data.box_samples import BoxSamples
+from jclip.errors import counted
 from jclip.features.box_features import (
+    TOGETHER,
     BoxFeatures,
     Kept,
     Reading,
@@ -36,7 +38,8 @@ ENOUGH = 30.0  # seconds of one measurement after which it is not repeated
 @dataclass(frozen=True)
 class Costs:
     """Seconds of a phrase in a step and in a measurement, of a step of the optimiser, of encoding a photo and a phrase;
-    memory in bytes before the steps, and of a phrase in a step; the share of the cores' time that this process had."""
+    memory in bytes before the steps, of a phrase in a step and in a measurement; the share of the cores' time that this
+    process had."""
 
     learned: float
     measured: float
@@ -45,6 +48,7 @@ class Costs:
     text: float
     before: int
     of_phrase: int
+    of_found: int
     cores: float
 
 
@@ -63,12 +67,18 @@ class Schedule:
     tokens: Where
 
 
-def costs_of_some(costs_of: Callable[[BoxSamples], Costs], samples: BoxSamples, batch: int, seed: int) -> Costs:
-    """What steps cost: of a few phrases, and where a whole batch is soon done of as many as that has."""
+def costs_of_some(costs_of: Callable[[BoxSamples, int], Costs], samples: BoxSamples, batch: int, seed: int) -> Costs:
+    """What steps cost: of a few phrases, and where a whole batch is soon done of as many as that has.
+
+    costs_of: of samples for a few batches of that size.
+    """
     order = np.random.default_rng(seed).permutation(len(samples)).tolist()
-    costs = costs_of(samples.of_rows(order[: min(MEASURED, batch)]))
-    whole = min(batch, len(samples))
-    return costs_of(samples.of_rows(order[:whole])) if whole > MEASURED and whole * costs.learned < SOON else costs
+
+    def of(count: int) -> Costs:
+        return costs_of(samples.of_rows(order[: REPEATS * count]), count)
+
+    costs, whole = of(min(MEASURED, batch, len(samples))), min(batch, len(samples))
+    return of(whole) if whole > MEASURED and whole * costs.learned < SOON else costs
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -93,14 +103,24 @@ def measured_costs(
     photo = seconds_of(lambda: list(encoded_photos(features, range(count), count))) / count
     said = list(dict.fromkeys(features.samples.phrases))[:64]
     text = seconds_of(lambda: phrase_tokens(features.source, said)) / len(said)
-    measured = seconds_of(lambda: found_boxes(network, features)) / len(features)
     before = _held()
-    forget_peak()
-    learned = seconds_of(step) / phrases
-    most = max(peak_memory().values(), default=0) * 2**20
+    measured, of_found = _with_memory(lambda: found_boxes(network, features))
+    learned, of_step = _with_memory(step)
     updating = seconds_of(update)
     cores = (time.process_time() - spent) / (time.perf_counter() - start) / int(threads())
-    return Costs(learned, measured, updating, photo, text, before, max(most - before, 0) // phrases, cores)
+    found = min(len(features), TOGETHER)
+    return Costs(
+        learned / phrases, measured / len(features), updating, photo, text, before, of_step // phrases,
+        of_found // found, cores,
+    )  # fmt: skip
+
+
+def _with_memory(work: Callable[[], Any]) -> tuple[float, int]:
+    """Seconds, and bytes that it takes at most."""
+    before = _held()
+    forget_peak()
+    seconds = seconds_of(work)
+    return seconds, max(max(peak_memory().values(), default=0) * 2**20 - before, 0)
 
 
 def _held() -> int:
@@ -133,12 +153,13 @@ def plan_lines(
     measuring = found * costs.measured + again * val
     total = training + encoding + measuring
     in_memory = photos["train"] * token_bytes(source, reading) if place == "memory" else 0
-    memory = costs.before + schedule.size * costs.of_phrase + in_memory
+    together = min(max((len(own) for part, own in samples.items() if part != "train"), default=0), TOGETHER)
+    memory = costs.before + schedule.size * costs.of_phrase + together * costs.of_found + in_memory
     shown = f"{schedule.accumulate} x {schedule.size}" if schedule.accumulate > 1 else str(schedule.size)
     return [
         *(f"{part}: {_described(own)}" for part, own in samples.items()),
         f"tokens of the photos to learn from: {_described_place(place, photos['train'] * token_bytes(source, reading))}",
-        f"steps: {steps:,} of {shown} phrases, in {epochs} epochs",
+        f"steps: {steps:,} of {shown} phrases, in {counted(epochs, 'epoch')}",
         f"measured here: {1e3 * learning:.1f} ms a phrase in a step, {1e3 * costs.update:.0f} ms an update, "
         f"{1e3 * costs.photo:.1f} ms to encode a photo, {1e3 * costs.text:.1f} a phrase, "
         f"{1e3 * costs.measured:.1f} to find a box",

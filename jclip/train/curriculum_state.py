@@ -138,6 +138,11 @@ def winning_run(folder: Path) -> str:
     return result["run"]
 
 
+def answering_folder(folder: Path) -> Path:
+    """The run's folder itself, or of a curriculum that of its run on the chosen rows. Raises `ConfigError`."""
+    return folder / winning_run(folder) if is_file(folder / STATE) else folder
+
+
 def _is_training(value: Any) -> bool:
     accuracy = value.get("accuracy") if isinstance(value, dict) else None
     return type(accuracy) in (int, float) and math.isfinite(accuracy) and isinstance(value.get("run"), str)

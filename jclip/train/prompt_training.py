@@ -34,6 +34,7 @@ class ViewsInBatches(WithViews, WithOptimiser, Protocol):
 def features_for(cfg: PromptConfig, run: Run) -> tuple[ModelSource, FeatureSet]:
     """A recipe's model and data, noted in the run. Raises `ConfigError` or `DataError` for what can't be learned from."""
     source = source_of(cfg)
+    check_in_memory(source)
     rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
     data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)

@@ -128,7 +128,7 @@ def test_scores_equal_the_papers_formulas_in_torch(seed, tiny, close):
     for one, probabilities, phrase in zip(found, wanted, phrases, strict=True):
         close(one.probabilities, probabilities, "scores", "ReCLIP's probabilities")
         close(one.cosines, likely(phrase)[1], "features", "cosines of crops")
-    support = box_proposals.crop_support(tiny, photo, boxes, [phrases[0]] * len(boxes))
+    support = box_proposals.crop_support(box_proposals.TextFeatures(tiny), photo, boxes, [phrases[0]] * len(boxes))
     close(support, likely(phrases[0])[1], "features", "support value")
     twice = box_proposals.BoxScorer([tiny, tiny])(photo, boxes, phrases[:1])[0].probabilities
     close(twice, whole[0] ** 2 / (whole[0] ** 2).sum(), "scores", "two models add their scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
@@ -16,7 +17,13 @@ from jclip.data.augment import AUGMENTS, TEST_VIEWS, Views
 from jclip.data.splits import read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import TrainingRows, extract, few_shot_features, training_view
-from jclip.features.heads import zero_shot_head
+from jclip.features.heads import (
+    PROMPTS_AT_LEAST,
+    PROMPTS_AT_ONCE,
+    encode_prompts,
+    rows_by_length,
+    zero_shot_head,
+)
 from jclip.features.precomputed import read_precomputed
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
@@ -60,6 +67,28 @@ def test_head_is_the_mean_of_unit_prompts_normalised(source, close):
     close(head.weights, np.stack(by_hand), "features_normalised")
     assert head.scale == pytest.approx(100.0, rel=1e-5)
     close(head(head.weights), 100 * head.weights @ head.weights.T, "scores")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_batches_of_prompts_hold_each_prompt_once_and_end_where_prompts_get_longer(seed):
+    drawn = np.random.default_rng(seed)
+    for count in (0, 1, 23, 25, 49, 240, 1500):
+        lengths = drawn.integers(5, 14, count)
+        batches = list(rows_by_length(lengths))
+        assert sorted(row for rows in batches for row in rows) == list(range(count))
+        assert all(PROMPTS_AT_LEAST <= len(rows) <= PROMPTS_AT_ONCE for rows in batches[:-1])
+        joined = [lengths[rows] for rows in batches]
+        assert all(before.max() < after.min() for before, after in itertools.pairwise(joined))
+    same = list(rows_by_length(np.full(1100, 7)))
+    assert [len(rows) for rows in same] == [512, 512, 76]
+
+
+def test_prompts_of_many_lengths_are_encoded_as_each_by_itself(source, close):
+    texts = [" ".join(["word"] * (1 + i % 5)) for i in range(130)]
+    encoded = encode_prompts(source.model, tokenize(texts))
+    with jt.no_grad():
+        alone = np.concatenate([source.model.encode_text(tokenize([t] * 2)).numpy()[:1] for t in texts[:5]])
+    close(unit(encoded), unit(alone)[np.arange(130) % 5], "features_normalised")
 
 
 def test_one_prompt_twice_is_once(source, close):

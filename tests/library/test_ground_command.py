@@ -16,6 +16,7 @@ from jclip.data import shapes
 from jclip.data.box_samples import drawn_scene
 from jclip.errors import DataError
 from jclip.functional.boxes import iou
+from jclip.model.clip import CLIP
 from jclip.model.grounding_attention import reg_attention
 from jclip.report.predictor import Predictor
 from jclip.runtime import jt
@@ -100,6 +101,32 @@ def test_folders_are_a_line_per_photo_and_a_drawing_each(folder, tmp_path, capsy
     for place in ("drawn", "looked"):
         assert sorted(p.name for p in (tmp_path / place).iterdir()) == ["a 1.png", "a 1_2.png", "b.png"]
     assert Image.open(tmp_path / "drawn" / "a 1.png").size == (480, 480)
+
+
+@pytest.mark.parametrize("how", [("--run", RUN, "--attention", "looked"), ("--model", "shapes-tiny-rn")])
+def test_a_phrase_is_encoded_once_for_all_photos_and_a_photo_once_for_all_phrases(how, folder, monkeypatch, capsys):
+    texts, photos = [], []
+    for name, seen in (("encode_text", texts), ("encode_image", photos)):
+        plain = getattr(CLIP, name)
+        monkeypatch.setattr(
+            CLIP, name, lambda self, x, *more, f=plain, s=seen, **named: s.append(len(x)) or f(self, x, *more, **named)
+        )
+    blurred = []
+    plain_filter = Image.Image.filter
+    monkeypatch.setattr(Image.Image, "filter", lambda *a: blurred.append(1) or plain_filter(*a))
+    assert main(["ground", str(folder), "the red one", "the star", *how]) == 0
+    capsys.readouterr()
+    if how[0] == "--run":  # tokens of both phrases together, then each with "a photo of" for its support
+        assert texts == [2, 1, 1] and photos == [1, 2] * 2 and not blurred
+    else:
+        assert texts == [1] * 3 and len(blurred) == 2  # both and "a photo"; the maps are of another method
+
+
+def test_a_long_phrase_is_refused_also_after_it_was_cut(scene):
+    run, photo = Predictor.load(RUN), scene.render(64)
+    assert run.predict(photo, [LONG], support=True, truncate=True)
+    with pytest.raises(DataError, match="too long"):
+        run.predict(photo, [LONG])
 
 
 def test_the_last_argument_is_a_phrase_even_where_a_file_has_its_name(folder, tmp_path, capsys):

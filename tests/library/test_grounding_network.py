@@ -239,6 +239,15 @@ def test_masked_tokens_have_no_part_in_a_box_and_seen_ones_have():
     assert (before > 0).all() and (before < 1).all()
 
 
+def test_a_photo_of_padding_alone_and_a_phrase_without_tokens_have_a_box(close):
+    data, network = inputs_of(SHAPE, 0), started(SHAPE, 0)
+    for empty in ({"seen": np.zeros_like(data["seen"])}, {"said": np.zeros_like(data["said"])}):
+        given = [{**data, **empty}[k] for k in ("images", "texts", "said", "seen")]
+        with jt.no_grad():
+            found, whole = (network(*given, whole=whole).boxes.numpy() for whole in (False, True))
+        close(found, whole, "features_normalised")
+
+
 def test_dropout_is_drawn_by_its_seed_and_off_without():
     shape = replace(SHAPE, dropout=0.4)
     data, network = inputs_of(shape, 0), started(shape, 0)

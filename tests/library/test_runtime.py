@@ -193,11 +193,24 @@ def test_a_build_that_ends_without_a_word_is_tried_again_and_then_reported(monke
     assert runtime._is_built(tmp_path / "stamp.json")
 
 
-def test_a_stamp_whose_libraries_are_gone_counts_for_nothing(tmp_path):
-    stamp = tmp_path / "stamp.json"
-    for text in ("", "{}", '{"libraries": []}', '{"libraries": ["/nowhere/core.so"]}'):
+def test_a_stamp_whose_libraries_are_gone_or_changed_counts_for_nothing(monkeypatch, tmp_path):
+    stamp, library = tmp_path / "stamp.json", tmp_path / "core.so"
+    for text in (
+        "",
+        "{}",
+        '{"libraries": []}',
+        '{"libraries": ["/nowhere/core.so"]}',
+        f'{{"libraries": ["{library}"]}}',
+    ):
+        library.write_text("compiled")
         stamp.write_text(text)
         assert not runtime._is_built(stamp)
+    monkeypatch.setattr(runtime, "_build_in_child", lambda settings, log: [str(library)])
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
+    runtime._build({}, stamp)
+    assert runtime._is_built(stamp)
+    library.write_text("compiled elsewhere")
+    assert not runtime._is_built(stamp)
 
 
 def test_the_stamp_follows_what_jittor_depends_on(monkeypatch):

@@ -95,8 +95,11 @@ def test_a_curriculum_answers_by_its_winner(finished, tmp_path):
     assert found == done.winner.predict(Image.new("RGB", (40, 30)), "red circle")
     assert main(["eval", str(finished), "--out", str(tmp_path / "measured")]) == 0
     assert (tmp_path / "measured" / "boxes.jsonl").is_file()
+    Image.new("RGB", (40, 30)).save(tmp_path / "a photo.png")
+    assert main(["ground", str(tmp_path / "a photo.png"), "red circle", "--run", str(finished)]) == 0
 
 
+@pytest.mark.slow  # six processes
 def test_killed_five_times_it_ends_with_equal_results(finished, tmp_path):
     """After the first training, in the second, at a score, at another training, and before the table."""
     folder = tmp_path / "killed"
@@ -188,6 +191,29 @@ def test_wrong_labels_of_photos_are_found(seed, tmp_path):
     np.testing.assert_allclose(rows.reliability(done, range(len(rows))), want, atol=1e-6)
 
 
+def test_a_recipe_may_bring_rows_of_its_own(monkeypatch):
+    values = {**LABELS, "data": {"sources": {"human": "rows of some kind"}}}
+    module, cfg = build_config(values, "here")
+    assert module is recipe
+    asked = []
+    monkeypatch.setattr(cfg.recipe[0], "row_set", lambda sources, cfg: asked.append(sources) or "rows", raising=False)
+    assert recipe.read_rows(cfg) == "rows" and asked == [{"human": "rows of some kind"}]
+
+
+def test_photos_of_a_list_are_rows(tmp_path):
+    """Written and read they are the same rows; the recipe's config names all of them."""
+    for i in range(4):
+        (tmp_path / f"{i}, x.png").write_bytes(bytes([i]))
+    (tmp_path / "all.txt").write_text("".join(f"{i}, x.png {i % 2}\n" for i in range(4)))
+    rows = LabelRowSet.of_files({"a": str(tmp_path / "all.txt")}, None, str(tmp_path))
+    rows.write(tmp_path / "some.txt", [3, 1])
+    again = LabelRowSet.of_files({"a": str(tmp_path / "some.txt")}, None)
+    assert [again.identity(n) for n in range(2)] == [rows.identity(3), rows.identity(1)] and len(rows) == 4
+    cfg = build_config({"recipe": "gda", "data": {"root": str(tmp_path), "shots": 4, "val": "v.txt"}}, "here")[1]
+    data = rows.learning(cfg, "some.txt", "held.txt").data
+    assert (data.train, data.val, data.shots, data.root) == ("some.txt", "held.txt", 0, str(tmp_path))
+
+
 def test_other_modes(tmp_path):
     path, faulty = noisy(tmp_path, 3)
     learn = {**LABELS["learn"], "data": {"features": str(path), "shots": 16}}
@@ -211,6 +237,19 @@ def test_a_plan_says_what_would_be_trained(finished, capsys):
     after = module.plan(cfg, finished)
     assert f"{state_of(finished) and len(state_of(finished)['trainings'])} trainings have finished" in after
     assert before.splitlines()[0] == "rows: template 39, caption 14"
+
+
+def test_trainings_of_equal_steps():
+    """Epochs that give at least so many steps, five times the recipe's at most."""
+    _, cfg, _ = read_config(str(SMOKE), ["steps=20", "learn.optim.epochs=3"])
+    work = recipe.Trainings(cfg, None, recipe.read_rows(cfg), [])
+    learned = cfg.recipe[1]
+    assert learned.optim.batch == 8
+    assert [work.epochs(learned, rows, True) for rows in (80, 87, 40, 16, 3)] == [2, 2, 4, 10, 15]
+    _, cfg, _ = read_config(str(SMOKE))
+    assert recipe.Trainings(cfg, None, None, []).epochs(learned, 80, True) == 0
+    with pytest.raises(ConfigError, match="only one of proxy_epochs and steps"):
+        read_config(str(SMOKE), ["steps=20", "proxy_epochs=1"])
 
 
 def test_orders_of_sources():
@@ -273,6 +312,7 @@ def test_another_datas_state_and_an_empty_threshold_are_refused(finished, tmp_pa
 # ---- jclip reliability
 
 
+@pytest.mark.slow  # a process that is killed
 def test_reliability_of_a_file(finished, tmp_path, monkeypatch, capsys):
     """Two measurers; killed behind the first part, then to its end, and once more."""
     _module, cfg, _ = read_config(str(SMOKE))

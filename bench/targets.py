@@ -1,0 +1,97 @@
+"""What each measured row must reach at least, or at most: the one table of targets, and what falls below it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure of a row in a section of a results file, and its limit."""
+
+    section: str
+    row: str
+    figure: str
+    limit: float
+    at_most: bool = False
+
+    @property
+    def name(self) -> str:
+        """The row and what is measured of it."""
+        return f"{self.row}: {WORDS.get(self.figure, self.figure)}"
+
+    def value(self, results: dict) -> float | None:
+        """The measured figure, if it was measured."""
+        found = results.get(self.section, {}).get(self.row)
+        for key in self.figure.split("/"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def missed(self, value: float) -> bool:
+        """Whether the figure does not reach the target."""
+        return value > self.limit if self.at_most else value < self.limit
+
+
+WORDS = {
+    "ratio": "of torch's speed", "to_half": "of jclip's speed in bf16", "of_half_rate": "of the bf16 product rate",
+    "ratio/same cut": "of the speed of torch with the same savings", "cpu_seconds": "CPU seconds",
+}  # fmt: skip
+_RATIOS = {
+    "image ViT-B/32 batch 1": 1.0, "image ViT-B/32 batch 32": 1.15, "image ViT-B/16 batch 32": 1.15,
+    "image RN50 batch 32": 1.1, "image ViT-B/32 batch 32 bf16": 1.5, "image ViT-B/16 batch 32 bf16": 1.5,
+    "text 374 prompts": 5.0, "text 374 prompts, torch cut too": 1.1, "photos ViT-B/32 2000 JPEGs": 1.0,
+    "train ViT-B/32 batch 16": 1.15, "train RN50 batch 16": 1.15,
+    "train ViT-B/32 batch 16 bf16": 1.25, "train RN50 batch 16 bf16": 1.25,
+}  # fmt: skip
+TARGETS = (
+    *(Target("tasks", row, "ratio", limit) for row, limit in _RATIOS.items()),
+    *(Target("tasks", f"image {m} batch 32 bf16", "of_half_rate", 0.7) for m in ("ViT-B/32", "ViT-B/16")),
+    *(Target("tasks", f"image {m} batch 32 int8", "to_half", 1.5) for m in ("ViT-B/32", "ViT-B/16")),
+    Target("towers", "LoRA step, batch 32", "ratio/same cut", 1.2),
+    Target("towers", "CoOp epoch", "ratio/same cut", 1.2),
+    Target("starts", "first start", "cpu_seconds", 120.0, at_most=True),  # a minute on two cores
+    Target("starts", "second start", "cpu_seconds", 2.5, at_most=True),  # with one thread
+)
+
+
+def missed_by(row: str, result: dict) -> list[Target]:
+    """The targets that one task's result does not reach."""
+    of = [t for t in TARGETS if (t.section, t.row) == ("tasks", row)]
+    values = ((t, t.value({"tasks": {row: result}})) for t in of)
+    return [t for t, value in values if value is not None and t.missed(value)]
+
+
+def recorded(cpu: str, threads: int, folder: Path = RESULTS) -> dict:
+    """All that the files of a folder hold of this processor and number of threads; of two figures the newer one."""
+    together: dict[str, dict] = {}
+    for results in reversed(newest_first(folder)):
+        if (results["machine"]["cpu"], results["machine"]["threads"]) == (cpu, threads):
+            for section, rows in results.items():
+                if isinstance(rows, dict) and section != "machine":
+                    together.setdefault(section, {}).update(rows)
+    return together
+
+
+def newest_first(folder: Path = RESULTS) -> list[dict]:
+    """Every results file of a folder, by when it was written."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return sorted(files, key=lambda results: results["machine"]["time"], reverse=True)
+
+
+def report(results: dict, targets: Iterable[Target] = TARGETS) -> list[str]:
+    """Print each target beside its figure. Returns the names of those that are missed."""
+    missed = []
+    for target in targets:
+        value = target.value(results)
+        word = "not measured" if value is None else "below" if target.missed(value) else "reached"
+        word = "above" if word == "below" and target.at_most else word
+        side, shown = "at most" if target.at_most else "at least", "" if value is None else f"{value:.2f}"
+        print(f"{word:12}  {shown:>7}  {side} {target.limit:6.2f}  {target.name}")
+        if word in ("below", "above"):
+            missed.append(target.name)
+    return missed
