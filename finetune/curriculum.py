@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from jclip.config import WORLD, SourcesConfig
 from jclip.data import shape_sources
+from jclip.data.box_forms import FORMATS
 from jclip.errors import ConfigError, UnknownName, notice
 from jclip.report import curriculum_files, row_sets
 from jclip.report.finished_run import FinishedRun
@@ -31,6 +33,9 @@ from jclip.train.configs import build_config, resolved
 TASK = "curriculum"
 AUTO = "auto"
 MOST = 5
+ADJUSTABLE = (  # a search over the same trainings: a run's folder goes on with other values
+    "mode", "source", "order", "start", "step", "low", "high", "min_gain", "folds", "max_trainings", "dataset",
+)  # fmt: skip
 HELD = "held"  # the file of rows that choices are made by, where these are pseudo-labels
 
 
@@ -68,6 +73,8 @@ class Config:
             raise ConfigError("only one of proxy_epochs and steps may be given, got both")
         if min(self.proxy_epochs, self.steps, self.max_trainings) < 0 or not 0 < self.held_out < 0.9:
             raise ConfigError("proxy_epochs, steps and max_trainings must be at least 0, held_out in (0, 0.9)")
+        if self.dataset and self.dataset not in FORMATS:
+            raise UnknownName("dataset", self.dataset, FORMATS)
         for name in filter(None, [self.source, *(self.order if self.order != (AUTO,) else ())]):
             if name not in self.data.sources:
                 raise UnknownName("source", name, self.data.sources)
@@ -119,12 +126,16 @@ def plan(cfg: Config, folder: Path) -> str:
     """What `run` would train in `folder`, at least and at most, and how long that takes once one training has been seen."""
     rows = read_rows(cfg)
     held = {*held_rows(cfg, rows)}
+    work = Trainings(cfg, None, rows, sorted(held))
     sizes = {name: sum(n not in held for n in own) for name, own in rows.sources.items()}
     single = cfg.source or next(iter(sizes))
     names = [single] if cfg.mode == "ssa" else order_of(cfg, rows)
     sizes = {name: sizes[name] for name in names}
     stages = curriculum_plan.planned(cfg.mode, sizes, cfg.search)
-    return curriculum_files.plan_text(stages, sizes, len(held), folder, cfg.max_trainings or None)
+    text = curriculum_files.plan_text(stages, sizes, len(held), folder, cfg.max_trainings or None)
+    if curriculum_files.seconds_per_row(folder)[1] or not hasattr(cfg.recipe[0], "plan"):
+        return text
+    return f"{text}\n{work.plan_of_one(max(sizes, key=lambda name: sizes[name]))}"
 
 
 def winner(folder: Path, overrides: Sequence[str], model: str) -> FinishedRun:
@@ -172,7 +183,7 @@ class Trainings:
     """Trains and scores on rows by their numbers, in folders of `run`'s own. held: rows that choices are made by."""
 
     cfg: Config
-    run: runs.Run
+    run: runs.Run | None  # None of a plan
     rows: row_sets.RowSet
     held: Sequence[int]
 
@@ -197,13 +208,9 @@ class Trainings:
 
     def train(self, numbers: Sequence[int], key: str, full: bool) -> curriculum_state.TrainedRun:
         """A run of the recipe on these rows, begun or resumed in a folder named by `key`."""
-        module, learned = self.cfg.recipe
-        folder = self.run.inner(f"training-{key}")
-        if epochs := self.epochs(learned, len(numbers), full):
-            learned = replace(learned, optim=replace(learned.optim, epochs=epochs, stop=0))
-        place, ending = self.run.folder.resolve(), self.rows.ending
-        held = str(place / f"{HELD}{ending}") if self.held else ""
-        learned = self.rows.learning(learned, str(place / folder.name / f"rows{ending}"), held)
+        module, ending = self.cfg.recipe[0], self.rows.ending
+        folder, place = self.run.inner(f"training-{key}"), self.run.folder.resolve()
+        learned = self.settings(place / folder.name / f"rows{ending}", place, len(numbers), full)
         notice(f"training on {len(numbers)} rows: {folder}")
         with runs.Run(folder, resolved(module, learned), self.run.quiet) as inner:
             result = inner.result
@@ -214,6 +221,14 @@ class Trainings:
         accuracy = row_sets.accuracy_of(module, result["metrics"])
         return curriculum_state.TrainedRun(accuracy, folder.name)
 
+    def settings(self, file: Path, place: Path, count: int, full: bool) -> Any:
+        """The recipe's config that learns from `file` with so many rows. place: the folder of the file of held-out rows."""
+        learned = self.cfg.recipe[1]
+        if epochs := self.epochs(learned, count, full):
+            learned = replace(learned, optim=replace(learned.optim, epochs=epochs, stop=0))
+        held = str(place / f"{HELD}{self.rows.ending}") if self.held else ""
+        return self.rows.learning(learned, str(file), held)
+
     def epochs(self, learned: Any, count: int, full: bool) -> int:
         """How many epochs a training on so many rows takes; 0: as the recipe's settings say."""
         if not full:
@@ -222,6 +237,19 @@ class Trainings:
             return 0
         wanted = -(-self.cfg.steps // max(count // learned.optim.batch, 1))
         return min(wanted, MOST * learned.optim.epochs)
+
+    def plan_of_one(self, source: str) -> str:
+        """What the recipe says of the search's training on all rows of a source."""
+        numbers, ending = self.numbers[source], self.rows.ending
+        with TemporaryDirectory(prefix="jclip-plan-") as folder:
+            place = Path(folder)
+            file = place / f"rows{ending}"
+            self.rows.write(file, numbers)
+            if self.held:
+                self.rows.write(place / f"{HELD}{ending}", self.held)
+            learned = self.settings(file, place, len(numbers), not self.cfg.proxy_epochs)
+            plan = self.cfg.recipe[0].plan(learned, place / "none")
+        return f"one training of the search, on the {len(numbers)} rows of {source}:\n{plan}"
 
     def score(self, trained: curriculum_state.TrainedRun, numbers: Sequence[int]) -> Any:
         """Reliabilities of rows by a run of this curriculum."""

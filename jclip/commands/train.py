@@ -58,7 +58,8 @@ def train(argv: list[str]) -> int:
 
     written: list[str] = []
     log = log_of(args.config, args.overrides)
-    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh, log=log) as run:
+    adjustable = getattr(module, "ADJUSTABLE", ())
+    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh, log=log, adjustable=adjustable) as run:
         result = run.result
         if result is None:
             metrics = module.run(cfg, run)

@@ -126,6 +126,8 @@ def read_precomputed(path: str, shots: int, text_path: str = "", classnames: tup
     known = sorted(
         int(k.rsplit("_", 1)[1]) for k in arrays if k.startswith(first[:-2]) and k.rsplit("_", 1)[1].isdigit()
     )
+    if not shots and len(known) == 1:  # all rows there are
+        shots = known[0]
     if shots not in known:
         raise DataError(
             f"{path} has no features of {shots} shots (has {', '.join(map(str, known)) or 'none'}): set data.shots"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def write_road(run: Any, rows: RowSet, search: Search[int], found: Curriculum[in
     names = [ROAD, *([HISTOGRAMS, PICTURE] if scores else []), f"{SELECTED}{table_ending(rows)}"]
     named = split_files(rows, found, search, dataset)
     run.expect([*names, *named])
+    _drop_others(run.folder, {*names, *named})
     with replacing(run.folder / ROAD) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         write_csv_rows(file, COLUMNS, road(search, found))
     if scores:
@@ -51,6 +52,13 @@ def write_road(run: Any, rows: RowSet, search: Search[int], found: Curriculum[in
     for name, numbers in named.items():
         rows.write(run.folder / name, numbers)
     return [*names, *named]
+
+
+def _drop_others(folder: Path, names: Collection[str]) -> None:
+    """Removes what an earlier choice wrote and this one does not: other thresholds' files, histograms."""
+    for place in [*folder.glob("*_train_pseudo*.pth"), folder / HISTOGRAMS, folder / PICTURE]:
+        if place.name not in names:
+            place.unlink(missing_ok=True)
 
 
 def scores_of(search: Search[int], found: Curriculum[int]) -> Scores:
@@ -171,7 +179,7 @@ def plan_text(
     max_trainings: int | None,
 ) -> str:
     """A table of what would be trained, and what is known of its time."""
-    seconds, done = _seconds_per_row(folder)
+    seconds, done = seconds_per_row(folder)
     table = curriculum_plan.plan_rows(stages, seconds, max_trainings)
     rows = ", ".join(f"{name} {count}" for name, count in sizes.items())
     lines = [f"rows: {rows}" + (f"; {held} held out" if held else "")]
@@ -184,7 +192,7 @@ def plan_text(
     return "\n".join(lines)
 
 
-def _seconds_per_row(folder: Path) -> tuple[float, int]:
+def seconds_per_row(folder: Path) -> tuple[float, int]:
     """Seconds of a training for each of its rows, of those that have finished in a run's folder, and how many have."""
     spent, count = [], 0
     for result in sorted(folder.glob("training-*/result.json")):

@@ -14,7 +14,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Run:
     quiet: epochs are not reported on stderr. fresh: what an earlier run wrote there is removed first. writer: off in all
     but one of several processes that compute one run together. Those read the folder and write nothing there: they take
     no lock, log no line, save no state; what a recipe writes with `file` lands in a folder that goes with the process's run.
-    log: "tensorboard" writes what is logged as scalars as well.
+    log: "tensorboard" writes what is logged as scalars as well. adjustable: keys of the config that may have changed: the
+    run goes on with their new values, from what the folder holds, and its result is made again.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Run:
         fresh: bool = False,
         writer: bool = True,
         log: str = "",
+        adjustable: Collection[str] = (),
     ):
         self.folder, self.quiet, self.writer = Path(folder), quiet or not writer, writer
         self.values = json.loads(json.dumps(values))
@@ -71,7 +73,7 @@ class Run:
         try:
             if fresh:
                 self._held.clear()
-            self._claim()
+            self._claim(adjustable)
             if self._scalars:
                 self._held.announce(SCALARS)
             if self.result is not None:
@@ -207,7 +209,7 @@ class Run:
         wall, cpu = time.monotonic() - self._begun, time.process_time() - self._begun_cpu
         return {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2), "peak_mib": peak_memory()}
 
-    def _claim(self) -> None:
+    def _claim(self, adjustable: Collection[str]) -> None:
         path = self.folder / CONFIG
         self._held.announce(*OWN)
         if not path.is_file():
@@ -222,7 +224,12 @@ class Run:
         if held is None:
             raise ConfigError(f"{path} is damaged, it is not what a run writes: start over with --fresh")
         differing = sorted(_differing(held, self.values))
-        if differing:
+        if differing and self.writer and {key.split(".")[0] for key in differing} <= {*adjustable}:
+            (self.folder / RESULT).unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_text(to_yaml(self.values), encoding="utf-8")
+            notice(f"{self.folder} goes on with another {', '.join(differing)}")
+        elif differing:
             raise ConfigError(
                 f"{self.folder} holds a run of another config (differs in {', '.join(differing)}): "
                 "choose another folder with --run, or start over with --fresh"

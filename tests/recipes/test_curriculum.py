@@ -183,6 +183,8 @@ def test_wrong_labels_of_photos_are_found(seed, tmp_path):
     assert kept[~faulty].mean() > 0.9 and kept[faulty].mean() < 0.3
     assert result["val_accuracy"] > result["baseline_human"]
     assert Predictor.load(tmp_path / "run").winner.metrics["test_top1"] == result["test_accuracy"]
+    assert main(["reliability", str(tmp_path / "run"), str(path), "--out", str(tmp_path / "scored")]) == 0
+    assert (tmp_path / "scored" / "rows.csv").read_text().count("\n") == 1 + len(faulty)
     rows = recipe.read_rows(cfg)
     done = next(Predictor.load(p) for p in sorted((tmp_path / "run").glob("training-*")))
     recorded = np.load(path)
@@ -234,6 +236,15 @@ def test_a_plan_says_what_would_be_trained(finished, capsys):
     module, cfg, _ = read_config(str(SMOKE))
     before = module.plan(cfg, finished.parent / "none")
     assert "measurers" in before and "hours are known" in before
+    assert "one training of the search, on the 39 rows of template:" in before and "time, extrapolated" in before
+    held = module.plan(read_config(str(SMOKE), ["selection=pseudo_val", "held_out=0.2"])[1], finished.parent / "none")
+    left = int(held.split("template ")[1].split(",")[0])
+    assert (
+        left < 39
+        and f"on the {left} rows of template:" in held
+        and "held out" in held
+        and f"train: {left} phrases" in held
+    )
     after = module.plan(cfg, finished)
     assert f"{state_of(finished) and len(state_of(finished)['trainings'])} trainings have finished" in after
     assert before.splitlines()[0] == "rows: template 39, caption 14"
@@ -273,6 +284,7 @@ def test_what_cannot_be_searched_is_one_line(tmp_path):
         return build_config({**LABELS, "data": {"sources": {"human": "rows.npz"}}, **changed}, "here")[1]
 
     wrong = [
+        ({"dataset": "unk"}, UnknownName, "unknown dataset 'unk', did you mean 'unc'"),
         ({"source": "humans"}, UnknownName, "unknown source 'humans', did you mean 'human'"),
         ({"order": ["x"]}, UnknownName, "unknown source 'x'"),
         ({"start": 0.05}, ConfigError, "low <= start"),
@@ -307,6 +319,27 @@ def test_another_datas_state_and_an_empty_threshold_are_refused(finished, tmp_pa
     assert main([*more[:-1], str(tmp_path / "b"), "low=0.9", "start=0.9", "high=0.9"]) == 2
     assert "no row of template has a reliability above 0.9" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "b" / STATE).is_file()  # what was trained is kept
+
+
+def test_another_search_goes_on_with_the_trainings_there_are(tmp_path, capsys):
+    """After an empty threshold lower ones, after a small budget a larger one; nothing is trained twice, no old choice stays."""
+    world, run = tmp_path / "world", tmp_path / "run"
+    assert main(["world", str(world), "--scenes", "20", "--seed", "3"]) == 0
+    more = ["train", str(SMOKE), f"data.sources={{template: '{world}/template.jsonl'}}", "mode=ssa", "--run", str(run)]
+    assert main([*more, "low=0.9", "start=0.9", "high=0.9"]) == 2
+    assert main([*more, "low=0.9", "start=0.9", "high=0.9", "learn.hidden=48"]) == 2
+    assert "differs in learn.hidden" in capsys.readouterr().err
+    (first,) = run.glob("training-*")
+    before = (first / "result.json").stat().st_mtime_ns
+    assert main([*more, "max_trainings=1", "dataset=unc"]) == 0
+    assert "goes on with another dataset, high, low, max_trainings, start" in capsys.readouterr().err
+    assert [*run.glob("training-*")] == [first] and (run / "unc_train_pseudo.pth").is_file()
+    assert json.loads((run / "result.json").read_text())["metrics"]["complete"] == 0
+    assert main(more) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["metrics"]["complete"] == 1 and result["config"]["max_trainings"] == 0
+    assert len([*run.glob("training-*")]) == result["metrics"]["trainings"] > 1
+    assert (first / "result.json").stat().st_mtime_ns == before and not [*run.glob("*_train_pseudo*.pth")]
 
 
 # ---- jclip reliability
