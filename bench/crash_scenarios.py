@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMES = re.compile(rb'"(seconds|time|checksum)": ("[^"]*"|[0-9.]+)|"peak_mib": \{[^}]*\}')
+TIMES = re.compile(rb'"(seconds|cpu_seconds|time|checksum)": ("[^"]*"|[0-9.]+)|"peak_mib": \{[^}]*\}')
 
 
 @dataclass

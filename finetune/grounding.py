@@ -133,7 +133,9 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test phrases."""
     source = sources.source_of(cfg)
     run.note(weights_sha256=source.weights_sha256)
-    return run_on(cfg, run, source, read_parts(cfg, source))
+    samples = read_samples(cfg, source)
+    check_samples(cfg, source, samples)
+    return run_on(cfg, run, source, features_of_parts(cfg, source, samples))
 
 
 def run_on(
@@ -163,12 +165,27 @@ def check_parts(cfg: Config, parts: Mapping[str, Any]) -> None:
     if "train" not in parts:
         raise ConfigError("there is nothing to learn from: set data.train")
     if cfg.selection == "val" and "val" not in parts:
-        raise ConfigError("selection=val needs validation phrases: set data.val and data.val_scenes")
+        raise ConfigError(
+            "selection=val needs validation phrases: set data.val, of the embedded world also data.val_scenes"
+        )
+
+
+def check_samples(cfg: Config, source: sources.ModelSource, samples: Mapping[str, box_samples.BoxSamples]) -> None:
+    """What a training would refuse, before photos are encoded for it. Raises `ConfigError` and `DataError`."""
+    check_parts(cfg, samples)
+    fusion_shape(cfg, source)
+    box_training.check_step(len(samples["train"]), cfg.optim.batch, cfg.accumulate)
 
 
 def read_parts(cfg: Config, source: sources.ModelSource) -> dict[str, box_features.BoxFeatures]:
     """Features of all parts that there are. Where each step encodes them, photos or phrases have none yet."""
-    samples = read_samples(cfg, source)
+    return features_of_parts(cfg, source, read_samples(cfg, source))
+
+
+def features_of_parts(
+    cfg: Config, source: sources.ModelSource, samples: Mapping[str, box_samples.BoxSamples]
+) -> dict[str, box_features.BoxFeatures]:
+    """The same of parts that were read."""
     found = {
         part: features_of(cfg, source, own, later=cfg.trains_tower) for part, own in samples.items() if part != "train"
     }
@@ -305,7 +322,7 @@ def plan(cfg: Config, folder: Path) -> str:
     """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
     source = sources.source_of(cfg)
     samples = read_samples(cfg, source)
-    check_parts(cfg, samples)
+    check_samples(cfg, source, samples)
     network, towers = new_network(cfg, source), learning_towers(cfg, source)
     optim = optimiser_of(cfg, network, towers)
     schedule = box_plan.Schedule(

@@ -85,6 +85,11 @@ def main(argv: list[str]) -> int:
     if args.proposals and Path(args.proposals).suffix.lower() != ".json":
         raise ConfigError(f"--proposals must end in .json, got {args.proposals}")
     read = [_read(file, source, args) for file, source in zip(args.files, _sources(args), strict=True)]
+    for file, source in zip(read, _sources(args), strict=True):
+        if others := sum(row.source != source for row in file.rows) if source else 0:
+            notice(
+                f"{file.path}: {others} of {len(file.rows)} rows state another source than {source}, which they keep"
+            )
     parts = [_kept(file, args.split, args.present) for file in read]
     rows, dropped = box_files.merged(parts, args.dedup)
     if args.proposals and not any(row.extra.get(box_detections.PROPOSALS) for row in rows):

@@ -49,5 +49,7 @@ def main(argv: list[str]) -> int:
         )
     with replacing_folder(out) as folder:
         counts = shape_sources.write_world(folder, args.scenes, args.seed, args.size, args.pairs, args.noise)
-    say("\n".join([f"{out}: {args.scenes} scenes", *(f"  {name}: {rows} rows" for name, rows in counts.items())]))
+    lines = [f"  {name}: {rows} rows" for name, rows in counts.items()]
+    proposals = f"  {shape_sources.PROPOSALS}: boxes of {shape_sources.HUMAN} as a detector writes them"
+    say("\n".join([f"{out}: {args.scenes} scenes", *lines, proposals]))
     return 0

@@ -101,11 +101,10 @@ def rows_of_split(rows: Sequence[BoxRow], file: str, split: str, part: str) -> S
     wanted = split or (part if len(known) > 1 else "")
     kept = [row for row in rows if not wanted or row.split == wanted]
     if not kept:
-        splits = ", ".join(known) or "none is named"
-        raise DataError(
-            f"{file} must have rows of the split {wanted} for data.{part}, got the splits {splits}: name one, "
-            f"data.{part}={file}:SPLIT"
-        )
+        lacking = f"{file} must have rows of the split {wanted} for data.{part}, got"
+        if not known:
+            raise DataError(f"{lacking} rows of no split: data.{part}={file} takes all")
+        raise DataError(f"{lacking} the splits {', '.join(known)}: name one, data.{part}={file}:SPLIT")
     return kept
 
 

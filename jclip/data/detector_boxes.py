@@ -88,15 +88,15 @@ def read_detector_boxes(path: str | os.PathLike) -> DetectorBoxes:
 
     Raises `DataError` for another file, or a box that is not four finite numbers with a width and height above 0.
     """
-    value, names = read_json(path), {}
-    if isinstance(value, dict):
-        names = _names_of_images(path, value.get("images"))
-        value = value.get("annotations")
+    given, names = read_json(path), {}
+    value = given.get("annotations") if isinstance(given, dict) else given
     if not isinstance(value, list) or not value:
         raise DataError(
             f'{path} must be COCO\'s results, a list of {{"image_id", "bbox": [x, y, width, height], "score"}}, got '
-            f"{quoted(value, 60)}"
+            f"{quoted(given, 60)}"
         )
+    if isinstance(given, dict):
+        names = _names_of_images(path, given.get("images"))
     of: dict[Key, list[tuple[tuple[float, ...], float, str]]] = {}
     for number, entry in enumerate(value):
         key, box, score = _entry(path, number, entry)

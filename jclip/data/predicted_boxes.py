@@ -30,7 +30,8 @@ _LARGEST = 1e12
 @dataclass(frozen=True)
 class PredictedBox:
     """A box for a phrase in a photo. place: where in the file. image: the photo's name, or COCO's number of it. row: the
-    number of the row that it is for, where the file says so. true: the row's own box, where the file has it."""
+    number of the row that it is for, where the file says so. true: the row's own box, where the file has it. size: width and
+    height of the photo, where the file has them."""
 
     place: str
     image: str | int | None
@@ -40,6 +41,7 @@ class PredictedBox:
     score: float | None = None
     present: float | None = None
     true: BoxRow | None = None
+    size: tuple[int, int] | None = None
 
 
 def read_predicted_boxes(path: str | os.PathLike, box_format: str = "") -> list[PredictedBox]:
@@ -94,7 +96,13 @@ def _predicted(place: str, value: Any, box_format: str) -> PredictedBox:
         raise DataError(f"{place}: must name its row, or image and phrase, got {', '.join(map(str, value))[:100]}")
     scores = [_number(place, name, value.get(name)) for name in ("score", "present")]
     box = _box(place, key, value[key], box_format or ("xywh" if key == "bbox" else "xyxy"))
-    return PredictedBox(place, image, phrase, row, box, *scores, _true(place, key, value, image, phrase, row))
+    true = _true(place, key, value, image, phrase, row)
+    return PredictedBox(place, image, phrase, row, box, *scores, true, _size(value))
+
+
+def _size(value: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = value.get("width"), value.get("height")
+    return (width, height) if all(type(n) is int and n > 0 for n in (width, height)) else None
 
 
 def _number(place: str, name: str, given: Any) -> float | None:
@@ -126,10 +134,8 @@ def _true(place: str, key: str, value: Mapping[str, Any], image: Any, phrase: An
     known = TRUE in value or (key == "predicted" and "box" in value)
     if not known or type(image) is not str or phrase is None:
         return None
-    size = (value.get("width"), value.get("height"))
-    whole = size if all(type(n) is int and n > 0 for n in size) else None
     box = None if given is None else _box(place, TRUE if TRUE in value else "box", given, "xyxy")
-    return BoxRow(image, box, phrase, whole, id=-1 if row is None else row, place=place)
+    return BoxRow(image, box, phrase, _size(value), id=-1 if row is None else row, place=place)
 
 
 def rows_within(path: str | os.PathLike, predictions: Sequence[PredictedBox]) -> list[BoxRow]:
@@ -163,14 +169,20 @@ def matched(
             else by_name.get((_name(p.image), (p.phrase or "").lower()), [])
         )
         for number in own:
+            _check_size(p, rows[number], place)
             found.setdefault(number, []).append(p)
         if not own:
             strangers.append(p)
     lacking = [number for number in range(len(rows)) if number not in found]
     if (strangers or lacking) and (not common or not found):
         if strangers:
-            got = f"{quoted(strangers[0].phrase, 60)} of {quoted(strangers[0].image, 80)}"
-            raise DataError(f"{strangers[0].place}: must be for a row of {place}, got {got} ({len(strangers)} such)"
+            first = strangers[0]
+            got = (
+                f"row {first.row} of {len(rows)}"
+                if numbered
+                else f"{quoted(first.phrase, 60)} of {quoted(first.image, 80)}"
+            )
+            raise DataError(f"{first.place}: must be for a row of {place}, got {got} ({len(strangers)} such)"
                             + ("" if not found else ": --common leaves them out"))  # fmt: skip
         first = rows[lacking[0]]
         raise DataError(
@@ -179,6 +191,17 @@ def matched(
         )
     kept = sorted(found)
     return kept, [sorted(found[n], key=lambda p: -(p.score or 0.0)) for n in kept]
+
+
+def _check_size(p: PredictedBox, row: BoxRow, place: str | os.PathLike) -> None:
+    """Raise `DataError` where a prediction is of the photo turned or resized: its box means other pixels."""
+    if None in (p.size, row.size) or p.size == row.size:
+        return
+    turned = ", turned by EXIF? `jclip predict` has boxes as the photo is stored" if p.size == row.size[::-1] else ""
+    raise DataError(
+        f"{p.place}: must be for a photo of {row.size[0]} x {row.size[1]} pixels, as {place} has {quoted(row.image, 80)}, got "
+        f"{p.size[0]} x {p.size[1]}{turned}"
+    )
 
 
 def _numbered(

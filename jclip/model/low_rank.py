@@ -46,7 +46,7 @@ class Adapters:
         if towers != "text":
             if not isinstance(model.config.vision, ViTConfig):
                 raise ConfigError(
-                    "low-rank updates are of a ViT's attention: set lora.towers=text for other image towers"
+                    f"low-rank updates are of a ViT's attention: set lora.towers=text for other image towers, got {towers}"
                 )
             yield from _chosen("visual.transformer", model.visual.transformer, self._config.blocks)
         if towers != "image":

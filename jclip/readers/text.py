@@ -128,8 +128,9 @@ def read_table(
         if len(fields) == len(columns):
             rows.append((line, dict(zip(columns, fields, strict=True))))
             continue
+        separated = f" (separated by {'commas' if delimiter == ',' else 'tabs'})" if len(columns) == 1 else ""
         refusal = DataError(
-            f"{path}, line {line}: must have {len(columns)} fields ({', '.join(columns)}), got {len(fields)}"
+            f"{path}, line {line}: must have {len(columns)} fields ({', '.join(columns)}), got {len(fields)}{separated}"
         )
         if on_broken is None:
             raise refusal

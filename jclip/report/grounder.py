@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jclip.data import box_samples, box_views, photo_file
-from jclip.errors import CheckpointError, ConfigError
+from jclip.errors import CheckpointError, ConfigError, quoted
 from jclip.features import box_features, box_phrases, box_proposals
 from jclip.features import source as sources
 from jclip.functional import box_metrics, boxes
@@ -44,9 +44,9 @@ def opened(photo: str | os.PathLike | Image.Image) -> Image.Image:
 
 def checked_phrases(phrases: str | Sequence[str]) -> tuple[str, ...]:
     """One phrase or several. Raises `ConfigError` for none, or an empty one."""
-    said = (phrases,) if isinstance(phrases, str) else tuple(phrases)
-    if not said or not all(phrase.strip() for phrase in said):
-        raise ConfigError("name what to find: a phrase must not be empty")
+    said = (phrases,) if isinstance(phrases, str) else tuple(phrases or ())
+    if not said or not all(isinstance(phrase, str) and phrase.strip() for phrase in said):
+        raise ConfigError(f"name what to find: a phrase must not be empty, got {quoted(phrases, 60)}")
     return said
 
 
@@ -224,7 +224,9 @@ class Grounder(FinishedRun):
         network = self.network  # which gives the towers what was trained of them, before they see a photo
         features = self.module.part_features(self.config, self.source, "test")
         if features is None:
-            raise ConfigError("there are no test phrases to measure on: set data.test and data.test_scenes")
+            raise ConfigError(
+                "there are no test phrases to measure on: set data.test, of the embedded world also data.test_scenes"
+            )
         found = box_training.found_in(network, features, self.config.seed, **self.config.compared)
         return self.write_scored(out, found, self.marks())
 

@@ -12,11 +12,10 @@ from jclip.data.box_photo_views import BoxViews
 from jclip.data.box_photos import views_of_photos
 from jclip.data.box_views import BoxAugment
 from jclip.data.loader import OnError, warn_once
-from jclip.errors import DataError
 from jclip.features.box_features import Batch, BoxFeatures, normalisation, seen_tokens, square_side
 from jclip.runtime import jt
 from jclip.train.box_towers import LearningTowers
-from jclip.train.box_training import absent_phrases, batch_loss
+from jclip.train.box_training import absent_phrases, batch_loss, check_step
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,7 @@ class PhotoBatches:
     _reported: set[str] = field(default_factory=set)
 
     def __post_init__(self):
-        if len(self) < 1:
-            raise DataError(
-                f"a batch must fit the {len(self.features)} phrases to learn from, got optim.batch={self.size}"
-            )
+        check_step(len(self.features), self.size)
 
     def __len__(self) -> int:
         return len(self.features) // self.size
@@ -103,12 +99,7 @@ class SteppedBatches:
     accumulate: int = 1
 
     def __post_init__(self):
-        if len(self) < 1:
-            size = self.batches.size
-            raise DataError(
-                f"a step of {self.accumulate} x {size} phrases (accumulate x optim.batch) must fit the "
-                f"{len(self.batches.features)} phrases to learn from: lower them"
-            )
+        check_step(len(self.batches.features), self.batches.size, self.accumulate)
 
     def __len__(self) -> int:
         return len(self.batches) // self.accumulate

@@ -12,6 +12,7 @@ import numpy as np
 
 from jclip import paths
 from jclip.data.box_samples import BoxSamples
+from jclip.errors import counted
 from jclip.features.box_features import (
     TOGETHER,
     BoxFeatures,
@@ -158,7 +159,7 @@ def plan_lines(
     return [
         *(f"{part}: {_described(own)}" for part, own in samples.items()),
         f"tokens of the photos to learn from: {_described_place(place, photos['train'] * token_bytes(source, reading))}",
-        f"steps: {steps:,} of {shown} phrases, in {epochs} epochs",
+        f"steps: {steps:,} of {shown} phrases, in {counted(epochs, 'epoch')}",
         f"measured here: {1e3 * learning:.1f} ms a phrase in a step, {1e3 * costs.update:.0f} ms an update, "
         f"{1e3 * costs.photo:.1f} ms to encode a photo, {1e3 * costs.text:.1f} a phrase, "
         f"{1e3 * costs.measured:.1f} to find a box",

@@ -17,6 +17,17 @@ from jclip.postponed import jt
 GROUPS = {"with a direction word": "sides", "without": "no_sides"}  # of phrases, in the metrics' names
 
 
+def check_step(phrases: int, size: int, accumulate: int = 1) -> None:
+    """Raises `DataError` where there are too few phrases for one step."""
+    if phrases // size < 1:
+        raise DataError(f"a batch must fit the {phrases} phrases to learn from, got optim.batch={size}")
+    if phrases // size < accumulate:
+        raise DataError(
+            f"a step of {accumulate} x {size} phrases (accumulate x optim.batch) must fit the {phrases} phrases to learn "
+            "from: lower them"
+        )
+
+
 @dataclass(frozen=True)
 class PhraseBatches:
     """Batches of `size` phrases, drawn anew for each epoch by `seed`; what is left over is dropped.
@@ -30,10 +41,7 @@ class PhraseBatches:
     absent: float = 0.0
 
     def __post_init__(self):
-        if len(self) < 1:
-            raise DataError(
-                f"a batch must fit the {len(self.features)} phrases to learn from, got optim.batch={self.size}"
-            )
+        check_step(len(self.features), self.size)
 
     def __len__(self) -> int:
         return len(self.features) // self.size

@@ -229,6 +229,11 @@ class Run:
             with replacing(path) as temporary:
                 temporary.write_text(to_yaml(self.values), encoding="utf-8")
             notice(f"{self.folder} goes on with another {', '.join(differing)}")
+        elif (
+            differing and self.writer and not self._held.holds_work
+        ):  # it ended at a wrong setting, before its first step
+            with replacing(path) as temporary:
+                temporary.write_text(to_yaml(self.values), encoding="utf-8")
         elif differing:
             raise ConfigError(
                 f"{self.folder} holds a run of another config (differs in {', '.join(differing)}): "

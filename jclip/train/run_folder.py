@@ -109,6 +109,12 @@ class HeldFolder:
             if name in listed:
                 self._remove(name)
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is anything that the index lists beside the config."""
+        listed = {*self.index.files, *self.index.slot_files, *self.index.folders} - {CONFIG}
+        return any((self.path / name).exists() for name in listed)
+
     def drop_slots(self) -> None:
         """Removes the states of training: it has finished."""
         for name in self.index.slot_files:

@@ -229,6 +229,25 @@ def test_outputs_over_inputs_and_of_other_kinds(folder, capsys):
         refused(folder, arguments, said, capsys)
 
 
+def test_predictions_for_rows_that_are_not_there(folder, capsys):
+    put(folder / "p.json", [{"row": 0, "bbox": [4, 8, 36, 22]}, {"row": 7, "bbox": [4, 8, 36, 22]}])
+    said = "p.json, entry 1: must be for a row of good.jsonl, got row 7 of 1 "
+    refused(folder, ["measure-boxes", "p.json", "good.jsonl"], said, capsys)
+
+
+def test_a_table_with_semicolons(folder, capsys):
+    (folder / "x.csv").write_text("image;box;phrase\na.png;4,8,40,30;it\n")
+    refused(folder, ["boxes", "x.csv"], r"must have 1 fields .*, got 4 \(separated by commas\)", capsys)
+
+
+def test_sources_that_rows_state_stay_and_that_is_said(folder, capsys):
+    put(folder / "two.jsonl", [{**GOOD, "source": "caption"}, GOOD], lines=True)
+    assert main(["boxes", "two.jsonl", "--sources", "template"]) == 0
+    printed = capsys.readouterr()
+    assert "two.jsonl: 1 of 2 rows state another source than template, which they keep" in printed.err
+    assert "caption 1" in printed.out and "template 1" in printed.out
+
+
 def test_good_files_still_pass(folder, capsys):
     assert main(["boxes", "good.jsonl", "--root", "photos", "--out", "out.jsonl"]) == 0
     assert (folder / "out.jsonl").read_bytes() != OLD

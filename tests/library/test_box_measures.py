@@ -213,6 +213,17 @@ def test_what_only_one_file_has_is_left_out_when_asked(tmp_path, capsys):
     assert "has no true box: name the file of true boxes" in capsys.readouterr().err
 
 
+def test_predictions_of_a_turned_or_resized_photo_are_refused(tmp_path, capsys):
+    row = {"image": "a.jpg", "width": 64, "height": 48, "box": [4, 8, 40, 30], "phrase": "it"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    found = {"photo": "photos/a.jpg", "width": 64, "height": 48, "found": [{"phrase": "it", "box": [4, 8, 40, 30]}]}
+    for size, said in (((64, 48), ""), ((48, 64), "turned by EXIF"), ((128, 96), "got 128 x 96")):
+        (tmp_path / "found.jsonl").write_text(json.dumps({**found, "width": size[0], "height": size[1]}))
+        code = main(["measure-boxes", str(tmp_path / "found.jsonl"), str(tmp_path / "rows.jsonl")])
+        error = capsys.readouterr().err
+        assert (code, error.count("\n")) == ((2, 1) if said else (0, 0)) and said in error
+
+
 def test_boxes_of_a_run_bring_their_true_ones_along(tmp_path, capsys):
     """boxes.jsonl of `train` and `eval`: photo, phrase, box (found), true."""
     pairs = [*zip(ROWS[:3], FOUND_BOXES.tolist(), strict=False)]

@@ -58,6 +58,11 @@ def test_a_part_takes_the_rows_of_its_own_split_or_of_the_one_that_is_named(fold
         DataError, match="must have rows of the split test for data.test, got the splits train, val, testA"
     ):
         part_samples(replace(data, test=f"{folder}/rows one.jsonl"), "test", 64)
+    (folder / "none.jsonl").write_text('{"image": "d.png", "box": [1, 2, 3, 4], "phrase": "it"}')
+    with pytest.raises(
+        DataError, match="of the split val for data.train, got rows of no split: .*none.jsonl takes all"
+    ):
+        part_samples(replace(data, train=f"{folder}/none.jsonl:val"), "train", 64)
     assert part_samples(data, "unseen", 64) is None and part_samples(config(folder), "val", 64) is None
     assert part_samples(BoxDataConfig(), "val", 64) is not None  # of the embedded world there are all parts
 

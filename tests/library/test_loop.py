@@ -267,13 +267,22 @@ def test_what_is_frozen_does_not_move_and_what_is_trained_does(tmp_path):
 
 
 def test_a_folder_of_another_config_is_refused(tmp_path):
-    with Run(tmp_path / "r", {"recipe": "toy", "data": {"shots": 4}, "alpha": 1.0}):
-        pass
+    with Run(tmp_path / "r", {"recipe": "toy", "data": {"shots": 4}, "alpha": 1.0}) as run:
+        run.log(epoch=0)
     with pytest.raises(ConfigError, match=r"another config \(differs in alpha, data.shots\): .*--run.*--fresh"):
         Run(tmp_path / "r", {"recipe": "toy", "data": {"shots": 8}, "alpha": 2.0})
 
     with Run(tmp_path / "r", {"recipe": "other"}, fresh=True) as run:
         assert run.result is None
+
+
+def test_a_run_that_ended_before_its_first_step_leaves_room_for_another(tmp_path):
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "r", {"recipe": "toy", "data": "misspelt"}):
+        _ = 1 / 0
+    with Run(tmp_path / "r", {"recipe": "toy", "data": "right"}) as run:
+        run.save_learned({"w": np.zeros(2)})
+    with pytest.raises(ConfigError, match=r"another config \(differs in data\)"):
+        Run(tmp_path / "r", {"recipe": "toy", "data": "other"})
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

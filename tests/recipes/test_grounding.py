@@ -149,6 +149,26 @@ def test_batches_of_an_epoch_are_the_same_at_every_call_and_others_in_the_next(f
         PhraseBatches(features, 1000, seed=3)
 
 
+EARLY = {
+    "a batch must fit the 40 phrases": ["optim.batch=41"],
+    "a step of 3 x 16 phrases": ["accumulate=3"],
+    "heads must divide hidden=24, got 5": ["heads=5"],
+    "selection=val needs validation phrases": ["selection=val"],
+}
+
+
+@pytest.mark.parametrize("message", EARLY)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_a_training_refuses_it_refuses_before_photos_are_encoded(message, dry, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(box_features, "box_features", lambda *_, **__: pytest.fail("encoded"))
+    lines = [{"image": "a.png", "box": [1, 2, 30, 40], "phrase": f"it {i}"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    given = [f"data.train={tmp_path}/rows.jsonl", "selection=last", f"--run={tmp_path}/r"]
+    assert main(["train", str(SMOKE), *given, *EARLY[message], *dry]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_scenes_of_few_pairs_have_twins_and_unseen_ones_only_unseen_pairs():
     data = BoxDataConfig(scenes=40, unseen_scenes=5, twins=1.0)
 
