@@ -170,7 +170,7 @@ LABELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_wrong_labels_of_photos_are_found(seed, tmp_path):
     path, faulty = noisy(tmp_path, seed)
     values = {**LABELS, "data": {"sources": {"human": str(path)}}}
