@@ -224,16 +224,13 @@ class Run:
         if held is None:
             raise ConfigError(f"{path} is damaged, it is not what a run writes: start over with --fresh")
         differing = sorted(_differing(held, self.values))
-        if differing and self.writer and {key.split(".")[0] for key in differing} <= {*adjustable}:
+        begun = not self.writer or self._held.holds_work  # else it ended at a wrong setting, before its first step
+        if differing and self.writer and (not begun or {key.split(".")[0] for key in differing} <= {*adjustable}):
             (self.folder / RESULT).unlink(missing_ok=True)
             with replacing(path) as temporary:
                 temporary.write_text(to_yaml(self.values), encoding="utf-8")
-            notice(f"{self.folder} goes on with another {', '.join(differing)}")
-        elif (
-            differing and self.writer and not self._held.holds_work
-        ):  # it ended at a wrong setting, before its first step
-            with replacing(path) as temporary:
-                temporary.write_text(to_yaml(self.values), encoding="utf-8")
+            if begun:
+                notice(f"{self.folder} goes on with another {', '.join(differing)}")
         elif differing:
             raise ConfigError(
                 f"{self.folder} holds a run of another config (differs in {', '.join(differing)}): "
