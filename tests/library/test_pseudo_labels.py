@@ -346,7 +346,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path, capsys):
     for more, says in (
         (["--sources", "relation"], "needs triplets"),
         (["--sources", "templates"], "must be one of template, relation, caption"),
-        (["--out", str(tmp_path / "a.csv")], ".jsonl or .pth"),
+        (["--out", str(tmp_path / "a.doc")], "must end in"),
         (["--out", path], "would be overwritten"),
     ):
         assert main(["pseudo-labels", path, *more]) == 2

@@ -251,7 +251,7 @@ def test_half_precision_keeps_norms_statistics_and_logits_in_float32(name, dtype
     if not jt.flags.use_cuda:
         with pytest.raises(ConfigError, match=f"dtype {dtype} on the CPU: "):
             model.to(dtype)
-    with pytest.raises(ConfigError, match="dtype must be one of fp32, fp16, bf16, got 'fp8'"):
+    with pytest.raises(ConfigError, match="dtype must be one of fp32, fp16, bf16, int8, got 'fp8'"):
         model.to("fp8")
     half = HALVES[dtype]
     model._cast(half)
