@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
+
+from csv_page import with_tables
 
 COLUMNS = ("mode", "seed", "source", "measurer", "threshold", "rows", "clean", "corrupted", "val", "test", "chosen")
 BEGIN, END = "<!-- written by bench/curriculum_table.py -->", "<!-- end -->"
@@ -46,18 +46,9 @@ Lines = Sequence[dict[str, str]]
 Pair = tuple[dict[str, str], dict[str, str]]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The lines of the CSV."""
-    with open(path, encoding="utf-8", newline="") as f:
-        return list(csv.DictReader(f))
-
-
 def written(page: str, lines: Lines, language: str = "en") -> str:
     """The page with its tables made anew, everything outside of the marks as it was."""
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2] or "\n"
-    title = f"# {WORDS[language]['title']}\n\n"
-    return f"{before or title}{BEGIN}\n\n{tables(lines, language)}\n\n{END}{after}"
+    return with_tables(page, (BEGIN, END), tables(lines, language), WORDS[language]["title"])
 
 
 def tables(lines: Lines, language: str = "en") -> str:

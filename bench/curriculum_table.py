@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from curriculum_page import COLUMNS, read, written  # noqa: E402
+from csv_page import read  # noqa: E402
+from curriculum_page import COLUMNS, written  # noqa: E402
 
 from jclip.cli import main as jclip  # noqa: E402
 from jclip.paths import replacing  # noqa: E402

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
+
+from csv_page import with_tables
 
 COLUMNS = (
     "row", "seed", "part", "count", "acc", "sides", "no_sides", "mean_iou", "present_auroc", "present_acc", "cpu_seconds",
@@ -47,18 +47,9 @@ WORDS = {
 Lines = Sequence[dict[str, str]]
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The lines of the CSV."""
-    with open(path, encoding="utf-8", newline="") as f:
-        return list(csv.DictReader(f))
-
-
 def written(page: str, lines: Lines, language: str = "en") -> str:
     """The page with its tables made anew, everything outside of the marks as it was."""
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2] or "\n"
-    title = f"# {WORDS[language]['title']}\n\n"
-    return f"{before or title}{BEGIN}\n\n{tables(lines, WORDS[language])}\n\n{END}{after}"
+    return with_tables(page, (BEGIN, END), tables(lines, WORDS[language]), WORDS[language]["title"])
 
 
 def tables(lines: Lines, words: dict) -> str:

@@ -27,7 +27,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, read, written  # noqa: E402
+from csv_page import read  # noqa: E402
+from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, written  # noqa: E402
 
 import finetune  # noqa: E402, F401 - offers its recipes
 from jclip.config import apply_overrides, load_values  # noqa: E402

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import multi_label_rows as rows  # noqa: E402
-from multi_label_page import COLUMNS, read, written  # noqa: E402
+from csv_page import read  # noqa: E402
+from multi_label_page import COLUMNS, written  # noqa: E402
 
 from jclip.functional import score_ensemble  # noqa: E402
 from jclip.functional.multi_label_metrics import average_precision_per_class, mean_over_classes  # noqa: E402

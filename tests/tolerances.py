@@ -68,6 +68,14 @@ TOLERANCES = {
     "memory_relative": 0.3,
     # precomputed features of the real model are float16; accuracies on them are exact counts.
     "recorded_features": 2e-3,
+    # reliabilities, shares of one, by two ways of the same computation: batches, the formula, a file.
+    "reliability_batches": 1e-5,
+    "reliability": 1e-6,
+    "reliability_written": 2e-6,
+    # a low-rank update of order one merged into a weight.
+    "merged_update": 1e-6,
+    # pixels of boxes that a run finds again.
+    "found_again": 1e-3,
 }
 
 

@@ -24,6 +24,7 @@ from jclip.train.configs import build_config, read_config, resolved
 from jclip.train.curriculum_state import STATE
 from jclip.train.run import Run
 from tests.killed import killed_at
+from tests.tolerances import tolerance
 
 BY_ELEVEN = """
 import finetune
@@ -81,7 +82,7 @@ def test_reliabilities_are_ious_of_each_measurer(finished):
     some = list(rows.sources["template"])[:7]
     together = rows.reliability(done, some)
     alone = np.concatenate([rows.only([n]).reliability(done, [0]) for n in some])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, alone, atol=tolerance("reliability_batches"))
     first = read_box_lines(finished / "selected.jsonl")[0]
     assert first.reliability["template"] == pytest.approx(together[0], abs=1e-6)
 
@@ -192,7 +193,7 @@ def test_wrong_labels_of_photos_are_found(seed, tmp_path):
     recorded = np.load(path)
     unit = recorded["train_features_16"] / np.linalg.norm(recorded["train_features_16"], axis=1, keepdims=True)
     want = metrics.softmax(done.scorer()(unit))[np.arange(len(unit)), recorded["train_labels_16"]]
-    np.testing.assert_allclose(rows.reliability(done, range(len(rows))), want, atol=1e-6)
+    np.testing.assert_allclose(rows.reliability(done, range(len(rows))), want, atol=tolerance("reliability"))
 
 
 def test_a_recipe_may_bring_rows_of_its_own(monkeypatch):
@@ -370,7 +371,9 @@ def test_reliability_of_a_file(finished, tmp_path, monkeypatch, capsys):
     scored = read_box_lines(out / "rows.jsonl")
     for run in runs:
         want = rows.reliability(Predictor.load(run), range(30))
-        np.testing.assert_allclose([row.reliability[Path(run).name] for row in scored], want, atol=2e-6)
+        np.testing.assert_allclose(
+            [row.reliability[Path(run).name] for row in scored], want, atol=tolerance("reliability_written")
+        )
     first = [row.reliability[Path(runs[0]).name] for row in scored]
     assert len(read_box_lines(out / "rows, 1_0_01.jsonl")) == sum(r > 0.01 for r in first)
     before = (out / "rows.jsonl").stat().st_mtime_ns
