@@ -8,7 +8,8 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import printable
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source
-from jclip.weights.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
+from jclip.weights.text_configs import AnyText
+from jclip.weights.variants import EVAConfig, ResNetConfig, ViTConfig, architecture_name
 
 UNSAID = "not stated by the weights: set it with --family"
 
@@ -24,7 +25,7 @@ def summary(source: Source, unsaid: bool = False) -> str:
         "family": UNSAID if unsaid else found.metadata.get("source_family", "jclip"),
         "architecture": architecture_name(found.config) or "without a name",
         "image tower": image_tower(found.config.vision),
-        "text tower": text_tower(found.config.text),
+        "text tower": text_tower(found.config.text, vocabulary(found)),
         "embedding": found.config.embed_dim,
         "activation": UNSAID if unsaid else found.config.activation,
         "photos": UNSAID if unsaid else photos(found.preprocess),
@@ -34,6 +35,11 @@ def summary(source: Source, unsaid: bool = False) -> str:
         **positions(found),
     }
     return "\n".join(f"{name:<12} {printable(str(value))}" for name, value in rows.items())
+
+
+def vocabulary(found: Checkpoint) -> str:
+    """What follows the text tower's sizes, where its vocabulary is not CLIP's."""
+    return "" if found.vocabulary is None else f", {found.config.text.vocab_size:,} tokens ({found.vocabulary.kind})"
 
 
 def photos(shown: Preprocess) -> str:
@@ -63,6 +69,9 @@ def image_tower(v: ViTConfig | ResNetConfig | EVAConfig | None) -> str:
     return f"EVA, {', '.join([line, *(kind for kind, true in kinds.items() if true)])}"
 
 
-def text_tower(t: TextConfig | None) -> str:
-    """One line."""
-    return f"width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}" if t else "none"
+def text_tower(t: AnyText | None, words: str = "") -> str:
+    """One line. words: the kind of vocabulary, where it is another than CLIP's."""
+    if t is None:
+        return "none"
+    kind = "" if t.kind == "clip" else f"{t.kind.upper()}, "
+    return f"{kind}width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}{words}"

@@ -11,11 +11,13 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
+from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
 
 def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """What `open_clip.create_model("local-dir:…")` loads. Raises `ConfigError` for a model that open_clip lacks."""
+    refuse_other_towers(checkpoint, "open_clip")
     if not write_description(folder, checkpoint):
         raise ConfigError("open_clip has no such model: an EVA tower that it doesn't name, or one tower alone")
     tensors = as_torch(checkpoint)
@@ -26,8 +28,19 @@ def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     safetensors.write_tensors(folder / "open_clip_model.safetensors", tensors, dtypes, {"format": "pt"})
 
 
+def refuse_other_towers(checkpoint: Checkpoint, target: str) -> None:
+    """Raises `ConfigError` for a text tower or a vocabulary that OpenAI's names do not stand for."""
+    text = checkpoint.config.text
+    if text is not None and (text.kind != "clip" or checkpoint.vocabulary is not None):
+        raise ConfigError(
+            f"--to {target} must be of CLIP's text tower and vocabulary, got {TEXT_NAMES[text.kind]}: use --to jclip, "
+            "huggingface or cn_clip"
+        )
+
+
 def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """A plain state dict under OpenAI's names, as torch saves it."""
+    refuse_other_towers(checkpoint, "torch")
     tensors = as_torch(checkpoint)
     torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
 
@@ -51,6 +64,8 @@ def _not_openai(checkpoint: Checkpoint) -> str:
         return "one tower"
     if isinstance(v, EVAConfig):
         return "an EVA tower"
+    if t.kind != "clip" or checkpoint.vocabulary is not None:
+        return "another text tower or vocabulary"
     usual = Preprocess(size=shown.size)
     reasons = {
         "GELU": checkpoint.config.activation != "quickgelu",

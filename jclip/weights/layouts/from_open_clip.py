@@ -155,7 +155,9 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
 def described(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any] | None:
     """Return open_clip_config.json for a model, so that the folder loads in open_clip; None for a model that
     open_clip lacks."""
-    if config.vision is None or config.text is None or (vision := _described_vision(config.vision)) is None:
+    if config.vision is None or config.text is None or config.text.kind != "clip":
+        return None
+    if (vision := _described_vision(config.vision)) is None:
         return None
     t = config.text
     text = {"context_length": t.context_length, "vocab_size": t.vocab_size, "width": t.width, "heads": t.heads}
