@@ -33,10 +33,11 @@ FAMILIES = {
     "dfn2b-39b": Family("DFN2B ViT-L/14 of 39B samples", "gelu"),
     "dfn5b": Family("DFN5B ViT-H/14, 224 and 378", "quickgelu", resize="squash"),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
+    "siglip": Family("SigLIP and SigLIP 2", "gelu_tanh", "half", resize="squash"),
 }
 
 NOT_READ = {  # recognised, refused by name
-    "siglip": "SigLIP: its image tower pools by attention and its text is SentencePiece; planned",
+    "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
     "chinese-clip": "Chinese-CLIP: its text tower is a BERT with WordPiece; planned",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",

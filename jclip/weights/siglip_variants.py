@@ -48,7 +48,10 @@ SIGLIP_TOWERS: dict[str, tuple[SigLIPImageConfig, SigLIPTextConfig]] = {
     "ViT-L-16-SigLIP2-512": (_image("L", 16, 512), _text("L", GEMMA)),
     "ViT-SO400M-14-SigLIP2": (_image("SO400M", 14, 224), _text("SO400M", GEMMA)),
     "ViT-SO400M-14-SigLIP2-378": (_image("SO400M", 14, 378), _text("SO400M", GEMMA)),
-    "ViT-SO400M-14-SigLIP2-384": (_image("SO400M", 14, 384), _text("SO400M", GEMMA)),  # Hugging Face's; 378 is open_clip's
+    "ViT-SO400M-14-SigLIP2-384": (
+        _image("SO400M", 14, 384),
+        _text("SO400M", GEMMA),
+    ),  # Hugging Face's; 378 is open_clip's
     "ViT-SO400M-16-SigLIP2-256": (_image("SO400M", 16, 256), _text("SO400M", GEMMA)),
     "ViT-SO400M-16-SigLIP2-384": (_image("SO400M", 16, 384), _text("SO400M", GEMMA)),
     "ViT-SO400M-16-SigLIP2-512": (_image("SO400M", 16, 512), _text("SO400M", GEMMA)),

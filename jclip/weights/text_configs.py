@@ -109,12 +109,6 @@ class SigLIPTextConfig:
         obey(vars(self), {**SIZES, **rules}, "text")
         check_heads(self.heads, self.width, "text")
 
-    def sample_ids(self, rows: int) -> np.ndarray:
-        """Return ids (rows, context_length) of short texts, for trials without a tokenizer."""
-        ids = np.zeros((rows, self.context_length), np.int32)
-        ids[:, : min(6, self.context_length)] = self.vocab_size - 1
-        return ids
-
 
 AnyText = TextConfig | BertConfig | SigLIPTextConfig
 TEXT_KINDS: dict[str, type] = {"clip": TextConfig, "bert": BertConfig, "siglip": SigLIPTextConfig}

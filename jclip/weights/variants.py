@@ -20,6 +20,7 @@ from jclip.weights.siglip_variants import SIGLIP_TOWERS
 from jclip.weights.text_configs import AnyText, SigLIPTextConfig, TextConfig, text_from_table, text_to_table
 from jclip.weights.tower_sizes import EPSILON, WIDTH, Activation, without_defaults
 
+
 @dataclass(frozen=True)
 class CLIPConfig:
     """Two towers and their shared space; of an export of one tower the other is None.
