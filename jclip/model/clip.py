@@ -178,11 +178,8 @@ IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
-    return (
-        key in ("logit_scale", "logit_bias")
-        or any(p.startswith(("ln_", "bn", "norm")) for p in parts)
-        or ".downsample.1." in key
-    )
+    of_norms = any(p.startswith(("ln_", "bn", "norm")) for p in parts) or ".downsample.1." in key
+    return of_norms or key in ("logit_scale", "logit_bias")
 
 
 def is_multiplied(key: str) -> bool:
@@ -230,7 +227,9 @@ def held_statistics(model: CLIP) -> Iterator[None]:
 
 
 def clamp_logit_scale(model: CLIP) -> None:
-    """Keeps exp(logit scale) between 1 and 100, as the paper does after each step."""
+    """Keeps exp(logit scale) between 1 and 100, as the paper does after each step; SigLIP, whose own is above, does not."""
+    if model.config.sigmoid:
+        return
     trained = not model.logit_scale.is_stop_grad()
     with jt.no_grad():
         model.logit_scale.update(jt.clamp(model.logit_scale, 0.0, math.log(100.0)))
