@@ -10,10 +10,12 @@ from convert.to_jclip import reshaped_scale, scalar_scale
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.prompts.tokenizer import tokenizer
+from jclip.prompts.vocabularies import VocabularyFile
 from jclip.readers import safetensors
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.layouts import from_eva, from_huggingface, from_siglip
 from jclip.weights.layouts.keymap import unapply
+from jclip.weights.text_configs import SigLIPTextConfig
 from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
 ACTIVATIONS = {ours: theirs for theirs, ours in from_huggingface.ACTIVATIONS.items()}
@@ -53,6 +55,18 @@ def _write_siglip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
         shown = {**_processor(checkpoint.preprocess), "image_processor_type": "SiglipImageProcessor"}
         shown["processor_class"] = "SiglipProcessor"
         _write(folder, "preprocessor_config.json", shown)
+    if config.text and checkpoint.vocabulary:
+        _write_vocabulary(folder, checkpoint.vocabulary, config.text)
+
+
+def _write_vocabulary(folder: Path, words: VocabularyFile, text: SigLIPTextConfig) -> None:
+    """tokenizer.json as it was read or made, with the padding that its settings say. A SentencePiece vocabulary's texts are
+    cleaned by jclip, and by the class that transformers has for spiece.model alone: here it gets the plain one."""
+    (folder / "tokenizer.json").write_bytes(words.data)
+    own = "Siglip2Tokenizer" if words.settings.get("lower_case") else "PreTrainedTokenizerFast"
+    settings = {"tokenizer_class": own, "model_max_length": text.context_length}
+    kept = {key: words.settings[key] for key in ("padding_side", "pad_token") if words.settings.get(key)}
+    _write(folder, "tokenizer_config.json", settings | kept)
 
 
 def _not_held(checkpoint: Checkpoint) -> str:

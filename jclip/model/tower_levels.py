@@ -1,7 +1,7 @@
 """Tokens of frozen or trained towers as grounding reads them: several levels of the image tower, every token of a text.
 
-Of a ViT the outputs of four blocks stand side by side, a class token first where there is one; of a ResNet the four stages' maps, brought to
-one grid: finer ones averaged, coarser ones repeated.
+Of a ViT the outputs of four blocks stand side by side, a class token first where there is one; of a ResNet the four
+stages' maps, brought to one grid: finer ones averaged, coarser ones repeated.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
+from jclip.prompts.vocabularies import tokenizer_files
 from jclip.readers import LazyTensor, WeightFile, read_weights
 from jclip.readers.schema import TABLE, obey, read_table, read_weight_map
 from jclip.weights.checkpoint import (
@@ -109,7 +110,10 @@ def _file(src: Path, stated: Stated) -> Source:
     own = "siglip" if layout in (from_siglip.HUGGING_FACE, from_siglip.OPEN_CLIP) else None
     own = "eva" if layout.startswith("EVA") or "visual.trunk.cls_token" in tensors else own
     family = own or family_of(src, file, stated)
-    return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
+    found = from_tensors(src, tensors, stated.believing(family), layout)
+    if found.config.text and found.config.text.kind != "clip":
+        found = replace(found, vocabulary=tokenizer_files(src.parent))
+    return Source(found, report, layout)
 
 
 def _folder(folder: Path, stated: Stated) -> Source:
@@ -133,7 +137,8 @@ def _folder(folder: Path, stated: Stated) -> Source:
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
-    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files))
+    words = tokenizer_files(folder) if config.text else None
+    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files), words)
     return Source(checkpoint, report, f"{layout} folder")
 
 
