@@ -46,13 +46,17 @@ def batch(config, seed, images=3, texts=5):
     return pixels, rng.integers(0, config.text.vocab_size, (texts, config.text.context_length)).astype(np.int32)
 
 
+def with_words(folder, config):
+    (folder / "tokenizer.json").write_bytes(letter_words(config.text.vocab_size).data)
+
+
 def hugging_face(folder, config, seed):
     """The folder as transformers writes it, with a vocabulary; the model."""
     from tests.parity.torch_siglip import hugging_face_model
 
     model = hugging_face_model(config, seed)
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes(letter_words(config.text.vocab_size).data)
+    with_words(folder, config)
     return model
 
 
@@ -177,6 +181,7 @@ def test_open_clip_both_ways(seed, image, text, projection, toy_timm, tmp_path, 
     config = replace(SQUARE, vision=replace(SQUARE.vision, activation=image), text=words, activation=image)
     toy_timm(config)
     theirs = open_clip_folder(tmp_path / "in", *told(config)[:1], seed, told(config)[1])
+    with_words(tmp_path / "in", config)
     model, found = loaded(tmp_path / "in")
     assert found.config == config and found.preprocess.resize == "squash"
     pixels, ids = batch(config, seed)
