@@ -8,8 +8,9 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import printable
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source
+from jclip.weights.image_configs import AnyImage, ResNetConfig, SigLIPImageConfig, ViTConfig
 from jclip.weights.text_configs import AnyText
-from jclip.weights.variants import EVAConfig, ResNetConfig, ViTConfig, architecture_name
+from jclip.weights.variants import architecture_name
 
 UNSAID = "not stated by the weights: set it with --family"
 
@@ -54,7 +55,7 @@ def positions(found: Checkpoint) -> dict[str, str]:
     return {name: found.metadata[key] for name, key in names.items() if key in found.metadata}
 
 
-def image_tower(v: ViTConfig | ResNetConfig | EVAConfig | None) -> str:
+def image_tower(v: AnyImage | None) -> str:
     """One line."""
     if v is None:
         return "none"
@@ -62,6 +63,8 @@ def image_tower(v: ViTConfig | ResNetConfig | EVAConfig | None) -> str:
     if isinstance(v, ResNetConfig):
         return f"ResNet, width {v.width}, layers {'-'.join(map(str, v.layers))}, {size}"
     line = f"patch {v.patch_size}, width {v.width}, layers {v.layers}, {size}"
+    if isinstance(v, SigLIPImageConfig):
+        return f"SigLIP, {line}, {v.activation}, pooled by attention"
     if isinstance(v, ViTConfig):
         return f"ViT, {line}{', layer scale' * v.layer_scale}"
     kinds = {"SwiGLU": v.swiglu, "inner norms": v.sub_norm, "rotary positions": v.rope, "RMS norm": v.rms_norm}
@@ -73,5 +76,5 @@ def text_tower(t: AnyText | None, words: str = "") -> str:
     """One line. words: the kind of vocabulary, where it is another than CLIP's."""
     if t is None:
         return "none"
-    kind = "" if t.kind == "clip" else f"{t.kind.upper()}, "
+    kind = {"clip": "", "siglip": "SigLIP, "}.get(t.kind, f"{t.kind.upper()}, ")
     return f"{kind}width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}{words}"

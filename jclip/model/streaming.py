@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip.errors import ConfigError
-from jclip.model import bert, eva, layers
+from jclip.model import bert, eva, layers, siglip
 from jclip.model.clip import CLIP
 from jclip.readers import LazyTensor
 from jclip.runtime import jt
@@ -20,8 +20,12 @@ from jclip.weights.checkpoint import Checkpoint, load_strict
 from jclip.weights.variants import CLIPConfig
 
 ROOM = 0.8  # of the available memory may be weights
-TEXT_BLOCKS = {"clip": "transformer.resblocks.", "bert": "text.transformer.resblocks."}
-IMAGE_BLOCKS = {"vit": "visual.transformer.resblocks.", "eva": "visual.trunk.blocks."}
+TEXT_BLOCKS = {
+    "clip": "transformer.resblocks.",
+    "bert": "text.transformer.resblocks.",
+    "siglip": "text.transformer.resblocks.",
+}
+IMAGE_BLOCKS = {"vit": "visual.transformer.resblocks.", "eva": "visual.trunk.blocks.", "siglip": "visual.trunk.blocks."}
 
 
 class StreamedBlocks:
@@ -65,7 +69,8 @@ def build_streamed(checkpoint: Checkpoint) -> CLIP:
         block = layers.Block(replace(image, layers=1), whole.activation, whole.norm_eps)
         model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS["vit"], image.layers, checkpoint)
     elif image:
-        model.visual.trunk.blocks = _blocks(eva.Block(image), IMAGE_BLOCKS["eva"], image.layers, checkpoint)
+        block = (siglip if image.kind == "siglip" else eva).Block(image)
+        model.visual.trunk.blocks = _blocks(block, IMAGE_BLOCKS[image.kind], image.layers, checkpoint)
     model.config, model.streamed = whole, True
     model.eval()
     jt.sync_all()
@@ -78,6 +83,9 @@ def _stream_text(model: CLIP, whole: CLIPConfig, checkpoint: Checkpoint) -> None
     if whole.text.kind == "bert":
         blocks = _blocks(bert.PostNormBlock(one), prefix, whole.text.layers, checkpoint)
         model.text.transformer.resblocks = blocks
+    elif whole.text.kind == "siglip":
+        block = layers.Block(one, one.activation, one.norm_eps)
+        model.text.transformer.resblocks = _blocks(block, prefix, whole.text.layers, checkpoint)
     else:
         block = layers.Block(one, whole.activation, whole.norm_eps)
         model.transformer.resblocks = _blocks(block, prefix, whole.text.layers, checkpoint)

@@ -33,7 +33,7 @@ from jclip.weights.families import FAMILIES, Stated
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, SigLIPImageConfig, architecture_name
 
 FORMAT_VERSION = "1"
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
@@ -71,7 +71,7 @@ class Checkpoint:
     def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
         """Return the weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        antialias: True as open_clip does it, False as Hugging Face and EVA; by default each family's own way. Raises
+        antialias: True as open_clip does it, False as Hugging Face, EVA and SigLIP; by default each family's own way. Raises
         `ConfigError` for a size that is not a multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -84,7 +84,7 @@ class Checkpoint:
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size must be a multiple of {step}, the model's step, got {height} x {width}")
         new = replace(old, image_size=(height, width))
-        antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
+        antialias = not isinstance(new, (EVAConfig, SigLIPImageConfig)) if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
         table = before.read().astype(np.float32)
         table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
@@ -138,6 +138,7 @@ IMAGE_POSITIONS = {
     "vit": "visual.positional_embedding",
     "resnet": "visual.attnpool.positional_embedding",
     "eva": "visual.trunk.pos_embed",
+    "siglip": "visual.trunk.pos_embed",
 }
 
 
@@ -381,6 +382,8 @@ def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarra
         x = rng.standard_normal(shape, dtype=np.float32)
         if name == "logit_scale":
             x = np.full(shape, math.log(100.0), np.float32)
+        elif name == "logit_bias":
+            x = np.full(shape, -10.0, np.float32)
         elif name.endswith("running_var"):
             x = 0.5 + np.abs(x)
         elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):

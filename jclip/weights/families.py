@@ -36,10 +36,11 @@ FAMILIES = {
         "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
     ),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
+    "siglip": Family("SigLIP and SigLIP 2", "gelu_tanh", "half", resize="squash"),
 }
 
 NOT_READ = {  # recognised, refused by name
-    "siglip": "SigLIP: its image tower pools by attention and its text is SentencePiece; planned",
+    "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
     "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",

@@ -25,7 +25,7 @@ from jclip.weights.checkpoint import (
     plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_open_clip
+from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_open_clip, from_siglip
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.text_configs import AnyText
@@ -46,6 +46,8 @@ LAYOUTS: dict[str, Mapped] = {
     "EVA-CLIP original": from_eva.original,
     from_chinese_clip.HUGGING_FACE: from_chinese_clip.hugging_face,
     from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
+    from_siglip.HUGGING_FACE: from_siglip.hugging_face,
+    from_siglip.OPEN_CLIP: from_siglip.open_clip,
 }
 
 FAMILY_OF = {  # layouts that only one family has
@@ -53,9 +55,12 @@ FAMILY_OF = {  # layouts that only one family has
     "EVA-CLIP original": "eva",
     from_chinese_clip.HUGGING_FACE: from_chinese_clip.FAMILY,
     from_chinese_clip.CN_CLIP: from_chinese_clip.FAMILY,
+    from_siglip.HUGGING_FACE: "siglip",
+    from_siglip.OPEN_CLIP: "siglip",
 }
 WORDS = {  # kind of text tower → the file that holds its vocabulary, and where that is published
     "bert": "vocab.txt (of the weights' repository, such as OFA-Sys/chinese-clip-vit-base-patch16, or cn_clip/clip/vocab.txt)",
+    "siglip": "tokenizer.json or spiece.model (of the weights' repository, such as google/siglip2-base-patch16-224)",
 }
 
 
@@ -177,10 +182,13 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
     if from_chinese_clip.is_config(said):
         return _chinese_clip(said, place)
-    config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
+    of_siglip = said.get("model_type") in from_siglip.KINDS
+    layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
+    config = layout.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
     with _told_of(beside):
-        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+        photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
+        return config, photos(read_table(beside) if beside.is_file() else {}, config)
 
 
 def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
@@ -199,8 +207,8 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
-        raise refused("siglip", place)
+    if layout := from_siglip.layout_of(names):
+        return layout
     if has("bert.encoder.layer."):
         return from_chinese_clip.CN_CLIP
     if has("text_model.encoder.layer."):

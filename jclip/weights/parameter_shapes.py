@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jclip.errors import CheckpointError, ConfigError
+from jclip.weights import siglip_shapes
 from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
 from jclip.weights.families import Stated, refused
 from jclip.weights.text_configs import AnyText, TextConfig
 from jclip.weights.text_shapes import BERT_RANKS, bert_from_shapes, count_of, text_shapes
+from jclip.weights.tower_sizes import Activation
 from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, ViTConfig
 
 HEAD_WIDTHS = {
@@ -32,11 +34,13 @@ _FOREIGN_VOCABULARIES = {901629: "metaclip2", 250100: "metaclip2", 32000: "clipa
 def parameter_shapes(config: CLIPConfig) -> Shapes:
     """Return names and shapes of all parameters and statistics of `CLIP(config)`, without building it.
 
-    Names are OpenAI's; those of an EVA tower are timm's and open_clip's (`visual.trunk.…`).
+    Names are OpenAI's; those of an EVA or SigLIP tower are timm's and open_clip's (`visual.trunk.…`).
     """
     image = IMAGE_SHAPES[config.vision.kind](config.vision, config.embed_dim) if config.vision else {}
     text = text_shapes(config.text, config.embed_dim) if config.text else {}
     scale = {"logit_scale": (1,)} if image and text else {}
+    if scale and config.sigmoid:
+        scale["logit_bias"] = (1,)
     return {**{f"visual.{k}": shape for k, shape in image.items()}, **text, **scale}
 
 
@@ -122,6 +126,7 @@ IMAGE_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {
     "vit": _vit_shapes,
     "resnet": _resnet_shapes,
     "eva": _eva_shapes,
+    "siglip": siglip_shapes.image_shapes,
 }
 
 
@@ -132,10 +137,12 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
     A single tower makes a model of one tower.
     """
     activation = stated.stated_activation(place)
-    for key, rank in _RANKS.items():
+    for key, rank in {**_RANKS, **siglip_shapes.RANKS}.items():
         if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
             raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")
     try:
+        if siglip_shapes.are_siglips(shapes):
+            return _siglip_from_shapes(shapes, activation, stated, place)
         vision = _vision_from_shapes(shapes, stated, place)
         text = _text_from_shapes(shapes)
         if text and text.kind == "clip" and text.vocab_size in _FOREIGN_VOCABULARIES:
@@ -147,6 +154,20 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
         raise CheckpointError(f"{place}: a CLIP model needs {e.args[0]}, which is missing") from e
     except ConfigError as e:
         raise CheckpointError(f"{place}: its shapes make no CLIP model: {e}") from e
+
+
+def _siglip_from_shapes(
+    shapes: Mapping[str, tuple], activation: Activation, stated: Stated, place: object
+) -> CLIPConfig:
+    def size(cells: int, patch: int) -> tuple[int, int]:
+        return _image_size(cells, patch, stated, place)
+
+    image, text = siglip_shapes.LATENT in shapes, siglip_shapes.TOKENS in shapes
+    vision = siglip_shapes.image_from_shapes(shapes, activation, stated.head_width, size) if image else None
+    words = siglip_shapes.text_from_shapes(shapes, activation) if text else None
+    tower = vision or words
+    embed = vision.width if vision else shapes.get("text.text_projection.bias", (words.width,))[0]
+    return CLIPConfig(embed, vision, words, activation, tower.norm_eps, sigmoid="logit_bias" in shapes)
 
 
 def _embed_dim(shapes: Mapping[str, tuple]) -> int:

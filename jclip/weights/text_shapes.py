@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jclip.weights.block_shapes import Shapes, affine, transformer_shapes
-from jclip.weights.text_configs import AnyText, BertConfig, TextConfig
+from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
+from jclip.weights.text_configs import AnyText, BertConfig, SigLIPTextConfig, TextConfig
 
 
 def text_shapes(config: AnyText, embed: int) -> Shapes:
@@ -40,6 +40,18 @@ def bert_text(t: BertConfig, embed: int) -> Shapes:
     return {f"text.{name}": shape for name, shape in shapes.items()}
 
 
+def siglip_text(t: SigLIPTextConfig, embed: int) -> Shapes:
+    """Return those of SigLIP's, under open_clip's names (`text.…`)."""
+    shapes = {
+        "token_embedding.weight": (t.vocab_size, t.width),
+        "positional_embedding": (t.context_length, t.width),
+        **transformer_shapes("transformer", t),
+        **affine("ln_final", t.width),
+        **(linear("text_projection", t.width, embed) if t.projection else {}),
+    }
+    return {f"text.{name}": shape for name, shape in shapes.items()}
+
+
 def bert_from_shapes(shapes: Mapping[str, tuple]) -> BertConfig:
     """Return the configuration of a BERT whose heads are 64 wide, as all published ones are; a text of 52 tokens. Raises
     `KeyError` for what is missing."""
@@ -66,4 +78,4 @@ BERT_RANKS = {  # axes of the tensors whose shapes are read above
     "text.token_embedding.weight": 2, "text.positional_embedding": 2, "text.token_type_embedding": 2,
     "text.transformer.resblocks.0.mlp.c_fc.weight": 2, "text.text_projection": 2,
 }  # fmt: skip
-TEXT_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {"clip": clip_text, "bert": bert_text}
+TEXT_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {"clip": clip_text, "bert": bert_text, "siglip": siglip_text}

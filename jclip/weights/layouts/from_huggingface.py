@@ -62,7 +62,7 @@ _PHOTOS = {  # what preprocessor_config.json may say of photos
     "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
 TOWERS = {"clip_vision_model": "image", "clip_text_model": "text"}  # exports of one tower
-_REFUSED = {"siglip": "siglip", "siglip2": "siglip", "metaclip_2": "metaclip2"}
+_REFUSED = {"metaclip_2": "metaclip2"}
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
