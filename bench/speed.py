@@ -74,9 +74,7 @@ def main() -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Print the targets beside what is recorded of this processor, or measured now. Returns 1 if one is missed."""
-    from jclip.runtime import _cpu_model
-
-    results = targets.recorded(_cpu_model(), args.threads)
+    results = targets.recorded(targets.processor(), args.threads)
     tasks = results.setdefault("tasks", {})
     wanted = {t.row for t in targets.TARGETS if t.section == "tasks"}
     for task in args.tasks:
@@ -85,7 +83,7 @@ def check(args: argparse.Namespace) -> int:
             print(line(task, tasks[task]), flush=True)
             if args.out:
                 write(args.out, args.threads, task, tasks[task])
-    print(f"{_cpu_model()}, {args.threads} threads")
+    print(f"{targets.processor()}, {args.threads} threads")
     missed = targets.report(results)
     print(f"{len(missed)} of {len(targets.TARGETS)} targets missed")
     return 1 if missed else 0
@@ -209,11 +207,10 @@ def machine(threads: int) -> dict:
     """What the figures depend on."""
     from importlib.metadata import version
 
-    from jclip.runtime import _cpu_model
     from jclip.train.run_facts import provenance
 
     packages = {name: version(name) for name in ("torch", "transformers", "jittor")}
-    facts = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}
+    facts = {"cpu": targets.processor(), "system": platform.platform(), "threads": threads, "packages": packages}
     return {**provenance(), **facts}
 
 
