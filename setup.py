@@ -39,6 +39,7 @@ setup(
         "heic": ["pillow-heif>=0.16"],
         "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
         "parquet": ["pyarrow>=15,<26"],  # clip-retrieval's metadata
+        "cluster": ["distributed>=2025.1"],  # `jclip embed --scheduler`: the workers of a Dask cluster
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from jclip.choices import GALLERY_DTYPES, default_model
-from jclip.commands import side_processes
+from jclip.commands import cluster, side_processes
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.commands.side_processes import end_with_parent
 from jclip.data import gallery_inputs, gallery_store, shares
@@ -62,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=whole(1, 1024), default=1, metavar="N",
         help="share the photos among N processes on this machine (default: 1)",
     )  # fmt: skip
+    p.add_argument(
+        "--scheduler", type=nonempty, metavar="ADDRESS",
+        help="share the photos among the workers of a running Dask cluster, such as tcp://host:8786; needs 'jclip[cluster]'",
+    )  # fmt: skip
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     p.add_argument(
         "--export", type=nonempty, metavar="FOLDER",
@@ -92,11 +98,11 @@ def main(argv: list[str]) -> int:
 def _is_layout(args: argparse.Namespace) -> bool:
     if not any(map(gallery_layouts.is_layout, args.places)):
         return False
-    several = args.shard.of > 1 or args.processes > 1
+    several = args.shard.of > 1 or args.processes > 1 or args.scheduler
     if len(args.places) > 1 or args.update or args.columns or args.root or several:
         raise ConfigError(
             f"{args.places[0]} is a folder in clip-retrieval's layout: give it alone, without --update, "
-            "--columns, --root, --shard and --processes"
+            "--columns, --root, --shard, --processes and --scheduler"
         )
     return True
 
@@ -139,10 +145,59 @@ def _in_processes(args: argparse.Namespace, folder: Path, argv: list[str]) -> ga
     return dataclasses.replace(outcome, encoded=encoded, seconds=seconds)
 
 
+def _on_cluster(args: argparse.Namespace, folder: Path) -> gallery_embedding.Outcome:
+    """Photos encoded by the workers of a cluster, a part at a time; this process joins the parts."""
+    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
+    source = _source(args, folder)
+    begun, encoded = time.monotonic(), 0
+    if gallery_embedding.watched(inputs, source, folder, args.store or "", args.update):
+        order = json.dumps(_for_elsewhere(args))
+        tasks = [(order, number, inputs.parts) for number in range(inputs.parts)]
+        encoded = sum(cluster.run(args.scheduler, folder, tasks, embed_part, [*map(inputs.size, range(inputs.parts))]))
+    seconds = time.monotonic() - begun
+    outcome = gallery_embedding.embed(inputs, source, folder, args.store or "", args.update, _model(args, folder))
+    return dataclasses.replace(outcome, encoded=encoded + outcome.encoded, seconds=seconds)
+
+
+def _for_elsewhere(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings for a process with another working folder."""
+    given = {name: getattr(args, name) for name in ("update", "store", "model", "family", "dtype")}
+    if args.model and Path(args.model).exists():
+        given["model"] = str(Path(args.model).absolute())
+    places = {
+        name: str(Path(value).absolute()) if (value := getattr(args, name)) else ""
+        for name in ("root", "columns", "out")
+    }
+    return {**given, **places, "places": [str(Path(place).absolute()) for place in args.places]}
+
+
+def embed_part(order: str, number: int, parts: int) -> int:
+    """One part of the settings in `order`; a worker does many, and reads list and weights once. Returns photos encoded."""
+    args, inputs, source = _ordered(order)
+    own = shares.Share(number + 1, parts, ends=False)
+    folder = Path(args.out)
+    return gallery_embedding.embed(
+        inputs, source, folder, args.store or "", args.update, _model(args, folder), own
+    ).encoded
+
+
+@functools.lru_cache(maxsize=1)
+def _ordered(order: str) -> tuple[argparse.Namespace, gallery_inputs.Inputs, sources.ModelSource]:
+    args = argparse.Namespace(**json.loads(order))
+    inputs = gallery_inputs.read_inputs(args.places, args.root, args.columns)
+    return args, inputs, _source(args, Path(args.out))
+
+
 def _embed(args: argparse.Namespace, folder: Path, argv: list[str]) -> gallery_store.Store | None:
-    if args.processes > 1 and args.shard.of > 1:
-        raise ConfigError("--shard and --processes must not both be given: a shard is one process")
-    outcome = _in_processes(args, folder, argv) if args.processes > 1 else _encoded(args, folder, args.shard)
+    ways = {"--shard": args.shard.of > 1, "--processes": args.processes > 1, "--scheduler": bool(args.scheduler)}
+    if len(given := [option for option, is_given in ways.items() if is_given]) > 1:
+        raise ConfigError(f"{' and '.join(given)} must not be given together: each is a way to share the photos")
+    if args.scheduler:
+        outcome = _on_cluster(args, folder)
+    elif args.processes > 1:
+        outcome = _in_processes(args, folder, argv)
+    else:
+        outcome = _encoded(args, folder, args.shard)
     if outcome.missing:
         missing, parts = outcome.missing
         say(f"shard {args.shard}: encoded {outcome.encoded:,}{_speed(outcome)}; {parts - missing} of {counted(parts, 'part')}"

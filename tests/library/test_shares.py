@@ -172,6 +172,6 @@ def test_a_process_that_is_killed_with_nothing_done_ends_the_command(
 def test_what_a_process_refuses_is_the_commands_line(photos, tmp_path, capsys):
     order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--processes", "2"]
     assert main([*order, "--shard", "1/2"]) == 2
-    assert "--shard and --processes must not both be given" in capsys.readouterr().err
+    assert "--shard and --processes must not be given together" in capsys.readouterr().err
     assert main([*order, "--dtype", "fp16"]) == 2
     assert "fp16" in (said := capsys.readouterr().err) and said.count("\n") == 1
