@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
     )  # fmt: skip
     p.add_argument(
-        "--shard", type=shares.share, default=shares.WHOLE, metavar="I/N",
+        "--shard", type=shares.share, metavar="I/N",
         help="do share I of N alone, such as 2/8: the others run elsewhere with the same --out, and the last one writes the "
         "gallery",
     )  # fmt: skip
@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Embeds what is not embedded yet, and says what was done. Returns the exit code."""
     args = parser().parse_args(argv)
+    args.shard = args.shard or shares.WHOLE
     if not args.out:
         raise ConfigError("--out must name the gallery's folder")
     folder = Path(args.out)
