@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from jclip.data import preprocess as preprocessing
 from jclip.errors import CheckpointError, UnknownName, UnsaidError
 from jclip.readers.schema import SIDE, obey, several
-from jclip.weights.variants import WIDTH, Activation
+from jclip.weights.tower_sizes import WIDTH, Activation
 
 NORMALISATIONS = ("openai", "imagenet", "half")  # see `jclip.data.preprocess.NORMALISATIONS`
 
@@ -32,12 +32,15 @@ FAMILIES = {
     "dfn2b": Family("DFN2B ViT-B/16 and ViT-L/14", "quickgelu"),
     "dfn2b-39b": Family("DFN2B ViT-L/14 of 39B samples", "gelu"),
     "dfn5b": Family("DFN5B ViT-H/14, 224 and 378", "quickgelu", resize="squash"),
+    "chinese-clip": Family(
+        "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
+    ),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
+    "siglip": Family("SigLIP and SigLIP 2", "gelu_tanh", "half", resize="squash"),
 }
 
 NOT_READ = {  # recognised, refused by name
-    "siglip": "SigLIP: its image tower pools by attention and its text is SentencePiece; planned",
-    "chinese-clip": "Chinese-CLIP: its text tower is a BERT with WordPiece; planned",
+    "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
     "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
+from jclip.prompts.vocabularies import VocabularyFile, tokenizer_files
 from jclip.readers import LazyTensor, WeightFile, read_weights
 from jclip.readers.schema import TABLE, obey, read_table, read_weight_map
 from jclip.weights.checkpoint import (
@@ -24,9 +25,10 @@ from jclip.weights.checkpoint import (
     plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip
+from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_open_clip, from_siglip
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import CLIPConfig
 
 Tower = Literal["image", "text"]
@@ -42,6 +44,23 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
+    from_chinese_clip.HUGGING_FACE: from_chinese_clip.hugging_face,
+    from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
+    from_siglip.HUGGING_FACE: from_siglip.hugging_face,
+    from_siglip.OPEN_CLIP: from_siglip.open_clip,
+}
+
+FAMILY_OF = {  # layouts that only one family has
+    "EVA-CLIP of the hub": "eva",
+    "EVA-CLIP original": "eva",
+    from_chinese_clip.HUGGING_FACE: from_chinese_clip.FAMILY,
+    from_chinese_clip.CN_CLIP: from_chinese_clip.FAMILY,
+    from_siglip.HUGGING_FACE: "siglip",
+    from_siglip.OPEN_CLIP: "siglip",
+}
+WORDS = {  # kind of text tower → the file that holds its vocabulary, and where that is published
+    "bert": "vocab.txt (of the weights' repository, such as OFA-Sys/chinese-clip-vit-base-patch16, or cn_clip/clip/vocab.txt)",
+    "siglip": "tokenizer.json or spiece.model (of the weights' repository, such as google/siglip2-base-patch16-224)",
 }
 
 
@@ -86,7 +105,9 @@ def _only(found: Source, tower: Tower) -> Source:
     tensors = {k: t for k, t in found.checkpoint.tensors.items() if k in names}
     dropped = [k for k in found.checkpoint.tensors if k not in names]
     report = replace(found.report, dropped=[*found.report.dropped, *dropped])
-    return replace(found, checkpoint=replace(found.checkpoint, tensors=tensors, config=kept), report=report)
+    words = found.checkpoint.vocabulary if tower == "text" else None
+    checkpoint = replace(found.checkpoint, tensors=tensors, config=kept, vocabulary=words)
+    return replace(found, checkpoint=checkpoint, report=report)
 
 
 def _file(src: Path, stated: Stated) -> Source:
@@ -102,8 +123,9 @@ def _file(src: Path, stated: Stated) -> Source:
     raw = plain_tensors(file)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = "eva" if layout.startswith("EVA") or "visual.trunk.cls_token" in tensors else family_of(src, file, stated)
-    return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
+    family = FAMILY_OF.get(layout) or ("eva" if "visual.trunk.cls_token" in tensors else family_of(src, file, stated))
+    found = from_tensors(src, tensors, stated.believing(family), layout)
+    return Source(replace(found, vocabulary=words_beside(src.parent, found.config.text, src)), report, layout)
 
 
 def _folder(folder: Path, stated: Stated) -> Source:
@@ -127,8 +149,23 @@ def _folder(folder: Path, stated: Stated) -> Source:
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
-    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files))
+    words = words_beside(folder, config.text, folder)
+    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files), words)
     return Source(checkpoint, report, f"{layout} folder")
+
+
+def words_beside(folder: Path, text: AnyText | None, place: Path) -> VocabularyFile | None:
+    """Return the vocabulary that a text tower needs, from the folder of its weights; None where it is CLIP's own.
+
+    Raises `CheckpointError` with the file to put there.
+    """
+    if text is None or text.kind not in WORDS:
+        return None
+    if (found := tokenizer_files(folder)) is None:
+        raise CheckpointError(
+            f"{place} needs its vocabulary, which is not beside it: put {WORDS[text.kind]} into {folder}"
+        )
+    return found
 
 
 def described_by(folder: Path) -> Path | None:
@@ -143,10 +180,23 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 
 
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
-    config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
+    if from_chinese_clip.is_config(said):
+        return _chinese_clip(said, place)
+    of_siglip = said.get("model_type") in from_siglip.KINDS
+    layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
+    config = layout.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
     with _told_of(beside):
-        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+        photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
+        return config, photos(read_table(beside) if beside.is_file() else {}, config)
+
+
+def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    config = from_chinese_clip.config_from(said, place)
+    beside = place.with_name("preprocessor_config.json")
+    with _told_of(beside):
+        shown = read_table(beside) if beside.is_file() else None
+        return config, from_chinese_clip.preprocess_from(shown, config)
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
@@ -157,10 +207,12 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
-        raise refused("siglip", place)
-    if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):
-        raise refused("chinese-clip", place)
+    if layout := from_siglip.layout_of(names):
+        return layout
+    if has("bert.encoder.layer."):
+        return from_chinese_clip.CN_CLIP
+    if has("text_model.encoder.layer."):
+        return from_chinese_clip.HUGGING_FACE
     if has("text_decoder.", "visual.attn_pool."):
         raise refused("coca", place)
     if has("text.transformer.encoder.layer.", "text.transformer.embeddings."):
