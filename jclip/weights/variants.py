@@ -50,7 +50,9 @@ class CLIPConfig:
         without one."""
         if not penultimate:
             return self.embed_dim
-        if not isinstance(self.vision, PatchTower) or isinstance(self.vision, SigLIPImageConfig):
+        if isinstance(self.vision, SigLIPImageConfig):
+            raise ConfigError("SigLIP's image tower has no projection: take features=projected, which are its own")
+        if not isinstance(self.vision, PatchTower):
             raise ConfigError("only vision transformers have features before their projection: take projected ones")
         return self.vision.width
 
