@@ -56,11 +56,12 @@ class ViTConfig(PatchTower):
     """OpenAI's and open_clip's vision transformer."""
 
     layer_scale: bool = False  # each branch multiplied by a learned vector, `ls_1.gamma` and `ls_2.gamma`
+    proj_bias: bool = False  # of the projection: towers that open_clip takes from timm have one
     kind: str = "vit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        obey(vars(self), {"layer_scale": FLAG, "kind": one_of("vit")}, "vision")
+        obey(vars(self), {"layer_scale": FLAG, "proj_bias": FLAG, "kind": one_of("vit")}, "vision")
 
 
 @dataclass(frozen=True)
