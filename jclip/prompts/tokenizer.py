@@ -24,6 +24,7 @@ from jclip.paths import ASSETS
 VOCABULARY = ASSETS / "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2  # what OpenAI uses of the table's lines
 START, END = "<|startoftext|>", "<|endoftext|>"
+OPENAI_BPE = "openai-bpe"  # the kind of this vocabulary, and its digest in keys and metadata
 MOST_LETTERS = 100_000  # of a text: repairing it takes a second then
 LONGEST_REMEMBERED = 64  # letters of a word whose ids are kept
 END_OF_WORD = -1
@@ -41,6 +42,9 @@ class TextShape(Protocol):
 
 class Tokenizer:
     """The vocabulary and its merges; `merges` takes only the first ones of them (a smaller vocabulary)."""
+
+    kind = digest = OPENAI_BPE
+    pad = 0
 
     def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
         with gzip.open(path, "rt", encoding="utf-8") as f:
@@ -121,6 +125,10 @@ class Tokenizer:
             ids = [self.start, *ids[:room], self.end]
             row[: len(ids)] = ids
         return tokens
+
+    def ends(self, ids: np.ndarray) -> np.ndarray:
+        """int (B,): where each row's end-of-text stands, the first of its highest id. ids: (B, L)."""
+        return np.asarray(ids).argmax(-1)
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
         return self._word_ids(word) if len(word) <= LONGEST_REMEMBERED else self._encode_word(word)
