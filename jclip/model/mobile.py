@@ -52,7 +52,9 @@ class Stem(nn.Module):
     def __init__(self, width: int):
         narrow, (first, second, third) = width // STEM_NARROWER, STEM_STRIDES
         self.backbone = nn.Sequential(
-            StemConvolution(3, narrow, first), StemConvolution(narrow, narrow, second), LastConvolution(narrow, width, third)
+            StemConvolution(3, narrow, first),
+            StemConvolution(narrow, narrow, second),
+            LastConvolution(narrow, width, third),
         )
 
     def execute(self, images):
@@ -102,7 +104,9 @@ class Kernel(nn.Module):
     def execute(self, x, scale=None, shift=None, activation: str | None = None):
         """(B, H, W, C) → (B, H/s, W/s, C'); each output times `scale` plus `shift`, both (C',), before the activation."""
         (B, H, W, C), s = x.shape, self.stride
-        cells = x.reshape((B, H // s, s, W // s, s, C)).permute(0, 1, 3, 5, 2, 4).reshape((B, H // s, W // s, C * s * s))
+        cells = (
+            x.reshape((B, H // s, s, W // s, s, C)).permute(0, 1, 3, 5, 2, 4).reshape((B, H // s, W // s, C * s * s))
+        )
         weight = self.weight.reshape((self.weight.shape[0], -1))
         if scale is not None:
             weight = (weight.float32() * scale.unsqueeze(1)).cast(weight.dtype)

@@ -17,6 +17,7 @@ from jclip.weights.checkpoint import (
     Checkpoint,
     compare_keys,
     family_of,
+    family_of_tower,
     finite_tensors,
     from_tensors,
     is_ours,
@@ -24,7 +25,7 @@ from jclip.weights.checkpoint import (
     plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip
+from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip, from_timm
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.variants import CLIPConfig
@@ -42,6 +43,8 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
+    "open_clip, a tower of timm": from_timm.canonical,
+    "MobileCLIP original": from_timm.apple,
 }
 
 
@@ -102,7 +105,7 @@ def _file(src: Path, stated: Stated) -> Source:
     raw = plain_tensors(file)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = "eva" if layout.startswith("EVA") or "visual.trunk.cls_token" in tensors else family_of(src, file, stated)
+    family = family_of_tower(tensors) or family_of(src, file, stated)
     return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
 
 
@@ -157,6 +160,16 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
+    if from_timm.kind_of(names):
+        return "open_clip, a tower of timm"
+    if has(from_timm.APPLE):
+        if not has(f"{from_timm.APPLE}patch_emb.0.block."):
+            raise refused("fastvit", place)
+        return "MobileCLIP original"
+    if has("visual.trunk.stem.", "visual.trunk.stages."):
+        raise refused("fastvit", place)
+    if "conv1.weight" in names and has("transformer.resblocks.") and not has("visual.", "token_embedding."):
+        raise refused("pe-tokens", place)
     if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
         raise refused("siglip", place)
     if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, obey, one_of
-from jclip.weights.variants import EPSILON, PatchTower
+from jclip.weights.patch_tower import PatchTower
+from jclip.weights.tower_sizes import EPSILON
 
 STEM_STRIDES = (4, 2, 2)  # three convolutions whose strides are their kernels
+APPLE_EPS, TIMM_EPS = 1e-5, 1e-6  # of the norms: in Apple's own code, in timm's and so open_clip's
 STEM_NARROWER = 4  # the first two are a quarter as wide as the tower
 
 
@@ -20,7 +22,7 @@ class MobileConfig(PatchTower):
     """A vision transformer whose patches come from three convolutions; no norm before its blocks."""
 
     proj_bias: bool = False  # of the projection: open_clip's files have one, Apple's own none
-    norm_eps: float = 1e-5
+    norm_eps: float = APPLE_EPS
     layer_scale: bool = False
     kind: str = "mobile"
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, SIDE, obey, one_of, several
-from jclip.weights.variants import HEADS, HIDDEN, PatchTower
+from jclip.weights.patch_tower import PatchTower
+from jclip.weights.tower_sizes import HEADS, HIDDEN, check_heads
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class PerceptionConfig(PatchTower):
             "layer_scale": FLAG,
         }
         obey(vars(self), {**rules, "rope_grid": several(SIDE, 2), "kind": one_of("pe")}, "vision")
-        if self.width % self.pool_heads:
-            raise ConfigError(f"vision.pool_heads must divide width {self.width}, got {self.pool_heads}")
+        check_heads(self.pool_heads, self.width, "vision.pool")
         if (own := self.width // self.heads) % 4:
             raise ConfigError(f"vision.heads must give heads whose width is a multiple of 4, got heads of width {own}")

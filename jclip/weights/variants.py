@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
 from jclip.errors import ConfigError, UnknownName
-from jclip.readers.schema import FLAG, SIDE, Condition, obey, one_of, refuse_unknown, several, whole
+from jclip.readers.schema import FLAG, SIDE, obey, one_of, refuse_unknown, several, whole
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.patch_tower import PatchTower
+from jclip.weights.perception_configs import PerceptionConfig
+from jclip.weights.recent_architectures import MOBILE, PERCEPTION, WITH_SIZE, WITH_TEXT
 from jclip.weights.text_configs import AnyText, TextConfig, text_from_table, text_to_table
 from jclip.weights.tower_sizes import (
-    BLOCKS,
     EPSILON,
     HEADS,
-    HIDDEN,
     LAYERS,
-    PATCH,
     WIDTH,
     Activation,
     check_heads,
     tower_from_table,
+    without_defaults,
 )
 
-_MOST_PATCHES = 1 << 16
-_PATCHES: dict[str, Condition] = {
-    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": BLOCKS, "heads": HEADS,
-    "mlp_width": HIDDEN,
-}  # fmt: skip
 _FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
-
-
-@dataclass(frozen=True)
-class PatchTower:
-    """What vision transformers share: patches, a class token, learned positions."""
-
-    image_size: tuple[int, int]  # H, W in pixels
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-
-    def __post_init__(self) -> None:
-        obey(vars(self), _PATCHES, "vision")
-        check_heads(self.heads, self.width, "vision")
-        if self.patch_size > min(self.image_size):
-            H, W = self.image_size
-            raise ConfigError(f"vision.patch_size must fit image_size ({H}, {W}), got {self.patch_size}")
-        if (count := self.grid[0] * self.grid[1]) > _MOST_PATCHES:
-            raise ConfigError(
-                f"vision.image_size and patch_size must make at most {_MOST_PATCHES:,} patches, got {count:,}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of patches along H and W."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -119,8 +88,14 @@ class ResNetConfig:
         return 32 * self.width
 
 
-AnyImage = ViTConfig | ResNetConfig | EVAConfig
-IMAGE_KINDS: dict[str, type] = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}
+AnyImage = ViTConfig | ResNetConfig | EVAConfig | PerceptionConfig | MobileConfig
+IMAGE_KINDS: dict[str, type] = {
+    "vit": ViTConfig,
+    "resnet": ResNetConfig,
+    "eva": EVAConfig,
+    "pe": PerceptionConfig,
+    "mobile": MobileConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +128,8 @@ class CLIPConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; `from_dict` is the inverse."""
         values = asdict(self)
+        if isinstance(self.vision, ViTConfig):
+            values["vision"] = without_defaults(values["vision"], {"proj_bias": False})  # which older files lack
         return values if self.text is None else {**values, "text": text_to_table(values["text"])}
 
     @staticmethod
@@ -272,14 +249,27 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
         1536, EVAConfig((224, 224), 14, 5120, 48, 40, 25600, post_norm=True, **_BILLIONS), 1280, 32
     ),
 }  # fmt: skip
+ARCHITECTURES |= {name: CLIPConfig(*row, "gelu") for name, row in {**PERCEPTION, **MOBILE}.items()}
+for _name, (_known, _text) in WITH_TEXT.items():
+    ARCHITECTURES[_name] = replace({**VARIANTS, **ARCHITECTURES}[_known], text=_text, activation="gelu")
+for _name, (_known, _side) in WITH_SIZE.items():
+    _vision = replace(ARCHITECTURES[_known].vision, image_size=(_side, _side))
+    ARCHITECTURES[_name] = replace(ARCHITECTURES[_known], vision=_vision)
 
 
 def architecture_name(config: CLIPConfig) -> str | None:
-    """Return the name of these towers, whatever their activation."""
-    for name, known in {**VARIANTS, **ARCHITECTURES}.items():
-        if (known.embed_dim, known.vision, known.text) == (config.embed_dim, config.vision, config.text):
-            return name
-    return None
+    """Return the name of these towers, whatever their activation and epsilon, with a bias of the projection or not."""
+    towers = _towers(config)
+    return next((name for name, known in {**VARIANTS, **ARCHITECTURES}.items() if _towers(known) == towers), None)
+
+
+def _towers(config: CLIPConfig) -> tuple[Any, ...]:
+    image = config.vision
+    if isinstance(image, (ViTConfig, PerceptionConfig, MobileConfig)):
+        image = replace(image, proj_bias=False)
+    if isinstance(image, MobileConfig):
+        image = replace(image, norm_eps=1e-5)
+    return config.embed_dim, image, config.text
 
 
 def slug(name: str) -> str:
