@@ -212,8 +212,10 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
 def tokenizer_for(config: TextShape) -> Tokenizer:
     """The tokenizer in the vocabulary of a text tower: smaller ones know only the first merges.
 
-    Raises `DataError` for a vocabulary that is no beginning of OpenAI's.
+    Raises `DataError` for a vocabulary that is no beginning of OpenAI's, and for a tower of another kind than CLIP's.
     """
+    if (kind := getattr(config, "kind", "clip")) != "clip":
+        raise DataError(f"CLIP's own vocabulary must belong to CLIP's text tower, got a tower of kind {kind}")
     merges = config.vocab_size - len(_byte_order()) * 2 - 2
     if not 0 <= merges <= MERGES:
         raise DataError(f"a vocabulary of {config.vocab_size} is not OpenAI's {MERGES + 514} nor a beginning of it")

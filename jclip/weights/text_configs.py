@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
-
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, NOTHING, Condition, either, obey, one_of
 from jclip.weights.tower_sizes import (
@@ -53,12 +51,6 @@ class TextConfig:
         if self.end is not None and self.end >= self.vocab_size:
             raise ConfigError(f"text.end must be below vocab_size {self.vocab_size}, got {self.end}")
 
-    def sample_ids(self, rows: int) -> np.ndarray:
-        """Return ids (rows, context_length) of short texts, for trials without a tokenizer."""
-        ids = np.zeros((rows, self.context_length), np.int32)
-        ids[:, min(5, self.context_length - 1)] = self.vocab_size - 1 if self.end is None else self.end
-        return ids
-
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -91,12 +83,6 @@ class BertConfig:
             )
         if self.pad >= self.vocab_size:
             raise ConfigError(f"text.pad must be below vocab_size {self.vocab_size}, got {self.pad}")
-
-    def sample_ids(self, rows: int) -> np.ndarray:
-        """Return ids (rows, context_length) of short texts, for trials without a tokenizer."""
-        ids = np.full((rows, self.context_length), self.pad, np.int32)
-        ids[:, : min(6, self.context_length)] = 0 if self.pad else self.vocab_size - 1
-        return ids
 
 
 AnyText = TextConfig | BertConfig
