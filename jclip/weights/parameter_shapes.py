@@ -46,11 +46,13 @@ PERCEPTION_GRIDS = {(v.width, v.patch_size): v.rope_grid for _, v, _ in PERCEPTI
 def parameter_shapes(config: CLIPConfig) -> Shapes:
     """Return names and shapes of all parameters and statistics of `CLIP(config)`, without building it.
 
-    Names are OpenAI's; those of an EVA tower are timm's and open_clip's (`visual.trunk.…`).
+    Names are OpenAI's; those of an EVA or SigLIP tower are timm's and open_clip's (`visual.trunk.…`).
     """
     image = IMAGE_SHAPES[config.vision.kind](config.vision, config.embed_dim) if config.vision else {}
     text = text_shapes(config.text, config.embed_dim) if config.text else {}
     scale = {"logit_scale": (1,)} if image and text else {}
+    if scale and config.sigmoid:
+        scale["logit_bias"] = (1,)
     return {**{f"visual.{k}": shape for k, shape in image.items()}, **text, **scale}
 
 
@@ -138,6 +140,7 @@ IMAGE_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {
     "eva": _eva_shapes,
     "pe": perception_shapes,
     "mobile": mobile_shapes,
+    "siglip": siglip_shapes.image_shapes,
 }
 
 

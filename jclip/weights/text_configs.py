@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, NOTHING, Condition, either, obey, one_of
@@ -85,9 +85,45 @@ class BertConfig:
             raise ConfigError(f"text.pad must be below vocab_size {self.vocab_size}, got {self.pad}")
 
 
-AnyText = TextConfig | BertConfig
-TEXT_KINDS: dict[str, type] = {"clip": TextConfig, "bert": BertConfig}
-TEXT_NAMES = {"clip": "CLIP's text tower", "bert": "a BERT, Chinese-CLIP's text tower"}  # what messages call them
+@dataclass(frozen=True)
+class SigLIPTextConfig:
+    """SigLIP's: attention to all tokens, padding too, read at the last one; so a text is never cut.
+
+    Zhai et al., 2023, arXiv 2303.15343. It has an activation and an epsilon of its own, as SigLIP's image tower has.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    mlp_width: int
+    context_length: int = 64
+    vocab_size: int = 32000
+    projection: bool = True  # a linear map to the embedding; SigLIP's multilingual SO400M has none
+    activation: Activation = "gelu_tanh"
+    norm_eps: float = 1e-6
+    kind: str = "siglip"
+
+    layer_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        rules = {"projection": FLAG, "activation": ACTIVATION, "norm_eps": EPSILON, "kind": one_of("siglip")}
+        obey(vars(self), {**SIZES, **rules}, "text")
+        check_heads(self.heads, self.width, "text")
+
+    def sample_ids(self, rows: int) -> np.ndarray:
+        """Return ids (rows, context_length) of short texts, for trials without a tokenizer."""
+        ids = np.zeros((rows, self.context_length), np.int32)
+        ids[:, : min(6, self.context_length)] = self.vocab_size - 1
+        return ids
+
+
+AnyText = TextConfig | BertConfig | SigLIPTextConfig
+TEXT_KINDS: dict[str, type] = {"clip": TextConfig, "bert": BertConfig, "siglip": SigLIPTextConfig}
+TEXT_NAMES = {  # what messages call them
+    "clip": "CLIP's text tower",
+    "bert": "a BERT, Chinese-CLIP's text tower",
+    "siglip": "SigLIP's text tower",
+}
 _NEWER = {"end": None, "causal": True, "kind": "clip"}  # keys of `TextConfig` that older files lack
 
 
