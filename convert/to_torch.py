@@ -11,6 +11,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
+from jclip.weights.layouts import from_timm
 from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
 
@@ -19,7 +20,9 @@ def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     if not write_description(folder, checkpoint):
         raise ConfigError("open_clip has no such model: an EVA tower that it doesn't name, or one tower alone")
     tensors = as_torch(checkpoint)
-    if isinstance(checkpoint.config.vision, EVAConfig):  # a model with a separate text tower
+    if from_timm.is_timm(checkpoint.config):
+        tensors = from_timm.as_trunk(tensors, checkpoint.config)
+    if from_timm.is_timm(checkpoint.config) or isinstance(checkpoint.config.vision, EVAConfig):  # a separate text tower
         own = ("visual.", "logit_scale")
         tensors = {k if k.startswith(own) else f"text.{k}": t for k, t in tensors.items()}
     dtypes = _dtypes(tensors, checkpoint, dtype)

@@ -17,6 +17,8 @@ from jclip.errors import ConfigError
 from jclip.functional.similarity import normalise
 from jclip.model.eva import EVATower
 from jclip.model.layers import BatchNorm
+from jclip.model.mobile import MobileTower
+from jclip.model.perception import PerceptionTower
 from jclip.model.resnet import ModifiedResNet
 from jclip.model.text_tower import TextEncoder
 from jclip.model.vit import VisionTransformer
@@ -157,13 +159,15 @@ IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
     "vit": lambda c: VisionTransformer(c.vision, c.embed_dim, c.activation, c.norm_eps),
     "resnet": lambda c: ModifiedResNet(c.vision, c.embed_dim),
     "eva": lambda c: EVATower(c.vision, c.embed_dim),
+    "pe": lambda c: PerceptionTower(c.vision, c.embed_dim, c.activation, c.norm_eps),
+    "mobile": lambda c: MobileTower(c.vision, c.embed_dim, c.activation),
 }
 
 
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
-    return key == "logit_scale" or any(p.startswith(("ln_", "bn", "norm")) for p in parts) or ".downsample.1." in key
+    return key == "logit_scale" or any(p.startswith(("ln_", "bn", "norm", "layernorm")) for p in parts) or ".downsample.1." in key
 
 
 def is_multiplied(key: str) -> bool:

@@ -50,7 +50,7 @@ class Adapters:
                 )
             yield from _chosen("visual.transformer", model.visual.transformer, self._config.blocks)
         if towers != "image":
-            name, tower = ("transformer", model) if model.causal else ("text.transformer", model.text)
+            name, tower = ("transformer", model) if model.holds_text else ("text.transformer", model.text)
             yield from _chosen(name, tower.transformer, self._config.blocks)
 
     def attach(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jclip.errors import CheckpointError, ConfigError
+from jclip.weights import siglip_shapes
 from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
 from jclip.weights.families import Stated, refused
 from jclip.weights.mobile_configs import APPLE_EPS, STEM_STRIDES, TIMM_EPS, MobileConfig

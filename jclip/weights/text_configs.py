@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
+import numpy as np
+
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, NOTHING, Condition, either, obey, one_of
 from jclip.weights.tower_sizes import (
