@@ -8,7 +8,7 @@ from pathlib import Path
 from jclip.errors import ConfigError
 from jclip.readers import LazyTensor, jittor_pickle, safetensors
 from jclip.weights.checkpoint import Checkpoint, describe, in_memory
-from jclip.weights.layouts import from_open_clip
+from jclip.weights.layouts import from_open_clip, from_timm
 from jclip.weights.stored_vocabulary import stored
 
 
@@ -33,7 +33,8 @@ def write_file(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
 def write_folder(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """model.safetensors, and the description by which open_clip loads the folder as `local-dir:`, where it can."""
     write_file(folder / "model.safetensors", checkpoint, dtype)
-    write_description(folder, checkpoint)
+    if not from_timm.is_timm(checkpoint.config):  # whose names open_clip does not know
+        write_description(folder, checkpoint)
 
 
 def write_description(folder: Path, checkpoint: Checkpoint) -> bool:

@@ -54,10 +54,14 @@ def _not_openai(checkpoint: Checkpoint) -> str:
         return "one tower"
     if isinstance(v, EVAConfig):
         return "an EVA tower"
+    if from_timm.is_timm_tower(v):
+        return "a tower of PE-Core, MobileCLIP or timm"
     usual = Preprocess(size=shown.size)
     reasons = {
         "GELU": checkpoint.config.activation != "quickgelu",
         "a non-square input": v.image_size[0] != v.image_size[1],
+        "an end of text that is not the highest id": t.end is not None,
+        "a text tower that is not causal": not t.causal,
         "layer scale": t.layer_scale or (isinstance(v, ViTConfig) and v.layer_scale),
         "another normalisation or resize mode": shown != usual,
         "an epsilon other than 1e-5": checkpoint.config.norm_eps != 1e-5,
