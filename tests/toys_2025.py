@@ -31,7 +31,12 @@ WORLDWIDE = CLIPConfig(
     TextConfig(**{**vars(_TEXT), "end": 2}), "quickgelu",
 )  # fmt: skip
 TOYS_2025 = {"pe": PE, "pe_g": PE_G, "mobile_b": MOBILE_B, "mobile_l": MOBILE_L, "worldwide": WORLDWIDE}
-TIMM_NAMES = {"pe": "vit_pe_core_toy", "pe_g": "vit_pe_core_toy_g", "mobile_b": "vit_toy_mci", "mobile_l": "vit_toy_clip"}
+TIMM_NAMES = {
+    "pe": "vit_pe_core_toy",
+    "pe_g": "vit_pe_core_toy_g",
+    "mobile_b": "vit_toy_mci",
+    "mobile_l": "vit_toy_clip",
+}
 
 
 def register_timm() -> None:

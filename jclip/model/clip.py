@@ -167,7 +167,11 @@ IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
-    return key == "logit_scale" or any(p.startswith(("ln_", "bn", "norm", "layernorm")) for p in parts) or ".downsample.1." in key
+    return (
+        key == "logit_scale"
+        or any(p.startswith(("ln_", "bn", "norm", "layernorm")) for p in parts)
+        or ".downsample.1." in key
+    )
 
 
 def is_multiplied(key: str) -> bool:

@@ -18,6 +18,8 @@ from jclip.model.clip import CLIP, put_arrays
 from jclip.model.layers import Attention
 from jclip.model.parameter_groups import PARTS, LowRank, block_numbers
 from jclip.runtime import jt
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.variants import ViTConfig
 
 
@@ -44,7 +46,7 @@ class Adapters:
         """The attention modules that get updates, by name."""
         model, towers = self._model, self._config.towers
         if towers != "text":
-            if not isinstance(model.config.vision, ViTConfig):
+            if not isinstance(model.config.vision, (ViTConfig, PerceptionConfig, MobileConfig)):
                 raise ConfigError(
                     f"low-rank updates are of a ViT's attention: set lora.towers=text for other image towers, got {towers}"
                 )

@@ -59,7 +59,7 @@ class PerceptionTower(nn.Module):
         """(B, 1 + N, D) from `embed`, prompts appended or not → pooled (B, E), with `penultimate` (B, D); with `dense` also
         (B, N, E).
 
-        The pool reads the tower's own tokens, prompts only through these. Either kind of `dense` gives what the pool makes
+        The pool reads prompts as well. Either kind of `dense` gives what the pool makes
         of each patch alone: the last attention is the pool's, and these are its values.
         """
         x = self.ln_pre(tokens)
@@ -69,13 +69,12 @@ class PerceptionTower(nn.Module):
 
     def leave(self, x, dense: str | None = None, penultimate: bool = False):
         """The last block's output (B, 1 + N, D) → as `encode`."""
-        own = self.positional_embedding.shape[0]
-        y = self.ln_post(x[:, :own] if x.shape[1] > own else x)
+        y = self.ln_post(x)
         pooled = self.attn_pool(y)
         pooled = pooled if penultimate else self.project(pooled)
         if dense is None:
             return pooled
-        return pooled, self.project(self.attn_pool.values(y[:, self._first :]))
+        return pooled, self.project(self.attn_pool.values(y[:, self._first : self.positional_embedding.shape[0]]))
 
     def project(self, x):
         """(..., D) → (..., E)."""

@@ -52,7 +52,7 @@ def fusion_shape(config: CLIPConfig, visual: Layers = "levels", **sizes) -> Fusi
     else:
         rows, columns = vision.grid
         width = config.embed_dim if last else vision.width * len(block_levels(vision.layers))
-        tokens = 1 + rows * columns
+        tokens = (1 if last else vision.first_tokens) + rows * columns
     own = {"max_text": text.context_length, "hidden": text.width, "last": last}
     return FusionShape(width, config.embed_dim, tokens, **{**own, **sizes})
 
@@ -78,7 +78,7 @@ def part_shapes(config: CLIPConfig, layers: Layers = "levels") -> list[tuple[int
         rows, columns = vision.grid
         return [
             (
-                1 + rows * columns,
+                (1 if layers == "last" else vision.first_tokens) + rows * columns,
                 config.embed_dim if layers == "last" else vision.width * len(block_levels(vision.layers)),
             )
         ]

@@ -38,6 +38,11 @@ class PatchTower:
             )
 
     @property
+    def first_tokens(self) -> int:
+        """Number of tokens before the patches: the class token."""
+        return 1
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Number of patches along H and W."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size

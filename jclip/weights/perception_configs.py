@@ -39,3 +39,8 @@ class PerceptionConfig(PatchTower):
         check_heads(self.pool_heads, self.width, "vision.pool")
         if (own := self.width // self.heads) % 4:
             raise ConfigError(f"vision.heads must give heads whose width is a multiple of 4, got heads of width {own}")
+
+    @property
+    def first_tokens(self) -> int:
+        """Number of tokens before the patches."""
+        return int(self.class_token)

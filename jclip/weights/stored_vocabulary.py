@@ -73,7 +73,11 @@ def check_clip_words(text: AnyText | None, vocabulary: VocabularyFile | None, wh
     """
     if text is None or (text.kind == "clip" and vocabulary is None and text.causal):
         return
-    got = TEXT_NAMES[text.kind] if text.kind != "clip" else f"another vocabulary ({vocabulary.kind})" if vocabulary else (
-        "one whose tokens see those after them too"
+    got = (
+        TEXT_NAMES[text.kind]
+        if text.kind != "clip"
+        else f"another vocabulary ({vocabulary.kind})"
+        if vocabulary
+        else ("one whose tokens see those after them too")
     )
     raise ConfigError(f"{what}: it takes models with CLIP's text tower and vocabulary, got {got}")
