@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from convert.to_jclip import scalar_scale
+from convert.to_jclip import reshaped_scale, scalar_scale
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.prompts.tokenizer import tokenizer
 from jclip.readers import safetensors
 from jclip.weights.checkpoint import Checkpoint
-from jclip.weights.layouts import from_eva, from_huggingface
+from jclip.weights.layouts import from_eva, from_huggingface, from_siglip
 from jclip.weights.layouts.keymap import unapply
 from jclip.weights.mobile_configs import MobileConfig
 from jclip.weights.perception_configs import PerceptionConfig
@@ -29,6 +29,8 @@ def write(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """
     if reason := _not_held(checkpoint):
         raise ConfigError(f"Hugging Face's CLIPModel holds no {reason}")
+    if from_siglip.is_whole(checkpoint.config):
+        return _write_siglip(folder, checkpoint, dtype)
     is_eva = isinstance(checkpoint.config.vision, EVAConfig)
     rules = from_eva.HUGGING_FACE if is_eva else from_huggingface.RULES
     tensors = unapply(scalar_scale(checkpoint.tensors), rules)
@@ -41,10 +43,28 @@ def write(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
         _write_tokenizer(folder, checkpoint.config.text)
 
 
+def _write_siglip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """What `SiglipModel.from_pretrained(folder)` loads, its processor beside it."""
+    config = checkpoint.config
+    tensors = from_siglip.to_hugging_face(checkpoint.tensors)
+    tensors |= reshaped_scale(tensors, (1,))
+    dtypes = {name: "float32" if name in ("logit_scale", "logit_bias") else dtype for name in tensors}
+    safetensors.write_tensors(folder / "model.safetensors", tensors, dtypes, {"format": "pt"})
+    _write(folder, "config.json", from_siglip.described_for_hugging_face(config, dtype))
+    if config.vision:
+        shown = {**_processor(checkpoint.preprocess), "image_processor_type": "SiglipImageProcessor"}
+        shown["processor_class"] = "SiglipProcessor"
+        _write(folder, "preprocessor_config.json", shown)
+
+
 def _not_held(checkpoint: Checkpoint) -> str:
     v, t, shown = checkpoint.config.vision, checkpoint.config.text, checkpoint.preprocess
     if v is not None and v.kind == "resnet":
         return "ResNet"
+    if v is not None and t is not None and (v.kind == "siglip") != (t.kind == "siglip"):
+        return "tower of SigLIP beside another's"
+    if t is not None and t.kind == "siglip" and not t.projection:
+        return "text tower of SigLIP without a projection"
     if v is not None and v.image_size[0] != v.image_size[1]:
         return "tower of a non-square input"
     if any(getattr(tower, "layer_scale", False) for tower in (v, t)):

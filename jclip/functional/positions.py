@@ -15,6 +15,8 @@ def resample_positions(
 ) -> np.ndarray:
     """(1 + h*w, D) for `grid` (h, w) → (1 + h'*w', D) for `new`; row 0 belongs to the class token and stays.
 
+    A table of h*w rows is of a tower without a class token, as SigLIP's.
+
     margin: what is added to h' and w' in the factor that cells are sampled by, without antialias.
     """
     first = table.shape[0] - grid[0] * grid[1]

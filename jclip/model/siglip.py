@@ -14,8 +14,7 @@ import numpy as np
 
 from jclip import kernels
 from jclip.errors import DataError
-from jclip.model.layers import LayerNorm, Linear, Transformer, put_tokens
-from jclip.model.text_tower import TokenEmbedding
+from jclip.model.layers import LayerNorm, Linear, TokenEmbedding, Transformer, put_tokens
 from jclip.model.vit import PatchEmbedding
 from jclip.runtime import jt
 from jclip.weights.image_configs import SigLIPImageConfig
@@ -130,6 +129,16 @@ class Attention(nn.Module):
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
         return self.qkv(x, half=True)
+
+    @property
+    def in_proj_weight(self):
+        """(3D, D), by the name that OpenAI's attention has it."""
+        return self.qkv.weight
+
+    @property
+    def in_proj_bias(self):
+        """(3D,)."""
+        return self.qkv.bias
 
     def execute(self, x, residual=None):
         return self.proj(kernels.attention(self.in_proj(x), self.heads), residual=residual)

@@ -8,13 +8,14 @@ from jclip import kernels
 from jclip.errors import ConfigError, DataError
 from jclip.model.bert import BertTower
 from jclip.model.layers import LayerNorm, SharedStart, TokenEmbedding, Transformer
+from jclip.model.siglip import SigLIPText
 from jclip.prompts.vocabularies import TextTokenizer, VocabularyFile
 from jclip.runtime import jt
 from jclip.weights.stored_vocabulary import check_clip_words, tokenizer_of
 from jclip.weights.text_configs import AnyText
 
 nn = jt.nn
-TEXT_TOWERS = {"bert": BertTower}  # by kind; CLIP's own is no module, see below
+TEXT_TOWERS = {"bert": BertTower, "siglip": SigLIPText}  # by kind; CLIP's own is no module, see below
 
 
 class TextEncoder:

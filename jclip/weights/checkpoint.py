@@ -34,7 +34,7 @@ from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.tower_shapes import PROBE, STEM
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, SigLIPImageConfig, architecture_name
 
 FORMAT_VERSION = "1"
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
@@ -74,7 +74,7 @@ class Checkpoint:
     def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
         """Return the weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        antialias: True as open_clip does it, False as Hugging Face and EVA; by default each family's own way. Raises
+        antialias: True as open_clip does it, False as Hugging Face, EVA and SigLIP; by default each family's own way. Raises
         `ConfigError` for a size that is not a multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -87,7 +87,7 @@ class Checkpoint:
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size must be a multiple of {step}, the model's step, got {height} x {width}")
         new = replace(old, image_size=(height, width))
-        antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
+        antialias = not isinstance(new, (EVAConfig, SigLIPImageConfig)) if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
         table = before.read().astype(np.float32)
         table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
@@ -143,6 +143,7 @@ IMAGE_POSITIONS = {
     "eva": "visual.trunk.pos_embed",
     "pe": "visual.positional_embedding",
     "mobile": "visual.positional_embedding",
+    "siglip": "visual.trunk.pos_embed",
 }
 
 

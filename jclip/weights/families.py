@@ -41,10 +41,11 @@ FAMILIES = {
     "pe": Family("PE-Core", "gelu", "half", "squash", "bilinear"),
     "mobileclip": Family("MobileCLIP B and MobileCLIP 2 B", "gelu", "unit", interpolation="bilinear"),
     "mobileclip2-l14": Family("MobileCLIP 2 L/14", "gelu", causal=False),
+    "siglip": Family("SigLIP and SigLIP 2", "gelu_tanh", "half", resize="squash"),
 }
 
 NOT_READ = {  # recognised, refused by name
-    "siglip": "SigLIP: its image tower pools by attention and its text is SentencePiece; planned",
+    "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
     "chinese-clip": "Chinese-CLIP: its text tower is a BERT with WordPiece; planned",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",

@@ -25,7 +25,7 @@ from jclip.weights.checkpoint import (
     plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip, from_timm
+from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip, from_siglip, from_timm
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.variants import CLIPConfig
@@ -43,8 +43,10 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
-    "open_clip, a tower of timm": from_timm.canonical,
-    "MobileCLIP original": from_timm.apple,
+    from_timm.OPEN_CLIP: from_timm.canonical,
+    from_timm.OWN: from_timm.apple,
+    from_siglip.HUGGING_FACE: from_siglip.hugging_face,
+    from_siglip.OPEN_CLIP: from_siglip.open_clip,
 }
 
 
@@ -107,7 +109,8 @@ def _file(src: Path, stated: Stated) -> Source:
     raw = plain_tensors(file)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = family_of_tower(tensors) or family_of(src, file, stated)
+    own = "siglip" if layout in (from_siglip.HUGGING_FACE, from_siglip.OPEN_CLIP) else None
+    family = own or family_of_tower(tensors) or family_of(src, file, stated)
     return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
 
 
@@ -148,10 +151,13 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 
 
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
-    config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
+    of_siglip = said.get("model_type") in from_siglip.KINDS
+    layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
+    config = layout.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
     with _told_of(beside):
-        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+        photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
+        return config, photos(read_table(beside) if beside.is_file() else {}, config)
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
@@ -162,18 +168,8 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if from_timm.kind_of(names):
-        return "open_clip, a tower of timm"
-    if has(from_timm.APPLE):
-        if not has(f"{from_timm.APPLE}patch_emb.0.block."):
-            raise refused("fastvit", place)
-        return "MobileCLIP original"
-    if has("visual.trunk.stem.", "visual.trunk.stages."):
-        raise refused("fastvit", place)
-    if "conv1.weight" in names and has("transformer.resblocks.") and not has("visual.", "token_embedding."):
-        raise refused("pe-tokens", place)
-    if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
-        raise refused("siglip", place)
+    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names, place):
+        return layout
     if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):
         raise refused("chinese-clip", place)
     if has("text_decoder.", "visual.attn_pool."):

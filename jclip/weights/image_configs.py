@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, SIDE, obey, one_of, several, whole
@@ -96,6 +96,8 @@ class SigLIPImageConfig(PatchTower):
     activation: Activation = "gelu_tanh"
     norm_eps: float = 1e-6
     kind: str = "siglip"
+
+    class_tokens: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

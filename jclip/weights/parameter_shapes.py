@@ -24,6 +24,7 @@ from jclip.weights.tower_shapes import (
     perception_shapes,
     projection,
 )
+from jclip.weights.tower_sizes import Activation
 from jclip.weights.variants import AnyImage, CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
 HEAD_WIDTHS = {
@@ -152,10 +153,12 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
     A single tower makes a model of one tower.
     """
     activation = stated.stated_activation(place)
-    for key, rank in _RANKS.items():
+    for key, rank in {**_RANKS, **siglip_shapes.RANKS}.items():
         if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
             raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")
     try:
+        if {siglip_shapes.LATENT, siglip_shapes.TOKENS} & set(shapes):
+            return _siglip_from_shapes(shapes, activation, stated, place)
         vision = _vision_from_shapes(shapes, stated, place)
         text = _text_from_shapes(shapes, stated) if "token_embedding.weight" in shapes else None
         if text and text.vocab_size in _FOREIGN_VOCABULARIES:
@@ -167,6 +170,20 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
         raise CheckpointError(f"{place}: a CLIP model needs {e.args[0]}, which is missing") from e
     except ConfigError as e:
         raise CheckpointError(f"{place}: its shapes make no CLIP model: {e}") from e
+
+
+def _siglip_from_shapes(
+    shapes: Mapping[str, tuple], activation: Activation, stated: Stated, place: object
+) -> CLIPConfig:
+    def size(cells: int, patch: int) -> tuple[int, int]:
+        return _image_size(cells, patch, stated, place)
+
+    image, text = siglip_shapes.LATENT in shapes, siglip_shapes.TOKENS in shapes
+    vision = siglip_shapes.image_from_shapes(shapes, activation, stated.head_width, size) if image else None
+    words = siglip_shapes.text_from_shapes(shapes, activation) if text else None
+    tower = vision or words
+    embed = vision.width if vision else shapes.get("text.text_projection.bias", (words.width,))[0]
+    return CLIPConfig(embed, vision, words, activation, tower.norm_eps, sigmoid="logit_bias" in shapes)
 
 
 def _embed_dim(shapes: Mapping[str, tuple]) -> int:

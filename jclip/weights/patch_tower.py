@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jclip.errors import ConfigError
 from jclip.readers.schema import SIDE, Condition, obey, several
@@ -17,7 +18,7 @@ _PATCHES: dict[str, Condition] = {
 
 @dataclass(frozen=True)
 class PatchTower:
-    """What vision transformers share: patches, a class token, learned positions."""
+    """What vision transformers share: patches and learned positions, those of a class token first where there is one."""
 
     image_size: tuple[int, int]  # H, W in pixels
     patch_size: int
@@ -25,6 +26,8 @@ class PatchTower:
     layers: int
     heads: int
     mlp_width: int
+
+    class_tokens: ClassVar[int] = 1  # before the patches
 
     def __post_init__(self) -> None:
         obey(vars(self), _PATCHES, "vision")
@@ -36,11 +39,6 @@ class PatchTower:
             raise ConfigError(
                 f"vision.image_size and patch_size must make at most {_MOST_PATCHES:,} patches, got {count:,}"
             )
-
-    @property
-    def first_tokens(self) -> int:
-        """Number of tokens before the patches: the class token."""
-        return 1
 
     @property
     def grid(self) -> tuple[int, int]:

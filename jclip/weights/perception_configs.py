@@ -41,6 +41,6 @@ class PerceptionConfig(PatchTower):
             raise ConfigError(f"vision.heads must give heads whose width is a multiple of 4, got heads of width {own}")
 
     @property
-    def first_tokens(self) -> int:
+    def class_tokens(self) -> int:  # type: ignore[override]
         """Number of tokens before the patches."""
         return int(self.class_token)

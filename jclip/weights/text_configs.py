@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
-import numpy as np
-
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, NOTHING, Condition, either, obey, one_of
 from jclip.weights.tower_sizes import (
@@ -111,12 +109,6 @@ class SigLIPTextConfig:
         rules = {"projection": FLAG, "activation": ACTIVATION, "norm_eps": EPSILON, "kind": one_of("siglip")}
         obey(vars(self), {**SIZES, **rules}, "text")
         check_heads(self.heads, self.width, "text")
-
-    def sample_ids(self, rows: int) -> np.ndarray:
-        """Return ids (rows, context_length) of short texts, for trials without a tokenizer."""
-        ids = np.zeros((rows, self.context_length), np.int32)
-        ids[:, : min(6, self.context_length)] = self.vocab_size - 1
-        return ids
 
 
 AnyText = TextConfig | BertConfig | SigLIPTextConfig

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from convert.cli import main
-from jclip.errors import CheckpointError, ConfigError
-from jclip.features.loading import load
+from jclip.data.preprocess import Preprocess
 from jclip.functional.similarity import normalise
 from jclip.model.clip import build
-from jclip.readers import read_weights, torch_writer
+from jclip.readers import read_weights
 from jclip.runtime import jt
 from jclip.weights import variants
 from jclip.weights.checkpoint import in_memory, open_checkpoint, random_arrays, save_checkpoint
@@ -42,7 +40,9 @@ def toy_names(monkeypatch):
 def folders(tmp_path_factory):
     """open_clip's model and its folder, by name and seed."""
     folder = tmp_path_factory.mktemp("open_clip")
-    return {(n, s): (open_clip_folder(folder / f"{n}-{s}", n, s), folder / f"{n}-{s}") for n in TOYS_2025 for s in (0, 1)}
+    return {
+        (n, s): (open_clip_folder(folder / f"{n}-{s}", n, s), folder / f"{n}-{s}") for n in TOYS_2025 for s in (0, 1)
+    }
 
 
 def encoded(model, pixels, ids):
@@ -95,7 +95,9 @@ def _image_blocks(model, pixels):
         [hook.remove() for hook in hooks]
         return found
     first = trunk.num_prefix_tokens
-    made = trunk.forward_intermediates(pixels, output_fmt="NLC", return_prefix_tokens=first > 0, intermediates_only=True)
+    made = trunk.forward_intermediates(
+        pixels, output_fmt="NLC", return_prefix_tokens=first > 0, intermediates_only=True
+    )
     return [torch.cat([y[1], y[0]], dim=1) for y in made] if first else made
 
 
@@ -144,19 +146,13 @@ def test_open_clip_loads_what_we_write(name, tmp_path, close):
     toys_2025.register_timm()
     config = TOYS_2025[name]
     source, out = tmp_path / "ours.safetensors", tmp_path / "out"
-    shown = replace(open_checkpoint_preprocess(config), interpolation="bilinear")
+    shown = Preprocess(size=config.vision.image_size, interpolation="bilinear")
     save_checkpoint(source, random_arrays(parameter_shapes(config), 3), config, shown)
     assert main([str(source), str(out), "--to", "open_clip"]) == 0
     theirs = open_clip.create_model(f"local-dir:{out}").eval()
     (pixels, _), ids = toy_batch(config), toy_texts(config)
     with jt.no_grad():
-        model = load(source).model
+        model = build(open_checkpoint(source))
         ours = model.encode_image(pixels), model.encode_text(ids)
     for got, wanted in zip(ours, encoded(theirs, pixels, ids), strict=True):
         close(got.numpy(), wanted, "features", f"toy {name}: open_clip reads ours")
-
-
-def open_checkpoint_preprocess(config):
-    from jclip.data.preprocess import Preprocess
-
-    return Preprocess(size=config.vision.image_size)

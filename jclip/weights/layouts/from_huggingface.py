@@ -67,7 +67,7 @@ TOWERS = {  # exports of one tower
     "clip_vision_model": "image", "clip_text_model": "text", f"{WORLDWIDE}_vision_model": "image",
     f"{WORLDWIDE}_text_model": "text",
 }  # fmt: skip
-_REFUSED = {"siglip": "siglip", "siglip2": "siglip", "chinese_clip": "chinese-clip"}
+_REFUSED = {"chinese_clip": "chinese-clip"}
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:

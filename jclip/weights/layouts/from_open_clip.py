@@ -12,7 +12,7 @@ from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, number, obey, one_of, several
 from jclip.weights.families import refused
-from jclip.weights.layouts import from_timm
+from jclip.weights.layouts import from_siglip, from_timm
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.recent_architectures import MT5, XLM_V
@@ -89,6 +89,8 @@ def config_from(said: Mapping[str, Any], place: object) -> CLIPConfig:
     try:
         obey(said, _RULES["model_cfg"], "model_cfg")
         vision, text = said["vision_cfg"], said["text_cfg"]
+        if from_siglip.is_siglip(vision):
+            return from_siglip.config_from_open_clip(said, place)
         obey(vision, _RULES["vision_cfg"], "vision_cfg")
         obey(text, _RULES["text_cfg"], "text_cfg")
         _refuse(said, vision, text, place)
@@ -102,8 +104,6 @@ def _refuse(said: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[st
     timm, words = str(vision.get("timm_model_name") or ""), str(text.get("hf_tokenizer_name") or "")
     if "multimodal_cfg" in said or vision.get("attentional_pool"):
         raise refused("coca", place)
-    if "siglip" in timm:
-        raise refused("siglip", place)
     if timm.startswith(("eva_giant", "eva02_tiny", "eva02_small")):
         raise refused("eva01", place, timm)
     if timm.startswith("fastvit_mci"):
@@ -173,9 +173,22 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
 def described(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any] | None:
     """Return open_clip_config.json for a model, so that the folder loads in open_clip; None for a model that
     open_clip lacks."""
-    if config.vision is None or config.text is None or (vision := _described_vision(config.vision)) is None:
+    if config.vision is None or config.text is None:
         return None
-    t = config.text
+    of_siglip = config.text.kind == config.vision.kind == "siglip"
+    model = from_siglip.described(config) if of_siglip else _described_model(config)
+    if model is None:
+        return None
+    shown = {"mean": list(preprocess.mean), "std": list(preprocess.std), "interpolation": preprocess.interpolation}
+    modes = {"longest-pad": "longest"}
+    shown |= {"resize_mode": modes.get(preprocess.resize, preprocess.resize), "fill_color": preprocess.fill}
+    return {"model_cfg": model, "preprocess_cfg": shown}
+
+
+def _described_model(config: CLIPConfig) -> dict[str, Any] | None:
+    t, vision = config.text, _described_vision(config.vision)
+    if t.kind != "clip" or vision is None:
+        return None
     text = {"context_length": t.context_length, "vocab_size": t.vocab_size, "width": t.width, "heads": t.heads}
     text |= {"layers": t.layers, "mlp_ratio": t.mlp_width / t.width} | _described_scale(t.layer_scale)
     text |= {} if t.causal else {"no_causal_mask": True}
@@ -184,10 +197,7 @@ def described(config: CLIPConfig, preprocess: Preprocess) -> dict[str, Any] | No
     model: dict[str, Any] = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quickgelu"}
     if isinstance(config.vision, EVAConfig) or from_timm.is_timm(config):
         model["custom_text"] = True
-    shown = {"mean": list(preprocess.mean), "std": list(preprocess.std), "interpolation": preprocess.interpolation}
-    modes = {"longest-pad": "longest"}
-    shown |= {"resize_mode": modes.get(preprocess.resize, preprocess.resize), "fill_color": preprocess.fill}
-    return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": shown}
+    return {**model, "vision_cfg": vision, "text_cfg": text}
 
 
 def _described_vision(v: AnyImage) -> dict[str, Any] | None:

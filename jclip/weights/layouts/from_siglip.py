@@ -6,7 +6,7 @@ some image towers, and open_clip in SigLIP 1's text towers. Each layout is read 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from jclip.data.preprocess import DEVIATIONS, MEANS, NORMALISATIONS, Preprocess
@@ -41,13 +41,26 @@ def _layer_rules(source: str, target: str, packed: str, side: int) -> list[Rule]
     ]
 
 
+HUGGING_FACE, OPEN_CLIP = "Hugging Face SiglipModel", "open_clip's SigLIP"
+
+
+def layout_of(names: Set[str], place: object) -> str | None:
+    """Return the layout if the keys are SigLIP's; None for another model's. Raises `CheckpointError` for NaFlex."""
+    if f"{_HEAD}.probe" in names or "text_model.head.weight" in names:
+        return HUGGING_FACE
+    of_text = {"text.text_projection.weight", "text.transformer.resblocks.0.ln_1.weight"} <= names
+    pools = "visual.trunk.attn_pool.latent" in names and "visual.trunk.norm_pre.weight" not in names
+    return OPEN_CLIP if (pools and "visual.trunk.cls_token" not in names) or of_text else None
+
+
 RULES = [
     *_layer_rules("vision_model.encoder.layers.{}", IMAGE, "attn.qkv.", 0),
     *both("vision_model.embeddings.patch_embedding", "visual.trunk.patch_embed.proj"),
     Rule(("vision_model.embeddings.position_embedding.weight",), "visual.trunk.pos_embed", "table"),
     *both("vision_model.post_layernorm", "visual.trunk.norm"),
     Rule((f"{_HEAD}.probe",), "visual.trunk.attn_pool.latent"),
-    *(rule for part, ours in zip(_PARTS, ["q", "kv"]) for rule in both(part[:-1], f"visual.trunk.attn_pool.{ours}")),
+    *both(_PARTS[0][:-1], "visual.trunk.attn_pool.q"),
+    *both(_PARTS[1][:-1], "visual.trunk.attn_pool.kv"),
     *both(f"{_HEAD}.attention.out_proj", "visual.trunk.attn_pool.proj"),
     *both(f"{_HEAD}.layernorm", "visual.trunk.attn_pool.norm"),
     *both(f"{_HEAD}.mlp.fc1", "visual.trunk.attn_pool.mlp.fc1"),
@@ -189,6 +202,11 @@ _WORDS: dict[str, Condition] = {
     "vocab_size": VOCABULARY, "tokenizer_kwargs": either(TABLE, NOTHING), "hf_tokenizer_name": either(TEXT, NOTHING),
 }  # fmt: skip
 _SEEN = {"image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj"}
+
+
+def is_whole(config: CLIPConfig) -> bool:
+    """Return whether the towers, or the one that is there, are SigLIP's."""
+    return {tower.kind for tower in (config.vision, config.text) if tower is not None} == {"siglip"}
 
 
 def is_siglip(vision: Mapping[str, Any]) -> bool:

@@ -5,17 +5,19 @@ PE-Core's and MobileCLIP's; EVA's keep timm's names, see `from_eva`. The rules r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import numpy as np
 
 from jclip.readers import LazyTensor
+from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report, Rule, apply, both, unapply
 from jclip.weights.mobile_configs import TIMM_EPS, MobileConfig
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.variants import AnyImage, CLIPConfig, ViTConfig
 
+OPEN_CLIP, OWN = "open_clip, a tower of timm", "MobileCLIP original"
 POOL, CLASS, STEM = "visual.trunk.attn_pool.q.weight", "visual.trunk.cls_token", "visual.trunk.patch_embed.backbone."
 PRE_NORM = "visual.trunk.norm_pre.weight"
 APPLE = "image_encoder.model."  # MobileCLIP's own files
@@ -105,9 +107,22 @@ def apple(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Rep
     return apply(tensors, APPLE_RULES)
 
 
-def kind_of(names: Iterable[str]) -> str | None:
+def layout_of(names: Set[str], place: object) -> str | None:
+    """Return the layout if the keys are of these towers; None for another model's. Raises `CheckpointError` for a
+    MobileCLIP of a FastViT, and for a PE that is an image tower alone."""
+    if kind_of(names):
+        return OPEN_CLIP
+    if any(name.startswith(f"{APPLE}patch_emb.0.block.") for name in names):
+        return OWN
+    if any(name.startswith((APPLE, "visual.trunk.stem.", "visual.trunk.stages.")) for name in names):
+        raise refused("fastvit", place)
+    if {"conv1.weight", "ln_pre.weight"} <= names:
+        raise refused("pe-tokens", place)
+    return None
+
+
+def kind_of(names: Set[str]) -> str | None:
     """Return which of these towers a file of open_clip's holds: "pe", "mobile", "vit", or None."""
-    names = set(names)
     if not {"visual.trunk.blocks.0.attn.qkv.weight", "visual.trunk.head.weight"} <= names:
         return None
     if POOL in names:
