@@ -18,6 +18,7 @@ import numpy as np
 from jclip.choices import SELECTED_ON_TEST
 from jclip.data.splits import natural_key
 from jclip.errors import ConfigError, DataError, printable
+from jclip.functional.calibration import sigmoid
 from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
@@ -33,7 +34,7 @@ class Predictions:
     """Scores (N, C) of photos for classes; `top` of them are written.
 
     unknown: a photo whose best probability is below it belongs to none of the classes. prompts: of each photo the prompt
-    that decided; empty where nobody asked.
+    that decided; empty where nobody asked. sigmoid: scores are logits of each class by itself, else shares' logarithms.
     """
 
     photos: tuple[str, ...]
@@ -42,6 +43,7 @@ class Predictions:
     top: int = 5
     unknown: float = 0.0
     prompts: tuple[str, ...] = ()
+    sigmoid: bool = False
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.photos) or (self.prompts and len(self.prompts) != len(self.photos)):
@@ -56,8 +58,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(N, C) softmax of the scores."""
-        return softmax(self.scores)
+        """(N, C) softmax of the scores, or their sigmoid."""
+        return sigmoid(self.scores) if self.sigmoid else softmax(self.scores)
 
     @property
     def known(self) -> np.ndarray:

@@ -294,6 +294,7 @@ def worldwide_folder(folder, seed):
     said = MetaClip2Config(vision_config=vision, text_config=text, projection_dim=config.embed_dim)
     model = toys_2025.shuffled(MetaClip2Model(said), seed)
     model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(toys_2025.worldwide_words(t.vocab_size))
     return model
 
 
