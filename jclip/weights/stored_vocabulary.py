@@ -59,10 +59,20 @@ def tokenizer_of(text: AnyText | None, vocabulary: VocabularyFile | None) -> Tex
     if text is None:
         raise ConfigError("these weights are an image tower alone: they embed no texts")
     if vocabulary is not None:
-        return vocabulary.open(text)
-    if text.kind != "clip":
-        raise ConfigError(f"weights of {TEXT_NAMES[text.kind]} must come with their vocabulary, got none")
+        return _ending_as(text, vocabulary.open(text))
+    if text.kind != "clip" or text.end is not None:
+        whose = TEXT_NAMES[text.kind] if text.kind != "clip" else f"a vocabulary of {text.vocab_size:,}"
+        raise ConfigError(f"weights of {whose} must come with their vocabulary, got none")
     return tokenizer_for(text)
+
+
+def _ending_as(text: AnyText, opened: TextTokenizer) -> TextTokenizer:
+    """Return the tokenizer. Raises `ConfigError` where texts would not end with the token that the tower reads them at."""
+    end = text.end if text.kind == "clip" else None
+    if end is not None and opened.end != end:
+        got = "no such token" if opened.end is None else opened.end
+        raise ConfigError(f"the tokenizer must end texts with token {end}, where the tower reads them, got {got}")
+    return opened
 
 
 def check_clip_words(text: AnyText | None, vocabulary: VocabularyFile | None, what: str) -> None:
@@ -70,7 +80,10 @@ def check_clip_words(text: AnyText | None, vocabulary: VocabularyFile | None, wh
 
     what: what needs it, with a verb, such as "recipe coop learns vectors between CLIP's own token embeddings".
     """
-    if text is None or (text.kind == "clip" and vocabulary is None):
+    if text is None or (text.kind == "clip" and vocabulary is None and text.causal):
         return
-    got = TEXT_NAMES[text.kind] if text.kind != "clip" else f"another vocabulary ({vocabulary.kind})"
+    if text.kind != "clip":
+        got = TEXT_NAMES[text.kind]
+    else:
+        got = f"another vocabulary ({vocabulary.kind})" if vocabulary else "one whose tokens see those after them too"
     raise ConfigError(f"{what}: it takes models with CLIP's text tower and vocabulary, got {got}")
