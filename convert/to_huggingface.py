@@ -92,7 +92,7 @@ def _not_held(checkpoint: Checkpoint) -> str:
         return "layer scale"
     if isinstance(v, (PerceptionConfig, MobileConfig)) or getattr(v, "proj_bias", False):
         return "tower of PE-Core, MobileCLIP or timm"
-    if t is not None and not t.causal:
+    if t is not None and not getattr(t, "causal", True):
         return "text tower that is not causal"
     if isinstance(v, EVAConfig) and (v.swiglu or v.sub_norm or v.rope or t is None):
         return "EVA02 tower of rotary positions"
