@@ -14,7 +14,9 @@ from jclip.kernels import linear
 from jclip.model import clip
 from jclip.model.eva import EVATower
 from jclip.model.layers import Block
+from jclip.model.mobile import MobileTower
 from jclip.model.parameter_groups import image_groups
+from jclip.model.perception import PerceptionTower
 from jclip.model.resnet import ModifiedResNet
 from jclip.model.siglip import SigLIPTower
 from jclip.model.trainable import trainable
@@ -63,7 +65,7 @@ def vit_entering(tower: VisionTransformer, pixels):
 def vit_leaving(tower: VisionTransformer, x):
     """(B, 1 + N, D) → (B, E)."""
     last = len(tower.transformer.resblocks) - 1
-    return jt.matmul(tower.ln_post(class_token(tower.transformer.resblocks[last], x)), tower.proj)
+    return tower.project(tower.ln_post(class_token(tower.transformer.resblocks[last], x)))
 
 
 def class_token(block: Block, x):
@@ -79,6 +81,11 @@ def class_token(block: Block, x):
     first = first + (block.ls_1(mixed) if block.layer_scale else mixed)
     hidden = block.mlp(block.ln_2(first))
     return first + (block.ls_2(hidden) if block.layer_scale else hidden)
+
+
+def perception_leaving(tower: PerceptionTower, x):
+    """(B, 1 + N, D) → (B, E)."""
+    return tower.leave(tower.transformer(x, layers=[len(tower.transformer.resblocks) - 1]))
 
 
 def eva_entering(tower: EVATower, pixels):
@@ -119,6 +126,8 @@ class Kind(NamedTuple):
 
 KINDS = {
     VisionTransformer: Kind(vit_entering, vit_leaving, 2),
+    MobileTower: Kind(vit_entering, vit_leaving, 2),
+    PerceptionTower: Kind(vit_entering, perception_leaving, 2),
     EVATower: Kind(eva_entering, eva_leaving, 2),
     SigLIPTower: Kind(siglip_entering, siglip_leaving, 2),
     ModifiedResNet: Kind(ModifiedResNet.cells, lambda tower, cells: tower.attnpool(cells), 1),

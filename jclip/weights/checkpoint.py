@@ -33,6 +33,7 @@ from jclip.weights.families import FAMILIES, Stated
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
+from jclip.weights.tower_shapes import PROBE, STEM
 from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, SigLIPImageConfig, architecture_name
 
 FORMAT_VERSION = "1"
@@ -40,8 +41,10 @@ SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's 
 LARGEST_SCALE = 7.0  # of |logit_scale|: e^7 is eleven times what CLIP clamps its temperature to
 _WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.")
 _INSERTED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_TOWERS = {"visual.trunk.cls_token": "eva", PROBE: "pe", STEM: "mobileclip"}
 _ROOTS = (  # what a model's own names begin with, in every layout that is read
     "visual.", "token_embedding.", "transformer.", "text.", "vision_model.", "text_model.", "visual_projection.",
+    "image_encoder.", "text_encoder.",
 )  # fmt: skip
 
 
@@ -138,6 +141,8 @@ IMAGE_POSITIONS = {
     "vit": "visual.positional_embedding",
     "resnet": "visual.attnpool.positional_embedding",
     "eva": "visual.trunk.pos_embed",
+    "pe": "visual.positional_embedding",
+    "mobile": "visual.positional_embedding",
     "siglip": "visual.trunk.pos_embed",
 }
 
@@ -231,9 +236,18 @@ def _fitting(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def family_of_tower(names: Iterable[str]) -> str | None:
+    """Return the family that an image tower alone shows, by `CLIP`'s names; else None."""
+    names = set(names)
+    return next((family for key, family in _TOWERS.items() if key in names), None)
+
+
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
     """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
-    if all(s in _plain_names(file) for s in SCALARS):
+    names = _plain_names(file)
+    if family := family_of_tower(names):
+        return family
+    if all(s in names for s in SCALARS):
         return "openai"
     if stated.anything:
         return None

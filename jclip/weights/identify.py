@@ -18,6 +18,7 @@ from jclip.weights.checkpoint import (
     Checkpoint,
     compare_keys,
     family_of,
+    family_of_tower,
     finite_tensors,
     from_tensors,
     is_ours,
@@ -25,7 +26,14 @@ from jclip.weights.checkpoint import (
     plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_open_clip, from_siglip
+from jclip.weights.layouts import (
+    from_chinese_clip,
+    from_eva,
+    from_huggingface,
+    from_open_clip,
+    from_siglip,
+    from_timm,
+)
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.text_configs import AnyText
@@ -44,6 +52,8 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
+    from_timm.OPEN_CLIP: from_timm.canonical,
+    from_timm.OWN: from_timm.apple,
     from_chinese_clip.HUGGING_FACE: from_chinese_clip.hugging_face,
     from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
     from_siglip.HUGGING_FACE: from_siglip.hugging_face,
@@ -60,6 +70,7 @@ FAMILY_OF = {  # layouts that only one family has
 }
 WORDS = {  # kind of text tower → the file that holds its vocabulary, and where that is published
     "bert": "vocab.txt (of the weights' repository, such as OFA-Sys/chinese-clip-vit-base-patch16, or cn_clip/clip/vocab.txt)",
+    "worldwide": "tokenizer.json (of the weights' repository, such as facebook/metaclip-2-worldwide-huge-quickgelu)",
     "siglip": "tokenizer.json or spiece.model (of the weights' repository, such as google/siglip2-base-patch16-224)",
 }
 
@@ -123,7 +134,7 @@ def _file(src: Path, stated: Stated) -> Source:
     raw = plain_tensors(file)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = FAMILY_OF.get(layout) or ("eva" if "visual.trunk.cls_token" in tensors else family_of(src, file, stated))
+    family = FAMILY_OF.get(layout) or family_of_tower(tensors) or family_of(src, file, stated)
     found = from_tensors(src, tensors, stated.believing(family), layout)
     return Source(replace(found, vocabulary=words_beside(src.parent, found.config.text, src)), report, layout)
 
@@ -159,12 +170,11 @@ def words_beside(folder: Path, text: AnyText | None, place: Path) -> VocabularyF
 
     Raises `CheckpointError` with the file to put there.
     """
-    if text is None or text.kind not in WORDS:
+    kind = None if text is None else "worldwide" if getattr(text, "end", None) is not None else text.kind
+    if kind not in WORDS:
         return None
     if (found := tokenizer_files(folder)) is None:
-        raise CheckpointError(
-            f"{place} needs its vocabulary, which is not beside it: put {WORDS[text.kind]} into {folder}"
-        )
+        raise CheckpointError(f"{place} needs its vocabulary, which is not beside it: put {WORDS[kind]} into {folder}")
     return found
 
 
@@ -207,7 +217,7 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if layout := from_siglip.layout_of(names):
+    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names):
         return layout
     if has("bert.encoder.layer."):
         return from_chinese_clip.CN_CLIP
