@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jclip.errors import ConfigError
 from jclip.readers import LazyTensor, jittor_pickle, safetensors
-from jclip.weights.checkpoint import Checkpoint, describe
+from jclip.weights.checkpoint import Checkpoint, describe, in_memory
 from jclip.weights.layouts import from_open_clip
+from jclip.weights.stored_vocabulary import stored
 
 
 def dtypes_of(checkpoint: Checkpoint, dtype: str) -> dict[str, str]:
@@ -22,8 +23,11 @@ def write_file(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     if "logit_scale" in tensors:
         scale = float(tensors["logit_scale"].read())
     source = {"source_sha256": checkpoint.sha256}  # of the first source, where it is of ours already
-    metadata = {**source, **checkpoint.metadata, **describe(checkpoint.config, checkpoint.preprocess, scale)}
-    safetensors.write_tensors(path, tensors, dtypes_of(checkpoint, dtype), metadata)
+    described = describe(checkpoint.config, checkpoint.preprocess, scale, checkpoint.vocabulary)
+    metadata = {**source, **checkpoint.metadata, **described}
+    words = {name: in_memory(array) for name, array in stored(checkpoint.vocabulary)[0].items()}
+    dtypes = dtypes_of(checkpoint, dtype) | dict.fromkeys(words, "uint8")
+    safetensors.write_tensors(path, {**tensors, **words}, dtypes, metadata)
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:

@@ -239,7 +239,7 @@ def check(cfg: Config, train: captions.Pairs | None, val: captions.Pairs | None)
 def memory(cfg: Config, model, optim, train: captions.Pairs, teacher) -> memory_estimate.MemoryEstimate:
     """What a step is going to take; texts as long as the longest of the first few hundred."""
     texts, _ = train.texts(range(min(len(train), 256)))
-    longest = int(model.tokenize(texts, truncate=True).argmax(axis=1).max()) + 1
+    longest = int(model.ends(model.tokenize(texts, truncate=True)).max()) + 1
     names = [name for name in optim.params if name not in ("logit_scale", "logit_bias")]
     image = [name.startswith("visual.") for name in names]
     step = memory_estimate.StepSize(

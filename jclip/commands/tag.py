@@ -136,9 +136,9 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
     names = class_names.read_class_names(args.classes, least=1).names
-    scripts.warn_unread(names)
     background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
+    scripts.warn_unread(names, source.vocabulary_digest)
     templates = args.templates or tagging.TEMPLATES
     return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
 

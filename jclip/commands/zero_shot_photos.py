@@ -52,6 +52,8 @@ def classify(
     import numpy as np
 
     together = sources.SideBySide.of(members)
+    for source in together.sources:
+        scripts.warn_unread(classnames, source.vocabulary_digest)
     split = splits.Split(tuple(photos), np.full(len(photos), -1, np.int32))
     mixture = several_models.build_mixture(
         together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,
@@ -172,7 +174,6 @@ def main(argv: list[str]) -> int:
     if not places:
         raise ConfigError("name the photos, or folders of photos")
     names = class_names.read_class_names(asked.pop("classes")).names
-    scripts.warn_unread(names)
     photos = splits.find_photos(places)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])

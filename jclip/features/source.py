@@ -20,10 +20,13 @@ from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
 from jclip.model import clip, deep_prompts, streaming
 from jclip.postponed import jt
+from jclip.prompts.tokenizer import OPENAI_BPE
+from jclip.prompts.vocabularies import TextTokenizer
 from jclip.weights.checkpoint import Checkpoint, open_checkpoint
 from jclip.weights.download import find_weights
 from jclip.weights.families import Stated
 from jclip.weights.identify import identify
+from jclip.weights.stored_vocabulary import tokenizer_of
 from jclip.weights.variants import CLIPConfig
 
 
@@ -65,6 +68,16 @@ class ModelSource:
     def config(self) -> CLIPConfig:
         return self.checkpoint.config
 
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the weights, opened at first use. Raises `ConfigError` and `DataError` as `tokenizer_of`."""
+        return tokenizer_of(self.config.text, self.checkpoint.vocabulary)
+
+    def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
+        """Texts → (B, L) ids in the weights' vocabulary and context length; no model is loaded. Raises `DataError` for one
+        that is too long, unless `truncate`."""
+        return self.tokenizer(texts, self.config.text.context_length, truncate)
+
     @property
     def identity(self) -> list:
         """What features depend on: the file's bytes, the architecture, the dtype."""
@@ -74,6 +87,11 @@ class ModelSource:
     def text_identity(self) -> list:
         """What heads depend on."""
         return self.identity
+
+    @property
+    def vocabulary_digest(self) -> str:
+        """What ids depend on beside that; CLIP's own vocabulary is not opened for it."""
+        return OPENAI_BPE if self.checkpoint.vocabulary is None else self.tokenizer.digest
 
     @property
     def has_text(self) -> bool:
@@ -95,12 +113,18 @@ class ModelSource:
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
-            return clip.build(self.checkpoint, self.dtype)
+            return self._sharing(clip.build(self.checkpoint, self.dtype))
         if self.dtype != "fp32":
             raise ConfigError(
                 f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
             )
-        return streaming.build_streamed(self.checkpoint)
+        return self._sharing(streaming.build_streamed(self.checkpoint))
+
+    def _sharing(self, model: clip.CLIP) -> clip.CLIP:
+        """The model with the tokenizer that is open already: a large one takes a second to open."""
+        if "tokenizer" in vars(self):
+            model._tokenizer = self.tokenizer
+        return model
 
 
 class PromptedSource:

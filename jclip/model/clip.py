@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -22,7 +22,7 @@ from jclip.model.text_tower import TextEncoder
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
 from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig
+from jclip.weights.variants import CLIPConfig
 
 nn = jt.nn
 _HALF = {"fp16": "float16", "bf16": "bfloat16"}
@@ -150,11 +150,14 @@ class CLIP(TextEncoder, nn.Module):
 
 def image_tower(config: CLIPConfig) -> nn.Module:
     """The image tower of the kind that `config` names."""
-    if isinstance(config.vision, EVAConfig):
-        return EVATower(config.vision, config.embed_dim)
-    if isinstance(config.vision, ResNetConfig):
-        return ModifiedResNet(config.vision, config.embed_dim)
-    return VisionTransformer(config.vision, config.embed_dim, config.activation, config.norm_eps)
+    return IMAGE_TOWERS[config.vision.kind](config)
+
+
+IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
+    "vit": lambda c: VisionTransformer(c.vision, c.embed_dim, c.activation, c.norm_eps),
+    "resnet": lambda c: ModifiedResNet(c.vision, c.embed_dim),
+    "eva": lambda c: EVATower(c.vision, c.embed_dim),
+}
 
 
 def keeps_float32(key: str) -> bool:
@@ -233,7 +236,7 @@ def save_model(
     """Writes the model as it is, with all that `load` needs; `half` stores float16."""
     kind = np.float16 if half else np.float32
     arrays = {k: v.numpy().astype(kind) for k, v in model.full_weights().items()}
-    save_checkpoint(path, arrays, model.config, preprocess, metadata)
+    save_checkpoint(path, arrays, model.config, preprocess, metadata, model.vocabulary)
 
 
 def parameter_count(model) -> int:
@@ -244,6 +247,7 @@ def parameter_count(model) -> int:
 def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
     """The model that `checkpoint` holds, in evaluation mode. Raises `MisfitError` when keys or shapes don't fit."""
     model = CLIP(checkpoint.config)
+    model.vocabulary = checkpoint.vocabulary
     load_strict(model, checkpoint.tensors, str(checkpoint.path))
     model.eval()
     model.to(dtype)

@@ -58,6 +58,16 @@ class Linear(nn.Module):
         return kernels.linear(x, self.weight, self.bias, activation, residual, half)
 
 
+class TokenEmbedding(nn.Module):
+    """(B, L) ids → (B, L, D)."""
+
+    def __init__(self, vocab_size: int, width: int):
+        self.weight = jt.init.gauss((vocab_size, width), "float32", std=0.02)
+
+    def execute(self, tokens):
+        return self.weight[tokens]
+
+
 @dataclass(frozen=True)
 class SharedStart:
     """Sequences (B, N, D) that begin alike: `tokens` first ones are equal within each of `runs` runs of equally many rows.

@@ -50,7 +50,8 @@ class Adapters:
                 )
             yield from _chosen("visual.transformer", model.visual.transformer, self._config.blocks)
         if towers != "image":
-            yield from _chosen("transformer", model.transformer, self._config.blocks)
+            name, tower = ("transformer", model) if model.causal else ("text.transformer", model.text)
+            yield from _chosen(name, tower.transformer, self._config.blocks)
 
     def attach(self) -> None:
         """From now on the model's attention computes with the updates."""

@@ -75,6 +75,11 @@ def image_groups(config: CLIPConfig) -> list[Patterns]:
 
 def text_groups(config: CLIPConfig) -> list[Patterns]:
     """Patterns from the token embedding to the projection."""
+    if config.text.kind == "bert":
+        blocks = [(f"text.transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
+        tables = ("token_embedding.*", "positional_embedding", "token_type_embedding", "ln_pre.*")
+        stem = tuple(f"text.{part}" for part in tables)
+        return [stem, *blocks, ("text.text_projection",)]
     blocks = [(f"transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
     stem = ("token_embedding.*", "positional_embedding")
     return [stem, *blocks[:-1], (*blocks[-1], "ln_final.*"), ("text_projection",)]

@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip.errors import ConfigError
-from jclip.model import eva, layers
+from jclip.model import bert, eva, layers
 from jclip.model.clip import CLIP
 from jclip.readers import LazyTensor
 from jclip.runtime import jt
 from jclip.weights.checkpoint import Checkpoint, load_strict
+from jclip.weights.variants import CLIPConfig
 
 ROOM = 0.8  # of the available memory may be weights
-TEXT_BLOCKS = "transformer.resblocks."
+TEXT_BLOCKS = {"clip": "transformer.resblocks.", "bert": "text.transformer.resblocks."}
 IMAGE_BLOCKS = {"vit": "visual.transformer.resblocks.", "eva": "visual.trunk.blocks."}
 
 
@@ -53,12 +54,13 @@ def build_streamed(checkpoint: Checkpoint) -> CLIP:
         vision=replace(image, layers=0) if image else whole.vision,
         text=replace(whole.text, layers=0) if whole.text else None,
     )
-    model, streamed = CLIP(bare), [TEXT_BLOCKS, *([IMAGE_BLOCKS[image.kind]] if image else [])]
+    model, streamed = CLIP(bare), [IMAGE_BLOCKS[image.kind]] if image else []
+    streamed += [TEXT_BLOCKS[whole.text.kind]] if whole.text else []
+    model.vocabulary = checkpoint.vocabulary
     kept = {k: t for k, t in checkpoint.tensors.items() if not k.startswith(tuple(streamed))}
     load_strict(model, kept, str(checkpoint.path))
     if whole.text:
-        block = layers.Block(replace(whole.text, layers=1), whole.activation, whole.norm_eps)
-        model.transformer.resblocks = _blocks(block, TEXT_BLOCKS, whole.text.layers, checkpoint)
+        _stream_text(model, whole, checkpoint)
     if image and image.kind == "vit":
         block = layers.Block(replace(image, layers=1), whole.activation, whole.norm_eps)
         model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS["vit"], image.layers, checkpoint)
@@ -68,6 +70,17 @@ def build_streamed(checkpoint: Checkpoint) -> CLIP:
     model.eval()
     jt.sync_all()
     return model
+
+
+def _stream_text(model: CLIP, whole: CLIPConfig, checkpoint: Checkpoint) -> None:
+    """Puts blocks on disk in the place of the text tower's."""
+    one, prefix = replace(whole.text, layers=1), TEXT_BLOCKS[whole.text.kind]
+    if whole.text.kind == "bert":
+        blocks = _blocks(bert.PostNormBlock(one), prefix, whole.text.layers, checkpoint)
+        model.text.transformer.resblocks = blocks
+    else:
+        block = layers.Block(one, whole.activation, whole.norm_eps)
+        model.transformer.resblocks = _blocks(block, prefix, whole.text.layers, checkpoint)
 
 
 def _blocks(block, prefix: str, count: int, checkpoint: Checkpoint) -> StreamedBlocks:

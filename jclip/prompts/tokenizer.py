@@ -24,6 +24,7 @@ from jclip.paths import ASSETS
 VOCABULARY = ASSETS / "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2  # what OpenAI uses of the table's lines
 START, END = "<|startoftext|>", "<|endoftext|>"
+OPENAI_BPE = "openai-bpe"  # the kind of this vocabulary, and its digest in keys and metadata
 MOST_LETTERS = 100_000  # of a text: repairing it takes a second then
 LONGEST_REMEMBERED = 64  # letters of a word whose ids are kept
 END_OF_WORD = -1
@@ -41,6 +42,9 @@ class TextShape(Protocol):
 
 class Tokenizer:
     """The vocabulary and its merges; `merges` takes only the first ones of them (a smaller vocabulary)."""
+
+    kind = digest = OPENAI_BPE
+    pad = 0
 
     def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
         with gzip.open(path, "rt", encoding="utf-8") as f:
@@ -121,6 +125,10 @@ class Tokenizer:
             ids = [self.start, *ids[:room], self.end]
             row[: len(ids)] = ids
         return tokens
+
+    def ends(self, ids: np.ndarray) -> np.ndarray:
+        """int (B,): where each row's end-of-text stands, the first of its highest id. ids: (B, L)."""
+        return np.asarray(ids).argmax(-1)
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
         return self._word_ids(word) if len(word) <= LONGEST_REMEMBERED else self._encode_word(word)
@@ -204,8 +212,10 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
 def tokenizer_for(config: TextShape) -> Tokenizer:
     """The tokenizer in the vocabulary of a text tower: smaller ones know only the first merges.
 
-    Raises `DataError` for a vocabulary that is no beginning of OpenAI's.
+    Raises `DataError` for a vocabulary that is no beginning of OpenAI's, and for a tower of another kind than CLIP's.
     """
+    if (kind := getattr(config, "kind", "clip")) != "clip":
+        raise DataError(f"CLIP's own vocabulary must belong to CLIP's text tower, got a tower of kind {kind}")
     merges = config.vocab_size - len(_byte_order()) * 2 - 2
     if not 0 <= merges <= MERGES:
         raise DataError(f"a vocabulary of {config.vocab_size} is not OpenAI's {MERGES + 514} nor a beginning of it")

@@ -24,11 +24,15 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, printable
 from jclip.functional.positions import resample_linearly, resample_positions
 from jclip.paths import file_sha256
+from jclip.prompts.tokenizer import OPENAI_BPE
+from jclip.prompts.vocabularies import VocabularyFile
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
 from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights import catalogue
 from jclip.weights.families import FAMILIES, Stated
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
+from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
+from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
 
 FORMAT_VERSION = "1"
@@ -51,6 +55,7 @@ class Checkpoint:
     preprocess: Preprocess
     metadata: dict[str, str]
     files: tuple[Path, ...] = ()
+    vocabulary: VocabularyFile | None = None  # None: CLIP's own
 
     def arrays(self) -> Iterable[tuple[str, np.ndarray]]:
         """Yield name and float32 values, one tensor at a time."""
@@ -106,6 +111,8 @@ class Checkpoint:
         grows = length > text.context_length
         if length < 3 or (grows and method == "truncate"):
             raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        if text.kind != "clip":
+            return self._with_fewer_positions(length)
         resized = replace(text, context_length=length)
         table = self.tensors["positional_embedding"].read().astype(np.float32)
         table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
@@ -116,6 +123,15 @@ class Checkpoint:
             config=replace(self.config, text=resized),
             metadata={**self.metadata, "text_positions": said},
         )
+
+    def _with_fewer_positions(self, length: int) -> Checkpoint:
+        """Return the weights of a tower whose table has more positions than its context uses, for another context."""
+        most = getattr(self.config.text, "positions", self.config.text.context_length)
+        if length > most:
+            raise ConfigError(
+                f"a context must be at most {most} long, the rows of the table of positions, got {length}"
+            )
+        return replace(self, config=replace(self.config, text=replace(self.config.text, context_length=length)))
 
 
 IMAGE_POSITIONS = {
@@ -230,14 +246,20 @@ def _from_metadata(path: Path, file: WeightFile, stated: Stated) -> Checkpoint:
         preprocess = Preprocess.from_dict(_described(file, "preprocess"))
         if config.vision and preprocess.size != config.vision.image_size:
             raise ConfigError(f"size must be image_size {config.vision.image_size} of vision, got {preprocess.size}")
+        vocabulary = vocabulary_of(file) if config.text else None
+        if config.text and config.text.kind != "clip" and vocabulary is None:
+            raise ConfigError(f"{TEXT_NAMES[config.text.kind]} needs a vocabulary, tokenizer is {OPENAI_BPE}")
     except (CheckpointError, ConfigError) as e:
         raise CheckpointError(f"{path} was written by jclip but its metadata is damaged: {e}") from e
     wanted = stated.activation or (FAMILIES[stated.family].activation if stated.family else None)
     if wanted not in (None, config.activation):
         said = f"family {stated.family!r}" if stated.family else f"--activation {wanted}"
         raise CheckpointError(f"{path} says activation {config.activation}, {said} contradicts it")
-    facts = {printable(k): printable(v) for k, v in file.metadata.items() if k not in ("config", "preprocess")}
-    return _fitting(Checkpoint(path, finite_tensors(file.tensors, path), config, preprocess, facts, (path,)))
+    facts = {
+        printable(k): printable(v) for k, v in file.metadata.items() if k not in ("config", "preprocess", SETTINGS)
+    }
+    tensors = finite_tensors(weights_alone(file.tensors), path)
+    return _fitting(Checkpoint(path, tensors, config, preprocess, facts, (path,), vocabulary))
 
 
 def _described(file: WeightFile, key: str) -> dict:
@@ -323,14 +345,18 @@ def save_checkpoint(
     config: CLIPConfig,
     preprocess: Preprocess,
     metadata: Mapping[str, str] | None = None,
+    vocabulary: VocabularyFile | None = None,
 ) -> None:
-    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else."""
+    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else. vocabulary: None for CLIP's."""
     scale = arrays["logit_scale"].reshape(())
-    described = describe(config, preprocess, float(scale))
-    safetensors.write(path, {**arrays, "logit_scale": scale}, {**(metadata or {}), **described})
+    described = describe(config, preprocess, float(scale), vocabulary)
+    further, _ = stored(vocabulary)
+    safetensors.write(path, {**arrays, "logit_scale": scale, **further}, {**(metadata or {}), **described})
 
 
-def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None) -> dict[str, str]:
+def describe(
+    config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None, vocabulary: VocabularyFile | None = None
+) -> dict[str, str]:
     """Return the metadata by which `open_checkpoint` recognises jclip's own files."""
     said = {
         "format": "jclip",
@@ -338,7 +364,7 @@ def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | No
         "arch": architecture_name(config) or "unnamed",
         "config": json.dumps(config.to_dict()),
         "preprocess": json.dumps({k: v for k, v in preprocess.to_dict().items() if k != "upright"}),  # the reader's
-        "tokenizer": "openai-bpe",
+        **stored(vocabulary)[1],
     }
     return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}
 

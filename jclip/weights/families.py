@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from jclip.data import preprocess as preprocessing
 from jclip.errors import CheckpointError, UnknownName, UnsaidError
 from jclip.readers.schema import SIDE, obey, several
-from jclip.weights.variants import WIDTH, Activation
+from jclip.weights.tower_sizes import WIDTH, Activation
 
 NORMALISATIONS = ("openai", "imagenet", "half")  # see `jclip.data.preprocess.NORMALISATIONS`
 

@@ -86,7 +86,9 @@ def _only(found: Source, tower: Tower) -> Source:
     tensors = {k: t for k, t in found.checkpoint.tensors.items() if k in names}
     dropped = [k for k in found.checkpoint.tensors if k not in names]
     report = replace(found.report, dropped=[*found.report.dropped, *dropped])
-    return replace(found, checkpoint=replace(found.checkpoint, tensors=tensors, config=kept), report=report)
+    words = found.checkpoint.vocabulary if tower == "text" else None
+    checkpoint = replace(found.checkpoint, tensors=tensors, config=kept, vocabulary=words)
+    return replace(found, checkpoint=checkpoint, report=report)
 
 
 def _file(src: Path, stated: Stated) -> Source:

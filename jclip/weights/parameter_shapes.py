@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jclip.errors import CheckpointError, ConfigError
+from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
 from jclip.weights.families import Stated, refused
+from jclip.weights.text_shapes import text_shapes
 from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
 
-Shapes = dict[str, tuple[int, ...]]
 HEAD_WIDTHS = {
     384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112, 4096: 128, 5120: 128,
 }  # fmt: skip
@@ -32,42 +34,10 @@ def parameter_shapes(config: CLIPConfig) -> Shapes:
 
     Names are OpenAI's; those of an EVA tower are timm's and open_clip's (`visual.trunk.…`).
     """
-    makers = {"vit": _vit_shapes, "resnet": _resnet_shapes, "eva": _eva_shapes}
-    image = makers[config.vision.kind](config.vision, config.embed_dim) if config.vision else {}
-    text = _text_shapes(config.text, config.embed_dim) if config.text else {}
+    image = IMAGE_SHAPES[config.vision.kind](config.vision, config.embed_dim) if config.vision else {}
+    text = text_shapes(config.text, config.embed_dim) if config.text else {}
     scale = {"logit_scale": (1,)} if image and text else {}
     return {**{f"visual.{k}": shape for k, shape in image.items()}, **text, **scale}
-
-
-def _affine(name: str, width: int) -> Shapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _linear(name: str, inputs: int, outputs: int) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _transformer_shapes(name: str, config: ViTConfig | TextConfig) -> Shapes:
-    shapes: Shapes = {}
-    width, hidden = config.width, config.mlp_width
-    for block in (f"{name}.resblocks.{i}" for i in range(config.layers)):
-        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
-        shapes |= _linear(f"{block}.attn.out_proj", width, width) | _affine(f"{block}.ln_1", width)
-        shapes |= _linear(f"{block}.mlp.c_fc", width, hidden) | _linear(f"{block}.mlp.c_proj", hidden, width)
-        shapes |= _affine(f"{block}.ln_2", width)
-        if config.layer_scale:
-            shapes |= {f"{block}.ls_{i}.gamma": (width,) for i in (1, 2)}
-    return shapes
-
-
-def _text_shapes(t: TextConfig, embed: int) -> Shapes:
-    return {
-        "token_embedding.weight": (t.vocab_size, t.width),
-        "positional_embedding": (t.context_length, t.width),
-        **_transformer_shapes("transformer", t),
-        **_affine("ln_final", t.width),
-        "text_projection": (t.width, embed),
-    }
 
 
 def _vit_shapes(v: ViTConfig, embed: int) -> Shapes:
@@ -75,9 +45,9 @@ def _vit_shapes(v: ViTConfig, embed: int) -> Shapes:
         "conv1.weight": (v.width, 3, v.patch_size, v.patch_size),
         "class_embedding": (v.width,),
         "positional_embedding": (1 + v.grid[0] * v.grid[1], v.width),
-        **_affine("ln_pre", v.width),
-        **_transformer_shapes("transformer", v),
-        **_affine("ln_post", v.width),
+        **affine("ln_pre", v.width),
+        **transformer_shapes("transformer", v),
+        **affine("ln_post", v.width),
         "proj": (v.width, embed),
     }
 
@@ -92,19 +62,19 @@ def _eva_shapes(v: EVAConfig, embed: int) -> Shapes:
     for block in (f"blocks.{i}" for i in range(v.layers)):
         shapes |= _eva_norm(v, f"{block}.norm1") | _eva_norm(v, f"{block}.norm2")
         shapes |= _eva_attention_shapes(v, f"{block}.attn") | _eva_mlp_shapes(v, f"{block}.mlp")
-    shapes |= _eva_norm(v, "norm") | _linear("head", v.width, embed)
+    shapes |= _eva_norm(v, "norm") | linear("head", v.width, embed)
     if not v.bias:
         del shapes["head.bias"]
     return {f"trunk.{k}": shape for k, shape in shapes.items()}
 
 
 def _eva_norm(v: EVAConfig, name: str, width: int = 0) -> Shapes:
-    shapes = _affine(name, width or v.width)
+    shapes = affine(name, width or v.width)
     return {f"{name}.weight": shapes[f"{name}.weight"]} if v.rms_norm else shapes
 
 
 def _eva_attention_shapes(v: EVAConfig, name: str) -> Shapes:
-    shapes = _linear(f"{name}.proj", v.width, v.width)
+    shapes = linear(f"{name}.proj", v.width, v.width)
     biases = ("q_bias", "v_bias") if not v.sub_norm else ("q_proj.bias", "v_proj.bias")
     if v.bias:
         shapes |= {f"{name}.{bias}": (v.width,) for bias in biases}
@@ -115,9 +85,9 @@ def _eva_attention_shapes(v: EVAConfig, name: str) -> Shapes:
 
 
 def _eva_mlp_shapes(v: EVAConfig, name: str) -> Shapes:
-    shapes = _linear(f"{name}.fc2", v.mlp_width, v.width)
+    shapes = linear(f"{name}.fc2", v.mlp_width, v.width)
     for first in ("fc1_g", "fc1_x") if v.swiglu else ("fc1",):
-        shapes |= _linear(f"{name}.{first}", v.width, v.mlp_width)
+        shapes |= linear(f"{name}.{first}", v.width, v.mlp_width)
     return shapes | (_eva_norm(v, f"{name}.norm", v.mlp_width) if v.swiglu and v.sub_norm else {})
 
 
@@ -144,8 +114,15 @@ def _resnet_shapes(v: ResNetConfig, embed: int) -> Shapes:
             inputs = 4 * planes
     shapes["attnpool.positional_embedding"] = (1 + v.grid[0] * v.grid[1], inputs)
     for part in ("q_proj", "k_proj", "v_proj"):
-        shapes |= _linear(f"attnpool.{part}", inputs, inputs)
-    return shapes | _linear("attnpool.c_proj", inputs, embed)
+        shapes |= linear(f"attnpool.{part}", inputs, inputs)
+    return shapes | linear("attnpool.c_proj", inputs, embed)
+
+
+IMAGE_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {
+    "vit": _vit_shapes,
+    "resnet": _resnet_shapes,
+    "eva": _eva_shapes,
+}
 
 
 def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object = "") -> CLIPConfig:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 from jclip.errors import ConfigError, UnknownName
-from jclip.readers.schema import FLAG, SIDE, Condition, number, obey, one_of, refuse_unknown, several, whole
+from jclip.readers.schema import FLAG, SIDE, Condition, obey, one_of, refuse_unknown, several, whole
+from jclip.weights.text_configs import AnyText, TextConfig, text_from_table, text_to_table
+from jclip.weights.tower_sizes import (
+    BLOCKS,
+    EPSILON,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    PATCH,
+    WIDTH,
+    Activation,
+    check_heads,
+    tower_from_table,
+)
 
-Activation = Literal["quickgelu", "gelu"]
-
-WIDTH, HIDDEN = whole(1, 65536), whole(1, 1 << 20)
-LAYERS, HEADS, PATCH = whole(1, 1000), whole(1, 4096), whole(1, 1024)
-CONTEXT, VOCABULARY = whole(1, 1 << 16), whole(1, 1 << 24)
-EPSILON = number(0, 1, above=True)
 _MOST_PATCHES = 1 << 16
-_BLOCKS = whole(0, 1000)  # none: of a tower whose blocks stay on disk
 _PATCHES: dict[str, Condition] = {
-    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": _BLOCKS, "heads": HEADS,
+    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": BLOCKS, "heads": HEADS,
     "mlp_width": HIDDEN,
 }  # fmt: skip
 _FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
@@ -36,7 +42,7 @@ class PatchTower:
 
     def __post_init__(self) -> None:
         obey(vars(self), _PATCHES, "vision")
-        _divides(self.heads, self.width, "vision")
+        check_heads(self.heads, self.width, "vision")
         if self.patch_size > min(self.image_size):
             H, W = self.image_size
             raise ConfigError(f"vision.patch_size must fit image_size ({H}, {W}), got {self.patch_size}")
@@ -99,7 +105,7 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         rules = {"image_size": several(whole(32, 8192), 2), "width": whole(2, 4096), "heads": HEADS}
         obey(vars(self), {**rules, "layers": several(LAYERS, 4), "kind": one_of("resnet")}, "vision")
-        _divides(self.heads, self.output_width, "vision", "the last feature map's width")
+        check_heads(self.heads, self.output_width, "vision", "the last feature map's width")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,40 +118,21 @@ class ResNetConfig:
         return 32 * self.width
 
 
-@dataclass(frozen=True)
-class TextConfig:
-    """A causal text transformer, read at the end-of-text token."""
-
-    width: int
-    heads: int
-    layers: int
-    mlp_width: int
-    context_length: int = 77
-    vocab_size: int = 49408
-    layer_scale: bool = False
-
-    def __post_init__(self) -> None:
-        rules = {"width": WIDTH, "heads": HEADS, "layers": _BLOCKS, "mlp_width": HIDDEN, "context_length": CONTEXT}
-        obey(vars(self), {**rules, "vocab_size": VOCABULARY, "layer_scale": FLAG}, "text")
-        _divides(self.heads, self.width, "text")
-
-
-def _divides(heads: int, width: int, place: str, of: str = "width") -> None:
-    if width % heads:
-        raise ConfigError(f"{place}.heads must divide {of} {width}, got {heads}")
+AnyImage = ViTConfig | ResNetConfig | EVAConfig
+IMAGE_KINDS: dict[str, type] = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
     """Two towers and their shared space; of an export of one tower the other is None.
 
-    `activation` is not visible in the weights, so it is never guessed. `norm_eps` is that of both towers, except
-    EVA's.
+    `activation` is not visible in the weights, so it is never guessed. It and `norm_eps` are those of both towers, except
+    of those that have their own (EVA's, BERT).
     """
 
     embed_dim: int
-    vision: ViTConfig | ResNetConfig | EVAConfig | None
-    text: TextConfig | None
+    vision: AnyImage | None
+    text: AnyText | None
     activation: Activation = "quickgelu"
     norm_eps: float = 1e-5
 
@@ -164,7 +151,8 @@ class CLIPConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; `from_dict` is the inverse."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.text is None else {**values, "text": text_to_table(values["text"])}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> CLIPConfig:
@@ -176,26 +164,13 @@ class CLIPConfig:
         if towers["vision"] is None and towers["text"] is None:
             raise ConfigError("vision and text must not both be absent")
         vision = None if towers["vision"] is None else _tower_from_dict(towers["vision"])
-        text = None if towers["text"] is None else _built(TextConfig, towers["text"], "text")
+        text = None if towers["text"] is None else text_from_table(towers["text"])
         return CLIPConfig(**{**values, "vision": vision, "text": text})
 
 
-def _tower_from_dict(values: Any) -> ViTConfig | ResNetConfig | EVAConfig:
-    kinds = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}
-    obey(values, {"kind": one_of(*kinds)}, "vision")
-    return _built(kinds[values.get("kind", "vit")], values, "vision")
-
-
-def _built(kind: type, values: Any, place: str) -> Any:
-    """Return one tower from a table. Raises `ConfigError` for unknown or missing keys, and no blocks."""
-    obey(values, {}, place)
-    refuse_unknown(values, [field.name for field in fields(kind)], place)
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in values:
-            raise ConfigError(f"{place}.{field.name} must be given")
-    if values["layers"] == 0:
-        raise ConfigError(f"{place}.layers must be {LAYERS.phrase}, got 0")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def _tower_from_dict(values: Any) -> AnyImage:
+    obey(values, {"kind": one_of(*IMAGE_KINDS)}, "vision")
+    return tower_from_table(IMAGE_KINDS[values.get("kind", "vit")], values, "vision")
 
 
 def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:

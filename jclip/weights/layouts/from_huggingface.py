@@ -11,19 +11,8 @@ from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, obey, one_of, whole
 from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
-from jclip.weights.variants import (
-    CONTEXT,
-    EPSILON,
-    HEADS,
-    HIDDEN,
-    LAYERS,
-    PATCH,
-    VOCABULARY,
-    WIDTH,
-    CLIPConfig,
-    TextConfig,
-    ViTConfig,
-)
+from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH
+from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
 
 ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's codes

@@ -13,14 +13,9 @@ from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, number, obey, one_of, several
 from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report
+from jclip.weights.tower_sizes import CONTEXT, HEADS, LAYERS, PATCH, VOCABULARY, WIDTH
 from jclip.weights.variants import (
     ARCHITECTURES,
-    CONTEXT,
-    HEADS,
-    LAYERS,
-    PATCH,
-    VOCABULARY,
-    WIDTH,
     CLIPConfig,
     EVAConfig,
     ResNetConfig,
