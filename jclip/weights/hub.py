@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from jclip.weights.model_scope_hub import ModelScopeHub
 
 HUGGING_FACE, MODEL_SCOPE = "hf-hub:", "ms:"
 HUBS: dict[str, Callable[[str, str], Hub]] = {HUGGING_FACE: HuggingFaceHub, MODEL_SCOPE: ModelScopeHub}
+
+_WORD = re.compile(r"[\w.-]+", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
@@ -51,7 +54,7 @@ def fetch_hub(name: str) -> Path:
 def _parts(name: str, prefix: str) -> tuple[str, str]:
     """Return owner/name and the file that is named, or empty. Raises `CheckpointError`."""
     owner, *rest = name.removeprefix(prefix).split("/")
-    if len(rest) not in (1, 2) or not all(is_plain_name(part) and part.isascii() for part in (owner, *rest)):
+    if len(rest) not in (1, 2) or not all(is_plain_name(part) and _WORD.fullmatch(part) for part in (owner, *rest)):
         raise CheckpointError(
             f"a model of a hub must be {prefix}owner/name, or {prefix}owner/name/file of its weights, got {quoted(name)}"
         )

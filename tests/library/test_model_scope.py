@@ -148,7 +148,7 @@ def test_a_weight_file_of_another_name_is_found_or_asked_for(hub):
 
 
 @pytest.mark.parametrize(
-    "name", ["ms:", "ms:clip", "ms:/clip", "ms:mine/", "ms:mine/../x", "ms:a/b/c/d", "ms:mine/clip\n"]
+    "name", ["ms:", "ms:clip", "ms:/clip", "ms:mine/", "ms:mine/../x", "ms:a/b/c/d", "ms:mine/clip\n", "ms:mine/a b"]
 )
 def test_names_that_are_none(name, hub):
     with pytest.raises(CheckpointError, match=r"a model of a hub must be ms:owner/name"):
