@@ -202,7 +202,7 @@ class Tagger:
             width, height = height, width
         if self.method == "tagclip":
             step, ratio = vision.patch_size, min(1.0, (self.size or LONGEST_SIDE) / max(height, width))
-        elif vision.kind == "eva":
+        elif vision.kind in ("eva", "pe"):
             return vision.image_size
         else:
             step, short = getattr(vision, "patch_size", 32), self.size or min(vision.image_size)
@@ -293,7 +293,7 @@ def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
     if method not in TAG_METHODS:
         raise ConfigError(f"method must be one of {', '.join(TAG_METHODS)}, got {method!r}")
     if method == "auto":
-        method = "places" if vision.kind == "resnet" else "tagclip"
+        method = "tagclip" if vision.kind in ("vit", "eva") else "places"
     if method == "tagclip" and (vision.kind != "vit" or vision.layers < 2):
         raise ConfigError(
             f"method tagclip reads the attention of vision transformers, got a tower of kind {vision.kind}: use "

@@ -86,7 +86,8 @@ def rows_of(table, index):
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
-    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu" or None.
+    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu",
+    "gelu_tanh" or None.
 
     On the CPU a product with a bfloat16 weight is float32, or with `half` bfloat16 where no gradient is asked for: what
     only goes into another product or attention. With a weight of `to_int8` alike, and without a gradient.

@@ -264,7 +264,7 @@ def _packs() -> bool:
 
 BLOCK = (64, 32)  # rows and columns of a packed block
 INT8_BLOCKS = (256, 128, 64)  # rows of one in 8 bits
-ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2}  # as linear.h numbers them
+ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2, "gelu_tanh": 4}  # as linear.h numbers them
 
 # Sizes that the C++ functions take after the arrays.
 PACKED = "in0_shape0, in0_shape1, in0_shape2"

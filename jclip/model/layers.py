@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,6 +115,15 @@ class Attention(nn.Module):
         self.in_proj_bias = jt.zeros((3 * width,))
         self.out_proj = Linear(width, width, std=out_std)
         self.heads = heads
+        self._rotation = None
+
+    def turn_by(self, rotation: Callable) -> None:
+        """From now on q, k and v pass through `rotation`, (B, N, 3D) → (B, N, 3D), before they meet."""
+        self._rotation = rotation
+
+    def turned(self, qkv):
+        """(B, N, 3D) with rotary positions, where the tower has them."""
+        return qkv if self._rotation is None else self._rotation(qkv)
 
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
@@ -124,7 +134,7 @@ class Attention(nn.Module):
         if shared:
             mixed = shared.once(kernels.attention(shared.spread(qkv), self.heads, causal))
         else:
-            mixed = kernels.attention(qkv, self.heads, causal)
+            mixed = kernels.attention(self.turned(qkv), self.heads, causal)
         return self.out_proj(mixed, residual=residual)
 
     def values(self, x):

@@ -8,13 +8,14 @@ from jclip import kernels
 from jclip.errors import ConfigError, DataError
 from jclip.model.bert import BertTower
 from jclip.model.layers import LayerNorm, SharedStart, TokenEmbedding, Transformer
+from jclip.model.siglip import SigLIPText
 from jclip.prompts.vocabularies import TextTokenizer, VocabularyFile
 from jclip.runtime import jt
 from jclip.weights.stored_vocabulary import check_clip_words, tokenizer_of
 from jclip.weights.text_configs import AnyText
 
 nn = jt.nn
-TEXT_TOWERS = {"bert": BertTower}  # by kind; CLIP's own is no module, see below
+TEXT_TOWERS = {"bert": BertTower, "siglip": SigLIPText}  # by kind; CLIP's own is no module, see below
 
 
 class TextEncoder:
@@ -44,9 +45,14 @@ class TextEncoder:
         return self.config.text
 
     @property
+    def holds_text(self) -> bool:
+        """Whether the text tower is CLIP's own kind, whose parameters the model holds itself."""
+        return self._text_config().kind not in TEXT_TOWERS
+
+    @property
     def causal(self) -> bool:
         """Whether a token depends on those before it alone, so that what follows a text's end can't matter."""
-        return self._text_config().kind not in TEXT_TOWERS
+        return self.holds_text and self.config.text.causal
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -62,13 +68,13 @@ class TextEncoder:
     def ends(self, ids: np.ndarray) -> np.ndarray:
         """(B, L) ids → (B,): where each row's last token stands that counts; CLIP's texts are read there."""
         config, ids = self._text_config(), np.asarray(ids)
-        if not self.causal:
+        if not self.holds_text:
             return self.text.ends(ids)
         return (ids if config.end is None else ids == config.end).argmax(axis=1)
 
     def embed(self, tokens):
         """(B, L) ids → (B, L, D) token embeddings, without positions."""
-        return self.token_embedding(jt.array(tokens)) if self.causal else self.text.embed(tokens)
+        return self.token_embedding(jt.array(tokens)) if self.holds_text else self.text.embed(tokens)
 
     def encode_text(self, tokens, dense: bool = False, taps: dict | None = None):
         """(B, L) ids → (B, E), of CLIP's tower read at each end-of-text token; with `dense` also (B, L', E) of all tokens.
@@ -82,10 +88,11 @@ class TextEncoder:
             raise DataError(
                 f"token {ids.max()} is beyond this model's vocabulary of {vocabulary}: use model.tokenize(texts)"
             )
-        if not self.causal:
+        if not self.holds_text:
             return self.text(ids, dense=dense, taps=taps)
         ends = self.ends(ids)
-        return self.encode_text_embeddings(self.embed(ids[:, : ends.max() + 1]), ends, dense, taps=taps)
+        length = ends.max() + 1 if self.causal else ids.shape[1]
+        return self.encode_text_embeddings(self.embed(ids[:, :length]), ends, dense, taps=taps)
 
     def needs_clip_words(self, what: str) -> None:
         """Raises `ConfigError` unless texts are read by CLIP's own tower and vocabulary. what: what needs it."""
@@ -105,7 +112,7 @@ class TextEncoder:
         insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which is then computed once; without
         `dense` and `taps`.
         """
-        if not self.causal:
+        if not self.holds_text:
             self.needs_clip_words("text from embeddings is CLIP's own")
         length = x.shape[1]
         x = x + self.positional_embedding[:length]
@@ -115,7 +122,7 @@ class TextEncoder:
             return jt.matmul(self.ln_final(x[ends]), self.text_projection)
         if taps is not None:
             taps["text.stem"] = x
-        x = self.transformer(x, causal=True, insert=insert, taps=taps, name="text.")
+        x = self.transformer(x, causal=self.causal, insert=insert, taps=taps, name="text.")
         if dense:
             every = kernels.linear(self.ln_final(x), self.text_projection.transpose(0, 1))
             return _pick_rows(every, eot), every

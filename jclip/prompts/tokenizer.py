@@ -80,7 +80,7 @@ class Tokenizer:
         Raises `DataError` for a text of more than a hundred thousand letters.
         """
         if len(text) > MOST_LETTERS:
-            raise DataError(f"a text must have at most {MOST_LETTERS:,} letters, got {len(text):,}: {_shorten(text)!r}")
+            raise DataError(f"a text must have at most {MOST_LETTERS:,} letters, got {len(text):,}: {shorten(text)!r}")
         split = self._split_special if allow_special else self._split
         ids: list[int] = []
         for word in split.findall(clean(text)):
@@ -120,7 +120,7 @@ class Tokenizer:
             if len(ids) > room and not truncate:
                 raise DataError(
                     f"text of {len(ids) + 2} tokens is too long for context length {context_length}: "
-                    f"{_shorten(text)!r} (shorten it, or pass truncate=True / --truncate)"
+                    f"{shorten(text)!r} (shorten it, or pass truncate=True / --truncate)"
                 )
             ids = [self.start, *ids[:room], self.end]
             row[: len(ids)] = ids
@@ -176,11 +176,16 @@ def _merge(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
 
 def clean(text: str) -> str:
     """Mojibake repaired, HTML unescaped twice, white space collapsed, lower case."""
-    if not _PLAIN.fullmatch(text):
-        import ftfy  # only here: it costs a tenth of a second to import
+    return regex.sub(r"\s+", " ", repaired(text).strip()).strip().lower()
 
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return regex.sub(r"\s+", " ", text.strip()).strip().lower()
+
+def repaired(text: str) -> str:
+    """Mojibake repaired, HTML unescaped twice."""
+    if _PLAIN.fullmatch(text):
+        return text
+    import ftfy  # only here: it costs a tenth of a second to import
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def _byte_order() -> list[int]:
@@ -194,7 +199,8 @@ def _byte_letters() -> list[str]:
     return [chr(b) for b in _byte_order()[:printable]] + [chr(256 + n) for n in range(256 - printable)]
 
 
-def _shorten(text: str, length: int = 60) -> str:
+def shorten(text: str, length: int = 60) -> str:
+    """A text's beginning, for a message."""
     return text if len(text) <= length else text[:length] + "…"
 
 

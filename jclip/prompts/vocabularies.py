@@ -12,11 +12,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jclip.errors import UnknownName
+from jclip.errors import CheckpointError, ConfigError, UnknownName
+from jclip.prompts import text_cleaning, tokenizer_json, vocabulary_folder, wordpiece
 from jclip.prompts.tokenizer import OPENAI_BPE, TextShape, tokenizer_for
+from jclip.readers.schema import FLAG, NOTHING, TEXT, either, obey, one_of, shown
+from jclip.readers.text import parse_json
 
 WORDPIECE, TOKENIZER_JSON = "wordpiece", "tokenizer.json"
 KINDS = (OPENAI_BPE, WORDPIECE, TOKENIZER_JSON)
+_NAME = either(TEXT, NOTHING)
+SETTINGS = {
+    "clean": one_of(*text_cleaning.CLEANERS), "lower_case": FLAG, "padding_side": one_of("left", "right"),
+    "pad_token": _NAME, "start_token": _NAME, "end_token": _NAME,
+    "do_lower_case": FLAG, "tokenize_chinese_chars": FLAG, "strip_accents": either(FLAG, NOTHING),
+    "cls_token": _NAME, "sep_token": _NAME, "unk_token": _NAME,
+}  # fmt: skip
 
 
 class TextTokenizer(Protocol):
@@ -47,7 +57,7 @@ class VocabularyFile:
     """What a tokenizer is opened from.
 
     kind: "wordpiece" or "tokenizer.json". data: the bytes of vocab.txt or tokenizer.json. settings: plain values that
-    JSON can hold: case, cleaning, padding; how they are called is `open_tokenizer`'s affair.
+    JSON can hold, with the keys of `SETTINGS`: case, cleaning, padding.
     """
 
     kind: str
@@ -65,18 +75,41 @@ def open_tokenizer(
     """The tokenizer of a vocabulary file for a text tower.
 
     kind: one of `KINDS`; "openai-bpe" is CLIP's own vocabulary and takes no data. settings: as `VocabularyFile` has them.
-    Raises `UnknownName` for another kind, `DataError` for a file that is none of its kind or that gives ids beyond the
-    tower's embedding, `SetupError` where the package `tokenizers` is absent.
+    Raises `UnknownName` for another kind, `CheckpointError` for a file that is none of its kind or belongs to another
+    embedding than the tower's, `SetupError` where the package `tokenizers` is absent.
     """
     if kind == OPENAI_BPE:
         return tokenizer_for(text_config)
-    raise UnknownName("kind of tokenizer", kind, KINDS)
+    if kind not in KINDS:
+        raise UnknownName("kind of tokenizer", kind, KINDS)
+    settings = dict(settings or {})
+    try:
+        obey(settings, SETTINGS, "the tokenizer's settings")
+    except ConfigError as e:
+        raise CheckpointError(str(e)) from None
+    if kind == WORDPIECE:
+        spec = wordpiece.tokenizer_of_vocabulary(data, settings)
+    else:
+        spec = parse_json(_text_of(data), TOKENIZER_JSON, CheckpointError)
+    if not isinstance(spec, dict):
+        raise CheckpointError(f"{TOKENIZER_JSON} must be a table, got {shown(spec)}")
+    digest = tokenizer_json.digest_of([kind.encode(), data], settings)
+    return tokenizer_json.JsonTokenizer(spec, settings, text_config.vocab_size, kind, digest)
+
+
+def _text_of(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{TOKENIZER_JSON} must be UTF-8 text, got other bytes") from None
 
 
 def tokenizer_files(folder: str | Path) -> VocabularyFile | None:
     """The vocabulary that lies in a folder of weights, None where there is none or it is CLIP's own.
 
-    tokenizer.json wins over vocab.txt, and that over spiece.model and sentencepiece.bpe.model, which are converted.
-    Raises `DataError` for a file that can't be read.
+    tokenizer.json wins over vocab.txt, and that over spiece.model, sentencepiece.bpe.model and tokenizer.model, which are
+    converted. Case, cleaning and padding are what tokenizer_config.json, open_clip_config.json and config.json say.
+    Raises `CheckpointError` for a file that can't be read.
     """
-    return None
+    found = vocabulary_folder.find(Path(folder))
+    return None if found is None else VocabularyFile(*found)

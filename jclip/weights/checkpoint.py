@@ -34,10 +34,12 @@ from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.plain_names import SCALARS, plain_names, plain_tensors
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
+from jclip.weights.tower_shapes import PROBE, STEM
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, SigLIPImageConfig, architecture_name
 
 FORMAT_VERSION = "1"
 LARGEST_SCALE = 7.0  # of |logit_scale|: e^7 is eleven times what CLIP clamps its temperature to
+_TOWERS = {"visual.trunk.cls_token": "eva", PROBE: "pe", STEM: "mobileclip"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Checkpoint:
     def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
         """Return the weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        antialias: True as open_clip does it, False as Hugging Face and EVA; by default each family's own way. Raises
+        antialias: True as open_clip does it, False as Hugging Face, EVA and SigLIP; by default each family's own way. Raises
         `ConfigError` for a size that is not a multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -79,7 +81,7 @@ class Checkpoint:
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size must be a multiple of {step}, the model's step, got {height} x {width}")
         new = replace(old, image_size=(height, width))
-        antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
+        antialias = not isinstance(new, (EVAConfig, SigLIPImageConfig)) if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
         table = before.read().astype(np.float32)
         table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
@@ -133,6 +135,9 @@ IMAGE_POSITIONS = {
     "vit": "visual.positional_embedding",
     "resnet": "visual.attnpool.positional_embedding",
     "eva": "visual.trunk.pos_embed",
+    "pe": "visual.positional_embedding",
+    "mobile": "visual.positional_embedding",
+    "siglip": "visual.trunk.pos_embed",
 }
 
 
@@ -226,9 +231,18 @@ def _fitting(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def family_of_tower(names: Iterable[str]) -> str | None:
+    """Return the family that an image tower alone shows, by `CLIP`'s names; else None."""
+    names = set(names)
+    return next((family for key, family in _TOWERS.items() if key in names), None)
+
+
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
     """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
-    if all(s in plain_names(file, stated) for s in SCALARS):
+    names = plain_names(file, stated)
+    if family := family_of_tower(names):
+        return family
+    if all(s in names for s in SCALARS):
         return "openai"
     if stated.anything:
         return None

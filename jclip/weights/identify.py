@@ -17,13 +17,14 @@ from jclip.weights.checkpoint import (
     Checkpoint,
     compare_keys,
     family_of,
+    family_of_tower,
     finite_tensors,
     from_tensors,
     is_ours,
     open_checkpoint,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip
+from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip, from_siglip, from_timm
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.plain_names import plain_tensors, prefix_hint
@@ -42,6 +43,10 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
+    from_timm.OPEN_CLIP: from_timm.canonical,
+    from_timm.OWN: from_timm.apple,
+    from_siglip.HUGGING_FACE: from_siglip.hugging_face,
+    from_siglip.OPEN_CLIP: from_siglip.open_clip,
 }
 
 
@@ -104,7 +109,8 @@ def _file(src: Path, stated: Stated) -> Source:
     raw = plain_tensors(file, src, stated)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = "eva" if layout.startswith("EVA") or "visual.trunk.cls_token" in tensors else family_of(src, file, stated)
+    own = "siglip" if layout in (from_siglip.HUGGING_FACE, from_siglip.OPEN_CLIP) else None
+    family = own or family_of_tower(tensors) or family_of(src, file, stated)
     return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
 
 
@@ -145,10 +151,13 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 
 
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
-    config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
+    of_siglip = said.get("model_type") in from_siglip.KINDS
+    layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
+    config = layout.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
     with _told_of(beside):
-        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+        photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
+        return config, photos(read_table(beside) if beside.is_file() else {}, config)
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
@@ -159,8 +168,8 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
-        raise refused("siglip", place)
+    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names, place):
+        return layout
     if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):
         raise refused("chinese-clip", place)
     if has("text_decoder.", "visual.attn_pool."):

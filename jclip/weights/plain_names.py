@@ -17,10 +17,12 @@ from jclip.weights.families import Stated
 from jclip.weights.geometric_weights import with_plain_weights
 
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
-_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.")
+_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.", "clip_model.")
+_CLASSIFIERS = "image_encoder.model."  # where a model lies in an image classifier; MobileCLIP's own names begin so, too
 _INSERTED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _ROOTS = (  # what a model's own names begin with, in every layout that is read
     "visual.", "token_embedding.", "transformer.", "text.", "vision_model.", "text_model.", "visual_projection.",
+    "image_encoder.", "text_encoder.",
 )  # fmt: skip
 _MODULE = re.compile(r"(?P<above>(?:.*?\.)??)(?P<path>(?:_modules\.[^.]+\.)*)_(?:parameters|buffers)\.(?P<name>[^.]+)")
 _AVERAGED = re.compile(r"(?:^|_)(?:ema|swa|averaged|teacher)(?:_|$)")
@@ -134,6 +136,8 @@ def _below(tensors: dict[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]
 
 def _unwrapped(tensors: dict[str, LazyTensor], roots: tuple[str, ...]) -> dict[str, LazyTensor]:
     """Return what lies below known wrappers, until names begin with a root or no wrapper is left."""
+    if any(name.startswith(f"{_CLASSIFIERS}{_ROOTS[0]}") for name in tensors):
+        return _without(tensors, _CLASSIFIERS) | {k: t for k, t in tensors.items() if not k.startswith(_CLASSIFIERS)}
     while not any(name.startswith(roots) for name in tensors):
         wrapper = _wrapper_of(tensors)
         if wrapper is None:

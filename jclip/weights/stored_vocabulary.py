@@ -60,8 +60,9 @@ def tokenizer_of(text: AnyText | None, vocabulary: VocabularyFile | None) -> Tex
         raise ConfigError("these weights are an image tower alone: they embed no texts")
     if vocabulary is not None:
         return vocabulary.open(text)
-    if text.kind != "clip":
-        raise ConfigError(f"weights of {TEXT_NAMES[text.kind]} must come with their vocabulary, got none")
+    if text.kind != "clip" or text.end is not None:
+        whose = TEXT_NAMES[text.kind] if text.kind != "clip" else f"a vocabulary of {text.vocab_size:,}"
+        raise ConfigError(f"weights of {whose} must come with their vocabulary, got none")
     return tokenizer_for(text)
 
 
@@ -70,7 +71,13 @@ def check_clip_words(text: AnyText | None, vocabulary: VocabularyFile | None, wh
 
     what: what needs it, with a verb, such as "recipe coop learns vectors between CLIP's own token embeddings".
     """
-    if text is None or (text.kind == "clip" and vocabulary is None):
+    if text is None or (text.kind == "clip" and vocabulary is None and text.causal):
         return
-    got = TEXT_NAMES[text.kind] if text.kind != "clip" else f"another vocabulary ({vocabulary.kind})"
+    got = (
+        TEXT_NAMES[text.kind]
+        if text.kind != "clip"
+        else f"another vocabulary ({vocabulary.kind})"
+        if vocabulary
+        else ("one whose tokens see those after them too")
+    )
     raise ConfigError(f"{what}: it takes models with CLIP's text tower and vocabulary, got {got}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from jclip.errors import ConfigError
 from jclip.readers.schema import FLAG, NOTHING, Condition, either, obey, one_of
@@ -31,7 +31,7 @@ ACTIVATION = one_of(*get_args(Activation))
 
 @dataclass(frozen=True)
 class TextConfig:
-    """CLIP's: a causal text transformer, read at the end-of-text token."""
+    """CLIP's: a text transformer, causal but for MobileCLIP 2's L, read at the end-of-text token."""
 
     width: int
     heads: int
@@ -41,10 +41,11 @@ class TextConfig:
     vocab_size: int = 49408
     layer_scale: bool = False
     end: int | None = None  # id of end-of-text where it is not the highest id of a text
+    causal: bool = True  # a token sees those before it and itself; else all, padding as well
     kind: str = "clip"
 
     def __post_init__(self) -> None:
-        rules = {**SIZES, "layer_scale": FLAG, "end": either(TOKEN, NOTHING), "kind": one_of("clip")}
+        rules = {**SIZES, "layer_scale": FLAG, "end": either(TOKEN, NOTHING), "causal": FLAG, "kind": one_of("clip")}
         obey(vars(self), rules, "text")
         check_heads(self.heads, self.width, "text")
         if self.end is not None and self.end >= self.vocab_size:
@@ -84,10 +85,40 @@ class BertConfig:
             raise ConfigError(f"text.pad must be below vocab_size {self.vocab_size}, got {self.pad}")
 
 
-AnyText = TextConfig | BertConfig
-TEXT_KINDS: dict[str, type] = {"clip": TextConfig, "bert": BertConfig}
-TEXT_NAMES = {"clip": "CLIP's text tower", "bert": "a BERT, Chinese-CLIP's text tower"}  # what messages call them
-_NEWER = {"end": None, "kind": "clip"}  # keys of `TextConfig` that older files lack
+@dataclass(frozen=True)
+class SigLIPTextConfig:
+    """SigLIP's: attention to all tokens, padding too, read at the last one; so a text is never cut.
+
+    Zhai et al., 2023, arXiv 2303.15343. It has an activation and an epsilon of its own, as SigLIP's image tower has.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    mlp_width: int
+    context_length: int = 64
+    vocab_size: int = 32000
+    projection: bool = True  # a linear map to the embedding; SigLIP's multilingual SO400M has none
+    activation: Activation = "gelu_tanh"
+    norm_eps: float = 1e-6
+    kind: str = "siglip"
+
+    layer_scale: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        rules = {"projection": FLAG, "activation": ACTIVATION, "norm_eps": EPSILON, "kind": one_of("siglip")}
+        obey(vars(self), {**SIZES, **rules}, "text")
+        check_heads(self.heads, self.width, "text")
+
+
+AnyText = TextConfig | BertConfig | SigLIPTextConfig
+TEXT_KINDS: dict[str, type] = {"clip": TextConfig, "bert": BertConfig, "siglip": SigLIPTextConfig}
+TEXT_NAMES = {  # what messages call them
+    "clip": "CLIP's text tower",
+    "bert": "a BERT, Chinese-CLIP's text tower",
+    "siglip": "SigLIP's text tower",
+}
+_NEWER = {"end": None, "causal": True, "kind": "clip"}  # keys of `TextConfig` that older files lack
 
 
 def text_from_table(values: Any) -> AnyText:

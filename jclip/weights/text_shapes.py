@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jclip.weights.block_shapes import Shapes, affine, transformer_shapes
-from jclip.weights.text_configs import AnyText, BertConfig, TextConfig
+from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
+from jclip.weights.text_configs import AnyText, BertConfig, SigLIPTextConfig, TextConfig
 
 
 def text_shapes(config: AnyText, embed: int) -> Shapes:
@@ -39,4 +39,16 @@ def bert_text(t: BertConfig, embed: int) -> Shapes:
     return {f"text.{name}": shape for name, shape in shapes.items()}
 
 
-TEXT_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {"clip": clip_text, "bert": bert_text}
+def siglip_text(t: SigLIPTextConfig, embed: int) -> Shapes:
+    """Return those of SigLIP's, under open_clip's names (`text.…`)."""
+    shapes = {
+        "token_embedding.weight": (t.vocab_size, t.width),
+        "positional_embedding": (t.context_length, t.width),
+        **transformer_shapes("transformer", t),
+        **affine("ln_final", t.width),
+        **(linear("text_projection", t.width, embed) if t.projection else {}),
+    }
+    return {f"text.{name}": shape for name, shape in shapes.items()}
+
+
+TEXT_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {"clip": clip_text, "bert": bert_text, "siglip": siglip_text}

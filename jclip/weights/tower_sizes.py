@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jclip.errors import ConfigError
 from jclip.readers.schema import number, obey, refuse_unknown, whole
 
-Activation = Literal["quickgelu", "gelu"]
+Activation = Literal["quickgelu", "gelu", "gelu_tanh"]
 
 WIDTH, HIDDEN = whole(1, 65536), whole(1, 1 << 20)
 LAYERS, HEADS, PATCH = whole(1, 1000), whole(1, 4096), whole(1, 1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_linear_equals_the_formula(way, shape, outputs, activation, whole, close
 
 
 @needs_onednn
-@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu"])
+@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("half", [False, True])
 def test_onednn_and_the_loops_give_the_same_bits(activation, half, monkeypatch):
     rng = np.random.default_rng(1)
@@ -118,16 +119,21 @@ def test_onednn_and_the_loops_give_the_same_bits(activation, half, monkeypatch):
         assert np.array_equal(a, c)
 
 
-def test_gelu_is_the_exact_one(way, close):
+GELUS = {
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_gelu_is_the_exact_one_and_its_tanh_form_another(way, name, close):
     x = np.zeros((81, 64), np.float32)
     x[:, 0], x[:, 1], x[:, 2] = np.linspace(-6, 6, 81), 10, -10  # 256 steps of 10 / 127.5
     identity = np.eye(64, dtype=np.float32)
     made = kernels.to_int8(jt.array(identity))
     with jt.no_grad():
-        plain, got = (kernels.linear(jt.array(x), made, None, name).numpy() for name in (None, "gelu"))
-    from math import erf
-
-    wanted = plain * (1 + np.vectorize(erf)(plain.astype(np.float64) / np.sqrt(2))) / 2
+        plain, got = (kernels.linear(jt.array(x), made, None, act).numpy() for act in (None, name))
+    wanted = GELUS[name](plain.astype(np.float64))
     close(got, wanted, "kernel", "gelu after an int8 product")
 
 
@@ -151,7 +157,7 @@ def test_the_last_third_of_a_projection(way):
     assert np.array_equal(kernels.unpacked(kernels.rows(made, 128)).numpy(), kernels.unpacked(made).numpy()[128:])
 
 
-@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu"])
+@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu", "gelu_tanh"])
 def test_no_number_stays_none_and_zeros_stay_zeros(way, activation):
     rng = np.random.default_rng(0)
     x, w = normal(rng, 6, 64), normal(rng, 64, 64)
