@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jclip.kernels import linear
 from jclip.model import clip
 from jclip.model.eva import EVATower
-from jclip.model.layers import Block
 from jclip.model.parameter_groups import image_groups
 from jclip.model.resnet import ModifiedResNet
 from jclip.model.trainable import trainable
@@ -62,22 +60,7 @@ def vit_entering(tower: VisionTransformer, pixels):
 def vit_leaving(tower: VisionTransformer, x):
     """(B, 1 + N, D) → (B, E)."""
     last = len(tower.transformer.resblocks) - 1
-    return jt.matmul(tower.ln_post(class_token(tower.transformer.resblocks[last], x)), tower.proj)
-
-
-def class_token(block: Block, x):
-    """(B, N, D) → (B, D): a block's output at the first token, for which the others need but k and v."""
-    attention, (B, N, D) = block.attn, x.shape
-    shape, weight, bias = (attention.heads, D // attention.heads), attention.in_proj_weight, attention.in_proj_bias
-    normed, first = block.ln_1(x), x[:, 0]
-    q = linear(normed[:, 0], weight[:D], bias[:D]).reshape((B, 1, *shape)) * shape[1] ** -0.5
-    others = linear(normed, weight[D:], bias[D:]).reshape((B, N, 2, *shape))
-    k, v = others[:, :, 0], others[:, :, 1]
-    shares = jt.nn.softmax((k * q).sum(dim=3), dim=1)  # (B, N, heads)
-    mixed = attention.out_proj((shares.unsqueeze(3) * v).sum(dim=1).reshape((B, D)))
-    first = first + (block.ls_1(mixed) if block.layer_scale else mixed)
-    hidden = block.mlp(block.ln_2(first))
-    return first + (block.ls_2(hidden) if block.layer_scale else hidden)
+    return jt.matmul(tower.ln_post(tower.transformer.resblocks[last].at_first(x)), tower.proj)
 
 
 def eva_entering(tower: EVATower, pixels):

@@ -1,6 +1,7 @@
 // Attention over packed q, k, v of shape (B, N, 3D), head by head, one head of one sample per OpenMP iteration.
 #pragma once
 #include <dnnl.h>
+#include "attention_half.h"
 #include "onednn.h"
 
 namespace jclip {
@@ -77,6 +78,12 @@ template <class X>
 void attention_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width, double heads, double causal) {
     const int64_t H = int64_t(heads), D = width / 3, d = D / H;
     const float scale = 1.0f / std::sqrt(float(d));
+#ifdef JCLIP_HALF_DOTS
+    if (d % 2 == 0) {
+        const auto *from = reinterpret_cast<const uint16_t*>(qkv);
+        return half_attention(from, reinterpret_cast<uint16_t*>(out), B, N, width, H, causal != 0);
+    }
+#endif
     HeadProducts& products = head_products(N, width, D, d);
     #pragma omp parallel
     {
