@@ -74,7 +74,7 @@ def eva_entering(tower: EVATower, pixels):
 def eva_leaving(tower: EVATower, x):
     """(B, 1 + N, D) → (B, E)."""
     trunk = tower.trunk
-    return trunk.head(trunk.norm(trunk.blocks[len(trunk.blocks) - 1](x, trunk._rope)[:, 0]))
+    return trunk.head(trunk.norm(trunk.blocks[len(trunk.blocks) - 1].at_first(x, trunk._rope)))
 
 
 class Kind(NamedTuple):

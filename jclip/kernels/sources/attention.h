@@ -74,6 +74,51 @@ inline HeadProducts& head_products(int64_t N, int64_t width, int64_t D, int64_t 
     });
 }
 
+// One thread's arrays, and what oneDNN knows them by: made once, for a head takes hardly longer than making them.
+struct HeadWork {
+    HeadProducts& products;
+    int64_t N;
+    std::vector<float> scores;
+    std::vector<uint16_t> weights;
+    dnnl::stream stream;
+    Arguments to_score, to_mix;
+
+    HeadWork(HeadProducts& products, int64_t N)
+        : products(products), N(N), scores(N * N), weights(N * N), stream(jclip::engine()),
+          to_score{{DNNL_ARG_SRC, array(products.q, nullptr)},
+                   {DNNL_ARG_WEIGHTS, array(products.k, nullptr)},
+                   {DNNL_ARG_DST, array(products.scores, scores.data())},
+                   {DNNL_ARG_SCRATCHPAD, dnnl::memory(products.score_scratch, jclip::engine())}},
+          to_mix{{DNNL_ARG_SRC, array(products.weights, weights.data())},
+                 {DNNL_ARG_WEIGHTS, array(products.v, nullptr)},
+                 {DNNL_ARG_DST, array(products.out, nullptr)},
+                 {DNNL_ARG_SCRATCHPAD, dnnl::memory(products.mix_scratch, jclip::engine())}} {}
+
+    template <class X>
+    void score(const X* q, const X* k) {
+        point(to_score, DNNL_ARG_SRC, q);
+        point(to_score, DNNL_ARG_WEIGHTS, k);
+        products.score.execute(stream, to_score);
+    }
+
+    void weigh(int64_t i, int64_t seen, float scale) {
+        softmax(scores.data() + i * N, weights.data() + i * N, N, seen, scale);
+    }
+
+    template <class X>
+    void mix(const X* v, X* out) {
+        point(to_mix, DNNL_ARG_WEIGHTS, v);
+        point(to_mix, DNNL_ARG_DST, out);
+        products.mix.execute(stream, to_mix);
+        stream.wait();
+    }
+
+private:
+    void point(Arguments& arguments, int name, const void* data) {
+        arguments.at(name).set_data_handle(const_cast<void*>(data), stream);
+    }
+};
+
 template <class X>
 void attention_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width, double heads, double causal) {
     const int64_t H = int64_t(heads), D = width / 3, d = D / H;
@@ -87,26 +132,14 @@ void attention_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width
     HeadProducts& products = head_products(N, width, D, d);
     #pragma omp parallel
     {
-        dnnl::stream stream(jclip::engine());
-        std::vector<float> scores(N * N);
-        std::vector<uint16_t> weights(N * N);
-        dnnl::memory score_scratch(products.score_scratch, jclip::engine());
-        dnnl::memory mix_scratch(products.mix_scratch, jclip::engine());
+        HeadWork work(products, N);
         #pragma omp for schedule(static)
         for (int64_t head = 0; head < B * H; head++) {
             const int64_t b = head / H, h = head % H;
             const X* q = qkv + b * N * width + h * d;
-            products.score.execute(stream, {{DNNL_ARG_SRC, array(products.q, q)},
-                                            {DNNL_ARG_WEIGHTS, array(products.k, q + D)},
-                                            {DNNL_ARG_DST, array(products.scores, scores.data())},
-                                            {DNNL_ARG_SCRATCHPAD, score_scratch}});
-            for (int64_t i = 0; i < N; i++)
-                softmax(scores.data() + i * N, weights.data() + i * N, N, causal != 0 ? i + 1 : N, scale);
-            products.mix.execute(stream, {{DNNL_ARG_SRC, array(products.weights, weights.data())},
-                                          {DNNL_ARG_WEIGHTS, array(products.v, q + 2 * D)},
-                                          {DNNL_ARG_DST, array(products.out, out + b * N * D + h * d)},
-                                          {DNNL_ARG_SCRATCHPAD, mix_scratch}});
-            stream.wait();
+            work.score(q, q + D);
+            for (int64_t i = 0; i < N; i++) work.weigh(i, causal != 0 ? i + 1 : N, scale);
+            work.mix(q + 2 * D, out + b * N * D + h * d);
         }
     }
 }
