@@ -133,7 +133,7 @@ def attention(qkv, heads: int, causal: bool = False):
         return _Attention.apply(qkv, heads, causal)
     B, N, width = qkv.shape
     options = {"heads": heads, "causal": int(causal)}
-    return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
+    return _one("attention_half_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
 
 
 def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
