@@ -12,6 +12,7 @@ from pathlib import Path
 
 Prepared = tuple[Callable[[], None], Callable[[], None], int]  # warm-up, what is timed, how many items it handles
 CLASSES = 374  # of the Jittor challenge
+RATES = {"fp32": "of_sgemm", "bf16": "of_half_rate"}  # the share of a dtype's product rate that a tower reaches
 PHOTOS, PHOTO_SIZE, PHOTO_BATCH = 2000, (500, 375), 64
 
 
@@ -237,30 +238,41 @@ def photos() -> list[str]:
 
 
 def gflop(task: str) -> float:
-    """10^9 multiplications and additions of one image's products, for a ViT in float32; else 0."""
+    """10^9 multiplications and additions of one image's products as jclip computes them, for a ViT in float32 or bf16; else 0.
+
+    The last layer's are those of the class token: of all other tokens only keys and values.
+    """
     from jclip.weights.variants import VARIANTS, ViTConfig
 
     kind, name, _, dtype = parse(task)
     vision = VARIANTS[name].vision
-    if kind != "image" or dtype != "fp32" or not isinstance(vision, ViTConfig):
+    if kind != "image" or dtype not in RATES or not isinstance(vision, ViTConfig):
         return 0.0
     cells, D = vision.grid[0] * vision.grid[1], vision.width
     N = cells + 1
-    layer = N * (4 * D * D + 2 * D * vision.mlp_width) + 2 * N * N * D
-    return 2e-9 * (cells * 3 * vision.patch_size**2 * D + vision.layers * layer)
+    token = 2 * D * D + 2 * D * vision.mlp_width + 2 * N * D  # behind keys and values
+    layer, last = N * (2 * D * D + token), N * 2 * D * D + token
+    return 2e-9 * (cells * 3 * vision.patch_size**2 * D + (vision.layers - 1) * layer + last)
 
 
-def sgemm_rate(size: int = 2048, seconds: float = 2.0) -> float:
-    """10^9 operations per second of oneDNN's own sgemm on square matrices, the best of several."""
+def product_rate(dtype: str, clock: Callable[[], float], size: int = 2048, seconds: float = 2.0) -> float:
+    """10^9 operations per second of oneDNN's own product of square matrices, the best of several.
+
+    In float32 its sgemm; in bf16 a weight in the order that it likes best, and an output in bf16 as well.
+    """
+    from jclip import kernels
     from jclip.runtime import jt
 
     a, b = jt.randn(size, size), jt.randn(size, size)
+    if dtype == "bf16":
+        a, b = kernels.to_half(a, pack=False), kernels.to_half(b, pack=True)
     jt.sync_all(True)
     best, begun = 0.0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        start = time.perf_counter()
-        jt.matmul(a, b).sync(True)
-        best = max(best, 2e-9 * size**3 / (time.perf_counter() - start))
+        start = clock()
+        with jt.no_grad():
+            (kernels.linear(a, b, half=True) if dtype == "bf16" else jt.matmul(a, b)).sync(True)
+        best = max(best, 2e-9 * size**3 / (clock() - start))
     return best
 
 

@@ -130,8 +130,8 @@ def compare(task: str, args: argparse.Namespace) -> dict:
         }
         for side, done in runs.items()
     }
-    shares = [run["of_sgemm"] for run in runs["jclip"] if "of_sgemm" in run]
-    limit = {"of_sgemm": statistics.median(shares)} if shares else {}
+    own, names = runs["jclip"], ("of_sgemm", "of_half_rate")
+    limit = {name: statistics.median(run[name] for run in own) for name in names if name in own[0]}
     ours = result["jclip"]["per_second"]
     to_half = {"to_half": ours / result["bf16"]["per_second"]} if "bf16" in result else {}
     clock = {"clock": "CPU time"} if args.cpu else {}
@@ -170,7 +170,8 @@ def measure(side: str, task: str, seconds: float, clock: Callable[[], float] = t
     figures["per_second"] = items / statistics.median(spent)
     work = sides.gflop(task)
     if side == "jclip" and work:
-        figures["of_sgemm"] = figures["per_second"] * work / sides.sgemm_rate()
+        dtype = sides.parse(task)[-1]
+        figures[sides.RATES[dtype]] = figures["per_second"] * work / sides.product_rate(dtype, clock)
     return figures
 
 

@@ -133,7 +133,7 @@ def attention(qkv, heads: int, causal: bool = False):
         return _Attention.apply(qkv, heads, causal)
     B, N, width = qkv.shape
     options = {"heads": heads, "causal": int(causal)}
-    return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
+    return _one("attention_half_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
 
 
 def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
@@ -177,8 +177,23 @@ def half_products() -> Iterator[None]:
         _rounding.on = before
 
 
-def layer_norm(x, weight, bias, eps: float):
-    """As `kernels.layer_norm`."""
+def class_attention(q, kv, heads: int):
+    """As `kernels.class_attention`, without a gradient; q in float32."""
+    sizes = "in1_shape0, in1_shape1, in0_shape1"
+    return _one("class_attention_forward", q.shape, [q, kv], sizes, {"heads": heads})
+
+
+def cells(images, patch: int, dtype: str):
+    """As `kernels.cells`, in `dtype` and without a gradient."""
+    B, C, H, W = images.shape
+    shape = (B, (H // patch) * (W // patch), C * patch * patch)
+    return _one("cells_forward", shape, [images], MAPS, {"patch": patch}, dtype)
+
+
+def layer_norm(x, weight, bias, eps: float, half: bool = False):
+    """As `kernels.layer_norm`; `half`: rounded to bfloat16, without a gradient."""
+    if half:
+        return _one("layer_norm_forward", x.shape, [x, weight, bias], ROWS, {"eps": eps}, "bfloat16")
     return _LayerNorm.apply(x, weight, bias, eps)
 
 

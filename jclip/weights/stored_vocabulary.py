@@ -87,5 +87,5 @@ def check_takes_vectors(text: AnyText | None) -> None:
         )
     if text.kind == "clip" and not text.causal:
         raise ConfigError(
-            "learned prompts must be read by a text tower whose tokens see those before them alone, got one whose tokens see all"
+            "learned prompts must be read by a text tower whose tokens see those before them, got one whose tokens see all"
         )
