@@ -111,6 +111,8 @@ def dropout(x, rate: float, seed: int):
 def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
     """A parameter, its two moments and its gradient, of one shape → [p', m', v'], without gradient.
 
+    m' and v' may be `m` and `v` themselves, changed once p' is computed: nothing else may hold these two.
+
     m' = β₁ m + (1 - β₁) g,  v' = β₂ v + (1 - β₂) g²,  p' = keep p - step m' / (√v' root + eps)
     """
     return (cpu if _fused(p, m, v, g) else plain).adamw(p, m, v, g, betas, keep, step, root, eps)

@@ -101,7 +101,8 @@ class AdamW(Optimiser):
         keep, step, root = 1 - lr * self._decay[name], lr / (1 - b1**t), 1 / math.sqrt(1 - b2**t)
         moved = kernels.adamw(p, m, v, g, self.betas, keep, step, root, self.eps)
         for var, new in zip((p, m, v), moved, strict=True):
-            var.update(new)
+            if new is not var:
+                var.update(new)
 
 
 class SGD(Optimiser):
