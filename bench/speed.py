@@ -6,8 +6,8 @@
 
 `--check` compares what bench/results holds of this processor, and measures the tasks with a target that it lacks.
 
-torch runs transformers' CLIPModel with its sdpa attention (bf16, int8: autocast), and for ResNets the twin of the parity tests
-with batch norm in evaluation. int8 has a third side, jclip's bf16. All have random weights and the same input. Nothing here
+torch runs transformers' CLIPModel with its sdpa attention (bf16, int8: autocast), and for ResNets the twin of the parity tests,
+batch norm in evaluation, in training by the batch's statistics, with maps channels-last. int8 has a third side, jclip's bf16. All have random weights and the same input. Nothing here
 is installed.
 """
 
@@ -35,7 +35,8 @@ IMAGE = [f"image {model} batch {batch}" for model in ("ViT-B/32", "ViT-B/16", "R
 HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 INT8 = [f"image {model} batch 32 int8" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
-TASKS = [*IMAGE, *HALF, *INT8, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
+TRAIN = [f"train {model} batch 16{dtype}" for model in ("ViT-B/32", "RN50") for dtype in ("", " bf16")]
+TASKS = [*IMAGE, *HALF, *INT8, *TEXT, *TRAIN, "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
 WARM_ONLY = 0.0  # seconds
 

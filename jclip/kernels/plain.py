@@ -185,6 +185,13 @@ def dropout(x, rate: float, seed: int):
     return x * kept.cast(x.dtype) * (1 / (1 - rate))
 
 
+def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
+    """As `kernels.adamw`."""
+    b1, b2 = betas
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    return [keep * p - step * m / (jt.sqrt(v) * root + eps), m, v]
+
+
 def cross_entropy(scores, labels):
     """One-hot rows (B, C) of labels, which Jittor computes on the fly."""
     shifted = scores - scores.max(dim=1, keepdims=True).detach()

@@ -260,13 +260,14 @@ class BatchNorm(nn.Module):
     def execute(self, x):
         if self.is_training():
             y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
-            self._update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
+            self.update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
             return y
         scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
         shift = self.bias.float32() - self.running_mean * scale
         return (x.float32() * _per_channel(scale) + _per_channel(shift)).cast(x.dtype)
 
-    def _update_statistics(self, mean, variance, samples: int) -> None:
+    def update_statistics(self, mean, variance, samples: int) -> None:
+        """Moves the running statistics towards a batch's mean and biased variance of `samples` values per channel."""
         if samples < 2:
             raise ValueError("batch norm in training needs more than one value per channel")
         unbiased = variance * (samples / (samples - 1))
