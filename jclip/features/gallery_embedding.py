@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +27,7 @@ from jclip.data.gallery_store import (
 )
 from jclip.data.shares import WHOLE, Share
 from jclip.errors import ConfigError, DataError
-from jclip.features import extraction, half_models
+from jclip.features import extraction, gallery_lock, half_models
 from jclip.features.gallery_merge import facts_of, write_gallery
 from jclip.features.gallery_parts import Known, Parts, Whole
 from jclip.features.source import ModelSource
@@ -88,7 +85,7 @@ def embed(
     Raises `ConfigError` for a gallery of another model, preprocessing or dtype, or of other photos without `update`,
     `DataError` where no photo decodes.
     """
-    with _alone(folder, share) as lock:
+    with gallery_lock.alone(folder, share) as lock:
         old = _checked(inputs, source, folder, dtype, update, share)
         if old and share.is_whole and _same_rows(old, inputs):
             remove_others(folder, old.manifest)
@@ -115,7 +112,7 @@ def watched(
 ) -> tuple[int, Callable[[], int]] | None:
     """How many photos other processes are about to encode with these settings of `embed`, as far as that is known, and what
     tells how many are done; None where the gallery is up to date. Raises as `embed` does."""
-    with _alone(folder, WHOLE):
+    with gallery_lock.alone(folder, WHOLE):
         old = _checked(inputs, source, folder, dtype, update, WHOLE)
         if old and _same_rows(old, inputs):
             return None
@@ -172,54 +169,6 @@ def check_same(manifest: Manifest, source: ModelSource, folder: Path) -> None:
         f"{folder} was made with {manifest.model} and must be used with the same {what}, got others "
         f"({source.checkpoint.path}): embed the photos into a new folder"
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, share: Share) -> Iterator[_Lock]:
-    """In the block no other process writes the gallery, whose folder is made, or of several shards this one; of a block that
-    fails no empty folder stays.
-
-    Raises `ConfigError` where another process does.
-    """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        lock = _Lock(held)
-        lock.take(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX if share.is_whole else fcntl.LOCK_SH, str(folder))
-        if not share.is_whole:
-            own = folder / f".shard-{share.number}-of-{share.of}.lock"
-            lock.take(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"shard {share} of {folder}")
-        try:
-            yield lock
-        except BaseException:
-            if made:
-                with contextlib.suppress(OSError):  # not empty
-                    folder.rmdir()
-            raise
-
-
-class _Lock:
-    """Locks of a gallery's folder and of a shard, given back when the stack is left; none where the file system has none."""
-
-    def __init__(self, held: contextlib.ExitStack):
-        self._held, self._folder = held, None
-
-    def take(self, path: Path, flags: int, kind: int, what: str) -> None:
-        """Locks a file. Raises `ConfigError` where another process has."""
-        descriptor = os.open(path, flags | os.O_CLOEXEC)
-        self._held.callback(os.close, descriptor)
-        self._folder = descriptor if self._folder is None else self._folder
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is writing {what}: wait for its end") from None
-        except OSError:  # a file system without locks
-            pass
-
-    def alone(self) -> None:
-        """Waits until no other process is at work in the folder."""
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._folder, fcntl.LOCK_EX)
 
 
 class DamagedGallery(DataError):
