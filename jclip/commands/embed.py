@@ -16,7 +16,7 @@ from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.commands.side_processes import end_with_parent
 from jclip.data import gallery_inputs, gallery_store, shares
 from jclip.errors import ConfigError, counted, notice, say
-from jclip.features import gallery_embedding, gallery_index, gallery_layouts
+from jclip.features import gallery_embedding, gallery_estimate, gallery_index, gallery_layouts
 from jclip.features import source as sources
 from jclip.weights.families import FAMILIES
 
@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--scheduler", type=nonempty, metavar="ADDRESS",
         help="share the photos among the workers of a running Dask cluster, such as tcp://host:8786; needs 'jclip[cluster]'",
     )  # fmt: skip
+    add_shared(p, "--dry-run", ": measure for half a minute, and print what the whole takes, also for --processes")
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     p.add_argument(
         "--export", type=nonempty, metavar="FOLDER",
@@ -88,6 +89,8 @@ def main(argv: list[str]) -> int:
         gallery_layouts.check_export(Path(args.export))
     if args.worker:
         return _work(args, folder)
+    if args.dry_run and not any(map(gallery_layouts.is_layout, args.places)):
+        return _estimate(args, folder)
     store = _import(args, folder) if _is_layout(args) else _embed(args, folder, argv)
     if args.export and store:
         captioned = any(store.rows.column("caption"))
@@ -116,6 +119,15 @@ def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     )
     say(f"{folder}: {counted(len(store), 'row')} taken from {args.places[0]}, nothing encoded")
     return store
+
+
+def _estimate(args: argparse.Namespace, folder: Path) -> int:
+    """Prints what the whole is going to take."""
+    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
+    itemsize = gallery_store.DTYPES[args.store or gallery_embedding.DEFAULT_DTYPE].itemsize
+    for line in gallery_estimate.lines_of(inputs, _source(args, folder), itemsize, args.processes):
+        say(line)
+    return 0
 
 
 def _work(args: argparse.Namespace, folder: Path) -> int:

@@ -175,3 +175,25 @@ def test_what_a_process_refuses_is_the_commands_line(photos, tmp_path, capsys):
     assert "--shard and --processes must not be given together" in capsys.readouterr().err
     assert main([*order, "--dtype", "fp16"]) == 2
     assert "fp16" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypatch):
+    from jclip.features import gallery_estimate
+
+    monkeypatch.setattr(gallery_estimate, "SECONDS", 0.2)
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--dry-run", "--processes", "3"]
+    assert main(order) == 0
+    said = capsys.readouterr().out
+    assert "of 29; the model loads in" in said and "bottleneck: " in said and "3 " in said.splitlines()[3]
+    assert said.count("extrapolated from one process") == 1 and not (tmp_path / "g").exists()
+
+
+def test_estimates_follow_from_what_was_measured():
+    from jclip.features.gallery_estimate import Estimate, spoken
+
+    found = Estimate(360_000, 500, (0.001, 0.02, 0.05), 0.06, 0.11, 36.0, 700.0, 1500.0, 4)
+    assert found.bottleneck == "the model"
+    assert found.hours() == pytest.approx(0.01 + 100 * 0.061) and found.hours(2) == pytest.approx(0.01 + 100 * 0.031)
+    assert found.hours(8) == pytest.approx(0.01 + 100 * (0.001 + 0.11 / 4))  # as many processes as cores can feed
+    assert found.disk == 2 * 360_000 * 1500
+    assert [spoken(hours) for hours in (0.01, 0.5, 3.4, 100)] == ["36 s", "30 min", "3.4 h", "4.17 d"]
