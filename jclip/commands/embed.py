@@ -158,7 +158,7 @@ def _encoded(args: argparse.Namespace, argv: list[str]) -> gallery_embedding.Out
         return job.embed(args.shard)  # which writes the gallery if it is the last one
     if not (args.worker or args.processes > 1 or args.scheduler):
         return job.embed()
-    helped = shared_parts.helped("embed", argv, args, job)
+    helped = shared_parts.helped("embed", __name__, argv, args, job)
     if not helped.ends:
         return gallery_embedding.Outcome(0, helped.encoded, 0, 0, 0, [], missing=(0, 0))
     outcome = job.embed()

@@ -84,10 +84,11 @@ def given_ways(args: argparse.Namespace) -> list[str]:
     return given
 
 
-def helped(command: str, argv: Sequence[str], args: argparse.Namespace, job: Job) -> Helped:
+def helped(command: str, module: str, argv: Sequence[str], args: argparse.Namespace, job: Job) -> Helped:
     """Has the parts finished as the options say, and says what is missing where only a share was asked for.
 
-    command: its name. The module of the job's class has `parser()` and `job_of(args)`, by which workers have the same job.
+    command: its name. module: the name of its module, which has `parser()` and `job_of(args)`, by which workers have the
+    same job.
     """
     given_ways(args)
     begun = time.monotonic()
@@ -99,7 +100,7 @@ def helped(command: str, argv: Sequence[str], args: argparse.Namespace, job: Job
         said = side_processes.run(order, min(args.processes, len(job.sizes)), (sum(job.sizes), job.done))
         encoded = sum(json.loads(line)["encoded"] for line in said)
     elif args.scheduler and job.missing():
-        order = json.dumps([type(job).__module__, [*argv], os.getcwd()])  # noqa: PTH109
+        order = json.dumps([module, [*argv], os.getcwd()])  # noqa: PTH109
         tasks = [(order, number, len(job.sizes)) for number in job.missing()]
         encoded = sum(cluster.run(args.scheduler, job.folder, tasks, finish_part, [job.sizes[t[1]] for t in tasks]))
     return Helped(encoded, time.monotonic() - begun)

@@ -20,6 +20,7 @@ from jclip.data.stored_photos import open_any_photo
 from jclip.errors import DataError, counted
 from jclip.features import extraction, half_models
 from jclip.features.source import ModelSource
+from jclip.postponed import jt
 
 SECONDS = 30.0  # of measuring, loading the model not counted
 MOST = 2048  # photos that are looked at
@@ -155,7 +156,6 @@ def _read(paths: Sequence[str]) -> Iterator[int]:
 
 
 def _encode(model, pixels: np.ndarray) -> Iterator[int]:
-    from jclip.postponed import jt
 
     while True:
         with jt.no_grad():
