@@ -45,6 +45,7 @@ TARGETS = {
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
     "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
+    "long_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_long_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }
@@ -91,9 +92,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="change the context length to N tokens")
     p.add_argument(
         "--context-by",
-        choices=("auto", "truncate", "linear"),
+        choices=("auto", "truncate", "linear", "long-clip"),
         default="auto",
-        help="how (default: auto, which truncates, or grows linearly)",
+        help="how (default: auto, which truncates, or grows linearly); long-clip: 77 tokens to 248, the first 20 kept",
     )
     return p
 

@@ -35,6 +35,7 @@ FAMILIES = {
     "chinese-clip": Family(
         "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
     ),
+    "long-clip": Family("Long-CLIP B/16 and L/14: texts of 248 tokens", "quickgelu"),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
     "siglip": Family("SigLIP and SigLIP 2", "gelu_tanh", "half", resize="squash"),
 }
