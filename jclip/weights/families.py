@@ -66,6 +66,7 @@ class Stated:
     head_width: int | None = None  # of the image tower
     post_norm: bool | None = None  # of EVA's blocks
     image_size: tuple[int, int] | None = None  # H, W, where a table of positions gives only their product
+    texts: str | None = None  # which of FG-CLIP 2's ways to read texts
 
     def __post_init__(self) -> None:
         if self.family not in (None, *FAMILIES):

@@ -25,7 +25,14 @@ from jclip.weights.checkpoint import (
     plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_open_clip, from_siglip
+from jclip.weights.layouts import (
+    from_chinese_clip,
+    from_eva,
+    from_fg_clip,
+    from_huggingface,
+    from_open_clip,
+    from_siglip,
+)
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.text_configs import AnyText
@@ -48,6 +55,7 @@ LAYOUTS: dict[str, Mapped] = {
     from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
     from_siglip.HUGGING_FACE: from_siglip.hugging_face,
     from_siglip.OPEN_CLIP: from_siglip.open_clip,
+    **from_fg_clip.MAPS,
 }
 
 FAMILY_OF = {  # layouts that only one family has
@@ -144,9 +152,14 @@ def _folder(folder: Path, stated: Stated) -> Source:
         )
     said = read_table(described)
     with _told_of(described):
-        config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
+        if fine := said.get("model_type") == from_fg_clip.KIND:
+            config, preprocess = _fg_clip(said, described, stated.texts)
+        else:
+            config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
+    if stated.texts and not fine:
+        raise ConfigError(f"--texts must be of FG-CLIP 2's weights, got {folder}, which read texts in one way")
     raw = _tensors_of(folder)
-    layout = layout_of(raw, folder)
+    layout = from_fg_clip.LAYOUTS[stated.texts or from_fg_clip.DEFAULT] if fine else layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
     words = words_beside(folder, config.text, folder)
@@ -191,6 +204,13 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
         return config, photos(read_table(beside) if beside.is_file() else {}, config)
 
 
+def _fg_clip(said: dict[str, Any], place: Path, texts: str | None) -> tuple[CLIPConfig, Preprocess]:
+    config = from_fg_clip.config_from(said, texts or from_fg_clip.DEFAULT, place)
+    beside = place.with_name("preprocessor_config.json")
+    with _told_of(beside):
+        return config, from_fg_clip.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+
+
 def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
     config = from_chinese_clip.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
@@ -207,6 +227,8 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
+    if from_fg_clip.is_fg_clip(names):
+        raise CheckpointError(f"{place} is of FG-CLIP 2: its folder must hold config.json and the vocabulary as well")
     if layout := from_siglip.layout_of(names):
         return layout
     if has("bert.encoder.layer."):
