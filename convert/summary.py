@@ -62,11 +62,14 @@ def image_tower(v: AnyImage | None) -> str:
     size = f"heads {v.heads}, input {v.image_size[0]} x {v.image_size[1]}"
     if isinstance(v, ResNetConfig):
         return f"ResNet, width {v.width}, layers {'-'.join(map(str, v.layers))}, {size}"
+    kind = {"pe": "PE-Core", "mobile": "ViT behind three convolutions"}.get(v.kind)
     line = f"patch {v.patch_size}, width {v.width}, layers {v.layers}, {size}"
     if isinstance(v, SigLIPImageConfig):
         return f"SigLIP, {line}, {v.activation}, pooled by attention"
     if isinstance(v, ViTConfig):
         return f"ViT, {line}{', layer scale' * v.layer_scale}"
+    if kind:
+        return f"{kind}, {line}"
     kinds = {"SwiGLU": v.swiglu, "inner norms": v.sub_norm, "rotary positions": v.rope, "RMS norm": v.rms_norm}
     kinds |= {"post-norm": v.post_norm, "without q, k, v bias": not v.bias}
     return f"EVA, {', '.join([line, *(kind for kind, true in kinds.items() if true)])}"

@@ -16,6 +16,8 @@ from jclip.readers import safetensors
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_siglip
 from jclip.weights.layouts.keymap import unapply
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.text_configs import SigLIPTextConfig
 from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
@@ -88,6 +90,10 @@ def _not_held(checkpoint: Checkpoint) -> str:
         return "BERT without a vision transformer"
     if any(getattr(tower, "layer_scale", False) for tower in (v, t)):
         return "layer scale"
+    if isinstance(v, (PerceptionConfig, MobileConfig)) or getattr(v, "proj_bias", False):
+        return "tower of PE-Core, MobileCLIP or timm"
+    if t is not None and not getattr(t, "causal", True):
+        return "text tower that is not causal"
     if isinstance(v, EVAConfig) and (v.swiglu or v.sub_norm or v.rope or t is None):
         return "EVA02 tower of rotary positions"
     return f"resize mode {shown.resize}" if shown.resize not in ("shortest", "squash") else ""
@@ -105,15 +111,16 @@ def _clip(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     }  # fmt: skip
     vision = _vision(config.vision) | shared if config.vision else {}
     text = _text(config.text) | shared if config.text else {}
+    family, prefix = ("CLIP", "clip") if not text or config.text.end is None else ("MetaClip2", "metaclip_2")
     if not vision or not text:
-        kind = "clip_vision_model" if vision else "clip_text_model"
-        name = "CLIPVisionModelWithProjection" if vision else "CLIPTextModelWithProjection"
+        kind = f"{prefix}_vision_model" if vision else f"{prefix}_text_model"
+        name = f"{family}VisionModelWithProjection" if vision else f"{family}TextModelWithProjection"
         return {"architectures": [name], "model_type": kind, "torch_dtype": dtype, **vision, **text}
     return {
-        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.embed_dim,
+        "architectures": [f"{family}Model"], "model_type": prefix, "projection_dim": config.embed_dim,
         "logit_scale_init_value": 2.6592, "torch_dtype": dtype, "initializer_factor": 1.0,
-        "vision_config": {"model_type": "clip_vision_model", **vision},
-        "text_config": {"model_type": "clip_text_model", **text},
+        "vision_config": {"model_type": f"{prefix}_vision_model", **vision},
+        "text_config": {"model_type": f"{prefix}_text_model", **text},
     }  # fmt: skip
 
 
@@ -128,8 +135,15 @@ def _text(t: TextConfig) -> dict[str, Any]:
     return {
         "hidden_size": t.width, "intermediate_size": t.mlp_width, "num_hidden_layers": t.layers,
         "num_attention_heads": t.heads, "max_position_embeddings": t.context_length, "vocab_size": t.vocab_size,
-        "bos_token_id": t.vocab_size - 2, "eos_token_id": t.vocab_size - 1, "pad_token_id": t.vocab_size - 1,
+        **_special(t),
     }  # fmt: skip
+
+
+def _special(t: TextConfig) -> dict[str, int | None]:
+    """Ids of the tokens around a text: CLIP's, XLM-V's (end 2), mT5's (end 1)."""
+    last = t.vocab_size - 1
+    start, pad = (last - 1, last) if t.end is None else (None, 0) if t.end == 1 else (0, 1)
+    return {"bos_token_id": start, "eos_token_id": last if t.end is None else t.end, "pad_token_id": pad}
 
 
 def _eva(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

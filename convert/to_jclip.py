@@ -9,7 +9,7 @@ from pathlib import Path
 from jclip.errors import ConfigError
 from jclip.readers import LazyTensor, jittor_pickle, safetensors
 from jclip.weights.checkpoint import Checkpoint, describe, in_memory
-from jclip.weights.layouts import from_open_clip
+from jclip.weights.layouts import from_open_clip, from_timm
 from jclip.weights.stored_vocabulary import stored
 
 
@@ -35,7 +35,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """model.safetensors, and the description by which open_clip loads the folder as `local-dir:`, where it can: it
     refuses a file with a vocabulary inside."""
     write_file(folder / "model.safetensors", checkpoint, dtype)
-    if checkpoint.vocabulary is None:
+    if checkpoint.vocabulary is None and not from_timm.is_timm(checkpoint.config):  # whose names open_clip lacks
         write_description(folder, checkpoint)
 
 

@@ -11,7 +11,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError, notice
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
-from jclip.weights.layouts import from_long_clip, from_siglip
+from jclip.weights.layouts import from_long_clip, from_siglip, from_timm
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import EVAConfig, SigLIPImageConfig, TextConfig, ViTConfig
 
@@ -27,7 +27,9 @@ def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
             f"open_clip computes this image tower with timm's {from_siglip.timm_name(vision)}, whose GELU is not "
             f"{vision.activation} as here: features there differ in the third digit"
         )
-    if isinstance(vision, EVAConfig):  # a model with a separate text tower
+    if from_timm.is_timm(checkpoint.config):
+        tensors = from_timm.as_trunk(tensors, checkpoint.config)
+    if from_timm.is_timm(checkpoint.config) or isinstance(vision, EVAConfig):  # a model with a separate text tower
         own = ("visual.", "logit_scale")
         tensors = {k if k.startswith(own) else f"text.{k}": t for k, t in tensors.items()}
     dtypes = _dtypes(tensors, checkpoint, dtype)
@@ -37,15 +39,14 @@ def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
 
 
 def refuse_other_towers(checkpoint: Checkpoint, target: str) -> None:
-    """Raises `ConfigError` for a text tower or a vocabulary that OpenAI's names do not stand for."""
+    """Raises `ConfigError` for a text tower that neither OpenAI's names nor open_clip's stand for."""
     text = checkpoint.config.text
-    if text is None or text.kind == "siglip":
-        return  # whose names are open_clip's
-    if text.kind != "clip" or checkpoint.vocabulary is not None:
-        raise ConfigError(
-            f"--to {target} must be of CLIP's text tower and vocabulary, got {TEXT_NAMES[text.kind]}: use --to jclip, "
-            "huggingface or cn_clip"
-        )
+    if text is None or text.kind in ("clip", "siglip"):  # whose names are OpenAI's and open_clip's
+        return
+    raise ConfigError(
+        f"--to {target} must be of CLIP's text tower and vocabulary, got {TEXT_NAMES[text.kind]}: use --to jclip, "
+        "huggingface or cn_clip"
+    )
 
 
 def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
@@ -89,6 +90,8 @@ def _not_openai(checkpoint: Checkpoint) -> str:
         return "one tower"
     if isinstance(v, EVAConfig):
         return "an EVA tower"
+    if from_timm.is_timm_tower(v):
+        return "a tower of PE-Core, MobileCLIP or timm"
     if v.kind == "siglip":
         return "SigLIP's towers"
     if t.kind != "clip" or checkpoint.vocabulary is not None:
@@ -97,6 +100,8 @@ def _not_openai(checkpoint: Checkpoint) -> str:
     reasons = {
         "GELU": checkpoint.config.activation != "quickgelu",
         "a non-square input": v.image_size[0] != v.image_size[1],
+        "an end of text that is not the highest id": t.end is not None,
+        "a text tower that is not causal": not t.causal,
         "layer scale": t.layer_scale or (isinstance(v, ViTConfig) and v.layer_scale),
         "another normalisation or resize mode": shown != usual,
         "an epsilon other than 1e-5": checkpoint.config.norm_eps != 1e-5,

@@ -206,7 +206,7 @@ class Tagger:
             width, height = height, width
         if self.method == "tagclip":
             step, ratio = vision.patch_size, min(1.0, (self.size or LONGEST_SIDE) / max(height, width))
-        elif vision.kind == "eva":
+        elif vision.kind in ("eva", "pe"):
             return vision.image_size
         else:
             step, short = getattr(vision, "patch_size", 32), self.size or min(vision.image_size)
@@ -299,7 +299,7 @@ def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
     if method == "auto" and source.config.sigmoid:
         method = "whole"
     if method == "auto":
-        method = "places" if vision.kind == "resnet" else "tagclip"
+        method = "tagclip" if vision.kind in ("vit", "eva") else "places"
     if method == "tagclip" and (vision.kind != "vit" or vision.layers < 2):
         raise ConfigError(
             f"method tagclip reads the attention of vision transformers, got a tower of kind {vision.kind}: use "

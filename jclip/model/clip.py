@@ -17,6 +17,8 @@ from jclip.errors import ConfigError
 from jclip.functional.similarity import normalise
 from jclip.model.eva import EVATower
 from jclip.model.layers import BatchNorm
+from jclip.model.mobile import MobileTower
+from jclip.model.perception import PerceptionTower
 from jclip.model.resnet import ModifiedResNet
 from jclip.model.siglip import SigLIPTower
 from jclip.model.text_tower import TextEncoder
@@ -171,6 +173,8 @@ IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
     "vit": lambda c: VisionTransformer(c.vision, c.embed_dim, c.activation, c.norm_eps),
     "resnet": lambda c: ModifiedResNet(c.vision, c.embed_dim),
     "eva": lambda c: EVATower(c.vision, c.embed_dim),
+    "pe": lambda c: PerceptionTower(c.vision, c.embed_dim, c.activation, c.norm_eps),
+    "mobile": lambda c: MobileTower(c.vision, c.embed_dim, c.activation),
     "siglip": lambda c: SigLIPTower(c.vision),
 }
 
@@ -178,7 +182,8 @@ IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
-    of_norms = any(p.startswith(("ln_", "bn", "norm")) for p in parts) or ".downsample.1." in key
+    norms = ("ln_", "bn", "norm", "layernorm")
+    of_norms = any(p.startswith(norms) for p in parts) or ".downsample.1." in key
     return of_norms or key in ("logit_scale", "logit_bias")
 
 

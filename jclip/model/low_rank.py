@@ -18,6 +18,8 @@ from jclip.model.clip import CLIP, put_arrays
 from jclip.model.layers import Attention
 from jclip.model.parameter_groups import PARTS, LowRank, block_numbers
 from jclip.runtime import jt
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.variants import SigLIPImageConfig, ViTConfig
 
 
@@ -46,7 +48,7 @@ class Adapters:
         if towers != "text":
             if isinstance(model.config.vision, SigLIPImageConfig):
                 yield from _chosen("visual.trunk.blocks", model.visual.trunk.blocks, self._config.blocks)
-            elif isinstance(model.config.vision, ViTConfig):
+            elif isinstance(model.config.vision, (ViTConfig, PerceptionConfig, MobileConfig)):
                 blocks = model.visual.transformer.resblocks
                 yield from _chosen("visual.transformer.resblocks", blocks, self._config.blocks)
             else:
@@ -54,7 +56,7 @@ class Adapters:
                     f"low-rank updates are of a ViT's attention: set lora.towers=text for other image towers, got {towers}"
                 )
         if towers != "image":
-            name, tower = ("transformer", model) if model.causal else ("text.transformer", model.text)
+            name, tower = ("transformer", model) if model.holds_text else ("text.transformer", model.text)
             yield from _chosen(f"{name}.resblocks", tower.transformer.resblocks, self._config.blocks)
 
     def attach(self) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 from jclip.errors import ConfigError
 from jclip.model.clip import CLIP
 from jclip.runtime import jt
+from jclip.weights.mobile_configs import MobileConfig
 from jclip.weights.variants import SigLIPImageConfig, ViTConfig
 
 
 def check_patch_dropout(model: CLIP) -> None:
     """Raises `ConfigError` for an image tower without patches that can be left out."""
-    if not isinstance(model.config.vision, (ViTConfig, SigLIPImageConfig)):
+    if not isinstance(model.config.vision, (ViTConfig, MobileConfig, SigLIPImageConfig)):
         raise ConfigError("patch_dropout must be 0 for an image tower other than a plain ViT or SigLIP's")
 
 

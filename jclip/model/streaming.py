@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip.errors import ConfigError
-from jclip.model import bert, eva, layers, siglip
+from jclip.model import bert, eva, layers, perception, siglip
 from jclip.model.clip import CLIP
 from jclip.readers import LazyTensor
 from jclip.runtime import jt
@@ -25,7 +25,10 @@ TEXT_BLOCKS = {
     "bert": "text.transformer.resblocks.",
     "siglip": "text.transformer.resblocks.",
 }
-IMAGE_BLOCKS = {"vit": "visual.transformer.resblocks.", "eva": "visual.trunk.blocks.", "siglip": "visual.trunk.blocks."}
+IMAGE_BLOCKS = {
+    **dict.fromkeys(("vit", "pe", "mobile"), "visual.transformer.resblocks."),
+    **dict.fromkeys(("eva", "siglip"), "visual.trunk.blocks."),
+}
 
 
 class StreamedBlocks:
@@ -65,9 +68,11 @@ def build_streamed(checkpoint: Checkpoint) -> CLIP:
     load_strict(model, kept, str(checkpoint.path))
     if whole.text:
         _stream_text(model, whole, checkpoint)
-    if image and image.kind == "vit":
-        block = layers.Block(replace(image, layers=1), whole.activation, whole.norm_eps)
-        model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS["vit"], image.layers, checkpoint)
+    if image and image.kind in ("vit", "pe", "mobile"):
+        block = layers.Block(replace(image, layers=1), whole.activation, getattr(image, "norm_eps", whole.norm_eps))
+        if image.kind == "pe":
+            perception.turn_blocks([block], image)
+        model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS[image.kind], image.layers, checkpoint)
     elif image:
         block = (siglip if image.kind == "siglip" else eva).Block(image)
         model.visual.trunk.blocks = _blocks(block, IMAGE_BLOCKS[image.kind], image.layers, checkpoint)

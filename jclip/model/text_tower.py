@@ -45,9 +45,14 @@ class TextEncoder:
         return self.config.text
 
     @property
+    def holds_text(self) -> bool:
+        """Whether the text tower is CLIP's own kind, whose parameters the model holds itself."""
+        return self._text_config().kind not in TEXT_TOWERS
+
+    @property
     def causal(self) -> bool:
         """Whether a token depends on those before it alone, so that what follows a text's end can't matter."""
-        return self._text_config().kind not in TEXT_TOWERS
+        return self.holds_text and self.config.text.causal
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -63,7 +68,7 @@ class TextEncoder:
     def ends(self, ids: np.ndarray) -> np.ndarray:
         """(B, L) ids → (B,): where each row's last token stands that counts; CLIP's texts are read there."""
         config, ids = self._text_config(), np.asarray(ids)
-        if not self.causal:
+        if not self.holds_text:
             return self.text.ends(ids)
         return (ids if config.end is None else ids == config.end).argmax(axis=1)
 
@@ -71,11 +76,11 @@ class TextEncoder:
     def word_vectors(self):
         """(V, D): the embedding of each token. Raises `ConfigError` where no vectors can stand beside them."""
         check_takes_vectors(self.config.text)
-        return (self if self.causal else self.text).token_embedding.weight
+        return (self if self.holds_text else self.text).token_embedding.weight
 
     def embed(self, tokens):
         """(B, L) ids → (B, L, D) token embeddings, without positions."""
-        return self.token_embedding(jt.array(tokens)) if self.causal else self.text.embed(tokens)
+        return self.token_embedding(jt.array(tokens)) if self.holds_text else self.text.embed(tokens)
 
     def encode_text(self, tokens, dense: bool = False, taps: dict | None = None):
         """(B, L) ids → (B, E), of CLIP's tower read at each end-of-text token; with `dense` also (B, L', E) of all tokens.
@@ -89,10 +94,11 @@ class TextEncoder:
             raise DataError(
                 f"token {ids.max()} is beyond this model's vocabulary of {vocabulary}: use model.tokenize(texts)"
             )
-        if not self.causal:
+        if not self.holds_text:
             return self.text(ids, dense=dense, taps=taps)
         ends = self.ends(ids)
-        return self.encode_text_embeddings(self.embed(ids[:, : ends.max() + 1]), ends, dense, taps=taps)
+        length = ends.max() + 1 if self.causal else ids.shape[1]
+        return self.encode_text_embeddings(self.embed(ids[:, :length]), ends, dense, taps=taps)
 
     def encode_text_embeddings(
         self,
@@ -108,7 +114,7 @@ class TextEncoder:
         insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which a causal tower computes once;
         without `dense` and `taps`. Raises `ConfigError` for a tower that takes no vectors in the place of tokens.
         """
-        if not self.causal:
+        if not self.holds_text:
             check_takes_vectors(self.config.text)
             return self.text.encode_embeddings(x, np.asarray(eot), dense, insert=insert, taps=taps)
         length = x.shape[1]
@@ -119,7 +125,7 @@ class TextEncoder:
             return jt.matmul(self.ln_final(x[ends]), self.text_projection)
         if taps is not None:
             taps["text.stem"] = x
-        x = self.transformer(x, causal=True, insert=insert, taps=taps, name="text.")
+        x = self.transformer(x, causal=self.causal, insert=insert, taps=taps, name="text.")
         if dense:
             every = kernels.linear(self.ln_final(x), self.text_projection.transpose(0, 1))
             return _pick_rows(every, eot), every

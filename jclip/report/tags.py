@@ -17,7 +17,7 @@ from jclip.functional.local_to_global import chosen, halfway
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.report.folder_names import NONE, class_folders, free_name
-from jclip.report.predictions import shorten, table
+from jclip.report.predictions import percent, shorten, table
 from jclip.report.score_files import Scores, write_scores
 from jclip.report.sorted_folders import Placement, check_folder, check_places
 
@@ -174,7 +174,11 @@ def show_tags(tags: Tags, limit: int = 20) -> str:
 def number(tags: Tags, row: int, label: int) -> str:
     """A photo's score for a class as people read it, a probability in percent."""
     value = float(tags.scores[row, label])
-    return f"{100 * value:.1f} %" if tags.kind == "probability" else f"{value:.{3 if abs(value) < 10 else 1}f}"
+    return (
+        percent(value, tags.written is not None)
+        if tags.kind == "probability"
+        else f"{value:.{3 if abs(value) < 10 else 1}f}"
+    )
 
 
 def _summary(tags: Tags, most: int = 10) -> str:

@@ -18,11 +18,11 @@ from jclip.weights.checkpoint import (
     Checkpoint,
     compare_keys,
     family_of,
+    family_of_tower,
     finite_tensors,
     from_tensors,
     is_ours,
     open_checkpoint,
-    plain_tensors,
 )
 from jclip.weights.families import Stated, refused
 from jclip.weights.layouts import (
@@ -32,9 +32,11 @@ from jclip.weights.layouts import (
     from_huggingface,
     from_open_clip,
     from_siglip,
+    from_timm,
 )
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.plain_names import plain_tensors, prefix_hint
 from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import CLIPConfig
 
@@ -51,6 +53,8 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
+    from_timm.OPEN_CLIP: from_timm.canonical,
+    from_timm.OWN: from_timm.apple,
     from_chinese_clip.HUGGING_FACE: from_chinese_clip.hugging_face,
     from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
     from_siglip.HUGGING_FACE: from_siglip.hugging_face,
@@ -68,6 +72,7 @@ FAMILY_OF = {  # layouts that only one family has
 }
 WORDS = {  # kind of text tower → the file that holds its vocabulary, and where that is published
     "bert": "vocab.txt (of the weights' repository, such as OFA-Sys/chinese-clip-vit-base-patch16, or cn_clip/clip/vocab.txt)",
+    "worldwide": "tokenizer.json (of the weights' repository, such as facebook/metaclip-2-worldwide-huge-quickgelu)",
     "siglip": "tokenizer.json or spiece.model (of the weights' repository, such as google/siglip2-base-patch16-224)",
 }
 
@@ -99,6 +104,8 @@ def identify(src: Path, stated: Stated | None = None, tower: Tower | None = None
     if not src.exists():
         raise CheckpointError(f"there is no {src}")
     found = _folder(src, stated) if src.is_dir() else _file(src, stated)
+    if stated.texts and found.layout.removesuffix(" folder") not in from_fg_clip.MAPS:
+        raise ConfigError(f"--texts must be of FG-CLIP 2's weights, got {src}, which read texts in one way")
     config = found.checkpoint.config
     alone = "text" if config.vision is None else "image" if config.text is None else None
     if alone and tower != alone:
@@ -128,10 +135,10 @@ def _file(src: Path, stated: Stated) -> Source:
     if any((src.parent / name).is_file() for name in DESCRIPTIONS) and src.name in WEIGHTS:
         return _folder(src.parent, stated)
     file = read_weights(src)
-    raw = plain_tensors(file)
+    raw = plain_tensors(file, src, stated)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = FAMILY_OF.get(layout) or ("eva" if "visual.trunk.cls_token" in tensors else family_of(src, file, stated))
+    family = FAMILY_OF.get(layout) or family_of_tower(tensors) or family_of(src, file, stated)
     found = from_tensors(src, tensors, stated.believing(family), layout)
     return Source(replace(found, vocabulary=words_beside(src.parent, found.config.text, src)), report, layout)
 
@@ -156,9 +163,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
             config, preprocess = _fg_clip(said, described, stated.texts)
         else:
             config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
-    if stated.texts and not fine:
-        raise ConfigError(f"--texts must be of FG-CLIP 2's weights, got {folder}, which read texts in one way")
-    raw = _tensors_of(folder)
+    raw = plain_tensors(_tensors_of(folder), folder, stated)
     layout = from_fg_clip.LAYOUTS[stated.texts or from_fg_clip.DEFAULT] if fine else layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
@@ -172,12 +177,11 @@ def words_beside(folder: Path, text: AnyText | None, place: Path) -> VocabularyF
 
     Raises `CheckpointError` with the file to put there.
     """
-    if text is None or text.kind not in WORDS:
+    kind = None if text is None else "worldwide" if getattr(text, "end", None) is not None else text.kind
+    if kind not in WORDS:
         return None
     if (found := tokenizer_files(folder)) is None:
-        raise CheckpointError(
-            f"{place} needs its vocabulary, which is not beside it: put {WORDS[text.kind]} into {folder}"
-        )
+        raise CheckpointError(f"{place} needs its vocabulary, which is not beside it: put {WORDS[kind]} into {folder}")
     return found
 
 
@@ -229,7 +233,7 @@ def layout_of(names: Iterable[str], place: object) -> str:
 
     if from_fg_clip.is_fg_clip(names):
         raise CheckpointError(f"{place} is of FG-CLIP 2: its folder must hold config.json and the vocabulary as well")
-    if layout := from_siglip.layout_of(names):
+    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names):
         return layout
     if has("bert.encoder.layer."):
         return from_chinese_clip.CN_CLIP
@@ -251,7 +255,7 @@ def layout_of(names: Iterable[str], place: object) -> str:
     if has("visual.conv1.", "text.token_embedding.", "token_embedding."):
         return "open_clip"
     shown = ", ".join(sorted(names)[:4]) or "no tensor at all"
-    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …)")
+    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …){prefix_hint(names)}")
 
 
 def _trunk(names: set[str], place: object) -> str:
@@ -280,17 +284,17 @@ def _weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder} holds no weights (one of {', '.join(WEIGHTS)}, or an index of shards)")
 
 
-def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
+def _tensors_of(folder: Path) -> WeightFile:
     """Return all tensors; of shards exactly those that the index places there."""
     first = _weights(folder)
     if not first.name.endswith(INDEX):
-        return plain_tensors(read_weights(first))
+        return read_weights(first)
     placed = _weight_map(first)
     shards = {file: read_weights(folder / file) for file in sorted(set(placed.values()))}
     lost = [key for key, file in placed.items() if key not in shards[file]]
     if lost:
         raise CheckpointError(f"{folder}: {placed[lost[0]]} lacks {lost[0]}, which {first.name} places there")
-    return plain_tensors(WeightFile({key: shards[file][key] for key, file in placed.items()}))
+    return WeightFile({key: shards[file][key] for key, file in placed.items()})
 
 
 def _weight_map(index: Path) -> dict[str, str]:

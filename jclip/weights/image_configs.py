@@ -6,56 +6,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from jclip.errors import ConfigError
-from jclip.readers.schema import FLAG, SIDE, Condition, obey, one_of, several, whole
+from jclip.readers.schema import FLAG, SIDE, obey, one_of, several, whole
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.patch_tower import PatchTower
+from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.tower_sizes import (
-    BLOCKS,
     EPSILON,
     HEADS,
-    HIDDEN,
     LAYERS,
-    PATCH,
-    WIDTH,
     Activation,
     check_heads,
     tower_from_table,
+    without_defaults,
 )
 
-_MOST_PATCHES = 1 << 16
-_PATCHES: dict[str, Condition] = {
-    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": BLOCKS, "heads": HEADS,
-    "mlp_width": HIDDEN,
-}  # fmt: skip
 _FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
-
-
-@dataclass(frozen=True)
-class PatchTower:
-    """What vision transformers share: patches and learned positions, those of a class token first where there is one."""
-
-    image_size: tuple[int, int]  # H, W in pixels
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-
-    class_tokens: ClassVar[int] = 1  # before the patches
-
-    def __post_init__(self) -> None:
-        obey(vars(self), _PATCHES, "vision")
-        check_heads(self.heads, self.width, "vision")
-        if self.patch_size > min(self.image_size):
-            H, W = self.image_size
-            raise ConfigError(f"vision.patch_size must fit image_size ({H}, {W}), got {self.patch_size}")
-        if (count := self.grid[0] * self.grid[1]) > _MOST_PATCHES:
-            raise ConfigError(
-                f"vision.image_size and patch_size must make at most {_MOST_PATCHES:,} patches, got {count:,}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of patches along H and W."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
 
 @dataclass(frozen=True)
@@ -63,11 +28,12 @@ class ViTConfig(PatchTower):
     """OpenAI's and open_clip's vision transformer."""
 
     layer_scale: bool = False  # each branch multiplied by a learned vector, `ls_1.gamma` and `ls_2.gamma`
+    proj_bias: bool = False  # of the projection: towers that open_clip takes from timm have one
     kind: str = "vit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        obey(vars(self), {"layer_scale": FLAG, "kind": one_of("vit")}, "vision")
+        obey(vars(self), {"layer_scale": FLAG, "proj_bias": FLAG, "kind": one_of("vit")}, "vision")
 
 
 @dataclass(frozen=True)
@@ -139,18 +105,22 @@ class SigLIPImageConfig(PatchTower):
         obey(vars(self), rules, "vision")
 
 
-AnyImage = ViTConfig | ResNetConfig | EVAConfig | SigLIPImageConfig
+AnyImage = ViTConfig | ResNetConfig | EVAConfig | SigLIPImageConfig | PerceptionConfig | MobileConfig
 IMAGE_KINDS: dict[str, type] = {
     "vit": ViTConfig,
     "resnet": ResNetConfig,
     "eva": EVAConfig,
     "siglip": SigLIPImageConfig,
+    "pe": PerceptionConfig,
+    "mobile": MobileConfig,
 }
 IMAGE_NAMES = {  # what messages call them
     "vit": "a vision transformer",
     "resnet": "a ResNet",
     "eva": "an EVA tower",
     "siglip": "SigLIP's tower",
+    "pe": "PE-Core's tower",
+    "mobile": "MobileCLIP's tower",
 }
 
 
@@ -158,3 +128,8 @@ def image_from_table(values: Any) -> AnyImage:
     """Return the image tower of a table, of the kind that it names; CLIP's ViT without one. Raises `ConfigError`."""
     obey(values, {"kind": one_of(*IMAGE_KINDS)}, "vision")
     return tower_from_table(IMAGE_KINDS[values.get("kind", "vit")], values, "vision")
+
+
+def image_to_table(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of an image tower as files hold them; a ViT's without the keys that older ones lack."""
+    return without_defaults(values, {"proj_bias": False}) if values["kind"] == "vit" else values

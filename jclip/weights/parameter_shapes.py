@@ -10,10 +10,22 @@ from jclip.errors import CheckpointError, ConfigError
 from jclip.weights import siglip_shapes
 from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
 from jclip.weights.families import Stated, refused
+from jclip.weights.mobile_configs import APPLE_EPS, STEM_STRIDES, TIMM_EPS, MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
+from jclip.weights.recent_architectures import ENDS, PERCEPTION
 from jclip.weights.text_configs import AnyText, TextConfig
 from jclip.weights.text_shapes import BERT_RANKS, bert_from_shapes, count_of, text_shapes
+from jclip.weights.tower_shapes import (
+    PROBE,
+    RANKS,
+    STEM,
+    mobile_shapes,
+    perception_fields,
+    perception_shapes,
+    projection,
+)
 from jclip.weights.tower_sizes import Activation
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, ViTConfig
+from jclip.weights.variants import AnyImage, CLIPConfig, EVAConfig, ResNetConfig, ViTConfig
 
 HEAD_WIDTHS = {
     384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112, 4096: 128, 5120: 128,
@@ -26,9 +38,11 @@ _RANKS = {  # axes of the tensors whose shapes are read below
     "visual.trunk.blocks.0.mlp.fc1.weight": 2, "visual.trunk.blocks.0.mlp.fc1_g.weight": 2,
     "visual.layer1.0.conv1.weight": 4, "visual.attnpool.positional_embedding": 2, "visual.attnpool.c_proj.weight": 2,
     "token_embedding.weight": 2, "positional_embedding": 2, "text_projection": 2, "ln_final.weight": 1,
-    "transformer.resblocks.0.mlp.c_fc.weight": 2, **BERT_RANKS,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2, **BERT_RANKS, **RANKS,
 }  # fmt: skip
-_FOREIGN_VOCABULARIES = {901629: "metaclip2", 250100: "metaclip2", 32000: "clipa"}
+_FOREIGN_VOCABULARIES = {32000: "clipa"}
+PERCEPTION_HEADS = {v.width: v.width // v.heads for _, v, _ in PERCEPTION.values()}
+PERCEPTION_GRIDS = {(v.width, v.patch_size): v.rope_grid for _, v, _ in PERCEPTION.values()}
 
 
 def parameter_shapes(config: CLIPConfig) -> Shapes:
@@ -52,7 +66,7 @@ def _vit_shapes(v: ViTConfig, embed: int) -> Shapes:
         **affine("ln_pre", v.width),
         **transformer_shapes("transformer", v),
         **affine("ln_post", v.width),
-        "proj": (v.width, embed),
+        **projection(v, embed),
     }
 
 
@@ -126,6 +140,8 @@ IMAGE_SHAPES: dict[str, Callable[[Any, int], Shapes]] = {
     "vit": _vit_shapes,
     "resnet": _resnet_shapes,
     "eva": _eva_shapes,
+    "pe": perception_shapes,
+    "mobile": mobile_shapes,
     "siglip": siglip_shapes.image_shapes,
 }
 
@@ -144,7 +160,7 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
         if siglip_shapes.are_siglips(shapes):
             return _siglip_from_shapes(shapes, activation, stated, place)
         vision = _vision_from_shapes(shapes, stated, place)
-        text = _text_from_shapes(shapes)
+        text = _text_from_shapes(shapes, stated)
         if text and text.kind == "clip" and text.vocab_size in _FOREIGN_VOCABULARIES:
             raise refused(_FOREIGN_VOCABULARIES[text.vocab_size], place, f"a vocabulary of {text.vocab_size}")
         if vision is None and text is None:
@@ -178,19 +194,16 @@ def _embed_dim(shapes: Mapping[str, tuple]) -> int:
     return shapes[key][0]
 
 
-def _vision_from_shapes(
-    shapes: Mapping[str, tuple], stated: Stated, place: object
-) -> ViTConfig | ResNetConfig | EVAConfig | None:
+def _vision_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> AnyImage | None:
     if not any(k.startswith("visual.") for k in shapes):
         return None
-    if "visual.trunk.cls_token" in shapes:
-        return _eva_from_shapes(shapes, stated, place)
-    if "visual.attnpool.c_proj.weight" in shapes:
-        return _resnet_from_shapes(shapes, stated, place)
+    for key, reader in _BY_KEY.items():
+        if key in shapes:
+            return reader(shapes, stated, place)
     return _vit_from_shapes(shapes, stated, place)
 
 
-def _text_from_shapes(shapes: Mapping[str, tuple]) -> AnyText | None:
+def _text_from_shapes(shapes: Mapping[str, tuple], stated: Stated) -> AnyText | None:
     if "text.token_type_embedding" in shapes:
         return bert_from_shapes(shapes)
     if "token_embedding.weight" not in shapes:
@@ -204,21 +217,42 @@ def _text_from_shapes(shapes: Mapping[str, tuple]) -> AnyText | None:
         context_length=shapes["positional_embedding"][0],
         vocab_size=shapes["token_embedding.weight"][0],
         layer_scale="transformer.resblocks.0.ls_1.gamma" in shapes,
+        end=ENDS.get(shapes["token_embedding.weight"][0]),
+        causal=stated.causal,
     )
 
 
 def _vit_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> ViTConfig:
     width, _, patch, _ = shapes["visual.conv1.weight"]
+    heads, cells = _heads(width, stated, place), shapes["visual.positional_embedding"][0] - 1
+    sizes = _block_sizes(shapes, patch, width, heads, _image_size(cells, patch, stated, place))
+    return ViTConfig(**sizes, proj_bias="visual.proj_bias" in shapes)
+
+
+def _perception_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> PerceptionConfig:
+    width, _, patch, _ = shapes["visual.conv1.weight"]
+    more = perception_fields(shapes)
+    heads = _heads(width, stated, place, PERCEPTION_HEADS)
+    cells = shapes["visual.positional_embedding"][0] - more["class_token"]
+    sizes = _block_sizes(shapes, patch, width, heads, _image_size(cells, patch, stated, place))
+    return PerceptionConfig(**sizes, **more, rope_grid=PERCEPTION_GRIDS.get((width, patch), (0, 0)))
+
+
+def _mobile_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> MobileConfig:
+    width, patch = shapes["visual.class_embedding"][0], math.prod(STEM_STRIDES)
+    size = _image_size(shapes["visual.positional_embedding"][0], patch, stated, place)
+    sizes, bias = _block_sizes(shapes, patch, width, _heads(width, stated, place), size), "visual.proj_bias" in shapes
+    return MobileConfig(**sizes, proj_bias=bias, norm_eps=TIMM_EPS if bias else APPLE_EPS)
+
+
+def _block_sizes(shapes: Mapping[str, tuple], patch: int, width: int, heads: int, size: tuple) -> dict[str, Any]:
     block = "visual.transformer.resblocks.0"
-    return ViTConfig(
-        image_size=_image_size(shapes["visual.positional_embedding"][0] - 1, patch, stated, place),
-        patch_size=patch,
-        width=width,
-        layers=count_of(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
-        heads=_heads(width, stated, place),
-        mlp_width=shapes[f"{block}.mlp.c_fc.weight"][0],
-        layer_scale=f"{block}.ls_1.gamma" in shapes,
-    )
+    return {
+        "image_size": size, "patch_size": patch, "width": width, "heads": heads,
+        "layers": count_of(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "mlp_width": shapes[f"{block}.mlp.c_fc.weight"][0],
+        "layer_scale": f"{block}.ls_1.gamma" in shapes,
+    }  # fmt: skip
 
 
 def _eva_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> EVAConfig:
@@ -257,8 +291,16 @@ def _resnet_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: obje
     return ResNetConfig(size, width, blocks, heads=max(width * 32 // 64, 1))
 
 
-def _heads(width: int, stated: Stated, place: object) -> int:
-    head_width = HEAD_WIDTHS.get(width) if stated.head_width is None else stated.head_width
+_BY_KEY: dict[str, Callable[[Mapping[str, tuple], Stated, object], AnyImage]] = {  # what one kind of tower alone has
+    "visual.trunk.cls_token": _eva_from_shapes,
+    "visual.attnpool.c_proj.weight": _resnet_from_shapes,
+    PROBE: _perception_from_shapes,
+    STEM: _mobile_from_shapes,
+}
+
+
+def _heads(width: int, stated: Stated, place: object, known: Mapping[int, int] = HEAD_WIDTHS) -> int:
+    head_width = known.get(width) if stated.head_width is None else stated.head_width
     if not head_width:
         raise CheckpointError(
             f"{place}: an image tower of width {width} does not give its head width: pass head_width= (--vision-head-width)"

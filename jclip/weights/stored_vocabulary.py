@@ -60,10 +60,20 @@ def tokenizer_of(text: AnyText | None, vocabulary: VocabularyFile | None) -> Tex
     if text is None:
         raise ConfigError("these weights are an image tower alone: they embed no texts")
     if vocabulary is not None:
-        return vocabulary.open(text)
-    if text.kind != "clip":
-        raise ConfigError(f"weights of {TEXT_NAMES[text.kind]} must come with their vocabulary, got none")
+        return _ending_as(text, vocabulary.open(text))
+    if text.kind != "clip" or text.end is not None:
+        whose = TEXT_NAMES[text.kind] if text.kind != "clip" else f"a vocabulary of {text.vocab_size:,}"
+        raise ConfigError(f"weights of {whose} must come with their vocabulary, got none")
     return tokenizer_for(text)
+
+
+def _ending_as(text: AnyText, opened: TextTokenizer) -> TextTokenizer:
+    """Return the tokenizer. Raises `ConfigError` where texts would not end with the token that the tower reads them at."""
+    end = text.end if text.kind == "clip" else None
+    if end is not None and opened.end != end:
+        got = "no such token" if opened.end is None else opened.end
+        raise ConfigError(f"the tokenizer must end texts with token {end}, where the tower reads them, got {got}")
+    return opened
 
 
 def check_takes_vectors(text: AnyText | None) -> None:
@@ -74,4 +84,8 @@ def check_takes_vectors(text: AnyText | None) -> None:
         takes = " or ".join(TEXT_NAMES[kind] for kind in TAKE_VECTORS)
         raise ConfigError(
             f"learned prompts must stand between the token embeddings of {takes}, got {TEXT_NAMES[text.kind]}"
+        )
+    if text.kind == "clip" and not text.causal:
+        raise ConfigError(
+            "learned prompts must be read by a text tower whose tokens see those before them, got one whose tokens see all"
         )

@@ -31,7 +31,7 @@ ACTIVATION = one_of(*get_args(Activation))
 
 @dataclass(frozen=True)
 class TextConfig:
-    """CLIP's: a causal text transformer, read at the end-of-text token."""
+    """CLIP's: a text transformer, causal but for MobileCLIP 2's L, read at the end-of-text token."""
 
     width: int
     heads: int
@@ -41,10 +41,11 @@ class TextConfig:
     vocab_size: int = 49408
     layer_scale: bool = False
     end: int | None = None  # id of end-of-text where it is not the highest id of a text
+    causal: bool = True  # a token sees those before it and itself; else all, padding as well
     kind: str = "clip"
 
     def __post_init__(self) -> None:
-        rules = {**SIZES, "layer_scale": FLAG, "end": either(TOKEN, NOTHING), "kind": one_of("clip")}
+        rules = {**SIZES, "layer_scale": FLAG, "end": either(TOKEN, NOTHING), "causal": FLAG, "kind": one_of("clip")}
         obey(vars(self), rules, "text")
         check_heads(self.heads, self.width, "text")
         if self.end is not None and self.end >= self.vocab_size:
@@ -117,7 +118,7 @@ TEXT_NAMES = {  # what messages call them
     "bert": "a BERT, Chinese-CLIP's text tower",
     "siglip": "SigLIP's text tower",
 }
-_NEWER = {"end": None, "kind": "clip"}  # keys of `TextConfig` that older files lack
+_NEWER = {"end": None, "causal": True, "kind": "clip"}  # keys of `TextConfig` that older files lack
 
 
 def text_from_table(values: Any) -> AnyText:

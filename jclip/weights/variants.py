@@ -16,7 +16,11 @@ from jclip.weights.image_configs import (
     SigLIPImageConfig,
     ViTConfig,
     image_from_table,
+    image_to_table,
 )
+from jclip.weights.mobile_configs import APPLE_EPS, MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
+from jclip.weights.recent_architectures import MOBILE, PERCEPTION, WITH_SIZE, WITH_TEXT
 from jclip.weights.siglip_variants import SIGLIP_TOWERS
 from jclip.weights.text_configs import AnyText, SigLIPTextConfig, TextConfig, text_from_table, text_to_table
 from jclip.weights.tower_sizes import EPSILON, WIDTH, Activation, without_defaults
@@ -51,14 +55,18 @@ class CLIPConfig:
         without one."""
         if not penultimate:
             return self.embed_dim
-        if not isinstance(self.vision, PatchTower) or isinstance(self.vision, SigLIPImageConfig):
+        if isinstance(self.vision, SigLIPImageConfig):
+            raise ConfigError("SigLIP's image tower has no projection: take features=projected, which are its own")
+        if not isinstance(self.vision, PatchTower):
             raise ConfigError("only vision transformers have features before their projection: take projected ones")
         return self.vision.width
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; `from_dict` is the inverse."""
         values = without_defaults(asdict(self), {"sigmoid": False})
-        return values if self.text is None else {**values, "text": text_to_table(values["text"])}
+        for key, table in (("vision", image_to_table), ("text", text_to_table)):
+            values[key] = table(values[key]) if values[key] else None
+        return values
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> CLIPConfig:
@@ -184,6 +192,12 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     **{name: CLIPConfig(embed, vision, text) for name, (embed, vision, text) in CHINESE_TOWERS.items()},
     **{f"LongCLIP-{size}": _long(VARIANTS[name]) for size, name in (("B-16", "ViT-B/16"), ("L-14", "ViT-L/14"))},
 }  # fmt: skip
+ARCHITECTURES |= {name: CLIPConfig(*row, "gelu") for name, row in {**PERCEPTION, **MOBILE}.items()}
+for _name, (_known, _text) in WITH_TEXT.items():
+    ARCHITECTURES[_name] = replace({**VARIANTS, **ARCHITECTURES}[_known], text=_text, activation="gelu")
+for _name, (_known, _side) in WITH_SIZE.items():
+    _vision = replace(ARCHITECTURES[_known].vision, image_size=(_side, _side))
+    ARCHITECTURES[_name] = replace(ARCHITECTURES[_known], vision=_vision)
 
 
 def architecture_name(config: CLIPConfig) -> str | None:
@@ -196,10 +210,15 @@ def architecture_name(config: CLIPConfig) -> str | None:
 
 
 def _towers(config: CLIPConfig) -> tuple:
-    """Return what a name stands for; SigLIP's towers have activations of their own, which differ between libraries."""
+    """Return what a name stands for, without what differs between libraries: activations of SigLIP's towers, a bias of
+    the projection, MobileCLIP's epsilon."""
     own = (SigLIPImageConfig, SigLIPTextConfig)
-    towers = (config.vision, config.text)
-    return config.embed_dim, *(replace(t, activation="gelu_tanh") if isinstance(t, own) else t for t in towers)
+    image, text = (
+        replace(t, activation="gelu_tanh") if isinstance(t, own) else t for t in (config.vision, config.text)
+    )
+    if isinstance(image, (ViTConfig, PerceptionConfig, MobileConfig)):
+        image = replace(image, proj_bias=False)
+    return config.embed_dim, replace(image, norm_eps=APPLE_EPS) if isinstance(image, MobileConfig) else image, text
 
 
 def slug(name: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jclip.data.preprocess import DEVIATIONS, MEANS, OPENAI_MEAN, OPENAI_STD, Preprocess
 from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, obey, one_of, whole
-from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
 from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH
 from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
@@ -61,8 +61,11 @@ _TEXT = {
 _PHOTOS = {  # what preprocessor_config.json may say of photos
     "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
-TOWERS = {"clip_vision_model": "image", "clip_text_model": "text"}  # exports of one tower
-_REFUSED = {"metaclip_2": "metaclip2"}
+WORLDWIDE = "metaclip_2"  # MetaCLIP 2: read at the first token that is `eos_token_id`, whichever it is
+TOWERS = {  # exports of one tower
+    "clip_vision_model": "image", "clip_text_model": "text", f"{WORLDWIDE}_vision_model": "image",
+    f"{WORLDWIDE}_text_model": "text",
+}  # fmt: skip
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
@@ -78,10 +81,11 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     """
     obey(config, {"model_type": TEXT, "projection_dim": WIDTH})
     kind = config.get("model_type", "clip")
-    if kind in _REFUSED:
-        raise refused(_REFUSED[kind], place)
-    if kind not in ("clip", *TOWERS):
-        raise CheckpointError(f"{place} is of a {kind} model: only CLIPModel and its towers are read (model_type clip)")
+    if kind not in ("clip", WORLDWIDE, *TOWERS):
+        raise CheckpointError(
+            f"{place} is of a {kind} model: CLIPModel and MetaClip2Model are read, and their towers (model_type clip, "
+            f"{WORLDWIDE})"
+        )
     tower = TOWERS.get(kind)
     vision = None if tower == "text" else config if tower else side(config, "vision_config")
     text = None if tower == "image" else config if tower else side(config, "text_config")
@@ -91,18 +95,25 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     if len(said) != 1 or not said <= set(ACTIVATIONS):
         raise CheckpointError(f"{place} names the activations {', '.join(sorted(said))}: one of "
                               f"{', '.join(ACTIVATIONS)} is known, the same in both towers")  # fmt: skip
-    if text and (eos := text.get("eos_token_id", 2)) not in (2, text.get("vocab_size", 49408) - 1):
-        raise CheckpointError(f"{place} reads a text at token {eos}: only the largest id is known as end of text")
     eps = {tower.get("layer_norm_eps", 1e-5) for tower in (vision, text) if tower is not None}
     if len(eps) != 1:
         raise CheckpointError(f"{place} names two values of layer_norm_eps: one for both towers is known")
     return CLIPConfig(
         embed_dim=config.get("projection_dim", 512),
         vision=None if vision is None else vision_from(vision),
-        text=None if text is None else text_from(text),
+        text=None if text is None else replace(text_from(text), end=_end(text, kind)),
         activation=ACTIVATIONS[said.pop()],
         norm_eps=eps.pop(),
     )
+
+
+def _end(text: Mapping[str, Any], kind: str) -> int | None:
+    """Return the id at which a text is read; None where it is the highest. CLIP's configurations say 2 for that, a
+    historic error that CLIPModel still reads so."""
+    eos = text.get("eos_token_id")
+    if kind.startswith(WORLDWIDE):
+        return 2 if eos is None else eos
+    return None if eos in (None, 2, text.get("vocab_size", 49408) - 1) else eos
 
 
 def side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
