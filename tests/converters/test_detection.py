@@ -26,7 +26,7 @@ PUBLISHED = {  # millions of parameters
     "Chinese-CLIP-ViT-L-14": 406, "Chinese-CLIP-ViT-L-14-336": 407, "Chinese-CLIP-ViT-H-14": 958,
 }  # fmt: skip
 OF_TIMM = ("PE-Core", "MobileCLIP")  # under other names: see test_encoders_2025
-OPEN_CLIPS = [name for name in ARCHITECTURES if not name.startswith(("EVA-CLIP", "Chinese-CLIP", *OF_TIMM))]
+OPEN_CLIPS = [name for name in ARCHITECTURES if not name.startswith(("EVA-CLIP", "Chinese-CLIP", "LongCLIP", *OF_TIMM))]
 
 
 @pytest.mark.parametrize("name", OPEN_CLIPS)
