@@ -35,7 +35,8 @@ IMAGE = [f"image {model} batch {batch}" for model in ("ViT-B/32", "ViT-B/16", "R
 HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 INT8 = [f"image {model} batch 32 int8" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
-TASKS = [*IMAGE, *HALF, *INT8, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
+SIGLIP = [f"image ViT-B-16-SigLIP2 batch 32{dtype}" for dtype in ("", " bf16", " int8")]
+TASKS = [*IMAGE, *HALF, *INT8, *SIGLIP, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
 WARM_ONLY = 0.0  # seconds
 
