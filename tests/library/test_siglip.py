@@ -17,7 +17,7 @@ from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError
 from jclip.features.source import ModelSource
 from jclip.features.tagging import Tagger
-from jclip.model import deep_prompts, dense_map, low_rank, patch_dropout
+from jclip.model import deep_prompts, dense_map, low_rank, padded_mlp, patch_dropout
 from jclip.model.clip import CLIP, build, clamp_logit_scale, inference, put_arrays
 from jclip.model.last_block import LastBlock
 from jclip.model.parameter_groups import LowRank, image_groups, text_groups
@@ -28,7 +28,8 @@ from jclip.report.score_files import read_scores
 from jclip.runtime import jt
 from jclip.weights.checkpoint import load_strict, open_checkpoint, random_arrays
 from jclip.weights.variants import ARCHITECTURES, CLIPConfig
-from tests.toys import SMALL_SIGLIP, TOY_SIGLIP, shapes_of, toy_batch, toy_file
+from tests.tolerances import TOLERANCES
+from tests.toys import SMALL_SIGLIP, TOY_SIGLIP, TOY_VIT, shapes_of, toy_batch, toy_file
 
 NAMES = "red thing,green thing,blue thing,a boat"
 ROOT = Path(__file__).parent.parent.parent
@@ -149,6 +150,31 @@ def test_half_precision_stays_near_and_gives_the_weights_back(seed, close):
         close(back, value.numpy(), "half_relative", "SigLIP's weights from bf16, relative", relative=True)
     kept = [k for k, v in narrow.state_dict().items() if v.dtype == "float32" and v.ndim == 2]
     assert sorted(kept) == ["text.positional_embedding", "text.token_embedding.weight"]
+
+
+@pytest.mark.skipif(bool(jt.flags.use_cuda), reason="int8 is for CPUs")
+@pytest.mark.parametrize("config", [TOY_VIT, TOY_SIGLIP], ids=["vit", "siglip"])
+def test_mlps_of_odd_width_are_made_wider_in_8_bits_and_narrow_again(config, close):
+    """100 hidden units become 128, as the 4304 of SO400M become 4352; what comes out is that of 100."""
+    config = replace(config, vision=replace(config.vision, mlp_width=100), text=replace(config.text, mlp_width=70))
+    wide, odd, even = model_of(config), model_of(config), model_of(config)
+    odd.to("int8")
+    for key, value in padded_mlp.padded(even.full_weights()).items():
+        even.state_dict()[key].update(value)
+    pixels, tokens = toy_batch(config)
+    hidden = [v.shape[0] for k, v in odd.state_dict().items() if k.endswith((".fc1.bias", ".c_fc.bias"))]
+    assert {*hidden} == {128}
+    with jt.no_grad():
+        for kind, batch in (("image", pixels), ("text", tokens)):
+            close(*(getattr(m, f"encode_{kind}")(batch).numpy() for m in (even, wide)), "features", "wider MLPs")
+            a, b = (getattr(m, f"encode_{kind}")(batch).numpy() for m in (odd, wide))
+            cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+            assert 1 - cosines.min() < TOLERANCES["int8_toy_cosine"]
+    odd.to("fp32")
+    for key, value in wide.state_dict().items():
+        assert tuple(odd.state_dict()[key].shape) == tuple(value.shape), key
+    with jt.no_grad():
+        assert np.isfinite(odd.encode_image(pixels).numpy()).all()
 
 
 def test_texts_are_never_cut_and_short_rows_are_refused(weights):
