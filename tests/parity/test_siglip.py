@@ -126,7 +126,7 @@ def test_back_out_to_transformers_changes_no_bit(tmp_path):
 
     hugging_face(tmp_path / "hf", SQUARE, 0)
     middle, back = tmp_path / "own.safetensors", tmp_path / "back"
-    assert main([str(tmp_path / "hf"), str(middle)]) == 0
+    assert main([str(tmp_path / "hf"), str(middle), "--check"]) == 0
     assert main([str(middle), str(back), "--to", "huggingface"]) == 0
     wanted, got = (read_weights(folder / "model.safetensors") for folder in (tmp_path / "hf", back))
     assert set(wanted) == set(got)
@@ -195,7 +195,7 @@ def test_open_clip_both_ways(seed, image, text, projection, toy_timm, tmp_path, 
     close(per_image.numpy(), logits, "features", "SigLIP against open_clip: logits with bias")
     middle, back = tmp_path / "own.pt", tmp_path / "back"
     assert main([str(tmp_path / "in"), str(middle), "--to", "torch"]) == 0
-    assert main([str(tmp_path / "in"), str(back), "--to", "open_clip"]) == 0
+    assert main([str(tmp_path / "in"), str(back), "--to", "open_clip", "--check"]) == 0
     wanted = read_weights(tmp_path / "in/open_clip_model.safetensors")
     for path in (middle, back / "open_clip_model.safetensors"):
         found = read_weights(path)
