@@ -15,7 +15,6 @@ from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.layouts import from_chinese_clip, from_huggingface
 from jclip.weights.layouts.keymap import unapply
 from jclip.weights.text_configs import BertConfig
-from jclip.weights.variants import ResNetConfig
 
 ACTIVATIONS = {ours: theirs for theirs, ours in from_huggingface.ACTIVATIONS.items()}
 
@@ -77,10 +76,8 @@ def write_cn_clip(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
         raise ConfigError(f"cn_clip's code must compute the model, which has {reason}: use --to jclip or huggingface")
     tensors = as_torch(checkpoint)
     image = {k: x for k, x in tensors.items() if k.startswith("visual.")}
-    text = unapply(
-        {k: x for k, x in scalar_scale(checkpoint.tensors).items() if k not in image}, from_chinese_clip.CN_CLIP_RULES
-    )
+    own = {k: x for k, x in scalar_scale(checkpoint.tensors).items() if k not in image}
+    text = unapply(own, from_chinese_clip.CN_CLIP_RULES)
     every = {**image, **text}
     dtypes = {k: ("float32" if k == "logit_scale" else dtype) if x.is_float else x.dtype for k, x in every.items()}
-    name = f"{'RN' if isinstance(v, ResNetConfig) else 'ViT'}@BERT"
-    torch_writer.write(path, every, dtypes, beside={"epoch": 0, "step": 0, "name": name}, under="state_dict")
+    torch_writer.write(path, every, dtypes, beside={"epoch": 0, "step": 0, "name": "jclip"}, under="state_dict")

@@ -11,6 +11,7 @@ import numpy as np
 from jclip.data.preprocess import Preprocess
 from jclip.prompts.vocabularies import VocabularyFile
 from jclip.weights.checkpoint import random_arrays, save_checkpoint
+from jclip.weights.text_configs import BertConfig
 from jclip.weights.variants import (
     CLIPConfig,
     EVAConfig,
@@ -52,6 +53,14 @@ SMALL_SIGLIP = CLIPConfig(  # reads real photos, and texts by `letter_words`
     1e-6,
     sigmoid=True,
 )
+TOY_BERT = CLIPConfig(
+    14,
+    TOY_VIT.vision,
+    BertConfig(width=20, heads=5, layers=3, mlp_width=33, context_length=11, vocab_size=97, positions=13),
+)
+SMALL_BERT = CLIPConfig(  # reads real photos, and texts by `chinese_words`
+    24, SMALL_VIT.vision, BertConfig(width=32, heads=4, layers=2, mlp_width=40, vocab_size=1057, positions=60)
+)
 TOYS = {"vit": TOY_VIT, "vit_gelu": TOY_VIT_GELU, "resnet": TOY_RESNET}
 
 
@@ -70,6 +79,21 @@ def letter_words(size: int = 97) -> VocabularyFile:
     return VocabularyFile("tokenizer.json", json.dumps(spec).encode(), {"clean": "siglip", "pad_token": "</s>"})
 
 
+def chinese_words(size: int = 97) -> VocabularyFile:
+    """A vocab.txt of `size` pieces, BERT's special ones, letters at a word's start and inside, then characters."""
+    letters = [c for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for c in (letter, f"##{letter}")]
+    common = "一只两三四个红绿蓝圆方形的照片大小在上下张"
+    others = [chr(i) for i in range(0x4E00, 0x4E00 + size) if chr(i) not in common]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *common, *letters, ",", ".", "-", *others]
+    return VocabularyFile("wordpiece", "\n".join(pieces[:size]).encode(), {})
+
+
+def words_of(config: CLIPConfig) -> VocabularyFile | None:
+    """The vocabulary for a toy; None for CLIP's own."""
+    kinds = {"siglip": letter_words, "bert": chinese_words}
+    return kinds[config.text.kind](config.text.vocab_size) if config.text and config.text.kind in kinds else None
+
+
 def shapes_of(config: CLIPConfig) -> dict[str, tuple]:
     from jclip.model.clip import CLIP
 
@@ -78,10 +102,10 @@ def shapes_of(config: CLIPConfig) -> dict[str, tuple]:
 
 def toy_file(folder: Path, config: CLIPConfig, seed: int = 0) -> Path:
     """A checkpoint with seeded random weights, written as jclip writes them."""
-    path = folder / f"toy-{config.vision.kind}-{config.activation}-{seed}.safetensors"
+    kind = "" if config.text is None or config.text.kind != "bert" else "-bert"
+    path = folder / f"toy-{config.vision.kind}-{config.activation}{kind}-{seed}.safetensors"
     arrays = random_arrays(shapes_of(config), seed)
-    words = letter_words(config.text.vocab_size) if config.text and config.text.kind == "siglip" else None
-    save_checkpoint(path, arrays, config, Preprocess(size=config.vision.image_size), vocabulary=words)
+    save_checkpoint(path, arrays, config, Preprocess(size=config.vision.image_size), vocabulary=words_of(config))
     return path
 
 

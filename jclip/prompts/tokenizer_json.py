@@ -57,7 +57,7 @@ class JsonTokenizer:
         self.vocab_size = min(size, vocab_size)
         harmless = _harmless(spec, ids, vocab_size)
         harmless["normalizer"], self._characters = _normalizer(harmless["normalizer"], settings)
-        self._encode = _open(harmless, kind)
+        self._encode, self._piece = _open(harmless, kind)
 
     @property
     def start(self) -> int | None:
@@ -80,6 +80,10 @@ class JsonTokenizer:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace(UNSPELLABLE, REPLACEMENT)
         text = self._clean(text)
         return self._encode(self._characters(text) if self._characters else text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The pieces of `ids`, one behind the other, as the vocabulary spells them."""
+        return "".join((self._piece(int(i)) or "").replace(UNSPELLABLE, "") for i in ids)
 
     def __call__(self, texts: str | Sequence[str], context_length: int, truncate: bool = False) -> np.ndarray:
         """int32 (B, context_length): start, ids, end, padding (before the rest where the file says so).
@@ -265,8 +269,8 @@ def _split_normalizer(step: Any, depth: int = 0) -> tuple[Any, CharacterTable | 
     return {**step, "normalizers": kept}, next((table for _, table in parts if table), None)
 
 
-def _open(spec: Spec, kind: str) -> Callable[[str], list[int]]:
-    """What encodes a text. Raises as `JsonTokenizer` does."""
+def _open(spec: Spec, kind: str) -> tuple[Callable[[str], list[int]], Callable[[int], str | None]]:
+    """What encodes a text, and what names a piece. Raises as `JsonTokenizer` does."""
     try:
         import tokenizers  # only here: an extra, and other commands do without it
     except ImportError:
@@ -299,7 +303,7 @@ def _open(spec: Spec, kind: str) -> Callable[[str], list[int]]:
             lambda e: DataError(f"the model's tokenizer can't take the text {shorten(text)!r}: {e}"),
         )
 
-    return encode
+    return encode, opened.id_to_token
 
 
 def _unigram(models: Any, model: Spec) -> Any:

@@ -18,6 +18,7 @@ from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights.text_configs import TEXT_NAMES, AnyText
 
 TENSOR, KIND, SETTINGS = "tokenizer", "tokenizer", "tokenizer_settings"  # the tensor, and keys of the metadata
+TAKE_VECTORS = ("clip", "bert")  # kinds of text towers that read vectors in the place of tokens
 LARGEST = 256 << 20  # bytes of a vocabulary
 
 
@@ -75,15 +76,12 @@ def _ending_as(text: AnyText, opened: TextTokenizer) -> TextTokenizer:
     return opened
 
 
-def check_clip_words(text: AnyText | None, vocabulary: VocabularyFile | None, what: str) -> None:
-    """Raise `ConfigError` unless texts are CLIP's: its tower, and its own vocabulary.
-
-    what: what needs it, with a verb, such as "recipe coop learns vectors between CLIP's own token embeddings".
-    """
-    if text is None or (text.kind == "clip" and vocabulary is None and text.causal):
-        return
-    if text.kind != "clip":
-        got = TEXT_NAMES[text.kind]
-    else:
-        got = f"another vocabulary ({vocabulary.kind})" if vocabulary else "one whose tokens see those after them too"
-    raise ConfigError(f"{what}: it takes models with CLIP's text tower and vocabulary, got {got}")
+def check_takes_vectors(text: AnyText | None) -> None:
+    """Raise `ConfigError` unless vectors can stand between a text tower's token embeddings, where they are learned."""
+    if text is None:
+        raise ConfigError("learned prompts must be read by a text tower, got an image tower alone")
+    if text.kind not in TAKE_VECTORS:
+        takes = " or ".join(TEXT_NAMES[kind] for kind in TAKE_VECTORS)
+        raise ConfigError(
+            f"learned prompts must stand between the token embeddings of {takes}, got {TEXT_NAMES[text.kind]}"
+        )

@@ -62,10 +62,8 @@ CN_CLIP_RULES = [
 ]
 _FLASH = re.compile(r"\.attn\.Wqkv\.(weight|bias)$")
 _FLASH_RULES = [
-    *(
-        Rule((f"bert.encoder.layer.{{}}.attention.self.Wqkv.{kind}",), f"{_BLOCK}.attn.in_proj_{kind}")
-        for kind in ("weight", "bias")
-    ),
+    Rule(("bert.encoder.layer.{}.attention.self.Wqkv.weight",), f"{_BLOCK}.attn.in_proj_weight"),
+    Rule(("bert.encoder.layer.{}.attention.self.Wqkv.bias",), f"{_BLOCK}.attn.in_proj_bias"),
     *both("bert.encoder.layer.{}.attention.self.out_proj", f"{_BLOCK}.attn.out_proj"),
 ]
 _TEXT: dict[str, Condition] = {  # what config.json may say of the text tower
