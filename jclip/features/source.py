@@ -37,7 +37,7 @@ class ModelSource:
     stream: whether the blocks stay on
     disk, see `jclip.model.streaming`; by default where the memory is too small. penultimate: image features are meant as they
     are before the projection. preprocess: what is set otherwise than the weights say, before `image_size`, `draft`
-    and `upright`.
+    and `upright`. weights_key, prefix: which tensors of a file are the model's, see `jclip.weights.plain_names`.
     Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is, `ConfigError` for
     penultimate features of a tower without a projection of its own.
     """
@@ -53,10 +53,12 @@ class ModelSource:
         penultimate: bool = False,
         preprocess: PreprocessChoice | None = None,
         upright: bool = True,
+        weights_key: str | None = None,
+        prefix: str | None = None,
     ):
         chosen = preprocess or PreprocessChoice()
         image_size = image_size if chosen.size is None else chosen.size
-        checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
+        checkpoint = open_any(find_weights(name_or_path), Stated(family=family, weights_key=weights_key, prefix=prefix))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.family, self.dtype, self._stream = family, dtype, stream
         self.preprocess: Preprocess = with_choice(
@@ -103,7 +105,7 @@ class ModelSource:
     @property
     def has_text(self) -> bool:
         """Whether texts have features in the space of the photos'."""
-        return not self.penultimate
+        return not self.penultimate and self.config.text is not None
 
     @property
     def weights_sha256(self) -> str:

@@ -31,21 +31,15 @@ from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights import catalogue
 from jclip.weights.families import FAMILIES, Stated
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
+from jclip.weights.plain_names import SCALARS, plain_names, plain_tensors
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.tower_shapes import PROBE, STEM
 from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, SigLIPImageConfig, architecture_name
 
 FORMAT_VERSION = "1"
-SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
 LARGEST_SCALE = 7.0  # of |logit_scale|: e^7 is eleven times what CLIP clamps its temperature to
-_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.")
-_INSERTED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _TOWERS = {"visual.trunk.cls_token": "eva", PROBE: "pe", STEM: "mobileclip"}
-_ROOTS = (  # what a model's own names begin with, in every layout that is read
-    "visual.", "token_embedding.", "transformer.", "text.", "vision_model.", "text_model.", "visual_projection.",
-    "image_encoder.", "text_encoder.",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,8 +160,9 @@ def open_checkpoint(
     stated = stated or Stated(family=family, head_width=head_width)
     file = read_weights(path)
     if file.metadata.get("format") == "jclip":
+        stated.refuse_names(path)
         return _from_metadata(path, file, stated)
-    tensors = plain_tensors(file)
+    tensors = plain_tensors(file, path, stated)
     if not is_openai_layout(tensors):
         shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
         raise LayoutError(f"{path} must be a CLIP model in OpenAI's layout, got {shown} …")
@@ -244,7 +239,7 @@ def family_of_tower(names: Iterable[str]) -> str | None:
 
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
     """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
-    names = _plain_names(file)
+    names = plain_names(file, stated)
     if family := family_of_tower(names):
         return family
     if all(s in names for s in SCALARS):
@@ -283,35 +278,6 @@ def _described(file: WeightFile, key: str) -> dict:
     if len(file.metadata[key]) > LARGEST_DESCRIPTION:
         raise CheckpointError(f"{key} must be at most {LARGEST_DESCRIPTION:,} characters long")
     return parse(file.metadata[key], key)
-
-
-def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
-    """Return the floating-point tensors under their names without wrappers, without counters that Jittor does not
-    use."""
-    kept = {k: t for k, t in _plain_names(file).items() if k not in SCALARS and t.is_float}
-    return {k: t for k, t in kept.items() if not k.endswith("num_batches_tracked")}
-
-
-def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
-    """Return names without the wrappers of training scripts, in any order and nesting (`state_dict`, `module.`,
-    `_orig_mod.`).
-
-    Anything beside a wrapper's names (an optimiser's moments) is left out. Where a model's own names are found, all
-    names are kept as they are. Raises `CheckpointError` where two names become one.
-    """
-    tensors = dict(file)
-    while not any(name.startswith(_ROOTS) for name in tensors):
-        wrapper = next((w for w in _WRAPPERS if any(name.startswith(w) for name in tensors)), None)
-        if wrapper is None:
-            break
-        tensors = {k.removeprefix(wrapper): t for k, t in tensors.items() if k.startswith(wrapper)}
-    plain: dict[str, LazyTensor] = {}
-    for name, tensor in tensors.items():
-        own = _INSERTED.sub("", name)
-        if own in plain:
-            raise CheckpointError(f"{own} must appear once in a file, but {name} names the same tensor")
-        plain[own] = tensor
-    return plain
 
 
 def load_strict(

@@ -74,6 +74,8 @@ class Stated:
     head_width: int | None = None  # of the image tower
     post_norm: bool | None = None  # of EVA's blocks
     image_size: tuple[int, int] | None = None  # H, W, where a table of positions gives only their product
+    weights_key: str | None = None  # one set of several in a file, see `jclip.weights.plain_names`
+    prefix: str | None = None  # what the model's names begin with in it
 
     def __post_init__(self) -> None:
         if self.family not in (None, *FAMILIES):
@@ -82,6 +84,13 @@ class Stated:
             raise UnknownName("normalisation", self.normalisation, NORMALISATIONS)
         given = {key: value for key, value in vars(self).items() if value is not None}
         obey(given, {"head_width": WIDTH, "image_size": several(SIDE, 2)})
+
+    def refuse_names(self, place: object) -> None:
+        """Raise `CheckpointError` where names are stated for a file that jclip wrote, which has its own."""
+        if self.weights_key is not None or self.prefix is not None:
+            raise CheckpointError(
+                f"{place} was written by jclip and has its own names: leave --prefix and --weights-key out"
+            )
 
     @property
     def anything(self) -> bool:

@@ -23,7 +23,6 @@ from jclip.weights.checkpoint import (
     from_tensors,
     is_ours,
     open_checkpoint,
-    plain_tensors,
 )
 from jclip.weights.families import Stated, refused
 from jclip.weights.layouts import (
@@ -36,6 +35,7 @@ from jclip.weights.layouts import (
 )
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.plain_names import plain_tensors, prefix_hint
 from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import CLIPConfig
 
@@ -131,7 +131,7 @@ def _file(src: Path, stated: Stated) -> Source:
     if any((src.parent / name).is_file() for name in DESCRIPTIONS) and src.name in WEIGHTS:
         return _folder(src.parent, stated)
     file = read_weights(src)
-    raw = plain_tensors(file)
+    raw = plain_tensors(file, src, stated)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
     family = FAMILY_OF.get(layout) or family_of_tower(tensors) or family_of(src, file, stated)
@@ -156,7 +156,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
     said = read_table(described)
     with _told_of(described):
         config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
-    raw = _tensors_of(folder)
+    raw = plain_tensors(_tensors_of(folder), folder, stated)
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
@@ -239,7 +239,7 @@ def layout_of(names: Iterable[str], place: object) -> str:
     if has("visual.conv1.", "text.token_embedding.", "token_embedding."):
         return "open_clip"
     shown = ", ".join(sorted(names)[:4]) or "no tensor at all"
-    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …)")
+    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …){prefix_hint(names)}")
 
 
 def _trunk(names: set[str], place: object) -> str:
@@ -268,17 +268,17 @@ def _weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder} holds no weights (one of {', '.join(WEIGHTS)}, or an index of shards)")
 
 
-def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
+def _tensors_of(folder: Path) -> WeightFile:
     """Return all tensors; of shards exactly those that the index places there."""
     first = _weights(folder)
     if not first.name.endswith(INDEX):
-        return plain_tensors(read_weights(first))
+        return read_weights(first)
     placed = _weight_map(first)
     shards = {file: read_weights(folder / file) for file in sorted(set(placed.values()))}
     lost = [key for key, file in placed.items() if key not in shards[file]]
     if lost:
         raise CheckpointError(f"{folder}: {placed[lost[0]]} lacks {lost[0]}, which {first.name} places there")
-    return plain_tensors(WeightFile({key: shards[file][key] for key, file in placed.items()}))
+    return WeightFile({key: shards[file][key] for key, file in placed.items()})
 
 
 def _weight_map(index: Path) -> dict[str, str]:
