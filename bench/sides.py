@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 Prepared = tuple[Callable[[], None], Callable[[], None], int]  # warm-up, what is timed, how many items it handles
 CLASSES = 374  # of the Jittor challenge
 RATES = {"fp32": "of_sgemm", "bf16": "of_half_rate"}  # the share of a dtype's product rate that a tower reaches
+LOGIT_SCALE = math.log(1 / 0.07)
 PHOTOS, PHOTO_SIZE, PHOTO_BATCH = 2000, (500, 375), 64
 
 
@@ -34,9 +36,9 @@ def prepare_jclip(task: str) -> Prepared:
     model = CLIP(VARIANTS[name])
     model.eval()
     jt.sync_all()
-    model.to(dtype)
     if kind == "train":
-        return jclip_training(model, batch)
+        return jclip_training(model, batch, dtype)
+    model.to(dtype)
     if kind == "photos":
         return jclip_photos(model)
     encode, given = (model.encode_image, jt.array(images(model.config, batch))) if kind == "image" else (
@@ -49,13 +51,14 @@ def prepare_jclip(task: str) -> Prepared:
     return run, run, batch
 
 
-def jclip_training(model, batch: int) -> Prepared:
-    """One step of contrastive training on all parameters."""
+def jclip_training(model, batch: int, dtype: str = "fp32") -> Prepared:
+    """One step of contrastive training on all parameters, as the recipe `contrastive` takes it."""
     import numpy as np
 
-    from finetune.contrastive import contrastive_gradients
+    from jclip import kernels
     from jclip.model.clip import training_mode
     from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.train.on_captions import Objective, caption_gradients
     from jclip.train.optim import AdamW
 
     training_mode(model)
@@ -63,8 +66,9 @@ def jclip_training(model, batch: int) -> Prepared:
     part = (images(model.config, batch), prompts()[:batch], np.arange(batch))
 
     def step() -> None:
-        loss, gradients = contrastive_gradients(model, [part], list(optim.params), "own")
-        optim.apply(gradients)
+        with kernels.products_in(dtype):
+            loss, gradients = caption_gradients(model, [part], list(optim.params), Objective())
+            optim.apply(gradients)
         loss.sync(True)
 
     return step, step, batch
@@ -94,8 +98,8 @@ def prepare_torch(task: str) -> Prepared:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     kind, name, batch, dtype = parse(task)
     config = VARIANTS[name]
-    if kind == "image" and config.vision.kind == "resnet":
-        return torch_resnet(config, batch)
+    if config.vision.kind == "resnet":
+        return torch_resnet_training(config, batch, dtype) if kind == "train" else torch_resnet(config, batch)
     model = torch_clip_model(config)
     if kind == "photos":
         return torch_photos(model)
@@ -104,7 +108,7 @@ def prepare_torch(task: str) -> Prepared:
         tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
     pixels = torch.from_numpy(images(config, batch)) if kind != "text" else None
     if kind == "train":
-        return torch_training(model, pixels, tokens[:batch])
+        return torch_training(model, pixels, tokens[:batch], dtype)
 
     def run() -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
@@ -116,7 +120,7 @@ def prepare_torch(task: str) -> Prepared:
     return run, run, batch
 
 
-def torch_training(model, pixels, tokens) -> Prepared:
+def torch_training(model, pixels, tokens, dtype: str = "fp32") -> Prepared:
     import torch
 
     model.train()
@@ -124,7 +128,9 @@ def torch_training(model, pixels, tokens) -> Prepared:
 
     def step() -> None:
         optim.zero_grad()
-        model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
+            loss = model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
+        loss.backward()
         optim.step()
 
     return step, step, len(pixels)
@@ -164,17 +170,31 @@ def torch_clip_model(config):
     sys.modules.setdefault("torchvision", None)  # one of another build than torch's would stop the import
     from transformers import CLIPConfig, CLIPModel
 
-    v, t = config.vision, config.text
+    v = config.vision
     vision = {
         "hidden_size": v.width, "intermediate_size": v.mlp_width, "num_hidden_layers": v.layers,
         "num_attention_heads": v.heads, "image_size": v.image_size[0], "patch_size": v.patch_size,
     }  # fmt: skip
-    text = {
+    made = CLIPConfig(vision_config=vision, text_config=text_settings(config), projection_dim=config.embed_dim)
+    return CLIPModel._from_config(made, attn_implementation="sdpa").eval()
+
+
+def torch_clip_text(config):
+    """transformers' text tower of that architecture, with its projection."""
+    sys.modules.setdefault("torchvision", None)
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    made = CLIPTextConfig(**text_settings(config), projection_dim=config.embed_dim)
+    return CLIPTextModelWithProjection._from_config(made, attn_implementation="sdpa")
+
+
+def text_settings(config) -> dict[str, int]:
+    """Of a text tower, as transformers names them."""
+    t = config.text
+    return {
         "hidden_size": t.width, "intermediate_size": t.mlp_width, "num_hidden_layers": t.layers,
         "num_attention_heads": t.heads, "vocab_size": t.vocab_size, "eos_token_id": t.vocab_size - 1,
     }  # fmt: skip
-    made = CLIPConfig(vision_config=vision, text_config=text, projection_dim=config.embed_dim)
-    return CLIPModel._from_config(made, attn_implementation="sdpa").eval()
 
 
 def torch_resnet(config, batch: int) -> Prepared:
@@ -193,6 +213,40 @@ def torch_resnet(config, batch: int) -> Prepared:
             torch_clip.encode_image(p, config, pixels)
 
     return encode, encode, batch
+
+
+def torch_resnet_training(config, batch: int, dtype: str) -> Prepared:
+    """The twin of the parity tests beside transformers' text tower; maps channels-last, which torch computes faster."""
+    import torch
+
+    from jclip.weights.checkpoint import random_arrays
+    from tests.parity import torch_clip
+    from tests.toys import shapes_of
+
+    arrays = random_arrays({k: s for k, s in shapes_of(config).items() if k.startswith("visual.")}, 0)
+    p = torch_clip.parameters(arrays, requires_grad=True)
+    p = {
+        k: v.detach().to(memory_format=torch.channels_last).requires_grad_() if v.ndim == 4 else v for k, v in p.items()
+    }
+    scale = torch.tensor(LOGIT_SCALE, requires_grad=True)
+    model = torch_clip_text(config).train()
+    trained = [scale, *(v for v in p.values() if v.requires_grad), *model.parameters()]
+    optim = torch.optim.AdamW(trained, 1e-6, (0.9, 0.98), 1e-6, 0.1)
+    pixels = torch.from_numpy(images(config, batch)).contiguous(memory_format=torch.channels_last)
+    tokens = torch.from_numpy(prompts()).long()
+    tokens, own = tokens[:batch, : int(tokens.argmax(dim=1).max()) + 1], torch.arange(batch)
+    unit, entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
+
+    def step() -> None:
+        optim.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
+            seen = unit(torch_clip.encode_image(p, config, pixels, training=True), dim=-1)
+            scores = scale.exp() * seen @ unit(model(input_ids=tokens).text_embeds, dim=-1).T
+            loss = (entropy(scores, own) + entropy(scores.T, own)) / 2
+        loss.backward()
+        optim.step()
+
+    return step, step, batch
 
 
 def images(config, batch: int):

@@ -93,7 +93,8 @@ def rows_of(table, index):
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
-    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu" or None.
+    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu",
+    "gelu_tanh" or None.
 
     On the CPU a product with a bfloat16 weight is float32, or with `half` bfloat16 where no gradient is asked for: what
     only goes into another product or attention. With a weight of `to_int8` alike, and without a gradient.
@@ -127,6 +128,16 @@ def dropout(x, rate: float, seed: int):
     return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed)
 
 
+def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
+    """A parameter, its two moments and its gradient, of one shape → [p', m', v'], without gradient.
+
+    m' and v' may be `m` and `v` themselves, changed once p' is computed: nothing else may hold these two.
+
+    m' = β₁ m + (1 - β₁) g,  v' = β₂ v + (1 - β₂) g²,  p' = keep p - step m' / (√v' root + eps)
+    """
+    return (cpu if _fused(p, m, v, g) else plain).adamw(p, m, v, g, betas, keep, step, root, eps)
+
+
 def cross_entropy(scores, labels):
     """(B, C), (B,) int32 → (B,): -log softmax(scores)_y of each row."""
     return (cpu.cross_entropy if _fused(scores) else plain.cross_entropy)(scores, labels)
@@ -137,10 +148,11 @@ def batch_norm(x, weight, bias, eps: float):
     return (cpu.batch_norm if _fused(x, weight, bias) else plain.batch_norm)(x, weight, bias, eps)
 
 
-def feature_maps(images, training: bool) -> maps.Plain:
+def feature_maps(images, training: bool) -> maps.Plain | maps.ChannelsLast | maps.Trained:
     """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics."""
-    fused = jt.flags.no_grad and not training and _fused(images)
-    return maps.ChannelsLast() if fused else maps.Plain()
+    if not _fused(images):
+        return maps.Plain()
+    return maps.ChannelsLast() if jt.flags.no_grad and not training else maps.Trained(cpu.products_are_half())
 
 
 def why_no_half(dtype: str) -> str:

@@ -14,6 +14,9 @@ from jclip.runtime import jt
 nn = jt.nn
 
 
+_GELU_TANH = 2.0 * math.sqrt(2.0 / math.pi)
+
+
 def quickgelu(x):
     """x * sigmoid(1.702 x): what OpenAI trained with."""
     return x * jt.sigmoid(1.702 * x)
@@ -24,7 +27,12 @@ def gelu(x):
     return 0.5 * x * (1.0 + jt.erf(x * (1.0 / math.sqrt(2.0))))
 
 
-ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
+def gelu_tanh(x):
+    """0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))), the approximation that SigLIP was trained with; as x σ(2 …)."""
+    return x * jt.sigmoid(x * (_GELU_TANH + (0.044715 * _GELU_TANH) * x * x))
+
+
+ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 class _Products:
@@ -175,6 +183,13 @@ def dropout(x, rate: float, seed: int):
     kept = jt.random(x.shape) >= rate
     kept.sync()
     return x * kept.cast(x.dtype) * (1 / (1 - rate))
+
+
+def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
+    """As `kernels.adamw`."""
+    b1, b2 = betas
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    return [keep * p - step * m / (jt.sqrt(v) * root + eps), m, v]
 
 
 def cross_entropy(scores, labels):

@@ -9,6 +9,7 @@ import numpy as np
 
 from jclip import kernels
 from jclip.model.layers import LayerNorm, Linear, RMSNorm, put_tokens
+from jclip.model.rotary import Rotation, grid_angles
 from jclip.model.vit import PatchEmbedding
 from jclip.runtime import jt
 from jclip.weights.variants import EVAConfig
@@ -44,7 +45,7 @@ class Trunk(nn.Module):
         self.patch_embed = Patches(width, config.patch_size)
         self.cls_token = jt.init.gauss((1, 1, width), "float32", std=0.02)
         self.pos_embed = jt.init.gauss((1, 1 + cells, width), "float32", std=0.02)
-        self._rope = Rotation(config) if config.rope else None
+        self._rope = rotation_of(config) if config.rope else None
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
         self.norm = norm_of(config, width)
         self.head = Linear(width, embed_dim, std=0.02, bias=config.bias)
@@ -219,49 +220,10 @@ class GatedMLP(nn.Module):
         return self.fc2(self.norm(hidden) if self.sub_norm else hidden, residual=residual)
 
 
-class Rotation:
-    """Rotary positions in two dimensions on the patches' q and k; class token and v stay as they are.
-
-    Of a head's D dimensions the first half turns with the row, the second with the column, in pairs: pair j by the angle
-    t * 10000^(-4j/D), with t the row or column scaled to the grid of pre-training.
-    """
-
-    def __init__(self, config: EVAConfig):
-        angles = patch_angles(config)  # (N, D of a head)
-        angles = np.tile(angles, (1, config.heads))
-        still = np.zeros((1, angles.shape[1]))
-        angles = np.concatenate([still, angles])  # the class token's
-        angles = np.concatenate([angles, angles, 0 * angles], axis=1)  # q, k, v
-        signs = np.tile([-1.0, 1.0], angles.shape[1] // 2)  # pairs (a, b) become (a cos - b sin, b cos + a sin)
-        self.cos = np.cos(angles).astype(np.float32)
-        self.sin = (np.sin(angles) * signs).astype(np.float32)
-        self._tables: dict[int, tuple] = {}
-
-    def __call__(self, qkv):
-        """(B, N, 3D) → (B, N, 3D)."""
-        cos, sin = self._of_length(qkv.shape[1])
-        x = qkv.float32()
-        swapped = x.reindex(list(x.shape), ["i0", "i1", "i2 ^ 1"])
-        return (x * cos + swapped * sin).cast(qkv.dtype)
-
-    def _of_length(self, tokens: int) -> tuple:
-        """Both tables; tokens after the patches, which are prompts, stay still."""
-        if tokens not in self._tables:
-            more = ((0, max(tokens - len(self.cos), 0)), (0, 0))
-            cos, sin = np.pad(self.cos, more, constant_values=1.0), np.pad(self.sin, more)
-            self._tables[tokens] = tuple(jt.array(t[None, :tokens]).stop_grad() for t in (cos, sin))
-        return self._tables[tokens]
-
-
-def patch_angles(config: EVAConfig) -> np.ndarray:
-    """(N, D) float64: the angle of each dimension of a head, for each patch row by row."""
-    quarter = config.width // config.heads // 4
-    frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
-    rows, columns = (
-        np.repeat(np.outer(np.arange(side) / side * config.rope_grid, frequencies), 2, axis=1) for side in config.grid
-    )
-    height, width = config.grid
-    return np.concatenate([np.repeat(rows, width, axis=0), np.tile(columns, (height, 1))], axis=1)
+def rotation_of(config: EVAConfig) -> Rotation:
+    """Rotary positions of the patches, scaled to the grid of pre-training."""
+    vertical, horizontal = (np.arange(side) / side * config.rope_grid for side in config.grid)
+    return Rotation(grid_angles(vertical, horizontal, config.width // config.heads, columns_first=False), config.heads)
 
 
 def norm_of(config: EVAConfig, width: int) -> LayerNorm | RMSNorm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,16 @@ class Linear(nn.Module):
         return kernels.linear(x, self.weight, self.bias, activation, residual, half)
 
 
+class TokenEmbedding(nn.Module):
+    """(B, L) ids → (B, L, D)."""
+
+    def __init__(self, vocab_size: int, width: int):
+        self.weight = jt.init.gauss((vocab_size, width), "float32", std=0.02)
+
+    def execute(self, tokens):
+        return self.weight[tokens]
+
+
 @dataclass(frozen=True)
 class SharedStart:
     """Sequences (B, N, D) that begin alike: `tokens` first ones are equal within each of `runs` runs of equally many rows.
@@ -105,6 +116,15 @@ class Attention(nn.Module):
         self.in_proj_bias = jt.zeros((3 * width,))
         self.out_proj = Linear(width, width, std=out_std)
         self.heads = heads
+        self._rotation = None
+
+    def turn_by(self, rotation: Callable) -> None:
+        """From now on q, k and v pass through `rotation`, (B, N, 3D) → (B, N, 3D), before they meet."""
+        self._rotation = rotation
+
+    def turned(self, qkv):
+        """(B, N, 3D) with rotary positions, where the tower has them."""
+        return qkv if self._rotation is None else self._rotation(qkv)
 
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
@@ -115,7 +135,7 @@ class Attention(nn.Module):
         if shared:
             mixed = shared.once(kernels.attention(shared.spread(qkv), self.heads, causal))
         else:
-            mixed = kernels.attention(qkv, self.heads, causal)
+            mixed = kernels.attention(self.turned(qkv), self.heads, causal)
         return self.out_proj(mixed, residual=residual)
 
     def at_first(self, x, residual=None):
@@ -240,13 +260,14 @@ class BatchNorm(nn.Module):
     def execute(self, x):
         if self.is_training():
             y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
-            self._update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
+            self.update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
             return y
         scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
         shift = self.bias.float32() - self.running_mean * scale
         return (x.float32() * _per_channel(scale) + _per_channel(shift)).cast(x.dtype)
 
-    def _update_statistics(self, mean, variance, samples: int) -> None:
+    def update_statistics(self, mean, variance, samples: int) -> None:
+        """Moves the running statistics towards a batch's mean and biased variance of `samples` values per channel."""
         if samples < 2:
             raise ValueError("batch norm in training needs more than one value per channel")
         unbiased = variance * (samples / (samples - 1))

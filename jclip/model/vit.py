@@ -37,7 +37,9 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(config, activation, eps)
         self.ln_post = LayerNorm(width, eps)
         self.proj = jt.init.gauss((width, embed_dim), "float32", std=scale)
+        self.proj_bias = jt.zeros((embed_dim,)) if config.proj_bias else None
         self.image_size = config.image_size
+        self._patches = rows * columns
 
     def embed(self, images, positions=None):
         """(B, 3, H, W) → (B, 1 + N, D): class token and patches, positions added, before `ln_pre`.
@@ -79,12 +81,17 @@ class VisionTransformer(nn.Module):
         if dense == "value":
             block = self.transformer.resblocks[last]
             x = block.attn.values(block.ln_1(entering))
-        cells = x[:, 1 : 1 + (patches or self.positional_embedding.shape[0] - 1)]
-        return pooled, kernels.linear(self.ln_post(cells), self.proj.transpose(0, 1))
+        cells = x[:, 1 : 1 + (patches or self._patches)]
+        return pooled, kernels.linear(self.ln_post(cells), self.proj.transpose(0, 1), self.proj_bias)
+
+    def project(self, pooled):
+        """(B, D) → (B, E)."""
+        projected = jt.matmul(pooled, self.proj)
+        return projected if self.proj_bias is None else projected + self.proj_bias
 
     def _pooled(self, first, penultimate: bool):
         pooled = self.ln_post(first)
-        return pooled if penultimate else jt.matmul(pooled, self.proj)
+        return pooled if penultimate else self.project(pooled)
 
     def execute(self, images, **options):
         """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row. options: as of `encode`.

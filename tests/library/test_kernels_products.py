@@ -24,6 +24,7 @@ ACTIVATIONS = {
     None: lambda x: x,
     "quickgelu": lambda x: x * torch.sigmoid(1.702 * x),
     "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 
 
