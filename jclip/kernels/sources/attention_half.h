@@ -1,5 +1,5 @@
 // Attention over packed q, k, v in bfloat16, the softmax in float32, one head of one sample per OpenMP iteration: by the
-// processor's own dot products of bfloat16 where it has them and no AMX, else by oneDNN.
+// processor's own dot products of bfloat16 where it has them, else, and where AMX multiplies faster than these, by oneDNN.
 #pragma once
 #include "attention.h"
 #include "attention_dots.h"
@@ -87,7 +87,7 @@ template <class X>
 void attention_half_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width, double heads, double causal) {
     const int64_t H = int64_t(heads), D = width / 3, d = D / H;
     const float scale = 1.0f / std::sqrt(float(d));
-#ifdef JCLIP_HALF_DOTS
+#if defined(JCLIP_HALF_DOTS) && !defined(__AMX_BF16__)
     if (d % 2 == 0) {
         const auto *from = reinterpret_cast<const uint16_t*>(qkv);
         return attention_dots(from, reinterpret_cast<uint16_t*>(out), B, N, width, H, causal != 0);
