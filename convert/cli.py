@@ -44,6 +44,7 @@ TARGETS = {
     "jclip": Target("to_jclip:write_folder", {".safetensors": "to_jclip:write_file", ".pkl": "to_jclip:write_pickle"}),
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
+    "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }

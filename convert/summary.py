@@ -26,7 +26,7 @@ def summary(source: Source, unsaid: bool = False) -> str:
         "family": UNSAID if unsaid else found.metadata.get("source_family", "jclip"),
         "architecture": architecture_name(found.config) or "without a name",
         "image tower": image_tower(found.config.vision),
-        "text tower": text_tower(found.config.text),
+        "text tower": text_tower(found.config.text, vocabulary(found)),
         "embedding": found.config.embed_dim,
         "activation": UNSAID if unsaid else found.config.activation,
         "photos": UNSAID if unsaid else photos(found.preprocess),
@@ -36,6 +36,11 @@ def summary(source: Source, unsaid: bool = False) -> str:
         **positions(found),
     }
     return "\n".join(f"{name:<12} {printable(str(value))}" for name, value in rows.items())
+
+
+def vocabulary(found: Checkpoint) -> str:
+    """What follows the text tower's sizes, where its vocabulary is not CLIP's."""
+    return "" if found.vocabulary is None else f", {found.config.text.vocab_size:,} tokens ({found.vocabulary.kind})"
 
 
 def photos(shown: Preprocess) -> str:
@@ -70,9 +75,9 @@ def image_tower(v: AnyImage | None) -> str:
     return f"EVA, {', '.join([line, *(kind for kind, true in kinds.items() if true)])}"
 
 
-def text_tower(t: AnyText | None) -> str:
-    """One line."""
+def text_tower(t: AnyText | None, words: str = "") -> str:
+    """One line. words: the kind of vocabulary, where it is another than CLIP's."""
     if t is None:
         return "none"
-    kind = "" if t.kind == "clip" else f"{t.kind}, vocabulary {t.vocab_size:,}, "
-    return f"{kind}width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}"
+    kind = {"clip": "", "siglip": "SigLIP, "}.get(t.kind, f"{t.kind.upper()}, ")
+    return f"{kind}width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}{words}"

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+from convert import to_chinese_clip
 from convert.to_jclip import reshaped_scale, scalar_scale
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.prompts.tokenizer import tokenizer
+from jclip.prompts.vocabularies import VocabularyFile
 from jclip.readers import safetensors
 from jclip.weights.checkpoint import Checkpoint
-from jclip.weights.layouts import from_eva, from_huggingface, from_siglip
+from jclip.weights.layouts import from_chinese_clip, from_eva, from_huggingface, from_siglip
 from jclip.weights.layouts.keymap import unapply
 from jclip.weights.mobile_configs import MobileConfig
 from jclip.weights.perception_configs import PerceptionConfig
+from jclip.weights.text_configs import SigLIPTextConfig
 from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
 
 ACTIVATIONS = {ours: theirs for theirs, ours in from_huggingface.ACTIVATIONS.items()}
@@ -31,15 +34,19 @@ def write(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
         raise ConfigError(f"Hugging Face's CLIPModel holds no {reason}")
     if from_siglip.is_whole(checkpoint.config):
         return _write_siglip(folder, checkpoint, dtype)
-    is_eva = isinstance(checkpoint.config.vision, EVAConfig)
+    is_eva, is_chinese = isinstance(checkpoint.config.vision, EVAConfig), to_chinese_clip.is_chinese_clip(checkpoint)
     rules = from_eva.HUGGING_FACE if is_eva else from_huggingface.RULES
+    rules = from_chinese_clip.HUGGING_FACE_RULES if is_chinese else rules
     tensors = unapply(scalar_scale(checkpoint.tensors), rules)
     dtypes = {name: "float32" if name == "logit_scale" else dtype for name in tensors}
     safetensors.write_tensors(folder / "model.safetensors", tensors, dtypes, {"format": "pt"})
-    _write(folder, "config.json", (_eva if is_eva else _clip)(checkpoint, dtype))
+    describe = _eva if is_eva else _chinese if is_chinese else _clip
+    _write(folder, "config.json", describe(checkpoint, dtype))
     if checkpoint.config.vision:
         _write(folder, "preprocessor_config.json", _processor(checkpoint.preprocess))
-    if checkpoint.config.text and checkpoint.config.text.vocab_size == tokenizer().vocab_size:
+    if checkpoint.vocabulary is not None:
+        to_chinese_clip.write_vocabulary(folder, checkpoint.vocabulary, checkpoint.config.text.context_length)
+    elif checkpoint.config.text and checkpoint.config.text.vocab_size == tokenizer().vocab_size:
         _write_tokenizer(folder, checkpoint.config.text)
 
 
@@ -55,6 +62,18 @@ def _write_siglip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
         shown = {**_processor(checkpoint.preprocess), "image_processor_type": "SiglipImageProcessor"}
         shown["processor_class"] = "SiglipProcessor"
         _write(folder, "preprocessor_config.json", shown)
+    if config.text and checkpoint.vocabulary:
+        _write_vocabulary(folder, checkpoint.vocabulary, config.text)
+
+
+def _write_vocabulary(folder: Path, words: VocabularyFile, text: SigLIPTextConfig) -> None:
+    """tokenizer.json as it was read or made, with the padding that its settings say. A SentencePiece vocabulary's texts are
+    cleaned by jclip, and by the class that transformers has for spiece.model alone: here it gets the plain one."""
+    (folder / "tokenizer.json").write_bytes(words.data)
+    own = "Siglip2Tokenizer" if words.settings.get("lower_case") else "PreTrainedTokenizerFast"
+    settings = {"tokenizer_class": own, "model_max_length": text.context_length}
+    kept = {key: words.settings[key] for key in ("padding_side", "pad_token") if words.settings.get(key)}
+    _write(folder, "tokenizer_config.json", settings | kept)
 
 
 def _not_held(checkpoint: Checkpoint) -> str:
@@ -67,15 +86,21 @@ def _not_held(checkpoint: Checkpoint) -> str:
         return "text tower of SigLIP without a projection"
     if v is not None and v.image_size[0] != v.image_size[1]:
         return "tower of a non-square input"
+    if to_chinese_clip.is_chinese_clip(checkpoint) and (v is None or v.kind != "vit"):
+        return "BERT without a vision transformer"
     if any(getattr(tower, "layer_scale", False) for tower in (v, t)):
         return "layer scale"
     if isinstance(v, (PerceptionConfig, MobileConfig)) or getattr(v, "proj_bias", False):
         return "tower of PE-Core, MobileCLIP or timm"
-    if t is not None and not t.causal:
+    if t is not None and not getattr(t, "causal", True):
         return "text tower that is not causal"
     if isinstance(v, EVAConfig) and (v.swiglu or v.sub_norm or v.rope or t is None):
         return "EVA02 tower of rotary positions"
     return f"resize mode {shown.resize}" if shown.resize not in ("shortest", "squash") else ""
+
+
+def _chinese(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    return to_chinese_clip.hugging_face_config(checkpoint, _vision(checkpoint.config.vision), dtype)
 
 
 def _clip(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

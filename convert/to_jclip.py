@@ -51,6 +51,10 @@ def write_pickle(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """Jittor's `.pkl`, for code of the challenge; it says nothing of itself, and knows no bfloat16."""
     if dtype == "bfloat16":
         raise ConfigError(f"{path}: a .pkl holds NumPy's numbers, which lack bf16: use fp16 or a .safetensors")
+    if checkpoint.vocabulary is not None:
+        raise ConfigError(
+            f"{path}: a .pkl holds weights alone, and this model needs its vocabulary: use a .safetensors"
+        )
     dtypes = dtypes_of(checkpoint, dtype)
     jittor_pickle.write(path, {k: t.read().astype(dtypes[k]) for k, t in checkpoint.tensors.items()})
 

@@ -12,11 +12,13 @@ from jclip.errors import ConfigError, notice
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
 from jclip.weights.layouts import from_siglip, from_timm
+from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import EVAConfig, SigLIPImageConfig, TextConfig, ViTConfig
 
 
 def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """What `open_clip.create_model("local-dir:…")` loads. Raises `ConfigError` for a model that open_clip lacks."""
+    refuse_other_towers(checkpoint, "open_clip")
     if not write_description(folder, checkpoint):
         raise ConfigError("open_clip has no such model: an EVA tower that it doesn't name, or one tower alone")
     tensors, vision = as_torch(checkpoint), checkpoint.config.vision
@@ -32,10 +34,24 @@ def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
         tensors = {k if k.startswith(own) else f"text.{k}": t for k, t in tensors.items()}
     dtypes = _dtypes(tensors, checkpoint, dtype)
     safetensors.write_tensors(folder / "open_clip_model.safetensors", tensors, dtypes, {"format": "pt"})
+    if checkpoint.vocabulary is not None:
+        (folder / "tokenizer.json").write_bytes(checkpoint.vocabulary.data)
+
+
+def refuse_other_towers(checkpoint: Checkpoint, target: str) -> None:
+    """Raises `ConfigError` for a text tower that neither OpenAI's names nor open_clip's stand for."""
+    text = checkpoint.config.text
+    if text is None or text.kind in ("clip", "siglip"):  # whose names are OpenAI's and open_clip's
+        return
+    raise ConfigError(
+        f"--to {target} must be of CLIP's text tower and vocabulary, got {TEXT_NAMES[text.kind]}: use --to jclip, "
+        "huggingface or cn_clip"
+    )
 
 
 def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """A plain state dict under OpenAI's names, as torch saves it."""
+    refuse_other_towers(checkpoint, "torch")
     tensors = as_torch(checkpoint)
     torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
 
@@ -61,8 +77,10 @@ def _not_openai(checkpoint: Checkpoint) -> str:
         return "an EVA tower"
     if from_timm.is_timm_tower(v):
         return "a tower of PE-Core, MobileCLIP or timm"
-    if v.kind == "siglip" or t.kind != "clip":
-        return "towers of another kind"
+    if v.kind == "siglip":
+        return "SigLIP's towers"
+    if t.kind != "clip" or checkpoint.vocabulary is not None:
+        return "another text tower or vocabulary"
     usual = Preprocess(size=shown.size)
     reasons = {
         "GELU": checkpoint.config.activation != "quickgelu",

@@ -125,7 +125,29 @@ def open_clip_folder(folder: Path, name: str, seed: int = 0):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(said))
     save_file({k: v.contiguous() for k, v in made.state_dict().items()}, folder / "open_clip_model.safetensors")
+    if TOYS_2025[name].text.end is not None:
+        (folder / "tokenizer.json").write_bytes(worldwide_words(TOYS_2025[name].text.vocab_size))
     return made
+
+
+def worldwide_words(size: int = 97) -> bytes:
+    """A tokenizer.json of `size` pieces in XLM-V's form: <s> before each text, </s> after it, <pad> behind."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = "▁abcdefghijklmnopqrstuvwxyz0123456789.,-'" + "".join(map(chr, range(0x4E00, 0x4E00 + size)))
+    pieces = [*specials, *letters][:size]
+    around = {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in enumerate(specials) if i != 1}
+    single = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "</s>", "type_id": 0}},
+    ]
+    space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+    spec = {
+        "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": space,
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": around},
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": [[piece, -float(i)] for i, piece in enumerate(pieces)]},
+    }  # fmt: skip
+    return json.dumps(spec).encode()
 
 
 def described(name: str) -> dict:
@@ -142,7 +164,7 @@ def described(name: str) -> dict:
     text = {"context_length": t.context_length, "vocab_size": t.vocab_size, "width": t.width, "heads": t.heads}
     text |= {"layers": t.layers, "mlp_ratio": t.mlp_width / t.width, "no_causal_mask": not t.causal}
     if t.end is not None:
-        text |= {"pool_type": "eos", "eos_id": t.end}
+        text |= {"pool_type": "eos", "eos_id": t.end, "hf_tokenizer_name": "facebook/xlm-v-base"}
     photos = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     model = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quickgelu", "vision_cfg": vision}
     return {"model_cfg": {**model, "text_cfg": text}, "preprocess_cfg": photos}

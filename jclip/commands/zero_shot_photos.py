@@ -43,7 +43,8 @@ def classify(
 ) -> predictions.Predictions:
     """Scores of each photo and class, by one model or several.
 
-    How is written in `jclip.features.several_models` and `jclip.functional.prompt_scores`.
+    How is written in `jclip.features.several_models` and `jclip.functional.prompt_scores`. Probabilities are shares of the
+    classes; of one model that was trained with the sigmoid loss, each class's own, which sum to nothing in particular.
 
     unknown: below this probability a photo is of none of the classes. explain: also which prompt decided. Raises
     `ConfigError` for members that can't be mixed so, `DataError` for a photo that does not decode, unless on_error is
@@ -60,10 +61,12 @@ def classify(
         drop_below_uniform=drop_below_uniform, on_error=on_error, whole=explain,
     )  # fmt: skip
     rows, features = extraction.extract(together, split, on_error=on_error, label="photos")
-    scores = mixture(features)
+    scores, sigmoid = mixture(features), several_models.belongs_by_sigmoid(together.sources, members)
+    if sigmoid:
+        scores += np.float32(together.sources[0].logit_bias)
     prompts = several_models.deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
     seen = tuple(photos[i] for i in rows)
-    return predictions.Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts))
+    return predictions.Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts), sigmoid)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -52,11 +52,8 @@ class PairSource:
         step = dense_map.STRIDE if self._is_resnet else vision.patch_size
         if size % step:
             raise ConfigError(f"size must be a multiple of {step}, the model's step, or 0 (its own), got {size}")
-        if (
-            size
-            and not (self._is_resnet or isinstance(vision, (ViTConfig, SigLIPImageConfig)))
-            and (size, size) != vision.image_size
-        ):
+        any_size = self._is_resnet or isinstance(vision, (ViTConfig, SigLIPImageConfig))
+        if size and not any_size and (size, size) != vision.image_size:
             raise ConfigError(f"this image tower takes photos of its own size, got size={size}: leave size out")
         self._step = step
 

@@ -96,6 +96,13 @@ class ModelSource:
         return OPENAI_BPE if self.checkpoint.vocabulary is None else self.tokenizer.digest
 
     @property
+    def logit_bias(self) -> float | None:
+        """The bias of logits of weights that were trained with the sigmoid loss; None of others."""
+        if not self.config.sigmoid:
+            return None
+        return float(self.checkpoint.tensors["logit_bias"].read().reshape(()))
+
+    @property
     def has_text(self) -> bool:
         """Whether texts have features in the space of the photos'."""
         return not self.penultimate and self.config.text is not None

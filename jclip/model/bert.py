@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jclip import kernels
-from jclip.model.layers import MLP, Attention, LayerNorm, TokenEmbedding
+from jclip.model.layers import MLP, Attention, LayerNorm, TokenEmbedding, put_tokens
 from jclip.runtime import jt
 from jclip.weights.text_configs import BertConfig
 
@@ -18,14 +18,17 @@ nn = jt.nn
 
 
 class PackedAttention(Attention):
-    """Attention within each of several sequences that lie one behind the other, or of (B, L, D) of equal lengths."""
+    """Attention within each of several sequences that lie one behind the other; of (B, L, D) without `sequences`, to all
+    tokens, or to those that `keys` (B, L) marks 1."""
 
-    def execute(self, x, sequences: kernels.Sequences | None = None, residual=None):
+    def execute(self, x, sequences: kernels.Sequences | None = None, residual=None, keys=None):
         qkv = self.in_proj(x)
+        if sequences is None and keys is None:
+            return self.out_proj(kernels.attention(qkv, self.heads), residual=residual)
+        qkv = qkv if jt.flags.use_cuda else qkv.float32()  # what the fused operators take
         if sequences is None:
-            mixed = kernels.attention(qkv, self.heads)
+            mixed = kernels.masked_attention(qkv, keys, self.heads)
         else:
-            qkv = qkv if jt.flags.use_cuda else qkv.float32()  # what the fused operator takes
             still = jt.zeros((sequences.rows, qkv.shape[1]), qkv.dtype)  # positions were added to the tokens themselves
             mixed = kernels.packed_attention(qkv, still, sequences, self.heads)
         return self.out_proj(mixed, residual=residual)
@@ -41,8 +44,8 @@ class PostNormBlock(nn.Module):
         self.mlp = MLP(width, config.mlp_width, config.activation, std=std, out_std=std)
         self.ln_2 = LayerNorm(width, config.norm_eps)
 
-    def execute(self, x, sequences: kernels.Sequences | None = None):
-        x = self.ln_1(self.attn(x, sequences, residual=x))
+    def execute(self, x, sequences: kernels.Sequences | None = None, keys=None):
+        x = self.ln_1(self.attn(x, sequences, residual=x, keys=keys))
         return self.ln_2(self.mlp(x, residual=x))
 
 
@@ -82,21 +85,44 @@ class BertTower(nn.Module):
         said = ids[:, : lengths.max(initial=1)] != self.pad
         inside = np.arange(said.shape[1]) < lengths[:, None]
         sequences = None if said.all() else _sequences(said, inside)
-        x = self._stem(ids[:, : said.shape[1]], inside, sequences)
-
-        def tap(name: str) -> None:
-            if taps is not None:
-                taps[name] = _padded(x, sequences)
-
-        tap("text.stem")
-        for i in range(len(self.transformer.resblocks)):
-            x = self.transformer.resblocks[i](x, sequences)
-            tap(f"text.block{i}")
+        x = self._blocks(self._stem(ids[:, : said.shape[1]], inside, sequences), sequences, taps=taps)
         first = x[:, 0] if sequences is None else kernels.rows_of(x, sequences.firsts)
         pooled = jt.matmul(first, self.text_projection)
+        return (pooled, _padded(self._projected(x), sequences)) if dense else pooled
+
+    def encode_embeddings(
+        self, x, ends: np.ndarray, dense: bool = False, insert: dict | None = None, taps: dict | None = None
+    ):
+        """As a call, from embeddings (B, L, D) without positions; ends: (B,) each row's last token that counts.
+
+        insert: layer → (position, tokens (n, D) or (B, n, D)); before that layer the tokens from `position` on are replaced
+        by these.
+        """
+        x = x[:, : int(ends.max()) + 1]
+        inside = np.arange(x.shape[1]) <= ends[:, None]
+        keys = None if inside.all() else jt.array(inside.astype(np.float32))
+        x = self.ln_pre(x + (self.positional_embedding[: x.shape[1]] + self.token_type_embedding[0]))
+        x = self._blocks(x, keys=keys, insert=insert, taps=taps)
+        pooled = jt.matmul(x[:, 0], self.text_projection)
         if not dense:
             return pooled
-        return pooled, _padded(kernels.linear(x, self.text_projection.transpose(0, 1)), sequences)
+        every = self._projected(x)
+        return pooled, every if keys is None else every * keys.cast(every.dtype).unsqueeze(2)
+
+    def _blocks(self, x, sequences=None, keys=None, insert: dict | None = None, taps: dict | None = None):
+        """All blocks, one after the other; `taps` as of a call."""
+        for i in range(len(self.transformer.resblocks)):
+            if taps is not None:
+                taps["text.stem" if i == 0 else f"text.block{i - 1}"] = _padded(x, sequences)
+            if insert and i in insert:
+                x = put_tokens(x, *insert[i])
+            x = self.transformer.resblocks[i](x, sequences, keys)
+        if taps is not None:
+            taps[f"text.block{len(self.transformer.resblocks) - 1}"] = _padded(x, sequences)
+        return x
+
+    def _projected(self, x):
+        return kernels.linear(x, self.text_projection.transpose(0, 1))
 
     def _stem(self, ids: np.ndarray, inside: np.ndarray, sequences: kernels.Sequences | None):
         """Embeddings of tokens, positions and the first type, normed: (B, L, D), or (T, D) of sequences."""

@@ -132,7 +132,7 @@ def _grid(x, step: int) -> tuple[int, int]:
 
 def _resampled(table, own: tuple[int, int], grid: tuple[int, int], antialias: bool = True, margin: float = 0.0):
     """A table of positions (1 + N, D), or (N, D) without a class token, for another grid, by default as
-    `Checkpoint.resized` makes it."""
+    `Checkpoint.resized` makes a ViT's."""
     if own == grid:
         return table
     array = resample_positions(table.float32().numpy(), own, grid, antialias, margin)

@@ -70,12 +70,14 @@ class Trunk(nn.Module):
         dense: str | None = None,
         insert: dict | None = None,
         taps: dict | None = None,
+        penultimate: bool = False,
         patches: int = 0,
     ):
         """(B, N, D) → (B, E); with `dense` also (B, N, E). The query attends to learned vectors after the patches as well.
 
         dense: "value" takes what the query would if it attended to one patch alone, in the space of texts; "token" the
-        patches after the last norm, which are not. patches: N of photos of another size than the tower's.
+        patches after the last norm, which are not. penultimate: false, as there is no projection. patches: N of photos of
+        another size than the tower's.
         """
         if taps is not None:
             taps["visual.stem"] = x

@@ -11,7 +11,7 @@ from jclip.model.layers import LayerNorm, SharedStart, TokenEmbedding, Transform
 from jclip.model.siglip import SigLIPText
 from jclip.prompts.vocabularies import TextTokenizer, VocabularyFile
 from jclip.runtime import jt
-from jclip.weights.stored_vocabulary import check_clip_words, tokenizer_of
+from jclip.weights.stored_vocabulary import check_takes_vectors, tokenizer_of
 from jclip.weights.text_configs import AnyText
 
 nn = jt.nn
@@ -72,6 +72,12 @@ class TextEncoder:
             return self.text.ends(ids)
         return (ids if config.end is None else ids == config.end).argmax(axis=1)
 
+    @property
+    def word_vectors(self):
+        """(V, D): the embedding of each token. Raises `ConfigError` where no vectors can stand beside them."""
+        check_takes_vectors(self.config.text)
+        return (self if self.holds_text else self.text).token_embedding.weight
+
     def embed(self, tokens):
         """(B, L) ids → (B, L, D) token embeddings, without positions."""
         return self.token_embedding(jt.array(tokens)) if self.holds_text else self.text.embed(tokens)
@@ -94,10 +100,6 @@ class TextEncoder:
         length = ends.max() + 1 if self.causal else ids.shape[1]
         return self.encode_text_embeddings(self.embed(ids[:, :length]), ends, dense, taps=taps)
 
-    def needs_clip_words(self, what: str) -> None:
-        """Raises `ConfigError` unless texts are read by CLIP's own tower and vocabulary. what: what needs it."""
-        check_clip_words(self.config.text, self.vocabulary, what)
-
     def encode_text_embeddings(
         self,
         x,
@@ -109,11 +111,14 @@ class TextEncoder:
     ):
         """`encode_text` from embeddings (B, L, D) without positions; `eot` (B,) holds each row's end-of-text position.
 
-        insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which is then computed once; without
-        `dense` and `taps`.
+        insert: deep prompts, see `Transformer`. shared: how the rows begin alike, which a causal tower computes once;
+        without `dense` and `taps`. Raises `ConfigError` for a tower that takes no vectors in the place of tokens.
         """
         if not self.holds_text:
-            self.needs_clip_words("text from embeddings is CLIP's own")
+            check_takes_vectors(self.config.text)
+            return self.text.encode_embeddings(x, np.asarray(eot), dense, insert=insert, taps=taps)
+        if not self.causal:
+            x, shared = self._padded(x), None
         length = x.shape[1]
         x = x + self.positional_embedding[:length]
         if shared:
@@ -127,6 +132,16 @@ class TextEncoder:
             every = kernels.linear(self.ln_final(x), self.text_projection.transpose(0, 1))
             return _pick_rows(every, eot), every
         return jt.matmul(self.ln_final(_pick_rows(x, eot)), self.text_projection)
+
+    def _padded(self, x):
+        """(B, L, D) → (B, context, D): embeddings with those of padding after them, which a tower that is not causal sees."""
+        B, L, D = x.shape
+        rest = self.config.text.context_length - L
+        if not rest:
+            return x
+        pad = 0 if self.vocabulary is None else self.tokenizer.pad
+        padding = self.token_embedding.weight[pad].reshape((1, 1, D)).expand((B, rest, D))
+        return jt.concat([x, padding.cast(x.dtype)], dim=1)
 
 
 def _pick_rows(x, positions):

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from jclip.errors import CheckpointError
+from jclip.prompts.character_table import CharacterTable
 from jclip.readers.protobuf import fields
 
 MOST_PIECES = 1 << 21
@@ -25,7 +24,6 @@ _OTHER_MODELS = {3: "words", 4: "characters"}
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of the model
 _MODEL_TYPE, _BYTE_FALLBACK, _UNK_ID = 3, 35, 40  # of its trainer's settings
 _CHARSMAP = 2  # of its normalizer's settings
-_BLOCK = 256  # units of a double array that one node's children lie in
 FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")  # stand in the place of the model's first three pieces
 _MASK = "<mask>"
 
@@ -65,7 +63,8 @@ def read_sentence_pieces(data: bytes, place: object) -> SentencePieces:
     if not isinstance(unknown, int) or unknown >= len(rows):
         raise CheckpointError(f"{place} is damaged: its unknown piece must be one of {len(rows):,}, got {unknown!r}")
     charsmap = bytes(_message(charsmap, place)) if charsmap else b""
-    check_charsmap(charsmap, place)
+    if charsmap:
+        CharacterTable(charsmap, place)
     pieces, scores, types = zip(*rows, strict=True)
     return SentencePieces(pieces, scores, types, model, unknown, bool(trainer.get(_BYTE_FALLBACK)), charsmap)
 
@@ -90,32 +89,6 @@ def _piece(message: memoryview, place: object) -> tuple[str, float, int]:
             f"{place} is damaged: a piece must have 1 to {LONGEST_PIECE:,} characters, got {len(piece):,}"
         )
     return piece, score, kind
-
-
-def check_charsmap(charsmap: bytes, place: object) -> None:
-    """Raise `CheckpointError` for replacements of characters that lead anywhere outside of themselves.
-
-    Bytes 0 to 3 give the length of a double array (Darts): units of 32 bits, of which one that ends a key gives where
-    its replacement begins in the texts behind the array; the others lead to children within the array.
-    """
-    if not charsmap:
-        return
-    length = int.from_bytes(charsmap[:4], "little")
-    if length % (4 * _BLOCK) or not 0 < length <= len(charsmap) - 4:
-        raise CheckpointError(f"{place} is damaged: its table of characters must be whole, got {len(charsmap):,} bytes")
-    units = np.frombuffer(charsmap, "<u4", length // 4, 4).astype(np.int64)
-    texts = np.frombuffer(charsmap, np.uint8, -1, 4 + length)
-    ends = (units >> 31) == 1
-    places = np.arange(len(units))
-    children = (places ^ (units >> 10) << ((units & (1 << 9)) >> 6)) | (_BLOCK - 1)
-    begins = units[ends] & 0x7FFFFFFF
-    inside = begins < len(texts)
-    if not (children[~ends] < len(units)).all() or not inside.all() or (texts[begins] & 0xC0 == 0x80).any():
-        raise CheckpointError(f"{place} is damaged: its table of characters leads outside of itself")
-    try:
-        texts.tobytes().decode()
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{place} is damaged: its table of characters is not UTF-8") from None
 
 
 def tokenizer_of(found: SentencePieces, fairseq: bool = False) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jclip.errors import CheckpointError, DataError, SetupError, printable, quoted
-from jclip.prompts.sentencepiece_model import check_charsmap
+from jclip.prompts.character_table import CharacterTable
 from jclip.prompts.text_cleaning import CLEANERS
 from jclip.prompts.tokenizer import MOST_LETTERS, shorten
 
@@ -26,6 +26,7 @@ REPLACEMENT = "\ufffd"
 PAD_NAMES = ("<pad>", "[PAD]")
 MOST_MORE, MOST_FEWER = 1 / 64, 1 / 8  # tokens that a vocabulary may have beside its tower's embedding, as a share
 _DEEPEST = 8  # sequences within sequences
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 Spec = dict[str, Any]
 
@@ -42,7 +43,8 @@ class JsonTokenizer:
     def __init__(self, spec: Spec, settings: Mapping[str, Any], vocab_size: int, kind: str, digest: str):
         self.kind, self.digest = kind, digest
         ids = vocabulary_of(spec)
-        _check_size(len(ids) and max(ids.values()) + 1, vocab_size, kind)
+        size = max(ids.values()) + 1
+        _check_size(size, vocab_size, kind)
         self._before, self._after = _around(spec, settings, ids, kind)
         self.pad = _pad(settings, spec, ids, self._after)
         self._left = settings.get("padding_side", "right") == "left"
@@ -52,8 +54,10 @@ class JsonTokenizer:
             raise CheckpointError(
                 f"{kind}'s special tokens must have ids below the embedding's {vocab_size:,}, got {beyond[0]:,}"
             )
-        self.vocab_size = min(max(ids.values()) + 1, vocab_size)
-        self._encode = _open(_harmless(spec, ids, vocab_size, bool(settings.get("lower_case"))), kind)
+        self.vocab_size = min(size, vocab_size)
+        harmless = _harmless(spec, ids, vocab_size)
+        harmless["normalizer"], self._characters = _normalizer(harmless["normalizer"], settings)
+        self._encode, self._piece = _open(harmless, kind)
 
     @property
     def start(self) -> int | None:
@@ -74,7 +78,12 @@ class JsonTokenizer:
             raise DataError(f"a text must have at most {MOST_LETTERS:,} letters, got {len(text):,}: {shorten(text)!r}")
         if not text.isascii():
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace(UNSPELLABLE, REPLACEMENT)
-        return self._encode(self._clean(text))
+        text = self._clean(text)
+        return self._encode(self._characters(text) if self._characters else text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The pieces of `ids`, one behind the other, as the vocabulary spells them."""
+        return "".join((self._piece(int(i)) or "").replace(UNSPELLABLE, "") for i in ids)
 
     def __call__(self, texts: str | Sequence[str], context_length: int, truncate: bool = False) -> np.ndarray:
         """int32 (B, context_length): start, ids, end, padding (before the rest where the file says so).
@@ -117,18 +126,15 @@ def vocabulary_of(spec: Spec) -> dict[str, int]:
     if not isinstance(model, dict) or not isinstance(added, list):
         raise CheckpointError("tokenizer.json must hold a model and added_tokens")
     vocab = model.get("vocab")
-    if isinstance(vocab, list):
-        rows = all(isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[0], str) for row in vocab)
-        ids = {row[0]: number for number, row in enumerate(vocab)} if rows else {}
-    else:
-        ids = dict(vocab) if isinstance(vocab, dict) else {}
-    for token in added:
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            raise CheckpointError(f"tokenizer.json's added_tokens must be tables with content, got {quoted(token)}")
-        ids.setdefault(token["content"], token.get("id"))
-    wrong = next((item for item in ids.items() if type(item[1]) is not int or not 0 <= item[1] < 1 << 31), None)
-    if not ids or wrong:
-        raise CheckpointError(f"tokenizer.json's vocabulary must give each token an id, got {quoted(wrong)}")
+    try:
+        ids = {piece: number for number, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+        for token in added:
+            ids.setdefault(token["content"], token["id"])
+        texts, numbers = set(map(type, ids)), set(map(type, ids.values()))
+        if (texts, numbers) != ({str}, {int}) or not 0 <= min(ids.values()) <= max(ids.values()) < 1 << 31:
+            raise ValueError
+    except (TypeError, ValueError, KeyError):
+        raise CheckpointError("tokenizer.json's vocabulary and added_tokens must give each token an id") from None
     return ids
 
 
@@ -191,7 +197,7 @@ def _pad(settings: Mapping[str, Any], spec: Spec, ids: Mapping[str, int], after:
     return next((ids[name] for name in PAD_NAMES if name in ids), after[-1] if after else 0)
 
 
-def _harmless(spec: Spec, ids: Mapping[str, int], vocab_size: int, lower_case: bool) -> Spec:
+def _harmless(spec: Spec, ids: Mapping[str, int], vocab_size: int) -> Spec:
     """The description without special tokens that a text could spell, and without ids beyond the embedding.
 
     A piece that is taken out of a text's reach keeps its id under a name that begins with `UNSPELLABLE`.
@@ -199,66 +205,97 @@ def _harmless(spec: Spec, ids: Mapping[str, int], vocab_size: int, lower_case: b
     model, added = dict(spec["model"]), spec.get("added_tokens") or []
     hidden = {token["content"] for token in added if token.get("special")}
     hidden |= {token for token, number in ids.items() if number >= vocab_size}
-    vocab = model["vocab"]
+    vocab = model["vocab"].copy()
     if isinstance(vocab, list):
-        model["vocab"] = [[_hide(row[0]) if row[0] in hidden else row[0], row[1]] for row in vocab]
+        for number in (ids[piece] for piece in hidden):
+            if number < len(vocab):
+                vocab[number] = (UNSPELLABLE + vocab[number][0], vocab[number][1])
     else:
-        model["vocab"] = {_hide(piece) if piece in hidden else piece: number for piece, number in vocab.items()}
-    if model.get("unk_token") in hidden:
-        model["unk_token"] = _hide(model["unk_token"])
-    if model.get("merges"):
-        model["merges"] = [pair for pair in model["merges"] if not _spells(pair, hidden)]
-    kept = [token for token in added if token["content"] not in hidden]
-    normalizer = spec.get("normalizer")
-    _check_steps(normalizer)
-    if lower_case:
-        steps = [{"type": "Lowercase"}, *([] if normalizer is None else [normalizer])]
-        normalizer = {"type": "Sequence", "normalizers": steps}
+        for piece in hidden & vocab.keys():
+            vocab[UNSPELLABLE + piece] = vocab.pop(piece)
+    model["vocab"] = vocab
+    if isinstance(unknown := model.get("unk_token"), str) and unknown in hidden:
+        model["unk_token"] = UNSPELLABLE + unknown
+    if isinstance(merges := model.get("merges"), list):
+        model["merges"] = [pair for pair in map(_pair, merges) if hidden.isdisjoint((*pair, "".join(pair)))]
+    kept = [_added_token(token, token["content"] in hidden) for token in sorted(added, key=lambda t: t["id"])]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": kept, "normalizer": normalizer,
-        "pre_tokenizer": spec.get("pre_tokenizer"), "post_processor": None, "decoder": None, "model": model,
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": kept, "decoder": None,
+        "normalizer": spec.get("normalizer"), "pre_tokenizer": spec.get("pre_tokenizer"), "post_processor": None,
+        "model": model,
     }  # fmt: skip
 
 
-def _hide(piece: str) -> str:
-    return UNSPELLABLE + piece
+def _added_token(token: Mapping[str, Any], hidden: bool) -> dict[str, Any]:
+    """A token that is matched before the model, as the package wants it; a hidden one only keeps its id."""
+    flags = {flag: bool(token.get(flag)) and not hidden for flag in _FLAGS}
+    return {"id": token["id"], "content": UNSPELLABLE * hidden + token["content"], **flags, "special": False}
 
 
-def _spells(pair: Any, hidden: set[str]) -> bool:
-    """Whether a merge ("a b" or ["a", "b"]) takes or makes a hidden piece."""
-    parts = pair.split(" ") if isinstance(pair, str) else pair
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise CheckpointError(f"tokenizer.json's merges must be pairs of pieces, got {quoted(pair)}")
-    return not hidden.isdisjoint((*parts, "".join(parts)))
+def _pair(merge: Any) -> tuple[str, str]:
+    """A merge's two pieces, which stand as "a b" or as a list."""
+    pair = tuple(merge.split(" ")) if isinstance(merge, str) else merge
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        raise CheckpointError(f"tokenizer.json's merges must be pairs of pieces, got {quoted(merge)}")
+    return pair[0], pair[1]
 
 
-def _check_steps(step: Any, depth: int = 0) -> None:
-    """Raise `CheckpointError` for compiled replacements of characters that lead outside of themselves."""
-    if not isinstance(step, dict):
-        return
-    if step.get("type") == "Precompiled":
+def _normalizer(steps: Any, settings: Mapping[str, Any]) -> tuple[Any, CharacterTable | None]:
+    """What the package does to texts, and the table of characters where it is applied before, as SentencePiece does.
+
+    transformers applies the table letter group by letter group, but for SigLIP, which it leaves to SentencePiece.
+    """
+    kept, table = _split_normalizer(steps)
+    if settings.get("lower_case"):
+        steps = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *([] if steps is None else [steps])]}
+    return (kept, table) if settings.get("clean") == "siglip" else (steps, None)
+
+
+def _split_normalizer(step: Any, depth: int = 0) -> tuple[Any, CharacterTable | None]:
+    """The steps without SentencePiece's table of characters, and that table, None where there is none.
+
+    Raises `CheckpointError` for a table that leads outside of itself.
+    """
+    if isinstance(step, dict) and step.get("type") == "Precompiled":
         try:
-            charsmap = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
+            data = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
         except (binascii.Error, TypeError, ValueError):
             raise CheckpointError("tokenizer.json is damaged: its table of characters must be base64") from None
-        check_charsmap(charsmap, "tokenizer.json")
-        return
-    inner = step.get("normalizers")
-    if isinstance(inner, list) and depth < _DEEPEST:
-        for part in inner:
-            _check_steps(part, depth + 1)
+        return None, CharacterTable(data, "tokenizer.json") if data else None
+    if not isinstance(step, dict) or not isinstance(step.get("normalizers"), list) or depth >= _DEEPEST:
+        return step, None
+    parts = [_split_normalizer(inner, depth + 1) for inner in step["normalizers"]]
+    kept = [part for part, _ in parts if part is not None]
+    return {**step, "normalizers": kept}, next((table for _, table in parts if table), None)
 
 
-def _open(spec: Spec, kind: str) -> Callable[[str], list[int]]:
-    """What encodes a text. Raises as `JsonTokenizer` does."""
+def _open(spec: Spec, kind: str) -> tuple[Callable[[str], list[int]], Callable[[int], str | None]]:
+    """What encodes a text, and what names a piece. Raises as `JsonTokenizer` does."""
     try:
         import tokenizers  # only here: an extra, and other commands do without it
     except ImportError:
         raise SetupError(f"this model's tokenizer needs the package tokenizers: {INSTALL}") from None
-    opened = _guarded(
-        lambda: tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False)),
-        lambda e: CheckpointError(f"the package tokenizers {tokenizers.__version__} can't read this {kind}: {e}"),
-    )
+
+    def made() -> Any:
+        make, added = _MODELS.get(spec["model"].get("type")), spec["added_tokens"]
+        if make is None:
+            opened = tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
+        else:
+            model = make(tokenizers.models, spec["model"])
+            empty = {**spec, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+            opened = tokenizers.Tokenizer.from_str(json.dumps(empty))
+            opened.model = model
+            opened.add_tokens(
+                [tokenizers.AddedToken(t["content"], **{flag: t[flag] for flag in _FLAGS}) for t in added]
+            )
+        if moved := [t["content"] for t in added if opened.token_to_id(t["content"]) != t["id"]]:
+            raise ValueError(
+                f"the ids of added tokens must follow the vocabulary's, those of {quoted(moved[0])} do not"
+            )
+        return opened
+
+    version = tokenizers.__version__
+    opened = _guarded(made, lambda e: CheckpointError(f"the package tokenizers {version} can't read this {kind}: {e}"))
 
     def encode(text: str) -> list[int]:
         return _guarded(
@@ -266,7 +303,23 @@ def _open(spec: Spec, kind: str) -> Callable[[str], list[int]]:
             lambda e: DataError(f"the model's tokenizer can't take the text {shorten(text)!r}: {e}"),
         )
 
-    return encode
+    return encode, opened.id_to_token
+
+
+def _unigram(models: Any, model: Spec) -> Any:
+    """The large models are handed over as they are: writing them as JSON, for the package to read, takes seconds."""
+    return models.Unigram(list(map(tuple, model["vocab"])), model.get("unk_id"), model.get("byte_fallback", False))
+
+
+def _byte_pairs(models: Any, model: Spec) -> Any:
+    options = {key: model[key] for key in _BYTE_PAIR_OPTIONS if model.get(key) is not None}
+    return models.BPE(vocab=model["vocab"], merges=model.get("merges", []), **options)
+
+
+_BYTE_PAIR_OPTIONS = (
+    "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges",
+)  # fmt: skip
+_MODELS = {"Unigram": _unigram, "BPE": _byte_pairs}
 
 
 def _guarded(work: Callable[[], Any], error: Callable[[str], Exception]) -> Any:

@@ -15,8 +15,7 @@ import numpy as np
 from jclip.errors import CheckpointError, ConfigError, UnknownName
 from jclip.prompts import text_cleaning, tokenizer_json, vocabulary_folder, wordpiece
 from jclip.prompts.tokenizer import OPENAI_BPE, TextShape, tokenizer_for
-from jclip.readers.schema import FLAG, NOTHING, TEXT, either, obey, one_of, shown
-from jclip.readers.text import parse_json
+from jclip.readers.schema import FLAG, NOTHING, TEXT, either, obey, one_of
 
 WORDPIECE, TOKENIZER_JSON = "wordpiece", "tokenizer.json"
 KINDS = (OPENAI_BPE, WORDPIECE, TOKENIZER_JSON)
@@ -90,18 +89,9 @@ def open_tokenizer(
     if kind == WORDPIECE:
         spec = wordpiece.tokenizer_of_vocabulary(data, settings)
     else:
-        spec = parse_json(_text_of(data), TOKENIZER_JSON, CheckpointError)
-    if not isinstance(spec, dict):
-        raise CheckpointError(f"{TOKENIZER_JSON} must be a table, got {shown(spec)}")
+        spec = vocabulary_folder.parsed(data, TOKENIZER_JSON)
     digest = tokenizer_json.digest_of([kind.encode(), data], settings)
     return tokenizer_json.JsonTokenizer(spec, settings, text_config.vocab_size, kind, digest)
-
-
-def _text_of(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{TOKENIZER_JSON} must be UTF-8 text, got other bytes") from None
 
 
 def tokenizer_files(folder: str | Path) -> VocabularyFile | None:

@@ -105,16 +105,16 @@ def _inner(values: Mapping[str, Any], key: str) -> Settings:
 
 def _is_clips(data: bytes, file: Path) -> bool:
     """Whether a tokenizer.json holds CLIP's own vocabulary, or the beginning of it that a smaller model has."""
-    vocab = _inner(_parsed(data, file), "model").get("vocab")
+    vocab = _inner(parsed(data, file), "model").get("vocab")
     merges = len(vocab) - _BYTES_OF_CLIP if isinstance(vocab, dict) else -1
     return 0 <= merges <= MERGES and vocab == tokenizer(merges).ids()
 
 
 def _table(file: Path) -> Settings:
-    return _parsed(_bytes_of(file, LARGEST_DESCRIPTION), file) if file.is_file() else {}
+    return parsed(_bytes_of(file, LARGEST_DESCRIPTION), file) if file.is_file() else {}
 
 
-def _parsed(data: bytes, file: Path) -> Settings:
+def parsed(data: bytes, file: Path | str) -> Settings:
     """A JSON table; an integer without limit, as tokenizer_config.json may give one, becomes a float."""
     try:
         found = json.loads(data.decode("utf-8-sig"), parse_int=_integer)

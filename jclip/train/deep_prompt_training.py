@@ -26,6 +26,7 @@ from jclip.train.on_photos import AugmentedBatches, ChosenOnPhotos, check_photos
 from jclip.train.optim import TrainState, optimiser
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
+from jclip.weights.stored_vocabulary import check_takes_vectors
 
 Penalty = Callable[[Any, Any, Any, Any], Any]  # pixels, image features, text features, scores → a scalar
 
@@ -67,6 +68,8 @@ def photos_for(cfg: DeepPromptConfig, run: Run) -> tuple[ModelSource, PhotoData,
     """
     source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     cfg.prompts.check(source.config)
+    if cfg.prompts.text:
+        check_takes_vectors(source.config.text)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
     data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)

@@ -362,6 +362,8 @@ def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarra
         x = rng.standard_normal(shape, dtype=np.float32)
         if name == "logit_scale":
             x = np.full(shape, math.log(100.0), np.float32)
+        elif name == "logit_bias":
+            x = np.full(shape, -10.0, np.float32)
         elif name.endswith("running_var"):
             x = 0.5 + np.abs(x)
         elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):

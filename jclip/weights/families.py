@@ -34,6 +34,9 @@ FAMILIES = {
     "dfn2b": Family("DFN2B ViT-B/16 and ViT-L/14", "quickgelu"),
     "dfn2b-39b": Family("DFN2B ViT-L/14 of 39B samples", "gelu"),
     "dfn5b": Family("DFN5B ViT-H/14, 224 and 378", "quickgelu", resize="squash"),
+    "chinese-clip": Family(
+        "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
+    ),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
     "metaclip2": Family("MetaCLIP 2 worldwide ViT-H/14 and ViT-bigG/14 without quickgelu in their names", "gelu"),
     "metaclip2-378": Family("the same at 378 pixels", "gelu", resize="squash"),
@@ -46,7 +49,6 @@ FAMILIES = {
 
 NOT_READ = {  # recognised, refused by name
     "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
-    "chinese-clip": "Chinese-CLIP: its text tower is a BERT with WordPiece; planned",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
     "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
+from jclip.prompts.vocabularies import VocabularyFile, tokenizer_files
 from jclip.readers import LazyTensor, WeightFile, read_weights
 from jclip.readers.schema import TABLE, obey, read_table, read_weight_map
 from jclip.weights.checkpoint import (
@@ -24,10 +25,18 @@ from jclip.weights.checkpoint import (
     open_checkpoint,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip, from_siglip, from_timm
+from jclip.weights.layouts import (
+    from_chinese_clip,
+    from_eva,
+    from_huggingface,
+    from_open_clip,
+    from_siglip,
+    from_timm,
+)
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.plain_names import plain_tensors, prefix_hint
+from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import CLIPConfig
 
 Tower = Literal["image", "text"]
@@ -45,8 +54,24 @@ LAYOUTS: dict[str, Mapped] = {
     "EVA-CLIP original": from_eva.original,
     from_timm.OPEN_CLIP: from_timm.canonical,
     from_timm.OWN: from_timm.apple,
+    from_chinese_clip.HUGGING_FACE: from_chinese_clip.hugging_face,
+    from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
     from_siglip.HUGGING_FACE: from_siglip.hugging_face,
     from_siglip.OPEN_CLIP: from_siglip.open_clip,
+}
+
+FAMILY_OF = {  # layouts that only one family has
+    "EVA-CLIP of the hub": "eva",
+    "EVA-CLIP original": "eva",
+    from_chinese_clip.HUGGING_FACE: from_chinese_clip.FAMILY,
+    from_chinese_clip.CN_CLIP: from_chinese_clip.FAMILY,
+    from_siglip.HUGGING_FACE: "siglip",
+    from_siglip.OPEN_CLIP: "siglip",
+}
+WORDS = {  # kind of text tower → the file that holds its vocabulary, and where that is published
+    "bert": "vocab.txt (of the weights' repository, such as OFA-Sys/chinese-clip-vit-base-patch16, or cn_clip/clip/vocab.txt)",
+    "worldwide": "tokenizer.json (of the weights' repository, such as facebook/metaclip-2-worldwide-huge-quickgelu)",
+    "siglip": "tokenizer.json or spiece.model (of the weights' repository, such as google/siglip2-base-patch16-224)",
 }
 
 
@@ -109,9 +134,9 @@ def _file(src: Path, stated: Stated) -> Source:
     raw = plain_tensors(file, src, stated)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    own = "siglip" if layout in (from_siglip.HUGGING_FACE, from_siglip.OPEN_CLIP) else None
-    family = own or family_of_tower(tensors) or family_of(src, file, stated)
-    return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
+    family = FAMILY_OF.get(layout) or family_of_tower(tensors) or family_of(src, file, stated)
+    found = from_tensors(src, tensors, stated.believing(family), layout)
+    return Source(replace(found, vocabulary=words_beside(src.parent, found.config.text, src)), report, layout)
 
 
 def _folder(folder: Path, stated: Stated) -> Source:
@@ -135,8 +160,22 @@ def _folder(folder: Path, stated: Stated) -> Source:
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
-    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files))
+    words = words_beside(folder, config.text, folder)
+    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files), words)
     return Source(checkpoint, report, f"{layout} folder")
+
+
+def words_beside(folder: Path, text: AnyText | None, place: Path) -> VocabularyFile | None:
+    """Return the vocabulary that a text tower needs, from the folder of its weights; None where it is CLIP's own.
+
+    Raises `CheckpointError` with the file to put there.
+    """
+    kind = None if text is None else "worldwide" if getattr(text, "end", None) is not None else text.kind
+    if kind not in WORDS:
+        return None
+    if (found := tokenizer_files(folder)) is None:
+        raise CheckpointError(f"{place} needs its vocabulary, which is not beside it: put {WORDS[kind]} into {folder}")
+    return found
 
 
 def described_by(folder: Path) -> Path | None:
@@ -151,6 +190,8 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 
 
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    if from_chinese_clip.is_config(said):
+        return _chinese_clip(said, place)
     of_siglip = said.get("model_type") in from_siglip.KINDS
     layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
     config = layout.config_from(said, place)
@@ -158,6 +199,14 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
     with _told_of(beside):
         photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
         return config, photos(read_table(beside) if beside.is_file() else {}, config)
+
+
+def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    config = from_chinese_clip.config_from(said, place)
+    beside = place.with_name("preprocessor_config.json")
+    with _told_of(beside):
+        shown = read_table(beside) if beside.is_file() else None
+        return config, from_chinese_clip.preprocess_from(shown, config)
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
@@ -168,10 +217,12 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names, place):
+    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names):
         return layout
-    if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):
-        raise refused("chinese-clip", place)
+    if has("bert.encoder.layer."):
+        return from_chinese_clip.CN_CLIP
+    if has("text_model.encoder.layer."):
+        return from_chinese_clip.HUGGING_FACE
     if has("text_decoder.", "visual.attn_pool."):
         raise refused("coca", place)
     if has("text.transformer.encoder.layer.", "text.transformer.embeddings."):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,8 @@ from jclip.weights.families import Stated, refused
 from jclip.weights.mobile_configs import APPLE_EPS, STEM_STRIDES, TIMM_EPS, MobileConfig
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.recent_architectures import ENDS, PERCEPTION
-from jclip.weights.text_shapes import text_shapes
+from jclip.weights.text_configs import AnyText, TextConfig
+from jclip.weights.text_shapes import BERT_RANKS, bert_from_shapes, count_of, text_shapes
 from jclip.weights.tower_shapes import (
     PROBE,
     RANKS,
@@ -25,7 +25,7 @@ from jclip.weights.tower_shapes import (
     projection,
 )
 from jclip.weights.tower_sizes import Activation
-from jclip.weights.variants import AnyImage, CLIPConfig, EVAConfig, ResNetConfig, TextConfig, ViTConfig
+from jclip.weights.variants import AnyImage, CLIPConfig, EVAConfig, ResNetConfig, ViTConfig
 
 HEAD_WIDTHS = {
     384: 64, 512: 64, 768: 64, 896: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104, 1792: 112, 4096: 128, 5120: 128,
@@ -38,7 +38,7 @@ _RANKS = {  # axes of the tensors whose shapes are read below
     "visual.trunk.blocks.0.mlp.fc1.weight": 2, "visual.trunk.blocks.0.mlp.fc1_g.weight": 2,
     "visual.layer1.0.conv1.weight": 4, "visual.attnpool.positional_embedding": 2, "visual.attnpool.c_proj.weight": 2,
     "token_embedding.weight": 2, "positional_embedding": 2, "text_projection": 2, "ln_final.weight": 1,
-    "transformer.resblocks.0.mlp.c_fc.weight": 2, **RANKS,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2, **BERT_RANKS, **RANKS,
 }  # fmt: skip
 _FOREIGN_VOCABULARIES = {32000: "clipa"}
 PERCEPTION_HEADS = {v.width: v.width // v.heads for _, v, _ in PERCEPTION.values()}
@@ -157,11 +157,11 @@ def config_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: objec
         if key in shapes and (len(shapes[key]) != rank or 0 in shapes[key]):
             raise CheckpointError(f"{place}: {key} must have {rank} axes, none of them empty, got {tuple(shapes[key])}")
     try:
-        if {siglip_shapes.LATENT, siglip_shapes.TOKENS} & set(shapes):
+        if siglip_shapes.are_siglips(shapes):
             return _siglip_from_shapes(shapes, activation, stated, place)
         vision = _vision_from_shapes(shapes, stated, place)
-        text = _text_from_shapes(shapes, stated) if "token_embedding.weight" in shapes else None
-        if text and text.vocab_size in _FOREIGN_VOCABULARIES:
+        text = _text_from_shapes(shapes, stated)
+        if text and text.kind == "clip" and text.vocab_size in _FOREIGN_VOCABULARIES:
             raise refused(_FOREIGN_VOCABULARIES[text.vocab_size], place, f"a vocabulary of {text.vocab_size}")
         if vision is None and text is None:
             raise CheckpointError(f"{place} holds neither an image tower nor a text tower")
@@ -187,7 +187,7 @@ def _siglip_from_shapes(
 
 
 def _embed_dim(shapes: Mapping[str, tuple]) -> int:
-    for key, axis in (("text_projection", 1), ("visual.proj", 1)):
+    for key, axis in (("text_projection", 1), ("visual.proj", 1), ("text.text_projection", 1)):
         if key in shapes:
             return shapes[key][axis]
     key = "visual.trunk.head.weight" if "visual.trunk.head.weight" in shapes else "visual.attnpool.c_proj.weight"
@@ -203,12 +203,16 @@ def _vision_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: obje
     return _vit_from_shapes(shapes, stated, place)
 
 
-def _text_from_shapes(shapes: Mapping[str, tuple], stated: Stated) -> TextConfig:
+def _text_from_shapes(shapes: Mapping[str, tuple], stated: Stated) -> AnyText | None:
+    if "text.token_type_embedding" in shapes:
+        return bert_from_shapes(shapes)
+    if "token_embedding.weight" not in shapes:
+        return None
     width = shapes["ln_final.weight"][0]
     return TextConfig(
         width=width,
         heads=max(width // 64, 1),
-        layers=_count(shapes, r"transformer\.resblocks\.(\d+)\."),
+        layers=count_of(shapes, r"transformer\.resblocks\.(\d+)\."),
         mlp_width=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         context_length=shapes["positional_embedding"][0],
         vocab_size=shapes["token_embedding.weight"][0],
@@ -245,7 +249,7 @@ def _block_sizes(shapes: Mapping[str, tuple], patch: int, width: int, heads: int
     block = "visual.transformer.resblocks.0"
     return {
         "image_size": size, "patch_size": patch, "width": width, "heads": heads,
-        "layers": _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "layers": count_of(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
         "mlp_width": shapes[f"{block}.mlp.c_fc.weight"][0],
         "layer_scale": f"{block}.ls_1.gamma" in shapes,
     }  # fmt: skip
@@ -268,7 +272,7 @@ def _eva_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object)
         image_size=_image_size(shapes["visual.trunk.pos_embed"][1] - 1, patch, stated, place),
         patch_size=patch,
         width=width,
-        layers=_count(shapes, r"visual\.trunk\.blocks\.(\d+)\."),
+        layers=count_of(shapes, r"visual\.trunk\.blocks\.(\d+)\."),
         heads=_heads(width, stated, place),
         mlp_width=shapes[f"{block}.mlp.fc1_g.weight" if gated else f"{block}.mlp.fc1.weight"][0],
         swiglu=gated,
@@ -283,7 +287,7 @@ def _eva_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object)
 def _resnet_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: object) -> ResNetConfig:
     width = shapes["visual.layer1.0.conv1.weight"][0]
     size = _image_size(shapes["visual.attnpool.positional_embedding"][0] - 1, 32, stated, place)
-    blocks = tuple(_count(shapes, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+    blocks = tuple(count_of(shapes, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
     return ResNetConfig(size, width, blocks, heads=max(width * 32 // 64, 1))
 
 
@@ -316,7 +320,3 @@ def _image_size(cells: int, step: int, stated: Stated, place: object) -> tuple[i
             f"{place}: positions must form a square grid, got {cells}: pass --image-size HEIGHT WIDTH"
         )
     return side * step, side * step
-
-
-def _count(shapes: Mapping[str, tuple], pattern: str) -> int:
-    return len({m.group(1) for m in (re.match(pattern, k) for k in shapes) if m})

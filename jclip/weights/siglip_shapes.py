@@ -10,13 +10,18 @@ from jclip.weights.image_configs import SigLIPImageConfig
 from jclip.weights.text_configs import SigLIPTextConfig
 from jclip.weights.tower_sizes import Activation
 
-LATENT = "visual.trunk.attn_pool.latent"  # marks of the two towers
+LATENT = "visual.trunk.attn_pool.latent"  # marks of the two towers, the second beside no BERT
 TOKENS = "text.token_embedding.weight"
 RANKS = {  # axes of the tensors whose shapes are read below
     "visual.trunk.patch_embed.proj.weight": 4, "visual.trunk.pos_embed": 3, "visual.trunk.blocks.0.mlp.fc1.weight": 2,
     "text.positional_embedding": 2, TOKENS: 2, "text.transformer.resblocks.0.mlp.c_fc.weight": 2,
 }  # fmt: skip
 HEAD_WIDTHS = {1152: 72, 1536: 96}  # by width of a tower; of others 64
+
+
+def are_siglips(shapes: Mapping[str, tuple]) -> bool:
+    """Return whether these are names of SigLIP's towers, or of one of them."""
+    return LATENT in shapes or (TOKENS in shapes and "text.token_type_embedding" not in shapes)
 
 
 def image_shapes(v: SigLIPImageConfig, embed: int) -> Shapes:

@@ -18,6 +18,7 @@ from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights.text_configs import TEXT_NAMES, AnyText
 
 TENSOR, KIND, SETTINGS = "tokenizer", "tokenizer", "tokenizer_settings"  # the tensor, and keys of the metadata
+TAKE_VECTORS = ("clip", "bert")  # kinds of text towers that read vectors in the place of tokens
 LARGEST = 256 << 20  # bytes of a vocabulary
 
 
@@ -59,25 +60,28 @@ def tokenizer_of(text: AnyText | None, vocabulary: VocabularyFile | None) -> Tex
     if text is None:
         raise ConfigError("these weights are an image tower alone: they embed no texts")
     if vocabulary is not None:
-        return vocabulary.open(text)
+        return _ending_as(text, vocabulary.open(text))
     if text.kind != "clip" or text.end is not None:
         whose = TEXT_NAMES[text.kind] if text.kind != "clip" else f"a vocabulary of {text.vocab_size:,}"
         raise ConfigError(f"weights of {whose} must come with their vocabulary, got none")
     return tokenizer_for(text)
 
 
-def check_clip_words(text: AnyText | None, vocabulary: VocabularyFile | None, what: str) -> None:
-    """Raise `ConfigError` unless texts are CLIP's: its tower, and its own vocabulary.
+def _ending_as(text: AnyText, opened: TextTokenizer) -> TextTokenizer:
+    """Return the tokenizer. Raises `ConfigError` where texts would not end with the token that the tower reads them at."""
+    end = text.end if text.kind == "clip" else None
+    if end is not None and opened.end != end:
+        got = "no such token" if opened.end is None else opened.end
+        raise ConfigError(f"the tokenizer must end texts with token {end}, where the tower reads them, got {got}")
+    return opened
 
-    what: what needs it, with a verb, such as "recipe coop learns vectors between CLIP's own token embeddings".
-    """
-    if text is None or (text.kind == "clip" and vocabulary is None and text.causal):
-        return
-    got = (
-        TEXT_NAMES[text.kind]
-        if text.kind != "clip"
-        else f"another vocabulary ({vocabulary.kind})"
-        if vocabulary
-        else ("one whose tokens see those after them too")
-    )
-    raise ConfigError(f"{what}: it takes models with CLIP's text tower and vocabulary, got {got}")
+
+def check_takes_vectors(text: AnyText | None) -> None:
+    """Raise `ConfigError` unless vectors can stand between a text tower's token embeddings, where they are learned."""
+    if text is None:
+        raise ConfigError("learned prompts must be read by a text tower, got an image tower alone")
+    if text.kind not in TAKE_VECTORS:
+        takes = " or ".join(TEXT_NAMES[kind] for kind in TAKE_VECTORS)
+        raise ConfigError(
+            f"learned prompts must stand between the token embeddings of {takes}, got {TEXT_NAMES[text.kind]}"
+        )

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from jclip.errors import ConfigError, UnknownName
 from jclip.readers.schema import FLAG, obey, one_of, refuse_unknown
+from jclip.weights.chinese_variants import CHINESE_TOWERS
 from jclip.weights.image_configs import (
     AnyImage,
     EVAConfig,
@@ -54,7 +55,9 @@ class CLIPConfig:
         without one."""
         if not penultimate:
             return self.embed_dim
-        if not isinstance(self.vision, PatchTower) or isinstance(self.vision, SigLIPImageConfig):
+        if isinstance(self.vision, SigLIPImageConfig):
+            raise ConfigError("SigLIP's image tower has no projection: take features=projected, which are its own")
+        if not isinstance(self.vision, PatchTower):
             raise ConfigError("only vision transformers have features before their projection: take projected ones")
         return self.vision.width
 
@@ -180,6 +183,7 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
         name: CLIPConfig(vision.width, vision, text, "gelu_tanh", vision.norm_eps, sigmoid=True)
         for name, (vision, text) in SIGLIP_TOWERS.items()
     },
+    **{name: CLIPConfig(embed, vision, text) for name, (embed, vision, text) in CHINESE_TOWERS.items()},
 }  # fmt: skip
 ARCHITECTURES |= {name: CLIPConfig(*row, "gelu") for name, row in {**PERCEPTION, **MOBILE}.items()}
 for _name, (_known, _text) in WITH_TEXT.items():

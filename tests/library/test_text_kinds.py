@@ -15,10 +15,10 @@ from jclip.readers import read_weights, safetensors
 from jclip.weights.checkpoint import describe, open_checkpoint, random_arrays, save_checkpoint
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.sample_ids import sample_ids
-from jclip.weights.stored_vocabulary import check_clip_words, stored, tokenizer_of
+from jclip.weights.stored_vocabulary import check_takes_vectors, stored, tokenizer_of
 from jclip.weights.text_configs import BertConfig
 from jclip.weights.variants import SHIPPED, CLIPConfig
-from tests.toys import SMALL_VIT, TEXT, TOY_VIT, shapes_of
+from tests.toys import SMALL_VIT, TEXT, TOY_SIGLIP, TOY_VIT, shapes_of
 
 BERT = BertConfig(width=20, heads=5, layers=3, mlp_width=33, context_length=11, vocab_size=97, positions=13)
 TOY_BERT = replace(TOY_VIT, text=BERT)
@@ -89,15 +89,17 @@ def test_bytes_that_are_not_there_are_one_line(tmp_path, array):
         open_checkpoint(bad)
 
 
-def test_a_bert_needs_its_vocabulary_and_recipes_may_ask_for_clips_words():
+def test_a_bert_needs_its_vocabulary_and_learned_prompts_a_tower_that_takes_them():
     with pytest.raises(ConfigError, match="must come with their vocabulary, got none"):
         tokenizer_of(BERT, None)
     with pytest.raises(ConfigError, match="image tower alone"):
         tokenizer_of(None, None)
-    check_clip_words(TEXT, None, "it learns")
-    for text, words in ((BERT, WORDS), (TEXT, WORDS)):
-        with pytest.raises(ConfigError, match="it learns: it takes models with CLIP's text tower and vocabulary, got"):
-            check_clip_words(text, words, "it learns")
+    for text in (TEXT, BERT):
+        check_takes_vectors(text)
+    with pytest.raises(ConfigError, match="must be read by a text tower, got an image tower alone"):
+        check_takes_vectors(None)
+    with pytest.raises(ConfigError, match="of CLIP's text tower or a BERT, Chinese-CLIP's text tower, got SigLIP"):
+        check_takes_vectors(TOY_SIGLIP.text)
 
 
 def test_the_context_of_a_table_with_more_positions_than_it_uses(tmp_path):

@@ -294,6 +294,7 @@ def worldwide_folder(folder, seed):
     said = MetaClip2Config(vision_config=vision, text_config=text, projection_dim=config.embed_dim)
     model = toys_2025.shuffled(MetaClip2Model(said), seed)
     model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(toys_2025.worldwide_words(t.vocab_size))
     return model
 
 
@@ -316,3 +317,18 @@ def test_metaclip_2_of_transformers(seed, tmp_path, close):
     before, after = (read_weights(place / "model.safetensors") for place in (folder, out))
     assert set(before) == set(after) and all(np.array_equal(t.read(), after[k].read()) for k, t in before.items())
     assert json.loads((out / "config.json").read_text())["text_config"]["eos_token_id"] == 2
+
+
+def test_a_tower_that_is_not_causal_sees_padding_after_cut_texts(folders, close):
+    """Embeddings of texts that end before the context does, as learned prompts are, get what the whole rows give."""
+    config = TOYS_2025["mobile_l"]
+    model, ids = build(identify(folders["mobile_l", 0][1]).checkpoint), toy_texts(config)
+    ends = model.ends(ids)
+    with jt.no_grad():
+        wanted = model.encode_text(ids)
+        cut = model.encode_text_embeddings(model.embed(ids[:, : ends.max() + 1]), ends)
+        other = ids.copy()
+        other[:, -1] = 5
+        assert not np.allclose(model.encode_text(other).numpy(), wanted.numpy())
+    close(cut.numpy(), wanted.numpy(), "kernel")
+    assert not model.causal and model.holds_text

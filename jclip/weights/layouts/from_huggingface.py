@@ -10,7 +10,6 @@ from jclip.data.preprocess import DEVIATIONS, MEANS, OPENAI_MEAN, OPENAI_STD, Pr
 from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, obey, one_of, whole
-from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
 from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH
 from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
@@ -40,7 +39,7 @@ TEXT_RULES = [
     Rule(("logit_scale",), "logit_scale"),
     *(Rule((f"{tower}_model.embeddings.position_ids",), "") for tower in ("vision", "text")),  # of old exports
 ]
-RULES = [
+IMAGE_RULES = [
     *_layer_rules("vision_model.encoder.layers.{}", "visual.transformer.resblocks.{}"),
     Rule(("vision_model.embeddings.class_embedding",), "visual.class_embedding"),
     Rule(("vision_model.embeddings.patch_embedding.weight",), "visual.conv1.weight"),
@@ -48,13 +47,13 @@ RULES = [
     *both("vision_model.pre_layrnorm", "visual.ln_pre"),  # sic
     *both("vision_model.post_layernorm", "visual.ln_post"),
     Rule(("visual_projection.weight",), "visual.proj", "transpose"),
-    *TEXT_RULES,
 ]
+RULES = [*IMAGE_RULES, *TEXT_RULES]
 _TOWER: dict[str, Condition] = {  # what config.json may say of a tower
     "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "hidden_act": TEXT, "layer_norm_eps": EPSILON,
 }  # fmt: skip
-_VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
+VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
 _TEXT = {
     **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY,
     "eos_token_id": either(whole(0, 1 << 24), NOTHING),
@@ -67,7 +66,6 @@ TOWERS = {  # exports of one tower
     "clip_vision_model": "image", "clip_text_model": "text", f"{WORLDWIDE}_vision_model": "image",
     f"{WORLDWIDE}_text_model": "text",
 }  # fmt: skip
-_REFUSED = {"chinese_clip": "chinese-clip"}
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
@@ -83,23 +81,21 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     """
     obey(config, {"model_type": TEXT, "projection_dim": WIDTH})
     kind = config.get("model_type", "clip")
-    if kind in _REFUSED:
-        raise refused(_REFUSED[kind], place)
     if kind not in ("clip", WORLDWIDE, *TOWERS):
         raise CheckpointError(
             f"{place} is of a {kind} model: CLIPModel and MetaClip2Model are read, and their towers (model_type clip, "
             f"{WORLDWIDE})"
         )
     tower = TOWERS.get(kind)
-    vision = None if tower == "text" else config if tower else _side(config, "vision_config")
-    text = None if tower == "image" else config if tower else _side(config, "text_config")
-    obey(vision or {}, _VISION, "" if tower else "vision_config")
+    vision = None if tower == "text" else config if tower else side(config, "vision_config")
+    text = None if tower == "image" else config if tower else side(config, "text_config")
+    obey(vision or {}, VISION, "" if tower else "vision_config")
     obey(text or {}, _TEXT, "" if tower else "text_config")
-    said = {str(side.get("hidden_act", "quick_gelu")) for side in (vision, text) if side is not None}
+    said = {str(tower.get("hidden_act", "quick_gelu")) for tower in (vision, text) if tower is not None}
     if len(said) != 1 or not said <= set(ACTIVATIONS):
         raise CheckpointError(f"{place} names the activations {', '.join(sorted(said))}: one of "
                               f"{', '.join(ACTIVATIONS)} is known, the same in both towers")  # fmt: skip
-    eps = {side.get("layer_norm_eps", 1e-5) for side in (vision, text) if side is not None}
+    eps = {tower.get("layer_norm_eps", 1e-5) for tower in (vision, text) if tower is not None}
     if len(eps) != 1:
         raise CheckpointError(f"{place} names two values of layer_norm_eps: one for both towers is known")
     return CLIPConfig(
@@ -120,7 +116,8 @@ def _end(text: Mapping[str, Any], kind: str) -> int | None:
     return None if eos in (None, 2, text.get("vocab_size", 49408) - 1) else eos
 
 
-def _side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what config.json says of one tower, in either of its forms."""
     obey(config, dict.fromkeys((name, f"{name}_dict"), either(TABLE, NOTHING)))
     return {**(config.get(f"{name}_dict") or {}), **(config.get(name) or {})}
 

@@ -15,7 +15,7 @@ from jclip.weights.families import refused
 from jclip.weights.layouts import from_siglip, from_timm
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.perception_configs import PerceptionConfig
-from jclip.weights.recent_architectures import MT5, XLM_V
+from jclip.weights.recent_architectures import ENDS, MT5, XLM_V
 from jclip.weights.tower_sizes import CONTEXT, HEADS, LAYERS, PATCH, TOKEN, VOCABULARY, WIDTH
 from jclip.weights.variants import (
     ARCHITECTURES,
@@ -69,7 +69,10 @@ _RULES: dict[str, dict[str, Condition]] = {  # what open_clip_config.json may sa
         "resize_mode": TEXT, "interpolation": one_of(*RESAMPLE), "mean": MEANS, "std": DEVIATIONS, "fill_color": FILL,
     },
 }  # fmt: skip
-_TOKENIZERS = {XLM_V: {"hf_tokenizer_name": "facebook/xlm-v-base"}, MT5: {"hf_tokenizer_name": "google/mt5-base"}}
+_TOKENIZERS: dict[int, dict[str, Any]] = {  # end of text → MetaCLIP 2's tokenizer
+    ENDS[XLM_V]: {"hf_tokenizer_name": "facebook/xlm-v-base"},
+    ENDS[MT5]: {"hf_tokenizer_name": "google/mt5-base", "tokenizer_kwargs": {"clean": "canonicalize"}},
+}
 _PLAIN = ("learnable", "tok", "argmax", "linear", "default", "clean", None, False)
 
 
@@ -193,7 +196,7 @@ def _described_model(config: CLIPConfig) -> dict[str, Any] | None:
     text |= {"layers": t.layers, "mlp_ratio": t.mlp_width / t.width} | _described_scale(t.layer_scale)
     text |= {} if t.causal else {"no_causal_mask": True}
     if t.end is not None:
-        text |= {"pool_type": "eos", "eos_id": t.end} | _TOKENIZERS.get(t.vocab_size, {})
+        text |= {"pool_type": "eos", "eos_id": t.end} | _TOKENIZERS.get(t.end, _TOKENIZERS[ENDS[XLM_V]])
     model: dict[str, Any] = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quickgelu"}
     if isinstance(config.vision, EVAConfig) or from_timm.is_timm(config):
         model["custom_text"] = True

@@ -44,8 +44,8 @@ def _layer_rules(source: str, target: str, packed: str, side: int) -> list[Rule]
 HUGGING_FACE, OPEN_CLIP = "Hugging Face SiglipModel", "open_clip's SigLIP"
 
 
-def layout_of(names: Set[str], place: object) -> str | None:
-    """Return the layout if the keys are SigLIP's; None for another model's. Raises `CheckpointError` for NaFlex."""
+def layout_of(names: Set[str]) -> str | None:
+    """Return the layout if the keys are SigLIP's; None for another model's."""
     if f"{_HEAD}.probe" in names or "text_model.head.weight" in names:
         return HUGGING_FACE
     of_text = {"text.text_projection.weight", "text.transformer.resblocks.0.ln_1.weight"} <= names
@@ -80,7 +80,8 @@ def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
     """Return tensors under open_clip's names, and the report of all keys."""
     given, split = dict(tensors), []
     for kind in ("weight", "bias"):
-        if packed := given.pop(f"{_PACKED}{kind}", None):
+        packed = given.pop(f"{_PACKED}{kind}", None)
+        if packed is not None and packed.shape:
             split.append(f"{_PACKED}{kind}")
             rows = packed.shape[0] // 3
             given |= {f"{_PARTS[0]}{kind}": _rows(packed, 0, rows), f"{_PARTS[1]}{kind}": _rows(packed, rows, 3 * rows)}
@@ -266,8 +267,7 @@ def described(config: CLIPConfig) -> dict[str, Any] | None:
     text |= {"proj_bias": True} if t.projection else {"proj_type": "none"}
     if t.activation == "gelu_tanh":
         text["act_kwargs"] = {"approximate": "tanh"}
-    if t.vocab_size in _TOKENIZERS:
-        text["hf_tokenizer_name"] = _TOKENIZERS[t.vocab_size]
+    text["hf_tokenizer_name"] = _TOKENIZERS.get(t.vocab_size, "local")
     vision = {
         "image_size": config.vision.image_size[0], "timm_model_name": name, "timm_model_pretrained": False,
         "timm_pool": "map", "timm_proj": "none",
