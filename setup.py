@@ -38,6 +38,9 @@ setup(
         "tensorboard": ["tensorboardX>=2.6,<3"],  # writes `log: tensorboard`; to look at it: pip install tensorboard
         "heic": ["pillow-heif>=0.16"],
         "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
+        "tokenizers": [
+            "tokenizers>=0.20,<1"
+        ],  # text towers with a vocabulary of their own: Chinese-CLIP, SigLIP, MetaCLIP 2
         "parquet": ["pyarrow>=15,<26"],  # clip-retrieval's metadata
         "parity": [
             "torch==2.13.0",

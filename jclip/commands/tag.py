@@ -16,6 +16,7 @@ from jclip.features import tagging
 from jclip.functional import calibration, local_to_global
 from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts import scripts
+from jclip.prompts import templates as template_sets
 from jclip.prompts.background_names import BACKGROUNDS
 from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
 from jclip.report import tags as tagss
@@ -139,8 +140,10 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     names = class_names.read_class_names(args.classes, least=1).names
     background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
-    scripts.warn_unread(names, source.vocabulary_digest)
+    scripts.warn_unread(names, source.vocabulary_kind)
     templates = args.templates or tagging.TEMPLATES
+    prompts = template_sets.class_prompts(names[:1], template_sets.load_templates(templates))
+    scripts.warn_mixed(names[0], prompts[0][0], source.vocabulary_kind)
     return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
 
 

@@ -138,19 +138,19 @@ def _byte_pairs(found: SentencePieces) -> dict[str, Any]:
 
 
 def _merges(found: SentencePieces) -> list[list[str]]:
-    """Pairs of pieces that make a piece, by that piece's score, the highest first."""
+    """Pairs of pieces that make a piece, by that piece's score, the highest first, then by the left one's length."""
     rank = {
         piece: (-score, number)
         for number, (piece, score, kind) in enumerate(zip(found.pieces, found.scores, found.types, strict=True))
         if kind == NORMAL
     }
     pairs = [
-        (rank[piece], rank[piece[:at]][1], rank[piece[at:]][1], piece[:at], piece[at:])
+        (rank[piece], at, piece)
         for piece in rank
         for at in range(1, len(piece))
         if piece[:at] in rank and piece[at:] in rank
     ]
-    return [[left, right] for *_, left, right in sorted(pairs)]
+    return [[piece[:at], piece[at:]] for _, at, piece in sorted(pairs)]
 
 
 def _added(found: SentencePieces, ids: Mapping[str, int], special: set[str]) -> list[dict[str, Any]]:

@@ -29,10 +29,7 @@ def canonicalize(text: str) -> str:
 
 
 def siglip(text: str) -> str:
-    """transformers' rule for SigLIP: lower case, ASCII punctuation removed, white space collapsed; nothing repaired.
-
-    The space that begins a text stands there before, so that a text whose first letter follows a space has two.
-    """
+    """transformers' rule for SigLIP: lower case, ASCII punctuation removed, white space collapsed; nothing repaired."""
     text = f"{_SPACE}{text.replace(_SPACE, ' ')}".lower().translate(_NO_PUNCTUATION)
     return re.sub(r"\s+", " ", text).strip()
 

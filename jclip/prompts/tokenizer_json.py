@@ -128,9 +128,9 @@ def vocabulary_of(spec: Spec) -> dict[str, int]:
     vocab = model.get("vocab")
     try:
         ids = {piece: number for number, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-        for token in added:
-            ids.setdefault(token["content"], token["id"])
-        texts, numbers = set(map(type, ids)), set(map(type, ids.values()))
+        numbers = set(map(type, ids.values())) | {type(token["id"]) for token in added}
+        ids = {token["content"]: token["id"] for token in added} | ids
+        texts = set(map(type, ids))
         if (texts, numbers) != ({str}, {int}) or not 0 <= min(ids.values()) <= max(ids.values()) < 1 << 31:
             raise ValueError
     except (TypeError, ValueError, KeyError):

@@ -37,6 +37,7 @@ FAMILIES = {
     "chinese-clip": Family(
         "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
     ),
+    "long-clip": Family("Long-CLIP B/16 and L/14: texts of 248 tokens", "quickgelu"),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
     "metaclip2": Family("MetaCLIP 2 worldwide ViT-H/14 and ViT-bigG/14 without quickgelu in their names", "gelu"),
     "metaclip2-378": Family("the same at 378 pixels", "gelu", resize="squash"),
