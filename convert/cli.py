@@ -25,7 +25,6 @@ from jclip.weights import checkpoint as checkpoints
 from jclip.weights import identify
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import NORMALISATIONS, Stated
-from jclip.weights.stored_vocabulary import tokenizer_of
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
@@ -233,6 +232,8 @@ def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:
     """Opens a vocabulary that comes as a file, where the package for that is there. Raises `CheckpointError` for one of
     another embedding."""
     if checkpoint.config.text is not None and checkpoint.vocabulary is not None:
+        from jclip.weights.stored_vocabulary import tokenizer_of  # and NumPy with it, which --help does without
+
         with contextlib.suppress(SetupError):
             tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
 
