@@ -191,7 +191,8 @@ ENTRY = {"Path": "model.safetensors", "Size": 3, "Sha256": hashlib.sha256(b"abc"
     "said, message",
     [
         (b"<html>please log in</html>", "is not valid JSON"),
-        ({"Code": 200, "Data": {"Files": {}}}, "Data.Files must be a list"),
+        ({"Code": 200, "Data": {"Files": {}}}, "Data.Files must be a list, got {}"),
+        ({"Code": 404, "Data": None, "Message": "no\nsuch model"}, "got None (it says 'no\\nsuch model')"),
         ({"Data": {"Files": [7]}}, "a file of it must be a table, got 7"),
         ({"Data": {"Files": [{**ENTRY, "Size": -1}]}}, "Size must be an integer from 0"),
         ({"Data": {"Files": [{**ENTRY, "Sha256": "../../stolen"}]}}, "Sha256 must be 64 hexadecimal digits"),
