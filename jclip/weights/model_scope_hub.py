@@ -120,7 +120,7 @@ class ModelScopeHub:
             return
         url = f"{self._address}?Revision={REVISION}&FilePath={quote(name)}"
         part = target.with_name(f"{name}.{there.sha256[:8] or there.size}.part")
-        wanted = Download(url, most(name), there.size, self._headers)
+        wanted = Download(url, most(name), there.size, self._headers, name)
         try:
             fetch_whole(wanted, target, part, lambda path: _agrees(path, there))
         except WrongBytes as e:
