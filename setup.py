@@ -42,6 +42,7 @@ setup(
             "tokenizers>=0.20,<1"
         ],  # text towers with a vocabulary of their own: Chinese-CLIP, SigLIP, MetaCLIP 2
         "parquet": ["pyarrow>=15,<26"],  # clip-retrieval's metadata
+        "cluster": ["distributed>=2025.1"],  # `jclip embed --scheduler`: the workers of a Dask cluster
         "parity": [
             "torch==2.13.0",
             "torchvision==0.28.0",

@@ -67,12 +67,13 @@ class Trunk(nn.Module):
         """(B, 1 + N, D) → (B, E), with `penultimate` (B, D); with `dense` also (B, N, E)."""
         if taps is not None:
             taps["visual.stem"] = x
-        entering = x
+        entering, last = x, len(self.blocks) - 1
+        first_alone = jt.flags.no_grad and dense is None and taps is None
         for i in range(len(self.blocks)):
             if insert and i in insert:
                 x = put_tokens(x, *insert[i])
             entering, block = x, self.blocks[i]
-            x = block(x, self._rope)
+            x = block.at_first(x, self._rope).unsqueeze(1) if first_alone and i == last else block(x, self._rope)
             if taps is not None:
                 taps[f"visual.block{i}"] = x
         pooled = self.norm(x[:, 0])
@@ -111,6 +112,15 @@ class Block(nn.Module):
         x = self.attn(self.norm1(x), rope, residual=x)
         return self.mlp(self.norm2(x), residual=x)
 
+    def at_first(self, x, rope: Rotation | None = None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token, the others seen by it."""
+        first = x[:, 0]
+        if self.post_norm:
+            first = first + self.norm1(self.attn.at_first(x, rope))
+            return first + self.norm2(self.mlp(first))
+        first = self.attn.at_first(self.norm1(x), rope, residual=first)
+        return self.mlp(self.norm2(first), residual=first)
+
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
         return self.norm1(self.attn.values(x)) if self.post_norm else self.attn.values(self.norm1(x))
@@ -137,6 +147,10 @@ class PackedAttention(nn.Module):
         mixed = kernels.attention(rope(qkv) if rope else qkv, self.heads)
         return self.proj(mixed, residual=residual)
 
+    def at_first(self, x, rope: Rotation | None = None, residual=None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token."""
+        return self.proj(of_first(self.in_proj(x), rope, self.heads), residual=residual)
+
     def values(self, x):
         """Values as of `Block.values`, before the norm."""
         return self.proj(self.in_proj(x)[:, :, 2 * x.shape[2] :].float32())
@@ -154,14 +168,28 @@ class ApartAttention(nn.Module):
         self.proj = Linear(width, width, std=0.02)
         self.heads = config.heads
 
+    def in_proj(self, x):
+        """(B, N, D) → (B, N, 3D): q, k, v side by side."""
+        return jt.concat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=2)
+
     def execute(self, x, rope: Rotation | None = None, residual=None):
-        qkv = jt.concat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=2)
+        qkv = self.in_proj(x)
         mixed = kernels.attention(rope(qkv) if rope else qkv, self.heads)
         return self.proj(self.norm(mixed), residual=residual)
+
+    def at_first(self, x, rope: Rotation | None = None, residual=None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token."""
+        return self.proj(self.norm(of_first(self.in_proj(x), rope, self.heads)), residual=residual)
 
     def values(self, x):
         """As `Block.values`."""
         return self.proj(self.norm(self.v_proj(x)))
+
+
+def of_first(qkv, rope: Rotation | None, heads: int):
+    """(B, N, 3D) → (B, D): what the first token, which does not turn, takes from all of them."""
+    width, turned = qkv.shape[2] // 3, rope(qkv) if rope else qkv
+    return kernels.class_attention(turned[:, 0, :width].float32(), turned[:, :, width:], heads)
 
 
 class MLP(nn.Module):

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jclip.kernels import linear
 from jclip.model import clip
 from jclip.model.eva import EVATower
-from jclip.model.layers import Block
 from jclip.model.mobile import MobileTower
 from jclip.model.parameter_groups import image_groups
 from jclip.model.perception import PerceptionTower
@@ -65,22 +63,7 @@ def vit_entering(tower: VisionTransformer, pixels):
 def vit_leaving(tower: VisionTransformer, x):
     """(B, 1 + N, D) → (B, E)."""
     last = len(tower.transformer.resblocks) - 1
-    return tower.project(tower.ln_post(class_token(tower.transformer.resblocks[last], x)))
-
-
-def class_token(block: Block, x):
-    """(B, N, D) → (B, D): a block's output at the first token, for which the others need but k and v."""
-    attention, (B, N, D) = block.attn, x.shape
-    shape, weight, bias = (attention.heads, D // attention.heads), attention.in_proj_weight, attention.in_proj_bias
-    normed, first = block.ln_1(x), x[:, 0]
-    q = linear(normed[:, 0], weight[:D], bias[:D]).reshape((B, 1, *shape)) * shape[1] ** -0.5
-    others = linear(normed, weight[D:], bias[D:]).reshape((B, N, 2, *shape))
-    k, v = others[:, :, 0], others[:, :, 1]
-    shares = jt.nn.softmax((k * q).sum(dim=3), dim=1)  # (B, N, heads)
-    mixed = attention.out_proj((shares.unsqueeze(3) * v).sum(dim=1).reshape((B, D)))
-    first = first + (block.ls_1(mixed) if block.layer_scale else mixed)
-    hidden = block.mlp(block.ln_2(first))
-    return first + (block.ls_2(hidden) if block.layer_scale else hidden)
+    return tower.project(tower.ln_post(tower.transformer.resblocks[last].at_first(x)))
 
 
 def perception_leaving(tower: PerceptionTower, x):
@@ -99,7 +82,7 @@ def eva_entering(tower: EVATower, pixels):
 def eva_leaving(tower: EVATower, x):
     """(B, 1 + N, D) → (B, E)."""
     trunk = tower.trunk
-    return trunk.head(trunk.norm(trunk.blocks[len(trunk.blocks) - 1](x, trunk._rope)[:, 0]))
+    return trunk.head(trunk.norm(trunk.blocks[len(trunk.blocks) - 1].at_first(x, trunk._rope)))
 
 
 def siglip_entering(tower: SigLIPTower, pixels):

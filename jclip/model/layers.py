@@ -22,8 +22,9 @@ class LayerNorm(nn.Module):
         self.bias = jt.zeros((width,))
         self.eps = eps
 
-    def execute(self, x):
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+    def execute(self, x, reader=None):
+        """reader: the one weight that multiplies what comes out, see `kernels.layer_norm`."""
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps, reader)
 
 
 class RMSNorm(nn.Module):
@@ -137,6 +138,22 @@ class Attention(nn.Module):
             mixed = kernels.attention(self.turned(qkv), self.heads, causal)
         return self.out_proj(mixed, residual=residual)
 
+    def at_first(self, x, residual=None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token, for which the others need but k and v."""
+        width, weight, bias = x.shape[-1], self.in_proj_weight, self.in_proj_bias
+        if self.reader is None:
+            qkv = self.in_proj(x)
+            q, kv = qkv[:, 0, :width].float32(), qkv[:, :, width:]
+        else:
+            q = kernels.linear(x[:, 0], kernels.rows(weight, 0, width), bias[:width])
+            kv = kernels.linear(x, kernels.rows(weight, width), bias[width:], half=True)
+        return self.out_proj(kernels.class_attention(q, kv, self.heads), residual=residual)
+
+    @property
+    def reader(self):
+        """The weight that alone multiplies what attention is given; None where a recipe's own `in_proj` does."""
+        return None if "in_proj" in vars(self) else self.in_proj_weight
+
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
         width = x.shape[-1]
@@ -174,8 +191,17 @@ class Block(nn.Module):
         if self.layer_scale:
             x = x + self.ls_1(self.attn(self.ln_1(x), causal, shared=shared))
             return x + self.ls_2(self.mlp(self.ln_2(x)))
-        x = self.attn(self.ln_1(x), causal, residual=x, shared=shared)
-        return self.mlp(self.ln_2(x), residual=x)
+        x = self.attn(self.ln_1(x, self.attn.reader), causal, residual=x, shared=shared)
+        return self.mlp(self.ln_2(x, self.mlp.c_fc.weight), residual=x)
+
+    def at_first(self, x):
+        """(B, N, D) → (B, D): what `execute` returns for the first token, the others seen by it."""
+        first = x[:, 0]
+        if self.layer_scale:
+            first = first + self.ls_1(self.attn.at_first(self.ln_1(x)))
+            return first + self.ls_2(self.mlp(self.ln_2(first)))
+        first = self.attn.at_first(self.ln_1(x, self.attn.reader), residual=first)
+        return self.mlp(self.ln_2(first, self.mlp.c_fc.weight), residual=first)
 
 
 class Transformer(nn.Module):
@@ -234,13 +260,14 @@ class BatchNorm(nn.Module):
     def execute(self, x):
         if self.is_training():
             y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
-            self._update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
+            self.update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
             return y
         scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
         shift = self.bias.float32() - self.running_mean * scale
         return (x.float32() * _per_channel(scale) + _per_channel(shift)).cast(x.dtype)
 
-    def _update_statistics(self, mean, variance, samples: int) -> None:
+    def update_statistics(self, mean, variance, samples: int) -> None:
+        """Moves the running statistics towards a batch's mean and biased variance of `samples` values per channel."""
         if samples < 2:
             raise ValueError("batch norm in training needs more than one value per channel")
         unbiased = variance * (samples / (samples - 1))
