@@ -21,7 +21,7 @@ from jclip.errors import MisfitError, SetupError
 from jclip.readers import read_weights
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
-from jclip.weights.layouts import from_chinese_clip, from_open_clip
+from jclip.weights.layouts import from_chinese_clip, from_open_clip, from_siglip
 from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
@@ -79,6 +79,8 @@ def _reference(source: Source) -> Encoders:
         return _transformers(source.checkpoint)
     if source.layout == f"{from_chinese_clip.HUGGING_FACE} folder":
         return _chinese_clip(source.checkpoint)
+    if source.layout == f"{from_siglip.HUGGING_FACE} folder":
+        return _siglip(source.checkpoint)
     if source.layout == "EVA-CLIP original":
         return _timm(source.checkpoint)
     if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
@@ -120,6 +122,18 @@ def _chinese_clip(checkpoint: Checkpoint) -> Encoders:
         return model.get_text_features(ids, attention_mask=(ids != pad).long())
 
     return {"image": _called(model.get_image_features, "pooler_output"), "text": _called(texts, "pooler_output")}
+
+
+def _siglip(checkpoint: Checkpoint) -> Encoders:
+    both, image, text = _imported("transformers", "SiglipModel", "SiglipVisionModel", "SiglipTextModel")
+    config = checkpoint.config
+    if config.vision and config.text:
+        model = _loaded(both, checkpoint.path)
+        fields = {"image": model.get_image_features, "text": model.get_text_features}
+    else:
+        alone = _loaded(image if config.vision else text, checkpoint.path)
+        fields = {"image" if config.vision else "text": alone}
+    return {kind: _called(encode, "pooler_output") for kind, encode in fields.items()}
 
 
 def _loaded(kind: Any, folder: Path) -> Any:

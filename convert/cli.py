@@ -117,7 +117,9 @@ _SRC = (
 def add_identity(p: argparse.ArgumentParser) -> None:
     """Options for what a file may not say of itself."""
     add_shared(p, "--family")
-    p.add_argument("--activation", choices=("quickgelu", "gelu"), help="activation (default: the family's)")
+    p.add_argument(
+        "--activation", choices=("quickgelu", "gelu", "gelu_tanh"), help="activation (default: the family's)"
+    )
     p.add_argument(
         "--normalisation", choices=NORMALISATIONS, help="mean and standard deviation of pixels (default: the family's)"
     )

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +32,7 @@ from jclip.weights.families import FAMILIES, Stated
 from jclip.weights.layouts import from_long_clip
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.plain_names import SCALARS, plain_names, plain_tensors
+from jclip.weights.random_weights import random_arrays as random_arrays
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.tower_shapes import PROBE, STEM
@@ -107,6 +107,8 @@ class Checkpoint:
         if length == text.context_length:
             return self
         check_context(text.context_length, length, method)
+        if text.kind == "siglip":
+            raise ConfigError(f"SigLIP reads a text at its last place: its context of {text.context_length} must stay")
         if text.kind != "clip":
             return self._with_fewer_positions(length)
         resized = replace(text, context_length=length)
@@ -348,30 +350,3 @@ def describe(
         **stored(vocabulary)[1],
     }
     return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}
-
-
-def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
-    """Return seeded random weights for parameters of these names: the same on every machine, activations of order
-    one.
-
-    Norms and statistics are random as well, so that tests notice swapped or missing ones.
-    """
-    rng = np.random.default_rng(seed)
-    made = {}
-    for name, shape in shapes.items():
-        x = rng.standard_normal(shape, dtype=np.float32)
-        if name == "logit_scale":
-            x = np.full(shape, math.log(100.0), np.float32)
-        elif name == "logit_bias":
-            x = np.full(shape, -10.0, np.float32)
-        elif name.endswith("running_var"):
-            x = 0.5 + np.abs(x)
-        elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):
-            x = 1.0 + 0.1 * x
-        elif name.endswith(("bias", "running_mean")):
-            x = 0.05 * x
-        else:
-            fan_in = shape[0] if name.endswith(("proj", "text_projection")) else math.prod(shape[1:]) or shape[0]
-            x = x * fan_in**-0.5
-        made[name] = x.astype(np.float32)
-    return made
