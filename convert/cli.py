@@ -142,6 +142,9 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--post-norm", choices=("yes", "no"), help="whether an EVA tower of unknown width has post-norm blocks"
     )
+    p.add_argument(
+        "--texts", choices=("short", "box", "long"), help="how FG-CLIP 2's weights read texts (default: short)"
+    )
 
 
 def add_prompts(p: argparse.ArgumentParser) -> None:
@@ -257,6 +260,7 @@ def stated_by(args: argparse.Namespace) -> Stated:
         head_width=args.vision_head_width,
         post_norm=None if args.post_norm is None else args.post_norm == "yes",
         image_size=image_size(size) if size else None,
+        texts=args.texts,
         weights_key=args.weights_key,
         prefix=args.prefix,
     )

@@ -61,7 +61,7 @@ def _settings(said: Settings, text: Settings, config: Settings, name: str, data:
     settings = _cleaning(text)
     kind = _MODEL.search(data)
     byte_pairs = kind is not None and kind[1] == b"BPE"
-    siglip = name.startswith("Siglip") or str(config.get("model_type") or "").startswith("siglip")
+    siglip = name.startswith("Siglip") or str(config.get("model_type") or "").startswith(("siglip", "fgclip2"))
     if not settings and siglip:
         settings = {"lower_case": True} if byte_pairs else {"clean": "siglip"}
     elif not settings and name.startswith("Gemma") and said.get("do_lower_case") is True:

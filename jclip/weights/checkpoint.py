@@ -237,13 +237,13 @@ def family_of_tower(names: Iterable[str]) -> str | None:
 
 
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
-    """Return the family that a file shows: that of its image tower, OpenAI's by its scalars, Long-CLIP's by its second
-    table, a published one by its SHA-256; else None."""
+    """Return the family that a file shows: OpenAI's by its scalars, Long-CLIP's by its second table, a published one by its
+    SHA-256; else None."""
     names = plain_names(file, stated)
-    if family := family_of_tower(names):
-        return family
     if from_long_clip.is_long_clip(names):
         return "long-clip"
+    if family := family_of_tower(names):
+        return family
     if all(s in names for s in SCALARS):
         return "openai"
     if stated.anything:

@@ -75,6 +75,7 @@ class Stated:
     head_width: int | None = None  # of the image tower
     post_norm: bool | None = None  # of EVA's blocks
     image_size: tuple[int, int] | None = None  # H, W, where a table of positions gives only their product
+    texts: str | None = None  # which of FG-CLIP 2's ways to read texts
     weights_key: str | None = None  # one set of several in a file, see `jclip.weights.plain_names`
     prefix: str | None = None  # what the model's names begin with in it
 

@@ -36,7 +36,7 @@ def plain_tensors(
     tensors: Mapping[str, LazyTensor], place: object, stated: Stated | None = None
 ) -> dict[str, LazyTensor]:
     """Return the model's floating-point tensors under their own names, without counters that Jittor does not use, and
-    with weights in geometric parametrisation as plain ones.
+    with weights in geometric parametrisation as plain ones, and Long-CLIP's two tables of positions as one.
 
     place: the file, for messages. A classifier and averaged weights beside the model are left out and named on stderr,
     once. Raises `CheckpointError` for a stated name that the file lacks, and where two names become one.
