@@ -256,7 +256,17 @@ def test_gpus_train_in_bf16_where_they_have_it(monkeypatch):
 @needs_half
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    "size", [(2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (9, 50, 2, 64), (2, 131, 2, 80), (2, 9, 3, 5), (1, 37, 2, 7)]
+    "size",
+    [
+        (2, 7, 3, 4),
+        (3, 1, 5, 2),
+        (1, 65, 2, 16),
+        (9, 50, 2, 64),
+        (2, 131, 2, 80),
+        (1, 120, 2, 80),
+        (2, 9, 3, 5),
+        (1, 37, 2, 7),
+    ],
 )
 def test_half_attention_equals_the_plain_one_of_rounded_inputs(size, causal, close):
     B, N, H, d = size
