@@ -28,6 +28,11 @@ ACTIVATIONS = {
 }
 
 
+HALF_SIZES = [  # B, N, heads, d: few keys and many, whole and broken blocks of them, an odd width
+    (2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (9, 50, 2, 64), (1, 120, 2, 80), (2, 131, 2, 80), (2, 9, 3, 5), (1, 37, 2, 7),
+]  # fmt: skip
+
+
 def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
@@ -255,9 +260,7 @@ def test_gpus_train_in_bf16_where_they_have_it(monkeypatch):
 
 @needs_half
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    "size", [(2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (9, 50, 2, 64), (2, 131, 2, 80), (2, 9, 3, 5), (1, 37, 2, 7)]
-)
+@pytest.mark.parametrize("size", HALF_SIZES)
 def test_half_attention_equals_the_plain_one_of_rounded_inputs(size, causal, close):
     B, N, H, d = size
     half = cpu.to_half(jt.array(normal(np.random.default_rng(N), B, N, 3 * H * d)))
