@@ -224,7 +224,9 @@ def torch_resnet_training(config, batch: int, dtype: str) -> Prepared:
 
     arrays = random_arrays({k: s for k, s in shapes_of(config).items() if k.startswith("visual.")}, 0)
     p = torch_clip.parameters(arrays, requires_grad=True)
-    p = {k: v.detach().to(memory_format=torch.channels_last).requires_grad_() if v.ndim == 4 else v for k, v in p.items()}
+    p = {
+        k: v.detach().to(memory_format=torch.channels_last).requires_grad_() if v.ndim == 4 else v for k, v in p.items()
+    }
     scale = torch.tensor(LOGIT_SCALE, requires_grad=True)
     model = torch_clip_text(config).train()
     trained = [scale, *(v for v in p.values() if v.requires_grad), *model.parameters()]

@@ -48,7 +48,10 @@ class _Norm(Function):
         if self.added:
             shapes, dtypes = [*shapes, x.shape], [*dtypes, x.dtype]
         name = "map_norm_added_backward" if self.added else "map_norm_backward"
-        inputs, options = [x, weight, bias, *others, *_given_first(gradients)], {**self.options, "given": int(self.given)}
+        inputs, options = (
+            [x, weight, bias, *others, *_given_first(gradients)],
+            {**self.options, "given": int(self.given)},
+        )
         for_x, for_weight, for_bias, *for_residual = _code(name, shapes, inputs, ROWS_AND_CHANNELS, options, dtypes)
         return for_x, for_weight, for_bias, None, None, *(for_residual or [None]), None, None
 
