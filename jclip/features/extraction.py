@@ -11,6 +11,7 @@ from functools import partial, reduce
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import DataConfig
 from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
 from jclip.data.augment import augment as augment_named
@@ -25,6 +26,7 @@ from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
+from jclip.machine import ranks
 from jclip.model import last_block
 from jclip.paths import cache_dir, file_sha256
 from jclip.postponed import jt
@@ -163,11 +165,15 @@ def encode_photos(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n,) of `split` that decoded and their features (n, E), not normalised, of a model at hand; nothing is cached.
 
-    Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
+    Several ranks encode a share each, and all get all. Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
     """
     failed: list[str] = []
-    rows, features = _compute(model, split, Views(preprocess), on_error, failed, label)
-    if len(failed) == len(split):
+    own = ranks.here().share(len(split))
+    share = split.take(range(own.start, own.stop)) if ranks.here().several else split
+    rows, features = _compute(model, share, Views(preprocess), on_error, failed, label)
+    if ranks.here().several:
+        rows, features = (kernels.collectives.joined(x) for x in (rows + own.start, features))
+    if not len(rows):
         raise DataError(f"none of {len(split)} photos decoded" + (f": {failed[0]}" if failed else ""))
     return rows, features
 

@@ -11,6 +11,7 @@ import os
 
 from jclip.config import Dtype
 from jclip.errors import ConfigError
+from jclip.kernels import collectives as collectives
 from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.kernels.sequences import Sequences as Sequences

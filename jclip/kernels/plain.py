@@ -153,7 +153,7 @@ def rows_of(table, index):
 
 def dropout(x, rate: float, seed: int):
     """The mask is computed at once: deferred draws come in no fixed order."""
-    jt.set_global_seed(seed)
+    jt.set_global_seed(seed, different_seed_for_mpi=False)
     kept = jt.random(x.shape) >= rate
     kept.sync()
     return x * kept.cast(x.dtype) * (1 / (1 - rate))
