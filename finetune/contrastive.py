@@ -186,6 +186,7 @@ def start_model(cfg: Config, run: runs.Run):
         config = config_of(cfg.model)
         jt.set_global_seed(cfg.seed, different_seed_for_mpi=False)
         model = clip.CLIP(config)
+        jt.sync(list(model.state_dict().values()))  # drawn in this order, not in that of their first use
         usual = preprocessing.Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
         preprocess = preprocessing.with_choice(usual, cfg.preprocess)
     else:
@@ -253,7 +254,13 @@ def memory(cfg: Config, model, optim, train: captions.Pairs, teacher) -> memory_
     names = [name for name in optim.params if name not in ("logit_scale", "logit_bias")]
     image = [name.startswith("visual.") for name in names]
     step = memory_estimate.StepSize(
-        -(-cfg.optim.batch // ranks.here().size), cfg.accumulate, longest, 1 - cfg.patch_dropout, any(image), not all(image), cfg.recompute
+        -(-cfg.optim.batch // ranks.here().size),
+        cfg.accumulate,
+        longest,
+        1 - cfg.patch_dropout,
+        any(image),
+        not all(image),
+        cfg.recompute,
     )
     trained, further = sum(p.numel() for p in optim.params.values()), clip.parameter_count(teacher) if teacher else 0
     return memory_estimate.estimate(model.config, clip.parameter_count(model), trained, cfg.optim, step, further)

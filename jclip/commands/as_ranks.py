@@ -7,13 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 from jclip.errors import failures_reported_by, notice
 from jclip.machine import rank_watch, ranks
 
 TOGETHER = ("train",)  # the others are done by rank 0
-SECONDS_APART = 0.5  # from one rank's report of a failure to the next one's: what fails on all is reported once
-MOST_APART = 6
+SECONDS_APART = 0.3  # from one host's report of a failure to the next one's: what fails on all is reported once
+MOST_APART = 10
 
 
 def run_as_rank(name: str, command: Callable[[], int]) -> int:
@@ -29,7 +30,7 @@ def run_as_rank(name: str, command: Callable[[], int]) -> int:
         notice(f"jclip {name} is done by one process: rank 0 does it, and the other {here.size - 1} have nothing to do")
         ranks.stay_alone()
         return command()
-    line, streams = rank_watch.watch_over(str(here)), (sys.stdout, sys.stderr)
+    line, streams = rank_watch.watch_over(str(here), ranks.folder()), (sys.stdout, sys.stderr)
     if not here.first:
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     code = _code_of(command, streams[1])
@@ -41,20 +42,20 @@ def run_as_rank(name: str, command: Callable[[], int]) -> int:
     return code
 
 
-def _code_of(command: Callable[[], int], errors) -> int:
+def _code_of(command: Callable[[], int], errors: TextIO) -> int:
+    """The command's exit code; a failure is reported by one rank of each host, and by the first one's before others'."""
     here = ranks.here()
 
     def report(name: str, message: str) -> None:
         time.sleep(SECONDS_APART * min(here.rank, MOST_APART))
-        print(f"{name}: {here}: {message}", file=errors, flush=True)
+        if rank_watch.fails_first(ranks.folder()):
+            print(f"{name}: {here}: {message}", file=errors, flush=True)
 
     try:
         with failures_reported_by(report):
             return command()
-    except SystemExit as e:  # argparse has printed its help, or what is wrong
-        return e.code if isinstance(e.code, int) else 1 if e.code else 0
+    except SystemExit as e:  # argparse has printed its help
+        return e.code if isinstance(e.code, int) else 1
     except BaseException:
-        time.sleep(SECONDS_APART * min(here.rank, MOST_APART))
-        print(f"jclip: {here} failed:", file=errors)
-        traceback.print_exc(file=errors)
+        report("jclip", traceback.format_exc())
         return 1

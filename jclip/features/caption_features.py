@@ -102,7 +102,9 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
         ids = model.tokenize(texts, truncate=True)[here.share(len(texts))]
         captions = collectives.joined(encode_prompts(model, ids))
     image_of = np.searchsorted(decoded, pairs.images[rows])
-    return Encoded(rows, collectives.joined(np.concatenate(images)), captions, image_of, text_of, ids_of(pairs.texts(rows)[1]))
+    return Encoded(
+        rows, collectives.joined(np.concatenate(images)), captions, image_of, text_of, ids_of(pairs.texts(rows)[1])
+    )
 
 
 def ids_of(meanings: Iterable[str]) -> np.ndarray:

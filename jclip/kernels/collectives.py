@@ -119,10 +119,11 @@ class _Gathered(Function):
         return tuple(jt.array(placed(x.numpy(), places, count)) for x in features)
 
     def grad(self, *gradients):
-        jt.sync(list(gradients))
-        whole = [g.numpy() for g in gradients]
-        whole = whole if self.shared_loss else [total(g) for g in whole]
-        return None, None, None, *(jt.array(np.ascontiguousarray(g[self.places])) for g in whole)
+        return None, None, None, *(None if g is None else self._own(g) for g in gradients)  # None: on all ranks
+
+    def _own(self, gradient: jt.Var) -> jt.Var:
+        whole = gradient.numpy() if self.shared_loss else total(gradient.numpy())
+        return jt.array(np.ascontiguousarray(whole[self.places]))
 
 
 def require_equal(facts: Mapping[str, Any]) -> None:
@@ -130,7 +131,9 @@ def require_equal(facts: Mapping[str, Any]) -> None:
     here = ranks.here()
     if not here.several:
         return
-    mine = {name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in facts.items()}
+    mine = {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in facts.items()
+    }
     told = [json.loads(text) for text in _texts({"host": here.host, "facts": mine})]
     for rank, other in enumerate(told):
         differing = [k for k in (*mine, *other["facts"]) if other["facts"].get(k) != told[0]["facts"].get(k)]
@@ -164,7 +167,9 @@ def require_rows(count: int, batch: str) -> None:
     """Raise `ConfigError` where a batch of `count` rows can't give every rank one."""
     here = ranks.here()
     if here.size > count:
-        raise ConfigError(f"{batch} must be at least {here.size}, the number of ranks, got {count}: start fewer, or raise it")
+        raise ConfigError(
+            f"{batch} must be at least {here.size}, the number of ranks, got {count}: start fewer, or raise it"
+        )
 
 
 def batch_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float) -> tuple[jt.Var, jt.Var, jt.Var, int]:

@@ -28,8 +28,10 @@ _VARIABLES = (  # beside those in a build's stamp, what changes Jittor's compile
     "OMPI_COMM_WORLD_SIZE", "use_mpi", "DISABLE_MULTIPROCESSING", "mkl_include_path", "mkl_lib_path", "CONDA_PREFIX",
 )  # fmt: skip
 
-_ADDED = re.compile(r"(namespace jittor {|init_module\(PyModuleDef\* mdef, PyObject\* m\) {)"
-    r"(?:extern void pyjt_def_\w+\(PyObject\* m\);|jittor::pyjt_def_\w+\(m\);)+")  # of Jittor's MPI
+_ADDED = re.compile(
+    r"(namespace jittor {|init_module\(PyModuleDef\* mdef, PyObject\* m\) {)"
+    r"(?:extern void pyjt_def_\w+\(PyObject\* m\);|jittor::pyjt_def_\w+\(m\);)+"
+)  # of Jittor's MPI
 
 
 def facts_of(package: Path, libraries: list[str], onednn: Path | None) -> str:

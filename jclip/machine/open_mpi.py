@@ -77,9 +77,13 @@ def _version_of(compiler: Path) -> str:
     return found.group(1) if found else ""
 
 
-def start_ranks(mpi: OpenMPI, size: int, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+def start_ranks(
+    mpi: OpenMPI, size: int, command: list[str], environment: dict[str, str]
+) -> subprocess.CompletedProcess:
     """Run `command` in `size` processes of this machine, and return what they printed."""
     allowed = AS_ROOT if os.geteuid() == 0 else {}
     given = {**ranks.without(environment), **allowed}
     started = [str(mpi.starter), "-np", str(size), "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE", *command]
-    return subprocess.run(started, capture_output=True, text=True, errors="replace", env=given, check=False, timeout=600)
+    return subprocess.run(
+        started, capture_output=True, text=True, errors="replace", env=given, check=False, timeout=600
+    )

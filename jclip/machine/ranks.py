@@ -72,6 +72,11 @@ def variables() -> dict[str, str]:
     return dict(_hidden) if _started.several else {}
 
 
+def folder() -> str:
+    """mpirun's own folder on this host, for the time of its run; "" without one."""
+    return variables().get("PMIX_SERVER_TMPDIR", "")
+
+
 def without(environment: dict[str, str]) -> dict[str, str]:
     """`environment` for a process that is none of the ranks."""
     return {name: value for name, value in environment.items() if not name.startswith(PREFIXES)}
@@ -99,7 +104,10 @@ def _claimed() -> tuple[dict[str, str], Ranks]:
         return {}, ALONE
     taken = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(PREFIXES)}
     rank, size = int(taken[_RANK]), int(taken[_SIZE])
-    local = [int(taken[k]) if taken.get(k, "").isdecimal() else default for k, default in ((_LOCAL_RANK, rank), (_LOCAL_SIZE, size))]
+    local = [
+        int(taken[k]) if taken.get(k, "").isdecimal() else default
+        for k, default in ((_LOCAL_RANK, rank), (_LOCAL_SIZE, size))
+    ]
     return taken, Ranks(rank, size, *local, os.uname().nodename)
 
 

@@ -74,5 +74,9 @@ def versions() -> dict[str, str]:
 def files_of(folder: Path) -> list[Any]:
     """The run's config, result and saved states: names and sizes."""
     names = (CONFIG, RESULT)
-    there = [p for p in Path(folder).iterdir() if p.name in names or p.suffix == ".safetensors"] if os.path.isdir(folder) else []
+    there = (
+        [p for p in Path(folder).iterdir() if p.name in names or p.suffix == ".safetensors"]
+        if os.path.isdir(folder)
+        else []
+    )
     return sorted((p.name, p.stat().st_size) for p in there)
