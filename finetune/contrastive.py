@@ -253,15 +253,8 @@ def memory(cfg: Config, model, optim, train: captions.Pairs, teacher) -> memory_
     longest = int(model.tokenize(texts, truncate=True).argmax(axis=1).max()) + 1
     names = [name for name in optim.params if name not in ("logit_scale", "logit_bias")]
     image = [name.startswith("visual.") for name in names]
-    step = memory_estimate.StepSize(
-        -(-cfg.optim.batch // ranks.here().size),
-        cfg.accumulate,
-        longest,
-        1 - cfg.patch_dropout,
-        any(image),
-        not all(image),
-        cfg.recompute,
-    )
+    rows, patches = -(-cfg.optim.batch // ranks.here().size), 1 - cfg.patch_dropout
+    step = memory_estimate.StepSize(rows, cfg.accumulate, longest, patches, any(image), not all(image), cfg.recompute)
     trained, further = sum(p.numel() for p in optim.params.values()), clip.parameter_count(teacher) if teacher else 0
     return memory_estimate.estimate(model.config, clip.parameter_count(model), trained, cfg.optim, step, further)
 

@@ -165,7 +165,8 @@ def encode_photos(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n,) of `split` that decoded and their features (n, E), not normalised, of a model at hand; nothing is cached.
 
-    Several ranks encode a share each, and all get all. Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
+    Several ranks encode a share each, and all get all. Raises `DataError` when a photo does not decode and `on_error` is
+    "stop", or when none does.
     """
     failed: list[str] = []
     own = ranks.here().share(len(split))

@@ -104,11 +104,8 @@ def _claimed() -> tuple[dict[str, str], Ranks]:
         return {}, ALONE
     taken = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(PREFIXES)}
     rank, size = int(taken[_RANK]), int(taken[_SIZE])
-    local = [
-        int(taken[k]) if taken.get(k, "").isdecimal() else default
-        for k, default in ((_LOCAL_RANK, rank), (_LOCAL_SIZE, size))
-    ]
-    return taken, Ranks(rank, size, *local, os.uname().nodename)
+    local_rank, local_size = int(taken.get(_LOCAL_RANK) or rank), int(taken.get(_LOCAL_SIZE) or size)
+    return taken, Ranks(rank, size, local_rank, local_size, os.uname().nodename)
 
 
 def _divide_machine() -> None:

@@ -56,6 +56,7 @@ def peak_memory() -> dict[str, int]:
 
 @lru_cache
 def version_of(package: str) -> str:
+    """The installed version of a package, or that there is none."""
     from importlib.metadata import PackageNotFoundError, version  # a fiftieth of a second
 
     with contextlib.suppress(PackageNotFoundError):

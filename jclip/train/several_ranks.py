@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,10 +72,9 @@ def versions() -> dict[str, str]:
 
 def files_of(folder: Path) -> list[Any]:
     """The run's config, result and saved states: names and sizes."""
-    names = (CONFIG, RESULT)
     there = (
-        [p for p in Path(folder).iterdir() if p.name in names or p.suffix == ".safetensors"]
-        if os.path.isdir(folder)
+        [p for p in folder.iterdir() if p.name in (CONFIG, RESULT) or p.suffix == ".safetensors"]
+        if folder.is_dir()
         else []
     )
     return sorted((p.name, p.stat().st_size) for p in there)
