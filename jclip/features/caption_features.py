@@ -13,7 +13,7 @@ from jclip.data.augment import Views
 from jclip.data.captions import Pairs
 from jclip.data.preprocess import Preprocess
 from jclip.errors import DataError
-from jclip.features.heads import encode_prompts
+from jclip.features.heads import encode_prompts_by_ranks
 from jclip.functional.directions import unit
 from jclip.functional.metrics import retrieval_ranks
 from jclip.functional.retrieval import Links, Scores, feature_scores, grouped_report, paired_report
@@ -90,7 +90,9 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
     places: list[np.ndarray] = [np.zeros(0, np.int64)]
     images = [np.zeros((0, model.config.embed_dim), np.float32)]
     with clip.inference(model):
-        for at, pixels in pairs.batches(firsts[here.share(len(firsts))], 0, AT_ONCE, Views(preprocess)):
+        for at, pixels in pairs.batches(
+            firsts[here.share_of_batches(len(firsts), AT_ONCE)], 0, AT_ONCE, Views(preprocess)
+        ):
             places.append(at)
             images.append(model.encode_image(pixels).float32().numpy())
         decoded = pairs.images[collectives.joined(np.concatenate(places))]
@@ -99,8 +101,7 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
         rows = np.flatnonzero(np.isin(pairs.images, decoded))
         _, first, text_of = np.unique(pairs.queries[rows], return_index=True, return_inverse=True)
         texts, _ = pairs.texts(rows[first])
-        ids = model.tokenize(texts, truncate=True)[here.share(len(texts))]
-        captions = collectives.joined(encode_prompts(model, ids))
+        captions = encode_prompts_by_ranks(model, model.tokenize(texts, truncate=True))
     image_of = np.searchsorted(decoded, pairs.images[rows])
     return Encoded(
         rows, collectives.joined(np.concatenate(images)), captions, image_of, text_of, ids_of(pairs.texts(rows)[1])

@@ -169,7 +169,7 @@ def encode_photos(
     "stop", or when none does.
     """
     failed: list[str] = []
-    own = ranks.here().share(len(split))
+    own = ranks.here().share_of_batches(len(split), batch_size())
     share = split.take(range(own.start, own.stop)) if ranks.here().several else split
     rows, features = _compute(model, share, Views(preprocess), on_error, failed, label)
     if ranks.here().several:

@@ -44,6 +44,11 @@ class Ranks:
         rank = self.rank if rank is None else rank
         return slice(count * rank // self.size, count * (rank + 1) // self.size)
 
+    def share_of_batches(self, count: int, size: int) -> slice:
+        """Which of `count` rows are this process's, in the whole batches of `size` that one process would make of them."""
+        batches = self.share(-(-count // size))
+        return slice(min(count, batches.start * size), min(count, batches.stop * size))
+
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.size} on {self.host}"
 
