@@ -116,6 +116,10 @@ def _require(holds: bool, cfg: Config, names: Sequence[str], must: str) -> None:
         raise ConfigError(f"{', '.join(f'{name}={getattr(cfg, name)}' for name in names)} must be {must}")
 
 
+def rows_of_ranks(cfg: Config) -> None:
+    """Several ranks divide the class names, however many there are."""
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
     source = sources.source_of(cfg)

@@ -104,9 +104,12 @@ def layer_norm(x, weight, bias, eps: float):
     return (cpu.layer_norm if _fused(x, weight, bias) else plain.layer_norm)(x, weight, bias, eps)
 
 
-def dropout(x, rate: float, seed: int):
-    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`."""
-    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed)
+def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
+    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`.
+
+    rows: of which row of how many x is the first; these get what they would as a part of all of them.
+    """
+    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed, rows)
 
 
 def cross_entropy(scores, labels):

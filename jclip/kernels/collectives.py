@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,17 @@ def gathered(features: Sequence[jt.Var], places: np.ndarray, count: int, shared_
     if not ranks.here().several:
         return list(features)
     return list(_Gathered.apply(places, count, shared_loss, *features))
+
+
+def shared_rows(encode: Callable[[slice], jt.Var], count: int, width: int) -> jt.Var:
+    """`encode(rows)` of `count` rows, of which each rank computes its share → (count, width) on all.
+
+    With gradients through a rank's own rows, where all ranks compute the same loss of them: `step_together`.
+    """
+    own = ranks.here().share(count)
+    if own.start == own.stop:
+        return jt.array(placed(np.zeros((0, width), np.float32), np.zeros(0, np.int64), count))
+    return gathered([encode(own)], np.arange(own.start, own.stop), count, shared_loss=True)[0]
 
 
 class _Gathered(Function):

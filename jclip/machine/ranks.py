@@ -39,10 +39,10 @@ class Ranks:
         return self.size > 1
 
     def share(self, count: int, rank: int | None = None) -> slice:
-        """Which of `count` rows are this process's (or `rank`'s): consecutive ones, as many as the others' or one more or
-        less."""
+        """Which of `count` rows are this process's (or `rank`'s): consecutive ones, the first ranks' perhaps one more."""
         rank = self.rank if rank is None else rank
-        return slice(count * rank // self.size, count * (rank + 1) // self.size)
+        each, more = divmod(count, self.size)
+        return slice(rank * each + min(rank, more), (rank + 1) * each + min(rank + 1, more))
 
     def share_of_batches(self, count: int, size: int) -> slice:
         """Which of `count` rows are this process's, in the whole batches of `size` that one process would make of them."""

@@ -22,8 +22,8 @@ from jclip.prompts.templates import class_prompts, load_templates
 from jclip.runtime import jt
 from jclip.train.loop import fit
 from jclip.train.on_features import coop_rate, zero_shot_report
-from jclip.train.on_photos import AugmentedBatches, ChosenOnPhotos, check_photos, measure, photo_epochs
-from jclip.train.optim import TrainState, optimiser
+from jclip.train.on_photos import AugmentedBatches, ChosenOnPhotos, check_photos, measure, photo_epochs, shared_images
+from jclip.train.optim import TrainState, optimiser, step_together
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
 
@@ -121,7 +121,7 @@ def train(
     def step(batch, number: int):
         optim.lr = rate(number)
         loss = loss_of(*batch)
-        optim.step(loss)
+        step_together(optim, loss)
         return loss
 
     def epochs(epoch: int):
@@ -148,11 +148,13 @@ def train(
 
 
 def batch_loss(prompts: DeepPrompts, scale: float, penalty: Penalty | None = None) -> Callable:
-    """(pixels, labels) → cross-entropy of s f T' over all classes, plus the penalty."""
+    """(pixels, labels) → cross-entropy of s f T' over all classes, plus the penalty; pixels are this rank's rows."""
+    width = prompts.width
 
     def loss(pixels: np.ndarray, labels: np.ndarray):
-        pixels = jt.array(pixels).stop_grad()
-        images, text = prompts.images(pixels), prompts.text()
+        pixels = jt.array(pixels).stop_grad() if len(pixels) else pixels
+        images = shared_images(prompts.images, pixels, len(labels), width)
+        text = prompts.text()
         scores = zero_shot_scores(images, text, scale)
         own = cross_entropy(scores, jt.array(labels.astype(np.int32)))
         return own + penalty(pixels, images, text, scores) if penalty else own

@@ -31,7 +31,7 @@ from jclip.model.prompt_sets import PromptSets, features_of, frame_of
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit
 from jclip.train.multi_label_photos import mean_precision
-from jclip.train.optim import TrainState, learning_rate, optimiser
+from jclip.train.optim import TrainState, learning_rate, optimiser, step_together
 from jclip.train.run import Run
 from jclip.train.scored_photos import ScoredInParts
 
@@ -169,7 +169,7 @@ def train(
     def step(batch: tuple[np.ndarray, np.ndarray], number: int):
         optim.lr = learning_rate(cfg.optim, number, total)
         loss = head.loss(*batch)
-        optim.step(loss)
+        step_together(optim, loss)
         return loss
 
     epochs = cfg.optim.trained_epochs

@@ -93,7 +93,7 @@ def train(
         return scores_of(prompts.features(), features)
 
     steps = steps_of(cfg, data)
-    learner = Learner({"context": prompts.vectors}, scores, loss, coop_rate(cfg.optim, steps))
+    learner = Learner({"context": prompts.vectors}, scores, loss, coop_rate(cfg.optim, steps), by_ranks=True)
     return adapt_train(run, cfg.optim, learner, view_batches(cfg, data, source), steps, data, cfg.selection)
 
 

@@ -21,7 +21,8 @@ from jclip.train.run_folder import CONFIG, RESULT
 def check_recipe(module: Any, cfg: protocols.Dataclass) -> None:
     """Raises `ConfigError` for a recipe that trains in one process, and for a batch that gives a rank no row.
 
-    A recipe that several train says so by `rows_of_ranks(cfg)`: how many rows of a step they divide, and the name of that.
+    A recipe that several train says so by `rows_of_ranks(cfg)`: how many rows of a step they divide, and the name of that; None for
+    any number.
     """
     name = module.__name__.rsplit(".", 1)[-1]
     if not hasattr(module, "rows_of_ranks"):
@@ -30,7 +31,7 @@ def check_recipe(module: Any, cfg: protocols.Dataclass) -> None:
             f"recipe {name} learns in one process, which is faster than several there: start it without mpirun "
             f"(recipes of several: {able})"
         )
-    count, what = module.rows_of_ranks(cfg)
+    count, what = module.rows_of_ranks(cfg) or (ranks.here().size, "")
     if ranks.here().size > count:
         raise ConfigError(
             f"{what} must be at least {ranks.here().size}, the number of ranks, got {count}: raise it, or start fewer"
@@ -59,6 +60,17 @@ def note_ranks(run: runs.Run, data_digest: str) -> None:
     """Several ranks are noted in the result, with what their data is known by: it must be one."""
     if ranks.here().several:
         run.note(ranks=ranks.here().size, data_digest=data_digest)
+
+
+def require_rows_for_all(count: int, batch: int) -> None:
+    """Raises `ConfigError` where an epoch of `count` rows ends with a batch that gives a rank none: batch norms that move
+    wait for all."""
+    last, size = count % batch, ranks.here().size
+    if 0 < last < size:
+        raise ConfigError(
+            f"the last batch of an epoch must have a row for each of {size} ranks where batch norms move, got {last} "
+            f"({count} in batches of {batch}): set another optim.batch, or statistics=false"
+        )
 
 
 def versions() -> dict[str, str]:
