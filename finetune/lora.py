@@ -159,7 +159,9 @@ def batch_loss(cfg: Config, model: clip.CLIP, prompts: list[list[str]], adapters
         def image_features(own: slice):
             def image_part(part: tuple[slice, slice]):
                 whole, rows = part
-                adapters.draw(cfg.seed, number, 0, whole.start, rows=(rows.start - whole.start, whole.stop - whole.start))
+                adapters.draw(
+                    cfg.seed, number, 0, whole.start, rows=(rows.start - whole.start, whole.stop - whole.start)
+                )
                 return model.encode_image(pixels[rows.start - own.start : rows.stop - own.start])
 
             parts = shared_parts(on_photos.shares(len(labels), cfg.accumulate), own)

@@ -190,7 +190,9 @@ class Frame:
         each, parts = len(self) // self._runs, []
         for at in range(0, len(self), each):
             start, stop = max(at, rows.start), min(at + each, rows.stop)
-            parts += [slice(start + s.start, start + s.stop) for s in slices(stop - start, AT_ONCE)] if start < stop else []
+            parts += (
+                [slice(start + s.start, start + s.stop) for s in slices(stop - start, AT_ONCE)] if start < stop else []
+            )
         return in_parts(lambda part: self.encode(vectors, part), parts, [vectors])
 
 

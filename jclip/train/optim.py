@@ -141,7 +141,9 @@ def step_together(
         optimiser.step(loss, clip)
         return
     gradients = jt.grad(loss, list(optimiser.params.values()))
-    _, gradients = collectives.summed_gradients(loss, gradients, [once(name) for name in optimiser.params], loss_once=True)
+    _, gradients = collectives.summed_gradients(
+        loss, gradients, [once(name) for name in optimiser.params], loss_once=True
+    )
     optimiser.apply(clip_by_norm(gradients, clip) if clip > 0 else gradients)
 
 
