@@ -129,6 +129,15 @@ class Config:
         return box_features.Reading(self.visual_layers, self.normalise, self.prompt, self.stored)
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Phrases of a batch, which several ranks divide, and the name of their number. Raises `ConfigError`."""
+    if cfg.tower == "lora" and cfg.lora.dropout:
+        raise ConfigError(f"lora.dropout must be 0 where several ranks train, got {cfg.lora.dropout:g}")
+    if cfg.augment and cfg.data.on_error == "skip":
+        raise ConfigError("data.on_error must be stop where several ranks train, got skip: remove photos that are broken")
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test phrases."""
     source = sources.source_of(cfg)

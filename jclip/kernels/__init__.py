@@ -47,6 +47,8 @@ def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float =
     moved: (rows, 3D), what a token's place adds to its q, k and v. rate, seed: of dropout as of `masked_attention`; which
     weight is dropped depends on sequence, head and the places of both tokens alone, not on what else is there.
     """
+    if sequences.first and rate and not _fused(qkv, moved):
+        raise ConfigError("dropout must be 0 where several ranks train without the CPU's fused operators")
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return plain.packed_attention(qkv, moved, sequences, heads, rate, seed, cuda.masked_attention)
     return (cpu_sequences if _fused(qkv, moved) else plain).packed_attention(qkv, moved, sequences, heads, rate, seed)

@@ -21,8 +21,8 @@ from jclip.train.run_folder import CONFIG, RESULT
 def check_recipe(module: Any, cfg: protocols.Dataclass) -> None:
     """Raises `ConfigError` for a recipe that trains in one process, and for a batch that gives a rank no row.
 
-    A recipe that several train says so by `rows_of_ranks(cfg)`: how many rows of a step they divide, and the name of that; None for
-    any number.
+    A recipe that several train says so by `rows_of_ranks(cfg)`: how many rows of a step they divide, and the name of that;
+    None for any number.
     """
     name = module.__name__.rsplit(".", 1)[-1]
     if not hasattr(module, "rows_of_ranks"):
