@@ -134,7 +134,9 @@ def rows_of_ranks(cfg: Config) -> tuple[int, str]:
     if cfg.tower == "lora" and cfg.lora.dropout:
         raise ConfigError(f"lora.dropout must be 0 where several ranks train, got {cfg.lora.dropout:g}")
     if cfg.augment and cfg.data.on_error == "skip":
-        raise ConfigError("data.on_error must be stop where several ranks train, got skip: remove photos that are broken")
+        raise ConfigError(
+            "data.on_error must be stop where several ranks train, got skip: remove photos that are broken"
+        )
     return cfg.optim.batch, "optim.batch"
 
 

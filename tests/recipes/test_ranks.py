@@ -14,6 +14,9 @@ import pytest
 from jclip.machine import open_mpi
 from jclip.readers import read_weights
 
+pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+from tests.trajectories import ROUNDING, without_key_bias
+
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
 MPI = open_mpi.find_mpi()
@@ -43,16 +46,13 @@ def lines_of(done: subprocess.CompletedProcess) -> list[str]:
 def of_one_process() -> dict[str, tuple]:
     """What each case ends with, and how far rounding of the weights before carries it."""
     from tests.recipes.steps_of_ranks import CASES, steps
-    from tests.trajectories import ROUNDING
 
     return {case: (steps(case), steps(case, noise=ROUNDING)) for case in CASES}
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_twenty_steps_are_those_of_one_process(count, of_one_process, tmp_path, close):
-    from tests.trajectories import without_key_bias
-
-    cases = {k: v for k, v in of_one_process.items() if count == 2 or k in ("softmax", "sigmoid local")}
+    cases = {k: v for k, v in of_one_process.items() if count == 2 or k == "softmax local"}
     done = ranks(count, "-m", "tests.recipes.steps_of_ranks", str(tmp_path / "found.npz"), *cases)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
@@ -95,8 +95,6 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tmp_path, close):
     assert one.wait() == 0
     models = [read_weights(tmp_path / run / "model.safetensors") for run in ("one", "several")]
     arrays = [{k: np.array(t.read()) for k, t in model.items()} for model in models]
-    from tests.trajectories import without_key_bias
-
     for name, wanted in arrays[0].items():
         close(
             *(without_key_bias(name, x) for x in (arrays[1][name], wanted)), "contrastive_trajectory", "ranks: resumed"
@@ -131,3 +129,51 @@ def test_a_cold_cache_under_mpirun(tmp_path):
     done = ranks(2, "-c", code, JCLIP_CACHE=str(tmp_path))
     assert done.returncode == 0 and done.stdout.split() == ["4.0", "4.0"], done.stderr
     assert done.stderr.count("first start here") == 1
+
+
+RECIPES = {  # settings beside those of smoke.yaml: one recipe of towers, one of a network behind them, both with dropout
+    "lora": ["steps=3", "optim.batch=7", "accumulate=2"],
+    "grounding": ["dropout=0.1", "absent=0.5", "accumulate=2", "optim.batch=7", "clip=0.1", "data.scenes=30"],
+}
+OTHERS = {
+    "full": ["model=shapes-tiny-vit", "optim.batch=17", "accumulate=2", "loss=cross_entropy", "optim.epochs=1"],
+    "coop": [], "fd_align": [], "kgcoop": [], "maple": ["optim.batch=7"], "promptsrc": [], "text_as_image": [],
+}  # fmt: skip
+OTHER_SETTINGS = {
+    "full": ["optim.batch=20", "statistics=true"],
+    "lora": ["lora.dropout=0", "steps=3"],
+    "grounding": ["augment=true", "model=shapes-tiny-vit", "visual_positions=trained", "dropout=0.1"],
+}
+MANY = "import json, sys; from jclip.cli import main; sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))"
+
+
+@pytest.mark.parametrize(
+    ("count", "recipes"),
+    [
+        (2, RECIPES),
+        pytest.param(3, OTHERS, marks=pytest.mark.slow),
+        pytest.param(2, OTHER_SETTINGS, marks=pytest.mark.slow),
+    ],
+    ids=["some", "others", "settings"],
+)
+def test_every_recipe_ends_as_by_one_process(count, recipes, tmp_path, close):
+    from jclip.cli import main
+
+    def commands(kind: str) -> list[list[str]]:
+        of = {name: [str(ROOT / "configs" / name / "smoke.yaml"), *more] for name, more in recipes.items()}
+        return [["train", *words, PLACE, str(tmp_path / kind / name)] for name, words in of.items()]
+
+    assert [main(argv) for argv in commands("one")] == [0] * len(recipes)
+    done = ranks(count, "-c", MANY, json.dumps(commands("several")))
+    assert done.returncode == 0, done.stderr
+    for name in recipes:
+        files = [tmp_path / kind / name / "learned.safetensors" for kind in ("one", "several")]
+        arrays = [{k: np.array(t.read()) for k, t in read_weights(file).items()} for file in files]
+        assert arrays[0].keys() == arrays[1].keys()
+        for key, wanted in arrays[0].items():
+            close(*(without_key_bias(key, x) for x in (arrays[1][key], wanted)), "trajectory", f"ranks: {name}")
+        metrics = [json.loads((file.parent / "result.json").read_text())["metrics"] for file in files]
+        assert metrics[0].keys() == metrics[1].keys()
+        assert {k: v for k, v in metrics[0].items() if "top1" in k} == {
+            k: v for k, v in metrics[1].items() if "top1" in k
+        }
