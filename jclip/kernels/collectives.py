@@ -18,8 +18,6 @@ from jclip.kernels.function import Function
 from jclip.machine import ranks
 from jclip.runtime import jt
 
-AT_ONCE = 1 << 24  # numbers of one sum: what is copied for it
-
 
 class RanksDiffer(JclipError):
     """The processes of one training do not hold the same."""
@@ -42,38 +40,32 @@ def wait_for_all() -> None:
 
 
 def summed_gradients(
-    loss: jt.Var, gradients: Sequence[jt.Var], once: Sequence[bool] = (), loss_once: bool = False
+    loss: jt.Var, gradients: list[jt.Var], once: Sequence[bool] = (), loss_once: bool = False
 ) -> tuple[jt.Var, list[jt.Var]]:
-    """The sums over ranks of each rank's part of the loss, and of its gradients.
+    """The sums over ranks of each rank's part of the loss, and of its gradients. `gradients` is empty afterwards: sums
+    take the place of its arrays, one by one.
 
     once, loss_once: what all ranks have computed alike and as a whole, and so counts once: rank 0's is taken.
     """
-    here = ranks.here()
-    if not here.several:
-        return loss, list(gradients)
-    once = [loss_once, *(once or [False] * len(gradients))]
-    jt.sync([loss, *gradients])
-    parts = [g.float32().numpy().ravel() for g in (loss, *gradients)]
-    counted = [np.zeros_like(p) if of_all and not here.first else p for p, of_all in zip(parts, once, strict=True)]
-    sums = _summed_in_turn(counted)
-    made = [jt.array(s.reshape(tuple(g.shape))) for s, g in zip(sums[1:], gradients, strict=True)]
-    return jt.array(sums[0]), made
+    if not ranks.here().several:
+        return loss, gradients
+    once, sums = [*(once or [False] * len(gradients))], []
+    gradients.reverse()
+    while gradients:
+        sums.append(_summed_copy(gradients.pop(), once[len(sums)]))
+    return _summed_copy(loss, loss_once), sums
 
 
-def _summed_in_turn(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Sums over ranks of float32 arrays (n,), many small ones in one go."""
-    done: list[np.ndarray] = []
-    waiting: list[np.ndarray] = []
-    for array in arrays:
-        if waiting and sum(map(len, waiting)) + len(array) > AT_ONCE:
-            done, waiting = done + _summed_together(waiting), []
-        waiting.append(array)
-    return done + _summed_together(waiting)
-
-
-def _summed_together(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    ends = np.cumsum([len(array) for array in arrays])
-    return np.split(total(np.concatenate(arrays)), ends[:-1])
+def _summed_copy(array: jt.Var, once: bool) -> jt.Var:
+    """The sum over ranks, or rank 0's; a copy, since gradients may share their memory."""
+    array = array.float32()
+    mine = jt.zeros_like(array) if once and not ranks.here().first else array
+    if jt.flags.use_cuda:
+        return jt.array(total(mine.numpy()))
+    summed = mine.copy()
+    summed.sync()
+    jt.compile_extern.mpi.var_all_reduce(summed)
+    return summed
 
 
 def joined(array: np.ndarray) -> np.ndarray:
