@@ -132,7 +132,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
     check(cfg, train, val)
-    several_ranks.note_ranks(run, on_captions.pairs_digest(train))
+    several_ranks.note_ranks(run, on_captions.pairs_digest(train, val))
     teacher = on_captions.open_teacher(cfg.teacher, preprocess) if cfg.teacher else None
     tuned = prepared(cfg, model)
     optim = optimisation.optimiser(cfg.optim, tuned.params, trainable.no_weight_decay)

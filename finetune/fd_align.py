@@ -30,7 +30,7 @@ from jclip.functional import prototypes as class_prototypes
 from jclip.model import clip, trainable
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_features, on_photos
+from jclip.train import loop, on_features, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 from jclip.weights import checkpoint
@@ -102,6 +102,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     )
     cfg = fitted(cfg, len(photos.train))
     on_photos.check_photos(cfg, photos)
+    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
     kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
     check_templates(cfg.spurious, len(prompts[0]))

@@ -30,7 +30,7 @@ from jclip.model import grounding as networks
 from jclip.model import tower_levels, trainable
 from jclip.model.parameter_groups import LowRank
 from jclip.postponed import jt
-from jclip.train import box_batches, box_plan, box_towers, box_training, loop
+from jclip.train import box_batches, box_plan, box_towers, box_training, loop, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -154,6 +154,7 @@ def run_on(
 ) -> dict[str, float]:
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
+    several_ranks.note_ranks(run)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
     network, towers = new_network(cfg, source), learning_towers(cfg, source)
     state, outcome = train(cfg, run, source, network, towers, parts)

@@ -28,7 +28,7 @@ from jclip.features import photo_maps, sentence_features, tagging
 from jclip.features import source as sources
 from jclip.model import prompt_sets, trainable
 from jclip.report import tagging_run
-from jclip.train import caption_training, multi_label_photos
+from jclip.train import caption_training, multi_label_photos, several_ranks
 from jclip.train import run as runs
 
 TASK = "multi_label"
@@ -128,6 +128,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     captions = caption_training.read_captions(cfg, multi_label_photos.names_of(cfg, parts), run)
     run.note(weights_sha256=source.weights_sha256, captions_sha256=caption_training.captions_digest(captions))
     run.note(**multi_label_photos.facts(parts))
+    several_ranks.note_ranks(run)
     features = sentence_features.sentence_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
     loss = caption_training.CaptionLoss(

@@ -27,7 +27,7 @@ def run_as_rank(name: str, command: Callable[[], int]) -> int:
     if name not in TOGETHER:
         if not here.first:
             return 0
-        notice(f"jclip {name} is done by one process: rank 0 does it, and the other {here.size - 1} have nothing to do")
+        notice(f"jclip {name} is done by one process: rank 0 does it, the others rest")
         ranks.stay_alone()
         return command()
     line, streams = rank_watch.watch_over(str(here), ranks.folder()), (sys.stdout, sys.stderr)

@@ -22,10 +22,19 @@ from jclip.prompts.templates import class_prompts, load_templates
 from jclip.runtime import jt
 from jclip.train.loop import fit
 from jclip.train.on_features import coop_rate, zero_shot_report
-from jclip.train.on_photos import AugmentedBatches, ChosenOnPhotos, check_photos, measure, photo_epochs, shared_images
+from jclip.train.on_photos import (
+    AugmentedBatches,
+    ChosenOnPhotos,
+    check_photos,
+    measure,
+    photo_epochs,
+    photos_digest,
+    shared_images,
+)
 from jclip.train.optim import TrainState, optimiser, step_together
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
+from jclip.train.several_ranks import note_ranks
 
 Penalty = Callable[[Any, Any, Any, Any], Any]  # pixels, image features, text features, scores → a scalar
 
@@ -69,6 +78,7 @@ def photos_for(cfg: DeepPromptConfig, run: Run) -> tuple[ModelSource, PhotoData,
     cfg.prompts.check(source.config)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
+    note_ranks(run, photos_digest(photos))
     data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**data.facts)
     return source, photos, data

@@ -150,13 +150,16 @@ class PairBatches:
             yield rows, images
 
 
-def pairs_digest(pairs: Pairs) -> str:
-    """A hash of the pairs' captions and of their photos' folders and names; nothing in one process, or of drawn scenes."""
-    if not (ranks.here().several and pairs.paths):
+def pairs_digest(*parts: Pairs | None) -> str:
+    """A hash of the pairs' captions and of their photos' folders and names; nothing in one process. Scenes are known by the
+    config."""
+    if not ranks.here().several:
         return ""
     made = hashlib.sha256()
-    for path, text in zip(pairs.paths, pairs.texts(range(len(pairs)))[0], strict=True):
-        made.update(f"{Path(path).parent.name}/{Path(path).name}\t{text}\n".encode("utf-8", "surrogateescape"))
+    for pairs in (part for part in parts if part is not None and part.paths):
+        made.update(f"{len(pairs)}\n".encode())
+        for path, text in zip(pairs.paths, pairs.texts(range(len(pairs)))[0], strict=True):
+            made.update(f"{Path(path).parent.name}/{Path(path).name}\t{text}\n".encode("utf-8", "surrogateescape"))
     return made.hexdigest()
 
 

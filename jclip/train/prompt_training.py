@@ -21,6 +21,7 @@ from jclip.train.on_features import Batches, Learner, Trained, coop_rate, need_v
 from jclip.train.on_features import train as adapt_train
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
+from jclip.train.several_ranks import note_ranks
 
 
 class PromptConfig(WithModel, WithTemplates, WithViews, WithSelection, Protocol):
@@ -38,6 +39,7 @@ def features_for(cfg: PromptConfig, run: Run) -> tuple[ModelSource, FeatureSet]:
     rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
     data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
+    note_ranks(run)
     need_val(data, cfg.selection)
     return source, data
 

@@ -56,10 +56,12 @@ def open_run(folder: Path, values: Mapping[str, Any], **options: Any) -> runs.Ru
     return run
 
 
-def note_ranks(run: runs.Run, data_digest: str) -> None:
-    """Several ranks are noted in the result, with what their data is known by: it must be one."""
+def note_ranks(run: runs.Run, data_digest: str = "") -> None:
+    """Several ranks are noted in the result, with what their data is known by. Raises `RanksDiffer` where it is not one."""
     if ranks.here().several:
         run.note(ranks=ranks.here().size, data_digest=data_digest)
+        known = {"model file": run.facts.get("weights_sha256", ""), "training data": data_digest}
+        kernels.collectives.require_equal(known)
 
 
 def require_rows_for_all(count: int, batch: int) -> None:
