@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 Prepared = tuple[Callable[[], None], Callable[[], None], int]  # warm-up, what is timed, how many items it handles
 CLASSES = 374  # of the Jittor challenge
+RATES = {"fp32": "of_sgemm", "bf16": "of_half_rate"}  # the share of a dtype's product rate that a tower reaches
+LOGIT_SCALE = math.log(1 / 0.07)
 PHOTOS, PHOTO_SIZE, PHOTO_BATCH = 2000, (500, 375), 64
 
 
@@ -33,9 +36,9 @@ def prepare_jclip(task: str) -> Prepared:
     model = CLIP(VARIANTS[name])
     model.eval()
     jt.sync_all()
-    model.to(dtype)
     if kind == "train":
-        return jclip_training(model, batch)
+        return jclip_training(model, batch, dtype)
+    model.to(dtype)
     if kind == "photos":
         return jclip_photos(model)
     encode, given = (model.encode_image, jt.array(images(model.config, batch))) if kind == "image" else (
@@ -48,13 +51,14 @@ def prepare_jclip(task: str) -> Prepared:
     return run, run, batch
 
 
-def jclip_training(model, batch: int) -> Prepared:
-    """One step of contrastive training on all parameters."""
+def jclip_training(model, batch: int, dtype: str = "fp32") -> Prepared:
+    """One step of contrastive training on all parameters, as the recipe `contrastive` takes it."""
     import numpy as np
 
-    from finetune.contrastive import contrastive_gradients
+    from jclip import kernels
     from jclip.model.clip import training_mode
     from jclip.model.trainable import no_weight_decay, trainable
+    from jclip.train.on_captions import Objective, caption_gradients
     from jclip.train.optim import AdamW
 
     training_mode(model)
@@ -62,8 +66,9 @@ def jclip_training(model, batch: int) -> Prepared:
     part = (images(model.config, batch), prompts()[:batch], np.arange(batch))
 
     def step() -> None:
-        loss, gradients = contrastive_gradients(model, [part], list(optim.params), "own")
-        optim.apply(gradients)
+        with kernels.products_in(dtype):
+            loss, gradients = caption_gradients(model, [part], list(optim.params), Objective())
+            optim.apply(gradients)
         loss.sync(True)
 
     return step, step, batch
@@ -93,8 +98,8 @@ def prepare_torch(task: str) -> Prepared:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     kind, name, batch, dtype = parse(task)
     config = VARIANTS[name]
-    if kind == "image" and config.vision.kind == "resnet":
-        return torch_resnet(config, batch)
+    if config.vision.kind == "resnet":
+        return torch_resnet_training(config, batch, dtype) if kind == "train" else torch_resnet(config, batch)
     model = torch_clip_model(config)
     if kind == "photos":
         return torch_photos(model)
@@ -103,7 +108,7 @@ def prepare_torch(task: str) -> Prepared:
         tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
     pixels = torch.from_numpy(images(config, batch)) if kind != "text" else None
     if kind == "train":
-        return torch_training(model, pixels, tokens[:batch])
+        return torch_training(model, pixels, tokens[:batch], dtype)
 
     def run() -> None:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
@@ -115,7 +120,7 @@ def prepare_torch(task: str) -> Prepared:
     return run, run, batch
 
 
-def torch_training(model, pixels, tokens) -> Prepared:
+def torch_training(model, pixels, tokens, dtype: str = "fp32") -> Prepared:
     import torch
 
     model.train()
@@ -123,7 +128,9 @@ def torch_training(model, pixels, tokens) -> Prepared:
 
     def step() -> None:
         optim.zero_grad()
-        model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
+            loss = model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
+        loss.backward()
         optim.step()
 
     return step, step, len(pixels)
@@ -163,17 +170,31 @@ def torch_clip_model(config):
     sys.modules.setdefault("torchvision", None)  # one of another build than torch's would stop the import
     from transformers import CLIPConfig, CLIPModel
 
-    v, t = config.vision, config.text
+    v = config.vision
     vision = {
         "hidden_size": v.width, "intermediate_size": v.mlp_width, "num_hidden_layers": v.layers,
         "num_attention_heads": v.heads, "image_size": v.image_size[0], "patch_size": v.patch_size,
     }  # fmt: skip
-    text = {
+    made = CLIPConfig(vision_config=vision, text_config=text_settings(config), projection_dim=config.embed_dim)
+    return CLIPModel._from_config(made, attn_implementation="sdpa").eval()
+
+
+def torch_clip_text(config):
+    """transformers' text tower of that architecture, with its projection."""
+    sys.modules.setdefault("torchvision", None)
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    made = CLIPTextConfig(**text_settings(config), projection_dim=config.embed_dim)
+    return CLIPTextModelWithProjection._from_config(made, attn_implementation="sdpa")
+
+
+def text_settings(config) -> dict[str, int]:
+    """Of a text tower, as transformers names them."""
+    t = config.text
+    return {
         "hidden_size": t.width, "intermediate_size": t.mlp_width, "num_hidden_layers": t.layers,
         "num_attention_heads": t.heads, "vocab_size": t.vocab_size, "eos_token_id": t.vocab_size - 1,
     }  # fmt: skip
-    made = CLIPConfig(vision_config=vision, text_config=text, projection_dim=config.embed_dim)
-    return CLIPModel._from_config(made, attn_implementation="sdpa").eval()
 
 
 def torch_resnet(config, batch: int) -> Prepared:
@@ -192,6 +213,40 @@ def torch_resnet(config, batch: int) -> Prepared:
             torch_clip.encode_image(p, config, pixels)
 
     return encode, encode, batch
+
+
+def torch_resnet_training(config, batch: int, dtype: str) -> Prepared:
+    """The twin of the parity tests beside transformers' text tower; maps channels-last, which torch computes faster."""
+    import torch
+
+    from jclip.weights.checkpoint import random_arrays
+    from tests.parity import torch_clip
+    from tests.toys import shapes_of
+
+    arrays = random_arrays({k: s for k, s in shapes_of(config).items() if k.startswith("visual.")}, 0)
+    p = torch_clip.parameters(arrays, requires_grad=True)
+    p = {
+        k: v.detach().to(memory_format=torch.channels_last).requires_grad_() if v.ndim == 4 else v for k, v in p.items()
+    }
+    scale = torch.tensor(LOGIT_SCALE, requires_grad=True)
+    model = torch_clip_text(config).train()
+    trained = [scale, *(v for v in p.values() if v.requires_grad), *model.parameters()]
+    optim = torch.optim.AdamW(trained, 1e-6, (0.9, 0.98), 1e-6, 0.1)
+    pixels = torch.from_numpy(images(config, batch)).contiguous(memory_format=torch.channels_last)
+    tokens = torch.from_numpy(prompts()).long()
+    tokens, own = tokens[:batch, : int(tokens.argmax(dim=1).max()) + 1], torch.arange(batch)
+    unit, entropy = torch.nn.functional.normalize, torch.nn.functional.cross_entropy
+
+    def step() -> None:
+        optim.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
+            seen = unit(torch_clip.encode_image(p, config, pixels, training=True), dim=-1)
+            scores = scale.exp() * seen @ unit(model(input_ids=tokens).text_embeds, dim=-1).T
+            loss = (entropy(scores, own) + entropy(scores.T, own)) / 2
+        loss.backward()
+        optim.step()
+
+    return step, step, batch
 
 
 def images(config, batch: int):
@@ -237,30 +292,41 @@ def photos() -> list[str]:
 
 
 def gflop(task: str) -> float:
-    """10^9 multiplications and additions of one image's products, for a ViT in float32; else 0."""
+    """10^9 multiplications and additions of one image's products as jclip computes them, for a ViT in float32 or bf16; else 0.
+
+    The last layer's are those of the class token: of all other tokens only keys and values.
+    """
     from jclip.weights.variants import VARIANTS, ViTConfig
 
     kind, name, _, dtype = parse(task)
     vision = VARIANTS[name].vision
-    if kind != "image" or dtype != "fp32" or not isinstance(vision, ViTConfig):
+    if kind != "image" or dtype not in RATES or not isinstance(vision, ViTConfig):
         return 0.0
     cells, D = vision.grid[0] * vision.grid[1], vision.width
     N = cells + 1
-    layer = N * (4 * D * D + 2 * D * vision.mlp_width) + 2 * N * N * D
-    return 2e-9 * (cells * 3 * vision.patch_size**2 * D + vision.layers * layer)
+    token = 2 * D * D + 2 * D * vision.mlp_width + 2 * N * D  # behind keys and values
+    layer, last = N * (2 * D * D + token), N * 2 * D * D + token
+    return 2e-9 * (cells * 3 * vision.patch_size**2 * D + (vision.layers - 1) * layer + last)
 
 
-def sgemm_rate(size: int = 2048, seconds: float = 2.0) -> float:
-    """10^9 operations per second of oneDNN's own sgemm on square matrices, the best of several."""
+def product_rate(dtype: str, clock: Callable[[], float], size: int = 2048, seconds: float = 2.0) -> float:
+    """10^9 operations per second of oneDNN's own product of square matrices, the best of several.
+
+    In float32 its sgemm; in bf16 a weight in the order that it likes best, and an output in bf16 as well.
+    """
+    from jclip import kernels
     from jclip.runtime import jt
 
     a, b = jt.randn(size, size), jt.randn(size, size)
+    if dtype == "bf16":
+        a, b = kernels.to_half(a, pack=False), kernels.to_half(b, pack=True)
     jt.sync_all(True)
     best, begun = 0.0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        start = time.perf_counter()
-        jt.matmul(a, b).sync(True)
-        best = max(best, 2e-9 * size**3 / (time.perf_counter() - start))
+        start = clock()
+        with jt.no_grad():
+            (kernels.linear(a, b, half=True) if dtype == "bf16" else jt.matmul(a, b)).sync(True)
+        best = max(best, 2e-9 * size**3 / (clock() - start))
     return best
 
 

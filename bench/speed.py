@@ -6,9 +6,9 @@
 
 `--check` compares what bench/results holds of this processor, and measures the tasks with a target that it lacks.
 
-torch runs transformers' CLIPModel with its sdpa attention (bf16, int8: autocast), and for ResNets the twin of the parity tests
-with batch norm in evaluation. int8 has a third side, jclip's bf16. All have random weights and the same input. Nothing here
-is installed.
+torch runs transformers' CLIPModel with its sdpa attention (bf16, int8: autocast), and for ResNets the twin of the parity tests,
+batch norm in evaluation, in training by the batch's statistics, with maps channels-last. int8 has a third side,
+jclip's bf16. All have random weights and the same input. Nothing here is installed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ IMAGE = [f"image {model} batch {batch}" for model in ("ViT-B/32", "ViT-B/16", "R
 HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 INT8 = [f"image {model} batch 32 int8" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
-TASKS = [*IMAGE, *HALF, *INT8, *TEXT, "train ViT-B/32 batch 16", "photos ViT-B/32 2000 JPEGs"]
+TRAIN = [f"train {model} batch 16{dtype}" for model in ("ViT-B/32", "RN50") for dtype in ("", " bf16")]
+TASKS = [*IMAGE, *HALF, *INT8, *TEXT, *TRAIN, "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
 WARM_ONLY = 0.0  # seconds
 
@@ -74,9 +75,7 @@ def main() -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Print the targets beside what is recorded of this processor, or measured now. Returns 1 if one is missed."""
-    from jclip.runtime import _cpu_model
-
-    results = targets.recorded(_cpu_model(), args.threads)
+    results = targets.recorded(targets.processor(), args.threads)
     tasks = results.setdefault("tasks", {})
     wanted = {t.row for t in targets.TARGETS if t.section == "tasks"}
     for task in args.tasks:
@@ -85,7 +84,7 @@ def check(args: argparse.Namespace) -> int:
             print(line(task, tasks[task]), flush=True)
             if args.out:
                 write(args.out, args.threads, task, tasks[task])
-    print(f"{_cpu_model()}, {args.threads} threads")
+    print(f"{targets.processor()}, {args.threads} threads")
     missed = targets.report(results)
     print(f"{len(missed)} of {len(targets.TARGETS)} targets missed")
     return 1 if missed else 0
@@ -132,8 +131,8 @@ def compare(task: str, args: argparse.Namespace) -> dict:
         }
         for side, done in runs.items()
     }
-    shares = [run["of_sgemm"] for run in runs["jclip"] if "of_sgemm" in run]
-    limit = {"of_sgemm": statistics.median(shares)} if shares else {}
+    own, names = runs["jclip"], ("of_sgemm", "of_half_rate")
+    limit = {name: statistics.median(run[name] for run in own) for name in names if name in own[0]}
     ours = result["jclip"]["per_second"]
     to_half = {"to_half": ours / result["bf16"]["per_second"]} if "bf16" in result else {}
     clock = {"clock": "CPU time"} if args.cpu else {}
@@ -172,7 +171,8 @@ def measure(side: str, task: str, seconds: float, clock: Callable[[], float] = t
     figures["per_second"] = items / statistics.median(spent)
     work = sides.gflop(task)
     if side == "jclip" and work:
-        figures["of_sgemm"] = figures["per_second"] * work / sides.sgemm_rate()
+        dtype = sides.parse(task)[-1]
+        figures[sides.RATES[dtype]] = figures["per_second"] * work / sides.product_rate(dtype, clock)
     return figures
 
 
@@ -209,11 +209,10 @@ def machine(threads: int) -> dict:
     """What the figures depend on."""
     from importlib.metadata import version
 
-    from jclip.runtime import _cpu_model
     from jclip.train.run_facts import provenance
 
     packages = {name: version(name) for name in ("torch", "transformers", "jittor")}
-    facts = {"cpu": _cpu_model(), "system": platform.platform(), "threads": threads, "packages": packages}
+    facts = {"cpu": targets.processor(), "system": platform.platform(), "threads": threads, "packages": packages}
     return {**provenance(), **facts}
 
 

@@ -39,10 +39,10 @@ def main() -> int:
     results = of_all[0]
     machine = results["machine"]
     print(f"{machine['cpu']}, {machine['threads']} threads, torch {machine['packages']['torch']}\n")
-    print("| per second (median) | jclip | torch | ratio | of sgemm's rate | peak memory, MiB |")
+    print("| per second (median) | jclip | torch | ratio | of the product rate | peak memory, MiB |")
     print("|---|---|---|---|---|---|")
     for task, r in results["tasks"].items():
-        share = f"{r['of_sgemm']:.0%}" if "of_sgemm" in r else ""
+        share = next((f"{r[name]:.0%}" for name in ("of_sgemm", "of_half_rate") if name in r), "")
         wide = results["tasks"].get(task.removesuffix(" bf16")) if task.endswith(" bf16") else None
         to_wide = f" ({r['jclip']['per_second'] / wide['torch']['per_second']:.2f} to fp32)" if wide else ""
         to_wide = f" ({r['to_half']:.2f} to jclip's bf16)" if "to_half" in r else to_wide

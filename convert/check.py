@@ -21,7 +21,7 @@ from jclip.errors import MisfitError, SetupError
 from jclip.readers import read_weights
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
-from jclip.weights.layouts import from_open_clip
+from jclip.weights.layouts import from_chinese_clip, from_open_clip
 from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
@@ -51,9 +51,11 @@ def fixed_input(config: CLIPConfig) -> tuple[np.ndarray, np.ndarray]:
     if config.text is None:
         return pixels, np.zeros((1, 1), np.int32)
     length, end = config.text.context_length, config.text.vocab_size - 1
-    tokens = rng.integers(1, end, (3, length)).astype(np.int32)
+    end = end if getattr(config.text, "end", None) is None else config.text.end
+    tokens = rng.integers(1, config.text.vocab_size - 1, (3, length)).astype(np.int32)
+    tokens[tokens == end] = 1
     for row, at in zip(tokens, (2, length // 2, length - 1), strict=True):
-        row[at], row[at + 1 :] = end, 0
+        row[at], row[at + 1 :] = end, getattr(config.text, "pad", 0)
     return pixels, tokens
 
 
@@ -75,12 +77,15 @@ def _ours(checkpoint: Checkpoint) -> Encoders:
 def _reference(source: Source) -> Encoders:
     if source.layout == "Hugging Face CLIPModel folder":
         return _transformers(source.checkpoint)
+    if source.layout == f"{from_chinese_clip.HUGGING_FACE} folder":
+        return _chinese_clip(source.checkpoint)
     if source.layout == "EVA-CLIP original":
         return _timm(source.checkpoint)
     if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
         return _open_clip(source)
     raise SetupError(
-        "--check must have a reference, got a model that no package computes: EVA-CLIP 8B or 18B, or sizes unknown to open_clip"
+        "--check must have a reference, got a model that no package computes: EVA-CLIP 8B or 18B, Chinese-CLIP without "
+        "config.json, or sizes unknown to open_clip"
     )
 
 
@@ -105,6 +110,16 @@ def _transformers(checkpoint: Checkpoint) -> Encoders:
     if config.vision:
         return {"image": _called(_loaded(image, folder), "image_embeds")}
     return {"text": _called(_loaded(text, folder), "text_embeds")}
+
+
+def _chinese_clip(checkpoint: Checkpoint) -> Encoders:
+    (kind,) = _imported("transformers", "ChineseCLIPModel")
+    model, pad = _loaded(kind, checkpoint.path), checkpoint.config.text.pad
+
+    def texts(ids: Any) -> Any:
+        return model.get_text_features(ids, attention_mask=(ids != pad).long())
+
+    return {"image": _called(model.get_image_features, "pooler_output"), "text": _called(texts, "pooler_output")}
 
 
 def _loaded(kind: Any, folder: Path) -> Any:

@@ -44,6 +44,7 @@ TARGETS = {
     "jclip": Target("to_jclip:write_folder", {".safetensors": "to_jclip:write_file", ".pkl": "to_jclip:write_pickle"}),
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
+    "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }
@@ -68,6 +69,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add_identity(p)
     add_prompts(p)
+    p.add_argument(
+        "--head",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="keep the classifier that SRC holds beside its towers (NAME: which, such as head): DST becomes a finished run "
+        "of linear_probe with its model",
+    )
     p.add_argument(
         "--grounding",
         action="store_true",
@@ -98,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 _SRC = (
-    "a weight file, a folder of jclip, open_clip or Hugging Face, a model's name, hf-hub:owner/name, architecture/tag"
+    "a weight file, a folder of jclip, open_clip or Hugging Face, a model's name, hf-hub:owner/name, ms:owner/name, "
+    "architecture/tag"
 )
 
 
@@ -117,6 +127,15 @@ def add_identity(p: argparse.ArgumentParser) -> None:
         help="width of an attention head, for an image tower of unknown width",
     )
     p.add_argument(
+        "--weights-key",
+        type=nonempty,
+        metavar="KEY",
+        help="which of several sets of weights in SRC, such as state_dict_ema",
+    )
+    p.add_argument(
+        "--prefix", type=nonempty, metavar="NAME", help="what the model's names begin with in SRC, such as model.clip."
+    )
+    p.add_argument(
         "--post-norm", choices=("yes", "no"), help="whether an EVA tower of unknown width has post-norm blocks"
     )
 
@@ -133,14 +152,14 @@ def add_prompts(p: argparse.ArgumentParser) -> None:
         "--classes",
         type=nonempty,
         metavar="SET|FILE|a,b,c",
-        help="with --prompts-of: the classes' names, in the order of SRC",
+        help="with --prompts-of or --head: the classes' names, in the order of SRC",
     )
     p.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="with --prompts-of: settings of the run, such as tau_image=4",
+        help="with --prompts-of or --head: settings of the run, such as tau_image=4 or normalize=true",
     )
 
 
@@ -170,20 +189,24 @@ def inspect(argv: list[str]) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
+    if args.head is not None and (args.prompts_of or args.grounding or not args.classes or args.to != "jclip"):
+        raise ConfigError("--head must come with --classes, and without --prompts-of, --grounding and --to")
     if args.grounding:
         from convert.grounding_runs import convert_grounding
 
         return convert_grounding(args)
-    if args.prompts_of or args.classes or args.set:
+    if args.head is None and (args.prompts_of or args.classes or args.set):
         if not (args.prompts_of and args.classes):
-            raise ConfigError("--prompts-of and --classes must be given together, with a SRC of learned prompts")
+            raise ConfigError(
+                "--prompts-of and --classes must be given together, with a SRC of learned prompts; or --head and --classes"
+            )
         from convert.learned_prompts import import_prompts
 
         return import_prompts(args)
     from convert.summary import summary
 
     src, dst = locate(args.src), Path(args.dst)
-    write = writer_for(args.to, dst, src)
+    write = None if args.head is not None else writer_for(args.to, dst, src)
     source = identify.identify(src, stated_by(args), args.tower)
     source.check()
     source = replace(source, checkpoint=reshaped(source.checkpoint, args))
@@ -191,6 +214,11 @@ def convert(args: argparse.Namespace) -> int:
         from convert.check import against_reference
 
         say("\n".join(against_reference(source)))
+    if write is None:
+        from convert.classifier_heads import import_head
+
+        fitted = replace(source, checkpoint=fitting(source.checkpoint, args.dtype))
+        return import_head(args, src, fitted, stated_by(args), DTYPES[args.dtype])
     write(fitting(source.checkpoint, args.dtype), DTYPES[args.dtype])
     say(summary(source))
     say(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
@@ -214,6 +242,8 @@ def stated_by(args: argparse.Namespace) -> Stated:
         head_width=args.vision_head_width,
         post_norm=None if args.post_norm is None else args.post_norm == "yes",
         image_size=image_size(size) if size else None,
+        weights_key=args.weights_key,
+        prefix=args.prefix,
     )
 
 

@@ -8,7 +8,9 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import printable
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source
-from jclip.weights.variants import EVAConfig, ResNetConfig, TextConfig, ViTConfig, architecture_name
+from jclip.weights.image_configs import AnyImage, ResNetConfig, SigLIPImageConfig, ViTConfig
+from jclip.weights.text_configs import AnyText
+from jclip.weights.variants import architecture_name
 
 UNSAID = "not stated by the weights: set it with --family"
 
@@ -24,7 +26,7 @@ def summary(source: Source, unsaid: bool = False) -> str:
         "family": UNSAID if unsaid else found.metadata.get("source_family", "jclip"),
         "architecture": architecture_name(found.config) or "without a name",
         "image tower": image_tower(found.config.vision),
-        "text tower": text_tower(found.config.text),
+        "text tower": text_tower(found.config.text, vocabulary(found)),
         "embedding": found.config.embed_dim,
         "activation": UNSAID if unsaid else found.config.activation,
         "photos": UNSAID if unsaid else photos(found.preprocess),
@@ -34,6 +36,11 @@ def summary(source: Source, unsaid: bool = False) -> str:
         **positions(found),
     }
     return "\n".join(f"{name:<12} {printable(str(value))}" for name, value in rows.items())
+
+
+def vocabulary(found: Checkpoint) -> str:
+    """What follows the text tower's sizes, where its vocabulary is not CLIP's."""
+    return "" if found.vocabulary is None else f", {found.config.text.vocab_size:,} tokens ({found.vocabulary.kind})"
 
 
 def photos(shown: Preprocess) -> str:
@@ -48,21 +55,29 @@ def positions(found: Checkpoint) -> dict[str, str]:
     return {name: found.metadata[key] for name, key in names.items() if key in found.metadata}
 
 
-def image_tower(v: ViTConfig | ResNetConfig | EVAConfig | None) -> str:
+def image_tower(v: AnyImage | None) -> str:
     """One line."""
     if v is None:
         return "none"
     size = f"heads {v.heads}, input {v.image_size[0]} x {v.image_size[1]}"
     if isinstance(v, ResNetConfig):
         return f"ResNet, width {v.width}, layers {'-'.join(map(str, v.layers))}, {size}"
+    kind = {"pe": "PE-Core", "mobile": "ViT behind three convolutions"}.get(v.kind)
     line = f"patch {v.patch_size}, width {v.width}, layers {v.layers}, {size}"
+    if isinstance(v, SigLIPImageConfig):
+        return f"SigLIP, {line}, {v.activation}, pooled by attention"
     if isinstance(v, ViTConfig):
         return f"ViT, {line}{', layer scale' * v.layer_scale}"
+    if kind:
+        return f"{kind}, {line}"
     kinds = {"SwiGLU": v.swiglu, "inner norms": v.sub_norm, "rotary positions": v.rope, "RMS norm": v.rms_norm}
     kinds |= {"post-norm": v.post_norm, "without q, k, v bias": not v.bias}
     return f"EVA, {', '.join([line, *(kind for kind, true in kinds.items() if true)])}"
 
 
-def text_tower(t: TextConfig | None) -> str:
-    """One line."""
-    return f"width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}" if t else "none"
+def text_tower(t: AnyText | None, words: str = "") -> str:
+    """One line. words: the kind of vocabulary, where it is another than CLIP's."""
+    if t is None:
+        return "none"
+    kind = {"clip": "", "siglip": "SigLIP, "}.get(t.kind, f"{t.kind.upper()}, ")
+    return f"{kind}width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}{words}"

@@ -8,26 +8,50 @@ import numpy as np
 
 from convert.to_jclip import dtypes_of, scalar_scale, write_description
 from jclip.data.preprocess import Preprocess
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, notice
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
-from jclip.weights.variants import EVAConfig, TextConfig, ViTConfig
+from jclip.weights.layouts import from_siglip, from_timm
+from jclip.weights.text_configs import TEXT_NAMES
+from jclip.weights.variants import EVAConfig, SigLIPImageConfig, TextConfig, ViTConfig
 
 
 def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """What `open_clip.create_model("local-dir:…")` loads. Raises `ConfigError` for a model that open_clip lacks."""
+    refuse_other_towers(checkpoint, "open_clip")
     if not write_description(folder, checkpoint):
         raise ConfigError("open_clip has no such model: an EVA tower that it doesn't name, or one tower alone")
-    tensors = as_torch(checkpoint)
-    if isinstance(checkpoint.config.vision, EVAConfig):  # a model with a separate text tower
+    tensors, vision = as_torch(checkpoint), checkpoint.config.vision
+    if isinstance(vision, SigLIPImageConfig) and from_siglip.timm_differs(vision):
+        notice(
+            f"open_clip computes this image tower with timm's {from_siglip.timm_name(vision)}, whose GELU is not "
+            f"{vision.activation} as here: features there differ in the third digit"
+        )
+    if from_timm.is_timm(checkpoint.config):
+        tensors = from_timm.as_trunk(tensors, checkpoint.config)
+    if from_timm.is_timm(checkpoint.config) or isinstance(vision, EVAConfig):  # a model with a separate text tower
         own = ("visual.", "logit_scale")
         tensors = {k if k.startswith(own) else f"text.{k}": t for k, t in tensors.items()}
     dtypes = _dtypes(tensors, checkpoint, dtype)
     safetensors.write_tensors(folder / "open_clip_model.safetensors", tensors, dtypes, {"format": "pt"})
+    if checkpoint.vocabulary is not None:
+        (folder / "tokenizer.json").write_bytes(checkpoint.vocabulary.data)
+
+
+def refuse_other_towers(checkpoint: Checkpoint, target: str) -> None:
+    """Raises `ConfigError` for a text tower that neither OpenAI's names nor open_clip's stand for."""
+    text = checkpoint.config.text
+    if text is None or text.kind in ("clip", "siglip"):  # whose names are OpenAI's and open_clip's
+        return
+    raise ConfigError(
+        f"--to {target} must be of CLIP's text tower and vocabulary, got {TEXT_NAMES[text.kind]}: use --to jclip, "
+        "huggingface or cn_clip"
+    )
 
 
 def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """A plain state dict under OpenAI's names, as torch saves it."""
+    refuse_other_towers(checkpoint, "torch")
     tensors = as_torch(checkpoint)
     torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
 
@@ -51,10 +75,18 @@ def _not_openai(checkpoint: Checkpoint) -> str:
         return "one tower"
     if isinstance(v, EVAConfig):
         return "an EVA tower"
+    if from_timm.is_timm_tower(v):
+        return "a tower of PE-Core, MobileCLIP or timm"
+    if v.kind == "siglip":
+        return "SigLIP's towers"
+    if t.kind != "clip" or checkpoint.vocabulary is not None:
+        return "another text tower or vocabulary"
     usual = Preprocess(size=shown.size)
     reasons = {
         "GELU": checkpoint.config.activation != "quickgelu",
         "a non-square input": v.image_size[0] != v.image_size[1],
+        "an end of text that is not the highest id": t.end is not None,
+        "a text tower that is not causal": not t.causal,
         "layer scale": t.layer_scale or (isinstance(v, ViTConfig) and v.layer_scale),
         "another normalisation or resize mode": shown != usual,
         "an epsilon other than 1e-5": checkpoint.config.norm_eps != 1e-5,

@@ -79,7 +79,7 @@ def for_classes(
     learned: dict[str, np.ndarray], cfg: Config, classnames: Sequence[str], source: sources.ModelSource
 ) -> dict[str, np.ndarray]:
     """What `scorer` needs for other classes: the vectors around their names."""
-    return {**learned, **learned_prompts.Layout.of(source.config.text, classnames, len(learned["context"])).arrays()}
+    return {**learned, **learned_prompts.Layout.of(source, classnames, len(learned["context"])).arrays()}
 
 
 def scorer_of(learned: dict[str, np.ndarray], source: sources.ModelSource) -> Callable[[np.ndarray], np.ndarray]:

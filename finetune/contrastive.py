@@ -41,6 +41,7 @@ from jclip.weights import interpolation
 from jclip.weights.variants import config_of
 
 TASK = "retrieve"
+FIRST_BIAS = -10.0  # of the sigmoid loss
 SIGLIP_SCALE = 10.0  # where SigLIP's exp(logit scale) starts
 
 
@@ -55,7 +56,7 @@ class Config:
     augment: str = "none"
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 0.0  # exp(logit scale) at the start; 0: the weights' own, from scratch 1 / 0.07, of sigmoid 10
-    bias: float = -10.0  # of sigmoid, at the start
+    bias: float | None = None  # of sigmoid, at the start; by default the weights' own, where they have none -10
     positives: Literal["own", "same", "caption", "image", "both"] = (
         "own"  # whose captions belong to each other's images
     )
@@ -96,7 +97,7 @@ class Config:
             ("patch_dropout", 0, 0.99), ("layer_decay", 1e-3, 1), ("distill", 0, 1e6), ("scale", 0, 100),
             ("bias", -100, 100), ("mix", 0, 100), ("checkpoints", 0, 10**6), ("keep", 0, 10**6), ("top", 1, 1000),
         ):  # fmt: skip
-            if not low <= (value := getattr(self, name)) <= high:
+            if (value := getattr(self, name)) is not None and not low <= value <= high:
                 raise ConfigError(f"{name} must be in [{low:g}, {high:g}], got {value:g}")
         if self.update != "full" and (self.lock.image or self.lock.text):
             raise ConfigError(f"lock must be left out with update={self.update}, which says itself what is trained")
@@ -129,6 +130,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     model, preprocess = start_model(cfg, run)
     if cfg.update == "none":
         return measured(cfg, run, model, preprocess)
+    if model.config.sigmoid and cfg.loss == "softmax":
+        raise ConfigError(f"loss must be sigmoid for {cfg.model}, which was trained with it (SigLIP): set loss=sigmoid")
     train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
     check(cfg, train, val)
@@ -158,7 +161,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     tuned.end(after)
     mixed = mixed_end(cfg, model, before, after, evaluate) if cfg.mix else {}
     save(run, "model.safetensors", cfg, model, preprocess)
-    return {**kept_metrics(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in tuned.bias.items()}}
+    bias = {"logit_bias": model.logit_bias} if model.config.sigmoid else tuned.bias
+    return {**kept_metrics(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in bias.items()}}
 
 
 def measured(cfg: Config, run: runs.Run, model, preprocess: preprocessing.Preprocess) -> dict[str, float]:
@@ -196,6 +200,8 @@ def start_model(cfg: Config, run: runs.Run):
     scale = cfg.scale or (SIGLIP_SCALE if cfg.scratch and cfg.loss == "sigmoid" else 0.0)
     if scale:
         clip.put_arrays(model, {"logit_scale": np.array([math.log(scale)], np.float32)})
+    if model.config.sigmoid and cfg.bias is not None:
+        clip.put_arrays(model, {"logit_bias": np.array([cfg.bias], np.float32)})
     return model, preprocess
 
 
@@ -203,7 +209,9 @@ def prepared(cfg: Config, model) -> tuned_towers.TunedTowers:
     """What of the model is trained, and how its passes are computed."""
     if cfg.patch_dropout:
         patch_dropout.check_patch_dropout(model)
-    lora, bias = cfg.lora if cfg.update == "lora" else None, cfg.bias if cfg.loss == "sigmoid" else None
+    lora, bias = cfg.lora if cfg.update == "lora" else None, None
+    if cfg.loss == "sigmoid" and not model.config.sigmoid:
+        bias = FIRST_BIAS if cfg.bias is None else cfg.bias
     tuned = tuned_towers.TunedTowers(model, trained_patterns(model.config, cfg.locked), lora, bias, cfg.seed)
     if cfg.recompute:
         recompute.recompute_blocks(model, tuned.params, tuned.adapters)
@@ -250,7 +258,7 @@ def check(cfg: Config, train: captions.Pairs | None, val: captions.Pairs | None)
 def memory(cfg: Config, model, optim, train: captions.Pairs, teacher) -> memory_estimate.MemoryEstimate:
     """What a step is going to take; texts as long as the longest of the first few hundred."""
     texts, _ = train.texts(range(min(len(train), 256)))
-    longest = int(model.tokenize(texts, truncate=True).argmax(axis=1).max()) + 1
+    longest = int(model.ends(model.tokenize(texts, truncate=True)).max()) + 1
     names = [name for name in optim.params if name not in ("logit_scale", "logit_bias")]
     image = [name.startswith("visual.") for name in names]
     rows, patches = -(-cfg.optim.batch // ranks.here().size), 1 - cfg.patch_dropout

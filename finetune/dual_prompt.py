@@ -31,6 +31,7 @@ from jclip.prompts.spelling import name_key
 from jclip.report import tagging_run
 from jclip.train import pair_training
 from jclip.train import run as runs
+from jclip.weights import stored_vocabulary
 
 TASK = "multi_label"
 NORMALISED = False  # rows of places: each has a length of its own
@@ -118,6 +119,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Photos and which of their labels are known, training, evaluation of val and test photos."""
     source = prompted_source({}, cfg, sources.source_of(cfg))
     trainable.check_in_memory(source)
+    stored_vocabulary.check_takes_vectors(source.config.text)
     photos = read_photos(cfg)
     training = photos.pop("train")
     taught = taught_of(cfg, training.classnames)

@@ -85,6 +85,11 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(**before.facts)
     zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
 
+    if source.config.sigmoid and cfg.loss == "contrastive":
+        raise ConfigError(
+            f"loss=contrastive is CLIP's softmax, which {cfg.model} (SigLIP) was not trained with: set "
+            "loss=cross_entropy, or take the recipe contrastive with loss=sigmoid"
+        )
     model, prompts = source.model, class_prompts(photos.classnames, load_templates(cfg.templates))
     patterns = trained_patterns(model.config, cfg.lock)
     clip.training_mode(model, patterns if cfg.statistics else ())

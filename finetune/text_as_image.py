@@ -30,6 +30,7 @@ from jclip.model import prompt_sets, trainable
 from jclip.report import tagging_run
 from jclip.train import caption_training, multi_label_photos, several_ranks
 from jclip.train import run as runs
+from jclip.weights import stored_vocabulary
 
 TASK = "multi_label"
 NORMALISED = False  # rows of maps: each place has a length of its own
@@ -124,6 +125,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
     source = sources.source_of(cfg)
     trainable.check_in_memory(source)
+    stored_vocabulary.check_takes_vectors(source.config.text)
     parts = multi_label_photos.read_parts(cfg)
     captions = caption_training.read_captions(cfg, multi_label_photos.names_of(cfg, parts), run)
     run.note(weights_sha256=source.weights_sha256, captions_sha256=caption_training.captions_digest(captions))

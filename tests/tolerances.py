@@ -46,6 +46,8 @@ TOLERANCES = {
     "resampling": 1e-5,
     # half precision with float32 accumulation: eight bits of mantissa less, relative to the largest feature.
     "half_relative": 2e-2,
+    # one number rounded to the nearest bfloat16, relative to itself: 2^-8, and float32's own rounding.
+    "half_rounding": 3.92e-3,
     # whole towers with bfloat16 products, against float32: rounding of each product adds up. Measured 1.2e-2.
     "half_tower_relative": 3e-2,
     # a number rounded to the nearest step of its row, in steps: half of one, and float32's own rounding.

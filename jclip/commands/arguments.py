@@ -69,7 +69,10 @@ def scales(text: str) -> tuple[int, ...]:
 MOST_CLASSES = 1_000_000  # of --top
 BY_NAME = "; a name is downloaded once (default: JCLIP_MODEL, else ViT-B/32)"  # what most commands add to --model
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in every command, what argparse is given
-    "--model": ("a model's name such as ViT-B/32, or a weight file", {"type": nonempty, "metavar": "NAME|FILE"}),
+    "--model": (
+        "a model's name such as ViT-B/32, hf-hub:owner/name, ms:owner/name, or a weight file",
+        {"type": nonempty, "metavar": "NAME|FILE"},
+    ),
     "--family": ("family of weights that do not state their activation", {"choices": FAMILIES}),
     "--run": ("the run's folder", {"type": nonempty, "metavar": "FOLDER"}),
     "--runs": (

@@ -22,7 +22,6 @@ from jclip.data import checks, splits
 from jclip.errors import ConfigError, DataError, UnknownName, quoted, say
 from jclip.features import source as sources
 from jclip.paths import file_sha256, refuse_overwriting
-from jclip.prompts import tokenizer
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.report import predictions
 from jclip.report.predictor import Classifier, unlabelled
@@ -169,7 +168,7 @@ class Pipeline:
         prompts = class_prompts(self.photos.classnames, load_templates(self.cfg.templates))
         copies = 1 + any(map(self.cfg.on_given, self.cfg.needed))
         for name, source in self.sources.items():
-            tokenizer.tokenize_for(source.config.text, [text for of_class in prompts for text in of_class])
+            source.tokenize([text for of_class in prompts for text in of_class])
             self.check_size({f"{name}{' and its tuned copy' * (copies - 1)}": copies * parameters(source)})
 
     def _check_results(self) -> None:

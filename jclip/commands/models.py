@@ -21,7 +21,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add_shared(p, "--out", ", a .safetensors file")
     add_shared(p, "--seed", " of the weights (default: 0)", default=0)
-    p.add_argument("--published", action="store_true", help="list published weights by name")
+    p.add_argument(
+        "--published", action="store_true", help="list published weights: size, memory, input, language, licence, hubs"
+    )
+    p.add_argument("--files", action="store_true", help="list the files of published weights with their SHA-256")
     return p
 
 
@@ -36,8 +39,9 @@ def main(argv: list[str]) -> int:
         say(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
         return 0
 
-    if args.published:
-        say("\n".join(published()))
+    if args.published or args.files:
+        tables = [published()] * args.published + [weight_files()] * args.files
+        say("\n\n".join("\n".join(table) for table in tables))
         return 0
     rows = [[name, slug(name), *_numbers(config)] for name, config in {**SHIPPED, **VARIANTS}.items()]
     say(predictions.table(["name", "in configs", "input", "embedding", "image tower", "text tower"], rows))
@@ -45,7 +49,21 @@ def main(argv: list[str]) -> int:
 
 
 def published() -> list[str]:
-    """The known weights as a table in Markdown: a line for each file whose hash is known, else one for the repository."""
+    """The known sets of weights as a table in Markdown: what they need, what they know, and their names on hubs."""
+    lines = [
+        "| `architecture/tag` | million parameters | GB in fp32 | input | language | licence | names on hubs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in catalogue.rows():
+        millions = f"{int(row.parameters) / 1e6:,.0f}" if row.parameters else ""
+        hubs = [f"{prefix}{name}" for prefix, name in (("hf-hub:", row.hub), ("ms:", row.modelscope)) if name]
+        cells = [millions, row.memory, row.input, row.language, row.licence, " ".join(hubs)]
+        lines.append(f"| {row.architecture}/{row.tag} | {' | '.join(cell or '–' for cell in cells)} |")
+    return lines
+
+
+def weight_files() -> list[str]:
+    """Their files as a table in Markdown: a line for each whose hash is known, else one for the repository."""
     lines = ["| `architecture/tag` | `--family` | where | SHA-256 |", "|---|---|---|---|"]
     for row in catalogue.rows():
         known = {f.address: f for f in catalogue.files()}
@@ -54,7 +72,7 @@ def published() -> list[str]:
         }
         places = [(at, file.sha256) for at, file in own.items()]
         for place, digest in places or [(row.url or f"https://huggingface.co/{row.hub}", "–")]:
-            lines.append(f"| {row.architecture}/{row.tag} | {row.family} | {place} | {digest} |")
+            lines.append(f"| {row.architecture}/{row.tag} | {row.family or '–'} | {place} | {digest} |")
     return lines
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from jclip.data import box_files, box_predictions, box_rows, photo_file
 from jclip.errors import ConfigError, DataError, notice, say
-from jclip.prompts import tokenizer
 from jclip.report import box_measures, grounder
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
@@ -97,16 +96,14 @@ def found_boxes(
 
 def _report_long(done: grounder.Grounder, rows: Sequence[box_rows.BoxRow]) -> None:
     """Says how many phrases the text tower does not hold: they are cut before their end token."""
-    text, prompt = done.source.config.text, done.config.reading.prompt
+    source, prompt = done.source, done.config.reading.prompt
     phrases = dict.fromkeys(row.phrase for row in rows)
     cut = []
     for phrase in phrases:
         try:
-            tokenizer.tokenize_for(text, [prompt.replace("{phrase}", phrase.lower())])
+            source.tokenize([prompt.replace("{phrase}", phrase.lower())])
         except (ConfigError, DataError, ValueError):
             cut.append(phrase)
     if cut:
-        of_rows = sum(row.phrase in {*cut} for row in rows)
-        notice(
-            f"{of_rows} of {len(rows)} phrases are longer than the text tower's {text.context_length} tokens: they are cut"
-        )
+        of_rows, most = sum(row.phrase in {*cut} for row in rows), source.config.text.context_length
+        notice(f"{of_rows} of {len(rows)} phrases are longer than the text tower's {most} tokens: they are cut")

@@ -78,7 +78,8 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--method", choices=TAG_METHODS, default="auto",
         help="tagclip: patches of a vision transformer, refined by its attention; places: the best place of any tower's map; "
-        "dense: all places, by their cosines; whole: the photo as one (default: auto, tagclip or for ResNets places)",
+        "dense: all places, by their cosines; whole: the photo as one (default: auto, tagclip, for ResNets places, for SigLIP "
+        "whole by its own sigmoid)",
     )  # fmt: skip
     p.add_argument(
         "--background", default="coco", metavar="SET|FILE|a,b,c",
@@ -136,9 +137,9 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
     names = class_names.read_class_names(args.classes, least=1).names
-    scripts.warn_unread(names)
     background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
+    scripts.warn_unread(names, source.vocabulary_digest)
     templates = args.templates or tagging.TEMPLATES
     return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
 
@@ -178,6 +179,9 @@ def tags_of(
         scores, background = both[:, :own], both[:, own:]
     options: dict[str, Any] = {"threshold": args.threshold, "top": args.top, "none": args.none or own == 1}
     options["logits"] = found.logits and not args.per_class_norm
+    if found.sigmoid and not (fitted or args.per_class_norm):
+        options |= {"kind": "probability", "logits": False, "written": scores}
+        scores, background = (calibration.sigmoid(x).astype(np.float32) for x in (scores, background))
     if fitted:
         scores, passing = calibrated(scores, fitted)
         options |= {"none": True, "kind": "probability", "passing": passing if args.threshold is None else None}

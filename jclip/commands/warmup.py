@@ -20,6 +20,7 @@ from jclip.paths import is_file
 from jclip.postponed import jt
 from jclip.report import predictions
 from jclip.train import optim as optimisation
+from jclip.weights import sample_ids
 from jclip.weights.variants import config_of
 
 STAGES = ("image", "text", "training")
@@ -81,8 +82,7 @@ def stages_of(config, dtype: str = "fp32") -> dict[str, Callable[[], None]]:
     jt.sync_all()
     encoders = clip.CLIP(config).to(dtype) if dtype != "fp32" else model
     images = np.zeros((2, 3, *config.vision.image_size), np.float32)
-    tokens = np.zeros((2, config.text.context_length), np.int32)
-    tokens[:, 5] = config.text.vocab_size - 1
+    tokens = sample_ids.sample_ids(config.text, 2)
 
     def image() -> None:
         with clip.inference(encoders):

@@ -43,7 +43,8 @@ def classify(
 ) -> predictions.Predictions:
     """Scores of each photo and class, by one model or several.
 
-    How is written in `jclip.features.several_models` and `jclip.functional.prompt_scores`.
+    How is written in `jclip.features.several_models` and `jclip.functional.prompt_scores`. Probabilities are shares of the
+    classes; of one model that was trained with the sigmoid loss, each class's own, which sum to nothing in particular.
 
     unknown: below this probability a photo is of none of the classes. explain: also which prompt decided. Raises
     `ConfigError` for members that can't be mixed so, `DataError` for a photo that does not decode, unless on_error is
@@ -52,16 +53,20 @@ def classify(
     import numpy as np
 
     together = sources.SideBySide.of(members)
+    for source in together.sources:
+        scripts.warn_unread(classnames, source.vocabulary_digest)
     split = splits.Split(tuple(photos), np.full(len(photos), -1, np.int32))
     mixture = several_models.build_mixture(
         together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,
         drop_below_uniform=drop_below_uniform, on_error=on_error, whole=explain,
     )  # fmt: skip
     rows, features = extraction.extract(together, split, on_error=on_error, label="photos")
-    scores = mixture(features)
+    scores, sigmoid = mixture(features), several_models.belongs_by_sigmoid(together.sources, members)
+    if sigmoid:
+        scores += np.float32(together.sources[0].logit_bias)
     prompts = several_models.deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
     seen = tuple(photos[i] for i in rows)
-    return predictions.Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts))
+    return predictions.Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts), sigmoid)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -172,7 +177,6 @@ def main(argv: list[str]) -> int:
     if not places:
         raise ConfigError("name the photos, or folders of photos")
     names = class_names.read_class_names(asked.pop("classes")).names
-    scripts.warn_unread(names)
     photos = splits.find_photos(places)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])

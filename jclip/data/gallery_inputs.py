@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jclip.data.folders import LeftOut, is_hidden, is_photo, photos_below
 from jclip.data.photo_hashes import is_hash, photo_hashes
 from jclip.data.photo_lists import list_lines
-from jclip.data.photo_tars import is_tar, members_of
+from jclip.data.photo_tars import is_tar, members_of, names_in
 from jclip.data.stored_photos import StoredPhoto
 from jclip.errors import DataError, counted, notice, quoted
 from jclip.readers.text import read_table
@@ -24,19 +27,109 @@ CAPTION_COLUMNS = ("caption", "title", "text", "sentence")
 JOINT = "::"  # between a tar and its member, where they are shown
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Photos as rows (see `jclip.data.gallery_store`), the folder that paths are relative to, what can't be read."""
+PART = 4096  # photos that are hashed, encoded and saved together, whoever does it; a tar is a part of its own
 
-    root: str
+
+@dataclass
+class Part:
+    """Photos of one part as rows (see `jclip.data.gallery_store`), and what can't be read of it with the reason."""
+
     rows: list[dict[str, Any]]
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # path, reason
-    columns: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]]
+
+
+class Inputs:
+    """Photos that were named, in parts: a part's rows are made, its bytes read, when they are asked for.
+
+    Which photos are in which part depends on what was named alone, so that several processes see the same parts.
+    root: the folder that paths are relative to. files: path → caption and columns. tars: photos in these follow.
+    members: caption and columns of a tar's photo by its shown path, from a table.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        files: Mapping[str, dict[str, Any]],
+        tars: Sequence[str] = (),
+        members: Mapping[str, dict[str, Any]] | None = None,
+    ):
+        self.root, self._files, self._paths, self._tars = root, files, list(files), list(tars)
+        self._members = members or {}
+        self._before: dict[str, dict[str, Any]] = {}
+        self._read: list[Part] | None = None
 
     @property
-    def hashes(self) -> list[str]:
-        """SHA-256 of each photo."""
-        return [row["sha256"] for row in self.rows]
+    def of_files(self) -> int:
+        """How many parts hold photos in files of their own; those of tars follow."""
+        return -(-len(self._paths) // PART)
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return self.of_files + len(self._tars)
+
+    def size(self, number: int) -> int:
+        """How many photos a part has; 0 of a tar, which would have to be read."""
+        return len(self._paths[number * PART : (number + 1) * PART])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what was named, captions and columns included: equal where parts are."""
+        sha = hashlib.sha256(json.dumps([self.root, PART, self._tars, self._members]).encode())
+        for path, facts in self._files.items():
+            sha.update(json.dumps([path, facts]).encode() + b"\0")
+        return sha.hexdigest()
+
+    def part(self, number: int) -> Part:
+        """The rows of one part, its photos' bytes read once more."""
+        if self._read is not None:
+            return self._read[number]
+        if number < self.of_files:
+            return self._of_files(self._paths[number * PART : (number + 1) * PART])[0]
+        return self._of_tar(self._tars[number - self.of_files])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, which stay in memory."""
+        return [row for part in self._all() for row in part.rows]
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """What can't be read of all parts: path, reason."""
+        return [found for part in self._all() for found in part.skipped]
+
+    def remember(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Photos that are given no caption and no columns now get those of the row with their path."""
+        self._before = {shown_path(row): row for row in rows if row["caption"] or row["columns"]}
+        self._read = None
+
+    def _all(self) -> list[Part]:
+        if self._read is None:
+            self._read = [*self._of_files(self._paths), *map(self._of_tar, self._tars)]
+        return self._read
+
+    def _of_files(self, paths: Sequence[str]) -> list[Part]:
+        digests = photo_hashes(paths)
+        parts = [Part([], []) for _ in range(-(-len(paths) // PART))]
+        for place, (path, digest) in enumerate(zip(paths, digests, strict=True)):
+            made = _row_of(path, os.path.relpath(path, self.root), digest, self._files[path])
+            part = parts[place // PART]
+            if isinstance(made, dict):
+                part.rows.append(self._with_memory(made))
+            else:
+                part.skipped.append(made)
+        return parts
+
+    def _of_tar(self, tar: str) -> Part:
+        rows, skipped = _rows_of_tar(tar, self.root)
+        for row in rows:
+            if facts := self._members.get(shown_path(row)):
+                _put(row, facts)
+        return Part([self._with_memory(row) for row in rows], skipped)
+
+    def _with_memory(self, row: dict[str, Any]) -> dict[str, Any]:
+        before = self._before.get(shown_path(row)) if not (row["caption"] or row["columns"]) else None
+        return {**row, "caption": before["caption"], "columns": before["columns"]} if before else row
 
 
 def shown_path(row: Mapping[str, Any]) -> str:
@@ -45,12 +138,11 @@ def shown_path(row: Mapping[str, Any]) -> str:
 
 
 def read_inputs(places: Sequence[str | os.PathLike], root: str = "", table: str = "") -> Inputs:
-    """All photos of `places`, in order; of a folder in natural order.
+    """All photos that `places` name, in order; of a folder in natural order.
 
     root: folder that the rows' paths are relative to; by default the folder itself, else the deepest that holds all.
     table: a CSV or TSV of more columns, whose rows name photos by path or, where that is unique, by name; of several
-    rows of a photo the first counts. What is absent or unreadable is in `skipped`. Raises `DataError` where nothing
-    is left.
+    rows of a photo the first counts. Raises `DataError` where nothing is named.
     """
     found: dict[str, dict[str, Any]] = {}
     tars: list[str] = []
@@ -69,14 +161,9 @@ def read_inputs(places: Sequence[str | os.PathLike], root: str = "", table: str 
     if not found and not tars:
         raise DataError(f"no photo is named by {', '.join(map(str, places))}")
     base = os.path.abspath(root) if root else _common_root(places, [*found, *tars])  # noqa: PTH100
-    rows, skipped = _rows_of_files(found, base)
-    for tar in dict.fromkeys(tars):
-        own, lost = _rows_of_tar(tar, base)
-        rows, skipped = rows + own, skipped + lost
-    if table:
-        _join(rows, table)
-    columns = list(dict.fromkeys(name for row in rows for name in row["columns"]))
-    return Inputs(base, rows, skipped, columns)
+    tars = list(dict.fromkeys(tars))
+    members = _join(found, tars, base, table) if table else {}
+    return Inputs(base, found, tars, members)
 
 
 def _named_by(place: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,21 +214,16 @@ def _common_root(places: Sequence[str | os.PathLike], paths: Iterable[str]) -> s
     return os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
 
 
-def _rows_of_files(found: Mapping[str, dict[str, Any]], base: str) -> tuple[list[dict], list[tuple[str, str]]]:
-    rows, skipped = [], []
-    for (path, facts), digest in zip(found.items(), photo_hashes(list(found)), strict=True):
-        name = os.path.relpath(path, base)
-        if not is_hash(digest):
-            skipped.append((name, _why_unread(digest)))
-            continue
-        try:
-            there = os.stat(path)  # noqa: PTH116
-        except OSError as e:
-            skipped.append((name, e.strerror))
-            continue
-        known = {"path": name, "member": None, "size": there.st_size, "mtime": there.st_mtime_ns, "sha256": digest}
-        rows.append({"caption": None, "columns": {}, **facts, **known})
-    return rows, skipped
+def _row_of(path: str, name: str, digest: str, facts: Mapping[str, Any]) -> dict[str, Any] | tuple[str, str]:
+    """The row of a photo, or its name and why there is none."""
+    if not is_hash(digest):
+        return name, _why_unread(digest)
+    try:
+        there = os.stat(path)  # noqa: PTH116
+    except OSError as e:
+        return name, e.strerror
+    known = {"path": name, "member": None, "size": there.st_size, "mtime": there.st_mtime_ns, "sha256": digest}
+    return {"caption": None, "columns": {}, **facts, **known}
 
 
 def _why_unread(reason: str) -> str:
@@ -162,28 +244,30 @@ def _rows_of_tar(tar: str, base: str) -> tuple[list[dict], list[tuple[str, str]]
     return rows, []
 
 
-def _join(rows: list[dict[str, Any]], table: str) -> None:
-    """Puts a table's columns into the rows of the photos that it names."""
+def _join(files: dict[str, dict[str, Any]], tars: Sequence[str], base: str, table: str) -> dict[str, dict[str, Any]]:
+    """Puts a table's columns into the facts of the files that it names, and returns those of photos in tars."""
     path = Path(table)
     columns, records = read_table(path, TABLES.get(path.suffix.lower(), ","))
     named, caption, others = _roles(columns)
-    by_path = {shown_path(row): row for row in rows}
-    names = Counter(os.path.basename(shown) for shown in by_path)  # noqa: PTH119
-    by_name = {os.path.basename(s): row for s, row in by_path.items() if names[os.path.basename(s)] == 1}  # noqa: PTH119
-    done: set[int] = set()
+    facts = {os.path.relpath(file, base): own for file, own in files.items()}
+    inside = {f"{os.path.relpath(tar, base)}{JOINT}{name}": {} for tar in tars for name in names_in(tar)}
+    facts.update(inside)
+    names = Counter(os.path.basename(shown) for shown in facts)  # noqa: PTH119
+    by_name = {os.path.basename(s): s for s in facts if names[os.path.basename(s)] == 1}  # noqa: PTH119
+    done: set[str] = set()
     absent: list[tuple[int, str]] = []
     again: list[int] = []
     for line, record in records:
         key = os.path.normpath(record[named])
-        row = by_path.get(key) or by_name.get(os.path.basename(key))  # noqa: PTH119
-        if row is None:
+        shown = key if key in facts else by_name.get(os.path.basename(key))  # noqa: PTH119
+        if shown is None:
             absent.append((line, record[named]))
-        elif id(row) in done:
+        elif shown in done:
             again.append(line)
         else:
-            done.add(id(row))
-            row["caption"] = record[caption] if caption and record[caption] else row["caption"]
-            row["columns"] = {**row["columns"], **{k: record[k] for k in others if record[k]}}
+            done.add(shown)
+            told = {"caption": record[caption]} if caption and record[caption] else {}
+            _put(facts[shown], {**told, "columns": {k: record[k] for k in others if record[k]}})
     if absent:
         line, first = absent[0]
         notice(
@@ -192,6 +276,13 @@ def _join(rows: list[dict[str, Any]], table: str) -> None:
     if again:
         rows = counted(len(again), "row")
         notice(f"{table}: photos that were named before: {rows}, the first of each counts (first: line {again[0]})")
+    return {shown: own for shown, own in inside.items() if own}
+
+
+def _put(row: dict[str, Any], facts: Mapping[str, Any]) -> None:
+    """Adds a caption, if there is one, and columns."""
+    row["caption"] = facts.get("caption") or row.get("caption")
+    row["columns"] = {**row.get("columns", {}), **facts.get("columns", {})}
 
 
 def photo_address(root: str | os.PathLike, row: Mapping[str, Any]) -> str:

@@ -33,9 +33,11 @@ PART_ROWS = 1 << 18  # of a file of features: 256 MiB of fp16 at 512 dimensions
 DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 FIXED = ("path", "member", "size", "mtime", "sha256", "caption")  # columns that every gallery has
 MOST_LINE = 1 << 24  # bytes of one row
-_NAMED = r"(features|rows|skipped)-[0-9a-f]{16}\.(npy|jsonl)|unfinished-[0-9a-f]{16}-\d+\.safetensors"
+_NAMED = r"(features|rows|skipped)-[0-9a-f]{16}\.(npy|jsonl)|unfinished-[0-9a-f-]+(-whole)?\.safetensors"
 _UNNAMED = r"\.(features|rows|skipped)\.(npy|jsonl)"  # written, its name not known yet
-_OWN = re.compile(rf"{_NAMED}|{_UNNAMED}|\.({_NAMED}|{_UNNAMED}|gallery\.json)(\.[a-z0-9_]+)?\.part")
+_OWN = re.compile(
+    rf"{_NAMED}|\.shard-\d+-of-\d+\.lock|{_UNNAMED}|\.({_NAMED}|{_UNNAMED}|gallery\.json)(\.[a-z0-9_]+)?\.part"
+)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ NORMALISATIONS = {  # mean and standard deviation of the three channels
     "openai": (OPENAI_MEAN, OPENAI_STD),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 MEANS, DEVIATIONS = several(number(-1e3, 1e3), 3), several(number(1e-6, 1e3), 3)
 FILL = whole(0, 255)

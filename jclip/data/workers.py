@@ -26,13 +26,15 @@ from jclip.errors import DataError, SetupError
 
 _MOST_SLOTS = 128  # photos that may wait prepared; their messages fit a pipe
 _MOST_BYTES = 2**28
+_MOST_DEAD = 4  # photos one after the other with which processes died
 _idle: dict[int, list[subprocess.Popen]] = {}  # by who started them: a fork's copies are not its own
 
 
 def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: int, count: int) -> Iterator:
     """(place, what `views` makes of the photo, or the `DataError` it met), in the order of `paths`, so many of them `ahead`.
 
-    Raises `SetupError` when a process dies.
+    A photo with which a process dies is tried again in another, and counts as one that does not decode if that dies too.
+    Raises `SetupError` when the processes die with several photos one after the other.
     """
     size = 4 * int(np.prod(views.shape))
     slots = max(1, min(ahead, _MOST_SLOTS, _MOST_BYTES // size))
@@ -41,15 +43,25 @@ def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: i
     try:
         os.ftruncate(shared, slots * size)
         pixels = _mapped(shared, slots, views.shape)
+        head = {"memory": f"/proc/{os.getpid()}/fd/{shared}", "slots": slots, "views": views.to_dict()}
         workers += _hired(min(count, slots))
         for worker in workers:
-            _send(worker, {"memory": f"/proc/{os.getpid()}/fd/{shared}", "slots": slots, "views": views.to_dict()})
-        sent = 0
+            _send(worker, head)
+        sent = dead = 0
         for place in range(len(paths)):
             while sent < min(len(paths), place + slots):
-                _send(workers[sent % len(workers)], [sent % slots, plain(rows[sent]), paths[sent]])
+                _send(workers[sent % len(workers)], _task(paths, rows, sent, slots))
                 sent += 1
-            error, turned = _answer(workers[place % len(workers)], paths[place])
+            number = place % len(workers)
+            answer = _answer(workers[number])
+            if answer is None:
+                waiting = range(place + len(workers), sent, len(workers))
+                answer = _again(workers, number, head, [_task(paths, rows, p, slots) for p in (place, *waiting)])
+                dead = dead + 1 if answer[0] else 0
+                if dead == _MOST_DEAD:
+                    raise SetupError(f"{answer[0]}, as with {dead - 1} photos before: JCLIP_WORKERS=0 decodes without "
+                                     "processes of their own")  # fmt: skip
+            error, turned = answer
             if error is None:
                 ORIENTATIONS.saw(paths[place], turned)
             yield place, pixels[place % slots].copy() if error is None else DataError(error)
@@ -61,6 +73,34 @@ def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: i
             worker.kill()
             worker.communicate()
         os.close(shared)
+
+
+def _task(paths: Sequence[str], rows: Sequence[Any], place: int, slots: int) -> list:
+    return [place % slots, plain(rows[place]), paths[place]]
+
+
+def _replace(workers: list[subprocess.Popen], number: int, head: dict) -> int:
+    """Starts a process in the place of one that died; returns the code that it ended with."""
+    code = workers[number].wait()
+    workers[number].communicate()
+    workers[number] = _start()
+    _send(workers[number], head)
+    return code
+
+
+def _again(workers: list[subprocess.Popen], number: int, head: dict, tasks: list[list]) -> tuple[str | None, bool]:
+    """Puts another process in the place of one that died, tries the first of its tasks there, and gives the others to it, or to
+    a third if it dies as well; what the first task gave."""
+    _replace(workers, number, head)
+    _send(workers[number], tasks[0])
+    answer = _answer(workers[number])
+    if answer is None:
+        code = _replace(workers, number, head)
+        how = f"signal {-code}" if code < 0 else f"code {code}"
+        answer = f"{tasks[0][2]} does not decode: it ended the process that decodes it, twice ({how})", False
+    for task in tasks[1:]:
+        _send(workers[number], task)
+    return answer
 
 
 def plain(row: Any) -> Any:
@@ -102,16 +142,10 @@ def _send(worker: subprocess.Popen, message) -> None:
         pass  # its answer, which is awaited in turn, will be missing
 
 
-def _answer(worker: subprocess.Popen, path: str) -> tuple[str | None, bool]:
-    """What went wrong with a photo, if anything, and whether it was turned upright."""
+def _answer(worker: subprocess.Popen) -> tuple[str | None, bool] | None:
+    """What went wrong with a photo, if anything, and whether it was turned upright; None from a process that has died."""
     line = worker.stdout.readline()
-    if not line:
-        raise SetupError(
-            f"a process that decodes photos ended with {worker.wait()} at {path} or one of the next "
-            "(out of memory?): JCLIP_WORKERS=0 decodes without such processes"
-        )
-    error, turned = json.loads(line)
-    return error, turned
+    return tuple(json.loads(line)) if line.endswith("\n") else None
 
 
 def _work() -> None:

@@ -330,7 +330,8 @@ def seen_tokens(source: ModelSource, place: box_views.Placement, layers: tower_l
     resnet = isinstance(vision, ResNetConfig)
     rows = (vision.grid if layers == "last" or not resnet else tower_levels.stage_grid(vision))[0]
     cells = ~place.masked_patches(place.side // rows).ravel()
-    return np.concatenate([[True], cells] if layers == "last" or not resnet else [cells]).astype(np.float32)
+    whole = 1 if layers == "last" else 0 if resnet else vision.class_tokens
+    return np.concatenate([[True] * whole, cells]).astype(np.float32)
 
 
 def found_boxes(

@@ -44,9 +44,9 @@ def in_prompt(phrase: str, prompt: str) -> str:
 
 
 def phrase_ids(source: ModelSource, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (P, 77 or as many as the model has) and lengths (P,); a text that is too long is cut before its end token."""
-    ids = source.model.tokenize(texts, truncate=True)
-    return ids, ids.argmax(axis=1) + 1
+    """Ids (P, as many as the model reads) and lengths (P,); a text that is too long is cut before its end token."""
+    ids = source.tokenize(texts, truncate=True)
+    return ids, source.model.ends(ids) + 1
 
 
 def phrase_tokens(
@@ -77,7 +77,7 @@ def warn_long(source: ModelSource, phrases: Sequence[str], prompt: str, lengths:
     most, long = source.config.text.context_length, []
     for place in np.flatnonzero(lengths == most).tolist():
         try:
-            source.model.tokenize([in_prompt(phrases[place], prompt)])
+            source.tokenize([in_prompt(phrases[place], prompt)])
         except DataError:
             long.append(phrases[place])
     if long:

@@ -27,7 +27,7 @@ from jclip.functional import box_relations
 from jclip.functional.directions import unit
 from jclip.functional.metrics import softmax
 from jclip.postponed import jt
-from jclip.prompts import place_words, tokenizer
+from jclip.prompts import place_words
 
 PROMPT = "a photo of {phrase}"
 BLUR = 100.0  # standard deviation in pixels, whatever the photo's size
@@ -170,7 +170,7 @@ def picture_features(source: ModelSource, pictures) -> np.ndarray:
 
 def text_feature(source: ModelSource, prompt: str, truncate: bool = False) -> np.ndarray:
     """(E,), of length one. Raises `DataError` for a text that is too long, unless `truncate`."""
-    features = encode_prompts(source.model, tokenizer.tokenize_for(source.config.text, [prompt], truncate))
+    features = encode_prompts(source.model, source.tokenize([prompt], truncate))
     check_directions(features, [prompt])
     return unit(features)[0]
 
@@ -200,7 +200,7 @@ def crop_support(texts: TextFeatures, photo: Image.Image, boxes: np.ndarray, phr
 def check_lengths(source: ModelSource, phrases: Sequence[str], prompt: str, truncate: bool) -> None:
     """Raises `DataError` for a phrase that with its prompt is longer than the text tower reads, unless `truncate`."""
     if not truncate:
-        tokenizer.tokenize_for(source.config.text, [prompt.replace("{phrase}", phrase.lower()) for phrase in phrases])
+        source.tokenize([prompt.replace("{phrase}", phrase.lower()) for phrase in phrases])
 
 
 def check_towers(source: ModelSource) -> None:

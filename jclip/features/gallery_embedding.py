@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import functools
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from jclip.data.augment import Views
-from jclip.data.gallery_inputs import Inputs, is_unchanged, photo_address, shown_path
+from jclip.data.gallery_inputs import Inputs, Part, is_unchanged, photo_address, shown_path
 from jclip.data.gallery_store import (
     DTYPES,
-    PART_ROWS,
     Manifest,
     Store,
     is_gallery,
@@ -27,28 +24,28 @@ from jclip.data.gallery_store import (
     open_store,
     remove_others,
     verify,
-    write_features,
-    write_manifest,
-    write_rows,
-    write_skipped,
 )
-from jclip.errors import CheckpointError, ConfigError, DataError, notice
-from jclip.features import extraction, half_models
+from jclip.data.shares import WHOLE, Share
+from jclip.errors import ConfigError, DataError
+from jclip.features import extraction, gallery_lock, half_models
+from jclip.features.gallery_merge import facts_of, write_gallery
+from jclip.features.gallery_parts import Known, Parts, Whole
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.nearest import take
-from jclip.readers import safetensors
 
 DEFAULT_DTYPE = "fp16"
 SAVE_SECONDS = 5.0  # a kill loses at most the batches of so long
-COPIED = 8192  # rows at once
 CHANGED = "changed while it was read: embed it again with --update"
 INSTALL = "pip install"  # a reason that may be gone by the next time
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done: rows now, photos encoded now, rows dropped and added, rows with the bytes of another, photos left out."""
+    """What was done: rows now, photos encoded now, rows dropped and added, rows with the bytes of another, photos left out.
+
+    missing: parts, of so many, that other processes have not finished: then no gallery is written yet, and the rest is 0.
+    """
 
     rows: int
     encoded: int
@@ -57,61 +54,109 @@ class Outcome:
     duplicates: int
     skipped: list[tuple[str, str]]
     seconds: float = 0.0  # of encoding
+    missing: tuple[int, int] | None = None
 
 
 @dataclass
-class _Known:
-    """Features by their photos' SHA-256: where each stands in `parts`, one after the other, and what does not decode."""
+class _Stored:
+    """Features of the gallery that is there by their photos' SHA-256: where each stands in `parts`, one after the other,
+    and what does not decode."""
 
-    parts: list[np.ndarray] = field(default_factory=list)
+    parts: Sequence[np.ndarray] = ()
     places: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, hashes: Sequence[str], features: np.ndarray) -> None:
-        for place, digest in enumerate(hashes, start=self.count):
-            self.places.setdefault(digest, place)
-        self.parts.append(features)
-        self.count += len(features)
 
 
 def embed(
-    inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", update: bool = False, model: str = ""
+    inputs: Inputs,
+    source: ModelSource,
+    folder: Path,
+    dtype: str = "",
+    update: bool = False,
+    model: str = "",
+    share: Share = WHOLE,
 ) -> Outcome:
     """Writes the gallery of `inputs` into `folder`, or with `update` brings the one there up to date.
 
-    Photos of known bytes are not encoded again; what a killed run had encoded is taken over. dtype: of the stored
-    features, by default those of the gallery that is there, else fp16. model: the name or path to load it by again.
+    Photos are encoded part by part (`Inputs.parts`), each part's distinct bytes once and those of the gallery that is
+    there not again; what a killed run had encoded is taken over. dtype: of the stored features, by default those of the
+    gallery that is there, else fp16. model: the name or path to load it by again. share: which of the parts this process
+    does; the one that finds all parts finished writes the gallery, which has the same bytes however they were shared.
     Raises `ConfigError` for a gallery of another model, preprocessing or dtype, or of other photos without `update`,
     `DataError` where no photo decodes.
     """
-    with _alone(folder):
-        old = _opened(folder)
-        if old:
-            if dtype not in ("", old.manifest.dtype):
-                raise ConfigError(
-                    f"{folder} stores {old.manifest.dtype}, and must go on so, got {dtype}: embed the photos into a new folder"
-                )
-            check_same(old.manifest, source, folder)
-            _take_over(inputs, old)
-            if _same_rows(old, inputs):
-                remove_others(folder, old.manifest)
-                return _outcome(old, list(old.rows), _skipped_of(old), 0, 0.0)
-            if not update:
-                raise _of_others(old, inputs, folder)
+    with gallery_lock.alone(folder, share) as lock:
+        old = _checked(inputs, source, folder, dtype, update, share)
+        if old and share.is_whole and _same_rows(old, inputs):
+            remove_others(folder, old.manifest)
+            return _unchanged(old)
+        if old and not update:
+            raise _of_others(old, inputs, folder)
         dtype = old.manifest.dtype if old else dtype or DEFAULT_DTYPE
-        key = hashlib.sha256(f"{made_by(source.identity, source.preprocess.to_dict())} {dtype}".encode()).hexdigest()
-        known = _known(folder, key[:16], old)
-        before, begun = len(known.places), time.monotonic()
-        _encode_rest(inputs, source, known, folder / f"unfinished-{key[:16]}", DTYPES[dtype])
+        parts = _parts(inputs, source, folder, dtype)
+        _check_shares(parts, share, folder)
+        begun = time.monotonic()
+        encoded = _finish_parts(inputs, source, parts, _stored(old), DTYPES[dtype], share)
         seconds = time.monotonic() - begun
-        kept, skipped = _sorted_out(inputs, known)
-        if not kept:
-            raise DataError(f"no photo decodes of {len(skipped)} (first: {skipped[0]['path']}: {skipped[0]['reason']})")
-        manifest = _write(folder, inputs, kept, skipped, known, source, dtype, model)
-        remove_others(folder, manifest)
-    left_out = [(found["path"], found["reason"]) for found in skipped]
-    return _outcome(old, kept, left_out, len(known.places) - before, seconds)
+        if not share.ends or parts.missing():
+            return Outcome(0, encoded, 0, 0, 0, [], seconds, (len(parts.missing()), parts.count))
+        lock.alone()
+        if parts.missing():
+            return _unchanged(open_store(folder))  # another shard, which ended at the same time, wrote it
+        change = write_gallery(folder, inputs.root, parts, source, dtype, model, old)
+        return Outcome(encoded=encoded, seconds=seconds, **vars(change))
+
+
+def watched(
+    inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", update: bool = False
+) -> tuple[int, Callable[[], int]] | None:
+    """How many photos other processes are about to encode with these settings of `embed`, as far as that is known, and what
+    tells how many are done; None where the gallery is up to date. Raises as `embed` does."""
+    with gallery_lock.alone(folder, WHOLE):
+        old = _checked(inputs, source, folder, dtype, update, WHOLE)
+        if old and _same_rows(old, inputs):
+            return None
+        if old and not update:
+            raise _of_others(old, inputs, folder)
+    parts = _parts(inputs, source, folder, old.manifest.dtype if old else dtype or DEFAULT_DTYPE)
+    for stale in parts.others():
+        stale.unlink(missing_ok=True)
+    sizes = [inputs.size(number) for number in range(inputs.parts)]
+    return sum(sizes), lambda: parts.photos_done(sizes)
+
+
+def _parts(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Parts:
+    key = hashlib.sha256(f"{made_by(source.identity, source.preprocess.to_dict())} {dtype}".encode()).hexdigest()
+    return Parts(folder, key, inputs)
+
+
+def _checked(inputs: Inputs, source: ModelSource, folder: Path, dtype: str, update: bool, share: Share) -> Store | None:
+    """The gallery that is there, whose captions and columns `inputs` takes over. Raises `ConfigError`, `DamagedGallery`."""
+    old = _opened(folder)
+    if old:
+        _check_old(old, source, folder, dtype, update, share)
+        inputs.remember(old.rows)
+    return old
+
+
+def _check_old(old: Store, source: ModelSource, folder: Path, dtype: str, update: bool, share: Share) -> None:
+    """Raises `ConfigError` for what can't bring this gallery up to date."""
+    if dtype not in ("", old.manifest.dtype):
+        raise ConfigError(
+            f"{folder} stores {old.manifest.dtype}, and must go on so, got {dtype}: embed the photos into a new folder"
+        )
+    check_same(old.manifest, source, folder)
+    if not (share.is_whole or update):
+        raise ConfigError(f"{folder} holds a finished gallery: add --update to every shard to bring it up to date")
+
+
+def _check_shares(parts: Parts, share: Share, folder: Path) -> None:
+    """Raises `ConfigError` where other processes' parts are of other photos, or made otherwise."""
+    if not share.is_whole and (others := parts.others()):
+        raise ConfigError(
+            f"{folder} holds parts of another list of photos, or of other weights or --store ({len(others)} files, such as "
+            f"{others[0].name}): all shards must be given the same; remove these files where the others are at fault"
+        )
 
 
 def check_same(manifest: Manifest, source: ModelSource, folder: Path) -> None:
@@ -124,33 +169,6 @@ def check_same(manifest: Manifest, source: ModelSource, folder: Path) -> None:
         f"{folder} was made with {manifest.model} and must be used with the same {what}, got others "
         f"({source.checkpoint.path}): embed the photos into a new folder"
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """In the block no other process writes the gallery, whose folder is made; of a block that fails no empty one stays.
-
-    Raises `ConfigError` where another process does.
-    """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ConfigError(f"another process is writing {folder}: wait for its end") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    except BaseException:
-        if made:
-            with contextlib.suppress(OSError):  # not empty
-                folder.rmdir()
-        raise
-    finally:
-        os.close(descriptor)
 
 
 class DamagedGallery(DataError):
@@ -168,20 +186,6 @@ def _opened(folder: Path) -> Store | None:
         reason = str(e).removesuffix(": embed the photos again").removesuffix(": embed again")
         raise DamagedGallery(f"{reason}: remove {folder} and embed the photos again") from e
     return store
-
-
-def _take_over(inputs: Inputs, old: Store) -> None:
-    """Captions and columns of photos that had some and are given none now: they were joined from a table once."""
-    bare = {shown_path(row): row for row in inputs.rows if not (row["caption"] or row["columns"])}
-    for before in old.rows:
-        row = bare.get(shown_path(before))
-        if row is not None:
-            row["caption"], row["columns"] = before["caption"], before["columns"]
-    inputs.columns.extend(name for name in old.manifest.columns if name not in inputs.columns)
-
-
-def _facts(row: Mapping[str, Any]) -> str:
-    return json.dumps([shown_path(row), row["sha256"]])
 
 
 def _same_rows(old: Store, inputs: Inputs) -> bool:
@@ -203,79 +207,139 @@ def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
-    there, now = {_facts(row) for row in old.rows}, {_facts(row) for row in _readable(old, inputs)}
+    there, now = {facts_of(row) for row in old.rows}, {facts_of(row) for row in _readable(old, inputs)}
     return ConfigError(
         f"{folder} holds a gallery of other photos ({len(now - there)} to add, {len(there - now)} to drop): "
         "add --update to bring it up to date"
     )
 
 
-def _skipped_of(old: Store) -> list[tuple[str, str]]:
-    return [(found["path"], found["reason"]) for found in old.skipped()]
+def _unchanged(old: Store) -> Outcome:
+    distinct = len({row["sha256"] for row in old.rows})
+    skipped = [(found["path"], found["reason"]) for found in old.skipped()]
+    return Outcome(len(old), 0, 0, 0, len(old) - distinct, skipped)
 
 
-def _outcome(old: Store | None, kept: list, skipped: list[tuple[str, str]], encoded: int, seconds: float) -> Outcome:
-    before = {_facts(row) for row in old.rows} if old else set()
-    now = {_facts(row) for row in kept}
-    distinct = len({row["sha256"] for row in kept})
-    return Outcome(len(kept), encoded, len(now - before), len(before - now), len(kept) - distinct, skipped, seconds)
+def _stored(old: Store | None) -> _Stored:
+    """What the gallery that is there holds; reasons that may be gone by now are left out."""
+    if old is None:
+        return _Stored()
+    places: dict[str, int] = {}
+    for place, digest in enumerate(old.rows.column("sha256")):
+        places.setdefault(digest, place)
+    lost = [found for found in old.skipped() if found.get("sha256") and INSTALL not in found["reason"]]
+    failed = {found["sha256"]: found["reason"] for found in lost if CHANGED not in found["reason"]}
+    return _Stored(old.parts, places, failed)
 
 
-def _known(folder: Path, key: str, old: Store | None) -> _Known:
-    """What the gallery and unfinished runs of the same key hold; damaged files of such runs are removed."""
-    known = _Known()
-    if old:
-        hashes, start = list(old.rows.column("sha256")), 0
-        for part in old.parts:
-            known.add(hashes[start : start + len(part)], part)
-            start += len(part)
-        lost = [found for found in old.skipped() if found.get("sha256") and INSTALL not in found["reason"]]
-        known.failed.update({found["sha256"]: found["reason"] for found in lost if CHANGED not in found["reason"]})
-    for file in sorted(folder.glob(f"unfinished-{key}-*.safetensors")):
-        try:
-            saved = {name: tensor.read() for name, tensor in safetensors.read_sealed(file).items()}
-            failed = json.loads(bytes(saved["failed"]).decode())
-            known.add([digest.tobytes().hex() for digest in saved["hashes"]], saved["features"])
-        except (CheckpointError, KeyError, ValueError) as e:
-            notice(f"{e}; its photos are encoded again")
-            file.unlink()
-            continue
-        known.failed.update(failed)
+def _finish_parts(
+    inputs: Inputs, source: ModelSource, parts: Parts, stored: _Stored, dtype: np.dtype, share: Share
+) -> int:
+    """Finishes this process's parts; returns how many photos it encoded."""
+    from tqdm import tqdm
+
+    encoded, numbers = 0, share.of_numbers(parts.count)
+    total = sum(map(inputs.size, numbers))
+    model = functools.cache(lambda: half_models.load_half(source, "vision"))
+    with tqdm(total=total, desc="embed", unit="photo", disable=None, leave=False) as bar:
+        for number in numbers:
+            there = parts.whole(number)
+            if there is not None and all(is_unchanged(inputs.root, row) for row in there.rows):
+                bar.update(inputs.size(number))
+                continue
+            part = inputs.part(number)
+            bar.total += 0 if inputs.size(number) else len(part.rows)  # a tar's, unknown before
+            known = _known_of(part, stored, parts.pieces(number))
+            encoded += _encode_rest(inputs.root, part, source, model, known, dtype, _keeper(parts, number), bar)
+            parts.keep_whole(number, _sorted_out(part, known, source.config.embed_dim, dtype))
+    return encoded
+
+
+class _PartKnown:
+    """Features and reasons by SHA-256 of one part's photos: of the gallery that is there, of pieces, and made now."""
+
+    def __init__(self, stored: _Stored):
+        self.stored, self.made, self.failed = stored, {}, {}
+
+    def add(self, piece: Known) -> None:
+        self.made.update(zip(piece.hashes, piece.features, strict=True))
+        self.failed.update(piece.failed)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.stored.places or digest in self.made
+
+    def why_not(self, digest: str) -> str | None:
+        """Why there is no feature; None where nothing is known of these bytes."""
+        return self.failed.get(digest) or self.stored.failed.get(digest)
+
+
+def _known_of(part: Part, stored: _Stored, pieces: Iterator[Known]) -> _PartKnown:
+    known, wanted = _PartKnown(stored), {row["sha256"] for row in part.rows}
+    for piece in pieces:
+        places = [i for i, digest in enumerate(piece.hashes) if digest in wanted]
+        failed = {digest: why for digest, why in piece.failed.items() if digest in wanted}
+        known.add(Known([piece.hashes[i] for i in places], piece.features[places], failed))
     return known
 
 
-def _encode_rest(inputs: Inputs, source: ModelSource, known: _Known, stem: Path, dtype: np.dtype) -> None:
-    """Encodes the photos of unknown bytes, saves them every few seconds, and adds them to `known`."""
-    todo = {}
-    for row in inputs.rows:
-        if row["sha256"] not in known.places and row["sha256"] not in known.failed:
-            todo.setdefault(row["sha256"], row)
-    if not todo:
-        return
-    from tqdm import tqdm
+def _keeper(parts: Parts, number: int) -> Callable[[int, Known], None]:
+    return lambda end, known: parts.keep_piece(number, end, known)
 
-    hashes, rows = list(todo), list(todo.values())
-    number = 1 + max(
-        (int(p.stem.rpartition("-")[2]) for p in stem.parent.glob(f"{stem.name}-*.safetensors")), default=0
-    )
-    with tqdm(total=len(rows), desc="embed", unit="photo", disable=None, leave=False) as bar:
-        for good, features, failed, end in _saved_up(_features(source, inputs.root, rows), len(rows)):
-            bar.update(end - bar.n)
-            features = np.ascontiguousarray(unit(features), dtype)
-            own, lost = [hashes[i] for i in good], {hashes[i]: why for i, why in failed.items()}
-            _save(Path(f"{stem}-{number:06d}.safetensors"), own, features, lost)
-            known.add(own, features)
-            known.failed.update(lost)
-            number += 1
+
+def _encode_rest(
+    root: str,
+    part: Part,
+    source: ModelSource,
+    model: Callable[[], Any],
+    known: _PartKnown,
+    dtype: np.dtype,
+    keep: Callable[[int, Known], None],
+    bar: Any,
+) -> int:
+    """Encodes a part's photos of unknown bytes, keeps them every few seconds, and adds them to `known`; how many there are."""
+    todo: dict[str, dict[str, Any]] = {}
+    for row in part.rows:
+        if row["sha256"] not in known and known.why_not(row["sha256"]) is None:
+            todo.setdefault(row["sha256"], row)
+    before = len(part.rows) + len(part.skipped) - len(todo)
+    bar.update(before)
+    if not todo:
+        return 0
+    hashes, rows, count, done = list(todo), list(todo.values()), 0, 0
+    for good, features, failed, end in _saved_up(_features(source, model(), root, rows), len(rows)):
+        bar.update(end - done)
+        done = end
+        features = np.ascontiguousarray(unit(features), dtype)
+        piece = Known([hashes[i] for i in good], features, {hashes[i]: why for i, why in failed.items()})
+        keep(before + end, piece)
+        known.add(piece)
+        count += len(good)
+    return count
+
+
+def _sorted_out(part: Part, known: _PartKnown, width: int, dtype: np.dtype) -> Whole:
+    """Rows that have features, these, and what is left out with its reason."""
+    kept = [row for row in part.rows if row["sha256"] in known]
+    lost = [row for row in part.rows if row["sha256"] not in known]
+    failed = [{"path": shown_path(r), "reason": known.why_not(r["sha256"]), "sha256": r["sha256"]} for r in lost]
+    features = np.zeros((len(kept), width), dtype)
+    old = [i for i, row in enumerate(kept) if row["sha256"] not in known.made]
+    if old:
+        places = np.array([known.stored.places[kept[i]["sha256"]] for i in old], np.int64)
+        features[old] = take(known.stored.parts, places)
+    for i, row in enumerate(kept):
+        if row["sha256"] in known.made:
+            features[i] = known.made[row["sha256"]]
+    return Whole(kept, features, [[*found] for found in part.skipped], failed, 0)
 
 
 def _features(
-    source: ModelSource, root: str, rows: Sequence[Mapping[str, Any]]
+    source: ModelSource, model: Any, root: str, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str], int]]:
     """Places, features, reasons by place of what failed since the batch before, and the end of what is done."""
     files = [photo_address(root, row) for row in rows]
     messages: list[str] = []
-    model, end = half_models.load_half(source, "vision"), 0
+    end = 0
     for at, features in extraction.encoded_batches(model, files, Views(source.preprocess), "skip", messages):
         missing = sorted({*range(end, int(at[-1]) + 1)} - {*at.tolist()})
         failed = dict(zip(missing, map(_reason, messages), strict=False))
@@ -303,40 +367,3 @@ def _saved_up(batches: Iterator, total: int) -> Iterator[tuple[np.ndarray, np.nd
 
 def _reason(message: str) -> str:
     return message.partition(" does not decode: ")[2] or message
-
-
-def _save(file: Path, hashes: Sequence[str], features: np.ndarray, failed: Mapping[str, str]) -> None:
-    arrays = {
-        "hashes": np.array([list(bytes.fromhex(digest)) for digest in hashes], np.uint8).reshape(-1, 32),
-        "features": features,
-        "failed": np.frombuffer(json.dumps(failed).encode(), np.uint8),
-    }
-    safetensors.write(file, arrays)
-
-
-def _sorted_out(inputs: Inputs, known: _Known) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows that have features, and what is left out with its reason."""
-    kept = [row for row in inputs.rows if row["sha256"] in known.places]
-    lost = [row for row in inputs.rows if row["sha256"] not in known.places]
-    skipped = [{"path": path, "reason": reason} for path, reason in inputs.skipped]
-    reasons = ((shown_path(row), row["sha256"]) for row in lost)
-    return kept, [*skipped, *({"path": p, "reason": known.failed[h], "sha256": h} for p, h in reasons)]
-
-
-def _write(
-    folder: Path, inputs: Inputs, kept: list, skipped: list, known: _Known, source: ModelSource, dtype: str, model: str
-) -> Manifest:
-    ids = np.array([known.places[row["sha256"]] for row in kept], np.int64)
-    width = source.config.embed_dim
-    parts = []
-    for at in range(0, len(ids), PART_ROWS):
-        some = ids[at : at + PART_ROWS]
-        blocks = (take(known.parts, some[i : i + COPIED]) for i in range(0, len(some), COPIED))
-        parts.append(write_features(folder, blocks, DTYPES[dtype], width, len(some)))
-    table = {**write_rows(folder, kept), **write_skipped(folder, skipped)}
-    manifest = Manifest(
-        model or str(source.checkpoint.path), source.identity, source.preprocess.to_dict(), dtype, width, inputs.root,
-        len(kept), parts, table, list(inputs.columns), source.family or "",
-    )  # fmt: skip
-    write_manifest(folder, manifest)
-    return manifest

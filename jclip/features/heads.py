@@ -18,7 +18,6 @@ from jclip.functional.directions import unit
 from jclip.machine import ranks
 from jclip.paths import cache_dir
 from jclip.postponed import jt
-from jclip.prompts import tokenizer
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.readers import safetensors
 
@@ -105,7 +104,7 @@ def text_for(source: ModelSource | ZeroShotHead, classnames: Sequence[str], temp
 def head_of(model, prompts: Sequence[Sequence[str]], truncate: bool = False) -> ZeroShotHead:
     """The zero-shot head of a model at hand, whatever state it is in: nothing is cached."""
     flat = [p for of_class in prompts for p in of_class]
-    encoded = encode_prompts(model, tokenizer.tokenize_for(model.config.text, flat, truncate))
+    encoded = encode_prompts(model, model.tokenize(flat, truncate))
     check_directions(encoded, flat)
     embedded = unit(encoded)
     return ZeroShotHead(unit(_class_means(embedded, prompts)), scale_of(model))
@@ -132,7 +131,7 @@ def prompt_features(
     """Raw features (P, E) of every prompt, and its class (P,). Raises `ConfigError` for a model of another width."""
     check_width(source, width)
     flat = [prompt for of_class in prompts for prompt in of_class]
-    features = encode_prompts(source.model, tokenizer.tokenize_for(source.config.text, flat, truncate))
+    features = encode_prompts(source.model, source.tokenize(flat, truncate))
     check_directions(features, flat)
     return features, np.repeat(np.arange(len(prompts)), [len(c) for c in prompts])
 
@@ -161,12 +160,12 @@ def check_width(source: ModelSource, width: int) -> None:
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:
     """(P, L) ids → (P, E), not normalised; prompts of a length are encoded together, so that each batch is cut early."""
-    return _encoded(model, tokens, rows_by_length(tokens.argmax(axis=1)))
+    return _encoded(model, tokens, rows_by_length(model.ends(tokens)))
 
 
 def encode_prompts_by_ranks(model, tokens: np.ndarray) -> np.ndarray:
     """`encode_prompts`, of which several ranks encode a share of the batches each, and all get all."""
-    batches = list(rows_by_length(tokens.argmax(axis=1)))
+    batches = list(rows_by_length(model.ends(tokens)))
     return kernels.collectives.total(_encoded(model, tokens, batches[ranks.here().share(len(batches))]))
 
 
@@ -196,7 +195,7 @@ def rows_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
 def _head_file(
     source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool = False, kind: str = "embed"
 ) -> Path:
-    made_of = [source.text_identity, "openai-bpe", kind, truncate, [list(p) for p in prompts], "sealed"]
+    made_of = [source.text_identity, source.vocabulary_digest, kind, truncate, [list(p) for p in prompts], "sealed"]
     return cache_dir("classifiers") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
 
 

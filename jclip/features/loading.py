@@ -20,16 +20,19 @@ def load(
     dtype: Dtype = "fp32",
     image_size: int | tuple[int, int] | None = None,
     stream: bool | None = None,
+    weights_key: str | None = None,
+    prefix: str | None = None,
 ) -> tuple[CLIP, ToVar]:
     """A model ready for inference, and the preprocessing that belongs to it: `model, preprocess = jclip.load("ViT-B/32")`.
 
     name_or_path: one of `available_models()` or of docs/weights.md, downloaded when it is absent; a weight file or
     folder in any layout that `convert` knows. family: for a file that doesn't say its activation, see
     `jclip.weights.families.FAMILIES`. dtype: fp16 on a GPU only. image_size: H, W other than the model's own. stream: whether
-    blocks stay on disk and are read in each pass; by default only where the memory is too small for them. Raises
-    `CheckpointError` or `ConfigError`.
+    blocks stay on disk and are read in each pass; by default only where the memory is too small for them. weights_key:
+    one set of weights of several in a file, such as "state_dict_ema". prefix: what the model's names begin with in a file
+    of another project, such as "model.clip.". Raises `CheckpointError` or `ConfigError`.
     """
-    source = ModelSource(name_or_path, family, dtype, image_size, stream=stream)
+    source = ModelSource(name_or_path, family, dtype, image_size, stream=stream, weights_key=weights_key, prefix=prefix)
     return source.model, ToVar(source.preprocess)
 
 

@@ -20,7 +20,7 @@ from jclip.features.stacked_text import BranchScores, StackedText
 from jclip.functional import multi_label_scores, similarity
 from jclip.model import dense_map
 from jclip.postponed import jt
-from jclip.weights.variants import ResNetConfig, ViTConfig
+from jclip.weights.variants import ResNetConfig, SigLIPImageConfig, ViTConfig
 
 NUMBERS_AT_ONCE = 1 << 24  # cosines and features of a step
 SETS = ("positive", "negative", "evidence")  # of prompts, the last of DualCoOp++ alone
@@ -52,7 +52,8 @@ class PairSource:
         step = dense_map.STRIDE if self._is_resnet else vision.patch_size
         if size % step:
             raise ConfigError(f"size must be a multiple of {step}, the model's step, or 0 (its own), got {size}")
-        if size and not (self._is_resnet or isinstance(vision, ViTConfig)) and (size, size) != vision.image_size:
+        any_size = self._is_resnet or isinstance(vision, (ViTConfig, SigLIPImageConfig))
+        if size and not any_size and (size, size) != vision.image_size:
             raise ConfigError(f"this image tower takes photos of its own size, got size={size}: leave size out")
         self._step = step
 

@@ -21,7 +21,6 @@ from jclip.features.cached import read_cached
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.nearest import take
-from jclip.prompts import tokenizer
 from jclip.prompts.query_terms import Kind, Query
 from jclip.prompts.scripts import warn_unread
 from jclip.readers import safetensors
@@ -97,7 +96,7 @@ def text_features(source: ModelSource, texts: Sequence[str], truncate: bool = Fa
     """
     if source.config.text is None:
         raise ConfigError(f"{source.checkpoint.path} must hold a text tower for text queries, got an image tower alone")
-    warn_unread(texts)
+    warn_unread(texts, source.vocabulary_digest)
     if len(texts) > APART:
         return _cached_texts(source, list(texts), truncate)
     new = [text for text in texts if not _file_of(source, [text], truncate).is_file()]
@@ -119,7 +118,7 @@ def _cached_texts(source: ModelSource, texts: list[str], truncate: bool) -> np.n
 
 
 def _encoded_texts(source: ModelSource, texts: list[str], truncate: bool) -> np.ndarray:
-    tokens = tokenizer.tokenize_for(source.config.text, texts, truncate)
+    tokens = source.tokenize(texts, truncate)
     encoded = heads.encode_prompts(half_models.load_half(source, "text"), tokens)
     heads.check_directions(encoded, texts)
     return unit(encoded)
@@ -132,7 +131,7 @@ def warm_up(source: ModelSource) -> None:
 
 
 def _file_of(source: ModelSource, texts: Sequence[str], truncate: bool) -> Path:
-    return _cache_file([source.text_identity, "openai-bpe", "query", truncate, list(texts)])
+    return _cache_file([source.text_identity, source.vocabulary_digest, "query", truncate, list(texts)])
 
 
 def _cache_file(made_of: list) -> Path:

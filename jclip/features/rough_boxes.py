@@ -26,7 +26,7 @@ from jclip.model import dense_map
 from jclip.postponed import jt
 from jclip.prompts.place_words import read_places
 
-FACTORS = {"resnet": (1, 4, 5), "vit": (1, 2)}  # of the model's own side, by kind of tower; others: 1
+FACTORS = {"resnet": (1, 4, 5), "vit": (1, 2), "siglip": (1, 2)}  # of the model's own side, by kind of tower; others: 1
 BACKGROUND = "a photo"
 SHARE = 0.7  # of the map's range, above which a place belongs to the thing
 GRID = 64  # cells of the map's long side

@@ -18,7 +18,6 @@ from jclip.features.heads import check_directions
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.postponed import jt
-from jclip.prompts.tokenizer import tokenize_for
 from jclip.readers import safetensors
 
 Stored = Literal["fp32", "fp16"]
@@ -93,7 +92,7 @@ def _part(source: ModelSource, texts: Sequence[str], stored: Stored) -> dict[str
 
 
 def _file_of(source: ModelSource, texts: Sequence[str], stored: Stored) -> Path:
-    made_of = [source.text_identity, "openai-bpe", "every token", stored, list(texts), "sealed"]
+    made_of = [source.text_identity, source.vocabulary_digest, "every token", stored, list(texts), "sealed"]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     return paths.cache_dir("features") / f"captions-{key}.safetensors"
 
@@ -103,8 +102,8 @@ def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -
 
     Sentences of about the same length go through the tower together, cut at the longest one's end.
     """
-    tokens = tokenize_for(source.config.text, list(texts), truncate=True)
-    lengths = tokens.argmax(axis=1) + 1
+    tokens = source.tokenize(list(texts), truncate=True)
+    lengths = source.model.ends(tokens) + 1
     full = np.flatnonzero(lengths == tokens.shape[1])
     truncated = sum(_is_longer(source, texts[row]) for row in full)
     kind, width = {"fp16": np.float16, "fp32": np.float32}[stored], source.config.embed_dim
@@ -126,7 +125,7 @@ def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -
 def _is_longer(source: ModelSource, text: str) -> bool:
     """Whether the tower's context has no room for all of a text."""
     try:
-        tokenize_for(source.config.text, [text])
+        source.tokenize([text])
     except DataError:
         return True
     return False

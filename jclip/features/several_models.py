@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jclip.choices import Mix, Mode
+from jclip.choices import LOGITS, Mix, Mode
 from jclip.data.loader import OnError
 from jclip.data.splits import Split
 from jclip.errors import ConfigError
@@ -139,6 +139,12 @@ def build_mixture(
     weights = np.array([member.weight for member in members], np.float64)
     threshold = drop_below or drop_below_uniform / sum(map(len, prompts[0]))
     return Mixture(tuple(heads), weights / weights.sum(), mix, threshold)
+
+
+def belongs_by_sigmoid(sources: Sequence[ModelSource], members: Sequence[Member]) -> bool:
+    """Whether scores are logits of one model that was trained with the sigmoid loss: each class has a probability of its
+    own, σ(score + bias), as transformers has it for SigLIP. Mixed models have shares."""
+    return len(members) == 1 and members[0].mode in LOGITS and sources[0].config.sigmoid
 
 
 def check_prompts(members: Sequence[Member], prompts: Sequence[list[list[str]]], drop_below: float) -> None:

@@ -20,10 +20,13 @@ from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
 from jclip.model import clip, deep_prompts, streaming
 from jclip.postponed import jt
+from jclip.prompts.tokenizer import OPENAI_BPE
+from jclip.prompts.vocabularies import TextTokenizer
 from jclip.weights.checkpoint import Checkpoint, open_checkpoint
 from jclip.weights.download import find_weights
 from jclip.weights.families import Stated
 from jclip.weights.identify import identify
+from jclip.weights.stored_vocabulary import tokenizer_of
 from jclip.weights.variants import CLIPConfig
 
 
@@ -34,7 +37,7 @@ class ModelSource:
     stream: whether the blocks stay on
     disk, see `jclip.model.streaming`; by default where the memory is too small. penultimate: image features are meant as they
     are before the projection. preprocess: what is set otherwise than the weights say, before `image_size`, `draft`
-    and `upright`.
+    and `upright`. weights_key, prefix: which tensors of a file are the model's, see `jclip.weights.plain_names`.
     Raises `CheckpointError` for a file that is absent, unreadable or doesn't say what it is, `ConfigError` for
     penultimate features of a tower without a projection of its own.
     """
@@ -50,10 +53,12 @@ class ModelSource:
         penultimate: bool = False,
         preprocess: PreprocessChoice | None = None,
         upright: bool = True,
+        weights_key: str | None = None,
+        prefix: str | None = None,
     ):
         chosen = preprocess or PreprocessChoice()
         image_size = image_size if chosen.size is None else chosen.size
-        checkpoint = open_any(find_weights(name_or_path), Stated(family=family))
+        checkpoint = open_any(find_weights(name_or_path), Stated(family=family, weights_key=weights_key, prefix=prefix))
         self.checkpoint = checkpoint if image_size is None else checkpoint.resized(image_size)
         self.family, self.dtype, self._stream = family, dtype, stream
         self.preprocess: Preprocess = with_choice(
@@ -64,6 +69,16 @@ class ModelSource:
     @property
     def config(self) -> CLIPConfig:
         return self.checkpoint.config
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the weights, opened at first use. Raises `ConfigError` and `DataError` as `tokenizer_of`."""
+        return tokenizer_of(self.config.text, self.checkpoint.vocabulary)
+
+    def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
+        """Texts → (B, L) ids in the weights' vocabulary and context length; no model is loaded. Raises `DataError` for one
+        that is too long, unless `truncate`."""
+        return self.tokenizer(texts, self.config.text.context_length, truncate)
 
     @property
     def identity(self) -> list:
@@ -76,9 +91,21 @@ class ModelSource:
         return self.identity
 
     @property
+    def vocabulary_digest(self) -> str:
+        """What ids depend on beside that; CLIP's own vocabulary is not opened for it."""
+        return OPENAI_BPE if self.checkpoint.vocabulary is None else self.tokenizer.digest
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The bias of logits of weights that were trained with the sigmoid loss; None of others."""
+        if not self.config.sigmoid:
+            return None
+        return float(self.checkpoint.tensors["logit_bias"].read().reshape(()))
+
+    @property
     def has_text(self) -> bool:
         """Whether texts have features in the space of the photos'."""
-        return not self.penultimate
+        return not self.penultimate and self.config.text is not None
 
     @property
     def weights_sha256(self) -> str:
@@ -95,12 +122,18 @@ class ModelSource:
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
-            return clip.build(self.checkpoint, self.dtype)
+            return self._sharing(clip.build(self.checkpoint, self.dtype))
         if self.dtype != "fp32":
             raise ConfigError(
                 f"{self.checkpoint.path} is read block by block, in fp32 only: leave dtype {self.dtype} out"
             )
-        return streaming.build_streamed(self.checkpoint)
+        return self._sharing(streaming.build_streamed(self.checkpoint))
+
+    def _sharing(self, model: clip.CLIP) -> clip.CLIP:
+        """The model with the tokenizer that is open already: a large one takes a second to open."""
+        if "tokenizer" in vars(self):
+            model._tokenizer = self.tokenizer
+        return model
 
 
 class PromptedSource:

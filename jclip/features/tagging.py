@@ -4,7 +4,8 @@ Four ways from a photo to the score of a name; all but `whole` see the whole pho
 tagclip (vision transformers): TagCLIP, see `jclip.functional.local_to_global` and `jclip.model.patch_attention`.
 places (ResNets, vision transformers, EVA): a name's share of the place of the map that it has most of.
 dense (the same towers): cosines of all places times the logit scale, places that agree with the name counting most.
-whole (any): the feature of the whole photo, as zero-shot classification has it.
+whole (any): the feature of the whole photo, as zero-shot classification has it; of weights that were trained with the
+sigmoid loss (SigLIP) a name's logit with its bias, whose sigmoid says whether the name belongs to the photo.
 With windows each of them is scored like a photo of its own, and a name's score is the highest of all.
 """
 
@@ -74,6 +75,7 @@ class PhotoScores:
     background: np.ndarray
     skipped: tuple[str, ...] = ()  # why, of each photo that was left out
     logits: bool = False  # whether their exponentials, and not they themselves, compare as evidence
+    sigmoid: bool = False  # whether they are logits of weights trained with the sigmoid loss, bias and all
 
 
 class Scorer(Protocol):
@@ -92,9 +94,10 @@ class Tagger:
 
     source: the model. classnames: one or more. templates: as `load_templates` has them. background: names of what is none
     of the classes, which takes part where scores are shares of all names. method: see the module; auto is tagclip for
-    vision transformers, places for ResNets. size: for tagclip the longest side in pixels (larger photos are made
-    smaller), 640 by default; for places and dense the short side, the model's own by default; for whole nothing. windows:
-    scales b, each 2b x 2b windows of 1/b of the sides, see `jclip.functional.windows`. settings: constants of tagclip.
+    vision transformers, places for ResNets, whole for SigLIP. size: for tagclip the longest side in pixels (larger photos
+    are made smaller), 640 by default; for places and dense the short side, the model's own by default; for whole nothing.
+    windows: scales b, each 2b x 2b windows of 1/b of the sides, see `jclip.functional.windows`. settings: constants of
+    tagclip.
     Raises `ConfigError` for names that are missing or repeated, and for a tower that the method can't read.
     """
 
@@ -143,8 +146,9 @@ class Tagger:
         found = tuple(photos[row] for row in kept)
         if self.windows:
             self._raise_by_windows(scores, found, label)
-        logits = self.method in ("dense", "whole")
-        return PhotoScores(found, scores[:, :own], scores[:, own:], tuple(failed), logits)
+        logits, sigmoid = self.method in ("dense", "whole"), self.method == "whole" and self.source.config.sigmoid
+        scores = scores + np.float32(self.source.logit_bias) if sigmoid else scores
+        return PhotoScores(found, scores[:, :own], scores[:, own:], tuple(failed), logits, sigmoid)
 
     def _batches(
         self, photos: Sequence[str], on_error: OnError, failed: list[str], label: str
@@ -202,7 +206,7 @@ class Tagger:
             width, height = height, width
         if self.method == "tagclip":
             step, ratio = vision.patch_size, min(1.0, (self.size or LONGEST_SIDE) / max(height, width))
-        elif vision.kind == "eva":
+        elif vision.kind in ("eva", "pe"):
             return vision.image_size
         else:
             step, short = getattr(vision, "patch_size", 32), self.size or min(vision.image_size)
@@ -292,8 +296,10 @@ def method_for(source: ModelSource, method: TagMethod, names: int) -> TagMethod:
         raise ConfigError("these weights are a text tower alone: they embed no images")
     if method not in TAG_METHODS:
         raise ConfigError(f"method must be one of {', '.join(TAG_METHODS)}, got {method!r}")
+    if method == "auto" and source.config.sigmoid:
+        method = "whole"
     if method == "auto":
-        method = "places" if vision.kind == "resnet" else "tagclip"
+        method = "tagclip" if vision.kind in ("vit", "eva") else "places"
     if method == "tagclip" and (vision.kind != "vit" or vision.layers < 2):
         raise ConfigError(
             f"method tagclip reads the attention of vision transformers, got a tower of kind {vision.kind}: use "

@@ -15,19 +15,22 @@ def resample_positions(
 ) -> np.ndarray:
     """(1 + h*w, D) for `grid` (h, w) → (1 + h'*w', D) for `new`; row 0 belongs to the class token and stays.
 
+    A table of h*w rows is of a tower without a class token, as SigLIP's.
+
     margin: what is added to h' and w' in the factor that cells are sampled by, without antialias.
     """
-    if table.shape[0] != 1 + grid[0] * grid[1]:
+    first = table.shape[0] - grid[0] * grid[1]
+    if first not in (0, 1):
         raise ValueError(
             f"a position table of {table.shape[0]} rows does not belong to a grid of {grid[0]} x {grid[1]}"
         )
     if grid == new:
         return table
-    cells = table[1:].astype(np.float64).reshape(*grid, -1)
+    cells = table[first:].astype(np.float64).reshape(*grid, -1)
     rows = bicubic_matrix(grid[0], new[0], antialias, margin)
     columns = bicubic_matrix(grid[1], new[1], antialias, margin)
     cells = np.einsum("Hh,Ww,hwd->HWd", rows, columns, cells, optimize=True)
-    return np.concatenate([table[:1], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
+    return np.concatenate([table[:first], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
 
 
 def resample_bilinearly(table: np.ndarray, grid: tuple[int, int], new: tuple[int, int]) -> np.ndarray:

@@ -15,6 +15,7 @@ from jclip.kernels import collectives as collectives
 from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.kernels.sequences import Sequences as Sequences
+from jclip.machine import ranks
 from jclip.machine.gpu import find_gpus
 from jclip.machine.toolchain import ONEDNN_INSTALL, why_no_avx512
 from jclip.runtime import jt
@@ -39,6 +40,13 @@ def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return cuda.masked_attention(qkv, keys, heads, rate, seed)
     return (cpu if _fused(qkv, keys) else plain).masked_attention(qkv, keys, heads, rate, seed)
+
+
+def class_attention(q, kv, heads: int):
+    """q (B, D) of each sample's first token, kv (B, N, 2D) of all, k and v side by side → (B, D): what the first one takes."""
+    if jt.flags.no_grad and chosen() == "cpu" and q.dtype == "float32":
+        return cpu.class_attention(q, kv, heads)
+    return plain.class_attention(q, kv, heads)
 
 
 def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float = 0.0, seed: int = 0):
@@ -89,7 +97,8 @@ def rows_of(table, index):
 
 
 def linear(x, weight, bias=None, activation: str | None = None, residual=None, half: bool = False):
-    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu" or None.
+    """(..., K) with weight (N, K) → (..., N): act(x W^T + b) + residual; activation: "quickgelu", "gelu",
+    "gelu_tanh" or None.
 
     On the CPU a product with a bfloat16 weight is float32, or with `half` bfloat16 where no gradient is asked for: what
     only goes into another product or attention. With a weight of `to_int8` alike, and without a gradient.
@@ -101,9 +110,21 @@ def linear(x, weight, bias=None, activation: str | None = None, residual=None, h
     return plain.linear(x, weight, bias, activation, residual)
 
 
-def layer_norm(x, weight, bias, eps: float):
-    """(..., D) → (..., D): (x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32."""
-    return (cpu.layer_norm if _fused(x, weight, bias) else plain.layer_norm)(x, weight, bias, eps)
+def layer_norm(x, weight, bias, eps: float, reader=None):
+    """(..., D) → (..., D): (x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32.
+
+    reader: the weight that alone multiplies what comes out, which is bfloat16 with it where no gradient is asked for.
+    """
+    if not _fused(x, weight, bias):
+        return plain.layer_norm(x, weight, bias, eps)
+    return cpu.layer_norm(x, weight, bias, eps, half=_rounds(reader))
+
+
+def cells(images, patch: int, reader):
+    """(B, C, H, W) → (B, N, C patch²): a row of numbers per square of pixels, row by row; `reader` as of `layer_norm`."""
+    if jt.flags.no_grad and _fused(images):
+        return cpu.cells(images, patch, "bfloat16" if _rounds(reader) else "float32")
+    return plain.cells(images, patch)
 
 
 def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
@@ -112,6 +133,16 @@ def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
     rows: of which row of how many x is the first; these get what they would as a part of all of them.
     """
     return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed, rows)
+
+
+def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
+    """A parameter, its two moments and its gradient, of one shape → [p', m', v'], without gradient.
+
+    m' and v' may be `m` and `v` themselves, changed once p' is computed: nothing else may hold these two.
+
+    m' = β₁ m + (1 - β₁) g,  v' = β₂ v + (1 - β₂) g²,  p' = keep p - step m' / (√v' root + eps)
+    """
+    return (cpu if _fused(p, m, v, g) else plain).adamw(p, m, v, g, betas, keep, step, root, eps)
 
 
 def cross_entropy(scores, labels):
@@ -124,10 +155,14 @@ def batch_norm(x, weight, bias, eps: float):
     return (cpu.batch_norm if _fused(x, weight, bias) else plain.batch_norm)(x, weight, bias, eps)
 
 
-def feature_maps(images, training: bool) -> maps.Plain:
-    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics."""
-    fused = jt.flags.no_grad and not training and _fused(images)
-    return maps.ChannelsLast() if fused else maps.Plain()
+def feature_maps(images, training: bool) -> maps.Plain | maps.ChannelsLast | maps.Trained:
+    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics.
+
+    Of several ranks these are all ranks' statistics, which `Plain` asks for.
+    """
+    if not _fused(images) or (training and ranks.here().several):
+        return maps.Plain()
+    return maps.ChannelsLast() if jt.flags.no_grad and not training else maps.Trained(cpu.products_are_half())
 
 
 def why_no_half(dtype: str) -> str:
@@ -181,10 +216,10 @@ def unpacked(weight):
     return int8.restored(weight) if weight.dtype == "int8" else cpu.unpacked(weight.float32())
 
 
-def rows(weight, first: int):
-    """weight[first:] of a weight (N, K) in any of these forms."""
+def rows(weight, first: int, end: int | None = None):
+    """weight[first:end] of a weight (N, K) in any of these forms."""
     in_block = 1 if weight.ndim == 2 else weight.shape[1] if weight.dtype == "int8" else cpu.BLOCK[0]
-    return weight[first // in_block :]
+    return weight[first // in_block : None if end is None else end // in_block]
 
 
 def chosen() -> str:
@@ -194,6 +229,11 @@ def chosen() -> str:
     if jt.flags.use_cuda:
         return "cuda"
     return "cpu" if cpu.available() else "plain"
+
+
+def _rounds(reader) -> bool:
+    """Whether the CPU's products with that weight, if there is one, round what they multiply, and nothing is lost by it."""
+    return reader is not None and reader.dtype == "bfloat16" and bool(jt.flags.no_grad)
 
 
 def _fused(*inputs) -> bool:

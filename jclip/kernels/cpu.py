@@ -134,7 +134,7 @@ def attention(qkv, heads: int, causal: bool = False):
         return _Attention.apply(qkv, heads, causal)
     B, N, width = qkv.shape
     options = {"heads": heads, "causal": int(causal)}
-    return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
+    return _one("attention_half_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
 
 
 def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
@@ -178,14 +178,40 @@ def half_products() -> Iterator[None]:
         _rounding.on = before
 
 
-def layer_norm(x, weight, bias, eps: float):
-    """As `kernels.layer_norm`."""
+def products_are_half() -> bool:
+    """Whether this is inside of `half_products`."""
+    return _rounding.on
+
+
+def class_attention(q, kv, heads: int):
+    """As `kernels.class_attention`, without a gradient; q in float32."""
+    sizes = "in1_shape0, in1_shape1, in0_shape1"
+    return _one("class_attention_forward", q.shape, [q, kv], sizes, {"heads": heads})
+
+
+def cells(images, patch: int, dtype: str):
+    """As `kernels.cells`, in `dtype` and without a gradient."""
+    B, C, H, W = images.shape
+    shape = (B, (H // patch) * (W // patch), C * patch * patch)
+    return _one("cells_forward", shape, [images], MAPS, {"patch": patch}, dtype)
+
+
+def layer_norm(x, weight, bias, eps: float, half: bool = False):
+    """As `kernels.layer_norm`; `half`: rounded to bfloat16, without a gradient."""
+    if half:
+        return _one("layer_norm_forward", x.shape, [x, weight, bias], ROWS, {"eps": eps}, "bfloat16")
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
 def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
     """As `kernels.dropout`; the mask is drawn again in the backward pass instead of kept."""
     return _Dropout.apply(x, rate, seed, rows)
+
+
+def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
+    """As `kernels.adamw`; the moments are moved where they lie, which takes no memory for new ones."""
+    options = {"b1": betas[0], "b2": betas[1], "keep": keep, "step": step, "root": root, "eps": eps}
+    return [_one("adamw_forward", p.shape, [p, m, v, g], "in0->num", options), m, v]
 
 
 def cross_entropy(scores, labels):
@@ -265,7 +291,7 @@ def _packs() -> bool:
 
 BLOCK = (64, 32)  # rows and columns of a packed block
 INT8_BLOCKS = (256, 128, 64)  # rows of one in 8 bits
-ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2}  # as linear.h numbers them
+ACTIVATIONS = {None: 0, "quickgelu": 1, "gelu": 2, "gelu_tanh": 4}  # as linear.h numbers them
 
 # Sizes that the C++ functions take after the arrays.
 PACKED = "in0_shape0, in0_shape1, in0_shape2"
@@ -290,10 +316,10 @@ def _one(function: str, shape, inputs: list, sizes: str, options=None, dtype: st
     return _code(function, [shape], inputs, sizes, options, dtype)[0]
 
 
-def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, dtype: str = "float32") -> list:
+def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, dtype: str | list = "float32") -> list:
     """One `jt.code` operator that calls `function` of its header on the raw arrays: a list of its outputs.
 
-    An input that is None is passed as a null pointer.
+    An input that is None is passed as a null pointer. dtype: of all outputs, or a list.
     """
     header, options = _header_of(function), options or {}
     given = [v for v in inputs if v is not None]
@@ -304,7 +330,7 @@ def _code(function: str, shapes: list, inputs: list, sizes: str, options=None, d
     call = f"jclip::{function}({', '.join(filter(None, [*arrays, sizes, *values]))});"
     made = jt.code(
         [tuple(s) for s in shapes],
-        [dtype] * len(shapes),
+        dtype if isinstance(dtype, list) else [dtype] * len(shapes),
         given,
         cpu_header=f'#include "{header}.h"  // {_digest(header)}\n',  # Jittor looks for changes in what it is handed
         cpu_src=call,

@@ -1,13 +1,13 @@
 """How a ResNet's feature maps lie in memory, and what is computed on them: one object, asked for by each image tower.
 
-`Plain` maps are (B, C, H, W) and differentiable. `ChannelsLast` maps are (B, H, W, C): a convolution, its batch norm with
-running statistics, the residual and the ReLU are one operator, nothing is reordered in between, cells are tokens as they
-lie. For inference on the CPU.
+`Plain` maps are (B, C, H, W) and differentiable. The others lie (B, H, W, C) on the CPU: nothing is reordered in between,
+cells are tokens as they lie. Of `ChannelsLast` maps a convolution, its batch norm with running statistics, the residual and
+the ReLU are one operator, for inference; `Trained` maps are differentiable, and a convolution is an operator of its own.
 """
 
 from __future__ import annotations
 
-from jclip.kernels import cpu
+from jclip.kernels import cpu, cpu_maps
 from jclip.runtime import jt
 
 nn = jt.nn
@@ -62,3 +62,50 @@ class ChannelsLast:
 
     def leave(self, x):
         return x.permute(0, 3, 1, 2).float32()
+
+
+class Shared:
+    """A map that several operators read: each takes a reading of its own, so that their gradients arrive apart and are
+    added where they are used."""
+
+    def __init__(self, *readings):
+        self._left = list(readings)
+
+    def read(self):
+        """(B, H, W, C); the last reading is given again."""
+        return self._left.pop() if len(self._left) > 1 else self._left[0]
+
+
+class Trained:
+    """oneDNN's operators with their gradients; see `Plain` for what each does.
+
+    half: maps and what they are multiplied by are bfloat16; statistics, parameters and their gradients stay float32.
+    """
+
+    def __init__(self, half: bool):
+        self._half = half
+
+    def enter(self, images):
+        x = images.permute(0, 2, 3, 1)
+        return Shared(cpu_maps.narrow(x) if self._half else x)
+
+    def convolve(self, x, conv, norm, relu: bool = True, residual=None):
+        y = cpu_maps.convolution(x.read(), conv.weight.float32(), conv.stride[0])
+        added = None if residual is None else residual.read()
+        if not norm.is_training():
+            statistics = norm.running_mean, norm.running_var
+            return Shared(*cpu_maps.norm(y, norm.weight, norm.bias, norm.eps, relu, added, *statistics)[:-2])
+        *readings, mean, variance = cpu_maps.norm(y, norm.weight, norm.bias, norm.eps, relu, added)
+        norm.update_statistics(mean, variance, samples=y.shape[0] * y.shape[1] * y.shape[2])
+        return Shared(*readings)
+
+    def pool(self, x, size: int):
+        return x if size == 1 else Shared(*cpu_maps.pool(x.read(), size))
+
+    def cells(self, x):
+        x = cpu_maps.widen(x.read())
+        B, h, w, C = x.shape
+        return x.reshape((B, h * w, C))
+
+    def leave(self, x):
+        return cpu_maps.widen(x.read()).permute(0, 3, 1, 2)

@@ -14,6 +14,9 @@ from jclip.runtime import jt
 nn = jt.nn
 
 
+_GELU_TANH = 2.0 * math.sqrt(2.0 / math.pi)
+
+
 def quickgelu(x):
     """x * sigmoid(1.702 x): what OpenAI trained with."""
     return x * jt.sigmoid(1.702 * x)
@@ -24,7 +27,12 @@ def gelu(x):
     return 0.5 * x * (1.0 + jt.erf(x * (1.0 / math.sqrt(2.0))))
 
 
-ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu}
+def gelu_tanh(x):
+    """0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))), the approximation that SigLIP was trained with; as x σ(2 …)."""
+    return x * jt.sigmoid(x * (_GELU_TANH + (0.044715 * _GELU_TANH) * x * x))
+
+
+ACTIVATIONS = {"quickgelu": quickgelu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
 class _Products:
@@ -110,6 +118,24 @@ def attention_at_first(qkv, heads: int, keep):
     return (shares.unsqueeze(3) * v).sum(dim=1).reshape((B, 1, width // 3)).cast(qkv.dtype)
 
 
+def class_attention(q, kv, heads: int):
+    """As `kernels.class_attention`."""
+    B, N, width = kv.shape
+    d = width // 2 // heads
+    q = q.float32().reshape((B, 1, heads, d)) * (1.0 / math.sqrt(d))
+    both = kv.float32().reshape((B, N, 2, heads, d))
+    k, v = both[:, :, 0], both[:, :, 1]
+    shares = nn.softmax((k * q).sum(dim=3), dim=1)  # (B, N, heads)
+    return (shares.unsqueeze(3) * v).sum(dim=1).reshape((B, width // 2)).cast(kv.dtype)
+
+
+def cells(images, patch: int):
+    """As `kernels.cells`."""
+    B, C, H, W = images.shape
+    apart = images.reshape((B, C, H // patch, patch, W // patch, patch)).permute(0, 2, 4, 1, 3, 5)
+    return apart.reshape((B, -1, C * patch * patch))
+
+
 def causal_mask(length: int):
     """(N, N) float32: 0 on and below the diagonal, -inf above."""
     return jt.array(np.triu(np.full((length, length), -np.inf, np.float32), 1))
@@ -158,6 +184,13 @@ def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
     kept = jt.random((count, *x.shape[1:]))[first : first + x.shape[0]] >= rate
     kept.sync()
     return x * kept.cast(x.dtype) * (1 / (1 - rate))
+
+
+def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
+    """As `kernels.adamw`."""
+    b1, b2 = betas
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    return [keep * p - step * m / (jt.sqrt(v) * root + eps), m, v]
 
 
 def cross_entropy(scores, labels):

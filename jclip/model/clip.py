@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -17,17 +17,21 @@ from jclip.errors import ConfigError
 from jclip.functional.similarity import normalise
 from jclip.model.eva import EVATower
 from jclip.model.layers import BatchNorm
+from jclip.model.mobile import MobileTower
+from jclip.model.perception import PerceptionTower
 from jclip.model.resnet import ModifiedResNet
+from jclip.model.siglip import SigLIPTower
 from jclip.model.text_tower import TextEncoder
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
 from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig
+from jclip.weights.variants import CLIPConfig
 
 nn = jt.nn
 _HALF = {"fp16": "float16", "bf16": "bfloat16"}
 PATCHES = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # kernels that are multiplied as matrices
 EVA_MATRICES = tuple(f".{part}.weight" for part in ("qkv", "proj", "fc1", "fc2", "fc1_g", "fc1_x", "head"))
+SIGLIP_MATRICES = (".attn_pool.q.weight", ".attn_pool.kv.weight", "text.text_projection.weight")
 
 
 class CLIP(TextEncoder, nn.Module):
@@ -43,6 +47,8 @@ class CLIP(TextEncoder, nn.Module):
             self._init_text(config.text, config.embed_dim, config.activation, config.norm_eps)
         if config.vision and config.text:
             self.logit_scale = jt.array([math.log(1 / 0.07)])
+            if config.sigmoid:
+                self.logit_bias = jt.array([-10.0])
         self.config = config
         self.dtype: Dtype = "fp32"
         self._image_dtype = "float32"
@@ -82,14 +88,24 @@ class CLIP(TextEncoder, nn.Module):
         return x if x.dtype == self._image_dtype else x.cast(self._image_dtype)
 
     def execute(self, images, tokens):
-        """Logits both ways, float32: (B, T) per image and (T, B) per text."""
+        """Logits both ways, float32: (B, T) per image and (T, B) per text; with the bias of one trained by the sigmoid loss."""
         images = normalise(self.encode_image(images))
         texts = normalise(self.encode_text(tokens))
         per_image = self.logit_scale.float32().exp() * nn.matmul_transpose(images, texts)
+        per_image = per_image + self.logit_bias if self.config.sigmoid else per_image
         return per_image, per_image.transpose(0, 1)
 
+    def probabilities(self, images, tokens):
+        """(B, 3, H, W), (T, L) → (B, T) float32, by the loss that the weights were trained with.
+
+        Of `config.sigmoid`, that each text belongs to the image, whatever the other texts: σ(s x·t + b); else the texts'
+        shares of it: softmax(s x·t). Zhai et al., 2023, arXiv 2303.15343; Radford et al., 2021.
+        """
+        per_image, _ = self(images, tokens)
+        return per_image.sigmoid() if self.config.sigmoid else nn.softmax(per_image, dim=1)
+
     def to(self, dtype: Dtype) -> CLIP:
-        """The model's weights in `dtype`; norms, statistics and the logit scale stay float32.
+        """The model's weights in `dtype`; norms, statistics, the logit scale and its bias stay float32.
 
         On the CPU bf16 is for inference: what linear maps and convolutions multiply is bfloat16, all else float32. So
         is int8: linear maps but the first multiply 8 bits, see `jclip.kernels.int8`; the first and convolutions as in bf16.
@@ -150,23 +166,32 @@ class CLIP(TextEncoder, nn.Module):
 
 def image_tower(config: CLIPConfig) -> nn.Module:
     """The image tower of the kind that `config` names."""
-    if isinstance(config.vision, EVAConfig):
-        return EVATower(config.vision, config.embed_dim)
-    if isinstance(config.vision, ResNetConfig):
-        return ModifiedResNet(config.vision, config.embed_dim)
-    return VisionTransformer(config.vision, config.embed_dim, config.activation, config.norm_eps)
+    return IMAGE_TOWERS[config.vision.kind](config)
+
+
+IMAGE_TOWERS: dict[str, Callable[[CLIPConfig], nn.Module]] = {
+    "vit": lambda c: VisionTransformer(c.vision, c.embed_dim, c.activation, c.norm_eps),
+    "resnet": lambda c: ModifiedResNet(c.vision, c.embed_dim),
+    "eva": lambda c: EVATower(c.vision, c.embed_dim),
+    "pe": lambda c: PerceptionTower(c.vision, c.embed_dim, c.activation, c.norm_eps),
+    "mobile": lambda c: MobileTower(c.vision, c.embed_dim, c.activation),
+    "siglip": lambda c: SigLIPTower(c.vision),
+}
 
 
 def keeps_float32(key: str) -> bool:
     """Whether the parameter of that name stays float32 in a half-precision model."""
     parts = key.split(".")
-    return key == "logit_scale" or any(p.startswith(("ln_", "bn", "norm")) for p in parts) or ".downsample.1." in key
+    norms = ("ln_", "bn", "norm", "layernorm")
+    of_norms = any(p.startswith(norms) for p in parts) or ".downsample.1." in key
+    return of_norms or key in ("logit_scale", "logit_bias")
 
 
 def is_multiplied(key: str) -> bool:
     """Whether the parameter of that name is the matrix of a linear map or a convolution's kernel."""
     kernel = fnmatchcase(key, "*.conv?.weight") or key.endswith(".downsample.0.weight")
-    return kernel or key.endswith(("_proj_weight", "_proj.weight", ".c_fc.weight", *EVA_MATRICES))
+    matrices = ("_proj_weight", "_proj.weight", ".c_fc.weight", *EVA_MATRICES, *SIGLIP_MATRICES)
+    return kernel or key.endswith(matrices)
 
 
 @contextlib.contextmanager
@@ -207,7 +232,9 @@ def held_statistics(model: CLIP) -> Iterator[None]:
 
 
 def clamp_logit_scale(model: CLIP) -> None:
-    """Keeps exp(logit scale) between 1 and 100, as the paper does after each step."""
+    """Keeps exp(logit scale) between 1 and 100, as the paper does after each step; SigLIP, whose own is above, does not."""
+    if model.config.sigmoid:
+        return
     trained = not model.logit_scale.is_stop_grad()
     with jt.no_grad():
         model.logit_scale.update(jt.clamp(model.logit_scale, 0.0, math.log(100.0)))
@@ -233,7 +260,7 @@ def save_model(
     """Writes the model as it is, with all that `load` needs; `half` stores float16."""
     kind = np.float16 if half else np.float32
     arrays = {k: v.numpy().astype(kind) for k, v in model.full_weights().items()}
-    save_checkpoint(path, arrays, model.config, preprocess, metadata)
+    save_checkpoint(path, arrays, model.config, preprocess, metadata, model.vocabulary)
 
 
 def parameter_count(model) -> int:
@@ -244,6 +271,7 @@ def parameter_count(model) -> int:
 def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
     """The model that `checkpoint` holds, in evaluation mode. Raises `MisfitError` when keys or shapes don't fit."""
     model = CLIP(checkpoint.config)
+    model.vocabulary = checkpoint.vocabulary
     load_strict(model, checkpoint.tensors, str(checkpoint.path))
     model.eval()
     model.to(dtype)

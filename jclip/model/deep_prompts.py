@@ -20,7 +20,6 @@ from jclip.model.clip import CLIP
 from jclip.model.learned_prompts import SPREAD, Frame, Layout
 from jclip.model.parameter_groups import Prompting
 from jclip.model.trainable import check_in_memory
-from jclip.prompts.tokenizer import tokenizer_for
 from jclip.runtime import jt
 
 Arrays = dict[str, np.ndarray]
@@ -116,7 +115,7 @@ def encode_beside(model: CLIP, images, vectors, **options):
 
 def opening(model: CLIP, config: Prompting) -> list[int]:
     """The tokens of the words that the text starts from. Raises `ConfigError` for more vectors than words."""
-    tokens = tokenizer_for(model.config.text).encode(config.words.replace("_", " "))
+    tokens = model.tokenizer.encode(config.words.replace("_", " "))
     if config.text > len(tokens) > 0:
         raise ConfigError(
             f"text={config.text} vectors can't start from the {len(tokens)} tokens of words={config.words!r}: take "
@@ -128,7 +127,7 @@ def opening(model: CLIP, config: Prompting) -> list[int]:
 def gapped(model: CLIP, classnames: Sequence[str], config: Prompting) -> Frame:
     """The prompts of class names with gaps for the text vectors, and after these the words that have none."""
     fixed = opening(model, config)[config.text :]
-    return Frame(model, Layout.of(model.config.text, classnames, config.text, fixed=fixed))
+    return Frame(model, Layout.of(model, classnames, config.text, fixed=fixed))
 
 
 def first_arrays(model: CLIP, config: Prompting, seed: int) -> Arrays:
@@ -139,7 +138,7 @@ def first_arrays(model: CLIP, config: Prompting, seed: int) -> Arrays:
         return (SPREAD * rng.standard_normal((depth, count, width))).astype(np.float32)
 
     if config.text:
-        table = model.token_embedding.weight.numpy()
+        table = model.word_vectors.numpy()
         arrays["context"] = random(config.text, table.shape[1])
         if tokens := opening(model, config):
             arrays["context"][0] = table[tokens[: config.text]]

@@ -5,7 +5,8 @@ Guo et al., CVPR 2023, arXiv 2211.12739, read a ResNet so: with F (P, D) the cel
     cells_p = W_c (W_v F_p + b_v) + b_c            value and output projection of the attention pool at every cell
     pooled  = attention pool of [mean_p F_p; F]    without its table of positions
 
-A ViT gives its patches' value projections in the last block (no attention), or its ordinary output tokens.
+A ViT gives its patches' value projections in the last block (no attention), or its ordinary output tokens; SigLIP's tower
+what its pool would take of each patch alone, or the patches themselves, which are not in the space of texts.
 DualCoOp (Sun et al., NeurIPS 2022, arXiv 2206.09541) takes the values of [mean_p F_p; F] plus their positions: P + 1 places.
 """
 
@@ -19,6 +20,7 @@ from jclip.errors import ConfigError
 from jclip.functional.positions import resample_positions
 from jclip.model import clip
 from jclip.model.resnet import ModifiedResNet
+from jclip.model.siglip import SigLIPTower
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
 
@@ -42,9 +44,13 @@ def dense_map(model: clip.CLIP, pixels, positions: bool = False, vit: ViTMap = "
     x, tower = model.image_input(pixels), model.visual
     if isinstance(tower, ModifiedResNet):
         return _of_resnet(tower, x, _grid(x, STRIDE), model.config.vision.grid, positions)
-    grid = _grid(x, model.config.vision.patch_size)
-    if grid == model.config.vision.grid:
+    vision = model.config.vision
+    grid = vision.grid if tuple(x.shape[2:]) == vision.image_size else _grid(x, vision.patch_size)
+    if grid == vision.grid:
         return tower(x, dense=vit)
+    if isinstance(tower, SigLIPTower):
+        table = _resampled(tower.trunk.pos_embed[0], vision.grid, grid, antialias=False)
+        return tower.encode(tower.embed(x, table), dense=vit, patches=grid[0] * grid[1])
     if not isinstance(tower, VisionTransformer):
         H, W = model.config.vision.image_size
         raise ConfigError(f"this image tower takes photos of {H} x {W}, got {x.shape[2]} x {x.shape[3]}")
@@ -125,7 +131,8 @@ def _grid(x, step: int) -> tuple[int, int]:
 
 
 def _resampled(table, own: tuple[int, int], grid: tuple[int, int], antialias: bool = True, margin: float = 0.0):
-    """A table of positions (1 + N, D) for another grid, by default as `Checkpoint.resized` makes it."""
+    """A table of positions (1 + N, D), or (N, D) without a class token, for another grid, by default as
+    `Checkpoint.resized` makes a ViT's."""
     if own == grid:
         return table
     array = resample_positions(table.float32().numpy(), own, grid, antialias, margin)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jclip import kernels
 from jclip.model.layers import LayerNorm, Linear, RMSNorm, put_tokens
+from jclip.model.rotary import Rotation, grid_angles
 from jclip.model.vit import PatchEmbedding
 from jclip.runtime import jt
 from jclip.weights.variants import EVAConfig
@@ -44,7 +45,7 @@ class Trunk(nn.Module):
         self.patch_embed = Patches(width, config.patch_size)
         self.cls_token = jt.init.gauss((1, 1, width), "float32", std=0.02)
         self.pos_embed = jt.init.gauss((1, 1 + cells, width), "float32", std=0.02)
-        self._rope = Rotation(config) if config.rope else None
+        self._rope = rotation_of(config) if config.rope else None
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
         self.norm = norm_of(config, width)
         self.head = Linear(width, embed_dim, std=0.02, bias=config.bias)
@@ -66,12 +67,13 @@ class Trunk(nn.Module):
         """(B, 1 + N, D) → (B, E), with `penultimate` (B, D); with `dense` also (B, N, E)."""
         if taps is not None:
             taps["visual.stem"] = x
-        entering = x
+        entering, last = x, len(self.blocks) - 1
+        first_alone = jt.flags.no_grad and dense is None and taps is None
         for i in range(len(self.blocks)):
             if insert and i in insert:
                 x = put_tokens(x, *insert[i])
             entering, block = x, self.blocks[i]
-            x = block(x, self._rope)
+            x = block.at_first(x, self._rope).unsqueeze(1) if first_alone and i == last else block(x, self._rope)
             if taps is not None:
                 taps[f"visual.block{i}"] = x
         pooled = self.norm(x[:, 0])
@@ -110,6 +112,15 @@ class Block(nn.Module):
         x = self.attn(self.norm1(x), rope, residual=x)
         return self.mlp(self.norm2(x), residual=x)
 
+    def at_first(self, x, rope: Rotation | None = None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token, the others seen by it."""
+        first = x[:, 0]
+        if self.post_norm:
+            first = first + self.norm1(self.attn.at_first(x, rope))
+            return first + self.norm2(self.mlp(first))
+        first = self.attn.at_first(self.norm1(x), rope, residual=first)
+        return self.mlp(self.norm2(first), residual=first)
+
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
         return self.norm1(self.attn.values(x)) if self.post_norm else self.attn.values(self.norm1(x))
@@ -136,6 +147,10 @@ class PackedAttention(nn.Module):
         mixed = kernels.attention(rope(qkv) if rope else qkv, self.heads)
         return self.proj(mixed, residual=residual)
 
+    def at_first(self, x, rope: Rotation | None = None, residual=None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token."""
+        return self.proj(of_first(self.in_proj(x), rope, self.heads), residual=residual)
+
     def values(self, x):
         """Values as of `Block.values`, before the norm."""
         return self.proj(self.in_proj(x)[:, :, 2 * x.shape[2] :].float32())
@@ -153,14 +168,28 @@ class ApartAttention(nn.Module):
         self.proj = Linear(width, width, std=0.02)
         self.heads = config.heads
 
+    def in_proj(self, x):
+        """(B, N, D) → (B, N, 3D): q, k, v side by side."""
+        return jt.concat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=2)
+
     def execute(self, x, rope: Rotation | None = None, residual=None):
-        qkv = jt.concat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=2)
+        qkv = self.in_proj(x)
         mixed = kernels.attention(rope(qkv) if rope else qkv, self.heads)
         return self.proj(self.norm(mixed), residual=residual)
+
+    def at_first(self, x, rope: Rotation | None = None, residual=None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token."""
+        return self.proj(self.norm(of_first(self.in_proj(x), rope, self.heads)), residual=residual)
 
     def values(self, x):
         """As `Block.values`."""
         return self.proj(self.norm(self.v_proj(x)))
+
+
+def of_first(qkv, rope: Rotation | None, heads: int):
+    """(B, N, 3D) → (B, D): what the first token, which does not turn, takes from all of them."""
+    width, turned = qkv.shape[2] // 3, rope(qkv) if rope else qkv
+    return kernels.class_attention(turned[:, 0, :width].float32(), turned[:, :, width:], heads)
 
 
 class MLP(nn.Module):
@@ -191,49 +220,10 @@ class GatedMLP(nn.Module):
         return self.fc2(self.norm(hidden) if self.sub_norm else hidden, residual=residual)
 
 
-class Rotation:
-    """Rotary positions in two dimensions on the patches' q and k; class token and v stay as they are.
-
-    Of a head's D dimensions the first half turns with the row, the second with the column, in pairs: pair j by the angle
-    t * 10000^(-4j/D), with t the row or column scaled to the grid of pre-training.
-    """
-
-    def __init__(self, config: EVAConfig):
-        angles = patch_angles(config)  # (N, D of a head)
-        angles = np.tile(angles, (1, config.heads))
-        still = np.zeros((1, angles.shape[1]))
-        angles = np.concatenate([still, angles])  # the class token's
-        angles = np.concatenate([angles, angles, 0 * angles], axis=1)  # q, k, v
-        signs = np.tile([-1.0, 1.0], angles.shape[1] // 2)  # pairs (a, b) become (a cos - b sin, b cos + a sin)
-        self.cos = np.cos(angles).astype(np.float32)
-        self.sin = (np.sin(angles) * signs).astype(np.float32)
-        self._tables: dict[int, tuple] = {}
-
-    def __call__(self, qkv):
-        """(B, N, 3D) → (B, N, 3D)."""
-        cos, sin = self._of_length(qkv.shape[1])
-        x = qkv.float32()
-        swapped = x.reindex(list(x.shape), ["i0", "i1", "i2 ^ 1"])
-        return (x * cos + swapped * sin).cast(qkv.dtype)
-
-    def _of_length(self, tokens: int) -> tuple:
-        """Both tables; tokens after the patches, which are prompts, stay still."""
-        if tokens not in self._tables:
-            more = ((0, max(tokens - len(self.cos), 0)), (0, 0))
-            cos, sin = np.pad(self.cos, more, constant_values=1.0), np.pad(self.sin, more)
-            self._tables[tokens] = tuple(jt.array(t[None, :tokens]).stop_grad() for t in (cos, sin))
-        return self._tables[tokens]
-
-
-def patch_angles(config: EVAConfig) -> np.ndarray:
-    """(N, D) float64: the angle of each dimension of a head, for each patch row by row."""
-    quarter = config.width // config.heads // 4
-    frequencies = 10000.0 ** (-np.arange(quarter) / quarter)
-    rows, columns = (
-        np.repeat(np.outer(np.arange(side) / side * config.rope_grid, frequencies), 2, axis=1) for side in config.grid
-    )
-    height, width = config.grid
-    return np.concatenate([np.repeat(rows, width, axis=0), np.tile(columns, (height, 1))], axis=1)
+def rotation_of(config: EVAConfig) -> Rotation:
+    """Rotary positions of the patches, scaled to the grid of pre-training."""
+    vertical, horizontal = (np.arange(side) / side * config.rope_grid for side in config.grid)
+    return Rotation(grid_angles(vertical, horizontal, config.width // config.heads, columns_first=False), config.heads)
 
 
 def norm_of(config: EVAConfig, width: int) -> LayerNorm | RMSNorm:

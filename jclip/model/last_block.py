@@ -1,6 +1,6 @@
 """An image tower cut before what it ends with: what goes in there is computed once, the end trained and recomputed.
 
-The end is a transformer's last block with its norm and projection, or a ResNet's attention pool.
+The end is a transformer's last block with its norm and projection, or attention pool, or a ResNet's attention pool.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jclip.kernels import linear
 from jclip.model import clip
 from jclip.model.eva import EVATower
-from jclip.model.layers import Block
+from jclip.model.mobile import MobileTower
 from jclip.model.parameter_groups import image_groups
+from jclip.model.perception import PerceptionTower
 from jclip.model.resnet import ModifiedResNet
+from jclip.model.siglip import SigLIPTower
 from jclip.model.trainable import trainable
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
@@ -62,22 +63,12 @@ def vit_entering(tower: VisionTransformer, pixels):
 def vit_leaving(tower: VisionTransformer, x):
     """(B, 1 + N, D) → (B, E)."""
     last = len(tower.transformer.resblocks) - 1
-    return jt.matmul(tower.ln_post(class_token(tower.transformer.resblocks[last], x)), tower.proj)
+    return tower.project(tower.ln_post(tower.transformer.resblocks[last].at_first(x)))
 
 
-def class_token(block: Block, x):
-    """(B, N, D) → (B, D): a block's output at the first token, for which the others need but k and v."""
-    attention, (B, N, D) = block.attn, x.shape
-    shape, weight, bias = (attention.heads, D // attention.heads), attention.in_proj_weight, attention.in_proj_bias
-    normed, first = block.ln_1(x), x[:, 0]
-    q = linear(normed[:, 0], weight[:D], bias[:D]).reshape((B, 1, *shape)) * shape[1] ** -0.5
-    others = linear(normed, weight[D:], bias[D:]).reshape((B, N, 2, *shape))
-    k, v = others[:, :, 0], others[:, :, 1]
-    shares = jt.nn.softmax((k * q).sum(dim=3), dim=1)  # (B, N, heads)
-    mixed = attention.out_proj((shares.unsqueeze(3) * v).sum(dim=1).reshape((B, D)))
-    first = first + (block.ls_1(mixed) if block.layer_scale else mixed)
-    hidden = block.mlp(block.ln_2(first))
-    return first + (block.ls_2(hidden) if block.layer_scale else hidden)
+def perception_leaving(tower: PerceptionTower, x):
+    """(B, 1 + N, D) → (B, E)."""
+    return tower.leave(tower.transformer(x, layers=[len(tower.transformer.resblocks) - 1]))
 
 
 def eva_entering(tower: EVATower, pixels):
@@ -91,7 +82,21 @@ def eva_entering(tower: EVATower, pixels):
 def eva_leaving(tower: EVATower, x):
     """(B, 1 + N, D) → (B, E)."""
     trunk = tower.trunk
-    return trunk.head(trunk.norm(trunk.blocks[len(trunk.blocks) - 1](x, trunk._rope)[:, 0]))
+    return trunk.head(trunk.norm(trunk.blocks[len(trunk.blocks) - 1].at_first(x, trunk._rope)))
+
+
+def siglip_entering(tower: SigLIPTower, pixels):
+    """(B, 3, H, W) → (B, N, D)."""
+    trunk, x = tower.trunk, tower.trunk.embed(pixels)
+    for i in range(len(trunk.blocks) - 1):
+        x = trunk.blocks[i](x)
+    return x
+
+
+def siglip_leaving(tower: SigLIPTower, x):
+    """(B, N, D) → (B, E)."""
+    trunk = tower.trunk
+    return trunk.attn_pool(trunk.norm(trunk.blocks[len(trunk.blocks) - 1](x)))
 
 
 class Kind(NamedTuple):
@@ -104,6 +109,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     VisionTransformer: Kind(vit_entering, vit_leaving, 2),
+    MobileTower: Kind(vit_entering, vit_leaving, 2),
+    PerceptionTower: Kind(vit_entering, perception_leaving, 2),
     EVATower: Kind(eva_entering, eva_leaving, 2),
+    SigLIPTower: Kind(siglip_entering, siglip_leaving, 2),
     ModifiedResNet: Kind(ModifiedResNet.cells, lambda tower, cells: tower.attnpool(cells), 1),
 }

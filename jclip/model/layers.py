@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,9 @@ class LayerNorm(nn.Module):
         self.bias = jt.zeros((width,))
         self.eps = eps
 
-    def execute(self, x):
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+    def execute(self, x, reader=None):
+        """reader: the one weight that multiplies what comes out, see `kernels.layer_norm`."""
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps, reader)
 
 
 class RMSNorm(nn.Module):
@@ -58,6 +60,16 @@ class Linear(nn.Module):
 
     def execute(self, x, activation: str | None = None, residual=None, half: bool = False):
         return kernels.linear(x, self.weight, self.bias, activation, residual, half)
+
+
+class TokenEmbedding(nn.Module):
+    """(B, L) ids → (B, L, D)."""
+
+    def __init__(self, vocab_size: int, width: int):
+        self.weight = jt.init.gauss((vocab_size, width), "float32", std=0.02)
+
+    def execute(self, tokens):
+        return self.weight[tokens]
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,15 @@ class Attention(nn.Module):
         self.in_proj_bias = jt.zeros((3 * width,))
         self.out_proj = Linear(width, width, std=out_std)
         self.heads = heads
+        self._rotation = None
+
+    def turn_by(self, rotation: Callable) -> None:
+        """From now on q, k and v pass through `rotation`, (B, N, 3D) → (B, N, 3D), before they meet."""
+        self._rotation = rotation
+
+    def turned(self, qkv):
+        """(B, N, 3D) with rotary positions, where the tower has them."""
+        return qkv if self._rotation is None else self._rotation(qkv)
 
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
@@ -116,8 +137,24 @@ class Attention(nn.Module):
         if shared:
             mixed = shared.once(kernels.attention(shared.spread(qkv), self.heads, causal))
         else:
-            mixed = kernels.attention(qkv, self.heads, causal)
+            mixed = kernels.attention(self.turned(qkv), self.heads, causal)
         return self.out_proj(mixed, residual=residual)
+
+    def at_first(self, x, residual=None):
+        """(B, N, D) → (B, D): what `execute` returns for the first token, for which the others need but k and v."""
+        width, weight, bias = x.shape[-1], self.in_proj_weight, self.in_proj_bias
+        if self.reader is None:
+            qkv = self.in_proj(x)
+            q, kv = qkv[:, 0, :width].float32(), qkv[:, :, width:]
+        else:
+            q = kernels.linear(x[:, 0], kernels.rows(weight, 0, width), bias[:width])
+            kv = kernels.linear(x, kernels.rows(weight, width), bias[width:], half=True)
+        return self.out_proj(kernels.class_attention(q, kv, self.heads), residual=residual)
+
+    @property
+    def reader(self):
+        """The weight that alone multiplies what attention is given; None where a recipe's own `in_proj` does."""
+        return None if "in_proj" in vars(self) else self.in_proj_weight
 
     def values(self, x):
         """(B, N, D) → (B, N, D): what each token would hand out if it attended to itself alone."""
@@ -156,8 +193,17 @@ class Block(nn.Module):
         if self.layer_scale:
             x = x + self.ls_1(self.attn(self.ln_1(x), causal, shared=shared))
             return x + self.ls_2(self.mlp(self.ln_2(x)))
-        x = self.attn(self.ln_1(x), causal, residual=x, shared=shared)
-        return self.mlp(self.ln_2(x), residual=x)
+        x = self.attn(self.ln_1(x, self.attn.reader), causal, residual=x, shared=shared)
+        return self.mlp(self.ln_2(x, self.mlp.c_fc.weight), residual=x)
+
+    def at_first(self, x):
+        """(B, N, D) → (B, D): what `execute` returns for the first token, the others seen by it."""
+        first = x[:, 0]
+        if self.layer_scale:
+            first = first + self.ls_1(self.attn.at_first(self.ln_1(x)))
+            return first + self.ls_2(self.mlp(self.ln_2(first)))
+        first = self.attn.at_first(self.ln_1(x, self.attn.reader), residual=first)
+        return self.mlp(self.ln_2(first, self.mlp.c_fc.weight), residual=first)
 
 
 class Transformer(nn.Module):
@@ -220,13 +266,14 @@ class BatchNorm(nn.Module):
             else:
                 y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
                 samples = x.shape[0] * x.shape[2] * x.shape[3]
-            self._update_statistics(mean, variance, samples)
+            self.update_statistics(mean, variance, samples)
             return y
         scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
         shift = self.bias.float32() - self.running_mean * scale
         return (x.float32() * _per_channel(scale) + _per_channel(shift)).cast(x.dtype)
 
-    def _update_statistics(self, mean, variance, samples: int) -> None:
+    def update_statistics(self, mean, variance, samples: int) -> None:
+        """Moves the running statistics towards a batch's mean and biased variance of `samples` values per channel."""
         if samples < 2:
             raise ValueError("batch norm in training needs more than one value per channel")
         unbiased = variance * (samples / (samples - 1))

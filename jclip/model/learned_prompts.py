@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -23,10 +23,11 @@ from jclip.machine import ranks
 from jclip.model.clip import CLIP
 from jclip.model.layers import SharedStart
 from jclip.paths import replacing
-from jclip.prompts.tokenizer import tokenizer_for
+from jclip.prompts.vocabularies import TextTokenizer
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.runtime import jt
-from jclip.weights.variants import TextConfig
+from jclip.weights.stored_vocabulary import check_takes_vectors
+from jclip.weights.variants import CLIPConfig
 
 Position = Literal["end", "middle", "front"]  # where the class's name stands
 
@@ -38,6 +39,15 @@ WORTHWHILE = 0.2  # share of a text's tokens that are not computed again
 
 
 AT_ONCE = 256  # prompts of a backward pass that are kept in memory together
+
+
+class Reader(Protocol):
+    """What reads prompts: a model, or its source."""
+
+    config: CLIPConfig
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
 
 
 @dataclass(frozen=True)
@@ -53,13 +63,13 @@ class Layout:
 
     @property
     def ends(self) -> np.ndarray:
-        """(C,) positions of the end token, whose number is the largest."""
-        return self.tokens.argmax(axis=1)
+        """(C,) positions of the end token, the last one that is not 0."""
+        return self.tokens.shape[1] - 1 - (self.tokens[:, ::-1] != 0).argmax(axis=1)
 
     @classmethod
     def of(
         cls,
-        config: TextConfig,
+        reader: Reader,
         classnames: Sequence[str],
         vectors: int,
         position: Position = "end",
@@ -67,20 +77,23 @@ class Layout:
     ) -> Layout:
         """The layout of class names and that many vectors, cut at the longest prompt; `fixed`: tokens before each name.
 
-        Raises `DataError` for what does not fit.
+        reader: the model, or its source. Raises `DataError` for what does not fit, `ConfigError` for a text tower that takes
+        no vectors.
         """
-        words, names = tokenizer_for(config), [name.replace("_", " ") for name in classnames]
+        check_takes_vectors(reader.config.text)
+        words, context = reader.tokenizer, reader.config.text.context_length
+        names = [name.replace("_", " ") for name in classnames]
         spoken = [len(fixed) + len(words.encode(name)) for name in names]
         rows = [
             _arranged([*fixed, *words.encode(f"{name}.")], count, vectors, position)
             for name, count in zip(names, spoken, strict=True)
         ]
         length = max(len(tokens) for tokens, _ in rows) + 2
-        if length > config.context_length:
+        if length > context:
             name = max(names, key=lambda n: len(words.encode(n)))
             raise DataError(
                 f"{vectors} context vectors and the name {name!r} make {length} tokens, the tower takes "
-                f"{config.context_length}: learn fewer vectors, or shorten the name"
+                f"{context}: learn fewer vectors, or shorten the name"
             )
         tokens, slots = np.zeros((2, len(rows), length), np.int32)
         tokens[:, 0] = words.start
@@ -140,7 +153,7 @@ class Frame:
         self._model, self._ends, self._alike = model, layout.ends, min(layout.alike, int(layout.ends.min()))
         self._runs = layout.runs
         self._slots = jt.array(layout.slots).stop_grad()
-        table = model.token_embedding.weight.numpy()
+        table = model.word_vectors.numpy()
         self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
 
     def __len__(self) -> int:
@@ -165,7 +178,9 @@ class Frame:
         return normalise(self._model.encode_text_embeddings(x, self._ends[rows], insert=deep, shared=shared))
 
     def _shared(self, rows: int, length: int, runs: int) -> SharedStart | None:
-        """How so many rows begin alike, where that saves enough to be worth the copies."""
+        """How so many rows begin alike, where that saves enough to be worth the copies, and a token sees none behind it."""
+        if not self._model.causal:
+            return None
         saved = (rows - runs) * self._alike
         return SharedStart(rows, length, self._alike, runs) if saved >= WORTHWHILE * rows * length else None
 
@@ -214,7 +229,7 @@ class Prompts:
         seed: int = 0,
     ):
         start = first_vectors(model, length, words, seed)
-        layout = Layout.of(model.config.text, classnames, len(start), position)
+        layout = Layout.of(model, classnames, len(start), position)
         self.layout = layout.of_each_class(len(start)) if per_class else layout
         self.vectors = jt.array(np.tile(start, (len(classnames), 1)) if per_class else start)
         self.frame = Frame(model, self.layout)
@@ -226,11 +241,11 @@ class Prompts:
 
 def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray:
     """(M, D): the embeddings of `words`, or `length` random vectors of N(0, 0.02²). Raises `DataError` for no words."""
-    table = model.token_embedding.weight
+    table = model.word_vectors
     if not words:
         rng = np.random.default_rng((seed, 0xC0))
         return (SPREAD * rng.standard_normal((length, table.shape[1]))).astype(np.float32)
-    ids = tokenizer_for(model.config.text).encode(words.replace("_", " "))
+    ids = model.tokenizer.encode(words.replace("_", " "))
     if not ids:
         raise DataError(f"{words!r} holds no words to start from")
     return table.numpy()[ids]
@@ -238,7 +253,7 @@ def first_vectors(model: CLIP, length: int, words: str, seed: int) -> np.ndarray
 
 def nearest_words(model: CLIP, vectors: np.ndarray, count: int = 5) -> list[list[tuple[str, float]]]:
     """For each of `vectors` (n, D) the tokens whose embeddings are nearest, and how far away (Euclidean)."""
-    table, words = model.token_embedding.weight.numpy().astype(np.float64), tokenizer_for(model.config.text)
+    table, words = model.word_vectors.numpy().astype(np.float64), model.tokenizer
     squares = (table**2).sum(axis=1)
     found = []
     for vector in vectors.astype(np.float64):

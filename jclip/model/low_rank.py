@@ -18,7 +18,9 @@ from jclip.model.clip import CLIP, put_arrays
 from jclip.model.layers import Attention
 from jclip.model.parameter_groups import PARTS, LowRank, block_numbers
 from jclip.runtime import jt
-from jclip.weights.variants import ViTConfig
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
+from jclip.weights.variants import SigLIPImageConfig, ViTConfig
 
 
 class Adapters:
@@ -45,13 +47,18 @@ class Adapters:
         """The attention modules that get updates, by name."""
         model, towers = self._model, self._config.towers
         if towers != "text":
-            if not isinstance(model.config.vision, ViTConfig):
+            if isinstance(model.config.vision, SigLIPImageConfig):
+                yield from _chosen("visual.trunk.blocks", model.visual.trunk.blocks, self._config.blocks)
+            elif isinstance(model.config.vision, (ViTConfig, PerceptionConfig, MobileConfig)):
+                blocks = model.visual.transformer.resblocks
+                yield from _chosen("visual.transformer.resblocks", blocks, self._config.blocks)
+            else:
                 raise ConfigError(
                     f"low-rank updates are of a ViT's attention: set lora.towers=text for other image towers, got {towers}"
                 )
-            yield from _chosen("visual.transformer", model.visual.transformer, self._config.blocks)
         if towers != "image":
-            yield from _chosen("transformer", model.transformer, self._config.blocks)
+            name, tower = ("transformer", model) if model.holds_text else ("text.transformer", model.text)
+            yield from _chosen(f"{name}.resblocks", tower.transformer.resblocks, self._config.blocks)
 
     def attach(self) -> None:
         """From now on the model's attention computes with the updates."""
@@ -119,7 +126,7 @@ class Adapters:
                 weight[rows] += np.float32(self._config.scale) * (
                     arrays[f"{name}.{part}.B"] @ arrays[f"{name}.{part}.A"]
                 )
-            found[f"{name}.in_proj_weight"] = weight
+            found[_weight_of(name)] = weight
         return found
 
 
@@ -134,7 +141,7 @@ def merge_updates(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
         attention, part, kind = name.rsplit(".", 2)
         if kind != "A":
             continue
-        key = f"{attention}.in_proj_weight"
+        key = _weight_of(attention)
         weight = changed.setdefault(key, own[key].numpy().copy())
         width = weight.shape[1]
         rows = slice(PARTS.index(part) * width, (PARTS.index(part) + 1) * width)
@@ -142,6 +149,11 @@ def merge_updates(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
     put_arrays(model, changed)
 
 
-def _chosen(name: str, transformer, blocks: str) -> Iterator[tuple[str, Attention]]:
-    for i in block_numbers(len(transformer.resblocks), blocks):
-        yield f"{name}.resblocks.{i}.attn", transformer.resblocks[i].attn
+def _weight_of(attention: str) -> str:
+    """The name of the packed projection of an attention module: timm's in SigLIP's image tower, else OpenAI's."""
+    return f"{attention}.{'qkv.weight' if attention.startswith('visual.trunk.') else 'in_proj_weight'}"
+
+
+def _chosen(name: str, blocks, which: str) -> Iterator[tuple[str, Attention]]:
+    for i in block_numbers(len(blocks), which):
+        yield f"{name}.{i}.attn", blocks[i].attn

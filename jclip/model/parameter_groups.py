@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from jclip.errors import ConfigError
-from jclip.weights.variants import CLIPConfig, EVAConfig, PatchTower, ViTConfig
+from jclip.weights.variants import CLIPConfig, EVAConfig, PatchTower, SigLIPImageConfig
 
 Patterns = tuple[str, ...]
 Blocks = Literal["all", "bottom", "middle", "top", "lower half", "upper half", "top 3"]
@@ -59,22 +59,44 @@ def trained_patterns(config: CLIPConfig, lock: Lock) -> Patterns:
     return ("logit_scale", *(pattern for group in kept for pattern in group))
 
 
+_VIT_STEM = ("visual.conv1.*", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.*")
+_VIT_ENDS: dict[str, tuple[Patterns, Patterns]] = {  # stem and head of the towers whose blocks have OpenAI's names
+    "vit": (_VIT_STEM, ("visual.proj*",)),
+    "pe": (_VIT_STEM, ("visual.attn_pool.*", "visual.proj*")),
+    "mobile": (("visual.patch_embed.*", *_VIT_STEM[1:3]), ("visual.proj*",)),
+}
+
+
 def image_groups(config: CLIPConfig) -> list[Patterns]:
     """Patterns from the input to the projection."""
     if isinstance(config.vision, EVAConfig):
         blocks = [(f"visual.trunk.blocks.{i}.*",) for i in range(config.vision.layers)]
         stem = tuple(f"visual.trunk.{part}" for part in ("patch_embed.*", "cls_token", "pos_embed"))
         return [stem, *blocks[:-1], (*blocks[-1], "visual.trunk.norm.*"), ("visual.trunk.head.*",)]
-    if not isinstance(config.vision, ViTConfig):
+    if isinstance(config.vision, SigLIPImageConfig):
+        blocks = [(f"visual.trunk.blocks.{i}.*",) for i in range(config.vision.layers)]
+        stem = ("visual.trunk.patch_embed.*", "visual.trunk.pos_embed")
+        return [stem, *blocks[:-1], (*blocks[-1], "visual.trunk.norm.*"), ("visual.trunk.attn_pool.*",)]
+    if config.vision.kind not in _VIT_ENDS:
         stem = tuple(f"visual.{kind}{i}.*" for kind in ("conv", "bn") for i in (1, 2, 3))
         return [stem, *((f"visual.layer{i}.*",) for i in (1, 2, 3, 4)), ("visual.attnpool.*",)]
     blocks = [(f"visual.transformer.resblocks.{i}.*",) for i in range(config.vision.layers)]
-    stem = ("visual.conv1.*", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.*")
-    return [stem, *blocks[:-1], (*blocks[-1], "visual.ln_post.*"), ("visual.proj",)]
+    stem, head = _VIT_ENDS[config.vision.kind]
+    return [stem, *blocks[:-1], (*blocks[-1], "visual.ln_post.*"), head]
 
 
 def text_groups(config: CLIPConfig) -> list[Patterns]:
     """Patterns from the token embedding to the projection."""
+    if config.text.kind == "bert":
+        blocks = [(f"text.transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
+        tables = ("token_embedding.*", "positional_embedding", "token_type_embedding", "ln_pre.*")
+        stem = tuple(f"text.{part}" for part in tables)
+        return [stem, *blocks, ("text.text_projection",)]
+    if config.text.kind == "siglip":
+        blocks = [(f"text.transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
+        ends = [("text.text_projection.*",)] if config.text.projection else []
+        stem = ("text.token_embedding.*", "text.positional_embedding")
+        return [stem, *blocks[:-1], (*blocks[-1], "text.ln_final.*"), *ends]
     blocks = [(f"transformer.resblocks.{i}.*",) for i in range(config.text.layers)]
     stem = ("token_embedding.*", "positional_embedding")
     return [stem, *blocks[:-1], (*blocks[-1], "ln_final.*"), ("text_projection",)]

@@ -1,6 +1,6 @@
 """Patch dropout: while training a ViT sees a random part of each image's patches. Li et al., 2023, arXiv 2212.00794 (FLIP).
 
-The class token is always kept; positions are added before, so that each patch keeps its own.
+A class token is always kept; positions are added before, so that each patch keeps its own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import numpy as np
 from jclip.errors import ConfigError
 from jclip.model.clip import CLIP
 from jclip.runtime import jt
-from jclip.weights.variants import ViTConfig
+from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.variants import SigLIPImageConfig, ViTConfig
 
 
 def check_patch_dropout(model: CLIP) -> None:
     """Raises `ConfigError` for an image tower without patches that can be left out."""
-    if not isinstance(model.config.vision, ViTConfig):
-        raise ConfigError("patch_dropout must be 0 for an image tower other than a plain ViT")
+    if not isinstance(model.config.vision, (ViTConfig, MobileConfig, SigLIPImageConfig)):
+        raise ConfigError("patch_dropout must be 0 for an image tower other than a plain ViT or SigLIP's")
 
 
 def draw_patches(rng: np.random.Generator, images: int, patches: int, dropped: float) -> np.ndarray:
@@ -29,6 +30,8 @@ def encode_kept_patches(model: CLIP, images: np.ndarray, kept: np.ndarray) -> jt
     """(B, 3, H, W) and (B, n) numbers of patches → (B, E), not normalised: the image features from these patches alone."""
     tokens = model.visual.embed(jt.array(images))
     count, length, width = tokens.shape
-    places = np.concatenate([np.zeros((count, 1), np.int32), 1 + kept], axis=1) + length * np.arange(count)[:, None]
+    first = model.config.vision.class_tokens
+    before = np.zeros((count, first), np.int32)
+    places = np.concatenate([before, first + kept], axis=1) + length * np.arange(count)[:, None]
     chosen = tokens.reshape((count * length, width))[jt.array(places.ravel().astype(np.int32))]
     return model.visual.encode(chosen.reshape((count, -1, width)))

@@ -53,7 +53,7 @@ def frame_of(
     layouts, counts = [], []
     for name, array in vectors.items():
         count = len(array) // len(classnames) if name in per_class else len(array)
-        layout = Layout.of(model.config.text, classnames, count, position)
+        layout = Layout.of(model, classnames, count, position)
         layouts.append(layout.of_each_class(count) if name in per_class else layout)
         counts.append(len(array))
     return Frame(model, layouts[0].joined(layouts[1:], counts))

@@ -26,7 +26,8 @@ def recompute_blocks(model: CLIP, params: Mapping[str, jt.Var], adapters: Adapte
 
 def _blocks(model: CLIP) -> Iterator[tuple[str, Any]]:
     towers = [("transformer", "resblocks", getattr(model, "transformer", None))]
-    visual = getattr(model, "visual", None)
+    visual, text = getattr(model, "visual", None), getattr(model, "text", None)
+    towers.append(("text.transformer", "resblocks", getattr(text, "transformer", None)))
     towers.append(("visual.transformer", "resblocks", getattr(visual, "transformer", None)))
     towers.append(("visual.trunk", "blocks", getattr(visual, "trunk", None)))
     for tower, listed, module in towers:

@@ -12,15 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip.errors import ConfigError
-from jclip.model import eva, layers
+from jclip.model import bert, eva, layers, perception, siglip
 from jclip.model.clip import CLIP
 from jclip.readers import LazyTensor
 from jclip.runtime import jt
 from jclip.weights.checkpoint import Checkpoint, load_strict
+from jclip.weights.variants import CLIPConfig
 
 ROOM = 0.8  # of the available memory may be weights
-TEXT_BLOCKS = "transformer.resblocks."
-IMAGE_BLOCKS = {"vit": "visual.transformer.resblocks.", "eva": "visual.trunk.blocks."}
+TEXT_BLOCKS = {
+    "clip": "transformer.resblocks.",
+    "bert": "text.transformer.resblocks.",
+    "siglip": "text.transformer.resblocks.",
+}
+IMAGE_BLOCKS = {
+    **dict.fromkeys(("vit", "pe", "mobile"), "visual.transformer.resblocks."),
+    **dict.fromkeys(("eva", "siglip"), "visual.trunk.blocks."),
+}
 
 
 class StreamedBlocks:
@@ -53,21 +61,39 @@ def build_streamed(checkpoint: Checkpoint) -> CLIP:
         vision=replace(image, layers=0) if image else whole.vision,
         text=replace(whole.text, layers=0) if whole.text else None,
     )
-    model, streamed = CLIP(bare), [TEXT_BLOCKS, *([IMAGE_BLOCKS[image.kind]] if image else [])]
+    model, streamed = CLIP(bare), [IMAGE_BLOCKS[image.kind]] if image else []
+    streamed += [TEXT_BLOCKS[whole.text.kind]] if whole.text else []
+    model.vocabulary = checkpoint.vocabulary
     kept = {k: t for k, t in checkpoint.tensors.items() if not k.startswith(tuple(streamed))}
     load_strict(model, kept, str(checkpoint.path))
     if whole.text:
-        block = layers.Block(replace(whole.text, layers=1), whole.activation, whole.norm_eps)
-        model.transformer.resblocks = _blocks(block, TEXT_BLOCKS, whole.text.layers, checkpoint)
-    if image and image.kind == "vit":
-        block = layers.Block(replace(image, layers=1), whole.activation, whole.norm_eps)
-        model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS["vit"], image.layers, checkpoint)
+        _stream_text(model, whole, checkpoint)
+    if image and image.kind in ("vit", "pe", "mobile"):
+        block = layers.Block(replace(image, layers=1), whole.activation, getattr(image, "norm_eps", whole.norm_eps))
+        if image.kind == "pe":
+            perception.turn_blocks([block], image)
+        model.visual.transformer.resblocks = _blocks(block, IMAGE_BLOCKS[image.kind], image.layers, checkpoint)
     elif image:
-        model.visual.trunk.blocks = _blocks(eva.Block(image), IMAGE_BLOCKS["eva"], image.layers, checkpoint)
+        block = (siglip if image.kind == "siglip" else eva).Block(image)
+        model.visual.trunk.blocks = _blocks(block, IMAGE_BLOCKS[image.kind], image.layers, checkpoint)
     model.config, model.streamed = whole, True
     model.eval()
     jt.sync_all()
     return model
+
+
+def _stream_text(model: CLIP, whole: CLIPConfig, checkpoint: Checkpoint) -> None:
+    """Puts blocks on disk in the place of the text tower's."""
+    one, prefix = replace(whole.text, layers=1), TEXT_BLOCKS[whole.text.kind]
+    if whole.text.kind == "bert":
+        blocks = _blocks(bert.PostNormBlock(one), prefix, whole.text.layers, checkpoint)
+        model.text.transformer.resblocks = blocks
+    elif whole.text.kind == "siglip":
+        block = layers.Block(one, one.activation, one.norm_eps)
+        model.text.transformer.resblocks = _blocks(block, prefix, whole.text.layers, checkpoint)
+    else:
+        block = layers.Block(one, whole.activation, whole.norm_eps)
+        model.transformer.resblocks = _blocks(block, prefix, whole.text.layers, checkpoint)
 
 
 def _blocks(block, prefix: str, count: int, checkpoint: Checkpoint) -> StreamedBlocks:

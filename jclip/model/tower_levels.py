@@ -1,7 +1,7 @@
 """Tokens of frozen or trained towers as grounding reads them: several levels of the image tower, every token of a text.
 
-Of a ViT the outputs of four blocks stand side by side, class token first; of a ResNet the four stages' maps, brought to
-one grid: finer ones averaged, coarser ones repeated.
+Of a ViT the outputs of four blocks stand side by side, a class token first where there is one; of a ResNet the four
+stages' maps, brought to one grid: finer ones averaged, coarser ones repeated.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fusion_shape(config: CLIPConfig, visual: Layers = "levels", **sizes) -> Fusi
     else:
         rows, columns = vision.grid
         width = config.embed_dim if last else vision.width * len(block_levels(vision.layers))
-        tokens = 1 + rows * columns
+        tokens = (1 if last else vision.class_tokens) + rows * columns
     own = {"max_text": text.context_length, "hidden": text.width, "last": last}
     return FusionShape(width, config.embed_dim, tokens, **{**own, **sizes})
 
@@ -76,12 +76,9 @@ def part_shapes(config: CLIPConfig, layers: Layers = "levels") -> list[tuple[int
     vision = config.vision
     if layers == "last" or not _is_resnet(config):
         rows, columns = vision.grid
-        return [
-            (
-                1 + rows * columns,
-                config.embed_dim if layers == "last" else vision.width * len(block_levels(vision.layers)),
-            )
-        ]
+        if layers == "last":
+            return [(1 + rows * columns, config.embed_dim)]
+        return [(vision.class_tokens + rows * columns, vision.width * len(block_levels(vision.layers)))]
     most = stage_grid(vision)
     finest = [tuple(side * 2 ** (3 - stage) for side in vision.grid) for stage in range(4)]
     return [(*map(min, own, most), 4 * vision.width * 2**stage) for stage, own in enumerate(finest)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jclip import kernels
-from jclip.model.layers import LayerNorm, Transformer
+from jclip.model.layers import LayerNorm, Transformer, put_tokens
 from jclip.runtime import jt
 from jclip.weights.variants import ViTConfig
 
@@ -19,11 +19,9 @@ class PatchEmbedding(nn.Module):
         self.patch = patch
 
     def execute(self, images):
-        B, channels, H, W = images.shape
-        patch, weight = self.patch, self.weight
-        cells = images.reshape((B, channels, H // patch, patch, W // patch, patch)).permute(0, 2, 4, 1, 3, 5)
+        weight = self.weight
         weight = weight.reshape((weight.shape[0], -1)) if weight.ndim == 4 else weight  # else (N, K) in half precision
-        return kernels.linear(cells.reshape((B, -1, channels * patch * patch)), weight, self.bias)
+        return kernels.linear(kernels.cells(images, self.patch, weight), weight, self.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -39,7 +37,9 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(config, activation, eps)
         self.ln_post = LayerNorm(width, eps)
         self.proj = jt.init.gauss((width, embed_dim), "float32", std=scale)
+        self.proj_bias = jt.zeros((embed_dim,)) if config.proj_bias else None
         self.image_size = config.image_size
+        self._patches = rows * columns
 
     def embed(self, images, positions=None):
         """(B, 3, H, W) → (B, 1 + N, D): class token and patches, positions added, before `ln_pre`.
@@ -71,16 +71,27 @@ class VisionTransformer(nn.Module):
         if taps is not None:
             taps["visual.stem"] = x
         entering = self.transformer(x, layers=range(last), **options)
+        if jt.flags.no_grad and dense is None and taps is None:
+            tokens = put_tokens(entering, *insert[last]) if insert and last in insert else entering
+            return self._pooled(self.transformer.resblocks[last].at_first(tokens), penultimate)
         x = self.transformer(entering, layers=[last], **options)
-        pooled = self.ln_post(x[:, 0])
-        pooled = pooled if penultimate else jt.matmul(pooled, self.proj)
+        pooled = self._pooled(x[:, 0], penultimate)
         if dense is None:
             return pooled
         if dense == "value":
             block = self.transformer.resblocks[last]
             x = block.attn.values(block.ln_1(entering))
-        cells = x[:, 1 : 1 + (patches or self.positional_embedding.shape[0] - 1)]
-        return pooled, kernels.linear(self.ln_post(cells), self.proj.transpose(0, 1))
+        cells = x[:, 1 : 1 + (patches or self._patches)]
+        return pooled, kernels.linear(self.ln_post(cells), self.proj.transpose(0, 1), self.proj_bias)
+
+    def project(self, pooled):
+        """(B, D) → (B, E)."""
+        projected = jt.matmul(pooled, self.proj)
+        return projected if self.proj_bias is None else projected + self.proj_bias
+
+    def _pooled(self, first, penultimate: bool):
+        pooled = self.ln_post(first)
+        return pooled if penultimate else self.project(pooled)
 
     def execute(self, images, **options):
         """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row. options: as of `encode`.

@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = face(
         "spelling": ("alike", "difference", "name_key", "nearest"),
         "templates": ("class_prompts", "load_templates", "prompts_of"),
         "tokenizer": ("Tokenizer", "tokenize", "tokenize_for", "tokenizer_for"),
+        "vocabularies": ("TextTokenizer", "VocabularyFile", "open_tokenizer", "tokenizer_files"),
     },
 )

@@ -24,6 +24,7 @@ from jclip.paths import ASSETS
 VOCABULARY = ASSETS / "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2  # what OpenAI uses of the table's lines
 START, END = "<|startoftext|>", "<|endoftext|>"
+OPENAI_BPE = "openai-bpe"  # the kind of this vocabulary, and its digest in keys and metadata
 MOST_LETTERS = 100_000  # of a text: repairing it takes a second then
 LONGEST_REMEMBERED = 64  # letters of a word whose ids are kept
 END_OF_WORD = -1
@@ -41,6 +42,9 @@ class TextShape(Protocol):
 
 class Tokenizer:
     """The vocabulary and its merges; `merges` takes only the first ones of them (a smaller vocabulary)."""
+
+    kind = digest = OPENAI_BPE
+    pad = 0
 
     def __init__(self, path: str | Path = VOCABULARY, merges: int = MERGES):
         with gzip.open(path, "rt", encoding="utf-8") as f:
@@ -76,7 +80,7 @@ class Tokenizer:
         Raises `DataError` for a text of more than a hundred thousand letters.
         """
         if len(text) > MOST_LETTERS:
-            raise DataError(f"a text must have at most {MOST_LETTERS:,} letters, got {len(text):,}: {_shorten(text)!r}")
+            raise DataError(f"a text must have at most {MOST_LETTERS:,} letters, got {len(text):,}: {shorten(text)!r}")
         split = self._split_special if allow_special else self._split
         ids: list[int] = []
         for word in split.findall(clean(text)):
@@ -116,11 +120,15 @@ class Tokenizer:
             if len(ids) > room and not truncate:
                 raise DataError(
                     f"text of {len(ids) + 2} tokens is too long for context length {context_length}: "
-                    f"{_shorten(text)!r} (shorten it, or pass truncate=True / --truncate)"
+                    f"{shorten(text)!r} (shorten it, or pass truncate=True / --truncate)"
                 )
             ids = [self.start, *ids[:room], self.end]
             row[: len(ids)] = ids
         return tokens
+
+    def ends(self, ids: np.ndarray) -> np.ndarray:
+        """int (B,): where each row's end-of-text stands, the first of its highest id. ids: (B, L)."""
+        return np.asarray(ids).argmax(-1)
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
         return self._word_ids(word) if len(word) <= LONGEST_REMEMBERED else self._encode_word(word)
@@ -168,11 +176,16 @@ def _merge(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
 
 def clean(text: str) -> str:
     """Mojibake repaired, HTML unescaped twice, white space collapsed, lower case."""
-    if not _PLAIN.fullmatch(text):
-        import ftfy  # only here: it costs a tenth of a second to import
+    return regex.sub(r"\s+", " ", repaired(text).strip()).strip().lower()
 
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return regex.sub(r"\s+", " ", text.strip()).strip().lower()
+
+def repaired(text: str) -> str:
+    """Mojibake repaired, HTML unescaped twice."""
+    if _PLAIN.fullmatch(text):
+        return text
+    import ftfy  # only here: it costs a tenth of a second to import
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def _byte_order() -> list[int]:
@@ -186,7 +199,8 @@ def _byte_letters() -> list[str]:
     return [chr(b) for b in _byte_order()[:printable]] + [chr(256 + n) for n in range(256 - printable)]
 
 
-def _shorten(text: str, length: int = 60) -> str:
+def shorten(text: str, length: int = 60) -> str:
+    """A text's beginning, for a message."""
     return text if len(text) <= length else text[:length] + "…"
 
 
@@ -204,8 +218,10 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
 def tokenizer_for(config: TextShape) -> Tokenizer:
     """The tokenizer in the vocabulary of a text tower: smaller ones know only the first merges.
 
-    Raises `DataError` for a vocabulary that is no beginning of OpenAI's.
+    Raises `DataError` for a vocabulary that is no beginning of OpenAI's, and for a tower of another kind than CLIP's.
     """
+    if (kind := getattr(config, "kind", "clip")) != "clip":
+        raise DataError(f"CLIP's own vocabulary must belong to CLIP's text tower, got a tower of kind {kind}")
     merges = config.vocab_size - len(_byte_order()) * 2 - 2
     if not 0 <= merges <= MERGES:
         raise DataError(f"a vocabulary of {config.vocab_size} is not OpenAI's {MERGES + 514} nor a beginning of it")

@@ -27,10 +27,11 @@ def write(
     dtypes: Mapping[str, str],
     same: Mapping[str, str] | None = None,
     beside: Mapping[str, Any] | None = None,
+    under: str = "model",
 ) -> None:
     """Write a state dict that `torch.load(path, weights_only=True)` reads; one tensor is in memory at a time.
 
-    same: names that share the numbers of another name. beside: where it is given the file is {"model": the state dict,
+    same: names that share the numbers of another name. beside: where it is given the file is {`under`: the state dict,
     **beside}, of texts, numbers, lists and dicts.
     """
     own = [name for name in tensors if name not in (same or {})]
@@ -40,7 +41,7 @@ def write(
     table = b"}(" + items + b"u"
     if beside is not None:
         others = b"".join(_text(name) + pickle.dumps(value, 2)[2:-1] for name, value in beside.items())
-        table = b"}(" + _text("model") + table + others + b"u"
+        table = b"}(" + _text(under) + table + others + b"u"
     with zipfile.ZipFile(Path(path), "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{_ROOT}/data.pkl", b"\x80\x02" + table + b".")
         archive.writestr(f"{_ROOT}/byteorder", "little")

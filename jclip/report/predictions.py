@@ -18,6 +18,7 @@ import numpy as np
 from jclip.choices import SELECTED_ON_TEST
 from jclip.data.splits import natural_key
 from jclip.errors import ConfigError, DataError, printable
+from jclip.functional.calibration import sigmoid
 from jclip.functional.metrics import ranking, softmax
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
@@ -33,7 +34,7 @@ class Predictions:
     """Scores (N, C) of photos for classes; `top` of them are written.
 
     unknown: a photo whose best probability is below it belongs to none of the classes. prompts: of each photo the prompt
-    that decided; empty where nobody asked.
+    that decided; empty where nobody asked. sigmoid: scores are logits of each class by itself, else shares' logarithms.
     """
 
     photos: tuple[str, ...]
@@ -42,6 +43,7 @@ class Predictions:
     top: int = 5
     unknown: float = 0.0
     prompts: tuple[str, ...] = ()
+    sigmoid: bool = False
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.photos) or (self.prompts and len(self.prompts) != len(self.photos)):
@@ -56,8 +58,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(N, C) softmax of the scores."""
-        return softmax(self.scores)
+        """(N, C) softmax of the scores, or their sigmoid."""
+        return sigmoid(self.scores) if self.sigmoid else softmax(self.scores)
 
     @property
     def known(self) -> np.ndarray:
@@ -109,7 +111,8 @@ def _write_csv(p: Predictions, f) -> None:
     head = ["photo", *(f"{what}_{i + 1}" for i in range(best.shape[1]) for what in ("class", "probability"))]
     rows = []
     for row, photo in enumerate(p.photos):
-        cells = [x for i in best[row] for x in (p.classnames[i], f"{probabilities[row, i]:.6f}")]
+        digits = ".6g" if p.sigmoid else ".6f"  # shares below a millionth say nothing
+        cells = [x for i in best[row] for x in (p.classnames[i], f"{probabilities[row, i]:{digits}}")]
         if not known[row]:
             cells[0] = UNKNOWN
         rows.append([photo, *cells, *p.prompts[row : row + 1]])
@@ -131,7 +134,9 @@ def _write_json(p: Predictions, f) -> None:
             {
                 "class": p.classnames[i],
                 "label": i,
-                "probability": round(float(probabilities[row, i]), 6),
+                "probability": float(f"{probabilities[row, i]:.6g}")
+                if p.sigmoid
+                else round(float(probabilities[row, i]), 6),
                 "score": _rounded(p.scores[row, i]),
             }
             for i in best[row]
@@ -199,13 +204,19 @@ def show(p: Predictions, limit: int = 20, columns: int = 3) -> str:
     best, probabilities, known = p.best[:limit, :columns], p.probabilities, p.known
     rows = []
     for row, (photo, ids) in enumerate(zip(p.photos, best, strict=False)):
-        cells = [f"{shorten(p.classnames[i], 24)} {100 * probabilities[row, i]:.1f} %" for i in ids]
+        cells = [f"{shorten(p.classnames[i], 24)} {percent(probabilities[row, i], p.sigmoid)}" for i in ids]
         if not known[row]:
             cells[0] = f"{UNKNOWN} ({cells[0]})"
         rows.append([shorten(photo, 40), *cells])
     text = table(["photo", *(f"top {i + 1}" for i in range(best.shape[1]))], rows)
     more = len(p.photos) - limit
     return text + (f"\n… and {more} more (--out FILE has them all)" if more > 0 else "")
+
+
+def percent(probability: float, small: bool = False) -> str:
+    """As people read it. small: what rounds to nothing, as SigLIP's probabilities often do, has two digits."""
+    value = 100 * float(probability)
+    return f"{value:.2g} %" if small and 1e-6 <= value < 0.05 else f"{value:.1f} %"
 
 
 def marked(name: str, metrics: Mapping[str, Any]) -> str:

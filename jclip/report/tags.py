@@ -17,7 +17,7 @@ from jclip.functional.local_to_global import chosen, halfway
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
 from jclip.report.folder_names import NONE, class_folders, free_name
-from jclip.report.predictions import shorten, table
+from jclip.report.predictions import percent, shorten, table
 from jclip.report.score_files import Scores, write_scores
 from jclip.report.sorted_folders import Placement, check_folder, check_places
 
@@ -33,7 +33,8 @@ class Tags:
     background: (N, G) scores of names that are no class. threshold: what a score must exceed; None: halfway between a
     photo's least and greatest. top: tags of a photo at most. none: a photo where nothing exceeds the threshold has no tag,
     and halfway is of all names, the background's too; else it has its best class. kind: what the numbers are;
-    probabilities only where somebody has calibrated them. logits: scores are logarithms, whose exponentials are halved.
+    probabilities only where somebody has calibrated them, or the model was trained with the sigmoid loss. logits: scores are
+    logarithms, whose exponentials are halved.
     passing: (N, C) bool, what exceeds thresholds that were fitted elsewhere, in place of `threshold`.
     Raises `ConfigError` for one class that nothing is compared with.
     """
@@ -48,6 +49,7 @@ class Tags:
     kind: Kind = "score"
     logits: bool = False
     passing: np.ndarray | None = None
+    written: np.ndarray | None = None  # (N, C) what a .npz gets in place of the scores, for calibration
 
     def __post_init__(self) -> None:
         fitted = self.threshold is not None or self.passing is not None
@@ -94,7 +96,8 @@ def write_tags(tags: Tags, path: str) -> None:
     """
     check_tag_file(path)
     if Path(path).suffix.lower() == ".npz":
-        write_scores(path, Scores(path, {"scores": tags.scores}, tags.classnames, tags.photos))
+        scores = tags.scores if tags.written is None else tags.written
+        write_scores(path, Scores(path, {"scores": scores}, tags.classnames, tags.photos))
         return
     data = tag_bytes(tags, Path(path).suffix.lower())
     with replacing(path) as temporary:
@@ -171,7 +174,11 @@ def show_tags(tags: Tags, limit: int = 20) -> str:
 def number(tags: Tags, row: int, label: int) -> str:
     """A photo's score for a class as people read it, a probability in percent."""
     value = float(tags.scores[row, label])
-    return f"{100 * value:.1f} %" if tags.kind == "probability" else f"{value:.{3 if abs(value) < 10 else 1}f}"
+    return (
+        percent(value, tags.written is not None)
+        if tags.kind == "probability"
+        else f"{value:.{3 if abs(value) < 10 else 1}f}"
+    )
 
 
 def _summary(tags: Tags, most: int = 10) -> str:

@@ -35,6 +35,7 @@ from jclip.train.optim import TrainState, optimiser, step_together
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
 from jclip.train.several_ranks import note_ranks
+from jclip.weights.stored_vocabulary import check_takes_vectors
 
 Penalty = Callable[[Any, Any, Any, Any], Any]  # pixels, image features, text features, scores → a scalar
 
@@ -76,6 +77,8 @@ def photos_for(cfg: DeepPromptConfig, run: Run) -> tuple[ModelSource, PhotoData,
     """
     source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     cfg.prompts.check(source.config)
+    if cfg.prompts.text:
+        check_takes_vectors(source.config.text)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
     note_ranks(run, photos_digest(photos))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import OptimConfig
 from jclip.errors import CheckpointError
 from jclip.kernels import collectives
@@ -98,11 +99,12 @@ class AdamW(Optimiser):
     def _update(self, name: str, p, g) -> None:
         (b1, b2), t = self.betas, self.steps
         m, v = self._moments["m"][name], self._moments["v"][name]
-        m.update(b1 * m + (1 - b1) * g)
-        v.update(b2 * v + (1 - b2) * g * g)
         lr = self._rate(name)
-        step = lr / (1 - b1**t)
-        p.update(p * (1 - lr * self._decay[name]) - step * m / (jt.sqrt(v) / math.sqrt(1 - b2**t) + self.eps))
+        keep, step, root = 1 - lr * self._decay[name], lr / (1 - b1**t), 1 / math.sqrt(1 - b2**t)
+        moved = kernels.adamw(p, m, v, g, self.betas, keep, step, root, self.eps)
+        for var, new in zip((p, m, v), moved, strict=True):
+            if new is not var:
+                var.update(new)
 
 
 class SGD(Optimiser):

@@ -22,6 +22,7 @@ from jclip.train.on_features import train as adapt_train
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
 from jclip.train.several_ranks import note_ranks
+from jclip.weights.stored_vocabulary import check_takes_vectors
 
 
 class PromptConfig(WithModel, WithTemplates, WithViews, WithSelection, Protocol):
@@ -36,6 +37,7 @@ def features_for(cfg: PromptConfig, run: Run) -> tuple[ModelSource, FeatureSet]:
     """A recipe's model and data, noted in the run. Raises `ConfigError` or `DataError` for what can't be learned from."""
     source = source_of(cfg)
     check_in_memory(source)
+    check_takes_vectors(source.config.text)
     rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
     data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
@@ -126,6 +128,6 @@ def with_names(
 ) -> dict[str, np.ndarray]:
     """What was learned, its text features those of other classes' names. Raises `DataError` for names that don't fit."""
     vectors = learned["context"]
-    frame = Frame(source.model, Layout.of(source.config.text, classnames, len(vectors), position))
+    frame = Frame(source.model, Layout.of(source, classnames, len(vectors), position))
     with jt.no_grad():
         return {**learned, "text": frame.features(jt.array(vectors)).numpy()}

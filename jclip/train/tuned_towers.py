@@ -17,7 +17,7 @@ from jclip.runtime import jt
 class TunedTowers:
     """`params` by name: those of `model` that match `patterns`, or its logit scale and the updates of `lora`.
 
-    bias: where SigLIP's bias starts, which is trained as `logit_bias`; None: there is none.
+    bias: where SigLIP's bias starts, which is trained as `logit_bias`; None: there is none, or it is the model's own.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class TunedTowers:
     ):
         self.model = model
         training_mode(model, () if lora else patterns)
-        self.params = trainable(model, ("logit_scale",) if lora else patterns)
+        of_the_loss = ("logit_scale", "logit_bias") if model.config.sigmoid else ("logit_scale",)
+        self.params = trainable(model, of_the_loss if lora else {*of_the_loss, *patterns})
         self.adapters = Adapters(model, lora, seed) if lora else None
         if self.adapters:
             self.adapters.attach()

@@ -20,6 +20,16 @@ class Row:
     hub: str  # owner/name
     family: str
     url: str  # the publisher's own, where there is one
+    parameters: str  # of both towers; this and what follows is empty where it is not known
+    input: str  # side of a photo in pixels
+    language: str  # of the texts that it learned
+    licence: str  # of the weights, as their publisher names it
+    modelscope: str  # owner/name there
+
+    @property
+    def memory(self) -> str:
+        """GB of the weights in float32."""
+        return f"{4e-9 * int(self.parameters):.1f}" if self.parameters else ""
 
 
 @dataclass(frozen=True)

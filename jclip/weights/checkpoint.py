@@ -24,21 +24,22 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, printable
 from jclip.functional.positions import resample_linearly, resample_positions
 from jclip.paths import file_sha256
+from jclip.prompts.tokenizer import OPENAI_BPE
+from jclip.prompts.vocabularies import VocabularyFile
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
 from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights import catalogue
 from jclip.weights.families import FAMILIES, Stated
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
-from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, architecture_name
+from jclip.weights.plain_names import SCALARS, plain_names, plain_tensors
+from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
+from jclip.weights.text_configs import TEXT_NAMES
+from jclip.weights.tower_shapes import PROBE, STEM
+from jclip.weights.variants import CLIPConfig, EVAConfig, ResNetConfig, SigLIPImageConfig, architecture_name
 
 FORMAT_VERSION = "1"
-SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
 LARGEST_SCALE = 7.0  # of |logit_scale|: e^7 is eleven times what CLIP clamps its temperature to
-_WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.")
-_INSERTED = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_ROOTS = (  # what a model's own names begin with, in every layout that is read
-    "visual.", "token_embedding.", "transformer.", "text.", "vision_model.", "text_model.", "visual_projection.",
-)  # fmt: skip
+_TOWERS = {"visual.trunk.cls_token": "eva", PROBE: "pe", STEM: "mobileclip"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Checkpoint:
     preprocess: Preprocess
     metadata: dict[str, str]
     files: tuple[Path, ...] = ()
+    vocabulary: VocabularyFile | None = None  # None: CLIP's own
 
     def arrays(self) -> Iterable[tuple[str, np.ndarray]]:
         """Yield name and float32 values, one tensor at a time."""
@@ -66,7 +68,7 @@ class Checkpoint:
     def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
         """Return the weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        antialias: True as open_clip does it, False as Hugging Face and EVA; by default each family's own way. Raises
+        antialias: True as open_clip does it, False as Hugging Face, EVA and SigLIP; by default each family's own way. Raises
         `ConfigError` for a size that is not a multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -79,7 +81,7 @@ class Checkpoint:
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size must be a multiple of {step}, the model's step, got {height} x {width}")
         new = replace(old, image_size=(height, width))
-        antialias = not isinstance(new, EVAConfig) if antialias is None else antialias
+        antialias = not isinstance(new, (EVAConfig, SigLIPImageConfig)) if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
         table = before.read().astype(np.float32)
         table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
@@ -106,6 +108,8 @@ class Checkpoint:
         grows = length > text.context_length
         if length < 3 or (grows and method == "truncate"):
             raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        if text.kind != "clip":
+            return self._with_fewer_positions(length)
         resized = replace(text, context_length=length)
         table = self.tensors["positional_embedding"].read().astype(np.float32)
         table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
@@ -117,11 +121,23 @@ class Checkpoint:
             metadata={**self.metadata, "text_positions": said},
         )
 
+    def _with_fewer_positions(self, length: int) -> Checkpoint:
+        """Return the weights of a tower whose table has more positions than its context uses, for another context."""
+        most = getattr(self.config.text, "positions", self.config.text.context_length)
+        if length > most:
+            raise ConfigError(
+                f"a context must be at most {most} long, the rows of the table of positions, got {length}"
+            )
+        return replace(self, config=replace(self.config, text=replace(self.config.text, context_length=length)))
+
 
 IMAGE_POSITIONS = {
     "vit": "visual.positional_embedding",
     "resnet": "visual.attnpool.positional_embedding",
     "eva": "visual.trunk.pos_embed",
+    "pe": "visual.positional_embedding",
+    "mobile": "visual.positional_embedding",
+    "siglip": "visual.trunk.pos_embed",
 }
 
 
@@ -144,8 +160,9 @@ def open_checkpoint(
     stated = stated or Stated(family=family, head_width=head_width)
     file = read_weights(path)
     if file.metadata.get("format") == "jclip":
+        stated.refuse_names(path)
         return _from_metadata(path, file, stated)
-    tensors = plain_tensors(file)
+    tensors = plain_tensors(file, path, stated)
     if not is_openai_layout(tensors):
         shown = ", ".join(list(tensors)[:4]) or "no tensor at all"
         raise LayoutError(f"{path} must be a CLIP model in OpenAI's layout, got {shown} …")
@@ -214,9 +231,18 @@ def _fitting(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def family_of_tower(names: Iterable[str]) -> str | None:
+    """Return the family that an image tower alone shows, by `CLIP`'s names; else None."""
+    names = set(names)
+    return next((family for key, family in _TOWERS.items() if key in names), None)
+
+
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
     """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
-    if all(s in _plain_names(file) for s in SCALARS):
+    names = plain_names(file, stated)
+    if family := family_of_tower(names):
+        return family
+    if all(s in names for s in SCALARS):
         return "openai"
     if stated.anything:
         return None
@@ -230,14 +256,20 @@ def _from_metadata(path: Path, file: WeightFile, stated: Stated) -> Checkpoint:
         preprocess = Preprocess.from_dict(_described(file, "preprocess"))
         if config.vision and preprocess.size != config.vision.image_size:
             raise ConfigError(f"size must be image_size {config.vision.image_size} of vision, got {preprocess.size}")
+        vocabulary = vocabulary_of(file) if config.text else None
+        if config.text and config.text.kind != "clip" and vocabulary is None:
+            raise ConfigError(f"{TEXT_NAMES[config.text.kind]} needs a vocabulary, tokenizer is {OPENAI_BPE}")
     except (CheckpointError, ConfigError) as e:
         raise CheckpointError(f"{path} was written by jclip but its metadata is damaged: {e}") from e
     wanted = stated.activation or (FAMILIES[stated.family].activation if stated.family else None)
     if wanted not in (None, config.activation):
         said = f"family {stated.family!r}" if stated.family else f"--activation {wanted}"
         raise CheckpointError(f"{path} says activation {config.activation}, {said} contradicts it")
-    facts = {printable(k): printable(v) for k, v in file.metadata.items() if k not in ("config", "preprocess")}
-    return _fitting(Checkpoint(path, finite_tensors(file.tensors, path), config, preprocess, facts, (path,)))
+    facts = {
+        printable(k): printable(v) for k, v in file.metadata.items() if k not in ("config", "preprocess", SETTINGS)
+    }
+    tensors = finite_tensors(weights_alone(file.tensors), path)
+    return _fitting(Checkpoint(path, tensors, config, preprocess, facts, (path,), vocabulary))
 
 
 def _described(file: WeightFile, key: str) -> dict:
@@ -246,35 +278,6 @@ def _described(file: WeightFile, key: str) -> dict:
     if len(file.metadata[key]) > LARGEST_DESCRIPTION:
         raise CheckpointError(f"{key} must be at most {LARGEST_DESCRIPTION:,} characters long")
     return parse(file.metadata[key], key)
-
-
-def plain_tensors(file: WeightFile) -> dict[str, LazyTensor]:
-    """Return the floating-point tensors under their names without wrappers, without counters that Jittor does not
-    use."""
-    kept = {k: t for k, t in _plain_names(file).items() if k not in SCALARS and t.is_float}
-    return {k: t for k, t in kept.items() if not k.endswith("num_batches_tracked")}
-
-
-def _plain_names(file: WeightFile) -> dict[str, LazyTensor]:
-    """Return names without the wrappers of training scripts, in any order and nesting (`state_dict`, `module.`,
-    `_orig_mod.`).
-
-    Anything beside a wrapper's names (an optimiser's moments) is left out. Where a model's own names are found, all
-    names are kept as they are. Raises `CheckpointError` where two names become one.
-    """
-    tensors = dict(file)
-    while not any(name.startswith(_ROOTS) for name in tensors):
-        wrapper = next((w for w in _WRAPPERS if any(name.startswith(w) for name in tensors)), None)
-        if wrapper is None:
-            break
-        tensors = {k.removeprefix(wrapper): t for k, t in tensors.items() if k.startswith(wrapper)}
-    plain: dict[str, LazyTensor] = {}
-    for name, tensor in tensors.items():
-        own = _INSERTED.sub("", name)
-        if own in plain:
-            raise CheckpointError(f"{own} must appear once in a file, but {name} names the same tensor")
-        plain[own] = tensor
-    return plain
 
 
 def load_strict(
@@ -323,14 +326,18 @@ def save_checkpoint(
     config: CLIPConfig,
     preprocess: Preprocess,
     metadata: Mapping[str, str] | None = None,
+    vocabulary: VocabularyFile | None = None,
 ) -> None:
-    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else."""
+    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else. vocabulary: None for CLIP's."""
     scale = arrays["logit_scale"].reshape(())
-    described = describe(config, preprocess, float(scale))
-    safetensors.write(path, {**arrays, "logit_scale": scale}, {**(metadata or {}), **described})
+    described = describe(config, preprocess, float(scale), vocabulary)
+    further, _ = stored(vocabulary)
+    safetensors.write(path, {**arrays, "logit_scale": scale, **further}, {**(metadata or {}), **described})
 
 
-def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None) -> dict[str, str]:
+def describe(
+    config: CLIPConfig, preprocess: Preprocess, logit_scale: float | None, vocabulary: VocabularyFile | None = None
+) -> dict[str, str]:
     """Return the metadata by which `open_checkpoint` recognises jclip's own files."""
     said = {
         "format": "jclip",
@@ -338,7 +345,7 @@ def describe(config: CLIPConfig, preprocess: Preprocess, logit_scale: float | No
         "arch": architecture_name(config) or "unnamed",
         "config": json.dumps(config.to_dict()),
         "preprocess": json.dumps({k: v for k, v in preprocess.to_dict().items() if k != "upright"}),  # the reader's
-        "tokenizer": "openai-bpe",
+        **stored(vocabulary)[1],
     }
     return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}
 
@@ -355,6 +362,8 @@ def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarra
         x = rng.standard_normal(shape, dtype=np.float32)
         if name == "logit_scale":
             x = np.full(shape, math.log(100.0), np.float32)
+        elif name == "logit_bias":
+            x = np.full(shape, -10.0, np.float32)
         elif name.endswith("running_var"):
             x = 0.5 + np.abs(x)
         elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):

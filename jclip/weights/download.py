@@ -6,15 +6,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from jclip.errors import CheckpointError, UnknownName, did_you_mean, printable
 from jclip.paths import ASSETS, cache_dir, compute_sha256, exists, expanded, file_sha256, is_file
 from jclip.weights import catalogue
-from jclip.weights.http_transfer import Download, TransferError, is_address, kept, transfer
-from jclip.weights.hub import HUB, fetch_hub
+from jclip.weights.http_transfer import Download, TransferError, is_address
+from jclip.weights.hub import HUGGING_FACE, fetch_hub, is_hub_name
 from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.resumed_files import WrongBytes, fetch_whole
 from jclip.weights.variants import SHIPPED, VARIANTS, canonical_name, file_stem
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -36,23 +36,18 @@ def fetch_openai(name: str, folder: Path | None = None) -> Path:
             f"{target} is not OpenAI's {file_name} (its SHA-256 differs): remove it, or name your file by path"
         )
     url = f"{_mirror()}/{expected}/{file_name}"
-    part = target.with_suffix(".part")
-    with _locked(target.with_suffix(".lock")):
-        if target.is_file():
-            return target
-        try:
-            transfer(Download(url, _room(name)), part)
-        except TransferError as e:
-            again = f"{size} bytes are kept, run again to go on; " if (size := kept(part)) else ""
-            raise CheckpointError(
-                f"can't download {url}: {e} ({again}offline, put {file_name} (SHA-256 {expected}) at {target})"
-            ) from e
-        if compute_sha256(part) != expected:
-            part.unlink()
-            raise CheckpointError(
-                f"{url} sent other bytes than OpenAI's {file_name}: nothing was kept; try another mirror"
-            )
-        part.replace(target)
+    wanted, part = Download(url, _room(name)), target.with_suffix(".part")
+    try:
+        fetch_whole(wanted, target, part, lambda path: compute_sha256(path) == expected)
+    except WrongBytes as e:
+        raise CheckpointError(
+            f"{url} sent other bytes than OpenAI's {file_name}: nothing was kept; try another mirror"
+        ) from e
+    except TransferError as e:
+        again = f"{e.kept}; " if e.kept else ""
+        raise CheckpointError(
+            f"can't download {url}: {e} ({again}offline, put {file_name} (SHA-256 {expected}) at {target})"
+        ) from e
     return target
 
 
@@ -69,24 +64,6 @@ def _room(name: str) -> int:
     return 4 * sum(math.prod(shape) for shape in parameter_shapes(VARIANTS[name]).values()) + (64 << 20)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock, one process at a time; the lock file is removed at the end."""
-    import fcntl
-
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists() and os.fstat(lock).st_ino == path.stat().st_ino:
-            break
-        os.close(lock)  # it was removed while we waited
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
-
-
 def local_path(name_or_path: str | os.PathLike) -> Path:
     """Return the path that a name may be, `~` expanded. Raises `CheckpointError` for what the system can't look up."""
     path = expanded(name_or_path)
@@ -101,16 +78,16 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
     """Return the file or folder of a path or a known name; named weights ship with the package or are downloaded when
     absent.
 
-    `hf-hub:owner/name` is a repository of the hub; `architecture/tag`, as open_clip has it, an entry of the
-    catalogue. Raises `CheckpointError`.
+    `hf-hub:owner/name` and `ms:owner/name` are repositories of Hugging Face's hub and of ModelScope's, see
+    `jclip.weights.hub`; `architecture/tag`, as open_clip has it, is an entry of the catalogue. Raises `CheckpointError`.
     """
     path = local_path(name_or_path)
     if is_file(path / "model.safetensors") and not is_file(path / "config.json"):  # `python convert` wrote it
         path = path / "model.safetensors"
     if exists(path):
         return path
-    if str(name_or_path).startswith(HUB):
-        return fetch_hub(str(name_or_path).removeprefix(HUB))
+    if is_hub_name(str(name_or_path)):
+        return fetch_hub(str(name_or_path))
     with contextlib.suppress(UnknownName):
         name = canonical_name(str(name_or_path))
         return ASSETS / f"{name}.safetensors" if name in SHIPPED else fetch_openai(name)
@@ -118,7 +95,7 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
         near = did_you_mean(str(name_or_path), [*SHIPPED, *VARIANTS, *catalogue.names()])
         raise CheckpointError(
             f"{name_or_path} is neither a file nor a model's name{near} (known: {', '.join([*SHIPPED, *VARIANTS])}, "
-            "and open_clip's architecture/tag as docs/weights.md lists them)"
+            "open_clip's architecture/tag as docs/weights.md lists them, hf-hub:owner/name and ms:owner/name)"
         )
     openais = [name for name in VARIANTS if row.tag == "openai" and row.url.endswith(f"/{file_stem(name)}.pt")]
-    return fetch_openai(openais[0]) if openais else fetch_hub(row.hub)
+    return fetch_openai(openais[0]) if openais else fetch_hub(f"{HUGGING_FACE}{row.hub}")

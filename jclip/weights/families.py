@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from jclip.data import preprocess as preprocessing
 from jclip.errors import CheckpointError, UnknownName, UnsaidError
 from jclip.readers.schema import SIDE, obey, several
-from jclip.weights.variants import WIDTH, Activation
+from jclip.weights.tower_sizes import WIDTH, Activation
 
-NORMALISATIONS = ("openai", "imagenet", "half")  # see `jclip.data.preprocess.NORMALISATIONS`
+NORMALISATIONS = ("openai", "imagenet", "half", "unit")  # see `jclip.data.preprocess.NORMALISATIONS`
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Family:
     activation: Activation
     normalisation: str = "openai"
     resize: str = "shortest"
+    interpolation: str = "bicubic"
+    causal: bool = True  # whether a text's tokens see those before them alone
 
 
 FAMILIES = {
@@ -32,16 +34,26 @@ FAMILIES = {
     "dfn2b": Family("DFN2B ViT-B/16 and ViT-L/14", "quickgelu"),
     "dfn2b-39b": Family("DFN2B ViT-L/14 of 39B samples", "gelu"),
     "dfn5b": Family("DFN5B ViT-H/14, 224 and 378", "quickgelu", resize="squash"),
+    "chinese-clip": Family(
+        "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
+    ),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
+    "metaclip2": Family("MetaCLIP 2 worldwide ViT-H/14 and ViT-bigG/14 without quickgelu in their names", "gelu"),
+    "metaclip2-378": Family("the same at 378 pixels", "gelu", resize="squash"),
+    "metaclip2-quickgelu": Family("MetaCLIP 2 worldwide with quickgelu in their names", "quickgelu"),
+    "pe": Family("PE-Core", "gelu", "half", "squash", "bilinear"),
+    "mobileclip": Family("MobileCLIP B and MobileCLIP 2 B", "gelu", "unit", interpolation="bilinear"),
+    "mobileclip2-l14": Family("MobileCLIP 2 L/14", "gelu", causal=False),
+    "siglip": Family("SigLIP and SigLIP 2", "gelu_tanh", "half", resize="squash"),
 }
 
 NOT_READ = {  # recognised, refused by name
-    "siglip": "SigLIP: its image tower pools by attention and its text is SentencePiece; planned",
-    "chinese-clip": "Chinese-CLIP: its text tower is a BERT with WordPiece; planned",
+    "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
     "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",
-    "metaclip2": "MetaCLIP 2 worldwide: its text is tokenized by XLM-V or mT5, not by CLIP's BPE",
+    "fastvit": "MobileCLIP of a FastViT, sizes S0 to S4: the B and L/14 of it are read",
+    "pe-tokens": "a PE-Lang or PE-Spatial image tower: it has neither pool nor projection to texts; PE-Core has both",
     "foreign-tower": "a tower of another library",
 }
 
@@ -62,6 +74,8 @@ class Stated:
     head_width: int | None = None  # of the image tower
     post_norm: bool | None = None  # of EVA's blocks
     image_size: tuple[int, int] | None = None  # H, W, where a table of positions gives only their product
+    weights_key: str | None = None  # one set of several in a file, see `jclip.weights.plain_names`
+    prefix: str | None = None  # what the model's names begin with in it
 
     def __post_init__(self) -> None:
         if self.family not in (None, *FAMILIES):
@@ -70,6 +84,13 @@ class Stated:
             raise UnknownName("normalisation", self.normalisation, NORMALISATIONS)
         given = {key: value for key, value in vars(self).items() if value is not None}
         obey(given, {"head_width": WIDTH, "image_size": several(SIDE, 2)})
+
+    def refuse_names(self, place: object) -> None:
+        """Raise `CheckpointError` where names are stated for a file that jclip wrote, which has its own."""
+        if self.weights_key is not None or self.prefix is not None:
+            raise CheckpointError(
+                f"{place} was written by jclip and has its own names: leave --prefix and --weights-key out"
+            )
 
     @property
     def anything(self) -> bool:
@@ -99,8 +120,14 @@ class Stated:
             f"it: pass family= (--family), one of {choices}; or --activation, --normalisation and --resize"
         )
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token of a text sees those before it alone."""
+        return FAMILIES[self.family or "openai"].causal
+
     def preprocess(self, size: tuple[int, int]) -> preprocessing.Preprocess:
         """Return the preprocessing for this input size; OpenAI's where nothing is known."""
         family = FAMILIES[self.family or "openai"]
         mean, std = preprocessing.NORMALISATIONS[self.normalisation or family.normalisation]
-        return preprocessing.Preprocess(size=size, mean=mean, std=std, resize=self.resize or family.resize)
+        resize = self.resize or family.resize
+        return preprocessing.Preprocess(size, resize=resize, interpolation=family.interpolation, mean=mean, std=std)

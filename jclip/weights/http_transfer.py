@@ -22,7 +22,15 @@ _BLOCK = 1 << 20
 
 
 class TransferError(Exception):
-    """A download that failed; the message is the cause, on one line."""
+    """A download that failed; the message is the cause, on one line. kept: what is there and how to go on, or empty."""
+
+    def __init__(self, cause: str, kept: str = ""):
+        super().__init__(cause)
+        self.kept = kept
+
+
+class AnswerError(TransferError):
+    """The server answers with an error: it is there, but does not give what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,32 @@ def transfer(wanted: Download, part: Path) -> None:
     raise TransferError(cause)
 
 
+def fetch_small(url: str, headers: Mapping[str, str], most: int) -> bytes:
+    """Return the body of an answer of at most `most` bytes, whose length need not be announced.
+
+    Raises `AnswerError` for a status other than 200 and a longer body, `TransferError` where the server can't be reached.
+    """
+    import http.client
+    import urllib.error
+
+    body = b""
+    try:
+        with within(ANSWER, lambda: _ask(url, headers)) as answer:
+            pace = _Pace()
+            while block := _some(answer):
+                body += block
+                if len(body) > most:
+                    raise AnswerError(f"the answer must be at most {most:,} bytes, the server sends more")
+                pace.check(len(block))
+    except urllib.error.HTTPError as e:
+        raise AnswerError(f"the server answered {e.code} {one_line(e)}") from e
+    except _WrongAnswer as e:
+        raise AnswerError(str(e)) from e
+    except (OSError, ValueError, http.client.HTTPException) as e:
+        raise TransferError(one_line(e)) from e
+    return body
+
+
 def kept(part: Path) -> int:
     """Bytes of an unfinished download that are there."""
     return part.stat().st_size if part.is_file() else 0
@@ -199,7 +233,8 @@ def _ask(url: str, headers: Mapping[str, str]) -> Any:
                 raise _WrongAnswer(f"the server redirects to {printable(address, 100)!r}, which is not a web address")
             onward = super().redirect_request(request, answer, code, message, found, address)
             if onward is not None and _origin(address) != _origin(request.full_url):
-                onward.remove_header("Authorization")
+                for secret in ("Authorization", "Cookie"):
+                    onward.remove_header(secret)
             return onward
 
     request = urllib.request.Request(url, headers=dict(headers))

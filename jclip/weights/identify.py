@@ -11,22 +11,32 @@ from typing import Any, Literal
 
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
+from jclip.prompts.vocabularies import VocabularyFile, tokenizer_files
 from jclip.readers import LazyTensor, WeightFile, read_weights
 from jclip.readers.schema import TABLE, obey, read_table, read_weight_map
 from jclip.weights.checkpoint import (
     Checkpoint,
     compare_keys,
     family_of,
+    family_of_tower,
     finite_tensors,
     from_tensors,
     is_ours,
     open_checkpoint,
-    plain_tensors,
 )
 from jclip.weights.families import Stated, refused
-from jclip.weights.layouts import from_eva, from_huggingface, from_open_clip
+from jclip.weights.layouts import (
+    from_chinese_clip,
+    from_eva,
+    from_huggingface,
+    from_open_clip,
+    from_siglip,
+    from_timm,
+)
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
+from jclip.weights.plain_names import plain_tensors, prefix_hint
+from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import CLIPConfig
 
 Tower = Literal["image", "text"]
@@ -42,6 +52,26 @@ LAYOUTS: dict[str, Mapped] = {
     "Hugging Face CLIPModel": from_huggingface.canonical,
     "EVA-CLIP of the hub": from_eva.hugging_face,
     "EVA-CLIP original": from_eva.original,
+    from_timm.OPEN_CLIP: from_timm.canonical,
+    from_timm.OWN: from_timm.apple,
+    from_chinese_clip.HUGGING_FACE: from_chinese_clip.hugging_face,
+    from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
+    from_siglip.HUGGING_FACE: from_siglip.hugging_face,
+    from_siglip.OPEN_CLIP: from_siglip.open_clip,
+}
+
+FAMILY_OF = {  # layouts that only one family has
+    "EVA-CLIP of the hub": "eva",
+    "EVA-CLIP original": "eva",
+    from_chinese_clip.HUGGING_FACE: from_chinese_clip.FAMILY,
+    from_chinese_clip.CN_CLIP: from_chinese_clip.FAMILY,
+    from_siglip.HUGGING_FACE: "siglip",
+    from_siglip.OPEN_CLIP: "siglip",
+}
+WORDS = {  # kind of text tower → the file that holds its vocabulary, and where that is published
+    "bert": "vocab.txt (of the weights' repository, such as OFA-Sys/chinese-clip-vit-base-patch16, or cn_clip/clip/vocab.txt)",
+    "worldwide": "tokenizer.json (of the weights' repository, such as facebook/metaclip-2-worldwide-huge-quickgelu)",
+    "siglip": "tokenizer.json or spiece.model (of the weights' repository, such as google/siglip2-base-patch16-224)",
 }
 
 
@@ -86,7 +116,9 @@ def _only(found: Source, tower: Tower) -> Source:
     tensors = {k: t for k, t in found.checkpoint.tensors.items() if k in names}
     dropped = [k for k in found.checkpoint.tensors if k not in names]
     report = replace(found.report, dropped=[*found.report.dropped, *dropped])
-    return replace(found, checkpoint=replace(found.checkpoint, tensors=tensors, config=kept), report=report)
+    words = found.checkpoint.vocabulary if tower == "text" else None
+    checkpoint = replace(found.checkpoint, tensors=tensors, config=kept, vocabulary=words)
+    return replace(found, checkpoint=checkpoint, report=report)
 
 
 def _file(src: Path, stated: Stated) -> Source:
@@ -99,11 +131,12 @@ def _file(src: Path, stated: Stated) -> Source:
     if any((src.parent / name).is_file() for name in DESCRIPTIONS) and src.name in WEIGHTS:
         return _folder(src.parent, stated)
     file = read_weights(src)
-    raw = plain_tensors(file)
+    raw = plain_tensors(file, src, stated)
     layout = layout_of(raw, src)
     tensors, report = LAYOUTS[layout](raw)
-    family = "eva" if layout.startswith("EVA") or "visual.trunk.cls_token" in tensors else family_of(src, file, stated)
-    return Source(from_tensors(src, tensors, stated.believing(family), layout), report, layout)
+    family = FAMILY_OF.get(layout) or family_of_tower(tensors) or family_of(src, file, stated)
+    found = from_tensors(src, tensors, stated.believing(family), layout)
+    return Source(replace(found, vocabulary=words_beside(src.parent, found.config.text, src)), report, layout)
 
 
 def _folder(folder: Path, stated: Stated) -> Source:
@@ -123,12 +156,26 @@ def _folder(folder: Path, stated: Stated) -> Source:
     said = read_table(described)
     with _told_of(described):
         config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
-    raw = _tensors_of(folder)
+    raw = plain_tensors(_tensors_of(folder), folder, stated)
     layout = layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
-    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files))
+    words = words_beside(folder, config.text, folder)
+    checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files), words)
     return Source(checkpoint, report, f"{layout} folder")
+
+
+def words_beside(folder: Path, text: AnyText | None, place: Path) -> VocabularyFile | None:
+    """Return the vocabulary that a text tower needs, from the folder of its weights; None where it is CLIP's own.
+
+    Raises `CheckpointError` with the file to put there.
+    """
+    kind = None if text is None else "worldwide" if getattr(text, "end", None) is not None else text.kind
+    if kind not in WORDS:
+        return None
+    if (found := tokenizer_files(folder)) is None:
+        raise CheckpointError(f"{place} needs its vocabulary, which is not beside it: put {WORDS[kind]} into {folder}")
+    return found
 
 
 def described_by(folder: Path) -> Path | None:
@@ -143,10 +190,23 @@ def _open_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preproces
 
 
 def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
-    config = (from_eva if from_eva.is_config(said) else from_huggingface).config_from(said, place)
+    if from_chinese_clip.is_config(said):
+        return _chinese_clip(said, place)
+    of_siglip = said.get("model_type") in from_siglip.KINDS
+    layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
+    config = layout.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
     with _told_of(beside):
-        return config, from_huggingface.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+        photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
+        return config, photos(read_table(beside) if beside.is_file() else {}, config)
+
+
+def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
+    config = from_chinese_clip.config_from(said, place)
+    beside = place.with_name("preprocessor_config.json")
+    with _told_of(beside):
+        shown = read_table(beside) if beside.is_file() else None
+        return config, from_chinese_clip.preprocess_from(shown, config)
 
 
 def layout_of(names: Iterable[str], place: object) -> str:
@@ -157,10 +217,12 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if has("vision_model.head.probe", "visual.trunk.attn_pool.latent"):
-        raise refused("siglip", place)
-    if has("bert.encoder.layer.0.", "text_model.encoder.layer.0."):
-        raise refused("chinese-clip", place)
+    if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names):
+        return layout
+    if has("bert.encoder.layer."):
+        return from_chinese_clip.CN_CLIP
+    if has("text_model.encoder.layer."):
+        return from_chinese_clip.HUGGING_FACE
     if has("text_decoder.", "visual.attn_pool."):
         raise refused("coca", place)
     if has("text.transformer.encoder.layer.", "text.transformer.embeddings."):
@@ -177,7 +239,7 @@ def layout_of(names: Iterable[str], place: object) -> str:
     if has("visual.conv1.", "text.token_embedding.", "token_embedding."):
         return "open_clip"
     shown = ", ".join(sorted(names)[:4]) or "no tensor at all"
-    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …)")
+    raise CheckpointError(f"{place} is of no CLIP family that is known (it holds {shown} …){prefix_hint(names)}")
 
 
 def _trunk(names: set[str], place: object) -> str:
@@ -206,17 +268,17 @@ def _weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder} holds no weights (one of {', '.join(WEIGHTS)}, or an index of shards)")
 
 
-def _tensors_of(folder: Path) -> dict[str, LazyTensor]:
+def _tensors_of(folder: Path) -> WeightFile:
     """Return all tensors; of shards exactly those that the index places there."""
     first = _weights(folder)
     if not first.name.endswith(INDEX):
-        return plain_tensors(read_weights(first))
+        return read_weights(first)
     placed = _weight_map(first)
     shards = {file: read_weights(folder / file) for file in sorted(set(placed.values()))}
     lost = [key for key, file in placed.items() if key not in shards[file]]
     if lost:
         raise CheckpointError(f"{folder}: {placed[lost[0]]} lacks {lost[0]}, which {first.name} places there")
-    return plain_tensors(WeightFile({key: shards[file][key] for key, file in placed.items()}))
+    return WeightFile({key: shards[file][key] for key, file in placed.items()})
 
 
 def _weight_map(index: Path) -> dict[str, str]:

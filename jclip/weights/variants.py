@@ -2,169 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_args
 
 from jclip.errors import ConfigError, UnknownName
-from jclip.readers.schema import FLAG, SIDE, Condition, number, obey, one_of, refuse_unknown, several, whole
-
-Activation = Literal["quickgelu", "gelu"]
-
-WIDTH, HIDDEN = whole(1, 65536), whole(1, 1 << 20)
-LAYERS, HEADS, PATCH = whole(1, 1000), whole(1, 4096), whole(1, 1024)
-CONTEXT, VOCABULARY = whole(1, 1 << 16), whole(1, 1 << 24)
-EPSILON = number(0, 1, above=True)
-_MOST_PATCHES = 1 << 16
-_BLOCKS = whole(0, 1000)  # none: of a tower whose blocks stay on disk
-_PATCHES: dict[str, Condition] = {
-    "image_size": several(SIDE, 2), "patch_size": PATCH, "width": WIDTH, "layers": _BLOCKS, "heads": HEADS,
-    "mlp_width": HIDDEN,
-}  # fmt: skip
-_FLAGS = ("swiglu", "sub_norm", "rope", "post_norm", "rms_norm", "bias")
-
-
-@dataclass(frozen=True)
-class PatchTower:
-    """What vision transformers share: patches, a class token, learned positions."""
-
-    image_size: tuple[int, int]  # H, W in pixels
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-
-    def __post_init__(self) -> None:
-        obey(vars(self), _PATCHES, "vision")
-        _divides(self.heads, self.width, "vision")
-        if self.patch_size > min(self.image_size):
-            H, W = self.image_size
-            raise ConfigError(f"vision.patch_size must fit image_size ({H}, {W}), got {self.patch_size}")
-        if (count := self.grid[0] * self.grid[1]) > _MOST_PATCHES:
-            raise ConfigError(
-                f"vision.image_size and patch_size must make at most {_MOST_PATCHES:,} patches, got {count:,}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of patches along H and W."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-
-@dataclass(frozen=True)
-class ViTConfig(PatchTower):
-    """OpenAI's and open_clip's vision transformer."""
-
-    layer_scale: bool = False  # each branch multiplied by a learned vector, `ls_1.gamma` and `ls_2.gamma`
-    kind: str = "vit"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        obey(vars(self), {"layer_scale": FLAG, "kind": one_of("vit")}, "vision")
-
-
-@dataclass(frozen=True)
-class EVAConfig(PatchTower):
-    """EVA-CLIP's vision transformer. Sun et al., arXiv 2303.15389 and 2402.04252."""
-
-    swiglu: bool = False  # MLP: W3 LN(SiLU(W1 x) * (W2 x)) instead of W2 GELU(W1 x)
-    sub_norm: bool = False  # q, k, v apart, and a norm between attention and its output projection
-    rope: bool = False  # rotary positions on the patches' q and k
-    post_norm: bool = False  # x + norm(f(x)) instead of x + f(norm(x))
-    rms_norm: bool = False
-    bias: bool = True  # of q, v and head; k has none, all else always
-    norm_eps: float = 1e-6
-    rope_grid: int = 16  # side of the grid in pre-training, to which rotary positions are scaled
-    kind: str = "eva"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rules = dict.fromkeys(_FLAGS, FLAG) | {"norm_eps": EPSILON, "rope_grid": SIDE, "kind": one_of("eva")}
-        obey(vars(self), rules, "vision")
-        if self.rope and self.width // self.heads % 4:
-            width = self.width // self.heads
-            raise ConfigError(f"vision.rope needs heads whose width is a multiple of 4, got heads of width {width}")
-
-
-@dataclass(frozen=True)
-class ResNetConfig:
-    """CLIP's modified ResNet: three-convolution stem, anti-aliased strides, attention pool."""
-
-    image_size: tuple[int, int]  # H, W in pixels
-    width: int
-    layers: tuple[int, int, int, int]
-    heads: int
-    kind: str = "resnet"
-
-    def __post_init__(self) -> None:
-        rules = {"image_size": several(whole(32, 8192), 2), "width": whole(2, 4096), "heads": HEADS}
-        obey(vars(self), {**rules, "layers": several(LAYERS, 4), "kind": one_of("resnet")}, "vision")
-        _divides(self.heads, self.output_width, "vision", "the last feature map's width")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Cells of the last feature map along H and W."""
-        return self.image_size[0] // 32, self.image_size[1] // 32
-
-    @property
-    def output_width(self) -> int:
-        """Channels of the last feature map."""
-        return 32 * self.width
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """A causal text transformer, read at the end-of-text token."""
-
-    width: int
-    heads: int
-    layers: int
-    mlp_width: int
-    context_length: int = 77
-    vocab_size: int = 49408
-    layer_scale: bool = False
-
-    def __post_init__(self) -> None:
-        rules = {"width": WIDTH, "heads": HEADS, "layers": _BLOCKS, "mlp_width": HIDDEN, "context_length": CONTEXT}
-        obey(vars(self), {**rules, "vocab_size": VOCABULARY, "layer_scale": FLAG}, "text")
-        _divides(self.heads, self.width, "text")
-
-
-def _divides(heads: int, width: int, place: str, of: str = "width") -> None:
-    if width % heads:
-        raise ConfigError(f"{place}.heads must divide {of} {width}, got {heads}")
+from jclip.readers.schema import FLAG, obey, one_of, refuse_unknown
+from jclip.weights.chinese_variants import CHINESE_TOWERS
+from jclip.weights.image_configs import (
+    AnyImage,
+    EVAConfig,
+    PatchTower,
+    ResNetConfig,
+    SigLIPImageConfig,
+    ViTConfig,
+    image_from_table,
+    image_to_table,
+)
+from jclip.weights.mobile_configs import APPLE_EPS, MobileConfig
+from jclip.weights.perception_configs import PerceptionConfig
+from jclip.weights.recent_architectures import MOBILE, PERCEPTION, WITH_SIZE, WITH_TEXT
+from jclip.weights.siglip_variants import SIGLIP_TOWERS
+from jclip.weights.text_configs import AnyText, SigLIPTextConfig, TextConfig, text_from_table, text_to_table
+from jclip.weights.tower_sizes import EPSILON, WIDTH, Activation, without_defaults
 
 
 @dataclass(frozen=True)
 class CLIPConfig:
     """Two towers and their shared space; of an export of one tower the other is None.
 
-    `activation` is not visible in the weights, so it is never guessed. `norm_eps` is that of both towers, except
-    EVA's.
+    `activation` is not visible in the weights, so it is never guessed. It and `norm_eps` are those of both towers, except
+    of those that have their own (EVA's, SigLIP's, BERT). `sigmoid`: the pair was trained with the sigmoid loss, and has a
+    bias of its logits; it is the sigmoid of such a logit that says whether an image and a text belong together.
     """
 
     embed_dim: int
-    vision: ViTConfig | ResNetConfig | EVAConfig | None
-    text: TextConfig | None
+    vision: AnyImage | None
+    text: AnyText | None
     activation: Activation = "quickgelu"
     norm_eps: float = 1e-5
+    sigmoid: bool = False
 
     def __post_init__(self) -> None:
-        rules = {"embed_dim": WIDTH, "activation": one_of(*get_args(Activation)), "norm_eps": EPSILON}
+        rules = {"embed_dim": WIDTH, "activation": one_of(*get_args(Activation)), "norm_eps": EPSILON, "sigmoid": FLAG}
         obey(vars(self), rules)
+        if isinstance(self.vision, SigLIPImageConfig) and self.vision.width != self.embed_dim:
+            raise ConfigError(f"embed_dim must be SigLIP's vision.width {self.vision.width}, got {self.embed_dim}")
+        if isinstance(t := self.text, SigLIPTextConfig) and not t.projection and t.width != self.embed_dim:
+            raise ConfigError(f"embed_dim must be text.width {t.width} without text.projection, got {self.embed_dim}")
 
     def feature_width(self, penultimate: bool = False) -> int:
         """Return the dimension of an image feature: E, or D before the projection. Raises `ConfigError` for a tower
         without one."""
         if not penultimate:
             return self.embed_dim
+        if isinstance(self.vision, SigLIPImageConfig):
+            raise ConfigError("SigLIP's image tower has no projection: take features=projected, which are its own")
         if not isinstance(self.vision, PatchTower):
             raise ConfigError("only vision transformers have features before their projection: take projected ones")
         return self.vision.width
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; `from_dict` is the inverse."""
-        return asdict(self)
+        values = without_defaults(asdict(self), {"sigmoid": False})
+        for key, table in (("vision", image_to_table), ("text", text_to_table)):
+            values[key] = table(values[key]) if values[key] else None
+        return values
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> CLIPConfig:
@@ -175,27 +77,9 @@ class CLIPConfig:
         towers = {name: values.get(name) for name in ("vision", "text")}
         if towers["vision"] is None and towers["text"] is None:
             raise ConfigError("vision and text must not both be absent")
-        vision = None if towers["vision"] is None else _tower_from_dict(towers["vision"])
-        text = None if towers["text"] is None else _built(TextConfig, towers["text"], "text")
+        vision = None if towers["vision"] is None else image_from_table(towers["vision"])
+        text = None if towers["text"] is None else text_from_table(towers["text"])
         return CLIPConfig(**{**values, "vision": vision, "text": text})
-
-
-def _tower_from_dict(values: Any) -> ViTConfig | ResNetConfig | EVAConfig:
-    kinds = {"vit": ViTConfig, "resnet": ResNetConfig, "eva": EVAConfig}
-    obey(values, {"kind": one_of(*kinds)}, "vision")
-    return _built(kinds[values.get("kind", "vit")], values, "vision")
-
-
-def _built(kind: type, values: Any, place: str) -> Any:
-    """Return one tower from a table. Raises `ConfigError` for unknown or missing keys, and no blocks."""
-    obey(values, {}, place)
-    refuse_unknown(values, [field.name for field in fields(kind)], place)
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in values:
-            raise ConfigError(f"{place}.{field.name} must be given")
-    if values["layers"] == 0:
-        raise ConfigError(f"{place}.layers must be {LAYERS.phrase}, got 0")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def vit(embed: int, image: int, patch: int, layers: int, width: int, text_width: int) -> CLIPConfig:
@@ -295,15 +179,39 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     "EVA-CLIP-18B": _eva(
         1536, EVAConfig((224, 224), 14, 5120, 48, 40, 25600, post_norm=True, **_BILLIONS), 1280, 32
     ),
+    **{
+        name: CLIPConfig(vision.width, vision, text, "gelu_tanh", vision.norm_eps, sigmoid=True)
+        for name, (vision, text) in SIGLIP_TOWERS.items()
+    },
+    **{name: CLIPConfig(embed, vision, text) for name, (embed, vision, text) in CHINESE_TOWERS.items()},
 }  # fmt: skip
+ARCHITECTURES |= {name: CLIPConfig(*row, "gelu") for name, row in {**PERCEPTION, **MOBILE}.items()}
+for _name, (_known, _text) in WITH_TEXT.items():
+    ARCHITECTURES[_name] = replace({**VARIANTS, **ARCHITECTURES}[_known], text=_text, activation="gelu")
+for _name, (_known, _side) in WITH_SIZE.items():
+    _vision = replace(ARCHITECTURES[_known].vision, image_size=(_side, _side))
+    ARCHITECTURES[_name] = replace(ARCHITECTURES[_known], vision=_vision)
 
 
 def architecture_name(config: CLIPConfig) -> str | None:
     """Return the name of these towers, whatever their activation."""
+    wanted = _towers(config)
     for name, known in {**VARIANTS, **ARCHITECTURES}.items():
-        if (known.embed_dim, known.vision, known.text) == (config.embed_dim, config.vision, config.text):
+        if _towers(known) == wanted:
             return name
     return None
+
+
+def _towers(config: CLIPConfig) -> tuple:
+    """Return what a name stands for, without what differs between libraries: activations of SigLIP's towers, a bias of
+    the projection, MobileCLIP's epsilon."""
+    own = (SigLIPImageConfig, SigLIPTextConfig)
+    image, text = (
+        replace(t, activation="gelu_tanh") if isinstance(t, own) else t for t in (config.vision, config.text)
+    )
+    if isinstance(image, (ViTConfig, PerceptionConfig, MobileConfig)):
+        image = replace(image, proj_bias=False)
+    return config.embed_dim, replace(image, norm_eps=APPLE_EPS) if isinstance(image, MobileConfig) else image, text
 
 
 def slug(name: str) -> str:

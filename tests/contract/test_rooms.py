@@ -22,6 +22,7 @@ ROOMS = [
 ]  # fmt: skip
 LIBRARIES_USERS = ("finetune", "convert")  # right of all rooms, and nobody's left
 RUN_MAKERS = (
+    "convert.classifier_heads",
     "convert.learned_prompts",
     "convert.grounding_runs",
 )  # make recipes' runs, and must know that there are recipes

@@ -180,4 +180,15 @@ def test_inspect_reports_what_a_bare_file_does_not_say(tmp_path, capsys):
 def test_published_weights_are_listed(capsys):
     assert jclip(["models", "--published"]) == 0
     printed = capsys.readouterr().out
+    assert (
+        "| ViT-B-16/openai | 150 | 0.6 | 224 | English | MIT | hf-hub:timm/vit_base_patch16_clip_224.openai |"
+        in printed
+    )
+    assert (
+        "| Chinese-CLIP-ViT-B-16/zh | 188 | 0.8 | 224 | Chinese | Apache-2.0 | hf-hub:OFA-Sys/chinese-clip-vit-base-"
+        in printed
+    )
+    assert "ms:damo/multi-modal_clip-vit-base-patch16_zh |" in printed
+    assert jclip(["models", "--files"]) == 0
+    printed = capsys.readouterr().out
     assert "ViT-bigG-14/metaclip_2_5b" in printed and "BAAI/EVA-CLIP-18B" in printed

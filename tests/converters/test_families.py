@@ -272,8 +272,7 @@ CONV = ("visual.conv1.weight", "visual.proj", "visual.class_embedding")
 @pytest.mark.parametrize(
     "names, message",
     [
-        (("vision_model.head.probe", "vision_model.embeddings.patch_embedding.weight"), "SigLIP"),
-        (("visual.trunk.attn_pool.latent", "visual.trunk.blocks.0.attn.qkv.bias"), "SigLIP"),
+        (("visual.trunk.attn_pool.latent", "visual.trunk.norm_pre.weight"), "a timm tower of attn_pool, norm_pre"),
         ((*CONV, "bert.encoder.layer.0.attention.self.query.weight"), "Chinese-CLIP"),
         ((*CONV, "text_decoder.ln_final.weight", "visual.attn_pool.query"), "CoCa"),
         ((*CONV, "text.token_embedding.weight"), "CLIPA"),
@@ -296,7 +295,8 @@ EVA01 = {"timm_model_name": "eva_giant_patch14_clip_224", "image_size": 224}
 @pytest.mark.parametrize(
     "model_cfg, message",
     [
-        ({"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}, "text_cfg": {}}, "SigLIP"),
+        ({"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_999"}, "text_cfg": {}}, "patch16_siglip_999"),
+        ({"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}, "text_cfg": {}}, "no_causal_mask must be"),
         ({"vision_cfg": {}, "text_cfg": {}, "multimodal_cfg": {}}, "CoCa"),
         (
             {"vision_cfg": {"no_ln_pre": True, "pool_type": "avg"}, "text_cfg": {"hf_tokenizer_name": "bert-base"}},

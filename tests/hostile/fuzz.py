@@ -49,6 +49,9 @@ FORMATS = {  # name → module and variable
     "box_coco": "tests.hostile.box_formats:BOX_COCO",
     "predicted": "tests.hostile.box_formats:PREDICTED",
     "predicted_lines": "tests.hostile.box_formats:PREDICTED_LINES",
+    "spiece": "tests.hostile.vocabulary_formats:SENTENCEPIECE",
+    "vocab_txt": "tests.hostile.vocabulary_formats:WORDPIECE",
+    "tokenizer_json": "tests.hostile.vocabulary_formats:TOKENIZER_JSON",
 }
 ROOM = 300 << 20  # bytes of address space beyond the start of the process
 ROOM_OF_A_REFUSAL = 200 << 20

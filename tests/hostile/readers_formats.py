@@ -208,12 +208,12 @@ def _rejson(rng: random.Random, data: bytes, mutate: Callable[[bytes], bytes]) -
     """The header mutated, its length right."""
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length]
-    header = _other_values(rng, header) if rng.random() < 0.6 else mutate(header)
+    header = other_values(rng, header) if rng.random() < 0.6 else mutate(header)
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def _other_values(rng: random.Random, header: bytes) -> bytes:
-    """One key or value of the JSON replaced by another."""
+def other_values(rng: random.Random, header: bytes) -> bytes:
+    """A JSON text with one key or value replaced by another."""
     values = json.loads(header)
     node = values
     while True:

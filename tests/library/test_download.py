@@ -204,7 +204,7 @@ def test_what_the_hub_lacks_is_reported(hub):
     assert "hf-hub:mine/other: http://127.0.0.1" in hub("hf-hub:mine/other")
     got = hub("hf-hub:mine/clip", HF_HUB_OFFLINE="1")
     assert "can't be reached, and the cache has none of open_clip_model.safetensors, " in got
-    assert "answered" in hub("hf-hub:not a name")
+    assert "must be hf-hub:owner/name, or hf-hub:owner/name/file" in hub("hf-hub:not a name")
 
 
 def test_the_hub_needs_its_package(monkeypatch):

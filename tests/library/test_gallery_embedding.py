@@ -14,7 +14,7 @@ from jclip.cli import main
 from jclip.data import gallery_inputs, gallery_store
 from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_embedding, half_models, photo_galleries
+from jclip.features import gallery_embedding, gallery_parts, half_models, photo_galleries
 from jclip.features.source import ModelSource
 
 MODEL = "shapes-tiny-rn"
@@ -146,6 +146,7 @@ def test_broken_photos_are_listed_and_not_tried_again(photos, source, tmp_path, 
 
 def test_a_photo_that_changes_while_it_is_read_is_left_out(photos, source, tmp_path, monkeypatch):
     inputs = gallery_inputs.read_inputs([photos])
+    assert len(inputs.rows) == 12  # read now
     draw_scene((77,), count=(1, 1)).render().save(photos / "4.png")  # between the list and the model
     draw_scene((78,), count=(1, 1)).render().save(photos / "late.png")
     outcome = gallery_embedding.embed(inputs, source, tmp_path / "g")
@@ -259,10 +260,11 @@ def test_a_photo_listed_twice_counts_once(photos, source, tmp_path, capsys):
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
 def test_a_killed_run_goes_on_to_the_same_bytes(stop, photos, source, tmp_path, monkeypatch, counted):
     monkeypatch.setenv("JCLIP_BATCH", "3")
+    monkeypatch.setattr(gallery_inputs, "PART", 8)
     made(photos, source, tmp_path / "whole")
     counted.clear()
     monkeypatch.setattr(gallery_embedding, "SAVE_SECONDS", 0.0)
-    saved = gallery_embedding._save
+    saved = gallery_parts.Parts.keep_piece
     calls = []
 
     def killing(*arguments):
@@ -271,13 +273,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(stop, photos, source, tmp_path, 
             raise KeyboardInterrupt
         saved(*arguments)
 
-    monkeypatch.setattr(gallery_embedding, "_save", killing)
+    monkeypatch.setattr(gallery_parts.Parts, "keep_piece", killing)
     with pytest.raises(KeyboardInterrupt):
         made(photos, source, tmp_path / "g")
-    monkeypatch.setattr(gallery_embedding, "_save", saved)
+    monkeypatch.setattr(gallery_parts.Parts, "keep_piece", saved)
     counted.clear()
     made(photos, source, tmp_path / "g")
-    assert len(counted) == 12 - 3 * stop
+    assert len(counted) == 12 - (0, 3, 6, 8)[stop]  # parts of 8 and 4 photos, batches of 3, 3, 2 and 3, 1
     assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from jclip.weights.variants import VARIANTS, CLIPConfig, ViTConfig
 from tests.conftest import ROOT
 from tests.library.test_kernels import needs_onednn, weigh
 from tests.tolerances import TOLERANCES
-from tests.toys import TOY_EVAS, TOY_LAYER_SCALE, TOYS, shapes_of, toy_batch
+from tests.toys import TOY_BERT, TOY_EVAS, TOY_LAYER_SCALE, TOYS, shapes_of, toy_batch
 
 pytestmark = pytest.mark.skipif(bool(jt.flags.use_cuda), reason="int8 is for CPUs")
 BLOCKS = CLIPConfig(  # widths that oneDNN multiplies in blocks of 256, 128 and 64 rows
@@ -31,7 +32,7 @@ BLOCKS = CLIPConfig(  # widths that oneDNN multiplies in blocks of 256, 128 and 
     ViTConfig((20, 20), patch_size=5, width=128, layers=2, heads=2, mlp_width=256),
     replace(TOYS["vit"].text, width=64, mlp_width=192),
 )
-MODELS = {**TOYS, "layer_scale": TOY_LAYER_SCALE, "blocks": BLOCKS, **TOY_EVAS}
+MODELS = {**TOYS, "layer_scale": TOY_LAYER_SCALE, "blocks": BLOCKS, "bert": TOY_BERT, **TOY_EVAS}
 SHAPES = [((3, 7, 64), 64), ((2, 150, 128), 384), ((300, 192), 512), ((5, 33), 65), ((1, 3), 2), ((2, 8256), 3)]
 ACTIVATIONS = {None: lambda x: x, "quickgelu": lambda x: x / (1 + np.exp(-1.702 * x))}
 
@@ -101,7 +102,7 @@ def test_linear_equals_the_formula(way, shape, outputs, activation, whole, close
 
 
 @needs_onednn
-@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu"])
+@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("half", [False, True])
 def test_onednn_and_the_loops_give_the_same_bits(activation, half, monkeypatch):
     rng = np.random.default_rng(1)
@@ -118,16 +119,21 @@ def test_onednn_and_the_loops_give_the_same_bits(activation, half, monkeypatch):
         assert np.array_equal(a, c)
 
 
-def test_gelu_is_the_exact_one(way, close):
+GELUS = {
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_gelu_is_the_exact_one_and_its_tanh_form_another(way, name, close):
     x = np.zeros((81, 64), np.float32)
     x[:, 0], x[:, 1], x[:, 2] = np.linspace(-6, 6, 81), 10, -10  # 256 steps of 10 / 127.5
     identity = np.eye(64, dtype=np.float32)
     made = kernels.to_int8(jt.array(identity))
     with jt.no_grad():
-        plain, got = (kernels.linear(jt.array(x), made, None, name).numpy() for name in (None, "gelu"))
-    from math import erf
-
-    wanted = plain * (1 + np.vectorize(erf)(plain.astype(np.float64) / np.sqrt(2))) / 2
+        plain, got = (kernels.linear(jt.array(x), made, None, act).numpy() for act in (None, name))
+    wanted = GELUS[name](plain.astype(np.float64))
     close(got, wanted, "kernel", "gelu after an int8 product")
 
 
@@ -151,7 +157,7 @@ def test_the_last_third_of_a_projection(way):
     assert np.array_equal(kernels.unpacked(kernels.rows(made, 128)).numpy(), kernels.unpacked(made).numpy()[128:])
 
 
-@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu"])
+@pytest.mark.parametrize("activation", [None, "quickgelu", "gelu", "gelu_tanh"])
 def test_no_number_stays_none_and_zeros_stay_zeros(way, activation):
     rng = np.random.default_rng(0)
     x, w = normal(rng, 6, 64), normal(rng, 64, 64)
@@ -208,7 +214,7 @@ def test_a_tower_of_real_size_stays_near():
 
 
 @needs_onednn
-@pytest.mark.parametrize("name", ["vit", "vit_gelu", "resnet", "blocks"])
+@pytest.mark.parametrize("name", ["vit", "vit_gelu", "resnet", "blocks", "bert"])
 def test_towers_are_near_with_the_operators_on_and_off(name, monkeypatch):
     config, computed = MODELS[name], []
     pixels, tokens = toy_batch(config, 0)

@@ -24,6 +24,7 @@ ACTIVATIONS = {
     None: lambda x: x,
     "quickgelu": lambda x: x * torch.sigmoid(1.702 * x),
     "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 
 
@@ -254,7 +255,9 @@ def test_gpus_train_in_bf16_where_they_have_it(monkeypatch):
 
 @needs_half
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("size", [(2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (9, 50, 2, 64)])
+@pytest.mark.parametrize(
+    "size", [(2, 7, 3, 4), (3, 1, 5, 2), (1, 65, 2, 16), (9, 50, 2, 64), (2, 131, 2, 80), (2, 9, 3, 5)]
+)
 def test_half_attention_equals_the_plain_one_of_rounded_inputs(size, causal, close):
     B, N, H, d = size
     half = cpu.to_half(jt.array(normal(np.random.default_rng(N), B, N, 3 * H * d)))

@@ -110,16 +110,51 @@ def test_processes_end_with_the_one_that_started_them(photos):
     assert not any(p.exists() for p in left)
 
 
-def test_a_process_that_dies_is_reported_with_the_way_round(photos, monkeypatch):
+def test_a_photo_is_tried_again_when_its_process_dies(photos, monkeypatch):
     monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
     monkeypatch.setenv("JCLIP_WORKERS", "2")
     split = read_photos(DataConfig(root=str(photos), shots=0)).train
+    whole = np.concatenate([pixels for _, pixels in batches(split.paths, views(), 1)])
     run = batches(split.paths, views(), 1)
-    next(run)
+    found = [next(run)[1]]
     for child in decoding_processes():
         os.kill(child, signal.SIGKILL)
-    with pytest.raises(SetupError, match=r"ended with -9 at .*\.png .*JCLIP_WORKERS=0"):
-        list(run)
+    found += [pixels for _, pixels in run]
+    assert np.array_equal(np.concatenate(found), whole)
+
+
+DEADLY = """
+import os
+if size := os.environ.get("DEADLY"):
+    import PIL.Image
+    opened = PIL.Image.open
+    def killing(*given, **more):
+        photo = opened(*given, **more)
+        if size in ("all", str(photo.size)):
+            os.kill(os.getpid(), 9)
+        return photo
+    PIL.Image.open = killing
+"""
+
+
+@pytest.mark.parametrize("deadly", ["(31, 17)", "all"])
+def test_a_photo_that_ends_its_process_is_left_out(deadly, photos, tmp_path, monkeypatch):
+    Image.effect_noise((31, 17), 50).save(tmp_path / "deadly.png")
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    for name, value in {"PYTHONPATH": str(tmp_path), "DEADLY": deadly, "JCLIP_WORKERS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(loader, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(loader.decoding, "_idle", {})
+    paths = read_photos(DataConfig(root=str(photos), shots=0)).train.paths
+    paths = [*paths[:5], str(tmp_path / "deadly.png"), *paths[5:8]]
+    failed: list[str] = []
+    run = batches(paths, views(), 1, "skip", failed)
+    if deadly == "all":
+        with pytest.raises(SetupError, match=r"twice \(signal 9\), as with 3 photos before: JCLIP_WORKERS=0"):
+            list(run)
+        return
+    assert [int(at[0]) for at, _ in run] == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert failed == [f"{paths[5]} does not decode: it ended the process that decodes it, twice (signal 9)"]
 
 
 def decoding_processes() -> list[int]:

@@ -68,7 +68,7 @@ def both_ways(monkeypatch, compute) -> list[list[np.ndarray]]:
 def test_features_and_gradients_are_those_of_whole_prompts(deep, seed, small_models, seen, monkeypatch, close):
     """deep: how many blocks get vectors of their own."""
     model = ModelSource(small_models["vit"]).model
-    layout = Layout.of(model.config.text, NAMES, 5)
+    layout = Layout.of(model, NAMES, 5)
     vectors, pull = jt.array(normal(seed, deep, 5, 32) / 9), jt.array(normal(seed + 2, 4, 24))
 
     def compute():
@@ -85,7 +85,7 @@ def test_features_and_gradients_are_those_of_whole_prompts(deep, seed, small_mod
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_run_has_a_start_of_its_own(seed, small_models, seen, monkeypatch, close):
     model = ModelSource(small_models["vit"]).model
-    frame, classes = Frame(model, Layout.of(model.config.text, NAMES, 3)), np.tile(np.arange(4), 2)
+    frame, classes = Frame(model, Layout.of(model, NAMES, 3)), np.tile(np.arange(4), 2)
     vectors, shifts = jt.array(normal(seed, 3, 32) / 9), jt.array(normal(seed + 2, 2, 32) / 9)
     pull = jt.array(normal(seed + 4, 8, 24))
 
@@ -119,7 +119,7 @@ def test_equal_names_share_all_but_their_end(small_models, seen):
 @pytest.mark.skipif(bool(kernels.why_no_half("bf16")), reason="no half precision on this processor")
 def test_in_half_precision_as_well(small_models, monkeypatch, close):
     model = ModelSource(small_models["vit"]).model.to("bf16")
-    frame, vectors = Frame(model, Layout.of(model.config.text, NAMES, 5)), jt.array(normal(3, 5, 32) / 9)
+    frame, vectors = Frame(model, Layout.of(model, NAMES, 5)), jt.array(normal(3, 5, 32) / 9)
     with jt.no_grad():
         shared, whole = both_ways(monkeypatch, lambda: [frame.encode(vectors)])
     close(shared[0], whole[0], "features_normalised", "shared start, bf16: features")

@@ -62,7 +62,7 @@ def test_scores_and_gradients_equal_the_authors(at_once, seed, source, reference
     monkeypatch.setattr("jclip.model.learned_prompts.AT_ONCE", at_once)
     arrays, features = random_params(seed), data_of(seed).test[:3]
     ours, theirs = {k: jt.array(a) for k, a in arrays.items()}, doubled(arrays)
-    frame = Frame(source.model, Layout.of(source.config.text, NAMES, 3))
+    frame = Frame(source.model, Layout.of(source, NAMES, 3))
     got = cocoop.image_scores(ours, frame, 8.0)(jt.array(features).stop_grad())
     wanted = authors_scores(reference, theirs, torch.tensor(features.astype(np.float64)), 8.0)
     close(got.numpy(), wanted.detach(), "scores", "CoCoOp: scores")
@@ -119,7 +119,7 @@ def test_a_run_equals_torchs(seed, selection, source, reference, tmp_path, monke
 def test_without_the_network_it_is_coop(source, close):  # noqa: F811
     arrays, features = random_params(2), data_of(2).test
     arrays |= {"W2": np.zeros((32, 6), np.float32), "b2": np.zeros(32, np.float32)}
-    frame = Frame(source.model, Layout.of(source.config.text, NAMES, 3))
+    frame = Frame(source.model, Layout.of(source, NAMES, 3))
     ours = {k: jt.array(a) for k, a in arrays.items()}
     got = cocoop.image_scores(ours, frame, 8.0)(jt.array(features)).numpy()
     text = frame.features(ours["context"]).numpy()
@@ -128,7 +128,7 @@ def test_without_the_network_it_is_coop(source, close):  # noqa: F811
 
 def test_other_names_get_the_learned_vectors(source, reference, close, monkeypatch):  # noqa: F811
     others, features = NAMES[:2][::-1], data_of(3).test[:2]
-    arrays, layout = random_params(3), Layout.of(source.config.text, ("zebra crossing", "ox", "a b c d e f g"), 3)
+    arrays, layout = random_params(3), Layout.of(source, ("zebra crossing", "ox", "a b c d e f g"), 3)
     learned = {**arrays, **layout.arrays(), "scale": np.array([8.0])}
     monkeypatch.setattr("jclip.features.source.source_of", lambda cfg: source)
     found = cocoop.for_classes(learned, config(), others, source)

@@ -115,7 +115,7 @@ def test_many_classes_are_computed_in_parts(at_once, source, monkeypatch, close)
 
 
 def test_what_stands_behind_the_end_is_not_computed(source):
-    layout = Layout.of(source.config.text, ["ant", "great white shark"], 5)
+    layout = Layout.of(source, ["ant", "great white shark"], 5)
     assert layout.tokens.shape == (2, 1 + 5 + 3 + 2) and layout.ends.tolist() == [8, 10]
     assert layout.slots[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0]
 

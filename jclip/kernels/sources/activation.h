@@ -1,10 +1,11 @@
-// QuickGELU x sigmoid(1.702 x) and GELU x Phi(x), elementwise, through oneDNN.
+// QuickGELU x sigmoid(1.702 x), GELU x Phi(x) and its tanh form, elementwise, through oneDNN.
 #pragma once
 #include "linear.h"
 
 namespace jclip {
 
 inline dnnl::algorithm algorithm_of(int activation) {
+    if (activation == gelu_tanh) return dnnl::algorithm::eltwise_gelu_tanh;
     return activation == quickgelu ? dnnl::algorithm::eltwise_swish : dnnl::algorithm::eltwise_gelu_erf;
 }
 

@@ -41,69 +41,6 @@ inline void attention_forward(const float* qkv, float* out, int64_t B, int64_t N
     }
 }
 
-// The two products of a head in bfloat16, accumulated in float. Made where the threads are at work, for one of them each;
-// each brings its own scratch, for they run at the same time.
-struct HeadProducts {
-    dnnl::memory::desc q, k, scores, weights, v, out, score_scratch, mix_scratch;
-    dnnl::matmul score, mix;
-};
-
-inline HeadProducts& head_products(int64_t N, int64_t width, int64_t D, int64_t d) {
-    using namespace dnnl;
-    return kept<std::array<int64_t, 3>, HeadProducts>({N, width, d}, [=] {
-        const auto half = memory::data_type::bf16, f32 = memory::data_type::f32;
-        HeadProducts p;
-        p.q = {{N, d}, half, memory::dims{width, 1}};
-        p.k = {{d, N}, half, memory::dims{1, width}};
-        p.v = {{N, d}, half, memory::dims{width, 1}};
-        p.scores = {{N, N}, f32, Tag::ab};
-        p.weights = {{N, N}, half, Tag::ab};
-        p.out = {{N, d}, half, memory::dims{D, 1}};
-        #pragma omp parallel
-        #pragma omp single
-        {
-            const matmul::primitive_desc score(matmul::desc(p.q, p.k, p.scores), attributes(), jclip::engine());
-            const matmul::primitive_desc mix(matmul::desc(p.weights, p.v, p.out), attributes(), jclip::engine());
-            p.score_scratch = score.scratchpad_desc();
-            p.mix_scratch = mix.scratchpad_desc();
-            p.score = matmul(score);
-            p.mix = matmul(mix);
-        }
-        return p;
-    });
-}
-
-template <class X>
-void attention_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width, double heads, double causal) {
-    const int64_t H = int64_t(heads), D = width / 3, d = D / H;
-    const float scale = 1.0f / std::sqrt(float(d));
-    HeadProducts& products = head_products(N, width, D, d);
-    #pragma omp parallel
-    {
-        dnnl::stream stream(jclip::engine());
-        std::vector<float> scores(N * N);
-        std::vector<uint16_t> weights(N * N);
-        dnnl::memory score_scratch(products.score_scratch, jclip::engine());
-        dnnl::memory mix_scratch(products.mix_scratch, jclip::engine());
-        #pragma omp for schedule(static)
-        for (int64_t head = 0; head < B * H; head++) {
-            const int64_t b = head / H, h = head % H;
-            const X* q = qkv + b * N * width + h * d;
-            products.score.execute(stream, {{DNNL_ARG_SRC, array(products.q, q)},
-                                            {DNNL_ARG_WEIGHTS, array(products.k, q + D)},
-                                            {DNNL_ARG_DST, array(products.scores, scores.data())},
-                                            {DNNL_ARG_SCRATCHPAD, score_scratch}});
-            for (int64_t i = 0; i < N; i++)
-                softmax(scores.data() + i * N, weights.data() + i * N, N, causal != 0 ? i + 1 : N, scale);
-            products.mix.execute(stream, {{DNNL_ARG_SRC, array(products.weights, weights.data())},
-                                          {DNNL_ARG_WEIGHTS, array(products.v, q + 2 * D)},
-                                          {DNNL_ARG_DST, array(products.out, out + b * N * D + h * d)},
-                                          {DNNL_ARG_SCRATCHPAD, mix_scratch}});
-            stream.wait();
-        }
-    }
-}
-
 inline void attention_backward(const float* qkv, const float* grad, float* grad_qkv, int64_t B, int64_t N,
                                int64_t width, double heads, double causal) {
     const int64_t H = int64_t(heads), D = width / 3, d = D / H;

@@ -98,6 +98,10 @@ inline float power_of_two(float t) {
 template <int activation>
 inline float activated(float x) {
     if (activation == quickgelu) return x / (1.0f + power_of_two(-1.702f * 1.44269504f * x));
+    if (activation == gelu_tanh) {  // x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))
+        const float by = 1.59576912f + 0.07135481f * x * x;
+        return x / (1.0f + power_of_two(-1.44269504f * by * x));
+    }
     if (activation == gelu) {  // erf by Abramowitz & Stegun, 7.1.26
         const float z = std::fabs(x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z);
         const float tail = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
@@ -201,6 +205,7 @@ void int8_linear_forward(const X* x, const int8_t* weight, const float* bias, co
     const int64_t M = count / K;
     if (activation == quickgelu) return int8_tiles<quickgelu>(x, weight, bias, residual, y, M, N, K, R);
     if (activation == gelu) return int8_tiles<gelu>(x, weight, bias, residual, y, M, N, K, R);
+    if (activation == gelu_tanh) return int8_tiles<gelu_tanh>(x, weight, bias, residual, y, M, N, K, R);
     int8_tiles<none>(x, weight, bias, residual, y, M, N, K, R);
 }
 

@@ -1,9 +1,7 @@
 // LayerNorm over rows of D values, a row per OpenMP iteration, the variance from centred values.
 #pragma once
 #include <omp.h>
-#include <cmath>
-#include <cstdint>
-#include <vector>
+#include "onednn.h"
 
 namespace jclip {
 
@@ -15,15 +13,18 @@ inline void moments(const float* x, int64_t D, double eps, float& mean, float& f
     factor = 1.0f / std::sqrt(squares / D + float(eps));
 }
 
-inline void layer_norm_forward(const float* x, const float* weight, const float* bias, float* y, int64_t count,
-                               int64_t D, double eps) {
+// y: float or bfloat16
+template <class Y>
+void layer_norm_forward(const float* x, const float* weight, const float* bias, Y* y, int64_t count, int64_t D,
+                        double eps) {
     #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < count / D; row++) {
         const float* in = x + row * D;
-        float* out = y + row * D;
+        Y* out = y + row * D;
         float mean, factor;
         moments(in, D, eps, mean, factor);
-        for (int64_t i = 0; i < D; i++) out[i] = (in[i] - mean) * factor * weight[i] + bias[i];
+        #pragma omp simd
+        for (int64_t i = 0; i < D; i++) narrow((in[i] - mean) * factor * weight[i] + bias[i], out[i]);
     }
 }
 

@@ -5,11 +5,12 @@
 
 namespace jclip {
 
-enum Activation { none, quickgelu, gelu, relu };
+enum Activation { none, quickgelu, gelu, relu, gelu_tanh };
 
 inline void append_activation(dnnl::post_ops& ops, int activation) {
     if (activation == quickgelu) ops.append_eltwise(1.0f, dnnl::algorithm::eltwise_swish, 1.702f, 0.0f);
     if (activation == gelu) ops.append_eltwise(1.0f, dnnl::algorithm::eltwise_gelu_erf, 0.0f, 0.0f);
+    if (activation == gelu_tanh) ops.append_eltwise(1.0f, dnnl::algorithm::eltwise_gelu_tanh, 0.0f, 0.0f);
     if (activation == relu) ops.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
 }
 

@@ -10,7 +10,8 @@ from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, Condition, either, obey
 from jclip.weights.layouts.from_huggingface import TEXT_RULES, text_from
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
-from jclip.weights.variants import EPSILON, HEADS, HIDDEN, LAYERS, PATCH, WIDTH, CLIPConfig, EVAConfig
+from jclip.weights.tower_sizes import EPSILON, HEADS, HIDDEN, LAYERS, PATCH, WIDTH
+from jclip.weights.variants import CLIPConfig, EVAConfig
 
 TRUNK, BLOCK = "visual.trunk", "visual.trunk.blocks.{}"
 _SAME = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")

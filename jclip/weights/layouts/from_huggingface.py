@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jclip.data.preprocess import DEVIATIONS, MEANS, OPENAI_MEAN, OPENAI_STD, Preprocess
 from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, obey, one_of, whole
-from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
-from jclip.weights.variants import (
-    CONTEXT,
-    EPSILON,
-    HEADS,
-    HIDDEN,
-    LAYERS,
-    PATCH,
-    VOCABULARY,
-    WIDTH,
-    CLIPConfig,
-    TextConfig,
-    ViTConfig,
-)
+from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH
+from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
 
 ACTIVATIONS = {"quick_gelu": "quickgelu", "gelu": "gelu"}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's codes
@@ -50,7 +39,7 @@ TEXT_RULES = [
     Rule(("logit_scale",), "logit_scale"),
     *(Rule((f"{tower}_model.embeddings.position_ids",), "") for tower in ("vision", "text")),  # of old exports
 ]
-RULES = [
+IMAGE_RULES = [
     *_layer_rules("vision_model.encoder.layers.{}", "visual.transformer.resblocks.{}"),
     Rule(("vision_model.embeddings.class_embedding",), "visual.class_embedding"),
     Rule(("vision_model.embeddings.patch_embedding.weight",), "visual.conv1.weight"),
@@ -58,13 +47,13 @@ RULES = [
     *both("vision_model.pre_layrnorm", "visual.ln_pre"),  # sic
     *both("vision_model.post_layernorm", "visual.ln_post"),
     Rule(("visual_projection.weight",), "visual.proj", "transpose"),
-    *TEXT_RULES,
 ]
+RULES = [*IMAGE_RULES, *TEXT_RULES]
 _TOWER: dict[str, Condition] = {  # what config.json may say of a tower
     "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "hidden_act": TEXT, "layer_norm_eps": EPSILON,
 }  # fmt: skip
-_VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
+VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
 _TEXT = {
     **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY,
     "eos_token_id": either(whole(0, 1 << 24), NOTHING),
@@ -72,8 +61,11 @@ _TEXT = {
 _PHOTOS = {  # what preprocessor_config.json may say of photos
     "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
-TOWERS = {"clip_vision_model": "image", "clip_text_model": "text"}  # exports of one tower
-_REFUSED = {"siglip": "siglip", "siglip2": "siglip", "chinese_clip": "chinese-clip", "metaclip_2": "metaclip2"}
+WORLDWIDE = "metaclip_2"  # MetaCLIP 2: read at the first token that is `eos_token_id`, whichever it is
+TOWERS = {  # exports of one tower
+    "clip_vision_model": "image", "clip_text_model": "text", f"{WORLDWIDE}_vision_model": "image",
+    f"{WORLDWIDE}_text_model": "text",
+}  # fmt: skip
 
 
 def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
@@ -89,34 +81,43 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     """
     obey(config, {"model_type": TEXT, "projection_dim": WIDTH})
     kind = config.get("model_type", "clip")
-    if kind in _REFUSED:
-        raise refused(_REFUSED[kind], place)
-    if kind not in ("clip", *TOWERS):
-        raise CheckpointError(f"{place} is of a {kind} model: only CLIPModel and its towers are read (model_type clip)")
+    if kind not in ("clip", WORLDWIDE, *TOWERS):
+        raise CheckpointError(
+            f"{place} is of a {kind} model: CLIPModel and MetaClip2Model are read, and their towers (model_type clip, "
+            f"{WORLDWIDE})"
+        )
     tower = TOWERS.get(kind)
-    vision = None if tower == "text" else config if tower else _side(config, "vision_config")
-    text = None if tower == "image" else config if tower else _side(config, "text_config")
-    obey(vision or {}, _VISION, "" if tower else "vision_config")
+    vision = None if tower == "text" else config if tower else side(config, "vision_config")
+    text = None if tower == "image" else config if tower else side(config, "text_config")
+    obey(vision or {}, VISION, "" if tower else "vision_config")
     obey(text or {}, _TEXT, "" if tower else "text_config")
-    said = {str(side.get("hidden_act", "quick_gelu")) for side in (vision, text) if side is not None}
+    said = {str(tower.get("hidden_act", "quick_gelu")) for tower in (vision, text) if tower is not None}
     if len(said) != 1 or not said <= set(ACTIVATIONS):
         raise CheckpointError(f"{place} names the activations {', '.join(sorted(said))}: one of "
                               f"{', '.join(ACTIVATIONS)} is known, the same in both towers")  # fmt: skip
-    if text and (eos := text.get("eos_token_id", 2)) not in (2, text.get("vocab_size", 49408) - 1):
-        raise CheckpointError(f"{place} reads a text at token {eos}: only the largest id is known as end of text")
-    eps = {side.get("layer_norm_eps", 1e-5) for side in (vision, text) if side is not None}
+    eps = {tower.get("layer_norm_eps", 1e-5) for tower in (vision, text) if tower is not None}
     if len(eps) != 1:
         raise CheckpointError(f"{place} names two values of layer_norm_eps: one for both towers is known")
     return CLIPConfig(
         embed_dim=config.get("projection_dim", 512),
         vision=None if vision is None else vision_from(vision),
-        text=None if text is None else text_from(text),
+        text=None if text is None else replace(text_from(text), end=_end(text, kind)),
         activation=ACTIVATIONS[said.pop()],
         norm_eps=eps.pop(),
     )
 
 
-def _side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _end(text: Mapping[str, Any], kind: str) -> int | None:
+    """Return the id at which a text is read; None where it is the highest. CLIP's configurations say 2 for that, a
+    historic error that CLIPModel still reads so."""
+    eos = text.get("eos_token_id")
+    if kind.startswith(WORLDWIDE):
+        return 2 if eos is None else eos
+    return None if eos in (None, 2, text.get("vocab_size", 49408) - 1) else eos
+
+
+def side(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what config.json says of one tower, in either of its forms."""
     obey(config, dict.fromkeys((name, f"{name}_dict"), either(TABLE, NOTHING)))
     return {**(config.get(f"{name}_dict") or {}), **(config.get(name) or {})}
 

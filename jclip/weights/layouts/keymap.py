@@ -17,7 +17,8 @@ class Rule:
     """`sources` become `target`; one `{}` in each stands for the layer. An empty target drops the sources.
 
     transform: "same", "transpose" (of a matrix), "stack" (several sources along the first axis), "token" ((D,) to (1,
-    1, D)), "table" ((N, D) to (1, N, D)).
+    1, D)), "table" ((N, D) to (1, N, D)); "vector", "rows" and "deep rows" take one, two axes of length one away; "third
+    and rest" stacks two sources, of which the first is a third of the whole.
     """
 
     sources: tuple[str, ...]
@@ -62,7 +63,7 @@ def apply(tensors: Mapping[str, LazyTensor], rules: Iterable[Rule]) -> tuple[dic
             if not rule.target:
                 report.dropped += names
                 continue
-            if rule.transform == "stack":
+            if rule.transform in ("stack", "third and rest"):
                 _check_stack({name: tensors[name].shape for name in names})
             made[rule.target.replace("{}", layer)] = TRANSFORMS[rule.transform]([tensors[name] for name in names])
             (report.copied if rule.transform == "same" else report.transformed).extend(names)
@@ -137,12 +138,45 @@ def under(axes: int) -> Callable[[list[LazyTensor]], LazyTensor]:
     return deepened
 
 
+def joined(parts: list[LazyTensor]) -> LazyTensor:
+    """(a, …), (2a, …) → (3a, …). Raises `CheckpointError` for other lengths."""
+    first, rest = parts
+    if rest.shape[0] != 2 * first.shape[0]:
+        raise CheckpointError(f"keys and values must be twice as long as queries, got {first.shape} and {rest.shape}")
+    return stacked(parts)
+
+
+def parted(tensor: LazyTensor, _: int) -> list[LazyTensor]:
+    """(3a, …) → (a, …) and (2a, …)."""
+    cut, rest = tensor.shape[0] // 3, tensor.shape[1:]
+    return [
+        LazyTensor((cut, *rest), tensor.dtype, lambda: tensor.read()[:cut]),
+        LazyTensor((2 * cut, *rest), tensor.dtype, lambda: tensor.read()[cut:]),
+    ]
+
+
+def flat(axes: int) -> Callable[[list[LazyTensor]], LazyTensor]:
+    """Remove that many leading axes of length one. Raises `CheckpointError` where they are longer."""
+
+    def flattened(parts: list[LazyTensor]) -> LazyTensor:
+        (only,) = parts
+        if only.shape[:axes] != (1,) * axes:
+            raise CheckpointError(f"a tensor of shape {only.shape} must begin with {axes} axes of length one")
+        return without(axes)(only, 1)[0]
+
+    return flattened
+
+
 TRANSFORMS: dict[str, Callable[[list[LazyTensor]], LazyTensor]] = {
     "same": lambda parts: parts[0],
     "transpose": transposed,
     "stack": stacked,
     "token": under(2),
     "table": under(1),
+    "vector": flat(2),
+    "rows": flat(1),
+    "deep rows": flat(2),
+    "third and rest": joined,
 }
 INVERSES: dict[str, Callable[[LazyTensor, int], list[LazyTensor]]] = {
     "same": lambda tensor, _: [tensor],
@@ -150,4 +184,8 @@ INVERSES: dict[str, Callable[[LazyTensor, int], list[LazyTensor]]] = {
     "stack": unstacked,
     "token": without(2),
     "table": without(1),
+    "vector": lambda tensor, _: [under(2)([tensor])],
+    "rows": lambda tensor, _: [under(1)([tensor])],
+    "deep rows": lambda tensor, _: [under(2)([tensor])],
+    "third and rest": parted,
 }

@@ -1,0 +1,60 @@
+"""One writer of a gallery, or of several shares each its own: locks of the folder and of a share."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from jclip.data.shares import Share
+from jclip.errors import ConfigError
+
+
+@contextlib.contextmanager
+def alone(folder: Path, share: Share) -> Iterator[Lock]:
+    """In the block no other process writes the gallery, whose folder is made, or of several shards this one; of a block that
+    fails no empty folder stays.
+
+    Raises `ConfigError` where another process does.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        lock = Lock(held)
+        lock.take(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX if share.is_whole else fcntl.LOCK_SH, str(folder))
+        if not share.is_whole:
+            own = folder / f".shard-{share.number}-of-{share.of}.lock"
+            lock.take(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"shard {share} of {folder}")
+        try:
+            yield lock
+        except BaseException:
+            if made:
+                with contextlib.suppress(OSError):  # not empty
+                    folder.rmdir()
+            raise
+
+
+class Lock:
+    """Locks of a gallery's folder and of a shard, given back when the stack is left; none where the file system has none."""
+
+    def __init__(self, held: contextlib.ExitStack):
+        self._held, self._folder = held, None
+
+    def take(self, path: Path, flags: int, kind: int, what: str) -> None:
+        """Locks a file. Raises `ConfigError` where another process has."""
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+        self._held.callback(os.close, descriptor)
+        self._folder = descriptor if self._folder is None else self._folder
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is writing {what}: wait for its end") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def alone(self) -> None:
+        """Waits until no other process is at work in the folder."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._folder, fcntl.LOCK_EX)

@@ -1,0 +1,326 @@
+"""SigLIP's layouts: Hugging Face's `SiglipModel` folders, and what open_clip says of it.
+
+SigLIP was trained with the tanh form of GELU. Hugging Face's class computes it everywhere; timm computes the exact form in
+some image towers, and open_clip in SigLIP 1's text towers. Each layout is read as its own library computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+from jclip.data.preprocess import DEVIATIONS, MEANS, NORMALISATIONS, Preprocess
+from jclip.errors import CheckpointError, ConfigError
+from jclip.readers import LazyTensor
+from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, number, obey, one_of
+from jclip.weights.families import refused
+from jclip.weights.image_configs import SigLIPImageConfig
+from jclip.weights.layouts.keymap import Report, Rule, apply, both, stacked, unapply
+from jclip.weights.siglip_variants import C4, GEMMA, MC4, SIGLIP_TIMM
+from jclip.weights.text_configs import SigLIPTextConfig
+from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH, Activation
+from jclip.weights.variants import CLIPConfig
+
+IMAGE, TEXT_BLOCK = "visual.trunk.blocks.{}", "text.transformer.resblocks.{}"
+_LAYERS = {  # within a layer: Hugging Face's, the image tower's, the text tower's
+    "self_attn.out_proj": ("attn.proj", "attn.out_proj"), "layer_norm1": ("norm1", "ln_1"),
+    "layer_norm2": ("norm2", "ln_2"), "mlp.fc1": ("mlp.fc1", "mlp.c_fc"), "mlp.fc2": ("mlp.fc2", "mlp.c_proj"),
+}  # fmt: skip
+_HEAD = "vision_model.head"
+_PACKED = f"{_HEAD}.attention.in_proj_"  # q, k and v of the pool: ours has q, and k with v
+_PARTS = (f"{_HEAD}.attention.q.", f"{_HEAD}.attention.kv.")
+
+
+def _layer_rules(source: str, target: str, packed: str, side: int) -> list[Rule]:
+    rules = []
+    for kind in ("weight", "bias"):
+        thirds = tuple(f"{source}.self_attn.{which}_proj.{kind}" for which in "qkv")
+        rules.append(Rule(thirds, f"{target}.{packed}{kind}", "stack"))
+    return rules + [
+        rule for part, ours in _LAYERS.items() for rule in both(f"{source}.{part}", f"{target}.{ours[side]}")
+    ]
+
+
+HUGGING_FACE, OPEN_CLIP = "Hugging Face SiglipModel", "open_clip's SigLIP"
+
+
+def layout_of(names: Set[str]) -> str | None:
+    """Return the layout if the keys are SigLIP's; None for another model's."""
+    if f"{_HEAD}.probe" in names or "text_model.head.weight" in names:
+        return HUGGING_FACE
+    of_text = {"text.text_projection.weight", "text.transformer.resblocks.0.ln_1.weight"} <= names
+    pools = "visual.trunk.attn_pool.latent" in names and "visual.trunk.norm_pre.weight" not in names
+    return OPEN_CLIP if (pools and "visual.trunk.cls_token" not in names) or of_text else None
+
+
+RULES = [
+    *_layer_rules("vision_model.encoder.layers.{}", IMAGE, "attn.qkv.", 0),
+    *both("vision_model.embeddings.patch_embedding", "visual.trunk.patch_embed.proj"),
+    Rule(("vision_model.embeddings.position_embedding.weight",), "visual.trunk.pos_embed", "table"),
+    *both("vision_model.post_layernorm", "visual.trunk.norm"),
+    Rule((f"{_HEAD}.probe",), "visual.trunk.attn_pool.latent"),
+    *both(_PARTS[0][:-1], "visual.trunk.attn_pool.q"),
+    *both(_PARTS[1][:-1], "visual.trunk.attn_pool.kv"),
+    *both(f"{_HEAD}.attention.out_proj", "visual.trunk.attn_pool.proj"),
+    *both(f"{_HEAD}.layernorm", "visual.trunk.attn_pool.norm"),
+    *both(f"{_HEAD}.mlp.fc1", "visual.trunk.attn_pool.mlp.fc1"),
+    *both(f"{_HEAD}.mlp.fc2", "visual.trunk.attn_pool.mlp.fc2"),
+    *_layer_rules("text_model.encoder.layers.{}", TEXT_BLOCK, "attn.in_proj_", 1),
+    Rule(("text_model.embeddings.token_embedding.weight",), "text.token_embedding.weight"),
+    Rule(("text_model.embeddings.position_embedding.weight",), "text.positional_embedding"),
+    *both("text_model.final_layer_norm", "text.ln_final"),
+    *both("text_model.head", "text.text_projection"),
+    Rule(("logit_scale",), "logit_scale"),
+    Rule(("logit_bias",), "logit_bias"),
+    *(Rule((f"{tower}_model.embeddings.position_ids",), "") for tower in ("vision", "text")),  # of old exports
+]
+
+
+def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
+    """Return tensors under open_clip's names, and the report of all keys."""
+    given, split = dict(tensors), []
+    for kind in ("weight", "bias"):
+        packed = given.pop(f"{_PACKED}{kind}", None)
+        if packed is not None and packed.shape:
+            split.append(f"{_PACKED}{kind}")
+            rows = packed.shape[0] // 3
+            given |= {f"{_PARTS[0]}{kind}": _rows(packed, 0, rows), f"{_PARTS[1]}{kind}": _rows(packed, rows, 3 * rows)}
+    made, report = apply(given, RULES)
+    report.copied = [name for name in report.copied if not name.startswith(_PARTS)]
+    report.transformed += split
+    return made, report
+
+
+def to_hugging_face(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return tensors under the names of Hugging Face's `SiglipModel`: the inverse of `hugging_face`."""
+    made = unapply(tensors, RULES)
+    for kind in ("weight", "bias"):
+        parts = [made.pop(f"{part}{kind}", None) for part in _PARTS]
+        if all(parts):
+            made[f"{_PACKED}{kind}"] = stacked(parts)
+    return made
+
+
+def _rows(tensor: LazyTensor, first: int, end: int) -> LazyTensor:
+    return LazyTensor((end - first, *tensor.shape[1:]), tensor.dtype, lambda: tensor.read()[first:end])
+
+
+def open_clip(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
+    """Return open_clip's tensors, whose names are ours."""
+    return dict(tensors), Report(copied=list(tensors))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quickgelu",
+}  # fmt: skip
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's codes
+_TOWER: dict[str, Condition] = {  # what config.json may say of a tower
+    "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "hidden_act": one_of(*ACTIVATIONS), "layer_norm_eps": EPSILON,
+}  # fmt: skip
+_VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH, "vision_use_head": FLAG, "num_channels": one_of(3)}
+_TEXT = {
+    **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY, "projection_size": either(WIDTH, NOTHING),
+}  # fmt: skip
+_PHOTOS = {  # what preprocessor_config.json may say of photos
+    "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
+}  # fmt: skip
+KINDS = ("siglip", "siglip_vision_model", "siglip_text_model", "siglip2", "siglip2_vision_model")
+
+
+def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
+    """Return the configuration of config.json, with SigLIP-B/16's values for missing keys, as Hugging Face has them.
+
+    Raises `CheckpointError` for a NaFlex model, which has no fixed input size, and for a tower without its pool.
+    """
+    kind = config.get("model_type")
+    if kind in ("siglip2", "siglip2_vision_model"):
+        raise refused("naflex", place)
+    obey(config, {"vision_config": either(TABLE, NOTHING), "text_config": either(TABLE, NOTHING)})
+    vision = None if kind == "siglip_text_model" else config if kind != "siglip" else config.get("vision_config") or {}
+    text = None if kind == "siglip_vision_model" else config if kind != "siglip" else config.get("text_config") or {}
+    image = None if vision is None else _vision_from(vision, place, "" if kind != "siglip" else "vision_config")
+    words = None if text is None else _text_from(text, "" if kind != "siglip" else "text_config")
+    embed = text.get("projection_size") or text.get("hidden_size", 768) if image is None else image.width
+    tower = image or words
+    try:
+        return CLIPConfig(embed, image, words, tower.activation, tower.norm_eps, sigmoid=bool(image and words))
+    except ConfigError as e:
+        raise CheckpointError(f"{place}: {e}") from e
+
+
+def _vision_from(vision: Mapping[str, Any], place: object, where: str) -> SigLIPImageConfig:
+    obey(vision, _VISION, where)
+    if not vision.get("vision_use_head", True):
+        raise CheckpointError(f"{place}: an image tower must have its attention pool, got vision_use_head false")
+    side = vision.get("image_size", 224)
+    return SigLIPImageConfig(
+        image_size=(side, side), patch_size=vision.get("patch_size", 16), activation=_activation(vision),
+        norm_eps=vision.get("layer_norm_eps", 1e-6), **_sizes(vision),
+    )  # fmt: skip
+
+
+def _text_from(text: Mapping[str, Any], where: str) -> SigLIPTextConfig:
+    obey(text, _TEXT, where)
+    return SigLIPTextConfig(
+        context_length=text.get("max_position_embeddings", 64), vocab_size=text.get("vocab_size", C4),
+        activation=_activation(text), norm_eps=text.get("layer_norm_eps", 1e-6), **_sizes(text),
+    )  # fmt: skip
+
+
+def _sizes(tower: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "width": tower.get("hidden_size", 768), "layers": tower.get("num_hidden_layers", 12),
+        "heads": tower.get("num_attention_heads", 12), "mlp_width": tower.get("intermediate_size", 3072),
+    }  # fmt: skip
+
+
+def _activation(tower: Mapping[str, Any]) -> Activation:
+    return ACTIVATIONS[tower.get("hidden_act", "gelu_pytorch_tanh")]
+
+
+def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
+    """Return the preprocessing in preprocessor_config.json: photos are squashed to the model's size. Raises `ConfigError`."""
+    said = {key: value for key, value in said.items() if value is not None}
+    obey(said, _PHOTOS)
+    mean, std = NORMALISATIONS["half"]
+    return Preprocess(
+        size=config.vision.image_size if config.vision else (224, 224),
+        resize="shortest" if said.get("do_center_crop", False) else "squash",
+        interpolation=RESAMPLE[said.get("resample", 3)],
+        mean=tuple(said.get("image_mean", mean)),
+        std=tuple(said.get("image_std", std)),
+    )
+
+
+_OPEN_CLIP: dict[str, Condition] = {  # what open_clip_config.json says of every SigLIP's text tower
+    "no_causal_mask": one_of(True), "pool_type": one_of("last"), "norm_kwargs": TABLE, "act_kwargs": either(TABLE, NOTHING),
+    "proj_type": one_of("linear", "none"), "proj_bias": FLAG,
+}  # fmt: skip
+_RATIO = number(0, 64, above=True)
+_WORDS: dict[str, Condition] = {
+    "width": WIDTH, "heads": HEADS, "layers": LAYERS, "mlp_ratio": _RATIO, "context_length": CONTEXT,
+    "vocab_size": VOCABULARY, "tokenizer_kwargs": either(TABLE, NOTHING), "hf_tokenizer_name": either(TEXT, NOTHING),
+}  # fmt: skip
+_SEEN = {"image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj"}
+
+
+def is_whole(config: CLIPConfig) -> bool:
+    """Return whether the towers, or the one that is there, are SigLIP's."""
+    return {tower.kind for tower in (config.vision, config.text) if tower is not None} == {"siglip"}
+
+
+def is_siglip(vision: Mapping[str, Any]) -> bool:
+    """Return whether open_clip's `vision_cfg` names a SigLIP tower."""
+    return "siglip" in str(vision.get("timm_model_name") or "")
+
+
+def config_from_open_clip(said: Mapping[str, Any], place: object) -> CLIPConfig:
+    """Return the configuration of open_clip's `model_cfg`, which names the image tower by timm's name.
+
+    Raises `CheckpointError` for a tower that is none of SigLIP's, `KeyError` for a missing key.
+    """
+    vision, text = said["vision_cfg"], said["text_cfg"]
+    name = vision["timm_model_name"]
+    if text.get("hf_model_name") or name not in SIGLIP_TIMM:
+        raise refused("foreign-tower", place, text.get("hf_model_name") or name)
+    unread = [k for k in vision if k not in _SEEN] + [k for k in text if k not in {*_OPEN_CLIP, *_WORDS}]
+    if unread or said.get("quick_gelu"):
+        raise CheckpointError(f"{place} sets {', '.join(unread or ['quick_gelu'])}, which jclip does not read")
+    obey(vision, {"timm_pool": one_of("map"), "timm_proj": one_of("none")}, "vision_cfg")
+    obey(text, {**_OPEN_CLIP, **_WORDS}, "text_cfg", needed=("no_causal_mask", "pool_type"))
+    image = SIGLIP_TIMM[name]
+    words = _words_from(text)
+    return CLIPConfig(said["embed_dim"], image, words, image.activation, image.norm_eps, sigmoid=True)
+
+
+def _words_from(text: Mapping[str, Any]) -> SigLIPTextConfig:
+    kept, approximate = text.get("norm_kwargs", {}), (text.get("act_kwargs") or {}).get("approximate", "none")
+    obey(kept, {"eps": EPSILON}, "text_cfg.norm_kwargs")
+    obey({"approximate": approximate}, {"approximate": one_of("none", "tanh")}, "text_cfg.act_kwargs")
+    width = text.get("width", 512)
+    return SigLIPTextConfig(
+        width, text.get("heads", 8), text.get("layers", 12), int(width * text.get("mlp_ratio", 4.0)),
+        text.get("context_length", 77), text.get("vocab_size", 49408), text.get("proj_type", "linear") != "none",
+        "gelu_tanh" if approximate == "tanh" else "gelu", kept.get("eps", 1e-5),
+    )  # fmt: skip
+
+
+_TOKENIZERS = {  # open_clip's repositories of the vocabularies, by their size
+    C4: "timm/ViT-B-16-SigLIP", MC4: "timm/ViT-B-16-SigLIP-i18n-256", GEMMA: "timm/ViT-B-16-SigLIP2-256",
+}  # fmt: skip
+
+
+def described(config: CLIPConfig) -> dict[str, Any] | None:
+    """Return open_clip's `model_cfg`; None for towers that timm or open_clip lack.
+
+    Where timm knows the tower by another activation only, its name stands all the same: see `timm_differs`.
+    """
+    if (name := timm_name(config.vision)) is None or config.text.activation == "quickgelu":
+        return None
+    t = config.text
+    text = {
+        "context_length": t.context_length, "vocab_size": t.vocab_size, "width": t.width, "heads": t.heads,
+        "layers": t.layers, "mlp_ratio": _ratio(t), "no_causal_mask": True, "pool_type": "last",
+        "norm_kwargs": {"eps": t.norm_eps}, "tokenizer_kwargs": {"clean": "canonicalize"},
+    }  # fmt: skip
+    text |= {"proj_bias": True} if t.projection else {"proj_type": "none"}
+    if t.activation == "gelu_tanh":
+        text["act_kwargs"] = {"approximate": "tanh"}
+    text["hf_tokenizer_name"] = _TOKENIZERS.get(t.vocab_size, "local")
+    vision = {
+        "image_size": config.vision.image_size[0], "timm_model_name": name, "timm_model_pretrained": False,
+        "timm_pool": "map", "timm_proj": "none",
+    }  # fmt: skip
+    head = {"embed_dim": config.embed_dim, "init_logit_bias": -10, "custom_text": True}
+    return {**head, "vision_cfg": vision, "text_cfg": text}
+
+
+def _ratio(t: SigLIPTextConfig) -> float:
+    """A ratio from which open_clip, which cuts the product to an integer, makes the width of the MLPs."""
+    exact = t.mlp_width / t.width
+    return exact if int(t.width * exact) == t.mlp_width else (t.mlp_width + 0.5) / t.width
+
+
+def timm_name(v: SigLIPImageConfig) -> str | None:
+    """Return timm's name of a tower, of one with the same activation where there is one; None where it has none."""
+    same = [name for name, known in SIGLIP_TIMM.items() if _but_activation(known) == _but_activation(v)]
+    return next((name for name in same if SIGLIP_TIMM[name] == v), (same or [None])[0])
+
+
+def timm_differs(v: SigLIPImageConfig) -> bool:
+    """Return whether timm computes a tower that it names with another activation than this one has."""
+    name = timm_name(v)
+    return name is not None and SIGLIP_TIMM[name].activation != v.activation
+
+
+def _but_activation(v: SigLIPImageConfig) -> dict[str, Any]:
+    return {key: value for key, value in vars(v).items() if key != "activation"}
+
+
+def described_for_hugging_face(config: CLIPConfig, dtype: str) -> dict[str, Any]:
+    """Return config.json for Hugging Face's `SiglipModel`, or of one of its towers."""
+    v, t = config.vision, config.text
+    vision = {} if v is None else {
+        **_described_sizes(v), "model_type": "siglip_vision_model", "patch_size": v.patch_size,
+        "image_size": v.image_size[0], "num_channels": 3, "attention_dropout": 0.0,
+    }  # fmt: skip
+    text = {} if t is None else {
+        **_described_sizes(t), "model_type": "siglip_text_model", "vocab_size": t.vocab_size,
+        "max_position_embeddings": t.context_length, "projection_size": config.embed_dim, "attention_dropout": 0.0,
+    }  # fmt: skip
+    if not (vision and text):
+        name = "SiglipVisionModel" if vision else "SiglipTextModel"
+        return {"architectures": [name], "torch_dtype": dtype, **vision, **text}
+    return {
+        "architectures": ["SiglipModel"], "model_type": "siglip", "torch_dtype": dtype, "initializer_factor": 1.0,
+        "vision_config": vision, "text_config": text,
+    }  # fmt: skip
+
+
+def _described_sizes(tower: SigLIPImageConfig | SigLIPTextConfig) -> dict[str, Any]:
+    names = {"gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "quickgelu": "quick_gelu"}
+    return {
+        "hidden_size": tower.width, "intermediate_size": tower.mlp_width, "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads, "hidden_act": names[tower.activation], "layer_norm_eps": tower.norm_eps,
+    }  # fmt: skip

@@ -1,0 +1,177 @@
+"""Photos embedded by several processes: one gallery of the same bytes, whoever did what, and whoever was killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+import pytest
+
+from jclip.cli import main
+from jclip.data import gallery_inputs
+from jclip.data.shapes import draw_scene
+from jclip.data.shares import WHOLE, Share, share
+from jclip.errors import ConfigError
+from jclip.features import gallery_embedding
+from jclip.features.source import ModelSource
+
+MODEL = "shapes-tiny-rn"
+PART = 8
+KILLING = """
+import os, signal
+from pathlib import Path
+import jclip.data.gallery_inputs as inputs
+import jclip.features.gallery_embedding as embedding
+import jclip.features.gallery_parts as parts
+inputs.PART = 8
+embedding.SAVE_SECONDS = 0.0
+keep = parts.Parts.keep_piece
+def killing(self, number, *rest):
+    keep(self, number, *rest)
+    marks = [Path(os.environ["MARKS"]) / f"{number}-{i}" for i in range(int(os.environ["KILLS"]))]
+    left = [mark for mark in marks if not mark.exists()]
+    if number == 1 and left:
+        left[0].touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+parts.Parts.keep_piece = killing
+if os.environ.get("IN_VAIN"):
+    parts.Parts.keep_piece = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("some photos, here")
+    for number in range(29):
+        draw_scene((number,), count=(1, 2)).render().save(folder / f"{number:02d} a.png")
+    (folder / "17 a.png").write_bytes((folder / "03 a.png").read_bytes())  # a copy in another part
+    (folder / "20 a.png").write_bytes(b"\x89PNG broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source():
+    return ModelSource(MODEL)
+
+
+@pytest.fixture
+def parts_of_8(monkeypatch):
+    monkeypatch.setattr(gallery_inputs, "PART", PART)
+    monkeypatch.setenv("JCLIP_BATCH", "3")
+
+
+def made(photos, source, folder, part=WHOLE, **more):
+    return gallery_embedding.embed(gallery_inputs.read_inputs([photos]), source, folder, share=part, **more)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1), (3, 1, 2), (5, 4, 3, 2, 1)])
+def test_shares_in_any_order_are_one_gallery_of_the_same_bytes(order, parts_of_8, photos, source, tmp_path):
+    whole = made(photos, source, tmp_path / "whole")
+    encoded = []
+    for number in order:
+        outcome = made(photos, source, tmp_path / "g", Share(number, len(order)))
+        encoded.append(outcome.encoded)
+        assert bool(outcome.missing) == (number != order[-1])
+    assert (outcome.rows, outcome.duplicates, len(outcome.skipped)) == (28, 1, 1) == (
+        whole.rows, whole.duplicates, len(whole.skipped),
+    )  # fmt: skip
+    assert sum(encoded) == whole.encoded == 28
+    assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
+
+
+def test_shares_bring_a_gallery_up_to_date(parts_of_8, photos, source, tmp_path):
+    import shutil
+
+    own = shutil.copytree(photos, tmp_path / "own")
+    for folder in ("whole", "g"):
+        made(own, source, tmp_path / folder)
+    draw_scene((77,), count=(1, 2)).render().save(own / "00 b.png")
+    with pytest.raises(ConfigError, match="holds a finished gallery: add --update to every shard"):
+        made(own, source, tmp_path / "g", Share(1, 2))
+    made(own, source, tmp_path / "whole", update=True)
+    outcomes = [made(own, source, tmp_path / "g", Share(number, 2), update=True) for number in (1, 2)]
+    assert [outcome.encoded for outcome in outcomes] == [1, 0] and outcomes[1].added == 1
+    assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
+
+
+def test_one_process_finishes_what_shares_began(parts_of_8, photos, source, tmp_path):
+    made(photos, source, tmp_path / "whole")
+    made(photos, source, tmp_path / "g", Share(2, 3))
+    assert made(photos, source, tmp_path / "g").encoded == 20
+    assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
+
+
+def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, source, tmp_path):
+    made(photos, source, tmp_path / "g", Share(1, 3))
+    with pytest.raises(ConfigError, match="parts of another list of photos, or of other weights"):
+        made(photos, ModelSource("shapes-tiny-vit"), tmp_path / "g", Share(2, 3))
+    fewer = gallery_inputs.read_inputs(sorted(photos.iterdir())[1:], str(photos))
+    with pytest.raises(ConfigError, match="parts of another list of photos"):
+        gallery_embedding.embed(fewer, source, tmp_path / "g", share=Share(2, 3))
+    descriptor = os.open(tmp_path / "g" / ".shard-2-of-3.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=r"another process is writing shard 2/3 of .*g: wait for its end"):
+            made(photos, source, tmp_path / "g", Share(2, 3))
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "1/0", "a/b", "1/2/3", "1/1000000"])
+def test_a_share_is_a_number_and_a_count(text, capsys):
+    assert main(["embed", "x", "--out", "y", "--shard", text]) == 2
+    assert "must be a number and a count such as 2/8" in capsys.readouterr().err
+
+
+def test_the_numbers_of_shares_are_all_parts_once():
+    for parts in range(9):
+        for count in range(1, 11):
+            own = [n for i in range(1, count + 1) for n in share(f"{i}/{count}").of_numbers(parts)]
+            assert sorted(own) == list(range(parts))
+
+
+@pytest.fixture
+def killing(tmp_path, monkeypatch):
+    """Other processes have parts of 8, and are killed after a piece of the second part as often as KILLS says."""
+    (tmp_path / "sitecustomize.py").write_text(KILLING)
+    (tmp_path / "marks").mkdir()
+    settings = {"PYTHONPATH": str(tmp_path), "MARKS": str(tmp_path / "marks"), "KILLS": "2", "JCLIP_WORKERS": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_processes_and_a_killed_one_make_the_same_bytes(killing, parts_of_8, photos, source, tmp_path, capsys):
+    made(photos, source, tmp_path / "whole")
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--processes", "2"]
+    assert main(order) == 0
+    said = capsys.readouterr()
+    assert said.err.count("the process of share 2/2 was ended by signal 9: it is started again") == 2
+    assert "28 photos" in said.out and "left out 1" in said.out
+    whole, found = files_of(tmp_path / "whole"), files_of(tmp_path / "g")
+    assert whole.pop("gallery.json").replace(str(source.checkpoint.path).encode(), MODEL.encode()) == found.pop(
+        "gallery.json"
+    )
+    assert found == whole
+
+
+def test_a_process_that_is_killed_with_nothing_done_ends_the_command(
+    killing, parts_of_8, photos, tmp_path, capsys, monkeypatch
+):
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--processes", "2"]
+    monkeypatch.setenv("IN_VAIN", "1")
+    assert main(order) == 2
+    assert "by signal 9 again, with nothing done in between (out of memory?)" in capsys.readouterr().err
+    monkeypatch.delenv("IN_VAIN")
+    assert main(order) == 0
+
+
+def test_what_a_process_refuses_is_the_commands_line(photos, tmp_path, capsys):
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--processes", "2"]
+    assert main([*order, "--shard", "1/2"]) == 2
+    assert "--shard and --processes must not be given together" in capsys.readouterr().err
+    assert main([*order, "--dtype", "fp16"]) == 2
+    assert "fp16" in (said := capsys.readouterr().err) and said.count("\n") == 1
