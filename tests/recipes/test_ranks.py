@@ -137,7 +137,8 @@ RECIPES = {  # settings beside those of smoke.yaml: one recipe of towers, one of
 }
 OTHERS = {
     "full": ["model=shapes-tiny-vit", "optim.batch=17", "accumulate=2", "loss=cross_entropy", "optim.epochs=1"],
-    "coop": [], "fd_align": [], "kgcoop": [], "maple": ["optim.batch=7"], "promptsrc": [], "text_as_image": [],
+    "coop": [], "cocoop": [], "fd_align": [], "kgcoop": [], "maple": ["optim.batch=7"], "promptsrc": [],
+    "text_as_image": [], "dual_prompt": ["augment=dualcoop", "optim.batch=7", "learn=[scale]", "optim.epochs=1"],
 }  # fmt: skip
 OTHER_SETTINGS = {
     "full": ["optim.batch=20", "statistics=true"],
