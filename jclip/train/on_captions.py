@@ -143,7 +143,8 @@ class PairBatches:
         """Whole parts, and the pixels of their own rows, which decoded when training began."""
         wanted = np.concatenate([rows[own] for rows in parts]) if parts else np.zeros(0, np.int64)
         read = self._pairs.batches(wanted, epoch, own.stop - own.start, self._views(epoch))
-        for rows, (got, images) in zip(parts, read, strict=False):
+        for rows in parts:
+            got, images = next(read, (rows[:0], None))
             if not np.array_equal(rows[own], got):
                 lost = self._pairs.paths[np.setdiff1d(rows[own], got)[0]]
                 raise DataError(f"{lost} decoded when training began, and does not now: put it back, then go on")

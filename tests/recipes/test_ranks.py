@@ -178,3 +178,17 @@ def test_every_recipe_ends_as_by_one_process(count, recipes, tmp_path, close):
         assert {k: v for k, v in metrics[0].items() if "top1" in k} == {
             k: v for k, v in metrics[1].items() if "top1" in k
         }
+
+
+def test_the_doctors_trial():
+    done = ranks(2, "-m", "jclip.kernels.ranks_trial")
+    assert done.returncode == 0 and done.stdout.split() == ["right", "right"], done.stderr
+
+
+def test_what_one_process_does_is_done_by_the_first():
+    done = ranks(2, "-m", "jclip.cli", "recipes")
+    assert done.returncode == 0 and done.stdout.count("configs/contrastive/smoke.yaml") == 1
+    assert lines_of(done) == ["jclip recipes is done by one process: rank 0 does it, the others rest"]
+    refused = ranks(2, "-m", "jclip.cli", "train", str(ROOT / "configs" / "tip_adapter" / "smoke.yaml"))
+    (line,) = lines_of(refused)
+    assert refused.returncode == 2 and "recipe tip_adapter learns in one process, which is faster" in line
