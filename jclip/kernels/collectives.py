@@ -18,6 +18,8 @@ from jclip.kernels.function import Function
 from jclip.machine import ranks
 from jclip.runtime import jt
 
+SMALL = 1 << 16  # numbers of an array that is summed together with others
+
 
 class RanksDiffer(JclipError):
     """The processes of one training do not hold the same."""
@@ -47,19 +49,37 @@ def summed_gradients(
 
     once, loss_once: what all ranks have computed alike and as a whole, and so counts once: rank 0's is taken.
     """
-    if not ranks.here().several:
+    here = ranks.here()
+    if not here.several:
         return loss, gradients
-    once, sums = [*(once or [False] * len(gradients))], []
-    gradients.reverse()
-    while gradients:
-        sums.append(_summed_copy(gradients.pop(), once[len(sums)]))
-    return _summed_copy(loss, loss_once), sums
+    given = [*gradients, loss]
+    kept = [not of_all or here.first for of_all in (*(once or [False] * len(gradients)), loss_once)]
+    gradients.clear()
+    small = [i for i, array in enumerate(given) if array.numel() <= SMALL]
+    sums = dict(zip(small, _summed_at_once([given[i] for i in small], [kept[i] for i in small]), strict=True))
+    for i, array in enumerate(given):
+        if i not in sums:
+            sums[i] = _summed_copy(array, kept[i])
+        given[i] = array = None  # its memory is free before the next one's sum is made
+    *made, total_loss = (sums[i] for i in range(len(given)))
+    return total_loss, made
 
 
-def _summed_copy(array: jt.Var, once: bool) -> jt.Var:
-    """The sum over ranks, or rank 0's; a copy, since gradients may share their memory."""
+def _summed_at_once(arrays: list[jt.Var], kept: list[bool]) -> list[jt.Var]:
+    """Sums of small arrays in one exchange: each costs ranks a wait for each other."""
+    jt.sync(arrays)
+    flat = [
+        a.float32().numpy().ravel() if keep else np.zeros(a.numel(), np.float32)
+        for a, keep in zip(arrays, kept, strict=True)
+    ]
+    parts = np.split(total(np.concatenate(flat)), np.cumsum([len(one) for one in flat])[:-1])
+    return [jt.array(part.reshape(tuple(a.shape))) for part, a in zip(parts, arrays, strict=True)]
+
+
+def _summed_copy(array: jt.Var, kept: bool) -> jt.Var:
+    """The sum over ranks of those that keep theirs; a copy, since gradients may share their memory."""
     array = array.float32()
-    mine = jt.zeros_like(array) if once and not ranks.here().first else array
+    mine = array if kept else jt.zeros_like(array)
     if jt.flags.use_cuda:
         return jt.array(total(mine.numpy()))
     summed = mine.copy()
