@@ -115,15 +115,22 @@ def _in_parts(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Features as of `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
 
-    A part of which no photo decodes adds no rows: whether that is an error is decided over all of them.
+    A part of which no photo decodes adds no rows: whether that is an error is decided over all of them. Several ranks
+    compute a share of the parts each, and then find those of others in the cache, if it is on their host.
     """
     starts = range(0, len(split), part)
-    done = []
-    for at in starts:
+
+    def of(at: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         name = f"{label} {at // part + 1}/{len(starts)}".strip()
         some = split.take(range(at, min(at + part, len(split))))
         rows, features, failed = _kept_or_computed(source, some, numbers, label=name, **options)
-        done.append((at + rows, features, failed))
+        return at + rows, features, failed
+
+    if (here := ranks.here()).several:
+        for at in starts[here.rank :: here.size]:
+            of(at)
+        kernels.collectives.wait_for_all()
+    done = [of(at) for at in starts]
     full = [entry for entry in done if len(entry[0])] or done[:1]  # what is empty may have another width
     rows, features = (np.concatenate(column) for column in list(zip(*full, strict=True))[:2])
     return rows, features, [message for *_, failed in done for message in failed]
