@@ -303,7 +303,7 @@ EVA01 = {"timm_model_name": "eva_giant_patch14_clip_224", "image_size": 224}
             "CLIPA",
         ),
         ({"vision_cfg": EVA01, "text_cfg": {}}, "EVA01-CLIP"),
-        ({"vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "roberta-base"}}, "another library (roberta-base)"),
+        ({"vision_cfg": {}, "text_cfg": {"hf_tokenizer_name": "some/words"}}, "another library (some/words)"),
         ({"vision_cfg": {"timm_model_name": "convnext_base"}, "text_cfg": {}}, "convnext_base"),
         ({"vision_cfg": {"qk_norm": True}, "text_cfg": {}}, "sets qk_norm, which jclip does not read"),
         ({"text_cfg": {}}, "lacks vision_cfg"),
