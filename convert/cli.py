@@ -22,10 +22,9 @@ from jclip.paths import replacing, replacing_folder
 from jclip.readers import tensors
 from jclip.readers.schema import SIDE, shown
 from jclip.weights import checkpoint as checkpoints
-from jclip.weights import identify
+from jclip.weights import identify, stored_vocabulary
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import NORMALISATIONS, Stated
-from jclip.weights.stored_vocabulary import tokenizer_of
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
@@ -237,7 +236,7 @@ def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:
     another embedding."""
     if checkpoint.config.text is not None and checkpoint.vocabulary is not None:
         with contextlib.suppress(SetupError):
-            tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
+            stored_vocabulary.tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
 
 
 def locate(src: str) -> Path:
