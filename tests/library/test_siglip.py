@@ -18,9 +18,11 @@ from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError
 from jclip.features.source import ModelSource
 from jclip.features.tagging import Tagger
+from jclip.functional.similarity import normalise
 from jclip.model import deep_prompts, dense_map, low_rank, padded_mlp, patch_dropout
 from jclip.model.clip import CLIP, build, clamp_logit_scale, inference, put_arrays
 from jclip.model.last_block import LastBlock
+from jclip.model.learned_prompts import Frame, Layout
 from jclip.model.parameter_groups import LowRank, image_groups, text_groups
 from jclip.model.trainable import trainable
 from jclip.readers import read_weights, safetensors
@@ -187,6 +189,28 @@ def test_texts_are_never_cut_and_short_rows_are_refused(weights):
     for length in (32, 80):
         with pytest.raises(ConfigError, match="reads a text at its last place: its context of 64 must stay"):
             source.checkpoint.with_context(length)
+
+
+def test_learned_vectors_that_are_words_read_as_these_words(weights, close):
+    """Vectors equal to the embeddings of "a photo of a", and in the second block to what the first made of them."""
+    source = ModelSource(weights)
+    model, names = source.model, ["boat", "red car"]
+    words = source.tokenizer.encode("a photo of a")
+    layout = Layout.of(source, names, len(words))
+    assert layout.first == 0 and layout.tokens.shape == (2, 64) and (layout.tokens[:, -1] == source.tokenizer.pad).all()
+    vectors = jt.array(model.word_vectors.numpy()[words])
+    ids = source.tokenize([f"a photo of a {name}." for name in names])
+    with jt.no_grad():
+        taps: dict = {}
+        wanted = normalise(model.encode_text(ids, taps=taps)).numpy()
+        got = Frame(model, layout).encode(vectors).numpy()
+        close(got, wanted, "features_normalised", "SigLIP's learned prompts")
+        one = Layout.of(source, names[:1], len(words))
+        made = taps["text.block0"][0, : len(words)]
+        deep = Frame(model, one).encode(jt.stack([vectors, made])).numpy()
+        close(deep, wanted[:1], "features_normalised", "SigLIP's deep prompts")
+        other = Frame(model, one).encode(jt.stack([vectors, vectors])).numpy()
+    assert np.abs(other - deep).max() > 1e-3
 
 
 def test_zero_shot_says_the_sigmoid_of_each_class(weights, photo_folder, tmp_path, capsys):
