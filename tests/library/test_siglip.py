@@ -279,7 +279,9 @@ def test_its_own_loss_trains_its_bias_and_leaves_the_scale(weights, tmp_path, ca
     assert "loss must be sigmoid for" in error and len(error.splitlines()) == 1
     assert train("full", f"model={weights}", *place) == 2
     error = capsys.readouterr().err
-    assert "set loss=cross_entropy, or take the recipe contrastive with loss=sigmoid" in error
+    assert "was not trained with: set loss=sigmoid, or cross_entropy" in error
+    assert train("full", "loss=sigmoid", *place) == 2
+    assert "loss=sigmoid must be of weights with a bias of their logits (SigLIP), got" in capsys.readouterr().err
     assert train("contrastive", *QUICK, f"model={weights}", "loss=sigmoid", "optim.lr=1e-2", *place) == 0
     after = open_checkpoint(tmp_path / "r" / "model.safetensors")
     assert after.config == SMALL_SIGLIP and after.vocabulary is not None
@@ -287,6 +289,16 @@ def test_its_own_loss_trains_its_bias_and_leaves_the_scale(weights, tmp_path, ca
     assert bias != 1.5 and abs(bias - 1.5) < 0.5
     said = json.loads((tmp_path / "r" / "result.json").read_text())["metrics"]["logit_bias"]
     assert said == pytest.approx(bias, abs=1e-5)
+
+
+def test_towers_are_tuned_on_photos_by_its_own_loss(weights, photo_folder, tmp_path):
+    data = [f"data.root={photo_folder}", "data.shots=4", "data.val_shots=2", "optim.batch=6", "optim.lr=1e-3"]
+    place = ["--run", str(tmp_path / "r")]
+    assert train("full", f"model={weights}", *data, "loss=sigmoid", "positives=same", "optim.epochs=4", *place) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    after = open_checkpoint(tmp_path / "r" / "model.safetensors")
+    assert float(after.tensors["logit_bias"].read().reshape(())) != 1.5 and after.vocabulary is not None
 
 
 def test_a_mixture_of_two_keeps_bias_and_vocabulary(tmp_path):
