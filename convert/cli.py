@@ -22,10 +22,9 @@ from jclip.paths import replacing, replacing_folder
 from jclip.readers import tensors
 from jclip.readers.schema import SIDE, shown
 from jclip.weights import checkpoint as checkpoints
-from jclip.weights import identify
+from jclip.weights import identify, stored_vocabulary
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import NORMALISATIONS, Stated
-from jclip.weights.stored_vocabulary import tokenizer_of
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
@@ -47,6 +46,7 @@ TARGETS = {
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
     "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
+    "long_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_long_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }
@@ -101,9 +101,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="change the context length to N tokens")
     p.add_argument(
         "--context-by",
-        choices=("auto", "truncate", "linear"),
+        choices=("auto", "truncate", "linear", "long-clip"),
         default="auto",
-        help="how (default: auto, which truncates, or grows linearly)",
+        help="how (default: auto, which truncates, or grows linearly); long-clip: 77 tokens to 248, the first 20 kept",
     )
     return p
 
@@ -141,6 +141,9 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--post-norm", choices=("yes", "no"), help="whether an EVA tower of unknown width has post-norm blocks"
+    )
+    p.add_argument(
+        "--texts", choices=("short", "box", "long"), help="how FG-CLIP 2's weights read texts (default: short)"
     )
 
 
@@ -235,7 +238,7 @@ def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:
     another embedding."""
     if checkpoint.config.text is not None and checkpoint.vocabulary is not None:
         with contextlib.suppress(SetupError):
-            tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
+            stored_vocabulary.tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
 
 
 def locate(src: str) -> Path:
@@ -255,6 +258,7 @@ def stated_by(args: argparse.Namespace) -> Stated:
         head_width=args.vision_head_width,
         post_norm=None if args.post_norm is None else args.post_norm == "yes",
         image_size=image_size(size) if size else None,
+        texts=args.texts,
         weights_key=args.weights_key,
         prefix=args.prefix,
     )

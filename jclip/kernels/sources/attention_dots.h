@@ -244,18 +244,5 @@ private:
     }
 };
 
-inline void attention_dots(const uint16_t* qkv, uint16_t* out, int64_t B, int64_t N, int64_t width, int64_t H, bool causal) {
-    const int64_t D = width / 3, d = D / H;
-    #pragma omp parallel
-    {
-        HalfHead one(N, d, width, D);
-        #pragma omp for schedule(static)
-        for (int64_t head = 0; head < B * H; head++) {
-            const int64_t b = head / H, h = head % H;
-            one.attend(qkv + b * N * width + h * d, out + b * N * D + h * d, 1.0f / std::sqrt(float(d)), causal);
-        }
-    }
-}
-
 }  // namespace jclip
 #endif
