@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from convert.cli import main as convert
+from finetune import wise_ft
 from jclip import kernels
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
@@ -262,6 +263,14 @@ def test_its_own_loss_trains_its_bias_and_leaves_the_scale(weights, tmp_path, ca
     assert bias != 1.5 and abs(bias - 1.5) < 0.5
     said = json.loads((tmp_path / "r" / "result.json").read_text())["metrics"]["logit_bias"]
     assert said == pytest.approx(bias, abs=1e-5)
+
+
+def test_a_mixture_of_two_keeps_bias_and_vocabulary(tmp_path):
+    first, second = (open_checkpoint(toy_file(tmp_path, SMALL_SIGLIP, seed)) for seed in (0, 1))
+    wise_ft.save_mixture(tmp_path / "mixed.safetensors", first, second, 0.25)
+    mixed = open_checkpoint(tmp_path / "mixed.safetensors")
+    assert mixed.config == first.config and mixed.vocabulary.data == first.vocabulary.data
+    assert ModelSource(tmp_path / "mixed.safetensors").logit_bias == -10
 
 
 def test_a_scale_above_a_hundred_is_its_own(tmp_path):
