@@ -22,7 +22,7 @@ from jclip.paths import replacing, replacing_folder
 from jclip.readers import tensors
 from jclip.readers.schema import SIDE, shown
 from jclip.weights import checkpoint as checkpoints
-from jclip.weights import identify
+from jclip.weights import identify, stored_vocabulary
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import NORMALISATIONS, Stated
 
@@ -240,7 +240,7 @@ def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:
         from jclip.weights.stored_vocabulary import tokenizer_of  # and NumPy with it, which --help does without
 
         with contextlib.suppress(SetupError):
-            tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
+            stored_vocabulary.tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
 
 
 def locate(src: str) -> Path:

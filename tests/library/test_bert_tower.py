@@ -120,6 +120,7 @@ def test_low_rank_updates_attached_and_merged(close):
 
 
 def test_a_model_is_written_with_its_vocabulary(tmp_path):
+    pytest.importorskip("tokenizers", reason="not installed: pip install '.[tokenizers]'")
     source = ModelSource(toy_file(tmp_path, SMALL_BERT))
     save_model(tmp_path / "again.safetensors", source.model, source.preprocess)
     again = ModelSource(tmp_path / "again.safetensors")
