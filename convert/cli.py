@@ -237,8 +237,6 @@ def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:
     """Opens a vocabulary that comes as a file, where the package for that is there. Raises `CheckpointError` for one of
     another embedding."""
     if checkpoint.config.text is not None and checkpoint.vocabulary is not None:
-        from jclip.weights.stored_vocabulary import tokenizer_of  # and NumPy with it, which --help does without
-
         with contextlib.suppress(SetupError):
             stored_vocabulary.tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
 
