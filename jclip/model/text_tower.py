@@ -117,6 +117,8 @@ class TextEncoder:
         if not self.holds_text:
             check_takes_vectors(self.config.text)
             return self.text.encode_embeddings(x, np.asarray(eot), dense, insert=insert, taps=taps)
+        if not self.causal:
+            x, shared = self._padded(x), None
         length = x.shape[1]
         x = x + self.positional_embedding[:length]
         if shared:
