@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip import kernels
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.runtime import jt
 from jclip.weights.variants import TextConfig, ViTConfig
 
@@ -259,8 +261,12 @@ class BatchNorm(nn.Module):
 
     def execute(self, x):
         if self.is_training():
-            y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
-            self.update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
+            if ranks.here().several:
+                y, mean, variance, samples = collectives.batch_norm(x, self.weight, self.bias, self.eps)
+            else:
+                y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
+                samples = x.shape[0] * x.shape[2] * x.shape[3]
+            self.update_statistics(mean, variance, samples)
             return y
         scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
         shift = self.bias.float32() - self.running_mean * scale

@@ -120,15 +120,6 @@ def test_pools_and_cells_equal_torch(shape, close):
         assert layout.pool(pooled, 1) is pooled
 
 
-def test_maps_are_channels_last_for_inference_only():
-    images = jt.zeros((1, 3, 8, 8))
-    assert type(kernels.feature_maps(images, training=False)) is maps.Plain
-    with jt.no_grad():
-        fused = type(kernels.feature_maps(images, training=False))
-        assert fused is (maps.ChannelsLast if kernels.chosen() == "cpu" else maps.Plain)
-        assert type(kernels.feature_maps(images, training=True)) is maps.Plain
-
-
 @needs_onednn
 @pytest.mark.parametrize("name", TOYS)
 @pytest.mark.parametrize("seed", [0, 1])
