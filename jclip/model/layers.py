@@ -143,8 +143,8 @@ class Attention(nn.Module):
     def at_first(self, x, residual=None):
         """(B, N, D) → (B, D): what `execute` returns for the first token, for which the others need but k and v."""
         width, weight, bias = x.shape[-1], self.in_proj_weight, self.in_proj_bias
-        if self.reader is None:
-            qkv = self.in_proj(x)
+        if self.reader is None or self._rotation is not None:
+            qkv = self.turned(self.in_proj(x))
             q, kv = qkv[:, 0, :width].float32(), qkv[:, :, width:]
         else:
             q = kernels.linear(x[:, 0], kernels.rows(weight, 0, width), bias[:width])
