@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import shutil
@@ -28,6 +29,8 @@ def parse(task: str) -> tuple[str, str, int, str]:
 
 
 def prepare_jclip(task: str) -> Prepared:
+    if "SigLIP" in task:
+        return importlib.import_module("siglip_sides").prepare_jclip(task)
     from jclip.model.clip import CLIP
     from jclip.runtime import jt
     from jclip.weights.variants import VARIANTS
@@ -91,6 +94,8 @@ def jclip_photos(model) -> Prepared:
 
 
 def prepare_torch(task: str) -> Prepared:
+    if "SigLIP" in task:
+        return importlib.import_module("siglip_sides").prepare_torch(task)
     import torch
 
     from jclip.weights.variants import VARIANTS
@@ -299,7 +304,7 @@ def gflop(task: str) -> float:
     from jclip.weights.variants import VARIANTS, ViTConfig
 
     kind, name, _, dtype = parse(task)
-    vision = VARIANTS[name].vision
+    vision = VARIANTS[name].vision if name in VARIANTS else None
     if kind != "image" or dtype not in RATES or not isinstance(vision, ViTConfig):
         return 0.0
     cells, D = vision.grid[0] * vision.grid[1], vision.width

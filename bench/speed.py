@@ -36,7 +36,8 @@ HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 INT8 = [f"image {model} batch 32 int8" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
 TRAIN = [f"train {model} batch 16{dtype}" for model in ("ViT-B/32", "RN50") for dtype in ("", " bf16")]
-TASKS = [*IMAGE, *HALF, *INT8, *TEXT, *TRAIN, "photos ViT-B/32 2000 JPEGs"]
+SIGLIP = [f"image ViT-B-16-SigLIP2 batch 32{dtype}" for dtype in ("", " bf16", " int8")]
+TASKS = [*IMAGE, *HALF, *INT8, *SIGLIP, *TEXT, *TRAIN, "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
 WARM_ONLY = 0.0  # seconds
 

@@ -19,9 +19,10 @@ import numpy as np
 from convert import to_torch
 from jclip.errors import MisfitError, SetupError
 from jclip.readers import read_weights
+from jclip.readers.schema import read_table
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
-from jclip.weights.layouts import from_chinese_clip, from_open_clip
+from jclip.weights.layouts import from_chinese_clip, from_huggingface, from_open_clip, from_siglip, from_timm
 from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
@@ -79,6 +80,8 @@ def _reference(source: Source) -> Encoders:
         return _transformers(source.checkpoint)
     if source.layout == f"{from_chinese_clip.HUGGING_FACE} folder":
         return _chinese_clip(source.checkpoint)
+    if source.layout == f"{from_siglip.HUGGING_FACE} folder":
+        return _siglip(source.checkpoint)
     if source.layout == "EVA-CLIP original":
         return _timm(source.checkpoint)
     if from_open_clip.described(source.checkpoint.config, source.checkpoint.preprocess):
@@ -101,8 +104,10 @@ def _imported(module: str, *names: str) -> list[Any]:
 
 def _transformers(checkpoint: Checkpoint) -> Encoders:
     folder, config = checkpoint.path, checkpoint.config
-    names = ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection")
-    both, image, text = _imported("transformers", *names)
+    kind = str(read_table(folder / "config.json").get("model_type") or "")
+    family = "MetaClip2" if kind.startswith(from_huggingface.WORLDWIDE) else "CLIP"
+    names = ("Model", "VisionModelWithProjection", "TextModelWithProjection")
+    both, image, text = _imported("transformers", *(f"{family}{name}" for name in names))
     if config.vision and config.text:
         model = _loaded(both, folder)
         fields = {"image": model.get_image_features, "text": model.get_text_features}
@@ -122,6 +127,18 @@ def _chinese_clip(checkpoint: Checkpoint) -> Encoders:
     return {"image": _called(model.get_image_features, "pooler_output"), "text": _called(texts, "pooler_output")}
 
 
+def _siglip(checkpoint: Checkpoint) -> Encoders:
+    both, image, text = _imported("transformers", "SiglipModel", "SiglipVisionModel", "SiglipTextModel")
+    config = checkpoint.config
+    if config.vision and config.text:
+        model = _loaded(both, checkpoint.path)
+        fields = {"image": model.get_image_features, "text": model.get_text_features}
+    else:
+        alone = _loaded(image if config.vision else text, checkpoint.path)
+        fields = {"image" if config.vision else "text": alone}
+    return {kind: _called(encode, "pooler_output") for kind, encode in fields.items()}
+
+
 def _loaded(kind: Any, folder: Path) -> Any:
     return kind.from_pretrained(folder, dtype="float32", local_files_only=True).eval()
 
@@ -132,7 +149,10 @@ def _open_clip(source: Source) -> Encoders:
     checkpoint = source.checkpoint
     with tempfile.TemporaryDirectory() as made:
         folder = checkpoint.path
-        if described_by(folder) is None:
+        if described_by(folder) is None and from_timm.is_timm(checkpoint.config):
+            folder = Path(made)
+            to_torch.write_open_clip(folder, checkpoint, "float32")
+        elif described_by(folder) is None:
             folder, (file,) = Path(made), checkpoint.files
             said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
             (folder / from_open_clip.CONFIG).write_text(json.dumps(said))

@@ -46,6 +46,7 @@ TARGETS = {
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
     "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
+    "long_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_long_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }
@@ -100,9 +101,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="change the context length to N tokens")
     p.add_argument(
         "--context-by",
-        choices=("auto", "truncate", "linear"),
+        choices=("auto", "truncate", "linear", "long-clip"),
         default="auto",
-        help="how (default: auto, which truncates, or grows linearly)",
+        help="how (default: auto, which truncates, or grows linearly); long-clip: 77 tokens to 248, the first 20 kept",
     )
     return p
 
@@ -116,7 +117,9 @@ _SRC = (
 def add_identity(p: argparse.ArgumentParser) -> None:
     """Options for what a file may not say of itself."""
     add_shared(p, "--family")
-    p.add_argument("--activation", choices=("quickgelu", "gelu"), help="activation (default: the family's)")
+    p.add_argument(
+        "--activation", choices=("quickgelu", "gelu", "gelu_tanh"), help="activation (default: the family's)"
+    )
     p.add_argument(
         "--normalisation", choices=NORMALISATIONS, help="mean and standard deviation of pixels (default: the family's)"
     )
@@ -138,6 +141,9 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--post-norm", choices=("yes", "no"), help="whether an EVA tower of unknown width has post-norm blocks"
+    )
+    p.add_argument(
+        "--texts", choices=("short", "box", "long"), help="how FG-CLIP 2's weights read texts (default: short)"
     )
 
 
@@ -252,6 +258,7 @@ def stated_by(args: argparse.Namespace) -> Stated:
         head_width=args.vision_head_width,
         post_norm=None if args.post_norm is None else args.post_norm == "yes",
         image_size=image_size(size) if size else None,
+        texts=args.texts,
         weights_key=args.weights_key,
         prefix=args.prefix,
     )

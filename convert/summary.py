@@ -79,5 +79,5 @@ def text_tower(t: AnyText | None, words: str = "") -> str:
     """One line. words: the kind of vocabulary, where it is another than CLIP's."""
     if t is None:
         return "none"
-    kind = {"clip": "", "siglip": "SigLIP, "}.get(t.kind, f"{t.kind.upper()}, ")
+    kind = "" if t.kind == "clip" else f"SigLIP, {t.activation}, " if t.kind == "siglip" else f"{t.kind.upper()}, "
     return f"{kind}width {t.width}, layers {t.layers}, heads {t.heads}, context length {t.context_length}{words}"

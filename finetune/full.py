@@ -5,6 +5,7 @@ do it under the name `no_finetune`; or cross-entropy over all classes.   Trains:
 Needs: a few-shot split of photos, with validation photos where the epoch is chosen.
 
     contrastive:    L = (CE(s I T', own) + CE(s T I', own)) / 2,  T: prompts of the batch's own classes
+    sigmoid:        L = -1/B Σ_ij log σ(y_ij (s I_i T_j + b)),    of weights trained so (SigLIP, arXiv 2303.15343)
     cross_entropy:  L = CE(s I W', label),                        W: prompts of all classes
 """
 
@@ -27,9 +28,10 @@ from jclip.model import clip, trainable
 from jclip.model.parameter_groups import Lock, trained_patterns
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_photos
+from jclip.train import loop, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
+from jclip.weights.variants import CLIPConfig
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Config:
     dtype: Dtype = "fp32"  # bf16: linear maps multiply in it while training, on CPUs with AVX-512
     templates: str = "simple"  # each step draws one of these; they are averaged for measuring
     augment: str = "jittor_challenge"
-    loss: Literal["contrastive", "cross_entropy"] = "contrastive"
-    positives: Literal["own", "same"] = "own"  # contrastive, "same": photos of one class share their prompts
+    loss: Literal["contrastive", "sigmoid", "cross_entropy"] = "contrastive"  # sigmoid: SigLIP's own, with its bias
+    positives: Literal["own", "same"] = "own"  # but of cross_entropy, "same": photos of one class share their prompts
     lock: Lock = field(default_factory=Lock)
     statistics: bool = False  # whether batch norms move theirs
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
@@ -65,23 +67,29 @@ class Config:
             raise ConfigError(f"every must be at least 1 epoch, got {self.every}")
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number. Raises `ConfigError`."""
+    if cfg.statistics and cfg.accumulate > 1:
+        raise ConfigError(f"accumulate must be 1 with statistics=true where several ranks train, got {cfg.accumulate}")
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
     source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     photos = splits.read_photos(cfg.data)
     on_photos.check_photos(cfg, photos)
+    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
+    if cfg.statistics:
+        several_ranks.require_rows_for_all(len(photos.train), cfg.optim.batch)
     kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
     zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
 
-    if source.config.sigmoid and cfg.loss == "contrastive":
-        raise ConfigError(
-            f"loss=contrastive is CLIP's softmax, which {cfg.model} (SigLIP) was not trained with: set "
-            "loss=cross_entropy, or take the recipe contrastive with loss=sigmoid"
-        )
+    check_loss(cfg, source.config)
     model, prompts = source.model, class_prompts(photos.classnames, load_templates(cfg.templates))
-    patterns = trained_patterns(model.config, cfg.lock)
+    patterns = [*trained_patterns(model.config, cfg.lock), *(["logit_bias"] if cfg.loss == "sigmoid" else [])]
     clip.training_mode(model, patterns if cfg.statistics else ())
     optim = optimisation.optimiser(cfg.optim, trainable.trainable(model, patterns), trainable.no_weight_decay)
     steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
@@ -100,7 +108,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
         clip.put_arrays(model, outcome.best_arrays)
-    clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
+    if run.writer:
+        clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
     head = on_photos.head_of_now(model, prompts)
     run.save_learned(
         {"text": head.weights, "scale": np.array([head.scale])},
@@ -110,6 +119,17 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
     return {**zero_shot, **after, **last, **best}
+
+
+def check_loss(cfg: Config, weights: CLIPConfig) -> None:
+    """Raises `ConfigError` for a contrastive loss that the weights were not trained with."""
+    if weights.sigmoid and cfg.loss == "contrastive":
+        raise ConfigError(
+            f"loss=contrastive is CLIP's softmax, which {cfg.model} (SigLIP) was not trained with: set loss=sigmoid, or "
+            "cross_entropy"
+        )
+    if cfg.loss == "sigmoid" and not weights.sigmoid:
+        raise ConfigError(f"loss=sigmoid must be of weights with a bias of their logits (SigLIP), got {cfg.model}")
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -128,11 +148,18 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
     texts_of = prompt_encoder(cfg, model, prompts, optim.params)
 
+    width = model.config.embed_dim
+
     def images_of(pixels):
         parts = on_photos.shares(len(pixels), cfg.accumulate)
         return on_photos.features_in_parts(
             model, lambda rows: model.encode_image(pixels[rows]), parts, optim.params, "image"
         )
+
+    def shared_texts_of(labels: np.ndarray, number: int):
+        if cfg.lock.freezes_text:
+            return texts_of(labels, number)
+        return kernels.collectives.shared_rows(lambda own: texts_of(labels[own], number), len(labels), width)
 
     def step(batch, number: int):
         with kernels.products_in(cfg.dtype):
@@ -141,14 +168,17 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     def one_step(pixels, labels, number: int):
         optim.lr = optimisation.learning_rate(cfg.optim, number, steps)
         template = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
-        images, scale = images_of(pixels), model.logit_scale.exp()
+        images, scale = on_photos.shared_images(images_of, pixels, len(labels), width), model.logit_scale.exp()
         if cfg.loss == "contrastive":
             targets = losses.positive_targets(labels) if cfg.positives == "same" else None
-            loss = losses.contrastive_loss(images, texts_of(labels, template), scale, targets)
+            loss = losses.contrastive_loss(images, shared_texts_of(labels, template), scale, targets)
+        elif cfg.loss == "sigmoid":
+            pairs = losses.positive_pairs(labels) if cfg.positives == "same" else None
+            loss = losses.sigmoid_loss(images, shared_texts_of(labels, template), scale, model.logit_bias, pairs)
         else:
-            scores = scale * jt.nn.matmul_transpose(images, texts_of(np.arange(len(prompts)), template))
+            scores = scale * jt.nn.matmul_transpose(images, shared_texts_of(np.arange(len(prompts)), template))
             loss = losses.cross_entropy(scores, jt.array(labels.astype(np.int32)))
-        optim.step(loss, cfg.clip)
+        optimisation.step_together(optim, loss, cfg.clip, once=on_photos.OF_THE_LOSS.__contains__)
         clip.clamp_logit_scale(model)
         return loss
 

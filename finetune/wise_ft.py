@@ -30,7 +30,7 @@ from jclip.postponed import jt
 from jclip.readers import safetensors, tensors
 from jclip.train import on_features, scored_photos
 from jclip.train import run as runs
-from jclip.weights import checkpoint
+from jclip.weights import checkpoint, stored_vocabulary
 from jclip.weights.interpolation import between, grid, interpolate
 
 Weights: TypeAlias = "dict[str, np.ndarray]"
@@ -171,7 +171,7 @@ def mix_towers(cfg: Config, run: runs.Run) -> dict[str, float]:
 def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Checkpoint, alpha: float) -> None:
     """Writes what `interpolate` makes of two checkpoints tensor by tensor: no model is ever whole in memory."""
     ends = before.tensors, after.tensors
-    checkpoint.compare_keys(*({k: t.shape for k, t in end.items()} for end in ends), str(after.path))
+    checkpoint.compare_keys(*({k: t.shape or (1,) for k, t in end.items()} for end in ends), str(after.path))
 
     def mixed(name: str) -> tensors.LazyTensor:
         return tensors.LazyTensor(
@@ -181,5 +181,7 @@ def save_mixture(file: Path, before: checkpoint.Checkpoint, after: checkpoint.Ch
     merged = {name: mixed(name) for name in ends[0]}
     scale = merged["logit_scale"].read().reshape(())
     merged["logit_scale"] = checkpoint.in_memory(scale)
-    metadata = {"made_by": "wise_ft", **checkpoint.describe(before.config, before.preprocess, float(scale))}
-    safetensors.write_tensors(file, merged, dict.fromkeys(merged, "float32"), metadata)
+    described = checkpoint.describe(before.config, before.preprocess, float(scale), before.vocabulary)
+    words = {k: checkpoint.in_memory(a) for k, a in stored_vocabulary.stored(before.vocabulary)[0].items()}
+    dtypes = dict.fromkeys(merged, "float32") | dict.fromkeys(words, "uint8")
+    safetensors.write_tensors(file, {**merged, **words}, dtypes, {"made_by": "wise_ft", **described})

@@ -11,9 +11,11 @@ import os
 
 from jclip.config import Dtype
 from jclip.errors import ConfigError
-from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain
+from jclip.kernels import collectives as collectives
+from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain, rotation
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.kernels.sequences import Sequences as Sequences
+from jclip.machine import ranks
 from jclip.machine.gpu import find_gpus
 from jclip.machine.toolchain import ONEDNN_INSTALL, why_no_avx512
 from jclip.runtime import jt
@@ -40,6 +42,16 @@ def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
     return (cpu if _fused(qkv, keys) else plain).masked_attention(qkv, keys, heads, rate, seed)
 
 
+def rotated(qkv, cosines, sines):
+    """(B, N, 3D), q, k and v side by side → the same with q and k turned: pairs (a, b) of neighbouring numbers become
+    (a cos - b sin, b cos + a sin).
+
+    cosines, sines: (T, d/2), of the first T tokens and of each head alike; tokens after these, and v, stay as they are.
+    """
+    half = qkv.dtype == "bfloat16" and chosen() == "cpu" and jt.flags.no_grad
+    return (rotation if half or _fused(qkv) else plain).rotated(qkv, cosines, sines)
+
+
 def class_attention(q, kv, heads: int):
     """q (B, D) of each sample's first token, kv (B, N, 2D) of all, k and v side by side → (B, D): what the first one takes."""
     if jt.flags.no_grad and chosen() == "cpu" and q.dtype == "float32":
@@ -53,6 +65,8 @@ def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float =
     moved: (rows, 3D), what a token's place adds to its q, k and v. rate, seed: of dropout as of `masked_attention`; which
     weight is dropped depends on sequence, head and the places of both tokens alone, not on what else is there.
     """
+    if sequences.first and rate and not _fused(qkv, moved):
+        raise ConfigError("dropout must be 0 where several ranks train without the CPU's fused operators")
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return plain.packed_attention(qkv, moved, sequences, heads, rate, seed, cuda.masked_attention)
     return (cpu_sequences if _fused(qkv, moved) else plain).packed_attention(qkv, moved, sequences, heads, rate, seed)
@@ -123,9 +137,12 @@ def cells(images, patch: int, reader):
     return plain.cells(images, patch)
 
 
-def dropout(x, rate: float, seed: int):
-    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`."""
-    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed)
+def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
+    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`.
+
+    rows: of which row of how many x is the first; these get what they would as a part of all of them.
+    """
+    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed, rows)
 
 
 def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
@@ -149,8 +166,11 @@ def batch_norm(x, weight, bias, eps: float):
 
 
 def feature_maps(images, training: bool) -> maps.Plain | maps.ChannelsLast | maps.Trained:
-    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics."""
-    if not _fused(images):
+    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics.
+
+    Of several ranks these are all ranks' statistics, which `Plain` asks for.
+    """
+    if not _fused(images) or (training and ranks.here().several):
         return maps.Plain()
     return maps.ChannelsLast() if jt.flags.no_grad and not training else maps.Trained(cpu.products_are_half())
 

@@ -15,6 +15,7 @@ from jclip.config import Dtype
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.functional.similarity import normalise
+from jclip.model import padded_mlp
 from jclip.model.eva import EVATower
 from jclip.model.layers import BatchNorm
 from jclip.model.mobile import MobileTower
@@ -25,6 +26,7 @@ from jclip.model.text_tower import TextEncoder
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
 from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint
+from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.variants import CLIPConfig
 
 nn = jt.nn
@@ -139,8 +141,13 @@ class CLIP(TextEncoder, nn.Module):
         """What linear maps and convolutions multiply, to the CPU's bfloat16, or with int8 to integers where it has one
         row per output; the patches' kernel and convolutions then to bfloat16 where the CPU computes in it."""
         params, keeps_wide = self.state_dict(), dtype == "int8" and bool(kernels.why_no_half("bf16"))
-        for key, value in self.full_weights().items():
+        weights = self.full_weights()
+        for key, value in (padded_mlp.padded(weights) if dtype == "int8" else weights).items():
             if not is_multiplied(key):
+                if tuple(params[key].shape) != tuple(
+                    value.shape
+                ):  # the bias of an MLP that is made wider, or is no more
+                    params[key].update(value)
                 continue
             if dtype == "int8" and value.ndim == 2:
                 params[key].update(kernels.to_int8(value))
@@ -161,7 +168,10 @@ class CLIP(TextEncoder, nn.Module):
             if key in weights and weights[key].ndim == 2:
                 patch = self.config.vision.patch_size
                 weights[key] = weights[key].reshape((-1, 3, patch, patch))
-        return weights
+        if self.dtype != "int8":
+            return weights
+        shapes = parameter_shapes(self.config)
+        return {key: padded_mlp.cut(value, shapes[key]) for key, value in weights.items()}
 
 
 def image_tower(config: CLIPConfig) -> nn.Module:

@@ -11,27 +11,28 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, printable
-from jclip.functional.positions import resample_linearly, resample_positions
+from jclip.functional.positions import resample_positions
 from jclip.paths import file_sha256
 from jclip.prompts.tokenizer import OPENAI_BPE
 from jclip.prompts.vocabularies import VocabularyFile
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
 from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights import catalogue
+from jclip.weights.context_lengths import ContextMethod, another_context, check_context
 from jclip.weights.families import FAMILIES, Stated
+from jclip.weights.layouts import from_long_clip
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.plain_names import SCALARS, plain_names, plain_tensors
+from jclip.weights.random_weights import random_arrays as random_arrays
 from jclip.weights.stored_vocabulary import SETTINGS, stored, vocabulary_of, weights_alone
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.tower_shapes import PROBE, STEM
@@ -95,25 +96,23 @@ class Checkpoint:
             metadata={**self.metadata, "image_positions": said},
         )
 
-    def with_context(self, length: int, method: Literal["auto", "truncate", "linear"] = "auto") -> Checkpoint:
+    def with_context(self, length: int, method: ContextMethod = "auto") -> Checkpoint:
         """Return the weights for another context length: rows cut off, or resampled linearly; "auto" cuts and grows.
 
-        Raises `ConfigError` for a length below 3, or one that can't be cut to.
+        "long-clip": 77 tokens to 248, see `stretch_fourfold`. Raises `ConfigError` for a length that can't be.
         """
         text = self.config.text
         if text is None:
             raise ConfigError(f"{self.path} holds no text tower: it has no context length")
         if length == text.context_length:
             return self
-        grows = length > text.context_length
-        if length < 3 or (grows and method == "truncate"):
-            raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        check_context(text.context_length, length, method)
+        if text.kind == "siglip":
+            raise ConfigError(f"SigLIP reads a text at its last place: its context of {text.context_length} must stay")
         if text.kind != "clip":
             return self._with_fewer_positions(length)
         resized = replace(text, context_length=length)
-        table = self.tensors["positional_embedding"].read().astype(np.float32)
-        table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
-        said = f"{text.context_length} to {length}, {'linear' if grows or method == 'linear' else 'truncated'}"
+        table, said = another_context(self.tensors["positional_embedding"].read().astype(np.float32), length, method)
         return replace(
             self,
             tensors={**self.tensors, "positional_embedding": in_memory(table)},
@@ -238,8 +237,11 @@ def family_of_tower(names: Iterable[str]) -> str | None:
 
 
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
-    """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
+    """Return the family that a file shows: OpenAI's by its scalars, Long-CLIP's by its second table, a published one by its
+    SHA-256; else None."""
     names = plain_names(file, stated)
+    if from_long_clip.is_long_clip(names):
+        return "long-clip"
     if family := family_of_tower(names):
         return family
     if all(s in names for s in SCALARS):
@@ -348,30 +350,3 @@ def describe(
         **stored(vocabulary)[1],
     }
     return said if logit_scale is None else {**said, "logit_scale_raw": repr(logit_scale)}
-
-
-def random_arrays(shapes: Mapping[str, tuple], seed: int) -> dict[str, np.ndarray]:
-    """Return seeded random weights for parameters of these names: the same on every machine, activations of order
-    one.
-
-    Norms and statistics are random as well, so that tests notice swapped or missing ones.
-    """
-    rng = np.random.default_rng(seed)
-    made = {}
-    for name, shape in shapes.items():
-        x = rng.standard_normal(shape, dtype=np.float32)
-        if name == "logit_scale":
-            x = np.full(shape, math.log(100.0), np.float32)
-        elif name == "logit_bias":
-            x = np.full(shape, -10.0, np.float32)
-        elif name.endswith("running_var"):
-            x = 0.5 + np.abs(x)
-        elif re.search(r"(ln_\w+|bn\d|norm\d?|downsample\.1)\.weight$|\.gamma$", name):
-            x = 1.0 + 0.1 * x
-        elif name.endswith(("bias", "running_mean")):
-            x = 0.05 * x
-        else:
-            fan_in = shape[0] if name.endswith(("proj", "text_projection")) else math.prod(shape[1:]) or shape[0]
-            x = x * fan_in**-0.5
-        made[name] = x.astype(np.float32)
-    return made

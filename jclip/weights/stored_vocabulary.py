@@ -18,7 +18,7 @@ from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights.text_configs import TEXT_NAMES, AnyText
 
 TENSOR, KIND, SETTINGS = "tokenizer", "tokenizer", "tokenizer_settings"  # the tensor, and keys of the metadata
-TAKE_VECTORS = ("clip", "bert")  # kinds of text towers that read vectors in the place of tokens
+TAKE_VECTORS = ("clip", "bert", "siglip")  # kinds of text towers that read vectors in the place of tokens
 LARGEST = 256 << 20  # bytes of a vocabulary
 
 
@@ -84,8 +84,4 @@ def check_takes_vectors(text: AnyText | None) -> None:
         takes = " or ".join(TEXT_NAMES[kind] for kind in TAKE_VECTORS)
         raise ConfigError(
             f"learned prompts must stand between the token embeddings of {takes}, got {TEXT_NAMES[text.kind]}"
-        )
-    if text.kind == "clip" and not text.causal:
-        raise ConfigError(
-            "learned prompts must be read by a text tower whose tokens see those before them, got one whose tokens see all"
         )

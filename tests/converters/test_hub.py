@@ -130,3 +130,57 @@ def test_open_clips_names_are_looked_up(hub):
     assert (
         unknown.returncode == 2 and "nor a model's name, did you mean 'ViT-B-32/laion2b_s34b_b79k'?" in unknown.stderr
     )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.clip_model."])
+def test_chinese_clip_as_modelscope_has_it(prefix, tmp_path, monkeypatch, close):
+    """pytorch_model.bin with cn_clip's names, those of a fine-tuned model, too, and its vocabulary."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.hubs import LoopbackHub
+    from tests.parity import chinese_clip as written
+
+    model = written.written_model(tmp_path / "reference", 0, text=64, heads=1)
+    folder = tmp_path / "root" / "damo" / "clip_zh"
+    folder.mkdir(parents=True)
+    state = {f"{prefix}{name}": value for name, value in written.as_cn_clip(model).items()}
+    torch.save({"epoch": 3, "state_dict": state}, folder / "pytorch_model.bin")
+    (folder / "vocab.txt").write_bytes((tmp_path / "reference" / "vocab.txt").read_bytes())
+    for said in ("configuration.json", "vision_model_config.json", "text_model_config.json"):
+        (folder / said).write_text('{"embed_dim": 14}')
+    with LoopbackHub(tmp_path / "root") as hub:
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "scope"))
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        out = tmp_path / "out.safetensors"
+        assert main(["ms:damo/clip_zh", str(out), "--vision-head-width", "7"]) == 0
+    pixels, ids = written.batch(model, 0)
+    ours, _ = load(out)
+    with torch.no_grad(), jt.no_grad():
+        image = model.get_image_features(torch.tensor(pixels)).pooler_output
+        close(ours.encode_image(pixels).numpy(), image, "features", "Chinese-CLIP of ModelScope: image")
+        close(
+            ours.encode_text(ids).numpy(), written.texts(model, ids)[0], "features", "Chinese-CLIP of ModelScope: text"
+        )
+
+
+def test_fg_clip_by_the_lists_name(tmp_path, close):
+    """The list's name of a repository, its configuration, its tokenizer, and one of three ways to read texts."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.hubs import LoopbackHub
+    from tests.parity import test_fg_clip as written
+
+    (tmp_path / "root" / "qihoo360").mkdir(parents=True)
+    theirs, tensors = written.fg_clip_folder(tmp_path / "root" / "qihoo360" / "fg-clip2-base", 0)
+    with LoopbackHub(tmp_path / "root") as hub:
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "convert", "FG-CLIP2-base/fgclip2", str(tmp_path / "out"), "--texts", "long"]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pixels, ids = written.batch("long", 0)
+    ours, _ = load(tmp_path / "out")
+    with torch.no_grad(), jt.no_grad():
+        image = written.photos_as_authors(theirs, pixels)
+        text = written.texts_as_authors(theirs, tensors, torch.tensor(ids).long(), "long")
+        close(ours.encode_image(pixels).numpy(), image, "features", "FG-CLIP 2 of the hub: image")
+        close(ours.encode_text(ids).numpy(), text, "features", "FG-CLIP 2 of the hub: text")

@@ -24,7 +24,7 @@ from jclip.weights.variants import VARIANTS, CLIPConfig, ViTConfig
 from tests.conftest import ROOT
 from tests.library.test_kernels import needs_onednn, weigh
 from tests.tolerances import TOLERANCES
-from tests.toys import TOY_BERT, TOY_EVAS, TOY_LAYER_SCALE, TOYS, shapes_of, toy_batch
+from tests.toys import TOY_BERT, TOY_EVAS, TOY_LAYER_SCALE, TOY_SIGLIP, TOYS, shapes_of, toy_batch
 
 pytestmark = pytest.mark.skipif(bool(jt.flags.use_cuda), reason="int8 is for CPUs")
 BLOCKS = CLIPConfig(  # widths that oneDNN multiplies in blocks of 256, 128 and 64 rows
@@ -32,7 +32,9 @@ BLOCKS = CLIPConfig(  # widths that oneDNN multiplies in blocks of 256, 128 and 
     ViTConfig((20, 20), patch_size=5, width=128, layers=2, heads=2, mlp_width=256),
     replace(TOYS["vit"].text, width=64, mlp_width=192),
 )
-MODELS = {**TOYS, "layer_scale": TOY_LAYER_SCALE, "blocks": BLOCKS, "bert": TOY_BERT, **TOY_EVAS}
+MODELS = {
+    **TOYS, "layer_scale": TOY_LAYER_SCALE, "blocks": BLOCKS, "bert": TOY_BERT, **TOY_EVAS, "siglip": TOY_SIGLIP,
+}  # fmt: skip
 SHAPES = [((3, 7, 64), 64), ((2, 150, 128), 384), ((300, 192), 512), ((5, 33), 65), ((1, 3), 2), ((2, 8256), 3)]
 ACTIVATIONS = {None: lambda x: x, "quickgelu": lambda x: x / (1 + np.exp(-1.702 * x))}
 

@@ -18,9 +18,12 @@ from jclip.model.clip import CLIP
 from jclip.model.trainable import trainable
 from jclip.runtime import jt
 from jclip.weights.checkpoint import open_checkpoint
-from tests.toys import TOY_BERT, TOY_EVAS, TOY_LAYER_SCALE, TOY_RESNET, TOY_VIT, toy_batch, toy_file
+from tests.toys import TOY_BERT, TOY_EVAS, TOY_LAYER_SCALE, TOY_RESNET, TOY_SIGLIP, TOY_VIT, toy_batch, toy_file
 
-CONFIGS = {**TOY_EVAS, "vit": TOY_VIT, "layer_scale": TOY_LAYER_SCALE, "resnet": TOY_RESNET, "bert": TOY_BERT}
+CONFIGS = {
+    **TOY_EVAS, "vit": TOY_VIT, "layer_scale": TOY_LAYER_SCALE, "resnet": TOY_RESNET, "bert": TOY_BERT,
+    "siglip": TOY_SIGLIP,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)

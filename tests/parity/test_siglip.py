@@ -126,7 +126,7 @@ def test_back_out_to_transformers_changes_no_bit(tmp_path):
 
     hugging_face(tmp_path / "hf", SQUARE, 0)
     middle, back = tmp_path / "own.safetensors", tmp_path / "back"
-    assert main([str(tmp_path / "hf"), str(middle)]) == 0
+    assert main([str(tmp_path / "hf"), str(middle), "--check"]) == 0
     assert main([str(middle), str(back), "--to", "huggingface"]) == 0
     wanted, got = (read_weights(folder / "model.safetensors") for folder in (tmp_path / "hf", back))
     assert set(wanted) == set(got)
@@ -195,7 +195,7 @@ def test_open_clip_both_ways(seed, image, text, projection, toy_timm, tmp_path, 
     close(per_image.numpy(), logits, "features", "SigLIP against open_clip: logits with bias")
     middle, back = tmp_path / "own.pt", tmp_path / "back"
     assert main([str(tmp_path / "in"), str(middle), "--to", "torch"]) == 0
-    assert main([str(tmp_path / "in"), str(back), "--to", "open_clip"]) == 0
+    assert main([str(tmp_path / "in"), str(back), "--to", "open_clip", "--check"]) == 0
     wanted = read_weights(tmp_path / "in/open_clip_model.safetensors")
     for path in (middle, back / "open_clip_model.safetensors"):
         found = read_weights(path)
@@ -271,3 +271,47 @@ def test_open_clips_configs_are_the_architectures_by_name():
         assert architecture_name(config) == name
         again = from_siglip.described(config)
         assert from_siglip.config_from_open_clip(again, name) == config
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("prefix", ["", "_model."])
+def test_towers_alone(tower, prefix, tmp_path, close):
+    """As transformers 5 exports them, without a prefix, and as 4 did; out again it loads them."""
+    import safetensors.torch
+    from transformers import SiglipTextModel, SiglipVisionModel
+
+    both = hugging_face(tmp_path / "both", SQUARE, 5)
+    side = {"image": "vision", "text": "text"}[tower]
+    theirs, folder = getattr(both, f"{side}_model"), tmp_path / "in"
+    theirs.save_pretrained(folder)
+    with_words(folder, SQUARE)
+    if prefix:
+        named = {f"{side}{prefix}{k}": v.contiguous() for k, v in theirs.state_dict().items()}
+        safetensors.torch.save_file(named, folder / "model.safetensors")
+    found = identify(folder, tower=tower)
+    found.check()
+    pixels, ids = batch(SQUARE, 5)
+    given, model = pixels if tower == "image" else ids, build(found.checkpoint)
+    with torch.no_grad(), jt.no_grad():
+        wanted = theirs(torch.tensor(given) if tower == "image" else torch.tensor(given).long()).pooler_output
+        got = getattr(model, f"encode_{tower}")(given).numpy()
+    close(got, wanted, "features", "SigLIP's towers alone")
+    assert main([str(folder), str(tmp_path / "out"), "--to", "huggingface", "--tower", tower]) == 0
+    kind = SiglipVisionModel if tower == "image" else SiglipTextModel
+    again, said = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(said[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+def test_photos_become_the_pixels_that_transformers_makes(resample, tmp_path, close):
+    from PIL import Image
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    hugging_face(tmp_path / "hf", SQUARE, 0)
+    theirs = SiglipImageProcessorPil(size={"height": 20, "width": 20}, resample=resample)
+    theirs.save_pretrained(tmp_path / "hf")
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
+    wanted = theirs(photo, return_tensors="np")["pixel_values"][0]
+    close(identify(tmp_path / "hf").checkpoint.preprocess(photo), wanted, "rounding", "SigLIP's pixels")

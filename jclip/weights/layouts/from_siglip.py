@@ -44,9 +44,16 @@ def _layer_rules(source: str, target: str, packed: str, side: int) -> list[Rule]
 HUGGING_FACE, OPEN_CLIP = "Hugging Face SiglipModel", "open_clip's SigLIP"
 
 
+def tower_alone(names: Set[str]) -> str:
+    """Return the prefix that the names of one exported tower lack, as transformers 5 writes them; else nothing."""
+    if "head.probe" in names:
+        return "vision_model."
+    return "text_model." if {"final_layer_norm.weight", "head.weight"} <= names else ""
+
+
 def layout_of(names: Set[str]) -> str | None:
     """Return the layout if the keys are SigLIP's; None for another model's."""
-    if f"{_HEAD}.probe" in names or "text_model.head.weight" in names:
+    if {f"{_HEAD}.probe", "text_model.head.weight"} & names or tower_alone(names):
         return HUGGING_FACE
     of_text = {"text.text_projection.weight", "text.transformer.resblocks.0.ln_1.weight"} <= names
     pools = "visual.trunk.attn_pool.latent" in names and "visual.trunk.norm_pre.weight" not in names
@@ -78,7 +85,8 @@ RULES = [
 
 def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
     """Return tensors under open_clip's names, and the report of all keys."""
-    given, split = dict(tensors), []
+    prefix, split = tower_alone(set(tensors)), []
+    given = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
     for kind in ("weight", "bias"):
         packed = given.pop(f"{_PACKED}{kind}", None)
         if packed is not None and packed.shape:
