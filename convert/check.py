@@ -19,9 +19,10 @@ import numpy as np
 from convert import to_torch
 from jclip.errors import MisfitError, SetupError
 from jclip.readers import read_weights
+from jclip.readers.schema import read_table
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
-from jclip.weights.layouts import from_chinese_clip, from_open_clip, from_siglip
+from jclip.weights.layouts import from_chinese_clip, from_huggingface, from_open_clip, from_siglip, from_timm
 from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
@@ -103,8 +104,10 @@ def _imported(module: str, *names: str) -> list[Any]:
 
 def _transformers(checkpoint: Checkpoint) -> Encoders:
     folder, config = checkpoint.path, checkpoint.config
-    names = ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection")
-    both, image, text = _imported("transformers", *names)
+    kind = str(read_table(folder / "config.json").get("model_type") or "")
+    family = "MetaClip2" if kind.startswith(from_huggingface.WORLDWIDE) else "CLIP"
+    names = ("Model", "VisionModelWithProjection", "TextModelWithProjection")
+    both, image, text = _imported("transformers", *(f"{family}{name}" for name in names))
     if config.vision and config.text:
         model = _loaded(both, folder)
         fields = {"image": model.get_image_features, "text": model.get_text_features}
@@ -146,7 +149,10 @@ def _open_clip(source: Source) -> Encoders:
     checkpoint = source.checkpoint
     with tempfile.TemporaryDirectory() as made:
         folder = checkpoint.path
-        if described_by(folder) is None:
+        if described_by(folder) is None and from_timm.is_timm(checkpoint.config):
+            folder = Path(made)
+            to_torch.write_open_clip(folder, checkpoint, "float32")
+        elif described_by(folder) is None:
             folder, (file,) = Path(made), checkpoint.files
             said = from_open_clip.described(checkpoint.config, checkpoint.preprocess)
             (folder / from_open_clip.CONFIG).write_text(json.dumps(said))

@@ -7,6 +7,7 @@ what the user can fix, 1 for weights that do not fit.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from jclip.choices import LARGEST_SIZE
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
-from jclip.errors import CheckpointError, ConfigError, UnsaidError, guarded, say
+from jclip.errors import CheckpointError, ConfigError, SetupError, UnsaidError, guarded, say
 from jclip.paths import replacing, replacing_folder
 from jclip.readers import tensors
 from jclip.readers.schema import SIDE, shown
 from jclip.weights import checkpoint as checkpoints
-from jclip.weights import identify
+from jclip.weights import identify, stored_vocabulary
 from jclip.weights.download import find_weights, local_path
 from jclip.weights.families import NORMALISATIONS, Stated
 
@@ -45,6 +46,7 @@ TARGETS = {
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
     "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
+    "long_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_long_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }
@@ -99,9 +101,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--context-length", type=whole(2, 4096), metavar="N", help="change the context length to N tokens")
     p.add_argument(
         "--context-by",
-        choices=("auto", "truncate", "linear"),
+        choices=("auto", "truncate", "linear", "long-clip"),
         default="auto",
-        help="how (default: auto, which truncates, or grows linearly)",
+        help="how (default: auto, which truncates, or grows linearly); long-clip: 77 tokens to 248, the first 20 kept",
     )
     return p
 
@@ -139,6 +141,9 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--post-norm", choices=("yes", "no"), help="whether an EVA tower of unknown width has post-norm blocks"
+    )
+    p.add_argument(
+        "--texts", choices=("short", "box", "long"), help="how FG-CLIP 2's weights read texts (default: short)"
     )
 
 
@@ -211,6 +216,7 @@ def convert(args: argparse.Namespace) -> int:
     write = None if args.head is not None else writer_for(args.to, dst, src)
     source = identify.identify(src, stated_by(args), args.tower)
     source.check()
+    check_vocabulary(source.checkpoint)
     source = replace(source, checkpoint=reshaped(source.checkpoint, args))
     if args.check:
         from convert.check import against_reference
@@ -225,6 +231,14 @@ def convert(args: argparse.Namespace) -> int:
     say(summary(source))
     say(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
     return 0
+
+
+def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:
+    """Opens a vocabulary that comes as a file, where the package for that is there. Raises `CheckpointError` for one of
+    another embedding."""
+    if checkpoint.config.text is not None and checkpoint.vocabulary is not None:
+        with contextlib.suppress(SetupError):
+            stored_vocabulary.tokenizer_of(checkpoint.config.text, checkpoint.vocabulary)
 
 
 def locate(src: str) -> Path:
@@ -244,6 +258,7 @@ def stated_by(args: argparse.Namespace) -> Stated:
         head_width=args.vision_head_width,
         post_norm=None if args.post_norm is None else args.post_norm == "yes",
         image_size=image_size(size) if size else None,
+        texts=args.texts,
         weights_key=args.weights_key,
         prefix=args.prefix,
     )

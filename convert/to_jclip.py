@@ -52,9 +52,7 @@ def write_pickle(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     if dtype == "bfloat16":
         raise ConfigError(f"{path}: a .pkl holds NumPy's numbers, which lack bf16: use fp16 or a .safetensors")
     if checkpoint.vocabulary is not None:
-        raise ConfigError(
-            f"{path}: a .pkl holds weights alone, and this model needs its vocabulary: use a .safetensors"
-        )
+        raise ConfigError("a .pkl holds weights alone, and this model needs its vocabulary: use a .safetensors")
     dtypes = dtypes_of(checkpoint, dtype)
     jittor_pickle.write(path, {k: t.read().astype(dtypes[k]) for k, t in checkpoint.tensors.items()})
 

@@ -11,7 +11,7 @@ from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError, notice
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
-from jclip.weights.layouts import from_siglip, from_timm
+from jclip.weights.layouts import from_long_clip, from_siglip, from_timm
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import EVAConfig, SigLIPImageConfig, TextConfig, ViTConfig
 
@@ -66,6 +66,21 @@ def write_openai(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     numbers = {"input_resolution": v.image_size[0], "context_length": t.context_length, "vocab_size": t.vocab_size}
     tensors = as_torch(checkpoint) | {k: in_memory(np.array(n, np.int64)) for k, n in numbers.items()}
     torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
+
+
+def write_long_clip(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """What Long-CLIP's `longclip.load` reads. Raises `ConfigError` for what its code would miscompute."""
+    text = checkpoint.config.text
+    reason = _not_openai(checkpoint)
+    if not reason and text.context_length != from_long_clip.CONTEXT:
+        reason = f"a context of {text.context_length} tokens and not {from_long_clip.CONTEXT}"
+    if reason:
+        raise ConfigError(
+            f"Long-CLIP's code must support the model, which has {reason}: use --to jclip or another target"
+        )
+    tensors = from_long_clip.parted(as_torch(checkpoint))
+    dtypes = _dtypes(tensors, checkpoint, dtype)
+    torch_writer.write(path, tensors, dtypes)
 
 
 def _not_openai(checkpoint: Checkpoint) -> str:

@@ -53,6 +53,10 @@ class Config:
             raise ConfigError(f"context must be at least 1 and views at least 0, got {self.context} and {self.views}")
 
 
+def rows_of_ranks(cfg: Config) -> None:
+    """Several ranks divide the images of a batch, however many there are."""
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Vectors and network, training, evaluation of val and test; writes the words nearest to each vector."""
     source, data = prompt_training.features_for(cfg, run)
@@ -60,7 +64,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     params = {"context": prompts.vectors, **network(data.train.shape[1], prompts.vectors.shape[1], cfg.seed)}
     steps, seen = prompt_training.steps_of(cfg, data), unmeasured(data) if cfg.selection == "last" else data
     scores, rate = image_scores(params, prompts.frame, data.scale), on_features.coop_rate(cfg.optim, steps)
-    learner, batches = on_features.Learner(params, scores, rate=rate), prompt_training.view_batches(cfg, data, source)
+    learner, batches = (
+        on_features.Learner(params, scores, rate=rate, by_ranks=True),
+        prompt_training.view_batches(cfg, data, source),
+    )
     trained = on_features.train(run, cfg.optim, learner, batches, steps, seen, cfg.selection)
     learned = {**trained.arrays, **prompts.layout.arrays(), "scale": np.array([data.scale])}
     run.save_learned(learned, classnames=data.classnames, width=data.train.shape[1])
@@ -120,9 +127,14 @@ def image_scores(
             texts = frame.encode(params["context"], classes, shifts[images], runs)
             return (features[images] * texts).sum(dim=1)
 
-        parts = pairs_at_once(features.shape[0], len(frame))
-        found = kernels.gradient_parts.in_parts(cosines, parts, [params["context"], shifts])
-        return scale * found.reshape((features.shape[0], len(frame)))
+        def of_images(own: slice):
+            first = own.start * len(frame)
+            parts = pairs_at_once(own.stop - own.start, len(frame))
+            parts = [slice(first + part.start, first + part.stop) for part in parts]
+            found = kernels.gradient_parts.in_parts(cosines, parts, [params["context"], shifts])
+            return found.reshape((own.stop - own.start, len(frame)))
+
+        return scale * kernels.collectives.shared_rows(of_images, features.shape[0], len(frame))
 
     return scores
 

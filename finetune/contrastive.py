@@ -29,11 +29,12 @@ from jclip.errors import ConfigError, DataError, notice
 from jclip.features import caption_features, extraction, heads
 from jclip.features import source as sources
 from jclip.functional import directions, metrics
+from jclip.machine import ranks
 from jclip.model import clip, patch_dropout, recompute, trainable
 from jclip.model.parameter_groups import Lock, LowRank, rate_factors, trained_patterns
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, memory_estimate, on_captions, tuned_towers
+from jclip.train import loop, memory_estimate, on_captions, several_ranks, tuned_towers
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 from jclip.weights import interpolation
@@ -63,6 +64,7 @@ class Config:
     teacher: str = ""  # a larger model whose scores are learned as well
     distill: float = 1.0  # the weight of that
     accumulate: int = 1  # batches of optim.batch that share one step and one matrix of scores
+    rank_loss: Literal["global", "local"] = "global"  # each rank scores all pairs of a step, or its own among all
     recompute: bool = False  # blocks are computed again in the backward pass: far less memory, a third more time
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
     update: Literal["full", "top", "lora", "none"] = "full"  # none: the weights are measured as they are
@@ -115,6 +117,13 @@ class Config:
         return self.lora.towers == "text" if self.update == "lora" else self.locked.freezes_image
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Pairs of a batch, which several ranks divide, and the name of their number. Raises `ConfigError`."""
+    if cfg.update == "lora" and cfg.lora.dropout:
+        raise ConfigError(f"lora.dropout must be 0 where several ranks train, got {cfg.lora.dropout:g}")
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Training, with retrieval and zero-shot measured on the way; writes the model as model.safetensors."""
     kernels.products_in(cfg.dtype)  # refuses what the device can't do before anything is computed
@@ -126,6 +135,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     train = captions.read_pairs(cfg.data, "train", preprocess.size, cfg.seed)
     val = captions.read_pairs(cfg.data, "val", preprocess.size, cfg.seed)
     check(cfg, train, val)
+    several_ranks.note_ranks(run, on_captions.pairs_digest(train, val))
     teacher = on_captions.open_teacher(cfg.teacher, preprocess) if cfg.teacher else None
     tuned = prepared(cfg, model)
     optim = optimisation.optimiser(cfg.optim, tuned.params, trainable.no_weight_decay)
@@ -150,7 +160,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     after = tuned.weights(outcome.best_arrays if cfg.selection == "val" else state.arrays())
     tuned.end(after)
     mixed = mixed_end(cfg, model, before, after, evaluate) if cfg.mix else {}
-    clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
+    save(run, "model.safetensors", cfg, model, preprocess)
     bias = {"logit_bias": model.logit_bias} if model.config.sigmoid else tuned.bias
     return {**kept_metrics(cfg, outcome), **mixed, **{k: float(v.numpy()[0]) for k, v in bias.items()}}
 
@@ -162,7 +172,7 @@ def measured(cfg: Config, run: runs.Run, model, preprocess: preprocessing.Prepro
         raise ConfigError("update=none measures: set data.val to a table of captions")
     with clip.inference(model):
         encoded = caption_features.encode_pairs(model, val, preprocess)
-    clip.save_model(run.file("model.safetensors"), model, preprocess, cfg.half, made_by="contrastive")
+    save(run, "model.safetensors", cfg, model, preprocess)
     return {**encoded.report(), **encoded.grouped()}
 
 
@@ -178,8 +188,9 @@ def start_model(cfg: Config, run: runs.Run):
     """The model that training starts from, and its preprocessing."""
     if cfg.scratch:
         config = config_of(cfg.model)
-        jt.set_global_seed(cfg.seed)
+        jt.set_global_seed(cfg.seed, different_seed_for_mpi=False)
         model = clip.CLIP(config)
+        jt.sync(list(model.state_dict().values()))  # drawn in this order, not in that of their first use
         usual = preprocessing.Preprocess(size=config.vision.image_size, upright=cfg.data.upright)
         preprocess = preprocessing.with_choice(usual, cfg.preprocess)
     else:
@@ -210,7 +221,7 @@ def prepared(cfg: Config, model) -> tuned_towers.TunedTowers:
 def training_step(cfg: Config, tuned: tuned_towers.TunedTowers, optim, teacher, total: int):
     """One optimiser step on a list of parts."""
     objective = on_captions.Objective(
-        cfg.loss, cfg.positives, teacher, cfg.distill, tuned.adapters, cfg.seed, tuned.further
+        cfg.loss, cfg.positives, teacher, cfg.distill, tuned.adapters, cfg.seed, cfg.rank_loss == "local", tuned.further
     )
 
     def step(batch, number: int):
@@ -250,9 +261,8 @@ def memory(cfg: Config, model, optim, train: captions.Pairs, teacher) -> memory_
     longest = int(model.ends(model.tokenize(texts, truncate=True)).max()) + 1
     names = [name for name in optim.params if name not in ("logit_scale", "logit_bias")]
     image = [name.startswith("visual.") for name in names]
-    step = memory_estimate.StepSize(
-        cfg.optim.batch, cfg.accumulate, longest, 1 - cfg.patch_dropout, any(image), not all(image), cfg.recompute
-    )
+    rows, patches = -(-cfg.optim.batch // ranks.here().size), 1 - cfg.patch_dropout
+    step = memory_estimate.StepSize(rows, cfg.accumulate, longest, patches, any(image), not all(image), cfg.recompute)
     trained, further = sum(p.numel() for p in optim.params.values()), clip.parameter_count(teacher) if teacher else 0
     return memory_estimate.estimate(model.config, clip.parameter_count(model), trained, cfg.optim, step, further)
 
@@ -267,11 +277,17 @@ def checkpoints(cfg: Config, run: runs.Run, tuned: tuned_towers.TunedTowers, sta
         if (epoch + 1) % cfg.checkpoints:
             return
         with tuned.merged(state.arrays()):
-            clip.save_model(run.file(name(epoch + 1)), tuned.model, preprocess, cfg.half, made_by="contrastive")
+            save(run, name(epoch + 1), cfg, tuned.model, preprocess)
         if cfg.keep and (old := epoch + 1 - cfg.keep * cfg.checkpoints) > 0:
             run.file(name(old)).unlink(missing_ok=True)
 
     return after_epoch if cfg.checkpoints else None
+
+
+def save(run: runs.Run, name: str, cfg: Config, model, preprocess: preprocessing.Preprocess) -> None:
+    """Writes the model as it is into the run's folder, where this process writes."""
+    if run.writer:
+        clip.save_model(run.file(name), model, preprocess, cfg.half, made_by="contrastive")
 
 
 def mixed_end(cfg: Config, model, before: Mapping, after: Mapping, evaluate: Callable) -> dict[str, float]:

@@ -49,6 +49,10 @@ class Config:
             raise ConfigError(f"context must be at least 1 and views at least 0, got {self.context} and {self.views}")
 
 
+def rows_of_ranks(cfg: Config) -> None:
+    """Several ranks divide the class names, however many there are."""
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
     source, data = prompt_training.features_for(cfg, run)

@@ -115,6 +115,15 @@ class Config:
         return self.winner if self.kind == "dualcoop_pp" else "none"
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number. Raises `ConfigError`."""
+    if cfg.augment != "none" and cfg.data.on_error == "skip":
+        raise ConfigError(
+            "data.on_error must be stop where several ranks train, got skip: remove photos that are broken"
+        )
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Photos and which of their labels are known, training, evaluation of val and test photos."""
     source = prompted_source({}, cfg, sources.source_of(cfg))

@@ -30,7 +30,7 @@ from jclip.functional import prototypes as class_prototypes
 from jclip.model import clip, trainable
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_features, on_photos
+from jclip.train import loop, on_features, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 from jclip.weights import checkpoint
@@ -89,6 +89,11 @@ class Config:
             raise ConfigError("head_first=true trains the head: set train_head=true")
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number."""
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Prototypes, zero-shot, the head, the tower; writes the tuned model as model.safetensors."""
     source, photos = (
@@ -97,6 +102,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     )
     cfg = fitted(cfg, len(photos.train))
     on_photos.check_photos(cfg, photos)
+    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
     kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
     check_templates(cfg.spurious, len(prompts[0]))
@@ -249,11 +255,11 @@ def train(
     numbered = replace(photos, train=splits.Split(photos.train.paths, np.arange(len(photos.train))))
 
     def step(batch, number: int):
-        pixels, rows = jt.array(batch[0]), batch[1]
+        pixels, rows = jt.array(batch[0]) if len(batch[0]) else batch[0], batch[1]
         optim.lr = optimisation.learning_rate(cfg.optim, number, steps)
         with kernels.products_in(cfg.dtype):
             loss = loss_of(pixels, photos.train.labels[rows], before(pixels, rows))
-            optim.step(loss)
+            optimisation.step_together(optim, loss, once=head.__contains__)
         return loss
 
     def top1(split: splits.Split) -> float:
@@ -274,7 +280,9 @@ def batch_loss(cfg: Config, model: clip.CLIP, head: dict, spurious: np.ndarray) 
     S = jt.array(spurious).stop_grad()
 
     def loss(pixels, labels: np.ndarray, before):
-        features = similarity.normalise(model.encode_image(pixels))
+        features = on_photos.shared_images(
+            lambda own: similarity.normalise(model.encode_image(own)), pixels, len(labels), S.shape[1]
+        )
         own = losses.cross_entropy(
             class_prototypes.linear_scores(features, head["weight"], head["bias"]), jt.array(labels.astype(np.int32))
         )
@@ -294,10 +302,12 @@ def features_before(cfg: Config, source: sources.ModelSource, train: splits.Spli
     frozen = clip.image_tower(source.config)
     checkpoint.load_strict(frozen, ((k.removeprefix("visual."), v) for k, v in untuned(source)), cfg.model)
     frozen.eval()
+    width = source.config.embed_dim
 
     def encode(pixels, rows):
         with jt.no_grad():
-            return similarity.normalise(frozen(pixels)).stop_grad()
+            seen = on_photos.shared_images(lambda own: similarity.normalise(frozen(own)), pixels, len(rows), width)
+            return seen.stop_grad()
 
     return encode
 

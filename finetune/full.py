@@ -28,7 +28,7 @@ from jclip.model import clip, trainable
 from jclip.model.parameter_groups import Lock, trained_patterns
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_photos
+from jclip.train import loop, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 from jclip.weights.variants import CLIPConfig
@@ -67,11 +67,21 @@ class Config:
             raise ConfigError(f"every must be at least 1 epoch, got {self.every}")
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number. Raises `ConfigError`."""
+    if cfg.statistics and cfg.accumulate > 1:
+        raise ConfigError(f"accumulate must be 1 with statistics=true where several ranks train, got {cfg.accumulate}")
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
     source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
     photos = splits.read_photos(cfg.data)
     on_photos.check_photos(cfg, photos)
+    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
+    if cfg.statistics:
+        several_ranks.require_rows_for_all(len(photos.train), cfg.optim.batch)
     kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
@@ -98,7 +108,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
     if cfg.selection == "val":
         clip.put_arrays(model, outcome.best_arrays)
-    clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
+    if run.writer:
+        clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
     head = on_photos.head_of_now(model, prompts)
     run.save_learned(
         {"text": head.weights, "scale": np.array([head.scale])},
@@ -137,11 +148,18 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     """One optimiser step on (pixels, labels); the template of the step is drawn from its number."""
     texts_of = prompt_encoder(cfg, model, prompts, optim.params)
 
+    width = model.config.embed_dim
+
     def images_of(pixels):
         parts = on_photos.shares(len(pixels), cfg.accumulate)
         return on_photos.features_in_parts(
             model, lambda rows: model.encode_image(pixels[rows]), parts, optim.params, "image"
         )
+
+    def shared_texts_of(labels: np.ndarray, number: int):
+        if cfg.lock.freezes_text:
+            return texts_of(labels, number)
+        return kernels.collectives.shared_rows(lambda own: texts_of(labels[own], number), len(labels), width)
 
     def step(batch, number: int):
         with kernels.products_in(cfg.dtype):
@@ -150,17 +168,17 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
     def one_step(pixels, labels, number: int):
         optim.lr = optimisation.learning_rate(cfg.optim, number, steps)
         template = int(np.random.default_rng((cfg.seed, number)).integers(2**31))
-        images, scale = images_of(pixels), model.logit_scale.exp()
+        images, scale = on_photos.shared_images(images_of, pixels, len(labels), width), model.logit_scale.exp()
         if cfg.loss == "contrastive":
             targets = losses.positive_targets(labels) if cfg.positives == "same" else None
-            loss = losses.contrastive_loss(images, texts_of(labels, template), scale, targets)
+            loss = losses.contrastive_loss(images, shared_texts_of(labels, template), scale, targets)
         elif cfg.loss == "sigmoid":
             pairs = losses.positive_pairs(labels) if cfg.positives == "same" else None
-            loss = losses.sigmoid_loss(images, texts_of(labels, template), scale, model.logit_bias, pairs)
+            loss = losses.sigmoid_loss(images, shared_texts_of(labels, template), scale, model.logit_bias, pairs)
         else:
-            scores = scale * jt.nn.matmul_transpose(images, texts_of(np.arange(len(prompts)), template))
+            scores = scale * jt.nn.matmul_transpose(images, shared_texts_of(np.arange(len(prompts)), template))
             loss = losses.cross_entropy(scores, jt.array(labels.astype(np.int32)))
-        optim.step(loss, cfg.clip)
+        optimisation.step_together(optim, loss, cfg.clip, once=on_photos.OF_THE_LOSS.__contains__)
         clip.clamp_logit_scale(model)
         return loss
 

@@ -30,7 +30,7 @@ from jclip.model import grounding as networks
 from jclip.model import tower_levels, trainable
 from jclip.model.parameter_groups import LowRank
 from jclip.postponed import jt
-from jclip.train import box_batches, box_plan, box_towers, box_training, loop
+from jclip.train import box_batches, box_plan, box_towers, box_training, loop, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -129,6 +129,17 @@ class Config:
         return box_features.Reading(self.visual_layers, self.normalise, self.prompt, self.stored)
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Phrases of a batch, which several ranks divide, and the name of their number. Raises `ConfigError`."""
+    if cfg.tower == "lora" and cfg.lora.dropout:
+        raise ConfigError(f"lora.dropout must be 0 where several ranks train, got {cfg.lora.dropout:g}")
+    if cfg.augment and cfg.data.on_error == "skip":
+        raise ConfigError(
+            "data.on_error must be stop where several ranks train, got skip: remove photos that are broken"
+        )
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Features of both towers, training, boxes of the test phrases."""
     source = sources.source_of(cfg)
@@ -143,6 +154,7 @@ def run_on(
 ) -> dict[str, float]:
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
+    several_ranks.note_ranks(run)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
     network, towers = new_network(cfg, source), learning_towers(cfg, source)
     state, outcome = train(cfg, run, source, network, towers, parts)

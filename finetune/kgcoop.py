@@ -48,6 +48,10 @@ class Config:
             )
 
 
+def rows_of_ranks(cfg: Config) -> None:
+    """Several ranks divide the class names, however many there are."""
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Vectors and their start, training, evaluation of val and test; writes the words nearest to each vector."""
     source, data = prompt_training.features_for(cfg, run)

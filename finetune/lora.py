@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import DataConfig, OptimConfig
 from jclip.data import splits
 from jclip.errors import ConfigError
@@ -27,7 +28,7 @@ from jclip.model import clip, low_rank
 from jclip.model.parameter_groups import LowRank
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_photos
+from jclip.train import loop, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -59,6 +60,11 @@ class Config:
             )
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number."""
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, merging, and the same measurements again; writes the merged model as model.safetensors."""
     source, photos = (
@@ -66,6 +72,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         splits.read_photos(cfg.data),
     )
     on_photos.check_photos(cfg, photos)
+    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
     model, adapters = source.model, low_rank.Adapters(source.model, cfg.lora, cfg.seed)
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
@@ -74,7 +81,8 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     arrays, metrics = train(cfg, run, source, photos, adapters, prompts)
 
     clip.put_arrays(model, adapters.merged(arrays))
-    clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
+    if run.writer:
+        clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
     head = on_photos.head_of_now(model, prompts)
     learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
     run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])
@@ -106,13 +114,13 @@ def train(
     model, optim = source.model, optimisation.optimiser(cfg.optim, adapters.params)
     total, of_epoch = total_steps(cfg), -(-len(photos.train) // cfg.optim.batch)
     every_epoch = on_photos.photo_epochs(cfg, photos, source)
-    loss_of = batch_loss(cfg, model, prompts, adapters)
+    loss_of, whole_texts = batch_loss(cfg, model, prompts, adapters), bool(cfg.lora.dropout)
 
     def step(batch, number: int):
         optim.lr = optimisation.cosine(number, total, cfg.optim.lr, cfg.end_lr)
         adapters.train(True)
         loss = loss_of(*batch, number)
-        optim.step(loss)
+        optimisation.step_together(optim, loss, once=lambda name: whole_texts and not name.startswith("visual."))
         adapters.train(False)
         return loss
 
@@ -148,25 +156,43 @@ def batch_loss(cfg: Config, model: clip.CLIP, prompts: list[list[str]], adapters
     def loss(pixels, labels, number: int):
         drawn = int(np.random.default_rng((cfg.seed, number)).integers(len(tokens)))
 
-        def image_part(rows: slice):
-            adapters.draw(cfg.seed, number, 0, rows.start)
-            return model.encode_image(pixels[rows])
+        def image_features(own: slice):
+            def image_part(part: tuple[slice, slice]):
+                whole, rows = part
+                adapters.draw(
+                    cfg.seed, number, 0, whole.start, rows=(rows.start - whole.start, whole.stop - whole.start)
+                )
+                return model.encode_image(pixels[rows.start - own.start : rows.stop - own.start])
+
+            parts = shared_parts(on_photos.shares(len(labels), cfg.accumulate), own)
+            return on_photos.features_in_parts(model, image_part, parts, adapters.params, "image")
 
         def text_part(rows: slice):
             adapters.draw(cfg.seed, number, 1, rows.start)
             return model.encode_text(tokens[drawn][rows])
 
-        parts = (
-            on_photos.shares(len(pixels), cfg.accumulate),
-            on_photos.shares(len(prompts), cfg.accumulate, on_photos.TEXTS_AT_ONCE),
-        )
-        images = on_photos.features_in_parts(model, image_part, parts[0], adapters.params, "image")
-        texts = on_photos.features_in_parts(model, text_part, parts[1], adapters.params, "text")
+        def text_features(own: slice):
+            parts = on_photos.shares(own.stop - own.start, cfg.accumulate, on_photos.TEXTS_AT_ONCE)
+            parts = [slice(own.start + part.start, own.start + part.stop) for part in parts]
+            return on_photos.features_in_parts(model, text_part, parts, adapters.params, "text")
+
+        width, every = model.config.embed_dim, slice(0, len(prompts))
+        images = kernels.collectives.shared_rows(image_features, len(labels), width)
+        if cfg.lora.dropout:  # whose draws depend on which texts are read together
+            texts = text_features(every)
+        else:
+            texts = kernels.collectives.shared_rows(text_features, len(prompts), width)
         return losses.cross_entropy(
             similarity.zero_shot_scores(images, texts, scale), jt.array(labels.astype(np.int32))
         )
 
     return loss
+
+
+def shared_parts(parts: Sequence[slice], own: slice) -> list[tuple[slice, slice]]:
+    """Each part that has rows of `own`, and which of its rows these are."""
+    cut = [(part, slice(max(part.start, own.start), min(part.stop, own.stop))) for part in parts]
+    return [(part, rows) for part, rows in cut if rows.start < rows.stop]
 
 
 def total_steps(cfg: Config) -> int:

@@ -59,6 +59,11 @@ class Config:
         return Prompting(self.text, self.image, self.depth, self.words, self.coupled)
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number."""
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the words nearest to the first vectors."""
     source, photos, data = deep_prompt_training.photos_for(cfg, run)

@@ -27,7 +27,7 @@ from jclip.model import clip, deep_prompts
 from jclip.model.parameter_groups import Prompting
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import deep_prompt_training, on_features
+from jclip.train import deep_prompt_training, on_features, on_photos
 from jclip.train import run as runs
 
 
@@ -72,6 +72,11 @@ class Config:
         return Prompting(self.text, self.image, self.depth, self.words)
 
 
+def rows_of_ranks(cfg: Config) -> tuple[int, str]:
+    """Photos of a batch, which several ranks divide, and the name of their number."""
+    return cfg.optim.batch, "optim.batch"
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the words nearest to the first vectors."""
     source, photos, data = deep_prompt_training.photos_for(cfg, run)
@@ -113,7 +118,9 @@ def regulariser(cfg: Config, model: clip.CLIP, held: np.ndarray, scale: float) -
 
     def penalty(pixels, images, text, scores):
         with jt.no_grad():
-            plain = similarity.normalise(model.encode_image(pixels))
+            plain = on_photos.shared_images(
+                lambda own: similarity.normalise(model.encode_image(own)), pixels, *images.shape
+            )
             wanted = similarity.zero_shot_scores(plain, frozen, scale)
         moved = cfg.image_weight * mean_distance(images, plain) + cfg.text_weight * mean_distance(text, frozen)
         return moved + cfg.scores_weight * losses.kl_divergence(scores, wanted) / (scores.shape[0] * scores.shape[1])

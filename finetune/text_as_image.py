@@ -28,7 +28,7 @@ from jclip.features import photo_maps, sentence_features, tagging
 from jclip.features import source as sources
 from jclip.model import prompt_sets, trainable
 from jclip.report import tagging_run
-from jclip.train import caption_training, multi_label_photos
+from jclip.train import caption_training, multi_label_photos, several_ranks
 from jclip.train import run as runs
 from jclip.weights import stored_vocabulary
 
@@ -117,6 +117,10 @@ def _require(holds: bool, cfg: Config, names: Sequence[str], must: str) -> None:
         raise ConfigError(f"{', '.join(f'{name}={getattr(cfg, name)}' for name in names)} must be {must}")
 
 
+def rows_of_ranks(cfg: Config) -> None:
+    """Several ranks divide the class names, however many there are."""
+
+
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Captions and their features, training, the share of the global scores, evaluation of val and test photos."""
     source = sources.source_of(cfg)
@@ -126,6 +130,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     captions = caption_training.read_captions(cfg, multi_label_photos.names_of(cfg, parts), run)
     run.note(weights_sha256=source.weights_sha256, captions_sha256=caption_training.captions_digest(captions))
     run.note(**multi_label_photos.facts(parts))
+    several_ranks.note_ranks(run)
     features = sentence_features.sentence_features(source, captions.texts, cfg.stored)
     prompts = prompts_of(cfg, source, captions.classnames)
     loss = caption_training.CaptionLoss(

@@ -23,6 +23,7 @@ WINDOW_MODES, WINDOW_FITS, FUSION_FORMS = map(get_args, (WindowMode, WindowFit, 
 RESIZES, VIEWS, MODES, MIXES, TAG_METHODS = map(get_args, (Resize, TestViews, Mode, Mix, TagMethod))
 GALLERY_DTYPES = ("fp16", "fp32")  # of stored features
 INDEX_KINDS = ("auto", "exact", "hnsw", "ivf", "pq")  # see `jclip.features.gallery_index`
+HUGGING_FACE, MODEL_SCOPE = HUBS = "hf-hub:", "ms:"  # before owner/name, where a model is named
 LARGEST_SIZE = 4096  # pixels of a side: a batch of 64 photos of that size takes 13 GB
 LOGITS = ("embed", "embed-raw", "max")  # modes whose scores are logits
 

@@ -6,7 +6,9 @@ import importlib
 import sys
 from collections.abc import Callable, Collection, Iterable
 
+from jclip.commands import as_ranks
 from jclip.errors import UnknownName, fail, guarded, say
+from jclip.machine import ranks
 
 RECIPES = "finetune"
 GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
@@ -86,7 +88,11 @@ def run(argv: list[str], program: str, known: Collection[str]) -> int:
     """Runs command `argv[0]`, one of `known`, and returns its exit code; errors name `program`."""
     if argv[0] not in known:
         return guarded(lambda: _unknown(argv[0], known), program)
-    return guarded(lambda: _command(argv[0])(argv[1:]), f"{program} {argv[0]}")
+
+    def command() -> int:
+        return guarded(lambda: _command(argv[0])(argv[1:]), f"{program} {argv[0]}")
+
+    return as_ranks.run_as_rank(argv[0], command) if ranks.here().several else command()
 
 
 def _without_command(argv: list[str]) -> int:

@@ -224,7 +224,23 @@ def quoted(value: object, most: int = 200) -> str:
     return printable(repr(value), most)
 
 
+_REPORTERS: list[Callable[[str, str], None]] = []
+
+
+@contextlib.contextmanager
+def failures_reported_by(report: Callable[[str, str], None]) -> Iterator[None]:
+    """In the block `report(name, message)` prints what `fail` would."""
+    _REPORTERS.append(report)
+    try:
+        yield
+    finally:
+        _REPORTERS.pop()
+
+
 def fail(name: str, message: str, code: int) -> int:
     """Print one line on stderr; return the exit code."""
-    notice(f"{name}: {message}")
+    if _REPORTERS:
+        _REPORTERS[-1](name, printable(message))
+    else:
+        notice(f"{name}: {message}")
     return code

@@ -35,7 +35,7 @@ from types import ModuleType
 import numpy as np
 
 from jclip.errors import SetupError
-from jclip.machine import core_import, toolchain
+from jclip.machine import core_import, open_mpi, ranks, toolchain
 from jclip.machine import gpu as cuda
 from jclip.paths import cache_dir, expanded, plain_path, replacing
 
@@ -68,7 +68,7 @@ def _start() -> ModuleType:
     on_gpu = {**os.environ, **settings}.get("nvcc_path", "unknown") != ""
     unchecked = not on_gpu and (built or _is_built(stamp))
     try:
-        with _prepared(settings):
+        with _prepared({**settings, **ranks.variables()}):  # one of several processes joins the others
             module = _import_jittor(Path(settings["HOME"]), unchecked)
         _end_compile_pool()  # Jittor's handlers no longer see the end of a child
     except SystemExit:
@@ -91,13 +91,19 @@ def _settings() -> dict[str, str]:
         "HOME": str(plain_path(toolchain.jittor_home())),  # Jittor does not quote it for the shell
         "cache_name": "jclip",  # otherwise the git branch of whatever repository holds the environment
         "FIX_TORCH_ERROR": "0",  # otherwise torch is imported whenever it is installed
-        "use_mpi": "1" if "OMPI_COMM_WORLD_SIZE" in os.environ else "0",  # otherwise whenever mpicc is in PATH
+        "use_mpi": "0",  # otherwise "1" whenever mpicc is in PATH
         "gdb_path": "",
         "log_silent": "1",
         **_onednn_settings(),
         **cuda.find_cuda().environment,
     }
-    return {k: v for k, v in wanted.items() if k == "HOME" or k not in os.environ}
+    return {**{k: v for k, v in wanted.items() if k == "HOME" or k not in os.environ}, **_mpi_settings()}
+
+
+def _mpi_settings() -> dict[str, str]:
+    if not ranks.here().several:
+        return {}
+    return {"use_mpi": "1", "mpicc_path": str(plain_path(open_mpi.require_mpi().compiler))}
 
 
 def _onednn_settings() -> dict[str, str]:

@@ -1,6 +1,6 @@
 # Sourced by the scripts of the project's folder: makes or reuses .venv there and installs the project into it.
 # Afterwards "$PROJECT" is that folder and "$PYTHON" runs in it; the current folder stays the caller's.
-# JCLIP_EXTRAS adds extras (check.sh: parity,dev); JCLIP_PYTHON names an interpreter.
+# JCLIP_EXTRAS adds extras (check.sh: parity,dev,mpi); JCLIP_PYTHON names an interpreter.
 
 say() { printf 'jclip: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
@@ -12,6 +12,9 @@ VENV=$PROJECT/.venv
 if [ -L "$VENV" ]; then VENV=$(readlink -f "$VENV"); fi # under another name Jittor would build itself anew
 PYTHON=$VENV/bin/python
 
+alone() { # what only one process may do
+    if [ "${OMPI_COMM_WORLD_SIZE:-1}" -gt 1 ]; then fail "run this script once without mpirun first: it installs what is missing"; fi
+}
 suits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
 
 find_python() {
@@ -28,6 +31,7 @@ find_python() {
 }
 
 if ! suits "$PYTHON"; then
+    alone
     base=$(find_python) || exit 2
     say "making .venv with $("$base" --version)"
     VENV=$PROJECT/.venv PYTHON=$PROJECT/.venv/bin/python
@@ -41,6 +45,7 @@ setup=$(cksum setup.py)
 extras=${JCLIP_EXTRAS:-}
 installed=$(cat "$VENV/.jclip-installed" 2>/dev/null || true)
 if [ "$installed" != "$setup $extras" ] && { [ -n "$extras" ] || [ "${installed#"$setup"}" = "$installed" ]; }; then
+    alone
     case ",$extras," in
     *,parity,*)
         say "installing torch 2.13.0, the tests' reference (small where pip knows of a CPU build, else gigabytes)"

@@ -167,6 +167,7 @@ def described(name: str) -> dict:
         text |= {"pool_type": "eos", "eos_id": t.end, "hf_tokenizer_name": "facebook/xlm-v-base"}
     photos = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     model = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quickgelu", "vision_cfg": vision}
+    model |= {"custom_text": True} if name in TIMM_NAMES else {}
     return {"model_cfg": {**model, "text_cfg": text}, "preprocess_cfg": photos}
 
 

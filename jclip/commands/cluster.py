@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,7 +15,6 @@ from jclip.errors import ConfigError, DataError, JclipError, printable
 
 ANSWER = "15s"  # that a scheduler has to answer
 RETRIES = 2  # of a part whose worker raised what is no error of the user's
-_one_at_a_time = threading.Lock()  # Jittor computes for one thread of a process
 
 
 def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., Any], sizes: Sequence[int]) -> list:
@@ -35,9 +33,9 @@ def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., 
 
     with _client(distributed, address) as client:
         _check_workers(client, address, folder.absolute())
-        futures = client.map(_alone, [work] * len(tasks), tasks, pure=False, retries=RETRIES)
+        futures = client.map(_called, [work] * len(tasks), tasks, pure=False, retries=RETRIES)
         size_of, done = dict(zip((f.key for f in futures), sizes, strict=True)), {}
-        with tqdm(total=sum(sizes) or None, desc="embed", unit="photo", disable=None, leave=False) as bar:
+        with tqdm(total=sum(sizes) or None, unit="photo", disable=None, leave=False) as bar:
             for future in _completed(distributed, client, futures, address):
                 done[future.key] = future.result()
                 bar.update(size_of[future.key])
@@ -75,9 +73,8 @@ def _completed(distributed: Any, client: Any, futures: Sequence[Any], address: s
         raise DataError(f"--scheduler {address}: {why}: {advice}") from error
 
 
-def _alone(work: Callable[..., Any], task: tuple) -> Any:
-    with _one_at_a_time:
-        return work(*task)
+def _called(work: Callable[..., Any], task: tuple) -> Any:
+    return work(*task)
 
 
 def _check_workers(client: Any, address: str, folder: Path) -> None:

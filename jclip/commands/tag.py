@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
+from jclip.commands import shared_parts
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, notice, say
+from jclip.features import scored_parts, tagging
 from jclip.features import source as sources
-from jclip.features import tagging
 from jclip.functional import calibration, local_to_global
-from jclip.paths import is_file, refuse_overwriting
+from jclip.paths import file_sha256, is_file, refuse_overwriting
 from jclip.prompts import scripts
+from jclip.prompts import templates as template_sets
 from jclip.prompts.background_names import BACKGROUNDS
 from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
 from jclip.report import tags as tagss
 from jclip.train import configs
 from jclip.train import run as runs
+from jclip.train.run_folder import LEARNED
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     import numpy as np
@@ -103,6 +106,7 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
         "--per-class-norm", action="store_true",
         help="normalise scores within each photo, then each name's over all photos of this call",
     )  # fmt: skip
+    shared_parts.add_options(p)
     add_shared(p, "--family")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
@@ -118,17 +122,37 @@ def main(argv: list[str]) -> int:
     contact_sheet.check_sheet(args.sheet)
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
-    photos = splits.find_photos(args.photos)
-    scorer = of_run(args.run, args.classes) if args.run else of_model(args)
+    photos, scorer = splits.find_photos(args.photos), scorer_of(args)
     fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
     named = (args.classes, args.model, args.templates, args.background, args.calibration)
     read = [f for f in named if f and is_file(f)]
     refuse_overwriting([args.out, args.sheet], [*photos, *read])
-    found = scorer.scored(photos, args.on_error or "skip", "photos")
-    tags = tags_of(scorer.classnames, found, args, fitted)
+    parts = job_of(args, photos, scorer)
+    if not shared_parts.helped("tag", __name__, argv, args, parts).ends:
+        return 0
+    tags = tags_of(scorer.classnames, parts.together(), args, fitted)
     say(tagss.show_tags(tags))
     write(tags, args)
+    parts.forget()
     return 0
+
+
+def scorer_of(args: argparse.Namespace) -> tagging.Scorer:
+    """What scores the photos. Raises `ConfigError`."""
+    return of_run(args.run, args.classes) if args.run else of_model(args)
+
+
+def job_of(
+    args: argparse.Namespace, photos: Sequence[str] = (), scorer: tagging.Scorer | None = None
+) -> scored_parts.ScoredParts:
+    """The photos in parts, which several processes may share."""
+    scorer = scorer or scorer_of(args)
+    if isinstance(scorer, tagging.Tagger):
+        made_of = scorer.made_of
+    else:
+        learned = Path(args.run, LEARNED)
+        made_of = [file_sha256(learned) if is_file(learned) else "", runs.read_result(args.run)["config"]]
+    return scored_parts.ScoredParts(scorer, made_of, photos or splits.find_photos(args.photos), args.on_error or "skip")
 
 
 def of_model(args: argparse.Namespace) -> tagging.Scorer:
@@ -139,8 +163,10 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     names = class_names.read_class_names(args.classes, least=1).names
     background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
-    scripts.warn_unread(names, source.vocabulary_digest)
+    scripts.warn_unread(names, source.vocabulary_kind)
     templates = args.templates or tagging.TEMPLATES
+    prompts = template_sets.class_prompts(names[:1], template_sets.load_templates(templates))
+    scripts.warn_mixed(names[0], prompts[0][0], source.vocabulary_kind)
     return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import ConfigError, say
+from jclip.machine import ranks
 from jclip.paths import naming
 from jclip.report.predictor import write_handed_over
 from jclip.report.run_table import memory_lines
 from jclip.report.tasks import task_of
-from jclip.train import recipe_finder
-from jclip.train import run as runs
+from jclip.train import recipe_finder, several_ranks
 from jclip.train.configs import (
     default_folder,
     log_of,
@@ -49,25 +49,32 @@ def train(argv: list[str]) -> int:
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
+    here = ranks.here()
 
     if args.dry_run:
-        say(plan_of(module, cfg, folder))
+        ranks.stay_alone()
+        if here.first:
+            say(plan_of(module, cfg, folder))
         return 0
     if args.link:
         check_link(Path(args.link))
+    if here.several:
+        several_ranks.check_recipe(module, cfg)
 
     written: list[str] = []
-    log = log_of(args.config, args.overrides)
-    adjustable = getattr(module, "ADJUSTABLE", ())
-    with runs.Run(folder, resolved(module, cfg), fresh=args.fresh, log=log, adjustable=adjustable) as run:
+    options = {"log": log_of(args.config, args.overrides), "adjustable": getattr(module, "ADJUSTABLE", ())}
+    with several_ranks.open_run(folder, resolved(module, cfg), fresh=args.fresh, **options) as run:
         result = run.result
         if result is None:
             metrics = module.run(cfg, run)
-            result = run.finish(metrics, lambda result: written.extend(write_handed_over(run, module, result)))
+            with ranks.alone():
+                result = run.finish(metrics, lambda result: written.extend(write_handed_over(run, module, result)))
         else:
             say("this run has finished before; --fresh starts over")
             if not (folder / "eval.json").is_file():  # of a sweep
                 say(f"`jclip eval {folder}` measures it and writes its tables")
+    if not here.first:
+        return 0
     if args.link:
         point(Path(args.link), folder)
     table = task_of(module).load_predictor().run_table(result["metrics"])

@@ -16,12 +16,12 @@ from jclip.errors import say
 from jclip.features import source as sources
 from jclip.functional import losses, similarity
 from jclip.model import clip, trainable
-from jclip.paths import is_file
+from jclip.paths import exists, is_file
 from jclip.postponed import jt
 from jclip.report import predictions
 from jclip.train import optim as optimisation
 from jclip.weights import sample_ids
-from jclip.weights.variants import config_of
+from jclip.weights.variants import SHIPPED, VARIANTS, config_of
 
 STAGES = ("image", "text", "training")
 
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
 
 
 def named_config(model: str, family: str | None):
-    """The architecture of a name or of a weight file. Raises `CheckpointError` or `UnknownName`."""
-    if is_file(model):
+    """The architecture of a name, or of a weight file or folder. Raises `CheckpointError` or `UnknownName`."""
+    if is_file(model) or (exists(model) and model not in (*SHIPPED, *VARIANTS)):
         return sources.ModelSource(model, family).config
     return config_of(model)
 

@@ -53,8 +53,9 @@ def classify(
     import numpy as np
 
     together = sources.SideBySide.of(members)
-    for source in together.sources:
-        scripts.warn_unread(classnames, source.vocabulary_digest)
+    for source, member in zip(together.sources, members, strict=True):
+        scripts.warn_unread(classnames, source.vocabulary_kind)
+        scripts.warn_mixed(classnames[0], member.class_prompts(classnames[:1])[0][0], source.vocabulary_kind)
     split = splits.Split(tuple(photos), np.full(len(photos), -1, np.int32))
     mixture = several_models.build_mixture(
         together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jclip.choices import HUBS
 from jclip.errors import ConfigError, quoted
 from jclip.paths import ASSETS, is_file
 from jclip.readers.strict_yaml import parse_yaml, read_yaml
@@ -123,7 +124,8 @@ def _absolute(value: str, base: Path) -> str:
 
 def _is_weight_path(value: str, base: Path) -> bool:
     """A model's name such as ViT-B/32 has a slash too: it is a path when it looks like a file or exists."""
-    return value.startswith((".", "~")) or value.endswith(_WEIGHT_SUFFIXES) or is_file(base / value)
+    named = value.startswith(HUBS)
+    return value.startswith((".", "~")) or (value.endswith(_WEIGHT_SUFFIXES) and not named) or is_file(base / value)
 
 
 def _apply_override(values: dict, override: str) -> None:

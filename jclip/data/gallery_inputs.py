@@ -70,7 +70,16 @@ class Inputs:
 
     def size(self, number: int) -> int:
         """How many photos a part has; 0 of a tar, which would have to be read."""
-        return len(self._paths[number * PART : (number + 1) * PART])
+        return len(self.paths(number))
+
+    @property
+    def tars(self) -> Sequence[str]:
+        """Paths of the tars."""
+        return self._tars
+
+    def paths(self, number: int) -> Sequence[str]:
+        """Paths of a part of files."""
+        return self._paths[number * PART : (number + 1) * PART]
 
     @cached_property
     def digest(self) -> str:
@@ -85,7 +94,7 @@ class Inputs:
         if self._read is not None:
             return self._read[number]
         if number < self.of_files:
-            return self._of_files(self._paths[number * PART : (number + 1) * PART])[0]
+            return self._of_files(self.paths(number))[0]
         return self._of_tar(self._tars[number - self.of_files])
 
     @property

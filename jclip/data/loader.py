@@ -17,6 +17,7 @@ from jclip.data.augment import Views, seen
 from jclip.data.box_photo_views import BoxViews
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, notice
+from jclip.machine import ranks
 
 OnError = Literal["stop", "skip"]
 Prepare = Views | BoxViews | Callable[[Image.Image, Any], np.ndarray]
@@ -86,11 +87,15 @@ def prepared(
 
 
 def workers() -> int:
-    """How many processes or threads decode: JCLIP_WORKERS, else one per core, at most 16. 0: no processes."""
+    """How many processes or threads decode: JCLIP_WORKERS, else one per core, at most 16. 0: no processes.
+
+    Several ranks of a host divide them.
+    """
     named = os.environ.get("JCLIP_WORKERS", "")
     if named and not named.isdecimal():
         raise ConfigError(f"JCLIP_WORKERS must be a number of processes, got {named}")
-    return int(named) if named else min(len(os.sched_getaffinity(0)), 16)
+    count = int(named) if named else min(ranks.cores(), 16)
+    return max(1, count // ranks.here().local_size) if named and count else count
 
 
 def _in_threads(paths, rows, prepare, ahead: int, count: int) -> Iterator[tuple[int, np.ndarray | DataError]]:

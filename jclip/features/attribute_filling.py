@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from jclip.data.loader import OnError
 from jclip.data.splits import Split
 from jclip.errors import DataError
 from jclip.features import extraction, heads
+from jclip.features.part_arrays import Arrays, PhotoParts, array_lines, lines_array
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.metrics import softmax
@@ -44,6 +45,7 @@ def fill(
     min_probability: float = 0.0,
     min_margin: float = 0.0,
     on_error: OnError = "stop",
+    photos: PhotosToFill | None = None,
 ) -> AttributeTable:
     """The table with its missing attributes filled, as far as they are certain enough.
 
@@ -69,25 +71,49 @@ def fill(
         )
     embedded, scale = heads.prompt_embeddings(source, [[text] for text in texts])
     number = {text: i for i, text in enumerate(texts)}
-    photos = _encode(table, source, chosen_by, on_error)
+    parts = photos or PhotosToFill(table, source, on_error)
+    features = parts.by_path()
+    parts.forget()
     rows = list(table.rows)
     for i, choice in chosen_by.items():
-        if (photo := photos.get(table.photo(rows[i]))) is not None:
+        if (photo := features.get(table.photo(rows[i]))) is not None:
             cosines = embedded[[number[text] for text in choice.texts]] @ photo
             filled = decide(cosines.astype(np.float64), choice, scale, min_probability, min_margin)
             rows[i] = replace(rows[i], filled=filled)
     return replace(table, rows=tuple(rows))
 
 
-def _encode(
-    table: AttributeTable, source: ModelSource, chosen_by: Mapping[int, Choice], on_error: OnError
-) -> dict[str, np.ndarray]:
-    """Path → feature of length one, of each photo that rows with something missing have."""
-    paths = tuple(dict.fromkeys(table.photo(table.rows[i]) for i in chosen_by))
-    split = Split(paths, np.full(len(paths), -1, np.int32))
-    kept, features = extraction.extract(source, split, on_error=on_error, label="photos")
-    heads.check_directions(features, [paths[i] for i in kept])
-    return dict(zip((paths[i] for i in kept), unit(features), strict=True))
+class PhotosToFill(PhotoParts):
+    """Features of the photos that rows with something missing have, in parts, which several processes may share."""
+
+    def __init__(self, table: AttributeTable, source: ModelSource, on_error: OnError = "stop"):
+        self._source, self._on_error = source, on_error
+        incomplete = (row for row in table.rows if table.missing(row))
+        self.paths = tuple(dict.fromkeys(map(table.photo, incomplete)))
+        made_of = ["features to fill by", source.identity, source.preprocess.to_dict(), on_error]
+        super().__init__(made_of, self.paths, self._encoded, ("rows", "features"))
+
+    def by_path(self) -> dict[str, np.ndarray]:
+        """Path → feature of length one, of each photo that decodes. Raises `DataError` where none does."""
+        found, at, lost = {}, 0, []
+        for part, size in zip(self.arrays(), self.sizes, strict=True):
+            found.update(zip((self.paths[at + i] for i in part["rows"]), unit(part["features"]), strict=True))
+            lost += array_lines(part["lost"])
+            at += size
+        if lost and not found:
+            raise DataError(f"none of {len(self.paths)} photos decoded: {lost[0]}")
+        return found
+
+    def _encoded(self, paths: Sequence[str]) -> Arrays:
+        split, lost = Split(tuple(paths), np.full(len(paths), -1, np.int32)), []
+        try:
+            kept, features = extraction.extract(self._source, split, on_error=self._on_error, label="photos")
+        except DataError as e:
+            if self._on_error != "skip":
+                raise
+            kept, features, lost = np.zeros(0, np.int64), np.zeros((0, self._source.width), np.float32), [str(e)]
+        heads.check_directions(features, [paths[i] for i in kept])
+        return {"rows": kept, "features": features, "lost": lines_array(lost)}
 
 
 def decide(

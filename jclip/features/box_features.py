@@ -67,7 +67,7 @@ class Batch(NamedTuple):
     among the I; boxes: (B, 4) centres; there: (B,) whether the thing is in the photo; photos: (I,) their numbers.
 
     images is None where a step encodes photos itself, of `pixels` (I, 3, side, side); texts and said where it encodes the
-    `phrases`, B of them in their prompt.
+    `phrases`, B of them in their prompt. first: of one rank's share of a batch, the place of its first phrase in it.
     """
 
     images: np.ndarray | None
@@ -80,6 +80,7 @@ class Batch(NamedTuple):
     photos: np.ndarray
     pixels: np.ndarray | None = None
     phrases: tuple[str, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,13 @@ import numpy as np
 from jclip.data.augment import Views
 from jclip.data.captions import Pairs
 from jclip.data.preprocess import Preprocess
-from jclip.features.heads import encode_prompts
+from jclip.errors import DataError
+from jclip.features.heads import encode_prompts_by_ranks
 from jclip.functional.directions import unit
 from jclip.functional.metrics import retrieval_ranks
 from jclip.functional.retrieval import Links, Scores, feature_scores, grouped_report, paired_report
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.model import clip
 
 AT_ONCE = 256
@@ -79,20 +82,30 @@ class Encoded:
 
 
 def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
-    """Features of all pairs by a model at hand, as its weights are now; each image and each text is encoded once."""
-    firsts, images = np.unique(pairs.images, return_index=True)[1], []
-    places: list[np.ndarray] = []
+    """Features of all pairs by a model at hand, as its weights are now; each image and each text is encoded once.
+
+    Several ranks encode a share each, and all get all.
+    """
+    here, firsts = ranks.here(), np.unique(pairs.images, return_index=True)[1]
+    places: list[np.ndarray] = [np.zeros(0, np.int64)]
+    images = [np.zeros((0, model.config.embed_dim), np.float32)]
     with clip.inference(model):
-        for at, pixels in pairs.batches(firsts, 0, AT_ONCE, Views(preprocess)):
+        for at, pixels in pairs.batches(
+            firsts[here.share_of_batches(len(firsts), AT_ONCE)], 0, AT_ONCE, Views(preprocess)
+        ):
             places.append(at)
             images.append(model.encode_image(pixels).float32().numpy())
-        decoded = pairs.images[np.concatenate(places)]
+        decoded = pairs.images[collectives.joined(np.concatenate(places))]
+        if not len(decoded):
+            raise DataError(f"none of {len(firsts)} images decoded")
         rows = np.flatnonzero(np.isin(pairs.images, decoded))
         _, first, text_of = np.unique(pairs.queries[rows], return_index=True, return_inverse=True)
         texts, _ = pairs.texts(rows[first])
-        captions = encode_prompts(model, model.tokenize(texts, truncate=True))
+        captions = encode_prompts_by_ranks(model, model.tokenize(texts, truncate=True))
     image_of = np.searchsorted(decoded, pairs.images[rows])
-    return Encoded(rows, np.concatenate(images), captions, image_of, text_of, ids_of(pairs.texts(rows)[1]))
+    return Encoded(
+        rows, collectives.joined(np.concatenate(images)), captions, image_of, text_of, ids_of(pairs.texts(rows)[1])
+    )
 
 
 def ids_of(meanings: Iterable[str]) -> np.ndarray:

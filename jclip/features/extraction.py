@@ -11,6 +11,7 @@ from functools import partial, reduce
 
 import numpy as np
 
+from jclip import kernels
 from jclip.config import DataConfig
 from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
 from jclip.data.augment import augment as augment_named
@@ -25,6 +26,7 @@ from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
+from jclip.machine import ranks
 from jclip.model import last_block
 from jclip.paths import cache_dir, file_sha256
 from jclip.postponed import jt
@@ -113,15 +115,22 @@ def _in_parts(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Features as of `_kept_or_computed`, `part` photos after the other, each with a file of its own in the cache.
 
-    A part of which no photo decodes adds no rows: whether that is an error is decided over all of them.
+    A part of which no photo decodes adds no rows: whether that is an error is decided over all of them. Several ranks
+    compute a share of the parts each, and then find those of others in the cache, if it is on their host.
     """
     starts = range(0, len(split), part)
-    done = []
-    for at in starts:
+
+    def of(at: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
         name = f"{label} {at // part + 1}/{len(starts)}".strip()
         some = split.take(range(at, min(at + part, len(split))))
         rows, features, failed = _kept_or_computed(source, some, numbers, label=name, **options)
-        done.append((at + rows, features, failed))
+        return at + rows, features, failed
+
+    if (here := ranks.here()).several:
+        for at in starts[here.rank :: here.size]:
+            of(at)
+        kernels.collectives.wait_for_all()
+    done = [of(at) for at in starts]
     full = [entry for entry in done if len(entry[0])] or done[:1]  # what is empty may have another width
     rows, features = (np.concatenate(column) for column in list(zip(*full, strict=True))[:2])
     return rows, features, [message for *_, failed in done for message in failed]
@@ -163,11 +172,16 @@ def encode_photos(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n,) of `split` that decoded and their features (n, E), not normalised, of a model at hand; nothing is cached.
 
-    Raises `DataError` when a photo does not decode and `on_error` is "stop", or when none does.
+    Several ranks encode a share each, and all get all. Raises `DataError` when a photo does not decode and `on_error` is
+    "stop", or when none does.
     """
     failed: list[str] = []
-    rows, features = _compute(model, split, Views(preprocess), on_error, failed, label)
-    if len(failed) == len(split):
+    own = ranks.here().share_of_batches(len(split), batch_size())
+    share = split.take(range(own.start, own.stop)) if ranks.here().several else split
+    rows, features = _compute(model, share, Views(preprocess), on_error, failed, label)
+    if ranks.here().several:
+        rows, features = (kernels.collectives.joined(x) for x in (rows + own.start, features))
+    if not len(rows):
         raise DataError(f"none of {len(split)} photos decoded" + (f": {failed[0]}" if failed else ""))
     return rows, features
 

@@ -107,22 +107,34 @@ def embed(
         return Outcome(encoded=encoded, seconds=seconds, **vars(change))
 
 
-def watched(
-    inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", update: bool = False
-) -> tuple[int, Callable[[], int]] | None:
-    """How many photos other processes are about to encode with these settings of `embed`, as far as that is known, and what
-    tells how many are done; None where the gallery is up to date. Raises as `embed` does."""
+class Watched:
+    """Parts as they are finished, seen from outside."""
+
+    def __init__(self, parts: Parts | None, sizes: Sequence[int]):
+        self._parts, self._sizes = parts, sizes
+
+    def done(self) -> int:
+        """How many photos are done, as far as it is known how many a part has."""
+        return self._parts.photos_done(self._sizes) if self._parts else sum(self._sizes)
+
+    def missing(self) -> Sequence[int]:
+        """Numbers of the parts that are not finished; none where the gallery is up to date."""
+        return self._parts.missing() if self._parts else []
+
+
+def watched(inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", update: bool = False) -> Watched:
+    """What `embed` with these settings has to do, done by other processes. Raises as `embed` does."""
+    sizes = [inputs.size(number) for number in range(inputs.parts)]
     with gallery_lock.alone(folder, WHOLE):
         old = _checked(inputs, source, folder, dtype, update, WHOLE)
         if old and _same_rows(old, inputs):
-            return None
+            return Watched(None, sizes)
         if old and not update:
             raise _of_others(old, inputs, folder)
     parts = _parts(inputs, source, folder, old.manifest.dtype if old else dtype or DEFAULT_DTYPE)
     for stale in parts.others():
         stale.unlink(missing_ok=True)
-    sizes = [inputs.size(number) for number in range(inputs.parts)]
-    return sum(sizes), lambda: parts.photos_done(sizes)
+    return Watched(parts, sizes)
 
 
 def _parts(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Parts:

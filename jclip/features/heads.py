@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from jclip import kernels
 from jclip.errors import ConfigError, DataError, printable
 from jclip.features.cached import read_cached
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
+from jclip.machine import ranks
 from jclip.paths import cache_dir
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
@@ -158,9 +160,19 @@ def check_width(source: ModelSource, width: int) -> None:
 
 def encode_prompts(model, tokens: np.ndarray) -> np.ndarray:
     """(P, L) ids → (P, E), not normalised; prompts of a length are encoded together, so that each batch is cut early."""
+    return _encoded(model, tokens, rows_by_length(model.ends(tokens)))
+
+
+def encode_prompts_by_ranks(model, tokens: np.ndarray) -> np.ndarray:
+    """`encode_prompts`, of which several ranks encode a share of the batches each, and all get all."""
+    batches = list(rows_by_length(model.ends(tokens)))
+    return kernels.collectives.total(_encoded(model, tokens, batches[ranks.here().share(len(batches))]))
+
+
+def _encoded(model, tokens: np.ndarray, batches: Iterable[np.ndarray]) -> np.ndarray:
     features = np.zeros((len(tokens), model.config.embed_dim), np.float32)
     with jt.no_grad():
-        for rows in rows_by_length(model.ends(tokens)):
+        for rows in batches:
             features[rows] = model.encode_text(tokens[rows]).float32().numpy()
     return features
 

@@ -96,7 +96,7 @@ def text_features(source: ModelSource, texts: Sequence[str], truncate: bool = Fa
     """
     if source.config.text is None:
         raise ConfigError(f"{source.checkpoint.path} must hold a text tower for text queries, got an image tower alone")
-    warn_unread(texts, source.vocabulary_digest)
+    warn_unread(texts, source.vocabulary_kind)
     if len(texts) > APART:
         return _cached_texts(source, list(texts), truncate)
     new = [text for text in texts if not _file_of(source, [text], truncate).is_file()]

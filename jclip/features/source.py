@@ -91,6 +91,11 @@ class ModelSource:
         return self.identity
 
     @property
+    def vocabulary_kind(self) -> str:
+        """The kind of vocabulary, as `TextTokenizer.kind`; none is opened for it."""
+        return OPENAI_BPE if self.checkpoint.vocabulary is None else self.checkpoint.vocabulary.kind
+
+    @property
     def vocabulary_digest(self) -> str:
         """What ids depend on beside that; CLIP's own vocabulary is not opened for it."""
         return OPENAI_BPE if self.checkpoint.vocabulary is None else self.tokenizer.digest

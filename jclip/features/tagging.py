@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -120,6 +120,17 @@ class Tagger:
         self.method: TagMethod = method_for(source, method, len(self.classnames) + len(self.background))
         self.size, self.windows, self.settings = size, tuple(windows), settings
 
+    @property
+    def made_of(self) -> list:
+        """What scores depend on but the photos, as plain values."""
+        loaded = load_templates(self.templates)
+        texts = [
+            prompts_of(self.classnames, self.templates),
+            class_prompts(self.background, _without_sentences(loaded)),
+        ]
+        seen = [self.method, self.size, self.windows, asdict(self.settings), self.source.preprocess.to_dict()]
+        return [self.source.identity, texts, seen]
+
     @cached_property
     def head(self) -> ZeroShotHead:
         """Text features of the classes, then of the background names; cached."""
@@ -140,7 +151,7 @@ class Tagger:
         scores, done, failed = np.zeros((len(photos), names), np.float32), np.zeros(len(photos), bool), []
         for rows, found in self._batches(photos, on_error, failed, label):
             scores[rows], done[rows] = found, True
-        _report_skipped(failed, len(photos))
+        report_skipped(failed, len(photos))
         kept, own = np.flatnonzero(done), len(self.classnames)
         scores = scores if len(kept) == len(photos) else scores[kept]
         found = tuple(photos[row] for row in kept)
@@ -324,7 +335,8 @@ def _without_sentences(loaded: Templates) -> Templates:
     return kept or (_PLAIN,)
 
 
-def _report_skipped(failed: Sequence[str], total: int) -> None:
+def report_skipped(failed: Sequence[str], total: int) -> None:
+    """One line on stderr for photos that were left out. Raises `DataError` where that is all of them."""
     if failed and len(failed) == total:
         raise DataError(f"none of {total} photos can be scored: {failed[0]}")
     if failed:

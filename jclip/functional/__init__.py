@@ -51,7 +51,7 @@ __getattr__, __dir__, __all__ = face(
             "ranking_report",
         ),
         "multi_label_scores": ("cosines", "local_scores", "pair_scores", "place_shares", "with_winner"),
-        "positions": ("resample_linearly", "resample_positions"),
+        "positions": ("resample_linearly", "resample_positions", "stretch_fourfold"),
         "prompt_scores": ("class_scores", "deciding_prompts", "prompt_probabilities", "shares"),
         "prototypes": ("cosine_scores", "linear_scores", "own_class_means"),
         "ranking_metrics": ("front_report", "order_report"),

@@ -25,6 +25,16 @@ def contrastive_loss(images, texts, scale, targets: np.ndarray | None = None):
     return (soft_cross_entropy(per_image, y) + soft_cross_entropy(per_text, y)) / 2
 
 
+def contrastive_loss_of_rows(own, whole, scale, per_image: np.ndarray, per_text: np.ndarray):
+    """What n of B rows add to `contrastive_loss`: images and texts (n, E) of them, (B, E) of all → a scalar.
+
+    per_image, per_text: (n, B) float32, a distribution per row.
+    """
+    halves = ((own[0], whole[1], per_image), (own[1], whole[0], per_text))
+    sums = [-(jt.array(y) * log_softmax(scale * nn.matmul_transpose(x, z))).sum() for x, z, y in halves]
+    return sum(sums) / (2 * whole[0].shape[0])
+
+
 def cross_entropy(scores, labels):
     """Mean over the rows of -log softmax(scores)_y: (B, C), (B,) int32 → a scalar.
 
@@ -42,6 +52,12 @@ def sigmoid_loss(images, texts, scale, bias, positives: np.ndarray | None = None
     wanted = np.eye(count, dtype=bool) if positives is None else positives
     signs = jt.array(np.where(wanted, 1, -1).astype(np.float32))
     return softplus(-signs * (scale * nn.matmul_transpose(images, texts) + bias)).sum() / count
+
+
+def sigmoid_loss_of_rows(own, texts, scale, bias, positives: np.ndarray):
+    """What n of B rows add to `sigmoid_loss`: images (n, E) of them, texts (B, E) of all, positives (n, B) → a scalar."""
+    signs = jt.array(np.where(positives, 1, -1).astype(np.float32))
+    return softplus(-signs * (scale * nn.matmul_transpose(own, texts) + bias)).sum() / texts.shape[0]
 
 
 def softplus(x):

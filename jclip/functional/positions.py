@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+KEPT_ROWS = 20  # of a table of text positions, when Long-CLIP stretches it: few captions are longer
+
 
 def resample_positions(
     table: np.ndarray, grid: tuple[int, int], new: tuple[int, int], antialias: bool = True, margin: float = 0.0
@@ -60,6 +62,20 @@ def resample_linearly(table: np.ndarray, length: int) -> np.ndarray:
     high = np.minimum(low + 1, len(table) - 1)
     part = (at - low)[:, None]
     return ((1 - part) * table[low] + part * table[high]).astype(table.dtype)
+
+
+def stretch_fourfold(table: np.ndarray) -> np.ndarray:
+    """(L, D) → (4 L - 60, D), CLIP's 77 rows to Long-CLIP's 248: the first twenty stay, each of the others becomes four.
+
+    Rows between two are theirs in quarters; beyond the last row the last step goes on. Zhang et al., arXiv 2403.15378, in
+    float64.
+    """
+    head, tail = table[:KEPT_ROWS], table[KEPT_ROWS:].astype(np.float64)
+    steps = np.diff(tail, axis=0)
+    steps = np.concatenate([steps, steps[-1:]])
+    quarters = np.arange(4)[:, None] / 4
+    rows = tail[:, None] + quarters * steps[:, None]
+    return np.concatenate([head, rows.reshape(-1, table.shape[1]).astype(table.dtype)])
 
 
 def bicubic_matrix(size: int, new: int, antialias: bool, margin: float = 0.0) -> np.ndarray:

@@ -11,9 +11,11 @@ import os
 
 from jclip.config import Dtype
 from jclip.errors import ConfigError
+from jclip.kernels import collectives as collectives
 from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.kernels.sequences import Sequences as Sequences
+from jclip.machine import ranks
 from jclip.machine.gpu import find_gpus
 from jclip.machine.toolchain import ONEDNN_INSTALL, why_no_avx512
 from jclip.runtime import jt
@@ -53,6 +55,8 @@ def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float =
     moved: (rows, 3D), what a token's place adds to its q, k and v. rate, seed: of dropout as of `masked_attention`; which
     weight is dropped depends on sequence, head and the places of both tokens alone, not on what else is there.
     """
+    if sequences.first and rate and not _fused(qkv, moved):
+        raise ConfigError("dropout must be 0 where several ranks train without the CPU's fused operators")
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return plain.packed_attention(qkv, moved, sequences, heads, rate, seed, cuda.masked_attention)
     return (cpu_sequences if _fused(qkv, moved) else plain).packed_attention(qkv, moved, sequences, heads, rate, seed)
@@ -123,9 +127,12 @@ def cells(images, patch: int, reader):
     return plain.cells(images, patch)
 
 
-def dropout(x, rate: float, seed: int):
-    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`."""
-    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed)
+def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
+    """x with a share `rate` of its elements set to zero and the others times 1 / (1 - rate); drawn from `seed`.
+
+    rows: of which row of how many x is the first; these get what they would as a part of all of them.
+    """
+    return (cpu.dropout if _fused(x) else plain.dropout)(x, rate, seed, rows)
 
 
 def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:
@@ -149,8 +156,11 @@ def batch_norm(x, weight, bias, eps: float):
 
 
 def feature_maps(images, training: bool) -> maps.Plain | maps.ChannelsLast | maps.Trained:
-    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics."""
-    if not _fused(images):
+    """Layout and operators for a ResNet's maps; `training`: whether a batch norm moves its statistics.
+
+    Of several ranks these are all ranks' statistics, which `Plain` asks for.
+    """
+    if not _fused(images) or (training and ranks.here().several):
         return maps.Plain()
     return maps.ChannelsLast() if jt.flags.no_grad and not training else maps.Trained(cpu.products_are_half())
 

@@ -92,12 +92,13 @@ class _Activation(Function):
 
 
 class _Dropout(Function):
-    def execute(self, x, rate, seed):
-        self.options = {"rate": rate, "seed": seed}
+    def execute(self, x, rate, seed, rows):
+        first = rows[0] * (x.numel() // x.shape[0]) if rows else 0
+        self.options = {"rate": rate, "seed": seed, "first": first}
         return self.grad(x)[0]
 
     def grad(self, gradient):
-        return _one("dropout_forward", gradient.shape, [gradient], "in0->num", self.options), None, None
+        return _one("dropout_forward", gradient.shape, [gradient], "in0->num", self.options), None, None, None
 
 
 class _CrossEntropy(Function):
@@ -202,9 +203,9 @@ def layer_norm(x, weight, bias, eps: float, half: bool = False):
     return _LayerNorm.apply(x, weight, bias, eps)
 
 
-def dropout(x, rate: float, seed: int):
+def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
     """As `kernels.dropout`; the mask is drawn again in the backward pass instead of kept."""
-    return _Dropout.apply(x, rate, seed)
+    return _Dropout.apply(x, rate, seed, rows)
 
 
 def adamw(p, m, v, g, betas: tuple[float, float], keep: float, step: float, root: float, eps: float) -> list:

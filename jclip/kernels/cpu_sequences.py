@@ -15,7 +15,7 @@ TOKENS = "in0_shape0, in0_shape1"
 class _PackedAttention(Function):
     def execute(self, qkv, moved, sequences, heads, rate, seed):
         self.keep(qkv, moved, *sequences.arrays)
-        self.options = {"heads": heads, "rate": rate, "seed": seed}
+        self.options = {"heads": heads, "rate": rate, "seed": seed, "first": sequences.first}
         shape = (qkv.shape[0], qkv.shape[1] // 3)
         return _one("packed_attention_forward", shape, [qkv, moved, *sequences.arrays], PACKED, self.options)
 
@@ -30,7 +30,7 @@ class _FirstAttention(Function):
     def execute(self, x, table, weight, bias, sequences, heads, rate, seed):
         inputs = [x, table, weight, bias, *sequences.arrays]
         self.keep(*inputs)
-        self.options = {"heads": heads, "rate": rate, "seed": seed}
+        self.options = {"heads": heads, "rate": rate, "seed": seed, "first": sequences.first}
         return _one("first_attention_forward", (len(sequences), x.shape[1]), inputs, FIRST, self.options)
 
     def grad(self, gradient):

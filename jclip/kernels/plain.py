@@ -177,10 +177,11 @@ def rows_of(table, index):
     return table[index]
 
 
-def dropout(x, rate: float, seed: int):
+def dropout(x, rate: float, seed: int, rows: tuple[int, int] | None = None):
     """The mask is computed at once: deferred draws come in no fixed order."""
-    jt.set_global_seed(seed)
-    kept = jt.random(x.shape) >= rate
+    jt.set_global_seed(seed, different_seed_for_mpi=False)
+    first, count = rows or (0, x.shape[0])
+    kept = jt.random((count, *x.shape[1:]))[first : first + x.shape[0]] >= rate
     kept.sync()
     return x * kept.cast(x.dtype) * (1 / (1 - rate))
 

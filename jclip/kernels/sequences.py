@@ -17,19 +17,21 @@ class Sequences:
 
     starts: (B + 1,) where each begins, T at the end. places: (T,) each token's row in a table of `rows` places, which says
     what it is in the whole sequence, whatever is left out of this one. keys: (T,) 0/1, which tokens may be looked at.
+    first: of sequences that are a part of others, the number of the first one among these: dropout is drawn by it.
     """
 
     starts: np.ndarray
     places: np.ndarray
     keys: np.ndarray
     rows: int
+    first: int = 0
 
     @classmethod
-    def of(cls, places: Sequence[np.ndarray], keys: Sequence[np.ndarray], rows: int) -> Sequences:
+    def of(cls, places: Sequence[np.ndarray], keys: Sequence[np.ndarray], rows: int, first: int = 0) -> Sequences:
         """From each sequence's places and keys."""
         starts = np.cumsum([0, *(len(own) for own in places)])
         whole = np.concatenate(places).astype(np.int32)
-        return cls(starts.astype(np.int32), whole, np.concatenate(keys).astype(np.float32), rows)
+        return cls(starts.astype(np.int32), whole, np.concatenate(keys).astype(np.float32), rows, first)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -42,7 +44,7 @@ class Sequences:
     @cached_property
     def tokens(self):
         """(T,) int32: each token's number, by sequence and place: what dropout is drawn by."""
-        return jt.array((np.repeat(np.arange(len(self)), self.lengths) * self.rows + self.places).astype(np.int32))
+        return jt.array((np.repeat(self._numbers, self.lengths) * self.rows + self.places).astype(np.int32))
 
     @cached_property
     def firsts(self):
@@ -52,7 +54,11 @@ class Sequences:
     @cached_property
     def first_tokens(self):
         """(B,) int32: the first tokens' numbers."""
-        return jt.array((np.arange(len(self)) * self.rows + self.places[self.starts[:-1]]).astype(np.int32))
+        return jt.array((self._numbers * self.rows + self.places[self.starts[:-1]]).astype(np.int32))
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        return self.first + np.arange(len(self))
 
     @property
     def lengths(self) -> np.ndarray:

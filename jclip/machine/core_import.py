@@ -28,6 +28,11 @@ _VARIABLES = (  # beside those in a build's stamp, what changes Jittor's compile
     "OMPI_COMM_WORLD_SIZE", "use_mpi", "DISABLE_MULTIPROCESSING", "mkl_include_path", "mkl_lib_path", "CONDA_PREFIX",
 )  # fmt: skip
 
+_ADDED = re.compile(
+    r"(namespace jittor {|init_module\(PyModuleDef\* mdef, PyObject\* m\) {)"
+    r"(?:extern void pyjt_def_\w+\(PyObject\* m\);|jittor::pyjt_def_\w+\(m\);)+"
+)  # of Jittor's MPI
+
 
 def facts_of(package: Path, libraries: list[str], onednn: Path | None) -> str:
     """Return a hash of the facts that decide whether a built core is up to date.
@@ -209,10 +214,10 @@ class _Names(dict):
         }
 
     def generated(self, headers, export="", extra_flags="") -> str:
-        """Return the bindings that stand in the cache."""
+        """Return the bindings that stand in the cache, without what Jittor adds to them when it writes them again."""
         home = Path(self.names["cache_path"])
         path = home / "custom_ops" / f"{export}.h" if export else home / "gen" / "jit_op_maker.h"
-        return path.read_text(encoding="utf8")
+        return _ADDED.sub(r"\1", path.read_text(encoding="utf8"))
 
     def __getitem__(self, name: str):
         return self.names[name]

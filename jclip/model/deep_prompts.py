@@ -46,6 +46,11 @@ class DeepPrompts:
         self._frame = gapped(model, data.classnames, config) if config.text else None
         self.params = {name: jt.array(array) for name, array in first_arrays(model, config, seed).items()}
 
+    @property
+    def width(self) -> int:
+        """E, of both towers' features."""
+        return self._model.config.embed_dim
+
     def text(self):
         """(C, E) text features of length one."""
         return self._frame.features(self.params["context"]) if self._frame else self._text

@@ -200,12 +200,15 @@ class GroundingNetwork(nn.Module):
         x = self.text_proj(_var(tokens))
         return self.text_norm(x) if self.shape.project_norm else x
 
-    def execute(self, images, texts, said, seen=None, of=None, seed: int | None = None, whole: bool = False) -> Found:
+    def execute(
+        self, images, texts, said, seen=None, of=None, seed: int | None = None, whole: bool = False, first: int = 0
+    ) -> Found:
         """Image tokens (I, N, W) and text tokens (B, L, E), L up to `max_text`, → boxes of B phrases.
 
         said: (B, L) 1 where a phrase has a token. seen: (I, N) 0 at patches of padding; all are seen by default.
         of: (B,) which photo a phrase is of; by default the b-th of the b-th. seed: training, dropout drawn by it; None: no
-        dropout. whole: nothing is left out, for comparison: the result is the same.
+        dropout. whole: nothing is left out, for comparison: the result is the same. first: of phrases that are a part of a
+        batch, the number of the first one: dropout is as in the batch.
         """
         if texts.shape[1] > self.shape.max_text or images.shape[1] != self.shape.image_tokens:
             wanted = f"{self.shape.image_tokens} image and at most {self.shape.max_text} text tokens"
@@ -213,7 +216,7 @@ class GroundingNetwork(nn.Module):
         said = np.asarray(said, np.float32)
         seen = np.ones(images.shape[:2], np.float32) if seen is None else np.asarray(seen, np.float32)
         of = np.arange(len(said)) if of is None else np.asarray(of)
-        packed = packed_tokens(said, seen, of, self.shape, whole)
+        packed = packed_tokens(said, seen, of, self.shape, whole, first)
         tokens = [
             self.reg_token.weight,
             self.projected_texts(_rows(texts, packed.texts)),
@@ -256,7 +259,7 @@ class PackedTokens(NamedTuple):
 
 
 def packed_tokens(
-    said: np.ndarray, seen: np.ndarray, of: np.ndarray, shape: FusionShape, whole: bool = False
+    said: np.ndarray, seen: np.ndarray, of: np.ndarray, shape: FusionShape, whole: bool = False, first: int = 0
 ) -> PackedTokens:
     """What is read of texts (B, L) and images (I, N) where `said` and `seen` are 0 or 1; of: (B,) each phrase's photo."""
     read, looked_at = (np.ones_like(a, bool) if whole else a != 0 for a in (said, seen))
@@ -270,7 +273,7 @@ def packed_tokens(
         index += [[0], 1 + rows[0][phrase, words], 1 + len(texts) + rows[1][photo, patches]]
         places.append(np.concatenate([[0], 1 + words, 1 + shape.max_text + patches]))
         keys.append(np.concatenate([[1], said[phrase, words], seen[photo, patches]]))
-    return PackedTokens(texts, images, np.concatenate(index), kernels.Sequences.of(places, keys, shape.length))
+    return PackedTokens(texts, images, np.concatenate(index), kernels.Sequences.of(places, keys, shape.length, first))
 
 
 def shape_projection(shape: FusionShape) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jclip import kernels
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.runtime import jt
 from jclip.weights.variants import TextConfig, ViTConfig
 
@@ -141,8 +143,8 @@ class Attention(nn.Module):
     def at_first(self, x, residual=None):
         """(B, N, D) → (B, D): what `execute` returns for the first token, for which the others need but k and v."""
         width, weight, bias = x.shape[-1], self.in_proj_weight, self.in_proj_bias
-        if self.reader is None:
-            qkv = self.in_proj(x)
+        if self.reader is None or self._rotation is not None:
+            qkv = self.turned(self.in_proj(x))
             q, kv = qkv[:, 0, :width].float32(), qkv[:, :, width:]
         else:
             q = kernels.linear(x[:, 0], kernels.rows(weight, 0, width), bias[:width])
@@ -259,8 +261,12 @@ class BatchNorm(nn.Module):
 
     def execute(self, x):
         if self.is_training():
-            y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
-            self.update_statistics(mean, variance, samples=x.shape[0] * x.shape[2] * x.shape[3])
+            if ranks.here().several:
+                y, mean, variance, samples = collectives.batch_norm(x, self.weight, self.bias, self.eps)
+            else:
+                y, mean, variance = kernels.batch_norm(x, self.weight, self.bias, self.eps)
+                samples = x.shape[0] * x.shape[2] * x.shape[3]
+            self.update_statistics(mean, variance, samples)
             return y
         scale = self.weight.float32() / jt.sqrt(self.running_var + self.eps)
         shift = self.bias.float32() - self.running_mean * scale

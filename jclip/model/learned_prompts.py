@@ -17,7 +17,9 @@ import numpy as np
 
 from jclip.errors import DataError
 from jclip.functional.similarity import normalise
+from jclip.kernels.collectives import shared_rows
 from jclip.kernels.gradient_parts import in_parts, slices
+from jclip.machine import ranks
 from jclip.model.clip import CLIP
 from jclip.model.layers import SharedStart
 from jclip.paths import replacing
@@ -194,7 +196,13 @@ class Frame:
         return SharedStart(rows, length, self._alike, runs) if saved >= WORTHWHILE * rows * length else None
 
     def features(self, vectors):
-        """(C, E) text features of length one of all prompts; of many the backward pass recomputes each part."""
+        """(C, E) text features of length one of all prompts; of many the backward pass recomputes each part.
+
+        Several ranks read a share each, and all get all.
+        """
+        if ranks.here().several:
+            width = self._model.config.embed_dim
+            return shared_rows(lambda rows: self._of_rows(vectors, rows), len(self), width)
         each = len(self) // self._runs
         if len(self) <= AT_ONCE or self._runs == 1:
             parts = [(rows, self._runs) for rows in slices(len(self), AT_ONCE)]
@@ -202,6 +210,16 @@ class Frame:
             starts = range(0, len(self), each)
             parts = [(slice(at + s.start, at + s.stop), 1) for at in starts for s in slices(each, AT_ONCE)]
         return in_parts(lambda part: self.encode(vectors, part[0], runs=part[1]), parts, [vectors])
+
+    def _of_rows(self, vectors, rows: slice):
+        """(n, E) of consecutive prompts, in parts of one run each."""
+        each, parts = len(self) // self._runs, []
+        for at in range(0, len(self), each):
+            start, stop = max(at, rows.start), min(at + each, rows.stop)
+            parts += (
+                [slice(start + s.start, start + s.stop) for s in slices(stop - start, AT_ONCE)] if start < stop else []
+            )
+        return in_parts(lambda part: self.encode(vectors, part), parts, [vectors])
 
 
 class Prompts:

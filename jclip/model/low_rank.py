@@ -32,6 +32,7 @@ class Adapters:
     def __init__(self, model: CLIP, config: LowRank, seed: int):
         self._model, self._config, self._training = model, config, False
         self._seed, self._drawn = (0,), 0
+        self._rows: tuple[int, int] | None = None
         self.params: dict[str, jt.Var] = {}
         rng = np.random.default_rng((seed, 0x10A))
         for name, attention in self._places():
@@ -74,9 +75,12 @@ class Adapters:
         """Whether dropout is on."""
         self._training = on
 
-    def draw(self, *seed: int) -> None:
-        """From now on dropout draws by `seed`, mask after mask."""
-        self._seed, self._drawn = seed, 0
+    def draw(self, *seed: int, rows: tuple[int, int] | None = None) -> None:
+        """From now on dropout draws by `seed`, mask after mask.
+
+        rows: of which row of how many a batch is the first, where it is a part of one that is drawn as a whole.
+        """
+        self._seed, self._drawn, self._rows = seed, 0, rows
 
     @property
     def position(self) -> tuple[tuple[int, ...], int]:
@@ -109,7 +113,7 @@ class Adapters:
             return x
         self._drawn += 1
         seed = int(np.random.default_rng((*self._seed, self._drawn)).integers(2**31))
-        return dropout(x, self._config.dropout, seed)
+        return dropout(x, self._config.dropout, seed, self._rows)
 
     def merged(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Weights of the model, by name, with the updates of `arrays` (named as `params`) added in."""

@@ -82,6 +82,8 @@ def image_groups(config: CLIPConfig) -> list[Patterns]:
         return [stem, *((f"visual.layer{i}.*",) for i in (1, 2, 3, 4)), ("visual.attnpool.*",)]
     blocks = [(f"visual.transformer.resblocks.{i}.*",) for i in range(config.vision.layers)]
     stem, head = _VIT_ENDS[config.vision.kind]
+    if not config.vision.class_tokens:
+        stem = tuple(part for part in stem if part != "visual.class_embedding")
     return [stem, *blocks[:-1], (*blocks[-1], "visual.ln_post.*"), head]
 
 

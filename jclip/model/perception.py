@@ -69,7 +69,7 @@ class PerceptionTower(nn.Module):
 
     def leave(self, x, dense: str | None = None, penultimate: bool = False):
         """The last block's output (B, 1 + N, D) → as `encode`."""
-        y = self.ln_post(x)
+        y = self.ln_post(x, self.attn_pool.attn.in_proj_weight)
         pooled = self.attn_pool(y)
         pooled = pooled if penultimate else self.project(pooled)
         if dense is None:
@@ -98,13 +98,11 @@ class AttentionPooling(nn.Module):
 
     def execute(self, x):
         """(B, N, D) → (B, D)."""
-        (B, N, D), heads = x.shape, self.attn.heads
+        B, _, D = x.shape
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        q = kernels.linear(self.probe, weight, bias)[:, :, :D].reshape((1, 1, heads, D // heads))
-        kv = kernels.linear(x, kernels.rows(weight, D), bias[D:]).float32().reshape((B, N, 2, heads, D // heads))
-        scores = (kv[:, :, 0] * (q * (D // heads) ** -0.5)).sum(dim=3)
-        shares = nn.softmax(scores, dim=1)  # (B, N, heads)
-        return self._behind((shares.unsqueeze(3) * kv[:, :, 1]).sum(dim=1).reshape((B, D)).cast(x.dtype))
+        q = kernels.linear(self.probe.reshape((1, D)), weight, bias)[:, :D].float32().expand((B, D))
+        kv = kernels.linear(x, kernels.rows(weight, D), bias[D:], half=True)
+        return self._behind(kernels.class_attention(q, kv, self.attn.heads))
 
     def values(self, x):
         """(..., D) → (..., D): what the pool makes of each token if it sees that one alone."""
@@ -114,7 +112,7 @@ class AttentionPooling(nn.Module):
 
     def _behind(self, mixed):
         a = self.attn.out_proj(mixed)
-        return self.mlp(self.layernorm(a), residual=a)
+        return self.mlp(self.layernorm(a, self.mlp.c_fc.weight), residual=a)
 
 
 def turn_blocks(blocks, config: PerceptionConfig) -> None:

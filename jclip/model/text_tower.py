@@ -117,6 +117,8 @@ class TextEncoder:
         if not self.holds_text:
             check_takes_vectors(self.config.text)
             return self.text.encode_embeddings(x, np.asarray(eot), dense, insert=insert, taps=taps)
+        if not self.causal:
+            x, shared = self._padded(x), None
         length = x.shape[1]
         x = x + self.positional_embedding[:length]
         if shared:
@@ -130,6 +132,16 @@ class TextEncoder:
             every = kernels.linear(self.ln_final(x), self.text_projection.transpose(0, 1))
             return _pick_rows(every, eot), every
         return jt.matmul(self.ln_final(_pick_rows(x, eot)), self.text_projection)
+
+    def _padded(self, x):
+        """(B, L, D) → (B, context, D): embeddings with those of padding after them, which a tower that is not causal sees."""
+        B, L, D = x.shape
+        rest = self.config.text.context_length - L
+        if not rest:
+            return x
+        pad = 0 if self.vocabulary is None else self.tokenizer.pad
+        padding = self.token_embedding.weight[pad].reshape((1, 1, D)).expand((B, rest, D))
+        return jt.concat([x, padding.cast(x.dtype)], dim=1)
 
 
 def _pick_rows(x, positions):

@@ -34,7 +34,11 @@ NAMES = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANG
         "ARMENIAN",
     )
 }  # fmt: skip - the first word of a letter's Unicode name → what people call the script
-READERS = "Chinese-CLIP, SigLIP 2 or open_clip's xlm-roberta towers"  # weights that read other scripts
+READERS = "Chinese-CLIP, SigLIP 2 or MetaCLIP 2 worldwide"  # weights that read other scripts
+LEARNED = {  # kind of vocabulary → the captions that its weights learned from, and their scripts beside Latin
+    "openai-bpe": ("English", ()),
+    "wordpiece": ("Chinese", ("CJK",)),
+}
 _warned: set[str] = set()
 
 
@@ -48,16 +52,26 @@ def script_of(text: str) -> str:
 def warn_unread(texts: Iterable[str], tokenizer: str = "openai-bpe") -> None:
     """One line on stderr, once per process and script, where a text is in a script that the weights never learned.
 
-    All weights that CLIP's own vocabulary belongs to were trained on English captions: their bytes of other scripts
-    become tokens without meaning, and results are random.
+    tokenizer: the kind of their vocabulary. All weights that CLIP's own belongs to were trained on English captions: their
+    bytes of other scripts become tokens without meaning, and results are random. A WordPiece is Chinese-CLIP's.
     """
-    if tokenizer != "openai-bpe":
+    if tokenizer not in LEARNED:
         return
+    language, own = LEARNED[tokenizer]
     for text in texts:
         script = script_of(text)
-        if script in NAMES and script not in _warned:
+        if script in NAMES and script not in own and script not in _warned:
             _warned.add(script)
             notice(
-                f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned (English captions): results "
-                f"will be near random; write it in English, or use weights that read it: {READERS} (not read by jclip yet)"
+                f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned ({language} captions): results "
+                f"will be near random; write it in {language}, or use weights that read it: {READERS}"
             )
+
+
+def warn_mixed(name: str, prompt: str, tokenizer: str) -> None:
+    """One line on stderr where a class has a Chinese name, and weights that learned Chinese read it in an English prompt."""
+    if tokenizer == "wordpiece" and script_of(name) == "CJK" and script_of(prompt.replace(name, "")) == "LATIN":
+        notice(
+            f"{quoted(prompt, 60)} is English around a Chinese name: prompts in Chinese fit these weights better, such as "
+            "--templates chinese or --templates '一张{}的照片。'"
+        )

@@ -24,7 +24,7 @@ INSTALL = "pip install 'jclip[tokenizers]'"
 UNSPELLABLE = "\uffff"  # Unicode's noncharacter: begins the pieces that no text may reach; in texts it is replaced
 REPLACEMENT = "\ufffd"
 PAD_NAMES = ("<pad>", "[PAD]")
-MOST_MORE, MOST_FEWER = 1 / 64, 1 / 8  # tokens that a vocabulary may have beside its tower's embedding, as a share
+MOST_OTHER = 1 / 64  # of an embedding's rows: spare ones, or tokens that no text holds
 _DEEPEST = 8  # sequences within sequences
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -139,7 +139,7 @@ def vocabulary_of(spec: Spec) -> dict[str, int]:
 
 
 def _check_size(size: int, rows: int, kind: str) -> None:
-    if not -rows * MOST_FEWER <= size - rows <= rows * MOST_MORE:
+    if abs(size - rows) > rows * MOST_OTHER:
         raise CheckpointError(
             f"the vocabulary ({kind}) has {size:,} tokens, the weights' embedding {rows:,}: "
             "it must be the one that the weights were trained with; take it from their folder"

@@ -62,10 +62,14 @@ class VocabularyFile:
     kind: str
     data: bytes
     settings: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)  # the file, for messages
 
     def open(self, text_config: TextShape) -> TextTokenizer:
-        """The tokenizer for a text tower. Raises as `open_tokenizer` does."""
-        return open_tokenizer(self.kind, self.data, text_config, self.settings)
+        """The tokenizer for a text tower. Raises as `open_tokenizer` does, with the file's name."""
+        try:
+            return open_tokenizer(self.kind, self.data, text_config, self.settings)
+        except CheckpointError as e:
+            raise CheckpointError(f"{self.place}: {e}" if self.place else str(e)) from None
 
 
 def open_tokenizer(

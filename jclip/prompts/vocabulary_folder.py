@@ -29,8 +29,8 @@ _WORDPIECE_NAMES = ("cls_token", "sep_token", "pad_token", "unk_token")
 Settings = dict[str, Any]
 
 
-def find(folder: Path) -> tuple[str, bytes, Settings] | None:
-    """Kind, bytes and settings of a folder's vocabulary, None where there is none or it is CLIP's own.
+def find(folder: Path) -> tuple[str, bytes, Settings, str] | None:
+    """Kind, bytes, settings and file of a folder's vocabulary, None where there is none or it is CLIP's own.
 
     Raises `CheckpointError` for a file that can't be read.
     """
@@ -45,7 +45,7 @@ def find(folder: Path) -> tuple[str, bytes, Settings] | None:
     config = _table(folder / "config.json")
     data = _bytes_of(file)
     if file.name == "vocab.txt":
-        return "wordpiece", data, _cleaning(text) | _wordpiece_settings(said)
+        return "wordpiece", data, _cleaning(text) | _wordpiece_settings(said), str(file)
     name = str(said.get("tokenizer_class") or "")
     if file.suffix == ".model":
         fairseq = file.name == _FAIRSEQ_FILE or name.startswith(_FAIRSEQ_CLASS)
@@ -53,7 +53,7 @@ def find(folder: Path) -> tuple[str, bytes, Settings] | None:
         data = json.dumps(sentencepiece_model.tokenizer_of(found, fairseq), ensure_ascii=False).encode()
     elif _END_OF_WORD in data and _is_clips(data, file):
         return None
-    return "tokenizer.json", data, _settings(said, text, config, name, data)
+    return "tokenizer.json", data, _settings(said, text, config, name, data), str(file)
 
 
 def _settings(said: Settings, text: Settings, config: Settings, name: str, data: bytes) -> Settings:
@@ -61,7 +61,7 @@ def _settings(said: Settings, text: Settings, config: Settings, name: str, data:
     settings = _cleaning(text)
     kind = _MODEL.search(data)
     byte_pairs = kind is not None and kind[1] == b"BPE"
-    siglip = name.startswith("Siglip") or str(config.get("model_type") or "").startswith("siglip")
+    siglip = name.startswith("Siglip") or str(config.get("model_type") or "").startswith(("siglip", "fgclip2"))
     if not settings and siglip:
         settings = {"lower_case": True} if byte_pairs else {"clean": "siglip"}
     elif not settings and name.startswith("Gemma") and said.get("do_lower_case") is True:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jclip.data.shares import WHOLE, Share
 from jclip.errors import ConfigError, DataError, JclipError, notice
 from jclip.paths import file_sha256, is_file, replacing
 from jclip.readers.text import read_json
@@ -30,6 +31,82 @@ PART = 2000  # rows that are kept together: a break loses those of one part
 DIGITS = 6
 
 
+class Reliabilities:
+    """Reliabilities of all rows by each measurer, in parts below `out`.
+
+    Raises `ConfigError` where `out` holds the reliabilities of other rows or by other runs.
+    """
+
+    def __init__(self, rows: RowSet, measurers: Mapping[str, FinishedRun], out: Path):
+        self._rows, self._measurers, self.folder = rows, measurers, out
+        self.key = hash_of([
+            [rows.identity(n) for n in range(len(rows))],
+            {name: [str(done.folder.resolve()), file_sha256(done.folder / LEARNED)] for name, done in measurers.items()},
+        ])  # fmt: skip
+        self.known = _known(out, self.key)
+        self._all, self._parts = out / f"{SCORES}-{self.key}.npy", out / f"{PARTS}-{self.key}"
+        self._order = sorted(range(len(rows)), key=rows.group)  # rows of one photo are scored together
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Rows of each part."""
+        return [len(self._numbers(at)) for at in range(-(-len(self._order) // PART))]
+
+    def done(self) -> int:
+        """Rows of the parts that are there."""
+        return sum(size for number, size in enumerate(self.sizes) if is_file(self._place(number)))
+
+    def missing(self) -> Sequence[int]:
+        """Numbers of the parts that are not there."""
+        if self._stored_whole() is not None:
+            return []
+        return [number for number in range(len(self.sizes)) if self._stored_part(number) is None]
+
+    def finish(self, own: Share) -> int:
+        """Scores the rows of a share's parts that are not there, and returns how many these are."""
+        from tqdm import tqdm
+
+        if self._stored_whole() is not None:
+            return 0
+        if self.known is None:
+            _write(self.folder, {"made_of": self.key, "rows": len(self._rows), "complete": False, "measurers": {}})
+        done, numbers = 0, own.of_numbers(len(self.sizes))
+        for number in tqdm(numbers, desc="rows", unit="part", disable=None, leave=False):
+            if self._stored_part(number) is None:
+                some = self._rows.only(self._numbers(number))
+                each = range(len(some))
+                values = np.stack([some.reliability(run, each) for run in self._measurers.values()])
+                if not ((values >= 0) & (values <= 1)).all():
+                    raise DataError("a run gave reliabilities that are no numbers in [0, 1]: train it again")
+                _keep(self._place(number), values)
+                done += len(some)
+        return done
+
+    def values(self) -> np.ndarray:
+        """(M, N), which are kept for other thresholds; what is missing is scored."""
+        found = self._stored_whole()
+        if found is None:
+            self.finish(WHOLE)
+            found = np.zeros((len(self._measurers), len(self._rows)))
+            for number in range(len(self.sizes)):
+                found[:, self._numbers(number)] = self._stored_part(number)
+            _keep(self._all, found)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return found
+
+    def _numbers(self, part: int) -> list[int]:
+        return self._order[part * PART : (part + 1) * PART]
+
+    def _place(self, part: int) -> Path:
+        return self._parts / f"{part}.npy"
+
+    def _stored_whole(self) -> np.ndarray | None:
+        return _stored(self._all, (len(self._measurers), len(self._rows)))
+
+    def _stored_part(self, part: int) -> np.ndarray | None:
+        return _stored(self._place(part), (len(self._measurers), len(self._numbers(part))))
+
+
 def score_rows(
     rows: RowSet, measurers: Mapping[str, FinishedRun], out: Path, above: Sequence[float] = (), stem: str = "rows"
 ) -> dict[str, Any]:
@@ -38,20 +115,22 @@ def score_rows(
     above: thresholds; rows with a reliability above by the first measurer go into `<stem>_0_5` for 0.5. Raises
     `ConfigError` where `out` holds the reliabilities of other rows or by other runs.
     """
-    key = hash_of([
-        [rows.identity(n) for n in range(len(rows))],
-        {name: [str(done.folder.resolve()), file_sha256(done.folder / LEARNED)] for name, done in measurers.items()},
-    ])  # fmt: skip
-    known = _known(out, key)
-    if known is not None and known["complete"] and known.get("above") == [*above]:
-        return known
-    values = {"made_of": key, "rows": len(rows), "complete": False, "above": [*above], "measurers": {}}
-    _write(out, values)
-    scores = dict(zip(measurers, _all_scores(rows, measurers, out, key), strict=True))
-    values["measurers"] = {name: _figures(rows, done, scores[name]) for name, done in measurers.items()}
-    _write_files(rows, scores, out, above, stem)
-    _write(out, {**values, "complete": True})
-    return {**values, "complete": True}
+    return write_reliabilities(Reliabilities(rows, measurers, out), rows, measurers, above, stem)
+
+
+def write_reliabilities(
+    of: Reliabilities, rows: RowSet, measurers: Mapping[str, FinishedRun], above: Sequence[float], stem: str
+) -> dict[str, Any]:
+    """As `score_rows`, of rows that are scored already or are going to be."""
+    if of.known is not None and of.known["complete"] and of.known.get("above") == [*above]:
+        return of.known
+    begun = {"made_of": of.key, "rows": len(rows), "complete": False, "above": [*above], "measurers": {}}
+    _write(of.folder, begun)
+    scores = dict(zip(measurers, of.values(), strict=True))
+    found = {name: _figures(rows, done, scores[name]) for name, done in measurers.items()}
+    _write_files(rows, scores, of.folder, above, stem)
+    _write(of.folder, {**begun, "measurers": found, "complete": True})
+    return {**begun, "measurers": found, "complete": True}
 
 
 def names_of(out: Path, rows: RowSet, above: Sequence[float], stem: str) -> list[Path]:
@@ -61,39 +140,9 @@ def names_of(out: Path, rows: RowSet, above: Sequence[float], stem: str) -> list
     return [out / name for name in [*names, *(f"{stem}_{curriculum_files.spelt(h)}{rows.ending}" for h in above)]]
 
 
-def _all_scores(rows: RowSet, measurers: Mapping[str, FinishedRun], out: Path, key: str) -> np.ndarray:
-    """(M, N) reliabilities, which are kept for other thresholds."""
-    place, parts = out / f"{SCORES}-{key}.npy", out / f"{PARTS}-{key}"
-    found = _stored(place, (len(measurers), len(rows)))
-    if found is None:
-        found = _scored(rows, measurers, parts)
-        _keep(place, found)
-    shutil.rmtree(parts, ignore_errors=True)
-    return found
-
-
 def _keep(place: Path, values: np.ndarray) -> None:
     with replacing(place) as temporary, open(temporary, "wb") as file:
         np.save(file, values, allow_pickle=False)
-
-
-def _scored(rows: RowSet, measurers: Mapping[str, FinishedRun], parts: Path) -> np.ndarray:
-    """(M, N) reliabilities; rows of one photo are scored together."""
-    from tqdm import tqdm
-
-    order = sorted(range(len(rows)), key=rows.group)
-    found = np.zeros((len(measurers), len(rows)))
-    for number, at in enumerate(tqdm(range(0, len(order), PART), desc="rows", unit="part", disable=None, leave=False)):
-        numbers, place = order[at : at + PART], parts / f"{number}.npy"
-        values = _stored(place, (len(measurers), len(numbers)))
-        if values is None:
-            some = rows.only(numbers)
-            values = np.stack([some.reliability(done, range(len(numbers))) for done in measurers.values()])
-            if not ((values >= 0) & (values <= 1)).all():
-                raise DataError("a run gave reliabilities that are no numbers in [0, 1]: train it again")
-            _keep(place, values)
-        found[:, numbers] = values
-    return found
 
 
 def _stored(place: Path, shape: tuple[int, int]) -> np.ndarray | None:

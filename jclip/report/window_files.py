@@ -19,6 +19,7 @@ import numpy as np
 from jclip.config import to_json
 from jclip.data.labelled_captions import counted, read_captions
 from jclip.data.multi_label_sets import read_labels
+from jclip.data.shares import WHOLE, Share
 from jclip.data.splits import Split
 from jclip.errors import CheckpointError, ConfigError, DataError, UnknownName, notice
 from jclip.features import window_scores
@@ -164,14 +165,32 @@ class WindowFiles:
     def score(self) -> dict[str, Path]:
         """Scores what no part has yet, and writes the files; run → its score file. Raises `ConfigError` where the folder
         has scores of something else."""
-        made_of = self._made_of
+        self.finish(WHOLE)
+        return self._write(self._made_of)
+
+    def finish(self, own: Share) -> int:
+        """Scores what no part of a share has yet, and returns how many photos these were. Raises as `score` does."""
+        made_of, scorer, done = self._made_of, None, 0
         self._claim(made_of)
-        scorer = None
-        for number in range(self._count):
+        for number in own.of_numbers(self._count):
             if not self._is_whole(number, made_of):
                 scorer = scorer or window_scores.WindowScorer(self._models(), self.plan)
                 self._compute(scorer, number, made_of)
-        return self._write(made_of)
+                done += len(self._part(number)[1])
+        return done
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Photos of each part."""
+        return [len(self._part(number)[1]) for number in range(self._count)]
+
+    def done(self) -> int:
+        """Photos of the parts that are there."""
+        return sum(size for number, size in enumerate(self.sizes) if self._part(number)[0].is_file())
+
+    def missing(self) -> Sequence[int]:
+        """Numbers of the parts that are not there, or of something else."""
+        return [number for number in range(self._count) if not self._is_whole(number, self._made_of)]
 
     def of_runs(self) -> dict[str, Callable[[], Iterator[np.ndarray]]]:
         """Run → what gives its fused scores (n, C), float64, part after part; of photos that `score` has scored."""

@@ -13,9 +13,11 @@ from jclip.data.box_photos import views_of_photos
 from jclip.data.box_views import BoxAugment
 from jclip.data.loader import OnError, warn_once
 from jclip.features.box_features import Batch, BoxFeatures, normalisation, seen_tokens, square_side
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.runtime import jt
 from jclip.train.box_towers import LearningTowers
-from jclip.train.box_training import absent_phrases, batch_loss, check_step
+from jclip.train.box_training import absent_phrases, batch_loss, check_step, own_batch
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,42 @@ class PhotoBatches:
     def _whole(self, chunks: Sequence[np.ndarray], epoch: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Each photo of a batch once."""
         samples, views = self.features.samples, self._views(epoch)
-        wanted = [np.unique(samples.of[rows]) for rows in chunks]
+        wanted = [np.unique(samples.of[rows[ranks.here().share(len(rows))]]) for rows in chunks]
         found = views_of_photos(samples, np.concatenate(wanted).tolist(), views, 2 * self.size)
         for rows, photos in zip(chunks, wanted, strict=True):
             pixels = np.stack([views.view_of(next(found)[1]).pixels for _ in photos])
-            yield self.features.batch(rows, absent_phrases(self.features, rows, self.absent, rng))._replace(
-                pixels=pixels
-            )
+            absent = absent_phrases(self.features, rows, self.absent, rng)
+            yield own_batch(self.features, rows, absent)._replace(pixels=pixels)
 
     def _drawn(self, chunks: Sequence[np.ndarray], epoch: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Each phrase with a view of its own; where photos are left out a later phrase takes the place."""
         samples, views, failed = self.features.samples, self._views(epoch), []
-        rows = np.concatenate(chunks)
+        own = ranks.here().share(self.size)
+        rows = np.concatenate([chunk[own] for chunk in chunks])
+        whole = iter(chunks) if ranks.here().several else None
         prepared = views_of_photos(
             samples, samples.of[rows].tolist(), views, 2 * self.size, rows.tolist(), self.on_error, failed
         )
         waiting: list[tuple[int, np.ndarray]] = []
         for place, array in prepared:
             waiting.append((int(rows[place]), array))
-            if len(waiting) == self.size:
-                yield self._batch_of(waiting, views, rng)
+            if len(waiting) == own.stop - own.start:
+                yield self._batch_of(waiting, views, rng, next(whole) if whole else None)
                 waiting = []
         warn_once(failed, self._reported)
 
-    def _batch_of(self, waiting: list[tuple[int, np.ndarray]], views: BoxViews, rng: np.random.Generator) -> Batch:
+    def _batch_of(
+        self,
+        waiting: list[tuple[int, np.ndarray]],
+        views: BoxViews,
+        rng: np.random.Generator,
+        whole: np.ndarray | None,
+    ) -> Batch:
+        """whole: of several ranks, the rows of the batch of which `waiting` are this one's."""
         features, rows = self.features, np.array([row for row, _ in waiting])
         seen = [views.view_of(array) for _, array in waiting]
-        batch = features.batch(rows, absent_phrases(features, rows, self.absent, rng))
+        every = rows if whole is None else whole
+        batch = own_batch(features, every, absent_phrases(features, every, self.absent, rng))
         return batch._replace(
             images=None, pixels=np.stack([view.pixels for view in seen]), of=np.arange(len(rows)),
             seen=np.stack([seen_tokens(features.source, view.place, features.reading.layers) for view in seen]),
@@ -120,10 +131,12 @@ def step_gradients(
     """The loss of all batches together and its gradients by `params`, one batch at a time in memory.
 
     What of the towers learns, or has views that no cache has, is computed here. seed, number: of what is drawn, and the
-    step's. Returns Jittor variables.
+    step's. Of several ranks each has its share of each batch, and all get the loss and gradients of all. Returns Jittor
+    variables.
     """
     params, total, loss = list(params), None, None
-    there, count = sum(float(b.there.sum()) for b in batches), sum(len(b.there) for b in batches)
+    sums = np.array([sum(float(b.there.sum()) for b in batches), sum(len(b.there) for b in batches)])
+    there, count = collectives.total(sums).tolist()
     for place, batch in enumerate(batches):
         towers.learn(number, place)
         draw = (seed, number) if len(batches) == 1 else (seed, number, place)
@@ -136,7 +149,7 @@ def step_gradients(
         if len(batches) > 1:
             jt.sync([*total, loss])
     towers.rest()
-    return loss, total
+    return collectives.summed_gradients(loss, total)
 
 
 def whole_batch(towers: LearningTowers, batch: Batch) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from jclip.errors import DataError
 from jclip.features.box_features import Batch, BoxFeatures, found_boxes
 from jclip.functional import boxes as box_forms
 from jclip.functional.box_metrics import auroc, box_report, group_report, phrase_groups
+from jclip.machine import ranks
 from jclip.postponed import jt
 
 GROUPS = {"with a direction word": "sides", "without": "no_sides"}  # of phrases, in the metrics' names
@@ -52,7 +53,14 @@ class PhraseBatches:
         order = rng.permutation(len(self.features))
         for number in range(len(self)):
             rows = order[number * self.size : (number + 1) * self.size]
-            yield self.features.batch(rows, absent_phrases(self.features, rows, self.absent, rng))
+            yield own_batch(self.features, rows, absent_phrases(self.features, rows, self.absent, rng))
+
+
+def own_batch(features: BoxFeatures, rows: np.ndarray, absent: Mapping[int, str]) -> Batch:
+    """The batch of these rows; of several ranks, this one's share of it."""
+    own = ranks.here().share(len(rows))
+    absent = {place - own.start: phrase for place, phrase in absent.items() if own.start <= place < own.stop}
+    return features.batch(rows[own], absent)._replace(first=own.start)
 
 
 def absent_phrases(features: BoxFeatures, rows: np.ndarray, share: float, rng: np.random.Generator) -> dict[int, str]:
@@ -67,10 +75,12 @@ def batch_loss(network: Any, batch: Batch, seed: int, shares: tuple[float, float
 
     seed: of dropout. shares: what both are multiplied with, of a part of a larger batch. Returns a Jittor variable.
     """
-    found = network(batch.images, batch.texts, batch.said, batch.seen, batch.of, seed=seed)
+    found = network(batch.images, batch.texts, batch.said, batch.seen, batch.of, seed=seed, first=batch.first)
     there = np.flatnonzero(batch.there).astype(np.int32)
-    boxes = found.boxes if len(there) == len(batch.there) else found.boxes[jt.array(there)]
-    loss = box_forms.box_loss(boxes, jt.array(batch.boxes[there])) * shares[0]
+    boxes = found.boxes if len(there) in (0, len(batch.there)) else found.boxes[jt.array(there)]
+    loss = (
+        box_forms.box_loss(boxes, jt.array(batch.boxes[there])) * shares[0] if len(there) else (boxes * 0).sum()
+    )  # a rank's share of a batch may show nothing
     if found.present is None:
         return loss
     x, y = found.present, jt.array(batch.there)

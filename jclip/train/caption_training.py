@@ -34,7 +34,7 @@ from jclip.prompts.spelling import name_key
 from jclip.readers import safetensors
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit
-from jclip.train.optim import TrainState, learning_rate, optimiser
+from jclip.train.optim import TrainState, learning_rate, optimiser, step_together
 from jclip.train.run import Run, read_result
 from jclip.train.run_folder import LEARNED
 
@@ -165,7 +165,7 @@ def train(
         optim.lr = learning_rate(cfg.optim, number, total)
         teacher = {name: state.average[f"context_{name}"] for name in prompts.vectors} if state.average else None
         value = loss(rows, teacher)
-        optim.step(value)
+        step_together(optim, value)
         return value
 
     epochs = cfg.optim.trained_epochs

@@ -22,10 +22,19 @@ from jclip.prompts.templates import class_prompts, load_templates
 from jclip.runtime import jt
 from jclip.train.loop import fit
 from jclip.train.on_features import coop_rate, zero_shot_report
-from jclip.train.on_photos import AugmentedBatches, ChosenOnPhotos, check_photos, measure, photo_epochs
-from jclip.train.optim import TrainState, optimiser
+from jclip.train.on_photos import (
+    AugmentedBatches,
+    ChosenOnPhotos,
+    check_photos,
+    measure,
+    photo_epochs,
+    photos_digest,
+    shared_images,
+)
+from jclip.train.optim import TrainState, optimiser, step_together
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
+from jclip.train.several_ranks import note_ranks
 from jclip.weights.stored_vocabulary import check_takes_vectors
 
 Penalty = Callable[[Any, Any, Any, Any], Any]  # pixels, image features, text features, scores → a scalar
@@ -72,6 +81,7 @@ def photos_for(cfg: DeepPromptConfig, run: Run) -> tuple[ModelSource, PhotoData,
         check_takes_vectors(source.config.text)
     photos = read_photos(cfg.data)
     check_photos(cfg, photos)
+    note_ranks(run, photos_digest(photos))
     data = few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**data.facts)
     return source, photos, data
@@ -124,7 +134,7 @@ def train(
     def step(batch, number: int):
         optim.lr = rate(number)
         loss = loss_of(*batch)
-        optim.step(loss)
+        step_together(optim, loss)
         return loss
 
     def epochs(epoch: int):
@@ -151,11 +161,13 @@ def train(
 
 
 def batch_loss(prompts: DeepPrompts, scale: float, penalty: Penalty | None = None) -> Callable:
-    """(pixels, labels) → cross-entropy of s f T' over all classes, plus the penalty."""
+    """(pixels, labels) → cross-entropy of s f T' over all classes, plus the penalty; pixels are this rank's rows."""
+    width = prompts.width
 
     def loss(pixels: np.ndarray, labels: np.ndarray):
-        pixels = jt.array(pixels).stop_grad()
-        images, text = prompts.images(pixels), prompts.text()
+        pixels = jt.array(pixels).stop_grad() if len(pixels) else pixels
+        images = shared_images(prompts.images, pixels, len(labels), width)
+        text = prompts.text()
         scores = zero_shot_scores(images, text, scale)
         own = cross_entropy(scores, jt.array(labels.astype(np.int32)))
         return own + penalty(pixels, images, text, scores) if penalty else own

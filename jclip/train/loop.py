@@ -14,6 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jclip.errors import ConfigError, DataError, JclipError, advice_when_full
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.runtime import jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
@@ -67,6 +69,7 @@ def fit(
     place = run.slot(slot)
     outcome, first, number = _resume(place, state)
     run.drop_lines(slot, first)
+    _require_equal(state, run, {"place to go on from": [first, number]})
     saved = time.monotonic()
     shown = None if run.writer else True  # of several processes one shows where training stands
     with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=shown, leave=False) as bar:
@@ -78,6 +81,7 @@ def fit(
                     state.settle()
                 number += 1
                 bar.update()
+            _require_equal(state, run, {})
             due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean()}
             measured = keep == "average" and (due or after_epoch)
@@ -107,6 +111,13 @@ def _measure(
     if _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
         outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
         _check_finite(outcome.best_arrays, epoch)
+
+
+def _require_equal(state: TrainState, run: Run, facts: dict[str, Any]) -> None:
+    """Raises `RanksDiffer` where one of several ranks would train something else."""
+    if ranks.here().several:
+        known = {"model file": run.facts.get("weights_sha256", ""), "training data": run.facts.get("data_digest", "")}
+        collectives.require_equal({**known, **facts, "weights": collectives.digest(state.arrays())})
 
 
 def _is_better(value: float, best: float, among_equals: str) -> bool:

@@ -24,7 +24,7 @@ from jclip.functional.losses import cross_entropy
 from jclip.functional.metrics import top_k
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit, predict
-from jclip.train.optim import TrainState, cosine, learning_rate, optimiser, warmup_steps
+from jclip.train.optim import TrainState, cosine, learning_rate, optimiser, step_together, warmup_steps
 from jclip.train.run import Run
 
 Selection = Literal["val", "last", "test"]
@@ -176,7 +176,8 @@ class Learner:
 
     params: what is learned, by the names of its arrays. scores: features (B, E) → (B, C) with the `params` as they are.
     loss: features (B, E), labels (B,) → a scalar; by default the mean cross-entropy of `scores`. rate: learning rate of
-    step number n, in place of the config's schedule. clip: largest norm of the gradient, 0 for any.
+    step number n, in place of the config's schedule. clip: largest norm of the gradient, 0 for any. by_ranks: whether
+    several ranks compute a share each of what lies between the params and the loss; else each computes all of it.
     """
 
     params: Mapping[str, jt.Var]
@@ -184,6 +185,7 @@ class Learner:
     loss: Callable[[jt.Var, jt.Var], jt.Var] | None = None
     rate: Callable[[int], float] | None = None
     clip: float = 0.0
+    by_ranks: bool = False
 
     def loss_of(self, features: jt.Var, labels: jt.Var) -> jt.Var:
         """(B, E), (B,) → a scalar."""
@@ -213,7 +215,10 @@ def train(
         features, labels = batch
         optim.lr = learner.rate(number) if learner.rate else learning_rate(config, number, total)
         value = learner.loss_of(features, labels)
-        optim.step(value, learner.clip)
+        if learner.by_ranks:
+            step_together(optim, value, learner.clip)
+        else:
+            optim.step(value, learner.clip)
         return value
 
     state, seen = TrainState(optim), watched(data, selection)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -25,7 +27,9 @@ from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.metrics import classification_report
 from jclip.functional.similarity import normalise
+from jclip.kernels import collectives
 from jclip.kernels.gradient_parts import Part, in_parts, slices
+from jclip.machine import ranks
 from jclip.model.clip import CLIP, held_statistics, inference
 from jclip.runtime import jt
 
@@ -62,19 +66,69 @@ def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
 def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
     """epoch → batches (pixels, labels) in seeded order, each photo in a fresh view; skipped photos are reported once.
 
-    cfg: a recipe's config with data, augment, optim and seed.
+    cfg: a recipe's config with data, augment, optim and seed. Of several ranks each has the pixels of its share of a
+    batch's rows (none of a short one, perhaps), and all labels.
     """
     pipeline, reported = augment_named(cfg.augment), set()
+    broken = broken_photos(cfg, photos.train, source.preprocess)
 
     def epoch(number: int):
         order = np.random.default_rng((cfg.seed, number)).permutation(len(photos.train))
-        split, failed = photos.train.take(order), []
         views = Views(source.preprocess, pipeline, cfg.seed, (number,))
+        if ranks.here().several:
+            yield from shared_batches(cfg, photos.train, order[~np.isin(order, broken)], views)
+            return
+        split, failed = photos.train.take(order), []
         for rows, pixels in photo_batches(split.paths, views, cfg.optim.batch, cfg.data.on_error, failed, order):
             yield pixels[:, 0], split.labels[rows]
         warn_once(failed, reported)
 
     return epoch
+
+
+def shared_batches(
+    cfg: AugmentedBatches, train: Split, order: np.ndarray, views: Views
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pixels of this rank's rows, and labels of all rows, of the batches of rows in that order."""
+    batches = [order[at : at + cfg.optim.batch] for at in range(0, len(order), cfg.optim.batch)]
+    shares = [rows[ranks.here().share(len(rows))] for rows in batches]
+    own = np.concatenate([np.zeros(0, np.int64), *shares])
+    read = photo_batches(train.take(own).paths, views, max(1, len(shares[0])), "stop", rows=own)
+    for rows, share in zip(batches, shares, strict=True):
+        pixels = next(read)[1][:, 0] if len(share) else np.zeros((0, *views.shape[1:]), np.float32)
+        yield pixels, train.labels[rows]
+
+
+def broken_photos(cfg: AugmentedBatches, train: Split, preprocess: Preprocess) -> np.ndarray:
+    """Rows that do not decode, where several ranks leave such out: each reads its share of the photos once.
+
+    One process meets them on its way.
+    """
+    if not ranks.here().several or cfg.data.on_error == "stop":
+        return np.zeros(0, np.int64)
+    own = ranks.here().share(len(train))
+    failed: list[str] = []
+    share = train.take(range(own.start, own.stop))
+    read = [rows for rows, _ in photo_batches(share.paths, Views(preprocess), 64, cfg.data.on_error, failed)]
+    warn_once(failed, set())
+    decoded = collectives.joined(np.concatenate([np.zeros(0, np.int64), *read]) + own.start)
+    return np.setdiff1d(np.arange(len(train)), decoded)
+
+
+def photos_digest(photos: PhotoData) -> str:
+    """A hash of the photos' folders, names and labels; nothing in one process."""
+    if not ranks.here().several:
+        return ""
+    made = hashlib.sha256(repr(photos.classnames).encode("utf-8", "surrogateescape"))
+    for split in (photos.train, photos.val, photos.test):
+        for path, label in zip(split.paths, split.labels.tolist(), strict=True):
+            made.update(f"{Path(path).parent.name}/{Path(path).name}\t{label}\n".encode("utf-8", "surrogateescape"))
+    return made.hexdigest()
+
+
+def shared_images(encode: Callable[[np.ndarray], jt.Var], pixels: np.ndarray, count: int, width: int) -> jt.Var:
+    """Features (count, width) of a batch, of which `pixels` are this rank's rows."""
+    return collectives.shared_rows(lambda _: encode(pixels), count, width)
 
 
 def features_in_parts(

@@ -15,6 +15,8 @@ import numpy as np
 from jclip import kernels
 from jclip.config import OptimConfig
 from jclip.errors import CheckpointError
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.runtime import jt
 from jclip.weights import checkpoint
 
@@ -128,6 +130,23 @@ def optimiser(config: OptimConfig, params: Mapping[str, jt.Var], exclude=None) -
         made = SGD(params, config.lr, config.momentum, config.weight_decay, config.nesterov, exclude)
     made.average = config.average
     return made
+
+
+def step_together(
+    optimiser: Optimiser, loss: jt.Var, clip: float = 0.0, once: Callable[[str], bool] = lambda name: False
+) -> None:
+    """`optimiser.step` by several ranks that have computed the same loss, each with gradients through its own rows.
+
+    once: parameters, by name, whose gradients are whole on each rank: what no rows lie between and the loss.
+    """
+    if not ranks.here().several:
+        optimiser.step(loss, clip)
+        return
+    gradients = jt.grad(loss, list(optimiser.params.values()))
+    _, gradients = collectives.summed_gradients(
+        loss, gradients, [once(name) for name in optimiser.params], loss_once=True
+    )
+    optimiser.apply(clip_by_norm(gradients, clip) if clip > 0 else gradients)
 
 
 def clip_by_norm(gradients: list, limit: float) -> list:

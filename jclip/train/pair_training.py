@@ -26,12 +26,14 @@ from jclip.functional.multi_label_losses import asymmetric_loss, pair_asymmetric
 from jclip.functional.multi_label_metrics import best_k
 from jclip.functional.multi_label_scores import Winner
 from jclip.functional.similarity import normalise
+from jclip.kernels import collectives
+from jclip.machine import ranks
 from jclip.model.learned_prompts import Position
 from jclip.model.prompt_sets import PromptSets, features_of, frame_of
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit
 from jclip.train.multi_label_photos import mean_precision
-from jclip.train.optim import TrainState, learning_rate, optimiser
+from jclip.train.optim import TrainState, learning_rate, optimiser, step_together
 from jclip.train.run import Run
 from jclip.train.scored_photos import ScoredInParts
 
@@ -146,17 +148,30 @@ class PlaceBatches:
             yield self._kept[rows], self._targets[rows]
 
     def _encoded(self, epoch: int, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        cfg, source, failed = self._cfg, self._source, []
-        views = Views(source.preprocess, augment_named(cfg.augment), cfg.seed, (epoch,))
-        paths, at_once = self._split.take(order).paths, batch_size()
+        cfg, failed = self._cfg, []
+        views = Views(self._source.preprocess, augment_named(cfg.augment), cfg.seed, (epoch,))
+        if ranks.here().several:
+            yield from self._shared(np.split(order, self.steps), views)
+            return
+        paths = self._split.take(order).paths
         for at, pixels in photo_batches(paths, views, self._size, cfg.data.on_error, failed, order):
-            with jt.no_grad():
-                parts = [
-                    source.model.encode_image(pixels[i : i + at_once, 0]).float32().numpy()
-                    for i in range(0, len(pixels), at_once)
-                ]
-            yield np.concatenate(parts), self._targets[order[at]]
+            yield self._places(pixels), self._targets[order[at]]
         warn_once(failed, self._told)
+
+    def _shared(self, batches: Sequence[np.ndarray], views: Views) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of several ranks each encodes its share of a batch, and all get all."""
+        own = np.concatenate([rows[ranks.here().share(len(rows))] for rows in batches])
+        size = len(own) // len(batches)
+        read = photo_batches(self._split.take(own).paths, views, size, "stop", rows=own)
+        for rows, (_, pixels) in zip(batches, read, strict=True):
+            yield collectives.joined(self._places(pixels)), self._targets[rows]
+
+    def _places(self, pixels: np.ndarray) -> np.ndarray:
+        """(n, 1, 3, H, W) → rows of places (n, P E)."""
+        at_once, encode = batch_size(), self._source.model.encode_image
+        with jt.no_grad():
+            parts = [encode(pixels[i : i + at_once, 0]).float32().numpy() for i in range(0, len(pixels), at_once)]
+        return np.concatenate(parts)
 
 
 def train(
@@ -169,7 +184,7 @@ def train(
     def step(batch: tuple[np.ndarray, np.ndarray], number: int):
         optim.lr = learning_rate(cfg.optim, number, total)
         loss = head.loss(*batch)
-        optim.step(loss)
+        step_together(optim, loss, once=lambda name: name.startswith("log_"))
         return loss
 
     epochs = cfg.optim.trained_epochs

@@ -21,6 +21,7 @@ from jclip.train.on_features import Batches, Learner, Trained, coop_rate, need_v
 from jclip.train.on_features import train as adapt_train
 from jclip.train.run import Run
 from jclip.train.scored_photos import measured
+from jclip.train.several_ranks import note_ranks
 from jclip.weights.stored_vocabulary import check_takes_vectors
 
 
@@ -40,6 +41,7 @@ def features_for(cfg: PromptConfig, run: Run) -> tuple[ModelSource, FeatureSet]:
     rows = TrainingRows(augment=cfg.augment, seed=cfg.seed)
     data = few_shot_features(cfg.data, source, cfg.templates, rows)
     run.note(**data.facts)
+    note_ranks(run)
     need_val(data, cfg.selection)
     return source, data
 
@@ -95,7 +97,7 @@ def train(
         return scores_of(prompts.features(), features)
 
     steps = steps_of(cfg, data)
-    learner = Learner({"context": prompts.vectors}, scores, loss, coop_rate(cfg.optim, steps))
+    learner = Learner({"context": prompts.vectors}, scores, loss, coop_rate(cfg.optim, steps), by_ranks=True)
     return adapt_train(run, cfg.optim, learner, view_batches(cfg, data, source), steps, data, cfg.selection)
 
 

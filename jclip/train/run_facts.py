@@ -24,7 +24,7 @@ def threads() -> str:
 def provenance() -> dict[str, Any]:
     """Versions, commit, machine, threads."""
     return {
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{p: version_of(p) for p in PACKAGES}},
         "commit": _commit(),
         "machine": f"{platform.system()} {platform.machine()}",
         "threads": threads(),
@@ -55,7 +55,8 @@ def peak_memory() -> dict[str, int]:
 
 
 @lru_cache
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The installed version of a package, or that there is none."""
     from importlib.metadata import PackageNotFoundError, version  # a fiftieth of a second
 
     with contextlib.suppress(PackageNotFoundError):

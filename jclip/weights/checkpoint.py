@@ -15,20 +15,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, printable
-from jclip.functional.positions import resample_linearly, resample_positions
+from jclip.functional.positions import resample_positions
 from jclip.paths import file_sha256
 from jclip.prompts.tokenizer import OPENAI_BPE
 from jclip.prompts.vocabularies import VocabularyFile
 from jclip.readers import LazyTensor, WeightFile, read_weights, safetensors
 from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights import catalogue
+from jclip.weights.context_lengths import ContextMethod, another_context, check_context
 from jclip.weights.families import FAMILIES, Stated
+from jclip.weights.layouts import from_long_clip
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.plain_names import SCALARS, plain_names, plain_tensors
 from jclip.weights.random_weights import random_arrays as random_arrays
@@ -95,27 +96,23 @@ class Checkpoint:
             metadata={**self.metadata, "image_positions": said},
         )
 
-    def with_context(self, length: int, method: Literal["auto", "truncate", "linear"] = "auto") -> Checkpoint:
+    def with_context(self, length: int, method: ContextMethod = "auto") -> Checkpoint:
         """Return the weights for another context length: rows cut off, or resampled linearly; "auto" cuts and grows.
 
-        Raises `ConfigError` for a length below 3, or one that can't be cut to.
+        "long-clip": 77 tokens to 248, see `stretch_fourfold`. Raises `ConfigError` for a length that can't be.
         """
         text = self.config.text
         if text is None:
             raise ConfigError(f"{self.path} holds no text tower: it has no context length")
         if length == text.context_length:
             return self
-        grows = length > text.context_length
-        if length < 3 or (grows and method == "truncate"):
-            raise ConfigError(f"a context of {text.context_length} can't be made {length} long by method {method}")
+        check_context(text.context_length, length, method)
         if text.kind == "siglip":
             raise ConfigError(f"SigLIP reads a text at its last place: its context of {text.context_length} must stay")
         if text.kind != "clip":
             return self._with_fewer_positions(length)
         resized = replace(text, context_length=length)
-        table = self.tensors["positional_embedding"].read().astype(np.float32)
-        table = resample_linearly(table, length) if grows or method == "linear" else table[:length]
-        said = f"{text.context_length} to {length}, {'linear' if grows or method == 'linear' else 'truncated'}"
+        table, said = another_context(self.tensors["positional_embedding"].read().astype(np.float32), length, method)
         return replace(
             self,
             tensors={**self.tensors, "positional_embedding": in_memory(table)},
@@ -240,8 +237,11 @@ def family_of_tower(names: Iterable[str]) -> str | None:
 
 
 def family_of(path: Path, file: WeightFile, stated: Stated) -> str | None:
-    """Return the family that a file shows: OpenAI's by its scalars, a published one by its SHA-256; else None."""
+    """Return the family that a file shows: OpenAI's by its scalars, Long-CLIP's by its second table, a published one by its
+    SHA-256; else None."""
     names = plain_names(file, stated)
+    if from_long_clip.is_long_clip(names):
+        return "long-clip"
     if family := family_of_tower(names):
         return family
     if all(s in names for s in SCALARS):

@@ -8,11 +8,12 @@ import math
 import os
 from pathlib import Path
 
+from jclip.choices import HUGGING_FACE
 from jclip.errors import CheckpointError, UnknownName, did_you_mean, printable
 from jclip.paths import ASSETS, cache_dir, compute_sha256, exists, expanded, file_sha256, is_file
 from jclip.weights import catalogue
 from jclip.weights.http_transfer import Download, TransferError, is_address
-from jclip.weights.hub import HUGGING_FACE, fetch_hub, is_hub_name
+from jclip.weights.hub import fetch_hub, is_hub_name
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.resumed_files import WrongBytes, fetch_whole
 from jclip.weights.variants import SHIPPED, VARIANTS, canonical_name, file_stem

@@ -37,6 +37,7 @@ FAMILIES = {
     "chinese-clip": Family(
         "Chinese-CLIP: the authors' files, ModelScope's and Hugging Face's", "quickgelu", resize="squash"
     ),
+    "long-clip": Family("Long-CLIP B/16 and L/14: texts of 248 tokens", "quickgelu"),
     "eva": Family("EVA02-CLIP B, L, E; EVA-CLIP 8B and 18B", "gelu"),
     "metaclip2": Family("MetaCLIP 2 worldwide ViT-H/14 and ViT-bigG/14 without quickgelu in their names", "gelu"),
     "metaclip2-378": Family("the same at 378 pixels", "gelu", resize="squash"),
@@ -74,6 +75,7 @@ class Stated:
     head_width: int | None = None  # of the image tower
     post_norm: bool | None = None  # of EVA's blocks
     image_size: tuple[int, int] | None = None  # H, W, where a table of positions gives only their product
+    texts: str | None = None  # which of FG-CLIP 2's ways to read texts
     weights_key: str | None = None  # one set of several in a file, see `jclip.weights.plain_names`
     prefix: str | None = None  # what the model's names begin with in it
 

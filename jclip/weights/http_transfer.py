@@ -35,12 +35,14 @@ class AnswerError(TransferError):
 
 @dataclass(frozen=True)
 class Download:
-    """What to fetch. most: the limit in bytes. size: the file's bytes where they are known from elsewhere."""
+    """What to fetch. most: the limit in bytes. size: the file's bytes where they are known from elsewhere. label: what the
+    progress bar calls it."""
 
     url: str
     most: int
     size: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
 
 
 class _WrongAnswer(Exception):
@@ -168,7 +170,9 @@ def _fetch_rest(wanted: Download, part: Path) -> bool:
         total = _announced(answer.headers, have, wanted)
         with (
             open(part, "r+b" if have else "wb") as f,
-            tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None) as bar,
+            tqdm(
+                desc=wanted.label or part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None
+            ) as bar,
         ):
             f.seek(have)
             pace = _Pace()

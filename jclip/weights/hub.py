@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jclip.choices import HUBS, HUGGING_FACE, MODEL_SCOPE
 from jclip.errors import CheckpointError, quoted
 from jclip.paths import cache_dir
 from jclip.readers.schema import is_plain_name, read_weight_map
@@ -15,15 +16,14 @@ from jclip.weights.hub_files import HUB_FILES, HUB_SAYS, SENTENCE_PIECES, TOKENI
 from jclip.weights.hugging_face_hub import HuggingFaceHub
 from jclip.weights.model_scope_hub import ModelScopeHub
 
-HUGGING_FACE, MODEL_SCOPE = "hf-hub:", "ms:"
-HUBS: dict[str, Callable[[str, str], Hub]] = {HUGGING_FACE: HuggingFaceHub, MODEL_SCOPE: ModelScopeHub}
+_OF: dict[str, Callable[[str, str], Hub]] = {HUGGING_FACE: HuggingFaceHub, MODEL_SCOPE: ModelScopeHub}
 
 _WORD = re.compile(r"[\w.-]+", re.ASCII)
 
 
 def is_hub_name(name: str) -> bool:
     """Return whether a name begins with a hub's prefix."""
-    return name.startswith(tuple(HUBS))
+    return name.startswith(HUBS)
 
 
 def fetch_hub(name: str) -> Path:
@@ -38,7 +38,7 @@ def fetch_hub(name: str) -> Path:
     repository, chosen = _parts(name, prefix)
     if (by_hand := _put_by_hand(_folder_of(repository), chosen)) is not None:
         return by_hand
-    hub = HUBS[prefix](name, repository)
+    hub = _OF[prefix](name, repository)
     _fetch_tokenizer(hub)
     if chosen:
         path = hub.file(chosen)
@@ -95,8 +95,12 @@ def _absent(hub: Hub, repository: str, names: tuple[str, ...]) -> Path:
     if not hub.silent:
         raise CheckpointError(f"{hub.name}: {hub.place} has none of {wanted}")
     known = [f"{f.file} (SHA-256 {f.sha256})" for f in catalogue.files() if f.place.endswith(f"/{repository}")]
+    row = catalogue.lookup(repository)
+    there = row.modelscope if row and row.hub == repository and not hub.name.startswith(MODEL_SCOPE) else ""
+    elsewhere = f", or take {MODEL_SCOPE}{there}" if there else ""
     raise CheckpointError(
-        f"{hub.name}: {hub.place} can't be reached, and the cache has none of {wanted} ({hub.silent}): set {hub.variables}, "
+        f"{hub.name}: {hub.place} can't be reached, and the cache has none of {wanted} ({hub.silent}): set {hub.variables}"
+        f"{elsewhere}, "
         f"or fetch {' or '.join(known) or 'one of these'}, and of {', '.join((*HUB_SAYS, *TOKENIZER_FILES))} and "
         f"{', '.join(SENTENCE_PIECES)} what the repository has, by other means, and put them into {_folder_of(repository)}"
     )

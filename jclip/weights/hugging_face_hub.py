@@ -117,7 +117,7 @@ class HuggingFaceHub:
 
     def _fetch(self, name: str, there: Any, blob: Path) -> None:
         url = self._hub.hf_hub_url(self._repository, name)
-        wanted = Download(url, most(name), there.size, self._hub.utils.build_hf_headers())
+        wanted = Download(url, most(name), there.size, self._hub.utils.build_hf_headers(), name)
         stored = there.location != url  # of a file that the hub redirects to, the tag is the SHA-256 of its contents
 
         def agrees(path: Path) -> bool:

@@ -28,6 +28,7 @@ from jclip.weights.families import Stated, refused
 from jclip.weights.layouts import (
     from_chinese_clip,
     from_eva,
+    from_fg_clip,
     from_huggingface,
     from_open_clip,
     from_siglip,
@@ -58,6 +59,7 @@ LAYOUTS: dict[str, Mapped] = {
     from_chinese_clip.CN_CLIP: from_chinese_clip.cn_clip,
     from_siglip.HUGGING_FACE: from_siglip.hugging_face,
     from_siglip.OPEN_CLIP: from_siglip.open_clip,
+    **from_fg_clip.MAPS,
 }
 
 FAMILY_OF = {  # layouts that only one family has
@@ -102,6 +104,8 @@ def identify(src: Path, stated: Stated | None = None, tower: Tower | None = None
     if not src.exists():
         raise CheckpointError(f"there is no {src}")
     found = _folder(src, stated) if src.is_dir() else _file(src, stated)
+    if stated.texts and found.layout.removesuffix(" folder") not in from_fg_clip.MAPS:
+        raise ConfigError(f"--texts must be of FG-CLIP 2's weights, got {src}, which read texts in one way")
     config = found.checkpoint.config
     alone = "text" if config.vision is None else "image" if config.text is None else None
     if alone and tower != alone:
@@ -155,9 +159,12 @@ def _folder(folder: Path, stated: Stated) -> Source:
         )
     said = read_table(described)
     with _told_of(described):
-        config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
+        if fine := said.get("model_type") == from_fg_clip.KIND:
+            config, preprocess = _fg_clip(said, described, stated.texts)
+        else:
+            config, preprocess = (_open_clip if described.name == DESCRIPTIONS[0] else _hugging_face)(said, described)
     raw = plain_tensors(_tensors_of(folder), folder, stated)
-    layout = layout_of(raw, folder)
+    layout = from_fg_clip.LAYOUTS[stated.texts or from_fg_clip.DEFAULT] if fine else layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
     words = words_beside(folder, config.text, folder)
@@ -201,6 +208,13 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
         return config, photos(read_table(beside) if beside.is_file() else {}, config)
 
 
+def _fg_clip(said: dict[str, Any], place: Path, texts: str | None) -> tuple[CLIPConfig, Preprocess]:
+    config = from_fg_clip.config_from(said, texts or from_fg_clip.DEFAULT, place)
+    beside = place.with_name("preprocessor_config.json")
+    with _told_of(beside):
+        return config, from_fg_clip.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+
+
 def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
     config = from_chinese_clip.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
@@ -217,6 +231,8 @@ def layout_of(names: Iterable[str], place: object) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
+    if from_fg_clip.is_fg_clip(names):
+        raise CheckpointError(f"{place} is of FG-CLIP 2: its folder must hold config.json and the vocabulary as well")
     if layout := from_timm.layout_of(names, place) or from_siglip.layout_of(names):
         return layout
     if has("bert.encoder.layer."):

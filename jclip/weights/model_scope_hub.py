@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jclip.errors import CheckpointError, ConfigError
+from jclip.errors import CheckpointError, ConfigError, quoted
 from jclip.paths import compute_sha256, expanded, file_sha256
-from jclip.readers.schema import LARGEST_INDEX, NOTHING, TEXT, Condition, either, is_plain_name, obey, parse, whole
+from jclip.readers.schema import (
+    LARGEST_INDEX,
+    NOTHING,
+    TEXT,
+    Condition,
+    either,
+    is_plain_name,
+    obey,
+    parse,
+    shown,
+    whole,
+)
 from jclip.weights.http_transfer import AnswerError, Download, TransferError, fetch_small, is_address
 from jclip.weights.hub_files import HUB_FILES, link, most
 from jclip.weights.resumed_files import WrongBytes, fetch_whole
@@ -109,7 +120,7 @@ class ModelScopeHub:
             return
         url = f"{self._address}?Revision={REVISION}&FilePath={quote(name)}"
         part = target.with_name(f"{name}.{there.sha256[:8] or there.size}.part")
-        wanted = Download(url, most(name), there.size, self._headers)
+        wanted = Download(url, most(name), there.size, self._headers, name)
         try:
             fetch_whole(wanted, target, part, lambda path: _agrees(path, there))
         except WrongBytes as e:
@@ -151,7 +162,9 @@ def _entries(said: Mapping[str, Any]) -> Iterator[tuple[str, _Listed]]:
     data = said.get("Data")
     listed = data.get("Files") if isinstance(data, dict) else data
     if not isinstance(listed, list):
-        raise ConfigError("Data.Files must be a list")
+        reason = said.get("Message")
+        why = f" (it says {quoted(reason, 120)})" if isinstance(reason, str) and reason else ""
+        raise ConfigError(f"Data.Files must be a list, got {shown(listed)}{why}")
     for entry in listed:
         obey(entry, _ENTRY, "a file of it", ("Path",))
         if entry.get("Type") == "tree" or not is_plain_name(entry["Path"]):

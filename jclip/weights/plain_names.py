@@ -15,6 +15,7 @@ from jclip.errors import CheckpointError, notice, printable, quoted
 from jclip.readers import LazyTensor
 from jclip.weights.families import Stated
 from jclip.weights.geometric_weights import with_plain_weights
+from jclip.weights.layouts import from_long_clip
 
 SCALARS = ("input_resolution", "context_length", "vocab_size")  # only OpenAI's own files carry them
 _WRAPPERS = ("state_dict.", "model.", "model_state_dict.", "module.", "_orig_mod.", "clip_model.")
@@ -35,7 +36,7 @@ def plain_tensors(
     tensors: Mapping[str, LazyTensor], place: object, stated: Stated | None = None
 ) -> dict[str, LazyTensor]:
     """Return the model's floating-point tensors under their own names, without counters that Jittor does not use, and
-    with weights in geometric parametrisation as plain ones.
+    with weights in geometric parametrisation as plain ones, and Long-CLIP's two tables of positions as one.
 
     place: the file, for messages. A classifier and averaged weights beside the model are left out and named on stderr,
     once. Raises `CheckpointError` for a stated name that the file lacks, and where two names become one.
@@ -49,7 +50,7 @@ def plain_tensors(
             _say_once(f"{place} {line}")
         beside = {name for head in heads.values() for name in head}
         kept = {k: t for k, t in kept.items() if k not in beside}
-    return with_plain_weights(kept)
+    return with_plain_weights(from_long_clip.joined(kept))
 
 
 def plain_names(tensors: Mapping[str, LazyTensor], stated: Stated | None = None) -> dict[str, LazyTensor]:

@@ -8,12 +8,14 @@ from jclip.weights.text_configs import AnyText
 
 
 def sample_ids(text: AnyText, rows: int, tokens: int = 6) -> np.ndarray:
-    """Return ids (rows, context_length) of texts that many tokens long, in the form in which the tower takes them."""
+    """Return ids (rows, context_length) of texts about that many tokens long, in the form in which the tower takes them."""
     length, last = text.context_length, text.vocab_size - 1
-    ids, tokens = np.zeros((rows, length), np.int32), min(tokens, length)
+    ids = np.zeros((rows, length), np.int32)
     if text.kind == "clip":
-        ids[:, tokens - 1] = last if text.end is None else text.end
+        ids[:, min(tokens, length) - 1] = last if text.end is None else text.end
         return ids
     pad = getattr(text, "pad", 0)
-    ids[:], ids[:, :tokens] = pad, 0 if pad else last
+    ids[:] = pad
+    for row, own in enumerate(ids):  # of unequal lengths, which towers compute by operators of their own
+        own[: min(tokens + row, length)] = 0 if pad else last
     return ids

@@ -85,7 +85,3 @@ def check_takes_vectors(text: AnyText | None) -> None:
         raise ConfigError(
             f"learned prompts must stand between the token embeddings of {takes}, got {TEXT_NAMES[text.kind]}"
         )
-    if text.kind == "clip" and not text.causal:
-        raise ConfigError(
-            "learned prompts must be read by a text tower whose tokens see those before them, got one whose tokens see all"
-        )

@@ -146,6 +146,12 @@ def _eva(embed: int, tower: EVAConfig, text_width: int, text_layers: int = 12) -
 _GATED = {"swiglu": True, "sub_norm": True, "rope": True}
 _BILLIONS = {"rms_norm": True, "bias": False}
 
+
+def _long(config: CLIPConfig) -> CLIPConfig:
+    """Return CLIP's towers with Long-CLIP's context."""
+    return replace(config, text=replace(config.text, context_length=248))
+
+
 # open_clip's and EVA's names of further architectures; weights of one shape differ in activation and normalisation.
 ARCHITECTURES: dict[str, CLIPConfig] = {
     "ViT-S-32": _open_clip(384, 224, 32, 12, 384, 384),
@@ -184,6 +190,7 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
         for name, (vision, text) in SIGLIP_TOWERS.items()
     },
     **{name: CLIPConfig(embed, vision, text) for name, (embed, vision, text) in CHINESE_TOWERS.items()},
+    **{f"LongCLIP-{size}": _long(VARIANTS[name]) for size, name in (("B-16", "ViT-B/16"), ("L-14", "ViT-L/14"))},
 }  # fmt: skip
 ARCHITECTURES |= {name: CLIPConfig(*row, "gelu") for name, row in {**PERCEPTION, **MOBILE}.items()}
 for _name, (_known, _text) in WITH_TEXT.items():

@@ -10,12 +10,13 @@ import pytest
 
 from jclip.errors import CheckpointError, UnknownName
 from jclip.paths import compute_sha256
-from jclip.readers import safetensors
+from jclip.readers import LazyTensor, safetensors
 from jclip.weights import catalogue
 from jclip.weights.checkpoint import open_checkpoint
 from jclip.weights.chinese_variants import CHINESE_TOWERS
 from jclip.weights.families import FAMILIES, NOT_READ, Stated
 from jclip.weights.identify import identify, layout_of
+from jclip.weights.layouts import from_siglip
 from jclip.weights.parameter_shapes import config_from_shapes, parameter_shapes
 from jclip.weights.variants import ARCHITECTURES, VARIANTS, EVAConfig, architecture_name
 
@@ -26,7 +27,9 @@ PUBLISHED = {  # millions of parameters
     "Chinese-CLIP-ViT-L-14": 406, "Chinese-CLIP-ViT-L-14-336": 407, "Chinese-CLIP-ViT-H-14": 958,
 }  # fmt: skip
 OF_TIMM = ("PE-Core", "MobileCLIP")  # under other names: see test_encoders_2025
-OPEN_CLIPS = [name for name in ARCHITECTURES if not name.startswith(("EVA-CLIP", "Chinese-CLIP", *OF_TIMM))]
+OTHERS = ("EVA-CLIP", "Chinese-CLIP", "LongCLIP", *OF_TIMM)
+OPEN_CLIPS = [name for name in ARCHITECTURES if not name.startswith(OTHERS) and "SigLIP" not in name]
+SIGLIPS = ["ViT-B-16-SigLIP", "ViT-SO400M-16-SigLIP-i18n-256", "ViT-SO400M-14-SigLIP2-378", "ViT-gopt-16-SigLIP2-384"]
 
 
 @pytest.mark.parametrize("name", OPEN_CLIPS)
@@ -42,6 +45,19 @@ def test_shapes_of_open_clips_own_models_report_the_architecture(name):
     assert found == ARCHITECTURES[name]
     if name not in ("ViT-B-32-256", "ViT-L-14-280"):  # names of one shape: another input size is all the difference
         assert architecture_name(found) == name
+
+
+@pytest.mark.parametrize("name", SIGLIPS)
+def test_shapes_of_open_clips_siglip_are_ours(name):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    with torch.device("meta"):
+        model = open_clip.create_model(name, device="meta")
+    theirs = {k: LazyTensor(tuple(v.shape), "float32", None) for k, v in model.state_dict().items()}
+    assert layout_of(theirs, name) == from_siglip.OPEN_CLIP
+    made, report = from_siglip.open_clip(theirs)
+    shapes = {k: tensor.shape or (1,) for k, tensor in made.items()}
+    assert not report.unknown and shapes == parameter_shapes(ARCHITECTURES[name])
+    assert architecture_name(config_from_shapes(shapes, Stated("siglip"), name)) == name
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "EVA-CLIP-8B", "EVA-CLIP-8B-448", "EVA-CLIP-18B", *CHINESE_TOWERS])
@@ -163,7 +179,8 @@ def test_names_of_the_catalogue():
     assert catalogue.lookup("BAAI/EVA-CLIP-18B").architecture == "EVA-CLIP-18B"
     assert catalogue.lookup("ViT-B-32/no_such_tag") is None
     known = {*ARCHITECTURES, *(name.replace("/", "-").replace("@336px", "-336") for name in VARIANTS)}
-    assert {row.architecture for row in catalogue.rows() if not row.architecture.startswith(ELSEWHERE[2:])} <= known
+    known |= {"MobileCLIP2-B"}  # of MobileCLIP-B's sizes
+    assert {row.architecture for row in catalogue.rows() if not row.architecture.startswith("FG-")} <= known
     assert {row.family for row in catalogue.rows() if not row.architecture.startswith("FG-")} <= set(FAMILIES)
     assert not set(NOT_READ) & set(FAMILIES)
 

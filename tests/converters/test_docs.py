@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 
 from convert.cli import TARGETS, parser
-from jclip.commands.models import published
+from jclip.commands.models import published, weight_files
 from jclip.weights.families import FAMILIES
 from tests.converters.test_convert import ROOT
 
 TEXT, CHINESE = ((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("weights.md", "zh/weights.md"))
 
 
-def test_the_table_of_files_is_what_the_command_prints():
-    table = "\n".join(published())
-    assert TEXT.rstrip().endswith(table) and CHINESE.rstrip().endswith(table)
-    assert any("metaclip_2_5b" in line and "–" not in line for line in published())
+def test_the_tables_of_weights_are_what_the_command_prints():
+    sets, files = "\n".join(published()), "\n".join(weight_files())
+    assert TEXT.rstrip().endswith(files) and CHINESE.rstrip().endswith(files)
+    assert sets in TEXT and sets in CHINESE
+    assert any("metaclip_2_5b" in line and "–" not in line for line in weight_files())
 
 
 def test_every_family_stands_with_its_traits():
@@ -26,6 +27,6 @@ def test_every_family_stands_with_its_traits():
 
 def test_options_and_targets_that_are_named_exist():
     known = {option for action in parser()._actions for option in action.option_strings}
-    named = set(re.findall(r"`(--[a-z-]+)", TEXT)) - {"--published", "--model"}
+    named = set(re.findall(r"`(--[a-z-]+)", TEXT)) - {"--published", "--files", "--model"}
     assert named <= known, named - known
     assert all(target in TEXT for target in TARGETS)

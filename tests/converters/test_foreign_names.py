@@ -214,6 +214,7 @@ def tuned(folder, form: str, width: int, bias: bool = True, classes: int = 3) ->
     saved = {
         "Lightning": {"state_dict": {**under("model.", state), **under("head.", head)}},
         "beside": {**state, **under("classifier.", head)},
+        "image classifier": {**under("image_encoder.model.", state), **under("classification_head.", head)},
         "inside": {"model": {**state, **under("fc.", head)}, "optimizer": {"fc.weight": torch.ones(3, 3)}},
     }[form]
     torch.save(saved, folder / "best.ckpt")
@@ -232,7 +233,10 @@ def photos(tmp_path) -> list[str]:
     return [f"data.test={tmp_path / 'test.txt'}", f"data.classes={tmp_path / 'classes.txt'}", f"data.root={tmp_path}"]
 
 
-@pytest.mark.parametrize("form, width, bias", [("Lightning", 24, True), ("beside", 384, True), ("inside", 24, False)])
+@pytest.mark.parametrize(
+    "form, width, bias",
+    [("Lightning", 24, True), ("beside", 384, True), ("inside", 24, False), ("image classifier", 24, True)],
+)
 def test_a_head_becomes_a_run_that_scores_with_it(form, width, bias, photos, tmp_path, close, capsys):
     weight, b = tuned(tmp_path, form, width, bias)
     command = [str(tmp_path / "best.ckpt"), str(tmp_path / "run"), "--family", "openai", "--classes", ",".join(NAMES)]

@@ -130,3 +130,34 @@ def test_open_clips_names_are_looked_up(hub):
     assert (
         unknown.returncode == 2 and "nor a model's name, did you mean 'ViT-B-32/laion2b_s34b_b79k'?" in unknown.stderr
     )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module.clip_model."])
+def test_chinese_clip_as_modelscope_has_it(prefix, tmp_path, monkeypatch, close):
+    """pytorch_model.bin with cn_clip's names, those of a fine-tuned model, too, and its vocabulary."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.hubs import LoopbackHub
+    from tests.parity import chinese_clip as written
+
+    model = written.written_model(tmp_path / "reference", 0, text=64, heads=1)
+    folder = tmp_path / "root" / "damo" / "clip_zh"
+    folder.mkdir(parents=True)
+    state = {f"{prefix}{name}": value for name, value in written.as_cn_clip(model).items()}
+    torch.save({"epoch": 3, "state_dict": state}, folder / "pytorch_model.bin")
+    (folder / "vocab.txt").write_bytes((tmp_path / "reference" / "vocab.txt").read_bytes())
+    for said in ("configuration.json", "vision_model_config.json", "text_model_config.json"):
+        (folder / said).write_text('{"embed_dim": 14}')
+    with LoopbackHub(tmp_path / "root") as hub:
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "scope"))
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        out = tmp_path / "out.safetensors"
+        assert main(["ms:damo/clip_zh", str(out), "--vision-head-width", "7"]) == 0
+    pixels, ids = written.batch(model, 0)
+    ours, _ = load(out)
+    with torch.no_grad(), jt.no_grad():
+        image = model.get_image_features(torch.tensor(pixels)).pooler_output
+        close(ours.encode_image(pixels).numpy(), image, "features", "Chinese-CLIP of ModelScope: image")
+        close(
+            ours.encode_text(ids).numpy(), written.texts(model, ids)[0], "features", "Chinese-CLIP of ModelScope: text"
+        )

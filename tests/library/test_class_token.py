@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,18 @@ def test_so_it_is_with_updates_beside_its_weights_and_with_prompts_before_it(alo
         close(got, whole, "features")
         assert np.abs(got - without).max() > 0.01
     assert len(alone) == 2
+
+
+def test_so_it_is_where_queries_and_keys_are_turned(close):
+    attention, x = layers.Attention(24, 3, 0.3, 0.3), jt.array(normal(np.random.default_rng(5), 2, 7, 24))
+    factors = jt.array(normal(np.random.default_rng(6), 1, 7, 72))
+    still = attention.at_first(x).numpy()
+    attention.turn_by(lambda qkv: qkv * factors)
+    for block in (contextlib.nullcontext, jt.no_grad):
+        with block():
+            whole, got = attention(x)[:, 0].numpy(), attention.at_first(x).numpy()
+        close(got, whole, "tokens")
+        assert np.abs(got - still).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["vit", "eva02"])

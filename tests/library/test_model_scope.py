@@ -126,6 +126,34 @@ def test_a_hub_that_is_silent_is_asked_once_and_the_message_says_what_to_do(tmp_
     assert find_weights("ms:damo/clip_zh") == folder == find_weights("hf-hub:damo/clip_zh")
 
 
+def test_the_other_hub_is_named_where_it_has_the_same_weights(tmp_path, monkeypatch):
+    from jclip.weights import hub
+
+    monkeypatch.setenv("JCLIP_CACHE", str(tmp_path))
+    silent = type("Silent", (), {"name": "", "place": "there", "silent": "no route", "variables": "X"})()
+    said = {}
+    for prefix in ("hf-hub:", "ms:"):
+        silent.name = f"{prefix}apple/DFN5B-CLIP-ViT-H-14-378"
+        with pytest.raises(CheckpointError) as e:
+            hub._absent(silent, "apple/DFN5B-CLIP-ViT-H-14-378", ("model.safetensors",))
+        said[prefix] = str(e.value)
+    assert (
+        "set X, or take ms:apple/DFN5B-CLIP-ViT-H-14-378, or fetch open_clip_pytorch_model.bin (SHA-256 c07a"
+        in said["hf-hub:"]
+    )
+    assert "set X, or fetch open_clip_pytorch_model.bin" in said["ms:"]
+
+
+def test_a_config_names_models_of_hubs(tmp_path, monkeypatch):
+    """A file of a repository is no path, whatever its ending; a file of the project is."""
+    from jclip.config import apply_overrides
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("ms:mine/clip", "hf-hub:mine/long/longclip-L.pt", "ms:a/b/c.safetensors", "ViT-B/32"):
+        assert apply_overrides({}, [f"model={name}"])["model"] == name
+    assert apply_overrides({}, ["model=mine.pt"])["model"] == str(tmp_path.resolve() / "mine.pt")
+
+
 def test_a_token_goes_to_the_hub_alone(hub, monkeypatch):
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-secret")
     hub.put("mine/clip", model__safetensors=WEIGHTS)
@@ -163,7 +191,8 @@ ENTRY = {"Path": "model.safetensors", "Size": 3, "Sha256": hashlib.sha256(b"abc"
     "said, message",
     [
         (b"<html>please log in</html>", "is not valid JSON"),
-        ({"Code": 200, "Data": {"Files": {}}}, "Data.Files must be a list"),
+        ({"Code": 200, "Data": {"Files": {}}}, "Data.Files must be a list, got {}"),
+        ({"Code": 404, "Data": None, "Message": "no\nsuch model"}, "got None (it says 'no\\nsuch model')"),
         ({"Data": {"Files": [7]}}, "a file of it must be a table, got 7"),
         ({"Data": {"Files": [{**ENTRY, "Size": -1}]}}, "Size must be an integer from 0"),
         ({"Data": {"Files": [{**ENTRY, "Sha256": "../../stolen"}]}}, "Sha256 must be 64 hexadecimal digits"),

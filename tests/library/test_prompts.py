@@ -86,6 +86,7 @@ def eighty() -> set[str]:
 def test_prompt_sets_as_published():
     papers = {
         "ajou52",
+        "chinese",
         "jittor_challenge",
         "jittor_challenge16",
         "openai7",

@@ -10,6 +10,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.prompts import scripts
 from jclip.prompts.query_rules import load_rules
 from jclip.prompts.query_terms import Term, parse_listed, parse_terms, parse_typed, read_queries
+from jclip.prompts.templates import load_templates
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,16 @@ def test_rules_rewrite_by_kind():
     assert load_rules("photo")("two parrots") == "a photo of two parrots"
 
 
+def test_an_english_prompt_around_a_chinese_name_is_warned_of(capsys):
+    for name, prompt, kind in (("狗", "a photo of a 狗.", "openai-bpe"), ("狗", "一张狗的照片", "wordpiece"),
+                               ("dog", "a photo of a dog.", "wordpiece"), ("狗", "狗", "wordpiece")):  # fmt: skip
+        scripts.warn_mixed(name, prompt, kind)
+        assert not capsys.readouterr().err
+    scripts.warn_mixed("狗", "a photo of a 狗.", "wordpiece")
+    assert "--templates chinese" in capsys.readouterr().err
+    assert all("{}" in t and scripts.script_of(t) == "CJK" for t in load_templates("chinese"))
+
+
 def test_scripts_that_weights_never_learned_are_warned_of_once(capsys, monkeypatch):
     monkeypatch.setattr(scripts, "_warned", set())
     scripts.warn_unread(["a dog", "Übergröße", "🦜 2024", "café — naïve", ""])
@@ -103,4 +114,11 @@ def test_scripts_that_weights_never_learned_are_warned_of_once(capsys, monkeypat
     ):
         scripts.warn_unread([text])
         assert f"is {name}," in capsys.readouterr().err
+    scripts.warn_unread(["両方の人", "四只猫"], "wordpiece")
+    assert not capsys.readouterr().err
+    scripts._warned.clear()
+    scripts.warn_unread(["강아지"], "wordpiece")
+    assert "is Korean, which these weights never learned (Chinese captions)" in capsys.readouterr().err
+    scripts.warn_unread(["ไทย"], "tokenizer.json")
+    assert not capsys.readouterr().err
     assert scripts.script_of("a 狗 called Rex") == "LATIN"

@@ -14,6 +14,7 @@ from jclip.data.shares import WHOLE, Share, share
 from jclip.errors import ConfigError
 from jclip.features import gallery_embedding
 from jclip.features.source import ModelSource
+from jclip.paths import cache_dir
 
 MODEL = "shapes-tiny-rn"
 PART = 8
@@ -175,3 +176,92 @@ def test_what_a_process_refuses_is_the_commands_line(photos, tmp_path, capsys):
     assert "--shard and --processes must not be given together" in capsys.readouterr().err
     assert main([*order, "--dtype", "fp16"]) == 2
     assert "fp16" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypatch):
+    from jclip.features import gallery_estimate
+
+    monkeypatch.setattr(gallery_estimate, "SECONDS", 0.2)
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--dry-run", "--processes", "3"]
+    assert main(order) == 0
+    said = capsys.readouterr().out
+    assert "of 29; the model loads in" in said and "bottleneck: " in said and "3 " in said.splitlines()[3]
+    assert said.count("extrapolated from one process") == 1 and not (tmp_path / "g").exists()
+
+
+def test_estimates_follow_from_what_was_measured():
+    from jclip.features.gallery_estimate import Estimate, spoken
+
+    found = Estimate(360_000, 500, (0.001, 0.02, 0.05), 0.06, 0.11, 36.0, 700.0, 1500.0, 4)
+    assert found.bottleneck == "the model"
+    assert found.hours() == pytest.approx(0.01 + 100 * 0.061) and found.hours(2) == pytest.approx(0.01 + 100 * 0.031)
+    assert found.hours(8) == pytest.approx(0.01 + 100 * (0.001 + 0.11 / 4))  # as many processes as cores can feed
+    assert found.disk == 2 * 360_000 * 1500
+    assert [spoken(hours) for hours in (0.01, 0.5, 3.4, 100)] == ["36 s", "30 min", "3.4 h", "4.17 d"]
+
+
+SCENES = 25
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    for number in range(SCENES):
+        draw_scene((number,), count=(1, 2)).render().save(folder / f"{number:02d}.png")
+    (folder / "07.png").write_bytes(b"\x89PNG broken")
+    return folder
+
+
+SMALL = """
+import jclip.features.part_arrays as parts
+import jclip.report.row_scores as rows
+import jclip.report.window_files as windows
+parts.PART = 8
+rows.PART = 8
+windows.PHOTOS_OF_PART = 8
+"""
+
+
+@pytest.fixture
+def small_parts(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(SMALL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("JCLIP_WORKERS", "1")
+    from jclip.features import part_arrays
+
+    monkeypatch.setattr(part_arrays, "PART", 8)
+
+
+def in_all_ways(order, out, tmp_path, last=3):
+    """What a command writes alone, by two processes, and by shards, of which the last one ends the work."""
+    found = []
+    ways = [[], ["--processes", "2"], *(["--shard", f"{number}/{last}"] for number in range(1, last + 1))]
+    for way in ways:
+        assert main([*order, *way]) == 0, way
+        if "--shard" in way and way[1] != f"{last}/{last}":
+            assert not out.exists()
+            continue
+        found.append(out.read_bytes())
+        out.unlink()
+    return found
+
+
+def test_tags_are_the_same_bytes_whoever_scored(small_parts, scenes, tmp_path, capsys):
+    before = {*cache_dir("parts").iterdir()}
+    out = tmp_path / "tags.csv"
+    order = ["tag", str(scenes), "--classes", "circle,square,star", "--model", MODEL, "--out", str(out)]
+    assert len({*in_all_ways(order, out, tmp_path)}) == 1
+    said = capsys.readouterr()
+    assert "shard 1/3: 2 of 4 parts are finished" in said.out and "skipped 1 of" in said.err
+    assert before == {*cache_dir("parts").iterdir()}  # what was kept is removed
+
+
+def test_filled_values_are_the_same_bytes_whoever_encoded(small_parts, scenes, tmp_path):
+    table, out = tmp_path / "t.csv", tmp_path / "filled.csv"
+    rows = [f"{number:02d}.png,{'red' if number < 3 else ''}" for number in range(SCENES)]
+    table.write_text("\n".join(["filepath,color", *rows]) + "\n")
+    order = [
+        "fill", str(table), "--out", str(out), "--model", MODEL, "--root", str(scenes), "--fill", "color", "--values",
+        "color=red,blue,green", "--template", "a {color} thing", "--on-error", "skip",
+    ]  # fmt: skip
+    assert len({*in_all_ways(order, out, tmp_path)}) == 1

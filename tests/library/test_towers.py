@@ -8,9 +8,9 @@ import pytest
 
 from jclip.errors import ConfigError
 from jclip.model.parameter_groups import Lock, image_groups, text_groups, trained_patterns
-from tests.toys import TOY_RESNET, TOY_VIT, shapes_of
+from tests.toys import TOY_BERT, TOY_RESNET, TOY_VIT, shapes_of
 
-CONFIGS = {"vit": TOY_VIT, "resnet": TOY_RESNET}
+CONFIGS = {"vit": TOY_VIT, "resnet": TOY_RESNET, "bert": TOY_BERT}
 
 
 def trained(config, lock):
@@ -40,6 +40,12 @@ def test_locked_towers():
     assert not {k for k in two if "resblocks.0" in k} and "transformer.resblocks.2.mlp.c_fc.weight" in two
     pool = trained(TOY_RESNET, Lock(image=True, image_groups=2, text=True)) - {"logit_scale"}
     assert pool == {k for k in shapes_of(TOY_RESNET) if k.startswith(("visual.attnpool.", "visual.layer4."))}
+
+
+def test_the_last_group_of_a_bert_is_its_projection():
+    two = trained(TOY_BERT, Lock(image=True, text=True, text_groups=2)) - {"logit_scale"}
+    assert "text.text_projection" in two and len({k.split(".")[3] for k in two if "resblocks" in k}) == 1
+    assert trained(TOY_BERT, Lock(image=True, text=True, text_groups=1)) == {"text.text_projection", "logit_scale"}
 
 
 def test_locks_that_mean_nothing_are_refused():

@@ -130,6 +130,15 @@ def small_parts(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_parts")
+def test_shards_score_to_the_same_bytes(world, scored, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(arguments(world, out, "--shard", "2/2")) == 0
+    assert "shard 2/2: 1 of 3 parts are finished" in capsys.readouterr().out and not (out / "a.npz").exists()
+    assert main(arguments(world, out, "--shard", "1/2")) == 0
+    assert contents(out) == contents(scored)
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_what_was_broken_off_or_damaged_goes_on_to_the_same_bytes(world, scored, tmp_path, monkeypatch, capsys):
     out, computed, real = tmp_path / "out", [], window_scores.WindowScorer.scores
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file  # noqa: E402
 from convert.cli import main as convert  # noqa: E402
 from jclip.features.source import ModelSource  # noqa: E402
 from jclip.functional.similarity import normalise  # noqa: E402
+from jclip.model.learned_prompts import Frame, Layout  # noqa: E402
 from jclip.model.trainable import trainable  # noqa: E402
 from jclip.runtime import jt  # noqa: E402
 from jclip.weights.checkpoint import in_memory  # noqa: E402
@@ -143,3 +144,35 @@ def test_check_asks_transformers(case, tmp_path, capsys):
     assert convert([str(folder), str(tmp_path / "checked.safetensors"), "--check"]) == 0
     said = capsys.readouterr().out
     assert said.count("features differ by") == 2 and "BERT, width 20" in said and "wordpiece" in said
+
+
+def test_learned_prompts_against_transformers(case, close):
+    """Vectors among token embeddings, new ones before the second block: features, and their gradients."""
+    folder, reference, seed = case
+    model = ModelSource(folder).model
+    frame = Frame(model, Layout.of(model, ["红 的 狗", "a", "绿 方"], 3))
+    rng = np.random.default_rng(seed)
+    deep = rng.standard_normal((2, 3, 20)).astype(np.float32)
+    weights = rng.standard_normal((3, 14)).astype(np.float32)
+    layout = Layout.of(model, ["红 的 狗", "a", "绿 方"], 3)
+    lengths, bert = layout.ends + 1, reference.text_model
+    assert lengths.tolist() == [9, 7, 8] and (layout.slots[:, 1:4] == [1, 2, 3]).all()
+    for vectors in (deep[:1], deep):
+        ours = jt.array(vectors)
+        found = frame.features(ours if len(vectors) > 1 else ours[0])
+        gradient = jt.grad((found * weights).sum(), ours).numpy()
+        given = torch.tensor(vectors, requires_grad=True)
+        x = bert.embeddings.word_embeddings(torch.tensor(layout.tokens).long())
+        x = torch.cat([x[:, :1], given[0].expand(3, 3, 20), x[:, 4:]], dim=1)
+        seen = torch.arange(x.shape[1]) < torch.tensor(lengths)[:, None]
+        mask = torch.where(seen, 0.0, -1e30)[:, None, None, :]
+        x = bert.embeddings(inputs_embeds=x)
+        for i, layer in enumerate(bert.encoder.layer):
+            if 0 < i < len(vectors):
+                x = torch.cat([x[:, :1], given[i].expand(3, 3, 20), x[:, 4:]], dim=1)
+            x = layer(x, mask)
+            x = x[0] if isinstance(x, tuple) else x
+        wanted = torch.nn.functional.normalize(reference.text_projection(x[:, 0]), dim=-1)
+        (wanted * torch.tensor(weights)).sum().backward()
+        close(found.numpy(), wanted.detach(), "features_normalised", "Chinese-CLIP: learned prompts")
+        close(gradient, given.grad, "gradient_relative", "Chinese-CLIP: learned prompts, gradients", relative=True)

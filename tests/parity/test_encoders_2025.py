@@ -132,7 +132,7 @@ def test_out_and_in_again_changes_no_bit(name, folders, tmp_path):
     """open_clip's folder → jclip's file → open_clip's folder: the same tensors and description of the towers."""
     _, folder = folders[name, 0]
     ours, out = tmp_path / "ours.safetensors", tmp_path / "out"
-    assert main([str(folder), str(ours)]) == 0
+    assert main([str(folder), str(ours), "--check"]) == 0
     assert open_checkpoint(ours).config == TOYS_2025[name]
     assert main([str(ours), str(out), "--to", "open_clip"]) == 0
     wanted, got = (read_weights(place / "open_clip_model.safetensors") for place in (folder, out))
@@ -302,7 +302,7 @@ def worldwide_folder(folder, seed):
 def test_metaclip_2_of_transformers(seed, tmp_path, close):
     folder, ours, out = tmp_path / "theirs", tmp_path / "ours.safetensors", tmp_path / "out"
     theirs, config = worldwide_folder(folder, seed), TOYS_2025["worldwide"]
-    assert main([str(folder), str(ours)]) == 0 and main([str(ours), str(out), "--to", "huggingface"]) == 0
+    assert main([str(folder), str(ours), "--check"]) == 0 and main([str(ours), str(out), "--to", "huggingface"]) == 0
     found = open_checkpoint(ours)
     assert found.config == config
     (pixels, _), ids = toy_batch(config, seed), toy_texts(config, seed)
@@ -317,3 +317,18 @@ def test_metaclip_2_of_transformers(seed, tmp_path, close):
     before, after = (read_weights(place / "model.safetensors") for place in (folder, out))
     assert set(before) == set(after) and all(np.array_equal(t.read(), after[k].read()) for k, t in before.items())
     assert json.loads((out / "config.json").read_text())["text_config"]["eos_token_id"] == 2
+
+
+def test_a_tower_that_is_not_causal_sees_padding_after_cut_texts(folders, close):
+    """Embeddings of texts that end before the context does, as learned prompts are, get what the whole rows give."""
+    config = TOYS_2025["mobile_l"]
+    model, ids = build(identify(folders["mobile_l", 0][1]).checkpoint), toy_texts(config)
+    ends = model.ends(ids)
+    with jt.no_grad():
+        wanted = model.encode_text(ids)
+        cut = model.encode_text_embeddings(model.embed(ids[:, : ends.max() + 1]), ends)
+        other = ids.copy()
+        other[:, -1] = 5
+        assert not np.allclose(model.encode_text(other).numpy(), wanted.numpy())
+    close(cut.numpy(), wanted.numpy(), "kernel")
+    assert not model.causal and model.holds_text

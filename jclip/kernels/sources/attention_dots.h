@@ -1,15 +1,14 @@
 // Attention of bfloat16 numbers by the processor's dot products of pairs of them (AVX512_BF16), one head of one sample at a
 // time, five queries at once: keys and values are laid in pairs first, scores and weights never leave the cache.
-//
-// Processors with AMX have these instructions, too, but faster ones beside: there oneDNN multiplies.
 #pragma once
 #include "onednn.h"
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && !defined(__AMX_BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #define JCLIP_HALF_DOTS
 #include <immintrin.h>
 
 namespace jclip {
 
+const float LOG2_E = 1.44269504f;  // e^x = 2^(x log2 e)
 const int64_t LANES = 16, WIDE = 4 * LANES;
 const int64_t QUERIES = 5;  // with four vectors of keys or values twenty sums, which the registers hold
 
@@ -27,6 +26,29 @@ inline __m512 power_of_two(__m512 x) {
     p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(0.69300383f));
     p = _mm512_fmadd_ps(f, p, _mm512_set1_ps(1.00000259f));
     return _mm512_scalef_ps(p, x);
+}
+
+// One row of scores, times `scale`, to weights that sum to one; those behind `seen` are zero.
+inline void softmax(float* row, uint16_t* weights, int64_t N, int64_t seen, float scale) {
+    __m512 most = _mm512_set1_ps(row[0]), sum = _mm512_setzero_ps();
+    const __m512 by = _mm512_set1_ps(scale * LOG2_E);
+    for (int64_t j = 0; j < seen; j += LANES) {
+        const __mmask16 own = first_lanes(seen - j);
+        most = _mm512_mask_max_ps(most, own, most, _mm512_maskz_loadu_ps(own, row + j));
+    }
+    const __m512 largest = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(most)), by);
+    for (int64_t j = 0; j < seen; j += LANES) {
+        const __mmask16 own = first_lanes(seen - j);
+        const __m512 x = _mm512_fmsub_ps(_mm512_maskz_loadu_ps(own, row + j), by, largest);
+        const __m512 e = _mm512_maskz_mov_ps(own, power_of_two(x));
+        sum = _mm512_add_ps(sum, e);
+        _mm512_mask_storeu_ps(row + j, own, e);
+    }
+    const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+    for (int64_t j = 0; j < N; j += LANES) {
+        const __m512 e = _mm512_maskz_loadu_ps(first_lanes(seen - j), row + j);
+        _mm256_mask_storeu_epi16(weights + j, first_lanes(N - j), (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(e, factor)));
+    }
 }
 
 // Numbers that begin where a line of the cache does, zero at first.
@@ -124,13 +146,11 @@ struct HalfHead {
         : N(N), d(d), width(width), D(D), pairs_of_keys((N + 1) / 2), key_lanes(whole(N)), keys(d / 2 * key_lanes),
           values(pairs_of_keys * whole(d)), scores(QUERIES * key_lanes), weights(QUERIES * key_lanes / 2) {}
 
-    // next: the q of the head that follows, or none; it is brought nearer meanwhile, a row lies far from the row before.
-    void attend(const uint16_t* q, const uint16_t* next, uint16_t* out, float scale, bool causal) {
+    void attend(const uint16_t* q, uint16_t* out, float scale, bool causal) {
         lay_keys(q + D);
         lay_values(q + 2 * D);
         for (int64_t i = 0; i < N; i += QUERIES) {
             const int64_t seen = causal ? std::min(N, i + QUERIES) : N;
-            if (next) fetch(next + i * width, std::min(QUERIES, N - i));
             score(q, i, seen);
             weigh(causal ? i + 1 : N, causal ? 1 : 0, seen, scale);
             mix(out, i, seen);
@@ -138,12 +158,6 @@ struct HalfHead {
     }
 
 private:
-    void fetch(const uint16_t* q, int64_t count) const {
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t part = 0; part < 3; part++)
-                for (int64_t c = 0; c < d; c += 32) _mm_prefetch(q + r * width + part * D + c, _MM_HINT_T1);
-    }
-
     void lay_keys(const uint16_t* k) {
         for (int64_t j = 0; j < N; j += LANES)
             for (int64_t c = 0; c < d / 2; c += LANES) {
@@ -183,7 +197,7 @@ private:
     // e^(score - largest) of what each query sees, `own` keys and `more` for each one after, and 1 / their sum; else zero.
     void weigh(int64_t own, int64_t more, int64_t seen, float scale) {
         const __m512i places = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        const __m512 by = _mm512_set1_ps(scale * 1.44269504f);  // e^x = 2^(x / ln 2)
+        const __m512 by = _mm512_set1_ps(scale * LOG2_E);
         __m512 most[QUERIES], sum[QUERIES];
         __m512i end[QUERIES];
         const auto seen_by = [&](int r, int64_t j) {
@@ -229,21 +243,6 @@ private:
         });
     }
 };
-
-inline void attention_dots(const uint16_t* qkv, uint16_t* out, int64_t B, int64_t N, int64_t width, int64_t H, bool causal) {
-    const int64_t D = width / 3, d = D / H;
-    #pragma omp parallel
-    {
-        HalfHead one(N, d, width, D);
-        const auto place = [=](int64_t head) { return qkv + head / H * N * width + head % H * d; };
-        #pragma omp for schedule(static)
-        for (int64_t head = 0; head < B * H; head++) {
-            const uint16_t* next = head + 1 < B * H ? place(head + 1) : nullptr;
-            uint16_t* to = out + head / H * N * D + head % H * d;
-            one.attend(place(head), next, to, 1.0f / std::sqrt(float(d)), causal);
-        }
-    }
-}
 
 }  // namespace jclip
 #endif

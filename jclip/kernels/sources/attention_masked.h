@@ -91,9 +91,9 @@ struct Sequences {
     const int32_t* place(int64_t b) const { return places ? places + start(b) : nullptr; }
 };
 
-// qkv (T, 3D), moved (rows, 3D) or none → out (T, D).
+// qkv (T, 3D), moved (rows, 3D) or none → out (T, D). first: the number of the first sequence, for what is drawn.
 inline void sequences_forward(const float* qkv, const float* moved, const Sequences& in, float* out, int64_t B,
-                              int64_t width, int64_t H, double rate, double seed) {
+                              int64_t width, int64_t H, double rate, double seed, int64_t first = 0) {
     const int64_t D = width / 3, d = D / H, longest = in.longest(B);
     const Dropout dropout(rate, seed);
     #pragma omp parallel
@@ -111,14 +111,15 @@ inline void sequences_forward(const float* qkv, const float* moved, const Sequen
                 continue;
             }
             one.weigh(weights.data());
-            if (rate > 0) one.drop(weights.data(), weights.data(), dropout, in.place(b), head, in.rows);
+            if (rate > 0) one.drop(weights.data(), weights.data(), dropout, in.place(b), first * H + head, in.rows);
             dnnl_sgemm('N', 'N', one.N, d, one.M, 1.0f, weights.data(), one.M, one.v.data(), d, 0.0f, o, D);
         }
     }
 }
 
 inline void sequences_backward(const float* qkv, const float* moved, const Sequences& in, const float* grad,
-                               float* grad_qkv, int64_t B, int64_t width, int64_t H, double rate, double seed) {
+                               float* grad_qkv, int64_t B, int64_t width, int64_t H, double rate, double seed,
+                               int64_t first = 0) {
     const int64_t D = width / 3, d = D / H, longest = in.longest(B);
     const float scale = 1.0f / std::sqrt(float(d));
     const Dropout dropout(rate, seed);
@@ -143,7 +144,7 @@ inline void sequences_backward(const float* qkv, const float* moved, const Seque
             }
             float *w = weights.data(), *p = w;
             one.weigh(w);
-            if (rate > 0) one.drop(w, p = dropped.data(), dropout, in.place(b), head, in.rows);
+            if (rate > 0) one.drop(w, p = dropped.data(), dropout, in.place(b), first * H + head, in.rows);
             dnnl_sgemm('T', 'N', M, d, N, 1.0f, p, M, go, D, 0.0f, rows.data(), d);
             one.scatter(rows.data(), gv, width);
             dnnl_sgemm('N', 'T', N, M, d, 1.0f, go, D, one.v.data(), d, 0.0f, g, M);

@@ -53,11 +53,11 @@ private:
     }
 };
 
-inline void dropout_forward(const float* x, float* y, int64_t count, double rate, double seed) {
+inline void dropout_forward(const float* x, float* y, int64_t count, double rate, double seed, double first) {
     const Dropout dropout(rate, seed);
     const int64_t block = 4096;
     #pragma omp parallel for schedule(static)
-    for (int64_t at = 0; at < count; at += block) dropout.apply(x + at, y + at, std::min(block, count - at), at);
+    for (int64_t at = 0; at < count; at += block) dropout.apply(x + at, y + at, std::min(block, count - at), int64_t(first) + at);
 }
 
 }  // namespace jclip

@@ -16,6 +16,7 @@ struct FirstQueries {
     const float* keep;
     int64_t B, rows, D, H, d;
     double rate, seed;
+    int64_t first;  // the number of the first sequence, for what is drawn
     // start (B, D); q (B, D); u (B, H, D): W_k^T q; weights and those not dropped, of each sequence (H, N); mixed (B, H, D):
     // tokens by these; total (B, H): their sums
     std::vector<float> start, q, u, weights, dropped, mixed, total;
@@ -58,7 +59,7 @@ struct FirstQueries {
     float* dropped_of(int64_t b) { return (rate > 0 ? dropped : weights).data() + starts[b] * H; }
 
     // Which weight is dropped: by its place in the table (heads of all samples, rows, rows).
-    int64_t drawn(int64_t b, int64_t h) const { return ((b * H + h) * rows + places[starts[b]]) * rows; }
+    int64_t drawn(int64_t b, int64_t h) const { return (((first + b) * H + h) * rows + places[starts[b]]) * rows; }
 
 private:
     void attend(int64_t b, std::vector<float>& keys) {
@@ -84,9 +85,9 @@ private:
 // out (B, D): the heads side by side.
 inline void first_attention_forward(const float* x, const float* table, const float* weight, const float* bias,
                                     const int32_t* starts, const int32_t* places, const float* keep, float* out, int64_t B,
-                                    int64_t rows, int64_t D, double heads, double rate, double seed) {
+                                    int64_t rows, int64_t D, double heads, double rate, double seed, double first) {
     const int64_t H = int64_t(heads), d = D / H;
-    FirstQueries in{x, table, weight, bias, starts, places, keep, B, rows, D, H, d, rate, seed};
+    FirstQueries in{x, table, weight, bias, starts, places, keep, B, rows, D, H, d, rate, seed, int64_t(first)};
     in.attend();
     for (int64_t h = 0; h < H; h++)
         dnnl_sgemm('N', 'T', B, d, D, 1.0f, in.mixed.data() + h * D, H * D, weight + (2 * D + h * d) * D, D, 0.0f,
@@ -98,10 +99,10 @@ inline void first_attention_forward(const float* x, const float* table, const fl
 inline void first_attention_backward(const float* x, const float* table, const float* weight, const float* bias,
                                      const int32_t* starts, const int32_t* places, const float* keep, const float* grad,
                                      float* grad_x, float* grad_table, float* grad_weight, float* grad_bias, int64_t B,
-                                     int64_t rows, int64_t D, double heads, double rate, double seed) {
+                                     int64_t rows, int64_t D, double heads, double rate, double seed, double first) {
     const int64_t H = int64_t(heads), d = D / H;
     const float scale = 1.0f / std::sqrt(float(d));
-    FirstQueries in{x, table, weight, bias, starts, places, keep, B, rows, D, H, d, rate, seed};
+    FirstQueries in{x, table, weight, bias, starts, places, keep, B, rows, D, H, d, rate, seed, int64_t(first)};
     in.attend();
     std::vector<float> for_mixed(B * H * D), for_u(B * H * D), for_scores(in.weights.size()), for_q(B * D), for_start(B * D);
     std::fill(grad_bias, grad_bias + 3 * D, 0.0f);

@@ -3,6 +3,7 @@
 // then of blocks in float64, thread by thread in order.
 #pragma once
 #include <omp.h>
+#include <type_traits>
 #include "onednn.h"
 
 namespace jclip {
@@ -70,15 +71,23 @@ void channel_moments(const X* x, int64_t R, int64_t C, float* mean, float* varia
     }
 }
 
-template <class X>
-inline void norm_row(const X* __restrict__ x, const float* __restrict__ mean, const float* __restrict__ factor,
-                     const float* __restrict__ shift, float* __restrict__ y, int64_t C) {
-    for (int64_t c = 0; c < C; c++) y[c] = (widen(x[c]) - mean[c]) * factor[c] + shift[c];
+template <class X, bool ADDED, bool RELU>
+inline void norm_row(const X* x, const float* mean, const float* factor, const float* shift, const X* added, X* y, int64_t C) {
+    #pragma GCC ivdep
+    for (int64_t c = 0; c < C; c++) {
+        float made = (widen(x[c]) - mean[c]) * factor[c] + shift[c];
+        if (ADDED) made += widen(added[c]);
+        narrow(RELU ? std::max(made, 0.0f) : made, y[c]);
+    }
 }
 
-template <class X>
-inline void narrow_row(const float* __restrict__ x, X* __restrict__ y, int64_t C) {
-    for (int64_t c = 0; c < C; c++) narrow(x[c], y[c]);
+template <class X, bool ADDED, bool RELU>
+void norm_rows(const X* x, const float* mean, const float* factor, const float* shift, const X* added, X* y, int64_t R,
+               int64_t C) {
+    for_blocks(R, C, [&](int, int64_t first, int64_t end) {
+        for (int64_t i = first * C; i < end * C; i += C)
+            norm_row<X, ADDED, RELU>(x + i, mean, factor, shift, ADDED ? added + i : nullptr, y + i, C);
+    });
 }
 
 inline std::vector<float> norm_factors(const float* weight, const float* variance, int64_t C, double eps) {
@@ -99,79 +108,80 @@ void map_norm_forward(const X* x, const float* weight, const float* bias, const 
     }
     const std::vector<float> factor = norm_factors(weight, variance, C, eps);
     const X* added = static_cast<const X*>(residual);
-    std::vector<float> buffers(size_t(omp_get_max_threads()) * C);
-    for_blocks(R, C, [&](int thread, int64_t first, int64_t end) {
-        float* row = buffers.data() + size_t(thread) * C;
-        for (int64_t r = first; r < end; r++) {
-            norm_row(x + r * C, mean, factor.data(), bias, row, C);
-            if (added) add_row(added + r * C, row, C);
-            if (relu != 0)
-                for (int64_t c = 0; c < C; c++) row[c] = std::max(row[c], 0.0f);
-            narrow_row(row, y + r * C, C);
-        }
-    });
+    const auto rows = added ? (relu != 0 ? norm_rows<X, true, true> : norm_rows<X, true, false>)
+                            : (relu != 0 ? norm_rows<X, false, true> : norm_rows<X, false, false>);
+    rows(x, mean, factor.data(), bias, added, y, R, C);
 }
 
-// What the backward pass of a norm reads.
-template <class X>
-struct NormGradient {
-    const X *x, *y, *grads[3];
-    const float *mean, *factor, *bias;
-    int64_t C;
-    bool relu;
+// What lets a gradient through: everything, where y is positive, or where the norm of x is.
+enum Mask { everything, where_y, where_norm };
 
-    // What flows to norm(x) + residual of a row: the sum of the gradients of y's readers, where ReLU let it through.
-    void flowing(int64_t r, float* __restrict__ g, float* __restrict__ before) const {
-        for (int64_t c = 0; c < C; c++) g[c] = 0.0f;
-        for (const X* grad : grads)
-            if (grad) add_row(grad + r * C, g, C);
-        if (!relu) return;
-        if (y) {
-            const X* __restrict__ seen = y + r * C;
-            for (int64_t c = 0; c < C; c++) g[c] = widen(seen[c]) > 0.0f ? g[c] : 0.0f;
-        } else {
-            norm_row(x + r * C, mean, factor, bias, before, C);
-            for (int64_t c = 0; c < C; c++) g[c] = before[c] > 0.0f ? g[c] : 0.0f;
-        }
+// What the backward pass of a norm reads: x and, with a residual, y; the gradients of y's readers.
+template <class X>
+struct NormInputs {
+    const X *x, *y, *g0, *g1, *g2;
+    const float *mean, *factor, *bias;
+
+    NormInputs row(int64_t start) const {
+        const auto at = [=](const X* p) { return p ? p + start : nullptr; };
+        return {at(x), at(y), at(g0), at(g1), at(g2), mean, factor, bias};
     }
 };
 
-template <class X>
-inline void add_products(const float* __restrict__ g, const X* __restrict__ x, const float* __restrict__ mean,
-                         float* __restrict__ sum, float* __restrict__ inner, int64_t C) {
+// What flows to norm(x) + residual at a channel, `away` = x - mean: the readers' gradients together, where ReLU let it through.
+template <class X, int MASK, int READERS>
+inline float flowing(const NormInputs<X>& in, int64_t c, float away) {
+    float g = widen(in.g0[c]);
+    if (READERS > 1) g += widen(in.g1[c]);
+    if (READERS > 2) g += widen(in.g2[c]);
+    if (MASK == where_y) g = widen(in.y[c]) > 0.0f ? g : 0.0f;
+    if (MASK == where_norm) g = away * in.factor[c] + in.bias[c] > 0.0f ? g : 0.0f;
+    return g;
+}
+
+// The rows' sums of g and of g (x - mean); g itself into `residual`, if there is one.
+template <class X, int MASK, int READERS>
+inline void add_products(const NormInputs<X> in, float* sum, float* inner, X* residual, int64_t C) {
+    #pragma GCC ivdep
     for (int64_t c = 0; c < C; c++) {
-        sum[c] += g[c];
-        inner[c] += g[c] * (widen(x[c]) - mean[c]);
+        const float away = widen(in.x[c]) - in.mean[c], g = flowing<X, MASK, READERS>(in, c, away);
+        if (residual) narrow(g, residual[c]);
+        sum[c] += g;
+        inner[c] += g * away;
     }
 }
 
 // factor (g - a - (x - mean) n)
-template <class X>
-inline void input_row(const float* __restrict__ g, const X* __restrict__ x, const float* __restrict__ mean,
-                      const float* __restrict__ factor, const float* __restrict__ a, const float* __restrict__ n,
-                      X* __restrict__ grad_x, int64_t C) {
-    for (int64_t c = 0; c < C; c++) narrow(factor[c] * (g[c] - a[c] - (widen(x[c]) - mean[c]) * n[c]), grad_x[c]);
+template <class X, int MASK, int READERS>
+inline void input_row(const NormInputs<X> in, const float* a, const float* n, X* grad_x, int64_t C) {
+    #pragma GCC ivdep
+    for (int64_t c = 0; c < C; c++) {
+        const float away = widen(in.x[c]) - in.mean[c], g = flowing<X, MASK, READERS>(in, c, away);
+        narrow(in.factor[c] * (g - a[c] - away * n[c]), grad_x[c]);
+    }
 }
 
-// dx = w f (g - mean(g) - n mean(g n)) with n = (x - mean) f and f = 1 / sqrt(variance + eps), with statistics that are not
-// the batch's dx = w f g; dw = sum g n, db = sum g. `given`: whether they aren't. y: with a residual, which g is for, too.
+// What a backward pass hands out.
 template <class X>
-void map_norm_gradients(const X* x, const X* y, const float* weight, const float* bias, const float* mean,
-                        const float* variance, const X* g0, const X* g1, const X* g2, X* grad_x, float* grad_weight,
-                        float* grad_bias, X* grad_residual, int64_t R, int64_t C, double eps, bool relu, bool given) {
-    const std::vector<float> factor = norm_factors(weight, variance, C, eps), scale = norm_factors(nullptr, variance, C, eps);
-    const NormGradient<X> flow{x, y, {g0, g1, g2}, mean, factor.data(), bias, C, relu};
+struct NormOutputs {
+    X* x;
+    float *weight, *bias;
+    X* residual;
+};
+
+// dx = w f (g - mean(g) - n mean(g n)) with n = (x - mean) f and f = 1 / sqrt(variance + eps), with statistics that are not
+// the batch's (`given`) dx = w f g; dw = sum g n, db = sum g.
+template <class X, int MASK, int READERS>
+void norm_gradients(const NormInputs<X>& in, const NormOutputs<X>& out, const std::vector<float>& f, int64_t R, int64_t C,
+                    bool given) {
     const int threads = omp_get_max_threads();
     std::vector<double> totals(size_t(threads) * 2 * C, 0.0);
-    std::vector<float> buffers(size_t(threads) * 4 * C);
+    std::vector<float> buffers(size_t(threads) * 2 * C);
     for_blocks(R, C, [&](int thread, int64_t first, int64_t end) {
-        float *g = buffers.data() + size_t(thread) * 4 * C, *before = g + C, *sums = before + C;
+        float* sums = buffers.data() + size_t(thread) * 2 * C;
         std::fill(sums, sums + 2 * C, 0.0f);
-        for (int64_t r = first; r < end; r++) {
-            flow.flowing(r, g, before);
-            if (grad_residual) narrow_row(g, grad_residual + r * C, C);
-            add_products(g, x + r * C, mean, sums, sums + C, C);
-        }
+        for (int64_t r = first; r < end; r++)
+            add_products<X, MASK, READERS>(in.row(r * C), sums, sums + C, out.residual ? out.residual + r * C : nullptr, C);
         double* total = totals.data() + size_t(thread) * 2 * C;
         for (int64_t c = 0; c < 2 * C; c++) total[c] += sums[c];
     });
@@ -182,32 +192,47 @@ void map_norm_gradients(const X* x, const X* y, const float* weight, const float
             sum += totals[size_t(t) * 2 * C + c];
             inner += totals[size_t(t) * 2 * C + C + c];
         }
-        grad_weight[c] = float(inner * scale[c]);
-        grad_bias[c] = float(sum);
+        out.weight[c] = float(inner * f[c]);
+        out.bias[c] = float(sum);
         if (given) continue;
         a[c] = float(sum / R);
-        n[c] = float(inner / R * scale[c] * scale[c]);
+        n[c] = float(inner / R * f[c] * f[c]);
     }
-    for_blocks(R, C, [&](int thread, int64_t first, int64_t end) {
-        float *g = buffers.data() + size_t(thread) * 4 * C, *before = g + C;
+    NormInputs<X> masked = in;
+    masked.g0 = out.residual;
+    for_blocks(R, C, [&](int, int64_t first, int64_t end) {
         for (int64_t r = first; r < end; r++) {
-            if (grad_residual) {
-                std::fill(g, g + C, 0.0f);
-                add_row(grad_residual + r * C, g, C);
-            } else {
-                flow.flowing(r, g, before);
-            }
-            input_row(g, x + r * C, mean, factor.data(), a.data(), n.data(), grad_x + r * C, C);
+            if (out.residual) input_row<X, everything, 1>(masked.row(r * C), a.data(), n.data(), out.x + r * C, C);
+            else input_row<X, MASK, READERS>(in.row(r * C), a.data(), n.data(), out.x + r * C, C);
         }
     });
+}
+
+template <class X>
+void map_norm_gradients(const NormInputs<X>& in, const NormOutputs<X>& out, const float* variance, int64_t R, int64_t C,
+                        double eps, bool relu, bool given) {
+    const std::vector<float> f = norm_factors(nullptr, variance, C, eps);
+    const int readers = in.g2 ? 3 : in.g1 ? 2 : 1, mask = !relu ? everything : in.y ? where_y : where_norm;
+    const auto with = [&](auto mask, auto readers) {
+        norm_gradients<X, decltype(mask)::value, decltype(readers)::value>(in, out, f, R, C, given);
+    };
+    const auto masked = [&](auto readers) {
+        if (mask == everything) with(std::integral_constant<int, everything>(), readers);
+        else if (mask == where_y) with(std::integral_constant<int, where_y>(), readers);
+        else with(std::integral_constant<int, where_norm>(), readers);
+    };
+    if (readers == 1) masked(std::integral_constant<int, 1>());
+    else if (readers == 2) masked(std::integral_constant<int, 2>());
+    else masked(std::integral_constant<int, 3>());
 }
 
 template <class X>
 void map_norm_backward(const X* x, const float* weight, const float* bias, const float* mean, const float* variance,
                        const X* g0, const void* g1, const void* g2, X* grad_x, float* grad_weight, float* grad_bias,
                        int64_t R, int64_t C, double eps, double relu, double given) {
-    map_norm_gradients<X>(x, nullptr, weight, bias, mean, variance, g0, static_cast<const X*>(g1), static_cast<const X*>(g2),
-                          grad_x, grad_weight, grad_bias, nullptr, R, C, eps, relu != 0, given != 0);
+    const std::vector<float> factor = norm_factors(weight, variance, C, eps);
+    const NormInputs<X> in{x, nullptr, g0, static_cast<const X*>(g1), static_cast<const X*>(g2), mean, factor.data(), bias};
+    map_norm_gradients<X>(in, {grad_x, grad_weight, grad_bias, nullptr}, variance, R, C, eps, relu != 0, given != 0);
 }
 
 // The same with a residual.
@@ -215,8 +240,9 @@ template <class X>
 void map_norm_added_backward(const X* x, const float* weight, const float* bias, const float* mean, const float* variance,
                              const X* y, const X* g0, const void* g1, const void* g2, X* grad_x, float* grad_weight,
                              float* grad_bias, X* grad_residual, int64_t R, int64_t C, double eps, double relu, double given) {
-    map_norm_gradients<X>(x, y, weight, bias, mean, variance, g0, static_cast<const X*>(g1), static_cast<const X*>(g2), grad_x,
-                          grad_weight, grad_bias, grad_residual, R, C, eps, relu != 0, given != 0);
+    const std::vector<float> factor = norm_factors(weight, variance, C, eps);
+    const NormInputs<X> in{x, y, g0, static_cast<const X*>(g1), static_cast<const X*>(g2), mean, factor.data(), bias};
+    map_norm_gradients<X>(in, {grad_x, grad_weight, grad_bias, grad_residual}, variance, R, C, eps, relu != 0, given != 0);
 }
 
 }  // namespace jclip

@@ -1,0 +1,204 @@
+"""What making a gallery is going to take: time, memory and disk, from half a minute's measurement on some of its photos."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jclip.data.augment import Views
+from jclip.data.gallery_inputs import Inputs, photo_address
+from jclip.data.loader import batches
+from jclip.data.stored_photos import open_any_photo
+from jclip.errors import DataError, counted
+from jclip.features import extraction, half_models
+from jclip.features.source import ModelSource
+from jclip.postponed import jt
+
+SECONDS = 30.0  # of measuring, loading the model not counted
+MOST = 2048  # photos that are looked at
+ROW_BYTES = 220  # of a row of the table, its path not counted
+_PLACES = ("reading the files", "decoding the photos", "the model")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Measured on `sample` photos: seconds a photo alone (reading, decoding, model) and all together, CPU seconds a photo,
+    seconds to load the model, MiB of the processes, bytes that a row takes on disk. photos: of the whole job."""
+
+    photos: int
+    sample: int
+    alone: tuple[float, float, float]
+    together: float
+    cpu: float
+    load: float
+    memory: float
+    row: float
+    cores: int
+
+    @property
+    def bottleneck(self) -> str:
+        """What takes longest where all run side by side."""
+        return _PLACES[int(np.argmax(self.alone))]
+
+    def hours(self, processes: int = 1) -> float:
+        """Of the whole job by so many processes of this machine, which share its cores: they take as much CPU time."""
+        each = self.together if processes == 1 else max(self.together / processes, self.cpu / self.cores)
+        return (self.load + self.photos * (self.alone[0] + each)) / 3600
+
+    def rows(self, counts: Sequence[int]) -> list[str]:
+        """Lines of a table: hours and memory by number of processes."""
+        lines = [f"{'processes':>9}  {'photos/s':>9}  {'time':>9}  {'memory':>9}"]
+        for count in counts:
+            hours = self.hours(count)
+            rate = self.photos / max(1e-9, hours * 3600 - self.load)
+            note = "" if count == 1 else "   extrapolated from one process"
+            lines.append(f"{count:>9}  {rate:>9,.1f}  {spoken(hours):>9}  {count * self.memory:>5,.0f} MiB{note}")
+        return lines
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the gallery, and of its parts while it is made."""
+        return int(2 * self.photos * self.row)
+
+
+def spoken(hours: float) -> str:
+    """`42 s`, `12 min`, `3.4 h`, `5.1 d`."""
+    for limit, unit, size in ((120 / 3600, "s", 1 / 3600), (2.0, "min", 1 / 60), (48.0, "h", 1.0)):
+        if hours < limit:
+            return f"{hours / size:.3g} {unit}"
+    return f"{hours / 24:.3g} d"
+
+
+def lines_of(inputs: Inputs, source: ModelSource, itemsize: int, processes: int) -> list[str]:
+    """What is printed: see `measured`."""
+    found = measured(inputs, source, itemsize)
+    counts = [1] if processes == 1 else [1, processes]
+    slowest, *others = sorted(zip(found.alone, _PLACES, strict=True), reverse=True)
+    beside = ", ".join(f"{name} {1 / max(seconds, 1e-9):,.0f}" for seconds, name in others)
+    beyond = " (extrapolated)" if found.photos > found.sample else ""
+    return [
+        f"measured on {counted(found.sample, 'photo')} of {found.photos:,}; the model loads in {found.load:.1f} s",
+        *found.rows(counts),
+        f"time{beyond}: for photos like these; each other machine that does a share (--shard) divides it once more",
+        f"bottleneck: {found.bottleneck}, {1 / max(slowest[0], 1e-9):,.0f} photos a second alone ({beside})",
+        f"disk{beyond}: {_size(found.disk // 2)} for the gallery, as much again until it is written",
+    ]
+
+
+def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
+    """Reads, decodes and encodes some photos, spread over all of them, for at most `SECONDS`; nothing is kept.
+
+    itemsize: bytes of a stored number. Raises `DataError` where none of them decodes.
+    """
+    paths, photos = sample_of(inputs)
+    reading = _rate(_read(paths), 0.1 * SECONDS)
+    begun = time.monotonic()
+    model = half_models.load_half(source, "vision")
+    views, size = Views(source.preprocess), extraction.batch_size()
+    next(iter(extraction.encoded_batches(model, paths[:size], views, "skip", [])), None)  # operators are compiled
+    load = time.monotonic() - begun
+    decoding = _rate((len(at) for at, _ in batches(paths, views, size, "skip", [])), 0.2 * SECONDS)
+    pixels = next(iter(batches(paths, views, size, "skip", [])), None)
+    if pixels is None:
+        raise DataError(f"no photo decodes of {counted(len(paths), 'photo')} that were looked at (first: {paths[0]})")
+    computing = _rate(_encode(model, pixels[1][:, 0]), 0.2 * SECONDS)
+    cpu, count = _cpu(), []
+    encoded = (
+        count.append(len(at)) or len(at) for at, _ in extraction.encoded_batches(model, paths, views, "skip", [])
+    )
+    together = _rate(encoded, 0.5 * SECONDS)
+    spent = (_cpu() - cpu) / max(1, sum(count))
+    row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
+    alone = (reading, decoding, computing)
+    return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores())
+
+
+def sample_of(inputs: Inputs) -> tuple[list[str], int]:
+    """Paths of photos spread over the files, else those of the first tar; and how many photos there are: of tars as many
+    as the first holds a byte."""
+    files = [path for number in range(inputs.of_files) for path in inputs.paths(number)]
+    if files:
+        places = np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))
+        return [files[i] for i in places], len(files)
+    first = inputs.part(0)
+    if not first.rows:
+        raise DataError(f"no photo is read: {first.skipped[0][0]}: {first.skipped[0][1]}")
+    sizes = [Path(tar).stat().st_size for tar in inputs.tars]
+    return [photo_address(inputs.root, row) for row in first.rows[:MOST]], round(
+        len(first.rows) * sum(sizes) / sizes[0]
+    )
+
+
+def _rate(steps: Iterator[int], seconds: float) -> float:
+    """Seconds a photo of steps that each say how many they did, for so long at most."""
+    begun, done = time.monotonic(), 0
+    with contextlib.closing(steps):
+        for count in steps:
+            done += count
+            if time.monotonic() - begun >= seconds:
+                break
+    return (time.monotonic() - begun) / max(1, done)
+
+
+def _read(paths: Sequence[str]) -> Iterator[int]:
+    for path in paths:
+        with open_any_photo(path) as file:
+            hashlib.sha256(file.read())
+        yield 1
+
+
+def _encode(model, pixels: np.ndarray) -> Iterator[int]:
+
+    while True:
+        with jt.no_grad():
+            model.encode_image(pixels).float32().numpy()
+        yield len(pixels)
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of those that decode for it."""
+    return sum(map(_seconds_of, _own_processes()))
+
+
+def _own_processes() -> list[int]:
+    tasks = Path(f"/proc/{os.getpid()}/task")
+    children = [int(n) for task in tasks.iterdir() for n in (task / "children").read_text().split()]
+    return [os.getpid(), *children]
+
+
+def _seconds_of(process: int) -> float:
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _memory() -> float:
+    """MiB: the most that this process had, and what those that decode for it have now."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    page = os.sysconf("SC_PAGE_SIZE")
+    children = 0.0
+    for process in _own_processes()[1:]:
+        with contextlib.suppress(OSError):
+            children += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page / 2**20
+    return own + children
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.3g} {unit}"
+        count /= 1024
+    return f"{count:,.3g} TiB"

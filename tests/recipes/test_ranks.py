@@ -1,0 +1,194 @@
+"""Training by several processes: the same as by one, whatever their number, and how they end when one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jclip.machine import open_mpi
+from jclip.readers import read_weights
+
+pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+from tests.trajectories import ROUNDING, without_key_bias
+
+ROOT = Path(__file__).parent.parent.parent
+SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
+MPI = open_mpi.find_mpi()
+pytestmark = pytest.mark.skipif(MPI is None, reason=f"no Open MPI: {open_mpi.INSTALL}")
+QUICK = [str(SMOKE), "model=shapes-tiny-vit", "zero_shot=[]", "data.scenes=50", "data.val_scenes=7", "optim.epochs=3"]
+PLACE = "--run"
+
+
+def ranks(
+    count: int, *command: str, others: list[str] | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """Python with these arguments in so many processes; others: the arguments of the last one."""
+    started = [sys.executable, *command]
+    if others:
+        started += [":", "-np", "1", sys.executable, *others]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "JCLIP_WORKERS": "0", **environment}
+    return open_mpi.start_ranks(MPI, count - bool(others), started, given)
+
+
+def lines_of(done: subprocess.CompletedProcess) -> list[str]:
+    """What jclip's processes said on stderr; mpirun's own lines left out."""
+    own = [line for line in done.stderr.splitlines() if line.startswith(("jclip", "finetune"))]
+    return [line for line in own if "compiling" not in line and "first start" not in line and "is ready" not in line]
+
+
+@pytest.fixture(scope="module")
+def of_one_process() -> dict[str, tuple]:
+    """What each case ends with, and how far rounding of the weights before carries it."""
+    from tests.recipes.steps_of_ranks import CASES, steps
+
+    return {case: (steps(case), steps(case, noise=ROUNDING)) for case in CASES}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_twenty_steps_are_those_of_one_process(count, of_one_process, tmp_path, close):
+    cases = {k: v for k, v in of_one_process.items() if count == 2 or k == "softmax local"}
+    done = ranks(count, "-m", "tests.recipes.steps_of_ranks", str(tmp_path / "found.npz"), *cases)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "found.npz")
+    for case, (one, moved) in cases.items():
+        for name, wanted in one.items():
+            got, drift = found[f"{case}/{name}"], float(np.abs(wanted - moved[name]).max())
+            kind = "contrastive_trajectory_loss" if name == "losses" else "contrastive_trajectory"
+            label = f"ranks: {case}, {'losses' if name == 'losses' else 'weights'}"
+            close(*(without_key_bias(name, x) for x in (got, wanted)), kind, label, drift=drift)
+
+
+DYING = """
+import os, signal, sys
+import jclip.train.loop, jclip.train.run
+from jclip.machine import ranks
+jclip.train.loop.SAVE_SECONDS = 0.0
+save, left = jclip.train.run.Slot.save, [2]
+def save_and_die(self, *given):
+    save(self, *given)
+    left[0] -= 1
+    if not left[0] and ranks.here().rank == {rank}:
+        os.kill(os.getpid(), signal.SIGKILL)
+jclip.train.run.Slot.save = save_and_die
+from jclip.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_rank_ends_all_and_another_number_goes_on(tmp_path, close):
+    whole = [sys.executable, "-m", "jclip.cli", "train", *QUICK, PLACE, str(tmp_path / "one")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = subprocess.Popen(whole, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = ranks(3, "-c", DYING.format(rank=1), "train", *QUICK, PLACE, str(tmp_path / "several"))
+    told = [line for line in lines_of(killed) if "died without a word" in line]
+    assert killed.returncode and len(told) == 1 and f"rank 1 of 3 on {os.uname().nodename}" in told[0], killed.stderr
+    assert (tmp_path / "several" / "train.safetensors").is_file()
+    again = ranks(2, "-m", "jclip.cli", "train", *QUICK, PLACE, str(tmp_path / "several"))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("image → text") == 1 and again.stdout.count("run: ") == 1
+    assert one.wait() == 0
+    models = [read_weights(tmp_path / run / "model.safetensors") for run in ("one", "several")]
+    arrays = [{k: np.array(t.read()) for k, t in model.items()} for model in models]
+    for name, wanted in arrays[0].items():
+        close(
+            *(without_key_bias(name, x) for x in (arrays[1][name], wanted)), "contrastive_trajectory", "ranks: resumed"
+        )
+    measured = [json.loads((tmp_path / run / "result.json").read_text())["metrics"] for run in ("one", "several")]
+    assert measured[0].keys() == measured[1].keys()
+    assert measured[0]["i2t_median_rank"] == measured[1]["i2t_median_rank"]
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "others", "wanted"),
+    [
+        (3, ["optim.batch=2"], [], "rank 0 of 3 on {host}: optim.batch must be at least 3, the number of ranks, got 2"),
+        (2, ["optim.lr=1e30"], [], "rank 0 of 2 on {host}: the loss became NaN or infinite between steps 0 and 2"),
+        (2, [], ["optim.lr=2e-3"], "all ranks must have the same config, got another on rank 1 ({host})"),
+    ],
+    ids=["batch", "NaN", "config"],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(count, settings, others, wanted, tmp_path):
+    command = ["-m", "jclip.cli", "train", *QUICK, PLACE, str(tmp_path / "r")]
+    done = ranks(count, *command, *settings, others=[*command, *others] if others else None)
+    told = [line for line in lines_of(done) if not line.startswith("memory")]
+    assert done.returncode == 2 and len(told) == 1, done.stderr
+    assert wanted.format(host=os.uname().nodename) in told[0]
+
+
+@pytest.mark.slow  # Jittor's core is compiled
+def test_a_cold_cache_under_mpirun(tmp_path):
+    code = (
+        "from jclip.kernels import collectives; import numpy; print(collectives.total(numpy.ones(2, 'float32')).sum())"
+    )
+    done = ranks(2, "-c", code, JCLIP_CACHE=str(tmp_path))
+    assert done.returncode == 0 and done.stdout.split() == ["4.0", "4.0"], done.stderr
+    assert done.stderr.count("first start here") == 1
+
+
+RECIPES = {  # settings beside those of smoke.yaml: one recipe of towers, one of a network behind them, both with dropout
+    "lora": ["steps=3", "optim.batch=7", "accumulate=2"],
+    "grounding": ["dropout=0.1", "absent=0.5", "accumulate=2", "optim.batch=7", "clip=0.1", "data.scenes=30"],
+}
+OTHERS = {
+    "full": ["model=shapes-tiny-vit", "optim.batch=17", "accumulate=2", "loss=cross_entropy", "optim.epochs=1"],
+    "coop": [], "cocoop": [], "fd_align": [], "kgcoop": [], "maple": ["optim.batch=7"], "promptsrc": [],
+    "text_as_image": [], "dual_prompt": ["augment=dualcoop", "optim.batch=7", "learn=[scale]", "optim.epochs=1"],
+}  # fmt: skip
+OTHER_SETTINGS = {
+    "full": ["optim.batch=20", "statistics=true"],
+    "lora": ["lora.dropout=0", "steps=3"],
+    "grounding": ["augment=true", "model=shapes-tiny-vit", "visual_positions=trained", "dropout=0.1"],
+}
+MANY = "import json, sys; from jclip.cli import main; sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))"
+
+
+@pytest.mark.parametrize(
+    ("count", "recipes"),
+    [
+        (2, RECIPES),
+        pytest.param(3, OTHERS, marks=pytest.mark.slow),
+        pytest.param(2, OTHER_SETTINGS, marks=pytest.mark.slow),
+    ],
+    ids=["some", "others", "settings"],
+)
+def test_every_recipe_ends_as_by_one_process(count, recipes, tmp_path, close):
+    from jclip.cli import main
+
+    def commands(kind: str) -> list[list[str]]:
+        of = {name: [str(ROOT / "configs" / name / "smoke.yaml"), *more] for name, more in recipes.items()}
+        return [["train", *words, PLACE, str(tmp_path / kind / name)] for name, words in of.items()]
+
+    assert [main(argv) for argv in commands("one")] == [0] * len(recipes)
+    done = ranks(count, "-c", MANY, json.dumps(commands("several")))
+    assert done.returncode == 0, done.stderr
+    for name in recipes:
+        files = [tmp_path / kind / name / "learned.safetensors" for kind in ("one", "several")]
+        arrays = [{k: np.array(t.read()) for k, t in read_weights(file).items()} for file in files]
+        assert arrays[0].keys() == arrays[1].keys()
+        for key, wanted in arrays[0].items():
+            close(*(without_key_bias(key, x) for x in (arrays[1][key], wanted)), "trajectory", f"ranks: {name}")
+        metrics = [json.loads((file.parent / "result.json").read_text())["metrics"] for file in files]
+        assert metrics[0].keys() == metrics[1].keys()
+        assert {k: v for k, v in metrics[0].items() if "top1" in k} == {
+            k: v for k, v in metrics[1].items() if "top1" in k
+        }
+
+
+def test_the_doctors_trial():
+    done = ranks(2, "-m", "jclip.kernels.ranks_trial")
+    assert done.returncode == 0 and done.stdout.split() == ["right", "right"], done.stderr
+
+
+def test_what_one_process_does_is_done_by_the_first():
+    done = ranks(2, "-m", "jclip.cli", "recipes")
+    assert done.returncode == 0 and done.stdout.count("configs/contrastive/smoke.yaml") == 1
+    assert lines_of(done) == ["jclip recipes is done by one process: rank 0 does it, the others rest"]
+    refused = ranks(2, "-m", "jclip.cli", "train", str(ROOT / "configs" / "tip_adapter" / "smoke.yaml"))
+    (line,) = lines_of(refused)
+    assert refused.returncode == 2 and "recipe tip_adapter learns in one process, which is faster" in line
