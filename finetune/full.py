@@ -5,6 +5,7 @@ do it under the name `no_finetune`; or cross-entropy over all classes.   Trains:
 Needs: a few-shot split of photos, with validation photos where the epoch is chosen.
 
     contrastive:    L = (CE(s I T', own) + CE(s T I', own)) / 2,  T: prompts of the batch's own classes
+    sigmoid:        L = -1/B Σ_ij log σ(y_ij (s I_i T_j + b)),    of weights trained so (SigLIP, arXiv 2303.15343)
     cross_entropy:  L = CE(s I W', label),                        W: prompts of all classes
 """
 
@@ -30,6 +31,7 @@ from jclip.prompts.templates import class_prompts, load_templates
 from jclip.train import loop, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
+from jclip.weights.variants import CLIPConfig
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Config:
     dtype: Dtype = "fp32"  # bf16: linear maps multiply in it while training, on CPUs with AVX-512
     templates: str = "simple"  # each step draws one of these; they are averaged for measuring
     augment: str = "jittor_challenge"
-    loss: Literal["contrastive", "cross_entropy"] = "contrastive"
-    positives: Literal["own", "same"] = "own"  # contrastive, "same": photos of one class share their prompts
+    loss: Literal["contrastive", "sigmoid", "cross_entropy"] = "contrastive"  # sigmoid: SigLIP's own, with its bias
+    positives: Literal["own", "same"] = "own"  # but of cross_entropy, "same": photos of one class share their prompts
     lock: Lock = field(default_factory=Lock)
     statistics: bool = False  # whether batch norms move theirs
     clip: float = 0.0  # bound of the gradient's global norm; 0: none
@@ -85,13 +87,9 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(**before.facts)
     zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
 
-    if source.config.sigmoid and cfg.loss == "contrastive":
-        raise ConfigError(
-            f"loss=contrastive is CLIP's softmax, which {cfg.model} (SigLIP) was not trained with: set "
-            "loss=cross_entropy, or take the recipe contrastive with loss=sigmoid"
-        )
+    check_loss(cfg, source.config)
     model, prompts = source.model, class_prompts(photos.classnames, load_templates(cfg.templates))
-    patterns = trained_patterns(model.config, cfg.lock)
+    patterns = [*trained_patterns(model.config, cfg.lock), *(["logit_bias"] if cfg.loss == "sigmoid" else [])]
     clip.training_mode(model, patterns if cfg.statistics else ())
     optim = optimisation.optimiser(cfg.optim, trainable.trainable(model, patterns), trainable.no_weight_decay)
     steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
@@ -121,6 +119,17 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
     return {**zero_shot, **after, **last, **best}
+
+
+def check_loss(cfg: Config, weights: CLIPConfig) -> None:
+    """Raises `ConfigError` for a contrastive loss that the weights were not trained with."""
+    if weights.sigmoid and cfg.loss == "contrastive":
+        raise ConfigError(
+            f"loss=contrastive is CLIP's softmax, which {cfg.model} (SigLIP) was not trained with: set loss=sigmoid, or "
+            "cross_entropy"
+        )
+    if cfg.loss == "sigmoid" and not weights.sigmoid:
+        raise ConfigError(f"loss=sigmoid must be of weights with a bias of their logits (SigLIP), got {cfg.model}")
 
 
 def scorer(learned: dict[str, np.ndarray], cfg: Config) -> Callable[[np.ndarray], np.ndarray]:
@@ -163,6 +172,9 @@ def training_step(cfg: Config, model, optim, prompts: list[list[str]], steps: in
         if cfg.loss == "contrastive":
             targets = losses.positive_targets(labels) if cfg.positives == "same" else None
             loss = losses.contrastive_loss(images, shared_texts_of(labels, template), scale, targets)
+        elif cfg.loss == "sigmoid":
+            pairs = losses.positive_pairs(labels) if cfg.positives == "same" else None
+            loss = losses.sigmoid_loss(images, shared_texts_of(labels, template), scale, model.logit_bias, pairs)
         else:
             scores = scale * jt.nn.matmul_transpose(images, shared_texts_of(np.arange(len(prompts)), template))
             loss = losses.cross_entropy(scores, jt.array(labels.astype(np.int32)))

@@ -12,7 +12,7 @@ import os
 from jclip.config import Dtype
 from jclip.errors import ConfigError
 from jclip.kernels import collectives as collectives
-from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain
+from jclip.kernels import cpu, cpu_sequences, cuda, int8, maps, plain, rotation
 from jclip.kernels import gradient_parts as gradient_parts
 from jclip.kernels.sequences import Sequences as Sequences
 from jclip.machine import ranks
@@ -40,6 +40,16 @@ def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return cuda.masked_attention(qkv, keys, heads, rate, seed)
     return (cpu if _fused(qkv, keys) else plain).masked_attention(qkv, keys, heads, rate, seed)
+
+
+def rotated(qkv, cosines, sines):
+    """(B, N, 3D), q, k and v side by side → the same with q and k turned: pairs (a, b) of neighbouring numbers become
+    (a cos - b sin, b cos + a sin).
+
+    cosines, sines: (T, d/2), of the first T tokens and of each head alike; tokens after these, and v, stay as they are.
+    """
+    half = qkv.dtype == "bfloat16" and chosen() == "cpu" and jt.flags.no_grad
+    return (rotation if half or _fused(qkv) else plain).rotated(qkv, cosines, sines)
 
 
 def class_attention(q, kv, heads: int):

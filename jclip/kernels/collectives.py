@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip.errors import ConfigError, JclipError
+from jclip.errors import JclipError
 from jclip.kernels.function import Function
 from jclip.machine import ranks
 from jclip.runtime import jt
@@ -184,15 +184,6 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
         made.update(name.encode())
         made.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1))
     return made.hexdigest()
-
-
-def require_rows(count: int, batch: str) -> None:
-    """Raise `ConfigError` where a batch of `count` rows can't give every rank one."""
-    here = ranks.here()
-    if here.size > count:
-        raise ConfigError(
-            f"{batch} must be at least {here.size}, the number of ranks, got {count}: start fewer, or raise it"
-        )
 
 
 def batch_norm(x: jt.Var, weight: jt.Var, bias: jt.Var, eps: float) -> tuple[jt.Var, jt.Var, jt.Var, int]:

@@ -118,6 +118,20 @@ def attention_at_first(qkv, heads: int, keep):
     return (shares.unsqueeze(3) * v).sum(dim=1).reshape((B, 1, width // 3)).cast(qkv.dtype)
 
 
+def rotated(qkv, cosines, sines):
+    """As `kernels.rotated`."""
+    _, N, width = qkv.shape
+    T, half = cosines.shape
+    sizes = [jt.array([2 * half, width // 3 * 2, T])]
+    places, still = ["i1", "i2 % @e0(0) / 2"], ["i1 >= @e0(2)", "i2 >= @e0(1)"]
+    cos = cosines.reindex([1, N, width], places, 1.0, still, sizes)
+    sin = sines.reindex([1, N, width], places, 0.0, still, sizes)
+    sign = jt.index((1, 1, width), dim=2) % 2 * 2 - 1
+    x = qkv.float32()
+    swapped = x.reindex(list(x.shape), ["i0", "i1", "i2 ^ 1"])
+    return (x * cos + swapped * (sin * sign)).cast(qkv.dtype)
+
+
 def class_attention(q, kv, heads: int):
     """As `kernels.class_attention`."""
     B, N, width = kv.shape

@@ -71,8 +71,8 @@ def _watch(rank_id: int, rank: str, folder: str) -> None:
     if DONE in heard or any(number in heard for number in _TOLD_TO_END) or not fails_first(folder):
         return
     sys.stderr.write(
-        f"jclip: {rank} died without a word (killed, or out of memory): all ranks end; the same command goes on from the "
-        "state saved last, with any number of ranks\n"
+        f"jclip: {rank} died without a word (killed, crashed, or out of memory): all ranks end; the same command goes on "
+        "from the state saved last, with any number of ranks\n"
     )
 
 

@@ -223,7 +223,7 @@ class GatedMLP(nn.Module):
 def rotation_of(config: EVAConfig) -> Rotation:
     """Rotary positions of the patches, scaled to the grid of pre-training."""
     vertical, horizontal = (np.arange(side) / side * config.rope_grid for side in config.grid)
-    return Rotation(grid_angles(vertical, horizontal, config.width // config.heads, columns_first=False), config.heads)
+    return Rotation(grid_angles(vertical, horizontal, config.width // config.heads, columns_first=False))
 
 
 def norm_of(config: EVAConfig, width: int) -> LayerNorm | RMSNorm:

@@ -62,6 +62,11 @@ class Layout:
     runs: int = 1
 
     @property
+    def first(self) -> int:
+        """Where the vectors begin that stand before a name: after the start token, where there is one."""
+        return int((self.slots[0] > 0).argmax())
+
+    @property
     def ends(self) -> np.ndarray:
         """(C,) positions of the end token, the last one that is not 0."""
         return self.tokens.shape[1] - 1 - (self.tokens[:, ::-1] != 0).argmax(axis=1)
@@ -88,7 +93,8 @@ class Layout:
             _arranged([*fixed, *words.encode(f"{name}.")], count, vectors, position)
             for name, count in zip(names, spoken, strict=True)
         ]
-        length = max(len(tokens) for tokens, _ in rows) + 2
+        first = 0 if words.start is None else 1
+        length = max(len(tokens) for tokens, _ in rows) + first + 1
         if length > context:
             name = max(names, key=lambda n: len(words.encode(n)))
             raise DataError(
@@ -96,10 +102,15 @@ class Layout:
                 f"{context}: learn fewer vectors, or shorten the name"
             )
         tokens, slots = np.zeros((2, len(rows), length), np.int32)
-        tokens[:, 0] = words.start
+        if reader.config.text.kind == "siglip":  # which reads all of its context, padding too
+            tokens = np.full((len(rows), context), words.pad, np.int32)
+            slots = np.zeros_like(tokens)
+        if first:
+            tokens[:, 0] = words.start
         for k, (ids, places) in enumerate(rows):
-            tokens[k, 1 : len(ids) + 1], slots[k, 1 : len(ids) + 1] = ids, places
-            tokens[k, len(ids) + 1] = words.end
+            end = first + len(ids)
+            tokens[k, first:end], slots[k, first:end] = ids, places
+            tokens[k, end] = words.end
         return cls(tokens, slots)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -151,7 +162,7 @@ class Frame:
 
     def __init__(self, model: CLIP, layout: Layout):
         self._model, self._ends, self._alike = model, layout.ends, min(layout.alike, int(layout.ends.min()))
-        self._runs = layout.runs
+        self._runs, self._first = layout.runs, layout.first
         self._slots = jt.array(layout.slots).stop_grad()
         table = model.word_vectors.numpy()
         self._words = jt.array(table[layout.tokens] * (layout.slots == 0)[:, :, None]).stop_grad()
@@ -169,7 +180,7 @@ class Frame:
         at = rows if isinstance(rows, slice) else jt.array(rows.astype(np.int32))
         first, deep = vectors, {}
         if vectors.ndim == 3:
-            first, deep = vectors[0], {i: (1, vectors[i]) for i in range(1, vectors.shape[0])}
+            first, deep = vectors[0], {i: (self._first, vectors[i]) for i in range(1, vectors.shape[0])}
         slots = self._slots[at]
         x = self._words[at] + jt.concat([jt.zeros((1, first.shape[1])), first], dim=0)[slots]
         if shifts is not None:

@@ -129,4 +129,4 @@ def rotation_of(config: PerceptionConfig) -> Rotation:
         (np.arange(side) + first) / side * known for side, known in zip(config.grid, config.rope_grid, strict=True)
     )
     angles = grid_angles(vertical, horizontal, config.width // config.heads, columns_first=True)
-    return Rotation(angles, config.heads, first)
+    return Rotation(angles, first)

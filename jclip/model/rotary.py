@@ -7,38 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from jclip import kernels
 from jclip.runtime import jt
 
 
 class Rotation:
-    """q and k turned by `angles` (N, D of a head), neighbouring dimensions in pairs; v stays as it is.
+    """q and k turned by `angles` (N, D of a head), alike in all heads, neighbouring dimensions in pairs; v stays as it is.
 
-    heads: how many heads share the angles. first: tokens before the patches, which stay as they are, as those after them.
+    first: tokens before the patches, which stay as they are, as those after them.
     """
 
-    def __init__(self, angles: np.ndarray, heads: int, first: int = 1):
-        angles = np.tile(angles, (1, heads))
-        angles = np.concatenate([np.zeros((first, angles.shape[1])), angles])
-        angles = np.concatenate([angles, angles, 0 * angles], axis=1)  # q, k, v
-        signs = np.tile([-1.0, 1.0], angles.shape[1] // 2)  # pairs (a, b) become (a cos - b sin, b cos + a sin)
-        self.cos = np.cos(angles).astype(np.float32)
-        self.sin = (np.sin(angles) * signs).astype(np.float32)
-        self._tables: dict[int, tuple] = {}
+    def __init__(self, angles: np.ndarray, first: int = 1):
+        angles = np.concatenate([np.zeros((first, angles.shape[1])), angles])[:, ::2]  # both of a pair turn alike
+        self._cosines, self._sines = (jt.array(f(angles).astype(np.float32)).stop_grad() for f in (np.cos, np.sin))
 
     def __call__(self, qkv):
         """(B, N, 3D) → (B, N, 3D)."""
-        cos, sin = self._of_length(qkv.shape[1])
-        x = qkv.float32()
-        swapped = x.reindex(list(x.shape), ["i0", "i1", "i2 ^ 1"])
-        return (x * cos + swapped * sin).cast(qkv.dtype)
-
-    def _of_length(self, tokens: int) -> tuple:
-        """Both tables; tokens after the patches, which are prompts, stay still."""
-        if tokens not in self._tables:
-            more = ((0, max(tokens - len(self.cos), 0)), (0, 0))
-            cos, sin = np.pad(self.cos, more, constant_values=1.0), np.pad(self.sin, more)
-            self._tables[tokens] = tuple(jt.array(t[None, :tokens]).stop_grad() for t in (cos, sin))
-        return self._tables[tokens]
+        return kernels.rotated(qkv, self._cosines, self._sines)
 
 
 def grid_angles(vertical: np.ndarray, horizontal: np.ndarray, head_width: int, columns_first: bool) -> np.ndarray:

@@ -220,14 +220,19 @@ class SigLIPText(nn.Module):
                 f"SigLIP's texts must be {length} tokens long, padding included, got {ids.shape[1]}: use "
                 "model.tokenize(texts)"
             )
-        return self.encode(self.embed(ids), dense, taps)
+        return self.encode_embeddings(self.embed(ids), self.ends(ids), dense, taps=taps)
 
-    def encode(self, x, dense: bool = False, taps: dict | None = None):
-        """`execute` from embeddings (B, L, D) without positions."""
+    def encode_embeddings(
+        self, x, ends: np.ndarray, dense: bool = False, insert: dict | None = None, taps: dict | None = None
+    ):
+        """`execute` from embeddings (B, L, D) without positions, L the whole context; `ends` are not needed.
+
+        insert: layer → (position, tokens (n, D)); before that layer the tokens from `position` on are replaced by these.
+        """
         x = x + self.positional_embedding
         if taps is not None:
             taps["text.stem"] = x
-        x = self.transformer(x, taps=taps, name="text.")
+        x = self.transformer(x, insert=insert, taps=taps, name="text.")
         if dense:
             every = self._projected(x)
             return every[:, -1], every

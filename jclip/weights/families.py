@@ -53,7 +53,7 @@ NOT_READ = {  # recognised, refused by name
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
     "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",
-    "fastvit": "MobileCLIP of a FastViT, sizes S0 to S4: the B and L/14 of it are read",
+    "fastvit": "MobileCLIP of a FastViT, sizes S0 to S4 (its B and L/14 are read)",
     "pe-tokens": "a PE-Lang or PE-Spatial image tower: it has neither pool nor projection to texts; PE-Core has both",
     "foreign-tower": "a tower of another library",
 }

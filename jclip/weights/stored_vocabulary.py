@@ -18,7 +18,7 @@ from jclip.readers.schema import LARGEST_DESCRIPTION, parse
 from jclip.weights.text_configs import TEXT_NAMES, AnyText
 
 TENSOR, KIND, SETTINGS = "tokenizer", "tokenizer", "tokenizer_settings"  # the tensor, and keys of the metadata
-TAKE_VECTORS = ("clip", "bert")  # kinds of text towers that read vectors in the place of tokens
+TAKE_VECTORS = ("clip", "bert", "siglip")  # kinds of text towers that read vectors in the place of tokens
 LARGEST = 256 << 20  # bytes of a vocabulary
 
 

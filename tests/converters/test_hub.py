@@ -161,3 +161,26 @@ def test_chinese_clip_as_modelscope_has_it(prefix, tmp_path, monkeypatch, close)
         close(
             ours.encode_text(ids).numpy(), written.texts(model, ids)[0], "features", "Chinese-CLIP of ModelScope: text"
         )
+
+
+def test_fg_clip_by_the_lists_name(tmp_path, close):
+    """The list's name of a repository, its configuration, its tokenizer, and one of three ways to read texts."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.hubs import LoopbackHub
+    from tests.parity import test_fg_clip as written
+
+    (tmp_path / "root" / "qihoo360").mkdir(parents=True)
+    theirs, tensors = written.fg_clip_folder(tmp_path / "root" / "qihoo360" / "fg-clip2-base", 0)
+    with LoopbackHub(tmp_path / "root") as hub:
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        command = [sys.executable, "convert", "FG-CLIP2-base/fgclip2", str(tmp_path / "out"), "--texts", "long"]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pixels, ids = written.batch("long", 0)
+    ours, _ = load(tmp_path / "out")
+    with torch.no_grad(), jt.no_grad():
+        image = written.photos_as_authors(theirs, pixels)
+        text = written.texts_as_authors(theirs, tensors, torch.tensor(ids).long(), "long")
+        close(ours.encode_image(pixels).numpy(), image, "features", "FG-CLIP 2 of the hub: image")
+        close(ours.encode_text(ids).numpy(), text, "features", "FG-CLIP 2 of the hub: text")

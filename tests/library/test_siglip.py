@@ -18,9 +18,11 @@ from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError
 from jclip.features.source import ModelSource
 from jclip.features.tagging import Tagger
+from jclip.functional.similarity import normalise
 from jclip.model import deep_prompts, dense_map, low_rank, padded_mlp, patch_dropout
 from jclip.model.clip import CLIP, build, clamp_logit_scale, inference, put_arrays
 from jclip.model.last_block import LastBlock
+from jclip.model.learned_prompts import Frame, Layout
 from jclip.model.parameter_groups import LowRank, image_groups, text_groups
 from jclip.model.trainable import trainable
 from jclip.readers import read_weights, safetensors
@@ -189,6 +191,28 @@ def test_texts_are_never_cut_and_short_rows_are_refused(weights):
             source.checkpoint.with_context(length)
 
 
+def test_learned_vectors_that_are_words_read_as_these_words(weights, close):
+    """Vectors equal to the embeddings of "a photo of a", and in the second block to what the first made of them."""
+    source = ModelSource(weights)
+    model, names = source.model, ["boat", "red car"]
+    words = source.tokenizer.encode("a photo of a")
+    layout = Layout.of(source, names, len(words))
+    assert layout.first == 0 and layout.tokens.shape == (2, 64) and (layout.tokens[:, -1] == source.tokenizer.pad).all()
+    vectors = jt.array(model.word_vectors.numpy()[words])
+    ids = source.tokenize([f"a photo of a {name}." for name in names])
+    with jt.no_grad():
+        taps: dict = {}
+        wanted = normalise(model.encode_text(ids, taps=taps)).numpy()
+        got = Frame(model, layout).encode(vectors).numpy()
+        close(got, wanted, "features_normalised", "SigLIP's learned prompts")
+        one = Layout.of(source, names[:1], len(words))
+        made = taps["text.block0"][0, : len(words)]
+        deep = Frame(model, one).encode(jt.stack([vectors, made])).numpy()
+        close(deep, wanted[:1], "features_normalised", "SigLIP's deep prompts")
+        other = Frame(model, one).encode(jt.stack([vectors, vectors])).numpy()
+    assert np.abs(other - deep).max() > 1e-3
+
+
 def test_zero_shot_says_the_sigmoid_of_each_class(weights, photo_folder, tmp_path, capsys):
     photos, out = photo_folder / "test", tmp_path / "out.csv"
     command = ["zero-shot", str(photos), "--model", str(weights), "--classes", NAMES, "--templates", "simple"]
@@ -255,7 +279,9 @@ def test_its_own_loss_trains_its_bias_and_leaves_the_scale(weights, tmp_path, ca
     assert "loss must be sigmoid for" in error and len(error.splitlines()) == 1
     assert train("full", f"model={weights}", *place) == 2
     error = capsys.readouterr().err
-    assert "set loss=cross_entropy, or take the recipe contrastive with loss=sigmoid" in error
+    assert "was not trained with: set loss=sigmoid, or cross_entropy" in error
+    assert train("full", "loss=sigmoid", *place) == 2
+    assert "loss=sigmoid must be of weights with a bias of their logits (SigLIP), got" in capsys.readouterr().err
     assert train("contrastive", *QUICK, f"model={weights}", "loss=sigmoid", "optim.lr=1e-2", *place) == 0
     after = open_checkpoint(tmp_path / "r" / "model.safetensors")
     assert after.config == SMALL_SIGLIP and after.vocabulary is not None
@@ -263,6 +289,16 @@ def test_its_own_loss_trains_its_bias_and_leaves_the_scale(weights, tmp_path, ca
     assert bias != 1.5 and abs(bias - 1.5) < 0.5
     said = json.loads((tmp_path / "r" / "result.json").read_text())["metrics"]["logit_bias"]
     assert said == pytest.approx(bias, abs=1e-5)
+
+
+def test_towers_are_tuned_on_photos_by_its_own_loss(weights, photo_folder, tmp_path):
+    data = [f"data.root={photo_folder}", "data.shots=4", "data.val_shots=2", "optim.batch=6", "optim.lr=1e-3"]
+    place = ["--run", str(tmp_path / "r")]
+    assert train("full", f"model={weights}", *data, "loss=sigmoid", "positives=same", "optim.epochs=4", *place) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    after = open_checkpoint(tmp_path / "r" / "model.safetensors")
+    assert float(after.tensors["logit_bias"].read().reshape(())) != 1.5 and after.vocabulary is not None
 
 
 def test_a_mixture_of_two_keeps_bias_and_vocabulary(tmp_path):

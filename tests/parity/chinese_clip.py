@@ -15,15 +15,21 @@ CHARACTERS = "一只两三鹦鹉狗猫红绿蓝圆方的照片在天空"
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS, "a", "photo", "##s", "of", "dog"]
 
 
-def written_model(folder: Path, seed: int, image: int = 28, text: int = 20, heads: int = 4) -> ChineseCLIPModel:
-    """A folder as `save_pretrained` writes it, with vocab.txt; sizes differ pairwise, norms and biases are random."""
+def written_model(
+    folder: Path, seed: int, image: int = 28, text: int = 20, heads: int = 4, odd: bool = False
+) -> ChineseCLIPModel:
+    """A folder as `save_pretrained` writes it, with vocab.txt; sizes differ pairwise, norms and biases are random.
+
+    odd: the towers' activations are swapped, and each has an epsilon of its own that matters.
+    """
     vision = VisionConfig(
         hidden_size=image, intermediate_size=42, num_hidden_layers=2, num_attention_heads=4, image_size=20,
-        patch_size=5, projection_dim=14,
+        patch_size=5, projection_dim=14, hidden_act="gelu" if odd else "quick_gelu", layer_norm_eps=0.02 if odd else 1e-5,
     )  # fmt: skip
     words = TextConfig(
         vocab_size=len(PIECES), hidden_size=text, intermediate_size=33, num_hidden_layers=3, num_attention_heads=heads,
-        max_position_embeddings=13, hidden_dropout_prob=0.1, layer_norm_eps=1e-12,
+        max_position_embeddings=13, hidden_dropout_prob=0.1, hidden_act="quick_gelu" if odd else "gelu",
+        layer_norm_eps=0.03 if odd else 1e-12,
     )  # fmt: skip
     torch.manual_seed(seed)
     config = ChineseCLIPConfig(text_config=words.to_dict(), vision_config=vision.to_dict(), projection_dim=14)

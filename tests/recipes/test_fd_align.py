@@ -173,7 +173,7 @@ def prepared(source, weights, S, changed, cfg):
     training_mode(source.model, ())
     params = trainable(source.model, ["visual.*"]) | head
     loss_of = fd_align.batch_loss(cfg, source.model, head, S)
-    return (lambda pixels, labels: loss_of(pixels, labels, before(jt.array(pixels), None))), params
+    return (lambda pixels, labels: loss_of(pixels, labels, before(jt.array(pixels), np.arange(len(pixels))))), params
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
