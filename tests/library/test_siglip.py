@@ -15,7 +15,7 @@ from finetune import wise_ft
 from jclip import kernels
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
-from jclip.errors import CheckpointError, ConfigError, DataError
+from jclip.errors import ConfigError, DataError
 from jclip.features.source import ModelSource
 from jclip.features.tagging import Tagger
 from jclip.functional.similarity import normalise
@@ -30,12 +30,9 @@ from jclip.report.calibration_file import read_calibration
 from jclip.report.score_files import read_scores
 from jclip.runtime import jt
 from jclip.weights.checkpoint import load_strict, open_checkpoint, random_arrays
-from jclip.weights.families import Stated
-from jclip.weights.identify import identify
-from jclip.weights.layouts import from_chinese_clip, from_fg_clip, from_huggingface, from_siglip
 from jclip.weights.variants import ARCHITECTURES, CLIPConfig
 from tests.tolerances import TOLERANCES
-from tests.toys import SMALL_SIGLIP, TOY_SIGLIP, TOY_VIT, letter_words, shapes_of, toy_batch, toy_file
+from tests.toys import SMALL_SIGLIP, TOY_SIGLIP, TOY_VIT, shapes_of, toy_batch, toy_file
 
 NAMES = "red thing,green thing,blue thing,a boat"
 ROOT = Path(__file__).parent.parent.parent
@@ -239,42 +236,6 @@ def test_zero_shot_says_the_sigmoid_of_each_class(weights, photo_folder, tmp_pat
     assert capsys.readouterr().out.count("unknown (") == 5
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--mode", "prob-prompts"], "mode must be one of embed, embed-raw, max for"),
-        (["--mode", "prob-templates"], "got prob-templates: it shares probabilities out by CLIP's softmax"),
-        (["--scale", "50"], "got 50: the weights' own scale and bias belong together"),
-    ],
-)
-def test_softmax_settings_are_one_line(options, message, weights, photo_folder, capsys):
-    assert main(["zero-shot", str(photo_folder / "test"), "--model", str(weights), "--classes", NAMES, *options]) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said and "sigmoid loss" in said and len(said.splitlines()) == 1
-
-
-def test_shapes_alone_do_not_give_heads_of_widths_that_no_siglip_has(tmp_path):
-    square = replace(TOY_SIGLIP, vision=replace(TOY_SIGLIP.vision, image_size=(20, 20)))
-    path = tmp_path / "bare.safetensors"
-    safetensors.write(path, random_arrays(shapes_of(square), 0), {})
-    (tmp_path / "tokenizer.json").write_bytes(letter_words(square.text.vocab_size).data)
-    with pytest.raises(CheckpointError, match="tower of width .* does not give its head width"):
-        identify(path, Stated(family="siglip"))
-    with pytest.raises(CheckpointError, match="do not divide"):
-        identify(path, Stated(family="siglip", head_width=7))
-    config = identify(path, Stated(family="siglip", head_width=4)).checkpoint.config
-    assert (config.vision.heads, config.text.heads) == (6, 5)
-
-
-def test_a_text_that_is_too_long_is_no_fault_of_the_photos(weights, photo_folder, capsys):
-    command = ["tag", str(photo_folder / "test"), "--model", str(weights), "--classes", "blue thing," + "x" * 99]
-    command += ["--templates", "simple"]
-    assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "is too long for context length" in said and "photos can be scored" not in said
-    assert main([*command, "--truncate"]) == 0
-
-
 def test_tags_have_the_familys_probabilities_and_thresholds_that_are_fitted(weights, photo_folder, tmp_path, capsys):
     photos, scores = photo_folder / "test", tmp_path / "scores.npz"
     command = ["tag", str(photos), "--model", str(weights), "--classes", NAMES, "--templates", "simple"]
@@ -384,7 +345,6 @@ def described(folder: Path, config: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "siglip9"}, "is of a siglip9 model, which jclip does not know"),
         ({"model_type": "siglip2"}, "is SigLIP 2 NaFlex: photos of any aspect"),
         ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "must have its attention pool"),
         ({"model_type": "siglip", "vision_config": {"hidden_size": 100}}, "vision.heads must divide width 100, got 12"),
@@ -411,8 +371,3 @@ def test_names_stand_for_towers_whatever_their_activation():
     config = ARCHITECTURES["ViT-B-16-SigLIP2"]
     assert architecture_name(replace(config, vision=replace(config.vision, activation="gelu"))) == "ViT-B-16-SigLIP2"
     assert architecture_name(replace(config, text=replace(config.text, vocab_size=32000))) == "ViT-B-16-SigLIP"
-
-
-def test_the_models_that_are_listed_are_those_that_are_read():
-    beside = (from_chinese_clip.MODEL_TYPE, from_siglip.KINDS[0], from_fg_clip.KIND)
-    assert ("clip", from_huggingface.WORLDWIDE, *beside) == from_huggingface.READ
