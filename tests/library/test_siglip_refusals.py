@@ -23,6 +23,7 @@ NAMES = "red thing,green thing,blue thing,a boat"
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Weights that read photos and texts."""
+    pytest.importorskip("tokenizers", reason="not installed: pip install '.[tokenizers]'")
     folder = tmp_path_factory.mktemp("siglip refusals")
     file = read_weights(toy_file(folder, SMALL_SIGLIP))
     arrays = {k: t.read() for k, t in file.items()} | {"logit_scale": np.array(2.0, np.float32)}
