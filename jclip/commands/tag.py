@@ -93,6 +93,7 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
         "--templates", metavar="SET|FILE",
         help="prompt templates, as `jclip zero-shot` takes them (default: tagclip85)",
     )  # fmt: skip
+    p.add_argument("--truncate", action="store_true", help="cut prompts that exceed the context length")
     p.add_argument(
         "--size", type=whole(1, LARGEST_SIZE), metavar="N",
         help="pixels: for tagclip of the long side, to which larger photos are reduced (default: 640), else of the "
@@ -167,7 +168,9 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
     templates = args.templates or tagging.TEMPLATES
     prompts = template_sets.class_prompts(names[:1], template_sets.load_templates(templates))
     scripts.warn_mixed(names[0], prompts[0][0], source.vocabulary_kind)
-    return tagging.Tagger(source, names, templates, background, args.method, args.size, args.windows or ())
+    return tagging.Tagger(
+        source, names, templates, background, args.method, args.size, args.windows or (), truncate=args.truncate
+    )
 
 
 def of_run(run: str, classes: str | None = None) -> tagging.Scorer:

@@ -53,6 +53,7 @@ def classify(
     import numpy as np
 
     together = sources.SideBySide.of(members)
+    several_models.check_alone(together.sources, members)
     for source, member in zip(together.sources, members, strict=True):
         scripts.warn_unread(classnames, source.vocabulary_kind)
         scripts.warn_mixed(classnames[0], member.class_prompts(classnames[:1])[0][0], source.vocabulary_kind)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from jclip.data.loader import OnError
-from jclip.errors import DataError
 from jclip.features import tagging
 from jclip.features.part_arrays import Arrays, PhotoParts, array_lines, lines_array
 
@@ -40,7 +39,7 @@ class ScoredParts(PhotoParts):
     def _scored(self, photos: Sequence[str]) -> Arrays:
         try:
             found = self._scorer.scored(photos, self._on_error, "photos")
-        except DataError as e:
+        except tagging.NothingScored as e:
             if self._on_error != "skip":
                 raise
             none = np.zeros((0, len(self._scorer.classnames)), np.float32)

@@ -147,6 +147,20 @@ def belongs_by_sigmoid(sources: Sequence[ModelSource], members: Sequence[Member]
     return len(members) == 1 and members[0].mode in LOGITS and sources[0].config.sigmoid
 
 
+def check_alone(sources: Sequence[ModelSource], members: Sequence[Member]) -> None:
+    """Raises `ConfigError` for one model, trained with the sigmoid loss, that is asked for CLIP's softmax: probabilities
+    that share each other out, or a scale that its bias does not belong to. Mixed models have shares."""
+    if len(members) > 1 or not sources[0].config.sigmoid:
+        return
+    member, why = members[0], "which was trained with the sigmoid loss (SigLIP)"
+    if member.mode not in LOGITS:
+        raise ConfigError(f"mode must be one of {', '.join(LOGITS)} for {member.weights}, {why}, got {member.mode}: it shares "
+                          "probabilities out by CLIP's softmax")  # fmt: skip
+    if member.scale:
+        raise ConfigError(f"scale must be left out for {member.weights}, {why}, got {member.scale:g}: the weights' own scale "
+                          "and bias belong together")  # fmt: skip
+
+
 def check_prompts(members: Sequence[Member], prompts: Sequence[list[list[str]]], drop_below: float) -> None:
     """Raises `ConfigError` where classes have unequal numbers of prompts and the mode needs equal ones."""
     counts = [[*map(len, of_member)] for of_member in prompts]

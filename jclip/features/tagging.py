@@ -66,6 +66,10 @@ _PLAIN = "a photo of a {}."
 PUBLISHED = LocalToGlobal()
 
 
+class NothingScored(DataError):
+    """No photo of several can be scored; other `DataError`s are of what all photos share, such as a text too long."""
+
+
 @dataclass(frozen=True)
 class PhotoScores:
     """Scores (N, C) of the photos that decoded, in the order asked for, and of the background names (N, G)."""
@@ -97,7 +101,7 @@ class Tagger:
     vision transformers, places for ResNets, whole for SigLIP. size: for tagclip the longest side in pixels (larger photos
     are made smaller), 640 by default; for places and dense the short side, the model's own by default; for whole nothing.
     windows: scales b, each 2b x 2b windows of 1/b of the sides, see `jclip.functional.windows`. settings: constants of
-    tagclip.
+    tagclip. truncate: cut prompts that exceed the context length.
     Raises `ConfigError` for names that are missing or repeated, and for a tower that the method can't read.
     """
 
@@ -111,6 +115,7 @@ class Tagger:
         size: int | None = None,
         windows: Sequence[int] = (),
         settings: LocalToGlobal = PUBLISHED,
+        truncate: bool = False,
     ):
         check_names(classnames)
         if windows:
@@ -118,7 +123,7 @@ class Tagger:
         self.source, self.classnames, self.templates = source, tuple(classnames), templates
         self.background = background_beside(classnames, background)
         self.method: TagMethod = method_for(source, method, len(self.classnames) + len(self.background))
-        self.size, self.windows, self.settings = size, tuple(windows), settings
+        self.size, self.windows, self.settings, self.truncate = size, tuple(windows), settings, truncate
 
     @property
     def made_of(self) -> list:
@@ -129,14 +134,14 @@ class Tagger:
             class_prompts(self.background, _without_sentences(loaded)),
         ]
         seen = [self.method, self.size, self.windows, asdict(self.settings), self.source.preprocess.to_dict()]
-        return [self.source.identity, texts, seen]
+        return [self.source.identity, texts, seen, *(["truncate"] if self.truncate else [])]
 
     @cached_property
     def head(self) -> ZeroShotHead:
         """Text features of the classes, then of the background names; cached."""
         loaded = load_templates(self.templates)
         beside = class_prompts(self.background, _without_sentences(loaded))
-        return zero_shot_head(self.source, [*prompts_of(self.classnames, self.templates), *beside])
+        return zero_shot_head(self.source, [*prompts_of(self.classnames, self.templates), *beside], self.truncate)
 
     def scores(self, photos: Sequence[str]) -> np.ndarray:
         """(N, C) float32. Raises `DataError` for a photo that does not decode."""
@@ -336,8 +341,8 @@ def _without_sentences(loaded: Templates) -> Templates:
 
 
 def report_skipped(failed: Sequence[str], total: int) -> None:
-    """One line on stderr for photos that were left out. Raises `DataError` where that is all of them."""
+    """One line on stderr for photos that were left out. Raises `NothingScored` where that is all of them."""
     if failed and len(failed) == total:
-        raise DataError(f"none of {total} photos can be scored: {failed[0]}")
+        raise NothingScored(f"none of {total} photos can be scored: {failed[0]}")
     if failed:
         notice(f"skipped {len(failed)} of {total} photos (first: {failed[0]})")

@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -203,6 +204,8 @@ def _harmless(spec: Spec, ids: Mapping[str, int], vocab_size: int) -> Spec:
     A piece that is taken out of a text's reach keeps its id under a name that begins with `UNSPELLABLE`.
     """
     model, added = dict(spec["model"]), spec.get("added_tokens") or []
+    if model.get("byte_fallback"):  # the model itself writes these, and no text spells what is not matched before it
+        added = [token for token in added if not _BYTE.fullmatch(token["content"])]
     hidden = {token["content"] for token in added if token.get("special")}
     hidden |= {token for token, number in ids.items() if number >= vocab_size}
     vocab = model["vocab"].copy()
@@ -224,6 +227,9 @@ def _harmless(spec: Spec, ids: Mapping[str, int], vocab_size: int) -> Spec:
         "normalizer": spec.get("normalizer"), "pre_tokenizer": spec.get("pre_tokenizer"), "post_processor": None,
         "model": model,
     }  # fmt: skip
+
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _added_token(token: Mapping[str, Any], hidden: bool) -> dict[str, Any]:

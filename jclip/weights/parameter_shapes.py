@@ -180,7 +180,7 @@ def _siglip_from_shapes(
 
     image, text = siglip_shapes.LATENT in shapes, siglip_shapes.TOKENS in shapes
     vision = siglip_shapes.image_from_shapes(shapes, activation, stated.head_width, size) if image else None
-    words = siglip_shapes.text_from_shapes(shapes, activation) if text else None
+    words = siglip_shapes.text_from_shapes(shapes, activation, stated.head_width) if text else None
     tower = vision or words
     embed = vision.width if vision else shapes.get("text.text_projection.bias", (words.width,))[0]
     return CLIPConfig(embed, vision, words, activation, tower.norm_eps, sigmoid="logit_bias" in shapes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from jclip.errors import ConfigError
 from jclip.weights.block_shapes import Shapes, affine, linear
 from jclip.weights.image_configs import SigLIPImageConfig
 from jclip.weights.text_configs import SigLIPTextConfig
@@ -16,7 +17,7 @@ RANKS = {  # axes of the tensors whose shapes are read below
     "visual.trunk.patch_embed.proj.weight": 4, "visual.trunk.pos_embed": 3, "visual.trunk.blocks.0.mlp.fc1.weight": 2,
     "text.positional_embedding": 2, TOKENS: 2, "text.transformer.resblocks.0.mlp.c_fc.weight": 2,
 }  # fmt: skip
-HEAD_WIDTHS = {1152: 72, 1536: 96}  # by width of a tower; of others 64
+HEAD_WIDTHS = {384: 64, 512: 64, 768: 64, 1024: 64, 1152: 72, 1536: 96}  # by width of a tower
 
 
 def are_siglips(shapes: Mapping[str, tuple]) -> bool:
@@ -58,18 +59,20 @@ def image_from_shapes(
         patch_size=patch,
         width=width,
         layers=_count(shapes, r"visual\.trunk\.blocks\.(\d+)\."),
-        heads=_heads(width, head_width),
+        heads=_heads(width, head_width or HEAD_WIDTHS.get(width), "an image"),
         mlp_width=shapes["visual.trunk.blocks.0.mlp.fc1.weight"][0],
         activation=activation,
     )
 
 
-def text_from_shapes(shapes: Mapping[str, tuple], activation: Activation) -> SigLIPTextConfig:
-    """Return the text tower that shapes determine."""
+def text_from_shapes(
+    shapes: Mapping[str, tuple], activation: Activation, head_width: int | None = None
+) -> SigLIPTextConfig:
+    """Return the text tower that shapes determine. head_width: of a tower whose width no published one has."""
     vocabulary, width = shapes[TOKENS]
     return SigLIPTextConfig(
         width=width,
-        heads=_heads(width, None),
+        heads=_heads(width, HEAD_WIDTHS.get(width, head_width), "a text"),
         layers=_count(shapes, r"text\.transformer\.resblocks\.(\d+)\."),
         mlp_width=shapes["text.transformer.resblocks.0.mlp.c_fc.weight"][0],
         context_length=shapes["text.positional_embedding"][0],
@@ -79,8 +82,13 @@ def text_from_shapes(shapes: Mapping[str, tuple], activation: Activation) -> Sig
     )
 
 
-def _heads(width: int, head_width: int | None) -> int:
-    return max(width // (head_width or HEAD_WIDTHS.get(width, 64)), 1)
+def _heads(width: int, head_width: int | None, tower: str) -> int:
+    if not head_width:
+        raise ConfigError(f"{tower} tower of width {width} does not give its head width: pass head_width= "
+                          "(--vision-head-width), or keep config.json beside the weights")  # fmt: skip
+    if width % head_width:
+        raise ConfigError(f"heads of width {head_width} do not divide {tower} tower of width {width}")
+    return width // head_width
 
 
 def _count(shapes: Mapping[str, tuple], pattern: str) -> int:

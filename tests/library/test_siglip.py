@@ -49,6 +49,7 @@ def model_of(config=TOY_SIGLIP, seed=0):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Weights that read photos and texts; the logits of their pairs are not all of one sign."""
+    pytest.importorskip("tokenizers", reason="not installed: pip install '.[tokenizers]'")
     folder = tmp_path_factory.mktemp("siglip weights")
     file = read_weights(toy_file(folder, SMALL_SIGLIP))
     arrays = {k: t.read() for k, t in file.items()} | {"logit_bias": np.array([1.5], np.float32)}

@@ -168,6 +168,22 @@ def test_merges_equal_transformers(tmp_path):
     assert list(map(tuple, merges)) == generate_merges(normal)
 
 
+def test_bytes_that_a_trainer_was_given_as_special_tokens_still_spell_letters(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    said = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<unk>", *said], show_progress=False
+    )
+    trained.train_from_iterator(["a red bird", "a green tree"], trainer)
+    folder = folder_of(tmp_path, tokenizer__json=trained.to_str().encode())
+    ours = opened(folder, trained.get_vocab_size())
+    for text in ("a red, green tree!", "红鸟", "🐦"):
+        assert ours.encode(text) == trained.encode(text).ids and trained.token_to_id("<unk>") not in ours.encode(text)
+    assert trained.token_to_id("<0x41>") not in ours.encode("<0x41>")
+    assert ours.encode("<0x41>") == [trained.token_to_id(f"<0x{ord(letter):02X}>") for letter in "<0x41>"]
+
+
 def siglip_folder(path: Path) -> Path:
     said = {"tokenizer_class": "SiglipTokenizer", "pad_token": {"content": "</s>"}}
     return folder_of(path, spiece__model=model("unigram"), tokenizer_config__json=said, config__json=SIGLIP)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+pytest.importorskip("transformers", reason="the reference is not installed: pip install '.[parity]'")
 
 from convert.cli import main  # noqa: E402
 from jclip.functional.losses import sigmoid_loss  # noqa: E402

@@ -62,6 +62,7 @@ _PHOTOS = {  # what preprocessor_config.json may say of photos
     "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
 WORLDWIDE = "metaclip_2"  # MetaCLIP 2: read at the first token that is `eos_token_id`, whichever it is
+READ = ("clip", WORLDWIDE, "chinese_clip", "siglip", "fgclip2")  # whose folders jclip reads, here and in modules beside
 TOWERS = {  # exports of one tower
     "clip_vision_model": "image", "clip_text_model": "text", f"{WORLDWIDE}_vision_model": "image",
     f"{WORLDWIDE}_text_model": "text",
@@ -83,8 +84,8 @@ def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     kind = config.get("model_type", "clip")
     if kind not in ("clip", WORLDWIDE, *TOWERS):
         raise CheckpointError(
-            f"{place} is of a {kind} model: CLIPModel and MetaClip2Model are read, and their towers (model_type clip, "
-            f"{WORLDWIDE})"
+            f"{place} is of a {kind} model, which jclip does not know: models of transformers are read whose model_type is "
+            f"{', '.join(READ)}, and towers of the first two ({', '.join(TOWERS)})"
         )
     tower = TOWERS.get(kind)
     vision = None if tower == "text" else config if tower else side(config, "vision_config")
