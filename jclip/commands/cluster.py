@@ -81,7 +81,7 @@ def _check_workers(client: Any, address: str, folder: Path) -> None:
     if not client.scheduler_info(n_workers=-1)["workers"]:
         raise ConfigError(f"--scheduler {address} must have workers, got none: start some (`dask worker {address}`)")
     folder.mkdir(parents=True, exist_ok=True)
-    token = folder / f".features.npy.{secrets.token_hex(4)}.part"  # a name that the gallery removes if this is killed
+    token = folder / f"..features.npy.{secrets.token_hex(4)}.part"  # a name that the gallery removes if this is killed
     token.touch()
     try:
         answers = client.run(facts, str(token), on_error="return")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from jclip.data.shares import Share
 from jclip.errors import ConfigError
+
+PATIENCE = 2.0  # seconds: what a killed process had just started may hold its lock for a moment
+_LOOK = 0.05
 
 
 @contextlib.contextmanager
@@ -47,14 +51,24 @@ class Lock:
         descriptor = os.open(path, flags | os.O_CLOEXEC)
         self._held.callback(os.close, descriptor)
         self._folder = descriptor if self._folder is None else self._folder
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is writing {what}: wait for its end") from None
-        except OSError:  # a file system without locks
-            pass
+        end = time.monotonic() + PATIENCE
+        while not _locked(descriptor, kind):
+            if time.monotonic() >= end:
+                raise ConfigError(f"another process is writing {what}: wait for its end")
+            time.sleep(_LOOK)
 
     def alone(self) -> None:
         """Waits until no other process is at work in the folder."""
         with contextlib.suppress(OSError):
             fcntl.flock(self._folder, fcntl.LOCK_EX)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Whether the lock is ours now, or the file system has none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

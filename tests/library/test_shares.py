@@ -12,7 +12,7 @@ from jclip.data import gallery_inputs
 from jclip.data.shapes import draw_scene
 from jclip.data.shares import WHOLE, Share, share
 from jclip.errors import ConfigError
-from jclip.features import gallery_embedding
+from jclip.features import gallery_embedding, gallery_lock
 from jclip.features.source import ModelSource
 from jclip.paths import cache_dir
 
@@ -106,7 +106,8 @@ def test_one_process_finishes_what_shares_began(parts_of_8, photos, source, tmp_
     assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
 
 
-def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, source, tmp_path):
+def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_lock, "PATIENCE", 0.1)
     made(photos, source, tmp_path / "g", Share(1, 3))
     with pytest.raises(ConfigError, match="parts of another list of photos, or of other weights"):
         made(photos, ModelSource("shapes-tiny-vit"), tmp_path / "g", Share(2, 3))
