@@ -19,21 +19,22 @@ _LOOK = 0.05
 @contextlib.contextmanager
 def alone(folder: Path, share: Share) -> Iterator[Lock]:
     """In the block no other process writes the gallery, whose folder is made, or of several shards this one; of a block that
-    fails no empty folder stays.
+    fails no lock of a shard and no empty folder stays.
 
     Raises `ConfigError` where another process does.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        lock = Lock(held)
+        lock, own = Lock(held), folder / f".shard-{share.number}-of-{share.of}.lock"
         lock.take(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX if share.is_whole else fcntl.LOCK_SH, str(folder))
         if not share.is_whole:
-            own = folder / f".shard-{share.number}-of-{share.of}.lock"
             lock.take(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"shard {share} of {folder}")
         try:
             yield lock
         except BaseException:
+            if not share.is_whole:
+                own.unlink(missing_ok=True)
             if made:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()

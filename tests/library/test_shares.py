@@ -136,6 +136,15 @@ def test_the_numbers_of_shares_are_all_parts_once():
             assert sorted(own) == list(range(parts))
 
 
+def test_shares_with_unfinished_parts_are_named(parts_of_8, photos, tmp_path, capsys):
+    assert share("3/8").names_of([1, 9, 4, 12, 20]) == "2/8, 5/8"
+    assert share("1/50").names_of(range(3, 12)) == "4/50, 5/50, 6/50, 7/50, 8/50 and 4 more"
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--shard"]
+    assert main([*order, "2/3"]) == 0
+    said = capsys.readouterr().out
+    assert "encoded 8" in said and f"1 of 4 parts are finished in {tmp_path / 'g'}, those of 1/3, 3/3 are not" in said
+
+
 @pytest.fixture
 def killing(tmp_path, monkeypatch):
     """Other processes have parts of 8, and are killed after a piece of the second part as often as KILLS says."""
