@@ -52,8 +52,18 @@ def refuse_other_towers(checkpoint: Checkpoint, target: str) -> None:
 def write_state_dict(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     """A plain state dict under OpenAI's names, as torch saves it."""
     refuse_other_towers(checkpoint, "torch")
-    tensors = as_torch(checkpoint)
+    tensors = _of_authors(as_torch(checkpoint))
     torch_writer.write(path, tensors, _dtypes(tensors, checkpoint, dtype))
+
+
+def _of_authors(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors as PE-Core's own code reads them, which knows no bias of the projection: without one of zeros."""
+    if from_timm.BIAS not in tensors:
+        return tensors
+    if tensors[from_timm.BIAS].read().any():
+        notice(f"{from_timm.BIAS} is not zero: open_clip and jclip add it to image features, other code leaves it out")
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if name != from_timm.BIAS}
 
 
 def write_openai(path: Path, checkpoint: Checkpoint, dtype: str) -> None:

@@ -187,9 +187,10 @@ def why_no_half(dtype: str) -> str:
 
 
 def products_in(dtype: Dtype):
-    """A block in which training multiplies in `dtype`: "bf16" rounds what linear maps multiply.
+    """A block in which training multiplies in `dtype`: "bf16" rounds what linear maps multiply, and on CPUs convolutions.
 
-    Parameters, norms, attention and gradients of parameters stay float32. Raises `ConfigError` for what the device
+    Parameters, norms of tokens, statistics, attention and gradients of parameters stay float32; a ResNet's maps between
+    its convolutions are bfloat16 on CPUs. Raises `ConfigError` for what the device
     doesn't do.
     """
     if dtype == "fp32":

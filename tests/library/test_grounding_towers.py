@@ -49,7 +49,7 @@ def test_every_architecture_has_sizes(name):
         assert levels.image_tokens == rows * columns and min(rows, columns) >= 8
         assert levels.image_width == 4 * vision.width * 15 and vision.image_size[0] % rows == 0
     else:
-        assert levels.image_tokens == 1 + cells and levels.image_width == 4 * vision.width
+        assert levels.image_tokens == vision.class_tokens + cells and levels.image_width == 4 * vision.width
         assert len(block_levels(vision.layers)) == 4
 
 

@@ -240,6 +240,17 @@ def test_pe_cores_own_file(name, seed, tmp_path, close):
         close(mine.numpy(), other, "features", f"toy {name}: the authors' own file")
 
 
+@pytest.mark.parametrize("value, kept", [(0.0, False), (0.5, True)])
+def test_the_authors_layout_has_no_bias_of_zeros(value, kept, tmp_path, capsys):
+    config, source, out = TOYS_2025["pe"], tmp_path / "ours.safetensors", tmp_path / "out.pt"
+    arrays = random_arrays(parameter_shapes(config), 0)
+    arrays["visual.proj_bias"][:] = value
+    save_checkpoint(source, arrays, config, Preprocess(size=config.vision.image_size))
+    assert main([str(source), str(out), "--to", "torch"]) == 0
+    assert ("visual.proj_bias" in torch.load(out, weights_only=True)) == kept
+    assert ("visual.proj_bias is not zero" in capsys.readouterr().err) == kept
+
+
 @SEEDS
 def test_mobileclips_own_file(seed, tmp_path, close):
     """The names of Apple's code, which open_clip converts to its own."""

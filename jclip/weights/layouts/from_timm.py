@@ -19,6 +19,7 @@ from jclip.weights.variants import AnyImage, CLIPConfig, ViTConfig
 
 OPEN_CLIP, OWN = "open_clip, a tower of timm", "MobileCLIP original"
 POOL, CLASS, STEM = "visual.trunk.attn_pool.q.weight", "visual.trunk.cls_token", "visual.trunk.patch_embed.backbone."
+BIAS = "visual.proj_bias"  # which open_clip's files have, the authors' don't
 PRE_NORM = "visual.trunk.norm_pre.weight"
 APPLE = "image_encoder.model."  # MobileCLIP's own files
 _BLOCK, _OURS = "visual.trunk.blocks.{}", "visual.transformer.resblocks.{}"
@@ -55,7 +56,7 @@ RULES = [
     *both("visual.trunk.attn_pool.mlp.fc1", "visual.attn_pool.mlp.c_fc"),
     *both("visual.trunk.attn_pool.mlp.fc2", "visual.attn_pool.mlp.c_proj"),
     Rule(("visual.trunk.head.weight",), "visual.proj", "transpose"),
-    Rule(("visual.trunk.head.bias",), "visual.proj_bias"),
+    Rule(("visual.trunk.head.bias",), BIAS),
 ]
 _IMAGE, _TEXT = f"{APPLE}transformer.{{}}", "text_encoder.transformer.{}"
 _SEQUENCES = {
@@ -154,9 +155,9 @@ def as_of_timm(v: AnyImage) -> AnyImage:
 def as_trunk(tensors: Mapping[str, LazyTensor], config: CLIPConfig) -> dict[str, LazyTensor]:
     """Return the image tower under timm's names, the rest as it is; a projection without a bias gets one of zeros."""
     image = {k: t for k, t in tensors.items() if k.startswith("visual.")}
-    if "visual.proj_bias" not in image:
+    if BIAS not in image:
         zeros = np.zeros(config.embed_dim, np.float32)
-        image["visual.proj_bias"] = LazyTensor(zeros.shape, "float32", lambda: zeros)
+        image[BIAS] = LazyTensor(zeros.shape, "float32", lambda: zeros)
     counters = {k: image.pop(k) for k in list(image) if k.endswith("num_batches_tracked")}
     rest = {k: t for k, t in tensors.items() if not k.startswith("visual.")}
     more = {k.replace("visual.", "visual.trunk.", 1): t for k, t in counters.items()}
