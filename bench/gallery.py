@@ -1,12 +1,15 @@
 """Galleries: exact search beside faiss, two million rows from disk, photos embedded beside torch, cost by size.
 
-    python bench/gallery.py [search | disk | index | embed | sizes …] [--threads 1] [--rounds 5] [--cpu] [--photos FOLDER]
+    python bench/gallery.py [search | disk | index | embed | sizes | merge | processes …]
+                            [--threads 1] [--rounds 5] [--cpu] [--photos FOLDER] [--folder FOLDER]
 
 search: 200,000 x 512 float32, the ten nearest of 1,000 queries in one batch and of one query, beside faiss.IndexFlatIP and
 NumPy's argpartition, alternating, medians, equal threads; the rows must be equal. disk: 2 million x 512 in float16, and how
 much anonymous memory a search takes. index: recall of faiss's kinds beside exact search, and what a query takes, on 8,519
 photos' real features (ViT-B/32). embed: photos per second of `jclip embed`'s loop beside torch with a DataLoader, random
-ViT-B/32 weights. sizes: seconds and memory by number of rows. faiss is not installed with the project.
+ViT-B/32 weights. sizes: seconds and memory by number of rows. merge: seconds and peak memory of joining finished parts of
+100,000 and of 1,000,000 rows. processes: photos per second of `jclip embed` by one and by two processes of one thread each,
+and by two workers of a Dask cluster. faiss and Dask are not installed with the project.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ def main() -> int:
         "--cpu", action="store_true", help="seconds of this process's threads: others use the machine as well"
     )
     p.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "data" / "coco" / "images")
+    p.add_argument("--count", type=int, default=2000, help="photos that processes embeds (default: 2000)")
+    p.add_argument("--folder", type=Path, help="where merge writes 3 GB for a while (default: the system's)")
     p.add_argument("--features", type=Path, default=ROOT.parent / "shared" / "data" / "clip_vitb32_features")
     args = p.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
@@ -173,6 +178,20 @@ def index(args: argparse.Namespace) -> None:
         show("one text", alternating(ways, args), "exact")
 
 
+def merge(args: argparse.Namespace) -> None:
+    """Finished parts of a gallery joined."""
+    import gallery_sharing
+
+    gallery_sharing.merge(args)
+
+
+def processes(args: argparse.Namespace) -> None:
+    """Photos embedded by one process, by two, by a cluster."""
+    import gallery_sharing
+
+    gallery_sharing.processes(args)
+
+
 def _status(name: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
@@ -217,7 +236,15 @@ def embed(args: argparse.Namespace) -> None:
         print(f"  {name:<22}{len(photos) / seconds:>10.1f} photos a second")
 
 
-PARTS = {"search": search, "disk": disk, "index": index, "embed": embed, "sizes": sizes}
+PARTS = {
+    "search": search,
+    "disk": disk,
+    "index": index,
+    "embed": embed,
+    "sizes": sizes,
+    "merge": merge,
+    "processes": processes,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jclip.errors import ConfigError, DataError, JclipError, printable
+from jclip.errors import ConfigError, DataError, JclipError, notice, printable
 
 ANSWER = "15s"  # that a scheduler has to answer
 RETRIES = 2  # of a part whose worker raised what is no error of the user's
@@ -38,6 +39,7 @@ def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., 
         with tqdm(total=sum(sizes) or None, unit="photo", disable=None, leave=False) as bar:
             for future in _completed(distributed, client, futures, address):
                 done[future.key] = future.result()
+                future.release()  # else the work is done again where its worker is lost, though all is known
                 bar.update(size_of[future.key])
         return [done[future.key] for future in futures]
 
@@ -46,10 +48,14 @@ def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., 
 def _client(distributed: Any, address: str) -> Iterator[Any]:
     """Asked for by name, so that nothing is started here."""
     try:
-        client = distributed.Client(address, timeout=ANSWER, set_as_default=False)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            client = distributed.Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as e:
         raise ConfigError(f"--scheduler {address}: no scheduler answers there: start one (`dask scheduler`), got "
                           f"{printable(str(e), 120)}") from e  # fmt: skip
+    for found in warned:  # a table of several lines, of packages whose versions differ
+        notice(f"--scheduler {address}: {one_line(str(found.message))}")
     try:
         yield client
     finally:
@@ -73,6 +79,12 @@ def _completed(distributed: Any, client: Any, futures: Sequence[Any], address: s
         raise DataError(f"--scheduler {address}: {why}: {advice}") from error
 
 
+def one_line(warning: str) -> str:
+    """A warning of Dask's, its table without frame."""
+    kept = [" ".join(line.split()) for line in warning.splitlines() if line.strip() and not line.startswith("+-")]
+    return printable(" ".join(kept), 400)
+
+
 def _called(work: Callable[..., Any], task: tuple) -> Any:
     return work(*task)
 
@@ -81,7 +93,7 @@ def _check_workers(client: Any, address: str, folder: Path) -> None:
     if not client.scheduler_info(n_workers=-1)["workers"]:
         raise ConfigError(f"--scheduler {address} must have workers, got none: start some (`dask worker {address}`)")
     folder.mkdir(parents=True, exist_ok=True)
-    token = folder / f".features.npy.{secrets.token_hex(4)}.part"  # a name that the gallery removes if this is killed
+    token = folder / f"..features.npy.{secrets.token_hex(4)}.part"  # a name that the gallery removes if this is killed
     token.touch()
     try:
         answers = client.run(facts, str(token), on_error="return")
@@ -89,7 +101,7 @@ def _check_workers(client: Any, address: str, folder: Path) -> None:
         token.unlink(missing_ok=True)
     own = version("jclip")
     for worker, answer in answers.items():
-        if isinstance(answer, ImportError):
+        if isinstance(answer, ImportError) or "No module named 'jclip" in str(answer):  # or Dask's error around it
             raise ConfigError(f"the worker {worker} must have jclip {own}, got none ({printable(str(answer), 120)})")
         if isinstance(answer, BaseException):
             raise ConfigError(f"the worker {worker} does not answer: {printable(str(answer), 120)}")

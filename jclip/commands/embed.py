@@ -160,7 +160,7 @@ def _encoded(args: argparse.Namespace, argv: list[str]) -> gallery_embedding.Out
         return job.embed()
     helped = shared_parts.helped("embed", __name__, argv, args, job)
     if not helped.ends:
-        return gallery_embedding.Outcome(0, helped.encoded, 0, 0, 0, [], missing=(0, 0))
+        return gallery_embedding.Outcome(0, helped.encoded, 0, 0, 0, [], missing=([], 0))
     outcome = job.embed()
     return dataclasses.replace(outcome, encoded=outcome.encoded + helped.encoded, seconds=helped.seconds)
 
@@ -171,8 +171,9 @@ def _embed(args: argparse.Namespace, folder: Path, argv: list[str]) -> gallery_s
         return None
     if outcome.missing:
         missing, parts = outcome.missing
-        say(f"shard {args.shard}: encoded {outcome.encoded:,}{_speed(outcome)}; {parts - missing} of {counted(parts, 'part')}"
-            f" are finished, and the shard that finishes the last one writes {folder}")  # fmt: skip
+        say(f"shard {args.shard}: encoded {outcome.encoded:,}{_speed(outcome)}; {parts - len(missing)} of "
+            f"{counted(parts, 'part')} are finished in {folder}, those of {args.shard.names_of(missing)} are not; the shard "
+            "that finishes the last one writes the gallery")  # fmt: skip
         return None
     store = gallery_store.open_store(folder)
     if outcome.added or outcome.dropped:

@@ -118,8 +118,8 @@ def _own_share(args: argparse.Namespace, job: Job, begun: float) -> Helped:
     if missing := job.missing():
         parts = counted(len(job.sizes), "part")
         say(
-            f"shard {own}: {len(job.sizes) - len(missing)} of {parts} are finished in {job.folder}; the shard that finishes "
-            "the last one ends the work"
+            f"shard {own}: {len(job.sizes) - len(missing)} of {parts} are finished in {job.folder}, those of "
+            f"{own.names_of(missing)} are not; the shard that finishes the last one ends the work"
         )
     return replace(found, ends=not missing)
 

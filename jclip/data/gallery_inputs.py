@@ -27,7 +27,8 @@ CAPTION_COLUMNS = ("caption", "title", "text", "sentence")
 JOINT = "::"  # between a tar and its member, where they are shown
 
 
-PART = 4096  # photos that are hashed, encoded and saved together, whoever does it; a tar is a part of its own
+PART = 4096  # photos, at most, that are hashed, encoded and saved together, whoever does it; a tar is a part of its own
+LEAST_PART, MOST_PARTS = 512, 64  # of few photos parts are smaller, so that several processes have something to do
 
 
 @dataclass
@@ -58,10 +59,18 @@ class Inputs:
         self._before: dict[str, dict[str, Any]] = {}
         self._read: list[Part] | None = None
 
+    @cached_property
+    def step(self) -> int:
+        """Photos of a part of files, 512 to 4096: a power of two by which there are 64 parts or fewer, if that is enough."""
+        step = LEAST_PART
+        while step < PART and step * MOST_PARTS < len(self._paths):
+            step *= 2
+        return min(step, PART)
+
     @property
     def of_files(self) -> int:
         """How many parts hold photos in files of their own; those of tars follow."""
-        return -(-len(self._paths) // PART)
+        return -(-len(self._paths) // self.step)
 
     @property
     def parts(self) -> int:
@@ -79,12 +88,12 @@ class Inputs:
 
     def paths(self, number: int) -> Sequence[str]:
         """Paths of a part of files."""
-        return self._paths[number * PART : (number + 1) * PART]
+        return self._paths[number * self.step : (number + 1) * self.step]
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 over what was named, captions and columns included: equal where parts are."""
-        sha = hashlib.sha256(json.dumps([self.root, PART, self._tars, self._members]).encode())
+        sha = hashlib.sha256(json.dumps([self.root, self.step, self._tars, self._members]).encode())
         for path, facts in self._files.items():
             sha.update(json.dumps([path, facts]).encode() + b"\0")
         return sha.hexdigest()
@@ -119,10 +128,10 @@ class Inputs:
 
     def _of_files(self, paths: Sequence[str]) -> list[Part]:
         digests = photo_hashes(paths)
-        parts = [Part([], []) for _ in range(-(-len(paths) // PART))]
+        parts = [Part([], []) for _ in range(-(-len(paths) // self.step))]
         for place, (path, digest) in enumerate(zip(paths, digests, strict=True)):
             made = _row_of(path, os.path.relpath(path, self.root), digest, self._files[path])
-            part = parts[place // PART]
+            part = parts[place // self.step]
             if isinstance(made, dict):
                 part.rows.append(self._with_memory(made))
             else:

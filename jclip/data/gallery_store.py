@@ -33,6 +33,7 @@ PART_ROWS = 1 << 18  # of a file of features: 256 MiB of fp16 at 512 dimensions
 DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 FIXED = ("path", "member", "size", "mtime", "sha256", "caption")  # columns that every gallery has
 MOST_LINE = 1 << 24  # bytes of one row
+LINES_AT_ONCE = 1 << 20  # bytes
 _NAMED = r"(features|rows|skipped)-[0-9a-f]{16}\.(npy|jsonl)|unfinished-[0-9a-f-]+(-whole)?\.safetensors"
 _UNNAMED = r"\.(features|rows|skipped)\.(npy|jsonl)"  # written, its name not known yet
 _OWN = re.compile(
@@ -245,15 +246,33 @@ def write_features(
 
 def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Writes the table of rows and returns its entries in the manifest."""
-    offsets = [0]
+    count = 0
 
     def write(file: BinaryIO) -> None:
+        nonlocal count
         for row in rows:
-            offsets.append(offsets[-1] + file.write(_line(row)))
+            file.write(_line(row))
+            count += 1
+
+    def write_beginnings(file: BinaryIO) -> None:
+        head = {"descr": "<i8", "fortran_order": False, "shape": (count + 1,)}
+        np.lib.format.write_array_header_1_0(file, head)
+        for block in _beginnings(folder / lines):
+            file.write(block.data)
 
     lines, _ = _named_by_contents(folder, "rows", ".jsonl", write)
-    index, _ = _named_by_contents(folder, "rows", ".npy", lambda file: np.save(file, np.array(offsets, "<i8")))
+    index, _ = _named_by_contents(folder, "rows", ".npy", write_beginnings)
     return {"rows": lines, "offsets": index}
+
+
+def _beginnings(lines: Path) -> Iterator[np.ndarray]:
+    """Where each line begins and the last one ends, a block at a time: a list of all would grow with the gallery."""
+    at = 0
+    yield np.zeros(1, "<i8")
+    with open_regular(lines) as file:
+        while block := file.read(LINES_AT_ONCE):
+            yield (np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + at + 1).astype("<i8")
+            at += len(block)
 
 
 def write_skipped(folder: Path, skipped: Iterable[Mapping[str, str]]) -> dict[str, str]:

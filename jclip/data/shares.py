@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jclip.errors import quoted
 
 MOST = 100_000  # shares
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Share:
     def of_numbers(self, parts: int) -> range:
         """The numbers of its parts, of `parts` in all."""
         return range(self.number - 1, parts, self.of)
+
+    def names_of(self, parts: Iterable[int]) -> str:
+        """The shares that have parts among these numbers: `2/8, 5/8 and 3 more`."""
+        numbers = sorted({number % self.of + 1 for number in parts})
+        shown = ", ".join(f"{number}/{self.of}" for number in numbers[:SHOWN])
+        return f"{shown} and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else shown
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"

@@ -44,7 +44,8 @@ INSTALL = "pip install"  # a reason that may be gone by the next time
 class Outcome:
     """What was done: rows now, photos encoded now, rows dropped and added, rows with the bytes of another, photos left out.
 
-    missing: parts, of so many, that other processes have not finished: then no gallery is written yet, and the rest is 0.
+    missing: numbers of parts, of so many, that other processes have not finished: then no gallery is written yet, and the
+    rest is 0.
     """
 
     rows: int
@@ -54,7 +55,7 @@ class Outcome:
     duplicates: int
     skipped: list[tuple[str, str]]
     seconds: float = 0.0  # of encoding
-    missing: tuple[int, int] | None = None
+    missing: tuple[Sequence[int], int] | None = None
 
 
 @dataclass
@@ -99,7 +100,7 @@ def embed(
         encoded = _finish_parts(inputs, source, parts, _stored(old), DTYPES[dtype], share)
         seconds = time.monotonic() - begun
         if not share.ends or parts.missing():
-            return Outcome(0, encoded, 0, 0, 0, [], seconds, (len(parts.missing()), parts.count))
+            return Outcome(0, encoded, 0, 0, 0, [], seconds, (parts.missing(), parts.count))
         lock.alone()
         if parts.missing():
             return _unchanged(open_store(folder))  # another shard, which ended at the same time, wrote it

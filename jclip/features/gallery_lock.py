@@ -5,31 +5,36 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from jclip.data.shares import Share
 from jclip.errors import ConfigError
 
+PATIENCE = 2.0  # seconds: what a killed process had just started may hold its lock for a moment
+_LOOK = 0.05
+
 
 @contextlib.contextmanager
 def alone(folder: Path, share: Share) -> Iterator[Lock]:
     """In the block no other process writes the gallery, whose folder is made, or of several shards this one; of a block that
-    fails no empty folder stays.
+    fails no lock of a shard and no empty folder stays.
 
     Raises `ConfigError` where another process does.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        lock = Lock(held)
+        lock, own = Lock(held), folder / f".shard-{share.number}-of-{share.of}.lock"
         lock.take(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX if share.is_whole else fcntl.LOCK_SH, str(folder))
         if not share.is_whole:
-            own = folder / f".shard-{share.number}-of-{share.of}.lock"
             lock.take(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"shard {share} of {folder}")
         try:
             yield lock
         except BaseException:
+            if not share.is_whole:
+                own.unlink(missing_ok=True)
             if made:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
@@ -47,14 +52,24 @@ class Lock:
         descriptor = os.open(path, flags | os.O_CLOEXEC)
         self._held.callback(os.close, descriptor)
         self._folder = descriptor if self._folder is None else self._folder
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is writing {what}: wait for its end") from None
-        except OSError:  # a file system without locks
-            pass
+        end = time.monotonic() + PATIENCE
+        while not _locked(descriptor, kind):
+            if time.monotonic() >= end:
+                raise ConfigError(f"another process is writing {what}: wait for its end")
+            time.sleep(_LOOK)
 
     def alone(self) -> None:
         """Waits until no other process is at work in the folder."""
         with contextlib.suppress(OSError):
             fcntl.flock(self._folder, fcntl.LOCK_EX)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Whether the lock is ours now, or the file system has none."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

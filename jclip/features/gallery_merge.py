@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +25,12 @@ from jclip.data.gallery_store import (
     write_rows,
     write_skipped,
 )
+from jclip.data.hash_piles import HashPile
 from jclip.errors import DataError
 from jclip.features.gallery_parts import Parts, Whole
 from jclip.features.source import ModelSource
+
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -52,34 +57,59 @@ def write_gallery(
 
     Raises `DataError` where no photo decodes.
     """
-    width, counts = source.config.embed_dim, _Counts(old)
-    unread: list[dict[str, str]] = []
-    failed: list[dict[str, str]] = []
+    width, skipped = source.config.embed_dim, _Skipped()
     columns: dict[str, None] = {}
-    for part in _wholes(parts):
-        counts.add(part.rows)
-        unread += [{"path": path, "reason": reason} for path, reason in part.unread]
-        failed += part.failed
-        columns.update(dict.fromkeys(name for row in part.rows for name in row["columns"]))
-    skipped = [*unread, *failed]
-    if not counts.rows:
-        parts.forget()
-        raise DataError(f"no photo decodes of {len(skipped)} (first: {skipped[0]['path']}: {skipped[0]['reason']})")
-    columns.update(dict.fromkeys(old.manifest.columns if old else ()))
-    blocks = _blocks(part.features for part in _wholes(parts))
-    files = []
-    for at in range(0, counts.rows, PART_ROWS):
-        count = min(PART_ROWS, counts.rows - at)
-        files.append(write_features(folder, blocks(count), DTYPES[dtype], width, count))
-    table = {**write_rows(folder, (row for part in _wholes(parts) for row in part.rows))}
-    table |= write_skipped(folder, skipped)
+    with contextlib.ExitStack() as held:
+        counts = _Counts(folder, old, held)
+        table = write_rows(folder, _counted(parts, counts, skipped, columns))
+        if not counts.rows:
+            parts.forget()
+            for name in table.values():
+                (folder / name).unlink()
+            first = skipped.listed[0]
+            raise DataError(f"no photo decodes of {len(skipped.listed)} (first: {first['path']}: {first['reason']})")
+        columns.update(dict.fromkeys(old.manifest.columns if old else ()))
+        blocks = _blocks(part.features for part in _wholes(parts))
+        files = []
+        for at in range(0, counts.rows, PART_ROWS):
+            count = min(PART_ROWS, counts.rows - at)
+            files.append(write_features(folder, blocks(count), DTYPES[dtype], width, count))
+        table |= write_skipped(folder, skipped.listed)
+        change = counts.change([(found["path"], found["reason"]) for found in skipped.listed])
     manifest = Manifest(
         model or str(source.checkpoint.path), source.identity, source.preprocess.to_dict(), dtype, width, root,
         counts.rows, files, table, list(columns), source.family or "",
     )  # fmt: skip
     write_manifest(folder, manifest)
     remove_others(folder, manifest)
-    return counts.change([(found["path"], found["reason"]) for found in skipped])
+    return change
+
+
+class _Skipped:
+    """What is left out, in the order in which it is listed: first what can't be read, then what does not decode."""
+
+    def __init__(self):
+        self._unread: list[dict[str, str]] = []
+        self._failed: list[dict[str, str]] = []
+
+    def add(self, part: Whole) -> None:
+        """What is left out of the next part."""
+        self._unread += [{"path": path, "reason": reason} for path, reason in part.unread]
+        self._failed += part.failed
+
+    @property
+    def listed(self) -> list[dict[str, str]]:
+        """Path and reason, and SHA-256 of what does not decode."""
+        return [*self._unread, *self._failed]
+
+
+def _counted(parts: Parts, counts: _Counts, skipped: _Skipped, columns: dict[str, None]) -> Iterator[Mapping[str, Any]]:
+    """Rows of all parts, counted on the way; names of their columns are gathered in `columns`."""
+    for part in _wholes(parts):
+        counts.add(part.rows)
+        skipped.add(part)
+        columns.update(dict.fromkeys(name for row in part.rows for name in row["columns"]))
+        yield from part.rows
 
 
 def _wholes(parts: Parts) -> Iterator[Whole]:
@@ -111,23 +141,31 @@ def _blocks(arrays: Iterator[np.ndarray]) -> Callable[[int], Iterator[np.ndarray
 class _Counts:
     """Counts of the rows that a gallery has now beside those that it had."""
 
-    def __init__(self, old: Store | None):
-        self._before = np.sort(_prints(facts_of(row) for row in old.rows)) if old else np.zeros(0, np.uint64)
-        self._now: list[np.ndarray] = []
-        self._bytes: list[np.ndarray] = []
+    def __init__(self, folder: Path, old: Store | None, held: contextlib.ExitStack):
+        self._before, self._now, self._bytes = (HashPile(folder, held) for _ in range(3))
         self.rows = 0
+        for some in _blocks_of(old.rows if old else ()):
+            self._before.add(_prints(map(facts_of, some)))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of the next part."""
-        self._now.append(_prints(map(facts_of, rows)))
-        self._bytes.append(_prints(row["sha256"] for row in rows))
+        self._now.add(_prints(map(facts_of, rows)))
+        self._bytes.add(_prints(row["sha256"] for row in rows))
         self.rows += len(rows)
 
     def change(self, skipped: list[tuple[str, str]]) -> Change:
         """What changed."""
-        now = np.unique(np.concatenate(self._now))
-        added, dropped = (len(np.setdiff1d(*pair)) for pair in ((now, self._before), (self._before, now)))
-        return Change(self.rows, added, dropped, self.rows - len(np.unique(np.concatenate(self._bytes))), skipped)
+        added = dropped = 0
+        for now, before in zip(self._now.distinct(), self._before.distinct(), strict=True):
+            both = len(np.intersect1d(now, before, assume_unique=True))
+            added, dropped = added + len(now) - both, dropped + len(before) - both
+        return Change(self.rows, added, dropped, self.rows - sum(map(len, self._bytes.distinct())), skipped)
+
+
+def _blocks_of(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    left = iter(rows)
+    while some := list(itertools.islice(left, ROWS_AT_ONCE)):
+        yield some
 
 
 def _prints(texts: Iterable[str]) -> np.ndarray:

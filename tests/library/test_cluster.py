@@ -107,8 +107,17 @@ def test_workers_without_the_folder_or_without_jclip(tmp_path):
     for answer, said in (
         ((own, "node7", False), "on node7 does not see"),
         (ImportError("No module named 'jclip'"), "must have jclip"),
+        (Exception("ModuleNotFoundError(\"No module named 'jclip'\")"), "must have jclip .*, got none"),
         (OSError("gone"), "does not answer: gone"),
     ):
         with pytest.raises(ConfigError, match=said):
             cluster._check_workers(Client(answer), "tcp://all", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_versions_is_one_line():
+    frame = "+---+---+"
+    said = cluster.one_line(
+        f"Mismatched versions found\n\n{frame}\n| Package | Client |\n{frame}\n| numpy   | 1.26   |\n{frame}"
+    )
+    assert said == "Mismatched versions found | Package | Client | | numpy | 1.26 |"

@@ -12,7 +12,7 @@ from jclip.data import gallery_inputs
 from jclip.data.shapes import draw_scene
 from jclip.data.shares import WHOLE, Share, share
 from jclip.errors import ConfigError
-from jclip.features import gallery_embedding
+from jclip.features import gallery_embedding, gallery_lock
 from jclip.features.source import ModelSource
 from jclip.paths import cache_dir
 
@@ -106,7 +106,8 @@ def test_one_process_finishes_what_shares_began(parts_of_8, photos, source, tmp_
     assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
 
 
-def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, source, tmp_path):
+def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_lock, "PATIENCE", 0.1)
     made(photos, source, tmp_path / "g", Share(1, 3))
     with pytest.raises(ConfigError, match="parts of another list of photos, or of other weights"):
         made(photos, ModelSource("shapes-tiny-vit"), tmp_path / "g", Share(2, 3))
@@ -133,6 +134,15 @@ def test_the_numbers_of_shares_are_all_parts_once():
         for count in range(1, 11):
             own = [n for i in range(1, count + 1) for n in share(f"{i}/{count}").of_numbers(parts)]
             assert sorted(own) == list(range(parts))
+
+
+def test_shares_with_unfinished_parts_are_named(parts_of_8, photos, tmp_path, capsys):
+    assert share("3/8").names_of([1, 9, 4, 12, 20]) == "2/8, 5/8"
+    assert share("1/50").names_of(range(3, 12)) == "4/50, 5/50, 6/50, 7/50, 8/50 and 4 more"
+    order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--shard"]
+    assert main([*order, "2/3"]) == 0
+    said = capsys.readouterr().out
+    assert "encoded 8" in said and f"1 of 4 parts are finished in {tmp_path / 'g'}, those of 1/3, 3/3 are not" in said
 
 
 @pytest.fixture
