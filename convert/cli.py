@@ -46,6 +46,7 @@ TARGETS = {
     "open_clip": Target("to_torch:write_open_clip"),
     "huggingface": Target("to_huggingface:write"),
     "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
+    "fg_clip": Target("to_fg_clip:write"),
     "long_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_long_clip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
@@ -84,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="SRC is a checkpoint of CLIP-VG, towers and fusion network: DST becomes a finished run; or SRC is such a run: "
         "DST, a .pth, becomes a checkpoint of CLIP-VG",
+    )
+    p.add_argument(
+        "--rest-of",
+        type=nonempty,
+        metavar="FOLDER",
+        help="with --to fg_clip: the authors' folder, from which DST takes what SRC does not hold: the other ways to read "
+        "texts, the dense head, configuration and tokenizer",
     )
     p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
     p.add_argument(
@@ -198,6 +206,10 @@ def convert(args: argparse.Namespace) -> int:
     """Identify, compare all names and shapes, then write."""
     if args.head is not None and (args.prompts_of or args.grounding or not args.classes or args.to != "jclip"):
         raise ConfigError("--head must come with --classes, and without --prompts-of, --grounding and --to")
+    if (args.rest_of is not None) != (args.to == "fg_clip"):
+        raise ConfigError(
+            "--to fg_clip and --rest-of must be given together: FOLDER is the authors' folder of FG-CLIP 2"
+        )
     if args.grounding:
         from convert.grounding_runs import convert_grounding
 
@@ -214,7 +226,10 @@ def convert(args: argparse.Namespace) -> int:
 
     src, dst = locate(args.src), Path(args.dst)
     write = None if args.head is not None else writer_for(args.to, dst, src)
-    source = identify.identify(src, stated_by(args), args.tower)
+    stated, rest = stated_by(args), None
+    if args.rest_of is not None:
+        rest, stated = rest_of(args, dst, src, stated)
+    source = identify.identify(src, stated, args.tower)
     source.check()
     check_vocabulary(source.checkpoint)
     source = replace(source, checkpoint=reshaped(source.checkpoint, args))
@@ -227,10 +242,26 @@ def convert(args: argparse.Namespace) -> int:
 
         fitted = replace(source, checkpoint=fitting(source.checkpoint, args.dtype))
         return import_head(args, src, fitted, stated_by(args), DTYPES[args.dtype])
-    write(fitting(source.checkpoint, args.dtype), DTYPES[args.dtype])
+    written, kept = source.checkpoint, ""
+    if rest is not None:
+        from convert.to_fg_clip import joined
+
+        written, names = joined(source.checkpoint, rest, args.texts)
+        kept = f"\nof {rest}: {len(names)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+    write(fitting(written, args.dtype), DTYPES[args.dtype])
     say(summary(source))
-    say(f"keys: {source.report}\nwritten: {dst} ({args.to}, {args.dtype})")
+    say(f"keys: {source.report}{kept}\nwritten: {dst} ({args.to}, {args.dtype})")
     return 0
+
+
+def rest_of(args: argparse.Namespace, dst: Path, src: Path, stated: Stated) -> tuple[Path, Stated]:
+    """The authors' folder, and what is stated of SRC: how it reads texts is asked of an authors' folder alone."""
+    from convert.to_fg_clip import check_places, is_authors
+
+    rest = locate(args.rest_of)
+    check_places(dst, rest)
+    described = src.parent if src.name in identify.WEIGHTS else src
+    return rest, stated if is_authors(described) else replace(stated, texts=None)
 
 
 def check_vocabulary(checkpoint: checkpoints.Checkpoint) -> None:

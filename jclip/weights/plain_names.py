@@ -47,7 +47,7 @@ def plain_tensors(
     if any(name.startswith(_ROOTS) for name in kept):
         heads = classifier_heads(tensors, stated)
         for line in _beside(tensors, stated, heads):
-            _say_once(f"{place} {line}")
+            say_once(f"{place} {line}")
         beside = {name for head in heads.values() for name in head}
         kept = {k: t for k, t in kept.items() if k not in beside}
     return with_plain_weights(from_long_clip.joined(kept))
@@ -170,7 +170,8 @@ def _beside(
 
 
 @cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Print a line on stderr, in one process once."""
     notice(line)
 
 

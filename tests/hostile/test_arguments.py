@@ -48,7 +48,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "hold-out": ("none", "--count --shots --seed"),
     "recipes": ("none", ""),
     "convert": ("none.pt out", "--to --dtype --family --activation --normalisation --resize --vision-head-width --post-norm "
-                "--tower --image-size --antialias --context-length --context-by --texts"),
+                "--tower --image-size --antialias --context-length --context-by --texts --rest-of"),
     "inspect": ("none.pt", "--family --activation --normalisation --resize --vision-head-width --post-norm --tower --texts"),
     "models": ("none", "--random --out --seed"),
     "warmup": ("--model none", "--model --family --dtype --stages"),

@@ -3,6 +3,7 @@
 Xie et al., 2025, arXiv 2510.10921. "short" texts have 64 positions and SigLIP's head, "box" (of regions) the same positions
 and a head of their own, "long" ones 196 positions, of which the first twenty are another table's, and a head of their own.
 Each is a SigLIP text tower of its own here; photos are squashed to the square of patches that the positions were made for.
+The authors keep a photo's proportions, within a number of patches that grows with it: see `SQUASHED`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from jclip.weights.variants import CLIPConfig
 KIND, DEFAULT = "fgclip2", "short"
 HEADS = {"short": "text_model.head", "box": "boxtext_head", "long": "longtext_head"}
 LAYOUTS = {texts: f"FG-CLIP 2, {texts} texts" for texts in HEADS}
+SQUASHED = (  # 192 and 271: the sides of square photos for which the authors take 256 patches
+    "FG-CLIP 2: photos are squashed to {0} x {0} patches here; the authors' code keeps proportions and takes 128 to 1,024 "
+    "patches by a photo's size, so that features are theirs for square photos of 192 to 271 pixels only"
+)
 _POSITIONS = "text_model.embeddings.position_embedding"
 _KEPT, _TRAINED, _KEEP = f"{_POSITIONS}_ori.weight", f"{_POSITIONS}_res.weight", 20
 _PATCHES = "vision_model.embeddings.patch_embedding.weight"
@@ -57,6 +62,30 @@ def hugging_face(texts: str, tensors: Mapping[str, LazyTensor]) -> tuple[dict[st
     return made, report
 
 
+def to_hugging_face(
+    texts: str, tensors: Mapping[str, LazyTensor], rest: Mapping[str, LazyTensor]
+) -> dict[str, LazyTensor]:
+    """Return tensors under the authors' names: the inverse of `hugging_face`, as far as `tensors` go.
+
+    rest: the authors' tensors, from which rows come that long texts do not read. Raises `CheckpointError`.
+    """
+    made = from_siglip.to_hugging_face(tensors)
+    for part in ("weight", "bias"):
+        if head := made.pop(f"{HEADS[DEFAULT]}.{part}", None):
+            made[f"{HEADS[texts]}.{part}"] = head
+    if _PATCHES in made:
+        made[_PATCHES] = _linear(made[_PATCHES])
+    if texts == "long" and (table := made.pop(f"{_POSITIONS}.weight", None)):
+        for name in (_KEPT, _TRAINED):
+            if name not in rest or rest[name].shape != table.shape:
+                got = rest[name].shape if name in rest else "none"
+                raise CheckpointError(
+                    f"{name} must have the shape of the long texts' positions {table.shape}, got {got}"
+                )
+        made[_KEPT], made[_TRAINED] = _long(table, rest[_KEPT]), _long(rest[_TRAINED], table)
+    return made
+
+
 def _long(kept: LazyTensor, trained: LazyTensor) -> LazyTensor:
     if kept.shape != trained.shape:
         raise CheckpointError(f"{_TRAINED} must have {_KEPT}'s shape {kept.shape}, got {trained.shape}")
@@ -74,6 +103,17 @@ def _convolution(linear: LazyTensor) -> LazyTensor:
         shape,
         linear.dtype,
         lambda: np.ascontiguousarray(linear.read().reshape(width, side, side, 3).transpose(0, 3, 1, 2)),
+    )
+
+
+def _linear(convolution: LazyTensor) -> LazyTensor:
+    """(D, 3, p, p) → (D, p * p * 3): the inverse of `_convolution`."""
+    width, colours, *sides = convolution.shape
+    shape = (width, colours * math.prod(sides))
+    return LazyTensor(
+        shape,
+        convolution.dtype,
+        lambda: np.ascontiguousarray(convolution.read().transpose(0, 2, 3, 1)).reshape(shape),
     )
 
 
