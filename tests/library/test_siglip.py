@@ -249,6 +249,11 @@ def test_tags_have_the_familys_probabilities_and_thresholds_that_are_fitted(weig
     logits, paths = found.main, found.photos
     entries = json.loads((tmp_path / "tags.json").read_text(encoding="utf-8"))
     assert np.allclose(tagger.scores(paths), logits, atol=1e-4)
+    pixels = np.stack([tagger.source.preprocess(open_photo(path)) for path in paths])
+    ids = tagger.source.tokenize([f"a photo of a {name}." for name in NAMES.split(",")])
+    with inference(tagger.source.model):
+        wanted = tagger.source.model.probabilities(pixels, ids).numpy()
+    assert np.allclose(1 / (1 + np.exp(-logits)), wanted, atol=1e-5)
     for entry, row in zip(entries, logits, strict=True):
         said = {tag["class"]: tag["probability"] for tag in entry["tags"]}
         for name, logit in zip(NAMES.split(","), row, strict=True):
