@@ -8,7 +8,8 @@
 
 torch runs transformers' CLIPModel with its sdpa attention (bf16, int8: autocast), and for ResNets the twin of the parity tests,
 batch norm in evaluation, in training by the batch's statistics, with maps channels-last; encoders of 2025 run in the libraries
-that bench/encoder_sides.py names. int8 has a third side, jclip's bf16. All have random weights and the same input. Nothing here is installed.
+that bench/encoder_sides.py names. int8 has a third side, jclip's bf16. All have random weights and the same input. Nothing here
+is installed.
 """
 
 from __future__ import annotations
