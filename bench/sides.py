@@ -22,15 +22,15 @@ PHOTOS, PHOTO_SIZE, PHOTO_BATCH = 2000, (500, 375), 64
 def parse(task: str) -> tuple[str, str, int, str]:
     """`image RN50 batch 32 bf16` → image, RN50, 32, bf16."""
     words = task.split()
-    if words[0] == "text":
+    if words[0] == "text" and "batch" not in words:
         return "text", "ViT-B/32", CLASSES, "fp32"
     batch = PHOTO_BATCH if words[0] == "photos" else int(words[3])
     return words[0], words[1], batch, words[-1] if words[-1] in ("bf16", "int8") else "fp32"
 
 
 def prepare_jclip(task: str) -> Prepared:
-    if "SigLIP" in task:
-        return importlib.import_module("siglip_sides").prepare_jclip(task)
+    if (encoders := importlib.import_module("encoder_sides")).takes(task):
+        return encoders.prepare_jclip(task)
     from jclip.model.clip import CLIP
     from jclip.runtime import jt
     from jclip.weights.variants import VARIANTS
@@ -94,8 +94,8 @@ def jclip_photos(model) -> Prepared:
 
 
 def prepare_torch(task: str) -> Prepared:
-    if "SigLIP" in task:
-        return importlib.import_module("siglip_sides").prepare_torch(task)
+    if (encoders := importlib.import_module("encoder_sides")).takes(task):
+        return encoders.prepare_torch(task)
     import torch
 
     from jclip.weights.variants import VARIANTS

@@ -7,8 +7,9 @@
 `--check` compares what bench/results holds of this processor, and measures the tasks with a target that it lacks.
 
 torch runs transformers' CLIPModel with its sdpa attention (bf16, int8: autocast), and for ResNets the twin of the parity tests,
-batch norm in evaluation, in training by the batch's statistics, with maps channels-last. int8 has a third side,
-jclip's bf16. All have random weights and the same input. Nothing here is installed.
+batch norm in evaluation, in training by the batch's statistics, with maps channels-last; encoders of 2025 run in the libraries
+that bench/encoder_sides.py names. int8 has a third side, jclip's bf16. All have random weights and the same input. Nothing here
+is installed.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]
 INT8 = [f"image {model} batch 32 int8" for model in ("ViT-B/32", "ViT-B/16")]
 TEXT = ["text 374 prompts", "text 374 prompts, torch cut too"]
 TRAIN = [f"train {model} batch 16{dtype}" for model in ("ViT-B/32", "RN50") for dtype in ("", " bf16")]
-SIGLIP = [f"image ViT-B-16-SigLIP2 batch 32{dtype}" for dtype in ("", " bf16", " int8")]
-TASKS = [*IMAGE, *HALF, *INT8, *SIGLIP, *TEXT, *TRAIN, "photos ViT-B/32 2000 JPEGs"]
+DTYPES = ("", " bf16", " int8")
+ENCODERS = [f"image {m} batch 32{d}" for m in ("ViT-B-16-SigLIP2", "PE-Core-B-16", "MobileCLIP-B") for d in DTYPES]
+CHINESE = [f"text Chinese-CLIP-ViT-B-16 batch 128{more}" for more in (*DTYPES, " of 52 tokens")]
+TASKS = [*IMAGE, *HALF, *INT8, *ENCODERS, *CHINESE, *TEXT, *TRAIN, "photos ViT-B/32 2000 JPEGs"]
 SIDES = ("jclip", "torch")
 WARM_ONLY = 0.0  # seconds
 
