@@ -16,7 +16,7 @@ from jclip.machine.ranks import Ranks
 ROOT = Path(__file__).parent.parent.parent
 AS_RANK_1_OF_4 = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_RANK": "1", "PMIX_SERVER_TMPDIR": "/tmp/of-mpirun",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_RANK": "1", "PMIX_SERVER_TMPDIR": "/scratch/of-mpirun",
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ print(json.dumps([here.rank, here.size, here.local_rank, here.local_size, here.s
 """
     *place, folder, threads, decoding = told(code, **AS_RANK_1_OF_4, JCLIP_WORKERS="7")
     assert place == [1, 4, 1, 2, True, False, False, False, "1"]
-    assert folder == "/tmp/of-mpirun" and decoding == 3
+    assert folder == "/scratch/of-mpirun" and decoding == 3
     assert int(threads) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 

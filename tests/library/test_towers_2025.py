@@ -30,6 +30,7 @@ from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.stored_vocabulary import tokenizer_of
 from jclip.weights.variants import ARCHITECTURES, CLIPConfig
+from tests.tolerances import tolerance
 from tests.toys import toy_batch
 from tests.toys_2025 import MOBILE_B, MOBILE_L, PE, PE_G, TOYS_2025, WORLDWIDE, described, worldwide_words
 
@@ -161,13 +162,13 @@ def test_prompts_and_low_rank_updates(name, close):
         close(again.numpy(), wanted, "kernel")
         tokens = model.visual.embed(jt.array(pixels))
         beside = jt.concat([tokens, tokens[:, :2]], dim=1)
-        assert not np.allclose(model.visual.encode(beside).numpy(), wanted, atol=1e-3)
+        assert np.abs(model.visual.encode(beside).numpy() - wanted).max() > 10 * tolerance("features")
         adapters = Adapters(model, LowRank(towers="image"), 0)
         adapters.attach()
         close(model.encode_image(pixels).numpy(), wanted, "kernel")
         up = next(v for k, v in adapters.params.items() if k.endswith(".B"))
         up.update(up + 1)
-        assert not np.allclose(model.encode_image(pixels).numpy(), wanted, atol=1e-3)
+        assert np.abs(model.encode_image(pixels).numpy() - wanted).max() > 10 * tolerance("features")
         adapters.detach()
 
 
