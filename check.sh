@@ -1,8 +1,9 @@
 #!/bin/sh
 # Sets up what is missing, then runs the whole test-suite; arguments go to pytest. What CI runs.
+# `JCLIP_EXTRAS=dev sh check.sh` does without the optional packages: what needs one is skipped with a reason.
 # Two processes of one thread each: most of the work is Python's and the compiler's. `-n 0` runs all in one.
 set -eu
-JCLIP_EXTRAS=parity,dev,mpi,cluster
+JCLIP_EXTRAS=${JCLIP_EXTRAS:-parity,dev,mpi,cluster}
 began=$(date +%s)
 . "$(dirname "$0")/scripts/env.sh"
 cd "$PROJECT"
