@@ -68,13 +68,14 @@ class PagePhotos:
         return self._tile(self._decoded(photo), [], photo, "")
 
     def note(self) -> str:
-        """A sentence for each kind of photo that is not shown; empty where all are."""
+        """A sentence for each kind of photo that is not shown since the last asking; empty where all are."""
         said = []
         if self.absent:
             first = printable(spoken_path(self.absent[0]), 300)
             said.append(self._words("photos.absent", count=len(self.absent), first=first))
         if self.left_out:
             said.append(self._words("photos.left_out", count=self.left_out))
+        self.absent, self.left_out = [], 0
         return " ".join(said)
 
     def _tile(self, picture: Image.Image | None, lines: Sequence[str], photo: str, name: str) -> str:

@@ -75,13 +75,13 @@ def figures(words: Words, records: Sequence[RunRecord], names: Sequence[str]) ->
 
 
 def _value(figure: head_figures.Figure, value: Any) -> Cell:
-    return Cell("–") if value is None else Cell(figure.shown(value), float(value))
+    return Cell("–", kind="number") if value is None else Cell(figure.shown(value), float(value))
 
 
 def _change(words: Words, figure: head_figures.Figure, records: Sequence[RunRecord]) -> Cell:
     before, after = (record.figures.get(figure.key) for record in records)
     if before is None or after is None:
-        return Cell("–")
+        return Cell("–", kind="number")
     change = round(after - before, 6)
     return Cell(
         figure.change(words, before, after) if change else "0", change, kind=_kind(-change if figure.lower else change)
@@ -101,7 +101,7 @@ def significance(words: Words, names: Sequence[str], judged: Sequence[judged_row
     for name, own in list(zip(names, judged, strict=True))[1:]:
         found = run_difference.rows_changed(judged[0], own)
         if not found.total:
-            rows.append([name, Cell("0", 0), Cell("–"), Cell("–"), Cell("–"), Cell("–")])
+            rows.append([name, Cell("0", 0), Cell("–", kind="number"), Cell("–", kind="number"), Cell("–", kind="number"), Cell("–", kind="number")])
             continue
         p = found.p_value
         counts = (found.total, len(found.repaired), len(found.broken), found.both + found.neither)

@@ -154,9 +154,8 @@ def tiles(words: Words, rows: Sequence[judged_rows.JudgedRow], photos: PagePhoto
         cells = [[row.key.split("\0")[0], row.said, row.number, row.true, row.note] for row in rows]
         head = [*(words(f"tile.{k}") for k in ("row", "said", "number", "is")), ""]
         return web_page.paragraph(words("photos.no_files")) + web_page.table(words, head, cells)
-    before, left = len(photos.absent), photos.left_out
     shown = "\n".join(map(photos.tile_of, rows))
-    note = photos.note() if len(photos.absent) > before or photos.left_out > left else ""
+    note = photos.note()
     return f'<div class="tiles">\n{shown}\n</div>' + (web_page.paragraph(note) if note else "")
 
 
