@@ -29,12 +29,12 @@ def add(desk: Desk) -> None:
         world = gr.Button(words.t("search.world"), variant="primary", elem_id="world", scale=0, min_width=240)
     with gr.Column(elem_id="search") as search:
         fields = _form(desk)
+        command = shown_command.box(words.t("page.command"), visible=False)
         summary = gr.HTML(elem_id="summary")
         found = gr.HTML(elem_id="found", js_on_load=search_grid.EVENTS, padding=False)
         large = gr.HTML(elem_id="large", js_on_load=search_grid.DIALOG, padding=False)
         last = gr.State()
         handover = add_handover(desk, last)
-        command = shown_command.box(words.t("page.command"))
     outputs = [found, summary, command, last, handover]
 
     def run(request: gr.Request, *values: Any) -> list[Any]:
@@ -167,7 +167,7 @@ def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     return [
         search_grid.grid(gallery, found, pictures, language),
         f"<p>{escaped(said)}</p>",
-        form.command(desk.place, desk.shown_model),
+        gr.update(value=form.command(desk.place, desk.shown_model), visible=True),
         found,
         gr.update(visible=bool(found.hits)),
     ]

@@ -20,7 +20,7 @@ import pytest
 from jclip.data import shape_sources
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 60  # seconds for what a busy machine has to do; nothing waits so long elsewhere
+PATIENCE = 30  # seconds for what a busy machine has to do; nothing waits so long elsewhere
 MODEL = "shapes-tiny-vit"
 HOSTILE = (
     "<img src=x onerror=document.title='gotcha'>.png",
