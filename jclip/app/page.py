@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from jclip.app import search_tab, words
+from jclip.app import runs_tab, search_tab, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.errors import counted
@@ -79,7 +79,7 @@ def about_html(desk: Desk, language: words.Language) -> str:
 
 def style() -> str:
     """The page's own style sheet."""
-    return (ASSETS / "app.css").read_text(encoding="utf-8")
+    return (ASSETS / "app.css").read_text(encoding="utf-8") + runs_tab.style()
 
 
 def theme() -> Any:

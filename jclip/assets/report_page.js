@@ -32,5 +32,4 @@ function reportPage(root) {
       row.hidden = row.textContent.toLowerCase().indexOf(wanted) < 0;
     });
   });
-  Array.prototype.forEach.call(root.querySelectorAll(".filter"), function (field) { field.hidden = false; });
 }

@@ -84,20 +84,10 @@ def _of_runs(args: argparse.Namespace, words: page_words.Words, command: str) ->
     if len(args.places) > MOST_RUNS:
         raise ConfigError(f"at most {MOST_RUNS} runs can be reported together, got {len(args.places)}")
     records = [run_record.read_record(place) for place in args.places]
-    upright = bool(_setting(records[0].config, "data", "upright", default=True))
-    photos = page_photos.PagePhotos(words, args.root or "", upright)
+    photos = page_photos.PagePhotos(words, args.root or "", run_record.sees_upright(records[0]))
     if len(records) == 1:
         return run_page.page_of_run(words, records[0], photos, command)
     return run_comparison.page_of_runs(words, records, photos, command)
-
-
-def _setting(values: object, *keys: str, default: object) -> object:
-    """A setting by its keys, where the config has it."""
-    for key in keys:
-        if not isinstance(values, dict) or key not in values:
-            return default
-        values = values[key]
-    return values
 
 
 def _refuse_run_files(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jclip.errors import ConfigError
@@ -28,7 +29,12 @@ def check_tasks(records: Sequence[RunRecord]) -> None:
 
 def names_of(records: Sequence[RunRecord]) -> list[str]:
     """Short names that differ: as much of the ends of the folders' paths as is needed, else numbered."""
-    parts = [record.folder.resolve().parts for record in records]
+    return short_names([record.folder.resolve() for record in records])
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The same of whole paths."""
+    parts = [folder.parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-length:]) for own in parts]
         if len({*names}) == len(names):
@@ -101,7 +107,16 @@ def significance(words: Words, names: Sequence[str], judged: Sequence[judged_row
     for name, own in list(zip(names, judged, strict=True))[1:]:
         found = run_difference.rows_changed(judged[0], own)
         if not found.total:
-            rows.append([name, Cell("0", 0), Cell("–", kind="number"), Cell("–", kind="number"), Cell("–", kind="number"), Cell("–", kind="number")])
+            rows.append(
+                [
+                    name,
+                    Cell("0", 0),
+                    Cell("–", kind="number"),
+                    Cell("–", kind="number"),
+                    Cell("–", kind="number"),
+                    Cell("–", kind="number"),
+                ]
+            )
             continue
         p = found.p_value
         counts = (found.total, len(found.repaired), len(found.broken), found.both + found.neither)
@@ -219,8 +234,17 @@ def row_of(words: Words, before: judged_rows.JudgedRow, after: judged_rows.Judge
     return replace(after, note=words("tile.before", said=said))
 
 
+def title(words: Words, records: Sequence[RunRecord]) -> str:
+    """The names of few runs, or how many there are."""
+    return " · ".join(names_of(records)) if len(records) < 4 else words("page.several", count=len(records))
+
+
+def about(words: Words, records: Sequence[RunRecord]) -> str:
+    """The line below the title: the task and the recipes."""
+    return " · ".join([words(f"task.{records[0].task}"), *dict.fromkeys(record.recipe for record in records)])
+
+
 def page_of_runs(words: Words, records: Sequence[RunRecord], photos: PagePhotos, command: str) -> str:
     """The whole file."""
-    title = " · ".join(names_of(records)) if len(records) < 4 else words("page.several", count=len(records))
-    about = " · ".join([words(f"task.{records[0].task}"), *dict.fromkeys(record.recipe for record in records)])
-    return web_page.page(words, title, about, comparison_parts(words, records, photos), command)
+    parts = comparison_parts(words, records, photos)
+    return web_page.page(words, title(words, records), about(words, records), parts, command)

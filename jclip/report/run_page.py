@@ -172,7 +172,7 @@ def what_it_was(words: Words, record: RunRecord) -> str:
     if isinstance(versions := known.get("versions"), dict):
         pairs.append((words("was.versions"), ", ".join(f"{k} {v}" for k, v in versions.items())))
     body = web_page.facts(pairs)
-    config = web_page.html.escape(to_yaml(dict(record.config)))
+    config = web_page.escaped(to_yaml(dict(record.config)))
     body += web_page.folded(words("was.config"), f"<pre>{config}</pre>")
     if record.figures:
         rows = [

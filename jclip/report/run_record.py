@@ -133,3 +133,9 @@ def flattened(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         name = f"{before}{key}"
         found |= flattened(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
     return found
+
+
+def sees_upright(record: RunRecord) -> bool:
+    """Whether the run saw photos with their EXIF orientation applied."""
+    data = record.config.get("data")
+    return bool(data.get("upright", True)) if isinstance(data, Mapping) else True

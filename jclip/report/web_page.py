@@ -16,13 +16,19 @@ LONGEST = 300  # letters of a name
 STYLE = (ASSETS / "report_page.css").read_text(encoding="utf-8")
 SCRIPT = (ASSETS / "report_page.js").read_text(encoding="utf-8")
 RUN_SCRIPT = f"{SCRIPT}\nreportPage(document);"
+_TEMPLATES = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 MOST_ROWS = 2000  # of a table
 FILTERED = 20  # rows from which on a table has a field to filter it
 
 
 def clean(text: object, most: int = LONGEST) -> str:
     """Text of anybody's as HTML: on one line, escaped, cut to `most` letters."""
-    return html.escape(printable(" ".join(str(text).split()), most))
+    return escaped(printable(" ".join(str(text).split()), most))
+
+
+def escaped(text: str) -> str:
+    """Text as HTML, for an element or a quoted attribute. What page builders take for templates is escaped as well."""
+    return html.escape(text).translate(_TEMPLATES)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def table(words: Words, head: Sequence[str], rows: Sequence[Sequence[str | Cell]
     field = ""
     if sortable and len(shown) >= FILTERED:
         said = clean(words("table.filter"))
-        field = f'<input class="filter" type="search" placeholder="{said}" aria-label="{said}" hidden>'
+        field = f'<input class="filter" type="search" placeholder="{said}" aria-label="{said}">'
     more = (
         f'<p class="note">{clean(words("table.more", count=len(rows) - len(shown)))}</p>'
         if len(rows) > len(shown)
@@ -123,10 +129,11 @@ def cards(given: Sequence[Card]) -> str:
     return f'<div class="cards">{"".join(shown)}</div>'
 
 
-def fragment(parts: Sequence[str]) -> str:
-    """Parts as HTML to be set into a page of others, with their style."""
+def fragment(parts: Sequence[str], title: str = "", about: str = "") -> str:
+    """Parts as HTML to be set into a page of others that has `STYLE`, and calls `SCRIPT`'s function for the element."""
+    head = f'<h1>{clean(title)}</h1><p class="note">{clean(about, 2000)}</p>' if title else ""
     body = "\n".join(parts)
-    return f'<style>{STYLE}</style>\n<div class="report">\n{body}\n</div>'
+    return f'<div class="report">\n{head}{body}\n</div>'
 
 
 def page(words: Words, title: str, about: str, parts: Sequence[str], command: str) -> str:
@@ -145,12 +152,14 @@ def page(words: Words, title: str, about: str, parts: Sequence[str], command: st
 <meta name="referrer" content="no-referrer">
 <title>{clean(title)}</title>
 <style>{STYLE}</style>
+<noscript><style>.report .filter {{ display: none }}</style></noscript>
 </head>
 <body class="report-page">
 <main class="report">
 <header><h1>{clean(title)}</h1><p class="note">{clean(about, 2000)}</p></header>
 {body}
-<footer><p class="note">{clean(words("page.made_by"))}</p><pre class="command">{html.escape(printable(command))}</pre></footer>
+<footer><p class="note">{clean(words("page.made_by"))}</p>
+<pre class="command">{escaped(printable(command, 20_000))}</pre></footer>
 </main>
 <script>{RUN_SCRIPT}</script>
 </body>
