@@ -12,7 +12,7 @@ from jclip.app.desk import Desk
 from jclip.errors import ConfigError, DataError
 from jclip.postponed import gr
 from jclip.report import page_photos, page_words, run_comparison, run_page, run_record, web_page
-from jclip.train.run_folder import existing_run, is_run
+from jclip.train.run_folder import existing_run, is_run, is_shipped
 
 MOST_RUNS, DEPTH = 50, 3  # runs that are offered; folders below the one that is typed
 EVENTS = f"{web_page.SCRIPT}\nreportPage(element);"
@@ -123,7 +123,8 @@ def shown(desk: Desk, places: Sequence[str], root: str, language: words.Language
     said = page_words.Words(language)
     records = [run_record.read_record(place) for place in places]
     photos = page_photos.PagePhotos(said, root, run_record.sees_upright(records[0]))
-    command = shown_command.shown("report", *places, root=root, out=PAGE, language=language)
+    names = [Path(place).name if is_shipped(Path(place)) else place for place in places]
+    command = shown_command.shown("report", *names, root=root, out=PAGE, language=language)
     if len(records) == 1:
         title, about = records[0].name, run_page.about(said, records[0])
         parts = run_page.run_parts(said, records[0], photos)

@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
     words = page_words.Words(args.language or page_words.language_of_locale())
     command = shlex.join(["jclip", "report", *argv])
     make = _of_gallery if any(map(gallery_store.is_gallery, args.places)) else _of_runs
-    text = make(args, words, command)
     _refuse_run_files(args)
+    text = make(args, words, command)
     with replacing(args.out) as temporary:
         temporary.write_text(text, "utf-8", "backslashreplace")
     notice(f"written: {args.out} ({len(text.encode('utf-8', 'replace')):,} bytes)")

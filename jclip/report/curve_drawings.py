@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jclip.report.page_words import Words
+from jclip.report.run_record import is_figure
 from jclip.report.web_page import clean
 
 WIDTH, HEIGHT = 360, 210
@@ -54,7 +55,7 @@ def drawings_of(lines: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     for number, line in enumerate(lines):
         epoch, slot = line.get("epoch", number), str(line.get("slot", ""))
         for key, value in line.items():
-            if key not in NOT_CURVES and _is_number(value):
+            if key not in NOT_CURVES and is_figure(value):
                 found.setdefault((slot, key), []).append((int(epoch) + 1, float(value)))
     several = len({slot for slot, _ in found}) > 1
     groups: dict[str, list[Curve]] = {}
@@ -65,10 +66,6 @@ def drawings_of(lines: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     others = [kind for kind in groups if kind not in (*order, "rate")]
     kinds = [kind for kind in (*order, *others, "rate") if kind in groups]
     return [Drawing(kind.partition(":")[0], tuple(groups[kind])) for kind in kinds]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _kind(key: str, points: Sequence[tuple[int, float]]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jclip.report.page_words import Words
-from jclip.report.run_record import RunRecord
+from jclip.report.run_record import RunRecord, is_figure
 from jclip.report.run_table import shortly
 from jclip.report.web_page import Card
 
@@ -63,7 +62,7 @@ FIGURES: dict[str, list[Figure]] = {  # by task, the most important first
 def figures_of(record: RunRecord) -> list[tuple[Figure, Any]]:
     """The figures that a run has of those that its task shows, with their values."""
     values = record.figures
-    return [(f, values[f.key]) for f in FIGURES[record.task] if _is_value(values.get(f.key))]
+    return [(f, values[f.key]) for f in FIGURES[record.task] if is_figure(values.get(f.key))]
 
 
 def head_cards(words: Words, record: RunRecord) -> list[Card]:
@@ -71,14 +70,14 @@ def head_cards(words: Words, record: RunRecord) -> list[Card]:
     values, shown = record.figures, []
     for figure, value in figures_of(record)[:MOST_CARDS]:
         before = values.get(f"zero_shot_{figure.key}")
-        if _is_value(before):
+        if is_figure(before):
             note = words("figure.zero_shot", value=figure.shown(before), change=figure.change(words, before, value))
             change = round(value - before, 6) * (-1 if figure.lower else 1)
         else:
             note, change = _counted(words, values, figure.key), 0.0
         shown.append(Card(words.of_figure(figure.key), figure.shown(value), note, change))
     last, best = (values.get(f"test_top1_{kind}_epoch") for kind in ("last", "best"))
-    if _is_value(last) and _is_value(best):
+    if is_figure(last) and is_figure(best):
         note = words("figure.best_of_epochs", best=f"{100 * best:.2f} %", epoch=values.get("best_epoch", "?"))
         shown.insert(1, Card(words("figure.last_epoch"), f"{100 * last:.2f} %", note))
     return shown
@@ -95,8 +94,4 @@ def _counted(words: Words, values: Mapping[str, Any], key: str) -> str:
 
 def shared_figures(records: Sequence[RunRecord]) -> list[Figure]:
     """Figures that any of the runs, all of one task, has."""
-    return [f for f in FIGURES[records[0].task] if any(_is_value(r.figures.get(f.key)) for r in records)]
-
-
-def _is_value(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return [f for f in FIGURES[records[0].task] if any(is_figure(r.figures.get(f.key)) for r in records)]

@@ -18,7 +18,7 @@ from jclip.functional import multi_label_metrics
 from jclip.paths import open_regular
 from jclip.readers import spreadsheet
 from jclip.report import score_files
-from jclip.report.run_record import RunRecord
+from jclip.report.run_record import RunRecord, setting
 from jclip.train.configs import build_config
 from jclip.weights import variants
 
@@ -138,7 +138,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _of_classes(record: RunRecord, path: Path) -> list[JudgedRow] | str:
     """predictions.csv: the class with its probability."""
-    found, numbered = [], bool(record.config.get("data", {}).get("features"))
+    found, numbered = [], bool(setting(record, "data", "features"))
     for row in _rows(path):
         try:
             photo, true, said, probability = (row[k] for k in ("photo", "class", "predicted", "probability"))

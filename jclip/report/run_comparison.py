@@ -11,7 +11,7 @@ from jclip.errors import ConfigError
 from jclip.report import curve_drawings, head_figures, judged_rows, run_difference, run_page, web_page
 from jclip.report.page_photos import PagePhotos
 from jclip.report.page_words import Words
-from jclip.report.run_record import RunRecord
+from jclip.report.run_record import RunRecord, is_figure
 from jclip.report.web_page import Cell
 
 SHOWN = 12  # repaired photos, and broken ones
@@ -81,12 +81,12 @@ def figures(words: Words, records: Sequence[RunRecord], names: Sequence[str]) ->
 
 
 def _value(figure: head_figures.Figure, value: Any) -> Cell:
-    return Cell("–", kind="number") if value is None else Cell(figure.shown(value), float(value))
+    return Cell("–", kind="number") if not is_figure(value) else Cell(figure.shown(value), float(value))
 
 
 def _change(words: Words, figure: head_figures.Figure, records: Sequence[RunRecord]) -> Cell:
     before, after = (record.figures.get(figure.key) for record in records)
-    if before is None or after is None:
+    if not (is_figure(before) and is_figure(after)):
         return Cell("–", kind="number")
     change = round(after - before, 6)
     return Cell(

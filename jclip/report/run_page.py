@@ -12,9 +12,10 @@ from jclip.config import to_yaml
 from jclip.report import confusion_map, curve_drawings, head_figures, judged_rows, web_page
 from jclip.report.page_photos import PagePhotos
 from jclip.report.page_words import Words
-from jclip.report.run_record import RunRecord
+from jclip.report.run_record import RunRecord, is_figure
 from jclip.report.run_table import shortly
 from jclip.report.web_page import Cell
+from jclip.train.run_folder import is_shipped
 
 WORST = 24  # photos
 ABOUT = ("time", "seconds", "machine", "threads", "commit")
@@ -61,7 +62,8 @@ def curves(words: Words, record: RunRecord) -> str:
     """What was logged, drawn, and its last and best values in a table."""
     drawings = curve_drawings.drawings_of(record.lines)
     if not drawings:
-        said = "curves.none" if record.finished else "curves.none_yet"
+        logs = bool(record.epochs_planned)
+        said = "curves.none_yet" if not record.finished else "curves.not_there" if logs else "curves.none"
         return web_page.section(words("curves.title"), web_page.paragraph(words(said)))
     best = record.metrics.get("best_epoch", 0)
     best = best if isinstance(best, int) else 0
@@ -118,6 +120,8 @@ def missing(words: Words, record: RunRecord, what: str) -> str:
     """A sentence: what a run's folder does not hold, and the command that makes it."""
     if not record.finished:
         return words(what) + " " + words("missing.unfinished")
+    if is_shipped(record.folder):
+        return words(what) + " " + words("missing.shipped", run=record.folder.name)
     return words(what) + " " + words("missing.eval", run=str(record.folder))
 
 
@@ -176,7 +180,7 @@ def what_it_was(words: Words, record: RunRecord) -> str:
     body += web_page.folded(words("was.config"), f"<pre>{config}</pre>")
     if record.figures:
         rows = [
-            [words.of_figure(k), k, Cell(shortly(v), float(v) if isinstance(v, int | float) else None)]
+            [words.of_figure(k), k, Cell(shortly(v), float(v) if is_figure(v) else None)]
             for k, v in record.figures.items()
         ]
         head = [words("was.figure"), words("was.key"), words("was.value")]

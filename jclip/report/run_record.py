@@ -19,6 +19,8 @@ from jclip.train import run as runs
 from jclip.train import run_folder as folders
 
 LARGEST_FIGURES = 1 << 24  # bytes of eval.json
+DEEPEST = 20  # groups of settings inside of each other
+LARGEST_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,7 @@ class RunRecord:
     @property
     def epochs_planned(self) -> int | None:
         """How many epochs the config asks for, where it says so."""
-        optim = self.config.get("optim")
-        planned = optim.get("epochs") if isinstance(optim, Mapping) else None
+        planned = setting(self, "optim", "epochs")
         return planned if isinstance(planned, int) else None
 
 
@@ -86,6 +87,8 @@ def read_record(place: str | os.PathLike) -> RunRecord:
         if config is None:
             runs.read_result(folder)  # which says what is missing
             raise ConfigError(f"{folder} holds no run")
+    if _deeper(config, DEEPEST):
+        raise CheckpointError(f"{folder} must have a config of at most {DEEPEST} levels, got more: it is damaged")
     task = _task_of(config)
     lines, damaged = metric_lines.read_lines(folder / folders.METRICS)
     tables = curriculum_state.answering_folder(folder) if finished else folder
@@ -107,8 +110,25 @@ def read_record(place: str | os.PathLike) -> RunRecord:
     )
 
 
+def _deeper(values: Any, levels: int) -> bool:
+    """Whether groups stand inside of each other more than so many levels deep."""
+    inner = values.values() if isinstance(values, Mapping) else values if isinstance(values, list) else ()
+    return levels < 0 or any(_deeper(value, levels - 1) for value in inner)
+
+
+def is_figure(value: Any) -> bool:
+    """Whether a value of a file can be shown and drawn as a number."""
+    return type(value) in (int, float) and -LARGEST_NUMBER < value < LARGEST_NUMBER
+
+
+def setting(record: RunRecord, group: str, name: str) -> Any:
+    """A setting of a group of the config; None where the run has none."""
+    found = record.config.get(group)
+    return found.get(name) if isinstance(found, Mapping) else None
+
+
 def _task_of(config: Mapping[str, Any]) -> str:
-    recipe = config.get("recipe")
+    recipe = str(config.get("recipe"))
     return task_of(recipe_finder.load(recipe)).name if recipe in recipe_finder.names() else DEFAULT
 
 
@@ -137,5 +157,4 @@ def flattened(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def sees_upright(record: RunRecord) -> bool:
     """Whether the run saw photos with their EXIF orientation applied."""
-    data = record.config.get("data")
-    return bool(data.get("upright", True)) if isinstance(data, Mapping) else True
+    return setting(record, "data", "upright") is not False
