@@ -51,12 +51,13 @@ class JudgedRow:
 @dataclass(frozen=True)
 class Judged:
     """All rows of a run, in the order of its file. file: what they were read from, or what is missing; why_not: the word of
-    the reason for no rows; measure: the word of what `right` means."""
+    the reason for no rows, reason: more of it; measure: the word of what `right` means."""
 
     measure: str
     rows: Sequence[JudgedRow] = ()
     file: str = ""
     why_not: str = ""
+    reason: str = ""
 
     def worst(self, most: int) -> list[JudgedRow]:
         """Wrong rows, the most wrong first."""
@@ -80,14 +81,19 @@ class ClassTable:
     right: np.ndarray | None = None
 
 
+class _LabelsGone(JclipError):
+    """The labels that a run was measured by are not there."""
+
+
 def judged_rows(record: RunRecord) -> Judged:
     """What the run was right about. Raises `CheckpointError` or `DataError` for a damaged file."""
     measure, file, read = READERS.get(record.judged_as, READERS["classify"])
     if not (record.tables / file).is_file():
         return Judged(measure, file=file, why_not="none_measured")
-    rows = read(record, record.tables / file)
-    if isinstance(rows, str):
-        return Judged(measure, file=file, why_not=rows)
+    try:
+        rows = read(record, record.tables / file)
+    except _LabelsGone as e:
+        return Judged(measure, file=file, why_not="labels_gone", reason=str(e))
     return Judged(measure, rows, file, "" if rows else "none_measured")
 
 
@@ -136,7 +142,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path} is damaged ({quoted(str(e), 60)}): measure again with `jclip eval`") from None
 
 
-def _of_classes(record: RunRecord, path: Path) -> list[JudgedRow] | str:
+def _of_classes(record: RunRecord, path: Path) -> list[JudgedRow]:
     """predictions.csv: the class with its probability."""
     found, numbered = [], bool(setting(record, "data", "features"))
     for row in _rows(path):
@@ -155,24 +161,24 @@ def _of_classes(record: RunRecord, path: Path) -> list[JudgedRow] | str:
     return found
 
 
-def _of_labels(record: RunRecord, path: Path) -> list[JudgedRow] | str:
+def _of_labels(record: RunRecord, path: Path) -> list[JudgedRow]:
     """scores.npz beside the labels that the config names: right where the best class is one of a photo's labels."""
     scores = score_files.read_scores(str(path))
     try:
         _, config = build_config(dict(record.config), str(record.folder))
         labels = labelled_photos.read_labelled_photos(config.data)
-    except (JclipError, OSError):
-        return "labels_gone"
+    except (JclipError, OSError) as e:
+        raise _LabelsGone(str(e)) from None
     columns = {name: column for column, name in enumerate(labels.classnames)}
-    if not {*scores.classnames} <= {*columns}:
-        return "labels_gone"
+    if unknown := [name for name in scores.classnames if name not in columns]:
+        raise _LabelsGone(f"no label is called {quoted(unknown[0], 60)}")
     targets = labels.targets[:, [columns[name] for name in scores.classnames]]
     rows = {str(photo): number for number, photo in enumerate(labels.paths)}
     found = []
     for photo, own in zip(scores.photos, scores.main, strict=True):
         number = rows.get(photo)
         if number is None:
-            return "labels_gone"
+            raise _LabelsGone(f"{quoted(photo, 200)} has no labels")
         found += _labelled(photo, own, targets[number], scores.classnames)
     return found
 
@@ -190,7 +196,7 @@ def _labelled(photo: str, scores: np.ndarray, targets: np.ndarray, names: Sequen
     return [JudgedRow(photo, photo, right, 1 - precision, names[best], f"AP {precision:.3f}", said)]
 
 
-def _of_boxes(record: RunRecord, path: Path) -> list[JudgedRow] | str:
+def _of_boxes(record: RunRecord, path: Path) -> list[JudgedRow]:
     """boxes.jsonl: right from an IoU of 0.5 on."""
     scenes, found = _scenes(record), []
     with open_regular(path) as file:
@@ -223,7 +229,7 @@ def _scenes(record: RunRecord) -> dict[str, Callable[[], Image.Image]]:
     return {samples.name(n): (lambda n=n: samples.photo(n)) for n in range(len(samples.photos))}
 
 
-def _of_ranks(record: RunRecord, path: Path) -> list[JudgedRow] | str:
+def _of_ranks(record: RunRecord, path: Path) -> list[JudgedRow]:
     """ranks.csv: right where a caption finds its own image first."""
     config, found, pairs = _config_of(record), [], None
     side = _side(config)
@@ -258,7 +264,7 @@ def _side(config: Any) -> int:
         return 0
 
 
-READERS: dict[str, tuple[str, str, Callable[[RunRecord, Path], list[JudgedRow] | str]]] = {
+READERS: dict[str, tuple[str, str, Callable[[RunRecord, Path], list[JudgedRow]]]] = {
     "classify": ("top1", "predictions.csv", _of_classes),
     "multi_label": ("best_class", "scores.npz", _of_labels),
     "ground": ("iou", "boxes.jsonl", _of_boxes),

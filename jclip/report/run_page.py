@@ -138,7 +138,7 @@ def worst(words: Words, record: RunRecord, judged: judged_rows.Judged, photos: P
     """The photos that were most certainly wrong."""
     title = words(f"worst.title.{judged.measure}")
     if judged.why_not == "labels_gone":
-        return web_page.section(title, web_page.paragraph(words("worst.labels_gone")))
+        return web_page.section(title, web_page.paragraph(words("worst.labels_gone", reason=judged.reason)))
     if judged.why_not:
         return web_page.section(title, web_page.paragraph(missing(words, record, "worst.none_measured")))
     rows = judged.worst(WORST)
