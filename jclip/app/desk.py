@@ -31,6 +31,7 @@ from jclip.weights import download
 
 T = TypeVar("T")
 SHIPPED = "shapes-tiny-vit"  # the model of the drawn shapes
+SHOWN = 20  # seconds of an error in the page
 MOST_UPLOAD = 32 << 20  # bytes of one photo
 
 
@@ -67,7 +68,10 @@ class Desk:
         self.gallery: galleries.Gallery | None = None
         self.said_of_photos = ""  # what goes on with the gallery, or went wrong
         self.folder = Path(tempfile.mkdtemp(prefix="jclip-app-"))
-        self.thumbnails = Thumbnails(self.folder)
+        self.uploads, self.pictures = self.folder / "uploads", self.folder / "pictures"
+        self.uploads.mkdir()
+        self.pictures.mkdir()
+        self.thumbnails = Thumbnails(self.pictures)
         self._source: sources.ModelSource | None = None
         self._waiting: queue.Queue[Task | None] = queue.Queue()
         self._under_way: list[Task] = []
@@ -237,7 +241,7 @@ class Desk:
 
     def file(self, name: str, data: bytes) -> str:
         """The path of a file of that name, which the browser may have."""
-        folder = self.folder / secrets.token_hex(16)
+        folder = self.pictures / secrets.token_hex(16)
         folder.mkdir()
         (folder / name).write_bytes(data)
         return str(folder / name)
@@ -263,7 +267,7 @@ class Desk:
                 raise
             line = self.said(e)
             notice(f"jclip app: {line}")
-            raise gr.Error(html.escape(line), duration=None, print_exception=False) from None
+            raise gr.Error(html.escape(line), duration=SHOWN, title="jclip", print_exception=False) from None
 
     def close(self) -> None:
         """Ends the work, and removes the files that were made for the browser."""

@@ -64,6 +64,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
     import fastapi
     import uvicorn
 
+    os.environ["GRADIO_TEMP_DIR"] = str(desk.uploads)  # what is uploaded goes with the page
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     blocks = page.build(desk)
     gr.mount_gradio_app(
@@ -75,7 +76,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         footer_links=[],
         run_history=False,
         auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
-        allowed_paths=[str(desk.folder)],
+        allowed_paths=[str(desk.pictures)],
         show_error=True,
         max_file_size=MOST_UPLOAD,
         ssr_mode=False,
