@@ -27,7 +27,20 @@ from jclip.features.source import ModelSource  # noqa: E402
 from tests.browser import Page, Served, start_chromium, why_no_browser  # noqa: E402
 
 PHOTOS, PART = 48, 1 << 16
-NOUNS = ("dog", "harbour", "lamp", "market", "forklift", "meadow", "kitchen", "tram", "parrot", "stairs", "tent", "violin")
+NOUNS = (
+    "dog",
+    "harbour",
+    "lamp",
+    "market",
+    "forklift",
+    "meadow",
+    "kitchen",
+    "tram",
+    "parrot",
+    "stairs",
+    "tent",
+    "violin",
+)
 MEASURE = """
 const done = arguments[0];
 const field = document.querySelector('#sentence textarea, #sentence input');
