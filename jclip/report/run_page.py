@@ -127,10 +127,10 @@ def missing(words: Words, record: RunRecord, what: str) -> str:
 
 def confusion(words: Words, judged: judged_rows.Judged, classes: judged_rows.ClassTable) -> str:
     """Which classes are taken for which."""
-    counts = judged_rows.confusion_of(judged, classes.names)
-    if not counts.any():
+    answers = judged_rows.answers_of(judged, classes.names)
+    if not answers:
         return web_page.section(words("confusion.title"), web_page.paragraph(words("confusion.no_rows")))
-    body = confusion_map.confusion_map(words, counts, classes.names)
+    body = confusion_map.confusion_map(words, answers, classes.names)
     return web_page.section(words("confusion.title"), body, words("confusion.note"))
 
 
