@@ -34,7 +34,8 @@ class Predictions:
     """Scores (N, C) of photos for classes; `top` of them are written.
 
     unknown: a photo whose best probability is below it belongs to none of the classes. prompts: of each photo the prompt
-    that decided; empty where nobody asked. sigmoid: scores are logits of each class by itself, else shares' logarithms.
+    that decided, cosines: how near it was; empty where nobody asked. sigmoid: scores are logits of each class by itself,
+    else shares' logarithms.
     """
 
     photos: tuple[str, ...]
@@ -44,6 +45,7 @@ class Predictions:
     unknown: float = 0.0
     prompts: tuple[str, ...] = ()
     sigmoid: bool = False
+    cosines: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.photos) or (self.prompts and len(self.prompts) != len(self.photos)):
@@ -122,14 +124,15 @@ def _write_csv(p: Predictions, f) -> None:
 def _write_json(p: Predictions, f) -> None:
     """A list of photos, each with its best classes: name, label, probability, score.
 
-    With `unknown` and `prompt`, where they were asked for; the classes of an unknown photo are written all the same.
+    With `unknown`, and `prompt` and its `cosine`, where they were asked for; the classes of an unknown photo are written
+    all the same.
     """
     best, probabilities, known = p.best.tolist(), p.probabilities, p.known.tolist()
     entries = []
     for row, photo in enumerate(p.photos):
-        asked = ({"unknown": not known[row]} if p.unknown > 0 else {}) | (
-            {"prompt": p.prompts[row]} if p.prompts else {}
-        )
+        asked: dict[str, Any] = {"unknown": not known[row]} if p.unknown > 0 else {}
+        asked |= {"prompt": p.prompts[row]} if p.prompts else {}
+        asked |= {"cosine": round(p.cosines[row], 6)} if p.cosines else {}
         classes = [
             {
                 "class": p.classnames[i],
