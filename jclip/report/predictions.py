@@ -70,6 +70,12 @@ class Predictions:
             return np.ones(len(self.photos), bool)
         return self.probabilities.max(axis=1) >= self.unknown
 
+    @property
+    def margins(self) -> np.ndarray:
+        """(N,) by how much the best probability exceeds the second, or with one class 0: small where a photo is unsure."""
+        two = -np.partition(-self.probabilities, 1, axis=1)[:, :2] if len(self.classnames) > 1 else self.probabilities
+        return two[:, 0] - two[:, -1]
+
 
 def check_format(path: str | None, form: str = "") -> None:
     """Raises `ConfigError` for an ending that names no format, or not that of `form`: to be asked before the work."""
@@ -121,14 +127,14 @@ def _write_csv(p: Predictions, f) -> None:
     write_csv_rows(f, [*head, *(["prompt"] if p.prompts else [])], rows)
 
 
-def _write_json(p: Predictions, f) -> None:
-    """A list of photos, each with its best classes: name, label, probability, score.
+def entries(p: Predictions) -> list[dict[str, Any]]:
+    """A list of photos, each with its best classes: name, label, probability, score; what the JSON file holds.
 
     With `unknown`, and `prompt` and its `cosine`, where they were asked for; the classes of an unknown photo are written
     all the same.
     """
     best, probabilities, known = p.best.tolist(), p.probabilities, p.known.tolist()
-    entries = []
+    found = []
     for row, photo in enumerate(p.photos):
         asked: dict[str, Any] = {"unknown": not known[row]} if p.unknown > 0 else {}
         asked |= {"prompt": p.prompts[row]} if p.prompts else {}
@@ -144,8 +150,12 @@ def _write_json(p: Predictions, f) -> None:
             }
             for i in best[row]
         ]
-        entries.append({"photo": photo, **asked, "predictions": classes})
-    json.dump(entries, f, ensure_ascii=False, indent=1, allow_nan=False)
+        found.append({"photo": photo, **asked, "predictions": classes})
+    return found
+
+
+def _write_json(p: Predictions, f) -> None:
+    json.dump(entries(p), f, ensure_ascii=False, indent=1, allow_nan=False)
     f.write("\n")
 
 

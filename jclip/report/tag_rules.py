@@ -76,6 +76,7 @@ def tags_of(
     if fitted:
         scores, passing = calibrated(scores, fitted)
         options |= {"none": True, "kind": "probability", "passing": passing if rules.threshold is None else None}
+        options["limits"] = fitted.probabilities(fitted.thresholds)
     return tagss.Tags(found.photos, tuple(classnames), scores, background, **options)
 
 
@@ -93,6 +94,7 @@ def tags_of_run(
     if fitted:
         scores, passing = calibrated(scores, fitted)
         options |= {"kind": "probability", "passing": passing if threshold is None else None}
+        options["limits"] = fitted.probabilities(fitted.thresholds)
     return tagss.Tags(tuple(photos), tuple(classnames), scores, **options)
 
 
