@@ -21,6 +21,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
                "--rerank --bank --flips --candidates"),
     "embed": ("photo.png --model none.safetensors --out none",
               "--out --columns --root --store --model --family --dtype --export"),
+    "app": ("photo.png --share", "--run --model --family --port --host --language"),
     "index": ("none", "--kind"),
     "duplicates": ("photo.png --model none.safetensors", "--above --out --sheet --model --family"),
     "zero-shot": ("photo.png --model none.safetensors --classes a,b",
