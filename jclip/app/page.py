@@ -84,7 +84,7 @@ def _escaped(text: str, most: int = 2000) -> str:
 
 def style() -> str:
     """The page's own style sheet."""
-    return (ASSETS / "app.css").read_text(encoding="utf-8")
+    return "\n".join(file.read_text(encoding="utf-8") for file in sorted(ASSETS.glob("app*.css")))
 
 
 def theme() -> Any:

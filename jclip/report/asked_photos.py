@@ -3,15 +3,17 @@ left out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jclip.data.photo_file import open_photo
-from jclip.errors import DataError, printable
+from jclip.errors import DataError, JclipError, printable
 from jclip.report import predictions, tags
 
 Found = predictions.Predictions | tags.Tags
@@ -29,7 +31,7 @@ class Asked:
     found: Found
     failed: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def order(self) -> list[int]:
         """Rows of the photos, the most unsure first."""
         return np.argsort(self.found.margins, kind="stable").tolist()
@@ -68,7 +70,7 @@ def ask(
                 failed[named], some = str(e), [photo for photo in some if photo != named]
     if not parts:
         raise DataError(next(iter(failed.values()), "photos must be given: drop some, or choose files"))
-    return Asked(joined(parts), tuple(failed.values()))
+    return Asked(joined(parts), tuple(without_folders(line, photos) for line in failed.values()))
 
 
 def why_not(photo: str) -> str:
@@ -94,6 +96,23 @@ def _joined(values: Iterable[Any]) -> Any:
     if values[0] is None:
         return None
     return np.concatenate(values) if isinstance(values[0], np.ndarray) else tuple(x for part in values for x in part)
+
+
+@contextlib.contextmanager
+def named_without_folders(photos: Sequence[str]) -> Iterator[None]:
+    """In the block errors name these photos by their files alone: their folders are those of whoever received them."""
+    try:
+        yield
+    except JclipError as e:
+        e.args = (without_folders(str(e), photos),)
+        raise
+
+
+def without_folders(text: str, photos: Sequence[str]) -> str:
+    """The text with the names of these photos in place of their paths."""
+    for photo in sorted(photos, key=len, reverse=True):
+        text = text.replace(printable(photo), printable(Path(photo).name))
+    return text
 
 
 def short_names(photos: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ class Predictions:
         if self.unknown <= 0:
             return np.ones(len(self.photos), bool)
         return self.probabilities.max(axis=1) >= self.unknown
+
+    def at(self, row: int) -> Predictions:
+        """Of one photo alone."""
+        one = slice(row, row + 1)
+        own = {name: getattr(self, name)[one] for name in ("photos", "scores", "prompts", "cosines")}
+        return replace(self, **own)
 
     @property
     def margins(self) -> np.ndarray:

@@ -65,7 +65,7 @@ class Tags:
     def _beside(self) -> int:
         return 0 if self.background is None else self.background.shape[1]
 
-    @property
+    @cached_property
     def thresholds(self) -> np.ndarray:
         """(N,) what a photo's scores must exceed."""
         if self.threshold is not None:
@@ -188,12 +188,14 @@ def show_tags(tags: Tags, limit: int = 20) -> str:
 
 def number(tags: Tags, row: int, label: int) -> str:
     """A photo's score for a class as people read it, a probability in percent."""
-    value = float(tags.scores[row, label])
-    return (
-        percent(value, tags.written is not None)
-        if tags.kind == "probability"
-        else f"{value:.{3 if abs(value) < 10 else 1}f}"
-    )
+    return as_read(tags, float(tags.scores[row, label]))
+
+
+def as_read(tags: Tags, value: float) -> str:
+    """A number like these scores as people read it, a probability in percent."""
+    if tags.kind == "probability":
+        return percent(value, tags.written is not None)
+    return f"{value:.{3 if abs(value) < 10 else 1}f}"
 
 
 def _summary(tags: Tags, most: int = 10) -> str:
