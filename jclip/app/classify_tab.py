@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from jclip.app import drawn_examples, photo_labelling, score_bars, shown_command, words
 from jclip.app.desk import Desk
+from jclip.app.markup import escaped
 from jclip.postponed import gr
 from jclip.prompts import templates
 
-SHOWN_SIDE = 640  # pixels of the photo beside its bars
+SHOWN_SIDE, SIDE = 640, 96  # pixels of the photo above its bars, and of those in the table
+MOST_PHOTOS = 300  # in the table
 
 
 def add(desk: Desk) -> None:
@@ -60,17 +61,13 @@ class ClassifyTab:
         t = words.t
         self.summary = gr.HTML(t("classify.empty"), elem_id="classify-summary", elem_classes="sb-empty")
         self.bars = gr.HTML(visible=False, elem_id="classify-bars")
-        self.pictures = gr.Gallery(
-            label=t("classify.found"), columns=4, allow_preview=False, object_fit="cover", visible=False, buttons=[],
-            elem_id="classify-pictures", elem_classes="sb-pictures",
-        )  # fmt: skip
-        self.table = gr.HTML(visible=False, elem_id="classify-table")
+        self.table = gr.HTML(visible=False, js_on_load=score_bars.PICK, elem_id="classify-table")
         self.command = shown_command.box(t("page.command"))
         self.json = gr.JSON(visible=False)
 
     def _connect(self) -> None:
         asked = [self.photos, self.names, self.templates, self.run, self.model]
-        shown = [self.summary, self.bars, self.pictures, self.table, self.command]
+        shown = [self.summary, self.bars, self.table, self.command]
         for button, ask, name, more in (
             (self.classify, self.ask_classes, "classify", []),
             (self.tag, self.ask_tags, "tag", [self.threshold, self.none]),
@@ -80,7 +77,7 @@ class ClassifyTab:
         self.names.submit(
             self.ask_classes, asked, [self.labelled, self.json], api_visibility="private"
         ).success(self.show, self.labelled, shown, api_visibility="private", show_progress="hidden")  # fmt: skip
-        self.pictures.select(self.pick, self.labelled, self.bars, api_visibility="private", show_progress="hidden")
+        self.table.select(self.pick, self.labelled, self.bars, api_visibility="private", show_progress="hidden")
         self.run.change(
             lambda run: [gr.update(visible=not run)] * 2, self.run, [self.names, self.templates], api_visibility="private",
             show_progress="hidden",
@@ -117,22 +114,22 @@ class ClassifyTab:
         language, asked = words.language(request), labelled.asked
         photos = asked.found.photos
         names = [labelled.names.get(photo, photo) for photo in photos]
-        small = self.desk.many_thumbnails([photos[row] for row in asked.order])
-        captions = [score_bars.caption(asked.found, row, names[row], language) for row in asked.order]
+        pictures = self.desk.many_thumbnails([photos[row] for row in asked.order[:MOST_PHOTOS]], SIDE)
         return (
             gr.update(value=summary_html(labelled, language), elem_classes=[]),
-            gr.update(value=self._bars(labelled, 0, language), visible=True),
-            gr.update(value=[*zip(small, captions, strict=True)], visible=len(photos) > 1, selected_index=None),
-            gr.update(value=score_bars.table_html(asked, names, language), visible=True),
+            gr.update(value=self._bars(labelled, asked.order[0], language), visible=True),
+            gr.update(value=score_bars.table_html(asked, names, pictures, language), visible=True),
             labelled.command,
         )
 
-    def pick(self, labelled: photo_labelling.Labelled, chosen: gr.SelectData, request: gr.Request) -> str:
+    def pick(self, labelled: photo_labelling.Labelled | None, chosen: gr.EventData, request: gr.Request) -> Any:
         """Bars of the photo that was clicked."""
-        return self._bars(labelled, int(chosen.index), words.language(request))
+        row = getattr(chosen, "row", None)
+        if labelled is None or type(row) is not int or not 0 <= row < len(labelled.asked.found.photos):
+            return gr.skip()
+        return self._bars(labelled, row, words.language(request))
 
-    def _bars(self, labelled: photo_labelling.Labelled, place: int, language: words.Language) -> str:
-        row = labelled.asked.order[place]
+    def _bars(self, labelled: photo_labelling.Labelled, row: int, language: words.Language) -> str:
         photo = labelled.asked.found.photos[row]
         picture = self.desk.thumbnail(photo, SHOWN_SIDE)
         return score_bars.bars_html(labelled.asked, row, labelled.names.get(photo, photo), picture, language)
@@ -150,12 +147,12 @@ def summary_html(labelled: photo_labelling.Labelled, language: words.Language) -
     photos = words.said("classify.photo_count", language)
     if count != 1:
         photos = words.said("classify.photos_count", language, count=f"{count:,}")
-    lines = [html.escape(words.said("classify.summary_one", language, count=photos, by=labelled.by))]
-    lines += [f"{html.escape(words.said('classify.left_out', language))} {score_bars.escaped(line)}"
+    lines = [escaped(words.said("classify.summary_one", language, count=photos, by=labelled.by))]
+    lines += [f"{escaped(words.said('classify.left_out', language))} {escaped(line)}"
               for line in labelled.asked.failed[:5]]  # fmt: skip
     more = len(labelled.asked.failed) - 5
     lines += [f"+ {more}"] if more > 0 else []
-    lines += [score_bars.escaped(line, 600) for line in labelled.notes[:5]]
+    lines += [escaped(line, 600) for line in labelled.notes[:5]]
     return "".join(
         f"<div class='{'sb-note' if place else 'sb-summary'}'>{line}</div>" for place, line in enumerate(lines)
     )

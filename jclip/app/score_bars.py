@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jclip.app import words
-from jclip.errors import printable
+from jclip.app.markup import address, escaped
 from jclip.functional.metrics import ranking
 from jclip.report import asked_photos, predictions, tags
 
 BARS = 10  # of one photo
 TAGS = 5  # of a photo in the table
+SHORT, LONG = 60, 300  # characters of a name, of another cell
+_FIGURE = ' class="sb-figure"'
+PICK = """
+element.addEventListener('click', event => {
+  const picked = event.target.closest('button.sb-pick');
+  if (picked) { trigger('select', {row: Number(picked.dataset.row)}); }
+});
+"""  # a photo of the table is clicked
 
 
 class Bar(NamedTuple):
@@ -28,11 +35,6 @@ class Bar(NamedTuple):
     limit_number: str = ""
 
 
-def escaped(text: str, most: int = 300) -> str:
-    """A text of a file, or of somebody, as HTML that shows it."""
-    return html.escape(printable(text, most), quote=True)
-
-
 def bars_of(found: asked_photos.Found, row: int) -> list[Bar]:
     """The best classes of a photo; of tags all that it has among them, and what they are compared with."""
     best = ranking(found.scores[row : row + 1], BARS)[0]
@@ -42,7 +44,7 @@ def bars_of(found: asked_photos.Found, row: int) -> list[Bar]:
             Bar(
                 found.classnames[k],
                 float(chance),
-                predictions.percent(chance, found.sigmoid),
+                _percent(chance, found.sigmoid),
                 bool(one.known[0] and k == best[0]),
             )
             for k, chance in zip(best, one.probabilities[0, best], strict=True)
@@ -65,22 +67,23 @@ def _lengths(scores: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def bars_html(asked: asked_photos.Asked, row: int, name: str, picture: str, language: words.Language) -> str:
-    """A photo, large, with its bars. picture: where the browser finds it."""
+    """A photo, large, with its bars. picture: what the desk made of it."""
     found, lines = asked.found, []
     for bar in bars_of(found, row):
         limit = ""
         if bar.limit is not None:
             title = words.said("classify.threshold_at", language, number=bar.limit_number)
-            limit = f'<u style="left:{100 * bar.limit:.2f}%" title="{html.escape(title, quote=True)}"></u>'
+            limit = f'<u style="left:{100 * bar.limit:.2f}%" title="{escaped(title)}"></u>'
         lines.append(
             f'<div class="sb-row{" sb-on" if bar.chosen else ""}"><span class="sb-name">{escaped(bar.name)}</span>'
             f'<span class="sb-line"><i style="width:{100 * bar.length:.2f}%"></i>{limit}</span>'
-            f'<span class="sb-number">{html.escape(bar.number)}</span></div>'
+            f'<span class="sb-number">{escaped(bar.number)}</span></div>'
         )
     return (
-        f'<figure class="sb-photo"><img src="{html.escape(picture, quote=True)}" alt="{escaped(name)}">'
+        f'<div class="sb-answer"><figure class="sb-photo"><img src="{address(picture)}" alt="{escaped(name)}">'
         f"<figcaption>{escaped(name)}</figcaption></figure>"
-        f'<div class="sb-bars">{"".join(lines)}{_rest(found, row, language)}{_prompt(found, row, language)}</div>'
+        f'<div class="sb-bars"><div class="sb-grid">{"".join(lines)}</div>{_rest(found, row, language)}'
+        f"{_prompt(found, row, language)}</div></div>"
     )
 
 
@@ -90,11 +93,11 @@ def _rest(found: asked_photos.Found, row: int, language: words.Language) -> str:
         return ""
     if isinstance(found, predictions.Predictions) and not found.sigmoid:
         best = ranking(found.scores[row : row + 1], BARS)[0]
-        share = predictions.percent(max(0.0, 1 - float(found.at(row).probabilities[0, best].sum())))
+        share = _percent(max(0.0, 1 - float(found.at(row).probabilities[0, best].sum())))
         said = words.said("classify.rest_together", language, count=f"{count:,}", share=share)
     else:
         said = words.said("classify.rest", language, count=f"{count:,}")
-    return f'<div class="sb-rest">{html.escape(said)}</div>'
+    return f'<div class="sb-rest">{escaped(said)}</div>'
 
 
 def _prompt(found: asked_photos.Found, row: int, language: words.Language) -> str:
@@ -102,30 +105,42 @@ def _prompt(found: asked_photos.Found, row: int, language: words.Language) -> st
         return ""
     said = words.said("classify.prompt_decided", language)
     cosine = f" <small>cos {found.cosines[row]:.3f}</small>" if found.cosines else ""
-    return f'<div class="sb-rest">{html.escape(said)} “{escaped(found.prompts[row])}”{cosine}</div>'
+    return f'<div class="sb-rest">{escaped(said)} “{escaped(found.prompts[row])}”{cosine}</div>'
 
 
-def table_html(asked: asked_photos.Asked, names: Sequence[str], language: words.Language) -> str:
-    """A line per photo, the most unsure first. names: of the photos, by row."""
+def table_html(
+    asked: asked_photos.Asked, names: Sequence[str], pictures: Sequence[str], language: words.Language
+) -> str:
+    """A line for each of the most unsure photos, `pictures` of them in that order. names: of the photos, by row."""
     found = asked.found
     one = isinstance(found, predictions.Predictions)
-    keys = ["photo", "class", "second", "margin"] if one else ["photo", "tags", "nearest", "margin"]
+    keys = ["photo", *(("class", "second") if one else ("tags", "nearest")), "margin"]
     keys += ["prompt"] if one and found.prompts else []
-    head = "".join(f"<th>{html.escape(words.said(f'classify.{key}', language))}</th>" for key in keys)
+    head = "".join(f"<th>{escaped(words.said(f'classify.{key}', language))}</th>" for key in keys)
     cells = _class_cells if one else _tag_cells
     margins, body = found.margins, []
-    for row in asked.order:
-        own = [names[row], *cells(found, row, language), _margin(found, float(margins[row]))]
+    for row, picture in zip(asked.order, pictures, strict=False):
+        own = [*cells(found, row, language), _margin(found, float(margins[row]))]
         own += [f"{found.prompts[row]} ({found.cosines[row]:.3f})"] if len(keys) > 4 else []
-        body.append(f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in own)}</tr>")
-    return f'<div class="sb-table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        photo = (
+            f'<button type="button" class="sb-pick" data-row="{row}"><img src="{address(picture)}" alt="" loading="lazy">'
+            f"<span>{escaped(names[row], SHORT)}</span></button>"
+        )
+        said = [f"<td{_FIGURE if place == 2 else ''}>{escaped(cell, LONG)}</td>" for place, cell in enumerate(own)]
+        body.append(f"<tr><td>{photo}</td>{''.join(said)}</tr>")
+    more = len(asked.order) - len(pictures)
+    rest = words.said("classify.more_photos", language, count=f"{more:,}") if more > 0 else ""
+    return (
+        f'<div class="sb-table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<div class="sb-rest">{escaped(rest)}</div>'
+    )
 
 
 def _class_cells(found: predictions.Predictions, row: int, language: words.Language) -> tuple[str, str]:
     """The best class and the next, with their probabilities."""
     best, one = ranking(found.scores[row : row + 1], 2)[0], found.at(row)
     probabilities = one.probabilities[0]
-    first, *second = (f"{found.classnames[k]} {predictions.percent(probabilities[k], found.sigmoid)}" for k in best)
+    first, *second = (f"{found.classnames[k]} {_percent(probabilities[k], found.sigmoid)}" for k in best)
     if not one.known[0]:
         first = f"{words.said('classify.unknown', language)} ({first})"
     return first, "".join(second)
@@ -145,16 +160,12 @@ def _tag_cells(found: tags.Tags, row: int, language: words.Language) -> tuple[st
     return tagged, f"{found.classnames[near]} {compared}"
 
 
+def _percent(probability: float, small: bool = False) -> str:
+    """As commands print it, on one line."""
+    return predictions.percent(probability, small).replace(" ", "\u00a0")
+
+
 def _margin(found: asked_photos.Found, margin: float) -> str:
     if isinstance(found, predictions.Predictions):
-        return predictions.percent(margin, found.sigmoid)
+        return _percent(margin, found.sigmoid)
     return tags.as_read(found, margin) if np.isfinite(margin) else ""
-
-
-def caption(found: asked_photos.Found, row: int, name: str, language: words.Language) -> str:
-    """What stands below a small picture of a photo; plain text."""
-    if isinstance(found, predictions.Predictions):
-        said = _class_cells(found, row, language)[0]
-    else:
-        said = ", ".join(found.classnames[k] for k in found.of(row)[:TAGS]) or words.said("classify.no_tag", language)
-    return printable(f"{said} · {name}", 120)
