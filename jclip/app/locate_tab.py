@@ -87,9 +87,11 @@ class LocateTab:
         """The photo with its boxes, where a run looks, a table, the command."""
         language = words.language(request)
         pictures = _figure(self.desk.picture(located.drawn), located.photo)
-        if located.looked is not None:
-            looked = words.said("locate.looked", language)
-            pictures += _figure(self.desk.picture(located.looked), looked, looked)
+        if located.looked:
+            panels = zip(located.looked, located.things, strict=True)
+            figures = "".join(_figure(self.desk.picture(looked), thing.phrase) for looked, thing in panels)
+            title = escaped(words.said("locate.looked", language))
+            pictures += f"<div class='sb-note'>{title}</div><div class='sb-looked'>{figures}</div>"
         return (
             gr.update(value=summary_html(located, language), elem_classes=[]),
             gr.update(value=f"<div class='sb-picture'>{pictures}</div>", visible=True),
@@ -114,9 +116,8 @@ class LocateTab:
         return photo, "\n".join(phrases), drawn_examples.RUN, drawn_examples.MODEL, *self._plainly(photo)
 
 
-def _figure(picture: str, name: str, title: str = "") -> str:
-    caption = f"<figcaption>{escaped(title)}</figcaption>" if title else ""
-    return f"<figure>{caption}<img src='{address(picture)}' alt='{escaped(name)}'></figure>"
+def _figure(picture: str, name: str) -> str:
+    return f"<figure><img src='{address(picture)}' alt='{escaped(name)}'></figure>"
 
 
 def summary_html(located: phrase_locating.Located, language: words.Language) -> str:

@@ -23,7 +23,7 @@ DRAWN, LOOKED = "boxes.png", "looks.png"
 
 @dataclass(frozen=True)
 class Located:
-    """What was found in a photo; by: the run or model; drawn: the photo with boxes; looked: where a run looks."""
+    """What was found in a photo; by: the run or model; drawn: the photo with boxes; looked: where a run looks for each phrase."""
 
     photo: str
     size: tuple[int, int]
@@ -31,7 +31,7 @@ class Located:
     by: str
     things: Sequence[grounder.FoundThing]
     drawn: Image.Image
-    looked: Image.Image | None
+    looked: Sequence[Image.Image]
     command: str
     notes: tuple[str, ...] = ()
 
@@ -62,7 +62,7 @@ class Locator:
             found = finder(picture, photo, said)
         name = Path(photo).name
         drawn = box_drawing.draw_boxes(picture, found_boxes.drawn(found.things, finder.way))
-        looked = box_drawing.draw_attention(picture, found.looked) if found.looked else None
+        looked = [box_drawing.draw_attention(picture, [one]) for one in found.looked or ()]
         command = command_of(name, said, run, by, self.desk.family)
         return Located(name, picture.size, finder.way, by, found.things, drawn, looked, command, tuple(notes))
 
