@@ -6,6 +6,7 @@ import contextlib
 import html
 import os
 import queue
+import secrets
 import shutil
 import tempfile
 import threading
@@ -19,13 +20,17 @@ from PIL import Image
 
 from jclip.app.thumbnails import LARGE, SIDE, Thumbnails
 from jclip.choices import default_model
-from jclip.data import photo_file
+from jclip.data import gallery_store, photo_file, shape_sources
 from jclip.errors import DataError, JclipError, notice, printable
 from jclip.features import gallery as galleries
+from jclip.features import photo_galleries, query_features
 from jclip.features import source as sources
 from jclip.postponed import gr
+from jclip.train import run_folder
+from jclip.weights import download
 
 T = TypeVar("T")
+SHIPPED = "shapes-tiny-vit"  # the model of the drawn shapes
 MOST_UPLOAD = 32 << 20  # bytes of one photo
 
 
@@ -39,7 +44,7 @@ class Task:
 
     run: Callable[[], Any]
     long: bool = False
-    what: str = ""
+    key: str = ""
     done: int = 0
     total: int = 0
     stop: bool = False
@@ -57,7 +62,8 @@ class Desk:
         self, place: str = "", model: str = "", runs: Sequence[str | os.PathLike] = (), family: str | None = None
     ):
         self.place, self.model, self.family = place, model or default_model(), family
-        self.runs = [Path(run) for run in runs]
+        self._named = model
+        self.runs = [run_folder.existing_run(run) for run in runs]
         self.gallery: galleries.Gallery | None = None
         self.said_of_photos = ""  # what goes on with the gallery, or went wrong
         self.folder = Path(tempfile.mkdtemp(prefix="jclip-app-"))
@@ -78,24 +84,64 @@ class Desk:
             self._source = sources.ModelSource(self.model, self.family)
         return self._source
 
+    def open(self) -> None:
+        """Opens the gallery that was named, or begins to encode the photos. Raises as `Gallery.open` and `ModelSource` do."""
+        if gallery_store.is_gallery(self.place):
+            gallery = galleries.Gallery.open(self.place)
+            self.gallery = gallery.with_model(self._named) if self._named else gallery
+            self.model = self._named or gallery.store.manifest.model
+            self.later(query_features.warm_up, self.gallery.source)
+        elif self.place:
+            self.source()  # wrong or absent weights end here
+            self.later(self._grow, self.place, key="search.opening")
+        elif not self._named and not download.is_here(self.model):
+            self.model = SHIPPED
+
+    def open_world(self) -> Future:
+        """Draws pictures of shapes, and encodes them with a model that ships: something to look at without a download."""
+        self.model, self.family, self._source = SHIPPED, None, None
+        self.place = str(shape_sources.kept_photos())
+        return self.later(self._grow, self.place, key="search.opening")
+
+    def _grow(self, place: str) -> None:
+        """Encodes photos; what is done by then can be searched."""
+        warm = False
+        try:
+            for gallery in photo_galleries.growing_gallery(place, self.model, self.family, self.step):
+                self.gallery, self._source = gallery, gallery.source
+                if not warm:
+                    query_features.warm_up(gallery.source)
+                    warm = True
+            self.said_of_photos = ""
+        except Stopped as e:
+            self.said_of_photos = str(e)
+        except (JclipError, MemoryError, OSError) as e:
+            self.said_of_photos = self.said(e)
+            notice(f"jclip app: {self.said_of_photos}")
+
+    @property
+    def shown_model(self) -> str:
+        """The model that a command must be given for the same result; none where a gallery names its own."""
+        return "" if gallery_store.is_gallery(self.place) and not self._named else self.model
+
     # Work
 
-    def work(self, function: Callable[..., T], *args: Any, long: bool = False, what: str = "", **options: Any) -> T:
+    def work(self, function: Callable[..., T], *args: Any, long: bool = False, key: str = "", **options: Any) -> T:
         """Calls `function(*args, **options)` on the desk's thread, and returns or raises what it does.
 
         long: may take more than seconds: the page shows how far it is and a button that stops it; `function` calls `step`
-        now and then, in which shorter work that waits is done. what: what the page says that it is.
+        now and then, in which shorter work that waits is done. key: of the text that says what it is, see `words`.
         """
-        task = Task(lambda: function(*args, **options), long, what)
+        task = Task(lambda: function(*args, **options), long, key)
         if threading.get_ident() == self._thread:
             return self._done(task)
         self._start()
         self._waiting.put(task)
         return task.future.result()
 
-    def later(self, function: Callable[..., Any], *args: Any, what: str = "", **options: Any) -> Future:
+    def later(self, function: Callable[..., Any], *args: Any, key: str = "", **options: Any) -> Future:
         """As `work` of something long, without waiting for it."""
-        task = Task(lambda: function(*args, **options), True, what)
+        task = Task(lambda: function(*args, **options), True, key)
         self._start()
         self._waiting.put(task)
         return task.future
@@ -188,6 +234,13 @@ class Desk:
     def picture(self, image: Image.Image) -> str:
         """The path of a picture that was drawn, as the browser may have it."""
         return str(self.thumbnails.save(image, LARGE))
+
+    def file(self, name: str, data: bytes) -> str:
+        """The path of a file of that name, which the browser may have."""
+        folder = self.folder / secrets.token_hex(16)
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        return str(folder / name)
 
     def _upright(self) -> bool:
         return self.gallery is None or bool(self.gallery.store.manifest.preprocess.get("upright", True))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import importlib
 import importlib.util
 from typing import Any
 
 from jclip.app import search_tab, words
 from jclip.app.desk import Desk
-from jclip.errors import counted, printable
+from jclip.app.markup import escaped
+from jclip.errors import counted
 from jclip.paths import ASSETS
 from jclip.postponed import gr
 
@@ -60,26 +60,21 @@ def about_html(desk: Desk, language: words.Language) -> str:
     """What is open and what goes on, for people."""
     parts = ["<b class='brand'>jclip</b>"]
     if desk.gallery is not None:
-        parts.append(f"<span title='{_escaped(desk.place)}'>{_escaped(desk.place, 60)}</span>")
+        parts.append(f"<span title='{escaped(desk.place)}'>{escaped(desk.place, 60)}</span>")
         photos = counted(len(desk.gallery), "photo") if language == "en" else f"{len(desk.gallery):,} 张照片"
         parts.append(f"<span>{photos}</span>")
-    parts.append(f"<span>{_escaped(desk.model, 60)}</span>")
+    parts.append(f"<span>{escaped(desk.model, 60)}</span>")
     line = "<span class='dot'>·</span>".join(parts)
     task = desk.under_way()
     if task is None:
         return f"<div class='about'>{line}</div>" + (
-            f"<div class='note'>{_escaped(desk.said_of_photos)}</div>" if desk.said_of_photos else ""
+            f"<div class='note'>{escaped(desk.said_of_photos)}</div>" if desk.said_of_photos else ""
         )
     share = 100 * task.done / task.total if task.total else 0
     count = f"{task.done:,} / {task.total:,}" if task.total else ""
-    what = _escaped(task.what or words.said("page.working", language))
+    what = escaped(words.said(task.key or "page.working", language))
     bar = f"<div class='bar' role='progressbar' aria-valuenow='{share:.0f}'><i style='width:{share:.1f}%'></i></div>"
     return f"<div class='about'>{line}</div><div class='work'><span>{what} {count}</span>{bar}</div>"
-
-
-def _escaped(text: str, most: int = 2000) -> str:
-    shown = printable(text)
-    return html.escape(shown if len(shown) <= most else f"…{shown[1 - most :]}", quote=True)
 
 
 def style() -> str:

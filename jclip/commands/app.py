@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 from jclip.app import desk as desks
 from jclip.app import server, words
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
-from jclip.data import gallery_store
+from jclip.data import gallery_inputs, gallery_store
 from jclip.errors import ConfigError, say
-from jclip.features import gallery as galleries
 from jclip.postponed import gr
 from jclip.weights.families import FAMILIES
 
@@ -44,16 +44,18 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--host {args.host} lets other machines in, and needs --password")
     gr.__version__  # noqa: B018 - a missing Gradio ends here
     words.force(args.language)
+    if args.place and not gallery_store.is_gallery(args.place):
+        gallery_inputs.read_inputs([args.place])  # ends here where there is no photo
     found = server.listening(args.host, args.port)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, what was made is removed
     desk = desks.Desk(args.place or "", args.model or "", args.run, args.family)
-    desk.claim()
     try:
+        desk.claim()
+        desk.open()
         with server.serve(desk, found, args.password or "") as address:
             say(f"the page is at {address} (Ctrl-C ends it)")
-            if args.place and gallery_store.is_gallery(args.place):
-                desk.gallery = galleries.Gallery.open(args.place)
-                desk.model = args.model or desk.gallery.store.manifest.model
             desk.serve()
     finally:
+        signal.signal(signal.SIGTERM, before)
         desk.close()
     return 0
