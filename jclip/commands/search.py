@@ -26,9 +26,9 @@ MOST_PHOTOS = 1_000_000  # of --top and --candidates
 ABOVE_LINE = 5000  # photos at most with --cut alone
 LEAVE = ("exit", "quit")
 EPILOG = """A TERM is an argument of its own: a text; a photo, which begins with ./ or / or @ (with the ending .npy a stored
-feature); or row:17, a stored photo. A lone + or - in front gives its sign, N: its weight: "2:golden retriever" + ./pool.jpg
-- fruit. What follows -- is a term, whatever it begins with. Without a TERM queries are read from the terminal, or from a
-pipe, a line each."""
+feature, with .concept what `jclip teach` has learned, as concept:FILE is); or row:17, a stored photo. A lone + or - in front
+gives its sign, N: its weight: "2:golden retriever" + ./pool.jpg - fruit. What follows -- is a term, whatever it begins with.
+Without a TERM queries are read from the terminal, or from a pipe, a line each."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,7 +115,7 @@ def _add_ranking(p: argparse._ArgumentGroup) -> None:
 
 def main(argv: list[str]) -> int:
     """Searches, prints what was found, writes what was asked for. Returns the exit code."""
-    args = _parsed(argv)
+    args = parsed(parser(), argv)
     queries = _queries(args)
     _check(args, queries)
     search = search_of(args)
@@ -142,14 +142,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parsed(argv: list[str]) -> argparse.Namespace:
+def parsed(of: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Options and terms; what follows `--` is a term."""
     end = argv.index("--") if "--" in argv else len(argv)
     behind = argv[end + 1 :]
     if not argv[:end] and behind:
-        return parser().parse_args([*behind[:1], "--", *behind[1:]])
+        return of.parse_args([*behind[:1], "--", *behind[1:]])
     try:
-        args = parser().parse_intermixed_args(argv[:end])
+        args = of.parse_intermixed_args(argv[:end])
     except ConfigError as e:
         if "unrecognized arguments: -" not in str(e):
             raise
@@ -193,7 +193,7 @@ def _check(args: argparse.Namespace, queries: Sequence[query_terms.Query]) -> No
     written = next((f"--{name}" for name in ("out", "sheet", "link") if getattr(args, name)), "")
     if written and not queries:
         raise ConfigError(f"{written} needs a query: name terms, or --queries FILE")
-    files = [term.value for query in queries for term in query.terms if term.kind in ("photo", "feature")]
+    files = [term.value for query in queries for term in query.terms if term.kind in query_terms.IN_FILES]
     refuse_overwriting(
         [args.out, args.sheet], [*filter(None, (args.queries, args.bank, args.rules)), args.place, *files]
     )
