@@ -22,6 +22,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
         "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),
         "ground": ("jclip.commands.ground:main", "find the box of a phrase in photos, by a run or a model alone"),
+        "app": ("jclip.commands.app:main", "open a page in the browser: search, classify, locate, runs"),
     },
     "learn": {
         "train": ("jclip.commands.train:train", "run the recipe of a YAML"),

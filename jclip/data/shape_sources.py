@@ -23,9 +23,11 @@ from jclip.data.detected_things import Detection, PhotoFacts, Triplet
 from jclip.data.pseudo_labels import MADE, PseudoLabelConfig, make_pseudo_labels
 from jclip.data.scene_captions import Draws
 from jclip.functional import boxes
-from jclip.paths import cache_dir, file_sha256, replacing_folder
+from jclip.paths import cache_dir, file_sha256, replacing, replacing_folder
+from jclip.readers.spreadsheet import write_csv_rows
 
 SIZE = 64
+LOOKED_AT = 192  # pixels of photos that people look at
 THINGS = (2, 4)
 NOISE = 0.3
 HELD_OUT = 10  # one scene in so many is for validation, one for test
@@ -175,6 +177,20 @@ def kept_world(count: int, seed: int, pairs: int = 0, noise: float = NOISE, size
         with replacing_folder(folder) as temporary:
             write_world(temporary, count, seed, size, pairs, noise)
     return folder
+
+
+def kept_photos(count: int = 600, seed: int = 0) -> Path:
+    """Return a table of photos to look at, with captions and columns, in a folder of the cache, written at its first use."""
+    folder = kept_world(count, seed, size=LOOKED_AT)
+    table = folder / "photos.csv"
+    if not table.is_file():
+        rows = []
+        for one in named_scenes(count, seed):
+            scene = one.scene
+            rows.append([f"{PHOTOS}/{one.image}", scene.caption, len(scene.things), scene.style, one.split])
+        with replacing(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            write_csv_rows(file, ["path", "caption", "things", "style", "part"], rows)
+    return table
 
 
 def _write_facts(folder: Path, facts: Sequence[PhotoFacts]) -> None:

@@ -90,8 +90,12 @@ def _row_number(digits: str) -> str:
 
 def parse_typed(line: str) -> Query:
     """A query typed on one line: lone signs stand between blanks, and between them each term is whole."""
-    pieces = _LONE_SIGN.split(line.strip())
-    return parse_terms([piece.strip() for piece in pieces if piece.strip()])
+    return parse_terms(typed_terms(line))
+
+
+def typed_terms(line: str) -> list[str]:
+    """The arguments that a typed line stands for."""
+    return [piece.strip() for piece in _LONE_SIGN.split(line.strip()) if piece.strip()]
 
 
 def parse_listed(line: str) -> Query:

@@ -23,6 +23,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
               "--out --answers --name --sheet --round --audit --seed --root --model --family --dtype"),
     "embed": ("photo.png --model none.safetensors --out none",
               "--out --columns --root --store --model --family --dtype --export"),
+    "app": ("photo.png --share", "--run --model --family --port --host --language"),
     "index": ("none", "--kind"),
     "duplicates": ("photo.png --model none.safetensors", "--above --out --sheet --model --family"),
     "zero-shot": ("photo.png --model none.safetensors --classes a,b",
