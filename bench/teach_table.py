@@ -144,7 +144,10 @@ def world_task(seed: int, model: str, count: int = SCENES) -> Task:
         gallery = gallery_of_photos(folder, model)
         photos = take(gallery.store.parts, np.arange(len(gallery)))
     asked: list[tuple[str, Callable]] = [
-        *((f"a {c} {s}", lambda scene, c=c, s=s: f"{c} {s}" in scene.labels) for c, s in shapes.PAIRS[seed % 3 : 99 : 3]),
+        *(
+            (f"a {c} {s}", lambda scene, c=c, s=s: f"{c} {s}" in scene.labels)
+            for c, s in shapes.PAIRS[seed % 3 : 99 : 3]
+        ),
         *((f"something {c}", lambda scene, c=c: any(t.colour == c for t in scene.things)) for c in shapes.COLOURS),
         *((f"a {s}", lambda scene, s=s: any(t.shape == s for t in scene.things)) for s in shapes.SHAPES),
         *((f"a {style} drawing", lambda scene, style=style: scene.style == style) for style in shapes.STYLES),

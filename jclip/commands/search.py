@@ -14,8 +14,8 @@ from jclip.choices import default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
 from jclip.data import gallery_store, row_filters
 from jclip.errors import ConfigError, JclipError, counted, notice, say
+from jclip.features import concepts, gallery_ranking, photo_galleries, query_features
 from jclip.features import gallery as galleries
-from jclip.features import gallery_ranking, photo_galleries, query_features
 from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts import query_rules, query_terms
 from jclip.readers import text as texts
@@ -119,6 +119,7 @@ def main(argv: list[str]) -> int:
     queries = _queries(args)
     _check(args, queries)
     search = search_of(args)
+    args.model = args.model or _model_of_concepts(args, queries)
     gallery = gallery_of(args)
     if args.bank:
         search = _with_bank(search, gallery, args.bank)
@@ -173,6 +174,14 @@ def _queries(args: argparse.Namespace) -> list[query_terms.Query]:
     query = query_terms.parse_terms(args.terms)
     _hint([query])
     return [query]
+
+
+def _model_of_concepts(args: argparse.Namespace, queries: Sequence[query_terms.Query]) -> str | None:
+    """The model that photos are searched with where a concept is asked for; a gallery states its own."""
+    files = [term.value for query in queries for term in query.terms if term.kind == "concept"]
+    if not files or gallery_store.is_gallery(args.place):
+        return None
+    return concepts.read_concept(files[0]).model
 
 
 def _hint(queries: Sequence[query_terms.Query]) -> None:

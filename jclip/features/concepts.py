@@ -58,6 +58,12 @@ class Concept:
         """Raises `ConfigError` for a gallery of another model or preprocessing."""
         self._check(manifest.made_by, manifest.identity, manifest.model, place, manifest.width)
 
+    def check_concept(self, other: Concept) -> None:
+        """Raises `ConfigError` for a concept of another model or preprocessing."""
+        self._check(
+            other.made_by, other.identity, other.model, f"the concept {quoted(other.name, 60)}", len(other.text)
+        )
+
     def source(self, model: str = "") -> ModelSource:
         """The model that the concept was taught with, or the one of that name or file, which must be the same. Raises
         `ConfigError` for another, `CheckpointError` for none."""
