@@ -70,9 +70,7 @@ def read_answers(path: Path) -> AnswerFile:
         except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
-            raise DataError(
-                f'{place}: must be an object such as {{"photo": "a.jpg", "answer": "yes"}}, got {quoted(line, 60)}'
-            )
+            raise DataError(f'{place}: must be like {{"photo": "a.jpg", "answer": "yes"}}, got {quoted(line, 60)}')
         if "format" in entry:
             query, made_by = _head(entry, place)
         else:

@@ -7,9 +7,9 @@ With x a photo's feature, t the text's direction and m, d the middle and the dev
 and (w, b) are where the posterior of the answers is largest. Without answers they are 0: the order is the text's, and what
 is above the line is what `jclip search` says stands out. P is the inverse of the features' covariance, drawn half to a
 multiple of the identity and scaled so that scores of the gallery's photos move by 1 on average: what distinguishes few
-photos may change at less cost than what distinguishes all of them. Text-aligned search by feedback: Moll, Favela, Madden,
-Gadepalli & Cafarella, "SeeSaw", SIGMOD 2023. Covariance shared among classes: Wang et al., "A hard-to-beat baseline",
-ICLR 2024. NumPy.
+photos may change at less cost than what distinguishes all of them. Searches that stay aligned with their text: Moll,
+Favela, Madden, Gadepally & Cafarella, "SeeSaw", arXiv 2208.06497. One covariance for all: Wang et al., "A hard-to-beat
+baseline for training-free CLIP-based adaptation", ICLR 2024, as the recipe `gda`. NumPy.
 """
 
 from __future__ import annotations
