@@ -104,7 +104,7 @@ jt = Handle("jclip.runtime", "jt")
 gr = _Extra(
     "gradio",
     "app",
-    {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"},
+    {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "FASTAPI_OTEL_AUTO_CONFIGURE": "false"},
 )
 
 

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from jclip.weights import download
 
 T = TypeVar("T")
 SHIPPED = "shapes-tiny-vit"  # the model of the drawn shapes
+SHOWN = 20  # seconds of an error in the page
 MOST_UPLOAD = 32 << 20  # bytes of one photo
 
 
@@ -67,8 +69,12 @@ class Desk:
         self.gallery: galleries.Gallery | None = None
         self.said_of_photos = ""  # what goes on with the gallery, or went wrong
         self.folder = Path(tempfile.mkdtemp(prefix="jclip-app-"))
-        self.thumbnails = Thumbnails(self.folder)
+        self.uploads, self.pictures = self.folder / "uploads", self.folder / "pictures"
+        self.uploads.mkdir()
+        self.pictures.mkdir()
+        self.thumbnails = Thumbnails(self.pictures)
         self._source: sources.ModelSource | None = None
+        self._opening: Future | None = None
         self._waiting: queue.Queue[Task | None] = queue.Queue()
         self._under_way: list[Task] = []
         self._thread: int | None = None
@@ -93,15 +99,22 @@ class Desk:
             self.later(query_features.warm_up, self.gallery.source)
         elif self.place:
             self.source()  # wrong or absent weights end here
-            self.later(self._grow, self.place, key="search.opening")
+            self._opening = self.later(self._grow, self.place, key="search.opening")
         elif not self._named and not download.is_here(self.model):
             self.model = SHIPPED
 
-    def open_world(self) -> Future:
+    def open_world(self) -> None:
         """Draws pictures of shapes, and encodes them with a model that ships: something to look at without a download."""
         self.model, self.family, self._source = SHIPPED, None, None
-        self.place = str(shape_sources.kept_photos())
-        return self.later(self._grow, self.place, key="search.opening")
+        self._opening = self.later(self._draw, key="search.drawing")
+
+    def _draw(self) -> None:
+        try:
+            self.place = str(shape_sources.kept_photos(seen=self.step))
+        except Stopped as e:
+            self.said_of_photos = str(e)
+        else:
+            self._grow(self.place)
 
     def _grow(self, place: str) -> None:
         """Encodes photos; what is done by then can be searched."""
@@ -118,6 +131,12 @@ class Desk:
         except (JclipError, MemoryError, OSError) as e:
             self.said_of_photos = self.said(e)
             notice(f"jclip app: {self.said_of_photos}")
+
+    def opened(self) -> galleries.Gallery | None:
+        """The gallery, waited for while its first photos are being encoded. Not to be called within `work`."""
+        while self.gallery is None and self._opening is not None and not self._opening.done():
+            time.sleep(0.02)
+        return self.gallery
 
     @property
     def shown_model(self) -> str:
@@ -215,11 +234,13 @@ class Desk:
         if not path:
             raise DataError("a photo must be given: drop one, or choose a file")
         found = Path(path)
-        if (size := found.stat().st_size) > MOST_UPLOAD:
-            raise DataError(f"{found.name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")
         try:
+            if (size := found.stat().st_size) > MOST_UPLOAD:
+                raise DataError(f"{found.name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")
             photo_file.header(found)
         except DataError as e:
+            if self.uploads in found.resolve().parents:
+                found.unlink(missing_ok=True)
             raise DataError(str(e).replace(str(found), found.name)) from None  # the folder is the app's own
         return found
 
@@ -237,7 +258,7 @@ class Desk:
 
     def file(self, name: str, data: bytes) -> str:
         """The path of a file of that name, which the browser may have."""
-        folder = self.folder / secrets.token_hex(16)
+        folder = self.pictures / secrets.token_hex(16)
         folder.mkdir()
         (folder / name).write_bytes(data)
         return str(folder / name)
@@ -263,7 +284,7 @@ class Desk:
                 raise
             line = self.said(e)
             notice(f"jclip app: {line}")
-            raise gr.Error(html.escape(line), duration=None, print_exception=False) from None
+            raise gr.Error(html.escape(line), duration=SHOWN, title="jclip", print_exception=False) from None
 
     def close(self) -> None:
         """Ends the work, and removes the files that were made for the browser."""

@@ -72,13 +72,13 @@ def _ticked(found: galleries.Found | None, rows: Sequence[int] | None, language:
 
 def _put(found: galleries.Found, folder: str, label: str, how: str, language: words.Language) -> str:
     """Places the photos, and says where. Raises `ConfigError` for a folder elsewhere, `DataError` as `place` does."""
-    target = below_here(folder)
+    target = below_here(folder).absolute()
     kind: sorted_folders.How = "copy" if how == "copy" else "link"
     named = dataclasses.replace(found, query=label.strip() or found.query)
     placed = search_results.plan_links([named], target)
     manifest = sorted_folders.place(placed, target, kind)
     undo = f"jclip unsort {shlex.quote(str(manifest))}"
-    lines = [words.said("search.put_done", language, count=len(placed), folder=target.absolute(), undo=undo)]
+    lines = [words.said("search.put_done", language, count=len(placed), folder=target, undo=undo)]
     if absent := len(found.hits) - len(placed):
         lines.append(words.said("search.put_absent", language, count=absent))
     return "".join(f"<p>{escaped(line)}</p>" for line in lines)

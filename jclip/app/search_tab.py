@@ -29,12 +29,12 @@ def add(desk: Desk) -> None:
         world = gr.Button(words.t("search.world"), variant="primary", elem_id="world", scale=0, min_width=240)
     with gr.Column(elem_id="search") as search:
         fields = _form(desk)
+        command = shown_command.box(words.t("page.command"), visible=False)
         summary = gr.HTML(elem_id="summary")
         found = gr.HTML(elem_id="found", js_on_load=search_grid.EVENTS, padding=False)
         large = gr.HTML(elem_id="large", js_on_load=search_grid.DIALOG, padding=False)
         last = gr.State()
         handover = add_handover(desk, last)
-        command = shown_command.box(words.t("page.command"))
     outputs = [found, summary, command, last, handover]
 
     def run(request: gr.Request, *values: Any) -> list[Any]:
@@ -73,11 +73,8 @@ def add(desk: Desk) -> None:
 
     def draw(request: gr.Request) -> list[Any]:
         with desk.errors_shown():
-            opening = desk.open_world()
-            while desk.gallery is None and not opening.done():
-                time.sleep(0.05)
-            if desk.gallery is None:
-                raise DataError(desk.said_of_photos)
+            desk.open_world()
+            _open_gallery(desk)
         return look(request)
 
     state = [about, empty, search, fields["where"]]
@@ -149,7 +146,7 @@ def _form_of(desk: Desk, values: Sequence[Any]) -> Form:
 
 def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     """The grid, what is said above it, the command, the answer itself, and whether there is something to hand over."""
-    gallery = _open_gallery(desk, language)
+    gallery = _open_gallery(desk)
     if not form.words:
         raise DataError(words.said("search.ask", language))
     begun = time.perf_counter()
@@ -167,16 +164,18 @@ def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     return [
         search_grid.grid(gallery, found, pictures, language),
         f"<p>{escaped(said)}</p>",
-        form.command(desk.place, desk.shown_model),
+        gr.update(value=form.command(desk.place, desk.shown_model), visible=True),
         found,
         gr.update(visible=bool(found.hits)),
     ]
 
 
-def _open_gallery(desk: Desk, language: words.Language) -> galleries.Gallery:
-    if desk.gallery is None:
-        raise DataError(desk.said_of_photos or words.said("search.wait", language))
-    return desk.gallery
+def _open_gallery(desk: Desk) -> galleries.Gallery:
+    """The gallery. Raises `DataError` where none is open, with the reason."""
+    gallery = desk.opened()
+    if gallery is None:
+        raise DataError(desk.said_of_photos or "no photos are open: start `jclip app PHOTOS`")
+    return gallery
 
 
 def _found(desk: Desk, gallery: galleries.Gallery, form: Form) -> galleries.Found:
@@ -204,7 +203,7 @@ def _api(desk: Desk) -> Any:
         """
         with desk.errors_shown():
             form = Form(query, where=where, unique=unique or None, cut=cut, top=top)
-            found = _found(desk, _open_gallery(desk, "en"), form)
+            found = _found(desk, _open_gallery(desk), form)
             return search_results.record_of(found, search_results.How(shown=(), cut=cut))
 
     return search

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
+import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from jclip.app import page, words
 from jclip.app.desk import MOST_UPLOAD, Desk
@@ -30,6 +33,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_ELSEWHERE = re.compile(r"/(file=[a-z+]+:/|proxy=|stream/|deep_link)", re.IGNORECASE)  # what the page does not need
 Scope = Mapping[str, Any]
 App = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
@@ -64,6 +68,8 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
     import fastapi
     import uvicorn
 
+    os.environ["GRADIO_TEMP_DIR"] = str(desk.uploads)  # what is uploaded goes with the page
+    _fetch_nothing()
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     blocks = page.build(desk)
     gr.mount_gradio_app(
@@ -74,8 +80,8 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         server_port=found.getsockname()[1],
         footer_links=[],
         run_history=False,
-        auth=(lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None,
-        allowed_paths=[str(desk.folder)],
+        auth=_check_of(password) if password else None,
+        allowed_paths=[str(desk.pictures)],
         show_error=True,
         max_file_size=MOST_UPLOAD,
         ssr_mode=False,
@@ -86,7 +92,9 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         theme=page.theme(),
         css=page.style(),
     )
-    config = uvicorn.Config(guard(app, found.getsockname()), log_level="warning", access_log=False, lifespan="on")
+    config = uvicorn.Config(
+        guard(app, found.getsockname()), log_level="warning", access_log=False, lifespan="on", proxy_headers=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([found],), name="server", daemon=True)
     thread.start()
@@ -95,8 +103,31 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
             time.sleep(0.005)
         yield address_of(found)
     finally:
+        logging.getLogger("uvicorn.error").disabled = True  # open streams are cut, and nobody has to read that
         server.should_exit = server.force_exit = True
         thread.join(3)
+
+
+def _check_of(password: str) -> Callable[[str, str], Awaitable[bool]]:
+    """What Gradio's form asks: the password under any name; a wrong one takes a second."""
+
+    async def right(_: str, given: str) -> bool:
+        if hmac.compare_digest(given.encode(), password.encode()):
+            return True
+        await asyncio.sleep(1)
+        return False
+
+    return right
+
+
+def _fetch_nothing() -> None:
+    """Gradio would fetch an address that is given in place of an uploaded photo."""
+    from gradio import processing_utils
+
+    async def refuse(url: str, *_: Any, **__: Any) -> Any:
+        raise gr.Error("a photo must be uploaded, not named by an address", print_exception=False)
+
+    processing_utils.async_ssrf_protected_get = processing_utils.async_ssrf_protected_download = refuse
 
 
 def address_of(found: socket.socket) -> str:
@@ -113,8 +144,11 @@ def guard(app: App, listens: tuple) -> App:
     local = listens[0] in LOCAL
 
     async def guarded(scope: Scope, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the page has no websocket
+            await send({"type": "websocket.close", "code": 1008})
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
@@ -123,6 +157,10 @@ def guard(app: App, listens: tuple) -> App:
             return
         if (origin := headers.get("origin")) and urlsplit(origin).netloc != host:
             await _refuse(send, 403, "a page of another address asked: refused\n")
+            return
+
+        if _ELSEWHERE.search(unquote(scope["path"])):
+            await _refuse(send, 404, "not found\n")
             return
 
         async def send_more(message: dict[str, Any]) -> None:

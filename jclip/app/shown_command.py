@@ -36,6 +36,8 @@ def _option(option: str, value: object) -> list[str]:
     return [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
 
 
-def box(label: Any) -> Any:
+def box(label: Any, **more: Any) -> Any:
     """Where a view shows its command, with a button that copies it."""
-    return gr.Textbox(label=label, interactive=False, buttons=["copy"], lines=1, max_lines=4, elem_classes="command")
+    return gr.Textbox(
+        label=label, interactive=False, buttons=["copy"], lines=1, max_lines=4, elem_classes="command", **more
+    )
