@@ -141,6 +141,20 @@ class ModelSource:
         return model
 
 
+def source_as_stated(model: str | os.PathLike, family: str, dtype: str, preprocess: Mapping[str, Any]) -> ModelSource:
+    """The model of that name or file with the dtype and the preprocessing that features on file say they were made with.
+
+    preprocess: as `Preprocess.to_dict` gives it.
+    """
+    seen = Preprocess.from_dict(dict(preprocess))
+    options = {"dtype": dtype, "draft": seen.draft, "upright": seen.upright}
+    found = ModelSource(model, family or None, **options)
+    if found.preprocess.size != seen.size:
+        found = ModelSource(model, family or None, image_size=seen.size, **options)
+    found.preprocess = seen
+    return found
+
+
 class PromptedSource:
     """A `ModelSource` in all but this: its image tower sees learned vectors (J, n, D) beside the patches, those of the
     j-th block in row j, and its features depend on them."""
