@@ -47,7 +47,10 @@ def train(argv: list[str]) -> int:
     )
     add_shared(p, "--dry-run", ": measure for half a minute, and print what the whole takes, also by several processes")
     p.add_argument(
-        "--ranks", type=whole(1, 4096), metavar="N", help="of --dry-run: processes up to which it is printed (default: 4)"
+        "--ranks",
+        type=whole(1, 4096),
+        metavar="N",
+        help="of --dry-run: processes up to which it is printed (default: 4)",
     )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
@@ -90,7 +93,7 @@ def train(argv: list[str]) -> int:
 
 def plan_of(module: Any, cfg: Any, folder: Path, processes: int) -> str:
     """What the recipe would take, measured on its first steps."""
-    text = cost_estimate.described(module, cfg, folder, processes)
+    _, text = cost_estimate.described(module, cfg, folder, processes)
     return f"{text}\nnothing was trained: repeat without --dry-run to do it"
 
 

@@ -8,15 +8,15 @@ Where none runs, which is always but in a dry run, both do all items.
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from jclip.machine.process_times import children, cpu_of, ended_seconds, resident
 
 T = TypeVar("T")
 LEAST, FIRST = 2, 3  # items that are measured at least; the first ones, of which decoded photos may have waited
@@ -69,7 +69,9 @@ class WorkMeter:
         self.compiled = self.warming = 0.0  # seconds: of compilers, and of first items beyond the others
         self.exchanged = 0.0  # bytes that ranks would exchange, in all steps
         self.repeated = np.zeros(3)  # (wall, CPU, decoding) seconds of the training that each rank would do whole
-        self.state_bytes = self.grown_bytes = self.cache_bytes = 0  # on disk while training; more in the end; in the cache
+        self.state_bytes = self.grown_bytes = self.cache_bytes = (
+            0  # on disk while training; more in the end; in the cache
+        )
         self.children_memory = 0.0  # bytes of decoding processes
         self.uncertain: list[str] = []  # what was guessed
         self._held: dict[Path, dict[str, np.ndarray]] = {}
@@ -133,13 +135,13 @@ class WorkMeter:
         if account.items in ("", items):
             account.items, account.measured, account.total = items, account.measured + measured, account.total + total
 
-    def warmed(self, seconds: float, compiling: float) -> None:
-        """Takes the time that a first item needed beyond the others out of the account of now: of a first one alone in any run,
-        and as far as compilers ran, of the first run alone."""
-        self.warming += seconds
-        self.compiled += min(seconds, compiling)
+    def warmed(self, beyond: np.ndarray, compiling: float) -> None:
+        """Takes the seconds that a first item needed beyond the others out of the account of now: of a first one alone in any
+        run, and as far as compilers ran, of the first run alone."""
+        self.warming += float(beyond[0])
+        self.compiled += min(float(beyond[0]), compiling)
         account = self.account()
-        account.done = account.done - np.array([seconds, seconds, 0.0])
+        account.done = account.done - beyond
 
     def hold(self, file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         """Notes arrays that would be written into the cache, and has them at hand as long as they are few."""
@@ -176,7 +178,7 @@ class WorkMeter:
 
     def look(self) -> None:
         """Sees how much memory decoding processes have."""
-        self.children_memory = max(self.children_memory, sum(map(_resident, children())))
+        self.children_memory = max(self.children_memory, sum(map(resident, children())))
 
     def _settle(self) -> None:
         now = self._clock()
@@ -232,9 +234,9 @@ class Window:
     def warm(self) -> None:
         """Takes what the first item took beyond the others out of the account of now."""
         if len(self._took) > 1:
-            first = float(self._took[0][0] - self._units[0] * self.rate()[0])
-            if first > 0:
-                self._meter.warmed(first, self._compiled)
+            beyond = self._took[0] - self._units[0] * self.rate()
+            if beyond[0] > 0:
+                self._meter.warmed(np.maximum(beyond, 0), self._compiled)
 
 
 _now: WorkMeter | None = None
@@ -368,7 +370,7 @@ class SolverSteps:
         self._distances: list[float] = []
 
     def ends(self, distance: float) -> bool:
-        """Whether enough is measured, at that distance to the goal; what is left counts, as many steps as the way so far says."""
+        """Whether enough is measured, at that distance to the goal; what is left counts, in steps that the way so far says."""
         if self._window is None:
             return False
         self._distances.append(max(float(distance), 1e-300))
@@ -383,43 +385,8 @@ class SolverSteps:
         return True
 
     def steps_left(self) -> float:
-        """Steps to the goal at the pace of the later half, in logarithms of the distance; all that are allowed where it is none."""
+        """Steps to the goal at the pace of the later half, in logarithms of the distance; all that are allowed at no pace."""
         half = np.log(self._distances[len(self._distances) // 2 :])
         slope = np.polyfit(np.arange(len(half)), half, 1)[0] if len(half) > 1 else 0.0
         away = half[-1] - np.log(self._goal)
         return 0.0 if away <= 0 else away / -slope if slope < 0 else float(self._most)
-
-
-def children() -> list[int]:
-    """Processes that this one has started and that run now."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{os.getpid()}/task").iterdir():
-            with contextlib.suppress(OSError):
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def cpu_of(process: int) -> float:
-    """CPU seconds of a process that runs."""
-    with contextlib.suppress(OSError, IndexError):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
-
-
-def ended_seconds() -> float:
-    """CPU seconds of this process's processes that have ended, which in the middle of work are compilers."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _resident(process: int) -> float:
-    with contextlib.suppress(OSError, IndexError):
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0.0
-
-
-def size_of(folders: Sequence[Path]) -> int:
-    """Bytes of all files below some folders."""
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())

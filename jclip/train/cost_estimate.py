@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jclip.config import protocols
-from jclip.machine import work_meter
+from jclip.machine import process_times, work_meter
 from jclip.train.configs import resolved
 from jclip.train.run import Run
 from jclip.train.run_facts import forget_peak, peak_memory, threads
@@ -111,7 +111,8 @@ class CostEstimate:
 
     def _table(self) -> Iterator[str]:
         whole = max(self.seconds, 1e-9)
-        for one in sorted(self.accounts, key=lambda one: -one.seconds):
+        first = work_meter.Account("first steps", np.array([self.warming - self.compiled, 0.0, 0.0]))
+        for one in sorted([*self.accounts, first], key=lambda one: -one.seconds):
             if one.seconds < 0.005 * whole:
                 continue
             per = f"   {spoken(one.seconds / one.total)} a {_NAMES[one.items]}" if one.items and one.total else ""
@@ -167,7 +168,7 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -
                     run.finish(metrics)
             except work_meter.OutOfTime:
                 left_out = f"what comes after {meter.account().name} was begun"
-        run_bytes = work_meter.size_of([Path(place)]) + meter.grown_bytes
+        run_bytes = process_times.size_of([Path(place)]) + meter.grown_bytes
     held = peak_memory()
     wall, cpu = _spent() - begun
     host = held.get("host", 0) * 2**20 + int(meter.children_memory)
@@ -181,12 +182,14 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -
     )  # fmt: skip
 
 
-def described(module: Any, cfg: protocols.Dataclass, folder: Path, ranks: int = 4) -> str:
-    """What a dry run prints. A recipe may add lines of its own by `plan(cfg, folder)`, or say all itself by `dry_run`."""
-    if hasattr(module, "dry_run"):
-        return module.dry_run(cfg, folder)
+def described(module: Any, cfg: protocols.Dataclass, folder: Path, ranks: int = 4) -> tuple[float, str]:
+    """Seconds of the whole, and what a dry run prints. A recipe may put lines of its own first, by `plan(cfg, folder)`; these
+    are all where its `PLANS_WHOLE` is set, as it trains others."""
     first = [module.plan(cfg, folder)] if hasattr(module, "plan") else []
-    return "\n".join([*first, *estimated(module, cfg).lines(counts_to(ranks))])
+    if getattr(module, "PLANS_WHOLE", False):
+        return 0.0, "\n".join(first)
+    found = estimated(module, cfg)
+    return found.seconds, "\n".join([*first, *found.lines(counts_to(ranks))])
 
 
 def counts_to(most: int) -> list[int]:
@@ -242,4 +245,3 @@ def _seconds_of_a_byte() -> float:
     for _ in range(3):
         rows = rows.copy() + rows
     return (time.perf_counter() - begun) / 3 / rows.nbytes
-

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jclip.machine import work_meter
+from jclip.machine import process_times, work_meter
 from jclip.runtime import jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
@@ -134,11 +134,11 @@ def _repeated(meter: work_meter.WorkMeter, work: Callable[[], dict[str, float]],
 
 def _all_epochs(meter: work_meter.WorkMeter, given: Fit) -> None:
     """What is done after epochs, in its turn: until something has been written, which counts for as many."""
-    before = work_meter.size_of([given.run.folder])
+    before = process_times.size_of([given.run.folder])
     for epoch in range(given.epochs):
         begun = meter.now()
         given.after_epoch(epoch)
-        if (size := work_meter.size_of([given.run.folder]) - before) > 0:
+        if (size := process_times.size_of([given.run.folder]) - before) > 0:
             others = given.epochs // (epoch + 1) - 1
             meter.skip((meter.now() - begun) * others)
             meter.grown_bytes += size * others
@@ -148,8 +148,8 @@ def _all_epochs(meter: work_meter.WorkMeter, given: Fit) -> None:
 def _saved(meter: work_meter.WorkMeter, given: Fit, epoch: float) -> None:
     """One saved state, for all that are."""
     saves = given.epochs if epoch >= given.save_seconds else max(1, int(epoch * given.epochs / given.save_seconds))
-    before, begun = work_meter.size_of([given.run.folder]), meter.now()
+    before, begun = process_times.size_of([given.run.folder]), meter.now()
     given.save()
     meter.skip((meter.now() - begun) * (saves - 1))
-    size = work_meter.size_of([given.run.folder]) - before
+    size = process_times.size_of([given.run.folder]) - before
     meter.state_bytes = max(meter.state_bytes, min(saves, 2) * size)
