@@ -111,12 +111,14 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
     if pixels is None:
         raise DataError(f"no photo decodes of {counted(len(paths), 'photo')} that were looked at (first: {paths[0]})")
     computing = _rate(_encode(model, pixels[1][:, 0]), 0.2 * SECONDS)
-    cpu, count = _cpu(), []
+    count = []
     encoded = (
         count.append(len(at)) or len(at) for at, _ in extraction.encoded_batches(model, paths, views, "skip", [])
     )
-    together = _rate(encoded, 0.5 * SECONDS)
-    spent = (_cpu() - cpu) / max(1, sum(count))
+    first = next(encoded, 0)  # until then decoding processes start
+    cpu = _cpu()
+    together = _rate(encoded, 0.5 * SECONDS) if len(paths) > first else max(decoding, computing)
+    spent = (_cpu() - cpu) / (sum(count) - first) if sum(count) > first else decoding + computing
     row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
     alone = (reading, decoding, computing)
     return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores())
@@ -165,8 +167,8 @@ def _encode(model, pixels: np.ndarray) -> Iterator[int]:
 
 
 def _cpu() -> float:
-    """CPU seconds of this process and of those that decode for it."""
-    return sum(map(process_times.cpu_of, [os.getpid(), *process_times.children()]))
+    """CPU seconds of this process and of those that decode for it, or did."""
+    return process_times.ended_seconds() + sum(map(process_times.cpu_of, [os.getpid(), *process_times.children()]))
 
 
 def _memory() -> float:
