@@ -18,6 +18,7 @@ from jclip.config import WithDtype, WithFeatureLayer, WithModel
 from jclip.data.preprocess import Preprocess, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
+from jclip.machine import work_meter
 from jclip.model import clip, deep_prompts, streaming
 from jclip.postponed import jt
 from jclip.prompts.tokenizer import OPENAI_BPE
@@ -126,6 +127,10 @@ class ModelSource:
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
+        with work_meter.phase("loading the model"):
+            return self._loaded()
+
+    def _loaded(self) -> clip.CLIP:
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
             return self._sharing(clip.build(self.checkpoint, self.dtype))
         if self.dtype != "fp32":
