@@ -64,7 +64,8 @@ class Preprocess:
     def __post_init__(self):
         if self.resize == "proportional" and not (self.patch and self.patch_counts):
             raise ConfigError(
-                "resize proportional must be of weights that take photos of any proportions, as FG-CLIP 2's: leave it out"
+                "resize proportional must be of weights that take photos of any proportions, as FG-CLIP 2's, without another "
+                "size: leave it out"
             )
         if self.resize not in _RESIZERS:
             raise UnknownName("resize mode", self.resize, _RESIZERS)

@@ -47,7 +47,9 @@ def naflex_folder(folder, seed, most=MOST):
     vision = {**sizes, "intermediate_size": 42, "patch_size": PATCH, "num_patches": GRID * GRID}
     text = {**sizes, "intermediate_size": 33, "vocab_size": 97, "max_position_embeddings": 11, "projection_size": 24}
     text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-    model = torch_model(transformers.Siglip2Model(transformers.Siglip2Config(text_config=text, vision_config=vision)), seed)
+    model = torch_model(
+        transformers.Siglip2Model(transformers.Siglip2Config(text_config=text, vision_config=vision)), seed
+    )
     model.save_pretrained(folder)
     transformers.Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=most).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(letter_words(97).data)

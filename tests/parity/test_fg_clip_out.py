@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,16 +12,12 @@ torch = pytest.importorskip("torch", reason="the reference is not installed: pip
 transformers = pytest.importorskip("transformers", reason="the reference is not installed: pip install '.[parity]'")
 
 import safetensors.torch  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from convert.cli import main  # noqa: E402
-from jclip.model.clip import build  # noqa: E402
-from jclip.runtime import jt  # noqa: E402
 from jclip.weights.checkpoint import open_checkpoint, save_checkpoint  # noqa: E402
 from jclip.weights.families import Stated  # noqa: E402
 from jclip.weights.identify import identify  # noqa: E402
-from tests.converters.test_convert import ROOT  # noqa: E402
-from tests.parity.test_fg_clip import EMBEDDINGS, GRID, PATCH, TEXTS, fg_clip_folder  # noqa: E402
+from tests.parity.test_fg_clip import EMBEDDINGS, TEXTS, fg_clip_folder  # noqa: E402
 from tests.toys import TOY_VIT, toy_file  # noqa: E402
 
 HEAD = {"short": "text_model.head", "box": "boxtext_head", "long": "longtext_head"}
