@@ -2,12 +2,12 @@
 
     python bench/rank_kills.py [--kills 20] [--seed 0] [--epochs 30]
 
-A small ViT is trained with captions, its state saved after each epoch that a second has passed before. While the command runs,
-one of its ranks is ended by SIGKILL, 0.3 to 7 seconds after the start, when ranks join as well as when they work; then the command is given again, of the
-trainings named "1, 2, 3" with another number of ranks each time. Of each training is asked: one line of jclip's names the rank
-and its machine, all ranks have ended within ten seconds, none is left; each epoch is logged once; the model has the bytes of a
-training that nobody killed by as many ranks, or, where their number changed, differs from that of one process by no more than
-four times what two and three ranks do.
+A small ViT is trained with captions, its state saved after each epoch that a second has passed before. While the command
+runs, one of its ranks is ended by SIGKILL, 0.3 to 7 seconds after the start, when ranks join as well as when they work; then
+the command is given again, of the trainings named "1, 2, 3" with another number of ranks each time. Of each training is asked:
+one line of jclip's names the rank and its machine, all ranks have ended within ten seconds, none is left; each epoch is logged
+once; the model has the bytes of a training that nobody killed by as many ranks, or, where their number changed, differs from
+that of one process by no more than four times what two and three ranks do.
 """
 
 from __future__ import annotations
