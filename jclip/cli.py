@@ -14,6 +14,10 @@ RECIPES = "finetune"
 GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
     "look": {
         "search": ("jclip.commands.search:main", "find photos by texts and by other photos, untrained"),
+        "teach": (
+            "jclip.commands.teach:main",
+            "find photos by your yes and no, and keep what was learned as a concept",
+        ),
         "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
         "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),

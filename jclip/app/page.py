@@ -79,7 +79,8 @@ def about_html(desk: Desk, language: words.Language) -> str:
 
 def style() -> str:
     """The page's own style sheet."""
-    return (ASSETS / "app.css").read_text(encoding="utf-8") + runs_tab.style()
+    parts = [file.read_text(encoding="utf-8") for file in sorted(ASSETS.glob("app*.css"))]
+    return "\n".join([*parts, runs_tab.style()])
 
 
 def theme() -> Any:

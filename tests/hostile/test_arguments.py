@@ -19,6 +19,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "search": ("photo.png dog --model none.safetensors",
                "--queries --top --page --where --unique --line --root --out --sheet --link --model --family --dtype --rules "
                "--rerank --bank --flips --candidates"),
+    "teach": ("photo.png dog --model none.safetensors",
+              "--out --answers --name --sheet --round --audit --seed --root --model --family --dtype"),
     "embed": ("photo.png --model none.safetensors --out none",
               "--out --columns --root --store --model --family --dtype --export"),
     "app": ("photo.png --share", "--run --model --family --port --host --language"),
