@@ -59,13 +59,16 @@ class Recorder:
 
 
 class Served:
-    """`jclip app` in a process of its own, in the folder `cwd`; its features are kept below `cache`."""
+    """`jclip app` in a process of its own, in the folder `cwd`; its features are kept below `cache`. start: statements that
+    run before."""
 
-    def __init__(self, cache: Path, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None):
+    def __init__(
+        self, cache: Path, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, start: str = ""
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.cache, self.cwd, self.lines = cache, cwd, []
+        self.cache, self.cwd, self.lines, self._before = cache, cwd, [], start
         self.address = f"http://127.0.0.1:{self.port}"
         self.process = self._start("app", *arguments, "--port", str(self.port), env=env or {})
         for line in self.process.stdout:
@@ -78,7 +81,7 @@ class Served:
 
     def _start(self, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen:
         own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
-        command = [sys.executable, "-c", START, str(self.cache), *arguments]
+        command = [sys.executable, "-c", self._before + START, str(self.cache), *arguments]
         return subprocess.Popen(
             command,
             cwd=self.cwd,
@@ -164,8 +167,8 @@ def start_chromium(*arguments: str) -> Any:
 class Page:
     """The page in the browser; what is clicked and read is named by CSS selectors."""
 
-    def __init__(self, browser: Any, address: str):
-        self.browser, self.address = browser, address
+    def __init__(self, browser: Any, address: str, served: Served | None = None):
+        self.browser, self.address, self.served = browser, address, served
 
     def open(self, width: int = 1280, height: int = 900, language: str = "en-US", path: str = "/") -> Page:
         """Loads it anew, in that language and so many pixels wide."""
@@ -175,7 +178,7 @@ class Page:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         send("Emulation.setDeviceMetricsOverride", size)
         self.browser.get(self.address + path)
-        self.wait(lambda: self.all("#sentence textarea, #sentence input"))
+        self.wait(lambda: self.all("#sentence textarea, #sentence input, #world, input[type=password]"))
         return self
 
     def wait(self, true: Callable[[], Any]) -> Any:

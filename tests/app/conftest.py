@@ -19,6 +19,11 @@ OF_CHROMIUM = re.compile(r"[ /](clients\d|update|accounts|content-autofill|optim
                          r"(google|googleapis|gvt1)\.com[:/]")  # fmt: skip
 
 MODEL = "shapes-tiny-vit"
+PASSWORD = "open sesame 芝麻"
+FEW_PICTURES = (
+    "import functools; from jclip.data import shape_sources; "
+    "shape_sources.kept_photos = functools.partial(shape_sources.kept_photos, 30); "
+)
 HOSTILE = (
     "<img src=x onerror=document.title='gotcha'>.png",
     "two\nlines.png",
@@ -80,7 +85,17 @@ def chromium(outside) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def page(chromium, served, outside) -> Iterator[Page]:
     """The page, not loaded yet; at the end it has asked its own server alone."""
-    found = Page(chromium, served.address)
+    found = Page(chromium, served.address, served)
     yield found
     assert [url for url in found.requests() if not url.startswith((served.address, "data:", "blob:", "about:"))] == []
     assert [line for line in outside.asked if not OF_CHROMIUM.search(line)] == []
+
+
+@pytest.fixture(scope="session")
+def empty(chromium, tmp_path_factory) -> Iterator[Page]:
+    """The page over nothing, behind a password, with fewer drawn pictures than people get."""
+    needs_gradio()
+    folder = tmp_path_factory.mktemp("nothing here")
+    found = Served(folder / "cache", cwd=folder, env={"JCLIP_PASSWORD": PASSWORD}, start=FEW_PICTURES)
+    yield Page(chromium, found.address, found)
+    assert found.end()[-1] == "jclip app: stopped"
