@@ -28,7 +28,7 @@ def add(desk: Desk) -> None:
     with gr.Column(visible=False, elem_id="empty") as empty:
         about = gr.HTML(elem_id="about-empty")
         world = gr.Button(words.t("search.world"), variant="primary", elem_id="world", scale=0, min_width=240)
-    with gr.Column(elem_id="search") as search:
+    with gr.Column(visible=bool(desk.place), elem_id="search") as search:
         fields = _form(desk)
         command = shown_command.box(words.t("page.command"), visible=False)
         summary = gr.HTML(elem_id="summary")
