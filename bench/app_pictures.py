@@ -21,8 +21,8 @@ from jclip.data import shape_sources  # noqa: E402
 from tests.browser import Page, Served, start_chromium, why_no_browser  # noqa: E402
 
 SENTENCE = "a red heart"
-COLOURS, MOST_BYTES = 255, 200_000
-SHOTS = {"app_search.png": (1280, 860, "en-US"), "app_search_phone.png": (390, 844, "zh-CN")}
+COLOURS, MOST_BYTES = 160, 200_000
+SHOTS = {"app_search.png": (1280, 800, "en-US"), "app_search_phone.png": (390, 844, "zh-CN")}
 
 
 def main() -> int:

@@ -159,6 +159,8 @@ def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     said = words.said(
         "search.found", language, count=f"{len(found.hits):,}", all=f"{len(gallery):,}", stand=above, ms=f"{taken:.0f}"
     )
+    if above < len(found.hits):
+        said += f" · {words.said('search.below', language)}"
     return [
         search_grid.grid(gallery, found, pictures, language),
         f"<p>{escaped(said)}</p>",
