@@ -93,6 +93,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         theme=page.theme(),
         css=page.style(),
     )
+    blocks.has_launched = True  # else Gradio takes any path of this machine for an upload
     config = uvicorn.Config(
         guard(app, found.getsockname()), log_level="warning", access_log=False, lifespan="on", proxy_headers=False
     )

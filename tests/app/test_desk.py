@@ -80,10 +80,13 @@ def test_an_upload_that_is_no_photo_is_said_and_removed(desk, tmp_path):
     with pytest.raises(DataError, match=r"large.png: a photo must have at most 33,554,432 bytes, got 33,554,433"):
         desk.upload(large)
     own = tmp_path / "mine.png"
-    own.write_text("text")
-    with pytest.raises(DataError):
-        desk.upload(own)
+    Image.new("RGB", (9, 9)).save(own)
+    (desk.uploads / "link.png").symlink_to(own)
+    for path in (own, desk.uploads / "link.png", desk.uploads / ".." / ".." / "etc" / "passwd"):
+        with pytest.raises(DataError, match="a photo must be uploaded, got a path"):
+            desk.upload(path)
     assert own.exists()
+    assert desk.upload(desk.copy(own)).read_bytes() == own.read_bytes()
     with pytest.raises(DataError, match="a photo must be given"):
         desk.upload(None)
 
