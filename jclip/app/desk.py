@@ -230,17 +230,19 @@ class Desk:
     # What goes in and out
 
     def upload(self, path: str | os.PathLike | None) -> Path:
-        """A photo that was uploaded. Raises `DataError` for none, one that is too large, and what is no photo."""
+        """A photo that was uploaded. Raises `DataError` for none, one that is too large, and what is no photo, which is
+        removed, and for another file of this machine."""
         if not path:
             raise DataError("a photo must be given: drop one, or choose a file")
         found = Path(path)
+        if self.folder.resolve() not in found.resolve().parents:
+            raise DataError(f"a photo must be uploaded, got a path: {found.name}")
         try:
             if (size := found.stat().st_size) > MOST_UPLOAD:
                 raise DataError(f"{found.name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")
             photo_file.header(found)
         except DataError as e:
-            if self.uploads in found.resolve().parents:
-                found.unlink(missing_ok=True)
+            found.unlink(missing_ok=True)
             raise DataError(str(e).replace(str(found), found.name)) from None  # the folder is the app's own
         return found
 
@@ -255,6 +257,10 @@ class Desk:
     def picture(self, image: Image.Image) -> str:
         """The path of a picture that was drawn, as the browser may have it."""
         return str(self.thumbnails.save(image, LARGE))
+
+    def copy(self, path: str | os.PathLike) -> str:
+        """The path of a copy of a file, for a field that is filled in by the page itself."""
+        return self.file(Path(path).name, Path(path).read_bytes())
 
     def file(self, name: str, data: bytes) -> str:
         """The path of a file of that name, which the browser may have."""
