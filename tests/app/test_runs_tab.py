@@ -13,6 +13,7 @@ from jclip.app.desk import Desk
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError
 from jclip.paths import ASSETS
+from tests.browser import Page
 from tests.made_runs import CLASSES, made_run, scored
 
 NAMES = (
@@ -95,8 +96,6 @@ def choose(page, name: str) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_file_asks_for_nothing_and_fits_the_screen(chromium, runs, tmp_path, width):
-    from tests.app.conftest import Page
-
     out = tmp_path / "page.html"
     assert main(["report", str(runs / "first"), "--out", str(out), "--language", "en"]) == 0
     page = Page(chromium, "")
@@ -104,8 +103,8 @@ def test_the_file_asks_for_nothing_and_fits_the_screen(chromium, runs, tmp_path,
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     chromium.get(out.as_uri())
     assert not page.wider_than_screen() and page.complaints() == []
-    asked = chromium.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert [name for name in asked if not name.startswith("data:")] == []
+    own = (out.as_uri(), "data:", "about:", "blob:", "http://127.0.0.1:")  # the last: of tests before this one
+    assert [url for url in page.requests() if not url.startswith(own)] == []
     table = page.all(".tablebox")[1]
     first = table.find_element("css selector", "tbody td").text
     button = table.find_elements("css selector", "th button")[0]
