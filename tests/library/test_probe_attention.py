@@ -11,7 +11,11 @@ from jclip.runtime import jt
 from tests.library.test_kernels import needs_onednn
 
 pytestmark = needs_onednn
-SIZES = [(3, 7, 12, 2), (1, 5, 64, 4), (2, 9, 128, 4)]  # B, N, D, heads; the latter's weights have the blocks of products
+SIZES = [
+    (3, 7, 12, 2),
+    (1, 5, 64, 4),
+    (2, 9, 128, 4),
+]  # B, N, D, heads; the latter's weights have the blocks of products
 
 
 def by_numpy(q, x, weight, bias, heads):
