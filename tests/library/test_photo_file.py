@@ -69,6 +69,14 @@ def test_a_damaged_tag_leaves_the_photo_as_it_is(tmp_path, exif):
     assert np.array_equal(open_photo(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg"))
 
 
+def reads(path):
+    try:
+        Image.open(path).load()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
 def test_photos_of_other_modes_without_a_tag_keep_every_bit(tmp_path, mode):
     image = photo(61, 40, mode) if mode != "PA" else photo(61, 40, "P").convert("PA")
@@ -77,6 +85,8 @@ def test_photos_of_other_modes_without_a_tag_keep_every_bit(tmp_path, mode):
     if mode == "P":
         image.save(path, transparency=3)
     stored = Image.open(path)
+    if mode == "YCbCr" and not reads(path):
+        pytest.skip("this Pillow does not read the YCbCr TIFF that it wrote")
     seen = open_photo(path)
     assert seen.mode == stored.mode == mode and np.array_equal(seen, stored)
     openai = Preprocess(size=(24, 24), upright=False)
