@@ -7,11 +7,9 @@ import argparse
 from jclip.commands.arguments import Parser, add_shared, nonempty
 from jclip.errors import UnknownName, notice, say
 from jclip.model import clip
-from jclip.prompts import stand_in_vocabularies
-from jclip.prompts.vocabularies import VocabularyFile
+from jclip.prompts import stand_in_vocabularies, vocabularies
 from jclip.report import predictions
-from jclip.weights import catalogue, checkpoint
-from jclip.weights.families import Stated
+from jclip.weights import catalogue, checkpoint, families
 from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import ARCHITECTURES, SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, slug
 
@@ -99,7 +97,7 @@ def write_random(name: str, path: str, seed: int) -> None:
     config = {**SHIPPED, **VARIANTS, **ARCHITECTURES}[name]
     shapes = {k: tuple(v.shape) for k, v in clip.CLIP(config).state_dict().items()}
     family = next((row.family for row in catalogue.rows() if row.architecture == name and row.family), None)
-    look = Stated(family=family if name in ARCHITECTURES else None).preprocess(config.vision.image_size)
+    look = families.Stated(family=family if name in ARCHITECTURES else None).preprocess(config.vision.image_size)
     if vocabulary := stand_in(config.text):
         notice(
             f"{name} needs a vocabulary of its own: {path} has one of {config.text.vocab_size:,} letters in its place"
@@ -107,7 +105,7 @@ def write_random(name: str, path: str, seed: int) -> None:
     checkpoint.save_checkpoint(path, checkpoint.random_arrays(shapes, seed), config, look, vocabulary=vocabulary)
 
 
-def stand_in(text: AnyText) -> VocabularyFile | None:
+def stand_in(text: AnyText) -> vocabularies.VocabularyFile | None:
     """A vocabulary of letters for a text tower; None where CLIP's own serves."""
     if text.kind == "bert":
         return stand_in_vocabularies.letters_of_word_pieces(text.vocab_size)
