@@ -64,7 +64,13 @@ def order_of(place: Path, case: str, size: int) -> tuple[list[str], Path]:
     """The command of a case, and the folder that it writes."""
     out = place / f"{case}-{size}"
     if case == "contrastive":
-        scenes = [f"data.scenes={64 * size}", "data.easy_epochs=0", "data.val_scenes=100", "optim.epochs=8", "zero_shot=[]"]
+        scenes = [
+            f"data.scenes={64 * size}",
+            "data.easy_epochs=0",
+            "data.val_scenes=100",
+            "optim.epochs=8",
+            "zero_shot=[]",
+        ]
         return ["train", "contrastive/shapes_tiny_vit", *scenes, "--run", str(out)], out
     model, photos = weights(place), place / f"photos-{case}-{size}"
     draw(photos, size if case != "coop" else 80, seed=sum(map(ord, case)) + size)

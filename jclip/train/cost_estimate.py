@@ -152,8 +152,10 @@ class CostEstimate:
         return f"{one.name}, {share}"
 
 
-def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -> CostEstimate:
-    """What `module.run(cfg, ...)` takes; nothing is kept of it. Raises what the recipe raises for bad input."""
+def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> CostEstimate:
+    """What `module.run(cfg, ...)` takes; nothing is kept of it. seconds: of measuring, by default `SECONDS`. Raises what the
+    recipe raises for bad input."""
+    seconds = seconds or SECONDS
     meter, left_out = work_meter.WorkMeter(seconds), ""
     with tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
         begun = _spent()
