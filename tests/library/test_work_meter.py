@@ -64,7 +64,7 @@ def test_what_was_measured_for_long_is_not_measured_again(clock):
 
 def test_photos_that_are_left_out_resemble_those_that_were_encoded(clock):
     rng = np.random.default_rng(0)
-    true = rng.standard_normal((1000, 4)).astype(np.float32) + [5, 0, 0, 0]
+    true = rng.standard_normal((1000, 4)).astype(np.float32) + np.eye(1, 4) * 5
 
     def encoded():
         for at in range(0, 1000, 10):

@@ -58,7 +58,8 @@ def test_processes_and_what_is_refused(capsys):
     assert main(["train", "coop/smoke", "--ranks", "3"]) == 2
     assert "--ranks is of --dry-run" in capsys.readouterr().err
     assert main(["train", "full/smoke", "data.root=/nowhere", "--dry-run"]) == 2
-    assert "/nowhere" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "/nowhere" in error and error.count("\n") == 1
 
 
 def test_what_takes_too_long_is_given_up(monkeypatch):
