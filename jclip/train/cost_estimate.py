@@ -19,6 +19,7 @@ import numpy as np
 
 from jclip.config import protocols
 from jclip.machine import process_times, work_meter
+from jclip.postponed import jt
 from jclip.train.configs import resolved
 from jclip.train.run import Run
 from jclip.train.run_facts import forget_peak, peak_memory, threads
@@ -160,7 +161,7 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> Co
     with tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
         begun = _spent()
         with meter.phase("starting"):
-            import jclip.runtime  # noqa: F401 - seconds, at first
+            _ = jt.flags  # Jittor is loaded, which takes seconds at first
         forget_peak()
         with Run(Path(place) / "run", resolved(module, cfg), quiet=True) as run:
             try:
