@@ -46,7 +46,10 @@ def one(place: Path, case: str, size: int, seconds: float) -> None:
     """Both for one size, in a line."""
     order, written = order_of(place, case, size)
     child = [sys.executable, __file__, "--seconds", str(seconds), "--said", *order]
-    found = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    ended = subprocess.run(child, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(ended.stderr)
+    found = json.loads(ended.stdout.splitlines()[-1])
     begun = time.perf_counter()
     process = subprocess.Popen([*JCLIP, *order], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
@@ -82,7 +85,8 @@ def order_of(place: Path, case: str, size: int) -> tuple[list[str], Path]:
     if case == "coop":
         return ["train", "coop/vit_b16_words", *data, f"optim.epochs={size // 5}", "selection=last", "optim.batch=16",
                 "augment=none"], out  # fmt: skip
-    return ["train", "tip_adapter/photos_fewshot", *data, "data.split_file=", "views=1", "search=false"], out
+    return ["train", "tip_adapter/photos_fewshot", *data, "data.split_file=", "views=1", "search=false",
+            "selection=last"], out  # fmt: skip
 
 
 def said(order: list[str], seconds: float) -> dict[str, float]:
