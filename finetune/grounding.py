@@ -145,6 +145,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(weights_sha256=source.weights_sha256)
     samples = read_samples(cfg, source)
     check_samples(cfg, source, samples)
+    several_ranks.note_ranks(run, box_training.samples_digest(samples))
     return run_on(cfg, run, source, features_of_parts(cfg, source, samples))
 
 
@@ -153,7 +154,6 @@ def run_on(
 ) -> dict[str, float]:
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
-    several_ranks.note_ranks(run)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
     network, towers = new_network(cfg, source), learning_towers(cfg, source)
     state, outcome = train(cfg, run, source, network, towers, parts)

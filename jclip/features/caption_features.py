@@ -96,7 +96,8 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
         for at, features in work_meter.stretched_rows(("images", id(model)), made, wanted, each=AT_ONCE):
             places.append(at)
             images.append(features)
-        decoded = pairs.images[collectives.joined(np.concatenate(places))]
+        order = np.argsort(pairs.images[np.concatenate(places)])  # of photos that vary, batches are by shape
+        decoded = pairs.images[collectives.joined(np.concatenate(places)[order])]
         if not len(decoded):
             raise DataError(f"none of {len(firsts)} images decoded")
         rows = np.flatnonzero(np.isin(pairs.images, decoded))
@@ -105,7 +106,12 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
         captions = encode_prompts_by_ranks(model, model.tokenize(texts, truncate=True))
     image_of = np.searchsorted(decoded, pairs.images[rows])
     return Encoded(
-        rows, collectives.joined(np.concatenate(images)), captions, image_of, text_of, ids_of(pairs.texts(rows)[1])
+        rows,
+        collectives.joined(np.concatenate(images)[order]),
+        captions,
+        image_of,
+        text_of,
+        ids_of(pairs.texts(rows)[1]),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jclip.choices import PreprocessChoice
 from jclip.config import WithDtype, WithFeatureLayer, WithModel
-from jclip.data.preprocess import Preprocess, with_choice
+from jclip.data.preprocess import Preprocess, notice_squashed, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
 from jclip.machine import work_meter
@@ -80,6 +80,14 @@ class ModelSource:
         """Texts → (B, L) ids in the weights' vocabulary and context length; no model is loaded. Raises `DataError` for one
         that is too long, unless `truncate`."""
         return self.tokenizer(texts, self.config.text.context_length, truncate)
+
+    def squared(self, what: str = "training photos") -> ModelSource:
+        """This source with all photos squashed to the model's size, where its weights take any proportions; `what` needs that,
+        and is reported once."""
+        notice_squashed(self.preprocess, what)
+        self.preprocess = self.preprocess.fixed()
+        self.checkpoint = replace(self.checkpoint, preprocess=self.checkpoint.preprocess.fixed())
+        return self
 
     @property
     def identity(self) -> list:
@@ -146,6 +154,20 @@ class ModelSource:
         return model
 
 
+def source_as_stated(model: str | os.PathLike, family: str, dtype: str, preprocess: Mapping[str, Any]) -> ModelSource:
+    """The model of that name or file with the dtype and the preprocessing that features on file say they were made with.
+
+    preprocess: as `Preprocess.to_dict` gives it.
+    """
+    seen = Preprocess.from_dict(dict(preprocess))
+    options = {"dtype": dtype, "draft": seen.draft, "upright": seen.upright}
+    found = ModelSource(model, family or None, **options)
+    if found.preprocess.size != seen.size:
+        found = ModelSource(model, family or None, image_size=seen.size, **options)
+    found.preprocess = seen
+    return found
+
+
 class PromptedSource:
     """A `ModelSource` in all but this: its image tower sees learned vectors (J, n, D) beside the patches, those of the
     j-th block in row j, and its features depend on them."""
@@ -203,7 +225,11 @@ class SideBySide:
 
 def with_vectors(source: ModelSource, learned: Mapping[str, np.ndarray]) -> ModelSource | PromptedSource:
     """`source` with the image vectors that were `learned`, if any."""
-    return PromptedSource(source, learned["image"]) if "image" in learned else source
+    return (
+        PromptedSource(source.squared("photos with learned vectors"), learned["image"])
+        if "image" in learned
+        else source
+    )
 
 
 def open_any(path: Path, stated: Stated) -> Checkpoint:

@@ -23,7 +23,7 @@ from jclip.choices import TAG_METHODS, TagMethod
 from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import header, open_photo
-from jclip.data.preprocess import Preprocess
+from jclip.data.preprocess import Preprocess, notice_squashed
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
@@ -188,6 +188,7 @@ class Tagger:
         from tqdm import tqdm
 
         vision = self.source.config.vision
+        notice_squashed(self.source.preprocess, "windows")
         preprocess = replace(self.source.preprocess, size=vision.image_size, resize="squash")
         size = self._at_once(preprocess)
         for row, path in enumerate(tqdm(photos, f"{label}, windows", unit="photo", disable=None, leave=False)):

@@ -19,6 +19,7 @@ from jclip.machine import ranks, work_meter
 from jclip.runtime import jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
+from jclip.train.run_facts import compared
 from jclip.train.short_fit import Fit, measured_fit
 
 SAVE_SECONDS = 1.0  # epochs of cached features take less than writing and syncing a file
@@ -124,8 +125,8 @@ def _measure(
 def _require_equal(state: TrainState, run: Run, facts: dict[str, Any]) -> None:
     """Raises `RanksDiffer` where one of several ranks would train something else."""
     if ranks.here().several:
-        known = {"model file": run.facts.get("weights_sha256", ""), "training data": run.facts.get("data_digest", "")}
-        collectives.require_equal({**known, **facts, "weights": collectives.digest(state.arrays())})
+        known = {**compared(run.facts), **facts, "weights": collectives.digest(state.arrays())}
+        collectives.require_equal(known)
 
 
 def _is_better(value: float, best: float, among_equals: str) -> bool:
