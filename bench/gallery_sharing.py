@@ -144,7 +144,7 @@ class _Place:
         (folder / "photos").mkdir()
         for number in range(count):
             draw_scene((number,), count=(1, 3)).render(320).save(folder / "photos" / f"{number:05d}.jpg", quality=90)
-        named = [f"photos/{number:05d}.jpg" for number in range(0, count, 3)]
+        named = [f"photos/{number:05d}.jpg" for number in range(0, count, 4)]
         self.some = len(named)
         (folder / "some.txt").write_text("\n".join(named))
         self._weights = str(_weights(folder))
