@@ -68,6 +68,32 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
         desk.work(lambda: 1 / 0)
 
 
+def test_nobody_waits_for_a_page_that_was_closed(desk):
+    begun, ends = threading.Event(), []
+
+    def long() -> None:
+        begun.set()
+        while not desk.stopped():
+            time.sleep(0.002)
+
+    def wait() -> None:
+        with pytest.raises(desks.Stopped):
+            desk.work(int)
+        ends.append(True)
+
+    desk.later(long)
+    begun.wait(5)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while desk._waiting.empty():
+        time.sleep(0.001)
+    desk.close()
+    waiting.join(5)
+    assert ends == [True]
+    with pytest.raises(desks.Stopped, match="the page was closed"):
+        desk.work(int)
+
+
 def test_an_upload_that_is_no_photo_is_said_and_removed(desk, tmp_path):
     wrong = desk.uploads / "no photo.png"
     wrong.write_text("text")

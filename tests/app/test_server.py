@@ -110,6 +110,12 @@ def test_where_it_may_listen(capsys):
             server.listening("127.0.0.1", port)
 
 
+def test_without_gradio_it_is_said_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app"]) == 2
+    assert capsys.readouterr().err == "jclip app: gradio must be installed: pip install 'jclip[app]'\n"
+
+
 def test_a_browser_is_opened_on_a_screen_of_this_machine_alone(monkeypatch):
     for name in ("SSH_CONNECTION", "SSH_TTY", "WSL_DISTRO_NAME", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
