@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,11 +171,27 @@ def encode_prompts_by_ranks(model, tokens: np.ndarray) -> np.ndarray:
 
 
 def _encoded(model, tokens: np.ndarray, batches: Iterable[np.ndarray]) -> np.ndarray:
-    features = np.zeros((len(tokens), model.config.embed_dim), np.float32)
+    features, done = np.zeros((len(tokens), model.config.embed_dim), np.float32), 0
     with jt.no_grad():
         for rows in batches:
+            for step in _WATCHING:
+                step(done, len(tokens))
             features[rows] = model.encode_text(tokens[rows]).float32().numpy()
+            done += len(rows)
     return features
+
+
+_WATCHING: list[Callable[[int, int], None]] = []
+
+
+@contextlib.contextmanager
+def prompts_watched_by(step: Callable[[int, int], None]) -> Iterator[None]:
+    """In the block `step(done, total)` is called between batches of prompts; what it raises ends their encoding."""
+    _WATCHING.append(step)
+    try:
+        yield
+    finally:
+        _WATCHING.remove(step)
 
 
 def rows_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
