@@ -26,6 +26,7 @@ PAGES = (
     "docs/grounding_data.md", "docs/pseudo_labels.md", "docs/curriculum.md", "docs/grounding.md", "docs/teach.md",
     "docs/scale.md",
     "docs/app.md",
+    "docs/report.md",
 )  # fmt: skip
 ELSEWHERE = {"docs/evaluation.md": "recipes/test_new_classes.py", "docs/challenge.md": "recipes/test_challenge.py"}
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]
