@@ -46,6 +46,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
         "measure-boxes": ("jclip.commands.measure_boxes:main", "measure predicted boxes of phrases, of any file"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
+        "report": ("jclip.commands.report:main", "write runs or a gallery as one page to send to someone"),
     },
     "data": {
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),

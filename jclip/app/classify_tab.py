@@ -7,6 +7,7 @@ from typing import Any
 from jclip.app import drawn_examples, photo_labelling, score_bars, shown_command, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
+from jclip.app.opened_models import run_names
 from jclip.postponed import gr
 from jclip.prompts import templates
 
@@ -32,7 +33,7 @@ class ClassifyTab:
         self._connect()
 
     def _add_question(self) -> None:
-        t, runs = words.t, [*map(str, self.desk.runs)]
+        t, runs = words.t, run_names(self.desk)
         self.photos = gr.File(label=t("classify.photos"), file_count="multiple", height=150, elem_id="classify-photos")
         self.run = gr.Dropdown(
             ["", *runs], value="", allow_custom_value=True, elem_id="classify-run",
@@ -90,23 +91,22 @@ class ClassifyTab:
     # What the parts do
 
     def ask_classes(
-        self, photos: list[str] | None, names: str, templates: str, run: str, model: str, request: gr.Request
+        self, photos: list[str] | None, names: str, templates: str, run: str, model: str
     ) -> tuple[Any, dict[str, Any]]:
         """One class for each photo."""
-        return self._ask(self.labeller.classes, request, photos, names, templates, run, model)
+        return self._ask(self.labeller.classes, photos, names, templates, run, model)
 
     def ask_tags(
         self, photos: list[str] | None, names: str, templates: str, run: str, model: str, threshold: float | None,
-        none: bool, request: gr.Request,
+        none: bool,
     ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
         """Several names for each photo, or none."""
-        return self._ask(self.labeller.tags, request, photos, names, templates, run, model, threshold, none)
+        return self._ask(self.labeller.tags, photos, names, templates, run, model, threshold, none)
 
-    def _ask(self, how: Any, request: gr.Request, photos: list[str] | None, *given: Any) -> tuple[Any, dict[str, Any]]:
+    def _ask(self, how: Any, photos: list[str] | None, *given: Any) -> tuple[Any, dict[str, Any]]:
         with self.desk.errors_shown():
             paths = tuple(dict.fromkeys(map(str, photos or ())))
-            what = words.said("classify.working", words.language(request))
-            found = self.desk.work(how, photo_labelling.Question(paths, *given), long=True, what=what)
+            found = self.desk.work(how, photo_labelling.Question(paths, *given), long=True, key="classify.working")
         return found, found.to_json()
 
     def show(self, labelled: photo_labelling.Labelled, request: gr.Request) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from jclip.app import drawn_examples, phrase_locating, shown_command, words
 from jclip.app.desk import Desk
 from jclip.app.markup import address, escaped
+from jclip.app.opened_models import run_names
 from jclip.postponed import gr
 from jclip.report import box_drawing, found_boxes
 
@@ -34,7 +35,7 @@ class LocateTab:
         self.phrases = gr.Textbox(
             label=t("locate.phrases"), info=t("locate.phrases_info"), lines=4, max_lines=12, elem_id="locate-phrases"
         )
-        runs = dict.fromkeys([*map(str, self.desk.runs), drawn_examples.RUN])
+        runs = dict.fromkeys([*run_names(self.desk), drawn_examples.RUN])
         self.run = gr.Dropdown(
             ["", *runs], value="", allow_custom_value=True, label=t("locate.run"), info=t("locate.run_info"),
             elem_id="locate-run",
@@ -72,14 +73,17 @@ class LocateTab:
 
     # What the parts do
 
-    def locate(
-        self, photo: str | None, phrases: str, run: str, model: str, request: gr.Request
-    ) -> tuple[Any, dict[str, Any]]:
+    def locate(self, photo: str | None, phrases: str, run: str, model: str) -> tuple[Any, dict[str, Any]]:
         """A box of each phrase."""
         with self.desk.errors_shown():
-            what = words.said("locate.working", words.language(request))
             found = self.desk.work(
-                self.locator.locate, str(self.desk.upload(photo)), phrases, run or "", model, long=True, what=what
+                self.locator.locate,
+                str(self.desk.upload(photo)),
+                phrases,
+                run or "",
+                model,
+                long=True,
+                key="locate.working",
             )
         return found, found.to_json()
 

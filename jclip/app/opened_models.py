@@ -12,7 +12,7 @@ from jclip.features import source as sources
 from jclip.paths import is_file
 from jclip.report import phrase_finder, predictor
 from jclip.report.finished_run import FinishedRun
-from jclip.train.run_folder import RESULT, existing_run
+from jclip.train.run_folder import RESULT, existing_run, is_shipped
 from jclip.weights.download import find_weights
 
 MOST = 2  # of a kind that stay open
@@ -59,6 +59,11 @@ class OpenedModels:
                 del self._open[old]
             self._open[key] = made
         return self._open[key]
+
+
+def run_names(desk: Desk) -> list[str]:
+    """The runs that are open, as commands name them."""
+    return [run.name if is_shipped(run) else str(run) for run in desk.runs]
 
 
 def _changed(place: str) -> float:

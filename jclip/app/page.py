@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from jclip.app import search_tab, words
+from jclip.app import runs_tab, search_tab, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.errors import counted
@@ -79,7 +79,8 @@ def about_html(desk: Desk, language: words.Language) -> str:
 
 def style() -> str:
     """The page's own style sheet."""
-    return "\n".join(file.read_text(encoding="utf-8") for file in sorted(ASSETS.glob("app*.css")))
+    parts = [file.read_text(encoding="utf-8") for file in sorted(ASSETS.glob("app*.css"))]
+    return "\n".join([*parts, runs_tab.style()])
 
 
 def theme() -> Any:

@@ -23,7 +23,8 @@ DRAWN, LOOKED = "boxes.png", "looks.png"
 
 @dataclass(frozen=True)
 class Located:
-    """What was found in a photo; by: the run or model; drawn: the photo with boxes; looked: where a run looks for each phrase."""
+    """What was found in a photo; by: the run or model; drawn: the photo with boxes; looked: for each phrase, where a run
+    looks."""
 
     photo: str
     size: tuple[int, int]

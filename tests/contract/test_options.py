@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
     "look": ["search", "teach", "zero-shot", "predict", "tag", "ground", "app"],
     "learn": ["train", "sweep", "challenge", "recipes"],
-    "measure": ["eval", "score", "reliability", "measure", "measure-boxes", "compare"],
+    "measure": ["eval", "score", "reliability", "measure", "measure-boxes", "compare", "report"],
     "data": [
         "check-data",
         "captions",

@@ -47,6 +47,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "score": ("photo.png --run none", "--run --windows --scales --shapes --window-resize --window-batch --fuse --theta --kappa "
               "--local-weight --label-statistics --modulation --root --out"),
     "compare": ("none", ""),
+    "report": ("none --out none.html", "--out --query --root --language"),
     "challenge": ("none.yaml", "--runs --until"),
     "hold-out": ("none", "--count --shots --seed"),
     "recipes": ("none", ""),
