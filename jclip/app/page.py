@@ -60,10 +60,10 @@ def about_html(desk: Desk, language: words.Language) -> str:
     """What is open and what goes on, for people."""
     parts = ["<b class='brand'>jclip</b>"]
     if desk.gallery is not None:
-        parts.append(f"<span title='{escaped(desk.place)}'>{escaped(desk.place, 60)}</span>")
+        parts.append(f"<span title='{escaped(desk.place)}'>{escaped(desk.place, 48)}</span>")
         photos = counted(len(desk.gallery), "photo") if language == "en" else f"{len(desk.gallery):,} 张照片"
         parts.append(f"<span>{photos}</span>")
-    parts.append(f"<span>{escaped(desk.model, 60)}</span>")
+    parts.append(f"<span>{escaped(desk.model, 48)}</span>")
     line = "<span class='dot'>·</span>".join(parts)
     task = desk.under_way()
     if task is None:

@@ -9,6 +9,7 @@ from typing import Any
 from jclip.app import search_grid, shown_command, teach_panel, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
+from jclip.app.photo_field import photo_field
 from jclip.app.search_form import MOST_HITS, Form
 from jclip.app.search_handover import add_handover
 from jclip.app.thumbnails import LARGE
@@ -96,10 +97,7 @@ def _form(desk: Desk) -> dict[str, Any]:
     with gr.Accordion(t("search.more"), open=False, elem_id="more"):
         with gr.Row():
             with gr.Column(min_width=220):
-                made["photo"] = gr.Image(
-                    label=t("search.photo"), type="filepath", sources=["upload", "clipboard"], height=180,
-                    elem_id="like-photo", buttons=[],
-                )  # fmt: skip
+                made["photo"] = photo_field(t("search.photo"), height=180, elem_id="like-photo")
                 made["photo_weight"] = _weight("search.photo_weight")
             with gr.Column(min_width=220):
                 made["without"] = gr.Textbox(label=t("search.without"), lines=4, max_lines=8, elem_id="without")
@@ -121,7 +119,7 @@ def _form(desk: Desk) -> dict[str, Any]:
 def _empty(language: words.Language) -> str:
     """What to do where nothing is open."""
     title, first, note = (words.said(f"search.{key}", language) for key in ("empty_title", "empty", "world_note"))
-    return f"<h2>{title}</h2><p>{first}</p><pre>jclip app PHOTOS</pre><p>{note}</p>"
+    return f"<h2>{title}</h2><p>{first}</p><pre>jclip app PHOTOS</pre><p class='note'>{note}</p>"
 
 
 def _columns(desk: Desk, language: words.Language) -> str:

@@ -81,6 +81,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         footer_links=[],
         run_history=False,
         auth=_check_of(password) if password else None,
+        auth_message=" · ".join(words.texts()["page.login"]) if password else None,
         allowed_paths=[str(desk.pictures)],
         show_error=True,
         max_file_size=MOST_UPLOAD,
