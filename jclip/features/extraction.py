@@ -21,17 +21,16 @@ from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.preprocess import Preprocess, notice_squashed
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
-from jclip.features.cached import read_cached
+from jclip.features.cached import keep, read_cached
 from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
-from jclip.machine import ranks
+from jclip.machine import ranks, work_meter
 from jclip.model import last_block
 from jclip.paths import cache_dir, file_sha256
 from jclip.postponed import jt
 from jclip.prompts.templates import prompts_of
-from jclip.readers import safetensors
 
 PART = 1024  # photos whose features are kept together: a break loses those of one part
 BATCH = 64  # views at once; JCLIP_BATCH names another number
@@ -101,7 +100,7 @@ def _kept_or_computed(
         notice("photos changed while they were read: their features are not kept")
     else:
         turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
-        safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
+        keep(file, {"rows": rows, "features": features, "turned": turned})
     return rows, features, failed
 
 
@@ -226,6 +225,12 @@ def encoded_batches(
 
     What does not decode is appended to `failed` with `on_error="skip"`, in order, before the batch behind it is given.
     """
+    made = _encoded(model, paths, viewer, on_error, failed, penultimate, entering)
+    key = ("photos", type(model), id(model), viewer.shape, penultimate, entering)
+    yield from work_meter.stretched(key, made, len(paths), each=batch_size())
+
+
+def _encoded(model, paths, viewer: Views, on_error, failed, penultimate, entering):
     encode = last_block.LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
     views, size = viewer.shape[0], batch_size()
     for several in batches_of_shapes(paths, viewer, max(1, size // views), on_error, failed):

@@ -18,6 +18,7 @@ from jclip.config import WithDtype, WithFeatureLayer, WithModel
 from jclip.data.preprocess import Preprocess, notice_squashed, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
+from jclip.machine import work_meter
 from jclip.model import clip, deep_prompts, streaming
 from jclip.postponed import jt
 from jclip.prompts.scripts import SIGLIP_ENGLISH
@@ -139,6 +140,10 @@ class ModelSource:
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
+        with work_meter.phase("loading the model"):
+            return self._loaded()
+
+    def _loaded(self) -> clip.CLIP:
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
             return self._sharing(clip.build(self.checkpoint, self.dtype))
         if self.dtype != "fp32":
@@ -152,6 +157,20 @@ class ModelSource:
         if "tokenizer" in vars(self):
             model._tokenizer = self.tokenizer
         return model
+
+
+def source_as_stated(model: str | os.PathLike, family: str, dtype: str, preprocess: Mapping[str, Any]) -> ModelSource:
+    """The model of that name or file with the dtype and the preprocessing that features on file say they were made with.
+
+    preprocess: as `Preprocess.to_dict` gives it.
+    """
+    seen = Preprocess.from_dict(dict(preprocess))
+    options = {"dtype": dtype, "draft": seen.draft, "upright": seen.upright}
+    found = ModelSource(model, family or None, **options)
+    if found.preprocess.size != seen.size:
+        found = ModelSource(model, family or None, image_size=seen.size, **options)
+    found.preprocess = seen
+    return found
 
 
 class PromptedSource:

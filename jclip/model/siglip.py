@@ -8,7 +8,6 @@ patches (Lee et al., 2019, arXiv 1810.00825), with q, k_n, v_n of the query and 
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import numpy as np
@@ -136,8 +135,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def execute(self, x):
-        x = self.attn(self.norm1(x), residual=x)
-        return self.mlp(self.norm2(x), residual=x)
+        x = self.attn(self.norm1(x, self.attn.reader), residual=x)
+        return self.mlp(self.norm2(x, self.mlp.fc1.weight), residual=x)
 
 
 class Attention(nn.Module):
@@ -152,6 +151,11 @@ class Attention(nn.Module):
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
         return self.qkv(x, half=True)
+
+    @property
+    def reader(self):
+        """The weight that alone multiplies what attention is given; None where a recipe's own `in_proj` does."""
+        return None if "in_proj" in vars(self) else self.qkv.weight
 
     @property
     def in_proj_weight(self):
@@ -194,8 +198,8 @@ class AttentionPool(nn.Module):
 
     def execute(self, x):
         """(B, N, D) → (B, D)."""
-        taken = attention_of_one(self.q(self.latent).reshape((-1,)), self.kv(x), self.heads)
-        return self._finished(taken.cast(x.dtype))
+        query = self.q(self.latent).reshape((-1,))
+        return self._finished(kernels.probe_attention(query, x, self.kv.weight, self.kv.bias, self.heads))
 
     def values(self, x):
         """(B, N, D) → (B, N, D): the embedding of each token, if the query attended to it alone."""
@@ -203,17 +207,7 @@ class AttentionPool(nn.Module):
 
     def _finished(self, taken):
         a = self.proj(taken)
-        return self.mlp(self.norm(a), residual=a)
-
-
-def attention_of_one(query, kv, heads: int):
-    """(D,) and (B, N, 2D), k and v side by side → (B, D) float32: softmax_n(q k_n / sqrt(d)) v_n per head."""
-    B, N, width = kv.shape
-    d = width // 2 // heads
-    k, v = kv.float32().reshape((B, N, 2, heads, d)).permute(2, 0, 1, 3, 4)
-    scores = (k * query.float32().reshape((1, 1, heads, d))).sum(dim=3) * (1.0 / math.sqrt(d))
-    shares = nn.softmax(scores, dim=1)  # (B, N, heads)
-    return (shares.unsqueeze(3) * v).sum(dim=1).reshape((B, width // 2))
+        return self.mlp(self.norm(a, self.mlp.fc1.weight), residual=a)
 
 
 class SigLIPText(nn.Module):

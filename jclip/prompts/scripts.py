@@ -58,17 +58,23 @@ def warn_unread(texts: Iterable[str], tokenizer: str = "openai-bpe") -> None:
     bytes of other scripts become tokens without meaning, and results are random. A WordPiece is Chinese-CLIP's; of SigLIP
     those with the English vocabulary learned English captions alone.
     """
-    if tokenizer not in LEARNED:
-        return
-    language, own = LEARNED[tokenizer]
     for text in texts:
-        script = script_of(text)
-        if script in NAMES and script not in own and script not in _warned:
+        line, script = unread(text, tokenizer), script_of(text)
+        if line and script not in _warned:
             _warned.add(script)
-            notice(
-                f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned ({language} captions): results "
-                f"will be near random; write it in {language}, or use weights that read it: {READERS}"
-            )
+            notice(line)
+
+
+def unread(text: str, tokenizer: str) -> str:
+    """What is to be said of a text in a script that weights of this vocabulary never learned; empty for others."""
+    language, own = LEARNED.get(tokenizer, ("", ()))
+    script = script_of(text)
+    if not language or script not in NAMES or script in own:
+        return ""
+    return (
+        f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned ({language} captions): results "
+        f"will be near random; write it in {language}, or use weights that read it: {READERS}"
+    )
 
 
 def warn_mixed(name: str, prompt: str, tokenizer: str) -> None:
