@@ -1,4 +1,6 @@
-"""Made the goldens beside it, once, from the originals: `python tests/golden/make_golden.py`.
+"""Made the goldens beside it, once, from the originals: `python tests/golden/make_golden.py`, with Pillow 13.
+
+preprocess_pillow12.json holds those of preprocess.json that Pillow 12.3 makes otherwise.
 
 Needs, in an environment of its own: torch 2.13.0, torchvision 0.28.0, open_clip_torch 3.3.0, openai-clip 1.0.1,
 numpy < 2, pillow, setuptools < 81. The inputs are seeded and made here; the tests make the same ones.
