@@ -399,3 +399,12 @@ def test_names_stand_for_towers_whatever_their_activation():
     config = ARCHITECTURES["ViT-B-16-SigLIP2"]
     assert architecture_name(replace(config, vision=replace(config.vision, activation="gelu"))) == "ViT-B-16-SigLIP2"
     assert architecture_name(replace(config, text=replace(config.text, vocab_size=32000))) == "ViT-B-16-SigLIP"
+
+
+def test_the_english_vocabulary_warns_of_other_scripts(weights, monkeypatch):
+    from jclip.features import source as sources
+    from jclip.prompts.scripts import SIGLIP_ENGLISH
+
+    assert ModelSource(weights).vocabulary_kind == "tokenizer.json"
+    monkeypatch.setattr(sources, "C4", TOY_SIGLIP.text.vocab_size)
+    assert ModelSource(weights).vocabulary_kind == SIGLIP_ENGLISH
