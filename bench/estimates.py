@@ -109,8 +109,7 @@ def said(order: list[str], seconds: float) -> dict[str, float]:
     module, cfg, _ = read_config(order[1], [word for word in order[2:] if not word.startswith("--") and "=" in word])
     found = cost_estimate.estimated(module, cfg, seconds)
     print("\n".join(found.lines()), file=sys.stderr)
-    cpu = sum(one.cpu for one in found.accounts) + found.warming - found.compiled
-    return {"seconds": found.seconds, "cpu": cpu, "memory": found.host, "disk": found.run_bytes}
+    return {"seconds": found.seconds, "cpu": found.cpu, "memory": found.host, "disk": found.run_bytes}
 
 
 def weights(place: Path) -> Path:
