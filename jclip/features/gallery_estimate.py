@@ -51,7 +51,9 @@ class Estimate:
 
     def hours(self, processes: int = 1) -> float:
         """Of the whole job by so many processes of this machine, which share its cores: they take as much CPU time."""
-        each = self.together if processes == 1 else max(self.together / processes, self.cpu / self.cores)
+        each = (
+            self.together if processes == 1 else max(self.together / min(processes, self.cores), self.cpu / self.cores)
+        )
         return (self.load + self.photos * (self.alone[0] + each)) / 3600
 
     def rows(self, counts: Sequence[int]) -> list[str]:

@@ -87,7 +87,8 @@ class CostEstimate:
         shared = [one for one in self.accounts if one.name in DIVIDED]
         wall, cpu = sum(one.seconds for one in shared), sum(one.cpu for one in shared)
         again = min(self.repeated[0], wall)
-        divided = (wall - again) / count + again + self.exchange * 2 * (count - 1) / count
+        side_by_side = count if machines or self.gpu else min(count, self.cores)
+        divided = (wall - again) / side_by_side + again + self.exchange * 2 * (count - 1) / count
         if machines or self.gpu:
             return whole + divided
         return whole + max(divided, (cpu + (count - 1) * self.repeated[1]) / self.cores)
