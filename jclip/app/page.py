@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
-from jclip.app import runs_tab, search_tab, words
+from jclip.app import classify_tab, locate_tab, runs_tab, search_tab, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.errors import counted
 from jclip.paths import ASSETS
 from jclip.postponed import gr
 
-TABS = {"search": "search_tab", "classify": "classify_tab", "locate": "locate_tab", "runs": "runs_tab"}
+TABS = {"search": search_tab, "classify": classify_tab, "locate": locate_tab, "runs": runs_tab}
 EVERY = 1.0  # seconds between two looks at work under way
 
 
@@ -22,19 +20,10 @@ def build(desk: Desk) -> Any:
     with gr.Blocks(title="jclip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         page.load(**_head(desk), api_visibility="private")
         with gr.Tabs(elem_id="tabs"):
-            for name, module in TABS.items():
+            for name, tab in TABS.items():
                 with gr.Tab(words.t(f"page.{name}"), id=name, elem_id=f"tab-{name}"):
-                    _add(module, desk)
+                    tab.add(desk)
     return page
-
-
-def _add(module: str, desk: Desk) -> None:
-    if module == "search_tab":
-        return search_tab.add(desk)
-    name = f"jclip.app.{module}"
-    if importlib.util.find_spec(name):
-        importlib.import_module(name).add(desk)
-    return None
 
 
 def _head(desk: Desk) -> dict[str, Any]:
@@ -60,10 +49,10 @@ def about_html(desk: Desk, language: words.Language) -> str:
     """What is open and what goes on, for people."""
     parts = ["<b class='brand'>jclip</b>"]
     if desk.gallery is not None:
-        parts.append(f"<span title='{escaped(desk.place)}'>{escaped(desk.place, 60)}</span>")
+        parts.append(f"<span title='{escaped(desk.place)}'>{escaped(desk.place, 48)}</span>")
         photos = counted(len(desk.gallery), "photo") if language == "en" else f"{len(desk.gallery):,} 张照片"
         parts.append(f"<span>{photos}</span>")
-    parts.append(f"<span>{escaped(desk.model, 60)}</span>")
+    parts.append(f"<span>{escaped(desk.model, 48)}</span>")
     line = "<span class='dot'>·</span>".join(parts)
     task = desk.under_way()
     if task is None:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from jclip.app import search_grid, shown_command, words
+from jclip.app import search_grid, shown_command, teach_panel, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
+from jclip.app.photo_field import photo_field
 from jclip.app.search_form import MOST_HITS, Form
 from jclip.app.search_handover import add_handover
 from jclip.app.thumbnails import LARGE
@@ -27,7 +28,7 @@ def add(desk: Desk) -> None:
     with gr.Column(visible=False, elem_id="empty") as empty:
         about = gr.HTML(elem_id="about-empty")
         world = gr.Button(words.t("search.world"), variant="primary", elem_id="world", scale=0, min_width=240)
-    with gr.Column(elem_id="search") as search:
+    with gr.Column(visible=bool(desk.place), elem_id="search") as search:
         fields = _form(desk)
         command = shown_command.box(words.t("page.command"), visible=False)
         summary = gr.HTML(elem_id="summary")
@@ -35,6 +36,7 @@ def add(desk: Desk) -> None:
         large = gr.HTML(elem_id="large", js_on_load=search_grid.DIALOG, padding=False)
         last = gr.State()
         handover = add_handover(desk, last)
+        teach_panel.add(desk, fields["sentence"])
     outputs = [found, summary, command, last, handover]
 
     def run(request: gr.Request, *values: Any) -> list[Any]:
@@ -95,10 +97,7 @@ def _form(desk: Desk) -> dict[str, Any]:
     with gr.Accordion(t("search.more"), open=False, elem_id="more"):
         with gr.Row():
             with gr.Column(min_width=220):
-                made["photo"] = gr.Image(
-                    label=t("search.photo"), type="filepath", sources=["upload", "clipboard"], height=180,
-                    elem_id="like-photo", buttons=[],
-                )  # fmt: skip
+                made["photo"] = photo_field(t("search.photo"), height=180, elem_id="like-photo")
                 made["photo_weight"] = _weight("search.photo_weight")
             with gr.Column(min_width=220):
                 made["without"] = gr.Textbox(label=t("search.without"), lines=4, max_lines=8, elem_id="without")
@@ -120,7 +119,7 @@ def _form(desk: Desk) -> dict[str, Any]:
 def _empty(language: words.Language) -> str:
     """What to do where nothing is open."""
     title, first, note = (words.said(f"search.{key}", language) for key in ("empty_title", "empty", "world_note"))
-    return f"<h2>{title}</h2><p>{first}</p><pre>jclip app PHOTOS</pre><p>{note}</p>"
+    return f"<h2>{title}</h2><p>{first}</p><pre>jclip app PHOTOS</pre><p class='note'>{note}</p>"
 
 
 def _columns(desk: Desk, language: words.Language) -> str:
@@ -161,6 +160,8 @@ def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     said = words.said(
         "search.found", language, count=f"{len(found.hits):,}", all=f"{len(gallery):,}", stand=above, ms=f"{taken:.0f}"
     )
+    if above < len(found.hits):
+        said += f" · {words.said('search.below', language)}"
     return [
         search_grid.grid(gallery, found, pictures, language),
         f"<p>{escaped(said)}</p>",

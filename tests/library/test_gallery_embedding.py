@@ -331,6 +331,41 @@ def test_an_update_says_that_the_index_is_older_now(photos, tmp_path, capsys):
     assert main(command) == 0 and "the index is older than the gallery now" in capsys.readouterr().err
 
 
+def test_photos_can_be_searched_while_the_others_are_encoded(photos, counted, monkeypatch):
+    monkeypatch.setattr(photo_galleries, "FIRST", 2)
+    monkeypatch.setenv("JCLIP_BATCH", "2")
+    monkeypatch.setattr(gallery_embedding, "SAVE_SECONDS", 0.0)
+    seen, states = [], []
+    for gallery in photo_galleries.growing_gallery(photos, MODEL, seen=lambda *both: seen.append(both)):
+        states.append([gallery.path_of(row) for row in range(len(gallery))])
+    whole = states[-1]
+    assert [len(state) for state in states] == [2, 8, 12] == [*map(len, map(set, states))]
+    assert all(state == whole[: len(state)] for state in states)
+    assert sorted(counted) == sorted(whole)  # each once
+    assert {total for _, total in seen} == {12} and max(seen) == (12, 12)
+    again = [*photo_galleries.growing_gallery(photos, MODEL)]
+    assert [len(gallery) for gallery in again] == [12, 12] and len(counted) == 12
+
+
+def test_what_is_stopped_goes_on_where_it_was(photos, counted, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def stop(done: int, _: int) -> None:
+        if done >= 6:
+            raise Enough
+
+    monkeypatch.setattr(photo_galleries, "FIRST", 3)
+    monkeypatch.setenv("JCLIP_BATCH", "1")
+    monkeypatch.setattr(gallery_embedding, "SAVE_SECONDS", 0.0)
+    with pytest.raises(Enough):
+        for gallery in photo_galleries.growing_gallery(photos, MODEL, seen=stop):
+            assert len(gallery) == 3
+    kept = [len(gallery) for gallery in photo_galleries.growing_gallery(photos, MODEL)]
+    assert kept == [3, 12]
+    assert len(counted) <= 13 and len({*counted}) == 12  # what was under way when it was stopped, at most, again
+
+
 def test_a_failure_leaves_no_empty_folder(source, tmp_path):
     (tmp_path / "no.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match="no photo decodes"):
