@@ -97,10 +97,10 @@ def said(order: list[str], seconds: float) -> dict[str, float]:
         from jclip.features.source import ModelSource
 
         gallery_estimate.SECONDS = seconds
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         found = gallery_estimate.measured(gallery_inputs.read_inputs([order[1]]), ModelSource(order[3]), 2)
-        starting = time.perf_counter() - begun - seconds
-        cpu = found.photos * found.cpu + max(0.0, starting)
+        share = (time.process_time() - spent) / (time.perf_counter() - begun)
+        cpu = found.photos * found.cpu + share * found.load
         return {"seconds": 3600 * found.hours(), "cpu": cpu, "memory": found.memory * 2**20, "disk": found.disk / 2}
     import finetune  # noqa: F401 - offers the recipes
     from jclip.train import cost_estimate
@@ -109,8 +109,7 @@ def said(order: list[str], seconds: float) -> dict[str, float]:
     module, cfg, _ = read_config(order[1], [word for word in order[2:] if not word.startswith("--") and "=" in word])
     found = cost_estimate.estimated(module, cfg, seconds)
     print("\n".join(found.lines()), file=sys.stderr)
-    cpu = sum(one.cpu for one in found.accounts) + found.warming - found.compiled
-    return {"seconds": found.seconds, "cpu": cpu, "memory": found.host, "disk": found.run_bytes}
+    return {"seconds": found.seconds, "cpu": found.cpu, "memory": found.host, "disk": found.run_bytes}
 
 
 def weights(place: Path) -> Path:

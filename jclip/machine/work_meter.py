@@ -66,7 +66,7 @@ class WorkMeter:
 
     def __init__(self, seconds: float = 30.0):
         self.limit, self.accounts = seconds, dict[str, Account]()
-        self.compiled = self.warming = 0.0  # seconds: of compilers, and of first items beyond the others
+        self.compiled = self.warming = self.warming_cpu = 0.0  # seconds: of compilers, and of first items beyond others
         self.exchanged = 0.0  # bytes that ranks would exchange, in all steps
         self.repeated = np.zeros(3)  # (wall, CPU, decoding) seconds of the training that each rank would do whole
         self.state_bytes = self.grown_bytes = self.cache_bytes = (
@@ -139,6 +139,7 @@ class WorkMeter:
         """Takes the seconds that a first item needed beyond the others out of the account of now: of a first one alone in any
         run, and as far as compilers ran, of the first run alone."""
         self.warming += float(beyond[0])
+        self.warming_cpu += float(beyond[1])
         self.compiled += min(float(beyond[0]), compiling)
         account = self.account()
         account.done = account.done - beyond

@@ -55,11 +55,17 @@ class CostEstimate:
     uncertain: tuple[str, ...] = ()
     left_out: str = ""
     busy: float = 1.0
+    warming_cpu: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of the whole by one process, compilers left out."""
         return sum(one.seconds for one in self.accounts) + self.warming - self.compiled
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of the whole by one process."""
+        return sum(one.cpu for one in self.accounts) + self.warming_cpu - self.compiled
 
     @property
     def extrapolated(self) -> bool:
@@ -81,7 +87,8 @@ class CostEstimate:
         shared = [one for one in self.accounts if one.name in DIVIDED]
         wall, cpu = sum(one.seconds for one in shared), sum(one.cpu for one in shared)
         again = min(self.repeated[0], wall)
-        divided = (wall - again) / count + again + self.exchange * 2 * (count - 1) / count
+        side_by_side = count if machines or self.gpu else min(count, self.cores)
+        divided = (wall - again) / side_by_side + again + self.exchange * 2 * (count - 1) / count
         if machines or self.gpu:
             return whole + divided
         return whole + max(divided, (cpu + (count - 1) * self.repeated[1]) / self.cores)
@@ -181,7 +188,7 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> Co
         tuple(found), float(wall), meter.warming, meter.compiled, host, held.get("gpu", 0) * 2**20, run_bytes,
         meter.state_bytes, meter.cache_bytes, len(os.sched_getaffinity(0)), hasattr(module, "rows_of_ranks"),
         (float(meter.repeated[0]), float(meter.repeated[1])), meter.exchanged * _seconds_of_a_byte(),
-        tuple(meter.uncertain), left_out, busy,
+        tuple(meter.uncertain), left_out, busy, meter.warming_cpu,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from jclip.cli import main
 from jclip.data import gallery_inputs, gallery_store
 from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_embedding, gallery_parts, half_models, photo_galleries
+from jclip.features import gallery_changes, gallery_embedding, gallery_parts, half_models, photo_galleries
 from jclip.features.source import ModelSource
 
 MODEL = "shapes-tiny-rn"
@@ -401,7 +401,7 @@ def test_files_of_others_in_a_gallerys_folder_stay(photos, source, tmp_path):
 def test_of_many_rows_one_part_at_a_time_is_compared(photos, source, tmp_path, counted, monkeypatch):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
     made(photos, source, tmp_path / "g")
-    monkeypatch.setattr(gallery_embedding, "ROWS_IN_MEMORY", 0)
+    monkeypatch.setattr(gallery_changes, "ROWS_IN_MEMORY", 0)
     counted.clear()
     (photos / "copy.png").write_bytes((photos / "3.png").read_bytes())
     with pytest.raises(ConfigError, match="holds a gallery of other photos: add --update"):
