@@ -160,7 +160,7 @@ compile_all = build._compile_all
 def take(todo, folder, progress):
     there = Path(os.environ["OBJECTS_OF"], folder.relative_to(os.environ["JCLIP_CACHE"]))
     objects = [there / p.target.name for p in todo]
-    of_mpi = any("mpi" in p.target.name for p in todo)
+    of_mpi = any(p.target.name.startswith("mpi") for p in todo)
     if of_mpi or not list(there.glob("jclip-*.json")) or not all(path.is_file() for path in objects):
         return compile_all(todo, folder, progress)
     build._run(todo[0], folder / build.EMPTY, "-x", "c++", os.devnull)
