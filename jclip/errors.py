@@ -182,8 +182,23 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+_HEARING: list[Callable[[str], None]] = []
+
+
+@contextlib.contextmanager
+def notices_heard_by(hear: Callable[[str], None]) -> Iterator[None]:
+    """In the block `hear(line)` gets what `notice` prints as well."""
+    _HEARING.append(hear)
+    try:
+        yield
+    finally:
+        _HEARING.remove(hear)
+
+
 def notice(text: str) -> None:
     """Print one line on stderr. Errors of stderr itself are ignored."""
+    for hear in _HEARING:
+        hear(printable(text))
     if sys.stderr is None:
         return
     try:

@@ -1,18 +1,21 @@
 """Imports that stand at the top of a file and cost nothing there: what they name is loaded at its first use.
 
-Rooms offer their modules so, `from jclip.train import on_features`, and `jt` here is Jittor so: help and wrong settings
-are answered before NumPy or Jittor is loaded. `postponed` does the same for a package of others in a block.
+Rooms offer their modules so, `from jclip.train import on_features`, and `jt` and `gr` here are Jittor and Gradio so: help
+and wrong settings are answered before NumPy or Jittor is loaded. `postponed` does the same for a package of others in a block.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+
+from jclip.errors import SetupError
 
 
 @contextmanager
@@ -78,7 +81,31 @@ class Handle(ModuleType):
         return dir(self._found())
 
 
+class _Extra(Handle):
+    """As `Handle`, of a package that an extra installs. environ: set before it is imported."""
+
+    def __init__(self, module: str, extra: str, environ: Mapping[str, str]):
+        super().__init__(module)
+        object.__setattr__(self, "_extra", extra)
+        object.__setattr__(self, "_environ", environ)
+
+    def _found(self) -> Any:
+        if self.__name__ not in sys.modules:
+            os.environ.update(self._environ)
+        try:
+            return super()._found()
+        except ModuleNotFoundError as e:
+            if e.name != self.__name__:
+                raise
+            raise SetupError(f"{self.__name__} must be installed: pip install 'jclip[{self._extra}]'") from None
+
+
 jt = Handle("jclip.runtime", "jt")
+gr = _Extra(
+    "gradio",
+    "app",
+    {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "FASTAPI_OTEL_AUTO_CONFIGURE": "false"},
+)
 
 
 def face(

@@ -1,6 +1,6 @@
 # Sourced by the scripts of the project's folder: makes or reuses .venv there and installs the project into it.
 # Afterwards "$PROJECT" is that folder and "$PYTHON" runs in it; the current folder stays the caller's.
-# JCLIP_EXTRAS adds extras (check.sh: parity,dev,mpi,cluster); JCLIP_PYTHON names an interpreter.
+# JCLIP_EXTRAS adds extras (check.sh: parity,dev,mpi,cluster,app); JCLIP_PYTHON names an interpreter.
 
 say() { printf 'jclip: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,14 @@ from jclip.choices import default_model
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number
 from jclip.data import detector_boxes, photo_file, splits
 from jclip.errors import ConfigError, DataError, counted, notice, quoted, say
-from jclip.features import box_proposals, rough_boxes
+from jclip.features import box_proposals
 from jclip.features import source as sources
 from jclip.paths import exists, refuse_overwriting
-from jclip.prompts import scripts
-from jclip.report import box_drawing, found_boxes, grounder
-from jclip.report.finished_run import run_folder
-from jclip.train import curriculum_state
+from jclip.report import box_drawing, found_boxes, grounder, phrase_finder
 
 if TYPE_CHECKING:  # --help answers before NumPy is imported
     from PIL import Image
 
-Finder = Callable[[Any, str, Sequence[str]], tuple[list[Any], Any]]  # picture, path, phrases → boxes; where a run looks
 EPILOG = """Arguments that are files or folders are photos, the rest are phrases; the last is always a phrase. Words of places
 (left, behind, bigger than …) have rules with --model. A box comes back in any case: `present` and `support` say what it is
 worth. --run shapes-tiny-ground ships with jclip and knows the scenes of `jclip world`."""
@@ -80,15 +76,15 @@ def main(argv: list[str]) -> int:
     many = len(photos) > 1 or any(Path(place).is_dir() for place in named)
     drawings = {option: drawing_names(path, photos, many) for option, path in outputs(args).items()}
     refuse_overwriting([name for names in drawings.values() for name in names], [*photos, *filter(None, [args.boxes])])
-    finder, kind = finder_of(args, phrases), "network" if args.run else "proposals" if args.boxes else "rough"
+    finder = finder_of(args, phrases)
     on_error = args.on_error or ("skip" if many else "stop")
     failed: list[str] = []
     rows: list[list[str]] = []
     for at, photo, picture, things, looked in found_in(photos, phrases, finder, on_error, failed):
         if args.json:
-            say(found_boxes.json_line(photo, picture.size, kind, things))
+            say(found_boxes.json_line(photo, picture.size, finder.way, things))
         rows += found_boxes.table_rows(photo, things)
-        draw({option: names[at] for option, names in drawings.items()}, picture, things, looked, kind)
+        draw({option: names[at] for option, names in drawings.items()}, picture, things, looked, finder.way)
     if not args.json:
         say(found_boxes.table(rows))
     if failed:
@@ -158,46 +154,26 @@ def drawing_names(path: str, photos: Sequence[str], many: bool) -> list[str]:
     return names
 
 
-def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> Finder:
+def finder_of(args: argparse.Namespace, phrases: Sequence[str]) -> phrase_finder.PhraseFinder:
     """What finds phrases in a photo as the options say. Raises `ConfigError`, and `DataError` for a phrase that is too
     long."""
     if args.run:
-        folder = curriculum_state.answering_folder(run_folder(args.run, ())[0])
-        run = grounder.Grounder.load(folder, (), *(args.model or ()))
-        run.check_lengths(phrases, args.truncate)
-
-        def by_run(picture: Image.Image, photo: str, phrases: Sequence[str]) -> tuple[list[Any], Any]:
-            encoded = run.encoded(picture, phrases, args.truncate)
-            return run.found(encoded, support=True), run.looked(encoded) if args.attention else None
-
-        return by_run
-    proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None
-    models = [sources.ModelSource(name, args.family) for name in args.model or [default_model()]]
-    rules = box_proposals.ProposalRules(places=not args.no_rules)
-    for source in models:
-        box_proposals.check_towers(source)
-        scripts.warn_unread(phrases, source.vocabulary_kind)
-        box_proposals.check_lengths(source, phrases, rules.prompt, args.truncate)
-    if proposed is None:
-        rough = rough_boxes.RoughScorer(models[0], rules)
-
-        def roughly(picture: Image.Image, photo: str, phrases: Sequence[str]) -> tuple[list[Any], None]:
-            found = rough(picture, phrases, args.truncate)
-            return [found_boxes.best_of(p, *one) for p, one in zip(phrases, found, strict=True)], None
-
-        return roughly
-    scorer = box_proposals.BoxScorer(models, rules)
-
-    def among(picture: Image.Image, photo: str, phrases: Sequence[str]) -> tuple[list[Any], None]:
-        boxes = proposed.boxes(photo, picture.size, args.min_score)
-        found = scorer(picture, boxes, phrases, args.truncate)
-        return [found_boxes.best_of(p, boxes, one) for p, one in zip(phrases, found, strict=True)], None
-
-    return among
+        (model,) = args.model or [""]
+        finder = phrase_finder.RunFinder.load(args.run, model, bool(args.attention), args.truncate)
+    else:
+        proposed = detector_boxes.read_detector_boxes(args.boxes) if args.boxes else None
+        models = [sources.ModelSource(name, args.family) for name in args.model or [default_model()]]
+        rules = box_proposals.ProposalRules(places=not args.no_rules)
+        if proposed is None:
+            finder = phrase_finder.RoughFinder(models[0], rules, args.truncate)
+        else:
+            finder = phrase_finder.ProposalFinder(models, proposed, rules, args.min_score, args.truncate)
+    finder.check(phrases)
+    return finder
 
 
 def found_in(
-    photos: Sequence[str], phrases: Sequence[str], finder: Finder, on_error: str, failed: list[str]
+    photos: Sequence[str], phrases: Sequence[str], finder: phrase_finder.PhraseFinder, on_error: str, failed: list[str]
 ) -> Iterator[tuple[int, str, Image.Image, list[Any], Any]]:
     """Number, path, picture, and what the finder says of each photo that decodes and has proposals; `failed` receives what
     others lack."""

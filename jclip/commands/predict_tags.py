@@ -5,22 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jclip.commands import tag
 from jclip.commands.arguments import number
 from jclip.data import checks, label_files, loader, multi_label_sets, splits
-from jclip.errors import ConfigError, DataError, UnknownName, notice, say
+from jclip.errors import ConfigError, DataError, UnknownName, say
 from jclip.functional import calibration
-from jclip.paths import file_sha256, is_file
-from jclip.report import calibration_file, contact_sheet, score_files, tagging_run
+from jclip.report import calibration_file, contact_sheet, score_files, tag_rules, tagging_run
 from jclip.report import tags as tagss
 from jclip.report.run_table import selected_on_test
-from jclip.train import keyed_runs
-from jclip.train.configs import resolved
-from jclip.train.run_folder import LEARNED, adding_to
+from jclip.train.run_folder import adding_to
 
-CALIBRATION = "calibration.json"  # in the run's folder
 RULES = ("global_f1", "class_f1", "prevalence")
 HALFWAY = "halfway"
 
@@ -52,7 +47,8 @@ def predict_tags(
     fitted = calibration_of(done, args)
     rows, scores = done.scores_of(split, "stop" if args.list else on_error)
     photos = tuple(split.paths[row] for row in rows)
-    tags = tags_of(done.classnames, photos, scores, fitted, args)
+    threshold = args.threshold if isinstance(args.threshold, float) else None
+    tags = tag_rules.tags_of_run(done.classnames, photos, scores, fitted, threshold, args.top)
     tagss.write_tags(tags, args.out)
     if args.list:
         score_files.write_scores(args.list, score_files.Scores(args.list, {"scores": scores}), "seed")
@@ -65,34 +61,21 @@ def predict_tags(
     say(f"written: {', '.join(written)}")
 
 
-def tags_of(
-    classnames: Sequence[str], photos: tuple[str, ...], scores: Any, fitted: calibration.Calibration | None,
-    args: argparse.Namespace,
-) -> tagss.Tags:  # fmt: skip
-    """Names above the threshold of each: a number, what was fitted, or halfway between a photo's least and greatest."""
-    threshold = args.threshold if isinstance(args.threshold, float) else None
-    options: dict[str, Any] = {"threshold": threshold, "top": args.top, "none": bool(fitted) or threshold is not None}
-    if fitted:
-        scores, passing = tag.calibrated(scores, fitted)
-        options |= {"kind": "probability", "passing": passing if threshold is None else None}
-    return tagss.Tags(photos, tuple(classnames), scores, **options)
-
-
 def calibration_of(done: tagging_run.TaggingRun, args: argparse.Namespace) -> calibration.Calibration | None:
     """What is fitted on the list that the options name, and kept beside the run, else what was kept; None without any, or
     where the options want none. Raises `ConfigError` for a rule that nothing was fitted by."""
     if args.threshold == HALFWAY:
         return None
-    file, rule = done.folder / CALIBRATION, args.threshold if args.threshold in RULES else None
+    file, rule = done.folder / tag_rules.CALIBRATION, args.threshold if args.threshold in RULES else None
     if args.calibrate_on:
         labels = labels_of(args.calibrate_on, done.classnames, args.root or "")
         _, scores = done.scores_of(labels.split, "stop")
-        made = calibration_file.fitted(scores, labels, rule or "global_f1", made_of=made_of(done))
-        with adding_to(done.folder, [CALIBRATION]):
+        made = calibration_file.fitted(scores, labels, rule or "global_f1", made_of=tag_rules.made_of(done))
+        with adding_to(done.folder, [tag_rules.CALIBRATION]):
             calibration_file.write_calibration(file, made)
         say(f"fitted: {file} ({made.rule} and probabilities, on {made.photos} photos of {made.photos_of})")
         return made
-    kept = kept_calibration(file, done)
+    kept = tag_rules.kept_calibration(done)
     if rule and (kept is None or kept.rule != rule):
         had = "none there" if kept is None else f"one by {kept.rule}"
         raise ConfigError(
@@ -101,30 +84,6 @@ def calibration_of(done: tagging_run.TaggingRun, args: argparse.Namespace) -> ca
     if kept:
         say(f"thresholds: {kept.rule} and probabilities of {file}, fitted on {kept.photos} photos of {kept.photos_of}")
     return kept
-
-
-def kept_calibration(file: Path, done: tagging_run.TaggingRun) -> calibration.Calibration | None:
-    """What was kept beside the run; None without any, and of other scores, which is reported."""
-    if not is_file(file):
-        return None
-    kept = calibration_file.read_calibration(file)
-    if kept.made_of != made_of(done):
-        notice(
-            f"{file} is of other settings or another training, and is not used: fit it again with --calibrate-on LIST"
-        )
-        return None
-    if kept.classnames != tuple(done.classnames):
-        notice(f"{file} is of other classes, and is not used: fit it again with --calibrate-on LIST")
-        return None
-    return kept
-
-
-def made_of(done: tagging_run.TaggingRun) -> str:
-    """A key of what the run's scores depend on but the photos."""
-    values = resolved(done.module, done.config)
-    settings = {key: value for key, value in values.items() if key not in ("data", "model")}
-    upright = getattr(done.config.data, "upright", True)
-    return keyed_runs.key_of([settings, file_sha256(done.folder / LEARNED), done.source().weights_sha256, upright])
 
 
 def labels_of(named: str, classnames: Sequence[str], root: str) -> label_files.PhotoLabels:

@@ -5,29 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
-from jclip.commands import shared_parts
+from jclip.commands import concept_classes, shared_parts
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import class_names, splits
-from jclip.errors import ConfigError, notice, say
-from jclip.features import scored_parts, tagging
+from jclip.errors import ConfigError, say
+from jclip.features import concept_tagging, scored_parts, tagging
 from jclip.features import source as sources
-from jclip.functional import calibration, local_to_global
 from jclip.paths import file_sha256, is_file, refuse_overwriting
-from jclip.prompts import scripts
-from jclip.prompts import templates as template_sets
 from jclip.prompts.background_names import BACKGROUNDS
-from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders
+from jclip.report import calibration_file, concept_tags, contact_sheet, predictions, sorted_folders, tag_rules
 from jclip.report import tags as tagss
 from jclip.train import configs
 from jclip.train import run as runs
 from jclip.train.run_folder import LEARNED
-
-if TYPE_CHECKING:  # --help answers before NumPy is imported
-    import numpy as np
-
 
 TASK = "multi_label"  # of the runs that --run takes
 
@@ -37,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     p = Parser("jclip tag", description=__doc__)
     p.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, and folders of photos")
     p.add_argument(
-        "--classes", metavar="SET|FILE|a,b,c", help="one name or more, a file of them, or a benchmark's (coco, voc2007)"
+        "--classes",
+        metavar="SET|FILE|a,b,c",
+        help="one name or more, a file of them, or a benchmark's (coco, voc2007); concept:FILE is one that `jclip teach` made",
     )
     what = p.add_mutually_exclusive_group()
     add_shared(what, "--model", BY_NAME)
@@ -131,7 +125,11 @@ def main(argv: list[str]) -> int:
     parts = job_of(args, photos, scorer)
     if not shared_parts.helped("tag", __name__, argv, args, parts).ends:
         return 0
-    tags = tags_of(scorer.classnames, parts.together(), args, fitted)
+    found = parts.together()
+    if isinstance(scorer, concept_tagging.ConceptTagger):
+        tags = concept_tags.concept_tags(scorer, found, rules_of(args))
+    else:
+        tags = tag_rules.tags_of(scorer.classnames, found, rules_of(args), fitted)
     say(tagss.show_tags(tags))
     write(tags, args)
     parts.forget()
@@ -148,7 +146,7 @@ def job_of(
 ) -> scored_parts.ScoredParts:
     """The photos in parts, which several processes may share."""
     scorer = scorer or scorer_of(args)
-    if isinstance(scorer, tagging.Tagger):
+    if isinstance(scorer, tagging.Tagger | concept_tagging.ConceptTagger):
         made_of = scorer.made_of
     else:
         learned = Path(args.run, LEARNED)
@@ -161,16 +159,14 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
 
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
+    if classes := concept_classes.classes_of(args.classes):
+        return concept_classes.scorer_of(classes, args)
     names = class_names.read_class_names(args.classes, least=1).names
-    background = class_names.read_background(args.background)
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
-    scripts.warn_unread(names, source.vocabulary_kind)
-    templates = args.templates or tagging.TEMPLATES
-    prompts = template_sets.class_prompts(names[:1], template_sets.load_templates(templates))
-    scripts.warn_mixed(names[0], prompts[0][0], source.vocabulary_kind)
-    return tagging.Tagger(
-        source, names, templates, background, args.method, args.size, args.windows or (), truncate=args.truncate
-    )
+    return tag_rules.tagger_of(
+        source, names, args.templates or "", args.background, method=args.method, size=args.size,
+        windows=args.windows or (), truncate=args.truncate,
+    )  # fmt: skip
 
 
 def of_run(run: str, classes: str | None = None) -> tagging.Scorer:
@@ -191,43 +187,9 @@ def of_run(run: str, classes: str | None = None) -> tagging.Scorer:
     return module.tagger(Path(run), config)
 
 
-def tags_of(
-    classnames: Sequence[str],
-    found: tagging.PhotoScores,
-    args: argparse.Namespace,
-    fitted: calibration.Calibration | None = None,
-) -> tagss.Tags:
-    """The scores with what makes a tag of them, or `fitted` thresholds and probabilities. Raises `ConfigError`."""
-    import numpy as np
-
-    scores, background, own = found.scores, found.background, len(classnames)
-    if args.per_class_norm:
-        if len(scores) < 2 or own + background.shape[1] < 2:
-            raise ConfigError(f"--per-class-norm needs two photos and two names, got {len(scores)} and {own}")
-        both = local_to_global.normalised_both_ways(np.concatenate([scores, background], axis=1))
-        scores, background = both[:, :own], both[:, own:]
-    options: dict[str, Any] = {"threshold": args.threshold, "top": args.top, "none": args.none or own == 1}
-    options["logits"] = found.logits and not args.per_class_norm
-    if found.sigmoid and not (fitted or args.per_class_norm):
-        options |= {"kind": "probability", "logits": False, "written": scores}
-        scores, background = (calibration.sigmoid(x).astype(np.float32) for x in (scores, background))
-    if fitted:
-        scores, passing = calibrated(scores, fitted)
-        options |= {"none": True, "kind": "probability", "passing": passing if args.threshold is None else None}
-    return tagss.Tags(found.photos, tuple(classnames), scores, background, **options)
-
-
-def calibrated(scores: np.ndarray, fitted: calibration.Calibration) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, C) and what exceeds the fitted thresholds; classes without a probability, which are reported, are
-    none of a photo's tags."""
-    import numpy as np
-
-    probabilities, passing = fitted.probabilities(scores), fitted.predicted(scores)
-    if len(lost := np.flatnonzero(np.isnan(fitted.a))):
-        first = fitted.classnames[lost[0]]
-        notice(f"classes without a probability in the calibration, left out: {len(lost)} (first: {first})")
-        probabilities[:, lost], passing[:, lost] = 0, False
-    return probabilities, passing
+def rules_of(args: argparse.Namespace) -> tag_rules.TagRules:
+    """What makes a tag of a score, as the options say."""
+    return tag_rules.TagRules(args.threshold, args.top, args.none, args.per_class_norm)
 
 
 def write(tags: tagss.Tags, args: argparse.Namespace) -> None:

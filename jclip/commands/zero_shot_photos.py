@@ -12,12 +12,11 @@ from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, numb
 from jclip.config import build
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
-from jclip.features import extraction, several_models
-from jclip.features import source as sources
+from jclip.features import concepts
 from jclip.features.member import Member
 from jclip.paths import exists, refuse_overwriting
-from jclip.prompts import scripts
 from jclip.report import contact_sheet, predictions
+from jclip.report.zero_shot_predictions import classify
 from jclip.train import configs
 
 OPTIONS = {  # of one model → the member's setting
@@ -26,49 +25,6 @@ OPTIONS = {  # of one model → the member's setting
     "truncate": "truncate", "article": "article", "plural": "plural",
 }  # fmt: skip
 LOOKS = ("size", "resize", "sharpness", "draft", "upright")  # options of one model that are its preprocessing
-
-
-def classify(
-    members: Sequence[Member],
-    photos: Sequence[str],
-    classnames: Sequence[str],
-    *,
-    mix: str = "prob",
-    drop_below: float = 0.0,
-    drop_below_uniform: float = 0.0,
-    unknown: float = 0.0,
-    explain: bool = False,
-    top: int = 5,
-    on_error: str = "stop",
-) -> predictions.Predictions:
-    """Scores of each photo and class, by one model or several.
-
-    How is written in `jclip.features.several_models` and `jclip.functional.prompt_scores`. Probabilities are shares of the
-    classes; of one model that was trained with the sigmoid loss, each class's own, which sum to nothing in particular.
-
-    unknown: below this probability a photo is of none of the classes. explain: also which prompt decided. Raises
-    `ConfigError` for members that can't be mixed so, `DataError` for a photo that does not decode, unless on_error is
-    "skip".
-    """
-    import numpy as np
-
-    together = sources.SideBySide.of(members)
-    several_models.check_alone(together.sources, members)
-    for source, member in zip(together.sources, members, strict=True):
-        scripts.warn_unread(classnames, source.vocabulary_kind)
-        scripts.warn_mixed(classnames[0], member.class_prompts(classnames[:1])[0][0], source.vocabulary_kind)
-    split = splits.Split(tuple(photos), np.full(len(photos), -1, np.int32))
-    mixture = several_models.build_mixture(
-        together, members, classnames, {"photos": split}, mix=mix, drop_below=drop_below,
-        drop_below_uniform=drop_below_uniform, on_error=on_error, whole=explain,
-    )  # fmt: skip
-    rows, features = extraction.extract(together, split, on_error=on_error, label="photos")
-    scores, sigmoid = mixture(features), several_models.belongs_by_sigmoid(together.sources, members)
-    if sigmoid:
-        scores += np.float32(together.sources[0].logit_bias)
-    prompts = several_models.deciding(mixture, members, classnames, features, scores.argmax(axis=1)) if explain else ()
-    seen = tuple(photos[i] for i in rows)
-    return predictions.Predictions(seen, tuple(classnames), scores, top, unknown, tuple(prompts), sigmoid)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,6 +135,10 @@ def main(argv: list[str]) -> int:
     if not places:
         raise ConfigError("name the photos, or folders of photos")
     names = class_names.read_class_names(asked.pop("classes")).names
+    if concept := next(filter(concepts.is_concept, names), None):
+        raise ConfigError(
+            f"classes must be names here, got the concept {concept}: give it to `jclip tag` or `jclip predict`"
+        )
     photos = splits.find_photos(places)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])

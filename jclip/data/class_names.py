@@ -88,13 +88,13 @@ def read_class_names(named: str, least: int = 2) -> ClassNames:
     """
     path = Path(named)
     if is_file(named):
-        return _unlike(read_entries(path), named, least)
+        return distinct_names(read_entries(path), named, least)
     if named in class_sets():
         return ClassNames(class_set(named))  # as published: imagenet1k has two names twice
     if "," not in named and (path.suffix or "/" in named):
         reason = "can't be read, it is not a regular file" if exists(named) else "no such file of class names"
         raise DataError(f"{reason}: {path}")
-    return _unlike(
+    return distinct_names(
         [Entry(" ".join(n.split()), place=f"name {k}") for k, n in enumerate(named.split(","), 1) if n.strip()],
         least=least,
     )
@@ -105,7 +105,7 @@ def read_background(named: str) -> tuple[str, ...]:
     return BACKGROUNDS[named] if named in BACKGROUNDS else read_class_names(named, least=1).names
 
 
-def _unlike(entries: Sequence[Entry], place: str = "", least: int = 2) -> ClassNames:
+def distinct_names(entries: Sequence[Entry], place: str = "", least: int = 2) -> ClassNames:
     """Raises `DataError` unless there are at least `least` entries, with names that differ."""
     names, before = tuple(entry.name for entry in entries), f"{place}: " if place else ""
     if not names:

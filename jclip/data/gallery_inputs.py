@@ -82,6 +82,20 @@ class Inputs:
         return len(self.paths(number))
 
     @property
+    def files(self) -> int:
+        """How many photos in files of their own there are."""
+        return len(self._paths)
+
+    def first(self, count: int) -> Inputs:
+        """The first `count` of these, without those in tars."""
+        return Inputs(self.root, {path: self._files[path] for path in self._paths[:count]})
+
+    def covering(self, paths: Iterable[str]) -> int:
+        """How many of the first photos hold all of `paths`; more than there are where one isn't among them."""
+        place = {path: number for number, path in enumerate(self._paths, start=1)}
+        return max((place.get(path, len(place) + 1) for path in paths), default=0)
+
+    @property
     def tars(self) -> Sequence[str]:
         """Paths of the tars."""
         return self._tars

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,14 +24,16 @@ from jclip.data.pseudo_labels import MADE, PseudoLabelConfig, make_pseudo_labels
 from jclip.data.scene_captions import Draws
 from jclip.functional import boxes
 from jclip.paths import cache_dir, file_sha256, replacing_folder
+from jclip.readers.spreadsheet import write_csv_rows
 
 SIZE = 64
+LOOKED_AT, TABLE = 160, "photos.csv"  # pixels of photos that people look at, and the table of these
 THINGS = (2, 4)
 NOISE = 0.3
 HELD_OUT = 10  # one scene in so many is for validation, one for test
 PHOTOS, HUMAN, PROPOSALS, ABOUT = "photos", "boxes.jsonl", "proposals.json", "world.json"
 FOUND = ("detections", "triplets", "captions")
-_SEED = 60_000
+_SEED, _LOOKED_AT_SEED = 60_000, 70_000
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,29 @@ def kept_world(count: int, seed: int, pairs: int = 0, noise: float = NOISE, size
         with replacing_folder(folder) as temporary:
             write_world(temporary, count, seed, size, pairs, noise)
     return folder
+
+
+def kept_photos(count: int = 300, seed: int = 0, seen: Callable[[int, int], None] | None = None) -> Path:
+    """Return a table of photos to look at, with captions and columns, in a folder of the cache, drawn at its first use.
+
+    seen: called with the photos that are drawn and all of them.
+    """
+    made_of = ["photos", count, seed, LOOKED_AT, file_sha256(Path(shapes.__file__)), file_sha256(Path(__file__))]
+    folder = cache_dir("worlds") / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    if not (folder / TABLE).is_file():
+        with replacing_folder(folder) as temporary:
+            (temporary / PHOTOS).mkdir()
+            rows = []
+            for number in range(count):
+                scene = shapes.draw_scene((_LOOKED_AT_SEED, seed, number), styles=shapes.SEEN_STYLES, count=(1, 2))
+                name = f"{PHOTOS}/{number + 1:0{len(str(count))}}.png"
+                scene.render(LOOKED_AT).save(temporary / name)
+                rows.append([name, scene.caption, len(scene.things), scene.style])
+                if seen:
+                    seen(number + 1, count)
+            with (temporary / TABLE).open("w", encoding="utf-8", newline="") as file:
+                write_csv_rows(file, ["path", "caption", "things", "style"], rows)
+    return folder / TABLE
 
 
 def _write_facts(folder: Path, facts: Sequence[PhotoFacts]) -> None:

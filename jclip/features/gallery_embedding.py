@@ -36,6 +36,8 @@ from jclip.functional.nearest import take
 
 DEFAULT_DTYPE = "fp16"
 SAVE_SECONDS = 5.0  # a kill loses at most the batches of so long
+ROWS_IN_MEMORY = 10**6  # of a gallery that is there, to compare with; of more one part's at a time
+Seen = Callable[[int, int], None]  # photos done, all photos
 CHANGED = "changed while it was read: embed it again with --update"
 INSTALL = "pip install"  # a reason that may be gone by the next time
 
@@ -76,6 +78,7 @@ def embed(
     update: bool = False,
     model: str = "",
     share: Share = WHOLE,
+    seen: Seen | None = None,
 ) -> Outcome:
     """Writes the gallery of `inputs` into `folder`, or with `update` brings the one there up to date.
 
@@ -83,6 +86,8 @@ def embed(
     there not again; what a killed run had encoded is taken over. dtype: of the stored features, by default those of the
     gallery that is there, else fp16. model: the name or path to load it by again. share: which of the parts this process
     does; the one that finds all parts finished writes the gallery, which has the same bytes however they were shared.
+    seen: called after each batch with the photos that are done and all of them; what it raises ends the work, and what is
+    encoded by then is kept as after a kill.
     Raises `ConfigError` for a gallery of another model, preprocessing or dtype, or of other photos without `update`,
     `DataError` where no photo decodes.
     """
@@ -97,7 +102,7 @@ def embed(
         parts = _parts(inputs, source, folder, dtype)
         _check_shares(parts, share, folder)
         begun = time.monotonic()
-        encoded = _finish_parts(inputs, source, parts, _stored(old), DTYPES[dtype], share)
+        encoded = _finish_parts(inputs, source, parts, _stored(old), DTYPES[dtype], share, seen)
         seconds = time.monotonic() - begun
         if not share.ends or parts.missing():
             return Outcome(0, encoded, 0, 0, 0, [], seconds, (parts.missing(), parts.count))
@@ -203,6 +208,8 @@ def _opened(folder: Path) -> Store | None:
 
 def _same_rows(old: Store, inputs: Inputs) -> bool:
     """Whether the gallery has just the rows that it would get now."""
+    if len(old) > ROWS_IN_MEMORY:
+        return _same_parts(old, inputs)
     now = _readable(old, inputs)
     absent = sorted(found["path"] for found in old.skipped() if not found.get("sha256"))
     return (
@@ -213,6 +220,21 @@ def _same_rows(old: Store, inputs: Inputs) -> bool:
     )
 
 
+def _same_parts(old: Store, inputs: Inputs) -> bool:
+    """`_same_rows` with one part's rows in memory at a time; the bytes of tars are read again where they then are encoded."""
+    if old.manifest.root != inputs.root:
+        return False
+    lost = {found.get("sha256") for found in old.skipped()} - {None}
+    before, absent = iter(old.rows), []
+    for number in range(inputs.parts):
+        part = inputs.part(number)
+        absent += [path for path, _ in part.skipped]
+        if any(row["sha256"] not in lost and row != next(before, None) for row in part.rows):
+            return False
+    unread = sorted(found["path"] for found in old.skipped() if not found.get("sha256"))
+    return next(before, None) is None and sorted(absent) == unread
+
+
 def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
     """Without the bytes that did not decode before."""
     lost = {found.get("sha256") for found in old.skipped()} - {None}
@@ -220,6 +242,8 @@ def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
+    if len(old) > ROWS_IN_MEMORY:
+        return ConfigError(f"{folder} holds a gallery of other photos: add --update to bring it up to date")
     there, now = {facts_of(row) for row in old.rows}, {facts_of(row) for row in _readable(old, inputs)}
     return ConfigError(
         f"{folder} holds a gallery of other photos ({len(now - there)} to add, {len(there - now)} to drop): "
@@ -228,7 +252,8 @@ def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
 
 
 def _unchanged(old: Store) -> Outcome:
-    distinct = len({row["sha256"] for row in old.rows})
+    prints = np.fromiter((int(row["sha256"][:16], 16) for row in old.rows), np.uint64, len(old))
+    distinct = len(np.unique(prints))
     skipped = [(found["path"], found["reason"]) for found in old.skipped()]
     return Outcome(len(old), 0, 0, 0, len(old) - distinct, skipped)
 
@@ -246,7 +271,13 @@ def _stored(old: Store | None) -> _Stored:
 
 
 def _finish_parts(
-    inputs: Inputs, source: ModelSource, parts: Parts, stored: _Stored, dtype: np.dtype, share: Share
+    inputs: Inputs,
+    source: ModelSource,
+    parts: Parts,
+    stored: _Stored,
+    dtype: np.dtype,
+    share: Share,
+    seen: Seen | None = None,
 ) -> int:
     """Finishes this process's parts; returns how many photos it encoded."""
     from tqdm import tqdm
@@ -254,7 +285,8 @@ def _finish_parts(
     encoded, numbers = 0, share.of_numbers(parts.count)
     total = sum(map(inputs.size, numbers))
     model = functools.cache(lambda: half_models.load_half(source, "vision"))
-    with tqdm(total=total, desc="embed", unit="photo", disable=None, leave=False) as bar:
+    with tqdm(total=total, desc="embed", unit="photo", disable=None, leave=False) as shown:
+        bar = _Bar(shown, total, seen)
         for number in numbers:
             there = parts.whole(number)
             if there is not None and all(is_unchanged(inputs.root, row) for row in there.rows):
@@ -266,6 +298,24 @@ def _finish_parts(
             encoded += _encode_rest(inputs.root, part, source, model, known, dtype, _keeper(parts, number), bar)
             parts.keep_whole(number, _sorted_out(part, known, source.config.embed_dim, dtype))
     return encoded
+
+
+class _Bar:
+    """A progress bar, and whoever else wants to know; the bar counts nothing where it isn't shown."""
+
+    def __init__(self, bar: Any, total: int, seen: Seen | None):
+        self._bar, self._seen, self.done, self.total = bar, seen, 0, total
+
+    def update(self, photos: int) -> None:
+        self.done += photos
+        self._bar.total = self.total
+        self._bar.update(photos)
+        self.look()
+
+    def look(self, more: int = 0) -> None:
+        """Says how many are done; `more` are encoded, and not kept yet."""
+        if self._seen:
+            self._seen(self.done + more, self.total)
 
 
 class _PartKnown:
@@ -307,7 +357,7 @@ def _encode_rest(
     known: _PartKnown,
     dtype: np.dtype,
     keep: Callable[[int, Known], None],
-    bar: Any,
+    bar: _Bar,
 ) -> int:
     """Encodes a part's photos of unknown bytes, keeps them every few seconds, and adds them to `known`; how many there are."""
     todo: dict[str, dict[str, Any]] = {}
@@ -319,14 +369,14 @@ def _encode_rest(
     if not todo:
         return 0
     hashes, rows, count, done = list(todo), list(todo.values()), 0, 0
-    for good, features, failed, end in _saved_up(_features(source, model(), root, rows), len(rows)):
-        bar.update(end - done)
-        done = end
+    for good, features, failed, end in _saved_up(_features(source, model(), root, rows), len(rows), bar.look):
         features = np.ascontiguousarray(unit(features), dtype)
         piece = Known([hashes[i] for i in good], features, {hashes[i]: why for i, why in failed.items()})
         keep(before + end, piece)
         known.add(piece)
         count += len(good)
+        bar.update(end - done)
+        done = end
     return count
 
 
@@ -367,15 +417,18 @@ def _features(
         yield np.zeros(0, np.int64), np.zeros((0, width), np.float32), failed, len(files)
 
 
-def _saved_up(batches: Iterator, total: int) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str], int]]:
-    """Batches of `SAVE_SECONDS` as one."""
-    waiting, begun = [], time.monotonic()
+def _saved_up(
+    batches: Iterator, total: int, seen: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str], int]]:
+    """Batches of `SAVE_SECONDS` as one. seen: called with the photos that wait."""
+    waiting, begun, last = [], time.monotonic(), 0
     for batch in batches:
         waiting.append(batch)
+        seen(batch[3] - last)
         if batch[3] == total or time.monotonic() - begun >= SAVE_SECONDS:
             at, features, failed, ends = zip(*waiting, strict=True)
             yield np.concatenate(at), np.concatenate(features), {k: v for f in failed for k, v in f.items()}, ends[-1]
-            waiting, begun = [], time.monotonic()
+            waiting, begun, last = [], time.monotonic(), batch[3]
 
 
 def _reason(message: str) -> str:

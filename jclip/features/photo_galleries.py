@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from jclip import paths
 from jclip.config import Dtype
-from jclip.data.gallery_inputs import read_inputs
-from jclip.data.gallery_store import made_by
+from jclip.data.gallery_inputs import Inputs, read_inputs
+from jclip.data.gallery_store import is_gallery, made_by
 from jclip.errors import DataError, notice
 from jclip.features.gallery import Gallery
-from jclip.features.gallery_embedding import DamagedGallery, embed
+from jclip.features.gallery_embedding import DamagedGallery, Outcome, Seen, embed
 from jclip.features.source import ModelSource
 
+FIRST = 64  # photos that are embedded before any can be searched
 UNFINISHED = "unfinished-*"  # what `jclip embed` leaves when it is stopped
 
 
@@ -28,18 +31,59 @@ def gallery_of_photos(
 
     model: a model's name or file, looked for once the photos are there. Raises `DataError` where there is no photo.
     """
+    inputs = _inputs_of(place)
+    source = ModelSource(model, family, dtype)
+    kept = _folder_for(place, source)
+    outcome = _embedded(inputs, source, kept, model)
+    _report(outcome)
+    return Gallery.open(kept, source=source)
+
+
+def growing_gallery(
+    place: str | os.PathLike, model: str, family: str | None = None, seen: Seen | None = None
+) -> Iterator[Gallery]:
+    """As `gallery_of_photos`, by steps, so that what is there can be searched: the gallery as it was left the last time,
+    then that of the first photos, of four times as many, and so on, at last of all.
+
+    Rows of a step are the first rows of the next one. seen: called after each batch with the photos that are done and all
+    of them; what it raises ends the work, and what is encoded by then is kept.
+    """
+    inputs = _inputs_of(place)
+    source = ModelSource(model, family)
+    kept = _folder_for(place, source)
+    least = 0
+    with contextlib.suppress(DataError):  # damaged: all are encoded again
+        if is_gallery(kept):
+            there = Gallery.open(kept, source=source)
+            least = inputs.covering(there.path_of(row) for row in range(len(there)))
+            yield there
+    total = inputs.files
+    for count in [FIRST * 4**step for step in range(15) if least < FIRST * 4**step < total]:
+        with contextlib.suppress(DataError):  # none of the first photos decodes
+            _embedded(inputs.first(count), source, kept, model, (lambda done, _: seen(done, total)) if seen else None)
+            yield Gallery.open(kept, source=source)
+    _report(_embedded(inputs, source, kept, model, seen))
+    yield Gallery.open(kept, source=source)
+
+
+def _inputs_of(place: str | os.PathLike) -> Inputs:
     folder = Path(place)
     if folder.is_dir() and any(folder.glob(UNFINISHED)):
         raise DataError(f"{place} is a gallery that is not finished: give `jclip embed` the same command again")
-    inputs = read_inputs([place])
-    source = ModelSource(model, family, dtype)
-    kept = _folder_for(place, source)
+    return read_inputs([place])
+
+
+def _embedded(inputs: Inputs, source: ModelSource, kept: Path, model: str, seen: Seen | None = None) -> Outcome:
     try:
-        outcome = embed(inputs, source, kept, update=True, model=model)
+        return embed(inputs, source, kept, update=True, model=model, seen=seen)
     except DamagedGallery as e:
         notice(f"{e.__cause__}; the photos are encoded again")
         shutil.rmtree(kept)
-        outcome = embed(inputs, source, kept, update=True, model=model)
+        return embed(inputs, source, kept, update=True, model=model, seen=seen)
+
+
+def _report(outcome: Outcome) -> None:
+    """Says on stderr what was encoded, and what can't be read."""
     if outcome.encoded or outcome.dropped:
         gone = f", dropped: {outcome.dropped}" if outcome.dropped else ""
         notice(f"photos encoded: {outcome.encoded}{gone}; in all, kept in the cache: {outcome.rows}")
@@ -47,7 +91,6 @@ def gallery_of_photos(
         path, reason = outcome.skipped[0]
         total = outcome.rows + len(outcome.skipped)
         notice(f"photos that can't be read: {len(outcome.skipped)} of {total}, left out (first: {path}: {reason})")
-    return Gallery.open(kept, source=source)
 
 
 def _folder_for(place: str | os.PathLike, source: ModelSource) -> Path:

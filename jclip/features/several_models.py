@@ -118,11 +118,13 @@ def build_mixture(
     drop_below_uniform: float = 0.0,
     on_error: OnError = "stop",
     whole: bool = False,
+    release: bool = True,
 ) -> Mixture:
     """All members' heads for these classes, with their weights; in the cache, the features of all `splits`.
 
     One model after the other, each loaded once. drop_below: of the mixture's probabilities of prompts, or
     drop_below_uniform in units of uniform mass. whole: heads keep every prompt, also where the mode needs but their mean.
+    release: free each model's memory before the next one is loaded.
     Raises `ConfigError` for members that can't be mixed so, before anything is computed.
     """
     check_mixture(members, mix, drop_below or drop_below_uniform)
@@ -135,7 +137,8 @@ def build_mixture(
         for label, split in splits.items():
             if len(split):
                 extract_of(together, number, split, on_error, label)
-        source.release()
+        if release:
+            source.release()
     weights = np.array([member.weight for member in members], np.float64)
     threshold = drop_below or drop_below_uniform / sum(map(len, prompts[0]))
     return Mixture(tuple(heads), weights / weights.sum(), mix, threshold)
@@ -186,9 +189,9 @@ def prompt_head(
 
 def deciding(
     mixture: Mixture, members: Sequence[Member], classnames: Sequence[str], features: np.ndarray, classes: np.ndarray
-) -> list[str]:
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """For each photo (N, width) the prompt nearest to it among those of the class (N,) it was given, by the model that
-    gave this class most. The heads keep every prompt."""
+    gave this class most, and its cosine. The heads keep every prompt."""
     parts = mixture.parts(features)
     given = np.stack([
         w * np.exp(transformed(head(x), "log_softmax", 1.0))[np.arange(len(x)), classes]
@@ -197,6 +200,7 @@ def deciding(
     chosen = []
     for head, x, member in zip(mixture.heads, parts, members, strict=True):
         sentences = [prompt for of_class in member.class_prompts(classnames) for prompt in of_class]
-        which, _ = deciding_prompts(x, head.prompts, head.counts, classes)
-        chosen.append([sentences[i] for i in which])
-    return [chosen[m][i] for i, m in enumerate(given)]
+        which, cosines = deciding_prompts(x, head.prompts, head.counts, classes)
+        chosen.append([(sentences[i], float(cosine)) for i, cosine in zip(which, cosines, strict=True)])
+    of_photos = [chosen[m][i] for i, m in enumerate(given)]
+    return tuple(prompt for prompt, _ in of_photos), tuple(cosine for _, cosine in of_photos)

@@ -35,8 +35,10 @@ NAMES = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANG
     )
 }  # fmt: skip - the first word of a letter's Unicode name → what people call the script
 READERS = "Chinese-CLIP, SigLIP 2 or MetaCLIP 2 worldwide"  # weights that read other scripts
+SIGLIP_ENGLISH = "siglip-english"  # SentencePiece of 32,000 English pieces: other scripts are unknown to it
 LEARNED = {  # kind of vocabulary → the captions that its weights learned from, and their scripts beside Latin
     "openai-bpe": ("English", ()),
+    SIGLIP_ENGLISH: ("English", ()),
     "wordpiece": ("Chinese", ("CJK",)),
 }
 _warned: set[str] = set()
@@ -53,19 +55,26 @@ def warn_unread(texts: Iterable[str], tokenizer: str = "openai-bpe") -> None:
     """One line on stderr, once per process and script, where a text is in a script that the weights never learned.
 
     tokenizer: the kind of their vocabulary. All weights that CLIP's own belongs to were trained on English captions: their
-    bytes of other scripts become tokens without meaning, and results are random. A WordPiece is Chinese-CLIP's.
+    bytes of other scripts become tokens without meaning, and results are random. A WordPiece is Chinese-CLIP's; of SigLIP
+    those with the English vocabulary learned English captions alone.
     """
-    if tokenizer not in LEARNED:
-        return
-    language, own = LEARNED[tokenizer]
     for text in texts:
-        script = script_of(text)
-        if script in NAMES and script not in own and script not in _warned:
+        line, script = unread(text, tokenizer), script_of(text)
+        if line and script not in _warned:
             _warned.add(script)
-            notice(
-                f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned ({language} captions): results "
-                f"will be near random; write it in {language}, or use weights that read it: {READERS}"
-            )
+            notice(line)
+
+
+def unread(text: str, tokenizer: str) -> str:
+    """What is to be said of a text in a script that weights of this vocabulary never learned; empty for others."""
+    language, own = LEARNED.get(tokenizer, ("", ()))
+    script = script_of(text)
+    if not language or script not in NAMES or script in own:
+        return ""
+    return (
+        f"{quoted(text, 60)} is {NAMES[script]}, which these weights never learned ({language} captions): results "
+        f"will be near random; write it in {language}, or use weights that read it: {READERS}"
+    )
 
 
 def warn_mixed(name: str, prompt: str, tokenizer: str) -> None:

@@ -39,6 +39,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def json_line(photo: str, size: tuple[int, int], method: str, things: Sequence[FoundThing]) -> str:
+    """What `fields` gives, as JSON on a line."""
+    return json.dumps(fields(photo, size, method, things), ensure_ascii=False)
+
+
+def fields(photo: str, size: tuple[int, int], method: str, things: Sequence[FoundThing]) -> dict[str, Any]:
     """photo, width, height, method (network, proposals, rough), found: of each phrase phrase, box (corners) and xywh in
     pixels to two decimals; support, present, probability to four, null where not known."""
     found = [
@@ -52,8 +57,7 @@ def json_line(photo: str, size: tuple[int, int], method: str, things: Sequence[F
         }
         for t in things
     ]
-    line: dict[str, Any] = {"photo": photo, "width": size[0], "height": size[1], "method": method, "found": found}
-    return json.dumps(line, ensure_ascii=False)
+    return {"photo": photo, "width": size[0], "height": size[1], "method": method, "found": found}
 
 
 def drawn(things: Sequence[FoundThing], method: str) -> list[DrawnBox]:

@@ -9,7 +9,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Predictions:
     """Scores (N, C) of photos for classes; `top` of them are written.
 
     unknown: a photo whose best probability is below it belongs to none of the classes. prompts: of each photo the prompt
-    that decided; empty where nobody asked. sigmoid: scores are logits of each class by itself, else shares' logarithms.
+    that decided, cosines: how near it was; empty where nobody asked. sigmoid: scores are logits of each class by itself,
+    else shares' logarithms.
     """
 
     photos: tuple[str, ...]
@@ -44,6 +45,7 @@ class Predictions:
     unknown: float = 0.0
     prompts: tuple[str, ...] = ()
     sigmoid: bool = False
+    cosines: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.scores) != len(self.photos) or (self.prompts and len(self.prompts) != len(self.photos)):
@@ -67,6 +69,18 @@ class Predictions:
         if self.unknown <= 0:
             return np.ones(len(self.photos), bool)
         return self.probabilities.max(axis=1) >= self.unknown
+
+    def at(self, row: int) -> Predictions:
+        """Of one photo alone."""
+        one = slice(row, row + 1)
+        own = {name: getattr(self, name)[one] for name in ("photos", "scores", "prompts", "cosines")}
+        return replace(self, **own)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """(N,) by how much the best probability exceeds the second, or with one class 0: small where a photo is unsure."""
+        two = -np.partition(-self.probabilities, 1, axis=1)[:, :2] if len(self.classnames) > 1 else self.probabilities
+        return two[:, 0] - two[:, -1]
 
 
 def check_format(path: str | None, form: str = "") -> None:
@@ -119,17 +133,18 @@ def _write_csv(p: Predictions, f) -> None:
     write_csv_rows(f, [*head, *(["prompt"] if p.prompts else [])], rows)
 
 
-def _write_json(p: Predictions, f) -> None:
-    """A list of photos, each with its best classes: name, label, probability, score.
+def entries(p: Predictions) -> list[dict[str, Any]]:
+    """A list of photos, each with its best classes: name, label, probability, score; what the JSON file holds.
 
-    With `unknown` and `prompt`, where they were asked for; the classes of an unknown photo are written all the same.
+    With `unknown`, and `prompt` and its `cosine`, where they were asked for; the classes of an unknown photo are written
+    all the same.
     """
     best, probabilities, known = p.best.tolist(), p.probabilities, p.known.tolist()
-    entries = []
+    found = []
     for row, photo in enumerate(p.photos):
-        asked = ({"unknown": not known[row]} if p.unknown > 0 else {}) | (
-            {"prompt": p.prompts[row]} if p.prompts else {}
-        )
+        asked: dict[str, Any] = {"unknown": not known[row]} if p.unknown > 0 else {}
+        asked |= {"prompt": p.prompts[row]} if p.prompts else {}
+        asked |= {"cosine": round(p.cosines[row], 6)} if p.cosines else {}
         classes = [
             {
                 "class": p.classnames[i],
@@ -141,8 +156,12 @@ def _write_json(p: Predictions, f) -> None:
             }
             for i in best[row]
         ]
-        entries.append({"photo": photo, **asked, "predictions": classes})
-    json.dump(entries, f, ensure_ascii=False, indent=1, allow_nan=False)
+        found.append({"photo": photo, **asked, "predictions": classes})
+    return found
+
+
+def _write_json(p: Predictions, f) -> None:
+    json.dump(entries(p), f, ensure_ascii=False, indent=1, allow_nan=False)
     f.write("\n")
 
 

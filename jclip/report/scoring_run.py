@@ -37,6 +37,7 @@ class ScoringRun(FinishedRun):
     width: int = 0
     templates: str | None = None  # what it learned with; the config may say others now
     columns: np.ndarray | None = None  # of its scores, where it has but some of its classes, or in another order
+    opened: sources.ModelSource | None = field(default=None, repr=False, compare=False)  # kept for the next photos
 
     @classmethod
     def read(cls, folder: Path, result: Mapping[str, Any], overrides: Sequence[str], model: str) -> ScoringRun:
@@ -100,11 +101,17 @@ class ScoringRun(FinishedRun):
 
     def source(self) -> sources.ModelSource | None:
         """The model whose features it scores; for precomputed features there may be none. Raises `CheckpointError`."""
+        if self.opened is not None:
+            return self.opened
         source = sources.source_of(self.config, self.model)
         if source and not getattr(self.config.data, "features", ""):
             self.check_width(source.width, self.model)
         prompted = getattr(self.module, "prompted_source", None)  # image towers that are in no weights
         return prompted(self.learned, self.config, source) if source and prompted else source
+
+    def keeping_model(self) -> ScoringRun:
+        """The same run, whose model stays loaded from one call to the next. Raises as `label` does."""
+        return replace(self, opened=self._source())
 
     def scores_of(self, split: splits.Split, on_error: loader.OnError = "stop") -> tuple[np.ndarray, np.ndarray]:
         """Rows (n,) of the photos of `split` that decode, and their scores (n, C)."""

@@ -35,7 +35,8 @@ class Tags:
     and halfway is of all names, the background's too; else it has its best class. kind: what the numbers are;
     probabilities only where somebody has calibrated them, or the model was trained with the sigmoid loss. logits: scores are
     logarithms, whose exponentials are halved.
-    passing: (N, C) bool, what exceeds thresholds that were fitted elsewhere, in place of `threshold`.
+    passing: (N, C) bool, what exceeds thresholds that were fitted elsewhere, in place of `threshold`; limits: (C,) these
+    thresholds, NaN where there is none, in the numbers that scores are.
     Raises `ConfigError` for one class that nothing is compared with.
     """
 
@@ -50,6 +51,7 @@ class Tags:
     logits: bool = False
     passing: np.ndarray | None = None
     written: np.ndarray | None = None  # (N, C) what a .npz gets in place of the scores, for calibration
+    limits: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         fitted = self.threshold is not None or self.passing is not None
@@ -63,13 +65,25 @@ class Tags:
     def _beside(self) -> int:
         return 0 if self.background is None else self.background.shape[1]
 
-    @property
+    @cached_property
     def thresholds(self) -> np.ndarray:
         """(N,) what a photo's scores must exceed."""
         if self.threshold is not None:
             return np.full(len(self.photos), self.threshold)
         beside = self.background if self.none and self._beside else self.scores[:, :0]
         return halfway(np.concatenate([self.scores, beside], axis=1), self.logits) if len(self.photos) else np.zeros(0)
+
+    def limits_of(self, row: int) -> np.ndarray:
+        """(C,) what a photo's score for each class is compared with; NaN where the class is never a tag."""
+        if self.passing is not None and self.limits is not None:
+            return self.limits
+        return np.full(len(self.classnames), self.thresholds[row])
+
+    @property
+    def margins(self) -> np.ndarray:
+        """(N,) how far the score nearest to its threshold is from it: small where a photo is unsure."""
+        rows = [np.abs(self.scores[row] - self.limits_of(row)) for row in range(len(self.photos))]
+        return np.array([np.nanmin(row) if np.isfinite(row).any() else np.inf for row in rows])
 
     @cached_property
     def has(self) -> np.ndarray:
@@ -128,7 +142,8 @@ def _write_csv(tags: Tags, f) -> None:
     write_csv_rows(f, head, cells)
 
 
-def _entries(tags: Tags) -> Iterator[dict[str, Any]]:
+def entries(tags: Tags) -> Iterator[dict[str, Any]]:
+    """Each photo with its tags, name, number and score, best first; what the JSON files hold."""
     for row, photo in enumerate(tags.photos):
         own = [
             {"class": tags.classnames[i], "label": i, tags.kind: _rounded(float(tags.scores[row, i]))}
@@ -142,12 +157,12 @@ def _rounded(score: float) -> float:
 
 
 def _write_json(tags: Tags, f) -> None:
-    json.dump([*_entries(tags)], f, ensure_ascii=False, indent=1, allow_nan=False)
+    json.dump([*entries(tags)], f, ensure_ascii=False, indent=1, allow_nan=False)
     f.write("\n")
 
 
 def _write_lines(tags: Tags, f) -> None:
-    for entry in _entries(tags):
+    for entry in entries(tags):
         f.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -173,12 +188,14 @@ def show_tags(tags: Tags, limit: int = 20) -> str:
 
 def number(tags: Tags, row: int, label: int) -> str:
     """A photo's score for a class as people read it, a probability in percent."""
-    value = float(tags.scores[row, label])
-    return (
-        percent(value, tags.written is not None)
-        if tags.kind == "probability"
-        else f"{value:.{3 if abs(value) < 10 else 1}f}"
-    )
+    return as_read(tags, float(tags.scores[row, label]))
+
+
+def as_read(tags: Tags, value: float) -> str:
+    """A number like these scores as people read it, a probability in percent."""
+    if tags.kind == "probability":
+        return percent(value, tags.written is not None)
+    return f"{value:.{3 if abs(value) < 10 else 1}f}"
 
 
 def _summary(tags: Tags, most: int = 10) -> str:

@@ -299,7 +299,7 @@ def image_features(model: Any, images: np.ndarray, kept: np.ndarray | None = Non
 def open_teacher(name: str, preprocess: Preprocess) -> Any:
     """The teacher's model. Raises `ConfigError` where it sees photos otherwise than `preprocess` makes them."""
     source = ModelSource(name)
-    theirs, ours = source.preprocess.to_dict(), preprocess.to_dict()
+    theirs, ours = source.preprocess.fixed().to_dict(), preprocess.to_dict()
     differing = [k for k in ours if k not in ("upright", "draft") and theirs[k] != ours[k]]
     if differing:
         k = differing[0]

@@ -75,6 +75,16 @@ def local_path(name_or_path: str | os.PathLike) -> Path:
     return path
 
 
+def is_here(name_or_path: str | os.PathLike) -> bool:
+    """Return whether weights are a file or folder, ship with the package, or were downloaded from OpenAI before."""
+    if exists(local_path(name_or_path)):
+        return True
+    with contextlib.suppress(UnknownName):
+        name = canonical_name(str(name_or_path))
+        return name in SHIPPED or (cache_dir("weights") / f"{file_stem(name)}.pt").is_file()
+    return False
+
+
 def find_weights(name_or_path: str | os.PathLike) -> Path:
     """Return the file or folder of a path or a known name; named weights ship with the package or are downloaded when
     absent.

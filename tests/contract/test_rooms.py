@@ -18,7 +18,7 @@ FILES = sorted(p for room in ("jclip", "finetune", "convert") for p in (ROOT / r
 # From left to right: a room imports from rooms to its left, and from itself without a circle.
 ROOMS = [
     "errors", "postponed", "choices", "paths", "readers", "config", "machine", "runtime", "kernels", "functional",
-    "prompts", "data", "weights", "model", "features", "train", "report", "commands", "cli",
+    "prompts", "data", "weights", "model", "features", "train", "report", "app", "commands", "cli",
 ]  # fmt: skip
 LIBRARIES_USERS = ("finetune", "convert")  # right of all rooms, and nobody's left
 RUN_MAKERS = (
@@ -27,7 +27,19 @@ RUN_MAKERS = (
     "convert.grounding_runs",
 )  # make recipes' runs, and must know that there are recipes
 # Help, configs, lists, weights and results answer without Jittor, whose import compiles for minutes at first.
-WITHOUT_JITTOR = ("errors", "paths", "config", "machine", "readers", "prompts", "data", "weights", "report", "commands")
+WITHOUT_JITTOR = (
+    "errors",
+    "paths",
+    "config",
+    "machine",
+    "readers",
+    "prompts",
+    "data",
+    "weights",
+    "report",
+    "app",
+    "commands",
+)
 
 
 def module_of(path: Path) -> str:

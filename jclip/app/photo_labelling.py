@@ -1,0 +1,154 @@
+"""What the tab Classify and tag asks of the library, on the desk's thread: photos labelled by a model, or by a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jclip.app import shown_command
+from jclip.app.desk import Desk
+from jclip.app.opened_models import OpenedModels
+from jclip.errors import ConfigError, notices_heard_by
+from jclip.features import heads, tagging
+from jclip.features.member import Member
+from jclip.report import asked_photos, tag_rules, typed_names
+from jclip.report.zero_shot_predictions import classify
+
+TEMPLATES = "openai80"  # of `jclip zero-shot`
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the tab was filled in with. names, templates: as typed. run: a run's folder in place of names. model: in place of
+    the desk's. threshold, none: of tags, as `jclip tag` has them."""
+
+    photos: tuple[str, ...]
+    names: str = ""
+    templates: str = ""
+    run: str = ""
+    model: str = ""
+    threshold: float | None = None
+    none: bool = True
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What was found; names: path → what a photo is called; by: the model or run; command: that does the same; notes: what
+    the command would say on stderr."""
+
+    asked: asked_photos.Asked
+    names: Mapping[str, str]
+    by: str
+    command: str
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """What the endpoints answer."""
+        return {
+            "by": self.by, "photos": self.asked.entries(self.names), "failed": [*self.asked.failed],
+            "notes": [*self.notes], "command": self.command,
+        }  # fmt: skip
+
+
+class Labeller:
+    """Answers questions about photos. Raises `JclipError` kinds as the commands do, photos named without their folder."""
+
+    def __init__(self, desk: Desk):
+        self.desk, self.opened = desk, OpenedModels(desk)
+
+    def classes(self, asked: Question) -> Labelled:
+        """One class for each photo, as `jclip zero-shot` or `jclip predict`."""
+        return self._labelled(asked, self._by_run if asked.run else self._by_names)
+
+    def tags(self, asked: Question) -> Labelled:
+        """Several names for each photo or none, as `jclip tag` or `jclip predict`."""
+        return self._labelled(asked, self._tags_by_run if asked.run else self._tags_by_names)
+
+    def _labelled(self, asked: Question, how: Callable[[Question], tuple[Any, str, Callable[..., str]]]) -> Labelled:
+        names, notes = asked_photos.short_names(asked.photos), []
+        with (
+            notices_heard_by(notes.append),
+            asked_photos.named_without_folders(asked.photos),
+            heads.prompts_watched_by(self.desk.step),
+        ):
+            label, by, command = how(asked)
+            found = asked_photos.ask(asked.photos, label, step=self.desk.step)
+        said = command(*map(as_argument, names.values()))
+        return Labelled(found, names, by, said, tuple(dict.fromkeys(notes)))
+
+    def _by_names(self, asked: Question):
+        typed, templates = typed_names.typed_classes(asked.names), typed_names.typed_templates(asked.templates)
+        source, model = self.opened.plain(asked.model)
+        members = [Member(model, templates or TEMPLATES, family=source.family)]
+
+        def label(photos: Sequence[str]) -> asked_photos.Found:
+            return classify(members, photos, typed.names, explain=True, source=source)
+
+        options = {
+            "model": model,
+            "family": source.family,
+            "templates": templates,
+            "explain": True,
+            "out": "classes.json",
+        }
+        return label, model, with_names("zero-shot", typed, options)
+
+    def _tags_by_names(self, asked: Question):
+        typed, templates = typed_names.typed_classes(asked.names, 1), typed_names.typed_templates(asked.templates)
+        source, model = self.opened.plain(asked.model)
+        tagger = tag_rules.tagger_of(source, typed.names, templates)
+        rules = tag_rules.TagRules(asked.threshold, none=asked.none)
+
+        def label(photos: Sequence[str]) -> asked_photos.Found:
+            return tag_rules.tags_of(typed.names, tagger.scored(photos), rules)
+
+        options = {"model": model, "family": source.family, "templates": templates, "threshold": asked.threshold,
+                   "none": asked.none, "out": "tags.json"}  # fmt: skip
+        return label, model, with_names("tag", typed, options)
+
+    def _by_run(self, asked: Question):
+        done = self.opened.run(asked.run)
+        if done.task != "classify":
+            raise ConfigError(f"{asked.run} gives several labels for a photo: ask it for tags")
+        return (
+            lambda photos: done.predict(photos),
+            asked.run,
+            lambda *photos: shown_command.shown("predict", asked.run, *photos, out="classes.json"),
+        )
+
+    def _tags_by_run(self, asked: Question):
+        done = self.opened.run(asked.run)
+        if done.task != "multi_label":
+            raise ConfigError(f"{asked.run} gives one class for each photo: ask it for classes")
+        fitted = tag_rules.kept_calibration(done)
+
+        def label(photos: Sequence[str]) -> asked_photos.Found:
+            found = done.scored(photos)
+            return tag_rules.tags_of_run(done.classnames, found.photos, found.scores, fitted, asked.threshold)
+
+        def command(*photos: str) -> str:
+            return shown_command.shown("predict", asked.run, *photos, threshold=asked.threshold, out="tags.json")
+
+        return label, asked.run, command
+
+
+def with_names(command: str, typed: typed_names.TypedNames, options: Mapping[str, Any]) -> Callable[..., str]:
+    """The command of some photos; before it, where they are too many for a line, how the file of names is made."""
+
+    def of(*photos: str) -> str:
+        line = shown_command.shown(command, *photos, classes=typed.argument, **options)
+        return f"printf '%s\\n' {shlex.quote(typed.file)} > {typed_names.NAMES_FILE}\n{line}" if typed.file else line
+
+    return of
+
+
+def as_argument(name: str) -> str:
+    """A file's name as a command takes it: never for an option or a setting."""
+    return f"./{name}" if name.startswith("-") or "=" in name else name
+
+
+def default_templates() -> tuple[str, str]:
+    """What `jclip zero-shot` and `jclip tag` use where no templates are named."""
+    return TEMPLATES, tagging.TEMPLATES

@@ -1,0 +1,156 @@
+"""Search in a real browser: typed, clicked, ticked, in both languages, on a wide and on a narrow screen."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.app.conftest import HOSTILE
+
+SENTENCE, COMMAND = "#sentence textarea, #sentence input", "#search .command textarea, #search .command input"
+PHOTOS = 44
+WORDS = {"en-US": ("Search", "Classify and tag", "Locate", "Runs"), "zh-CN": ("搜索", "分类与标注", "定位", "训练结果")}
+
+
+@pytest.fixture(scope="module")
+def answered(page):
+    """The page with an answer of all photos' best 24."""
+    page.open()
+    page.type(SENTENCE, "a red circle + 0.5:a star", enter=True)
+    page.wait(lambda: len(page.all("#found img")) == 24)
+    return page
+
+
+def rows(page) -> list[int]:
+    return [int(tile.get_attribute("data-row")) for tile in page.all("#found .tile")]
+
+
+def test_what_is_typed_is_found_as_by_the_command(answered, served):
+    page = answered
+    page.wait(lambda: f"{PHOTOS} photos" in page.text("#about"))
+    command = page.value(COMMAND)
+    assert "'a red circle' + '0.5:a star' --top 24" in command
+    found = json.loads(served.run(f"{command} --json").splitlines()[-1])["photos"]
+    assert [hit["row"] for hit in found] == rows(page)
+    shown = [float(e.text) for e in page.all("#found .score")]
+    assert shown == [round(hit["cosine"], 3) for hit in found]
+    asked = served.ask("search", query="a red circle + 0.5:a star", top=24)["photos"]
+    assert [(h["row"], h["cosine"]) for h in asked] == [(h["row"], h["cosine"]) for h in found]
+    assert page.complaints() == []
+
+
+def test_a_photo_opens_and_the_like_of_it_is_found(answered):
+    page, third = answered, rows(answered)[2]
+    page.click("#found .tile:nth-of-type(3) .open")
+    assert f"row:{third}" in page.one("dialog.large").text
+    page.click("dialog.large .similar")
+    page.wait(lambda: page.value(SENTENCE) == f"row:{third}")
+    page.wait(lambda: rows(page)[:1] == [third])
+    assert page.one("#found .score").text == "1.000"
+    assert not page.all("dialog.large")
+    second = rows(page)[1]
+    page.click("#found .tile:nth-of-type(2) .similar")
+    page.wait(lambda: rows(page)[:1] == [second])
+
+
+def test_ticked_photos_become_a_table_and_a_class_folder(answered, served):
+    page = answered
+    page.type(SENTENCE, "a red circle", enter=True)
+    page.wait(lambda: "'a red circle' --top" in page.value(COMMAND))
+    page.click("#save-csv")
+    assert "tick photos first" in page.toasts()
+    for place in (1, 3):
+        page.click(f"#found .tile:nth-of-type({place}) .tick")
+    assert page.one("#ticked").text == "2 / 24"
+    page.click("#save-csv")
+    link = page.one("#csv-file a").get_attribute("href")
+    status, table = served.get(link.removeprefix(served.address))
+    chosen = [r for i, r in enumerate(rows(page)) if i in (0, 2)]
+    assert status == 200
+    assert [int(row["row"]) for row in csv.DictReader(table.decode().splitlines())] == chosen
+    page.click("#place button")
+    page.type("#class textarea, #class input", "round/things")
+    page.click("#put button, button#put")
+    page.wait(lambda: "2 written to" in page.text("#put-done"))
+    made = sorted(p.relative_to(served.cwd) for p in Path(served.cwd).rglob("*") if p.is_symlink())
+    assert [str(p.parent) for p in made] == ["found/round_things"] * 2
+    page.click("#put button, button#put")
+    assert "sorted.json stands there already: name another folder" in page.toasts()
+    page.type("#folder textarea, #folder input", "../elsewhere")
+    page.click("#put button, button#put")
+    assert "must lie below where jclip app was started" in page.toasts()
+    served.run(f"jclip unsort {served.cwd}/found/sorted.json".replace(str(served.cwd), f"'{served.cwd}'"))
+    assert not [*Path(served.cwd).rglob("*.png")]
+
+
+def test_filters_and_what_is_wrong_say_what_the_command_says(answered):
+    page = answered
+    page.click("#more > button")
+    page.type("#where textarea", "path~scene_00000")
+    page.click("#go")
+    page.wait(lambda: 0 < len(rows(page)) < 12)
+    assert "--where 'path~scene_00000'" in page.value(COMMAND)
+    page.type("#where textarea", "colour=red")
+    page.click("#go")
+    assert "unknown column 'colour'" in page.toasts()
+    page.type("#where textarea", "\ue003")
+    page.type(SENTENCE, "@/etc/passwd", enter=True)
+    assert "must be uploaded here, not named by its path" in page.toasts()
+
+
+def test_a_photo_is_a_query_and_no_photo_is_said(answered, served, scenes, tmp_path):
+    page = answered
+    photo = sorted(scenes.glob("scene_*"))[9]
+    page.browser.find_element("css selector", "#like-photo input[type=file]").send_keys(str(photo))
+    page.one("#like-photo img")
+    page.type(SENTENCE, "\ue003")
+    page.click("#go")
+    page.wait(lambda: page.all("#found .score")[0].text == "1.000")
+    assert f"@{photo.name}" in page.value(COMMAND)
+    page.click("#like-photo button[aria-label='Remove Image']")
+    page.gone("#like-photo img")
+    wrong = tmp_path / "no photo.png"
+    wrong.write_text("plain text")
+    page.browser.find_element("css selector", "#like-photo input[type=file]").send_keys(str(wrong))
+    page.wait(lambda: page.all("#like-photo img"))
+    page.click("#go")
+    assert "does not decode: its bytes are of none of the formats" in page.toasts()
+
+
+def test_names_are_shown_and_do_nothing(page):
+    page.open()
+    page.type(SENTENCE, "a thing", enter=True)
+    page.wait(lambda: len(page.all("#found img")) == 24)
+    page.click("#more > button")
+    page.type("#where textarea", "path~<img")
+    page.click("#go")
+    page.wait(lambda: rows(page) and len(rows(page)) == 1)
+    assert page.one("#found .name").text == HOSTILE[0]
+    page.click("#found .open")
+    assert HOSTILE[0] in page.one("dialog.large").text
+    page.click("dialog.large .close")
+    page.type("#where textarea", "path~.exe")
+    page.click("#go")
+    page.wait(lambda: "rtl" in page.one("#found .name").text)
+    assert page.one("#found .name").text == r"rtl\u202egnp.exe.png"
+    assert page.browser.title == "jclip"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+def test_both_languages_on_both_screens(page, width, language):
+    page.open(width, language=language)
+    page.type(SENTENCE, "a star", enter=True)
+    page.wait(lambda: len(page.all("#found img")) == 24)
+    words = (
+        ("搜索", "分类与标注", "定位", "训练结果")
+        if language == "zh-CN"
+        else ("Search", "Classify and tag", "Locate", "Runs")
+    )
+    body = page.text("body")
+    assert [word for word in words if word not in body] == []
+    assert not page.wider_than_screen()
+    assert page.complaints() == []
