@@ -69,7 +69,7 @@ def runs(small_models, photo_folder, tmp_path_factory) -> dict[str, Path]:
 
 
 def asked(handed: Path, **more) -> Question:
-    return Question(tuple(str(handed / name) for name in ODD), **more)
+    return Question({str(handed / name): name for name in ODD}, **more)
 
 
 def as_shown(command: str, folder: Path, monkeypatch) -> list[dict]:
@@ -189,7 +189,7 @@ def test_photos_that_do_not_decode_are_left_out_with_a_line_each(handed, tmp_pat
         found = ask(photos, label, at_once, lambda done, total: said.append((done, total)))
         assert found.found.photos == (photos[0], photos[3])
         assert found.found.scores[:, 0].tolist() == [len(photos[0]), len(photos[3])]
-        assert [line.split(" ")[0] for line in found.failed] == ["broken.jpg", "late.png"]
+        assert [Path(line.split(" ")[0]).name for line in found.failed] == ["broken.jpg", "late.png"]
         assert said[-1][1] == 3
     with pytest.raises(DataError, match="does not decode"):
         ask(photos[1:2], label)
@@ -210,7 +210,7 @@ def test_a_wrong_photo_gives_the_line_of_the_command(labeller, shared, tmp_path,
     said = capsys.readouterr().err.strip()
     for how in (labeller.classes, labeller.tags):
         with pytest.raises(DataError) as raised:
-            how(Question((str(tmp_path / "billion laughs.jpg"),), "a\nb"))
+            how(Question({str(tmp_path / "billion laughs.jpg"): "billion laughs.jpg"}, "a\nb"))
         assert said.startswith(f"jclip zero-shot: {raised.value}") and str(tmp_path) not in str(raised.value)
 
 
@@ -337,6 +337,7 @@ def test_a_wrong_photo_is_said_in_the_page_in_chinese_and_narrow(page, tmp_path)
     page.wait(lambda: "没有处理" in page.text("#classify-summary"))
     assert "broken.jpg does not decode" in page.text("#classify-summary") and not page.wider_than_screen()
     assert page.browser.title == "jclip" and "red thing" in page.text("#classify-bars")
+    assert "'<img src=x onerror=document.title=1>.png'" in page.value("#classify .command textarea").replace("./", "")
 
 
 def test_the_endpoints_of_both_tabs_answer_as_json(served, handed):
