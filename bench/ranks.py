@@ -1,9 +1,11 @@
 """How much faster two processes take a contrastive step than one: efficiency T1 / (N TN), one thread each.
 
-    python bench/ranks.py [--model ViT-B/32] [--batch 32] [--steps 4] [--rounds 3] [--ranks 1,2]
+    python bench/ranks.py [--model ViT-B/32] [--batch 32] [--steps 3] [--rounds 3] [--ranks 1,2] [--no-apart]
 
-Random weights and pixels; a step is forward, loss, backward, sums between ranks and AdamW. Processes alternate; of the
-seconds of each step the median counts. Runs on an idle machine: ranks wait for each other.
+Random weights and pixels; a step is forward, loss, backward, sums between ranks and AdamW. Ways alternate; of the seconds of
+each step the median counts, of each process's CPU seconds as well. "2 apart": two processes at the same time that know nothing
+of each other, each with half the batch, the slower one's steps: what the machine's memory allows two at most. Runs on an idle
+machine: ranks wait for each other; CPU seconds tell on a busy one what is spent, waiting left out.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from jclip.machine import open_mpi, ranks  # noqa: E402
 
+Seconds = list[tuple[float, float]]  # of each step by the clock, and of the process's CPU
 
-def seconds_of_steps(model_name: str, batch: int, steps: int) -> list[float]:
+
+def seconds_of_steps(model_name: str, batch: int, steps: int) -> Seconds:
     """Seconds of each step of `batch` pairs, of which this process has its share; the first, which compiles, left out."""
     import numpy as np
 
@@ -49,37 +55,63 @@ def seconds_of_steps(model_name: str, batch: int, steps: int) -> list[float]:
     part = Part(pixels, tokens[own], np.arange(batch), own=places)
     found = []
     for _ in range(steps + 1):
-        begun = time.monotonic()
+        begun = time.monotonic(), time.process_time()
         _, gradients = caption_gradients(model, [part], list(optim.params), Objective())
         optim.apply(gradients)
-        found.append(time.monotonic() - begun)
+        jt.sync_all()
+        found.append((time.monotonic() - begun[0], time.process_time() - begun[1]))
     return found[1:]
 
 
-def measured(count: int, args: argparse.Namespace) -> list[float]:
-    """Seconds of the steps by `count` processes."""
-    import subprocess
-
-    command = [sys.executable, __file__, "--worker", "--model", args.model, "--batch", str(args.batch)]
-    command += ["--steps", str(args.steps)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def measured(count: int, args: argparse.Namespace) -> Seconds:
+    """Seconds of the steps by `count` ranks."""
     if count == 1:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    else:
-        done = open_mpi.start_ranks(open_mpi.require_mpi(), count, command, environment)
+        (found,) = _apart(1, args)
+        return found
+    done = open_mpi.start_ranks(open_mpi.require_mpi(), count, _order(args.batch, args), _environment())
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[")))
+    return _read(done.stdout)
+
+
+def measured_apart(count: int, args: argparse.Namespace) -> Seconds:
+    """Seconds of the steps of `count` processes at the same time, each of its share of the batch: the slowest one's."""
+    return [max(steps) for steps in zip(*_apart(count, args), strict=True)]
+
+
+def _apart(count: int, args: argparse.Namespace) -> list[Seconds]:
+    started = [
+        subprocess.Popen(_order(args.batch // count, args), env=_environment(), stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    said = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit("a process failed: see above")
+    return [_read(text) for text in said]
+
+
+def _order(batch: int, args: argparse.Namespace) -> list[str]:
+    size = ["--batch", str(batch), "--steps", str(args.steps)]
+    return [sys.executable, __file__, "--worker", "--model", args.model, *size]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _read(said: str) -> Seconds:
+    return [(wall, cpu) for wall, cpu in json.loads(next(x for x in said.splitlines() if x.startswith("[")))]
 
 
 def main() -> int:
     """Prints the table."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="ViT-B/32")
     p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--steps", type=int, default=4)
+    p.add_argument("--steps", type=int, default=3)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--ranks", default="1,2")
+    p.add_argument("--no-apart", action="store_true", help="leave out the processes that know nothing of each other")
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker:
@@ -88,15 +120,21 @@ def main() -> int:
             print(json.dumps(found))
         return 0
     counts = [int(count) for count in args.ranks.split(",")]
-    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    ways = {str(count): partial(measured, count, args) for count in counts}
+    if counts[-1] > 1 and not args.no_apart:
+        ways[f"{counts[-1]} apart"] = partial(measured_apart, counts[-1], args)
+    found: dict[str, Seconds] = {name: [] for name in ways}
     for _ in range(args.rounds):
-        for count in counts:
-            seconds[count] += measured(count, args)
-    print(f"| ranks | seconds a step of {args.batch} pairs, {args.model} | efficiency |\n|---|---|---|")
-    first = statistics.median(seconds[counts[0]]) * counts[0]
-    for count, found in seconds.items():
-        median = statistics.median(found)
-        print(f"| {count} | {median:.2f} | {first / (count * median):.2f} |")
+        for name, way in ways.items():
+            found[name] += way()
+    print(
+        f"| ranks | seconds a step of {args.batch} pairs, {args.model} | efficiency | CPU seconds of a rank | by these |"
+    )
+    print("|---|---|---|---|---|")
+    wall, cpu = (counts[0] * statistics.median(column) for column in zip(*found[str(counts[0])], strict=True))
+    for name, steps in found.items():
+        count, (own, spent) = int(name.split()[0]), map(statistics.median, zip(*steps, strict=True))
+        print(f"| {name} | {own:.2f} | {wall / (count * own):.2f} | {spent:.2f} | {cpu / (count * spent):.2f} |")
     return 0
 
 

@@ -128,8 +128,10 @@ def _chinese_clip(checkpoint: Checkpoint) -> Encoders:
 
 
 def _siglip(checkpoint: Checkpoint) -> Encoders:
-    both, image, text = _imported("transformers", "SiglipModel", "SiglipVisionModel", "SiglipTextModel")
     config = checkpoint.config
+    if config.vision is not None and config.vision.any_shape:
+        return _naflex(checkpoint)
+    both, image, text = _imported("transformers", "SiglipModel", "SiglipVisionModel", "SiglipTextModel")
     if config.vision and config.text:
         model = _loaded(both, checkpoint.path)
         fields = {"image": model.get_image_features, "text": model.get_text_features}
@@ -137,6 +139,27 @@ def _siglip(checkpoint: Checkpoint) -> Encoders:
         alone = _loaded(image if config.vision else text, checkpoint.path)
         fields = {"image" if config.vision else "text": alone}
     return {kind: _called(encode, "pooler_output") for kind, encode in fields.items()}
+
+
+def _naflex(checkpoint: Checkpoint) -> Encoders:
+    """SigLIP 2's towers for any proportions, of photos of the positions' own size."""
+    import torch
+
+    both, image = _imported("transformers", "Siglip2Model", "Siglip2VisionModel")
+    config, patch = checkpoint.config, checkpoint.config.vision.patch_size
+    model = _loaded(both if config.text else image, checkpoint.path)
+
+    def photos(pixels: Any) -> Any:
+        count, _, height, width = pixels.shape
+        rows, columns = height // patch, width // patch
+        cells = pixels.reshape(count, 3, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+        given = {"pixel_attention_mask": torch.ones(count, rows * columns, dtype=torch.long)}
+        given |= {"spatial_shapes": torch.tensor([[rows, columns]] * count)}
+        encode = model.get_image_features if config.text else model
+        return encode(pixel_values=cells.reshape(count, rows * columns, -1), **given)
+
+    texts = {"text": _called(model.get_text_features, "pooler_output")} if config.text else {}
+    return {"image": _called(photos, "pooler_output"), **texts}
 
 
 def _loaded(kind: Any, folder: Path) -> Any:

@@ -46,7 +46,8 @@ def vocabulary(found: Checkpoint) -> str:
 def photos(shown: Preprocess) -> str:
     """One line."""
     mean, deviation = (" ".join(f"{v:g}" for v in values) for values in (shown.mean, shown.std))
-    return f"{shown.resize}, {shown.interpolation}, mean {mean}, deviation {deviation}"
+    most = f" (at most {', '.join(map(str, shown.patch_counts))} patches of {shown.patch})" if shown.varies else ""
+    return f"{shown.resize}{most}, {shown.interpolation}, mean {mean}, deviation {deviation}"
 
 
 def positions(found: Checkpoint) -> dict[str, str]:
@@ -65,7 +66,7 @@ def image_tower(v: AnyImage | None) -> str:
     kind = {"pe": "PE-Core", "mobile": "ViT behind three convolutions"}.get(v.kind)
     line = f"patch {v.patch_size}, width {v.width}, layers {v.layers}, {size}"
     if isinstance(v, SigLIPImageConfig):
-        return f"SigLIP, {line}, {v.activation}, pooled by attention"
+        return f"SigLIP, {line}{' or any other' * v.any_shape}, {v.activation}, pooled by attention"
     if isinstance(v, ViTConfig):
         return f"ViT, {line}{', layer scale' * v.layer_scale}"
     if kind:

@@ -78,10 +78,20 @@ def _way(found: Checkpoint, rest: Path, texts: str | None) -> str:
     raise ConfigError(f"--texts must be short or box, as {found.path} was made: it does not say which itself")
 
 
+_OF_READERS = (
+    "upright",
+    "draft",
+    "resize",
+    "rgb_first",
+    "patch",
+    "patch_counts",
+)  # not weights': photos may be squashed here
+
+
 def _refuse_others(found: Checkpoint, model: Source) -> None:
     theirs = model.checkpoint
     named = [(one.config.to_dict(), one.preprocess.to_dict()) for one in (found, theirs)]
-    for (ours, wanted), reader in zip(zip(*named, strict=True), ((), ("upright", "draft")), strict=True):
+    for (ours, wanted), reader in zip(zip(*named, strict=True), ((), _OF_READERS), strict=True):
         for key, got in _flat(ours).items():
             value = _flat(wanted).get(key)
             if got != value and key not in reader:

@@ -51,19 +51,33 @@ def write(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
 
 
 def _write_siglip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
-    """What `SiglipModel.from_pretrained(folder)` loads, its processor beside it."""
-    config = checkpoint.config
-    tensors = from_siglip.to_hugging_face(checkpoint.tensors)
+    """What `SiglipModel.from_pretrained(folder)`, of NaFlex towers `Siglip2Model`, loads, its processor beside it."""
+    config, shown = checkpoint.config, checkpoint.preprocess
+    any_shape = config.vision is not None and config.vision.any_shape
+    tensors = from_siglip.to_hugging_face(checkpoint.tensors, any_shape)
     tensors |= reshaped_scale(tensors, (1,))
     dtypes = {name: "float32" if name in ("logit_scale", "logit_bias") else dtype for name in tensors}
     safetensors.write_tensors(folder / "model.safetensors", tensors, dtypes, {"format": "pt"})
     _write(folder, "config.json", from_siglip.described_for_hugging_face(config, dtype))
     if config.vision:
-        shown = {**_processor(checkpoint.preprocess), "image_processor_type": "SiglipImageProcessor"}
-        shown["processor_class"] = "SiglipProcessor"
-        _write(folder, "preprocessor_config.json", shown)
+        said = {
+            **_processor(shown),
+            "image_processor_type": "SiglipImageProcessor",
+            "processor_class": "SiglipProcessor",
+        }
+        _write(folder, "preprocessor_config.json", _any_shape(said, checkpoint) if any_shape else said)
     if config.text and checkpoint.vocabulary:
         _write_vocabulary(folder, checkpoint.vocabulary, config.text)
+
+
+def _any_shape(said: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """The processor of photos of any proportions; one number of patches is all that it can say, of several the positions'."""
+    v, counts = checkpoint.config.vision, checkpoint.preprocess.patch_counts
+    kept = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_resize")
+    names = {"image_processor_type": "Siglip2ImageProcessor", "processor_class": "Siglip2Processor"}
+    most = counts[0] if len(counts) == 1 else v.grid[0] * v.grid[1]
+    size = {"patch_size": v.patch_size, "max_num_patches": most, "resample": said["resample"]}
+    return {**{key: said[key] for key in kept}, **names, **size}
 
 
 def _write_vocabulary(folder: Path, words: VocabularyFile, text: SigLIPTextConfig) -> None:
@@ -96,7 +110,7 @@ def _not_held(checkpoint: Checkpoint) -> str:
         return "text tower that is not causal"
     if isinstance(v, EVAConfig) and (v.swiglu or v.sub_norm or v.rope or t is None):
         return "EVA02 tower of rotary positions"
-    return f"resize mode {shown.resize}" if shown.resize not in ("shortest", "squash") else ""
+    return f"resize mode {shown.resize}" if shown.resize not in ("shortest", "squash", "proportional") else ""
 
 
 def _chinese(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

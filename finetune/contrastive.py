@@ -195,6 +195,7 @@ def start_model(cfg: Config, run: runs.Run):
         preprocess = preprocessing.with_choice(usual, cfg.preprocess)
     else:
         source = sources.ModelSource(cfg.model, cfg.family, preprocess=cfg.preprocess, upright=cfg.data.upright)
+        source.squared()
         run.note(weights_sha256=source.checkpoint.sha256)
         model, preprocess = source.model, source.preprocess
     scale = cfg.scale or (SIGLIP_SCALE if cfg.scratch and cfg.loss == "sigmoid" else 0.0)

@@ -216,6 +216,8 @@ def initial(cfg: Config, zero_shot: np.ndarray) -> dict[str, np.ndarray]:
 def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
     """The run with the tower's last block trained, which is merged into the model that is then measured from photos."""
     source, photos = sources.source_of(cfg), splits.read_photos(cfg.data)
+    if source is not None:
+        source.squared("photos whose tokens are kept")
     data = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     checks.check_taught(photos.train.labels, data.classes, data.classnames, has_text=True)
     on_features.need_val(data, cfg.selection)

@@ -26,11 +26,12 @@ from jclip.errors import ConfigError, UnknownName, notice
 from jclip.report import curriculum_files, row_sets
 from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor
-from jclip.train import curriculum_plan, curriculum_search, curriculum_state, keyed_runs
+from jclip.train import cost_estimate, curriculum_plan, curriculum_search, curriculum_state, keyed_runs
 from jclip.train import run as runs
 from jclip.train.configs import build_config, resolved
 
 TASK = "curriculum"
+PLANS_WHOLE = True  # a dry run: which trainings there are follows from what they find
 AUTO = "auto"
 MOST = 5
 ADJUSTABLE = (  # a search over the same trainings: a run's folder goes on with other values
@@ -132,10 +133,15 @@ def plan(cfg: Config, folder: Path) -> str:
     names = [single] if cfg.mode == "ssa" else order_of(cfg, rows)
     sizes = {name: sizes[name] for name in names}
     stages = curriculum_plan.planned(cfg.mode, sizes, cfg.search)
-    text = curriculum_files.plan_text(stages, sizes, len(held), folder, cfg.max_trainings or None)
-    if curriculum_files.seconds_per_row(folder)[1] or not hasattr(cfg.recipe[0], "plan"):
-        return text
-    return f"{text}\n{work.plan_of_one(max(sizes, key=lambda name: sizes[name]))}"
+
+    def text(measured: float = 0.0) -> str:
+        return curriculum_files.plan_text(stages, sizes, len(held), folder, cfg.max_trainings or None, measured)
+
+    if curriculum_files.seconds_per_row(folder)[1]:
+        return text()
+    largest = max(sizes, key=lambda name: sizes[name])
+    seconds, lines = work.plan_of_one(largest)
+    return f"{text(seconds / max(1, sizes[largest]))}\n{lines}"
 
 
 def winner(folder: Path, overrides: Sequence[str], model: str) -> FinishedRun:
@@ -238,8 +244,8 @@ class Trainings:
         wanted = -(-self.cfg.steps // max(count // learned.optim.batch, 1))
         return min(wanted, MOST * learned.optim.epochs)
 
-    def plan_of_one(self, source: str) -> str:
-        """What the recipe says of the search's training on all rows of a source."""
+    def plan_of_one(self, source: str) -> tuple[float, str]:
+        """Seconds of the search's training on all rows of a source, and what is printed of it."""
         numbers, ending = self.numbers[source], self.rows.ending
         with TemporaryDirectory(prefix="jclip-plan-") as folder:
             place = Path(folder)
@@ -248,8 +254,8 @@ class Trainings:
             if self.held:
                 self.rows.write(place / f"{HELD}{ending}", self.held)
             learned = self.settings(file, place, len(numbers), not self.cfg.proxy_epochs)
-            plan = self.cfg.recipe[0].plan(learned, place / "none")
-        return f"one training of the search, on the {len(numbers)} rows of {source}:\n{plan}"
+            seconds, lines = cost_estimate.described(self.cfg.recipe[0], learned, place / "none")
+        return seconds, f"one training of the search, on the {len(numbers)} rows of {source}:\n{lines}"
 
     def score(self, trained: curriculum_state.TrainedRun, numbers: Sequence[int]) -> Any:
         """Reliabilities of rows by a run of this curriculum."""

@@ -97,7 +97,7 @@ def rows_of_ranks(cfg: Config) -> tuple[int, str]:
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Prototypes, zero-shot, the head, the tower; writes the tuned model as model.safetensors."""
     source, photos = (
-        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared(),
         splits.read_photos(cfg.data),
     )
     cfg = fitted(cfg, len(photos.train))

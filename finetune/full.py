@@ -76,7 +76,7 @@ def rows_of_ranks(cfg: Config) -> tuple[int, str]:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
-    source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
+    source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared()
     photos = splits.read_photos(cfg.data)
     on_photos.check_photos(cfg, photos)
     several_ranks.note_ranks(run, on_photos.photos_digest(photos))

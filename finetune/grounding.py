@@ -13,7 +13,6 @@ gradient are what makes small batches learn (`optim.lr`, `clip`).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -146,6 +145,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     run.note(weights_sha256=source.weights_sha256)
     samples = read_samples(cfg, source)
     check_samples(cfg, source, samples)
+    several_ranks.note_ranks(run, box_training.samples_digest(samples))
     return run_on(cfg, run, source, features_of_parts(cfg, source, samples))
 
 
@@ -154,7 +154,6 @@ def run_on(
 ) -> dict[str, float]:
     """Training and measuring on parts that have been read."""
     check_parts(cfg, parts)
-    several_ranks.note_ranks(run)
     run.note(data={part: features.samples.counts() for part, features in parts.items()})
     network, towers = new_network(cfg, source), learning_towers(cfg, source)
     state, outcome = train(cfg, run, source, network, towers, parts)
@@ -331,30 +330,9 @@ def network_of(learned: Mapping[str, np.ndarray], shape: Mapping[str, Any], sour
 
 
 def plan(cfg: Config, folder: Path) -> str:
-    """What the training would take, without training: rows and photos, hours and memory extrapolated from a few steps."""
+    """What is learned from, where its tokens are kept, and the steps."""
     source = sources.source_of(cfg)
     samples = read_samples(cfg, source)
     check_samples(cfg, source, samples)
-    network, towers = new_network(cfg, source), learning_towers(cfg, source)
-    optim = optimiser_of(cfg, network, towers)
-    schedule = box_plan.Schedule(
-        cfg.optim.batch, cfg.accumulate, cfg.optim.trained_epochs, cfg.sees_anew, cfg.trains_images, cfg.trains_texts,
-        cfg.tokens,
-    )  # fmt: skip
-
-    def costs_of(own: box_samples.BoxSamples, batch: int) -> box_plan.Costs:
-        small = replace(cfg, optim=replace(cfg.optim, batch=batch), accumulate=1, tokens="memory")
-        whole = box_features.box_features(source, own, cfg.reading, keep=False, where="memory")
-        features = features_to_learn_from(small, source, own) if cfg.sees_anew or cfg.trains_texts else whole
-        batches, gradients = training_batches(small, features), []
-        several = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
-
-        def step() -> None:
-            of_step = next(several)
-            gradients[:] = box_batches.step_gradients(network, towers, of_step, optim.params.values(), cfg.seed, 0)[1]
-            jt.sync(gradients)
-
-        return box_plan.measured_costs(step, lambda: optim.apply(gradients), network, whole, batch)
-
-    costs = box_plan.costs_of_some(costs_of, samples["train"], cfg.optim.batch, cfg.seed)
-    return "\n".join(box_plan.plan_lines(samples, schedule, source, cfg.reading, costs))
+    schedule = box_plan.Schedule(cfg.optim.batch, cfg.accumulate, cfg.optim.trained_epochs, cfg.sees_anew, cfg.tokens)
+    return "\n".join(box_plan.plan_lines(samples, schedule, source, cfg.reading))

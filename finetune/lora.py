@@ -68,7 +68,7 @@ def rows_of_ranks(cfg: Config) -> tuple[int, str]:
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, merging, and the same measurements again; writes the merged model as model.safetensors."""
     source, photos = (
-        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright),
+        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared(),
         splits.read_photos(cfg.data),
     )
     on_photos.check_photos(cfg, photos)

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from jclip.errors import ConfigError
 
-Resize = Literal["shortest", "squash", "longest-pad", "square-pad"]  # see `jclip.data.preprocess.Preprocess`
+Resize = Literal[
+    "shortest", "squash", "longest-pad", "square-pad", "proportional"
+]  # see `jclip.data.preprocess.Preprocess`
 Interpolation = Literal["bicubic", "bilinear"]
 TestViews = Literal["none", "flip", "five-crops", "ten-crops"]  # see `jclip.data.augment.TEST_VIEWS`
 Mode = Literal["embed", "embed-raw", "max", "prob-prompts", "prob-templates"]  # see `jclip.functional.prompt_scores`

@@ -14,6 +14,10 @@ RECIPES = "finetune"
 GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
     "look": {
         "search": ("jclip.commands.search:main", "find photos by texts and by other photos, untrained"),
+        "teach": (
+            "jclip.commands.teach:main",
+            "find photos by your yes and no, and keep what was learned as a concept",
+        ),
         "zero-shot": ("jclip.commands.zero_shot_photos:main", "classify photos into classes that you name, untrained"),
         "predict": ("jclip.commands.predict:predict", "classify photos with a finished run"),
         "tag": ("jclip.commands.tag:main", "tag photos with names that you give, several to a photo, untrained"),
@@ -42,6 +46,7 @@ GROUPS = {  # heading of `jclip --help` → name → module:function, one line o
         "measure": ("jclip.commands.measure:measure", "measure score files of photos with several labels each"),
         "measure-boxes": ("jclip.commands.measure_boxes:main", "measure predicted boxes of phrases, of any file"),
         "compare": ("jclip.commands.compare:compare", "show several finished runs in one table"),
+        "report": ("jclip.commands.report:main", "write runs or a gallery as one page to send to someone"),
     },
     "data": {
         "check-data": ("jclip.commands.check_data:main", "show what a run would read of a folder of photos"),

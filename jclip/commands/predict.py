@@ -6,10 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from jclip.commands import predict_boxes, predict_tags
+from jclip.commands import predict_boxes, predict_concepts, predict_tags
 from jclip.commands.arguments import Parser, add_shared, nonempty, number
 from jclip.data import photo_file, splits
 from jclip.errors import ConfigError, say
+from jclip.features import concepts
 from jclip.paths import exists, is_file, refuse_overwriting
 from jclip.report import contact_sheet, sorted_folders
 from jclip.report import predictions as predicted
@@ -43,6 +44,8 @@ def predict(argv: list[str]) -> int:
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
     places = [a for a in photos if a not in settings]
+    if concepts.is_concept(place):
+        return predict_concepts.predict_concept(place, photos, args)
     done = Predictor.load(place, settings, args.model or "")
     if done.task == "ground":
         return predict_phrases(done, places, args)
@@ -119,7 +122,7 @@ def predict_parser() -> argparse.ArgumentParser:
         nargs="?",
         type=nonempty,
         metavar="RUN",
-        help="the folder of a finished run, or the config that was trained",
+        help="the folder of a finished run, the config that was trained, or a concept of `jclip teach`",
     )
     p.add_argument(
         "photos",

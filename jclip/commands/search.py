@@ -14,8 +14,8 @@ from jclip.choices import default_model
 from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
 from jclip.data import gallery_store, row_filters
 from jclip.errors import ConfigError, JclipError, counted, notice, say
+from jclip.features import concepts, gallery_ranking, photo_galleries, query_features
 from jclip.features import gallery as galleries
-from jclip.features import gallery_ranking, photo_galleries, query_features
 from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts import query_rules, query_terms
 from jclip.readers import text as texts
@@ -26,9 +26,9 @@ MOST_PHOTOS = 1_000_000  # of --top and --candidates
 ABOVE_LINE = 5000  # photos at most with --cut alone
 LEAVE = ("exit", "quit")
 EPILOG = """A TERM is an argument of its own: a text; a photo, which begins with ./ or / or @ (with the ending .npy a stored
-feature); or row:17, a stored photo. A lone + or - in front gives its sign, N: its weight: "2:golden retriever" + ./pool.jpg
-- fruit. What follows -- is a term, whatever it begins with. Without a TERM queries are read from the terminal, or from a
-pipe, a line each."""
+feature, with .concept what `jclip teach` has learned, as concept:FILE is); or row:17, a stored photo. A lone + or - in front
+gives its sign, N: its weight: "2:golden retriever" + ./pool.jpg - fruit. What follows -- is a term, whatever it begins with.
+Without a TERM queries are read from the terminal, or from a pipe, a line each."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,10 +115,11 @@ def _add_ranking(p: argparse._ArgumentGroup) -> None:
 
 def main(argv: list[str]) -> int:
     """Searches, prints what was found, writes what was asked for. Returns the exit code."""
-    args = _parsed(argv)
+    args = parsed(parser(), argv)
     queries = _queries(args)
     _check(args, queries)
     search = search_of(args)
+    args.model = args.model or _model_of_concepts(args, queries)
     gallery = gallery_of(args)
     if args.bank:
         search = _with_bank(search, gallery, args.bank)
@@ -142,14 +143,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parsed(argv: list[str]) -> argparse.Namespace:
+def parsed(of: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """Options and terms; what follows `--` is a term."""
     end = argv.index("--") if "--" in argv else len(argv)
     behind = argv[end + 1 :]
     if not argv[:end] and behind:
-        return parser().parse_args([*behind[:1], "--", *behind[1:]])
+        return of.parse_args([*behind[:1], "--", *behind[1:]])
     try:
-        args = parser().parse_intermixed_args(argv[:end])
+        args = of.parse_intermixed_args(argv[:end])
     except ConfigError as e:
         if "unrecognized arguments: -" not in str(e):
             raise
@@ -175,6 +176,14 @@ def _queries(args: argparse.Namespace) -> list[query_terms.Query]:
     return [query]
 
 
+def _model_of_concepts(args: argparse.Namespace, queries: Sequence[query_terms.Query]) -> str | None:
+    """The model that photos are searched with where a concept is asked for; a gallery states its own."""
+    files = [term.value for query in queries for term in query.terms if term.kind == "concept"]
+    if not files or gallery_store.is_gallery(args.place):
+        return None
+    return concepts.read_concept(files[0]).model
+
+
 def _hint(queries: Sequence[query_terms.Query]) -> None:
     """One line on stderr where texts are paths of files."""
     worded = (term.value for query in queries for term in query.terms if term.kind == "text")
@@ -193,7 +202,7 @@ def _check(args: argparse.Namespace, queries: Sequence[query_terms.Query]) -> No
     written = next((f"--{name}" for name in ("out", "sheet", "link") if getattr(args, name)), "")
     if written and not queries:
         raise ConfigError(f"{written} needs a query: name terms, or --queries FILE")
-    files = [term.value for query in queries for term in query.terms if term.kind in ("photo", "feature")]
+    files = [term.value for query in queries for term in query.terms if term.kind in query_terms.IN_FILES]
     refuse_overwriting(
         [args.out, args.sheet], [*filter(None, (args.queries, args.bank, args.rules)), args.place, *files]
     )

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
-from jclip.commands import shared_parts
+from jclip.commands import concept_classes, shared_parts
 from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, scales, whole
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
-from jclip.features import scored_parts, tagging
+from jclip.features import concept_tagging, scored_parts, tagging
 from jclip.features import source as sources
 from jclip.paths import file_sha256, is_file, refuse_overwriting
 from jclip.prompts.background_names import BACKGROUNDS
-from jclip.report import calibration_file, contact_sheet, predictions, sorted_folders, tag_rules
+from jclip.report import calibration_file, concept_tags, contact_sheet, predictions, sorted_folders, tag_rules
 from jclip.report import tags as tagss
 from jclip.train import configs
 from jclip.train import run as runs
@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     p = Parser("jclip tag", description=__doc__)
     p.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, and folders of photos")
     p.add_argument(
-        "--classes", metavar="SET|FILE|a,b,c", help="one name or more, a file of them, or a benchmark's (coco, voc2007)"
+        "--classes",
+        metavar="SET|FILE|a,b,c",
+        help="one name or more, a file of them, or a benchmark's (coco, voc2007); concept:FILE is one that `jclip teach` made",
     )
     what = p.add_mutually_exclusive_group()
     add_shared(what, "--model", BY_NAME)
@@ -123,7 +125,11 @@ def main(argv: list[str]) -> int:
     parts = job_of(args, photos, scorer)
     if not shared_parts.helped("tag", __name__, argv, args, parts).ends:
         return 0
-    tags = tag_rules.tags_of(scorer.classnames, parts.together(), rules_of(args), fitted)
+    found = parts.together()
+    if isinstance(scorer, concept_tagging.ConceptTagger):
+        tags = concept_tags.concept_tags(scorer, found, rules_of(args))
+    else:
+        tags = tag_rules.tags_of(scorer.classnames, found, rules_of(args), fitted)
     say(tagss.show_tags(tags))
     write(tags, args)
     parts.forget()
@@ -140,7 +146,7 @@ def job_of(
 ) -> scored_parts.ScoredParts:
     """The photos in parts, which several processes may share."""
     scorer = scorer or scorer_of(args)
-    if isinstance(scorer, tagging.Tagger):
+    if isinstance(scorer, tagging.Tagger | concept_tagging.ConceptTagger):
         made_of = scorer.made_of
     else:
         learned = Path(args.run, LEARNED)
@@ -153,6 +159,8 @@ def of_model(args: argparse.Namespace) -> tagging.Scorer:
 
     if not args.classes:
         raise ConfigError("name the classes with --classes: a,b,c, a file, or a benchmark's set such as coco")
+    if classes := concept_classes.classes_of(args.classes):
+        return concept_classes.scorer_of(classes, args)
     names = class_names.read_class_names(args.classes, least=1).names
     source = sources.ModelSource(args.model or default_model(), args.family, args.dtype or "fp32")
     return tag_rules.tagger_of(

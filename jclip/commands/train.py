@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jclip.commands.arguments import Parser, add_shared, nonempty
+from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.errors import ConfigError, say
 from jclip.machine import ranks
 from jclip.paths import naming
 from jclip.report.predictor import write_handed_over
 from jclip.report.run_table import memory_lines
 from jclip.report.tasks import task_of
-from jclip.train import recipe_finder, several_ranks
+from jclip.train import cost_estimate, several_ranks
 from jclip.train.configs import (
     default_folder,
     log_of,
@@ -45,7 +45,13 @@ def train(argv: list[str]) -> int:
         metavar="NAME",
         help="make NAME a symbolic link to the run's folder once it has finished",
     )
-    add_shared(p, "--dry-run", ": what would be trained, and what it takes, of recipes that can say so")
+    add_shared(p, "--dry-run", ": measure for half a minute, and print what the whole takes, also by several processes")
+    p.add_argument(
+        "--ranks",
+        type=whole(1, 4096),
+        metavar="N",
+        help="of --dry-run: processes up to which it is printed (default: 4)",
+    )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
@@ -54,8 +60,10 @@ def train(argv: list[str]) -> int:
     if args.dry_run:
         ranks.stay_alone()
         if here.first:
-            say(plan_of(module, cfg, folder))
+            say(plan_of(module, cfg, folder, args.ranks or 4))
         return 0
+    if args.ranks:
+        raise ConfigError("--ranks is of --dry-run: start several processes with `mpirun -np N jclip train`")
     if args.link:
         check_link(Path(args.link))
     if here.several:
@@ -83,13 +91,10 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-def plan_of(module: Any, cfg: Any, folder: Path) -> str:
-    """What the recipe would do in that folder. Raises `ConfigError` for one that does not say it."""
-    if not hasattr(module, "plan"):
-        able = ", ".join(name for name in recipe_finder.names() if hasattr(recipe_finder.load(name), "plan"))
-        recipe = module.__name__.rsplit(".", 1)[-1]
-        raise ConfigError(f"--dry-run is for the recipes {able}, got {recipe}: leave it out")
-    return f"{module.plan(cfg, folder)}\nnothing was trained: repeat without --dry-run to do it"
+def plan_of(module: Any, cfg: Any, folder: Path, processes: int) -> str:
+    """What the recipe would take, measured on its first steps."""
+    _, text = cost_estimate.described(module, cfg, folder, processes)
+    return f"{text}\nnothing was trained: repeat without --dry-run to do it"
 
 
 def point(link: Path, folder: Path) -> None:

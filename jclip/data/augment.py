@@ -11,7 +11,7 @@ from PIL import Image
 
 from jclip.data import photo_policies
 from jclip.data.photo_file import as_seen, open_photo
-from jclip.data.preprocess import RESAMPLE, Preprocess, centre_crop, scale_short_side, square_padded
+from jclip.data.preprocess import RESAMPLE, Preprocess, centre_crop, notice_squashed, scale_short_side, square_padded
 from jclip.errors import ConfigError, DataError, UnknownName
 
 
@@ -173,6 +173,17 @@ class Views:
     seed: int = 0
     numbers: tuple[int, ...] = (0,)
 
+    def __post_init__(self):
+        if self.preprocess.varies and not self._sees_whole:
+            notice_squashed(self.preprocess, "crops of photos")
+            object.__setattr__(self, "preprocess", self.preprocess.fixed())
+
+    @property
+    def _sees_whole(self) -> bool:
+        """Whether views are the evaluation's pixels, perhaps mirrored."""
+        p = self.pipeline
+        return p is None or (isinstance(p, Crops) and not p.corners) or (isinstance(p, Augment) and p.plain)
+
     def __call__(self, image: Image.Image, row: int) -> np.ndarray:
         if self.pipeline is None:
             return np.stack([self.preprocess(image)] * len(self.numbers))
@@ -183,15 +194,20 @@ class Views:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(V, 3, H, W)."""
+        """(V, 3, H, W), of photos that vary the model's own size."""
         count = self.pipeline.count if isinstance(self.pipeline, Crops) else len(self.numbers)
         return count, 3, *self.preprocess.size
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest array that comes out."""
+        return 3 * self.shape[0] * self.preprocess.largest
 
     @property
     def draft(self) -> tuple[int, int] | None:
         """Width and height that a decoded fraction must have: twice what is wanted, so that resizing still averages."""
         height, width = self.preprocess.size
-        return (2 * width, 2 * height) if self.preprocess.draft else None
+        return (2 * width, 2 * height) if self.preprocess.draft and not self.preprocess.varies else None
 
     @property
     def upright(self) -> bool:
@@ -259,11 +275,11 @@ def corners_and_centre(image: Image.Image, p: Preprocess) -> list[Image.Image]:
 class OfPhotos(Protocol):
     """What prepares photos in other processes: `Views`, and views of photos with boxes.
 
-    shape: of what a call returns, float32. draft, upright: how a photo is opened.
+    largest: numbers of the largest array that a call returns, float32. draft, upright: how a photo is opened.
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def largest(self) -> int: ...
     @property
     def draft(self) -> tuple[int, int] | None: ...
     @property

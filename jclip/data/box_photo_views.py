@@ -53,6 +53,11 @@ class BoxViews:
         """Of the array."""
         return (3 * self.side**2 + _PLACE,)
 
+    @property
+    def largest(self) -> int:
+        """Numbers of the array."""
+        return self.shape[0]
+
     def view_of(self, array: np.ndarray) -> View:
         """The view that the array holds; the placement's ratio is rounded to float32."""
         *box, ratio, width, height, left, top = array[-_PLACE:].tolist()

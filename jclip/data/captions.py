@@ -64,7 +64,8 @@ class Pairs:
     def batches(
         self, rows: Sequence[int], epoch: int, size: int, prepare: Views
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows (n,) and `prepare(image, row)`, of one view (n, 3, H, W), `size` at a time in the order of `rows`.
+        """Rows (n,) and `prepare(image, row)`, of one view (n, 3, H, W), `size` at a time in the order of `rows`; of photos
+        that vary in size, those of equal size among these together.
 
         An image that does not decode stops the run, or is left out and reported once. The last batch may be short.
         """

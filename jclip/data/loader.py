@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,17 +44,33 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places (n,) in `paths` and arrays (n, …) of `prepare(photo, row)`, `size` at a time, the last batch as it is.
 
-    The rest as of `prepared`.
+    Of photos that vary in size, those of equal size among `size` come together, so that places are not in order. The
+    rest as of `prepared`.
     """
+    for several in batches_of_shapes(paths, prepare, size, on_error, failed, rows):
+        yield from several
+
+
+def batches_of_shapes(
+    paths: Sequence[str],
+    prepare: Prepare,
+    size: int,
+    on_error: OnError = "stop",
+    failed: list[str] | None = None,
+    rows: Sequence[Any] | None = None,
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """The batches of `batches`, listed by `size` photos that follow each other: one, or of photos that vary one per shape."""
     kept: list[tuple[int, np.ndarray]] = []
+    varies = isinstance(prepare, Views) and prepare.preprocess.varies
+    most = size * math.prod(prepare.shape) if varies else None
     with contextlib.closing(prepared(paths, prepare, _AHEAD * size, on_error, failed, rows)) as results:
         for one in results:
             kept.append(one)
             if len(kept) == size:
-                yield _stack(kept)
+                yield _by_shape(kept, most) if varies else [_stack(kept)]
                 kept = []
         if kept:
-            yield _stack(kept)
+            yield _by_shape(kept, most) if varies else [_stack(kept)]
 
 
 def prepared(
@@ -118,6 +135,18 @@ def _in_threads(paths, rows, prepare, ahead: int, count: int) -> Iterator[tuple[
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _by_shape(kept: list[tuple[int, np.ndarray]], most: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A batch for each shape, or several where one would hold more than `most` numbers."""
+    found: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    for one in kept:
+        found.setdefault(one[1].shape, []).append(one)
+    made = []
+    for shape, alike in found.items():
+        step = max(1, most // math.prod(shape))
+        made += [_stack(alike[at : at + step]) for at in range(0, len(alike), step)]
+    return made
 
 
 def _stack(kept: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

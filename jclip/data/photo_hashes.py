@@ -14,6 +14,7 @@ from jclip import paths as places
 from jclip.data.photo_file import MOST_PLAIN_BYTES
 from jclip.data.stored_photos import StoredPhoto, is_stored
 from jclip.errors import DataError
+from jclip.machine import work_meter
 from jclip.paths import open_regular
 
 try:
@@ -43,11 +44,19 @@ def photo_hashes(paths: Sequence[str]) -> list[str]:
     with _Notes(places.cache_dir("hashes") / "photos.sqlite3") as notes:
         known = notes.find([key for key in keys if key])
         made: dict[int, Hashed] = {}
-        for some in _shown([place for place, key in enumerate(keys) if key not in known]):
+        blocks = _shown([place for place, key in enumerate(keys) if key not in known])
+        for some in work_meter.some(blocks, "hashes", len, "reading files"):
             new = {place: _hashed(paths[place], real_folder) for place in some}
             notes.keep([one for one in new.values() if one.key])
             made.update(new)
+    if work_meter.running():  # those that were left out
+        made |= {p: Hashed(_stand_in(paths[p])) for p, k in enumerate(keys) if k not in known and p not in made}
     return [known[key] if key in known else made[place].digest for place, key in enumerate(keys)]
+
+
+def _stand_in(path: str) -> str:
+    """As many digits as a digest has, of a file that was not read."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def _shown(wanted: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -7,15 +7,17 @@ photo is therefore resized by its palette indices, as in the reference. `rgb_fir
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any, get_args
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jclip.choices import Interpolation, PreprocessChoice, Resize
+from jclip.data.patch_counts import size_in_patches
 from jclip.data.photo_file import MOST_PIXELS, as_seen
-from jclip.errors import DataError, UnknownName
-from jclip.readers.schema import FLAG, SIDE, Condition, number, obey, one_of, refuse_unknown, several, whole
+from jclip.errors import ConfigError, DataError, UnknownName, notice
+from jclip.readers.schema import FLAG, SIDE, Condition, number, obey, one_of, refuse_unknown, several, some, whole
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,7 +32,8 @@ FILL = whole(0, 255)
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 DESCRIBED: dict[str, Condition] = {  # what a file may say of photos, but for flags
     "size": several(SIDE, 2), "resize": one_of(*get_args(Resize)), "interpolation": one_of(*RESAMPLE),
-    "mean": MEANS, "std": DEVIATIONS, "fill": FILL, "sharpness": number(0, 1e3),
+    "mean": MEANS, "std": DEVIATIONS, "fill": FILL, "sharpness": number(0, 1e3), "patch": whole(0, 4096),
+    "patch_counts": some(whole(1, 1 << 16), 16),
 }  # fmt: skip
 
 
@@ -40,7 +43,9 @@ class Preprocess:
 
     upright and draft belong to who reads the photos, not to the weights: what a checkpoint says of them does not count.
     resize: `shortest` short side to the size, then centre crop; `squash` straight to the size; `longest-pad` long side
-    to the size, then pad; `square-pad` pad to a square first, then as `shortest`.
+    to the size, then pad; `square-pad` pad to a square first, then as `shortest`; `proportional` as large as whole patches
+    allow, both sides in proportion, whatever the size: see `jclip.data.patch_counts`.
+    patch, patch_counts: of `proportional`: pixels of a patch's side, and how many patches a photo may have, in rising order.
     """
 
     size: tuple[int, int] = (224, 224)  # H, W
@@ -53,8 +58,15 @@ class Preprocess:
     rgb_first: bool = False
     upright: bool = True  # an EXIF orientation is applied; False leaves photos as they are stored
     draft: bool = False  # large JPEGs are decoded at a fraction of their size: faster, not bit-exact
+    patch: int = 0
+    patch_counts: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if self.resize == "proportional" and not (self.patch and self.patch_counts):
+            raise ConfigError(
+                "resize proportional must be of weights that take photos of any proportions, as FG-CLIP 2's, without another "
+                "size: leave it out"
+            )
         if self.resize not in _RESIZERS:
             raise UnknownName("resize mode", self.resize, _RESIZERS)
         if self.interpolation not in RESAMPLE:
@@ -63,6 +75,20 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """float32 (3, H, W), normalised."""
         return self.normalise(self.pixels(image))
+
+    @property
+    def varies(self) -> bool:
+        """Whether photos of different proportions get different sizes."""
+        return self.resize == "proportional"
+
+    @property
+    def largest(self) -> int:
+        """Pixels of the largest photo that comes out, of one channel."""
+        return self.patch**2 * self.patch_counts[-1] if self.varies else self.size[0] * self.size[1]
+
+    def fixed(self) -> Preprocess:
+        """The same with all photos squashed to the model's size, where they would vary."""
+        return replace(self, resize="squash", patch=0, patch_counts=()) if self.varies else self
 
     def pixels(self, image: Image.Image) -> Image.Image:
         """The RGB photo at the model's size, before scaling to floats."""
@@ -86,8 +112,10 @@ class Preprocess:
         return x
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and cache keys; `from_dict` reads them back."""
-        return asdict(self)
+        """Plain values, for JSON and cache keys; `from_dict` reads them back. What only photos that vary have is left out of
+        others': features that were kept before there were such stay valid."""
+        values = asdict(self)
+        return values if self.patch else {k: v for k, v in values.items() if k not in ("patch", "patch_counts")}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Preprocess:
@@ -103,11 +131,27 @@ class Preprocess:
         return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
+@cache
+def _say_squashed(size: tuple[int, int], what: str) -> None:
+    notice(
+        f"{what} must be of one size: they are squashed to {size[0]} x {size[1]} pixels, where the weights' authors keep "
+        "proportions"
+    )
+
+
+def notice_squashed(preprocess: Preprocess, what: str) -> None:
+    """Report on stderr, once, that photos which would vary are squashed for the sake of `what`."""
+    if preprocess.varies:
+        _say_squashed(preprocess.size, what)
+
+
 def with_choice(preprocess: Preprocess, choice: PreprocessChoice) -> Preprocess:
     """`preprocess` with what a user has set."""
     chosen = {name: value for name, value in vars(choice).items() if value is not None}
     if choice.size is not None:
         chosen["size"] = (choice.size, choice.size)
+    if choice.resize not in (None, "proportional"):
+        preprocess = preprocess.fixed()
     return replace(preprocess, **chosen)
 
 
@@ -117,6 +161,11 @@ def _shortest(p: Preprocess, image: Image.Image) -> Image.Image:
 
 def _squash(p: Preprocess, image: Image.Image) -> Image.Image:
     return image.resize((p.size[1], p.size[0]), RESAMPLE[p.interpolation])
+
+
+def _proportional(p: Preprocess, image: Image.Image) -> Image.Image:
+    height, width = size_in_patches(image.height, image.width, p.patch, p.patch_counts)
+    return image.resize((width, height), RESAMPLE[p.interpolation])
 
 
 def _longest_pad(p: Preprocess, image: Image.Image) -> Image.Image:
@@ -143,7 +192,10 @@ def square_padded(image: Image.Image, p: Preprocess) -> Image.Image:
     return ImageOps.expand(image, border=(x, y, x, y), fill=(p.fill,) * 3)
 
 
-_RESIZERS = {"shortest": _shortest, "squash": _squash, "longest-pad": _longest_pad, "square-pad": _square_pad}
+_RESIZERS = {
+    "shortest": _shortest, "squash": _squash, "longest-pad": _longest_pad, "square-pad": _square_pad,
+    "proportional": _proportional,
+}  # fmt: skip
 
 
 def scale_short_side(image: Image.Image, p: Preprocess) -> Image.Image:

@@ -8,6 +8,7 @@ epoch of small photos takes less than to start them.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import signal
@@ -36,13 +37,13 @@ def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: i
     A photo with which a process dies is tried again in another, and counts as one that does not decode if that dies too.
     Raises `SetupError` when the processes die with several photos one after the other.
     """
-    size = 4 * int(np.prod(views.shape))
+    size = 4 * views.largest
     slots = max(1, min(ahead, _MOST_SLOTS, _MOST_BYTES // size))
     shared = os.memfd_create("jclip-photos")
     workers: list[subprocess.Popen] = []
     try:
         os.ftruncate(shared, slots * size)
-        pixels = _mapped(shared, slots, views.shape)
+        pixels = _mapped(shared, slots, views.largest)
         head = {"memory": f"/proc/{os.getpid()}/fd/{shared}", "slots": slots, "views": views.to_dict()}
         workers += _hired(min(count, slots))
         for worker in workers:
@@ -61,10 +62,10 @@ def decoded(paths: Sequence[str], rows: Sequence[Any], views: OfPhotos, ahead: i
                 if dead == _MOST_DEAD:
                     raise SetupError(f"{answer[0]}, as with {dead - 1} photos before: JCLIP_WORKERS=0 decodes without "
                                      "processes of their own")  # fmt: skip
-            error, turned = answer
+            error, turned, shape = answer
             if error is None:
                 ORIENTATIONS.saw(paths[place], turned)
-            yield place, pixels[place % slots].copy() if error is None else DataError(error)
+            yield place, _taken(pixels[place % slots], shape) if error is None else DataError(error)
         while workers:  # each has given all its answers
             _send(workers[-1], {})
             _idle.setdefault(os.getpid(), []).append(workers.pop())
@@ -88,7 +89,9 @@ def _replace(workers: list[subprocess.Popen], number: int, head: dict) -> int:
     return code
 
 
-def _again(workers: list[subprocess.Popen], number: int, head: dict, tasks: list[list]) -> tuple[str | None, bool]:
+def _again(
+    workers: list[subprocess.Popen], number: int, head: dict, tasks: list[list]
+) -> tuple[str | None, bool, list[int]]:
     """Puts another process in the place of one that died, tries the first of its tasks there, and gives the others to it, or to
     a third if it dies as well; what the first task gave."""
     _replace(workers, number, head)
@@ -97,7 +100,7 @@ def _again(workers: list[subprocess.Popen], number: int, head: dict, tasks: list
     if answer is None:
         code = _replace(workers, number, head)
         how = f"signal {-code}" if code < 0 else f"code {code}"
-        answer = f"{tasks[0][2]} does not decode: it ended the process that decodes it, twice ({how})", False
+        answer = f"{tasks[0][2]} does not decode: it ended the process that decodes it, twice ({how})", False, []
     for task in tasks[1:]:
         _send(workers[number], task)
     return answer
@@ -108,9 +111,15 @@ def plain(row: Any) -> Any:
     return row if isinstance(row, list) else int(row)
 
 
-def _mapped(shared: int, slots: int, shape: tuple[int, ...]) -> np.ndarray:
+def _mapped(shared: int, slots: int, numbers: int) -> np.ndarray:
+    """A row of so many numbers for each slot."""
     memory = mmap.mmap(shared, 0)  # unmapped with the last array that shows it
-    return np.frombuffer(memory, np.float32).reshape(slots, *shape)
+    return np.frombuffer(memory, np.float32).reshape(slots, numbers)
+
+
+def _taken(slot: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A copy of the array of that shape at the slot's start."""
+    return slot[: math.prod(shape)].reshape(shape).copy()
 
 
 def _hired(count: int) -> list[subprocess.Popen]:
@@ -142,8 +151,9 @@ def _send(worker: subprocess.Popen, message) -> None:
         pass  # its answer, which is awaited in turn, will be missing
 
 
-def _answer(worker: subprocess.Popen) -> tuple[str | None, bool] | None:
-    """What went wrong with a photo, if anything, and whether it was turned upright; None from a process that has died."""
+def _answer(worker: subprocess.Popen) -> tuple[str | None, bool, list[int]] | None:
+    """What went wrong with a photo, if anything, whether it was turned upright, and its array's shape; None from a process
+    that has died."""
     line = worker.stdout.readline()
     return tuple(json.loads(line)) if line.endswith("\n") else None
 
@@ -160,16 +170,18 @@ def _work() -> None:
         if isinstance(message, dict):  # others: where their pixels go, and how they are seen
             views = (BoxViews if message["views"]["kind"] == "BoxViews" else Views).from_dict(message["views"])
             with open(message["memory"], "r+b") as shared:
-                pixels = _mapped(shared.fileno(), message["slots"], views.shape)
+                pixels = _mapped(shared.fileno(), message["slots"], views.largest)
             continue
         slot, row, path = message
         ORIENTATIONS.clear()
-        error = None
+        error, shape = None, ()
         try:
-            pixels[slot] = seen(path, views, row)
+            array = seen(path, views, row)
+            shape = array.shape
+            pixels[slot, : array.size] = array.reshape(-1)
         except DataError as e:
             error = str(e)
-        sys.stdout.write(json.dumps([error, bool(ORIENTATIONS.turned_among([path]))]) + "\n")
+        sys.stdout.write(json.dumps([error, bool(ORIENTATIONS.turned_among([path])), shape]) + "\n")
         sys.stdout.flush()
 
 

@@ -34,12 +34,13 @@ from jclip.features.box_phrases import (
     phrase_tokens,
     progress,
 )  # fmt: skip
+from jclip.features.cached import keep as keep_cached
 from jclip.features.cached import read_cached
 from jclip.features.source import ModelSource
 from jclip.features.token_store import TokenStore
+from jclip.machine import work_meter
 from jclip.model import clip, tower_levels
 from jclip.postponed import jt
-from jclip.readers import safetensors
 from jclip.weights.variants import ResNetConfig
 
 TOGETHER = 4 * AT_ONCE  # phrases whose boxes are found at once
@@ -224,12 +225,14 @@ def _image_tokens(features: BoxFeatures, keep: bool) -> tuple[np.ndarray, ...]:
     saved = read_cached(file, ("part0",))
     if saved is None:
         saved = {f"part{i}": part for i, part in enumerate(_encoded(features))}
-        safetensors.write(file, saved)
+        keep_cached(file, saved)
     return tuple(saved[f"part{i}"] for i in range(len(saved)))
 
 
 def _on_disk(features: BoxFeatures) -> BoxFeatures:
     """The same with all photos' tokens in the cache's file for that model and reading."""
+    if meter := work_meter.running():
+        return _measured_on_disk(meter, features)
     reading, source = features.reading, features.source
     made_of = [source.identity, reading.layers, reading.normalise, reading.stored]
     name = f"boxes-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.tokens"
@@ -311,11 +314,39 @@ def _encoded(features: BoxFeatures) -> tuple[np.ndarray, ...]:
     shapes = tower_levels.part_shapes(features.source.config, features.reading.layers)
     count, at = len(features.samples.photos), 0
     found = tuple(np.empty((count, *shape), KINDS[features.reading.stored]) for shape in shapes)
-    for parts in encoded_photos(features, range(count), AT_ONCE, shown=True):
+    for parts in _some_photos(features, count):
         for whole, part in zip(found, parts, strict=True):
             whole[at : at + len(part)] = part
         at += len(parts[0])
+    for whole in found if at < count else ():
+        whole[at:] = whole[np.arange(count - at) % at]
     return found
+
+
+def _some_photos(features: BoxFeatures, count: int) -> Iterator[list[np.ndarray]]:
+    """`encoded_photos` of the first `count` photos; of the first of these where work is only measured."""
+    made, key = encoded_photos(features, range(count), AT_ONCE, shown=True), ("tokens", id(features.source.model))
+    return work_meter.some(made, key, phase="encoding photos", count=-(-count // AT_ONCE))
+
+
+class RepeatedTokens:
+    """Tokens of a few photos, in the place of those of all where work is only measured."""
+
+    def __init__(self, rows: np.ndarray):
+        self._rows = rows
+
+    def __getitem__(self, photos: np.ndarray) -> np.ndarray:
+        """(I, …) of the photos of those numbers."""
+        return self._rows[np.asarray(photos) % len(self._rows)]
+
+
+def _measured_on_disk(meter: work_meter.WorkMeter, features: BoxFeatures) -> BoxFeatures:
+    """The same with tokens of some photos in memory; writing and reading the file is not measured."""
+    count, found = len(features.samples.photos), []
+    for parts in _some_photos(features, count):
+        found = parts if not found else [np.concatenate(both) for both in zip(found, parts, strict=True)]
+    meter.cache_bytes += count * token_bytes(features.source, features.reading)
+    return replace(features, kept="memory", parts=tuple(map(RepeatedTokens, found)))
 
 
 def normalisation(source: ModelSource, reading: Reading) -> box_views.Normalisation:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jclip.errors import DataError, notice, quoted
 from jclip.features.source import ModelSource
+from jclip.machine import work_meter
 from jclip.model import clip
 
 AT_ONCE = 64  # photos, or phrases, in a tower at once
@@ -64,11 +65,15 @@ def phrase_tokens(
     kind = np.float32 if 4 * int(starts[-1]) * width <= MOST_OF_PHRASES else KINDS[stored]
     tokens, order = np.zeros((int(starts[-1]), width), kind), np.argsort(lengths, kind="stable")
     with clip.inference(source.model):
-        for at in progress(range(0, len(order), AT_ONCE), "encode phrases", len(order) > WORTH_SHOWING):
+        batches = progress(range(0, len(order), AT_ONCE), "encode phrases", len(order) > WORTH_SHOWING)
+        of = {"phase": "encoding texts", "weigh": lambda at: float(lengths[order[at : at + AT_ONCE]].sum())}
+        for at in work_meter.some(batches, ("phrases", id(source.model)), **of):
             rows = order[at : at + AT_ONCE]
             _, every = source.model.encode_text(ids[rows], dense=True)
             for row, of_phrase in zip(rows.tolist(), every.float32().numpy(), strict=True):
                 tokens[starts[row] : starts[row + 1]] = of_phrase[: lengths[row]]
+    if work_meter.running() and len(lost := np.flatnonzero(~tokens.any(axis=1))):  # those that were left out
+        tokens[lost] = work_meter.resembling(tokens[tokens.any(axis=1)], lost)
     return PhraseTokens(tokens, starts, {phrase: row for row, phrase in enumerate(distinct)})
 
 

@@ -18,7 +18,7 @@ from jclip.functional.directions import unit
 from jclip.functional.metrics import retrieval_ranks
 from jclip.functional.retrieval import Links, Scores, feature_scores, grouped_report, paired_report
 from jclip.kernels import collectives
-from jclip.machine import ranks
+from jclip.machine import ranks, work_meter
 from jclip.model import clip
 
 AT_ONCE = 256
@@ -90,12 +90,14 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
     places: list[np.ndarray] = [np.zeros(0, np.int64)]
     images = [np.zeros((0, model.config.embed_dim), np.float32)]
     with clip.inference(model):
-        for at, pixels in pairs.batches(
-            firsts[here.share_of_batches(len(firsts), AT_ONCE)], 0, AT_ONCE, Views(preprocess)
-        ):
+        wanted = firsts[here.share_of_batches(len(firsts), AT_ONCE)]
+        read = pairs.batches(wanted, 0, AT_ONCE, Views(preprocess))
+        made = ((at, model.encode_image(pixels).float32().numpy()) for at, pixels in read)
+        for at, features in work_meter.stretched_rows(("images", id(model)), made, wanted, each=AT_ONCE):
             places.append(at)
-            images.append(model.encode_image(pixels).float32().numpy())
-        decoded = pairs.images[collectives.joined(np.concatenate(places))]
+            images.append(features)
+        order = np.argsort(pairs.images[np.concatenate(places)])  # of photos that vary, batches are by shape
+        decoded = pairs.images[collectives.joined(np.concatenate(places)[order])]
         if not len(decoded):
             raise DataError(f"none of {len(firsts)} images decoded")
         rows = np.flatnonzero(np.isin(pairs.images, decoded))
@@ -104,7 +106,12 @@ def encode_pairs(model: Any, pairs: Pairs, preprocess: Preprocess) -> Encoded:
         captions = encode_prompts_by_ranks(model, model.tokenize(texts, truncate=True))
     image_of = np.searchsorted(decoded, pairs.images[rows])
     return Encoded(
-        rows, collectives.joined(np.concatenate(images)), captions, image_of, text_of, ids_of(pairs.texts(rows)[1])
+        rows,
+        collectives.joined(np.concatenate(images)[order]),
+        captions,
+        image_of,
+        text_of,
+        ids_of(pairs.texts(rows)[1]),
     )
 
 

@@ -16,22 +16,21 @@ from jclip.config import DataConfig
 from jclip.data.augment import TEST_VIEWS, Views, pipeline_of
 from jclip.data.augment import augment as augment_named
 from jclip.data.checks import check_apart, check_taught, warn_few, warn_leaks
-from jclip.data.loader import OnError, batches
+from jclip.data.loader import OnError, batches_of_shapes
 from jclip.data.photo_file import ORIENTATIONS
-from jclip.data.preprocess import Preprocess
+from jclip.data.preprocess import Preprocess, notice_squashed
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
-from jclip.features.cached import read_cached
+from jclip.features.cached import keep, read_cached
 from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
 from jclip.functional.directions import unit
-from jclip.machine import ranks
+from jclip.machine import ranks, work_meter
 from jclip.model import last_block
 from jclip.paths import cache_dir, file_sha256
 from jclip.postponed import jt
 from jclip.prompts.templates import prompts_of
-from jclip.readers import safetensors
 
 PART = 1024  # photos whose features are kept together: a break loses those of one part
 BATCH = 64  # views at once; JCLIP_BATCH names another number
@@ -90,7 +89,10 @@ def _kept_or_computed(
     if (saved := read_cached(file, ("rows", "features", "turned"))) is not None:
         return *_seen_before(split, saved), []
     failed: list[str] = []
-    viewer = Views(source.preprocess, pipeline_of(augment), seed, tuple(numbers))
+    if entering:
+        notice_squashed(source.preprocess, "photos whose tokens are kept")
+    preprocess = source.preprocess.fixed() if entering else source.preprocess
+    viewer = Views(preprocess, pipeline_of(augment), seed, tuple(numbers))
     rows, features = _compute(source.model, split, viewer, on_error, failed, label, source.penultimate, entering)
     if failed:  # nothing is kept: a photo that is repaired later would stay missing
         return rows, features, failed
@@ -98,7 +100,7 @@ def _kept_or_computed(
         notice("photos changed while they were read: their features are not kept")
     else:
         turned = np.array(ORIENTATIONS.turned_among(split.paths), np.int64)
-        safetensors.write(file, {"rows": rows, "features": features, "turned": turned})
+        keep(file, {"rows": rows, "features": features, "turned": turned})
     return rows, features, failed
 
 
@@ -223,13 +225,31 @@ def encoded_batches(
 
     What does not decode is appended to `failed` with `on_error="skip"`, in order, before the batch behind it is given.
     """
+    made = _encoded(model, paths, viewer, on_error, failed, penultimate, entering)
+    key = ("photos", type(model), id(model), viewer.shape, penultimate, entering)
+    yield from work_meter.stretched(key, made, len(paths), each=batch_size())
+
+
+def _encoded(model, paths, viewer: Views, on_error, failed, penultimate, entering):
     encode = last_block.LastBlock(model).entering if entering else partial(model.encode_image, penultimate=penultimate)
     views, size = viewer.shape[0], batch_size()
-    for at, pixels in batches(paths, viewer, max(1, size // views), on_error, failed):
-        with jt.no_grad(), advice_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
-            encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
-        check_directions(encoded, [paths[row] for row in at for _ in range(views)])
-        yield at, encoded.reshape(len(at), views, -1).mean(axis=1)
+    for several in batches_of_shapes(paths, viewer, max(1, size // views), on_error, failed):
+        made = []
+        for at, pixels in several:
+            with jt.no_grad(), advice_when_full(f"set JCLIP_BATCH={max(1, size // 2)} (now {size})"):
+                encoded = encode(pixels.reshape(-1, *pixels.shape[2:])).float32().numpy()
+            check_directions(encoded, [paths[row] for row in at for _ in range(views)])
+            made.append((at, encoded.reshape(len(at), views, -1).mean(axis=1)))
+        yield _in_order(made)
+
+
+def _in_order(made: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Places and features of batches as one, in the order of places."""
+    if len(made) == 1:
+        return made[0]
+    at, features = (np.concatenate(column) for column in zip(*made, strict=True))
+    order = np.argsort(at)
+    return at[order], features[order]
 
 
 def _warn_skipped(failed: list[str], total: int) -> None:

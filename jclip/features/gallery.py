@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from jclip.data.gallery_inputs import photo_address, shown_path
 from jclip.data.gallery_store import Store, made_by, open_store
-from jclip.data.preprocess import Preprocess
 from jclip.data.row_filters import parse_condition, rows_where
 from jclip.errors import CheckpointError, ConfigError, DataError
 from jclip.features import gallery_index
 from jclip.features import source as sources
+from jclip.features.concepts import read_concept
 from jclip.features.gallery_ranking import Ranking, Reranker
 from jclip.features.query_features import direction, photo_features, query_vectors
 from jclip.functional.background import Background, background, sample_rows
@@ -132,14 +132,9 @@ class Gallery:
     def model_as_stated(self, model: str = "") -> sources.ModelSource:
         """The model of that name, by default the gallery's, with the dtype and preprocessing that the gallery states."""
         manifest = self.store.manifest
-        seen = Preprocess.from_dict(manifest.preprocess)
-        named, family = model or manifest.model, manifest.family or None
-        options = {"dtype": manifest.identity[2], "draft": seen.draft, "upright": seen.upright}
-        found = sources.ModelSource(named, family, **options)
-        if found.preprocess.size != seen.size:
-            found = sources.ModelSource(named, family, image_size=seen.size, **options)
-        found.preprocess = seen
-        return found
+        return sources.source_as_stated(
+            model or manifest.model, manifest.family, manifest.identity[2], manifest.preprocess
+        )
 
     def with_model(self, model: str) -> Gallery:
         """The same gallery, searched with the weights of that name or file. Raises `ConfigError` for other ones."""
@@ -171,6 +166,8 @@ class Gallery:
             grounds = some @ self._sample.T
             for place, answer in enumerate(self._answers(some, rows, search)):
                 ground = background(grounds[place], len(self), search.line)
+                if search.line is None:
+                    ground = _of_concept(queries[at + place], ground)
                 hits = self._hits(*answer, ground, search)
                 yield Found(_name(queries[at + place]), hits, ground, search.ranking.uses_other_queries)
 
@@ -270,6 +267,15 @@ def _parsed(query: str | Sequence[str] | Query) -> Query:
     if isinstance(query, Query):
         return query
     return parse_terms([query] if isinstance(query, str) else list(query))
+
+
+def _of_concept(query: Asked, ground: Background) -> Background:
+    """The background of a query that is one concept ends where the concept's own line is."""
+    terms = () if isinstance(query, np.ndarray) else _parsed(query).terms
+    if len(terms) != 1 or terms[0].kind != "concept" or terms[0].weight < 0 or not ground.deviation > 0:
+        return ground
+    least = np.nextafter(read_concept(terms[0].value).head.threshold, np.inf)
+    return replace(ground, line=float((least - ground.middle) / ground.deviation))
 
 
 def _name(query: Asked) -> str:

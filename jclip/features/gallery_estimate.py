@@ -20,6 +20,7 @@ from jclip.data.stored_photos import open_any_photo
 from jclip.errors import DataError, counted
 from jclip.features import extraction, half_models
 from jclip.features.source import ModelSource
+from jclip.machine import process_times
 from jclip.postponed import jt
 
 SECONDS = 30.0  # of measuring, loading the model not counted
@@ -110,12 +111,14 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
     if pixels is None:
         raise DataError(f"no photo decodes of {counted(len(paths), 'photo')} that were looked at (first: {paths[0]})")
     computing = _rate(_encode(model, pixels[1][:, 0]), 0.2 * SECONDS)
-    cpu, count = _cpu(), []
+    count = []
     encoded = (
         count.append(len(at)) or len(at) for at, _ in extraction.encoded_batches(model, paths, views, "skip", [])
     )
-    together = _rate(encoded, 0.5 * SECONDS)
-    spent = (_cpu() - cpu) / max(1, sum(count))
+    first = next(encoded, 0)  # until then decoding processes start
+    cpu = _cpu()
+    together = _rate(encoded, 0.5 * SECONDS) if len(paths) > first else max(decoding, computing)
+    spent = (_cpu() - cpu) / (sum(count) - first) if sum(count) > first else decoding + computing
     row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
     alone = (reading, decoding, computing)
     return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores())
@@ -164,32 +167,14 @@ def _encode(model, pixels: np.ndarray) -> Iterator[int]:
 
 
 def _cpu() -> float:
-    """CPU seconds of this process and of those that decode for it."""
-    return sum(map(_seconds_of, _own_processes()))
-
-
-def _own_processes() -> list[int]:
-    tasks = Path(f"/proc/{os.getpid()}/task")
-    children = [int(n) for task in tasks.iterdir() for n in (task / "children").read_text().split()]
-    return [os.getpid(), *children]
-
-
-def _seconds_of(process: int) -> float:
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+    """CPU seconds of this process and of those that decode for it, or did."""
+    return process_times.ended_seconds() + sum(map(process_times.cpu_of, [os.getpid(), *process_times.children()]))
 
 
 def _memory() -> float:
     """MiB: the most that this process had, and what those that decode for it have now."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    page = os.sysconf("SC_PAGE_SIZE")
-    children = 0.0
-    for process in _own_processes()[1:]:
-        with contextlib.suppress(OSError):
-            children += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * page / 2**20
-    return own + children
+    return own + sum(map(process_times.resident, process_times.children())) / 2**20
 
 
 def _cores() -> int:

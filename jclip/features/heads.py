@@ -13,14 +13,13 @@ import numpy as np
 
 from jclip import kernels
 from jclip.errors import ConfigError, DataError, printable
-from jclip.features.cached import read_cached
+from jclip.features.cached import keep, read_cached
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
-from jclip.machine import ranks
+from jclip.machine import ranks, work_meter
 from jclip.paths import cache_dir
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.readers import safetensors
 
 PROMPTS_AT_ONCE, PROMPTS_AT_LEAST = 512, 24  # of a batch; fewer only where there are no more
 
@@ -84,7 +83,7 @@ def text_means(
         features = unit(features) if unit_first else features
         head = ZeroShotHead(unit(_class_means(features, prompts)), scale_of(source.model))
         if unit_first:
-            safetensors.write(_head_file(source, prompts), _arrays(head))
+            keep(_head_file(source, prompts), _arrays(head))
         by_template = features.reshape(len(prompts), -1, features.shape[1]).mean(axis=0)
         return {**_arrays(head), "templates": unit(by_template)}
 
@@ -171,13 +170,17 @@ def encode_prompts_by_ranks(model, tokens: np.ndarray) -> np.ndarray:
 
 
 def _encoded(model, tokens: np.ndarray, batches: Iterable[np.ndarray]) -> np.ndarray:
-    features, done = np.zeros((len(tokens), model.config.embed_dim), np.float32), 0
+    features, done = np.zeros((len(tokens), model.config.embed_dim), np.float32), np.zeros(len(tokens), bool)
+    asked, ends = list(batches), model.ends(tokens)
+    of = {"phase": "encoding texts", "weigh": lambda rows: len(rows) * (1.0 + float(ends[rows].max()))}
     with jt.no_grad():
-        for rows in batches:
+        for rows in work_meter.some(asked, ("texts", id(model)), **of):
             for step in _WATCHING:
-                step(done, len(tokens))
-            features[rows] = model.encode_text(tokens[rows]).float32().numpy()
-            done += len(rows)
+                step(int(done.sum()), len(tokens))
+            features[rows], done[rows] = model.encode_text(tokens[rows]).float32().numpy(), True
+    if work_meter.running() and asked:
+        left = np.setdiff1d(np.concatenate(asked), np.flatnonzero(done))
+        features[left] = work_meter.resembling(features[done], left)
     return features
 
 
@@ -225,5 +228,5 @@ def _cached(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
     saved = read_cached(file, ("scale",))
     if saved is None:
         saved = make()
-        safetensors.write(file, saved)
+        keep(file, saved)
     return saved

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jclip.choices import Interpolation, Resize
+from jclip.data.preprocess import notice_squashed
 from jclip.errors import ConfigError
 from jclip.features.source import ModelSource
 from jclip.features.stacked_text import BranchScores, StackedText
@@ -47,7 +48,8 @@ class PairSource:
             raise ConfigError("these weights are a text tower alone: they embed no images")
         self._source, self._places, self._vit = source, places, vit
         self._is_resnet = isinstance(vision, ResNetConfig)
-        seen = replace(source.preprocess, resize=resize, size=(size, size) if size else source.preprocess.size)
+        notice_squashed(source.preprocess, "photos whose places are scored")
+        seen = replace(source.preprocess.fixed(), resize=resize, size=(size, size) if size else source.preprocess.size)
         self.preprocess = replace(seen, interpolation=interpolation or seen.interpolation)
         step = dense_map.STRIDE if self._is_resnet else vision.patch_size
         if size % step:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jclip.data.loader import OnError
+from jclip.data.preprocess import notice_squashed
 from jclip.data.splits import Split
 from jclip.features.extraction import PART, batch_size, extract
 from jclip.features.source import ModelSource
@@ -36,6 +37,8 @@ class MapSource:
 
     def __init__(self, source: ModelSource, positions: bool = False, vit: str = "value"):
         self._source, self.positions, self._vit = source, positions, vit
+        notice_squashed(source.preprocess, "photos whose places are scored")
+        self.preprocess = source.preprocess.fixed()
         vision = source.config.vision
         if isinstance(vision, ResNetConfig):
             self._kind = ["with positions" if positions else "without positions"]

@@ -18,6 +18,7 @@ from jclip.data.photo_hashes import is_hash, photo_hashes
 from jclip.errors import ConfigError, DataError, quoted
 from jclip.features import extraction, half_models, heads
 from jclip.features.cached import read_cached
+from jclip.features.concepts import read_concept
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.functional.nearest import take
@@ -51,6 +52,10 @@ def query_vectors(
     if photos := list(dict.fromkeys(by_kind["photo"])):
         features.update(zip((("photo", p) for p in photos), photo_features(source(), photos), strict=True))
     features.update({("row", row): _stored(store, int(row)) for row in by_kind["row"]})
+    for path in by_kind["concept"]:
+        concept = read_concept(path)
+        concept.check_gallery(store.manifest, str(store.folder))
+        features["concept", path] = concept.head.vector
     features.update({("feature", path): read_feature(Path(path), store.manifest.width) for path in by_kind["feature"]})
     return np.stack([_sum(query, features) for query in queries])
 

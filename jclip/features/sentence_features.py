@@ -13,12 +13,12 @@ import numpy as np
 
 from jclip import paths
 from jclip.errors import ConfigError, DataError, notice
-from jclip.features.cached import read_cached
+from jclip.features.cached import keep, read_cached
 from jclip.features.heads import check_directions
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
+from jclip.machine import work_meter
 from jclip.postponed import jt
-from jclip.readers import safetensors
 
 Stored = Literal["fp32", "fp16"]
 PART = 8192  # distinct sentences whose features are kept together: a break loses those of one part
@@ -87,7 +87,7 @@ def _part(source: ModelSource, texts: Sequence[str], stored: Stored) -> dict[str
     if (saved := read_cached(file, names)) is not None:
         return saved
     made = encode_captions(source, texts, stored)
-    safetensors.write(file, made)
+    keep(file, made)
     return made
 
 
@@ -111,13 +111,20 @@ def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -
     sentences, every = np.zeros((len(texts), width), kind), np.zeros((int(lengths.sum()), width), kind)
     order = np.argsort(lengths, kind="stable")
     with jt.no_grad():
-        for at in range(0, len(order), AT_ONCE):
+        starts_at = range(0, len(order), AT_ONCE)
+        of = {"phase": "encoding texts", "weigh": lambda at: float(lengths[order[at : at + AT_ONCE]].sum())}
+        for at in work_meter.some(starts_at, ("sentences", id(source.model)), **of):
             rows = order[at : at + AT_ONCE]
             ends, places = (x.float32().numpy() for x in source.model.encode_text(tokens[rows], dense=True))
             check_directions(ends, [texts[row] for row in rows])
             sentences[rows] = unit(ends)
             for row, own in zip(rows, places, strict=True):
                 every[starts[row] : starts[row] + lengths[row]] = unit(own[: lengths[row]])
+    if work_meter.running() and not every[-1].any():  # some were left out
+        seen, lost = every[every.any(axis=1)], np.flatnonzero(~every.any(axis=1))
+        every[lost] = work_meter.resembling(seen, lost)
+        lost = np.flatnonzero(~sentences.any(axis=1))
+        sentences[lost] = work_meter.resembling(sentences[sentences.any(axis=1)], lost)
     about = {"lengths": lengths.astype(np.int32), "truncated": np.array([truncated], np.int64)}
     return {"sentences": sentences, "tokens": every, **about}
 

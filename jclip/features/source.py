@@ -15,9 +15,10 @@ import numpy as np
 
 from jclip.choices import PreprocessChoice
 from jclip.config import WithDtype, WithFeatureLayer, WithModel
-from jclip.data.preprocess import Preprocess, with_choice
+from jclip.data.preprocess import Preprocess, notice_squashed, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError, LayoutError
+from jclip.machine import work_meter
 from jclip.model import clip, deep_prompts, streaming
 from jclip.postponed import jt
 from jclip.prompts.tokenizer import OPENAI_BPE
@@ -80,6 +81,14 @@ class ModelSource:
         that is too long, unless `truncate`."""
         return self.tokenizer(texts, self.config.text.context_length, truncate)
 
+    def squared(self, what: str = "training photos") -> ModelSource:
+        """This source with all photos squashed to the model's size, where its weights take any proportions; `what` needs that,
+        and is reported once."""
+        notice_squashed(self.preprocess, what)
+        self.preprocess = self.preprocess.fixed()
+        self.checkpoint = replace(self.checkpoint, preprocess=self.checkpoint.preprocess.fixed())
+        return self
+
     @property
     def identity(self) -> list:
         """What features depend on: the file's bytes, the architecture, the dtype."""
@@ -126,6 +135,10 @@ class ModelSource:
     @cached_property
     def model(self):
         """The `CLIP` itself, loaded at first use. Raises `MisfitError` when the weights do not fit."""
+        with work_meter.phase("loading the model"):
+            return self._loaded()
+
+    def _loaded(self) -> clip.CLIP:
         if not (streaming.wanted(self.checkpoint) if self._stream is None else self._stream):
             return self._sharing(clip.build(self.checkpoint, self.dtype))
         if self.dtype != "fp32":
@@ -139,6 +152,20 @@ class ModelSource:
         if "tokenizer" in vars(self):
             model._tokenizer = self.tokenizer
         return model
+
+
+def source_as_stated(model: str | os.PathLike, family: str, dtype: str, preprocess: Mapping[str, Any]) -> ModelSource:
+    """The model of that name or file with the dtype and the preprocessing that features on file say they were made with.
+
+    preprocess: as `Preprocess.to_dict` gives it.
+    """
+    seen = Preprocess.from_dict(dict(preprocess))
+    options = {"dtype": dtype, "draft": seen.draft, "upright": seen.upright}
+    found = ModelSource(model, family or None, **options)
+    if found.preprocess.size != seen.size:
+        found = ModelSource(model, family or None, image_size=seen.size, **options)
+    found.preprocess = seen
+    return found
 
 
 class PromptedSource:
@@ -198,7 +225,11 @@ class SideBySide:
 
 def with_vectors(source: ModelSource, learned: Mapping[str, np.ndarray]) -> ModelSource | PromptedSource:
     """`source` with the image vectors that were `learned`, if any."""
-    return PromptedSource(source, learned["image"]) if "image" in learned else source
+    return (
+        PromptedSource(source.squared("photos with learned vectors"), learned["image"])
+        if "image" in learned
+        else source
+    )
 
 
 def open_any(path: Path, stated: Stated) -> Checkpoint:

@@ -23,7 +23,7 @@ from jclip.choices import TAG_METHODS, TagMethod
 from jclip.data.augment import Views
 from jclip.data.loader import OnError, batches
 from jclip.data.photo_file import header, open_photo
-from jclip.data.preprocess import Preprocess
+from jclip.data.preprocess import Preprocess, notice_squashed
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
 from jclip.features.extraction import batch_size
 from jclip.features.heads import ZeroShotHead, check_directions, zero_shot_head
@@ -43,6 +43,7 @@ from jclip.functional.local_to_global import (
 )
 from jclip.functional.positions import resize_bilinearly
 from jclip.functional.windows import check_windows
+from jclip.machine import work_meter
 from jclip.model import dense_map as dense_maps
 from jclip.model import patch_attention
 from jclip.postponed import jt
@@ -176,7 +177,9 @@ class Tagger:
         with tqdm(total=len(photos), desc=label, unit="photo", disable=None, leave=False) as bar:
             for rows, preprocess in sized:
                 paths, size = [photos[row] for row in rows], self._at_once(preprocess)
-                for at, pixels in batches(paths, Views(preprocess), size, on_error, failed):
+                read, key = batches(paths, Views(preprocess), size, on_error, failed), ("places", preprocess.size)
+                count = -(-len(paths) // size)
+                for at, pixels in work_meter.some(read, key, phase="encoding photos", count=count):
                     yield rows[at], self._of_batch(model, pixels[:, 0], head, [paths[i] for i in at])
                     bar.update(len(at))
 
@@ -185,6 +188,7 @@ class Tagger:
         from tqdm import tqdm
 
         vision = self.source.config.vision
+        notice_squashed(self.source.preprocess, "windows")
         preprocess = replace(self.source.preprocess, size=vision.image_size, resize="squash")
         size = self._at_once(preprocess)
         for row, path in enumerate(tqdm(photos, f"{label}, windows", unit="photo", disable=None, leave=False)):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jclip.machine import work_meter
+
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 ARMIJO, CURVATURE = 1e-4, 0.9  # Wolfe's conditions: how much a step decreases the value and flattens the slope
 TRIALS = 40  # of the line search
@@ -42,9 +44,11 @@ def minimise(
     if not (np.isfinite(value) and np.isfinite(gradient).all()):
         raise ValueError("the objective must be finite at the start, got NaN or infinity")
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=memory)
-    still = 0
+    still, cut = 0, work_meter.SolverSteps(iterations, tolerance)
     for number in range(iterations):
         if np.abs(gradient).max(initial=0) <= tolerance or still == PATIENCE:
+            return _ended(x, value, gradient, number, True)
+        if cut.ends(np.abs(gradient).max(initial=0)):
             return _ended(x, value, gradient, number, True)
         direction = -_inverse_hessian_times(gradient, pairs)
         found = _line_search(objective, x, value, gradient, direction, _first_step(gradient, pairs))

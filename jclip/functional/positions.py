@@ -1,7 +1,8 @@
 """Position tables for other input sizes: bicubic resampling in float64, equal to torch's with and without antialias.
 
 Two dialects exist and they differ even when enlarging: open_clip and timm resize with antialias (cubic with a = -0.5),
-Hugging Face and EVA without (a = -0.75). TagCLIP takes the bilinear kind. DINO's and TaI-DPT's code asks torch for a factor,
+Hugging Face and EVA without (a = -0.75). TagCLIP takes the bilinear kind; towers for photos of any proportions that with
+antialias. DINO's and TaI-DPT's code asks torch for a factor,
 (h' + 0.1) / h, in the place of a size, and so samples elsewhere: `margin`.
 """
 
@@ -13,13 +14,19 @@ KEPT_ROWS = 20  # of a table of text positions, when Long-CLIP stretches it: few
 
 
 def resample_positions(
-    table: np.ndarray, grid: tuple[int, int], new: tuple[int, int], antialias: bool = True, margin: float = 0.0
+    table: np.ndarray,
+    grid: tuple[int, int],
+    new: tuple[int, int],
+    antialias: bool = True,
+    margin: float = 0.0,
+    linear: bool = False,
 ) -> np.ndarray:
     """(1 + h*w, D) for `grid` (h, w) → (1 + h'*w', D) for `new`; row 0 belongs to the class token and stays.
 
     A table of h*w rows is of a tower without a class token, as SigLIP's.
 
-    margin: what is added to h' and w' in the factor that cells are sampled by, without antialias.
+    margin: what is added to h' and w' in the factor that cells are sampled by, without antialias. linear: bilinear with
+    antialias, see `triangle_matrix`.
     """
     first = table.shape[0] - grid[0] * grid[1]
     if first not in (0, 1):
@@ -29,8 +36,10 @@ def resample_positions(
     if grid == new:
         return table
     cells = table[first:].astype(np.float64).reshape(*grid, -1)
-    rows = bicubic_matrix(grid[0], new[0], antialias, margin)
-    columns = bicubic_matrix(grid[1], new[1], antialias, margin)
+    rows, columns = (
+        triangle_matrix(old, to) if linear else bicubic_matrix(old, to, antialias, margin)
+        for old, to in zip(grid, new, strict=True)
+    )
     cells = np.einsum("Hh,Ww,hwd->HWd", rows, columns, cells, optimize=True)
     return np.concatenate([table[:first], cells.reshape(new[0] * new[1], -1).astype(table.dtype)])
 
@@ -53,6 +62,17 @@ def resize_bilinearly(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def bilinear_matrix(size: int, new: int) -> np.ndarray:
     """(new, size) float64: row i holds the weights of the `size` samples in output i (align_corners=False)."""
     return resample_linearly(np.eye(size), new)
+
+
+def triangle_matrix(size: int, new: int) -> np.ndarray:
+    """(new, size) float64: row i holds the weights of the `size` samples in output i, linear with antialias as torch's.
+
+    Of outputs that are fewer than the samples each is a mean whose weights fall off over `size / new` samples.
+    """
+    scale = size / new
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(size) - centres[:, None]) / max(scale, 1.0))
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def resample_linearly(table: np.ndarray, length: int) -> np.ndarray:

@@ -23,8 +23,15 @@ from jclip.runtime import jt
 BF16_CAPABILITY = 8.0  # Ampere
 
 
-def attention(qkv, heads: int, causal: bool = False):
-    """(B, N, 3D), q, k and v side by side → (B, N, D): softmax(q k^T / sqrt(d) [+ mask]) v per head."""
+def attention(qkv, heads: int, causal: bool = False, angles=None):
+    """(B, N, 3D), q, k and v side by side → (B, N, D): softmax(q k^T / sqrt(d) [+ mask]) v per head.
+
+    angles: cosines and sines as of `rotated`, by which q and k are turned before they meet.
+    """
+    if angles is not None:
+        if jt.flags.no_grad and chosen() == "cpu" and (qkv.dtype == "bfloat16" or _fused(qkv)):
+            return cpu.attention(qkv, heads, causal, angles)
+        qkv = rotated(qkv, *angles)
     if chosen() == "cuda" and qkv.shape[-1] // 3 // heads <= cuda.WIDEST_HEAD:
         return cuda.attention(qkv, heads, causal)
     half = qkv.dtype == "bfloat16" and chosen() == "cpu"
@@ -57,6 +64,17 @@ def class_attention(q, kv, heads: int):
     if jt.flags.no_grad and chosen() == "cpu" and q.dtype == "float32":
         return cpu.class_attention(q, kv, heads)
     return plain.class_attention(q, kv, heads)
+
+
+def probe_attention(q, x, weight, bias, heads: int):
+    """q (D,) of a learned query, x (B, N, D), weight (2D, D) and bias (2D,) of keys and values → (B, D): what it takes.
+
+    Where no gradient is asked for, the CPU makes no keys or values: see probe_attention.h.
+    """
+    if jt.flags.no_grad and chosen() == "cpu" and q.dtype == x.dtype == "float32":
+        return cpu.probe_attention(q, x, weight, bias, heads)
+    kv = linear(x, weight, bias)
+    return plain.class_attention(q.unsqueeze(0).expand((x.shape[0], q.shape[0])), kv, heads)
 
 
 def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float = 0.0, seed: int = 0):

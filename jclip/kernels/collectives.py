@@ -157,7 +157,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
     mine = {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for name, value in facts.items()
     }
-    told = [json.loads(text) for text in _texts({"host": here.host, "facts": mine})]
+    told = given({"host": here.host, "facts": mine})
     for rank, other in enumerate(told):
         differing = [k for k in (*mine, *other["facts"]) if other["facts"].get(k) != told[0]["facts"].get(k)]
         if differing:
@@ -167,14 +167,14 @@ def require_equal(facts: Mapping[str, Any]) -> None:
             )
 
 
-def _texts(value: Any) -> list[str]:
-    """What each rank gives, as JSON, in the order of ranks."""
+def given(value: Any) -> list[Any]:
+    """What each rank gives, as JSON has it, in the order of ranks."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int32)
     here, lengths = ranks.here(), np.zeros(ranks.here().size, np.int32)
     lengths[here.rank] = len(text)
     ends = np.cumsum(total(lengths))
     whole = joined(text).astype(np.uint8).tobytes()
-    return [whole[end - length : end].decode() for end, length in zip(ends, np.diff(ends, prepend=0), strict=True)]
+    return [json.loads(whole[end - n : end]) for end, n in zip(ends, np.diff(ends, prepend=0), strict=True)]
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -30,8 +30,7 @@ class _Attention(Function):
     def execute(self, qkv, heads, causal):
         self.keep(qkv)
         self.options = {"heads": heads, "causal": int(causal)}
-        B, N, width = qkv.shape
-        return _one("attention_forward", (B, N, width // 3), [qkv], PACKED, self.options)
+        return _attention("attention_forward", qkv, self.options)
 
     def grad(self, gradient):
         (qkv,) = self.kept()
@@ -128,13 +127,18 @@ class _BatchNorm(Function):
         return (*_code("batch_norm_backward", shapes, inputs, CHANNELS, self.options), None)
 
 
-def attention(qkv, heads: int, causal: bool = False):
-    """As `kernels.attention`; the backward pass computes the softmax again instead of keeping it."""
-    if qkv.dtype == "float32":
+def attention(qkv, heads: int, causal: bool = False, angles=None):
+    """As `kernels.attention`; the backward pass computes the softmax again instead of keeping it. angles: without gradient."""
+    if qkv.dtype == "float32" and angles is None:
         return _Attention.apply(qkv, heads, causal)
+    kind = "attention_forward" if qkv.dtype == "float32" else "attention_half_forward"
+    return _attention(kind, qkv, {"heads": heads, "causal": int(causal)}, angles)
+
+
+def _attention(function: str, qkv, options: dict, angles=None):
     B, N, width = qkv.shape
-    options = {"heads": heads, "causal": int(causal)}
-    return _one("attention_half_forward", (B, N, width // 3), [qkv], PACKED, options, qkv.dtype)
+    sizes = f"{PACKED}, {'in1_shape0' if angles else '0'}"
+    return _one(function, (B, N, width // 3), [qkv, *(angles or (None, None))], sizes, options, qkv.dtype)
 
 
 def masked_attention(qkv, keys, heads: int, rate: float = 0.0, seed: int = 0):
@@ -187,6 +191,13 @@ def class_attention(q, kv, heads: int):
     """As `kernels.class_attention`, without a gradient; q in float32."""
     sizes = "in1_shape0, in1_shape1, in0_shape1"
     return _one("class_attention_forward", q.shape, [q, kv], sizes, {"heads": heads})
+
+
+def probe_attention(q, x, weight, bias, heads: int):
+    """As `kernels.probe_attention`, without a gradient; q, x and bias in float32, the weight in any form."""
+    rows = "0" if weight.ndim == 2 else "in2_shape1" if weight.dtype == "int8" else str(BLOCK[0])
+    shape, sizes = (x.shape[0], x.shape[2]), f"in1_shape0, in1_shape1, in1_shape2, {rows}"
+    return _one("probe_attention_forward", shape, [q, x, weight, bias], sizes, {"heads": heads})
 
 
 def cells(images, patch: int, dtype: str):

@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "gpu": ("find_gpus",),
+        "work_meter": ("WorkMeter",),
         "toolchain": ("cpu_flags",),
     },
 )

@@ -73,7 +73,7 @@ class CLIP(TextEncoder, nn.Module):
         if self.config.vision is None:
             raise ConfigError("these weights are a text tower alone: they embed no images")
         x = jt.array(images)
-        if tuple(x.shape[1:]) != (3, *self.config.vision.image_size):
+        if tuple(x.shape[1:]) != (3, *self.config.vision.image_size) and not self._takes(tuple(x.shape)):
             H, W = self.config.vision.image_size
             raise ValueError(f"images of shape {tuple(x.shape)} do not fit a model of input (B, 3, {H}, {W})")
         x = self.image_input(x)
@@ -83,6 +83,13 @@ class CLIP(TextEncoder, nn.Module):
             self.config.feature_width(penultimate)  # which not every tower has
             options["penultimate"] = True
         return self.visual(x, **options)
+
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the image tower takes photos of any whole number of patches, and these are such."""
+        vision = self.config.vision
+        if not getattr(vision, "any_shape", False) or len(shape) != 4 or shape[1] != 3:
+            return False
+        return all(side and side % vision.patch_size == 0 for side in shape[2:])
 
     def image_input(self, images):
         """Pixels in the dtype that the image tower takes."""

@@ -48,9 +48,11 @@ def dense_map(model: clip.CLIP, pixels, positions: bool = False, vit: ViTMap = "
     grid = vision.grid if tuple(x.shape[2:]) == vision.image_size else _grid(x, vision.patch_size)
     if grid == vision.grid:
         return tower(x, dense=vit)
-    if isinstance(tower, SigLIPTower):
+    if isinstance(tower, SigLIPTower) and not vision.any_shape:
         table = _resampled(tower.trunk.pos_embed[0], vision.grid, grid, antialias=False)
         return tower.encode(tower.embed(x, table), dense=vit, patches=grid[0] * grid[1])
+    if isinstance(tower, SigLIPTower):
+        return tower(x, dense=vit)
     if not isinstance(tower, VisionTransformer):
         H, W = model.config.vision.image_size
         raise ConfigError(f"this image tower takes photos of {H} x {W}, got {x.shape[2]} x {x.shape[3]}")

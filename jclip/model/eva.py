@@ -144,7 +144,7 @@ class PackedAttention(nn.Module):
 
     def execute(self, x, rope: Rotation | None = None, residual=None):
         qkv = self.in_proj(x)
-        mixed = kernels.attention(rope(qkv) if rope else qkv, self.heads)
+        mixed = kernels.attention(qkv, self.heads, angles=rope.angles if rope else None)
         return self.proj(mixed, residual=residual)
 
     def at_first(self, x, rope: Rotation | None = None, residual=None):
@@ -174,7 +174,7 @@ class ApartAttention(nn.Module):
 
     def execute(self, x, rope: Rotation | None = None, residual=None):
         qkv = self.in_proj(x)
-        mixed = kernels.attention(rope(qkv) if rope else qkv, self.heads)
+        mixed = kernels.attention(qkv, self.heads, angles=rope.angles if rope else None)
         return self.proj(self.norm(mixed), residual=residual)
 
     def at_first(self, x, rope: Rotation | None = None, residual=None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from jclip import kernels
 from jclip.kernels import collectives
 from jclip.machine import ranks
+from jclip.model.rotary import Rotation
 from jclip.runtime import jt
 from jclip.weights.variants import TextConfig, ViTConfig
 
@@ -120,8 +120,8 @@ class Attention(nn.Module):
         self.heads = heads
         self._rotation = None
 
-    def turn_by(self, rotation: Callable) -> None:
-        """From now on q, k and v pass through `rotation`, (B, N, 3D) → (B, N, 3D), before they meet."""
+    def turn_by(self, rotation: Rotation) -> None:
+        """From now on q and k are turned by `rotation` before they meet."""
         self._rotation = rotation
 
     def turned(self, qkv):
@@ -137,7 +137,8 @@ class Attention(nn.Module):
         if shared:
             mixed = shared.once(kernels.attention(shared.spread(qkv), self.heads, causal))
         else:
-            mixed = kernels.attention(self.turned(qkv), self.heads, causal)
+            angles = None if self._rotation is None else self._rotation.angles
+            mixed = kernels.attention(qkv, self.heads, causal, angles)
         return self.out_proj(mixed, residual=residual)
 
     def at_first(self, x, residual=None):

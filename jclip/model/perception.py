@@ -69,7 +69,7 @@ class PerceptionTower(nn.Module):
 
     def leave(self, x, dense: str | None = None, penultimate: bool = False):
         """The last block's output (B, 1 + N, D) → as `encode`."""
-        y = self.ln_post(x, self.attn_pool.attn.in_proj_weight)
+        y = self.ln_post(x)
         pooled = self.attn_pool(y)
         pooled = pooled if penultimate else self.project(pooled)
         if dense is None:
@@ -98,11 +98,9 @@ class AttentionPooling(nn.Module):
 
     def execute(self, x):
         """(B, N, D) → (B, D)."""
-        B, _, D = x.shape
-        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        q = kernels.linear(self.probe.reshape((1, D)), weight, bias)[:, :D].float32().expand((B, D))
-        kv = kernels.linear(x, kernels.rows(weight, D), bias[D:], half=True)
-        return self._behind(kernels.class_attention(q, kv, self.attn.heads))
+        D, weight, bias = x.shape[2], self.attn.in_proj_weight, self.attn.in_proj_bias
+        query = kernels.linear(self.probe.reshape((1, D)), weight, bias)[0, :D]
+        return self._behind(kernels.probe_attention(query, x, kernels.rows(weight, D), bias[D:], self.attn.heads))
 
     def values(self, x):
         """(..., D) → (..., D): what the pool makes of each token if it sees that one alone."""

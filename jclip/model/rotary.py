@@ -15,15 +15,16 @@ class Rotation:
     """q and k turned by `angles` (N, D of a head), alike in all heads, neighbouring dimensions in pairs; v stays as it is.
 
     first: tokens before the patches, which stay as they are, as those after them.
+    `angles`: cosines and sines (first + N, D/2), as `kernels.attention` takes them.
     """
 
     def __init__(self, angles: np.ndarray, first: int = 1):
         angles = np.concatenate([np.zeros((first, angles.shape[1])), angles])[:, ::2]  # both of a pair turn alike
-        self._cosines, self._sines = (jt.array(f(angles).astype(np.float32)).stop_grad() for f in (np.cos, np.sin))
+        self.angles = tuple(jt.array(f(angles).astype(np.float32)).stop_grad() for f in (np.cos, np.sin))
 
     def __call__(self, qkv):
         """(B, N, 3D) → (B, N, 3D)."""
-        return kernels.rotated(qkv, self._cosines, self._sines)
+        return kernels.rotated(qkv, *self.angles)
 
 
 def grid_angles(vertical: np.ndarray, horizontal: np.ndarray, head_width: int, columns_first: bool) -> np.ndarray:

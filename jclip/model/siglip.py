@@ -8,12 +8,13 @@ patches (Lee et al., 2019, arXiv 1810.00825), with q, k_n, v_n of the query and 
 
 from __future__ import annotations
 
-import math
+from functools import cache
 
 import numpy as np
 
 from jclip import kernels
 from jclip.errors import DataError
+from jclip.functional.positions import triangle_matrix
 from jclip.model.layers import LayerNorm, Linear, TokenEmbedding, Transformer, put_tokens
 from jclip.model.vit import PatchEmbedding
 from jclip.runtime import jt
@@ -33,7 +34,8 @@ class SigLIPTower(nn.Module):
     def embed(self, images, positions=None):
         """(B, 3, H, W) → (B, N, D): patches, positions added.
 
-        positions: (N, D) in place of the tower's own, for photos of another size.
+        positions: (N, D) in place of the tower's own, for photos of another size; a tower for photos of any proportions
+        makes them itself.
         """
         return self.trunk.embed(images, positions)
 
@@ -43,7 +45,8 @@ class SigLIPTower(nn.Module):
 
     def execute(self, images, **options):
         """(B, 3, H, W) → (B, E); with `dense` also (B, N, E), patches row by row. options: as of `Trunk.execute`."""
-        return self.encode(self.embed(images), **options)
+        tokens = self.embed(images)
+        return self.encode(tokens, **{"patches": tokens.shape[1], **options})
 
 
 class Trunk(nn.Module):
@@ -56,13 +59,24 @@ class Trunk(nn.Module):
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.layers)))
         self.norm = LayerNorm(width, config.norm_eps)
         self.attn_pool = AttentionPool(config)
+        self._grid, self._any_shape = config.grid, config.any_shape
 
     def embed(self, images, positions=None):
         """As of `SigLIPTower`. What is left of a side beyond its last whole patch is not seen."""
         _, _, H, W = images.shape
         patch = self.patch_embed.proj.patch
         whole = images[:, :, : H - H % patch, : W - W % patch] if H % patch or W % patch else images
-        return self.patch_embed(whole) + (self.pos_embed if positions is None else positions)
+        return self.patch_embed(whole) + (self._positions(H // patch, W // patch) if positions is None else positions)
+
+    def _positions(self, rows: int, columns: int):
+        """(1, N, D) for so many rows and columns of patches: the table, resampled bilinearly with antialias."""
+        if not self._any_shape or (rows, columns) == self._grid:
+            return self.pos_embed
+        table = self.pos_embed.float32().reshape((*self._grid, -1))
+        by_row, by_column = (jt.array(m) for m in position_weights(self._grid, (rows, columns)))
+        wide = jt.matmul(by_row, table.reshape((self._grid[0], -1))).reshape((rows, self._grid[1], -1))
+        made = jt.matmul(by_column, wide.permute(1, 0, 2).reshape((self._grid[1], -1))).reshape((columns, rows, -1))
+        return made.permute(1, 0, 2).reshape((1, rows * columns, -1)).cast(self.pos_embed.dtype)
 
     def execute(
         self,
@@ -95,6 +109,12 @@ class Trunk(nn.Module):
         return pooled, self.attn_pool.values(cells) if dense == "value" else cells
 
 
+@cache
+def position_weights(grid: tuple[int, int], new: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows', rows) and (columns', columns) float32 that resample a table of positions for `grid`."""
+    return tuple(triangle_matrix(old, to).astype(np.float32) for old, to in zip(grid, new, strict=True))
+
+
 class Patches(nn.Module):
     """The patch convolution, with a bias."""
 
@@ -115,8 +135,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def execute(self, x):
-        x = self.attn(self.norm1(x), residual=x)
-        return self.mlp(self.norm2(x), residual=x)
+        x = self.attn(self.norm1(x, self.attn.reader), residual=x)
+        return self.mlp(self.norm2(x, self.mlp.fc1.weight), residual=x)
 
 
 class Attention(nn.Module):
@@ -131,6 +151,11 @@ class Attention(nn.Module):
     def in_proj(self, x):
         """(B, N, D) → (B, N, 3D): q, k, v side by side. A recipe may put a module of its own in this place."""
         return self.qkv(x, half=True)
+
+    @property
+    def reader(self):
+        """The weight that alone multiplies what attention is given; None where a recipe's own `in_proj` does."""
+        return None if "in_proj" in vars(self) else self.qkv.weight
 
     @property
     def in_proj_weight(self):
@@ -173,8 +198,8 @@ class AttentionPool(nn.Module):
 
     def execute(self, x):
         """(B, N, D) → (B, D)."""
-        taken = attention_of_one(self.q(self.latent).reshape((-1,)), self.kv(x), self.heads)
-        return self._finished(taken.cast(x.dtype))
+        query = self.q(self.latent).reshape((-1,))
+        return self._finished(kernels.probe_attention(query, x, self.kv.weight, self.kv.bias, self.heads))
 
     def values(self, x):
         """(B, N, D) → (B, N, D): the embedding of each token, if the query attended to it alone."""
@@ -182,17 +207,7 @@ class AttentionPool(nn.Module):
 
     def _finished(self, taken):
         a = self.proj(taken)
-        return self.mlp(self.norm(a), residual=a)
-
-
-def attention_of_one(query, kv, heads: int):
-    """(D,) and (B, N, 2D), k and v side by side → (B, D) float32: softmax_n(q k_n / sqrt(d)) v_n per head."""
-    B, N, width = kv.shape
-    d = width // 2 // heads
-    k, v = kv.float32().reshape((B, N, 2, heads, d)).permute(2, 0, 1, 3, 4)
-    scores = (k * query.float32().reshape((1, 1, heads, d))).sum(dim=3) * (1.0 / math.sqrt(d))
-    shares = nn.softmax(scores, dim=1)  # (B, N, heads)
-    return (shares.unsqueeze(3) * v).sum(dim=1).reshape((B, width // 2))
+        return self.mlp(self.norm(a, self.mlp.fc1.weight), residual=a)
 
 
 class SigLIPText(nn.Module):

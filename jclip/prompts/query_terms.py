@@ -1,7 +1,8 @@
 """The language of queries: texts, photos and stored rows, added and subtracted with weights.
 
 Each argument is a term. A lone `+` or `-` gives the sign of the next one, `N:` in front of a term is its weight. What
-begins with `./`, `/` or `@` is a photo, or with the ending .npy a stored feature; `row:17` is a stored row, all else text.
+begins with `./`, `/` or `@` is a photo, or with the ending .npy a stored feature, with .concept one that `jclip teach` has
+learned; `row:17` is a stored row, `concept:FILE` a concept as well, all else text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Literal
 from jclip.errors import ConfigError, DataError, quoted
 from jclip.readers.text import read_json, read_lines
 
-Kind = Literal["text", "photo", "row", "feature"]
+Kind = Literal["text", "photo", "row", "feature", "concept"]
+IN_FILES = ("photo", "feature", "concept")  # kinds whose value is a path
+CONCEPT, CONCEPT_ENDING = "concept:", ".concept"
 _WEIGHT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+):(.*)", re.DOTALL)
 _ROW = re.compile(r"row:([+-]?[0-9]+)")
 _LONE_SIGN = re.compile(r"(?:^|\s)([+-])(?=\s)")
@@ -68,10 +71,15 @@ def parse_term(word: str, sign: int = 1) -> Term:
         raise ConfigError(f"a term must hold a text, a photo or a row, got {quoted(word, 60)}")
     if found := _ROW.fullmatch(rest):
         return Term("row", _row_number(found[1]), sign * weight)
+    if rest.startswith(CONCEPT):
+        if not (file := rest.removeprefix(CONCEPT).strip()):
+            raise ConfigError(f"{CONCEPT} must be followed by a file of `jclip teach`, got {quoted(word, 60)}")
+        return Term("concept", file, sign * weight)
     if not rest.startswith(("@", "./", "../", "/")):
         return Term("text", rest, sign * weight)
     path = rest.removeprefix("@")
-    return Term("feature" if path.endswith(".npy") else "photo", path, sign * weight)
+    kind: Kind = "feature" if path.endswith(".npy") else "concept" if path.endswith(CONCEPT_ENDING) else "photo"
+    return Term(kind, path, sign * weight)
 
 
 def _row_number(digits: str) -> str:
@@ -128,6 +136,6 @@ def _is_texts(value: object) -> bool:
 
 def _beside(term: Term, folder: Path) -> Term:
     """The term with its file where the list stands; absolute paths stay."""
-    if term.kind not in ("photo", "feature"):
+    if term.kind not in IN_FILES:
         return term
     return Term(term.kind, str(folder / term.value), term.weight)

@@ -65,6 +65,15 @@ def several(condition: Condition, count: int) -> Condition:
     return Condition(f"a list of {count}, each {condition.phrase}", holds)
 
 
+def some(condition: Condition, most: int) -> Condition:
+    """Return the condition: a list of at most `most` values that all meet `condition`."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and len(value) <= most and all(map(condition.holds, value))
+
+    return Condition(f"a list of at most {most}, each {condition.phrase}", holds)
+
+
 def either(*conditions: Condition) -> Condition:
     """Return the condition: at least one of the conditions holds."""
     return Condition(", or ".join(c.phrase for c in conditions), lambda v: any(c.holds(v) for c in conditions))

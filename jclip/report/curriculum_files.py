@@ -177,9 +177,12 @@ def plan_text(
     held: int,
     folder: Path,
     max_trainings: int | None,
+    measured: float = 0.0,
 ) -> str:
-    """A table of what would be trained, and what is known of its time."""
+    """A table of what would be trained, and what is known of its time. measured: seconds of a row, until a training has
+    finished."""
     seconds, done = seconds_per_row(folder)
+    seconds = seconds if done else measured
     table = curriculum_plan.plan_rows(stages, seconds, max_trainings)
     rows = ", ".join(f"{name} {count}" for name, count in sizes.items())
     lines = [f"rows: {rows}" + (f"; {held} held out" if held else "")]
@@ -187,7 +190,7 @@ def plan_text(
     lines.append(
         f"{done} trainings have finished in {folder}: hours are extrapolated from them"
         if done
-        else "hours are known once a first training has finished"
+        else "hours are extrapolated from the first steps of one training"
     )
     return "\n".join(lines)
 

@@ -39,11 +39,13 @@ class Group:
         return counted(len(self.rows), "photo") + (f", {copies} of them the first's very bytes" if copies else "")
 
 
-def find_groups(store: Store, least: float) -> list[Group]:
-    """Groups of a gallery's rows, in the order of their first rows; copies to the byte belong together in any case."""
+def find_groups(store: Store, least: float | None) -> list[Group]:
+    """Groups of a gallery's rows whose cosine is at least `least`, in the order of their first rows; copies to the byte
+    belong together in any case, and with None they alone."""
     hashes = list(store.rows.column("sha256"))
+    near = () if least is None else near_pairs(store.parts, least)
     found = []
-    for rows in groups_of(chain(_copies(hashes), near_pairs(store.parts, least)), len(store)):
+    for rows in groups_of(chain(_copies(hashes), near), len(store)):
         features = unit(take(store.parts, np.array(rows)))
         scores = tuple(float(score) for score in features @ features[0])
         found.append(Group(tuple(rows), scores, tuple(hashes[row] == hashes[rows[0]] for row in rows)))

@@ -19,6 +19,7 @@ from jclip.report.tags import Tags, number
 
 Choice = Literal["spread", "certainty"]
 Verdict = Literal["right", "wrong", "unknown", "open"]  # open: nobody knows the true class
+ColouredBox = tuple[tuple[float, float, float, float], tuple[int, int, int]]  # corners, colour
 CHOICES = get_args(Choice)
 MOST_NAMED = 3  # classes of a photo
 MOST_TAGS = 6  # of a photo
@@ -42,7 +43,7 @@ class Tile:
     numbers: tuple[str, ...] = ()  # what stands beside the bars in place of percents
     badge: str = UNKNOWN  # in the corner of a photo whose verdict is unknown
     may_be_absent: bool = False  # then a photo that does not decode is a grey square, and no error
-    boxes: tuple[tuple[tuple[float, float, float, float], tuple[int, int, int]], ...] = ()  # corners in pixels, colours
+    boxes: tuple[ColouredBox, ...] = ()  # in pixels of the photo
 
     def number(self, rank: int, digits: int = 1) -> str:
         """What stands beside the class of that rank."""
@@ -164,7 +165,7 @@ def small_photo(tile: Tile, side: int) -> Image.Image:
     """
     try:
         if tile.boxes:
-            return _with_boxes(open_photo(tile.photo, upright=tile.upright).convert("RGB"), tile, 2 * side)
+            return with_boxes(open_photo(tile.photo, upright=tile.upright).convert("RGB"), tile.boxes, 2 * side)
         return open_photo(tile.photo, (2 * side, 2 * side), tile.upright).convert("RGB")
     except DataError:
         if not tile.may_be_absent:
@@ -172,13 +173,13 @@ def small_photo(tile: Tile, side: int) -> Image.Image:
         return Image.new("RGB", (side, side), ABSENT)
 
 
-def _with_boxes(photo: Image.Image, tile: Tile, side: int) -> Image.Image:
-    """The photo with its long side at `side` pixels and the tile's boxes drawn on it, each within a dark line."""
+def with_boxes(photo: Image.Image, boxes: Sequence[ColouredBox], side: int) -> Image.Image:
+    """The photo with its long side at `side` pixels and boxes drawn on it, each within a dark line."""
     ratio = side / max(photo.size)
     drawing = photo.resize([max(round(n * ratio), 1) for n in photo.size], Image.Resampling.BICUBIC)
     pen, line = ImageDraw.Draw(drawing), max(2, side // 96)
     for width, shade in ((line + 2, True), (line, False)):
-        for box, colour in tile.boxes:
+        for box, colour in boxes:
             corners = [min(max(v * ratio, 0), limit - 1) for v, limit in zip(box, drawing.size * 2, strict=True)]
             pen.rectangle(corners, outline=DARK if shade else colour, width=width)
     return drawing

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from jclip.data.box_samples import BoxSamples
 from jclip.errors import DataError
 from jclip.features.box_features import Batch, BoxFeatures, found_boxes
 from jclip.functional import boxes as box_forms
@@ -27,6 +31,18 @@ def check_step(phrases: int, size: int, accumulate: int = 1) -> None:
             f"a step of {accumulate} x {size} phrases (accumulate x optim.batch) must fit the {phrases} phrases to learn "
             "from: lower them"
         )
+
+
+def samples_digest(parts: Mapping[str, BoxSamples]) -> str:
+    """A hash of phrases, boxes, and names and sizes of photos; nothing in one process."""
+    if not ranks.here().several:
+        return ""
+    made = hashlib.sha256()
+    for part, samples in parts.items():
+        photos = [Path(samples.name(number)).name for number in range(len(samples.photos))]
+        told = [part, photos, samples.sizes.tolist(), samples.of.tolist(), samples.phrases, samples.boxes.tolist()]
+        made.update(json.dumps(told).encode())
+    return made.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def photos_for(cfg: DeepPromptConfig, run: Run) -> tuple[ModelSource, PhotoData,
 
     Raises `ConfigError` or `DataError` for what can't be learned from.
     """
-    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright)
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared()
     cfg.prompts.check(source.config)
     if cfg.prompts.text:
         check_takes_vectors(source.config.text)

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from jclip.errors import ConfigError, DataError, JclipError, advice_when_full
 from jclip.kernels import collectives
-from jclip.machine import ranks
+from jclip.machine import ranks, work_meter
 from jclip.runtime import jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
+from jclip.train.run_facts import compared
+from jclip.train.short_fit import Fit, measured_fit
 
 SAVE_SECONDS = 1.0  # epochs of cached features take less than writing and syncing a file
 
@@ -70,6 +72,13 @@ def fit(
     outcome, first, number = _resume(place, state)
     run.drop_lines(slot, first)
     _require_equal(state, run, {"place to go on from": [first, number]})
+    if meter := work_meter.running():  # which does the first steps alone
+        last = measured_fit(meter, Fit(
+            step, batches, state, run, epochs, steps, evaluate, every, after_epoch, keep == "average",
+            lambda: place.save(*_saved(Outcome(best_arrays=state.arrays() if evaluate else {}), state, epochs, 0)),
+            SAVE_SECONDS,
+        ))  # fmt: skip
+        return Outcome(last, last, epochs - 1, state.arrays()) if evaluate else Outcome(last)
     saved = time.monotonic()
     shown = None if run.writer else True  # of several processes one shows where training stands
     with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=shown, leave=False) as bar:
@@ -116,8 +125,8 @@ def _measure(
 def _require_equal(state: TrainState, run: Run, facts: dict[str, Any]) -> None:
     """Raises `RanksDiffer` where one of several ranks would train something else."""
     if ranks.here().several:
-        known = {"model file": run.facts.get("weights_sha256", ""), "training data": run.facts.get("data_digest", "")}
-        collectives.require_equal({**known, **facts, "weights": collectives.digest(state.arrays())})
+        known = {**compared(run.facts), **facts, "weights": collectives.digest(state.arrays())}
+        collectives.require_equal(known)
 
 
 def _is_better(value: float, best: float, among_equals: str) -> bool:

@@ -5,6 +5,7 @@ The loss is that which pre-trained the model (softmax) or SigLIP's (sigmoid), an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from jclip.runtime import jt
 from jclip.train.on_photos import OF_THE_LOSS, features_in_parts
 
 LossKind = Literal["softmax", "sigmoid"]
+SIZES = 1000  # files of which ranks compare the size: each costs a look at the disk
 Positives = Literal["own", "same", "caption", "image", "both"]
 
 
@@ -152,8 +154,8 @@ class PairBatches:
 
 
 def pairs_digest(*parts: Pairs | None) -> str:
-    """A hash of the pairs' captions and of their photos' folders and names; nothing in one process. Scenes are known by the
-    config."""
+    """A hash of the pairs' captions, of their photos' folders and names, and of some files' sizes; nothing in one process.
+    Scenes are known by the config."""
     if not ranks.here().several:
         return ""
     made = hashlib.sha256()
@@ -161,6 +163,9 @@ def pairs_digest(*parts: Pairs | None) -> str:
         made.update(f"{len(pairs)}\n".encode())
         for path, text in zip(pairs.paths, pairs.texts(range(len(pairs)))[0], strict=True):
             made.update(f"{Path(path).parent.name}/{Path(path).name}\t{text}\n".encode("utf-8", "surrogateescape"))
+        for path in pairs.paths[:: -(-len(pairs.paths) // SIZES)]:
+            with contextlib.suppress(OSError):  # who reads it says that it is missing
+                made.update(f"{Path(path).stat().st_size}\n".encode())
     return made.hexdigest()
 
 
@@ -294,7 +299,7 @@ def image_features(model: Any, images: np.ndarray, kept: np.ndarray | None = Non
 def open_teacher(name: str, preprocess: Preprocess) -> Any:
     """The teacher's model. Raises `ConfigError` where it sees photos otherwise than `preprocess` makes them."""
     source = ModelSource(name)
-    theirs, ours = source.preprocess.to_dict(), preprocess.to_dict()
+    theirs, ours = source.preprocess.fixed().to_dict(), preprocess.to_dict()
     differing = [k for k in ours if k not in ("upright", "draft") and theirs[k] != ours[k]]
     if differing:
         k = differing[0]

@@ -22,6 +22,7 @@ from jclip.features.precomputed import FeatureSet
 from jclip.features.source import ModelSource
 from jclip.functional.losses import cross_entropy
 from jclip.functional.metrics import top_k
+from jclip.machine import work_meter
 from jclip.runtime import jt
 from jclip.train.loop import Outcome, fit, predict
 from jclip.train.optim import TrainState, cosine, learning_rate, optimiser, step_together, warmup_steps
@@ -322,7 +323,7 @@ def best_on_val(
 ) -> tuple[Candidate, float]:
     """The candidate of the best validation accuracy, the first among equals, and that accuracy."""
     best, found = None, -1.0
-    for candidate in candidates:
+    for candidate in work_meter.some(candidates, ("candidates", len(data.val))):
         accuracy = top_k(scorer_of(candidate)(data.val), data.val_labels)
         if accuracy > found:
             best, found = candidate, accuracy
@@ -350,7 +351,7 @@ def cache_hits(
         base = jt.array(np.repeat(data.val[rows], kinds, axis=0))
         base = (data.scale * jt.nn.matmul_transpose(base, text)).unsqueeze(0)
         affinity = jt.nn.matmul_transpose(jt.array(seen[rows]), keys)
-        for i, beta in enumerate(betas):
+        for i, beta in work_meter.some(enumerate(betas), ("cache", rows.stop - rows.start)):
             near = jt.matmul(jt.exp(beta * affinity - beta), values).reshape((1, -1, classes))
             scores = base + factors.reshape((-1, 1, 1)) * near
             hits = (scores.argmax(dim=2)[0] == labels.unsqueeze(0)).int32()

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from jclip.config import to_json, to_yaml
 from jclip.errors import CheckpointError, ConfigError, did_you_mean, notice, printable
 from jclip.paths import naming, open_regular, replacing
 from jclip.readers import safetensors
+from jclip.train.metric_lines import crc_of, line_of
 from jclip.train.run_facts import forget_peak, peak_memory, provenance, threads
 from jclip.train.run_folder import (
     CONFIG,
@@ -123,7 +123,7 @@ class Run:
             return
         path = self.folder / METRICS
         with naming(path), open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps({**values, "crc": _crc(values)}) + "\n")
+            f.write(json.dumps({**values, "crc": crc_of(values)}) + "\n")
         if self._scalars:
             self._scalars.add(values)
 
@@ -135,12 +135,12 @@ class Run:
             return
         kept = self._kept_lines(path, slot, epoch) if path.is_file() else []
         if self._scalars:
-            self._scalars.begin(filter(None, map(_line_of, kept)))
+            self._scalars.begin(filter(None, map(line_of, kept)))
 
     @staticmethod
     def _kept_lines(path: Path, slot: str, epoch: int) -> list[str]:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        read = [_line_of(line) for line in lines]
+        read = [line_of(line) for line in lines]
         damaged = sum(record is None and line.endswith("\n") for line, record in zip(lines, read, strict=True))
         kept = [
             line
@@ -276,21 +276,6 @@ def _is_figure(name: str, value: Any) -> bool:
     return isinstance(value, int | float) or (
         isinstance(value, str | None) and not name.endswith(("top1", "correct", "count"))
     )
-
-
-def _crc(values: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
-
-
-def _line_of(line: str) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says; None of a damaged one, or one that a kill cut off."""
-    try:
-        record = json.loads(line)
-        crc = record.pop("crc", None)
-        whole = crc is None or crc == _crc(record)
-        return record if whole and type(record.get("epoch", -1)) is int else None
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return None
 
 
 class Slot:

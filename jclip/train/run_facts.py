@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def provenance() -> dict[str, Any]:
         "threads": threads(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+_NAMES = {"weights_sha256": "model file", "data_digest": "training data"}
+_PARTS = {"train": "training photos", "val": "validation photos", "test": "test photos"}
+
+
+def compared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run has noted of its weights and data, by names for a message: several ranks must have noted the same."""
+    return {_NAMES.get(key) or _PARTS.get(stem := key.removesuffix("_sha256"), stem): v for key, v in facts.items()}
 
 
 def forget_peak() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from jclip.errors import ConfigError
 from jclip.machine import ranks
 from jclip.train import recipe_finder
 from jclip.train import run as runs
-from jclip.train.run_facts import PACKAGES, version_of
+from jclip.train.run_facts import PACKAGES, compared, version_of
 from jclip.train.run_folder import CONFIG, RESULT
+
+PATIENCE = 5.0  # seconds that a folder on the network has to show another host's files
 
 
 def check_recipe(module: Any, cfg: protocols.Dataclass) -> None:
@@ -52,16 +55,29 @@ def open_run(folder: Path, values: Mapping[str, Any], **options: Any) -> runs.Ru
     else:
         collectives.wait_for_all()
         run = runs.Run(folder, values, writer=False)
-    collectives.require_equal({f"files in {folder} (a folder that all hosts share)": files_of(folder)})
+    _require_shared(folder)
     return run
+
+
+def _require_shared(folder: Path) -> None:
+    """Raises `RanksDiffer` where a rank does not see the run's files that rank 0 sees, also not a little later."""
+    here, collectives = ranks.here(), kernels.collectives
+    wanted, end = collectives.given(files_of(folder))[0], time.monotonic() + PATIENCE
+    while not (sees := files_of(folder) == wanted) and time.monotonic() < end:
+        time.sleep(0.1)
+    for rank, (host, found) in enumerate(collectives.given([here.host, sees])):
+        if not found:
+            raise collectives.RanksDiffer(
+                f"all ranks must see the run's folder {folder}, rank {rank} ({host}) sees other files there than rank 0: "
+                "give --run a folder that all hosts share, by its whole path"
+            )
 
 
 def note_ranks(run: runs.Run, data_digest: str = "") -> None:
     """Several ranks are noted in the result, with what their data is known by. Raises `RanksDiffer` where it is not one."""
     if ranks.here().several:
         run.note(ranks=ranks.here().size, data_digest=data_digest)
-        known = {"model file": run.facts.get("weights_sha256", ""), "training data": data_digest}
-        kernels.collectives.require_equal(known)
+        kernels.collectives.require_equal(compared(run.facts))
 
 
 def require_rows_for_all(count: int, batch: int) -> None:
@@ -91,4 +107,4 @@ def files_of(folder: Path) -> list[Any]:
         if folder.is_dir()
         else []
     )
-    return sorted((p.name, p.stat().st_size) for p in there)
+    return sorted([p.name, p.stat().st_size] for p in there)

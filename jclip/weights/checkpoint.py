@@ -69,30 +69,34 @@ class Checkpoint:
     def resized(self, image_size: int | tuple[int, int], antialias: bool | None = None) -> Checkpoint:
         """Return the weights for another input size (H, W), position tables resampled; see `functional.positions`.
 
-        antialias: True as open_clip does it, False as Hugging Face, EVA and SigLIP; by default each family's own way. Raises
+        antialias: True as open_clip does it, False as Hugging Face, EVA and SigLIP; by default each family's own way. A tower
+        for any proportions becomes one for squares, its table resampled as for a photo of that size. Raises
         `ConfigError` for a size that is not a multiple of the patch (ResNets: of 32).
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         old = self.config.vision
         if old is None:
             raise ConfigError(f"{self.path} holds no image tower: it has no image size")
-        if old.image_size == (height, width):
+        linear = isinstance(old, SigLIPImageConfig) and old.any_shape
+        if old.image_size == (height, width) and not linear:
             return self
         step = 32 if isinstance(old, ResNetConfig) else old.patch_size
         if min(height, width) < step or height % step or width % step:
             raise ConfigError(f"image size must be a multiple of {step}, the model's step, got {height} x {width}")
-        new = replace(old, image_size=(height, width))
-        antialias = not isinstance(new, (EVAConfig, SigLIPImageConfig)) if antialias is None else antialias
+        new = replace(old, image_size=(height, width), **({"any_shape": False} if linear else {}))
+        usual = linear or not isinstance(new, (EVAConfig, SigLIPImageConfig))
+        antialias = usual if antialias is None else antialias
         key, before = IMAGE_POSITIONS[new.kind], self.tensors[IMAGE_POSITIONS[new.kind]]
         table = before.read().astype(np.float32)
-        table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias)
+        table = resample_positions(table.reshape(table.shape[-2:]), old.grid, new.grid, antialias, linear=linear)
         table = table.reshape((*before.shape[:-2], *table.shape))
-        said = f"{old.grid[0]}x{old.grid[1]} to {new.grid[0]}x{new.grid[1]}, antialias {str(antialias).lower()}"
+        how = f"antialias {str(antialias).lower()}{', bilinear' * linear}"
+        said = f"{old.grid[0]}x{old.grid[1]} to {new.grid[0]}x{new.grid[1]}, {how}"
         return replace(
             self,
             tensors={**self.tensors, key: in_memory(table)},
             config=replace(self.config, vision=new),
-            preprocess=replace(self.preprocess, size=(height, width)),
+            preprocess=replace(self.preprocess.fixed(), size=(height, width)),
             metadata={**self.metadata, "image_positions": said},
         )
 

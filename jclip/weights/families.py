@@ -49,7 +49,6 @@ FAMILIES = {
 }
 
 NOT_READ = {  # recognised, refused by name
-    "naflex": "SigLIP 2 NaFlex: photos of any aspect as a number of patches that varies; take one of a fixed size",
     "coca": "CoCa: a captioner with a text decoder, not two towers",
     "clipa": "CLIPA: no norm before the blocks, average pool and a BERT vocabulary",
     "eva01": "EVA01-CLIP, which EVA02-CLIP of the same sizes supersedes",

@@ -36,7 +36,7 @@ from jclip.weights.layouts import (
 )
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
-from jclip.weights.plain_names import plain_tensors, prefix_hint, say_once
+from jclip.weights.plain_names import plain_tensors, prefix_hint
 from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import CLIPConfig
 
@@ -211,7 +211,6 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
 def _fg_clip(said: dict[str, Any], place: Path, texts: str | None) -> tuple[CLIPConfig, Preprocess]:
     config = from_fg_clip.config_from(said, texts or from_fg_clip.DEFAULT, place)
     beside = place.with_name("preprocessor_config.json")
-    say_once(from_fg_clip.SQUASHED.format(config.vision.grid[0]))
     with _told_of(beside):
         return config, from_fg_clip.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
 

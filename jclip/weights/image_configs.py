@@ -95,6 +95,7 @@ class SigLIPImageConfig(PatchTower):
 
     activation: Activation = "gelu_tanh"
     norm_eps: float = 1e-6
+    any_shape: bool = False  # photos of any proportions: positions are resampled to each one's patches (NaFlex)
     kind: str = "siglip"
 
     class_tokens: ClassVar[int] = 0
@@ -102,7 +103,7 @@ class SigLIPImageConfig(PatchTower):
     def __post_init__(self) -> None:
         super().__post_init__()
         rules = {"activation": one_of(*get_args(Activation)), "norm_eps": EPSILON, "kind": one_of("siglip")}
-        obey(vars(self), rules, "vision")
+        obey(vars(self), {**rules, "any_shape": FLAG}, "vision")
 
 
 AnyImage = ViTConfig | ResNetConfig | EVAConfig | SigLIPImageConfig | PerceptionConfig | MobileConfig
@@ -131,5 +132,6 @@ def image_from_table(values: Any) -> AnyImage:
 
 
 def image_to_table(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of an image tower as files hold them; a ViT's without the keys that older ones lack."""
-    return without_defaults(values, {"proj_bias": False}) if values["kind"] == "vit" else values
+    """Return the values of an image tower as files hold them, without the keys that older ones lack."""
+    newer = {"vit": {"proj_bias": False}, "siglip": {"any_shape": False}}
+    return without_defaults(values, newer.get(values["kind"], {}))

@@ -68,6 +68,32 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
         desk.work(lambda: 1 / 0)
 
 
+def test_nobody_waits_for_a_page_that_was_closed(desk):
+    begun, ends = threading.Event(), []
+
+    def long() -> None:
+        begun.set()
+        while not desk.stopped():
+            time.sleep(0.002)
+
+    def wait() -> None:
+        with pytest.raises(desks.Stopped):
+            desk.work(int)
+        ends.append(True)
+
+    desk.later(long)
+    begun.wait(5)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while desk._waiting.empty():
+        time.sleep(0.001)
+    desk.close()
+    waiting.join(5)
+    assert ends == [True]
+    with pytest.raises(desks.Stopped, match="the page was closed"):
+        desk.work(int)
+
+
 def test_an_upload_that_is_no_photo_is_said_and_removed(desk, tmp_path):
     wrong = desk.uploads / "no photo.png"
     wrong.write_text("text")
@@ -80,10 +106,13 @@ def test_an_upload_that_is_no_photo_is_said_and_removed(desk, tmp_path):
     with pytest.raises(DataError, match=r"large.png: a photo must have at most 33,554,432 bytes, got 33,554,433"):
         desk.upload(large)
     own = tmp_path / "mine.png"
-    own.write_text("text")
-    with pytest.raises(DataError):
-        desk.upload(own)
+    Image.new("RGB", (9, 9)).save(own)
+    (desk.uploads / "link.png").symlink_to(own)
+    for path in (own, desk.uploads / "link.png", desk.uploads / ".." / ".." / "etc" / "passwd"):
+        with pytest.raises(DataError, match="a photo must be uploaded, got a path"):
+            desk.upload(path)
     assert own.exists()
+    assert desk.upload(desk.copy(own)).read_bytes() == own.read_bytes()
     with pytest.raises(DataError, match="a photo must be given"):
         desk.upload(None)
 

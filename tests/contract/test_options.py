@@ -18,9 +18,9 @@ from jclip.commands.arguments import SHARED, Parser
 
 ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
-    "look": ["search", "zero-shot", "predict", "tag", "ground", "app"],
+    "look": ["search", "teach", "zero-shot", "predict", "tag", "ground", "app"],
     "learn": ["train", "sweep", "challenge", "recipes"],
-    "measure": ["eval", "score", "reliability", "measure", "measure-boxes", "compare"],
+    "measure": ["eval", "score", "reliability", "measure", "measure-boxes", "compare", "report"],
     "data": [
         "check-data",
         "captions",

@@ -176,7 +176,7 @@ def test_what_the_user_can_fix_is_one_line_and_exit_2(tmp_path, capsys):
     hugging = tmp_path / "siglip"
     hugging.mkdir()
     (hugging / "model.safetensors").write_bytes(b"")
-    (hugging / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
+    (hugging / "config.json").write_text(json.dumps({"model_type": "coca"}))
     ok = str(toy_file(tmp_path, TOY_VIT))
     cases = {
         "nowhere is neither a file nor a model's name": [str(tmp_path / "nowhere"), "out"],
@@ -186,7 +186,7 @@ def test_what_the_user_can_fix_is_one_line_and_exit_2(tmp_path, capsys):
             ok,
             str(tmp_path / "taken"),
         ],
-        "is SigLIP 2 NaFlex: photos of any aspect": [str(hugging), "out"],
+        "is of a coca model": [str(hugging), "out"],
         "says activation": [ok, "out", "--family", "openclip"],
         "a folder that says itself": [str(hugging), "out", "--family", "openai"],
     }

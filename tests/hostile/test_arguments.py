@@ -19,6 +19,8 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "search": ("photo.png dog --model none.safetensors",
                "--queries --top --page --where --unique --line --root --out --sheet --link --model --family --dtype --rules "
                "--rerank --bank --flips --candidates"),
+    "teach": ("photo.png dog --model none.safetensors",
+              "--out --answers --name --sheet --round --audit --seed --root --model --family --dtype"),
     "embed": ("photo.png --model none.safetensors --out none",
               "--out --columns --root --store --model --family --dtype --export"),
     "app": ("photo.png --share", "--run --model --family --port --host --language"),
@@ -45,6 +47,7 @@ WRONG = {  # what is wrong already, so that a value that is taken for good ends 
     "score": ("photo.png --run none", "--run --windows --scales --shapes --window-resize --window-batch --fuse --theta --kappa "
               "--local-weight --label-statistics --modulation --root --out"),
     "compare": ("none", ""),
+    "report": ("none --out none.html", "--out --query --root --language"),
     "challenge": ("none.yaml", "--runs --until"),
     "hold-out": ("none", "--count --shots --seed"),
     "recipes": ("none", ""),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from jclip.choices import MODES
 from jclip.functional import prompt_scores
@@ -47,6 +46,7 @@ def test_every_mode_by_hand(close):
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("counts", [EVEN, UNEVEN], ids=["even", "uneven"])
 def test_every_mode_equals_torch_class_by_class(seed, counts, close):
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
     x, e = toy(seed, counts)
     photos, prompts = torch.tensor(x, dtype=torch.float64), torch.tensor(e, dtype=torch.float64)
     by_class = prompts.split(counts)
@@ -71,6 +71,7 @@ def test_every_mode_equals_torch_class_by_class(seed, counts, close):
 def test_the_ajou_entrys_order_of_operations(seed, threshold, close):
     """softmax of 100 x · e over 312 prompts for each of two models, mixed prompt by prompt, small ones dropped, then means
     over each class's 52."""
+    torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
     (x, e), (y, f) = toy(seed, EVEN), toy(seed + 10, EVEN)
     both = [(100 * torch.tensor(a) @ torch.tensor(b).T).softmax(1) for a, b in ((x, e), (y, f))]
     probabilities = 0.54 * both[0] + 0.46 * both[1]

@@ -351,7 +351,11 @@ def described(folder: Path, config: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "siglip2"}, "is SigLIP 2 NaFlex: photos of any aspect"),
+        ({"model_type": "siglip2", "vision_config": {"num_patches": 17}}, "num_patches must be a square, got 17"),
+        (
+            {"model_type": "siglip2", "vision_config": {"num_patches": "9"}},
+            "vision_config.num_patches must be an integer",
+        ),
         ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "must have its attention pool"),
         ({"model_type": "siglip", "vision_config": {"hidden_size": 100}}, "vision.heads must divide width 100, got 12"),
         ({"model_type": "siglip", "text_config": {"hidden_act": "relu"}}, "text_config.hidden_act must be one of"),

@@ -1,11 +1,9 @@
-"""FG-CLIP 2 back to its authors' layout, tensor by tensor; and photos against the processor that the authors use."""
+"""FG-CLIP 2 back to its authors' layout, tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,17 +12,12 @@ torch = pytest.importorskip("torch", reason="the reference is not installed: pip
 transformers = pytest.importorskip("transformers", reason="the reference is not installed: pip install '.[parity]'")
 
 import safetensors.torch  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from convert.cli import main  # noqa: E402
-from jclip.model.clip import build  # noqa: E402
-from jclip.runtime import jt  # noqa: E402
 from jclip.weights.checkpoint import open_checkpoint, save_checkpoint  # noqa: E402
 from jclip.weights.families import Stated  # noqa: E402
 from jclip.weights.identify import identify  # noqa: E402
-from jclip.weights.layouts import from_fg_clip  # noqa: E402
-from tests.converters.test_convert import ROOT  # noqa: E402
-from tests.parity.test_fg_clip import EMBEDDINGS, GRID, PATCH, TEXTS, fg_clip_folder  # noqa: E402
+from tests.parity.test_fg_clip import EMBEDDINGS, TEXTS, fg_clip_folder  # noqa: E402
 from tests.toys import TOY_VIT, toy_file  # noqa: E402
 
 HEAD = {"short": "text_model.head", "box": "boxtext_head", "long": "longtext_head"}
@@ -36,7 +29,7 @@ def converted(*argv, texts=None):
 
 def refused(capsys, code, *argv, texts=None):
     assert converted(*argv, texts=texts) == code
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("FG-CLIP 2: photos")]
+    (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
@@ -171,51 +164,3 @@ def test_what_does_not_fit_is_one_line(tmp_path, capsys):
     ]:  # fmt: skip
         assert message in refused(capsys, 2, *argv, texts=texts), message
         assert not out.exists()
-
-
-def test_one_line_says_that_photos_are_squashed(tmp_path):
-    fg_clip_folder(tmp_path / "fg", 0)
-    command = [sys.executable, "convert", str(tmp_path / "fg"), str(tmp_path / "out"), "--to", "fg_clip", "--rest-of"]
-    done = subprocess.run([*command, str(tmp_path / "fg")], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == from_fg_clip.SQUASHED.format(GRID) + "\n"
-
-
-def authors_patches(size):
-    """How many patches the authors' code allows for a photo of (width, height), from their README."""
-    count = (size[0] // 16) * (size[1] // 16)
-    return next((most for most, above in ((1024, 784), (784, 576), (576, 256), (256, 128)) if count > above), 128)
-
-
-def test_square_photos_for_which_the_authors_take_the_same_square():
-    """Of 192 to 271 pixels a side, they take the 16 x 16 patches of the positions; of others another number."""
-    processor = transformers.Siglip2ImageProcessorPil()
-    wanted = {64: 11, 191: 11, 192: 16, 271: 16, 272: 24, 399: 24, 400: 28, 463: 28, 464: 32, 640: 32}
-    for side, count in wanted.items():
-        photo = Image.fromarray(np.full((side, side, 3), 7, np.uint8))
-        shape = processor(photo, max_num_patches=authors_patches(photo.size), return_tensors="np")["spatial_shapes"][0]
-        assert tuple(map(int, shape)) == (count, count), side
-    wide = Image.new("RGB", (640, 480))
-    wide = processor(wide, max_num_patches=authors_patches(wide.size), return_tensors="np")["spatial_shapes"][0]
-    assert tuple(map(int, wide)) == (27, 36)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_features_of_a_square_photo_equal_the_authors_with_their_processor(seed, tmp_path, close):
-    """The photo itself goes in: transformers' processor with Pillow gives the same pixels, bit for bit."""
-    theirs, _ = fg_clip_folder(tmp_path / "fg", seed)
-    found = identify(tmp_path / "fg").checkpoint
-    rng = np.random.default_rng(seed)
-    side = 37 + 16 * seed
-    photo = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-    processor = transformers.Siglip2ImageProcessorPil(patch_size=PATCH, max_num_patches=GRID * GRID)
-    given = processor(photo, return_tensors="pt")
-    assert given["spatial_shapes"].tolist() == [[GRID, GRID]] and bool(given["pixel_attention_mask"].all())
-    pixels = found.preprocess(photo)
-    patches = pixels.reshape(3, GRID, PATCH, GRID, PATCH).transpose(1, 3, 2, 4, 0).reshape(GRID * GRID, -1)
-    assert np.array_equal(patches, given["pixel_values"][0].numpy())
-    with torch.no_grad(), jt.no_grad():
-        wanted = theirs.vision_model(
-            given["pixel_values"], pixel_attention_mask=given["pixel_attention_mask"], spatial_shapes=given["spatial_shapes"]
-        ).pooler_output  # fmt: skip
-        got = build(found).encode_image(pixels[None])
-    close(got.numpy(), wanted, "features", "FG-CLIP 2: a square photo, by transformers' processor")

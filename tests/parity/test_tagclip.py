@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from jclip.functional import local_to_global as ours
-from jclip.functional.positions import resize_bilinearly
-from jclip.model.clip import build
-from jclip.model.patch_attention import crops_seen_in_part, patches_with_attention
-from jclip.weights.checkpoint import open_checkpoint
-from tests.parity.torch_clip import activation, norm, parameters
-from tests.toys import TOY_LAYER_SCALE, TOY_VIT, toy_file
+torch = pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+
+import torch.nn.functional as F  # noqa: E402
+
+from jclip.functional import local_to_global as ours  # noqa: E402
+from jclip.functional.positions import resize_bilinearly  # noqa: E402
+from jclip.model.clip import build  # noqa: E402
+from jclip.model.patch_attention import crops_seen_in_part, patches_with_attention  # noqa: E402
+from jclip.weights.checkpoint import open_checkpoint  # noqa: E402
+from tests.parity.torch_clip import activation, norm, parameters  # noqa: E402
+from tests.toys import TOY_LAYER_SCALE, TOY_VIT, toy_file  # noqa: E402
 
 DEEP = replace(TOY_VIT, vision=replace(TOY_VIT.vision, layers=7))
 SIDES = (30, 45)  # of photos: 6 x 9 patches of 5 pixels

@@ -107,6 +107,7 @@ def torch_training(cfg, source, photos, zero_shot, texts, last):
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_training_equals_torchs_from_pixels(kind, seed, small_models, photo_folder, tmp_path, close):
+    pytest.importorskip("torch", reason=toys.NO_TORCH)
     from tests.trajectories import without_key_bias
 
     source, cfg = ModelSource(small_models[kind]), config(photo_folder, seed=seed, selection="last")

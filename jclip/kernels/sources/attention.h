@@ -1,7 +1,7 @@
 // Attention over packed q, k, v of shape (B, N, 3D), head by head, one head of one sample per OpenMP iteration.
 #pragma once
 #include <dnnl.h>
-#include "onednn.h"
+#include "rotation.h"
 
 namespace jclip {
 
@@ -25,18 +25,22 @@ inline void attention_weights(const float* q, const float* k, float* scores, int
     for (int64_t i = 0; i < N; i++) softmax(scores + i * N, scores + i * N, N, causal ? i + 1 : N, scale);
 }
 
-inline void attention_forward(const float* qkv, float* out, int64_t B, int64_t N, int64_t width, double heads,
-                              double causal) {
+// With cosines and sines (T, d/2) q and k are turned first, as by rotation_forward.
+inline void attention_forward(const float* qkv, const float* cosines, const float* sines, float* out, int64_t B, int64_t N,
+                              int64_t width, int64_t T, double heads, double causal) {
     const int64_t H = int64_t(heads), D = width / 3, d = D / H;
+    const Angles by{cosines, sines, T, d / 2, 1.0f};
     #pragma omp parallel
     {
+        HeadRows<float> rows(by, N, width, d);
         std::vector<float> scores(N * N);
         #pragma omp for schedule(static)
         for (int64_t head = 0; head < B * H; head++) {
             const int64_t b = head / H, h = head % H;
-            const float* q = qkv + b * N * width + h * d;
-            attention_weights(q, q + D, scores.data(), N, d, width, causal != 0);
-            dnnl_sgemm('N', 'N', N, d, N, 1.0f, scores.data(), N, q + 2 * D, width, 0.0f, out + b * N * D + h * d, D);
+            const float* own = qkv + b * N * width + h * d;
+            rows.take(own, D);
+            attention_weights(rows.q, rows.k, scores.data(), N, d, rows.stride, causal != 0);
+            dnnl_sgemm('N', 'N', N, d, N, 1.0f, scores.data(), N, own + 2 * D, width, 0.0f, out + b * N * D + h * d, D);
         }
     }
 }

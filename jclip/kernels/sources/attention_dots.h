@@ -134,21 +134,21 @@ inline void pair_products(const uint32_t* const* rows, const uint32_t* vectors, 
     }
 }
 
-// One head of one sample; rows of q, k, v are `width` numbers apart, those of the output `D`. d is even.
+// One head of one sample; rows of q and k are `stride` numbers apart, those of v `width` and of the output `D`. d is even.
 struct HalfHead {
-    int64_t N, d, width, D, pairs_of_keys, key_lanes;
+    int64_t N, d, stride, width, D, pairs_of_keys, key_lanes;
     Lines<uint32_t> keys, values;  // (N/64, d/2, 64): each key's pairs; (d/64, N/2, 64): pairs of values
     Lines<float> scores;
     Lines<uint32_t> weights;  // of five queries, in pairs of keys; before they are divided by their sums
     float factors[QUERIES];
 
-    HalfHead(int64_t N, int64_t d, int64_t width, int64_t D)
-        : N(N), d(d), width(width), D(D), pairs_of_keys((N + 1) / 2), key_lanes(whole(N)), keys(d / 2 * key_lanes),
+    HalfHead(int64_t N, int64_t d, int64_t stride, int64_t width, int64_t D)
+        : N(N), d(d), stride(stride), width(width), D(D), pairs_of_keys((N + 1) / 2), key_lanes(whole(N)), keys(d / 2 * key_lanes),
           values(pairs_of_keys * whole(d)), scores(QUERIES * key_lanes), weights(QUERIES * key_lanes / 2) {}
 
-    void attend(const uint16_t* q, uint16_t* out, float scale, bool causal) {
-        lay_keys(q + D);
-        lay_values(q + 2 * D);
+    void attend(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, float scale, bool causal) {
+        lay_keys(k);
+        lay_values(v);
         for (int64_t i = 0; i < N; i += QUERIES) {
             const int64_t seen = causal ? std::min(N, i + QUERIES) : N;
             score(q, i, seen);
@@ -164,7 +164,7 @@ private:
                 const __mmask16 columns = first_lanes(d / 2 - c);
                 __m512i r[LANES];
                 for (int64_t i = 0; i < LANES; i++)
-                    r[i] = j + i < N ? _mm512_maskz_loadu_epi32(columns, k + (j + i) * width + 2 * c) : _mm512_setzero_si512();
+                    r[i] = j + i < N ? _mm512_maskz_loadu_epi32(columns, k + (j + i) * stride + 2 * c) : _mm512_setzero_si512();
                 transpose(r);
                 for (int64_t i = 0; i < std::min(LANES, d / 2 - c); i++)
                     _mm512_storeu_si512(keys.data + (j / WIDE * d / 2 + c + i) * WIDE + j % WIDE, r[i]);
@@ -187,11 +187,11 @@ private:
     void score(const uint16_t* q, int64_t i, int64_t seen) {
         const uint32_t* rows[QUERIES];
         for (int64_t r = 0; r < QUERIES; r++)
-            rows[r] = reinterpret_cast<const uint32_t*>(q + std::min(i + r, N - 1) * width);
+            rows[r] = reinterpret_cast<const uint32_t*>(q + std::min(i + r, N - 1) * stride);
         float* to = scores.data;
-        const int64_t stride = key_lanes;
+        const int64_t row = key_lanes;
         pair_products(rows, keys.data, d / 2, d / 2, seen,
-                      [=](int r, int64_t at, __m512 sum) { _mm512_store_ps(to + r * stride + at, sum); });
+                      [=](int r, int64_t at, __m512 sum) { _mm512_store_ps(to + r * row + at, sum); });
     }
 
     // e^(score - largest) of what each query sees, `own` keys and `more` for each one after, and 1 / their sum; else zero.

@@ -25,13 +25,13 @@ struct HeadProducts {
     dnnl::matmul score, mix;
 };
 
-inline HeadProducts& head_products(int64_t N, int64_t width, int64_t D, int64_t d) {
+inline HeadProducts& head_products(int64_t N, int64_t stride, int64_t width, int64_t D, int64_t d) {
     using namespace dnnl;
-    return kept<std::array<int64_t, 3>, HeadProducts>({N, width, d}, [=] {
+    return kept<std::array<int64_t, 4>, HeadProducts>({N, stride, width, d}, [=] {
         const auto half = memory::data_type::bf16, f32 = memory::data_type::f32;
         HeadProducts p;
-        p.q = {{N, d}, half, memory::dims{width, 1}};
-        p.k = {{d, N}, half, memory::dims{1, width}};
+        p.q = {{N, d}, half, memory::dims{stride, 1}};
+        p.k = {{d, N}, half, memory::dims{1, stride}};
         p.v = {{N, d}, half, memory::dims{width, 1}};
         p.scores = {{N, N}, f32, Tag::ab};
         p.weights = {{N, N}, half, Tag::ab};
@@ -96,30 +96,42 @@ private:
 };
 
 template <class X>
-void attention_half_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t width, double heads, double causal) {
+inline const uint16_t* halves(const X* x) { return reinterpret_cast<const uint16_t*>(x); }
+
+template <class X>
+inline uint16_t* halves(X* x) { return reinterpret_cast<uint16_t*>(x); }
+
+// cosines, sines: as of attention_forward
+template <class X>
+void attention_half_forward(const X* qkv, const float* cosines, const float* sines, X* out, int64_t B, int64_t N,
+                            int64_t width, int64_t T, double heads, double causal) {
     const int64_t H = int64_t(heads), D = width / 3, d = D / H;
+    const Angles by{cosines, sines, T, d / 2, 1.0f};
     const float scale = 1.0f / std::sqrt(float(d));
 #if defined(JCLIP_HALF_DOTS) && !defined(__AMX_BF16__)
     if (d % 2 == 0 && (N <= FEW_KEYS || causal != 0)) {
         #pragma omp parallel
         {
-            HalfHead one(N, d, width, D);
+            HeadRows<X> rows(by, N, width, d);
+            HalfHead one(N, d, rows.stride, width, D);
             int64_t near = -1;
             #pragma omp for schedule(static)
             for (int64_t head = 0; head < B * H; head++) {
                 const int64_t b = head / H, h = head % H;
                 if (b != near) bring_near(qkv + b * N * width, N * width);
                 near = b;
-                const auto* q = reinterpret_cast<const uint16_t*>(qkv + b * N * width + h * d);
-                one.attend(q, reinterpret_cast<uint16_t*>(out + b * N * D + h * d), scale, causal != 0);
+                const X* own = qkv + b * N * width + h * d;
+                rows.take(own, D);
+                one.attend(halves(rows.q), halves(rows.k), halves(own + 2 * D), halves(out + b * N * D + h * d), scale, causal != 0);
             }
         }
         return;
     }
 #endif
-    HeadProducts& products = head_products(N, width, D, d);
+    HeadProducts& products = head_products(N, cosines ? d : width, width, D, d);
     #pragma omp parallel
     {
+        HeadRows<X> rows(by, N, width, d);
         HeadWork work(products, N);
         int64_t near = -1;
         #pragma omp for schedule(static)
@@ -127,10 +139,11 @@ void attention_half_forward(const X* qkv, X* out, int64_t B, int64_t N, int64_t 
             const int64_t b = head / H, h = head % H;
             if (b != near) bring_near(qkv + b * N * width, N * width);
             near = b;
-            const X* q = qkv + b * N * width + h * d;
-            work.score(q, q + D);
+            const X* own = qkv + b * N * width + h * d;
+            rows.take(own, D);
+            work.score(rows.q, rows.k);
             for (int64_t i = 0; i < N; i++) work.weigh(i, causal != 0 ? i + 1 : N, scale);
-            work.mix(q + 2 * D, out + b * N * D + h * d);
+            work.mix(own + 2 * D, out + b * N * D + h * d);
         }
     }
 }

@@ -81,14 +81,18 @@ inline float widen(X x) {
 
 inline void narrow(float x, float& y) { y = x; }
 
-// To the nearest, ties to even; what is no number stays none.
-template <class Y>
-inline void narrow(float x, Y& y) {
-    static_assert(sizeof(Y) == 2, "float or bfloat16");
+// A float's bits as bfloat16, to the nearest, ties to even; what is no number stays none.
+inline uint32_t half_bits(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    const uint16_t half = uint16_t(((bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded) >> 16);
+    return ((bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded) >> 16;
+}
+
+template <class Y>
+inline void narrow(float x, Y& y) {
+    static_assert(sizeof(Y) == 2, "float or bfloat16");
+    const uint16_t half = uint16_t(half_bits(x));
     std::memcpy(&y, &half, 2);
 }
 

@@ -2,39 +2,33 @@
 
 Xie et al., 2025, arXiv 2510.10921. "short" texts have 64 positions and SigLIP's head, "box" (of regions) the same positions
 and a head of their own, "long" ones 196 positions, of which the first twenty are another table's, and a head of their own.
-Each is a SigLIP text tower of its own here; photos are squashed to the square of patches that the positions were made for.
-The authors keep a photo's proportions, within a number of patches that grows with it: see `SQUASHED`.
+Each is a SigLIP text tower of its own here. Photos keep their proportions, within a number of patches that grows with them:
+see `jclip.data.patch_counts`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from jclip.data.patch_counts import FG_CLIP_STEPS
 from jclip.data.preprocess import Preprocess
 from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
-from jclip.readers.schema import NOTHING, TABLE, either, obey, one_of, whole
+from jclip.readers.schema import NOTHING, TABLE, either, obey, one_of
 from jclip.weights.layouts import from_siglip
 from jclip.weights.layouts.keymap import Report
-from jclip.weights.tower_sizes import CONTEXT, PATCH
+from jclip.weights.tower_sizes import CONTEXT
 from jclip.weights.variants import CLIPConfig
 
 KIND, DEFAULT = "fgclip2", "short"
 HEADS = {"short": "text_model.head", "box": "boxtext_head", "long": "longtext_head"}
 LAYOUTS = {texts: f"FG-CLIP 2, {texts} texts" for texts in HEADS}
-SQUASHED = (  # 192 and 271: the sides of square photos for which the authors take 256 patches
-    "FG-CLIP 2: photos are squashed to {0} x {0} patches here; the authors' code keeps proportions and takes 128 to 1,024 "
-    "patches by a photo's size, so that features are theirs for square photos of 192 to 271 pixels only"
-)
 _POSITIONS = "text_model.embeddings.position_embedding"
 _KEPT, _TRAINED, _KEEP = f"{_POSITIONS}_ori.weight", f"{_POSITIONS}_res.weight", 20
-_PATCHES = "vision_model.embeddings.patch_embedding.weight"
-_PROCESSOR = {"resample": 2}  # bilinear, what SigLIP 2's processor of any aspect does unless told
 
 
 def is_fg_clip(names: Set[str]) -> bool:
@@ -52,10 +46,8 @@ def hugging_face(texts: str, tensors: Mapping[str, LazyTensor]) -> tuple[dict[st
     given |= {theirs: read[ours] for theirs, ours in zip(sorted(usual), sorted(own), strict=True) if ours in read}
     if texts == "long" and _KEPT in read and _TRAINED in read:
         given[f"{_POSITIONS}.weight"] = _long(read[_KEPT], read[_TRAINED])
-    if _PATCHES in given:
-        given[_PATCHES] = _convolution(given[_PATCHES])
     made, report = from_siglip.hugging_face(given)
-    changed = {_PATCHES, _KEPT, _TRAINED} | (own - usual)
+    changed = {_KEPT, _TRAINED} | (own - usual)
     report.copied = [name for name in report.copied if name in read and name not in changed]
     report.transformed += [name for name in read if name in changed]
     report.dropped += [name for name in tensors if name not in read]
@@ -69,12 +61,10 @@ def to_hugging_face(
 
     rest: the authors' tensors, from which rows come that long texts do not read. Raises `CheckpointError`.
     """
-    made = from_siglip.to_hugging_face(tensors)
+    made = from_siglip.to_hugging_face(tensors, any_shape=True)
     for part in ("weight", "bias"):
         if head := made.pop(f"{HEADS[DEFAULT]}.{part}", None):
             made[f"{HEADS[texts]}.{part}"] = head
-    if _PATCHES in made:
-        made[_PATCHES] = _linear(made[_PATCHES])
     if texts == "long" and (table := made.pop(f"{_POSITIONS}.weight", None)):
         for name in (_KEPT, _TRAINED):
             if name not in rest or rest[name].shape != table.shape:
@@ -92,31 +82,6 @@ def _long(kept: LazyTensor, trained: LazyTensor) -> LazyTensor:
     return LazyTensor(kept.shape, kept.dtype, lambda: np.concatenate([kept.read()[:_KEEP], trained.read()[_KEEP:]]))
 
 
-def _convolution(linear: LazyTensor) -> LazyTensor:
-    """(D, p * p * 3), a patch's pixels row by row and its colours last → (D, 3, p, p)."""
-    width = linear.shape[0] if linear.shape else 0
-    side = math.isqrt(linear.shape[-1] // 3) if linear.shape else 0
-    if linear.shape != (width, side * side * 3):
-        raise CheckpointError(f"{_PATCHES} must be of whole patches, (D, p * p * 3), got {linear.shape}")
-    shape = (width, 3, side, side)
-    return LazyTensor(
-        shape,
-        linear.dtype,
-        lambda: np.ascontiguousarray(linear.read().reshape(width, side, side, 3).transpose(0, 3, 1, 2)),
-    )
-
-
-def _linear(convolution: LazyTensor) -> LazyTensor:
-    """(D, 3, p, p) → (D, p * p * 3): the inverse of `_convolution`."""
-    width, colours, *sides = convolution.shape
-    shape = (width, colours * math.prod(sides))
-    return LazyTensor(
-        shape,
-        convolution.dtype,
-        lambda: np.ascontiguousarray(convolution.read().transpose(0, 2, 3, 1)).reshape(shape),
-    )
-
-
 MAPS = {LAYOUTS[texts]: partial(hugging_face, texts) for texts in HEADS}
 
 
@@ -124,17 +89,13 @@ def config_from(config: Mapping[str, Any], texts: str, place: object) -> CLIPCon
     """Return the configuration of config.json for one way to read texts. Raises `CheckpointError` and `ConfigError`."""
     obey(config, {"vision_config": either(TABLE, NOTHING), "text_config": either(TABLE, NOTHING)})
     vision, text = dict(config.get("vision_config") or {}), dict(config.get("text_config") or {})
-    obey(vision, {"num_patches": whole(1, 1 << 16), "patch_size": PATCH}, "vision_config")
     obey(text, {"keep_len": one_of(_KEEP), "longtext_len": CONTEXT}, "text_config")
-    grid = math.isqrt(vision.get("num_patches", 256))
-    if grid * grid != vision.get("num_patches", 256):
-        raise CheckpointError(f"{place}: vision_config.num_patches must be a square, got {vision['num_patches']}")
-    vision["image_size"] = grid * vision.get("patch_size", 16)
     if texts == "long":
         text["max_position_embeddings"] = text.get("longtext_len", 196)
-    return from_siglip.config_from({"model_type": "siglip", "vision_config": vision, "text_config": text}, place)
+    return from_siglip.config_from({"model_type": "siglip2", "vision_config": vision, "text_config": text}, place)
 
 
 def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
-    """Return the preprocessing: photos squashed to the square of the positions. Raises `ConfigError`."""
-    return from_siglip.preprocess_from({**_PROCESSOR, **said}, config)
+    """Return the preprocessing: photos in proportion, of as many patches as the authors' examples take. Raises
+    `ConfigError`."""
+    return from_siglip.preprocess_from({**said, "max_num_patches": None}, config, FG_CLIP_STEPS)

@@ -1,18 +1,23 @@
-"""SigLIP's layouts: Hugging Face's `SiglipModel` folders, and what open_clip says of it.
+"""SigLIP's layouts: Hugging Face's `SiglipModel` folders and `Siglip2Model`'s (NaFlex), and what open_clip says of it.
 
 SigLIP was trained with the tanh form of GELU. Hugging Face's class computes it everywhere; timm computes the exact form in
-some image towers, and open_clip in SigLIP 1's text towers. Each layout is read as its own library computes it.
+some image towers, and open_clip in SigLIP 1's text towers. Each layout is read as its own library computes it. NaFlex towers
+take photos of any proportions; their files hold the patches' kernel as a matrix over a patch's pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from jclip.data.preprocess import DEVIATIONS, MEANS, NORMALISATIONS, Preprocess
 from jclip.errors import CheckpointError, ConfigError
 from jclip.readers import LazyTensor
-from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, number, obey, one_of
+from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, number, obey, one_of, whole
 from jclip.weights.families import refused
 from jclip.weights.image_configs import SigLIPImageConfig
 from jclip.weights.layouts.keymap import Report, Rule, apply, both, stacked, unapply
@@ -27,6 +32,7 @@ _LAYERS = {  # within a layer: Hugging Face's, the image tower's, the text tower
     "layer_norm2": ("norm2", "ln_2"), "mlp.fc1": ("mlp.fc1", "mlp.c_fc"), "mlp.fc2": ("mlp.fc2", "mlp.c_proj"),
 }  # fmt: skip
 _HEAD = "vision_model.head"
+_PATCHES, _NONE = "vision_model.embeddings.patch_embedding.weight", LazyTensor((), "float32", lambda: np.zeros(()))
 _PACKED = f"{_HEAD}.attention.in_proj_"  # q, k and v of the pool: ours has q, and k with v
 _PARTS = (f"{_HEAD}.attention.q.", f"{_HEAD}.attention.kv.")
 
@@ -87,6 +93,9 @@ def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
     """Return tensors under open_clip's names, and the report of all keys."""
     prefix, split = tower_alone(set(tensors)), []
     given = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    if len(given.get(_PATCHES, _NONE).shape) == 2:
+        given[_PATCHES] = _convolution(given[_PATCHES])
+        split.append(_PATCHES)
     for kind in ("weight", "bias"):
         packed = given.pop(f"{_PACKED}{kind}", None)
         if packed is not None and packed.shape:
@@ -94,19 +103,46 @@ def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTenso
             rows = packed.shape[0] // 3
             given |= {f"{_PARTS[0]}{kind}": _rows(packed, 0, rows), f"{_PARTS[1]}{kind}": _rows(packed, rows, 3 * rows)}
     made, report = apply(given, RULES)
-    report.copied = [name for name in report.copied if not name.startswith(_PARTS)]
+    report.copied = [name for name in report.copied if not name.startswith(_PARTS) and name not in split]
     report.transformed += split
     return made, report
 
 
-def to_hugging_face(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Return tensors under the names of Hugging Face's `SiglipModel`: the inverse of `hugging_face`."""
+def to_hugging_face(tensors: Mapping[str, LazyTensor], any_shape: bool = False) -> dict[str, LazyTensor]:
+    """Return tensors under the names of Hugging Face's `SiglipModel`, or with `any_shape` `Siglip2Model`: the inverse of
+    `hugging_face`."""
     made = unapply(tensors, RULES)
+    if any_shape and _PATCHES in made:
+        made[_PATCHES] = _linear(made[_PATCHES])
     for kind in ("weight", "bias"):
         parts = [made.pop(f"{part}{kind}", None) for part in _PARTS]
         if all(parts):
             made[f"{_PACKED}{kind}"] = stacked(parts)
     return made
+
+
+def _convolution(linear: LazyTensor) -> LazyTensor:
+    """(D, p * p * 3), a patch's pixels row by row and its colours last → (D, 3, p, p)."""
+    width, side = linear.shape[0], math.isqrt(linear.shape[1] // 3)
+    if linear.shape != (width, side * side * 3):
+        raise CheckpointError(f"{_PATCHES} must be of whole patches, (D, p * p * 3), got {linear.shape}")
+    shape = (width, 3, side, side)
+    return LazyTensor(
+        shape,
+        linear.dtype,
+        lambda: np.ascontiguousarray(linear.read().reshape(width, side, side, 3).transpose(0, 3, 1, 2)),
+    )
+
+
+def _linear(convolution: LazyTensor) -> LazyTensor:
+    """(D, 3, p, p) → (D, p * p * 3): the inverse of `_convolution`."""
+    width, colours, *sides = convolution.shape
+    shape = (width, colours * math.prod(sides))
+    return LazyTensor(
+        shape,
+        convolution.dtype,
+        lambda: np.ascontiguousarray(convolution.read().transpose(0, 2, 3, 1)).reshape(shape),
+    )
 
 
 def _rows(tensor: LazyTensor, first: int, end: int) -> LazyTensor:
@@ -126,6 +162,7 @@ _TOWER: dict[str, Condition] = {  # what config.json may say of a tower
     "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "hidden_act": one_of(*ACTIVATIONS), "layer_norm_eps": EPSILON,
 }  # fmt: skip
+_NAFLEX = {"num_patches": whole(1, 1 << 16), "patch_size": PATCH, "max_num_patches": either(whole(1, 1 << 16), NOTHING)}
 _VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH, "vision_use_head": FLAG, "num_channels": one_of(3)}
 _TEXT = {
     **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY, "projection_size": either(WIDTH, NOTHING),
@@ -133,21 +170,21 @@ _TEXT = {
 _PHOTOS = {  # what preprocessor_config.json may say of photos
     "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
-KINDS = ("siglip", "siglip_vision_model", "siglip_text_model", "siglip2", "siglip2_vision_model")
+KINDS = tuple(f"{family}{tower}" for family in ("siglip", "siglip2") for tower in ("", "_vision_model", "_text_model"))
 
 
 def config_from(config: Mapping[str, Any], place: object) -> CLIPConfig:
     """Return the configuration of config.json, with SigLIP-B/16's values for missing keys, as Hugging Face has them.
 
-    Raises `CheckpointError` for a NaFlex model, which has no fixed input size, and for a tower without its pool.
+    Raises `CheckpointError` for a tower without its pool.
     """
-    kind = config.get("model_type")
-    if kind in ("siglip2", "siglip2_vision_model"):
-        raise refused("naflex", place)
+    kind, any_shape = str(config.get("model_type")), str(config.get("model_type")).startswith("siglip2")
+    kind = kind.replace("siglip2", "siglip")
     obey(config, {"vision_config": either(TABLE, NOTHING), "text_config": either(TABLE, NOTHING)})
     vision = None if kind == "siglip_text_model" else config if kind != "siglip" else config.get("vision_config") or {}
     text = None if kind == "siglip_vision_model" else config if kind != "siglip" else config.get("text_config") or {}
-    image = None if vision is None else _vision_from(vision, place, "" if kind != "siglip" else "vision_config")
+    where = "" if kind != "siglip" else "vision_config"
+    image = None if vision is None else (_any_shape if any_shape else _vision_from)(vision, place, where)
     words = None if text is None else _text_from(text, "" if kind != "siglip" else "text_config")
     embed = text.get("projection_size") or text.get("hidden_size", 768) if image is None else image.width
     tower = image or words
@@ -166,6 +203,16 @@ def _vision_from(vision: Mapping[str, Any], place: object, where: str) -> SigLIP
         image_size=(side, side), patch_size=vision.get("patch_size", 16), activation=_activation(vision),
         norm_eps=vision.get("layer_norm_eps", 1e-6), **_sizes(vision),
     )  # fmt: skip
+
+
+def _any_shape(vision: Mapping[str, Any], place: object, where: str) -> SigLIPImageConfig:
+    """A NaFlex tower, whose positions are a square's."""
+    obey(vision, _NAFLEX, where)
+    count = vision.get("num_patches", 256)
+    if (grid := math.isqrt(count)) ** 2 != count:
+        raise CheckpointError(f"{place}: {where or 'the tower'}.num_patches must be a square, got {count}")
+    side = grid * vision.get("patch_size", 16)
+    return replace(_vision_from({**vision, "image_size": side}, place, where), any_shape=True)
 
 
 def _text_from(text: Mapping[str, Any], where: str) -> SigLIPTextConfig:
@@ -187,11 +234,18 @@ def _activation(tower: Mapping[str, Any]) -> Activation:
     return ACTIVATIONS[tower.get("hidden_act", "gelu_pytorch_tanh")]
 
 
-def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
-    """Return the preprocessing in preprocessor_config.json: photos are squashed to the model's size. Raises `ConfigError`."""
+def preprocess_from(said: Mapping[str, Any], config: CLIPConfig, counts: tuple[int, ...] = ()) -> Preprocess:
+    """Return the preprocessing in preprocessor_config.json: photos are squashed to the model's size, or of a NaFlex tower
+    proportional, with `counts` patches or as many as the file says. Raises `ConfigError`."""
     said = {key: value for key, value in said.items() if value is not None}
-    obey(said, _PHOTOS)
+    obey(said, {**_PHOTOS, "max_num_patches": _NAFLEX["max_num_patches"]})
     mean, std = NORMALISATIONS["half"]
+    if config.vision and config.vision.any_shape:
+        return Preprocess(
+            config.vision.image_size, "proportional", RESAMPLE[said.get("resample", 2)],
+            tuple(said.get("image_mean", mean)), tuple(said.get("image_std", std)), rgb_first=True,
+            patch=config.vision.patch_size, patch_counts=counts or (said.get("max_num_patches", 256),),
+        )  # fmt: skip
     return Preprocess(
         size=config.vision.image_size if config.vision else (224, 224),
         resize="shortest" if said.get("do_center_crop", False) else "squash",
@@ -264,7 +318,7 @@ def described(config: CLIPConfig) -> dict[str, Any] | None:
 
     Where timm knows the tower by another activation only, its name stands all the same: see `timm_differs`.
     """
-    if (name := timm_name(config.vision)) is None or config.text.activation == "quickgelu":
+    if config.vision.any_shape or (name := timm_name(config.vision)) is None or config.text.activation == "quickgelu":
         return None
     t = config.text
     text = {
@@ -307,21 +361,22 @@ def _but_activation(v: SigLIPImageConfig) -> dict[str, Any]:
 
 
 def described_for_hugging_face(config: CLIPConfig, dtype: str) -> dict[str, Any]:
-    """Return config.json for Hugging Face's `SiglipModel`, or of one of its towers."""
+    """Return config.json for Hugging Face's `SiglipModel`, of a tower for any proportions `Siglip2Model`, or of one tower."""
     v, t = config.vision, config.text
+    family, size = ("siglip", {}) if v is None or not v.any_shape else ("siglip2", {"num_patches": math.prod(v.grid)})
     vision = {} if v is None else {
-        **_described_sizes(v), "model_type": "siglip_vision_model", "patch_size": v.patch_size,
-        "image_size": v.image_size[0], "num_channels": 3, "attention_dropout": 0.0,
+        **_described_sizes(v), "model_type": f"{family}_vision_model", "patch_size": v.patch_size,
+        **(size or {"image_size": v.image_size[0]}), "num_channels": 3, "attention_dropout": 0.0,
     }  # fmt: skip
     text = {} if t is None else {
-        **_described_sizes(t), "model_type": "siglip_text_model", "vocab_size": t.vocab_size,
+        **_described_sizes(t), "model_type": f"{family}_text_model", "vocab_size": t.vocab_size,
         "max_position_embeddings": t.context_length, "projection_size": config.embed_dim, "attention_dropout": 0.0,
     }  # fmt: skip
     if not (vision and text):
-        name = "SiglipVisionModel" if vision else "SiglipTextModel"
+        name = f"{family.capitalize()}{'Vision' if vision else 'Text'}Model"
         return {"architectures": [name], "torch_dtype": dtype, **vision, **text}
     return {
-        "architectures": ["SiglipModel"], "model_type": "siglip", "torch_dtype": dtype, "initializer_factor": 1.0,
+        "architectures": [f"{family.capitalize()}Model"], "model_type": family, "torch_dtype": dtype, "initializer_factor": 1.0,
         "vision_config": vision, "text_config": text,
     }  # fmt: skip
 

@@ -1,0 +1,134 @@
+"""What a dry run says beside what the run then takes, at three sizes each: four minutes on two idle cores.
+
+python bench/estimates.py [--only embed,tip_adapter,coop,contrastive] [--seconds 4] [--folder /tmp]
+
+A dry run measures for `--seconds` here, not for half a minute, so that most of each run is extrapolated. Said and taken
+follow each other, and CPU seconds are compared beside the clock's, so that a busy machine shows in one of them alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+CLASSES, MODEL = 10, "ViT-B/32"
+SIZES = {"embed": (150, 300, 600), "tip_adapter": (160, 320, 640), "coop": (20, 40, 80), "contrastive": (8, 16, 32)}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--only", default=",".join(SIZES))
+    p.add_argument("--seconds", type=float, default=4.0)
+    p.add_argument("--folder", default=None)
+    p.add_argument("--said", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.said:
+        print(json.dumps(said(args.said, args.seconds)))
+        return
+    print(f"{'':<12} {'size':>6}  {'said':>8} {'taken':>8} ratio   {'CPU said':>8} {'taken':>8} ratio   "
+          f"{'memory said':>11} {'taken':>8}   {'disk said':>9} {'taken':>8}")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="jclip-estimates-", dir=args.folder) as name:
+        for case in args.only.split(","):
+            for size in SIZES[case]:
+                one(Path(name), case, size, args.seconds)
+
+
+def one(place: Path, case: str, size: int, seconds: float) -> None:
+    """Both for one size, in a line."""
+    order, written = order_of(place, case, size)
+    child = [sys.executable, __file__, "--seconds", str(seconds), "--said", *order]
+    found = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    begun = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", "import sys; from jclip.cli import main; sys.exit(main())", *order], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    error = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    took, cpu = time.perf_counter() - begun, used.ru_utime + used.ru_stime
+    if status:
+        sys.exit(error.decode())
+    disk = sum(f.stat().st_size for f in written.rglob("*") if f.is_file())
+    shown = [f"{s:>8.1f} {t:>8.1f} {s / t:>5.2f}" for s, t in ((found["seconds"], took), (found["cpu"], cpu))]
+    print(f"{case:<12} {size:>6}  {shown[0]}   {shown[1]}   {found['memory'] / 2**20:>7.0f} MiB {used.ru_maxrss / 1024:>4.0f} MiB"
+          f"   {found['disk'] / 2**20:>5.1f} MiB {disk / 2**20:>4.1f} MiB", flush=True)  # fmt: skip
+
+
+def order_of(place: Path, case: str, size: int) -> tuple[list[str], Path]:
+    """The command of a case, and the folder that it writes."""
+    out = place / f"{case}-{size}"
+    if case == "contrastive":
+        scenes = [
+            f"data.scenes={64 * size}",
+            "data.easy_epochs=0",
+            "data.val_scenes=100",
+            "optim.epochs=8",
+            "zero_shot=[]",
+        ]
+        return ["train", "contrastive/shapes_tiny_vit", *scenes, "--run", str(out)], out
+    model, photos = weights(place), place / f"photos-{case}-{size}"
+    draw(photos, size if case != "coop" else 80, seed=sum(map(ord, case)) + size)
+    if case == "embed":
+        return ["embed", str(photos), "--model", str(model), "--out", str(out)], out
+    data = [f"data.root={photos}", "data.shots=0", "data.val_shots=0", f"model={model}", f"--run={out}"]
+    if case == "coop":
+        return ["train", "coop/vit_b16_words", *data, f"optim.epochs={size // 5}", "selection=last", "optim.batch=16",
+                "augment=none"], out  # fmt: skip
+    return ["train", "tip_adapter/photos_fewshot", *data, "data.split_file=", "views=1", "search=false"], out
+
+
+def said(order: list[str], seconds: float) -> dict[str, float]:
+    """What the dry run of a command finds."""
+    if order[0] == "embed":
+        from jclip.data import gallery_inputs
+        from jclip.features import gallery_estimate
+        from jclip.features.source import ModelSource
+
+        gallery_estimate.SECONDS = seconds
+        begun = time.perf_counter()
+        found = gallery_estimate.measured(gallery_inputs.read_inputs([order[1]]), ModelSource(order[3]), 2)
+        starting = time.perf_counter() - begun - seconds
+        cpu = found.photos * found.cpu + max(0.0, starting)
+        return {"seconds": 3600 * found.hours(), "cpu": cpu, "memory": found.memory * 2**20, "disk": found.disk / 2}
+    import finetune  # noqa: F401 - offers the recipes
+    from jclip.train import cost_estimate
+    from jclip.train.configs import read_config
+
+    module, cfg, _ = read_config(order[1], [word for word in order[2:] if not word.startswith("--") and "=" in word])
+    found = cost_estimate.estimated(module, cfg, seconds)
+    print("\n".join(found.lines()), file=sys.stderr)
+    cpu = sum(one.cpu for one in found.accounts) + found.warming - found.compiled
+    return {"seconds": found.seconds, "cpu": cpu, "memory": found.host, "disk": found.run_bytes}
+
+
+def weights(place: Path) -> Path:
+    """Random ones, made once."""
+    file = place / "weights.safetensors"
+    if not file.is_file():
+        command = ["models", "--random", MODEL, "--out", str(file)]
+        subprocess.run([sys.executable, "-c", "import sys; from jclip.cli import main; sys.exit(main())", *command], cwd=ROOT, check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+    return file
+
+
+def draw(folder: Path, count: int, seed: int) -> None:
+    """So many JPEG of 500 x 375, in a folder for each class."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        file = folder / f"class {number % CLASSES}" / f"{number:05d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Runs: what a training came to, and what changed from one to another; the same views as `jclip report` writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jclip.app import shown_command, words
+from jclip.app.desk import Desk
+from jclip.errors import ConfigError, DataError
+from jclip.postponed import gr
+from jclip.report import page_photos, page_words, run_comparison, run_page, run_record, web_page
+from jclip.train.run_folder import existing_run, is_run, is_shipped
+
+MOST_RUNS, DEPTH = 50, 3  # runs that are offered; folders below the one that is typed
+EVENTS = f"{web_page.SCRIPT}\nreportPage(element);"
+PAGE = "report.html"
+OWN_STYLE = """
+.ask-runs { align-items: flex-end } #run-add, #run-save { flex-grow: 0; white-space: nowrap }
+#runs-empty, #run-view { padding: 0 !important } #runs-empty h2 { margin: 24px 0 6px }
+#run-view .report { padding: 12px 2px 24px; max-width: none; background: none }
+"""
+
+
+def add(desk: Desk) -> None:
+    """The tab: which runs, and their view."""
+    with gr.Row(elem_classes="ask-runs"):
+        folder = gr.Textbox(
+            label=words.t("runs.folder"),
+            placeholder="runs",
+            lines=1,
+            max_lines=1,
+            scale=5,
+            min_width=220,
+            elem_id="run-folder",
+        )
+        root = gr.Textbox(label=words.t("runs.root"), lines=1, max_lines=1, scale=3, min_width=180, elem_id="run-root")
+        button = gr.Button(words.t("runs.add"), variant="primary", scale=1, min_width=110, elem_id="run-add")
+    chosen = gr.CheckboxGroup(
+        label=words.t("runs.chosen"), info=words.t("runs.info"), choices=choices(desk), elem_id="runs", visible=bool(desk.runs)
+    )  # fmt: skip
+    empty = gr.HTML(elem_id="runs-empty")
+    with gr.Row(elem_classes="ask-runs"):
+        command = shown_command.box(
+            words.t("page.command"), visible=False, scale=5, min_width=220, elem_id="run-command"
+        )
+        save = gr.DownloadButton(words.t("runs.save"), visible=False, scale=1, min_width=150, elem_id="run-save")
+    view = gr.HTML(elem_id="run-view", js_on_load=EVENTS, padding=False)
+    outputs = [view, command, save, empty]
+
+    def show(places: Sequence[str], where: str, request: gr.Request) -> list[Any]:
+        with desk.errors_shown():
+            return shown(desk, places, where, words.language(request))
+
+    def open_folder(typed: str, places: Sequence[str], where: str, request: gr.Request) -> list[Any]:
+        with desk.errors_shown():
+            found = runs_at(typed)
+            known = {os.path.realpath(run) for run in desk.runs}
+            desk.runs += [run for run in found if os.path.realpath(run) not in known]
+            first = [str(run) for run in found[:1]] if len(found) > 1 else [str(run) for run in found]
+            picked = list(dict.fromkeys([*(places or []), *first]))
+            group = gr.update(choices=choices(desk), value=picked, visible=True)
+            return ["", group, *shown(desk, picked, where, words.language(request))]
+
+    def look(request: gr.Request) -> list[Any]:
+        language = words.language(request)
+        said = (
+            ""
+            if desk.runs
+            else f"<h2>{words.said('runs.empty_title', language)}</h2><p>{words.said('runs.empty', language)}</p>"
+        )
+        return [gr.update(choices=choices(desk), visible=bool(desk.runs)), said]
+
+    quiet = {"api_visibility": "private", "show_progress": "minimal"}
+    for event in (button.click, folder.submit):
+        event(open_folder, [folder, chosen, root], [folder, chosen, *outputs], show_progress_on=[view], **quiet)
+    for event in (chosen.input, root.submit):
+        event(show, [chosen, root], outputs, show_progress_on=[view], **quiet)
+    gr.on(None, look, None, [chosen, empty], api_visibility="private", show_progress="hidden")
+
+
+def choices(desk: Desk) -> list[tuple[str, str]]:
+    """What the group offers: short names that differ, and the folders that they stand for."""
+    runs = desk.runs[:MOST_RUNS]
+    if not runs:
+        return []
+    names = run_comparison.short_names([Path(os.path.realpath(run)) for run in runs])
+    return [(name, str(run)) for name, run in zip(names, runs, strict=True)]
+
+
+def runs_at(typed: str) -> list[Path]:
+    """The run in a folder, or the runs below it, newest first. Raises `ConfigError` where there is none."""
+    typed = typed.strip()
+    if not typed:
+        raise ConfigError("name the folder of a run, or one that holds runs")
+    place = existing_run(os.path.expanduser(typed))  # noqa: PTH111 - a path that is typed
+    if is_run(place) or (place / "result.json").is_file():
+        return [place]
+    if not place.is_dir():
+        run_record.read_record(place)  # which says what is wrong with it
+    found, level = [], [place]
+    for _ in range(DEPTH):
+        level = [inner for folder in level for inner in sorted(folder.iterdir()) if inner.is_dir()][: 100 * MOST_RUNS]
+        found += [folder for folder in level if is_run(folder)]
+        level = [folder for folder in level if folder not in found]
+    if not found:
+        raise ConfigError(f"{place} holds no run: name a folder that `jclip train` wrote")
+    return sorted(found, key=lambda run: -run.stat().st_mtime)[:MOST_RUNS]
+
+
+def shown(desk: Desk, places: Sequence[str], root: str, language: words.Language) -> list[Any]:
+    """The view of the runs that are chosen, its command, and the file to save; nothing where none is."""
+    places, root = list(places or []), (root or "").strip()
+    if not places:
+        return ["", gr.update(visible=False), gr.update(visible=False), ""]
+    known = {str(run) for run in desk.runs}
+    if strange := [place for place in places if place not in known]:
+        raise DataError(f"{strange[0]} is not among the runs that are open: type its folder first")
+    if root and not Path(root).is_dir():
+        raise ConfigError(f"--root must be the folder where the photos lie now, got {root}: no such folder")
+    said = page_words.Words(language)
+    records = [run_record.read_record(place) for place in places]
+    photos = page_photos.PagePhotos(said, root, run_record.sees_upright(records[0]))
+    names = [Path(place).name if is_shipped(Path(place)) else place for place in places]
+    command = shown_command.shown("report", *names, root=root, out=PAGE, language=language)
+    if len(records) == 1:
+        title, about = records[0].name, run_page.about(said, records[0])
+        parts = run_page.run_parts(said, records[0], photos)
+    else:
+        title, about = run_comparison.title(said, records), run_comparison.about(said, records)
+        parts = run_comparison.comparison_parts(said, records, photos)
+    whole = web_page.page(said, title, about, parts, command)
+    file = desk.file(PAGE, whole.encode("utf-8", "backslashreplace"))
+    return [
+        web_page.fragment(parts, title, about),
+        gr.update(value=command, visible=True),
+        gr.update(value=file, visible=True),
+        "",
+    ]
+
+
+def style() -> str:
+    """The views' style sheet for this page, which says by a class whether it is dark."""
+    return web_page.STYLE.replace("@media (prefers-color-scheme: dark)", ".dark") + OWN_STYLE

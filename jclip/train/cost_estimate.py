@@ -1,0 +1,247 @@
+"""What a training is going to take: the recipe is run for half a minute, in a folder of its own that is removed again, and what
+it left out is counted (`jclip.machine.work_meter`). One way for all recipes. Loads Jittor while it measures.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jclip.config import protocols
+from jclip.machine import process_times, work_meter
+from jclip.train.configs import resolved
+from jclip.train.run import Run
+from jclip.train.run_facts import forget_peak, peak_memory, threads
+
+SECONDS = 30.0  # of measuring
+MOST = 120.0  # seconds after which it is given up
+DIVIDED = ("training", work_meter.MEASURING, "encoding photos")  # what several ranks share
+BUSY = 0.8  # of its threads' time: a process that has less shares the machine
+_NAMES = {"steps": "step", "photos": "photo", "iterations": "iteration"}
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """Of one process: what each kind of work takes; seconds of the first steps beyond others, and of compilers among them;
+    the most memory (bytes) of the host and of the GPU; bytes in the run's folder in the end, more of them while it trains, and
+    in the cache. ranks: whether several can train it. repeated: (wall, CPU) seconds that each rank does whole; exchange: of
+    all gradients once through this machine's memory. left_out: what was not measured.
+    """
+
+    accounts: tuple[work_meter.Account, ...]
+    took: float
+    warming: float
+    compiled: float
+    host: int
+    gpu: int
+    run_bytes: int
+    state_bytes: int
+    cache_bytes: int
+    cores: int
+    ranks: bool
+    repeated: tuple[float, float] = (0.0, 0.0)
+    exchange: float = 0.0
+    uncertain: tuple[str, ...] = ()
+    left_out: str = ""
+    busy: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole by one process, compilers left out."""
+        return sum(one.seconds for one in self.accounts) + self.warming - self.compiled
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether anything was left out of what was measured."""
+        return any(one.skipped[0] > 0 for one in self.accounts)
+
+    @property
+    def slowest(self) -> work_meter.Account:
+        """What takes longest."""
+        return max(self.accounts, key=lambda one: one.seconds)
+
+    def by_ranks(self, count: int, machines: bool = False) -> float:
+        """Seconds of so many ranks on this machine, which share its cores, or each on a machine like this one.
+
+        What they divide takes a share of the time, but for the optimiser's steps, and the sum of the gradients comes on top:
+        2 (n - 1) / n of them pass each rank.
+        """
+        whole = sum(one.seconds for one in self.accounts if one.name not in DIVIDED) + self.warming - self.compiled
+        shared = [one for one in self.accounts if one.name in DIVIDED]
+        wall, cpu = sum(one.seconds for one in shared), sum(one.cpu for one in shared)
+        again = min(self.repeated[0], wall)
+        divided = (wall - again) / count + again + self.exchange * 2 * (count - 1) / count
+        if machines or self.gpu:
+            return whole + divided
+        return whole + max(divided, (cpu + (count - 1) * self.repeated[1]) / self.cores)
+
+    def lines(self, counts: Sequence[int] = (1, 2, 4)) -> list[str]:
+        """What is printed."""
+        guessed = ", extrapolated" if self.extrapolated else ""
+        return [
+            f"measured here for {self.took:.0f} s{self._parts()}",
+            *self._table(),
+            f"time{guessed}: {spoken(self.seconds)} by one process{self._first()}",
+            *self._notes(),
+            *self._ranks(counts),
+            f"memory: {size(self.host)}{f', {size(self.gpu)} of the GPU' if self.gpu else ''}, the most while it was measured",
+            f"disk{guessed}: {size(self.run_bytes)} in the run's folder, {size(self.state_bytes)} more while it trains, "
+            f"{size(self.cache_bytes)} in the cache",
+            f"bottleneck: {self._bottleneck()}",
+        ]
+
+    def _parts(self) -> str:
+        """How much of what was measured."""
+        parts = [
+            f"{one.measured:,.0f} of {one.total:,.0f} {one.items} ({one.name})"
+            for one in self.accounts
+            if one.items and one.total > one.measured > 0
+        ]
+        return f": {', '.join(parts)}" if parts else ": all of it"
+
+    def _table(self) -> Iterator[str]:
+        whole = max(self.seconds, 1e-9)
+        first = work_meter.Account("first steps", np.array([self.warming - self.compiled, 0.0, 0.0]))
+        for one in sorted([*self.accounts, first], key=lambda one: -one.seconds):
+            if one.seconds < 0.005 * whole:
+                continue
+            per = f"   {spoken(one.seconds / one.total)} a {_NAMES[one.items]}" if one.items and one.total else ""
+            note = "   extrapolated" if one.skipped[0] > 0 else ""
+            yield f"  {one.name:<20} {spoken(one.seconds):>9}  {100 * one.seconds / whole:>3.0f} %{per}{note}"
+
+    def _first(self) -> str:
+        if self.compiled < 1:
+            return ""
+        return f"; compiling operators took {spoken(self.compiled)} more here, which the run then finds done"
+
+    def _notes(self) -> Iterator[str]:
+        if "iterations" in self.uncertain:
+            yield "a solver's iterations are guessed from the way of the first ones"
+        if self.left_out:
+            yield f"not measured: {self.left_out}: all takes at least this"
+        if self.busy < BUSY:
+            yield f"the machine is busy: this process had {100 * self.busy:.0f} % of its threads' time, alone it takes less"
+
+    def _ranks(self, counts: Sequence[int]) -> Iterator[str]:
+        if not self.ranks:
+            yield "several processes: none, this recipe learns in one (mpirun is refused)"
+            return
+        yield f"{'processes':>9}  {'here':>9}  {'memory':>9}  a machine each"
+        for count in counts:
+            note = "" if count == 1 else "   extrapolated from one process, the network's time not counted"
+            here, apart = spoken(self.by_ranks(count)), spoken(self.by_ranks(count, machines=True))
+            yield f"{count:>9}  {here:>9}  {size(count * self.host):>9}  {apart:>9}{note}"
+
+    def _bottleneck(self) -> str:
+        one = self.slowest
+        share = f"{100 * one.seconds / max(self.seconds, 1e-9):.0f} % of the time"
+        if one.name in DIVIDED:
+            what = "decoding photos" if one.decoding > 0.5 else "the model"
+            beside = f", decoding has {100 * one.decoding:.0f} % of its CPU time" if one.decoding > 0.02 else ""
+            return f"{one.name}, {share}: {what}{beside}"
+        return f"{one.name}, {share}"
+
+
+def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -> CostEstimate:
+    """What `module.run(cfg, ...)` takes; nothing is kept of it. Raises what the recipe raises for bad input."""
+    meter, left_out = work_meter.WorkMeter(seconds), ""
+    with tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
+        begun = _spent()
+        with meter.phase("starting"):
+            import jclip.runtime  # noqa: F401 - seconds, at first
+        forget_peak()
+        with Run(Path(place) / "run", resolved(module, cfg), quiet=True) as run:
+            try:
+                with _limited(max(MOST, 4 * seconds)):
+                    metrics = module.run(cfg, run)
+                with meter.phase("writing"):
+                    run.finish(metrics)
+            except work_meter.OutOfTime:
+                left_out = f"what comes after {meter.account().name} was begun"
+        run_bytes = process_times.size_of([Path(place)]) + meter.grown_bytes
+    held = peak_memory()
+    wall, cpu = _spent() - begun
+    host = held.get("host", 0) * 2**20 + int(meter.children_memory)
+    found = [one for one in meter.accounts.values() if one.seconds > 0]
+    busy = 1.0 if held.get("gpu") else float(cpu / max(wall, 1e-9)) / int(threads())
+    return CostEstimate(
+        tuple(found), float(wall), meter.warming, meter.compiled, host, held.get("gpu", 0) * 2**20, run_bytes,
+        meter.state_bytes, meter.cache_bytes, len(os.sched_getaffinity(0)), hasattr(module, "rows_of_ranks"),
+        (float(meter.repeated[0]), float(meter.repeated[1])), meter.exchanged * _seconds_of_a_byte(),
+        tuple(meter.uncertain), left_out, busy,
+    )  # fmt: skip
+
+
+def described(module: Any, cfg: protocols.Dataclass, folder: Path, ranks: int = 4) -> tuple[float, str]:
+    """Seconds of the whole, and what a dry run prints. A recipe may put lines of its own first, by `plan(cfg, folder)`; these
+    are all where its `PLANS_WHOLE` is set, as it trains others."""
+    first = [module.plan(cfg, folder)] if hasattr(module, "plan") else []
+    if getattr(module, "PLANS_WHOLE", False):
+        return 0.0, "\n".join(first)
+    found = estimated(module, cfg)
+    return found.seconds, "\n".join([*first, *found.lines(counts_to(ranks))])
+
+
+def counts_to(most: int) -> list[int]:
+    """1, 2, 4, … and `most`."""
+    return sorted({*(2**n for n in range(most.bit_length()) if 2**n <= most), most})
+
+
+def spoken(seconds: float) -> str:
+    """`3.1 ms`, `42 s`, `12 min`, `3.4 h`, `5.1 d`."""
+    for limit, unit, length in ((1.0, "ms", 1e-3), (120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 86400:,.3g} d"
+
+
+def size(count: float) -> str:
+    """`512 bytes`, `3.1 MiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+        count /= 1024
+    return f"{count:,.3g} TiB"
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raises `OutOfTime` in the block after so long, where the main thread is in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise work_meter.OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _spent() -> np.ndarray:
+    """(wall, CPU) seconds so far, of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def _seconds_of_a_byte() -> float:
+    """What it takes to copy and to add numbers in this machine's memory, by one thread."""
+    rows = np.ones(2**22, np.float32)
+    begun = time.perf_counter()
+    for _ in range(3):
+        rows = rows.copy() + rows
+    return (time.perf_counter() - begun) / 3 / rows.nbytes
