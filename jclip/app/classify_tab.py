@@ -8,7 +8,7 @@ from jclip.app import drawn_examples, photo_labelling, score_bars, shown_command
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.app.opened_models import run_names
-from jclip.app.uploaded_files import names_kept
+from jclip.app.uploaded_files import check_uploaded, names_kept
 from jclip.postponed import gr
 from jclip.prompts import templates
 
@@ -108,6 +108,7 @@ class ClassifyTab:
 
     def _ask(self, how: Any, photos: dict[str, str], *given: Any) -> tuple[Any, dict[str, Any]]:
         with self.desk.errors_shown():
+            check_uploaded(self.desk.folder, photos)
             found = self.desk.work(how, photo_labelling.Question(photos, *given), long=True, key="classify.working")
         return found, found.to_json()
 

@@ -18,6 +18,7 @@ from jclip.app import drawn_examples, score_bars
 from jclip.app.desk import Desk, Stopped
 from jclip.app.opened_models import OpenedModels
 from jclip.app.photo_labelling import Labeller, Question
+from jclip.app.uploaded_files import check_uploaded, uploaded
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, UnknownName, notice
@@ -247,6 +248,18 @@ def test_names_and_templates_are_never_files(tmp_path, monkeypatch):
             typed_classes(text)
 
 
+def test_photos_are_called_as_they_were_and_are_never_paths(tmp_path):
+    made = [SimpleNamespace(path=str(tmp_path / "x" / "a.png"), orig_name="../<a>.png"),
+            SimpleNamespace(path=str(tmp_path / "y" / "b.png"), orig_name=None)]  # fmt: skip
+    wanted = {made[0].path: "<a>.png", made[1].path: "b.png"}
+    assert uploaded(SimpleNamespace(root=made)) == wanted and uploaded(made[1]) == {made[1].path: "b.png"}
+    assert uploaded(None) == uploaded(SimpleNamespace(root=[])) == {}
+    check_uploaded(tmp_path, wanted)
+    for path in ("/etc/passwd", f"{tmp_path}/../passwd", str(tmp_path)):
+        with pytest.raises(DataError, match="must be uploaded"):
+            check_uploaded(tmp_path, [path])
+
+
 def test_names_of_files_and_classes_stay_text_and_long_lists_short():
     evil = "<img src=x onerror=alert(1)>${value}`'\""
     names = (evil, *(f"class {k}" for k in range(1199)))
@@ -308,6 +321,12 @@ def test_the_encoding_of_prompts_can_be_stopped(labeller, handed, monkeypatch):
 # --- in the browser
 
 
+def hand_over(page, field: str, *photos: Path) -> None:
+    """Chooses files as a person does."""
+    (files,) = page.wait(lambda: page.browser.find_elements("css selector", f"{field} input[type=file]"))
+    files.send_keys("\n".join(map(str, photos)))
+
+
 def test_drawn_scenes_are_classified_and_tagged_by_clicks(page):
     page.open()
     page.tab("classify")
@@ -329,8 +348,7 @@ def test_a_wrong_photo_is_said_in_the_page_in_chinese_and_narrow(page, tmp_path)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "<img src=x onerror=document.title=1>.png")
     page.open(390, language="zh-CN")
     page.tab("classify")
-    files = page.browser.find_element("css selector", "#classify-photos input[type=file]")
-    files.send_keys("\n".join(str(path) for path in tmp_path.iterdir()))
+    hand_over(page, "#classify-photos", *tmp_path.iterdir())
     page.wait(lambda: "broken" in page.text("#classify-photos"))
     page.type("#classify-names textarea", "red thing\nblue thing")
     page.click("#classify-go")

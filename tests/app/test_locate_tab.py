@@ -18,6 +18,7 @@ from jclip.app.phrase_locating import Locator
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError
 from jclip.report.predictor import Predictor
+from tests.app.test_classify_tab import hand_over
 
 RUN = drawn_examples.RUN
 
@@ -104,11 +105,11 @@ def test_a_wrong_photo_is_said_at_once_and_rough_boxes_need_no_run(page, drawn, 
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     page.open(390, language="zh-CN")
     page.tab("locate")
-    page.browser.find_element("css selector", "#locate-photo input[type=file]").send_keys(str(tmp_path / "broken.jpg"))
+    hand_over(page, "#locate-photo", tmp_path / "broken.jpg")
     page.wait(lambda: "broken.jpg does not decode" in page.text("body"))
     page.open(390, language="zh-CN")
     page.tab("locate")
-    page.browser.find_element("css selector", "#locate-photo input[type=file]").send_keys(str(drawn[0]))
+    hand_over(page, "#locate-photo", drawn[0])
     page.wait(lambda: page.all("#locate-photo img"))
     page.type("#locate-phrases textarea", "<img src=x onerror=document.title=1>\nthe moon")
     page.click("#locate-go")
