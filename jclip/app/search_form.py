@@ -45,7 +45,7 @@ class Form:
         terms = []
         for term in typed.terms:
             ours = self.photo is not None and (term.kind, term.value) == ("photo", self.photo.name)
-            if term.kind in query_terms.IN_FILES and not ours:
+            if term.kind in ("photo", "feature") and not ours:
                 raise ConfigError(f"a photo must be uploaded here, not named by its path, got {term.value[:80]}")
             if term.kind == "concept":
                 below_here(term.value)
