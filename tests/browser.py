@@ -106,18 +106,24 @@ class Served:
 
     def ask(self, name: str, **given: Any) -> Any:
         """The answer of a documented endpoint, as a program gets it. Raises `RuntimeError` with the page's error."""
-        body = json.dumps(given).encode()
-        head = {"Content-Type": "application/json"}
-        place = f"{self.address}/gradio_api/call"
+        return self._called(f"v2/{name}", name, given)[0]
+
+    def call(self, name: str, data: list[Any]) -> list[Any]:
+        """What any handler returns for these values. Raises `RuntimeError` with the page's error."""
+        return self._called(name, name, {"data": data})
+
+    def _called(self, place: str, name: str, given: Mapping[str, Any]) -> list[Any]:
+        body, head = json.dumps(given).encode(), {"Content-Type": "application/json"}
+        calls = f"{self.address}/gradio_api/call"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(urllib.request.Request(f"{place}/v2/{name}", body, head), timeout=PATIENCE) as answer:
+        with opener.open(urllib.request.Request(f"{calls}/{place}", body, head), timeout=PATIENCE) as answer:
             event = json.load(answer)["event_id"]
-        with opener.open(f"{place}/{name}/{event}", timeout=PATIENCE) as answer:
+        with opener.open(f"{calls}/{name}/{event}", timeout=PATIENCE) as answer:
             found = re.search(r"event: (complete|error)\ndata: (.*)", answer.read().decode())
         value = json.loads(found[2])
         if found[1] == "error":
             raise RuntimeError(value["error"] if value else "no error was said")
-        return value[0]
+        return value
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
         """Status and body of a request that is sent as it stands."""

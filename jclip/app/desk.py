@@ -78,6 +78,7 @@ class Desk:
         self._waiting: queue.Queue[Task | None] = queue.Queue()
         self._under_way: list[Task] = []
         self._thread: int | None = None
+        self._closed = False
         self._starting = threading.Lock()
 
     # What is open
@@ -100,7 +101,9 @@ class Desk:
         elif self.place:
             self.source()  # wrong or absent weights end here
             self._opening = self.later(self._grow, self.place, key="search.opening")
-        elif not self._named and not download.is_here(self.model):
+        elif self._named:
+            self.source()
+        elif not download.is_here(self.model):
             self.model = SHIPPED
 
     def open_world(self) -> None:
@@ -154,16 +157,11 @@ class Desk:
         task = Task(lambda: function(*args, **options), long, key)
         if threading.get_ident() == self._thread:
             return self._done(task)
-        self._start()
-        self._waiting.put(task)
-        return task.future.result()
+        return self._put(task).result()
 
     def later(self, function: Callable[..., Any], *args: Any, key: str = "", **options: Any) -> Future:
         """As `work` of something long, without waiting for it."""
-        task = Task(lambda: function(*args, **options), True, key)
-        self._start()
-        self._waiting.put(task)
-        return task.future
+        return self._put(Task(lambda: function(*args, **options), True, key))
 
     def step(self, done: int = 0, total: int = 0) -> None:
         """To be called within long work: says how far it is, and lets other work in between. Raises `Stopped`."""
@@ -200,6 +198,20 @@ class Desk:
         while (task := self._waiting.get()) is not None:
             self._run(task)
 
+    def _put(self, task: Task) -> Future:
+        self._start()
+        self._waiting.put(task)
+        if self._closed:
+            self._refuse_all()
+        return task.future
+
+    def _refuse_all(self) -> None:
+        """Nobody waits for what is not going to be done."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (task := self._waiting.get_nowait()) is not None:
+                    task.future.set_exception(Stopped("the page was closed"))
+
     def _start(self) -> None:
         """Starts a thread where nobody serves."""
         with self._starting:
@@ -230,17 +242,19 @@ class Desk:
     # What goes in and out
 
     def upload(self, path: str | os.PathLike | None) -> Path:
-        """A photo that was uploaded. Raises `DataError` for none, one that is too large, and what is no photo."""
+        """A photo that was uploaded. Raises `DataError` for none, one that is too large, and what is no photo, which is
+        removed, and for another file of this machine."""
         if not path:
             raise DataError("a photo must be given: drop one, or choose a file")
         found = Path(path)
+        if self.folder.resolve() not in found.resolve().parents:
+            raise DataError(f"a photo must be uploaded, got a path: {found.name}")
         try:
             if (size := found.stat().st_size) > MOST_UPLOAD:
                 raise DataError(f"{found.name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")
             photo_file.header(found)
         except DataError as e:
-            if self.uploads in found.resolve().parents:
-                found.unlink(missing_ok=True)
+            found.unlink(missing_ok=True)
             raise DataError(str(e).replace(str(found), found.name)) from None  # the folder is the app's own
         return found
 
@@ -255,6 +269,10 @@ class Desk:
     def picture(self, image: Image.Image) -> str:
         """The path of a picture that was drawn, as the browser may have it."""
         return str(self.thumbnails.save(image, LARGE))
+
+    def copy(self, path: str | os.PathLike) -> str:
+        """The path of a copy of a file, for a field that is filled in by the page itself."""
+        return self.file(Path(path).name, Path(path).read_bytes())
 
     def file(self, name: str, data: bytes) -> str:
         """The path of a file of that name, which the browser may have."""
@@ -289,6 +307,8 @@ class Desk:
     def close(self) -> None:
         """Ends the work, and removes the files that were made for the browser."""
         self.stop()
+        self._closed = True
+        self._refuse_all()
         self._waiting.put(None)
         self.thumbnails.close()
         shutil.rmtree(self.folder, ignore_errors=True)

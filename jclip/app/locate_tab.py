@@ -58,18 +58,14 @@ class LocateTab:
             "outputs": [self.located, self.json],
         }  # fmt: skip
         shown = [self.summary, self.pictures, self.table, self.command]
+        plain = [self.model, *shown]
         for done in (
             self.go.click(**asked, api_name="locate"),
             self.phrases.submit(**asked, api_visibility="private"),
         ):
             done.success(self.show, self.located, shown, api_visibility="private", show_progress="hidden")
-        self.photo.upload(
-            self.dropped, self.photo, [self.model, self.summary, self.pictures, self.table], api_visibility="private"
-        )
-        self.example.click(
-            self.scene, None, [self.photo, self.phrases, self.run, self.model, self.summary, self.pictures, self.table],
-            api_visibility="private",
-        )  # fmt: skip
+        self.photo.upload(self.dropped, self.photo, plain, api_visibility="private")
+        self.example.click(self.scene, None, [self.photo, self.phrases, self.run, *plain], api_visibility="private")
 
     # What the parts do
 
@@ -111,7 +107,7 @@ class LocateTab:
     def _plainly(self, photo: str) -> tuple[Any, ...]:
         picture = _figure(self.desk.thumbnail(photo, 640), "")
         shown = gr.update(value=f"<div class='sb-picture'>{picture}</div>", visible=True)
-        return gr.update(value="", elem_classes=[]), shown, gr.update(visible=False)
+        return gr.update(value="", elem_classes=[]), shown, gr.update(visible=False), ""
 
     def scene(self) -> tuple[Any, ...]:
         """A drawn scene with its phrases, and the run that knows it."""

@@ -11,7 +11,7 @@ from jclip.app import shown_command
 from jclip.app.desk import Desk
 from jclip.app.opened_models import OpenedModels
 from jclip.errors import ConfigError, notices_heard_by
-from jclip.features import tagging
+from jclip.features import heads, tagging
 from jclip.features.member import Member
 from jclip.report import asked_photos, tag_rules, typed_names
 from jclip.report.zero_shot_predictions import classify
@@ -68,7 +68,11 @@ class Labeller:
 
     def _labelled(self, asked: Question, how: Callable[[Question], tuple[Any, str, Callable[..., str]]]) -> Labelled:
         names, notes = asked_photos.short_names(asked.photos), []
-        with notices_heard_by(notes.append), asked_photos.named_without_folders(asked.photos):
+        with (
+            notices_heard_by(notes.append),
+            asked_photos.named_without_folders(asked.photos),
+            heads.prompts_watched_by(self.desk.step),
+        ):
             label, by, command = how(asked)
             found = asked_photos.ask(asked.photos, label, step=self.desk.step)
         said = command(*map(as_argument, names.values()))

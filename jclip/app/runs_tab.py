@@ -112,10 +112,19 @@ def runs_at(typed: str) -> list[Path]:
 
 def shown(desk: Desk, places: Sequence[str], root: str, language: words.Language) -> list[Any]:
     """The view of the runs that are chosen, its command, and the file to save; nothing where none is."""
-    places, root = list(places or []), (root or "").strip()
     if not places:
         return ["", gr.update(visible=False), gr.update(visible=False), ""]
-    known = {str(run) for run in desk.runs}
+    view, command, whole = view_of(desk, places, root, language)
+    file = desk.file(PAGE, whole.encode("utf-8", "backslashreplace"))
+    return [view, gr.update(value=command, visible=True), gr.update(value=file, visible=True), ""]
+
+
+def view_of(desk: Desk, places: Sequence[str], root: str, language: words.Language) -> tuple[str, str, str]:
+    """HTML of the runs `places`, the command that does the same, and the page that it writes.
+
+    root: where photos lie now, or empty. Raises `DataError` for a run that is not open, and what reading one raises.
+    """
+    root, known = (root or "").strip(), {str(run) for run in desk.runs}
     if strange := [place for place in places if place not in known]:
         raise DataError(f"{strange[0]} is not among the runs that are open: type its folder first")
     if root and not Path(root).is_dir():
@@ -131,14 +140,7 @@ def shown(desk: Desk, places: Sequence[str], root: str, language: words.Language
     else:
         title, about = run_comparison.title(said, records), run_comparison.about(said, records)
         parts = run_comparison.comparison_parts(said, records, photos)
-    whole = web_page.page(said, title, about, parts, command)
-    file = desk.file(PAGE, whole.encode("utf-8", "backslashreplace"))
-    return [
-        web_page.fragment(parts, title, about),
-        gr.update(value=command, visible=True),
-        gr.update(value=file, visible=True),
-        "",
-    ]
+    return web_page.fragment(parts, title, about), command, web_page.page(said, title, about, parts, command)
 
 
 def style() -> str:

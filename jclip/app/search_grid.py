@@ -56,16 +56,13 @@ def mark_of(gallery: galleries.Gallery, row: int) -> str:
 
 
 def grid(gallery: galleries.Gallery, found: galleries.Found, pictures: Sequence[str], language: words.Language) -> str:
-    """The hits in order, with a line where the query's background begins."""
+    """The hits in order; what is no better than the query's background is dimmed."""
     if not found.hits:
         return f"<p class='empty'>{escaped(words.said('search.nothing', language))}</p>"
     compared = found.background.deviation > 0
     largest = max(found.background.line, *(hit.z for hit in found.hits)) if compared else 1.0
-    parts, below = [], False
+    parts = []
     for rank, (hit, picture) in enumerate(zip(found.hits, pictures, strict=True), start=1):
-        if compared and not hit.above and not below:
-            below = True
-            parts.append(f"<p class='below'><span>{escaped(words.said('search.below', language))}</span></p>")
         share = min(1.0, max(0.02, (hit.z if compared else hit.score) / largest))
         parts.append(_tile(gallery, hit, rank, picture, share, language))
     return f"<div class='grid'>{''.join(parts)}</div>"

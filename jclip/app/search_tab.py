@@ -28,7 +28,7 @@ def add(desk: Desk) -> None:
     with gr.Column(visible=False, elem_id="empty") as empty:
         about = gr.HTML(elem_id="about-empty")
         world = gr.Button(words.t("search.world"), variant="primary", elem_id="world", scale=0, min_width=240)
-    with gr.Column(elem_id="search") as search:
+    with gr.Column(visible=bool(desk.place), elem_id="search") as search:
         fields = _form(desk)
         command = shown_command.box(words.t("page.command"), visible=False)
         summary = gr.HTML(elem_id="summary")
@@ -160,6 +160,8 @@ def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     said = words.said(
         "search.found", language, count=f"{len(found.hits):,}", all=f"{len(gallery):,}", stand=above, ms=f"{taken:.0f}"
     )
+    if above < len(found.hits):
+        said += f" · {words.said('search.below', language)}"
     return [
         search_grid.grid(gallery, found, pictures, language),
         f"<p>{escaped(said)}</p>",

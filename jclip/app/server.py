@@ -93,6 +93,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         theme=page.theme(),
         css=page.style(),
     )
+    blocks.has_launched = True  # else Gradio takes any path of this machine for an upload
     config = uvicorn.Config(
         guard(app, found.getsockname()), log_level="warning", access_log=False, lifespan="on", proxy_headers=False
     )
@@ -106,7 +107,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
     finally:
         logging.getLogger("uvicorn.error").disabled = True  # open streams are cut, and nobody has to read that
         server.should_exit = server.force_exit = True
-        thread.join(3)
+        thread.join(1)
 
 
 def _check_of(password: str) -> Callable[[str, str], Awaitable[bool]]:

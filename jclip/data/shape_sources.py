@@ -33,7 +33,7 @@ NOISE = 0.3
 HELD_OUT = 10  # one scene in so many is for validation, one for test
 PHOTOS, HUMAN, PROPOSALS, ABOUT = "photos", "boxes.jsonl", "proposals.json", "world.json"
 FOUND = ("detections", "triplets", "captions")
-_SEED = 60_000
+_SEED, _LOOKED_AT_SEED = 60_000, 70_000
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,13 @@ def kept_photos(count: int = 300, seed: int = 0, seen: Callable[[int, int], None
         with replacing_folder(folder) as temporary:
             (temporary / PHOTOS).mkdir()
             rows = []
-            for number, one in enumerate(named_scenes(count, seed), start=1):
-                scene, name = one.scene, f"{PHOTOS}/{one.image}"
+            for number in range(count):
+                scene = shapes.draw_scene((_LOOKED_AT_SEED, seed, number), styles=shapes.SEEN_STYLES, count=(1, 2))
+                name = f"{PHOTOS}/{number + 1:0{len(str(count))}}.png"
                 scene.render(LOOKED_AT).save(temporary / name)
                 rows.append([name, scene.caption, len(scene.things), scene.style])
                 if seen:
-                    seen(number, count)
+                    seen(number + 1, count)
             with (temporary / TABLE).open("w", encoding="utf-8", newline="") as file:
                 write_csv_rows(file, ["path", "caption", "things", "style"], rows)
     return folder / TABLE

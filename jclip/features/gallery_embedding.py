@@ -36,6 +36,7 @@ from jclip.functional.nearest import take
 
 DEFAULT_DTYPE = "fp16"
 SAVE_SECONDS = 5.0  # a kill loses at most the batches of so long
+ROWS_IN_MEMORY = 10**6  # of a gallery that is there, to compare with; of more one part's at a time
 Seen = Callable[[int, int], None]  # photos done, all photos
 CHANGED = "changed while it was read: embed it again with --update"
 INSTALL = "pip install"  # a reason that may be gone by the next time
@@ -207,6 +208,8 @@ def _opened(folder: Path) -> Store | None:
 
 def _same_rows(old: Store, inputs: Inputs) -> bool:
     """Whether the gallery has just the rows that it would get now."""
+    if len(old) > ROWS_IN_MEMORY:
+        return _same_parts(old, inputs)
     now = _readable(old, inputs)
     absent = sorted(found["path"] for found in old.skipped() if not found.get("sha256"))
     return (
@@ -217,6 +220,21 @@ def _same_rows(old: Store, inputs: Inputs) -> bool:
     )
 
 
+def _same_parts(old: Store, inputs: Inputs) -> bool:
+    """`_same_rows` with one part's rows in memory at a time; the bytes of tars are read again where they then are encoded."""
+    if old.manifest.root != inputs.root:
+        return False
+    lost = {found.get("sha256") for found in old.skipped()} - {None}
+    before, absent = iter(old.rows), []
+    for number in range(inputs.parts):
+        part = inputs.part(number)
+        absent += [path for path, _ in part.skipped]
+        if any(row["sha256"] not in lost and row != next(before, None) for row in part.rows):
+            return False
+    unread = sorted(found["path"] for found in old.skipped() if not found.get("sha256"))
+    return next(before, None) is None and sorted(absent) == unread
+
+
 def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
     """Without the bytes that did not decode before."""
     lost = {found.get("sha256") for found in old.skipped()} - {None}
@@ -224,6 +242,8 @@ def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
+    if len(old) > ROWS_IN_MEMORY:
+        return ConfigError(f"{folder} holds a gallery of other photos: add --update to bring it up to date")
     there, now = {facts_of(row) for row in old.rows}, {facts_of(row) for row in _readable(old, inputs)}
     return ConfigError(
         f"{folder} holds a gallery of other photos ({len(now - there)} to add, {len(there - now)} to drop): "
@@ -232,7 +252,8 @@ def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
 
 
 def _unchanged(old: Store) -> Outcome:
-    distinct = len({row["sha256"] for row in old.rows})
+    prints = np.fromiter((int(row["sha256"][:16], 16) for row in old.rows), np.uint64, len(old))
+    distinct = len(np.unique(prints))
     skipped = [(found["path"], found["reason"]) for found in old.skipped()]
     return Outcome(len(old), 0, 0, 0, len(old) - distinct, skipped)
 

@@ -154,9 +154,9 @@ class WorkMeter:
         """The arrays of `hold`."""
         return self._held.get(file)
 
-    def window(self, share: float) -> Window:
-        """What measures items one after the other, for that share of the time that is left."""
-        return Window(self, max(share * self.left(), 0.02 * self.limit))
+    def window(self, share: float, least: int = LEAST) -> Window:
+        """What measures items one after the other, for that share of the time that is left, and `least` items."""
+        return Window(self, max(share * self.left(), 0.02 * self.limit), least)
 
     def rate(self, key: Any, weight: float) -> np.ndarray | None:
         """(wall, CPU, decoding) seconds of a unit, where it has been measured for long enough; None where it is to be measured,
@@ -195,8 +195,8 @@ class WorkMeter:
 class Window:
     """(wall, CPU, decoding) seconds of items that are done one after the other."""
 
-    def __init__(self, meter: WorkMeter, seconds: float):
-        self._meter, self._seconds = meter, seconds
+    def __init__(self, meter: WorkMeter, seconds: float, least: int = LEAST):
+        self._meter, self._seconds, self._least = meter, seconds, least
         self._took, self._units = list[np.ndarray](), list[float]()
         self._ended, self._compiled = ended_seconds(), 0.0
         self._last = meter.now()
@@ -214,7 +214,7 @@ class Window:
         if len(self._took) == 1:
             self._compiled = ended_seconds() - self._ended
         spent = float(sum(took[0] for took in self._took))
-        return (len(self._took) >= LEAST and spent >= self._seconds) or spent >= 2 * self._meter.limit
+        return (len(self._took) >= self._least and spent >= self._seconds) or spent >= 2 * self._meter.limit
 
     @property
     def count(self) -> float:
@@ -271,7 +271,7 @@ def some(
     items = list(items) if count is None else items
     weights = [float(weigh(item)) for item in items] if count is None else [1.0] * count
     known = meter.rate(key, sum(weights))
-    window = meter.window(0.15 if known is None else 0.0)
+    window = meter.window(0.15) if known is None else meter.window(0.0, least=1)
     reading, place = iter(items), 0
     while place < len(weights):
         with meter.phase(phase):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -20,19 +21,17 @@ CELL, LABEL, LETTERS = 20, 130, 20
 RIGHT, WRONG = (46, 150, 80), (214, 88, 28)  # of a map in pixels, legible on light and on dark
 
 
-def confusions(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+def confusions(answers: Mapping[tuple[int, int], int], most: int) -> list[tuple[int, int, int]]:
     """(true, answer, count) of the most frequent wrong answers; of equally frequent ones the lower class first."""
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    flat = wrong.ravel()
-    best = np.argsort(-flat, kind="stable")[: min(most, int((flat > 0).sum()))]
-    return [(int(k) // len(counts), int(k) % len(counts), int(flat[k])) for k in best]
+    wrong = [(-count, true, said) for (true, said), count in answers.items() if true != said]
+    return [(true, said, -count) for count, true, said in sorted(wrong)[:most]]
 
 
-def confusion_map(words: Words, counts: np.ndarray, names: Sequence[str]) -> str:
-    """The map beside the list of the strongest confusions. counts: (C, C), row: true class."""
-    listed = confusions(counts, MOST_LISTED)
-    totals = counts.sum(axis=1)
+def confusion_map(words: Words, answers: Mapping[tuple[int, int], int], names: Sequence[str]) -> str:
+    """The map beside the list of the strongest confusions. answers: (true class, answer) → count."""
+    listed, totals = confusions(answers, MOST_LISTED), Counter()
+    for (true, _), count in answers.items():
+        totals[true] += count
     rows = [
         [
             names[true],
@@ -42,24 +41,22 @@ def confusion_map(words: Words, counts: np.ndarray, names: Sequence[str]) -> str
         ]
         for true, said, count in listed
     ]
-    head = [words("confusion.true"), words("confusion.said"), words("confusion.times"), words("confusion.share")]
-    kinds = int((counts > 0).sum() - (counts.diagonal() > 0).sum())
-    note = (
-        ""
-        if kinds <= len(listed)
-        else f'<p class="note">{clean(words("confusion.more", count=kinds - len(listed)))}</p>'
-    )
-    beside = (table(words, head, rows) if rows else f"<p>{clean(words('confusion.none'))}</p>") + note
-    drawn = (
-        _drawn(words, counts, names)
-        if len(names) <= LARGEST
-        else f"<p>{clean(words('confusion.too_many', count=len(names)))}</p>"
-    )
+    head = [words(f"confusion.{k}") for k in ("true", "said", "times", "share")]
+    beside = table(words, head, rows) if rows else f"<p>{clean(words('confusion.none'))}</p>"
+    if (more := sum(true != said for true, said in answers) - len(listed)) > 0:
+        beside += f'<p class="note">{clean(words("confusion.more", count=more))}</p>'
+    if len(names) <= LARGEST:
+        drawn = _drawn(words, answers, names)
+    else:
+        drawn = f"<p>{clean(words('confusion.too_many', count=len(names)))}</p>"
     return f'<div class="pair"><div class="map">{drawn}</div><div>{beside}</div></div>'
 
 
-def _drawn(words: Words, counts: np.ndarray, names: Sequence[str]) -> str:
-    return _with_names(words, counts, names) if len(names) <= NAMED else _in_pixels(words, counts, names)
+def _drawn(words: Words, answers: Mapping[tuple[int, int], int], names: Sequence[str]) -> str:
+    counts = np.zeros((len(names), len(names)), int)
+    for pair, count in answers.items():
+        counts[pair] = count
+    return _with_names(words, counts, names) if len(names) <= NAMED else _in_pixels(words, counts, answers, names)
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
@@ -92,7 +89,7 @@ def _with_names(words: Words, counts: np.ndarray, names: Sequence[str]) -> str:
     )
 
 
-def _in_pixels(words: Words, counts: np.ndarray, names: Sequence[str]) -> str:
+def _in_pixels(words: Words, counts: np.ndarray, answers: Mapping[tuple[int, int], int], names: Sequence[str]) -> str:
     C, shares = len(names), _shares(counts)
     pixels = np.zeros((C, C, 4), np.uint8)
     pixels[..., :3] = WRONG
@@ -105,7 +102,7 @@ def _in_pixels(words: Words, counts: np.ndarray, names: Sequence[str]) -> str:
     marks = "".join(
         f'<rect x="{said}" y="{true}" width="1" height="1" fill="transparent"><title>'
         f"{clean(words('confusion.cell', true=names[true], said=names[said], count=count))}</title></rect>"
-        for true, said, count in confusions(counts, MOST_MARKED)
+        for true, said, count in confusions(answers, MOST_MARKED)
     )
     edge = f'<rect width="{C}" height="{C}" fill="none" class="grid" vector-effect="non-scaling-stroke"/>'
     label = clean(words("confusion.label", count=C))

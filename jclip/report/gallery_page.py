@@ -128,11 +128,7 @@ def hits(words: Words, gallery: Gallery, photos: PagePhotos, answer: Found) -> s
     shown = []
     for hit in answer.hits:
         place = words("gallery.stands_out" if hit.above else "gallery.below") if compared else ""
-        shown.append(
-            photos.tile(
-                gallery.photo_at(hit.row), hit.caption or place, f"{hit.score:.3f}", place if hit.caption else ""
-            )
-        )
+        shown.append(photos.tile(gallery.photo_at(hit.row), f"{hit.score:.3f}", place, hit.caption or ""))
     above = sum(hit.above for hit in answer.hits)
     note = words("gallery.above", above=above, count=len(answer.hits)) if compared else ""
     body = f'<div class="tiles">\n{"".join(shown)}\n</div>' if shown else web_page.paragraph(words("gallery.nothing"))

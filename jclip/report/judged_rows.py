@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ MOST_NAMED = 4  # classes of a photo
 IOU = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JudgedRow:
     """One photo, phrase or caption with what was answered.
 
@@ -123,15 +124,11 @@ def _table_of(path: Path, measure: str, name: str, count: str, figure: str) -> C
         raise DataError(f"{path} is damaged ({quoted(str(e), 60)}): measure again with `jclip eval`") from None
 
 
-def confusion_of(judged: Judged, names: Sequence[str]) -> np.ndarray:
-    """(C, C) counts, row: true class, column: the answer, of the classes `names`; rows of other classes are left out."""
+def answers_of(judged: Judged, names: Sequence[str]) -> Counter[tuple[int, int]]:
+    """How often each class was answered for each: (true class, answer) → count, of the classes `names`."""
     place = {name: number for number, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), int)
-    for row in judged.rows:
-        true, said = place.get(row.true or row.said), place.get(row.said)
-        if true is not None and said is not None:
-            counts[true, said] += 1
-    return counts
+    pairs = ((place.get(row.true or row.said), place.get(row.said)) for row in judged.rows)
+    return Counter((true, said) for true, said in pairs if true is not None and said is not None)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

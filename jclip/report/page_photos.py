@@ -21,6 +21,7 @@ from jclip.report.tiles import with_boxes
 from jclip.report.web_page import clean
 
 SIDE = 224  # pixels of a thumbnail's longer side
+BOX = 7  # pixels of a box's line, before the photo is made small
 MOST_BYTES = 8 << 20  # of all thumbnails of a page, as files
 
 
@@ -90,7 +91,7 @@ class PagePhotos:
 
     def _as_data(self, picture: Image.Image, name: str) -> str:
         picture.thumbnail((SIDE, SIDE))
-        picture.save(written := io.BytesIO(), "JPEG", quality=80)
+        picture.save(written := io.BytesIO(), "JPEG", quality=80, subsampling=0)
         data = written.getvalue()
         if len(data) > self._room:
             self.left_out += 1
@@ -117,4 +118,8 @@ class PagePhotos:
             self.absent.append(row.photo)
             return None
         picture = picture.convert("RGB")
-        return with_boxes(picture, list(zip(row.boxes, (TRUE, FOUND), strict=True)), SIDE) if row.boxes else picture
+        return (
+            with_boxes(picture, list(zip(row.boxes, (TRUE, FOUND), strict=True)), 2 * SIDE, BOX)
+            if row.boxes
+            else picture
+        )

@@ -127,10 +127,10 @@ def missing(words: Words, record: RunRecord, what: str) -> str:
 
 def confusion(words: Words, judged: judged_rows.Judged, classes: judged_rows.ClassTable) -> str:
     """Which classes are taken for which."""
-    counts = judged_rows.confusion_of(judged, classes.names)
-    if not counts.any():
+    answers = judged_rows.answers_of(judged, classes.names)
+    if not answers:
         return web_page.section(words("confusion.title"), web_page.paragraph(words("confusion.no_rows")))
-    body = confusion_map.confusion_map(words, counts, classes.names)
+    body = confusion_map.confusion_map(words, answers, classes.names)
     return web_page.section(words("confusion.title"), body, words("confusion.note"))
 
 
@@ -155,12 +155,21 @@ def worst_note(words: Words, judged: judged_rows.Judged, shown: int) -> str:
 def tiles(words: Words, rows: Sequence[judged_rows.JudgedRow], photos: PagePhotos) -> str:
     """Judged rows as tiles; those without pictures as a table; below them what is missing."""
     if not any(row.photo or row.draw for row in rows):
-        cells = [[row.key.split("\0")[0], row.said, row.number, row.true, row.note] for row in rows]
-        head = [*(words(f"tile.{k}") for k in ("row", "said", "number", "is")), ""]
-        return web_page.paragraph(words("photos.no_files")) + web_page.table(words, head, cells)
+        return web_page.paragraph(words("photos.no_files")) + _listed(words, rows)
+    before = photos.shown
     shown = "\n".join(map(photos.tile_of, rows))
     note = photos.note()
-    return f'<div class="tiles">\n{shown}\n</div>' + (web_page.paragraph(note) if note else "")
+    said = web_page.paragraph(note) if note else ""
+    if photos.shown == before:
+        return said + _listed(words, rows)
+    return f'<div class="tiles">\n{shown}\n</div>{said}'
+
+
+def _listed(words: Words, rows: Sequence[judged_rows.JudgedRow]) -> str:
+    """The same as a table."""
+    cells = [[row.key.split("\0")[0], row.said, row.number, row.true, row.note] for row in rows]
+    head = [*(words(f"tile.{k}") for k in ("row", "said", "number", "is")), ""]
+    return web_page.table(words, head, cells)
 
 
 def what_it_was(words: Words, record: RunRecord) -> str:

@@ -18,6 +18,7 @@ from jclip.train import curriculum_state, metric_lines, recipe_finder
 from jclip.train import run as runs
 from jclip.train import run_folder as folders
 
+MEASURED = "eval.json"
 LARGEST_FIGURES = 1 << 24  # bytes of eval.json
 DEEPEST = 20  # groups of settings inside of each other
 LARGEST_NUMBER = 1e30
@@ -29,7 +30,7 @@ class RunRecord:
 
     lines: whole lines of metrics.jsonl, one per epoch; damaged: how many others there are. metrics, provenance: of
     result.json, empty while it is not finished. measured: what `jclip eval` or `train` wrote to eval.json. tables: the
-    folder with its tables, of a curriculum that of the run on the chosen rows.
+    folder with its tables. Of a curriculum lines are those of the run on the chosen rows.
     """
 
     folder: Path
@@ -85,15 +86,21 @@ def read_record(place: str | os.PathLike) -> RunRecord:
     else:
         config = folders.read_config_text(folder)
         if config is None:
+            if folder.is_dir() and not folders.is_run(folder):
+                raise ConfigError(
+                    f"{folder} must be a run or a gallery, got another folder: `jclip train` makes runs, "
+                    "`jclip embed` galleries"
+                )
             runs.read_result(folder)  # which says what is missing
             raise ConfigError(f"{folder} holds no run")
     if _deeper(config, DEEPEST):
         raise CheckpointError(f"{folder} must have a config of at most {DEEPEST} levels, got more: it is damaged")
     task = _task_of(config)
-    lines, damaged = metric_lines.read_lines(folder / folders.METRICS)
-    tables = curriculum_state.answering_folder(folder) if finished else folder
-    answering = config if tables == folder else folders.read_config_text(tables) or {}
-    measured = _read_figures(tables / "eval.json")
+    answers = curriculum_state.answering_folder(folder) if finished else folder
+    answering = config if answers == folder else folders.read_config_text(answers) or {}
+    lines, damaged = metric_lines.read_lines(answers / folders.METRICS)
+    tables = folder if (folder / MEASURED).is_file() else answers  # `jclip eval` of a curriculum writes into its folder
+    measured = _read_figures(tables / MEASURED)
     return RunRecord(
         folder,
         task,

@@ -173,13 +173,14 @@ def small_photo(tile: Tile, side: int) -> Image.Image:
         return Image.new("RGB", (side, side), ABSENT)
 
 
-def with_boxes(photo: Image.Image, boxes: Sequence[ColouredBox], side: int) -> Image.Image:
-    """The photo with its long side at `side` pixels and boxes drawn on it, each within a dark line."""
+def with_boxes(photo: Image.Image, boxes: Sequence[ColouredBox], side: int, width: int = 0) -> Image.Image:
+    """The photo with its long side at `side` pixels and boxes drawn on it, in lines of `width` pixels, each within a dark
+    one."""
     ratio = side / max(photo.size)
     drawing = photo.resize([max(round(n * ratio), 1) for n in photo.size], Image.Resampling.BICUBIC)
-    pen, line = ImageDraw.Draw(drawing), max(2, side // 96)
-    for width, shade in ((line + 2, True), (line, False)):
+    pen, line = ImageDraw.Draw(drawing), width or max(2, side // 96)
+    for wide, shade in ((line + 2, True), (line, False)):
         for box, colour in boxes:
             corners = [min(max(v * ratio, 0), limit - 1) for v, limit in zip(box, drawing.size * 2, strict=True)]
-            pen.rectangle(corners, outline=DARK if shade else colour, width=width)
+            pen.rectangle(corners, outline=DARK if shade else colour, width=wide)
     return drawing

@@ -19,6 +19,7 @@ import numpy as np
 
 from jclip.config import protocols
 from jclip.machine import process_times, work_meter
+from jclip.postponed import jt
 from jclip.train.configs import resolved
 from jclip.train.run import Run
 from jclip.train.run_facts import forget_peak, peak_memory, threads
@@ -152,13 +153,15 @@ class CostEstimate:
         return f"{one.name}, {share}"
 
 
-def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -> CostEstimate:
-    """What `module.run(cfg, ...)` takes; nothing is kept of it. Raises what the recipe raises for bad input."""
+def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> CostEstimate:
+    """What `module.run(cfg, ...)` takes; nothing is kept of it. seconds: of measuring, by default `SECONDS`. Raises what the
+    recipe raises for bad input."""
+    seconds = seconds or SECONDS
     meter, left_out = work_meter.WorkMeter(seconds), ""
     with tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
         begun = _spent()
         with meter.phase("starting"):
-            import jclip.runtime  # noqa: F401 - seconds, at first
+            _ = jt.flags  # Jittor is loaded, which takes seconds at first
         forget_peak()
         with Run(Path(place) / "run", resolved(module, cfg), quiet=True) as run:
             try:

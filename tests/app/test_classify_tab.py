@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from PIL import Image
 
 import finetune  # noqa: F401 - offers its recipes
 from jclip.app import drawn_examples, score_bars
-from jclip.app.desk import Desk
+from jclip.app.desk import Desk, Stopped
+from jclip.app.opened_models import OpenedModels
 from jclip.app.photo_labelling import Labeller, Question
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
@@ -31,6 +33,7 @@ from jclip.report.tags import Tags
 from jclip.report.typed_names import NAMES_FILE, typed_classes, typed_templates
 from tests.app.conftest import needs_gradio
 from tests.library.test_predict_tags import trained
+from tests.toys import SMALL_SIGLIP, toy_file
 
 ODD = ("-a=1.png", "a, b.png", "照片 3.png", "it's 4.png")
 NAMES = "\n".join(drawn_examples.NAMES)
@@ -264,6 +267,44 @@ def test_names_of_files_and_classes_stay_text_and_long_lists_short():
         assert f"{100 * share:.1f}" in html and ("1 more photos" in html or "1 张照片" in html)
 
 
+def test_weights_of_the_sigmoid_loss_give_probabilities_of_their_own(
+    labeller, handed, tmp_path_factory, monkeypatch, capsys
+):
+    model = str(toy_file(tmp_path_factory.mktemp("siglip"), SMALL_SIGLIP))
+    for how in ("classes", "tags"):
+        found = getattr(labeller, how)(asked(handed, names="cat\ndog\nowl", templates="simple", model=model))
+        assert as_shown(found.command, handed, monkeypatch) == found.to_json()["photos"]
+        kept = found.asked.found
+        assert kept.sigmoid if how == "classes" else kept.kind == "probability"
+    capsys.readouterr()
+
+
+def test_a_gallery_of_eight_bits_is_labelled_as_commands_do_it(labeller):
+    """Without further options: in float32, by weights that are opened beside those of the gallery."""
+    desk = Desk(model="shapes-tiny-rn")
+    desk.gallery = SimpleNamespace(source=ModelSource("shapes-tiny-rn", dtype="int8"))
+    source, name = OpenedModels(desk).plain()
+    assert source.dtype == "fp32" and name == "shapes-tiny-rn"
+    desk.gallery.source = ModelSource("shapes-tiny-vit")
+    source, name = OpenedModels(desk).plain()
+    assert source is desk.gallery.source and name == str(source.checkpoint.path)
+    desk.close()
+
+
+def test_the_encoding_of_prompts_can_be_stopped(labeller, handed, monkeypatch):
+    seen = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done:
+            raise Stopped("stopped")
+
+    monkeypatch.setattr(labeller.desk, "step", stop)
+    with pytest.raises(Stopped):
+        labeller.classes(asked(handed, names="\n".join(f"never asked {k}" for k in range(600)), templates="simple"))
+    assert seen[-1][1] == 600 and seen[-1][0] < 600
+
+
 # --- in the browser
 
 
@@ -298,17 +339,28 @@ def test_a_wrong_photo_is_said_in_the_page_in_chinese_and_narrow(page, tmp_path)
     assert page.browser.title == "jclip" and "red thing" in page.text("#classify-bars")
 
 
-def test_the_endpoints_answer_as_json(served, handed):
+def test_the_endpoints_of_both_tabs_answer_as_json(served, handed):
     needs_gradio()
     from gradio_client import Client, handle_file
 
-    client = Client(served.address, verbose=False)
-    photos = [handle_file(str(handed / name)) for name in ODD]
-    found = client.predict(photos=photos, names=NAMES, templates="simple", run="", api_name="/classify")
-    assert len(found["photos"]) == 4 and found["photos"][0]["predictions"][0]["class"] in drawn_examples.NAMES
-    assert found["command"].startswith("jclip zero-shot ") and "cosine" in found["photos"][0]
-    found = client.predict(photos, NAMES, "simple", "", None, True, api_name="/tag")
-    assert [*found["photos"][0]] == ["photo", "tags"] and found["failed"] == []
-    for api, wrong in (("/classify", [photos, "one", "", ""]), ("/tag", [[], NAMES, "", "", None, True])):
-        with pytest.raises(Exception, match="at least two|photos must be given"):
-            client.predict(*wrong, api_name=api)
+    client, run = Client(served.address, verbose=False), drawn_examples.RUN
+    try:
+        photos = [handle_file(str(handed / name)) for name in ODD]
+        found = client.predict(photos=photos, names=NAMES, templates="simple", run="", api_name="/classify")
+        assert len(found["photos"]) == 4 and found["photos"][0]["predictions"][0]["class"] in drawn_examples.NAMES
+        assert found["command"].startswith("jclip zero-shot ") and "cosine" in found["photos"][0]
+        found = client.predict(photos, NAMES, "simple", "", None, True, api_name="/tag")
+        assert [*found["photos"][0]] == ["photo", "tags"] and found["failed"] == []
+        found = client.predict(photo=photos[0], phrases="the red circle\nthe moon", run=run, api_name="/locate")
+        assert [thing["phrase"] for thing in found["found"]] == ["the red circle", "the moon"] and found[
+            "method"
+        ] == "network"
+        for api, wrong, message in (
+            ("/classify", [photos, "one", "", ""], "at least two"),
+            ("/tag", [[], NAMES, "", "", None, True], "photos must be given"),
+            ("/locate", [photos[0], "dog", "nowhere"], "holds no finished run"),
+        ):
+            with pytest.raises(Exception, match=message):
+                client.predict(*wrong, api_name=api)
+    finally:
+        client.close()

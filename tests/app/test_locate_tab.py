@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +18,6 @@ from jclip.app.phrase_locating import Locator
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError
 from jclip.report.predictor import Predictor
-from tests.app.conftest import needs_gradio
 
 RUN = drawn_examples.RUN
 
@@ -51,7 +51,7 @@ def test_the_shown_command_finds_the_same(run, locator, drawn, tmp_path, monkeyp
         written = sorted(path.name for path in tmp_path.iterdir() if path.name != photo.name)
         assert written == (["boxes.png", "looks.png"] if run else ["boxes.png"])
         with Image.open("boxes.png") as boxes:
-            assert list(boxes.getdata()) == list(found.drawn.getdata())
+            assert np.array_equal(np.asarray(boxes), np.asarray(found.drawn))
         assert len(found.looked) == (len(answer["found"]) if run else 0)
         for name in written:
             (tmp_path / name).unlink()
@@ -114,14 +114,3 @@ def test_a_wrong_photo_is_said_at_once_and_rough_boxes_need_no_run(page, drawn, 
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 2)
     assert "粗略" in page.text("#locate-summary") and not page.wider_than_screen() and page.browser.title == "jclip"
-
-
-def test_the_endpoint_answers_as_json(served, drawn):
-    needs_gradio()
-    from gradio_client import Client, handle_file
-
-    client, photo = Client(served.address, verbose=False), handle_file(str(drawn[0]))
-    found = client.predict(photo=photo, phrases="\n".join(drawn[1]), run=RUN, api_name="/locate")
-    assert [thing["phrase"] for thing in found["found"]] == drawn[1] and found["method"] == "network"
-    with pytest.raises(Exception, match="holds no finished run"):
-        client.predict(photo, "dog", "nowhere", api_name="/locate")

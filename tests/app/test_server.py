@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -69,6 +70,22 @@ def test_an_address_in_place_of_a_photo_is_not_fetched(served):
     assert other.asked == []
 
 
+def test_a_path_in_place_of_an_upload_is_not_opened(served, scenes):
+    """Handlers of the page itself are asked as well, which no document names."""
+    photo = {"path": str(sorted(scenes.glob("scene_*"))[0]), "meta": {"_type": "gradio.FileData"}}
+    config = json.loads(served.get("/config")[1])
+    kinds = {one["id"]: one["type"] for one in config["components"]}
+    tried = 0
+    for handler in config["dependencies"]:
+        given = [kinds[number] for number in handler["inputs"]]
+        if {"image", "file"} & {*given} and handler["backend_fn"]:
+            tried += 1
+            data = [photo if kind == "image" else [photo] if kind == "file" else None for kind in given]
+            with pytest.raises(RuntimeError, match="not uploaded by a user"):
+                served.call(handler["api_name"], data)
+    assert tried
+
+
 def test_what_is_too_large_is_not_kept(served):
     import http.client
 
@@ -91,6 +108,12 @@ def test_where_it_may_listen(capsys):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} of 127.0.0.1 can't be used .*: --port \d+ is free"):
             server.listening("127.0.0.1", port)
+
+
+def test_without_gradio_it_is_said_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app"]) == 2
+    assert capsys.readouterr().err == "jclip app: gradio must be installed: pip install 'jclip[app]'\n"
 
 
 def test_a_browser_is_opened_on_a_screen_of_this_machine_alone(monkeypatch):

@@ -331,6 +331,41 @@ def test_an_update_says_that_the_index_is_older_now(photos, tmp_path, capsys):
     assert main(command) == 0 and "the index is older than the gallery now" in capsys.readouterr().err
 
 
+def test_photos_can_be_searched_while_the_others_are_encoded(photos, counted, monkeypatch):
+    monkeypatch.setattr(photo_galleries, "FIRST", 2)
+    monkeypatch.setenv("JCLIP_BATCH", "2")
+    monkeypatch.setattr(gallery_embedding, "SAVE_SECONDS", 0.0)
+    seen, states = [], []
+    for gallery in photo_galleries.growing_gallery(photos, MODEL, seen=lambda *both: seen.append(both)):
+        states.append([gallery.path_of(row) for row in range(len(gallery))])
+    whole = states[-1]
+    assert [len(state) for state in states] == [2, 8, 12] == [*map(len, map(set, states))]
+    assert all(state == whole[: len(state)] for state in states)
+    assert sorted(counted) == sorted(whole)  # each once
+    assert {total for _, total in seen} == {12} and max(seen) == (12, 12)
+    again = [*photo_galleries.growing_gallery(photos, MODEL)]
+    assert [len(gallery) for gallery in again] == [12, 12] and len(counted) == 12
+
+
+def test_what_is_stopped_goes_on_where_it_was(photos, counted, monkeypatch):
+    class Enough(Exception):
+        pass
+
+    def stop(done: int, _: int) -> None:
+        if done >= 6:
+            raise Enough
+
+    monkeypatch.setattr(photo_galleries, "FIRST", 3)
+    monkeypatch.setenv("JCLIP_BATCH", "1")
+    monkeypatch.setattr(gallery_embedding, "SAVE_SECONDS", 0.0)
+    with pytest.raises(Enough):
+        for gallery in photo_galleries.growing_gallery(photos, MODEL, seen=stop):
+            assert len(gallery) == 3
+    kept = [len(gallery) for gallery in photo_galleries.growing_gallery(photos, MODEL)]
+    assert kept == [3, 12]
+    assert len(counted) <= 13 and len({*counted}) == 12  # what was under way when it was stopped, at most, again
+
+
 def test_a_failure_leaves_no_empty_folder(source, tmp_path):
     (tmp_path / "no.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match="no photo decodes"):
@@ -361,3 +396,20 @@ def test_files_of_others_in_a_gallerys_folder_stay(photos, source, tmp_path):
     kept = {path.name for path in (tmp_path / "g").iterdir() if path.read_bytes() == b"mine"}
     assert kept == {"features-train.npy", "rows.npy", "skipped-.jsonl", "features.npy", "notes.txt"}
     assert not [path for path in (tmp_path / "g").iterdir() if path.read_bytes() == b"a killed run's"]
+
+
+def test_of_many_rows_one_part_at_a_time_is_compared(photos, source, tmp_path, counted, monkeypatch):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
+    made(photos, source, tmp_path / "g")
+    monkeypatch.setattr(gallery_embedding, "ROWS_IN_MEMORY", 0)
+    counted.clear()
+    (photos / "copy.png").write_bytes((photos / "3.png").read_bytes())
+    with pytest.raises(ConfigError, match="holds a gallery of other photos: add --update"):
+        made(photos, source, tmp_path / "g")
+    assert made(photos, source, tmp_path / "g", update=True).duplicates == 1
+    again = made(photos, source, tmp_path / "g")
+    assert (again.rows, again.added, again.duplicates) == (13, 0, 1) and not counted
+    (photos / "unreadable.jpg").symlink_to(photos / "nothing")
+    (photos / "3.png").unlink()
+    with pytest.raises(ConfigError, match="holds a gallery of other photos: add --update"):
+        made(photos, source, tmp_path / "g")

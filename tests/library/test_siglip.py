@@ -362,6 +362,24 @@ def described(folder: Path, config: dict) -> list[str]:
         ({"model_type": "siglip", "text_config": {"vocab_size": -1}}, "text_config.vocab_size must be"),
         ({"model_type": "siglip"}, "needs its vocabulary, which is not beside it: put tokenizer.json or spiece.model"),
         ({"model_type": "siglip3"}, "is of a siglip3 model"),
+        (
+            {"model_type": "siglip", "vision_config": {"num_channels": 4}},
+            "vision_config.num_channels must be one of 3, got 4",
+        ),
+        (
+            {"model_type": "siglip2", "vision_config": {"num_channels": 4}},
+            "vision_config.num_channels must be one of 3",
+        ),
+        ({"model_type": "clip", "vision_config": {"num_channels": 4}}, "vision_config.num_channels must be one of 3"),
+        (
+            {
+                "model_type": "chinese_clip",
+                "projection_dim": 8,
+                "vision_config": {"num_channels": 4},
+                "text_config": {},
+            },
+            "vision_config.num_channels must be one of 3, got 4",
+        ),
     ],
 )
 def test_folders_that_cannot_be_read_are_one_line(config, message, tmp_path, capsys):
