@@ -18,6 +18,7 @@ from jclip.app import drawn_examples, score_bars
 from jclip.app.desk import Desk, Stopped
 from jclip.app.opened_models import OpenedModels
 from jclip.app.photo_labelling import Labeller, Question
+from jclip.app.uploaded_files import check_uploaded, uploaded
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, UnknownName, notice
@@ -69,7 +70,7 @@ def runs(small_models, photo_folder, tmp_path_factory) -> dict[str, Path]:
 
 
 def asked(handed: Path, **more) -> Question:
-    return Question(tuple(str(handed / name) for name in ODD), **more)
+    return Question({str(handed / name): name for name in ODD}, **more)
 
 
 def as_shown(command: str, folder: Path, monkeypatch) -> list[dict]:
@@ -189,7 +190,7 @@ def test_photos_that_do_not_decode_are_left_out_with_a_line_each(handed, tmp_pat
         found = ask(photos, label, at_once, lambda done, total: said.append((done, total)))
         assert found.found.photos == (photos[0], photos[3])
         assert found.found.scores[:, 0].tolist() == [len(photos[0]), len(photos[3])]
-        assert [line.split(" ")[0] for line in found.failed] == ["broken.jpg", "late.png"]
+        assert [Path(line.split(" ")[0]).name for line in found.failed] == ["broken.jpg", "late.png"]
         assert said[-1][1] == 3
     with pytest.raises(DataError, match="does not decode"):
         ask(photos[1:2], label)
@@ -210,7 +211,7 @@ def test_a_wrong_photo_gives_the_line_of_the_command(labeller, shared, tmp_path,
     said = capsys.readouterr().err.strip()
     for how in (labeller.classes, labeller.tags):
         with pytest.raises(DataError) as raised:
-            how(Question((str(tmp_path / "billion laughs.jpg"),), "a\nb"))
+            how(Question({str(tmp_path / "billion laughs.jpg"): "billion laughs.jpg"}, "a\nb"))
         assert said.startswith(f"jclip zero-shot: {raised.value}") and str(tmp_path) not in str(raised.value)
 
 
@@ -245,6 +246,18 @@ def test_names_and_templates_are_never_files(tmp_path, monkeypatch):
     for text, message in wrong.items():
         with pytest.raises(DataError, match=message):
             typed_classes(text)
+
+
+def test_photos_are_called_as_they_were_and_are_never_paths(tmp_path):
+    made = [SimpleNamespace(path=str(tmp_path / "x" / "a.png"), orig_name="../<a>.png"),
+            SimpleNamespace(path=str(tmp_path / "y" / "b.png"), orig_name=None)]  # fmt: skip
+    wanted = {made[0].path: "<a>.png", made[1].path: "b.png"}
+    assert uploaded(SimpleNamespace(root=made)) == wanted and uploaded(made[1]) == {made[1].path: "b.png"}
+    assert uploaded(None) == uploaded(SimpleNamespace(root=[])) == {}
+    check_uploaded(tmp_path, wanted)
+    for path in ("/etc/passwd", f"{tmp_path}/../passwd", str(tmp_path)):
+        with pytest.raises(DataError, match="must be uploaded"):
+            check_uploaded(tmp_path, [path])
 
 
 def test_names_of_files_and_classes_stay_text_and_long_lists_short():
@@ -308,6 +321,12 @@ def test_the_encoding_of_prompts_can_be_stopped(labeller, handed, monkeypatch):
 # --- in the browser
 
 
+def hand_over(page, field: str, *photos: Path) -> None:
+    """Chooses files as a person does."""
+    (files,) = page.wait(lambda: page.browser.find_elements("css selector", f"{field} input[type=file]"))
+    files.send_keys("\n".join(map(str, photos)))
+
+
 def test_drawn_scenes_are_classified_and_tagged_by_clicks(page):
     page.open()
     page.tab("classify")
@@ -329,14 +348,14 @@ def test_a_wrong_photo_is_said_in_the_page_in_chinese_and_narrow(page, tmp_path)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "<img src=x onerror=document.title=1>.png")
     page.open(390, language="zh-CN")
     page.tab("classify")
-    files = page.browser.find_element("css selector", "#classify-photos input[type=file]")
-    files.send_keys("\n".join(str(path) for path in tmp_path.iterdir()))
+    hand_over(page, "#classify-photos", *tmp_path.iterdir())
     page.wait(lambda: "broken" in page.text("#classify-photos"))
     page.type("#classify-names textarea", "red thing\nblue thing")
     page.click("#classify-go")
     page.wait(lambda: "没有处理" in page.text("#classify-summary"))
     assert "broken.jpg does not decode" in page.text("#classify-summary") and not page.wider_than_screen()
     assert page.browser.title == "jclip" and "red thing" in page.text("#classify-bars")
+    assert "'<img src=x onerror=document.title=1>.png'" in page.value("#classify .command textarea").replace("./", "")
 
 
 def test_the_endpoints_of_both_tabs_answer_as_json(served, handed):

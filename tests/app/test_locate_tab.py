@@ -18,6 +18,7 @@ from jclip.app.phrase_locating import Locator
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError
 from jclip.report.predictor import Predictor
+from tests.app.test_classify_tab import hand_over
 
 RUN = drawn_examples.RUN
 
@@ -42,7 +43,7 @@ def test_the_shown_command_finds_the_same(run, locator, drawn, tmp_path, monkeyp
     shutil.copy(photo, tmp_path / photo.name)
     monkeypatch.chdir(tmp_path)
     for more in ([], ["--attention", "moon.png", "it's"]):
-        found = locator.locate(str(photo), "\n".join([*phrases, *more]), run)
+        found = locator.locate(str(photo), photo.name, "\n".join([*phrases, *more]), run)
         assert main([*shlex.split(found.command)[1:], "--json"]) == 0
         line, answer = json.loads(capsys.readouterr().out), found.to_json()
         assert line == {name: answer[name] for name in line}
@@ -59,7 +60,7 @@ def test_the_shown_command_finds_the_same(run, locator, drawn, tmp_path, monkeyp
 
 def test_a_run_stays_open_and_finds_what_it_predicts(locator, drawn):
     photo, phrases = drawn
-    found = locator.locate(str(photo), "\n".join(phrases), RUN)
+    found = locator.locate(str(photo), photo.name, "\n".join(phrases), RUN)
     assert locator.opened.finder(RUN) is locator.opened.finder(RUN)
     for thing, wanted in zip(found.things, Predictor.load(RUN).predict(photo, phrases), strict=True):
         assert thing.box == wanted.box and thing.present == wanted.present
@@ -78,11 +79,11 @@ def test_what_is_wrong_is_the_line_of_the_command(locator, drawn, shared, tmp_pa
         assert main(["ground", photo, phrase, *given]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
         with pytest.raises((DataError, ConfigError)) as raised:
-            locator.locate(str(tmp_path / photo), phrase, run)
+            locator.locate(str(tmp_path / photo), photo, phrase, run)
         assert f"jclip ground: {raised.value}" == said
     for phrases, message in (("  \n", "a phrase a line"), ("\n".join(map(str, range(101))), "at most 100")):
         with pytest.raises(ConfigError, match=message):
-            locator.locate(str(drawn[0]), phrases)
+            locator.locate(str(drawn[0]), drawn[0].name, phrases)
 
 
 # --- in the browser
@@ -92,7 +93,7 @@ def test_a_drawn_scene_is_located_by_clicks(page):
     page.open()
     page.tab("locate")
     page.click("#locate-example")
-    page.wait(lambda: page.value("#locate-phrases textarea") and page.all("#locate-pictures img"))
+    page.wait(lambda: page.value("#locate-phrases textarea") and page.all("#locate-photo img"))
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 3)
     page.wait(lambda: len(page.all("#locate-pictures .sb-looked img")) == 3)
@@ -104,12 +105,12 @@ def test_a_wrong_photo_is_said_at_once_and_rough_boxes_need_no_run(page, drawn, 
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     page.open(390, language="zh-CN")
     page.tab("locate")
-    page.browser.find_element("css selector", "#locate-photo input[type=file]").send_keys(str(tmp_path / "broken.jpg"))
+    hand_over(page, "#locate-photo", tmp_path / "broken.jpg")
     page.wait(lambda: "broken.jpg does not decode" in page.text("body"))
     page.open(390, language="zh-CN")
     page.tab("locate")
-    page.browser.find_element("css selector", "#locate-photo input[type=file]").send_keys(str(drawn[0]))
-    page.wait(lambda: page.all("#locate-pictures img"))
+    hand_over(page, "#locate-photo", drawn[0])
+    page.wait(lambda: page.all("#locate-photo img"))
     page.type("#locate-phrases textarea", "<img src=x onerror=document.title=1>\nthe moon")
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 2)
