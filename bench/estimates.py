@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+JCLIP = [sys.executable, "-c", "import sys; from jclip.cli import main; sys.exit(main())"]
 CLASSES, MODEL = 10, "ViT-B/32"
 SIZES = {"embed": (150, 300, 600), "tip_adapter": (160, 320, 640), "coop": (20, 40, 80), "contrastive": (8, 16, 32)}
 
@@ -45,9 +46,12 @@ def one(place: Path, case: str, size: int, seconds: float) -> None:
     """Both for one size, in a line."""
     order, written = order_of(place, case, size)
     child = [sys.executable, __file__, "--seconds", str(seconds), "--said", *order]
-    found = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    ended = subprocess.run(child, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(ended.stderr)
+    found = json.loads(ended.stdout.splitlines()[-1])
     begun = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", "import sys; from jclip.cli import main; sys.exit(main())", *order], cwd=ROOT,
+    process = subprocess.Popen([*JCLIP, *order], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
     error = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
@@ -56,7 +60,8 @@ def one(place: Path, case: str, size: int, seconds: float) -> None:
         sys.exit(error.decode())
     disk = sum(f.stat().st_size for f in written.rglob("*") if f.is_file())
     shown = [f"{s:>8.1f} {t:>8.1f} {s / t:>5.2f}" for s, t in ((found["seconds"], took), (found["cpu"], cpu))]
-    print(f"{case:<12} {size:>6}  {shown[0]}   {shown[1]}   {found['memory'] / 2**20:>7.0f} MiB {used.ru_maxrss / 1024:>4.0f} MiB"
+    memory = f"{found['memory'] / 2**20:>7.0f} MiB {used.ru_maxrss / 1024:>4.0f} MiB"
+    print(f"{case:<12} {size:>6}  {shown[0]}   {shown[1]}   {memory}"
           f"   {found['disk'] / 2**20:>5.1f} MiB {disk / 2**20:>4.1f} MiB", flush=True)  # fmt: skip
 
 
@@ -80,7 +85,8 @@ def order_of(place: Path, case: str, size: int) -> tuple[list[str], Path]:
     if case == "coop":
         return ["train", "coop/vit_b16_words", *data, f"optim.epochs={size // 5}", "selection=last", "optim.batch=16",
                 "augment=none"], out  # fmt: skip
-    return ["train", "tip_adapter/photos_fewshot", *data, "data.split_file=", "views=1", "search=false"], out
+    return ["train", "tip_adapter/photos_fewshot", *data, "data.split_file=", "views=1", "search=false",
+            "selection=last"], out  # fmt: skip
 
 
 def said(order: list[str], seconds: float) -> dict[str, float]:
@@ -91,10 +97,10 @@ def said(order: list[str], seconds: float) -> dict[str, float]:
         from jclip.features.source import ModelSource
 
         gallery_estimate.SECONDS = seconds
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         found = gallery_estimate.measured(gallery_inputs.read_inputs([order[1]]), ModelSource(order[3]), 2)
-        starting = time.perf_counter() - begun - seconds
-        cpu = found.photos * found.cpu + max(0.0, starting)
+        share = (time.process_time() - spent) / (time.perf_counter() - begun)
+        cpu = found.photos * found.cpu + share * found.load
         return {"seconds": 3600 * found.hours(), "cpu": cpu, "memory": found.memory * 2**20, "disk": found.disk / 2}
     import finetune  # noqa: F401 - offers the recipes
     from jclip.train import cost_estimate
@@ -103,8 +109,7 @@ def said(order: list[str], seconds: float) -> dict[str, float]:
     module, cfg, _ = read_config(order[1], [word for word in order[2:] if not word.startswith("--") and "=" in word])
     found = cost_estimate.estimated(module, cfg, seconds)
     print("\n".join(found.lines()), file=sys.stderr)
-    cpu = sum(one.cpu for one in found.accounts) + found.warming - found.compiled
-    return {"seconds": found.seconds, "cpu": cpu, "memory": found.host, "disk": found.run_bytes}
+    return {"seconds": found.seconds, "cpu": found.cpu, "memory": found.host, "disk": found.run_bytes}
 
 
 def weights(place: Path) -> Path:
@@ -112,7 +117,7 @@ def weights(place: Path) -> Path:
     file = place / "weights.safetensors"
     if not file.is_file():
         command = ["models", "--random", MODEL, "--out", str(file)]
-        subprocess.run([sys.executable, "-c", "import sys; from jclip.cli import main; sys.exit(main())", *command], cwd=ROOT, check=True,
+        subprocess.run([*JCLIP, *command], cwd=ROOT, check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
     return file
 

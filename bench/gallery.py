@@ -8,8 +8,8 @@ NumPy's argpartition, alternating, medians, equal threads; the rows must be equa
 much anonymous memory a search takes. index: recall of faiss's kinds beside exact search, and what a query takes, on 8,519
 photos' real features (ViT-B/32). embed: photos per second of `jclip embed`'s loop beside torch with a DataLoader, random
 ViT-B/32 weights. sizes: seconds and memory by number of rows. merge: seconds and peak memory of joining finished parts of
-100,000 and of 1,000,000 rows. processes: photos per second of `jclip embed` by one and by two processes of one thread each,
-and by two workers of a Dask cluster. faiss and Dask are not installed with the project.
+100,000 and of 1,000,000 rows. processes: photos per second of `jclip embed` by one process, on one core as
+well, by two of one thread each, and by two workers of a Dask cluster. faiss and Dask are not installed with the project.
 """
 
 from __future__ import annotations

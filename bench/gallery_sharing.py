@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,15 +87,19 @@ def _features(part: int, count: int):
 
 
 def processes(args) -> None:
-    """Photos a second of `jclip embed` by one and by two processes, and by two workers of a Dask cluster, a thread each."""
+    """Photos a second of `jclip embed` by one process, which decodes on another core, or has one core alone; by two processes;
+    by two workers of a Dask cluster. A thread each."""
     from worker_kills import cluster
 
     with tempfile.TemporaryDirectory(prefix="gallery-processes-", dir=args.folder) as name:
         place = _Place(Path(name), args.count)
-        print(f"{args.count:,} photos, random ViT-B/32, a thread each     whole command   photos/s, model loaded")
-        one = place.measured("one process, half of them", [], half=True)
+        print(f"{args.count:,} photos, random ViT-B/32, a thread each     whole command   CPU   photos/s, model loaded")
+        some = f"{place.some} of them"
+        one = place.measured(f"one process, {some}", [], some=True)
+        bound = place.measured(f"on one core, {some}", [], some=True, cores=1)
         two = place.measured("--processes 2", ["--processes", "2"])
-        print(f"efficiency of two processes: {two.rate / (2 * one.rate):.2f} (aim 0.9)")
+        print(f"efficiency of two processes: {two.rate / (2 * bound.rate):.2f} beside one core (aim 0.9), "
+              f"{two.rate / (2 * one.rate):.2f} beside a process whose photos another core decodes")  # fmt: skip
         try:
             import distributed  # noqa: F401
         except ImportError:
@@ -139,8 +144,9 @@ class _Place:
         (folder / "photos").mkdir()
         for number in range(count):
             draw_scene((number,), count=(1, 3)).render(320).save(folder / "photos" / f"{number:05d}.jpg", quality=90)
-        named = [f"photos/{number:05d}.jpg" for number in range(0, count, 2)]
-        (folder / "half.txt").write_text("\n".join(named))
+        named = [f"photos/{number:05d}.jpg" for number in range(0, count, 4)]
+        self.some = len(named)
+        (folder / "some.txt").write_text("\n".join(named))
         self._weights = str(_weights(folder))
         (folder / "sitecustomize.py").write_text(LISTING)
         paths = os.pathsep.join(filter(None, (str(folder), str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -148,27 +154,34 @@ class _Place:
         self.env = {**os.environ, **own}
         self._galleries: list[Path] = []
 
-    def measured(self, name: str, way: list[str], half: bool = False) -> _Measured:
-        """One gallery made that way, into a new folder; prints how long it took."""
+    def measured(self, name: str, way: list[str], some: bool = False, cores: int = 0) -> _Measured:
+        """One gallery made that way, into a new folder; prints how long it took. cores: how many it may use, 0 for all."""
         self.kept.write_text("")
         out = self.folder / f"gallery-{name.split()[0]}"
-        photos = "half.txt" if half else "photos"
+        photos = "some.txt" if some else "photos"
         order = ["embed", photos, "--out", str(out), "--model", self._weights, "--family", "openai", *way]
-        begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "jclip.cli", *order], cwd=self.folder, env=self.env,
+        bound = ["taskset", "-c", f"0-{cores - 1}"] if cores else []
+        begun, spent = time.perf_counter(), _of_children()
+        done = subprocess.run([*bound, sys.executable, "-m", "jclip.cli", *order], cwd=self.folder, env=self.env,
                               capture_output=True, text=True)  # fmt: skip
-        seconds = time.perf_counter() - begun
+        seconds, spent = time.perf_counter() - begun, _of_children() - spent
         if done.returncode:
             sys.exit(done.stderr)
-        self._galleries += [] if half else [out]
+        self._galleries += [] if some else [out]
         found = _Measured(seconds, _rate(self.kept.read_text().splitlines()))
-        print(f"  {name:<52}{found.seconds:>9.1f} s{found.rate:>15.1f}", flush=True)
+        print(f"  {name:<52}{found.seconds:>9.1f} s{spent:>6.0f} s{found.rate:>15.1f}", flush=True)
         return found
 
     def same(self) -> bool:
         """Whether the galleries have the same files."""
         first, *others = [{p.name: p.read_bytes() for p in gallery.iterdir()} for gallery in self._galleries]
         return all(other == first for other in others)
+
+
+def _of_children() -> float:
+    """CPU seconds of the commands that have ended; a cluster's workers go on."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 def _rate(lines: list[str]) -> float:

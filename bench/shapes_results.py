@@ -112,17 +112,17 @@ def main() -> int:
 
 def rows() -> dict[str, Row]:
     """The table's rows, in order: those of `ROWS` whose recipe is there, then recipes without a row."""
-    known = {row.recipe for row in ROWS.values()}
-    there = {name: row for name, row in ROWS.items() if row.recipe in found()}
-    return there | {name: Row(f"{name}/smoke") for name in found() if name not in known}
+    known, recipes = {row.recipe for row in ROWS.values()}, found()
+    there = {name: row for name, row in ROWS.items() if row.recipe in recipes}
+    return there | {name: Row(f"{name}/smoke") for name in recipes if name not in known}
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     """All runs that were asked for: shots and seeds on all classes, then 16 shots of the base classes."""
-    best = chosen()
-    wanted = [name for name in rows() if name in (args.recipes or rows())]
+    best, known = chosen(), rows()
+    wanted = [name for name in known if name in (args.recipes or known)]
     for model, style, name in itertools.product(args.models, args.styles, wanted):
-        row = rows()[name]
+        row = known[name]
         settings = best.get(name, {}).get(f"{model} {style}", row.candidates[0])
         for shots, seed in itertools.product(args.shots, args.seeds):
             yield Job(model, style, name, "all", shots, seed, row.at(shots, settings, model))

@@ -48,6 +48,7 @@ TARGETS = {
     "cn_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_chinese_clip:write_cn_clip")),
     "fg_clip": Target("to_fg_clip:write"),
     "long_clip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_long_clip")),
+    "mobileclip": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_mobileclip")),
     "openai": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_openai")),
     "torch": Target(files=dict.fromkeys(_TORCH_FILES, "to_torch:write_state_dict")),
 }

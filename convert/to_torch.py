@@ -12,6 +12,7 @@ from jclip.errors import ConfigError, notice
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
 from jclip.weights.layouts import from_long_clip, from_siglip, from_timm
+from jclip.weights.mobile_configs import APPLE_EPS, MobileConfig
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import EVAConfig, SigLIPImageConfig, TextConfig, ViTConfig
 
@@ -91,6 +92,29 @@ def write_long_clip(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
     tensors = from_long_clip.parted(as_torch(checkpoint))
     dtypes = _dtypes(tensors, checkpoint, dtype)
     torch_writer.write(path, tensors, dtypes)
+
+
+def write_mobileclip(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """What Apple's code reads as a file of MobileCLIP B. Raises `ConfigError` for another tower, and for a bias of the
+    projection, which that code lacks."""
+    config, text = checkpoint.config, checkpoint.config.text
+    own = isinstance(config.vision, MobileConfig) and isinstance(text, TextConfig) and checkpoint.vocabulary is None
+    if not own or config.vision.layer_scale or text.layer_scale:
+        raise ConfigError(
+            "--to mobileclip must be of both towers of MobileCLIP B, got others: use --to jclip or open_clip"
+        )
+    tensors = _of_authors(as_torch(checkpoint))
+    if from_timm.BIAS in tensors:
+        raise ConfigError(
+            "--to mobileclip must be of weights without a bias of the projection, got one that is not zero"
+        )
+    if config.vision.norm_eps != APPLE_EPS:
+        notice(
+            f"Apple's code adds {APPLE_EPS:g} in the image tower's norms, these weights are computed with "
+            f"{config.vision.norm_eps:g} here: features there differ a little"
+        )
+    made = from_timm.to_apple(tensors)
+    torch_writer.write(path, made, _dtypes(made, checkpoint, dtype))
 
 
 def _not_openai(checkpoint: Checkpoint) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import sys
@@ -13,7 +14,13 @@ from jclip.train import recipe_finder
 
 def names() -> list[str]:
     """Names of all recipes."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_") and m.name != "configs")
+    return list(_names())
+
+
+@functools.cache  # a sweep asks thousands of times
+def _names() -> tuple[str, ...]:
+    found = (m.name for m in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in found if not name.startswith("_") and name != "configs"))
 
 
 def __getattr__(name: str):

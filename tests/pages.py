@@ -17,7 +17,8 @@ PREFIXES = ("jclip ", "python -m finetune ")
 def blocks(path: Path) -> list[tuple[str, str, str]]:
     """Language, marks after it, text of each code block.
 
-    Marks: `no-test`; `shortened` (long trainings); `weights` (the test gives random ones); `about` (figures of a training).
+    Marks: `no-test`; `shortened` (long trainings); `weights` (the test gives random ones); `few` (a part of the photos);
+    `about` (figures of a training).
     """
     return BLOCK.findall(path.read_text(encoding="utf-8"))
 

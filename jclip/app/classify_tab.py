@@ -8,6 +8,7 @@ from jclip.app import drawn_examples, photo_labelling, score_bars, shown_command
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.app.opened_models import run_names
+from jclip.app.uploaded_files import check_uploaded, names_kept
 from jclip.postponed import gr
 from jclip.prompts import templates
 
@@ -34,7 +35,9 @@ class ClassifyTab:
 
     def _add_question(self) -> None:
         t, runs = words.t, run_names(self.desk)
-        self.photos = gr.File(label=t("classify.photos"), file_count="multiple", height=150, elem_id="classify-photos")
+        self.photos = names_kept(
+            gr.File(label=t("classify.photos"), file_count="multiple", height=150, elem_id="classify-photos")
+        )
         self.run = gr.Dropdown(
             ["", *runs], value="", allow_custom_value=True, elem_id="classify-run",
             label=t("classify.decides"), info=t("classify.decides_info"),
@@ -91,22 +94,22 @@ class ClassifyTab:
     # What the parts do
 
     def ask_classes(
-        self, photos: list[str] | None, names: str, templates: str, run: str, model: str
+        self, photos: dict[str, str], names: str, templates: str, run: str, model: str
     ) -> tuple[Any, dict[str, Any]]:
         """One class for each photo."""
         return self._ask(self.labeller.classes, photos, names, templates, run, model)
 
     def ask_tags(
-        self, photos: list[str] | None, names: str, templates: str, run: str, model: str, threshold: float | None,
+        self, photos: dict[str, str], names: str, templates: str, run: str, model: str, threshold: float | None,
         none: bool,
     ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
         """Several names for each photo, or none."""
         return self._ask(self.labeller.tags, photos, names, templates, run, model, threshold, none)
 
-    def _ask(self, how: Any, photos: list[str] | None, *given: Any) -> tuple[Any, dict[str, Any]]:
+    def _ask(self, how: Any, photos: dict[str, str], *given: Any) -> tuple[Any, dict[str, Any]]:
         with self.desk.errors_shown():
-            paths = tuple(dict.fromkeys(map(str, photos or ())))
-            found = self.desk.work(how, photo_labelling.Question(paths, *given), long=True, key="classify.working")
+            check_uploaded(self.desk.folder, photos)
+            found = self.desk.work(how, photo_labelling.Question(photos, *given), long=True, key="classify.working")
         return found, found.to_json()
 
     def show(self, labelled: photo_labelling.Labelled, request: gr.Request) -> tuple[Any, ...]:
@@ -137,7 +140,7 @@ class ClassifyTab:
     def scenes(self) -> tuple[list[str], str, str, str, str]:
         """Drawn scenes with their names, and the model that knows them."""
         with self.desk.errors_shown():
-            photos = self.desk.work(drawn_examples.scenes, self.desk.folder)
+            photos = self.desk.work(drawn_examples.scenes, self.desk.pictures)
         return photos, "\n".join(drawn_examples.NAMES), drawn_examples.TEMPLATES, "", drawn_examples.MODEL
 
 

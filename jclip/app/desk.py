@@ -78,6 +78,7 @@ class Desk:
         self._waiting: queue.Queue[Task | None] = queue.Queue()
         self._under_way: list[Task] = []
         self._thread: int | None = None
+        self._closed = False
         self._starting = threading.Lock()
 
     # What is open
@@ -100,7 +101,9 @@ class Desk:
         elif self.place:
             self.source()  # wrong or absent weights end here
             self._opening = self.later(self._grow, self.place, key="search.opening")
-        elif not self._named and not download.is_here(self.model):
+        elif self._named:
+            self.source()
+        elif not download.is_here(self.model):
             self.model = SHIPPED
 
     def open_world(self) -> None:
@@ -154,16 +157,11 @@ class Desk:
         task = Task(lambda: function(*args, **options), long, key)
         if threading.get_ident() == self._thread:
             return self._done(task)
-        self._start()
-        self._waiting.put(task)
-        return task.future.result()
+        return self._put(task).result()
 
     def later(self, function: Callable[..., Any], *args: Any, key: str = "", **options: Any) -> Future:
         """As `work` of something long, without waiting for it."""
-        task = Task(lambda: function(*args, **options), True, key)
-        self._start()
-        self._waiting.put(task)
-        return task.future
+        return self._put(Task(lambda: function(*args, **options), True, key))
 
     def step(self, done: int = 0, total: int = 0) -> None:
         """To be called within long work: says how far it is, and lets other work in between. Raises `Stopped`."""
@@ -199,6 +197,20 @@ class Desk:
         self.claim()
         while (task := self._waiting.get()) is not None:
             self._run(task)
+
+    def _put(self, task: Task) -> Future:
+        self._start()
+        self._waiting.put(task)
+        if self._closed:
+            self._refuse_all()
+        return task.future
+
+    def _refuse_all(self) -> None:
+        """Nobody waits for what is not going to be done."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (task := self._waiting.get_nowait()) is not None:
+                    task.future.set_exception(Stopped("the page was closed"))
 
     def _start(self) -> None:
         """Starts a thread where nobody serves."""
@@ -295,6 +307,8 @@ class Desk:
     def close(self) -> None:
         """Ends the work, and removes the files that were made for the browser."""
         self.stop()
+        self._closed = True
+        self._refuse_all()
         self._waiting.put(None)
         self.thumbnails.close()
         shutil.rmtree(self.folder, ignore_errors=True)

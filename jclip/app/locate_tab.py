@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jclip.app import drawn_examples, phrase_locating, shown_command, words
 from jclip.app.desk import Desk
 from jclip.app.markup import address, escaped
 from jclip.app.opened_models import run_names
+from jclip.app.photo_field import photo_field
+from jclip.app.uploaded_files import names_kept
 from jclip.postponed import gr
-from jclip.report import box_drawing, found_boxes
+from jclip.report import asked_photos, box_drawing, found_boxes
 
 
 def add(desk: Desk) -> None:
@@ -31,7 +34,7 @@ class LocateTab:
 
     def _add_question(self) -> None:
         t = words.t
-        self.photo = gr.File(label=t("locate.photo"), height=150, elem_id="locate-photo")
+        self.photo = names_kept(photo_field(t("locate.photo"), height=240, elem_id="locate-photo"))
         self.phrases = gr.Textbox(
             label=t("locate.phrases"), info=t("locate.phrases_info"), lines=4, max_lines=12, elem_id="locate-phrases"
         )
@@ -58,34 +61,31 @@ class LocateTab:
             "outputs": [self.located, self.json],
         }  # fmt: skip
         shown = [self.summary, self.pictures, self.table, self.command]
+        plain = [self.model, *shown]
         for done in (
             self.go.click(**asked, api_name="locate"),
             self.phrases.submit(**asked, api_visibility="private"),
         ):
             done.success(self.show, self.located, shown, api_visibility="private", show_progress="hidden")
-        self.photo.upload(
-            self.dropped, self.photo, [self.model, self.summary, self.pictures, self.table], api_visibility="private"
-        )
-        self.example.click(
-            self.scene, None, [self.photo, self.phrases, self.run, self.model, self.summary, self.pictures, self.table],
-            api_visibility="private",
-        )  # fmt: skip
+        self.photo.upload(self.dropped, self.photo, plain, api_visibility="private")
+        self.example.click(self.scene, None, [self.photo, self.phrases, self.run, *plain], api_visibility="private")
 
     # What the parts do
 
-    def locate(self, photo: str | None, phrases: str, run: str, model: str) -> tuple[Any, dict[str, Any]]:
+    def locate(self, photo: dict[str, str], phrases: str, run: str, model: str) -> tuple[Any, dict[str, Any]]:
         """A box of each phrase."""
         with self.desk.errors_shown():
+            path, name = self._checked(photo)
             found = self.desk.work(
-                self.locator.locate,
-                str(self.desk.upload(photo)),
-                phrases,
-                run or "",
-                model,
-                long=True,
-                key="locate.working",
+                self.locator.locate, path, name, phrases, run or "", model, long=True, key="locate.working"
             )
         return found, found.to_json()
+
+    def _checked(self, photo: dict[str, str]) -> tuple[str, str]:
+        """Path and name. Raises `DataError` as `Desk.upload`."""
+        path, name = next(iter(photo.items()), ("", ""))
+        with asked_photos.called({Path(path).name: name} if path else {}):
+            return str(self.desk.upload(path)), name
 
     def show(self, located: phrase_locating.Located, request: gr.Request) -> tuple[Any, ...]:
         """The photo with its boxes, where a run looks, a table, the command."""
@@ -103,21 +103,20 @@ class LocateTab:
             located.command,
         )
 
-    def dropped(self, photo: str | None) -> tuple[Any, ...]:
-        """The photo as it is, before anything was looked for; what is wrong with it."""
+    def dropped(self, photo: dict[str, str]) -> tuple[Any, ...]:
+        """What is wrong with a photo, before anything is looked for; what was found of another goes."""
         with self.desk.errors_shown():
-            return "", *self._plainly(str(self.desk.upload(photo)))
+            self._checked(photo)
+        return "", *self._nothing()
 
-    def _plainly(self, photo: str) -> tuple[Any, ...]:
-        picture = _figure(self.desk.thumbnail(photo, 640), "")
-        shown = gr.update(value=f"<div class='sb-picture'>{picture}</div>", visible=True)
-        return gr.update(value="", elem_classes=[]), shown, gr.update(visible=False)
+    def _nothing(self) -> tuple[Any, ...]:
+        return gr.update(value="", elem_classes=[]), *[gr.update(visible=False)] * 2, ""
 
     def scene(self) -> tuple[Any, ...]:
         """A drawn scene with its phrases, and the run that knows it."""
         with self.desk.errors_shown():
-            photo, phrases = self.desk.work(drawn_examples.scene, self.desk.folder)
-        return photo, "\n".join(phrases), drawn_examples.RUN, drawn_examples.MODEL, *self._plainly(photo)
+            photo, phrases = self.desk.work(drawn_examples.scene, self.desk.pictures)
+        return photo, "\n".join(phrases), drawn_examples.RUN, drawn_examples.MODEL, *self._nothing()
 
 
 def _figure(picture: str, name: str) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
-from jclip.app import runs_tab, search_tab, words
+from jclip.app import classify_tab, locate_tab, runs_tab, search_tab, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.errors import counted
 from jclip.paths import ASSETS
 from jclip.postponed import gr
 
-TABS = {"search": "search_tab", "classify": "classify_tab", "locate": "locate_tab", "runs": "runs_tab"}
+TABS = {"search": search_tab, "classify": classify_tab, "locate": locate_tab, "runs": runs_tab}
 EVERY = 1.0  # seconds between two looks at work under way
 
 
@@ -22,19 +20,10 @@ def build(desk: Desk) -> Any:
     with gr.Blocks(title="jclip", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         page.load(**_head(desk), api_visibility="private")
         with gr.Tabs(elem_id="tabs"):
-            for name, module in TABS.items():
+            for name, tab in TABS.items():
                 with gr.Tab(words.t(f"page.{name}"), id=name, elem_id=f"tab-{name}"):
-                    _add(module, desk)
+                    tab.add(desk)
     return page
-
-
-def _add(module: str, desk: Desk) -> None:
-    if module == "search_tab":
-        return search_tab.add(desk)
-    name = f"jclip.app.{module}"
-    if importlib.util.find_spec(name):
-        importlib.import_module(name).add(desk)
-    return None
 
 
 def _head(desk: Desk) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jclip.app import shown_command
 from jclip.app.desk import Desk
 from jclip.app.opened_models import OpenedModels
 from jclip.errors import ConfigError, notices_heard_by
-from jclip.features import tagging
+from jclip.features import heads, tagging
 from jclip.features.member import Member
 from jclip.report import asked_photos, tag_rules, typed_names
 from jclip.report.zero_shot_predictions import classify
@@ -21,10 +21,10 @@ TEMPLATES = "openai80"  # of `jclip zero-shot`
 
 @dataclass(frozen=True)
 class Question:
-    """What the tab was filled in with. names, templates: as typed. run: a run's folder in place of names. model: in place of
-    the desk's. threshold, none: of tags, as `jclip tag` has them."""
+    """What the tab was filled in with. photos: path → what it is called. names, templates: as typed. run: a run's folder in
+    place of names. model: in place of the desk's. threshold, none: of tags, as `jclip tag` has them."""
 
-    photos: tuple[str, ...]
+    photos: Mapping[str, str]
     names: str = ""
     templates: str = ""
     run: str = ""
@@ -67,12 +67,17 @@ class Labeller:
         return self._labelled(asked, self._tags_by_run if asked.run else self._tags_by_names)
 
     def _labelled(self, asked: Question, how: Callable[[Question], tuple[Any, str, Callable[..., str]]]) -> Labelled:
-        names, notes = asked_photos.short_names(asked.photos), []
-        with notices_heard_by(notes.append), asked_photos.named_without_folders(asked.photos):
+        photos, notes = [*asked.photos], []
+        with (
+            notices_heard_by(notes.append),
+            asked_photos.called(asked.photos),
+            heads.prompts_watched_by(self.desk.step),
+        ):
             label, by, command = how(asked)
-            found = asked_photos.ask(asked.photos, label, step=self.desk.step)
-        said = command(*map(as_argument, names.values()))
-        return Labelled(found, names, by, said, tuple(dict.fromkeys(notes)))
+            found = asked_photos.ask(photos, label, step=self.desk.step)
+        said = command(*map(as_argument, asked.photos.values()))
+        failed = tuple(asked_photos.renamed(line, asked.photos) for line in found.failed)
+        return Labelled(replace(found, failed=failed), asked.photos, by, said, tuple(dict.fromkeys(notes)))
 
     def _by_names(self, asked: Question):
         typed, templates = typed_names.typed_classes(asked.names), typed_names.typed_templates(asked.templates)

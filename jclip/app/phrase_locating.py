@@ -48,12 +48,15 @@ class Locator:
     def __init__(self, desk: Desk):
         self.desk, self.opened = desk, OpenedModels(desk)
 
-    def locate(self, photo: str, phrases: str, run: str = "", model: str = "") -> Located:
-        """A box of each phrase, a line each: by the run of that name, else roughly by a model, the desk's unless named."""
+    def locate(self, photo: str, name: str, phrases: str, run: str = "", model: str = "") -> Located:
+        """A box of each phrase, a line each: by the run of that name, else roughly by a model, the desk's unless named.
+
+        photo: its path; name: what it is called.
+        """
         notes: list[str] = []
-        with notices_heard_by(notes.append), asked_photos.named_without_folders([photo]):
+        with notices_heard_by(notes.append), asked_photos.called({photo: name}):
             said = typed_names.typed_phrases(phrases)
-            picture = grounder.opened(self.desk.upload(photo))
+            picture = grounder.opened(photo)
             if run:
                 finder, by = self.opened.finder(run), run
             else:
@@ -61,7 +64,6 @@ class Locator:
                 finder = phrase_finder.RoughFinder(source)
             finder.check(said)
             found = finder(picture, photo, said)
-        name = Path(photo).name
         drawn = box_drawing.draw_boxes(picture, found_boxes.drawn(found.things, finder.way))
         looked = [box_drawing.draw_attention(picture, [one]) for one in found.looked or ()]
         command = command_of(name, said, run, by, self.desk.family)

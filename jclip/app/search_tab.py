@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from jclip.app import search_grid, shown_command, words
+from jclip.app import search_grid, shown_command, teach_panel, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
 from jclip.app.photo_field import photo_field
@@ -36,6 +36,7 @@ def add(desk: Desk) -> None:
         large = gr.HTML(elem_id="large", js_on_load=search_grid.DIALOG, padding=False)
         last = gr.State()
         handover = add_handover(desk, last)
+        teach_panel.add(desk, fields["sentence"])
     outputs = [found, summary, command, last, handover]
 
     def run(request: gr.Request, *values: Any) -> list[Any]:

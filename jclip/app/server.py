@@ -107,7 +107,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
     finally:
         logging.getLogger("uvicorn.error").disabled = True  # open streams are cut, and nobody has to read that
         server.should_exit = server.force_exit = True
-        thread.join(3)
+        thread.join(1)
 
 
 def _check_of(password: str) -> Callable[[str, str], Awaitable[bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -46,7 +47,9 @@ def run(address: str, folder: Path, tasks: Sequence[tuple], work: Callable[..., 
 
 @contextmanager
 def _client(distributed: Any, address: str) -> Iterator[Any]:
-    """Asked for by name, so that nothing is started here."""
+    """Asked for by name, so that nothing is started here. What goes wrong is raised, and not logged by Dask beside that."""
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # a lost connection is logged with its traceback
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")

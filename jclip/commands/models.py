@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
-from jclip.data import preprocess
-from jclip.errors import say
+from jclip.errors import UnknownName, notice, say
 from jclip.model import clip
+from jclip.prompts import stand_in_vocabularies, vocabularies
 from jclip.report import predictions
-from jclip.weights import catalogue, checkpoint
-from jclip.weights.variants import SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, config_of, slug
+from jclip.weights import catalogue, checkpoint, families
+from jclip.weights.text_configs import AnyText
+from jclip.weights.variants import ARCHITECTURES, SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, slug
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip models", description=__doc__)
     p.add_argument(
-        "--random", type=nonempty, metavar="NAME", help="write the model NAME with random weights (needs --out)"
+        "--random",
+        type=nonempty,
+        metavar="NAME",
+        help="write the model NAME, of this list or an architecture of --published, with random weights (needs --out)",
     )
     add_shared(p, "--out", ", a .safetensors file")
     add_shared(p, "--seed", " of the weights (default: 0)", default=0)
@@ -35,7 +39,7 @@ def main(argv: list[str]) -> int:
     if bool(args.random) != bool(args.out):
         p.error("--random NAME and --out PATH must be given together")
     if args.random:
-        write_random(canonical_name(args.random), args.out, args.seed)
+        write_random(known_name(args.random), args.out, args.seed)
         say(f"written: {args.out} ({args.random}, random weights of seed {args.seed})")
         return 0
 
@@ -76,13 +80,39 @@ def weight_files() -> list[str]:
     return lines
 
 
+def known_name(name: str) -> str:
+    """The architecture's name, with or without a tag of published weights. Raises `UnknownName`."""
+    for known in ARCHITECTURES:
+        if name.lower() == known.lower() or name.lower().startswith(f"{known.lower()}/"):
+            return known
+    try:
+        return canonical_name(name)
+    except UnknownName:
+        raise UnknownName("model", name, [*SHIPPED, *VARIANTS, *ARCHITECTURES]) from None
+
+
 def write_random(name: str, path: str, seed: int) -> None:
-    """A checkpoint of that architecture with seeded random weights, the same on every machine."""
-    config = config_of(name)
+    """A checkpoint of that architecture with seeded random weights, the same on every machine; photos are seen as its
+    published weights see them."""
+    config = {**SHIPPED, **VARIANTS, **ARCHITECTURES}[name]
     shapes = {k: tuple(v.shape) for k, v in clip.CLIP(config).state_dict().items()}
-    checkpoint.save_checkpoint(
-        path, checkpoint.random_arrays(shapes, seed), config, preprocess.Preprocess(size=config.vision.image_size)
-    )
+    family = next((row.family for row in catalogue.rows() if row.architecture == name and row.family), None)
+    look = families.Stated(family=family if name in ARCHITECTURES else None).preprocess(config.vision.image_size)
+    if vocabulary := stand_in(config.text):
+        notice(
+            f"{name} needs a vocabulary of its own: {path} has one of {config.text.vocab_size:,} letters in its place"
+        )
+    checkpoint.save_checkpoint(path, checkpoint.random_arrays(shapes, seed), config, look, vocabulary=vocabulary)
+
+
+def stand_in(text: AnyText) -> vocabularies.VocabularyFile | None:
+    """A vocabulary of letters for a text tower; None where CLIP's own serves."""
+    if text.kind == "bert":
+        return stand_in_vocabularies.letters_of_word_pieces(text.vocab_size)
+    end = getattr(text, "end", None)
+    if text.kind == "siglip" or end == 1:
+        return stand_in_vocabularies.letters_of_sentence_pieces(text.vocab_size)
+    return None if end is None else stand_in_vocabularies.letters_of_sentence_pieces(text.vocab_size, start=True)
 
 
 def _numbers(config: CLIPConfig) -> list[str]:

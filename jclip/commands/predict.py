@@ -122,7 +122,7 @@ def predict_parser() -> argparse.ArgumentParser:
         nargs="?",
         type=nonempty,
         metavar="RUN",
-        help="the folder of a finished run, the config that was trained, or a concept of `jclip teach`",
+        help="the folder of a finished run, or the config that was trained; or a concept of `jclip teach`",
     )
     p.add_argument(
         "photos",

@@ -19,6 +19,7 @@ from jclip.errors import DataError, JclipError, notice
 
 LOST_IN_VAIN = 2  # times that a share may lose its process with nothing done since the time before
 _LOOK = 0.2  # seconds
+_SHARE_OF_LOOKS = 100  # times as long as it takes to count what is done, it is not counted again
 _RUN = "import sys; from jclip.cli import main; sys.exit(main())"
 _PATIENCE = 10.0  # seconds that the others are given to end
 
@@ -77,8 +78,12 @@ def run(argv: Sequence[str], count: int, watch: tuple[int, Callable[[], int]]) -
         for side in sides:
             side.start()
         with tqdm(total=total or None, unit="photo", disable=None, leave=False, initial=done()) as bar:
+            due = 0.0
             while sum(_is_running(side, done) for side in sides):  # each is looked at
-                bar.update(done() - bar.n)
+                begun = time.monotonic()
+                if begun >= due:  # of many parts it takes a while to count them
+                    bar.update(done() - bar.n)
+                    due = begun + _SHARE_OF_LOOKS * (time.monotonic() - begun)
                 time.sleep(_LOOK)
         return [_printed(side) for side in sides]
     finally:

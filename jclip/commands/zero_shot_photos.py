@@ -12,6 +12,7 @@ from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, numb
 from jclip.config import build
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
+from jclip.features import concepts
 from jclip.features.member import Member
 from jclip.paths import exists, refuse_overwriting
 from jclip.report import contact_sheet, predictions
@@ -134,6 +135,10 @@ def main(argv: list[str]) -> int:
     if not places:
         raise ConfigError("name the photos, or folders of photos")
     names = class_names.read_class_names(asked.pop("classes")).names
+    if concept := next(filter(concepts.is_concept, names), None):
+        raise ConfigError(
+            f"classes must be names here, got the concept {concept}: give it to `jclip tag` or `jclip predict`"
+        )
     photos = splits.find_photos(places)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])

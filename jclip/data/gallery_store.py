@@ -11,11 +11,13 @@ Files are named by what they hold and are never changed: a new state is new file
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
 import re
+import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 FIXED = ("path", "member", "size", "mtime", "sha256", "caption")  # columns that every gallery has
 MOST_LINE = 1 << 24  # bytes of one row
 LINES_AT_ONCE = 1 << 20  # bytes
+SPARE_FILES = 256  # open beside a gallery's parts
 _NAMED = r"(features|rows|skipped)-[0-9a-f]{16}\.(npy|jsonl)|unfinished-[0-9a-f-]+(-whole)?\.safetensors"
 _UNNAMED = r"\.(features|rows|skipped)\.(npy|jsonl)"  # written, its name not known yet
 _OWN = re.compile(
@@ -184,6 +187,7 @@ def open_store(folder: str | os.PathLike) -> Store:
     folder = Path(folder)
     manifest = read_manifest(folder)
     dtype = DTYPES[manifest.dtype]
+    _allow_files(len(manifest.parts))
     parts = tuple(
         _mapped(folder / part["file"], (part["rows"], manifest.width), dtype) for part in manifest.parts if part["rows"]
     )
@@ -192,6 +196,17 @@ def open_store(folder: str | os.PathLike) -> Store:
         return Store(folder, manifest, parts, RowTable(folder / manifest.table["rows"], offsets))
     except OSError as e:
         raise DataError(f"can't read {e.filename}: {e.strerror}") from e
+
+
+def _allow_files(count: int) -> None:
+    """Lets this process open so many more files, as far as the system does: each part that is mapped stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+            )
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -14,12 +14,12 @@ import numpy as np
 
 from jclip.data.loader import OnError
 from jclip.data.splits import Split
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, DataError
 from jclip.features import extraction
 from jclip.features.concepts import Concept
 from jclip.features.heads import check_directions
 from jclip.features.source import ModelSource
-from jclip.features.tagging import PhotoScores, Tagger, check_names
+from jclip.features.tagging import NothingScored, PhotoScores, Tagger, check_names
 from jclip.functional.calibration import sigmoid
 from jclip.functional.directions import unit
 
@@ -70,7 +70,12 @@ class ConceptTagger:
             found = self._tagger.scored(photos, on_error, label)
             photos, names = found.photos, found.scores
         split = Split(tuple(photos), np.full(len(photos), -1, np.int32))
-        rows, features = extraction.extract(self.source, split, on_error=on_error, label=label)
+        try:
+            rows, features = extraction.extract(self.source, split, on_error=on_error, label=label)
+        except DataError as e:
+            if on_error == "stop":
+                raise
+            raise NothingScored(str(e)) from None  # another part may have photos that decode
         kept = tuple(photos[row] for row in rows)
         check_directions(features, kept)
         features = unit(features.astype(np.float32))

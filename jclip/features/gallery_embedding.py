@@ -28,7 +28,8 @@ from jclip.data.gallery_store import (
 from jclip.data.shares import WHOLE, Share
 from jclip.errors import ConfigError, DataError
 from jclip.features import extraction, gallery_lock, half_models
-from jclip.features.gallery_merge import facts_of, write_gallery
+from jclip.features.gallery_changes import distinct_photos, of_others, same_rows
+from jclip.features.gallery_merge import write_gallery
 from jclip.features.gallery_parts import Known, Parts, Whole
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
@@ -92,11 +93,11 @@ def embed(
     """
     with gallery_lock.alone(folder, share) as lock:
         old = _checked(inputs, source, folder, dtype, update, share)
-        if old and share.is_whole and _same_rows(old, inputs):
+        if old and share.is_whole and same_rows(old, inputs):
             remove_others(folder, old.manifest)
             return _unchanged(old)
         if old and not update:
-            raise _of_others(old, inputs, folder)
+            raise of_others(old, inputs, folder)
         dtype = old.manifest.dtype if old else dtype or DEFAULT_DTYPE
         parts = _parts(inputs, source, folder, dtype)
         _check_shares(parts, share, folder)
@@ -132,10 +133,10 @@ def watched(inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", 
     sizes = [inputs.size(number) for number in range(inputs.parts)]
     with gallery_lock.alone(folder, WHOLE):
         old = _checked(inputs, source, folder, dtype, update, WHOLE)
-        if old and _same_rows(old, inputs):
+        if old and same_rows(old, inputs):
             return Watched(None, sizes)
         if old and not update:
-            raise _of_others(old, inputs, folder)
+            raise of_others(old, inputs, folder)
     parts = _parts(inputs, source, folder, old.manifest.dtype if old else dtype or DEFAULT_DTYPE)
     for stale in parts.others():
         stale.unlink(missing_ok=True)
@@ -205,36 +206,9 @@ def _opened(folder: Path) -> Store | None:
     return store
 
 
-def _same_rows(old: Store, inputs: Inputs) -> bool:
-    """Whether the gallery has just the rows that it would get now."""
-    now = _readable(old, inputs)
-    absent = sorted(found["path"] for found in old.skipped() if not found.get("sha256"))
-    return (
-        old.manifest.root == inputs.root
-        and len(now) == len(old)
-        and absent == sorted(path for path, _ in inputs.skipped)
-        and all(before == row for before, row in zip(old.rows, now, strict=True))
-    )
-
-
-def _readable(old: Store, inputs: Inputs) -> list[dict[str, Any]]:
-    """Without the bytes that did not decode before."""
-    lost = {found.get("sha256") for found in old.skipped()} - {None}
-    return [row for row in inputs.rows if row["sha256"] not in lost]
-
-
-def _of_others(old: Store, inputs: Inputs, folder: Path) -> ConfigError:
-    there, now = {facts_of(row) for row in old.rows}, {facts_of(row) for row in _readable(old, inputs)}
-    return ConfigError(
-        f"{folder} holds a gallery of other photos ({len(now - there)} to add, {len(there - now)} to drop): "
-        "add --update to bring it up to date"
-    )
-
-
 def _unchanged(old: Store) -> Outcome:
-    distinct = len({row["sha256"] for row in old.rows})
     skipped = [(found["path"], found["reason"]) for found in old.skipped()]
-    return Outcome(len(old), 0, 0, 0, len(old) - distinct, skipped)
+    return Outcome(len(old), 0, 0, 0, len(old) - distinct_photos(old), skipped)
 
 
 def _stored(old: Store | None) -> _Stored:

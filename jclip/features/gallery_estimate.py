@@ -51,7 +51,9 @@ class Estimate:
 
     def hours(self, processes: int = 1) -> float:
         """Of the whole job by so many processes of this machine, which share its cores: they take as much CPU time."""
-        each = self.together if processes == 1 else max(self.together / processes, self.cpu / self.cores)
+        each = (
+            self.together if processes == 1 else max(self.together / min(processes, self.cores), self.cpu / self.cores)
+        )
         return (self.load + self.photos * (self.alone[0] + each)) / 3600
 
     def rows(self, counts: Sequence[int]) -> list[str]:
@@ -119,6 +121,7 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
     cpu = _cpu()
     together = _rate(encoded, 0.5 * SECONDS) if len(paths) > first else max(decoding, computing)
     spent = (_cpu() - cpu) / (sum(count) - first) if sum(count) > first else decoding + computing
+    load = max(0.0, load - min(size, len(paths)) * together)  # the first batch counts among the photos
     row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
     alone = (reading, decoding, computing)
     return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores())

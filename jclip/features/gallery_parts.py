@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from jclip.data.gallery_inputs import Inputs
 from jclip.errors import CheckpointError, notice
 from jclip.readers import safetensors
 
+LOOKING = 20  # times as long as the last look took, until the folder is looked at again
 _NAME = re.compile(r"unfinished-([0-9a-f]{16})-([0-9a-f]{16})-(\d+)-(\d+|whole)\.safetensors")
 
 
@@ -45,6 +47,8 @@ class Parts:
     def __init__(self, folder: Path, key: str, inputs: Inputs):
         self._folder, self._key, self._listing, self.count = folder, key[:16], inputs.digest[:16], inputs.parts
         self._elsewhere: list[Known] | None = None
+        self._by_part: dict[int, set[Path]] = {}  # pieces of this list of photos, as they were seen last
+        self._look_again = 0.0
 
     def whole(self, number: int) -> Whole | None:
         """A finished part; None where it is not finished. A damaged file is removed, with a notice."""
@@ -62,6 +66,7 @@ class Parts:
         safetensors.write(self._file(number, "whole"), arrays)
         for _, file in self._pieces(number):
             file.unlink(missing_ok=True)
+        self._by_part.pop(number, None)
 
     def keep_piece(self, number: int, end: int, known: Known) -> None:
         """Writes what was encoded of a part since the piece before; end: how many of its photos are done now."""
@@ -70,7 +75,9 @@ class Parts:
             "features": known.features,
             "failed": np.frombuffer(json.dumps(dict(known.failed)).encode(), np.uint8),
         }
-        safetensors.write(self._file(number, f"{end:06d}"), arrays)
+        file = self._file(number, f"{end:06d}")
+        safetensors.write(file, arrays)
+        self._by_part.setdefault(number, set()).add(file)
 
     def pieces(self, number: int) -> Iterator[Known]:
         """What a stopped run encoded of a part, and of other lists of photos: features of the same bytes."""
@@ -122,9 +129,22 @@ class Parts:
         return found
 
     def _pieces(self, number: int) -> list[tuple[int, Path]]:
-        stem = f"unfinished-{self._key}-{self._listing}-{number:06d}-"
-        found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob(f"{stem}*.safetensors")]
-        return sorted((int(name[4]), path) for name, path in found if name and name[4] != "whole")
+        self._look()
+        return sorted((int(_NAME.fullmatch(path.name)[4]), path) for path in self._by_part.get(number, ()))
+
+    def _look(self) -> None:
+        """Sees which pieces there are, unless that was not long ago: of millions of photos the folder holds thousands of files,
+        and to go through them at each part would take longer than the parts. A piece that another process wrote since then
+        is missed, and its photos encoded once more."""
+        begun = time.monotonic()
+        if begun < self._look_again:
+            return
+        self._by_part = {}
+        for path, listing, number, end in self._files():
+            if listing == self._listing and end != "whole":
+                self._by_part.setdefault(number, set()).add(path)
+        now = time.monotonic()
+        self._look_again = now + LOOKING * (now - begun)
 
     def _read(self, file: Path) -> dict[str, np.ndarray] | None:
         """Arrays of a file; None where there is none, or it is damaged and now removed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -174,11 +175,26 @@ def _encoded(model, tokens: np.ndarray, batches: Iterable[np.ndarray]) -> np.nda
     of = {"phase": "encoding texts", "weigh": lambda rows: len(rows) * (1.0 + float(ends[rows].max()))}
     with jt.no_grad():
         for rows in work_meter.some(asked, ("texts", id(model)), **of):
+            for step in _WATCHING:
+                step(int(done.sum()), len(tokens))
             features[rows], done[rows] = model.encode_text(tokens[rows]).float32().numpy(), True
     if work_meter.running() and asked:
         left = np.setdiff1d(np.concatenate(asked), np.flatnonzero(done))
         features[left] = work_meter.resembling(features[done], left)
     return features
+
+
+_WATCHING: list[Callable[[int, int], None]] = []
+
+
+@contextlib.contextmanager
+def prompts_watched_by(step: Callable[[int, int], None]) -> Iterator[None]:
+    """In the block `step(done, total)` is called between batches of prompts; what it raises ends their encoding."""
+    _WATCHING.append(step)
+    try:
+        yield
+    finally:
+        _WATCHING.remove(step)
 
 
 def rows_by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:

@@ -67,10 +67,14 @@ class Lesson:
         self._write()
         return undone.row
 
+    @property
+    def answers(self) -> AnswerFile:
+        """All answers, as they are written."""
+        return AnswerFile(tuple(self._kept), self.query.name, self.gallery.store.manifest.made_by)
+
     def _write(self) -> None:
         if self._file is not None:
-            made_by = self.gallery.store.manifest.made_by
-            write_answers(self._file, AnswerFile(tuple(self._kept), self.query.name, made_by))
+            write_answers(self._file, self.answers)
 
     def usable(self, row: int) -> bool:
         """Whether a row's photo, or the tar that it is in, is there to be looked at."""

@@ -21,12 +21,14 @@ from jclip.errors import ConfigError, LayoutError
 from jclip.machine import work_meter
 from jclip.model import clip, deep_prompts, streaming
 from jclip.postponed import jt
+from jclip.prompts.scripts import SIGLIP_ENGLISH
 from jclip.prompts.tokenizer import OPENAI_BPE
 from jclip.prompts.vocabularies import TextTokenizer
 from jclip.weights.checkpoint import Checkpoint, open_checkpoint
 from jclip.weights.download import find_weights
 from jclip.weights.families import Stated
 from jclip.weights.identify import identify
+from jclip.weights.siglip_variants import C4
 from jclip.weights.stored_vocabulary import tokenizer_of
 from jclip.weights.variants import CLIPConfig
 
@@ -101,7 +103,10 @@ class ModelSource:
 
     @property
     def vocabulary_kind(self) -> str:
-        """The kind of vocabulary, as `TextTokenizer.kind`; none is opened for it."""
+        """The kind of vocabulary, as `TextTokenizer.kind`, or `scripts.SIGLIP_ENGLISH`; none is opened for it."""
+        text = self.config.text
+        if text is not None and text.kind == "siglip" and text.vocab_size == C4:
+            return SIGLIP_ENGLISH
         return OPENAI_BPE if self.checkpoint.vocabulary is None else self.checkpoint.vocabulary.kind
 
     @property

@@ -163,7 +163,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
         if differing:
             raise RanksDiffer(
                 f"all ranks must have the same {differing[0]}, got another on rank {rank} ({other['host']}) than on rank 0 "
-                f"({told[0]['host']}): start them with the same files and versions on every host"
+                f"({told[0]['host']}): start them with the same files and versions on every host, on processors of one kind"
             )
 
 

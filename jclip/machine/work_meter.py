@@ -66,7 +66,7 @@ class WorkMeter:
 
     def __init__(self, seconds: float = 30.0):
         self.limit, self.accounts = seconds, dict[str, Account]()
-        self.compiled = self.warming = 0.0  # seconds: of compilers, and of first items beyond the others
+        self.compiled = self.warming = self.warming_cpu = 0.0  # seconds: of compilers, and of first items beyond others
         self.exchanged = 0.0  # bytes that ranks would exchange, in all steps
         self.repeated = np.zeros(3)  # (wall, CPU, decoding) seconds of the training that each rank would do whole
         self.state_bytes = self.grown_bytes = self.cache_bytes = (
@@ -139,6 +139,7 @@ class WorkMeter:
         """Takes the seconds that a first item needed beyond the others out of the account of now: of a first one alone in any
         run, and as far as compilers ran, of the first run alone."""
         self.warming += float(beyond[0])
+        self.warming_cpu += float(beyond[1])
         self.compiled += min(float(beyond[0]), compiling)
         account = self.account()
         account.done = account.done - beyond
@@ -154,9 +155,9 @@ class WorkMeter:
         """The arrays of `hold`."""
         return self._held.get(file)
 
-    def window(self, share: float) -> Window:
-        """What measures items one after the other, for that share of the time that is left."""
-        return Window(self, max(share * self.left(), 0.02 * self.limit))
+    def window(self, share: float, least: int = LEAST) -> Window:
+        """What measures items one after the other, for that share of the time that is left, and `least` items."""
+        return Window(self, max(share * self.left(), 0.02 * self.limit), least)
 
     def rate(self, key: Any, weight: float) -> np.ndarray | None:
         """(wall, CPU, decoding) seconds of a unit, where it has been measured for long enough; None where it is to be measured,
@@ -195,8 +196,8 @@ class WorkMeter:
 class Window:
     """(wall, CPU, decoding) seconds of items that are done one after the other."""
 
-    def __init__(self, meter: WorkMeter, seconds: float):
-        self._meter, self._seconds = meter, seconds
+    def __init__(self, meter: WorkMeter, seconds: float, least: int = LEAST):
+        self._meter, self._seconds, self._least = meter, seconds, least
         self._took, self._units = list[np.ndarray](), list[float]()
         self._ended, self._compiled = ended_seconds(), 0.0
         self._last = meter.now()
@@ -214,7 +215,7 @@ class Window:
         if len(self._took) == 1:
             self._compiled = ended_seconds() - self._ended
         spent = float(sum(took[0] for took in self._took))
-        return (len(self._took) >= LEAST and spent >= self._seconds) or spent >= 2 * self._meter.limit
+        return (len(self._took) >= self._least and spent >= self._seconds) or spent >= 2 * self._meter.limit
 
     @property
     def count(self) -> float:
@@ -271,7 +272,7 @@ def some(
     items = list(items) if count is None else items
     weights = [float(weigh(item)) for item in items] if count is None else [1.0] * count
     known = meter.rate(key, sum(weights))
-    window = meter.window(0.15 if known is None else 0.0)
+    window = meter.window(0.15) if known is None else meter.window(0.0, least=1)
     reading, place = iter(items), 0
     while place < len(weights):
         with meter.phase(phase):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from functools import cache
 
 from jclip.errors import SetupError
@@ -37,7 +39,23 @@ def plural_of(name: str) -> str:
 @cache
 def _engine():
     try:
-        import inflect
+        with _unchecked():
+            import inflect
     except ImportError as e:
         raise SetupError("articles and plurals need the package inflect: pip install inflect") from e
     return inflect.engine()
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """A block in which typeguard leaves functions as they are: to rewrite all of inflect's takes it a second per process."""
+    try:
+        import typeguard
+    except ImportError:  # which not every release of inflect uses
+        yield
+        return
+    before, typeguard.typechecked = typeguard.typechecked, lambda target: target
+    try:
+        yield
+    finally:
+        typeguard.typechecked = before

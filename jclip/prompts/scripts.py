@@ -35,8 +35,10 @@ NAMES = {"CJK": "Chinese", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "HANG
     )
 }  # fmt: skip - the first word of a letter's Unicode name → what people call the script
 READERS = "Chinese-CLIP, SigLIP 2 or MetaCLIP 2 worldwide"  # weights that read other scripts
+SIGLIP_ENGLISH = "siglip-english"  # SentencePiece of 32,000 English pieces: other scripts are unknown to it
 LEARNED = {  # kind of vocabulary → the captions that its weights learned from, and their scripts beside Latin
     "openai-bpe": ("English", ()),
+    SIGLIP_ENGLISH: ("English", ()),
     "wordpiece": ("Chinese", ("CJK",)),
 }
 _warned: set[str] = set()
@@ -53,7 +55,8 @@ def warn_unread(texts: Iterable[str], tokenizer: str = "openai-bpe") -> None:
     """One line on stderr, once per process and script, where a text is in a script that the weights never learned.
 
     tokenizer: the kind of their vocabulary. All weights that CLIP's own belongs to were trained on English captions: their
-    bytes of other scripts become tokens without meaning, and results are random. A WordPiece is Chinese-CLIP's.
+    bytes of other scripts become tokens without meaning, and results are random. A WordPiece is Chinese-CLIP's; of SigLIP
+    those with the English vocabulary learned English captions alone.
     """
     for text in texts:
         line, script = unread(text, tokenizer), script_of(text)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jclip.errors import CheckpointError, printable
+from jclip.errors import CheckpointError, ConfigError, printable
 from jclip.paths import open_regular
 from jclip.prompts import sentencepiece_model
 from jclip.prompts.tokenizer import MERGES, tokenizer
-from jclip.readers.schema import LARGEST_DESCRIPTION
+from jclip.readers.schema import FLAG, LARGEST_DESCRIPTION, NOTHING, TEXT, Condition, either, obey, one_of
 
 MOST_BYTES = 128 << 20  # of a vocabulary; XLM-V's of 901,629 tokens takes half of it
 _FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -25,6 +25,16 @@ _MOST_DIGITS = 19  # of an integer; model_max_length has more where there is no 
 _TEMPLATED = ("Gemma", "Siglip2", "Llama", "PreTrained", "TokenizersBackend")
 _WORDPIECE = ("do_lower_case", "tokenize_chinese_chars", "strip_accents")
 _WORDPIECE_NAMES = ("cls_token", "sep_token", "pad_token", "unk_token")
+
+_NAME = Condition(
+    "a text, or a table with one as its content",
+    lambda v: isinstance(v, str) or (isinstance(v, dict) and isinstance(v.get("content"), str)),
+)
+_TYPES: dict[str, Condition] = {  # what files beside a vocabulary may say of it
+    "tokenizer_class": either(TEXT, NOTHING), "padding_side": either(one_of("left", "right"), NOTHING),
+    **dict.fromkeys((*_WORDPIECE, "add_bos_token", "add_eos_token"), either(FLAG, NOTHING)),
+    **dict.fromkeys((*_WORDPIECE_NAMES, "bos_token", "eos_token"), either(_NAME, NOTHING)),
+}  # fmt: skip
 
 Settings = dict[str, Any]
 
@@ -41,7 +51,7 @@ def find(folder: Path) -> tuple[str, bytes, Settings, str] | None:
     text = _inner(_inner(open_clip, "model_cfg"), "text_cfg")
     if open_clip and not text.get("hf_tokenizer_name"):
         return None
-    said = _table(folder / "special_tokens_map.json") | _table(folder / "tokenizer_config.json")
+    said = _described(folder / "special_tokens_map.json") | _described(folder / "tokenizer_config.json")
     config = _table(folder / "config.json")
     data = _bytes_of(file)
     if file.name == "vocab.txt":
@@ -112,6 +122,16 @@ def _is_clips(data: bytes, file: Path) -> bool:
 
 def _table(file: Path) -> Settings:
     return parsed(_bytes_of(file, LARGEST_DESCRIPTION), file) if file.is_file() else {}
+
+
+def _described(file: Path) -> Settings:
+    """What a file beside the vocabulary says, its types checked. Raises `CheckpointError`."""
+    said = _table(file)
+    try:
+        obey(said, _TYPES)
+    except ConfigError as e:
+        raise CheckpointError(f"{file}: {e}") from e
+    return said
 
 
 def parsed(data: bytes, file: Path | str) -> Settings:

@@ -27,7 +27,12 @@ def tokenizer_of_vocabulary(data: bytes, settings: Mapping[str, Any]) -> dict[st
     if "\0" in text:
         raise CheckpointError("vocab.txt must be text, got a NUL byte")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-    ids = {piece: number for number, piece in enumerate(lines)}
+    ids: dict[str, int] = {}
+    for number, piece in enumerate(lines):
+        if (first := ids.setdefault(piece, number)) != number:
+            raise CheckpointError(
+                f"vocab.txt must name each piece once, got {quoted(piece, 60)} on lines {first + 1} and {number + 1}"
+            )
     names = {key: settings.get(key) or default for key, default in NAMES.items()}
     missing = [name for name in names.values() if name not in ids]
     if missing:

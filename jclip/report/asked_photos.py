@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ JOINED = {  # fields with a row or entry for each photo
 
 @dataclass(frozen=True)
 class Asked:
-    """What was found of the photos that decode; failed: a line for each of the others."""
+    """What was found of the photos that decode; failed: a line for each of the others, with its path."""
 
     found: Found
     failed: tuple[str, ...] = ()
@@ -70,7 +69,7 @@ def ask(
                 failed[named], some = str(e), [photo for photo in some if photo != named]
     if not parts:
         raise DataError(next(iter(failed.values()), "photos must be given: drop some, or choose files"))
-    return Asked(joined(parts), tuple(without_folders(line, photos) for line in failed.values()))
+    return Asked(joined(parts), tuple(failed.values()))
 
 
 def why_not(photo: str) -> str:
@@ -99,22 +98,17 @@ def _joined(values: Iterable[Any]) -> Any:
 
 
 @contextlib.contextmanager
-def named_without_folders(photos: Sequence[str]) -> Iterator[None]:
-    """In the block errors name these photos by their files alone: their folders are those of whoever received them."""
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """In the block errors say of photos what they are called; names: path → that."""
     try:
         yield
     except JclipError as e:
-        e.args = (without_folders(str(e), photos),)
+        e.args = (renamed(str(e), names),)
         raise
 
 
-def without_folders(text: str, photos: Sequence[str]) -> str:
-    """The text with the names of these photos in place of their paths."""
-    for photo in sorted(photos, key=len, reverse=True):
-        text = text.replace(printable(photo), printable(Path(photo).name))
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """The text with what photos are called in place of their paths."""
+    for photo in sorted(names, key=len, reverse=True):
+        text = text.replace(printable(photo), printable(names[photo]))
     return text
-
-
-def short_names(photos: Sequence[str]) -> dict[str, str]:
-    """Path → the file's name, which may stand more than once."""
-    return {photo: Path(photo).name for photo in photos}

@@ -13,7 +13,7 @@ import numpy as np
 from jclip.functional.metrics import classification_report, confusion_matrix, ranking
 from jclip.paths import exists, replacing, write_together
 from jclip.readers.spreadsheet import write_csv_rows
-from jclip.report.plots import LARGEST_MATRIX, plot_classes, plot_confusion
+from jclip.report.class_pictures import LARGEST_MATRIX, plot_classes, plot_confusion
 from jclip.report.predictions import Predictions, predictions_bytes
 
 FILES = (

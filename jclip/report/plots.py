@@ -1,11 +1,11 @@
-"""Pictures of results, by matplotlib: accuracy over shots and of classes, confusion. No display is needed."""
+"""Pictures of results, by matplotlib: accuracy over shots, histograms. No display is needed."""
 
 from __future__ import annotations
 
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from jclip.errors import printable
 from jclip.paths import replacing
 
-LARGEST_MATRIX = 100  # classes: more are illegible in a picture
 FONTS = (  # the first that is there; neither Pillow's own nor matplotlib's has Chinese
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/truetype/wqy/wqy-microhei.ttc",
@@ -50,35 +49,6 @@ def plot_shots(
     axes.set_title(_label(title, 100))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if many else {}))
-    _save(figure, path)
-
-
-def plot_classes(path: str | os.PathLike | io.BytesIO, shares: np.ndarray, classnames: Sequence[str]) -> None:
-    """Top-1 (C,) of each class as a bar, the worst class first; NaN for a class without photos."""
-    order = np.argsort(np.nan_to_num(shares, nan=2.0), kind="stable")
-    figure, axes = _figure(6.4, max(2.5, 0.2 * len(classnames) + 1.0))
-    places, names = np.arange(len(order)), [_label(classnames[i]) for i in order]
-    axes.barh(places, 100 * np.nan_to_num(shares[order]))
-    axes.axvline(100 * np.nanmean(shares), color="grey", linestyle="--", linewidth=1)
-    axes.set_yticks(places, names, fontsize=6)
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("top-1, %; dashed: mean over the classes")
-    _save(figure, path)
-
-
-def plot_confusion(path: str | os.PathLike | io.BytesIO, confusion: np.ndarray, classnames: Sequence[str]) -> None:
-    """(C, C) counts as shares of each true class's row."""
-    size = max(4.0, 0.22 * len(classnames) + 1.5)
-    figure, axes = _figure(size, size)
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    places, names = range(len(classnames)), [_label(name) for name in classnames]
-    axes.set_xticks(places, names, rotation=90, fontsize=6)
-    axes.set_yticks(places, names, fontsize=6)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    figure.colorbar(image, shrink=0.6)
     _save(figure, path)
 
 

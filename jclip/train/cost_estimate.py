@@ -19,6 +19,7 @@ import numpy as np
 
 from jclip.config import protocols
 from jclip.machine import process_times, work_meter
+from jclip.postponed import jt
 from jclip.train.configs import resolved
 from jclip.train.run import Run
 from jclip.train.run_facts import forget_peak, peak_memory, threads
@@ -54,11 +55,17 @@ class CostEstimate:
     uncertain: tuple[str, ...] = ()
     left_out: str = ""
     busy: float = 1.0
+    warming_cpu: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Of the whole by one process, compilers left out."""
         return sum(one.seconds for one in self.accounts) + self.warming - self.compiled
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of the whole by one process."""
+        return sum(one.cpu for one in self.accounts) + self.warming_cpu - self.compiled
 
     @property
     def extrapolated(self) -> bool:
@@ -80,7 +87,8 @@ class CostEstimate:
         shared = [one for one in self.accounts if one.name in DIVIDED]
         wall, cpu = sum(one.seconds for one in shared), sum(one.cpu for one in shared)
         again = min(self.repeated[0], wall)
-        divided = (wall - again) / count + again + self.exchange * 2 * (count - 1) / count
+        side_by_side = count if machines or self.gpu else min(count, self.cores)
+        divided = (wall - again) / side_by_side + again + self.exchange * 2 * (count - 1) / count
         if machines or self.gpu:
             return whole + divided
         return whole + max(divided, (cpu + (count - 1) * self.repeated[1]) / self.cores)
@@ -152,13 +160,15 @@ class CostEstimate:
         return f"{one.name}, {share}"
 
 
-def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -> CostEstimate:
-    """What `module.run(cfg, ...)` takes; nothing is kept of it. Raises what the recipe raises for bad input."""
+def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> CostEstimate:
+    """What `module.run(cfg, ...)` takes; nothing is kept of it. seconds: of measuring, by default `SECONDS`. Raises what the
+    recipe raises for bad input."""
+    seconds = seconds or SECONDS
     meter, left_out = work_meter.WorkMeter(seconds), ""
     with tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
         begun = _spent()
         with meter.phase("starting"):
-            import jclip.runtime  # noqa: F401 - seconds, at first
+            _ = jt.flags  # Jittor is loaded, which takes seconds at first
         forget_peak()
         with Run(Path(place) / "run", resolved(module, cfg), quiet=True) as run:
             try:
@@ -178,7 +188,7 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = SECONDS) -
         tuple(found), float(wall), meter.warming, meter.compiled, host, held.get("gpu", 0) * 2**20, run_bytes,
         meter.state_bytes, meter.cache_bytes, len(os.sched_getaffinity(0)), hasattr(module, "rows_of_ranks"),
         (float(meter.repeated[0]), float(meter.repeated[1])), meter.exchanged * _seconds_of_a_byte(),
-        tuple(meter.uncertain), left_out, busy,
+        tuple(meter.uncertain), left_out, busy, meter.warming_cpu,
     )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def open_run(folder: Path, values: Mapping[str, Any], **options: Any) -> runs.Ru
     if not here.several:
         return runs.Run(folder, values, **options)
     collectives = kernels.collectives
-    collectives.require_equal({**versions(), "config": dict(values)})
+    collectives.require_equal({**versions(), **_settings_of(values)})
     if here.first:
         run = runs.Run(folder, values, **options)
         collectives.wait_for_all()
@@ -57,6 +57,15 @@ def open_run(folder: Path, values: Mapping[str, Any], **options: Any) -> runs.Ru
         run = runs.Run(folder, values, writer=False)
     _require_shared(folder)
     return run
+
+
+def _settings_of(values: Mapping[str, Any], prefix: str = "setting ") -> dict[str, Any]:
+    """Settings by their names with dots."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping) and bool(value)
+        found |= _settings_of(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
 
 
 def _require_shared(folder: Path) -> None:

@@ -91,17 +91,18 @@ def _fetch_other(hub: Hub, repository: str) -> Path:
 
 def _absent(hub: Hub, repository: str, names: tuple[str, ...]) -> Path:
     """Raise the `CheckpointError` for a repository whose weights are not to be had: which files, from where, to where."""
-    wanted = ", ".join(names)
+    row = catalogue.lookup(repository)
+    own = row.url.rpartition("/")[2] if row and row.url.startswith(f"https://huggingface.co/{repository}/") else ""
+    wanted = own if own and names == HUB_FILES else ", ".join(names)
     if not hub.silent:
         raise CheckpointError(f"{hub.name}: {hub.place} has none of {wanted}")
     known = [f"{f.file} (SHA-256 {f.sha256})" for f in catalogue.files() if f.place.endswith(f"/{repository}")]
-    row = catalogue.lookup(repository)
     there = row.modelscope if row and row.hub == repository and not hub.name.startswith(MODEL_SCOPE) else ""
     elsewhere = f", or take {MODEL_SCOPE}{there}" if there else ""
     raise CheckpointError(
         f"{hub.name}: {hub.place} can't be reached, and the cache has none of {wanted} ({hub.silent}): set {hub.variables}"
         f"{elsewhere}, "
-        f"or fetch {' or '.join(known) or 'one of these'}, and of {', '.join((*HUB_SAYS, *TOKENIZER_FILES))} and "
+        f"or fetch {' or '.join(known) or own or 'one of these'}, and of {', '.join((*HUB_SAYS, *TOKENIZER_FILES))} and "
         f"{', '.join(SENTENCE_PIECES)} what the repository has, by other means, and put them into {_folder_of(repository)}"
     )
 

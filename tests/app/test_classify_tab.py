@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from PIL import Image
 
 import finetune  # noqa: F401 - offers its recipes
 from jclip.app import drawn_examples, score_bars
-from jclip.app.desk import Desk
+from jclip.app.desk import Desk, Stopped
+from jclip.app.opened_models import OpenedModels
 from jclip.app.photo_labelling import Labeller, Question
+from jclip.app.uploaded_files import check_uploaded, uploaded
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, UnknownName, notice
@@ -31,6 +34,7 @@ from jclip.report.tags import Tags
 from jclip.report.typed_names import NAMES_FILE, typed_classes, typed_templates
 from tests.app.conftest import needs_gradio
 from tests.library.test_predict_tags import trained
+from tests.toys import SMALL_SIGLIP, toy_file
 
 ODD = ("-a=1.png", "a, b.png", "照片 3.png", "it's 4.png")
 NAMES = "\n".join(drawn_examples.NAMES)
@@ -66,7 +70,7 @@ def runs(small_models, photo_folder, tmp_path_factory) -> dict[str, Path]:
 
 
 def asked(handed: Path, **more) -> Question:
-    return Question(tuple(str(handed / name) for name in ODD), **more)
+    return Question({str(handed / name): name for name in ODD}, **more)
 
 
 def as_shown(command: str, folder: Path, monkeypatch) -> list[dict]:
@@ -186,7 +190,7 @@ def test_photos_that_do_not_decode_are_left_out_with_a_line_each(handed, tmp_pat
         found = ask(photos, label, at_once, lambda done, total: said.append((done, total)))
         assert found.found.photos == (photos[0], photos[3])
         assert found.found.scores[:, 0].tolist() == [len(photos[0]), len(photos[3])]
-        assert [line.split(" ")[0] for line in found.failed] == ["broken.jpg", "late.png"]
+        assert [Path(line.split(" ")[0]).name for line in found.failed] == ["broken.jpg", "late.png"]
         assert said[-1][1] == 3
     with pytest.raises(DataError, match="does not decode"):
         ask(photos[1:2], label)
@@ -207,7 +211,7 @@ def test_a_wrong_photo_gives_the_line_of_the_command(labeller, shared, tmp_path,
     said = capsys.readouterr().err.strip()
     for how in (labeller.classes, labeller.tags):
         with pytest.raises(DataError) as raised:
-            how(Question((str(tmp_path / "billion laughs.jpg"),), "a\nb"))
+            how(Question({str(tmp_path / "billion laughs.jpg"): "billion laughs.jpg"}, "a\nb"))
         assert said.startswith(f"jclip zero-shot: {raised.value}") and str(tmp_path) not in str(raised.value)
 
 
@@ -244,6 +248,18 @@ def test_names_and_templates_are_never_files(tmp_path, monkeypatch):
             typed_classes(text)
 
 
+def test_photos_are_called_as_they_were_and_are_never_paths(tmp_path):
+    made = [SimpleNamespace(path=str(tmp_path / "x" / "a.png"), orig_name="../<a>.png"),
+            SimpleNamespace(path=str(tmp_path / "y" / "b.png"), orig_name=None)]  # fmt: skip
+    wanted = {made[0].path: "<a>.png", made[1].path: "b.png"}
+    assert uploaded(SimpleNamespace(root=made)) == wanted and uploaded(made[1]) == {made[1].path: "b.png"}
+    assert uploaded(None) == uploaded(SimpleNamespace(root=[])) == {}
+    check_uploaded(tmp_path, wanted)
+    for path in ("/etc/passwd", f"{tmp_path}/../passwd", str(tmp_path)):
+        with pytest.raises(DataError, match="must be uploaded"):
+            check_uploaded(tmp_path, [path])
+
+
 def test_names_of_files_and_classes_stay_text_and_long_lists_short():
     evil = "<img src=x onerror=alert(1)>${value}`'\""
     names = (evil, *(f"class {k}" for k in range(1199)))
@@ -264,7 +280,51 @@ def test_names_of_files_and_classes_stay_text_and_long_lists_short():
         assert f"{100 * share:.1f}" in html and ("1 more photos" in html or "1 张照片" in html)
 
 
+def test_weights_of_the_sigmoid_loss_give_probabilities_of_their_own(
+    labeller, handed, tmp_path_factory, monkeypatch, capsys
+):
+    model = str(toy_file(tmp_path_factory.mktemp("siglip"), SMALL_SIGLIP))
+    for how in ("classes", "tags"):
+        found = getattr(labeller, how)(asked(handed, names="cat\ndog\nowl", templates="simple", model=model))
+        assert as_shown(found.command, handed, monkeypatch) == found.to_json()["photos"]
+        kept = found.asked.found
+        assert kept.sigmoid if how == "classes" else kept.kind == "probability"
+    capsys.readouterr()
+
+
+def test_a_gallery_of_eight_bits_is_labelled_as_commands_do_it(labeller):
+    """Without further options: in float32, by weights that are opened beside those of the gallery."""
+    desk = Desk(model="shapes-tiny-rn")
+    desk.gallery = SimpleNamespace(source=ModelSource("shapes-tiny-rn", dtype="int8"))
+    source, name = OpenedModels(desk).plain()
+    assert source.dtype == "fp32" and name == "shapes-tiny-rn"
+    desk.gallery.source = ModelSource("shapes-tiny-vit")
+    source, name = OpenedModels(desk).plain()
+    assert source is desk.gallery.source and name == str(source.checkpoint.path)
+    desk.close()
+
+
+def test_the_encoding_of_prompts_can_be_stopped(labeller, handed, monkeypatch):
+    seen = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done:
+            raise Stopped("stopped")
+
+    monkeypatch.setattr(labeller.desk, "step", stop)
+    with pytest.raises(Stopped):
+        labeller.classes(asked(handed, names="\n".join(f"never asked {k}" for k in range(600)), templates="simple"))
+    assert seen[-1][1] == 600 and seen[-1][0] < 600
+
+
 # --- in the browser
+
+
+def hand_over(page, field: str, *photos: Path) -> None:
+    """Chooses files as a person does."""
+    (files,) = page.wait(lambda: page.browser.find_elements("css selector", f"{field} input[type=file]"))
+    files.send_keys("\n".join(map(str, photos)))
 
 
 def test_drawn_scenes_are_classified_and_tagged_by_clicks(page):
@@ -288,27 +348,38 @@ def test_a_wrong_photo_is_said_in_the_page_in_chinese_and_narrow(page, tmp_path)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "<img src=x onerror=document.title=1>.png")
     page.open(390, language="zh-CN")
     page.tab("classify")
-    files = page.browser.find_element("css selector", "#classify-photos input[type=file]")
-    files.send_keys("\n".join(str(path) for path in tmp_path.iterdir()))
+    hand_over(page, "#classify-photos", *tmp_path.iterdir())
     page.wait(lambda: "broken" in page.text("#classify-photos"))
     page.type("#classify-names textarea", "red thing\nblue thing")
     page.click("#classify-go")
     page.wait(lambda: "没有处理" in page.text("#classify-summary"))
     assert "broken.jpg does not decode" in page.text("#classify-summary") and not page.wider_than_screen()
     assert page.browser.title == "jclip" and "red thing" in page.text("#classify-bars")
+    assert "'<img src=x onerror=document.title=1>.png'" in page.value("#classify .command textarea").replace("./", "")
 
 
-def test_the_endpoints_answer_as_json(served, handed):
+def test_the_endpoints_of_both_tabs_answer_as_json(served, handed):
     needs_gradio()
     from gradio_client import Client, handle_file
 
-    client = Client(served.address, verbose=False)
-    photos = [handle_file(str(handed / name)) for name in ODD]
-    found = client.predict(photos=photos, names=NAMES, templates="simple", run="", api_name="/classify")
-    assert len(found["photos"]) == 4 and found["photos"][0]["predictions"][0]["class"] in drawn_examples.NAMES
-    assert found["command"].startswith("jclip zero-shot ") and "cosine" in found["photos"][0]
-    found = client.predict(photos, NAMES, "simple", "", None, True, api_name="/tag")
-    assert [*found["photos"][0]] == ["photo", "tags"] and found["failed"] == []
-    for api, wrong in (("/classify", [photos, "one", "", ""]), ("/tag", [[], NAMES, "", "", None, True])):
-        with pytest.raises(Exception, match="at least two|photos must be given"):
-            client.predict(*wrong, api_name=api)
+    client, run = Client(served.address, verbose=False), drawn_examples.RUN
+    try:
+        photos = [handle_file(str(handed / name)) for name in ODD]
+        found = client.predict(photos=photos, names=NAMES, templates="simple", run="", api_name="/classify")
+        assert len(found["photos"]) == 4 and found["photos"][0]["predictions"][0]["class"] in drawn_examples.NAMES
+        assert found["command"].startswith("jclip zero-shot ") and "cosine" in found["photos"][0]
+        found = client.predict(photos, NAMES, "simple", "", None, True, api_name="/tag")
+        assert [*found["photos"][0]] == ["photo", "tags"] and found["failed"] == []
+        found = client.predict(photo=photos[0], phrases="the red circle\nthe moon", run=run, api_name="/locate")
+        assert [thing["phrase"] for thing in found["found"]] == ["the red circle", "the moon"] and found[
+            "method"
+        ] == "network"
+        for api, wrong, message in (
+            ("/classify", [photos, "one", "", ""], "at least two"),
+            ("/tag", [[], NAMES, "", "", None, True], "photos must be given"),
+            ("/locate", [photos[0], "dog", "nowhere"], "holds no finished run"),
+        ):
+            with pytest.raises(Exception, match=message):
+                client.predict(*wrong, api_name=api)
+    finally:
+        client.close()

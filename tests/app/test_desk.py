@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from jclip.app import desk as desks
-from jclip.app import markup, search_form, search_handover, words
+from jclip.app import markup, search_form, words
 from jclip.app.shown_command import shown
 from jclip.commands import search as search_command
 from jclip.errors import ConfigError, DataError
@@ -66,6 +66,32 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
     assert desk.work(lambda: "goes on") == "goes on"
     with pytest.raises(ZeroDivisionError):
         desk.work(lambda: 1 / 0)
+
+
+def test_nobody_waits_for_a_page_that_was_closed(desk):
+    begun, ends = threading.Event(), []
+
+    def long() -> None:
+        begun.set()
+        while not desk.stopped():
+            time.sleep(0.002)
+
+    def wait() -> None:
+        with pytest.raises(desks.Stopped):
+            desk.work(int)
+        ends.append(True)
+
+    desk.later(long)
+    begun.wait(5)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while desk._waiting.empty():
+        time.sleep(0.001)
+    desk.close()
+    waiting.join(5)
+    assert ends == [True]
+    with pytest.raises(desks.Stopped, match="the page was closed"):
+        desk.work(int)
 
 
 def test_an_upload_that_is_no_photo_is_said_and_removed(desk, tmp_path):
@@ -153,7 +179,7 @@ def test_names_as_html_are_text_and_no_template():
 def test_the_shown_command_asks_for_the_same(form):
     program, name, place, *rest = shlex.split(form.command("my photos/all", "ViT-B/32"))
     assert (program, name, place) == ("jclip", "search", "my photos/all")
-    args = search_command._parsed([place, *rest])
+    args = search_command.parsed(search_command.parser(), [place, *rest])
     assert query_terms.parse_terms(args.terms).terms == form.query.terms
     assert (args.where, args.unique, args.cut, args.top, args.model) == (
         form.conditions, form.unique, form.cut, form.top, "ViT-B/32",
@@ -170,10 +196,13 @@ def test_commands_are_quoted():
 @pytest.mark.parametrize("folder", ["/tmp/x", "../x", "a/../../x", "", "  ", "a\0b"])
 def test_photos_go_below_the_folder_of_the_start_alone(folder):
     with pytest.raises(ConfigError, match="must lie below where jclip app was started"):
-        search_handover.below_here(folder)
+        search_form.below_here(folder)
 
 
 def test_files_of_this_machine_are_no_terms():
+    for text in ("concept:/etc/x.concept", "@../x.concept", "a - /x.concept"):
+        with pytest.raises(ConfigError, match="must lie below where jclip app was started"):
+            search_form.Form(text).query  # noqa: B018
     for text in ("@/etc/passwd", "./x.png", "/x.npy", "a + 2:@x.png"):
         with pytest.raises(ConfigError, match="must be uploaded here"):
             search_form.Form(text).query  # noqa: B018

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,7 +18,7 @@ from jclip.app.phrase_locating import Locator
 from jclip.cli import main
 from jclip.errors import ConfigError, DataError
 from jclip.report.predictor import Predictor
-from tests.app.conftest import needs_gradio
+from tests.app.test_classify_tab import hand_over
 
 RUN = drawn_examples.RUN
 
@@ -42,7 +43,7 @@ def test_the_shown_command_finds_the_same(run, locator, drawn, tmp_path, monkeyp
     shutil.copy(photo, tmp_path / photo.name)
     monkeypatch.chdir(tmp_path)
     for more in ([], ["--attention", "moon.png", "it's"]):
-        found = locator.locate(str(photo), "\n".join([*phrases, *more]), run)
+        found = locator.locate(str(photo), photo.name, "\n".join([*phrases, *more]), run)
         assert main([*shlex.split(found.command)[1:], "--json"]) == 0
         line, answer = json.loads(capsys.readouterr().out), found.to_json()
         assert line == {name: answer[name] for name in line}
@@ -51,7 +52,7 @@ def test_the_shown_command_finds_the_same(run, locator, drawn, tmp_path, monkeyp
         written = sorted(path.name for path in tmp_path.iterdir() if path.name != photo.name)
         assert written == (["boxes.png", "looks.png"] if run else ["boxes.png"])
         with Image.open("boxes.png") as boxes:
-            assert list(boxes.getdata()) == list(found.drawn.getdata())
+            assert np.array_equal(np.asarray(boxes), np.asarray(found.drawn))
         assert len(found.looked) == (len(answer["found"]) if run else 0)
         for name in written:
             (tmp_path / name).unlink()
@@ -59,7 +60,7 @@ def test_the_shown_command_finds_the_same(run, locator, drawn, tmp_path, monkeyp
 
 def test_a_run_stays_open_and_finds_what_it_predicts(locator, drawn):
     photo, phrases = drawn
-    found = locator.locate(str(photo), "\n".join(phrases), RUN)
+    found = locator.locate(str(photo), photo.name, "\n".join(phrases), RUN)
     assert locator.opened.finder(RUN) is locator.opened.finder(RUN)
     for thing, wanted in zip(found.things, Predictor.load(RUN).predict(photo, phrases), strict=True):
         assert thing.box == wanted.box and thing.present == wanted.present
@@ -78,11 +79,11 @@ def test_what_is_wrong_is_the_line_of_the_command(locator, drawn, shared, tmp_pa
         assert main(["ground", photo, phrase, *given]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
         with pytest.raises((DataError, ConfigError)) as raised:
-            locator.locate(str(tmp_path / photo), phrase, run)
+            locator.locate(str(tmp_path / photo), photo, phrase, run)
         assert f"jclip ground: {raised.value}" == said
     for phrases, message in (("  \n", "a phrase a line"), ("\n".join(map(str, range(101))), "at most 100")):
         with pytest.raises(ConfigError, match=message):
-            locator.locate(str(drawn[0]), phrases)
+            locator.locate(str(drawn[0]), drawn[0].name, phrases)
 
 
 # --- in the browser
@@ -92,7 +93,7 @@ def test_a_drawn_scene_is_located_by_clicks(page):
     page.open()
     page.tab("locate")
     page.click("#locate-example")
-    page.wait(lambda: page.value("#locate-phrases textarea") and page.all("#locate-pictures img"))
+    page.wait(lambda: page.value("#locate-phrases textarea") and page.all("#locate-photo img"))
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 3)
     page.wait(lambda: len(page.all("#locate-pictures .sb-looked img")) == 3)
@@ -104,24 +105,13 @@ def test_a_wrong_photo_is_said_at_once_and_rough_boxes_need_no_run(page, drawn, 
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     page.open(390, language="zh-CN")
     page.tab("locate")
-    page.browser.find_element("css selector", "#locate-photo input[type=file]").send_keys(str(tmp_path / "broken.jpg"))
+    hand_over(page, "#locate-photo", tmp_path / "broken.jpg")
     page.wait(lambda: "broken.jpg does not decode" in page.text("body"))
     page.open(390, language="zh-CN")
     page.tab("locate")
-    page.browser.find_element("css selector", "#locate-photo input[type=file]").send_keys(str(drawn[0]))
-    page.wait(lambda: page.all("#locate-pictures img"))
+    hand_over(page, "#locate-photo", drawn[0])
+    page.wait(lambda: page.all("#locate-photo img"))
     page.type("#locate-phrases textarea", "<img src=x onerror=document.title=1>\nthe moon")
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 2)
     assert "粗略" in page.text("#locate-summary") and not page.wider_than_screen() and page.browser.title == "jclip"
-
-
-def test_the_endpoint_answers_as_json(served, drawn):
-    needs_gradio()
-    from gradio_client import Client, handle_file
-
-    client, photo = Client(served.address, verbose=False), handle_file(str(drawn[0]))
-    found = client.predict(photo=photo, phrases="\n".join(drawn[1]), run=RUN, api_name="/locate")
-    assert [thing["phrase"] for thing in found["found"]] == drawn[1] and found["method"] == "network"
-    with pytest.raises(Exception, match="holds no finished run"):
-        client.predict(photo, "dog", "nowhere", api_name="/locate")

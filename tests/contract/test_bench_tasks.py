@@ -21,7 +21,9 @@ if importlib.util.find_spec("torchvision"):  # the benches do without one, whate
     importlib.import_module("torchvision")
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
-speed, sides, targets, encoder_sides = map(importlib.import_module, ("speed", "sides", "targets", "encoder_sides"))
+speed, sides, targets, encoder_sides, equal_towers = map(
+    importlib.import_module, ("speed", "sides", "targets", "encoder_sides", "equal_towers")
+)
 sys.path.remove(str(BENCH))
 COMPUTED = [task for task in speed.TASKS if not task.startswith("photos")]
 OF_2025 = [*speed.ENCODERS, *speed.CHINESE]
@@ -62,6 +64,16 @@ def test_both_sides_have_the_same_image_tower(name):
     shapes = {k: s for k, s in parameter_shapes(config).items() if k.startswith("visual.") and "running_" not in k}
     theirs = sum(p.numel() for p in tower.parameters())
     assert theirs - sum(map(prod, shapes.values())) in (0, config.embed_dim)  # a projection's bias, which timm's has
+
+
+def test_towers_of_one_size_take_turns():
+    calls = []
+    spent = equal_towers.take_turns([lambda: calls.append("a"), lambda: calls.append("b")], 2, iter(range(99)).__next__)
+    assert calls == ["a", "b"] * 3 and spent == [(1, 1), (1, 1)]
+    for row in equal_towers.ROWS[1:]:
+        equal_towers.prepare(row, 2, "fp32")()
+    first, whole = map(equal_towers.gflop, equal_towers.ROWS[:2])
+    assert first == sides.gflop("image ViT-B/16 batch 32") < whole
 
 
 def test_chinese_texts_are_of_6_to_52_tokens_or_full():

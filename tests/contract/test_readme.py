@@ -24,7 +24,7 @@ PAGES = (
     "docs/speed.md", "docs/weights.md", "docs/setup.md", "docs/captions.md", "docs/multi_label_scores.md",
     "docs/tagging.md", "docs/search.md", "docs/gallery.md", "docs/multi_label.md", "docs/retrieval.md",
     "docs/grounding_data.md", "docs/pseudo_labels.md", "docs/curriculum.md", "docs/grounding.md", "docs/teach.md",
-    "docs/report.md",
+    "docs/scale.md", "docs/report.md",
 )  # fmt: skip
 ELSEWHERE = {"docs/evaluation.md": "recipes/test_new_classes.py", "docs/challenge.md": "recipes/test_challenge.py"}
 SHORT = ["data.scenes=64", "data.val_scenes=8", "data.easy_epochs=0", "optim.epochs=1", "zero_shot=[]"]
@@ -32,6 +32,7 @@ SUITE = "python -m pytest"
 SCIENTIFIC = re.compile(r"\d\.\d+e[-+]\d+")
 RANDOM = "jclip models --random ViT-B/32 --out random.safetensors\n"  # as the pages have it
 BREEDS = ("Birman", "beagle", "pug")
+FEW, FEW_CLASSES = "few.tsv", (*BREEDS, "airplanes", "baklava")  # of three data sets, in one table
 
 
 def shortened(text: str) -> str:
@@ -44,6 +45,13 @@ def with_weights(text: str) -> str:
     """The same commands with random weights in place of ViT-B/32, which would be downloaded."""
     text = re.sub(r"^jclip zero-shot .*$", r"\g<0> --model random.safetensors", text, flags=re.MULTILINE)
     return re.sub(r"^jclip train .*$", r"\g<0> model=random.safetensors", text, flags=re.MULTILINE)
+
+
+def with_few_photos(text: str) -> str:
+    """The same commands on a part of the classes, which a processor encodes in seconds."""
+    return text.replace(
+        "photos_fewshot.yaml ", f"photos_fewshot.yaml data.split_file={FEW} data.root=../shared/data/fewshot "
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +71,7 @@ def checkout(tmp_path_factory) -> Path:
     if shared.is_dir():
         (folder.parent / "shared").symlink_to(shared)
         lay_photos(folder, shared / "data" / "fewshot")
+        lay_table(folder, shared / "data" / "fewshot")
     return folder
 
 
@@ -74,6 +83,14 @@ def lay_photos(folder: Path, source: Path) -> None:
             for place in [Path("photos", part, Path(path).parent.name), *[Path("new_photos")] * (part == "test")]:
                 (folder / place).mkdir(parents=True, exist_ok=True)
                 (folder / place / Path(path).name).symlink_to(source / path)
+
+
+def lay_table(folder: Path, source: Path) -> None:
+    """`FEW`, the table of all photos cut to `FEW_CLASSES`."""
+    head, *rows = (source / "index.tsv").read_text(encoding="utf-8").splitlines()
+    few = [row for row in rows if Path(row.split("\t")[0]).parent.name in FEW_CLASSES]
+    assert len({Path(row.split("\t")[0]).parent for row in few}) == len(FEW_CLASSES)
+    (folder / FEW).write_text("\n".join([head, *few]) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +155,8 @@ def test_every_command_runs_and_prints_what_is_written(page, checkout, printed, 
             if "weights" in marks:
                 reads("sh", RANDOM)
                 text = with_weights(text)
+            if "few" in marks:
+                text = with_few_photos(text)
             ran, short = text, "shortened" in marks or text.startswith(SUITE)
             if text.startswith(SUITE):
                 pytest.importorskip("torch", reason="its tests compare with torch: pip install '.[parity]'")
@@ -162,6 +181,8 @@ def test_what_is_not_run_is_check_sh_or_a_download():
                 assert shortened(text).count("optim.epochs=1") == text.count("finetune train")
             if "weights" in marks:
                 assert with_weights(text) != text
+            if "few" in marks:
+                assert with_few_photos(text) != text
 
 
 def test_every_page_with_commands_is_run():

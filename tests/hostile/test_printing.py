@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from jclip.errors import ConfigError, JclipError, UnknownName, fail, guarded, notice, printable, say
+from jclip.report.class_pictures import plot_classes, plot_confusion
 from jclip.report.contact_sheet import write_sheet
-from jclip.report.plots import plot_classes, plot_confusion, plot_shots
+from jclip.report.plots import plot_shots
 from jclip.report.predictions import Predictions, show
 
 ROOT = Path(__file__).parent.parent.parent
@@ -107,6 +108,21 @@ def test_pictures_grow_with_the_classes(tmp_path):
         plot_classes(tmp_path / "classes.png", np.linspace(0, 1, count), names)
         with Image.open(tmp_path / "confusion.png") as confusion, Image.open(tmp_path / "classes.png") as classes:
             assert confusion.size == (square, square) and classes.size == (768, high)
+
+
+def test_pictures_show_what_they_say(tmp_path):
+    """The mean's dashes where the mean is, a bar as long as its share, and a row of the confusion in one blue."""
+    plot_classes(tmp_path / "classes.png", np.array([0.5, np.nan, 1.0]), ["a", "b", "c"])
+    plot_confusion(tmp_path / "confusion.png", np.array([[0, 4], [0, 0]]), ["a", "猫"])
+    with Image.open(tmp_path / "classes.png") as picture:
+        pixels = np.array(picture).astype(int)
+    bars = (abs(pixels - (31, 119, 180)).sum(axis=2) == 0).sum(axis=1)
+    shorter, longer = sorted({*bars[bars > 0]})[0], bars.max()
+    assert abs(shorter - longer / 2) <= 3 and 300 < longer < pixels.shape[1]
+    with Image.open(tmp_path / "confusion.png") as picture:
+        colours = {colour: count for count, colour in picture.getcolors(1 << 24)}
+    dark, light = colours[8, 48, 107], colours[247, 251, 255]
+    assert 2.5 * dark < light < 3.5 * dark  # one of four cells
 
 
 def test_legends_show_every_name(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from jclip.model import eva, layers
 from jclip.model.clip import CLIP, build
 from jclip.model.low_rank import Adapters
 from jclip.model.parameter_groups import LowRank
+from jclip.model.rotary import Rotation
 from jclip.model.streaming import build_streamed
 from jclip.runtime import jt
 from jclip.weights.checkpoint import load_strict, open_checkpoint, random_arrays
@@ -107,9 +108,8 @@ def test_so_it_is_with_updates_beside_its_weights_and_with_prompts_before_it(alo
 
 def test_so_it_is_where_queries_and_keys_are_turned(close):
     attention, x = layers.Attention(24, 3, 0.3, 0.3), jt.array(normal(np.random.default_rng(5), 2, 7, 24))
-    factors = jt.array(normal(np.random.default_rng(6), 1, 7, 72))
     still = attention.at_first(x).numpy()
-    attention.turn_by(lambda qkv: qkv * factors)
+    attention.turn_by(Rotation(normal(np.random.default_rng(6), 7, 8), first=0))
     for block in (contextlib.nullcontext, jt.no_grad):
         with block():
             whole, got = attention(x)[:, 0].numpy(), attention.at_first(x).numpy()

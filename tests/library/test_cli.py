@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from jclip.functional.directions import unit
 from jclip.kernels import trials
 from jclip.postponed import postponed
 from jclip.prompts.templates import class_prompts, load_templates
+from jclip.weights.text_configs import BertConfig, SigLIPTextConfig, TextConfig
 
 ROOT = Path(__file__).parent.parent.parent
 CLASSES = "red thing,绿 thing,blue thing"
@@ -246,6 +248,33 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
     assert ModelSource(tmp_path / "x.safetensors").config == TOY_VIT
     assert run("models", "--random", "RN50") == 2
     assert "--random NAME and --out PATH must be given together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "resize", "text"),
+    [
+        ("ViT-B-16-SigLIP2", "squash", SigLIPTextConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000)),
+        ("Chinese-CLIP-ViT-B-16", "squash", BertConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000)),
+        ("ViT-H-14-worldwide", "shortest", TextConfig(24, 2, 1, 48, 16, 30_000, end=2)),
+    ],
+)
+def test_random_weights_with_another_vocabulary_have_one_of_letters(name, resize, text, tmp_path, capsys, monkeypatch):
+    from jclip.commands import models as models_command
+
+    pytest.importorskip("tokenizers")
+    towers, file = models_command.ARCHITECTURES, tmp_path / "random.safetensors"
+    vision = replace(towers[name].vision, width=24, heads=3, layers=1, mlp_width=48)
+    monkeypatch.setitem(towers, name, replace(towers[name], embed_dim=24, vision=vision, text=text))
+    assert run("models", "--random", f"{name}/some_tag", "--out", file) == 0
+    assert "one of 30,000 letters in its place" in capsys.readouterr().err
+    source = ModelSource(file)
+    ids = source.tokenize(["a cat", "四只猫", "四只狗"])
+    assert ids.shape == (3, 16) and not np.array_equal(ids[1], ids[2]) and source.preprocess.resize == resize
+
+
+def test_an_architecture_that_is_none_is_one_line_with_the_nearest(capsys):
+    assert run("models", "--random", "PE-Core-B-17", "--out", "x.safetensors") == 2
+    assert "unknown model 'PE-Core-B-17', did you mean 'PE-Core-B-16'?" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -14,7 +14,7 @@ from jclip.cli import main
 from jclip.data import gallery_inputs, gallery_store
 from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError, DataError
-from jclip.features import gallery_embedding, gallery_parts, half_models, photo_galleries
+from jclip.features import gallery_changes, gallery_embedding, gallery_parts, half_models, photo_galleries
 from jclip.features.source import ModelSource
 
 MODEL = "shapes-tiny-rn"
@@ -396,3 +396,20 @@ def test_files_of_others_in_a_gallerys_folder_stay(photos, source, tmp_path):
     kept = {path.name for path in (tmp_path / "g").iterdir() if path.read_bytes() == b"mine"}
     assert kept == {"features-train.npy", "rows.npy", "skipped-.jsonl", "features.npy", "notes.txt"}
     assert not [path for path in (tmp_path / "g").iterdir() if path.read_bytes() == b"a killed run's"]
+
+
+def test_of_many_rows_one_part_at_a_time_is_compared(photos, source, tmp_path, counted, monkeypatch):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
+    made(photos, source, tmp_path / "g")
+    monkeypatch.setattr(gallery_changes, "ROWS_IN_MEMORY", 0)
+    counted.clear()
+    (photos / "copy.png").write_bytes((photos / "3.png").read_bytes())
+    with pytest.raises(ConfigError, match="holds a gallery of other photos: add --update"):
+        made(photos, source, tmp_path / "g")
+    assert made(photos, source, tmp_path / "g", update=True).duplicates == 1
+    again = made(photos, source, tmp_path / "g")
+    assert (again.rows, again.added, again.duplicates) == (13, 0, 1) and not counted
+    (photos / "unreadable.jpg").symlink_to(photos / "nothing")
+    (photos / "3.png").unlink()
+    with pytest.raises(ConfigError, match="holds a gallery of other photos: add --update"):
+        made(photos, source, tmp_path / "g")

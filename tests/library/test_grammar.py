@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -80,3 +81,16 @@ def test_without_inflect(monkeypatch):
         plural_of("word of this test")
     assert article_before("8-ball") == "an" and article_before(" …") == ""
     assert fill("a {}", "owl") == "a owl"
+
+
+def test_inflect_is_imported_without_its_checks_of_types():
+    pytest.importorskip("typeguard", reason="this release of inflect does without it")
+    code = (
+        "import typeguard; before = typeguard.typechecked\n"
+        "from jclip.prompts.grammar import article_before\n"
+        "assert article_before('hour') == 'an'\n"
+        "import inflect\n"
+        "assert not any('check' in name for name in inflect.engine.plural_noun.__code__.co_names)\n"
+        "assert typeguard.typechecked is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

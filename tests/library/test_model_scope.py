@@ -142,6 +142,10 @@ def test_the_other_hub_is_named_where_it_has_the_same_weights(tmp_path, monkeypa
         in said["hf-hub:"]
     )
     assert "set X, or fetch open_clip_pytorch_model.bin" in said["ms:"]
+    with pytest.raises(
+        CheckpointError, match="the cache has none of longclip-L.pt .*: set X, or fetch longclip-L.pt, and"
+    ):
+        hub._absent(silent, "BeichenZhang/LongCLIP-L", hub.HUB_FILES)
 
 
 def test_a_config_names_models_of_hubs(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import io
 import sys
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageOps
 
@@ -69,14 +70,26 @@ def test_a_damaged_tag_leaves_the_photo_as_it_is(tmp_path, exif):
     assert np.array_equal(open_photo(tmp_path / "a.jpg"), Image.open(tmp_path / "b.jpg"))
 
 
+def reads(path):
+    try:
+        Image.open(path).load()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
 def test_photos_of_other_modes_without_a_tag_keep_every_bit(tmp_path, mode):
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 does not read the YCbCr that it writes")
     image = photo(61, 40, mode) if mode != "PA" else photo(61, 40, "P").convert("PA")
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "PA") else "a.png")
     image.save(path)
     if mode == "P":
         image.save(path, transparency=3)
     stored = Image.open(path)
+    if mode == "YCbCr" and not reads(path):
+        pytest.skip("this Pillow does not read the YCbCr TIFF that it wrote")
     seen = open_photo(path)
     assert seen.mode == stored.mode == mode and np.array_equal(seen, stored)
     openai = Preprocess(size=(24, 24), upright=False)

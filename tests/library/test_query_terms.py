@@ -119,6 +119,8 @@ def test_scripts_that_weights_never_learned_are_warned_of_once(capsys, monkeypat
     scripts._warned.clear()
     scripts.warn_unread(["강아지"], "wordpiece")
     assert "is Korean, which these weights never learned (Chinese captions)" in capsys.readouterr().err
+    scripts.warn_unread(["四只猫"], scripts.SIGLIP_ENGLISH)
+    assert "is Chinese, which these weights never learned (English captions)" in capsys.readouterr().err
     scripts.warn_unread(["ไทย"], "tokenizer.json")
     assert not capsys.readouterr().err
     assert scripts.script_of("a 狗 called Rex") == "LATIN"

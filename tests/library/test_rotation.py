@@ -55,3 +55,21 @@ def test_bfloat16_is_rounded_once(close):
     assert got.dtype == "bfloat16"
     exact = by_complex_numbers(half.float32().numpy(), angles)
     close(got.float32().numpy(), exact, "half_relative", relative=True)
+
+
+@pytest.mark.parametrize("tokens", [N, 129])  # few keys, and more than FEW_KEYS of attention_half.h
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_turns_first(dtype, tokens, close):
+    if reason := kernels.why_no_half("bf16") if dtype == "bfloat16" else "" if cpu.available() else "it needs oneDNN":
+        pytest.skip(reason)
+    rng = np.random.default_rng(tokens)
+    x = jt.array(rng.standard_normal((B, tokens, 3 * H * D)).astype(np.float32)).cast(dtype)
+    angles = tables(rng.standard_normal((tokens - 2, D // 2)))
+    with jt.no_grad():
+        wanted = kernels.attention(kernels.rotated(x, *angles), H).float32().numpy()
+        got = kernels.attention(x, H, angles=angles)
+        unturned = kernels.attention(x, H).float32().numpy()
+    assert got.dtype == dtype and abs(wanted - unturned).max() > 0.01
+    close(got.float32().numpy(), wanted, "kernel", "attention that turns first")
+    recorded = kernels.attention(x.float32(), H, angles=angles)  # where a gradient may be asked for
+    close(recorded.numpy(), wanted, "half_relative" if dtype == "bfloat16" else "kernel", relative=True)

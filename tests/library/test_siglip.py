@@ -362,6 +362,24 @@ def described(folder: Path, config: dict) -> list[str]:
         ({"model_type": "siglip", "text_config": {"vocab_size": -1}}, "text_config.vocab_size must be"),
         ({"model_type": "siglip"}, "needs its vocabulary, which is not beside it: put tokenizer.json or spiece.model"),
         ({"model_type": "siglip3"}, "is of a siglip3 model"),
+        (
+            {"model_type": "siglip", "vision_config": {"num_channels": 4}},
+            "vision_config.num_channels must be one of 3, got 4",
+        ),
+        (
+            {"model_type": "siglip2", "vision_config": {"num_channels": 4}},
+            "vision_config.num_channels must be one of 3",
+        ),
+        ({"model_type": "clip", "vision_config": {"num_channels": 4}}, "vision_config.num_channels must be one of 3"),
+        (
+            {
+                "model_type": "chinese_clip",
+                "projection_dim": 8,
+                "vision_config": {"num_channels": 4},
+                "text_config": {},
+            },
+            "vision_config.num_channels must be one of 3, got 4",
+        ),
     ],
 )
 def test_folders_that_cannot_be_read_are_one_line(config, message, tmp_path, capsys):
@@ -381,3 +399,12 @@ def test_names_stand_for_towers_whatever_their_activation():
     config = ARCHITECTURES["ViT-B-16-SigLIP2"]
     assert architecture_name(replace(config, vision=replace(config.vision, activation="gelu"))) == "ViT-B-16-SigLIP2"
     assert architecture_name(replace(config, text=replace(config.text, vocab_size=32000))) == "ViT-B-16-SigLIP"
+
+
+def test_the_english_vocabulary_warns_of_other_scripts(weights, monkeypatch):
+    from jclip.features import source as sources
+    from jclip.prompts.scripts import SIGLIP_ENGLISH
+
+    assert ModelSource(weights).vocabulary_kind == "tokenizer.json"
+    monkeypatch.setattr(sources, "C4", TOY_SIGLIP.text.vocab_size)
+    assert ModelSource(weights).vocabulary_kind == SIGLIP_ENGLISH

@@ -340,7 +340,7 @@ def test_clips_own_vocabulary_is_not_a_file(tmp_path):
 
 def test_digests_are_of_bytes_and_settings(wordpieces, tmp_path):
     file = tokenizer_files(bert(tmp_path, wordpieces))
-    digests = {file.open(Tower(800)).digest, open_tokenizer(file.kind, file.data + b"x\n", Tower(801)).digest}
+    digests = {file.open(Tower(800)).digest, open_tokenizer(file.kind, file.data + b"a new one\n", Tower(801)).digest}
     digests.add(open_tokenizer(file.kind, file.data, Tower(800), {"do_lower_case": False}).digest)
     assert len(digests) == 3 and all(len(digest) == 64 for digest in digests)
     assert file.open(Tower(800)).digest in digests
@@ -403,6 +403,7 @@ def test_a_damaged_vocabulary_is_one_line(tmp_path):
         (b"[PAD]\n[CLS]\n[SEP]\n", r"lacks '\[UNK\]'"),
         (b"a\0b\n", "NUL"),
         (b"", "must have 1 to"),
+        (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nb\n[UNK]\n", r"each piece once, got '\[UNK\]' on lines 2 and 6"),
     ]:
         (tmp_path / "vocab.txt").write_bytes(data)
         with pytest.raises(CheckpointError, match=message):
@@ -415,6 +416,30 @@ def test_a_damaged_vocabulary_is_one_line(tmp_path):
     for settings in ({"pad_token": "<none>"}, {"start_token": "<none>"}):
         with pytest.raises(CheckpointError, match="no token '<none>'"):
             open_tokenizer("tokenizer.json", b'{"model": {"vocab": {"a": 0}}}', Tower(1), settings)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"do_lower_case": "no"}, "do_lower_case must be true or false, or null, got 'no'"),
+        ({"tokenizer_class": ["BertTokenizer"]}, "tokenizer_class must be a text"),
+        ({"pad_token": 0}, "pad_token must be a text, or a table with one as its content, or null, got 0"),
+        ({"sep_token": {"content": 3}}, "sep_token must be a text, or a table"),
+        ({"padding_side": "top"}, "padding_side must be one of left, right, or null, got 'top'"),
+        ({"add_eos_token": 1}, "add_eos_token must be true or false"),
+        ({"unk_token": {"content": "[UNK]", "lstrip": False}, "do_lower_case": None, "model_max_length": 10**30}, ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_what_stands_beside_a_vocabulary_has_its_types(said, message, name, wordpieces, tmp_path):
+    folder = bert(tmp_path, wordpieces)
+    (folder / name).write_text(json.dumps(said))
+    if not message:
+        assert tokenizer_files(folder) is not None
+        return
+    with pytest.raises(CheckpointError) as raised:
+        tokenizer_files(folder)
+    assert message in str(raised.value) and str(folder / name) in str(raised.value)
 
 
 def test_a_vocabulary_of_200_megabytes_is_refused_before_it_is_read(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Photos of any proportions against transformers: SigLIP 2's NaFlex towers and processor, and FG-CLIP 2's numbers of patches."""
+"""Photos of any proportions against transformers: SigLIP 2's NaFlex towers and processor, FG-CLIP 2's numbers of patches."""
 
 from __future__ import annotations
 

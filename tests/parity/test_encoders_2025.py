@@ -282,6 +282,29 @@ def test_mobileclips_own_file(seed, tmp_path, close):
         both = model.encode_image(pixels), model.encode_text(ids)
     for mine, other in zip(both, encoded(theirs, pixels, ids), strict=True):
         close(mine.numpy(), other, "features", "toy MobileCLIP B: Apple's own file")
+    ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pt"
+    assert main([str(path), str(ours), "--vision-head-width", "8"]) == 0
+    assert main([str(ours), str(back), "--to", "mobileclip"]) == 0
+    got = torch.load(back, weights_only=True)
+    counters = {k: got.pop(k) for k in list(got) if k.endswith("num_batches_tracked")}
+    assert set(got) == set(apple) and all(torch.equal(v, got[k]) for k, v in apple.items())
+    assert sorted(counters) == [f"image_encoder.model.patch_emb.{i}.block.norm.num_batches_tracked" for i in range(2)]
+    identify(back, Stated(head_width=8)).check()
+
+
+def test_only_mobileclip_b_goes_to_apples_code(tmp_path, capsys):
+    for value, name, code, message in [
+        (0.5, "mobile_b", 2, "must be of weights without a bias of the projection"),
+        (0.0, "mobile_b", 0, "Apple's code adds 1e-05 in the image tower's norms"),
+        (0.0, "pe", 2, "must be of both towers of MobileCLIP B, got others"),
+    ]:
+        config = TOYS_2025[name]
+        arrays = random_arrays(parameter_shapes(config), 0)
+        arrays["visual.proj_bias"][:] = value
+        source = tmp_path / f"{name}.safetensors"
+        save_checkpoint(source, arrays, config, Preprocess(size=config.vision.image_size))
+        assert main([str(source), str(tmp_path / "out.pt"), "--to", "mobileclip"]) == code
+        assert message in capsys.readouterr().err
 
 
 # MetaCLIP 2 in Hugging Face's layout

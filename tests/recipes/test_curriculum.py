@@ -238,8 +238,8 @@ def test_other_modes(tmp_path):
 def test_a_plan_says_what_would_be_trained(finished, capsys):
     module, cfg, _ = read_config(str(SMOKE))
     before = module.plan(cfg, finished.parent / "none")
-    assert "measurers" in before and "hours are known" in before
-    assert "one training of the search, on the 39 rows of template:" in before and "time, extrapolated" in before
+    assert "measurers" in before and "hours are extrapolated from the first steps" in before
+    assert "one training of the search, on the 39 rows of template:" in before and "bottleneck: " in before
     held = module.plan(read_config(str(SMOKE), ["selection=pseudo_val", "held_out=0.2"])[1], finished.parent / "none")
     left = int(held.split("template ")[1].split(",")[0])
     assert (

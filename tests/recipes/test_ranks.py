@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from jclip.machine import open_mpi
+from jclip.paths import cache_dir
 from jclip.readers import read_weights
 
 pytest.importorskip("torch", reason="the reference is not installed: pip install '.[parity]'")
+from tests.recipes.multi_label_folder import write_folder
 from tests.trajectories import ROUNDING, without_key_bias
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,6 +24,7 @@ SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
 MPI = open_mpi.find_mpi()
 pytestmark = pytest.mark.skipif(MPI is None, reason=f"no Open MPI: {open_mpi.INSTALL}")
 QUICK = [str(SMOKE), "model=shapes-tiny-vit", "zero_shot=[]", "data.scenes=50", "data.val_scenes=7", "optim.epochs=3"]
+FEW = ["data.split_file=asset:smoke_split.json", "data.root=shapes:inverted"]
 PLACE = "--run"
 
 
@@ -109,66 +112,116 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tmp_path, close):
     [
         (3, ["optim.batch=2"], [], "rank 0 of 3 on {host}: optim.batch must be at least 3, the number of ranks, got 2"),
         (2, ["optim.lr=1e30"], [], "rank 0 of 2 on {host}: the loss became NaN or infinite between steps 0 and 2"),
-        (2, [], ["optim.lr=2e-3"], "all ranks must have the same config, got another on rank 1 ({host})"),
+        (2, [], ["optim.lr=2e-3"], "all ranks must have the same setting optim.lr, got another on rank 1 ({host})"),
     ],
     ids=["batch", "NaN", "config"],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(count, settings, others, wanted, tmp_path):
     command = ["-m", "jclip.cli", "train", *QUICK, PLACE, str(tmp_path / "r")]
     done = ranks(count, *command, *settings, others=[*command, *others] if others else None)
-    told = [line for line in lines_of(done) if not line.startswith("memory")]
-    assert done.returncode == 2 and len(told) == 1, done.stderr
-    assert wanted.format(host=os.uname().nodename) in told[0]
+    assert done.returncode == 2 and wanted.format(host=os.uname().nodename) in only_line(done)
 
 
-@pytest.mark.slow  # Jittor's core is compiled
+def only_line(done: subprocess.CompletedProcess) -> str:
+    (told,) = [line for line in lines_of(done) if not line.startswith("memory")] or [done.stderr]
+    return told
+
+
+ANOTHER_HOST = """
+import sys
+import jclip.data.splits, jclip.train.several_ranks
+{}
+from jclip.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+OTHER_PHOTOS = "jclip.data.splits.Split.digest = lambda self: 'of other bytes'"
+NO_FOLDER = "jclip.train.several_ranks.PATIENCE, jclip.train.several_ranks.files_of = 0.0, lambda folder: []"
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        (OTHER_PHOTOS, "all ranks must have the same training photos, got another on rank 1 ({host}) than on rank 0"),
+        (NO_FOLDER, "all ranks must see the run's folder {run}, rank 1 ({host}) sees other files there than rank 0"),
+    ],
+    ids=["photos", "folder"],
+)
+def test_other_photos_and_a_folder_that_is_not_shared_are_refused(there, wanted, tmp_path):
+    train = ["train", str(ROOT / "configs" / "coop" / "smoke.yaml"), *FEW, PLACE, str(tmp_path / "r")]
+    done = ranks(2, "-m", "jclip.cli", *train, others=["-c", ANOTHER_HOST.format(there), *train])
+    assert done.returncode == 2 and wanted.format(host=os.uname().nodename, run=tmp_path / "r") in only_line(done)
+
+
+OBJECTS_AT_HAND = """
+import os, shutil
+from pathlib import Path
+import jclip.machine.core_build as build
+compile_all = build._compile_all
+def take(todo, folder, progress):
+    there = Path(os.environ["OBJECTS_OF"], folder.relative_to(os.environ["JCLIP_CACHE"]))
+    objects = [there / p.target.name for p in todo]
+    of_mpi = any(p.target.name.startswith("mpi") for p in todo)
+    if of_mpi or not list(there.glob("jclip-*.json")) or not all(path.is_file() for path in objects):
+        return compile_all(todo, folder, progress)
+    build._run(todo[0], folder / build.EMPTY, "-x", "c++", os.devnull)
+    for path in objects:
+        shutil.copyfile(path, folder / path.name)
+build._compile_all = take
+"""
+
+
+@pytest.mark.slow  # Jittor's core is linked, and its part for MPI compiled
 def test_a_cold_cache_under_mpirun(tmp_path):
+    """Objects of the core are those of the cache that is there, if there is one, which take most of a minute; what is of MPI,
+    and what the first operators need, is compiled."""
+    (tmp_path / "sitecustomize.py").write_text(OBJECTS_AT_HAND)
     code = (
         "from jclip.kernels import collectives; import numpy; print(collectives.total(numpy.ones(2, 'float32')).sum())"
     )
-    done = ranks(2, "-c", code, JCLIP_CACHE=str(tmp_path))
+    paths = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "OBJECTS_OF": str(cache_dir())}
+    done = ranks(2, "-c", code, JCLIP_CACHE=str(tmp_path / "cache"), **paths)
     assert done.returncode == 0 and done.stdout.split() == ["4.0", "4.0"], done.stderr
     assert done.stderr.count("first start here") == 1
 
 
-RECIPES = {  # settings beside those of smoke.yaml: one recipe of towers, one of a network behind them, both with dropout
-    "lora": ["steps=3", "optim.batch=7", "accumulate=2"],
-    "grounding": ["dropout=0.1", "absent=0.5", "accumulate=2", "optim.batch=7", "clip=0.1", "data.scenes=30"],
-}
-OTHERS = {
-    "full": ["model=shapes-tiny-vit", "optim.batch=17", "accumulate=2", "loss=cross_entropy", "optim.epochs=1"],
-    "coop": [], "cocoop": [], "fd_align": [], "kgcoop": [], "maple": ["optim.batch=7"], "promptsrc": [],
-    "text_as_image": [], "dual_prompt": ["augment=dualcoop", "optim.batch=7", "learn=[scale]", "optim.epochs=1"],
-}  # fmt: skip
-OTHER_SETTINGS = {
-    "full": ["optim.batch=20", "statistics=true"],
-    "lora": ["lora.dropout=0", "steps=3"],
-    "grounding": ["augment=true", "model=shapes-tiny-vit", "visual_positions=trained", "dropout=0.1"],
-}
+PARTS = {"train": "val.jsonl", "val": "test.jsonl", "test": "test.jsonl", "classes": "classes.txt"}
+LISTS = ["data.root={photos}", *(f"data.{part}={{photos}}/{name}" for part, name in PARTS.items())]
+OF_TWO = (  # settings beside those of smoke.yaml: recipes of towers, and of a network behind them, with dropout and without
+    ("lora", ["steps=3", "optim.batch=7", "accumulate=2"]),
+    ("grounding", ["dropout=0.1", "absent=0.5", "accumulate=2", "optim.batch=7", "clip=0.1", "data.scenes=30"]),
+    ("full", [*FEW, "data.shots=3", "optim.batch=10", "statistics=true"]),
+    ("lora", ["lora.dropout=0", "steps=3"]),
+    ("grounding", ["augment=true", "model=shapes-tiny-vit", "visual_positions=trained", "dropout=0.1", "data.scenes=12"]),
+)  # fmt: skip
+OF_THREE = (
+    ("full", [*FEW, "data.shots=3", "model=shapes-tiny-vit", "optim.batch=7", "accumulate=2", "loss=cross_entropy"]),
+    ("coop", FEW), ("cocoop", FEW), ("fd_align", []), ("kgcoop", FEW), ("maple", ["optim.batch=7"]), ("promptsrc", []),
+    ("text_as_image", []),
+    ("dual_prompt", ["augment=dualcoop", "optim.batch=5", "learn=[scale]", "known=1", "optim.epochs=4", *LISTS]),
+)  # fmt: skip
 MANY = "import json, sys; from jclip.cli import main; sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))"
 
 
 @pytest.mark.parametrize(
-    ("count", "recipes"),
-    [
-        (2, RECIPES),
-        pytest.param(3, OTHERS, marks=pytest.mark.slow),
-        pytest.param(2, OTHER_SETTINGS, marks=pytest.mark.slow),
-    ],
-    ids=["some", "others", "settings"],
+    ("count", "recipes"), [(2, OF_TWO), pytest.param(3, OF_THREE, marks=pytest.mark.slow)], ids=["two", "three"]
 )
 def test_every_recipe_ends_as_by_one_process(count, recipes, tmp_path, close):
     from jclip.cli import main
 
+    write_folder(tmp_path / "photos", "shapes-tiny-rn")
+    names = (tmp_path / "photos" / "names.txt").read_text().splitlines()
+    (tmp_path / "photos" / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
+
     def commands(kind: str) -> list[list[str]]:
-        of = {name: [str(ROOT / "configs" / name / "smoke.yaml"), *more] for name, more in recipes.items()}
-        return [["train", *words, PLACE, str(tmp_path / kind / name)] for name, words in of.items()]
+        settings = [[str(ROOT / "configs" / name / "smoke.yaml"), *more] for name, more in recipes]
+        given = [[word.format(photos=tmp_path / "photos") for word in words] for words in settings]
+        return [["train", *words, PLACE, str(tmp_path / kind / str(i))] for i, words in enumerate(given)]
 
     assert [main(argv) for argv in commands("one")] == [0] * len(recipes)
     done = ranks(count, "-c", MANY, json.dumps(commands("several")))
     assert done.returncode == 0, done.stderr
-    for name in recipes:
-        files = [tmp_path / kind / name / "learned.safetensors" for kind in ("one", "several")]
+    for number, (name, _) in enumerate(recipes):
+        files = [tmp_path / kind / str(number) / "learned.safetensors" for kind in ("one", "several")]
         arrays = [{k: np.array(t.read()) for k, t in read_weights(file).items()} for file in files]
         assert arrays[0].keys() == arrays[1].keys()
         for key, wanted in arrays[0].items():

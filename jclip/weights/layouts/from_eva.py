@@ -7,7 +7,7 @@ from typing import Any
 
 from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
-from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, Condition, either, obey
+from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, Condition, either, obey, one_of
 from jclip.weights.layouts.from_huggingface import TEXT_RULES, text_from
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
 from jclip.weights.tower_sizes import EPSILON, HEADS, HIDDEN, LAYERS, PATCH, WIDTH
@@ -79,7 +79,8 @@ _FLAGS = (
 )  # fmt: skip
 _VISION: dict[str, Condition] = {
     "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "image_size": SIDE, "patch_size": PATCH, "layer_norm_eps": EPSILON, **dict.fromkeys(_FLAGS, either(FLAG, NOTHING)),
+    "image_size": SIDE, "patch_size": PATCH, "layer_norm_eps": EPSILON, "num_channels": one_of(3),
+    **dict.fromkeys(_FLAGS, either(FLAG, NOTHING)),
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ _TOWER: dict[str, Condition] = {  # what config.json may say of a tower
     "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "hidden_act": TEXT, "layer_norm_eps": EPSILON,
 }  # fmt: skip
-VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH}
+VISION = {**_TOWER, "image_size": SIDE, "patch_size": PATCH, "num_channels": one_of(3)}
 _TEXT = {
     **_TOWER, "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY,
     "eos_token_id": either(whole(0, 1 << 24), NOTHING),

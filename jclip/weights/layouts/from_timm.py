@@ -5,6 +5,7 @@ PE-Core's and MobileCLIP's; EVA's keep timm's names, see `from_eva`. The rules r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
@@ -106,6 +107,14 @@ def canonical(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor],
 def apple(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:
     """Return the tensors of MobileCLIP B's own file under the names of `CLIP`."""
     return apply(tensors, APPLE_RULES)
+
+
+def to_apple(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Return tensors under the names of MobileCLIP B's own file: the inverse of `apple`, counters of batch norms kept."""
+    counters = {k: t for k, t in tensors.items() if k.endswith("num_batches_tracked")}
+    place = re.compile(r"visual\.patch_embed\.backbone\.(\d)\.bn\.")
+    named = {place.sub(rf"{APPLE}patch_emb.\1.block.norm.", k): t for k, t in counters.items()}
+    return {**unapply({k: t for k, t in tensors.items() if k not in counters}, APPLE_RULES), **named}
 
 
 def layout_of(names: Set[str], place: object) -> str | None:
