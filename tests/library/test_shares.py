@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 
@@ -205,6 +206,7 @@ def test_estimates_follow_from_what_was_measured():
     assert found.bottleneck == "the model"
     assert found.hours() == pytest.approx(0.01 + 100 * 0.061) and found.hours(2) == pytest.approx(0.01 + 100 * 0.031)
     assert found.hours(8) == pytest.approx(0.01 + 100 * (0.001 + 0.11 / 4))  # as many processes as cores can feed
+    assert dataclasses.replace(found, parts=1).hours(8) == found.hours()  # one part is one process's
     assert found.disk == 2 * 360_000 * 1500
     assert [spoken(hours) for hours in (0.01, 0.5, 3.4, 100)] == ["36 s", "30 min", "3.4 h", "4.17 d"]
 
