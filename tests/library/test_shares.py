@@ -223,6 +223,13 @@ def scenes(tmp_path_factory):
     return folder
 
 
+def test_a_shard_without_a_part_has_nothing_to_do(scenes, tmp_path, capsys):
+    order = ["tag", str(scenes), "--model", MODEL, "--classes", "a,b", "--out", str(tmp_path / "tags.csv")]
+    assert main([*order, "--shard", "2/2"]) == 0
+    assert capsys.readouterr().out == "shard 2/2 has nothing to do: the photos are 1 part, of other shards\n"
+    assert not (tmp_path / "tags.csv").exists()
+
+
 SMALL = """
 import jclip.features.part_arrays as parts
 import jclip.report.row_scores as rows
