@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 
 from jclip.commands.arguments import Parser, add_shared, nonempty
-from jclip.errors import UnknownName, notice, say
+from jclip.errors import ConfigError, UnknownName, notice, say
 from jclip.model import clip
 from jclip.prompts import stand_in_vocabularies, vocabularies
 from jclip.report import predictions
 from jclip.weights import catalogue, checkpoint, families
 from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import ARCHITECTURES, SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, slug
+
+SAME = {"MobileCLIP2-B": "MobileCLIP-B", "ViT-L-14-336": "ViT-L/14@336px"}  # published names of one architecture
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,10 +83,15 @@ def weight_files() -> list[str]:
 
 
 def known_name(name: str) -> str:
-    """The architecture's name, with or without a tag of published weights. Raises `UnknownName`."""
-    for known in ARCHITECTURES:
+    """The architecture's name, with or without a tag of published weights. Raises `UnknownName`, and `ConfigError` for one
+    whose sizes are not known here."""
+    for known in [*ARCHITECTURES, *SAME]:
         if name.lower() == known.lower() or name.lower().startswith(f"{known.lower()}/"):
-            return known
+            return SAME.get(known, known)
+    if name.lower().startswith("fg-clip2-"):
+        raise ConfigError(
+            f"--random knows no sizes of {name}: its folder alone states them (`python convert {name} DST`)"
+        )
     try:
         return canonical_name(name)
     except UnknownName:

@@ -115,8 +115,10 @@ def _own_share(args: argparse.Namespace, job: Job, begun: float) -> Helped:
     if args.worker:
         say(json.dumps({"encoded": encoded}))
         return replace(found, ends=False)
-    if missing := job.missing():
-        parts = counted(len(job.sizes), "part")
+    missing, parts = job.missing(), counted(len(job.sizes), "part")
+    if missing and not own.of_numbers(len(job.sizes)):
+        say(f"shard {own} has nothing to do: the photos are {parts}, of other shards")
+    elif missing:
         say(
             f"shard {own}: {len(job.sizes) - len(missing)} of {parts} are finished in {job.folder}, those of "
             f"{own.names_of(missing)} are not; the shard that finishes the last one ends the work"

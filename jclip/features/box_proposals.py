@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from jclip.data.preprocess import notice_squashed
 from jclip.errors import ConfigError
 from jclip.features.extraction import batch_size
 from jclip.features.heads import check_directions, encode_prompts, scale_of
@@ -67,6 +68,7 @@ class BoxScorer:
     def __init__(self, sources: Sequence[ModelSource], rules: ProposalRules | None = None):
         for source in sources:
             check_towers(source)
+            notice_squashed(source.preprocess, "pictures of boxes")
         self.sources, self.rules = tuple(sources), rules or ProposalRules()
         self.texts = tuple(TextFeatures(source) for source in self.sources)
 

@@ -32,7 +32,8 @@ _PLACES = ("reading the files", "decoding the photos", "the model")
 @dataclass(frozen=True)
 class Estimate:
     """Measured on `sample` photos: seconds a photo alone (reading, decoding, model) and all together, CPU seconds a photo,
-    seconds to load the model, MiB of the processes, bytes that a row takes on disk. photos: of the whole job."""
+    seconds to load the model, MiB of the processes, bytes that a row takes on disk. photos: of the whole job. parts: what
+    processes take one after the other, where that is known."""
 
     photos: int
     sample: int
@@ -43,6 +44,7 @@ class Estimate:
     memory: float
     row: float
     cores: int
+    parts: int = 1 << 31
 
     @property
     def bottleneck(self) -> str:
@@ -50,10 +52,10 @@ class Estimate:
         return _PLACES[int(np.argmax(self.alone))]
 
     def hours(self, processes: int = 1) -> float:
-        """Of the whole job by so many processes of this machine, which share its cores: they take as much CPU time."""
-        each = (
-            self.together if processes == 1 else max(self.together / min(processes, self.cores), self.cpu / self.cores)
-        )
+        """Of the whole job by so many processes of this machine, which share its cores: they take as much CPU time.
+        Those without a part have nothing to do."""
+        busy = min(processes, self.parts, self.cores)
+        each = self.together if busy == 1 else max(self.together / busy, self.cpu / self.cores)
         return (self.load + self.photos * (self.alone[0] + each)) / 3600
 
     def rows(self, counts: Sequence[int]) -> list[str]:
@@ -124,7 +126,7 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
     load = max(0.0, load - min(size, len(paths)) * together)  # the first batch counts among the photos
     row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
     alone = (reading, decoding, computing)
-    return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores())
+    return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores(), inputs.parts)
 
 
 def sample_of(inputs: Inputs) -> tuple[list[str], int]:

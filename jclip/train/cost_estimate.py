@@ -165,7 +165,7 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> Co
     recipe raises for bad input."""
     seconds = seconds or SECONDS
     meter, left_out = work_meter.WorkMeter(seconds), ""
-    with tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
+    with _ended_in_order(), tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
         begun = _spent()
         with meter.phase("starting"):
             _ = jt.flags  # Jittor is loaded, which takes seconds at first
@@ -222,6 +222,24 @@ def size(count: float) -> str:
             return f"{count:,.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
         count /= 1024
     return f"{count:,.3g} TiB"
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """In the block a signal that ends this process leaves `with` first, which removes the folder."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

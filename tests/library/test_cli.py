@@ -277,6 +277,18 @@ def test_an_architecture_that_is_none_is_one_line_with_the_nearest(capsys):
     assert "unknown model 'PE-Core-B-17', did you mean 'PE-Core-B-16'?" in capsys.readouterr().err
 
 
+def test_every_published_architecture_can_be_random_but_fg_clips(capsys):
+    from jclip.commands.models import known_name
+    from jclip.weights import catalogue
+
+    for name in {row.architecture for row in catalogue.rows()}:
+        if not name.startswith("FG-CLIP2"):
+            assert known_name(name)
+    assert known_name("MobileCLIP2-B/dfndr2b") == "MobileCLIP-B" and known_name("ViT-L-14-336") == "ViT-L/14@336px"
+    assert run("models", "--random", "FG-CLIP2-base", "--out", "x.safetensors") == 2
+    assert "--random knows no sizes of FG-CLIP2-base: its folder alone states them" in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves_is_no_error():
     command = f"{sys.executable} -m jclip.cli models | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)

@@ -11,11 +11,13 @@ from PIL import Image
 
 from jclip.choices import PreprocessChoice
 from jclip.cli import main
+from jclip.data import preprocess
 from jclip.data.augment import Views
 from jclip.data.captions import Pairs
 from jclip.data.preprocess import Preprocess, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError
+from jclip.features.box_proposals import BoxScorer
 from jclip.features.caption_features import encode_pairs
 from jclip.features.extraction import encode_photos, extract
 from jclip.features.gallery import Gallery
@@ -93,6 +95,14 @@ def test_a_gallery_and_a_model_trained_on_squares(weights, photos, tmp_path, clo
     assert main(["train", str(config), "--run", str(tmp_path / "r")]) == 0
     assert "training photos must be of one size: they are squashed to 32 x 32 pixels" in capsys.readouterr().err
     assert open_checkpoint(tmp_path / "r" / "model.safetensors").preprocess.resize == "squash"
+
+
+def test_boxes_are_seen_as_squares(weights, capsys):
+    preprocess._say_squashed.cache_clear()
+    BoxScorer([ModelSource(weights)])
+    assert capsys.readouterr().err.startswith(
+        "pictures of boxes must be of one size: they are squashed to 32 x 32 pixels"
+    )
 
 
 def test_what_weights_without_it_say(tmp_path):

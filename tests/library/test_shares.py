@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 
@@ -205,6 +206,7 @@ def test_estimates_follow_from_what_was_measured():
     assert found.bottleneck == "the model"
     assert found.hours() == pytest.approx(0.01 + 100 * 0.061) and found.hours(2) == pytest.approx(0.01 + 100 * 0.031)
     assert found.hours(8) == pytest.approx(0.01 + 100 * (0.001 + 0.11 / 4))  # as many processes as cores can feed
+    assert dataclasses.replace(found, parts=1).hours(8) == found.hours()  # one part is one process's
     assert found.disk == 2 * 360_000 * 1500
     assert [spoken(hours) for hours in (0.01, 0.5, 3.4, 100)] == ["36 s", "30 min", "3.4 h", "4.17 d"]
 
@@ -219,6 +221,13 @@ def scenes(tmp_path_factory):
         draw_scene((number,), count=(1, 2)).render().save(folder / f"{number:02d}.png")
     (folder / "07.png").write_bytes(b"\x89PNG broken")
     return folder
+
+
+def test_a_shard_without_a_part_has_nothing_to_do(scenes, tmp_path, capsys):
+    order = ["tag", str(scenes), "--model", MODEL, "--classes", "a,b", "--out", str(tmp_path / "tags.csv")]
+    assert main([*order, "--shard", "2/2"]) == 0
+    assert capsys.readouterr().out == "shard 2/2 has nothing to do: the photos are 1 part, of other shards\n"
+    assert not (tmp_path / "tags.csv").exists()
 
 
 SMALL = """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,3 +72,14 @@ def test_what_takes_too_long_is_given_up(monkeypatch):
     monkeypatch.setattr(module, "regressed", lambda *_: time.sleep(30))
     found = cost_estimate.estimated(module, cfg, 0.01)
     assert found.left_out and "all takes at least this" in "\n".join(found.lines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_nothing(number, tmp_path, monkeypatch):
+    module, cfg, _ = read_config("linear_probe/smoke")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "run", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        cost_estimate.estimated(module, cfg, 0.01)
+    assert ended.value.code == 128 + number and not [*tmp_path.iterdir()] and signal.getsignal(number) == before
