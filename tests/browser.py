@@ -166,6 +166,8 @@ def start_chromium(*arguments: str) -> Any:
                      "--disable-background-networking", "--disable-component-update", "--no-first-run",
                      "--disable-sync", "--disable-features=OptimizationHints,MediaRouter", *arguments):  # fmt: skip
         options.add_argument(argument)
+    passwords = {"credentials_enable_service": False, "profile.password_manager_leak_detection": False}
+    options.add_experimental_option("prefs", passwords)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(options=options, service=Service(executable_path=shutil.which("chromedriver")))
 
