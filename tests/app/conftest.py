@@ -15,8 +15,8 @@ from jclip.data import shape_sources
 from tests.browser import Page, Recorder, Served, start_chromium, why_no_browser
 
 # What the browser itself asks for, on an empty page as well.
-OF_CHROMIUM = re.compile(r"[ /](clients\d|update|accounts|content-autofill|optimizationguide-pa|redirector|passwordsleakcheck-pa)\."
-                         r"(google|googleapis|gvt1)\.com[:/]")  # fmt: skip
+OF_CHROMIUM = re.compile(r"[ /](clients\d|update|accounts|content-autofill|optimizationguide-pa|redirector|"
+                         r"passwordsleakcheck-pa)\.(google|googleapis|gvt1)\.com[:/]")  # fmt: skip
 
 MODEL = "shapes-tiny-vit"
 PASSWORD = "open sesame 芝麻"
