@@ -14,6 +14,7 @@ from jclip.cli import main
 from jclip.data import preprocess
 from jclip.data.augment import Views
 from jclip.data.captions import Pairs
+from jclip.data.loader import batches
 from jclip.data.preprocess import Preprocess, with_choice
 from jclip.data.splits import Split
 from jclip.errors import ConfigError
@@ -75,6 +76,14 @@ def test_features_stand_in_the_order_of_photos(weights, photos, close, capsys):
     close(unit(wanted) @ unit(source.model.encode_text(source.tokenize(["a photo of a red.", "a photo of a dark."])).numpy()).T
           * float(source.model.logit_scale.exp().item()) + source.logit_bias, tags, "scores")  # fmt: skip
     assert not capsys.readouterr().err
+
+
+def test_no_batch_is_larger_than_one_of_squares(weights, photos):
+    source = ModelSource(weights)
+    views, path = Views(source.preprocess), str(photos / "test" / "red" / "5.png")  # 51 x 96, many patches
+    sizes = [(len(at), pixels.size) for at, pixels in batches([path] * 6, views, 3)]
+    assert sum(count for count, _ in sizes) == 6 and max(size for _, size in sizes) <= 3 * 3 * 32 * 32
+    assert [count for count, _ in sizes] == [2, 1, 2, 1]
 
 
 def test_a_gallery_and_a_model_trained_on_squares(weights, photos, tmp_path, close, capsys):

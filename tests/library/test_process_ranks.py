@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from jclip.errors import ConfigError
 from jclip.machine import open_mpi, rank_watch, ranks
 from jclip.machine.ranks import Ranks
+from jclip.train import several_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 AS_RANK_1_OF_4 = {
@@ -129,3 +131,13 @@ def test_who_dies_without_a_word_is_named_once(how, speaks, tmp_path):
 def test_the_first_failure_of_a_host_is_one(tmp_path):
     assert rank_watch.fails_first(str(tmp_path)) and not rank_watch.fails_first(str(tmp_path))
     assert rank_watch.fails_first(str(tmp_path / "absent"))
+
+
+def test_a_last_batch_leaves_no_rank_without_a_row(monkeypatch):
+    monkeypatch.setattr(ranks, "_now", Ranks(0, 3))
+    several_ranks.require_rows_for_all(12, 4)
+    several_ranks.require_rows_for_all(11, 4)
+    with pytest.raises(
+        ConfigError, match=r"a row for each of 3 ranks where batch norms move, got 2 \(10 in batches of 4\)"
+    ):
+        several_ranks.require_rows_for_all(10, 4)

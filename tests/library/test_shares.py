@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import tarfile
 
 import pytest
 
@@ -209,6 +210,19 @@ def test_estimates_follow_from_what_was_measured():
     assert dataclasses.replace(found, parts=1).hours(8) == found.hours()  # one part is one process's
     assert found.disk == 2 * 360_000 * 1500
     assert [spoken(hours) for hours in (0.01, 0.5, 3.4, 100)] == ["36 s", "30 min", "3.4 h", "4.17 d"]
+
+
+def test_tars_hold_as_many_photos_a_byte_as_the_first(photos, tmp_path):
+    from jclip.features.gallery_estimate import sample_of
+
+    some = sorted(photos.rglob("*.png"))[:7]
+    for name, held in (("0.tar", some[:2]), ("1.tar", some[2:])):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for photo in held:
+                tar.add(photo, photo.name)
+    paths, count = sample_of(gallery_inputs.read_inputs([str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]))
+    sizes = [(tmp_path / name).stat().st_size for name in ("0.tar", "1.tar")]
+    assert len(paths) == 2 and sizes[1] > sizes[0] and count == round(2 * sum(sizes) / sizes[0]) > 4
 
 
 SCENES = 25

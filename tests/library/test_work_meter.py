@@ -111,6 +111,17 @@ def test_a_solver_is_cut_and_its_iterations_are_guessed(clock):
     assert meter.uncertain == ["iterations"]
 
 
+def test_a_solver_that_comes_slowly_takes_no_more_steps_than_it_may(clock):
+    with (meter := WorkMeter(1.0)).running():
+        steps, ended, done = work_meter.SolverSteps(100, 1e-6), False, 0
+        while not ended:
+            clock.spend(1.0)
+            done += 1
+            ended = steps.ends(1.0 - 1e-4 * done)
+    account = meter.account()
+    assert account.measured == done and account.total == 100 and account.skipped[0] == pytest.approx(100 - done)
+
+
 def test_ranks_share_what_they_can_and_add_what_they_must():
     """By hand: 100 s of training of which 10 are each rank's, 20 s of the rest, 4 s to pass all gradients once."""
     training = work_meter.Account("training", np.array([40.0, 60.0, 0.0]), np.array([60.0, 90.0, 0.0]), "steps", 4, 10)
