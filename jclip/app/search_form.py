@@ -45,8 +45,10 @@ class Form:
         terms = []
         for term in typed.terms:
             ours = self.photo is not None and (term.kind, term.value) == ("photo", self.photo.name)
-            if term.kind in query_terms.IN_FILES and not ours:
+            if term.kind in ("photo", "feature") and not ours:
                 raise ConfigError(f"a photo must be uploaded here, not named by its path, got {term.value[:80]}")
+            if term.kind == "concept":
+                below_here(term.value)
             terms.append(query_terms.Term("photo", str(self.photo), term.weight) if ours else term)
         return query_terms.Query(typed.name, tuple(terms))
 
@@ -69,3 +71,13 @@ class Form:
 
 def _weight(weight: float) -> str:
     return "" if weight == 1 else f"{weight:g}:"
+
+
+def below_here(folder: str) -> Path:
+    """A file or folder below the folder where the page was started. Raises `ConfigError` for another."""
+    path = Path(folder.strip())
+    if not folder.strip() or path.is_absolute() or ".." in path.parts or "\0" in folder:
+        raise ConfigError(
+            f"a file or folder must lie below where jclip app was started ({Path.cwd()}), got {folder[:200]!r}"
+        )
+    return path

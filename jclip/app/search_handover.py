@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jclip.app import search_grid, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
-from jclip.errors import ConfigError, DataError
+from jclip.app.search_form import below_here
+from jclip.errors import DataError
 from jclip.features import gallery as galleries
 from jclip.postponed import gr
 from jclip.report import folder_names, search_results, sorted_folders
@@ -82,11 +82,3 @@ def _put(found: galleries.Found, folder: str, label: str, how: str, language: wo
     if absent := len(found.hits) - len(placed):
         lines.append(words.said("search.put_absent", language, count=absent))
     return "".join(f"<p>{escaped(line)}</p>" for line in lines)
-
-
-def below_here(folder: str) -> Path:
-    """A folder below the one where the page was started. Raises `ConfigError` for another."""
-    path = Path(folder.strip())
-    if not folder.strip() or path.is_absolute() or ".." in path.parts or "\0" in folder:
-        raise ConfigError(f"the folder must lie below where jclip app was started ({Path.cwd()}), got {folder[:200]!r}")
-    return path

@@ -14,6 +14,7 @@ import pytest
 from jclip.data import shape_sources
 from tests.browser import Page, Recorder, Served, start_chromium, why_no_browser
 
+OWN = ("http://127.0.0.1:", "data:", "blob:", "about:")  # of tests' pages
 # What the browser itself asks for, on an empty page as well.
 OF_CHROMIUM = re.compile(r"[ /](clients\d|update|accounts|content-autofill|optimizationguide-pa|redirector)\."
                          r"(google|googleapis|gvt1)\.com[:/]")  # fmt: skip
@@ -85,10 +86,10 @@ def chromium(outside) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def page(chromium, served, outside) -> Iterator[Page]:
-    """The page, not loaded yet; at the end it has asked its own server alone."""
+    """The page, not loaded yet; at the end the browser has asked servers of this machine alone."""
     found = Page(chromium, served.address, served)
     yield found
-    assert [url for url in found.requests() if not url.startswith((served.address, "data:", "blob:", "about:"))] == []
+    assert [url for url in found.requests() if not url.startswith(OWN)] == []
     assert [line for line in outside.asked if not OF_CHROMIUM.search(line)] == []
 
 

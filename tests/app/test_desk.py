@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from jclip.app import desk as desks
-from jclip.app import markup, search_form, search_handover, words
+from jclip.app import markup, search_form, words
 from jclip.app.shown_command import shown
 from jclip.commands import search as search_command
 from jclip.errors import ConfigError, DataError
@@ -179,7 +179,7 @@ def test_names_as_html_are_text_and_no_template():
 def test_the_shown_command_asks_for_the_same(form):
     program, name, place, *rest = shlex.split(form.command("my photos/all", "ViT-B/32"))
     assert (program, name, place) == ("jclip", "search", "my photos/all")
-    args = search_command._parsed([place, *rest])
+    args = search_command.parsed(search_command.parser(), [place, *rest])
     assert query_terms.parse_terms(args.terms).terms == form.query.terms
     assert (args.where, args.unique, args.cut, args.top, args.model) == (
         form.conditions, form.unique, form.cut, form.top, "ViT-B/32",
@@ -196,10 +196,13 @@ def test_commands_are_quoted():
 @pytest.mark.parametrize("folder", ["/tmp/x", "../x", "a/../../x", "", "  ", "a\0b"])
 def test_photos_go_below_the_folder_of_the_start_alone(folder):
     with pytest.raises(ConfigError, match="must lie below where jclip app was started"):
-        search_handover.below_here(folder)
+        search_form.below_here(folder)
 
 
 def test_files_of_this_machine_are_no_terms():
+    for text in ("concept:/etc/x.concept", "@../x.concept", "a - /x.concept"):
+        with pytest.raises(ConfigError, match="must lie below where jclip app was started"):
+            search_form.Form(text).query  # noqa: B018
     for text in ("@/etc/passwd", "./x.png", "/x.npy", "a + 2:@x.png"):
         with pytest.raises(ConfigError, match="must be uploaded here"):
             search_form.Form(text).query  # noqa: B018

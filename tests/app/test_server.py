@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -58,32 +59,32 @@ def test_other_names_and_other_pages_are_refused(served):
     assert served.headers["x-frame-options"] == "DENY"
 
 
-def test_an_address_in_place_of_a_photo_is_not_fetched(served):
-    other = Recorder()
-    with pytest.raises(RuntimeError):
-        served.ask("search", query=f"@{other.address}/photo.png")
-    address = {"path": f"{other.address}/photo.png", "meta": {"_type": "gradio.FileData"}}
-    for name in ("classify", "locate"):
-        if f'"/{name}"'.encode() in served.get("/gradio_api/info")[1]:
-            with pytest.raises(RuntimeError):
-                served.ask(name, photo=address, photos=[address])
-    assert other.asked == []
-
-
-def test_a_path_in_place_of_an_upload_is_not_opened(served, scenes):
-    """Handlers of the page itself are asked as well, which no document names."""
-    photo = {"path": str(sorted(scenes.glob("scene_*"))[0]), "meta": {"_type": "gradio.FileData"}}
+def taking_files(served, path: str) -> Iterator[tuple[str, list]]:
+    """Each handler that takes files, those of the page itself as well, with values that name `path` for an upload."""
+    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
     config = json.loads(served.get("/config")[1])
     kinds = {one["id"]: one["type"] for one in config["components"]}
-    tried = 0
     for handler in config["dependencies"]:
         given = [kinds[number] for number in handler["inputs"]]
         if {"image", "file"} & {*given} and handler["backend_fn"]:
-            tried += 1
-            data = [photo if kind == "image" else [photo] if kind == "file" else None for kind in given]
-            with pytest.raises(RuntimeError, match="not uploaded by a user"):
-                served.call(handler["api_name"], data)
-    assert tried
+            yield handler["api_name"], [{"image": photo, "file": [photo]}.get(kind) for kind in given]
+
+
+def test_an_address_in_place_of_a_photo_is_not_fetched(served):
+    other = Recorder()
+    handlers = [*taking_files(served, f"{other.address}/photo.png")]
+    for name, data in handlers:
+        with pytest.raises(RuntimeError):
+            served.call(name, data)
+    assert handlers and other.asked == []
+
+
+def test_a_path_in_place_of_an_upload_is_not_opened(served, scenes):
+    handlers = [*taking_files(served, str(sorted(scenes.glob("scene_*"))[0]))]
+    for name, data in handlers:
+        with pytest.raises(RuntimeError, match="not uploaded by a user"):
+            served.call(name, data)
+    assert handlers
 
 
 def test_what_is_too_large_is_not_kept(served):
