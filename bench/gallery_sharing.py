@@ -96,7 +96,7 @@ def processes(args) -> None:
         print(f"{args.count:,} photos, random ViT-B/32, a thread each     whole command   CPU   photos/s, model loaded")
         some = f"{place.some} of them"
         one = place.measured(f"one process, {some}", [], some=True)
-        bound = place.measured(f"one_process on one core, {some}", [], some=True, cores=1)
+        bound = place.measured(f"on one core, {some}", [], some=True, cores=1)
         two = place.measured("--processes 2", ["--processes", "2"])
         print(f"efficiency of two processes: {two.rate / (2 * bound.rate):.2f} beside one core (aim 0.9), "
               f"{two.rate / (2 * one.rate):.2f} beside a process whose photos another core decodes")  # fmt: skip
