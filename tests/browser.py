@@ -166,7 +166,9 @@ def start_chromium(*arguments: str) -> Any:
                      "--disable-background-networking", "--disable-component-update", "--no-first-run",
                      "--disable-sync", "--disable-features=OptimizationHints,MediaRouter", *arguments):  # fmt: skip
         options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    passwords = {"credentials_enable_service": False, "profile.password_manager_leak_detection": False}
+    options.add_experimental_option("prefs", passwords)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(options=options, service=Service(executable_path=shutil.which("chromedriver")))
 
 
@@ -175,15 +177,18 @@ class Page:
 
     def __init__(self, browser: Any, address: str, served: Served | None = None):
         self.browser, self.address, self.served = browser, address, served
+        self._asked: set[str] = set()
 
     def open(self, width: int = 1280, height: int = 900, language: str = "en-US", path: str = "/") -> Page:
         """Loads it anew, in that language and so many pixels wide."""
         send = self.browser.execute_cdp_cmd
+        self.requests()
         agent = self.browser.execute_script("return navigator.userAgent")
         send("Network.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": language})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         send("Emulation.setDeviceMetricsOverride", size)
         self.browser.get(self.address + path)
+        self.browser.execute_script("performance.setResourceTimingBufferSize(5000)")
         self.wait(lambda: self.all("#sentence textarea, #sentence input, #world, input[type=password]"))
         return self
 
@@ -213,9 +218,18 @@ class Page:
         return self.wait(lambda: self.all(css))[0]
 
     def click(self, css: str) -> None:
-        """Clicks the first that is shown."""
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.one(css))
-        self.one(css).click()
+        """Clicks the first that is shown, as soon as it can be clicked."""
+        self.wait(lambda: self._clicked(css))
+
+    def _clicked(self, css: str) -> bool:
+        from selenium.common.exceptions import ElementClickInterceptedException
+
+        for found in self.all(css)[:1]:
+            self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+            with contextlib.suppress(ElementClickInterceptedException):  # a message passes over it
+                found.click()
+                return True
+        return False
 
     def tab(self, name: str) -> None:
         """Shows a tab: search, classify, locate or runs."""
@@ -255,10 +269,12 @@ class Page:
         """Whether it must be scrolled sideways."""
         return self.browser.execute_script("return document.documentElement.scrollWidth > window.innerWidth")
 
-    def requests(self) -> list[str]:
-        """Addresses that the page has asked since this was called last."""
-        events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    def requests(self) -> set[str]:
+        """Addresses that the page has asked so far, each time that it was loaded."""
+        if self.browser.current_url.startswith(self.address):
+            names = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+            self._asked.update(self.browser.execute_script(names))
+        return self._asked
 
     def complaints(self) -> list[str]:
         """What the browser's log has of errors since it was asked last."""
