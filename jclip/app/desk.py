@@ -22,7 +22,7 @@ from PIL import Image
 from jclip.app.thumbnails import LARGE, SIDE, Thumbnails
 from jclip.choices import default_model
 from jclip.data import gallery_store, photo_file, shape_sources
-from jclip.errors import DataError, JclipError, notice, printable
+from jclip.errors import ConfigError, DataError, JclipError, notice, printable
 from jclip.features import gallery as galleries
 from jclip.features import photo_galleries, query_features
 from jclip.features import source as sources
@@ -38,6 +38,15 @@ MOST_UPLOAD = 32 << 20  # bytes of one photo
 
 class Stopped(JclipError):
     """Long work that somebody stopped in the page."""
+
+
+def is_utf8(path: str | os.PathLike) -> bool:
+    """Whether a browser can be told the path: what is no UTF-8 breaks the whole stream of answers to it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass
@@ -66,6 +75,10 @@ class Desk:
         self.place, self.model, self.family = place, model or default_model(), family
         self._named = model
         self.runs = [run_folder.existing_run(run) for run in runs]
+        if strange := [run for run in self.runs if not is_utf8(run)]:
+            raise ConfigError(
+                f"--run must be a folder whose name is UTF-8, as browsers have it, got {strange[0]}: rename it"
+            )
         self.gallery: galleries.Gallery | None = None
         self.said_of_photos = ""  # what goes on with the gallery, or went wrong
         self.folder = Path(tempfile.mkdtemp(prefix="jclip-app-"))
@@ -249,6 +262,8 @@ class Desk:
         found = Path(path)
         if self.folder.resolve() not in found.resolve().parents:
             raise DataError(f"a photo must be uploaded, got a path: {found.name}")
+        if not found.is_file():  # it was refused, or uploaded long ago
+            raise DataError(f"{found.name} is not there any more: drop it again")
         try:
             if (size := found.stat().st_size) > MOST_UPLOAD:
                 raise DataError(f"{found.name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip.app import shown_command, words
-from jclip.app.desk import Desk
+from jclip.app.desk import Desk, is_utf8
 from jclip.errors import ConfigError, DataError
 from jclip.postponed import gr
 from jclip.report import page_photos, page_words, run_comparison, run_page, run_record, web_page
@@ -103,7 +103,7 @@ def runs_at(typed: str) -> list[Path]:
     found, level = [], [place]
     for _ in range(DEPTH):
         level = [inner for folder in level for inner in sorted(folder.iterdir()) if inner.is_dir()][: 100 * MOST_RUNS]
-        found += [folder for folder in level if is_run(folder)]
+        found += [folder for folder in level if is_utf8(folder) and is_run(folder)]
         level = [folder for folder in level if folder not in found]
     if not found:
         raise ConfigError(f"{place} holds no run: name a folder that `jclip train` wrote")

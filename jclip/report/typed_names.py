@@ -9,6 +9,7 @@ from pathlib import Path
 from jclip.data import class_names
 from jclip.data.class_lists import LONGEST, Entry
 from jclip.errors import ConfigError, DataError, UnknownName, quoted
+from jclip.features import concepts
 from jclip.paths import is_file
 from jclip.prompts import class_sets, templates
 
@@ -43,7 +44,8 @@ class TypedNames:
 def typed_classes(text: str, least: int = 2) -> TypedNames:
     """Names, one a line; a line alone may be the name of a set or have commas between names.
 
-    Raises `DataError` for fewer than `least` names and for one that stands twice, whatever its case, blanks or Unicode form.
+    Raises `DataError` for fewer than `least` names and for one that stands twice, whatever its case, blanks or Unicode form,
+    and for a concept, which is a file.
     """
     lines = [" ".join(line.split()) for line in (text or "").splitlines() if line.strip()]
     if not lines:
@@ -55,6 +57,8 @@ def typed_classes(text: str, least: int = 2) -> TypedNames:
     if len(lines) > MOST or (long := next((line for line in lines if len(line) > LONGEST), "")):
         what = f"{len(lines):,} names" if len(lines) > MOST else f"one of {len(long):,} characters"
         raise DataError(f"class names must be at most {MOST:,}, of {LONGEST:,} characters each, got {what}")
+    if taught := next(filter(concepts.is_concept, lines), ""):
+        raise DataError(f"names must be texts here, got {quoted(taught, 80)}: `jclip tag` in a terminal takes concepts")
     entries = [Entry(name, place=f"line {number}") for number, name in enumerate(lines, 1)]
     return TypedNames(class_names.distinct_names(entries, least=least).names)
 

@@ -228,6 +228,11 @@ def test_names_and_templates_are_never_files(tmp_path, monkeypatch):
     assert typed_classes("plain , secret.txt").names == ("plain", "secret.txt")
     assert typed_classes(" imagenet1k ").names == class_set("imagenet1k") and typed_classes("coco").argument == "coco"
     assert typed_classes("one, name\n two  words ").names == ("one, name", "two words")
+    for concept in ("concept:warm.concept", "@warm.concept"):
+        with pytest.raises(
+            DataError, match=f"names must be texts here, got '{concept}': `jclip tag` in a terminal takes"
+        ):
+            typed_classes(f"a heart\n{concept}")
     assert json.loads(typed_classes("one, name\ntwo").file) == ["one, name", "two"]
     assert typed_templates(" openai7+simple ") == "openai7+simple" and typed_templates("jittor_challenge[2]")
     assert typed_templates("") == "" and typed_templates("a photo of {}") == "a photo of {}"

@@ -100,6 +100,8 @@ def test_an_upload_that_is_no_photo_is_said_and_removed(desk, tmp_path):
     with pytest.raises(DataError, match=r"^no photo.png does not decode: its bytes are of none of the formats"):
         desk.upload(wrong)
     assert not wrong.exists()
+    with pytest.raises(DataError, match=r"^no photo.png is not there any more: drop it again$"):
+        desk.upload(wrong)  # the field still has it
     large = desk.uploads / "large.png"
     with large.open("wb") as file:
         file.truncate(desks.MOST_UPLOAD + 1)

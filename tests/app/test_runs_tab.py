@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,16 @@ def test_which_runs_a_folder_holds(runs):
     for typed in ("", str(runs / "none"), str(runs.parent / "photos")):
         with pytest.raises(ConfigError):
             runs_tab.runs_at(typed)
+
+
+def test_a_run_whose_name_no_browser_can_be_told_is_not_offered(runs, tmp_path):
+    """One name that is no UTF-8 in the list, and no answer at all reaches the page any more."""
+    strange = tmp_path / os.fsdecode(b"run \xff")
+    shutil.copytree(runs / "first", strange)
+    shutil.copytree(runs / "second", tmp_path / "plain")
+    assert runs_tab.runs_at(str(tmp_path)) == [tmp_path / "plain"]
+    with pytest.raises(ConfigError, match=r"whose name is UTF-8, as browsers have it, got .*run \\udcff: rename it"):
+        Desk(runs=[strange])
 
 
 def test_a_view_is_that_of_the_command(runs, tmp_path):
