@@ -52,6 +52,10 @@ def about_html(desk: Desk, language: words.Language) -> str:
         parts.append(f"<span title='{escaped(desk.place)}'>{escaped(desk.place, 48)}</span>")
         photos = counted(len(desk.gallery), "photo") if language == "en" else f"{len(desk.gallery):,} 张照片"
         parts.append(f"<span>{photos}</span>")
+        if left := desk.gallery.left_out:
+            first = f"{left[0]['path']}: {left[0]['reason']}"
+            count = words.said("page.left_out", language).format(len(left))
+            parts.append(f"<span title='{escaped(first)}'>{count}</span>")
     parts.append(f"<span>{escaped(desk.model, 48)}</span>")
     line = "<span class='dot'>·</span>".join(parts)
     task = desk.under_way()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import Any
 
@@ -28,7 +29,19 @@ def shown(command: str, *words: object, **options: object) -> str:
             given += _option(option, value)
     if plain[behind:]:
         given += ["--", *plain[behind:]]
-    return printable(" ".join(["jclip", command, *map(shlex.quote, given)]), 20_000)
+    return printable(" ".join(["jclip", command, *map(quoted, given)]), 20_000)
+
+
+def quoted(word: str) -> str:
+    """A word for the shell; of characters that can't be seen or turn the line around, as bash and zsh write them."""
+    if word.isprintable():
+        return shlex.quote(word)
+    seen = (c.replace("\\", r"\\").replace("'", r"\'") if c.isprintable() else _octal(c) for c in word)
+    return f"$'{''.join(seen)}'"
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
 def _option(option: str, value: object) -> list[str]:

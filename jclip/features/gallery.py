@@ -194,6 +194,11 @@ class Gallery:
         return self._filters[key]
 
     @cached_property
+    def left_out(self) -> list[dict[str, str]]:
+        """Photos without a row, which could not be read: path and reason of each."""
+        return [*self.store.skipped()]
+
+    @cached_property
     def _sample(self) -> np.ndarray:
         return take(self.store.parts, sample_rows(len(self)))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import threading
 import time
 from types import SimpleNamespace
@@ -16,7 +19,9 @@ from jclip.app import desk as desks
 from jclip.app import markup, search_form, words
 from jclip.app.shown_command import shown
 from jclip.commands import search as search_command
+from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError, DataError
+from jclip.features import photo_galleries
 from jclip.paths import ASSETS
 from jclip.prompts import query_terms
 
@@ -193,6 +198,26 @@ def test_commands_are_quoted():
     assert shown("tag", "a", classes="", cut=False, dry_run=True, where=["a=1", "-b"]) == (
         "jclip tag a --dry-run --where a=1 --where=-b"
     )
+
+
+@pytest.mark.parametrize("word", ["a\u202eb'c\\\\d", "two\nlines", "\udcff.jpg", "plain $HOME 'quoted'"])
+def test_a_shell_reads_the_word_again(word):
+    shell = shutil.which("bash")
+    if shell is None:
+        pytest.skip("bash is not installed")
+    line = shown("search", word).removeprefix("jclip search ")
+    assert line.isprintable()
+    assert subprocess.run([shell, "-c", f"printf %s {line}"], capture_output=True).stdout == os.fsencode(word)
+
+
+def test_photos_that_could_not_be_read_are_counted(tmp_path):
+    for name, content in (("good.png", None), ("<b>bad.png", b"no photo")):
+        if content is None:
+            draw_scene((0, 1)).render(32).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(content)
+    gallery = photo_galleries.gallery_of_photos(tmp_path, "shapes-tiny-rn")
+    assert [found["path"] for found in gallery.left_out] == ["<b>bad.png"]
 
 
 @pytest.mark.parametrize("folder", ["/tmp/x", "../x", "a/../../x", "", "  ", "a\0b"])
