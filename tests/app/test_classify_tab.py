@@ -288,6 +288,7 @@ def test_names_of_files_and_classes_stay_text_and_long_lists_short():
 def test_weights_of_the_sigmoid_loss_give_probabilities_of_their_own(
     labeller, handed, tmp_path_factory, monkeypatch, capsys
 ):
+    pytest.importorskip("tokenizers", reason="its vocabulary is a tokenizer.json: pip install '.[tokenizers]'")
     model = str(toy_file(tmp_path_factory.mktemp("siglip"), SMALL_SIGLIP))
     for how in ("classes", "tags"):
         found = getattr(labeller, how)(asked(handed, names="cat\ndog\nowl", templates="simple", model=model))

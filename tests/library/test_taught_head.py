@@ -51,7 +51,7 @@ def test_without_a_text_it_is_scikit_learns_logistic_regression(close):
 
 
 def test_it_is_torchs_lbfgs_of_the_posterior(close):
-    import torch
+    torch = pytest.importorskip("torch", reason="compares with torch: pip install '.[parity]'")
 
     gallery, text = unit_rows(90), unit_rows(1, seed=5)[0]
     spread, labels, rows = Spread.of(gallery), np.array([1, 0, 0, 1, 1]), [3, 8, 20, 41, 77]
