@@ -110,6 +110,13 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         thread.join(1)
 
 
+def end_in_any_case(seconds: float) -> None:
+    """The process ends after that time as by Ctrl-C: threads of Gradio's whose browser has gone may wait for ever."""
+    last = threading.Timer(seconds, os._exit, [130])
+    last.daemon = True
+    last.start()
+
+
 def _check_of(password: str) -> Callable[[str, str], Awaitable[bool]]:
     """What Gradio's form asks: the password under any name; a wrong one takes a second."""
 

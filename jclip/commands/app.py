@@ -16,6 +16,7 @@ from jclip.machine import gpu
 from jclip.postponed import gr
 from jclip.weights.families import FAMILIES
 
+LONGEST_END = 5.0  # seconds after Ctrl-C
 BATCH = "8"  # photos at once on a CPU: in between the page answers, and no thread does while Jittor computes
 
 
@@ -71,6 +72,9 @@ def main(argv: list[str]) -> int:
             if server.opens_browser():
                 webbrowser.open(address)
             desk.serve()
+    except KeyboardInterrupt:
+        server.end_in_any_case(LONGEST_END)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         desk.close()

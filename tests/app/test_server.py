@@ -156,3 +156,9 @@ def test_it_works_with_the_network_cut(served, scenes):
     given = [sys.executable, "-c", CUT, str(served.cache), str(scenes)]
     done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_a_thread_that_waits_for_ever_keeps_no_page():
+    code = "import threading; threading.Thread(target=threading.Event().wait).start(); " \
+        "from jclip.app import server; server.end_in_any_case(0.1)"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 130
