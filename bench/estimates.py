@@ -103,11 +103,12 @@ def said(order: list[str], seconds: float) -> dict[str, float]:
         cpu = found.photos * found.cpu + share * found.load
         return {"seconds": 3600 * found.hours(), "cpu": cpu, "memory": found.memory * 2**20, "disk": found.disk / 2}
     import finetune  # noqa: F401 - offers the recipes
+    from jclip.report.predictor import write_handed_over
     from jclip.train import cost_estimate
     from jclip.train.configs import read_config
 
     module, cfg, _ = read_config(order[1], [word for word in order[2:] if not word.startswith("--") and "=" in word])
-    found = cost_estimate.estimated(module, cfg, seconds)
+    found = cost_estimate.estimated(module, cfg, seconds, write_handed_over)
     print("\n".join(found.lines()), file=sys.stderr)
     return {"seconds": found.seconds, "cpu": found.cpu, "memory": found.host, "disk": found.run_bytes}
 

@@ -93,7 +93,7 @@ def train(argv: list[str]) -> int:
 
 def plan_of(module: Any, cfg: Any, folder: Path, processes: int) -> str:
     """What the recipe would take, measured on its first steps."""
-    _, text = cost_estimate.described(module, cfg, folder, processes)
+    _, text = cost_estimate.described(module, cfg, folder, processes, write_handed_over)
     return f"{text}\nnothing was trained: repeat without --dry-run to do it"
 
 

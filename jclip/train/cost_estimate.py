@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +160,16 @@ class CostEstimate:
         return f"{one.name}, {share}"
 
 
-def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> CostEstimate:
-    """What `module.run(cfg, ...)` takes; nothing is kept of it. seconds: of measuring, by default `SECONDS`. Raises what the
-    recipe raises for bad input."""
+Complete = Callable[
+    [Run, Any, dict[str, Any]], object
+]  # writes what else belongs to a finished run, as `Run.finish` calls it
+
+
+def estimated(
+    module: Any, cfg: protocols.Dataclass, seconds: float = 0.0, complete: Complete | None = None
+) -> CostEstimate:
+    """What `module.run(cfg, ...)` takes, and `complete(run, module, result)` after it; nothing is kept of it. seconds: of
+    measuring, by default `SECONDS`. Raises what the recipe raises for bad input."""
     seconds = seconds or SECONDS
     meter, left_out = work_meter.WorkMeter(seconds), ""
     with _ended_in_order(), tempfile.TemporaryDirectory(prefix="jclip-dry-run-") as place, meter.running():
@@ -175,7 +182,7 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> Co
                 with _limited(max(MOST, 4 * seconds)):
                     metrics = module.run(cfg, run)
                 with meter.phase("writing"):
-                    run.finish(metrics)
+                    run.finish(metrics, lambda result: complete and complete(run, module, result))
             except work_meter.OutOfTime:
                 left_out = f"what comes after {meter.account().name} was begun"
         run_bytes = process_times.size_of([Path(place)]) + meter.grown_bytes
@@ -192,13 +199,15 @@ def estimated(module: Any, cfg: protocols.Dataclass, seconds: float = 0.0) -> Co
     )  # fmt: skip
 
 
-def described(module: Any, cfg: protocols.Dataclass, folder: Path, ranks: int = 4) -> tuple[float, str]:
+def described(
+    module: Any, cfg: protocols.Dataclass, folder: Path, ranks: int = 4, complete: Complete | None = None
+) -> tuple[float, str]:
     """Seconds of the whole, and what a dry run prints. A recipe may put lines of its own first, by `plan(cfg, folder)`; these
     are all where its `PLANS_WHOLE` is set, as it trains others."""
     first = [module.plan(cfg, folder)] if hasattr(module, "plan") else []
     if getattr(module, "PLANS_WHOLE", False):
         return 0.0, "\n".join(first)
-    found = estimated(module, cfg)
+    found = estimated(module, cfg, complete=complete)
     return found.seconds, "\n".join([*first, *found.lines(counts_to(ranks))])
 
 
