@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 30  # seconds for what a busy machine has to do; nothing waits so long elsewhere
+PATIENCE = 180  # seconds; a first start compiles operators, a busy machine takes its time; what is there is not waited for
 START = (
     "import sys; from tests.conftest import use_cache; use_cache(sys.argv[1], setattr); "
     "from jclip.cli import main; sys.exit(main(sys.argv[2:]))"
