@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 180  # seconds; a first start compiles operators, a busy machine takes its time; what is there is not waited for
+PATIENCE = (
+    180  # seconds; a first start compiles operators, a busy machine takes its time; what is there is not waited for
+)
 START = (
     "import sys; from tests.conftest import use_cache; use_cache(sys.argv[1], setattr); "
     "from jclip.cli import main; sys.exit(main(sys.argv[2:]))"
@@ -58,6 +60,10 @@ class Recorder:
                     self.asked.append(f"something that is no HTTP: {e}")
 
 
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of `sh … &` is started with it ignored
+
+
 class Served:
     """`jclip app` in a process of its own, in the folder `cwd`; its features are kept below `cache`. start: statements that
     run before."""
@@ -90,6 +96,7 @@ class Served:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            preexec_fn=_heed_ctrl_c,
         )
 
     def _read(self) -> None:
@@ -277,8 +284,9 @@ class Page:
         return self._asked
 
     def complaints(self) -> list[str]:
-        """What the browser's log has of errors since it was asked last."""
-        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+        """What the browser's log has of errors since it was asked last; a page that is left ends its own streams."""
+        log = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+        return [message for message in log if "AbortError: signal is aborted" not in message]
 
     def picture(self, path: Path) -> None:
         """A screenshot of what is seen."""

@@ -34,7 +34,7 @@ def test_what_to_do_and_pictures_to_try_it_on(empty):
     empty.type(SENTENCE, "a red circle", enter=True)
     empty.wait(lambda: len(empty.all("#found img")) == 24)
     empty.click("#more > button")
-    assert "style" in empty.text("#where")
+    empty.wait(lambda: "style" in empty.text("#where"))
     empty.type("#where textarea", "things=2")
     empty.click("#go")
     empty.wait(lambda: 0 < len(empty.all("#found img")) < 24)

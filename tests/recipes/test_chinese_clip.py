@@ -95,7 +95,7 @@ WRONG = {
     "must have 1 to": lambda f: (f / "vocab.txt").write_bytes(b""),
     "must be a vocabulary of BERT's kind": lambda f: (f / "vocab.txt").write_text("a\nb\n"),
     "the weights' embedding 1,057": lambda f: (f / "vocab.txt").write_text(
-        (f / "vocab.txt").read_text() + "\n".join(map(str, range(1000)))
+        (f / "vocab.txt").read_text() + "\n".join(f"piece{n}" for n in range(1000))
     ),
     "text_config.hidden_act must be one of quick_gelu, gelu": {"text_config": {"hidden_act": "gelu_new"}},
     "text.heads must divide width 32, got 5": {"text_config": {"num_attention_heads": 5}},
