@@ -80,7 +80,7 @@ def _reference(source: Source) -> Encoders:
         return _transformers(source.checkpoint)
     if source.layout == f"{from_chinese_clip.HUGGING_FACE} folder":
         return _chinese_clip(source.checkpoint)
-    if source.layout == f"{from_siglip.HUGGING_FACE} folder":
+    if source.layout in (f"{from_siglip.HUGGING_FACE} folder", f"{from_siglip.NAFLEX} folder"):
         return _siglip(source.checkpoint)
     if source.layout == "EVA-CLIP original":
         return _timm(source.checkpoint)
