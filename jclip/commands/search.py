@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jclip.choices import default_model
-from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import Parser, add_dtype, add_shared, nonempty, number, whole
 from jclip.data import gallery_store, row_filters
 from jclip.errors import ConfigError, JclipError, counted, notice, say
 from jclip.features import concepts, gallery_ranking, photo_galleries, query_features
@@ -20,7 +20,6 @@ from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts import query_rules, query_terms
 from jclip.readers import text as texts
 from jclip.report import contact_sheet, search_results, search_sheet, sorted_folders
-from jclip.weights.families import FAMILIES
 
 MOST_PHOTOS = 1_000_000  # of --top and --candidates
 ABOVE_LINE = 5000  # photos at most with --cut alone
@@ -34,10 +33,7 @@ Without a TERM queries are read from the terminal, or from a pipe, a line each."
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip search", description=__doc__, epilog=EPILOG)
-    p.add_argument(
-        "place", type=nonempty, metavar="PHOTOS|GALLERY",
-        help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
-    )  # fmt: skip
+    add_gallery(p)
     p.add_argument("terms", nargs="*", metavar="TERM", help="what to look for, see below")
     p.add_argument(
         "--queries", type=nonempty, metavar="FILE",
@@ -83,21 +79,30 @@ def _add_outputs(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def _add_ranking(p: argparse._ArgumentGroup) -> None:
+def add_gallery(p: argparse.ArgumentParser) -> None:
+    """What is searched."""
+    p.add_argument(
+        "place", type=nonempty, metavar="PHOTOS|GALLERY",
+        help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
+    )  # fmt: skip
+
+
+def add_model(p: argparse._ActionsContainer) -> None:
+    """What photos and texts are read with."""
     add_shared(
         p, "--model", "; a gallery is searched with the model that made it (default: JCLIP_MODEL, else ViT-B/32)"
     )
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
-    p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
-        help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "
-        "int8 a CPU",
-    )  # fmt: skip
+    add_shared(p, "--family")
+    add_dtype(p)
+    add_shared(p, "--truncate")
+
+
+def _add_ranking(p: argparse._ArgumentGroup) -> None:
+    add_model(p)
     p.add_argument(
         "--rules", type=nonempty, metavar="SET|FILE",
         help="rewrite texts by rules: photo, traffic, or a YAML of words, prefixes and suffixes (default: none)",
     )  # fmt: skip
-    p.add_argument("--truncate", action="store_true", help="cut texts that exceed the context length")
     p.add_argument(
         "--rerank", type=nonempty, default="none", metavar="METHOD",
         help="expand, reciprocal, a3r or querybank, with settings such as expand,k=5 (default: none)",

@@ -13,7 +13,6 @@ from jclip.features import concepts, lesson
 from jclip.paths import refuse_overwriting
 from jclip.prompts import query_terms
 from jclip.report import contact_sheet
-from jclip.weights.families import FAMILIES
 
 ENDING = query_terms.CONCEPT_ENDING
 LONGEST_NAME = 60  # characters of a file that is named after the query
@@ -26,10 +25,7 @@ and in `jclip predict` in place of a run."""
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip teach", description=__doc__, epilog=EPILOG)
-    p.add_argument(
-        "place", type=nonempty, metavar="PHOTOS|GALLERY",
-        help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
-    )  # fmt: skip
+    search.add_gallery(p)
     p.add_argument("terms", nargs="+", metavar="TERM", help="what to begin with, as `jclip search` takes it: a text")
     add_shared(p, "--out", f": the concept, FILE{ENDING} (default: named after the query, in this folder)")
     p.add_argument(
@@ -46,16 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--root", type=nonempty, metavar="FOLDER", help="where the photos of a gallery lie now, if they moved"
     )
-    add_shared(
-        p, "--model", "; a gallery is searched with the model that made it (default: JCLIP_MODEL, else ViT-B/32)"
-    )
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
-    p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
-        help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "
-        "int8 a CPU",
-    )  # fmt: skip
-    p.add_argument("--truncate", action="store_true", help="cut texts that exceed the context length")
+    search.add_model(p)
     return p
 
 

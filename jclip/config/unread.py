@@ -54,16 +54,16 @@ def refuse_unread(config: protocols.Dataclass, values: Mapping[str, Any], overri
     """
     given = [override.partition("=")[0] for override in overrides]
     for name in given:
-        if why := unread(config, name):
+        if why := why_unread(config, name):
             raise ConfigError(f"{name} must be left out: {why}")
     if {field.name for field in dataclasses.fields(config)} <= {*values}:
         return
     for name in _dotted(values):
-        if why := unread(config, name, set_elsewhere=given):
+        if why := why_unread(config, name, set_elsewhere=given):
             raise ConfigError(f"{place}: {name} must be left out: {why}")
 
 
-def unread(config: Any, name: str, set_elsewhere: Collection[str] = ()) -> str:
+def why_unread(config: Any, name: str, set_elsewhere: Collection[str] = ()) -> str:
     """Why nothing reads the setting of this dotted name, but for switches that are `set_elsewhere`; "" where it is read."""
     group, node = "", config
     while dataclasses.is_dataclass(node):
