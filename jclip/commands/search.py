@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
     _check(args, queries)
     search = search_of(args)
     args.model = args.model or _model_of_concepts(args, queries)
-    gallery = gallery_of(args)
+    gallery = gallery_of(args, queries, search.rewrite)
     if args.bank:
         search = _with_bank(search, gallery, args.bank)
     how = search_results.How(
@@ -244,8 +244,11 @@ def _with_bank(search: galleries.Search, gallery: galleries.Gallery, file: str) 
     return replace(search, ranking=replace(search.ranking, bank=bank))
 
 
-def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
-    """The gallery that is named, or that of the photos. Raises `ConfigError` for another model than the gallery's."""
+def gallery_of(
+    args: argparse.Namespace, queries: Sequence[query_terms.Query], rewrite: Callable[[str], str] = str
+) -> galleries.Gallery:
+    """The gallery that is named, or that of the photos. Raises `ConfigError` for another model than the gallery's, and
+    `DataError` for a text of `queries` that its model can't read, before photos are encoded."""
     if gallery_store.is_gallery(args.place):
         if args.family or args.dtype:
             raise ConfigError(
@@ -258,7 +261,8 @@ def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
     if args.root:
         raise ConfigError(f"--root is for galleries, and {args.place} is none: leave it out")
     model = args.model or default_model()
-    return photo_galleries.gallery_of_photos(args.place, model, args.family, args.dtype or "fp32")
+    texts = [] if args.truncate else [rewrite(term.value) for q in queries for term in q.terms if term.kind == "text"]
+    return photo_galleries.gallery_of_photos(args.place, model, args.family, args.dtype or "fp32", texts)
 
 
 def _columns(where: Sequence[str]) -> tuple[str, ...]:

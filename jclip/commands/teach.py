@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--out must be a file with the ending {ENDING}, got {quoted(str(out), 200)}")
     answers = Path(args.answers or out.with_name(f"{out.name.removesuffix(ENDING)}.answers.jsonl"))
     _check(args, query, out, answers)
-    taught = lesson.Lesson(search.gallery_of(args), query, answers, args.seed, args.truncate)
+    taught = lesson.Lesson(search.gallery_of(args, [query]), query, answers, args.seed, args.truncate)
     if taught.lost:
         notice(
             f"answers whose photos are not in the gallery any more, or have changed: {taught.lost}, which do not teach"
