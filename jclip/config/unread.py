@@ -41,9 +41,9 @@ class Switch:
         """Why a setting is not read."""
         if not self.name:
             return "this recipe does not read it"
-        values = " or ".join(value or "empty" for value in self.wanted)
-        got = _shown(getattr(node, self.name)) or "empty"
-        return f"it is read with {self.group}{self.name} {'not ' * self.other}{values}, got {got}"
+        name, sign = f"{self.group}{self.name}", "!=" if self.other else "="
+        values = " or ".join(f"{name}{sign}{_text(value)}" for value in self.wanted)
+        return f"it is read with {values} alone, got {name}={_text(_shown(getattr(node, self.name)))}"
 
 
 def refuse_unread(config: protocols.Dataclass, values: Mapping[str, Any], overrides: Iterable[str], place: str) -> None:
@@ -83,6 +83,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _text(value: str) -> str:
+    return value or '""'
 
 
 def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
