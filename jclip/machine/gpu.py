@@ -147,7 +147,7 @@ def find_toolkit(roots: Iterable[Path] | None = None, extra: Iterable[Path] | No
             d for p in places for d in (p / "lib64", p / "lib", p / "lib" / "x86_64-linux-gnu") if d.is_dir()
         )
         lacks = [h for h in HEADERS if not any((d / h).is_file() for d in includes)]
-        lacks += [lib for lib in LIBRARIES if not any(_versions_of(d, lib) for d in libraries)]
+        lacks += [lib for lib in LIBRARIES if not any(versions_of(d, lib) for d in libraries)]
         return Toolkit(nvcc, _nvcc_version(nvcc), _cudnn_version(includes), includes, libraries, tuple(lacks))
     return None
 
@@ -189,7 +189,14 @@ def _cudnn_version(includes: Iterable[Path]) -> str | None:
     return None
 
 
-def _versions_of(folder: Path, library: str) -> list[Path]:
+def find_part(library: str) -> Path | None:
+    """Return a library, such as "libnccl", of the toolkit, pip's packages or the system's folders; None without it."""
+    toolkit = find_cuda().toolkit or find_toolkit()
+    folders = toolkit.libraries if toolkit else ()
+    return next((file for folder in folders for file in versions_of(folder, library)), None)
+
+
+def versions_of(folder: Path, library: str) -> list[Path]:
     """Return files `library.so*` in `folder`, the unversioned first, then the highest version."""
     return sorted(
         folder.glob(f"{library}.so*"), key=lambda p: (p.suffix != ".so", [-int(n) for n in re.findall(r"\d+", p.name)])
@@ -253,7 +260,7 @@ def _link_unversioned(lib64: Path) -> None:
     """Link `libx.so` to each `libx.so.N`, and cuDNN 9's two libraries under the four names of cuDNN 8."""
     for library in {f.name.split(".so")[0] for f in lib64.iterdir()}:
         if not (lib64 / f"{library}.so").exists():
-            (lib64 / f"{library}.so").symlink_to(_versions_of(lib64, library)[0].name)
+            (lib64 / f"{library}.so").symlink_to(versions_of(lib64, library)[0].name)
     for old, new in _CUDNN_SPLIT.items():
         if not (lib64 / old).exists() and (lib64 / f"{new}.so").exists():
             (lib64 / old).symlink_to(f"{new}.so")
