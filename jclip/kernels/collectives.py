@@ -1,8 +1,8 @@
 """What the processes of one training do together: sums, arrays joined, features gathered with their gradients.
 
 Each of these functions is called by all ranks, in the same order, or they wait for each other without end. In one
-process each gives back what it was given. Arrays pass through the host's memory, but for gradients and gathered features
-of GPUs that NCCL connects: `device_sums`.
+process each gives back what it was given. Arrays pass through the host's memory, but for gradients on GPUs that NCCL
+connects: `device_sums`.
 """
 
 from __future__ import annotations
