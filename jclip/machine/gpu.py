@@ -25,6 +25,10 @@ from jclip.paths import ASSETS, cache_dir, plain_path
 
 HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h")
 LIBRARIES = ("libcudart", "libcublas", "libcublasLt", "libcudnn", "libcurand", "libcufft", "libcusparse")
+_OF_CUDA = tuple(
+    dict.fromkeys(name.removesuffix(".h").split("_")[0] for name in HEADERS)
+)  # its headers' names begin so
+_LAYOUT = "2"  # of the repaired folder: with another number it is made anew
 TRIED: tuple[str, ...] = ()  # "CUDA 12.4 on an RTX 4090 (8.9)": where the whole suite has passed
 COMPILED = "nvcc 13.0 for 9.0"  # what compiled the sources, without a GPU
 _CUDNN_SPLIT = {
@@ -215,7 +219,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 def repaired_folder(toolkit: Toolkit) -> Path:
     """Make a folder of links (`bin/nvcc`, `include`, `lib64`) in the cache, in the layout that Jittor expects."""
-    made_from = [str(toolkit.nvcc), _dotted(toolkit.version), *map(str, toolkit.includes + toolkit.libraries)]
+    made_from = [_LAYOUT, str(toolkit.nvcc), _dotted(toolkit.version), *map(str, toolkit.includes + toolkit.libraries)]
     key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12]
     folder = cache_dir("cuda") / f"cuda{_dotted(toolkit.version)}-{key}"
     if not (folder / "bin" / "nvcc").is_file():
@@ -234,18 +238,23 @@ def _fill(folder: Path, toolkit: Toolkit) -> None:
     script.chmod(0o755)
     include, lib64 = folder / "include", folder / "lib64"
     for source in toolkit.includes:
-        _link_missing(include, source.iterdir())
+        _link_missing(include, (f for f in source.iterdir() if not _is_systems(source) or f.name.startswith(_OF_CUDA)))
         if (source / "cccl").is_dir():  # CUDA 13 moved cub, thrust and libcu++ one folder down
             _link_missing(include, (source / "cccl").iterdir())
     for name in ("npp.h", "jclip_cuda13.h"):
         if not (include / name).exists():
             shutil.copy(ASSETS / "cuda13" / name, include / name)
     for source in toolkit.libraries:
-        if source.parts[:2] == ("/", "usr") and source.parts[2] != "local":  # of the system's folder, CUDA's files only
+        if _is_systems(source):  # of which only CUDA's files are meant
             _link_missing(lib64, (f for lib in LIBRARIES for f in source.glob(f"{lib}*.so*")))
         else:
             _link_missing(lib64, source.glob("*.so*"))
     _link_unversioned(lib64)
+
+
+def _is_systems(folder: Path) -> bool:
+    """Whether this is the system's own: its math.h, found before g++'s, would take functions from C++'s programs."""
+    return folder.parts[:2] == ("/", "usr") and folder.parts[2] != "local"
 
 
 def _link_missing(folder: Path, sources: Iterable[Path]) -> None:

@@ -78,7 +78,7 @@ def scattered(tmp_path):
     root = toolkit(tmp_path / "cuda 13", "13.0", headers=("cuda_runtime.h",), libraries=["libcudart.so.13"], cudnn=None)
     for name in ("cub", "thrust", "cuda"):
         (root / "include" / "cccl" / name).mkdir(parents=True)
-    return cuda.find_toolkit([root], extra=pip_packages(tmp_path / "site"))
+    return cuda.find_toolkit([root], extra=[*pip_packages(tmp_path / "site"), Path("/usr")])
 
 
 def test_cuda_13_in_pieces_is_repaired(scattered, monkeypatch, tmp_path):
@@ -90,6 +90,7 @@ def test_cuda_13_in_pieces_is_repaired(scattered, monkeypatch, tmp_path):
     assert environment["cc_flags"] == f'-include "{folder}/include/jclip_cuda13.h"'
     assert all((folder / "include" / h).is_file() for h in (*cuda.HEADERS, "npp.h", "jclip_cuda13.h"))
     assert all((folder / "include" / d).is_dir() for d in ("cub", "thrust", "cuda", "cccl"))
+    assert not (folder / "include" / "math.h").exists()  # the system's, in the place of g++'s
     assert all((folder / "lib64" / f"{lib}.so").exists() for lib in cuda.LIBRARIES)
     for part in ("ops", "cnn"):
         for use in ("infer", "train"):
@@ -148,7 +149,8 @@ def test_the_real_nvcc_is_found_behind_its_wrapper_and_compiles_what_jittor_name
     source.write_text(
         "#include <cub/cub.cuh>\n#include <npp.h>\n"
         "int mode(cudaDeviceProp p) { return p.computeMode + p.clockRate + (NPP_MAX_32S > 0); }\n"
-        "__global__ void k(float* x) { x[0] = cub::Max()(x[0], x[1]) + *cub::CountingInputIterator<int>(3); }\n" + CALLS_OF_NCCL
+        "__global__ void k(float* x) { x[0] = cub::Max()(x[0], x[1]) + *cub::CountingInputIterator<int>(3); }\n"
+        + CALLS_OF_NCCL
     )
     library = nccl.find_library()
     header = folder / "include" / "jclip_cuda13.h"

@@ -1,4 +1,4 @@
-"""NCCL's library: where it is looked for, how its calls end, what is said; a stand-in in C answers, and NCCL itself where it is."""
+"""NCCL's library: where it is looked for, how its calls end, what is said; a stand-in answers, and NCCL itself where it is."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ child = os.popen("env").read()
 given = ranks.variables()
 from jclip.data.loader import workers
 print(json.dumps([here.rank, here.size, here.local_rank, here.local_size, here.several, here.first, "OMPI_COMM" in child,
-    "PMIX" in child, given["PMIX_RANK"], ranks.folder(), os.environ["OMP_NUM_THREADS"], workers(), os.environ["CUDA_VISIBLE_DEVICES"]]))
+    "PMIX" in child, given["PMIX_RANK"], ranks.folder(), os.environ["OMP_NUM_THREADS"], workers(),
+    os.environ["CUDA_VISIBLE_DEVICES"]]))
 """
     *place, folder, threads, decoding, card = told(
         code, **AS_RANK_1_OF_4, JCLIP_WORKERS="7", CUDA_VISIBLE_DEVICES="3,5"
