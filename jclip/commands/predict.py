@@ -135,7 +135,11 @@ def predict_parser() -> argparse.ArgumentParser:
         p, "--model", " (default: the run's own); needed after precomputed features, or where the file has moved"
     )
     add_shared(p, "--run", ", in place of RUN", dest="run_folder")
-    add_shared(p, "--top", " (default: 5; where photos have several labels, all that are above the threshold)")
+    add_shared(
+        p,
+        "--top",
+        ": classes of a photo (default: 5; of several labels, all above the threshold)",
+    )
     add_shared(
         p,
         "--out",
