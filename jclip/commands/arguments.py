@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
@@ -18,13 +19,19 @@ class Parser(argparse.ArgumentParser):
     """As argparse's, but what is wrong raises `ConfigError`, which ends as other errors do: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"{message}{_as_settings(message)} (see --help)")
 
     def format_help(self) -> str:
         return super().format_help() + examples_of(self.prog)
 
     def print_help(self, file: IO[str] | None = None) -> None:
         (file or sys.stdout).write(self.format_help())  # argparse's own ignores a full disk
+
+
+def _as_settings(message: str) -> str:
+    """How to write what was typed as an option with a dot, such as `--data.shots 4`, as a setting; else nothing."""
+    typed = re.match(r"unrecognized arguments: --(\w+(?:\.\w+)+)(?:[ =](\S+))?", message)
+    return f": settings have no dashes, write {typed[1]}={typed[2] or 'VALUE'}" if typed else ""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:

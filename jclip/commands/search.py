@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "place", type=nonempty, metavar="PHOTOS|GALLERY",
         help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
     )  # fmt: skip
-    p.add_argument("terms", nargs="*", metavar="TERM", help="what to look for, see below")
+    p.add_argument("terms", nargs="*", default=[], metavar="TERM", help="what to look for, see below")
     p.add_argument(
         "--queries", type=nonempty, metavar="FILE",
         help="many queries: a text a line; or a .json, a list of texts and lists of terms",

@@ -257,7 +257,12 @@ def files_table(rows: Sequence[dict[str, Any]], main: str) -> str:
         for name in dict.fromkeys(row["config"] for row in rows)
     ]
     titles = [k.removesuffix(f"_{main}").removeprefix("test_" if several else "") for k in shown]
-    return predictions.table([f"{main}, %, {len({row['seed'] for row in rows})} seeds", *titles], cells)
+    return predictions.table([f"{main}, %, {counted(len({row['seed'] for row in rows}))}", *titles], cells)
+
+
+def counted(seeds: int) -> str:
+    """1 seed, 3 seeds."""
+    return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def titled(column: str) -> str:
@@ -274,7 +279,7 @@ def shots_table(rows: Sequence[dict[str, Any]]) -> str:
         [name, *(f"{100 * points[k][0]:.2f} ± {100 * points[k][1]:.2f}" if k in points else "" for k in shots)]
         for name, points in lines.items()
     ]
-    head = [f"{titled(column)}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
+    head = [f"{titled(column)}, %, {counted(seeds)}", *(f"{k} shots" for k in shots)]
     return predictions.table(head, shown)
 
 
@@ -290,7 +295,7 @@ def base_to_new_table(rows: Sequence[dict[str, Any]]) -> str:
         for k in sorted(points)
     ]
     return predictions.table(
-        [f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown
+        [f"top-1, %, {counted(len({row['seed'] for row in rows}))}", "shots", "base", "new", "H"], shown
     )
 
 
@@ -317,5 +322,5 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         reference = statistics([{**row, "config": "zero-shot"} for row in base], before)
         lines = {**reference, **lines}
     seeds = len({row["seed"] for row in rows})
-    title = f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation"
+    title = f"mean of {counted(seeds)}, band: standard deviation"
     plots.plot_shots(path, lines, title, f"{titled(column).split()[-1]}, %")

@@ -32,7 +32,11 @@ def train(argv: list[str]) -> int:
         help="a YAML, or the name of a shipped one (`jclip recipes` lists them)",
     )
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that override the file, such as data.shots=4"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that override the file, such as data.shots=4",
     )
     add_shared(p, "--run", " (default: <recipe>/<config>-<hash> in --runs)")
     add_shared(p, "--runs")
