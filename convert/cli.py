@@ -1,7 +1,7 @@
 """Converts CLIP weights from any known layout to files for jclip or another library.
 
 Nothing in SRC is executed and nothing is guessed; tensors are read one at a time, so memory stays small. Exit code 2 for
-what the user can fix, 1 for weights that do not fit.
+what the user can fix, 1 for weights that compute something else than the reference of --check.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip import kernels
 from jclip.choices import PreprocessChoice
-from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
+from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.data import augment, captions, splits
 from jclip.data import preprocess as preprocessing
 from jclip.errors import ConfigError, DataError, notice
@@ -87,6 +87,14 @@ class Config:
         )
     )
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "update=top": ("top",),
+        "update=lora": ("lora",),
+        "teacher!=": ("distill",),
+        "loss=sigmoid": ("bias",),
+        "checkpoints!=0": ("keep",),
+        "zero_shot!=": ("templates",),
+    }
 
     def __post_init__(self):
         if self.accumulate < 1 or self.clip < 0 or self.every < 1:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from jclip.config import WORLD, SourcesConfig
+from jclip.config import WORLD, ReadWith, SourcesConfig
 from jclip.data import shape_sources
 from jclip.data.box_forms import FORMATS
 from jclip.errors import ConfigError, UnknownName, notice
@@ -64,6 +64,7 @@ class Config:
     held_out: float = 0.05  # share of photos whose rows are held out, for pseudo_val
     dataset: str = ""  # of the files that are written as CLIP-VG's are: unc, …
     seed: int = 1  # of held-out photos, and of trainings where learn names none
+    READ_WITH: ClassVar[ReadWith] = {"selection=pseudo_val": ("held_out",)}
 
     def __post_init__(self):
         module, learned = self.recipe

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip.choices import Interpolation, Resize
-from jclip.config import DataConfig, Dtype, OptimConfig, warmed_sgd
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, warmed_sgd
 from jclip.data import known_labels, label_files, labelled_photos, multi_label
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import pair_maps, tagging
@@ -77,6 +77,12 @@ class Config:
     optim: OptimConfig = field(default_factory=lambda: warmed_sgd(lr=2e-3, epochs=50, batch=32))  # the authors'
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "": tuple(f"data.{name}" for name in ("shots", "val_shots", "pool", "seed", "features", "text_features")),
+        "kind=dualcoop_pp": ("winner",),
+        "loss=ranking": ("margin",),
+        "words=": ("context",),
+    }
 
     def __post_init__(self):
         must = (

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import BoxDataConfig, BoxViewConfig, OptimConfig
+from jclip.config import BoxDataConfig, BoxViewConfig, OptimConfig, ReadWith
 from jclip.data import box_parts, box_samples, box_views
 from jclip.errors import ConfigError
 from jclip.features import box_features
@@ -75,6 +75,12 @@ class Config:
     )
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "augment=true": ("augmentation",),
+        "tower=lora": ("lora",),
+        "lr_scaling=linear": ("reference_batch",),
+        "present=true": ("absent",),
+    }
 
     def __post_init__(self):
         least = {"hidden": 0, "layers": 1, "heads": 1, "ffn": 1, "clip": 0, "accumulate": 1, "reference_batch": 1}

@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, check_grid, refuse_average
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features import extraction, precomputed
 from jclip.features import source as sources
@@ -70,6 +70,21 @@ class Config:
     selection: Literal["val", "last", "test"] = "val"  # the epoch that is kept
     # of both
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "solver=lbfgs": ("normalize", "C", "search", "search_C", "search_rounds", "iterations", "tolerance"),
+        "solver=sgd": (
+            "init",
+            "logit_scale",
+            "every",
+            "optim",
+            "grid_lr",
+            "grid_weight_decay",
+            "grid_batch",
+            "selection",
+        ),
+        "search=true": ("search_C", "search_rounds"),
+        "search=false": ("C",),
+    }
 
     def __post_init__(self):
         check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from jclip.choices import Mix, PreprocessChoice, TagMethod
-from jclip.config import DataConfig, Dtype
+from jclip.config import DataConfig, Dtype, ReadWith
 from jclip.data import class_names, label_files, labelled_photos, splits
 from jclip.errors import ConfigError, DataError
 from jclip.features import extraction, heads, precomputed, run_data, several_models, tagging
@@ -57,6 +57,11 @@ class Config:
     background: str = "coco"  # of tagclip and places: names of what is none of the classes, "none" or a,b,c
     unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("step",),
+        "models!=": ("mix",),
+        "method=tagclip|places": ("background",),
+    }
 
     def __post_init__(self):
         if self.models and (self.model or self.data.features):

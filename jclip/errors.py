@@ -44,6 +44,10 @@ class UnsaidError(CheckpointError):
 class MisfitError(CheckpointError):
     """Weights that were read but do not fit the model: missing, unexpected or misshaped keys."""
 
+
+class DifferenceError(CheckpointError):
+    """A comparison that was asked for and found a difference. No mistake of the user's: the exit code is another."""
+
     exit_code = 1
 
 

@@ -59,6 +59,7 @@ def predict(argv: list[str]) -> int:
     read = [*split.paths, *files_of_run(done), *filter(is_file, filter(None, [args.calibrate_on]))]
     refuse_overwriting([args.out, args.sheet, args.list], read)
     on_error = args.on_error or ("skip" if places else "stop")
+    (tagss.check_tag_file if tagging else predicted.check_format)(args.out, photos=split.paths)
     if tagging:
         predict_tags.predict_tags(done, split, on_error, args)
         return 0

@@ -118,6 +118,7 @@ def main(argv: list[str]) -> int:
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
     photos, scorer = splits.find_photos(args.photos), scorer_of(args)
+    tagss.check_tag_file(args.out, photos)
     fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
     named = (args.classes, args.model, args.templates, args.background, args.calibration)
     read = [f for f in named if f and is_file(f)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
+from jclip.config import load_values, refuse_unread
 from jclip.errors import ConfigError, say
 from jclip.machine import ranks
 from jclip.paths import naming
@@ -58,6 +59,7 @@ def train(argv: list[str]) -> int:
     )
     args = p.parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
+    refuse_unread(cfg, load_values(path), args.overrides, str(path))
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
     here = ranks.here()
 

@@ -140,6 +140,7 @@ def main(argv: list[str]) -> int:
             f"classes must be names here, got the concept {concept}: give it to `jclip tag` or `jclip predict`"
         )
     photos = splits.find_photos(places)
+    predictions.check_format(args.out, args.format, photos)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])
     labelled = classify(photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked)

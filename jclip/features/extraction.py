@@ -328,6 +328,7 @@ def warn_photos(photos: PhotoData, shots: int) -> None:
 
 def _precomputed(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
     """Precomputed features, shots drawn from a pool; with a model and no text features in the file, the class names'."""
+    data.check_one_source()
     found = read_precomputed(data.features, data.pool or data.shots, data.text_features)
     if data.pool:
         val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots

@@ -166,6 +166,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
     raw = plain_tensors(_tensors_of(folder), folder, stated)
     layout = from_fg_clip.LAYOUTS[stated.texts or from_fg_clip.DEFAULT] if fine else layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
+    layout = from_siglip.called(layout, config)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
     words = words_beside(folder, config.text, folder)
     checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files), words)

@@ -270,7 +270,11 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "resize", "text"),
     [
-        ("ViT-B-16-SigLIP2", "squash", SigLIPTextConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000)),
+        (
+            "ViT-B-16-SigLIP2-NaFlex",
+            "proportional",
+            SigLIPTextConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000),
+        ),
         ("Chinese-CLIP-ViT-B-16", "squash", BertConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000)),
         ("ViT-H-14-worldwide", "shortest", TextConfig(24, 2, 1, 48, 16, 30_000, end=2)),
     ],
