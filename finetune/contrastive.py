@@ -57,9 +57,8 @@ class Config:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 0.0  # exp(logit scale) at the start; 0: the weights' own, from scratch 1 / 0.07, of sigmoid 10
     bias: float | None = None  # of sigmoid, at the start; by default the weights' own, where they have none -10
-    positives: Literal["own", "same", "caption", "image", "both"] = (
-        "own"  # whose captions belong to each other's images
-    )
+    # whose captions belong to each other's images
+    positives: Literal["own", "same", "caption", "image", "both"] = "own"
     patch_dropout: float = 0.0  # share of a ViT's patches that a training step leaves out
     teacher: str = ""  # a larger model whose scores are learned as well
     distill: float = 1.0  # the weight of that
