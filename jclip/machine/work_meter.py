@@ -22,6 +22,7 @@ T = TypeVar("T")
 LEAST, FIRST = 2, 3  # items that are measured at least; the first ones, of which decoded photos may have waited
 MOST_HELD = 2**30  # bytes of arrays that a measured run would have kept in the cache
 QUICK = 0.5  # seconds: what takes no longer is done and not skipped
+SEVERAL = 0.1  # of the limit: items that take less are not judged by one alone
 ENOUGH = 0.1  # of the limit: what was measured for so long is not measured again
 SOLVER_STEPS = 8  # of a solver, before its way is judged
 WHOLE, MEASURING = "the rest", "measuring"
@@ -129,6 +130,12 @@ class WorkMeter:
         account = self.account()
         account.skipped = account.skipped + seconds
 
+    def leave_out(self, seconds: np.ndarray) -> None:
+        """Takes (wall, CPU, decoding) seconds of what a run does not do out of the account of now."""
+        self._skipped = self._skipped - seconds
+        account = self.account()
+        account.done = account.done - seconds
+
     def count(self, items: str, measured: float, total: float) -> None:
         """Notes how many items of the account of now were done, and how many there are."""
         account = self.account()
@@ -214,8 +221,9 @@ class Window:
         self._last = now
         if len(self._took) == 1:
             self._compiled = ended_seconds() - self._ended
-        spent = float(sum(took[0] for took in self._took))
-        return (len(self._took) >= self._least and spent >= self._seconds) or spent >= 2 * self._meter.limit
+        spent, limit = float(sum(took[0] for took in self._took)), self._meter.limit
+        several = len(self._took) >= FIRST + LEAST or self._least < LEAST or spent >= SEVERAL * limit
+        return (len(self._took) >= self._least and spent >= self._seconds and several) or spent >= 2 * limit
 
     @property
     def count(self) -> float:

@@ -132,7 +132,7 @@ def test_ranks_share_what_they_can_and_add_what_they_must():
     assert found.seconds == 122 and found.by_ranks(1) == 122
     assert found.by_ranks(2, machines=True) == 22 + 90 / 2 + 10 + 4
     assert found.by_ranks(4, machines=True) == 22 + 90 / 4 + 10 + 6
-    assert found.by_ranks(2) == 22 + max(59, (150 + 15) / 4) and found.by_ranks(8) == 22 + max(28.25, 255 / 4)
+    assert found.by_ranks(2) == 22 + max(59, (150 + 15) / 4) and found.by_ranks(8) == (8 * 19 + 255 + 8 * 7) / 4
     lines = "\n".join(found.lines((1, 2)))
     assert "4 of 10 steps (training)" in lines and "time, extrapolated: 122 s" in lines.replace("2.03 min", "122 s")
     assert "bottleneck: training, 82 % of the time: the model" in lines
