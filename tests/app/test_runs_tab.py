@@ -100,12 +100,10 @@ def choose(page, name: str) -> None:
 def test_the_file_asks_for_nothing_and_fits_the_screen(chromium, runs, tmp_path, width):
     out = tmp_path / "page.html"
     assert main(["report", str(runs / "first"), "--out", str(out), "--language", "en"]) == 0
-    page = Page(chromium, "")
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    chromium.get(out.as_uri())
+    page = Page(chromium, out.as_uri())
+    page.load(width)
     assert not page.wider_than_screen() and page.complaints() == []
-    own = (out.as_uri(), "data:", "about:", "blob:", "http://127.0.0.1:")  # the last: of tests before this one
+    own = (out.as_uri(), "data:", "blob:")
     assert [url for url in page.requests() if not url.startswith(own)] == []
     table = page.all(".tablebox")[1]
     first = table.find_element("css selector", "tbody td").text

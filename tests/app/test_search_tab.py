@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import HOSTILE
+from tests.app.held_streams import HOLD
 
 SENTENCE, COMMAND = "#sentence textarea, #sentence input", "#search .command textarea, #search .command input"
 PHOTOS = 44
@@ -137,6 +138,24 @@ def test_names_are_shown_and_do_nothing(page):
     page.wait(lambda: "rtl" in page.one("#found .name").text)
     assert page.one("#found .name").text == r"rtl\u202egnp.exe.png"
     assert page.browser.title == "jclip"
+
+
+def test_what_is_asked_while_the_last_answer_ends_is_answered(page, served):
+    """The server has ended the stream of answers, the browser has not read of it: Gradio alone would wait for ever."""
+    page.open()
+    put = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/queue/join')).length"
+    hold = served.cwd / HOLD
+    hold.touch()
+    try:
+        page.type(SENTENCE, "a red star", enter=True)
+        page.wait(lambda: "'a red star'" in page.value(COMMAND))
+        before = page.browser.execute_script(put)
+        page.type(SENTENCE, "a blue star", enter=True)
+        page.wait(lambda: page.browser.execute_script(put) > before)
+    finally:
+        hold.unlink()
+    page.wait(lambda: "'a blue star'" in page.value(COMMAND))
+    assert page.complaints() == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
