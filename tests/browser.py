@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import importlib.util
 import json
@@ -20,6 +21,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.children import begin_child
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = (
@@ -153,18 +156,29 @@ def why_no_browser() -> str:
 def start_chromium(*arguments: str) -> Any:
     """A headless chromium that asks no server by itself."""
     from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+    for argument in ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                      "--disable-background-networking", "--disable-component-update", "--no-first-run",
                      "--disable-sync", "--disable-features=OptimizationHints,MediaRouter", *arguments):  # fmt: skip
         options.add_argument(argument)
     passwords = {"credentials_enable_service": False, "profile.password_manager_leak_detection": False}
     options.add_experimental_option("prefs", passwords)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=Service(executable_path=shutil.which("chromedriver")))
+    begin = functools.partial(begin_child, os.getpid())
+    for last in (False, True):
+        service = Service(shutil.which("chromedriver"), popen_kw={"preexec_fn": begin})
+        try:
+            browser = webdriver.Chrome(options=options, service=service)
+            break
+        except WebDriverException:  # the port that selenium chose for its driver may be another's by now
+            if last:
+                raise
+    browser.set_script_timeout(PATIENCE)
+    return browser
 
 
 class Page:
@@ -208,6 +222,14 @@ class Page:
                 raise AssertionError(f"never came; the page says: {self.text('body')[:2000]}")
             time.sleep(0.03)
         return found
+
+    def answered(self) -> None:
+        """Waits until every question that the page has put is answered."""
+        self.wait(lambda: self.browser.execute_script("return document.documentElement.ariaBusy") == "false")
+
+    def says(self, css: str, text: str) -> None:
+        """Waits until the first element says that."""
+        self.wait(lambda: text in self.text(css))
 
     def _now(self, true: Callable[[], Any]) -> Any:
         from selenium.common import exceptions as of

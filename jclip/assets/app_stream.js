@@ -1,9 +1,12 @@
 // Gradio answers questions on one stream at a time, and ends it as soon as none is open. A question that reaches the
 // server just then, before the browser has read of the end, would be answered on no stream: the page waits for it for
-// ever. What its client gets here is a stream that goes on until every question that was put is answered.
+// ever. What its client gets here is a stream that goes on until every question that was put is answered. Until then the
+// page is said to be busy (`aria-busy`).
 (() => {
   const ask = window.fetch.bind(window);
   const putting = new Set(), unanswered = new Set(), answered = new Set();
+
+  function tell() { document.documentElement.ariaBusy = String(putting.size + unanswered.size > 0); }
 
   async function put(what, how) {
     const answer = await ask(what, how);
@@ -32,6 +35,7 @@
         if (message.msg === "close_stream") { close = line; continue; }
         if (message.msg === "process_completed" && !unanswered.delete(message.event_id)) { answered.add(message.event_id); }
         out.enqueue(encoder.encode(`${line}\n\n`));
+        setTimeout(tell);
       }
       await Promise.allSettled([...putting]);
       if (close && unanswered.size) { continue; }
@@ -43,9 +47,10 @@
   window.fetch = async (what, how) => {
     const path = new URL(what instanceof Request ? what.url : what, document.baseURI).pathname;
     if (path.endsWith("/queue/join")) {
-      const put_now = put(what, how);
-      putting.add(put_now);
-      return put_now.finally(() => putting.delete(put_now));
+      const question = put(what, how);
+      putting.add(question);
+      tell();
+      return question.finally(() => { putting.delete(question); tell(); });
     }
     const answer = await ask(what, how);
     if (!path.endsWith("/queue/data") || !answer.ok) { return answer; }

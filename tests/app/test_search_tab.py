@@ -50,8 +50,8 @@ def test_a_photo_opens_and_the_like_of_it_is_found(answered):
     page.click("dialog.large .similar")
     page.wait(lambda: page.value(SENTENCE) == f"row:{third}")
     page.wait(lambda: rows(page)[:1] == [third])
-    assert page.one("#found .score").text == "1.000"
-    assert not page.all("dialog.large")
+    page.says("#found .score", "1.000")
+    page.gone("dialog.large")
     second = rows(page)[1]
     page.click("#found .tile:nth-of-type(2) .similar")
     page.wait(lambda: rows(page)[:1] == [second])
@@ -61,6 +61,7 @@ def test_ticked_photos_become_a_table_and_a_class_folder(answered, served):
     page = answered
     page.type(SENTENCE, "a red circle", enter=True)
     page.wait(lambda: "'a red circle' --top" in page.value(COMMAND))
+    page.answered()
     page.click("#save-csv")
     assert "tick photos first" in page.toasts()
     for place in (1, 3):
@@ -93,7 +94,7 @@ def test_filters_and_what_is_wrong_say_what_the_command_says(answered):
     page.type("#where textarea", "path~scene_00000")
     page.click("#go")
     page.wait(lambda: 0 < len(rows(page)) < 12)
-    assert "--where 'path~scene_00000'" in page.value(COMMAND)
+    page.wait(lambda: "--where 'path~scene_00000'" in page.value(COMMAND))
     page.type("#where textarea", "colour=red")
     page.click("#go")
     assert "unknown column 'colour'" in page.toasts()
@@ -107,10 +108,11 @@ def test_a_photo_is_a_query_and_no_photo_is_said(answered, served, scenes, tmp_p
     photo = sorted(scenes.glob("scene_*"))[9]
     page.browser.find_element("css selector", "#like-photo input[type=file]").send_keys(str(photo))
     page.one("#like-photo img")
+    page.answered()
     page.type(SENTENCE, "\ue003")
     page.click("#go")
-    page.wait(lambda: page.all("#found .score")[0].text == "1.000")
-    assert f"@{photo.name}" in page.value(COMMAND)
+    page.wait(lambda: f"@{photo.name}" in page.value(COMMAND))
+    page.says("#found .score", "1.000")
     page.click("#like-photo button[aria-label='Remove Image']")
     page.gone("#like-photo img")
     wrong = tmp_path / "no photo.png"
