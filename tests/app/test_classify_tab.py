@@ -316,7 +316,7 @@ def test_the_encoding_of_prompts_can_be_stopped(labeller, handed, monkeypatch):
     def stop(done: int, total: int) -> None:
         seen.append((done, total))
         if done:
-            raise Stopped("stopped")
+            raise Stopped(done, total)
 
     monkeypatch.setattr(labeller.desk, "step", stop)
     with pytest.raises(Stopped):

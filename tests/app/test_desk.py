@@ -67,8 +67,9 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
     while desk.under_way() is None:
         time.sleep(0.001)
     desk.stop()
-    with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000"):
+    with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000") as stopped:
         waiting.result(PATIENCE)
+    assert re.fullmatch(r"已停止：完成 \d+ / 1,000", desk.said(stopped.value, "zh"))
     assert desk.work(lambda: "goes on") == "goes on"
     with pytest.raises(ZeroDivisionError):
         desk.work(lambda: 1 / 0)
@@ -83,7 +84,7 @@ def test_nobody_waits_for_a_page_that_was_closed(desk):
             time.sleep(0.002)
 
     def wait() -> None:
-        with pytest.raises(desks.Stopped):
+        with pytest.raises(desks.Closed):
             desk.work(int)
         ends.append(True)
 
@@ -96,7 +97,7 @@ def test_nobody_waits_for_a_page_that_was_closed(desk):
     desk.close()
     waiting.join(PATIENCE)
     assert ends == [True]
-    with pytest.raises(desks.Stopped, match="the page was closed"):
+    with pytest.raises(desks.Closed, match="the page was closed"):
         desk.work(int)
 
 
