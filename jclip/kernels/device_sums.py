@@ -119,7 +119,7 @@ def _agree(given: Exchange) -> tuple[DeviceSums | None, str]:
         sums = DeviceSums(library.join(facts[0]["id"], here.rank, here.size))
     except NcclFailed as e:
         why = str(e)
-    why = _first_failure(given(why)) or _first_failure(given(_trial(sums)))
+    why = _first_failure(given(why)) or _trial(sums, given)
     if why and sums:
         sums.communicator.abort()
     return (None, why) if why else (sums, "")
@@ -155,18 +155,26 @@ def _first_failure(reasons: list[str]) -> str:
     return reasons[rank] if len({*reasons}) == 1 else f"rank {rank}: {reasons[rank]}"
 
 
-def _trial(sums: DeviceSums) -> str:
-    """Sums of known numbers, alone and several at once: nothing if they are right, else what happened."""
-    here = ranks.here()
+def _trial(sums: DeviceSums, given: Exchange) -> str:
+    """Sums of known numbers, several at once and alone: nothing if they are right on all ranks, else what happened."""
+    here, made, why = ranks.here(), [], ""
     arrays = [np.arange(n, dtype=np.float32).reshape(-1, 1) + here.rank for n in (1, 2, 1000)]
     wanted = [here.size * (a - here.rank) + here.size * (here.size - 1) / 2 for a in arrays]
     try:
-        made = [*sums.of_many([jt.array(a) for a in arrays]), sums.of_one(jt.array(arrays[-1]))]
+        mine = [jt.array(a) for a in arrays]
+        jt.sync(mine)
+        made = [*sums.of_many(mine), sums.of_one(mine[-1])]
+    except NcclFailed as e:
+        why = str(e)
+    except RuntimeError as e:  # Jittor's, of the operator: its report has many lines
+        why = f"the operator that calls NCCL {sums.version} failed: {' '.join(str(e).split())[:300]}"
+    if why := _first_failure(given(why)):  # all have compiled it and begun, from here on time counts
+        return why
+    try:
         if computes_on_gpu():
             nccl.wait_for_card()
+        if not all(np.array_equal(m.numpy(), w) for m, w in zip(made, [*wanted, wanted[-1]], strict=True)):
+            why = f"NCCL {sums.version} summed known numbers wrongly"
     except NcclFailed as e:
-        return str(e)
-    except RuntimeError as e:  # Jittor's, of the operator: its report has many lines
-        return f"the operator that calls NCCL {sums.version} failed: {' '.join(str(e).split())[:300]}"
-    right = all(np.array_equal(m.numpy(), w) for m, w in zip(made, [*wanted, wanted[-1]], strict=True))
-    return "" if right else f"NCCL {sums.version} summed known numbers wrongly"
+        why = str(e)
+    return _first_failure(given(why))

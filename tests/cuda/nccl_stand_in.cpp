@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <string>
 #include <vector>
 
 namespace {
@@ -35,7 +34,7 @@ std::vector<Call> calls;
 
 bool is(const char* mode) {
     const char* given = std::getenv("NCCL_STAND_IN");
-    return given && std::string(given) == mode;
+    return given && !std::strcmp(given, mode);
 }
 
 bool same_everywhere(const void* data, size_t size, MPI_Comm comm) {
