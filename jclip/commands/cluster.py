@@ -53,7 +53,9 @@ def _client(distributed: Any, address: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            distributed.comm.get_address_host_port(address)  # a client of no address would wait half a minute at its end
+            distributed.comm.get_address_host_port(
+                address
+            )  # a client of no address would wait half a minute at its end
             client = distributed.Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as e:
         raise ConfigError(f"--scheduler {address}: no scheduler answers there: start one (`dask scheduler`) and give "
