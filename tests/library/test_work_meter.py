@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jclip.functional import lbfgs
-from jclip.machine import work_meter
+from jclip.machine import solver_steps, work_meter
 from jclip.machine.work_meter import WorkMeter
 from jclip.train.cost_estimate import CostEstimate, counts_to, size, spoken
 
@@ -113,7 +113,7 @@ def test_a_solver_is_cut_and_its_iterations_are_guessed(clock):
 
 def test_a_solver_that_comes_slowly_takes_no_more_steps_than_it_may(clock):
     with (meter := WorkMeter(1.0)).running():
-        steps, ended, done = work_meter.SolverSteps(100, 1e-6), False, 0
+        steps, ended, done = solver_steps.SolverSteps(100, 1e-6), False, 0
         while not ended:
             clock.spend(1.0)
             done += 1
