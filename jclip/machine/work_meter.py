@@ -25,6 +25,7 @@ MOST_HELD = 2**30  # bytes of arrays that a measured run would have kept in the 
 QUICK = 0.5  # seconds: what takes no longer is done and not skipped
 SEVERAL = 0.1  # of the limit: items that take less are not judged by one alone
 ENOUGH = 0.1  # of the limit: what was measured for so long is not measured again
+COMPILING = 0.3  # CPU seconds: no compiler takes less
 WHOLE, MEASURING = "the rest", "measuring"
 
 
@@ -67,7 +68,8 @@ class WorkMeter:
 
     def __init__(self, seconds: float = 30.0):
         self.limit, self.accounts = seconds, dict[str, Account]()
-        self.compiled = self.warming = self.warming_cpu = 0.0  # seconds: of compilers, and of first items beyond others
+        self.compiled = 0.0  # seconds of compilers, which are counted nowhere else
+        self.warming = self.warming_cpu = 0.0  # seconds of first items beyond others
         self.exchanged = 0.0  # bytes that ranks would exchange, in all steps
         self.repeated = np.zeros(3)  # (wall, CPU, decoding) seconds of the training that each rank would do whole
         self.state_bytes = self.grown_bytes = self.cache_bytes = (
@@ -80,6 +82,7 @@ class WorkMeter:
         self._kept: dict[Any, Any] = {}
         self._phases = [WHOLE]
         self._skipped = np.zeros(3)
+        self._running, self._ended = dict[int, float](), ended_seconds()
         self._begun = time.perf_counter()
         self._since = self._clock()
 
@@ -142,12 +145,10 @@ class WorkMeter:
         if account.items in ("", items):
             account.items, account.measured, account.total = items, account.measured + measured, account.total + total
 
-    def warmed(self, beyond: np.ndarray, compiling: float) -> None:
-        """Takes the seconds that a first item needed beyond the others out of the account of now: of a first one alone in any
-        run, and as far as compilers ran, of the first run alone."""
+    def warmed(self, beyond: np.ndarray) -> None:
+        """Takes the seconds that a first item needed beyond the others out of the account of now."""
         self.warming += float(beyond[0])
         self.warming_cpu += float(beyond[1])
-        self.compiled += min(float(beyond[0]), compiling)
         account = self.account()
         account.done = account.done - beyond
 
@@ -194,10 +195,16 @@ class WorkMeter:
         account.done = account.done + (now - self._since)
         self._since = now
 
-    @staticmethod
-    def _clock() -> np.ndarray:
-        others = ended_seconds() + sum(map(cpu_of, children()))
-        return np.array([time.perf_counter(), time.process_time() + others, others])
+    def _clock(self) -> np.ndarray:
+        """Of all processes but compilers, whose work a run finds done: those that ended and were never seen to run between two
+        looks, for who waits for a compiler does not look."""
+        running, ended = {process: cpu_of(process) for process in children()}, ended_seconds()
+        known = sum(seconds for process, seconds in self._running.items() if process not in running)
+        if (unknown := ended - self._ended - known) >= COMPILING:
+            self.compiled += unknown
+        self._running, self._ended = running, ended
+        others = ended + sum(running.values()) - self.compiled
+        return np.array([time.perf_counter() - self.compiled, time.process_time() + others, others])
 
 
 class Window:
@@ -206,7 +213,6 @@ class Window:
     def __init__(self, meter: WorkMeter, seconds: float, least: int = LEAST):
         self.meter, self._seconds, self._least = meter, seconds, least
         self._took, self._units = list[np.ndarray](), list[float]()
-        self._ended, self._compiled = ended_seconds(), 0.0
         self._last = meter.now()
 
     def restart(self) -> None:
@@ -219,8 +225,6 @@ class Window:
         self._took.append(now - self._last)
         self._units.append(units)
         self._last = now
-        if len(self._took) == 1:
-            self._compiled = ended_seconds() - self._ended
         spent, limit = float(sum(took[0] for took in self._took)), self.meter.limit
         several = len(self._took) >= FIRST + LEAST or self._least < LEAST or spent >= SEVERAL * limit
         return (len(self._took) >= self._least and spent >= self._seconds and several) or spent >= 2 * limit
@@ -245,7 +249,7 @@ class Window:
         if len(self._took) > 1:
             beyond = self._took[0] - self._units[0] * self.rate()
             if beyond[0] > 0:
-                self.meter.warmed(np.maximum(beyond, 0), self._compiled)
+                self.meter.warmed(np.maximum(beyond, 0))
 
 
 _now: WorkMeter | None = None
