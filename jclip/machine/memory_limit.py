@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jclip.errors import SetupError, fail
+from jclip.machine import ranks
 from jclip.machine.process_times import end_with_parent
 
 MIB = 1 << 20
@@ -21,6 +22,7 @@ RAISE = "raise it (ulimit -v unlimited, or the memory that is asked of the sched
 _SIGNALS = ("SIGSEGV", "SIGABRT", "SIGBUS")  # by which a failed allocation ends a process
 _INSIDE = "JCLIP_INSIDE_A_LIMIT"  # set for the child, and what it starts
 JITTOR = 260 * MIB  # of address space that Jittor, oneDNN and the first operators take
+OF_RANKS = 200 * MIB  # of Open MPI beside that, whose threads wait for ever where one lacks memory
 THREAD = 80 * MIB  # of each thread: its stack, and a pool of malloc's
 WEIGHTS, BESIDE = 1.5, 100 * MIB  # a model takes so many times its weights, and so much for what passes through it
 
@@ -54,7 +56,8 @@ def require(needed: float, what: str) -> None:
 
 def require_start() -> None:
     """Raises `SetupError` where Jittor can't be started."""
-    require(JITTOR + _threads() * THREAD, "starting Jittor")
+    beside = OF_RANKS if ranks.here().several else 0
+    require(JITTOR + beside + _threads() * THREAD, "starting Jittor")
 
 
 def require_model(weights: float, name: str) -> None:

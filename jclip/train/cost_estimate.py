@@ -34,8 +34,8 @@ _NAMES = {"steps": "step", "photos": "photo", "iterations": "iteration"}
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Of one process: what each kind of work takes; seconds of the first steps beyond others, and of compilers among them;
-    the most memory (bytes) of the host and of the GPU; bytes in the run's folder in the end, more of them while it trains, and
+    """Of one process: what each kind of work takes; seconds of the first steps beyond others; of compilers, not counted; the
+    most memory (bytes) of the host and of the GPU; bytes in the run's folder in the end, more of them while it trains, and
     in the cache. ranks: whether several can train it. repeated: (wall, CPU) seconds that each rank does whole; exchange: of
     all gradients once through this machine's memory. left_out: what was not measured.
     """
@@ -60,13 +60,13 @@ class CostEstimate:
 
     @property
     def seconds(self) -> float:
-        """Of the whole by one process, compilers left out."""
-        return sum(one.seconds for one in self.accounts) + self.warming - self.compiled
+        """Of the whole by one process."""
+        return sum(one.seconds for one in self.accounts) + self.warming
 
     @property
     def cpu(self) -> float:
         """CPU seconds of the whole by one process."""
-        return sum(one.cpu for one in self.accounts) + self.warming_cpu - self.compiled
+        return sum(one.cpu for one in self.accounts) + self.warming_cpu
 
     @property
     def extrapolated(self) -> bool:
@@ -84,7 +84,7 @@ class CostEstimate:
         What they divide takes a share of the time, but for the optimiser's steps, and the sum of the gradients comes on top:
         2 (n - 1) / n of them pass each rank.
         """
-        whole = sum(one.seconds for one in self.accounts if one.name not in DIVIDED) + self.warming - self.compiled
+        whole = sum(one.seconds for one in self.accounts if one.name not in DIVIDED) + self.warming
         wall = sum(one.seconds for one in self.accounts if one.name in DIVIDED)
         again = min(self.repeated[0], wall)
         side_by_side = count if machines or self.gpu else min(count, self.cores)
@@ -129,7 +129,7 @@ class CostEstimate:
 
     def _table(self) -> Iterator[str]:
         whole = max(self.seconds, 1e-9)
-        first = work_meter.Account("first steps", np.array([self.warming - self.compiled, 0.0, 0.0]))
+        first = work_meter.Account("first steps", np.array([self.warming, 0.0, 0.0]))
         for one in sorted([*self.accounts, first], key=lambda one: -one.seconds):
             if one.seconds < 0.005 * whole:
                 continue
