@@ -12,7 +12,9 @@ from pathlib import Path
 from jclip.data.shares import Share
 from jclip.errors import ConfigError
 
-PATIENCE = 2.0  # seconds: what a killed process had just started may hold its lock for a moment
+PATIENCE = (
+    10.0  # seconds: on a busy machine, too, what a killed process had just started may hold its lock for a moment
+)
 _LOOK = 0.05
 
 
