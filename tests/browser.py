@@ -25,9 +25,7 @@ from typing import Any
 from tests.children import begin_child
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = (
-    180  # seconds; a first start compiles operators, a busy machine takes its time; what is there is not waited for
-)
+PATIENCE = 300  # seconds: a first start compiles operators, a busy machine takes its time; never waited for
 BEGIN = "import sys; from tests.children import begin_child; begin_child(int(sys.argv.pop(1))); "
 START = (
     "from tests.conftest import use_cache; use_cache(sys.argv[1], setattr); "

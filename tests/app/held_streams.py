@@ -7,7 +7,9 @@ from pathlib import Path
 
 from jclip.app import server
 
-HOLD = Path("hold the ends of streams")  # in the folder where the page was started: as long as it is there
+HOLD = Path(
+    "hold the ends of streams"
+)  # where the page was started: of those that begin while it is there, till it goes
 
 
 def install() -> None:
@@ -16,8 +18,10 @@ def install() -> None:
 
     def guarded(app, listens):
         async def slow(scope, receive, send):
+            held = HOLD.exists()
+
             async def send_on(message):
-                while b"close_stream" in message.get("body", b"") and HOLD.exists():
+                while held and b"close_stream" in message.get("body", b"") and HOLD.exists():
                     await asyncio.sleep(0.01)
                 await send(message)
 

@@ -33,6 +33,7 @@ from jclip.report.tag_rules import kept_calibration
 from jclip.report.tags import Tags
 from jclip.report.typed_names import NAMES_FILE, typed_classes, typed_templates
 from tests.app.conftest import needs_gradio
+from tests.browser import PATIENCE
 from tests.library.test_predict_tags import trained
 from tests.toys import SMALL_SIGLIP, toy_file
 
@@ -371,7 +372,7 @@ def test_the_endpoints_of_both_tabs_answer_as_json(served, handed):
     needs_gradio()
     from gradio_client import Client, handle_file
 
-    client, run = Client(served.address, verbose=False), drawn_examples.RUN
+    client, run = Client(served.address, verbose=False, httpx_kwargs={"timeout": PATIENCE}), drawn_examples.RUN
     try:
         photos = [handle_file(str(handed / name)) for name in ODD]
         found = client.predict(photos=photos, names=NAMES, templates="simple", run="", api_name="/classify")
