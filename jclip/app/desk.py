@@ -354,7 +354,7 @@ class Desk:
                 raise
             line = self.said(e, language)
             if stopped and isinstance(e, Stopped):
-                line += f" {words.said(stopped, language)}"
+                line += words.said(stopped, language)
             notice(f"jclip app: {line}")
             raise gr.Error(html.escape(line), duration=SHOWN, title="jclip", print_exception=False) from None
 

@@ -20,7 +20,14 @@ def photo_field(label: Any, **options: Any) -> Any:
 
 def photos_field(label: Any, **options: Any) -> Any:
     """A field for several photos; its value is {path in the folder of uploads: the file's own name}."""
-    given = {"type": "filepath", "sources": ["upload", "clipboard"], "buttons": [], "interactive": True}
+    given = {
+        "type": "filepath",
+        "sources": ["upload", "clipboard"],
+        "buttons": [],
+        "interactive": True,
+        "file_types": ["image"],
+        "allow_preview": False,
+    }
     made = gr.Gallery(label=label, **{**given, **options})
     made.preprocess = _of_gallery
     return made

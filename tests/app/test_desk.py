@@ -158,6 +158,8 @@ def test_every_text_is_there_in_both_languages():
         assert not re.search("[\u4e00-\u9fff]", english), key
     for file in (ASSETS / "app_words").glob("*.yaml"):
         source = "".join(p.read_text(encoding="utf-8") for p in (ASSETS.parent / "app").glob("*.py"))
+        used = re.findall(r'words\.(?:said|t)\("([a-z]+\.[a-z_]+)"|\bt\("([a-z]+\.[a-z_]+)"', source)
+        assert len(used) > 50 and {one or other for one, other in used} <= {*texts}
         for key in yaml.safe_load(file.read_text(encoding="utf-8")):
             assert f"{file.stem}.{key}" in source or f'"{key}"' in source or f"{file.stem}.{{" in source, key
 
@@ -220,6 +222,12 @@ def test_photos_that_could_not_be_read_are_counted(tmp_path):
             (tmp_path / name).write_bytes(content)
     gallery = photo_galleries.gallery_of_photos(tmp_path, "shapes-tiny-rn")
     assert [found["path"] for found in gallery.left_out] == ["<b>bad.png"]
+
+
+def test_a_run_that_is_none_is_said_at_once(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty holds no run: name a folder that `jclip train` wrote"):
+        desks.Desk(runs=[tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("folder", ["/tmp/x", "../x", "a/../../x", "", "  ", "a\0b"])
