@@ -67,9 +67,8 @@ class Config:
     criterion: Literal["iou", "giou"] = "iou"  # what must be at least t for acc@t
     frame: Literal["square", "image"] = "square"  # where boxes are compared
     stored: Literal["fp16", "fp32"] = "fp16"  # numbers that the photos' tokens are kept in
-    tokens: Literal["auto", "memory", "disk", "steps"] = (
-        "auto"  # where: up to 1 GiB in memory, else on the cache's disk
-    )
+    # where: up to 1 GiB in memory, else on the cache's disk
+    tokens: Literal["auto", "memory", "disk", "steps"] = "auto"
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig("adamw", lr=2e-4, weight_decay=1e-4, epochs=20, batch=32)
     )

@@ -56,9 +56,8 @@ class Config:
     search_C: tuple[float, ...] = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)  # the first look
     search_rounds: int = 8  # halvings of the interval from a tenth to ten times the best of these
     iterations: int = 1000  # of L-BFGS at most
-    tolerance: float = (
-        1e-4  # the largest entry of the gradient that counts as zero, times C where C < 1 or in the search
-    )
+    # the largest entry of the gradient that counts as zero, times C where C < 1 or in the search
+    tolerance: float = 1e-4
     # of sgd alone, from here
     init: Literal["random", "zeroshot"] = "random"  # W: as torch's Linear starts, or the classes' text features
     logit_scale: float = 4.60517  # c

@@ -51,9 +51,8 @@ class Config:
     multi_label: bool = False  # photos may be of several classes: measures mAP, see `jclip.data.multi_label`
     method: TagMethod = "whole"  # of multi_label: how a photo's places are read, see `jclip.features.tagging`
     normalise: Literal["none", "image+class"] = (
-        "none"  # of multi_label: scores of each photo, then of each class, at mean 0
+        "none"  # of multi_label: each photo's scores, then each class's, to z-scores
     )
-    # and deviation 1
     background: str = "coco"  # of tagclip and places: names of what is none of the classes, "none" or a,b,c
     unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1

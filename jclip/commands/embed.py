@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     """Embeds what is not embedded yet, and says what was done. Returns the exit code."""
     args = parser().parse_args(argv)
     if not args.out:
-        raise ConfigError("--out must name the gallery's folder")
+        raise ConfigError("--out must name the gallery's folder, such as --out gallery")
     folder = Path(args.out)
     gallery_store.check_target(folder)
     if args.export:

@@ -34,12 +34,12 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip search", description=__doc__, epilog=EPILOG)
     add_gallery(p)
-    p.add_argument("terms", nargs="*", metavar="TERM", help="what to look for, see below")
+    p.add_argument("terms", nargs="*", default=[], metavar="TERM", help="what to look for, see below")
     p.add_argument(
         "--queries", type=nonempty, metavar="FILE",
         help="many queries: a text a line; or a .json, a list of texts and lists of terms",
     )  # fmt: skip
-    add_shared(p, "--top", " (default: 10; with --cut all that stand out)")
+    add_shared(p, "--top", ": photos of a query (default: 10; with --cut all that stand out)")
     p.add_argument("--page", type=whole(1, MOST_PHOTOS), default=1, metavar="N", help="the N-th page (default: 1)")
     p.add_argument(
         "--where", action="append", default=[], metavar="CONDITION",

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--calibration", type=nonempty, metavar="FILE",
         help="thresholds and probabilities of each class, fitted by `jclip measure --calibrate` on scores of labelled photos",
     )  # fmt: skip
-    add_shared(p, "--top", " (default: all that are tags)")
+    add_shared(p, "--top", ": tags of a photo (default: all that are tags)")
     add_shared(
         p,
         "--out",

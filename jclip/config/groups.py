@@ -13,7 +13,7 @@ Dtype = Literal["fp32", "fp16", "bf16", "int8"]  # what a model computes its pro
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
 
 
-ReadWith = Mapping[str, Sequence[str]]  # what must hold → settings that are read then alone, see `jclip.config.unread`
+ReadWith = Mapping[str, Sequence[str]]  # what must hold → settings that are read then alone (`unread_settings`)
 
 
 class OutOfRange(ConfigError):
@@ -47,17 +47,15 @@ class DataConfig:
     train: str = ""  # list file: "relative/path label" per line
     val: str = ""
     test: str = ""
-    classes: str = (
-        ""  # "name label" per line; beside folders alone "folder name" per line, as ImageNet's classnames.txt
-    )
+    # "name label" per line; beside folders alone "folder name" per line, as ImageNet's classnames.txt
+    classes: str = ""
     split_file: str = ""
     features: str = ""
     text_features: str = ""  # .npy (C, E) for precomputed features that come without
     shots: int = 16  # photos per class to learn from; 0 takes all
     val_shots: int = -1  # photos per class to choose by; -1: min(shots, 4), the field's custom; 0: all
-    pool: int = (
-        0  # of precomputed features: draw the shots, and val_shots, by seed from those of so many shots; 0: as they are
-    )
+    # of precomputed features: draw the shots, and val_shots, by seed from those of so many shots; 0: as they are
+    pool: int = 0
     seed: int = 1
     subset: Subset = "all"  # of the classes, labels counted from 0 again; shots are drawn as if there were all
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
@@ -201,9 +199,8 @@ class SourcesConfig:
     """
 
     sources: dict = field(default_factory=lambda: dict.fromkeys(("template", "relation", "caption"), "shapes"))
-    photos: str = (
-        ""  # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
-    )
+    # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
+    photos: str = ""
     scenes: int = 1000
     noise: float = 0.2
     pairs: int = 0  # of colour and shape, drawn anew for each scene: few make phrases with directions; 0: any
