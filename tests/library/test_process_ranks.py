@@ -111,7 +111,7 @@ time.sleep(0.3)
 {how}
 """
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    return running.communicate(timeout=60)[1]  # until the watching process has ended, too
+    return running.communicate(timeout=300)[1]  # until the watching process has ended, too
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def ranks(
     if others:
         started += [":", "-np", "1", sys.executable, *others]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "JCLIP_WORKERS": "0", **environment}
+    given["OMPI_MCA_mpi_yield_when_idle"] = "1"  # who waits leaves the processor to others, tests beside it among them
     return open_mpi.start_ranks(MPI, count - bool(others), started, given)
 
 
