@@ -29,7 +29,7 @@ from jclip.errors import ConfigError, DataError, notice
 from jclip.features import caption_features, extraction, heads
 from jclip.features import source as sources
 from jclip.functional import directions, metrics
-from jclip.machine import ranks
+from jclip.machine import memory_limit, ranks
 from jclip.model import clip, patch_dropout, recompute, trainable
 from jclip.model.parameter_groups import Lock, LowRank, rate_factors, trained_patterns
 from jclip.postponed import jt
@@ -156,8 +156,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     evaluate = measure(cfg, model, preprocess, val, folders)
     state = optimisation.TrainState(optim, clip.running_statistics(model))
     before = tuned.weights(state.arrays()) if cfg.mix else {}
+    needed = memory(cfg, model, optim, train, teacher)
+    memory_limit.require(needed.total - needed.process - needed.weights, "a training step (optim.batch)")
     if not run.quiet:
-        notice(f"memory of a step: {memory(cfg, model, optim, train, teacher)}")
+        notice(f"memory of a step: {needed}")
 
     outcome = loop.fit(
         training_step(cfg, tuned, optim, teacher, cfg.optim.epochs * of_epoch), batches.epoch, state=state, run=run,

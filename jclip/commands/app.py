@@ -29,7 +29,10 @@ def parser() -> argparse.ArgumentParser:
     add_shared(p, "--run", ", to classify with and to look at; several may be given", action="append", default=[])
     add_shared(p, "--model", "; a gallery has its own (default: JCLIP_MODEL, else ViT-B/32)")
     add_shared(p, "--family")
-    p.add_argument("--port", type=whole(1, 65535), default=7860, metavar="N", help="where to listen (default: 7860)")
+    p.add_argument(
+        "--port", type=whole(0, 65535), default=7860, metavar="N",
+        help="where to listen; 0: any that is free (default: 7860)",
+    )  # fmt: skip
     p.add_argument(
         "--host", type=nonempty, default="127.0.0.1", metavar="ADDRESS",
         help="address to listen at; another than this machine's own needs --password (default: 127.0.0.1)",
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> int:
                 webbrowser.open(address)
             desk.serve()
     except KeyboardInterrupt:
+        desk.close()  # however long that takes
         server.end_in_any_case(LONGEST_END)
         raise
     finally:

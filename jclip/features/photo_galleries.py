@@ -12,6 +12,7 @@ from jclip import paths
 from jclip.config import Dtype
 from jclip.data.gallery_inputs import Inputs, read_inputs
 from jclip.data.gallery_store import is_gallery, made_by
+from jclip.data.unfinished_gallery import what_is_missing
 from jclip.errors import DataError, notice
 from jclip.features.cached import key_of
 from jclip.features.gallery import Gallery
@@ -19,7 +20,6 @@ from jclip.features.gallery_embedding import DamagedGallery, Outcome, Seen, embe
 from jclip.features.source import ModelSource
 
 FIRST = 64  # photos that are embedded before any can be searched
-UNFINISHED = "unfinished-*"  # what `jclip embed` leaves when it is stopped
 
 
 def gallery_of_photos(
@@ -66,9 +66,8 @@ def growing_gallery(
 
 
 def _inputs_of(place: str | os.PathLike) -> Inputs:
-    folder = Path(place)
-    if folder.is_dir() and any(folder.glob(UNFINISHED)):
-        raise DataError(f"{place} is a gallery that is not finished: give `jclip embed` the same command again")
+    if missing := what_is_missing(Path(place)):
+        raise DataError(missing)
     return read_inputs([place])
 
 

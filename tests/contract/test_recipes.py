@@ -98,7 +98,7 @@ def test_an_unknown_key_is_refused_by_name(name):
 def test_unknown_recipes_and_configs_suggest_the_nearest(tmp_path):
     with pytest.raises(UnknownName, match="recipe 'tip_adaptor', did you mean 'tip_adapter'"):
         finetune.load("tip_adaptor")
-    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke.yaml'"):
+    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke'"):
         read_config("tip_adapter/smok.yaml")
     (tmp_path / "x.yaml").write_text("alpha: 1\n")
     with pytest.raises(ConfigError, match="x.yaml: recipe is missing \\(one of "):
@@ -111,10 +111,10 @@ def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
         assert read_config(name)[2] == CONFIGS / "tip_adapter" / "smoke.yaml"
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_paths_of_configs_belong_to_the_project(path):
-    data = load_values(path).get("data", {})
-    for key in ("root", "images", "train", "val", "test", "classes", "split_file", "features"):
-        given = data.get(key) or []
-        for named in [given] if isinstance(given, str) else given:
-            assert named.partition(":")[0] == WORLD or Path(named).is_absolute()
+def test_paths_of_configs_belong_to_the_project():
+    for path in YAMLS:
+        data = load_values(path).get("data", {})
+        for key in ("root", "images", "train", "val", "test", "classes", "split_file", "features"):
+            given = data.get(key) or []
+            for named in [given] if isinstance(given, str) else given:
+                assert named.partition(":")[0] == WORLD or Path(named).is_absolute(), f"{path}: data.{key}"
