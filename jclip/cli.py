@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0  # rank 0 says what is wrong
     if sys.platform == "win32":
         return fail("jclip", "native Windows is not supported: run it inside WSL2 (docs/setup.md)", 2)
-    if not argv or argv[0].startswith("-"):
+    if argv == ["help"] or not argv or argv[0].startswith("-"):
         return guarded(lambda: _without_command(argv), "jclip")
     return run(argv, "jclip", COMMANDS)
 
@@ -107,7 +107,7 @@ def run(argv: list[str], program: str, known: Collection[str]) -> int:
 
 def _without_command(argv: list[str]) -> int:
     """Help or the version. Raises `UnknownName` for another option."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         say(usage())
         return 0 if argv else 2
     if argv[0] not in ("-V", "--version"):

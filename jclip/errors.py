@@ -45,6 +45,10 @@ class UnsaidError(CheckpointError):
 class MisfitError(CheckpointError):
     """Weights that were read but do not fit the model: missing, unexpected or misshaped keys."""
 
+
+class DifferenceError(CheckpointError):
+    """A comparison that was asked for and found a difference. No mistake of the user's: the exit code is another."""
+
     exit_code = 1
 
 
@@ -53,11 +57,12 @@ class DataError(JclipError):
 
 
 class UnknownName(JclipError):
-    """A name outside a closed set; the message lists the set and the nearest match."""
+    """A name outside a closed set; the message lists the set, or says by `listed` what lists it, and the nearest match."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed: str = ""):
         known = list(known)
-        super().__init__(f"unknown {kind} {quoted(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        rest = listed or f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {quoted(name)}{did_you_mean(name, known)} ({rest})")
 
 
 LONGEST_NAME = 1000  # characters for which a nearest match is searched

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from jclip.data.gallery_store import (
 from jclip.data.shares import WHOLE, Share
 from jclip.errors import ConfigError, DataError
 from jclip.features import extraction, gallery_lock, half_models
+from jclip.features.cached import key_of
 from jclip.features.gallery_changes import distinct_photos, of_others, same_rows
 from jclip.features.gallery_merge import write_gallery
 from jclip.features.gallery_parts import Known, Parts, Whole
@@ -148,8 +148,7 @@ def watched(inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", 
 
 
 def _parts(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Parts:
-    key = hashlib.sha256(f"{made_by(source.identity, source.preprocess.to_dict())} {dtype}".encode()).hexdigest()
-    return Parts(folder, key, inputs)
+    return Parts(folder, key_of([made_by(source.identity, source.preprocess.to_dict()), dtype]), inputs)
 
 
 def _checked(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Store | None:

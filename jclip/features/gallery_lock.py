@@ -14,7 +14,9 @@ from jclip.data.gallery_store import is_gallery
 from jclip.data.shares import Share
 from jclip.errors import ConfigError
 
-PATIENCE = 2.0  # seconds: what a killed process had just started may hold its lock for a moment
+PATIENCE = (
+    10.0  # seconds: on a busy machine, too, what a killed process had just started may hold its lock for a moment
+)
 _LOOK = 0.05
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,24 +58,26 @@ print(sum(p.numel() for p in params.values()), peak_memory()["host"])
 """
 
 
-def measured(name: str, how: str, parts: int, folder: Path) -> tuple[int, int]:
+@functools.cache
+def measured(name: str, how: str, parts: int) -> tuple[int, int]:
     """Numbers of weights, and the MiB that a process of its own held at most in two steps."""
-    command = [sys.executable, "-c", PROGRAM, name, how, str(parts), str(folder)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", PROGRAM, name, how, str(parts), folder]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return tuple(map(int, ended.stdout.split()[-2:]))
 
 
 @pytest.mark.parametrize(("name", "how", "parts"), [("vit", "keep", 1), ("vit", "recompute", 1), ("resnet", "keep", 2)])
-def test_the_estimate_is_near_what_a_step_takes(name, how, parts, tmp_path):
-    weights, mib = measured(name, how, parts, tmp_path)
+def test_the_estimate_is_near_what_a_step_takes(name, how, parts):
+    weights, mib = measured(name, how, parts)
     step = StepSize(32, parts, 40, recompute=how == "recompute")
     got = estimate(MEASURED[name], weights, weights, OptimConfig(), step).total / 2**20
     assert abs(got - mib) <= tolerance("memory_relative") * mib, (got, mib)
 
 
-def test_recomputing_takes_less_memory(tmp_path):
-    kept, again = (measured("vit", how, 1, tmp_path)[1] for how in ("keep", "recompute"))
+def test_recomputing_takes_less_memory():
+    kept, again = (measured("vit", how, 1)[1] for how in ("keep", "recompute"))
     assert again < 0.6 * kept, (kept, again)
 
 
