@@ -33,8 +33,8 @@ _PLACES = ("reading the files", "decoding the photos", "the model")
 @dataclass(frozen=True)
 class Estimate:
     """Measured on `sample` photos: seconds a photo alone (reading, decoding, model) and all together, CPU seconds a photo,
-    seconds to start and to load the model, MiB of the processes, bytes that a row takes on disk. sizes: photos of each part, which processes
-    take one after the other. load_cpu: CPU seconds of loading."""
+    seconds to start and to load the model, MiB of the processes, bytes that a row takes on disk. sizes: photos of each part,
+    which processes take one after the other. load_cpu: CPU seconds of starting and loading."""
 
     sizes: tuple[int, ...]
     sample: int
