@@ -81,6 +81,11 @@ def style() -> str:
     return "\n".join([*parts, runs_tab.style()])
 
 
+def script() -> str:
+    """What the browser runs before Gradio asks anything."""
+    return f"<script>{(ASSETS / 'app_stream.js').read_text(encoding='utf-8')}</script>"
+
+
 def theme() -> Any:
     """Colours and fonts; fonts are the system's own, nothing is asked of another server."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.features import photo_galleries
 from jclip.paths import ASSETS
 from jclip.prompts import query_terms
+from tests.browser import PATIENCE
 
 
 @pytest.fixture
@@ -38,27 +40,26 @@ def test_all_work_is_done_by_one_thread_short_work_in_between(desk):
     order, begun = [], threading.Event()
 
     def long() -> str:
-        for step in range(200):
+        for step in itertools.count():
             begun.set()
             order.append(("step", threading.get_ident()))
             desk.step(step, 200)
             if ("short", threading.get_ident()) in order:
                 return "long"
             time.sleep(0.005)
-        return "alone"
 
     waiting = desk.later(long, key="page.working")
-    begun.wait(5)
+    begun.wait(PATIENCE)
     assert desk.under_way().key == "page.working"
     desk.work(lambda: order.append(("short", threading.get_ident())))
-    assert waiting.result(5) == "long"
+    assert waiting.result(PATIENCE) == "long"
     assert len({thread for _, thread in order}) == 1
     assert desk.work(lambda: desk.work(lambda: 7)) == 7
 
 
 def test_what_is_stopped_ends_at_its_next_step(desk):
     def long() -> None:
-        for step in range(1000):
+        for step in itertools.count():
             desk.step(step, 1000)
             time.sleep(0.002)
 
@@ -67,7 +68,7 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
         time.sleep(0.001)
     desk.stop()
     with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000") as stopped:
-        waiting.result(5)
+        waiting.result(PATIENCE)
     assert re.fullmatch(r"已停止：完成 \d+ / 1,000", desk.said(stopped.value, "zh"))
     assert desk.work(lambda: "goes on") == "goes on"
     with pytest.raises(ZeroDivisionError):
@@ -88,13 +89,13 @@ def test_nobody_waits_for_a_page_that_was_closed(desk):
         ends.append(True)
 
     desk.later(long)
-    begun.wait(5)
+    begun.wait(PATIENCE)
     waiting = threading.Thread(target=wait)
     waiting.start()
     while desk._waiting.empty():
         time.sleep(0.001)
     desk.close()
-    waiting.join(5)
+    waiting.join(PATIENCE)
     assert ends == [True]
     with pytest.raises(desks.Closed, match="the page was closed"):
         desk.work(int)

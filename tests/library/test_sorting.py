@@ -51,7 +51,7 @@ def test_sorted_and_taken_back(how, predictions, tmp_path):
     for one in placed:
         target = out / one.target
         assert target.is_symlink() == (how == "link") and target.read_bytes() == Path(one.photo).read_bytes()
-    assert main(["unsort", str(manifest)]) == 0
+    assert main(["unsort", str(manifest.parent)]) == 0
     assert not any(out.iterdir()) and all(Path(p).is_file() for p in predictions.photos)
 
 
