@@ -98,7 +98,7 @@ def test_an_unknown_key_is_refused_by_name(name):
 def test_unknown_recipes_and_configs_suggest_the_nearest(tmp_path):
     with pytest.raises(UnknownName, match="recipe 'tip_adaptor', did you mean 'tip_adapter'"):
         finetune.load("tip_adaptor")
-    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke.yaml'"):
+    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke'"):
         read_config("tip_adapter/smok.yaml")
     (tmp_path / "x.yaml").write_text("alpha: 1\n")
     with pytest.raises(ConfigError, match="x.yaml: recipe is missing \\(one of "):
