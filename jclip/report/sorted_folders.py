@@ -60,7 +60,7 @@ class Manifest:
 
 
 def check_folder(folder: Path, beside: Manifest | None = None) -> None:
-    """Raises `DataError` for a folder that can't be sorted into, `beside` what was placed there: to be asked before the work."""
+    """Raises `DataError` for a folder that can't be sorted into, `beside` what was placed there: to be asked before work."""
     if beside is None and os.path.lexists(folder / MANIFEST):
         raise DataError(
             f"{folder / MANIFEST} stands there already: name another folder, or undo it with `jclip unsort`"
