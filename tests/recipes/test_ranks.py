@@ -234,11 +234,6 @@ def test_every_recipe_ends_as_by_one_process(count, recipes, tmp_path, close):
         }
 
 
-def test_the_doctors_trial():
-    done = ranks(2, "-m", "jclip.kernels.ranks_trial")
-    assert done.returncode == 0 and done.stdout.split() == ["right", "right"], done.stderr
-
-
 def test_what_one_process_does_is_done_by_the_first():
     done = ranks(2, "-m", "jclip.cli", "recipes")
     assert done.returncode == 0 and done.stdout.count("configs/contrastive/smoke.yaml") == 1
