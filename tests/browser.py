@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import importlib.util
 import json
@@ -21,12 +22,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.children import begin_child
+
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = (
-    180  # seconds; a first start compiles operators, a busy machine takes its time; what is there is not waited for
-)
+PATIENCE = 300  # seconds: a first start compiles operators, a busy machine takes its time; never waited for
+BEGIN = "import sys; from tests.children import begin_child; begin_child(int(sys.argv.pop(1))); "
 START = (
-    "import sys; from tests.conftest import use_cache; use_cache(sys.argv[1], setattr); "
+    "from tests.conftest import use_cache; use_cache(sys.argv[1], setattr); "
     "from jclip.cli import main; sys.exit(main(sys.argv[2:]))"
 )  # features and galleries go into a folder of the test; what Jittor compiled is the machine's
 
@@ -60,10 +62,6 @@ class Recorder:
                     self.asked.append(f"something that is no HTTP: {e}")
 
 
-def _heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of `sh … &` is started with it ignored
-
-
 class Served:
     """`jclip app` in a process of its own, in the folder `cwd`; its features are kept below `cache`. start: statements that
     run before."""
@@ -71,36 +69,27 @@ class Served:
     def __init__(
         self, cache: Path, *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, start: str = ""
     ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
         self.cache, self.cwd, self.lines, self._before = cache, cwd, [], start
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.process = self._start("app", *arguments, "--port", str(self.port), env=env or {})
+        self.process = self._start("app", *arguments, "--port", "0", env=env or {})
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
-            if "the page is at" in line:
+            if found := re.search(r"the page is at (http://127\.0\.0\.1:(\d+)) ", line):
                 break
         else:
             raise AssertionError(f"the page did not start: {self.lines}")
-        threading.Thread(target=self._read, daemon=True).start()
+        self.address, self.port = found[1], int(found[2])
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _start(self, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen:
         own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
-        command = [sys.executable, "-c", self._before + START, str(self.cache), *arguments]
-        return subprocess.Popen(
-            command,
-            cwd=self.cwd,
-            env=own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            preexec_fn=_heed_ctrl_c,
-        )
+        command = [sys.executable, "-c", BEGIN + self._before + START, str(os.getpid()), str(self.cache), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        return subprocess.Popen(command, cwd=self.cwd, env=own, **pipes)
 
     def _read(self) -> None:
-        self.lines += [line.rstrip("\n") for line in self.process.stdout]
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
 
     def run(self, command: str) -> str:
         """What a shown command prints, with the same cache, in the same folder. It must end well."""
@@ -149,7 +138,7 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         self.process.wait(PATIENCE)
-        time.sleep(0.05)
+        self._reader.join(PATIENCE)
         return self.lines
 
 
@@ -165,18 +154,29 @@ def why_no_browser() -> str:
 def start_chromium(*arguments: str) -> Any:
     """A headless chromium that asks no server by itself."""
     from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+    for argument in ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                      "--disable-background-networking", "--disable-component-update", "--no-first-run",
                      "--disable-sync", "--disable-features=OptimizationHints,MediaRouter", *arguments):  # fmt: skip
         options.add_argument(argument)
     passwords = {"credentials_enable_service": False, "profile.password_manager_leak_detection": False}
     options.add_experimental_option("prefs", passwords)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=Service(executable_path=shutil.which("chromedriver")))
+    begin = functools.partial(begin_child, os.getpid())
+    for last in (False, True):
+        service = Service(shutil.which("chromedriver"), popen_kw={"preexec_fn": begin})
+        try:
+            browser = webdriver.Chrome(options=options, service=service)
+            break
+        except WebDriverException:  # the port that selenium chose for its driver may be another's by now
+            if last:
+                raise
+    browser.set_script_timeout(PATIENCE)
+    return browser
 
 
 class Page:
@@ -185,19 +185,32 @@ class Page:
     def __init__(self, browser: Any, address: str, served: Served | None = None):
         self.browser, self.address, self.served = browser, address, served
         self._asked: set[str] = set()
+        self._said: list[str] = []
 
     def open(self, width: int = 1280, height: int = 900, language: str = "en-US", path: str = "/") -> Page:
-        """Loads it anew, in that language and so many pixels wide."""
+        """Loads it anew, in that language and so many pixels wide, until it can be typed into."""
+        self.load(width, height, language, path)
+        self.wait(lambda: self.all("#sentence textarea, #sentence input, #world, input[type=password]"))
+        return self
+
+    def load(self, width: int = 1280, height: int = 900, language: str = "en-US", path: str = "") -> None:
+        """Leaves what is shown, and loads the page as the browser does."""
+        self.leave()
         send = self.browser.execute_cdp_cmd
-        self.requests()
         agent = self.browser.execute_script("return navigator.userAgent")
         send("Network.setUserAgentOverride", {"userAgent": agent, "acceptLanguage": language})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         send("Emulation.setDeviceMetricsOverride", size)
         self.browser.get(self.address + path)
         self.browser.execute_script("performance.setResourceTimingBufferSize(5000)")
-        self.wait(lambda: self.all("#sentence textarea, #sentence input, #world, input[type=password]"))
-        return self
+
+    def leave(self) -> None:
+        """Leaves what is shown. What has been asked and said until then is kept; a page that is left in the middle of an
+        answer complains that its stream was cut, and that is forgotten."""
+        self.requests()
+        self._said += self._severe()
+        self.browser.get("about:blank")
+        self._severe()
 
     def wait(self, true: Callable[[], Any]) -> Any:
         """What `true` returns once it is true."""
@@ -208,12 +221,20 @@ class Page:
             time.sleep(0.03)
         return found
 
+    def answered(self) -> None:
+        """Waits until every question that the page has put is answered."""
+        self.wait(lambda: self.browser.execute_script("return document.documentElement.ariaBusy") == "false")
+
+    def says(self, css: str, text: str) -> None:
+        """Waits until the first element says that."""
+        self.wait(lambda: text in self.text(css))
+
     def _now(self, true: Callable[[], Any]) -> Any:
-        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.common import exceptions as of
 
         try:
             return true()
-        except StaleElementReferenceException:
+        except (of.StaleElementReferenceException, of.ElementNotInteractableException):  # it was drawn anew meanwhile
             return None
 
     def all(self, css: str) -> list[Any]:
@@ -256,12 +277,12 @@ class Page:
 
     def type(self, css: str, text: str, enter: bool = False) -> None:
         """Replaces what stands in a field."""
-        field = self.one(css)
-        field.send_keys("\ue009a\ue000", text, *["\ue007"] * enter)  # Ctrl-A
+        keys = ["\ue009a\ue000", text, *["\ue007"] * enter]  # Ctrl-A
+        self.wait(lambda: [field.send_keys(*keys) is None for field in self.all(css)[:1]])
 
     def type_more(self, css: str, text: str) -> None:
         """Adds to what stands in a field."""
-        self.one(css).send_keys(text)
+        self.wait(lambda: [field.send_keys(text) is None for field in self.all(css)[:1]])
 
     def text(self, css: str) -> str:
         """The text of the first element, hidden or not."""
@@ -284,9 +305,12 @@ class Page:
         return self._asked
 
     def complaints(self) -> list[str]:
-        """What the browser's log has of errors since it was asked last; a page that is left ends its own streams."""
-        log = [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
-        return [message for message in log if "AbortError: signal is aborted" not in message]
+        """What the browser's log has of errors since it was asked last."""
+        found, self._said = self._said + self._severe(), []
+        return found
+
+    def _severe(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
     def picture(self, path: Path) -> None:
         """A screenshot of what is seen."""

@@ -92,6 +92,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         i18n=words.translations(),
         theme=page.theme(),
         css=page.style(),
+        head=page.script(),
     )
     blocks.has_launched = True  # else Gradio takes any path of this machine for an upload
     config = uvicorn.Config(
@@ -154,6 +155,7 @@ def guard(app: App, listens: tuple) -> App:
 
     async def guarded(scope: Scope, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
+            asyncio.get_running_loop().set_exception_handler(_report)
             await app(scope, receive, send)
             return
         if scope["type"] != "http":  # the page has no websocket
@@ -182,6 +184,12 @@ def guard(app: App, listens: tuple) -> App:
         await app(scope, receive, send_more)
 
     return guarded
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As Python does, but for a page that was left in the middle of an answer: Gradio's stream puts a last word into it."""
+    if "async generator ignored GeneratorExit" not in str(context.get("exception")):
+        loop.default_exception_handler(context)
 
 
 def _name(address: str) -> str:

@@ -58,7 +58,8 @@ def served(scenes, tmp_path_factory) -> Iterator[Served]:
     recorder, folder = Recorder(), tmp_path_factory.mktemp("started here")
     cache = tmp_path_factory.mktemp("cache")
     given = (str(scenes), "--model", MODEL, "--run", "shapes-tiny-ground")
-    found = Served(cache, *given, cwd=folder, env=recorder.environ)
+    slow = "from tests.app import held_streams; held_streams.install(); "
+    found = Served(cache, *given, cwd=folder, env=recorder.environ, start=slow)
     yield found
     lines = found.end()
     assert recorder.asked == []

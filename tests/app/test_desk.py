@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from jclip.errors import ConfigError, DataError
 from jclip.features import photo_galleries
 from jclip.paths import ASSETS
 from jclip.prompts import query_terms
+from tests.browser import PATIENCE
 
 
 @pytest.fixture
@@ -38,27 +40,26 @@ def test_all_work_is_done_by_one_thread_short_work_in_between(desk):
     order, begun = [], threading.Event()
 
     def long() -> str:
-        for step in range(200):
+        for step in itertools.count():
             begun.set()
             order.append(("step", threading.get_ident()))
             desk.step(step, 200)
             if ("short", threading.get_ident()) in order:
                 return "long"
             time.sleep(0.005)
-        return "alone"
 
     waiting = desk.later(long, key="page.working")
-    begun.wait(5)
+    begun.wait(PATIENCE)
     assert desk.under_way().key == "page.working"
     desk.work(lambda: order.append(("short", threading.get_ident())))
-    assert waiting.result(5) == "long"
+    assert waiting.result(PATIENCE) == "long"
     assert len({thread for _, thread in order}) == 1
     assert desk.work(lambda: desk.work(lambda: 7)) == 7
 
 
 def test_what_is_stopped_ends_at_its_next_step(desk):
     def long() -> None:
-        for step in range(1000):
+        for step in itertools.count():
             desk.step(step, 1000)
             time.sleep(0.002)
 
@@ -66,8 +67,9 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
     while desk.under_way() is None:
         time.sleep(0.001)
     desk.stop()
-    with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000"):
-        waiting.result(5)
+    with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000") as stopped:
+        waiting.result(PATIENCE)
+    assert re.fullmatch(r"已停止：完成 \d+ / 1,000", desk.said(stopped.value, "zh"))
     assert desk.work(lambda: "goes on") == "goes on"
     with pytest.raises(ZeroDivisionError):
         desk.work(lambda: 1 / 0)
@@ -82,20 +84,20 @@ def test_nobody_waits_for_a_page_that_was_closed(desk):
             time.sleep(0.002)
 
     def wait() -> None:
-        with pytest.raises(desks.Stopped):
+        with pytest.raises(desks.Closed):
             desk.work(int)
         ends.append(True)
 
     desk.later(long)
-    begun.wait(5)
+    begun.wait(PATIENCE)
     waiting = threading.Thread(target=wait)
     waiting.start()
     while desk._waiting.empty():
         time.sleep(0.001)
     desk.close()
-    waiting.join(5)
+    waiting.join(PATIENCE)
     assert ends == [True]
-    with pytest.raises(desks.Stopped, match="the page was closed"):
+    with pytest.raises(desks.Closed, match="the page was closed"):
         desk.work(int)
 
 
@@ -156,6 +158,8 @@ def test_every_text_is_there_in_both_languages():
         assert not re.search("[\u4e00-\u9fff]", english), key
     for file in (ASSETS / "app_words").glob("*.yaml"):
         source = "".join(p.read_text(encoding="utf-8") for p in (ASSETS.parent / "app").glob("*.py"))
+        used = re.findall(r'words\.(?:said|t)\("([a-z]+\.[a-z_]+)"|\bt\("([a-z]+\.[a-z_]+)"', source)
+        assert len(used) > 50 and {one or other for one, other in used} <= {*texts}
         for key in yaml.safe_load(file.read_text(encoding="utf-8")):
             assert f"{file.stem}.{key}" in source or f'"{key}"' in source or f"{file.stem}.{{" in source, key
 
@@ -218,6 +222,12 @@ def test_photos_that_could_not_be_read_are_counted(tmp_path):
             (tmp_path / name).write_bytes(content)
     gallery = photo_galleries.gallery_of_photos(tmp_path, "shapes-tiny-rn")
     assert [found["path"] for found in gallery.left_out] == ["<b>bad.png"]
+
+
+def test_a_run_that_is_none_is_said_at_once(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty holds no run: name a folder that `jclip train` wrote"):
+        desks.Desk(runs=[tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("folder", ["/tmp/x", "../x", "a/../../x", "", "  ", "a\0b"])

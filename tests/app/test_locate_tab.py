@@ -97,7 +97,8 @@ def test_a_drawn_scene_is_located_by_clicks(page):
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 3)
     page.wait(lambda: len(page.all("#locate-pictures .sb-looked img")) == 3)
-    assert "3 phrases" in page.text("#locate-summary") and f"--run {RUN}" in page.value("#locate .command textarea")
+    page.says("#locate-summary", "3 phrases")
+    page.wait(lambda: f"--run {RUN}" in page.value("#locate .command textarea"))
     assert page.complaints() == []
 
 
@@ -111,7 +112,9 @@ def test_a_wrong_photo_is_said_at_once_and_rough_boxes_need_no_run(page, drawn, 
     page.tab("locate")
     hand_over(page, "#locate-photo", drawn[0])
     page.wait(lambda: page.all("#locate-photo img"))
+    page.answered()  # the page has looked at the photo
     page.type("#locate-phrases textarea", "<img src=x onerror=document.title=1>\nthe moon")
     page.click("#locate-go")
     page.wait(lambda: len(page.all("#locate-table tbody tr")) == 2)
-    assert "粗略" in page.text("#locate-summary") and not page.wider_than_screen() and page.browser.title == "jclip"
+    page.says("#locate-summary", "粗略")
+    assert not page.wider_than_screen() and page.browser.title == "jclip"

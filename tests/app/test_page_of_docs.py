@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.browser import ROOT
+from tests.browser import PATIENCE, ROOT
 from tests.pages import blocks
 
 ADDRESS = "http://127.0.0.1:7860"
@@ -35,7 +36,9 @@ def test_curl_is_answered(examples, served):
 
 
 def test_the_python_client_is_answered(examples, served, capsys, monkeypatch):
-    pytest.importorskip("gradio_client")
+    client = pytest.importorskip("gradio_client")
+    patient = functools.partial(client.Client, httpx_kwargs={"timeout": PATIENCE})  # its own: five seconds
+    monkeypatch.setattr(client, "Client", patient)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     wanted = served.ask("search", query="a red circle", top=3)
     exec(compile(examples["python"], "docs/app.md", "exec"), {})

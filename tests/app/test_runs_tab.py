@@ -50,12 +50,12 @@ def test_runs_are_opened_compared_and_sorted(page, runs):
     page.tab("runs")
     page.type("#run-folder textarea, #run-folder input", str(runs), enter=True)
     page.wait(lambda: "killed" in page.text("#runs") and page.all("#run-view h1"))
-    for box in page.all("#runs input:checked"):
-        box.click()
-    page.wait(lambda: not page.all("#run-view h1"))
+    page.wait(lambda: not [box.click() for box in page.all("#runs input:checked")[:1]])
+    page.gone("#run-view h1")
     choose(page, "first")
     page.wait(lambda: page.text("#run-view h1") == "first")
-    assert len(page.all("#run-view .tile img")) == 24 and "onerror" in page.text("#run-view")
+    page.wait(lambda: len(page.all("#run-view .tile img")) == 24)
+    assert "onerror" in page.text("#run-view")
     assert page.browser.title == "jclip" and not page.wider_than_screen()
     heads = page.all("#run-view .tablebox")[1].find_elements("css selector", "th button")
     before = rows(page, 1)
@@ -66,7 +66,9 @@ def test_runs_are_opened_compared_and_sorted(page, runs):
     page.wait(lambda: rows(page, 1) == ["class 77"])
     choose(page, "second")
     page.wait(lambda: page.text("#run-view h1") == "first · second")
-    assert "McNemar" in page.text("#run-view") and "Repaired: " in page.text("#run-view")
+    page.says("#run-view", "McNemar")
+    page.answered()
+    assert "Repaired: " in page.text("#run-view")
     command = shlex.split(page.value("#run-command textarea"))
     assert command == [
         "jclip",
@@ -86,13 +88,14 @@ def test_on_a_phone_in_chinese_and_a_wrong_folder(page, runs):
     page.tab("runs")
     page.type("#run-folder textarea, #run-folder input", str(runs / "killed"), enter=True)
     page.wait(lambda: page.text("#run-view h1") == "killed")
-    assert "未完成" in page.text("#run-view") and not page.wider_than_screen()
+    page.says("#run-view", "未完成")
+    assert not page.wider_than_screen()
     page.type("#run-folder textarea, #run-folder input", str(runs / "none"), enter=True)
     page.wait(lambda: "holds no finished run" in page.text("body"))
 
 
 def choose(page, name: str) -> None:
-    label = next(one for one in page.all("#runs label") if one.text == name)
+    (label,) = page.wait(lambda: [one for one in page.all("#runs label") if one.text == name])
     label.click()
 
 
@@ -100,12 +103,10 @@ def choose(page, name: str) -> None:
 def test_the_file_asks_for_nothing_and_fits_the_screen(chromium, runs, tmp_path, width):
     out = tmp_path / "page.html"
     assert main(["report", str(runs / "first"), "--out", str(out), "--language", "en"]) == 0
-    page = Page(chromium, "")
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    chromium.get(out.as_uri())
+    page = Page(chromium, out.as_uri())
+    page.load(width)
     assert not page.wider_than_screen() and page.complaints() == []
-    own = (out.as_uri(), "data:", "about:", "blob:", "http://127.0.0.1:")  # the last: of tests before this one
+    own = (out.as_uri(), "data:", "blob:")
     assert [url for url in page.requests() if not url.startswith(own)] == []
     table = page.all(".tablebox")[1]
     first = table.find_element("css selector", "tbody td").text

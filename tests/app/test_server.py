@@ -15,7 +15,7 @@ from jclip.app import server
 from jclip.cli import main
 from jclip.errors import ConfigError
 from tests.app.conftest import needs_gradio
-from tests.browser import ROOT, Recorder
+from tests.browser import PATIENCE, ROOT, Recorder
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,13 @@ def test_other_names_and_other_pages_are_refused(served):
 def taking_files(served, path: str) -> Iterator[tuple[str, list]]:
     """Each handler that takes files, those of the page itself as well, with values that name `path` for an upload."""
     photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    values = {"image": photo, "file": [photo], "gallery": [{"image": photo}]}
     config = json.loads(served.get("/config")[1])
     kinds = {one["id"]: one["type"] for one in config["components"]}
     for handler in config["dependencies"]:
         given = [kinds[number] for number in handler["inputs"]]
-        if {"image", "file"} & {*given} and handler["backend_fn"]:
-            yield handler["api_name"], [{"image": photo, "file": [photo]}.get(kind) for kind in given]
+        if {*values} & {*given} and handler["backend_fn"]:
+            yield handler["api_name"], [values.get(kind) for kind in given]
 
 
 def test_an_address_in_place_of_a_photo_is_not_fetched(served):
@@ -90,7 +91,7 @@ def test_a_path_in_place_of_an_upload_is_not_opened(served, scenes):
 def test_what_is_too_large_is_not_kept(served):
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", served.port)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="large.png"\r\n\r\n'
     connection.request(
         "POST", "/gradio_api/upload", head + bytes(33 << 20) + b"\r\n--x--\r\n",
@@ -147,18 +148,18 @@ CUT = """if True:
 def test_it_works_with_the_network_cut(served, scenes):
     command = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     try:
-        able = subprocess.run([*command, "true"], capture_output=True, timeout=10).returncode == 0
+        able = subprocess.run([*command, "true"], capture_output=True, timeout=PATIENCE).returncode == 0
     except OSError:
         able = False
     if not able:
         pytest.skip("unshare -n and ip are needed to cut the network off")
     served.ask("search", query="a red circle", top=3)  # from now on it is in the cache of both
     given = [sys.executable, "-c", CUT, str(served.cache), str(scenes)]
-    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, timeout=4 * PATIENCE)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_thread_that_waits_for_ever_keeps_no_page():
     code = "import threading; threading.Thread(target=threading.Event().wait).start(); " \
         "from jclip.app import server; server.end_in_any_case(0.1)"  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 130
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE).returncode == 130

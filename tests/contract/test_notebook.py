@@ -24,7 +24,9 @@ def test_the_notebook_runs_and_shows_what_is_stored(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     stored = nbformat.read(NOTEBOOK, as_version=4)
     run = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(run, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        run, timeout=None, startup_timeout=600, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     tables = 0
     for before, after in zip(stored.cells, run.cells, strict=True):
         if "of 1000" in printed(before):

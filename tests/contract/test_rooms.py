@@ -221,6 +221,7 @@ def test_a_rooms_face_names_what_is_there(room):
     assert face.__doc__
     for name in getattr(face, "__all__", ()):
         assert getattr(face, name) is not None
+        assert f"jclip.{room}.{name}" not in MODULES, "once that module is loaded, the name is the module's"
 
 
 def test_manners():

@@ -75,11 +75,11 @@ def test_a_file_that_changes_while_it_is_read_gives_no_mixture(name, change, tmp
         file["b"].read()
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         listening.bind("socket")
         for name in ("fifo", "folder", "socket", "/dev/zero", "nowhere", "a\0b"):
             with pytest.raises(CheckpointError, match="can't read ") as error:

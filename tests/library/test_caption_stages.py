@@ -139,7 +139,7 @@ def test_killed_in_the_middle_it_asks_nothing_twice(config, tmp_path, times):
                 [sys.executable, "-m", "jclip.cli", *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
             )
         )
-        assert children[0].wait(60) == -signal.SIGKILL
+        assert children[0].wait(300) == -signal.SIGKILL
         stored = {
             json.loads(line)["prompt"]
             for file in (tmp_path / "out" / "raw").iterdir()

@@ -12,6 +12,7 @@ from jclip.data.chat_server import ChatServer, NoReply, ServerRefused, key_from
 from jclip.errors import ConfigError
 from tests.loopback import Loopback, said
 
+PATIENCE = 300  # seconds that a busy machine may take; never waited for
 KEY = "sk-very-secret-1"
 GOOD = said("A dog.", prompt_tokens=3, completion_tokens=2)
 
@@ -22,7 +23,7 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def ask(answers, tries: int = 6, timeout: float = 5.0, draw: float = 0.5):
+def ask(answers, tries: int = 6, timeout: float = 60.0, draw: float = 0.5):
     """The reply or the error, the waits, the loopback server. `answers` are given one by one, the last again and again."""
     waits: list[float] = []
     with Loopback(lambda prompt, number: answers[min(number, len(answers) - 1)]) as loopback:
@@ -92,27 +93,36 @@ def test_a_slow_server_is_asked_again():
     stop = threading.Event()
 
     def answer(prompt, number):
-        if number < 2:
-            stop.wait(5)
+        if len(waits) < 2:
+            stop.wait(PATIENCE)
         return GOOD
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:  # the last try is answered, however busy this machine is
+            server.timeout = PATIENCE
 
     waits: list[float] = []
     with Loopback(answer) as loopback:
-        server = ChatServer(loopback.url, "m", "", 0.15, 3, waits.append, lambda: 0.5)
+        server = ChatServer(loopback.url, "m", "", 0.15, 3, wait, lambda: 0.5)
         assert server.ask("What?", temperature=0, top_p=1, max_tokens=5, seed=0).text == "A dog."
         stop.set()
     assert waits == [1, 2] and "Authorization" not in loopback.headers[0]
 
 
 def test_an_answer_in_drops_is_no_answer():
-    stop = threading.Event()
+    stop, waited = threading.Event(), threading.Event()
+
+    def wait(seconds: float) -> None:
+        waited.set()
+        server.timeout = PATIENCE
 
     def drops():
         while not stop.wait(0.02):
             yield b" "
 
-    with Loopback(lambda prompt, number: GOOD if number else (200, {}, drops())) as loopback:
-        server = ChatServer(loopback.url, "m", "", 0.2, 2, lambda seconds: None)
+    with Loopback(lambda prompt, number: GOOD if waited.is_set() else (200, {}, drops())) as loopback:
+        server = ChatServer(loopback.url, "m", "", 0.2, 2, wait)
         assert server.ask("What?", temperature=0, top_p=1, max_tokens=5, seed=0).text == "A dog."
         stop.set()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +14,7 @@ from jclip.cli import main
 from jclip.commands import cluster
 from jclip.data.shapes import draw_scene
 from jclip.errors import ConfigError
+from tests.children import begin_child
 from tests.library.test_shares import KILLING, MODEL, files_of
 
 distributed = pytest.importorskip("distributed", reason="needs Dask: pip install 'jclip[cluster]'")
@@ -39,23 +40,21 @@ def address(tmp_path, monkeypatch):
     }  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = f"tcp://127.0.0.1:{port}"
-    scheduler = ["dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    worker = ["dask_worker", place, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / "own")]
+    place = ["--scheduler-file", str(tmp_path / "scheduler.json")]  # which it writes: its port is any that is free
+    scheduler = ["dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", *place]
+    worker = ["dask_worker", *place, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path / "own")]
     started = [
         subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{name}", *rest], cwd=tmp_path, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, preexec_fn=functools.partial(begin_child, os.getpid()),
         )
         for name, *rest in (scheduler, worker, worker)
     ]  # fmt: skip
     try:
-        with distributed.Client(place, timeout="60s", set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=120)
-        yield place
+        with distributed.Client(scheduler_file=place[1], timeout="300s", set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=300)
+            address = client.scheduler.address
+        yield address
     finally:
         for process in reversed(started):
             process.terminate()
@@ -75,6 +74,7 @@ def test_workers_make_the_same_bytes_though_one_is_killed(address, photos, tmp_p
     from jclip.data import gallery_inputs
 
     monkeypatch.setattr(gallery_inputs, "PART", 8)
+    monkeypatch.setattr(cluster, "ANSWER", "300s")  # of a busy machine
     assert embed(photos, tmp_path / "whole") == 0
     assert embed(photos, tmp_path / "g", "--scheduler", address) == 0
     assert [path.name for path in (tmp_path / "marks").iterdir()] == ["1-0"]  # it was killed
@@ -87,9 +87,10 @@ def test_workers_make_the_same_bytes_though_one_is_killed(address, photos, tmp_p
 
 def test_a_scheduler_that_is_not_there(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cluster, "ANSWER", "1s")
-    assert embed(photos, tmp_path / "g", "--scheduler", "tcp://127.0.0.1:9") == 2
-    said = capsys.readouterr().err
-    assert "no scheduler answers there" in said and said.count("\n") == 1
+    for address in ("tcp://127.0.0.1:9", "nonsense", "http://a:1"):
+        assert embed(photos, tmp_path / "g", "--scheduler", address) == 2
+        said = capsys.readouterr().err
+        assert "no scheduler answers there" in said and said.count("\n") == 1
 
 
 def test_workers_without_the_folder_or_without_jclip(tmp_path):
