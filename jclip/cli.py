@@ -123,7 +123,7 @@ def usage() -> str:
     lines, width = ["usage: jclip COMMAND …"], max(map(len, COMMANDS))
     for heading, group in GROUPS.items():
         lines += ["", heading, *(f"  {name:<{width}}  {text}" for name, (_, text) in group.items())]
-    return "\n".join([*lines, "", "`jclip COMMAND --help` shows a command's arguments and options."])
+    return "\n".join([*lines, "", "`jclip COMMAND --help` shows a command's arguments, options and examples."])
 
 
 def _unknown(name: str, known: Iterable[str]) -> int:
