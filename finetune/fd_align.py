@@ -80,10 +80,7 @@ class Config:
     READ_WITH: ClassVar[ReadWith] = {"head_first=true": ("head_views", "head_optim")}
 
     def __post_init__(self):
-        if self.data.features:
-            raise ConfigError(
-                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
-            )
+        self.data.refuse_features()
         if self.beta < 0 or self.head_views < 0 or self.lr_batch < 0 or not 0 <= self.wise <= 1:
             raise ConfigError("beta, head_views and lr_batch must be at least 0, wise in [0, 1]")
         if self.head_first and not self.train_head:

@@ -60,6 +60,7 @@ class Config:
     READ_WITH: ClassVar[ReadWith] = {"loss=contrastive|sigmoid": ("positives",)}
 
     def __post_init__(self):
+        self.data.refuse_features()
         if not 1 <= self.accumulate <= self.optim.batch or self.clip < 0:
             raise ConfigError(
                 f"accumulate must be in [1, optim.batch] and clip at least 0, got {self.accumulate} and {self.clip}"

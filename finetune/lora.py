@@ -55,10 +55,7 @@ class Config:
             raise ConfigError(f"steps and end_lr must be at least 0, got {self.steps} and {self.end_lr}")
         if not 1 <= self.accumulate <= self.optim.batch:
             raise ConfigError(f"accumulate must be in [1, optim.batch={self.optim.batch}], got {self.accumulate}")
-        if self.data.features:
-            raise ConfigError(
-                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
-            )
+        self.data.refuse_features()
 
 
 def rows_of_ranks(cfg: Config) -> tuple[int, str]:

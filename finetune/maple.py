@@ -19,7 +19,6 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from jclip.config import DataConfig, OptimConfig, ReadWith
-from jclip.errors import ConfigError
 from jclip.features import heads
 from jclip.features import source as sources
 from jclip.model import deep_prompts
@@ -48,10 +47,7 @@ class Config:
     READ_WITH: ClassVar[ReadWith] = {"": ("optim.schedule", "optim.warmup")}
 
     def __post_init__(self):
-        if self.data.features:
-            raise ConfigError(
-                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
-            )
+        self.data.refuse_features()
         _ = self.prompts  # raises for impossible settings
 
     @property

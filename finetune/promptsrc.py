@@ -55,10 +55,7 @@ class Config:
     READ_WITH: ClassVar[ReadWith] = {"": ("optim.schedule", "optim.warmup")}
 
     def __post_init__(self):
-        if self.data.features:
-            raise ConfigError(
-                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
-            )
+        self.data.refuse_features()
         if min(self.text, self.image) < 1:
             raise ConfigError(f"text and image must be at least 1 vector each, got {self.text} and {self.image}")
         if min(self.image_weight, self.text_weight, self.scores_weight) < 0 or self.deviation <= 0:

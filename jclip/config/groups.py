@@ -70,6 +70,13 @@ class DataConfig:
         drawable = not self.pool or 0 < self.shots <= self.pool
         require(drawable, "data", "shots", f"in [1, {self.pool}], as many as data.pool has", self.shots)
 
+    def refuse_features(self) -> None:
+        """Raises `ConfigError` for precomputed features, from which no tower can be tuned."""
+        if self.features:
+            raise ConfigError(
+                "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
+            )
+
     def check_one_source(self) -> None:
         """Raises `ConfigError` for what only another source than the one that is read would be read with."""
         lists = ("train", "val", "test", "classes")
@@ -108,7 +115,7 @@ class CaptionConfig:
     easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
     on_error: Literal["stop", "skip"] = "stop"
     upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
-    READ_WITH: ClassVar[ReadWith] = {"train=shapes": ("scenes", "easy_epochs"), "val=shapes": ("val_scenes",)}
+    READ_WITH: ClassVar[ReadWith] = {"train=|shapes": ("scenes", "easy_epochs"), "val=|shapes": ("val_scenes",)}
 
     def __post_init__(self):
         require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)

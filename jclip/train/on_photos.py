@@ -47,10 +47,6 @@ class AugmentedBatches(WithAugmentation, WithOptimiser, Protocol):
 
 def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
     """Raises `ConfigError` or `DataError` for what would only show after the training; reports classes short of photos."""
-    if cfg.data.features:
-        raise ConfigError(
-            "this recipe tunes towers on photos, not on precomputed features: set data.root or data.train"
-        )
     if not len(photos.train):
         raise DataError("there are no training photos: set data.root or data.train")
     if cfg.optim.batch > (most := len(photos.train)):
