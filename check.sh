@@ -13,6 +13,7 @@ cd "$PROJECT"
 "$PYTHON" -m ruff format --check .
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export OMP_NUM_THREADS
+unset PYTHONDONTWRITEBYTECODE # the tests start some hundred processes, which need not compile every module anew
 ready=$(date +%s)
 status=0
 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 "$@" || status=$?

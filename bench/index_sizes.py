@@ -32,9 +32,14 @@ def main() -> None:
         os.environ.setdefault(name, "1")
     import numpy as np
 
+    from jclip.choices import INDEX_KINDS
+    from jclip.errors import UnknownName
     from jclip.features import gallery_index
     from jclip.functional.nearest import nearest
 
+    for kind in args.kinds.split(","):
+        if kind not in INDEX_KINDS:
+            raise UnknownName("kind", kind, INDEX_KINDS)
     print(f"{'rows':>9} {'kind':<6} {'bytes a row':>11} {'build, CPU s':>12} {'a query, CPU ms':>15} {'recall@10':>9} "
           f"{'peak memory':>11}")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="index-sizes-", dir=args.folder) as name:
@@ -103,4 +108,6 @@ def peak() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    from jclip.errors import guarded
+
+    sys.exit(guarded(main, "bench/index_sizes.py"))

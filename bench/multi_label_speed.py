@@ -89,21 +89,21 @@ def alternating(part: str, args: argparse.Namespace) -> int:
     for number in range(args.rounds):
         for side in SIDES[part] if number % 2 else reversed(SIDES[part]):
             runs[side].append(child(side, part, args))
-    told = {side: medians(done) for side, done in runs.items()}
+    measured = {side: medians(done) for side, done in runs.items()}
     print(f"{part}, {args.threads} threads, load {os.getloadavg()[0]:.1f}; {what(part, args)}\n")
     print("| side | seconds | CPU seconds | peak memory, MiB | encoder passes |\n|---|---|---|---|---|")
-    for side, r in told.items():
+    for side, r in measured.items():
         passes = r.get("passes", "")
         print(f"| {side} | {r['seconds']:.3f} | {r['cpu_seconds']:.3f} | {r['peak_mib']} | {passes} |")
     print()
     missed = 0
     for side, least in WANTED[part].items():
-        ratio, cpu = (told[side][k] * scale(part, args) / told["jclip"][k] for k in ("seconds", "cpu_seconds"))
+        ratio, cpu = (measured[side][k] * scale(part, args) / measured["jclip"][k] for k in ("seconds", "cpu_seconds"))
         missed += ratio < least
         print(f"{ratio:.2f} x {side} ({cpu:.2f} of CPU time), wanted ≥ {least}: {'missed' if ratio < least else 'met'}")
     if part != "dense":
-        print(f"largest relative difference to jclip's result: {difference(told):.1e}")
-        missed += difference(told) > CLOSE
+        print(f"largest relative difference to jclip's result: {difference(measured):.1e}")
+        missed += difference(measured) > CLOSE
     print()
     return int(missed > 0)
 
@@ -122,18 +122,20 @@ def what(part: str, args: argparse.Namespace) -> str:
 
 def medians(done: list[dict]) -> dict[str, Any]:
     """Over the repetitions of all child processes."""
-    told = {k: statistics.median(one[k] for run in done for one in run["spent"]) for k in ("seconds", "cpu_seconds")}
+    measured = {
+        k: statistics.median(one[k] for run in done for one in run["spent"]) for k in ("seconds", "cpu_seconds")
+    }
     peak = round(statistics.median(run["peak_mib"] for run in done))
-    return {**told, "peak_mib": peak, **done[0]["result"]}
+    return {**measured, "peak_mib": peak, **done[0]["result"]}
 
 
-def difference(told: dict[str, dict]) -> float:
+def difference(measured: dict[str, dict]) -> float:
     """The largest of any side's losses, or scores, to jclip's, relative to the largest of jclip's."""
     import numpy as np
 
-    key = "loss" if "loss" in told["jclip"] else "scores"
-    own = np.array(told["jclip"][key])
-    return max(float(np.abs(np.array(r[key]) - own).max() / np.abs(own).max()) for r in told.values())
+    key = "loss" if "loss" in measured["jclip"] else "scores"
+    own = np.array(measured["jclip"][key])
+    return max(float(np.abs(np.array(r[key]) - own).max() / np.abs(own).max()) for r in measured.values())
 
 
 def child(side: str, part: str, args: argparse.Namespace, **other: Any) -> dict:
@@ -204,12 +206,12 @@ def captions(part: str, args: argparse.Namespace) -> int:
 
 def dense_map(part: str, args: argparse.Namespace) -> int:
     """mAP of a trained run by kind of windows."""
-    told = child("jclip", part, args)["result"]
+    measured = child("jclip", part, args)["result"]
     print(f"mAP of configs/text_as_image/shapes.yaml on {args.scenes} scenes of 128 pixels\n")
     print("| windows | global | local | together | against even |\n|---|---|---|---|---|")
-    for name, row in told.items():
+    for name, row in measured.items():
         cells = " | ".join(f"{row[k]:.2f}" for k in ("global", "local", "scores"))
-        print(f"| {name} | {cells} | {row['scores'] - told['even']['scores']:+.2f} |")
+        print(f"| {name} | {cells} | {row['scores'] - measured['even']['scores']:+.2f} |")
     print()
     return 0
 
@@ -222,14 +224,14 @@ def map_of_windows(args: argparse.Namespace) -> dict:
     from jclip.functional.metrics import average_precisions
     from jclip.report.score_files import read_scores
 
-    run, told = ours.trained_on_the_world(), {}
+    run, measured = ours.trained_on_the_world(), {}
     with ours.drawn_scenes(args.scenes, 128) as (paths, there), tempfile.TemporaryDirectory() as folder:
         for kind in ("none", "even", "dense"):
             out = Path(folder, kind)
             ours.score_with_command(paths, run, out, "--windows", kind)
             parts = read_scores(str(out / "world.npz")).parts
-            told[kind] = {k: 100 * float(np.nanmean(average_precisions(v, there))) for k, v in parts.items()}
-    return told
+            measured[kind] = {k: 100 * float(np.nanmean(average_precisions(v, there))) for k, v in parts.items()}
+    return measured
 
 
 def memory(part: str, args: argparse.Namespace) -> int:

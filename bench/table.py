@@ -79,7 +79,7 @@ def print_processors() -> None:
         values = [(t, t.value(together)) for t in targets.TARGETS]
         missed = sum(value is not None and t.missed(value) for t, value in values)
         measured = sum(value is not None for _, value in values)
-        if of in shown or not measured:
+        if of in shown or not (tasks or starts):
             continue
         shown.add(of)
         cells += [", ".join(f"{s:.1f}" for s in seconds), f"{missed} of {measured}"]

@@ -10,27 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+ONE_THREAD = ("grounding",)  # sections measured by one thread, in CPU time, whatever the others have
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure of a row in a section of a results file, and its limit."""
+    """A figure of a row in a section of a results file, and its limit; with `to`, the figure as a share of another one."""
 
     section: str
     row: str
-    figure: str
+    figure: tuple[str, ...]
     limit: float
     at_most: bool = False
+    to: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The row and what is measured of it."""
-        return f"{self.row}: {WORDS.get(self.figure, self.figure)}"
+        return f"{self.row}: {WORDS[self.figure]}"
 
     def value(self, results: dict) -> float | None:
         """The measured figure, if it was measured."""
+        own, other = (self._found(results, keys) for keys in (self.figure, self.to))
+        return own if not self.to or own is None else own / other if other else None
+
+    def _found(self, results: dict, keys: tuple[str, ...]) -> float | None:
         found = results.get(self.section, {}).get(self.row)
-        for key in self.figure.split("/"):
+        for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
@@ -39,9 +45,14 @@ class Target:
         return value > self.limit if self.at_most else value < self.limit
 
 
+RATIO, TO_HALF, OF_HALF_RATE = ("ratio",), ("to_half",), ("of_half_rate",)
+SAME_CUT, CPU_SECONDS = ("ratio", "same cut"), ("cpu_seconds",)
+SDPA = ("ratios", "sdpa / jclip", "cpu_seconds")  # of bench/grounding_speed.py
+MEMORY = ("jclip", "peak_mib")
 WORDS = {
-    "ratio": "of torch's speed", "to_half": "of jclip's speed in bf16", "of_half_rate": "of the bf16 product rate",
-    "ratio/same cut": "of the speed of torch with the same savings", "cpu_seconds": "CPU seconds",
+    RATIO: "of torch's speed", TO_HALF: "of jclip's speed in bf16", OF_HALF_RATE: "of the bf16 product rate",
+    SAME_CUT: "of the speed of torch with the same savings", CPU_SECONDS: "CPU seconds",
+    SDPA: "with a key mask: of the speed of torch's sdpa", MEMORY: "of torch's peak memory",
 }  # fmt: skip
 _RATIOS = {
     "image ViT-B/32 batch 1": 1.0, "image ViT-B/32 batch 32": 1.15, "image ViT-B/16 batch 32": 1.15,
@@ -50,14 +61,18 @@ _RATIOS = {
     "train ViT-B/32 batch 16": 1.15, "train RN50 batch 16": 1.15,
     "train ViT-B/32 batch 16 bf16": 1.25, "train RN50 batch 16 bf16": 1.25,
 }  # fmt: skip
+_INT8 = ("image ViT-B/32 batch 32 int8", "image ViT-B/16 batch 32 int8")
+_TOWERS = ("LoRA step, batch 32", "CoOp epoch")
 TARGETS = (
-    *(Target("tasks", row, "ratio", limit) for row, limit in _RATIOS.items()),
-    *(Target("tasks", f"image {m} batch 32 bf16", "of_half_rate", 0.7) for m in ("ViT-B/32", "ViT-B/16")),
-    *(Target("tasks", f"image {m} batch 32 int8", "to_half", 1.5) for m in ("ViT-B/32", "ViT-B/16")),
-    Target("towers", "LoRA step, batch 32", "ratio/same cut", 1.2),
-    Target("towers", "CoOp epoch", "ratio/same cut", 1.2),
-    Target("starts", "first start", "cpu_seconds", 120.0, at_most=True),  # a minute on two cores
-    Target("starts", "second start", "cpu_seconds", 2.5, at_most=True),  # with one thread
+    *(Target("tasks", row, RATIO, limit) for row, limit in _RATIOS.items()),
+    *(Target("tasks", f"image {m} batch 32 bf16", OF_HALF_RATE, 0.7) for m in ("ViT-B/32", "ViT-B/16")),
+    *(Target("tasks", row, TO_HALF, 1.5) for row in _INT8),
+    *(Target("towers", row, SAME_CUT, 1.2) for row in _TOWERS),
+    Target("grounding", "attention", SDPA, 1.15),
+    Target("starts", "first start", CPU_SECONDS, 120.0, at_most=True),  # a minute on two cores
+    Target("starts", "second start", CPU_SECONDS, 2.5, at_most=True),  # with one thread
+    *(Target("tasks", row, MEMORY, 1.0, at_most=True, to=("torch", "peak_mib")) for row in (*_RATIOS, *_INT8)),
+    *(Target("towers", row, MEMORY, 1.0, at_most=True, to=("same cut", "peak_mib")) for row in _TOWERS),
 )
 
 
@@ -79,19 +94,23 @@ def missed_by(row: str, result: dict) -> list[Target]:
 
 
 def recorded(cpu: str, threads: int, folder: Path = RESULTS) -> dict:
-    """All that the files of a folder hold of this processor and number of threads; of two figures the newer one."""
+    """All that the files of a folder hold of this processor and number of threads; of two figures the newer one.
+
+    Sections of `ONE_THREAD` are those of one thread.
+    """
     together: dict[str, dict] = {}
     for results in reversed(newest_first(folder)):
-        if (results["machine"]["cpu"], results["machine"]["threads"]) == (cpu, threads):
-            for section, rows in results.items():
-                if isinstance(rows, dict) and section != "machine":
-                    together.setdefault(section, {}).update(rows)
+        for section, rows in results.items():
+            of = (cpu, 1 if section in ONE_THREAD else threads)
+            machine = (results["machine"]["cpu"], results["machine"]["threads"])
+            if isinstance(rows, dict) and section != "machine" and machine == of:
+                together.setdefault(section, {}).update(rows)
     return together
 
 
 def newest_first(folder: Path = RESULTS) -> list[dict]:
-    """Every results file of a folder, by when it was written."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    """Every results file of a folder and those below it, by when it was written."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
     return sorted(files, key=lambda results: results["machine"]["time"], reverse=True)
 
 

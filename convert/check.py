@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from convert import to_torch
-from jclip.errors import MisfitError, SetupError
+from jclip.errors import DifferenceError, SetupError
 from jclip.readers import read_weights
 from jclip.readers.schema import read_table
 from jclip.weights.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ Encoders = dict[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def against_reference(source: Source) -> list[str]:
-    """One line for each tower. Raises `MisfitError` above the tolerance, `SetupError` where no reference is installed."""
+    """One line for each tower. Raises `DifferenceError` above the tolerance, `SetupError` where no reference is installed."""
     pixels, tokens = fixed_input(source.checkpoint.config)
     ours, lines = _ours(source.checkpoint), []
     for kind, encode in _reference(source).items():
@@ -40,7 +40,7 @@ def against_reference(source: Source) -> list[str]:
         difference, allowed = float(np.abs(got - wanted).max()), TOLERANCE * largest
         lines.append(f"check: {kind} features differ by {difference:.2e}, {allowed:.2e} is allowed")
         if not difference <= allowed:
-            raise MisfitError(f"{source.checkpoint.path}: {lines[-1]}: these weights compute something else here")
+            raise DifferenceError(f"{source.checkpoint.path}: {lines[-1]}: these weights compute something else here")
     return lines
 
 
@@ -80,7 +80,7 @@ def _reference(source: Source) -> Encoders:
         return _transformers(source.checkpoint)
     if source.layout == f"{from_chinese_clip.HUGGING_FACE} folder":
         return _chinese_clip(source.checkpoint)
-    if source.layout == f"{from_siglip.HUGGING_FACE} folder":
+    if source.layout in (f"{from_siglip.HUGGING_FACE} folder", f"{from_siglip.NAFLEX} folder"):
         return _siglip(source.checkpoint)
     if source.layout == "EVA-CLIP original":
         return _timm(source.checkpoint)

@@ -1,7 +1,7 @@
 """Converts CLIP weights from any known layout to files for jclip or another library.
 
 Nothing in SRC is executed and nothing is guessed; tensors are read one at a time, so memory stays small. Exit code 2 for
-what the user can fix, 1 for weights that do not fit.
+what the user can fix, 1 for weights that compute something else than the reference of --check.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def inspect(argv: list[str]) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Identify, compare all names and shapes, then write."""
+    """Writes what the options ask for: a model, or a finished run of learned prompts, of a classifier, of CLIP-VG."""
     if args.head is not None and (args.prompts_of or args.grounding or not args.classes or args.to != "jclip"):
         raise ConfigError("--head must come with --classes, and without --prompts-of, --grounding and --to")
     if (args.rest_of is not None) != (args.to == "fg_clip"):
@@ -223,6 +223,11 @@ def convert(args: argparse.Namespace) -> int:
         from convert.learned_prompts import import_prompts
 
         return import_prompts(args)
+    return convert_weights(args)
+
+
+def convert_weights(args: argparse.Namespace) -> int:
+    """Writes the model of SRC, all names and shapes compared, for the library that reads DST; or with its classifier."""
     from convert.summary import summary
 
     src, dst = locate(args.src), Path(args.dst)

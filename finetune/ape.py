@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, refuse_average
 from jclip.errors import ConfigError, DataError
 from jclip.features import extraction, precomputed
 from jclip.features import source as sources
@@ -54,6 +54,11 @@ class Config:
     )
     selection: Literal["val", "last", "test"] = "val"  # the epoch of -T that is kept; test only to compare with papers
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("search_alpha", "search_beta", "search_gamma", "search_steps"),
+        "train=true": ("optim", "selection", "train_channels", "train_criterion"),
+        "train=false": ("channels", "criterion", "gamma", "search_gamma"),
+    }
 
     def __post_init__(self):
         if min(self.channels, self.train_channels) <= 0:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import extraction, heads, precomputed
 from jclip.features import source as sources
@@ -46,6 +46,11 @@ class Config:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-2, epochs=200, batch=32))
     selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept; the authors' is the last
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("search_ratio",),
+        "search=false": ("ratio",),
+        "schedule=optim": ("optim.schedule", "optim.warmup"),
+    }
 
     def __post_init__(self):
         if self.views < 1 or self.reduction < 1:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip import kernels
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import precomputed
 from jclip.features import source as sources
@@ -47,6 +47,10 @@ class Config:
     )
     selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "": ("optim.schedule", "optim.warmup"),
+        "words=": ("context",),
+    }
 
     def __post_init__(self):
         if self.context < 1 or self.views < 0:

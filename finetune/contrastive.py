@@ -16,20 +16,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip import kernels
 from jclip.choices import PreprocessChoice
-from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig
+from jclip.config import CaptionConfig, DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.data import augment, captions, splits
 from jclip.data import preprocess as preprocessing
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features import caption_features, extraction, heads
 from jclip.features import source as sources
 from jclip.functional import directions, metrics
-from jclip.machine import ranks
+from jclip.machine import memory_limit, ranks
 from jclip.model import clip, patch_dropout, recompute, trainable
 from jclip.model.parameter_groups import Lock, LowRank, rate_factors, trained_patterns
 from jclip.postponed import jt
@@ -57,9 +57,8 @@ class Config:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     scale: float = 0.0  # exp(logit scale) at the start; 0: the weights' own, from scratch 1 / 0.07, of sigmoid 10
     bias: float | None = None  # of sigmoid, at the start; by default the weights' own, where they have none -10
-    positives: Literal["own", "same", "caption", "image", "both"] = (
-        "own"  # whose captions belong to each other's images
-    )
+    # whose captions belong to each other's images
+    positives: Literal["own", "same", "caption", "image", "both"] = "own"
     patch_dropout: float = 0.0  # share of a ViT's patches that a training step leaves out
     teacher: str = ""  # a larger model whose scores are learned as well
     distill: float = 1.0  # the weight of that
@@ -87,6 +86,14 @@ class Config:
         )
     )
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "update=top": ("top",),
+        "update=lora": ("lora",),
+        "teacher!=": ("distill",),
+        "loss=sigmoid": ("bias",),
+        "checkpoints!=0": ("keep",),
+        "zero_shot!=": ("templates",),
+    }
 
     def __post_init__(self):
         if self.accumulate < 1 or self.clip < 0 or self.every < 1:
@@ -149,8 +156,10 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     evaluate = measure(cfg, model, preprocess, val, folders)
     state = optimisation.TrainState(optim, clip.running_statistics(model))
     before = tuned.weights(state.arrays()) if cfg.mix else {}
+    needed = memory(cfg, model, optim, train, teacher)
+    memory_limit.require(needed.total - needed.process - needed.weights, "a training step (optim.batch)")
     if not run.quiet:
-        notice(f"memory of a step: {memory(cfg, model, optim, train, teacher)}")
+        notice(f"memory of a step: {needed}")
 
     outcome = loop.fit(
         training_step(cfg, tuned, optim, teacher, cfg.optim.epochs * of_epoch), batches.epoch, state=state, run=run,

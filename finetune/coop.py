@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import heads
 from jclip.features import source as sources
@@ -43,6 +43,10 @@ class Config:
     )  # the authors': 200 epochs of 16 and 8 shots, 100 of 4 and 2, 50 of 1
     selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "": ("optim.schedule", "optim.warmup"),
+        "words=": ("context",),
+    }
 
     def __post_init__(self):
         if self.context < 1 or self.views < 0:

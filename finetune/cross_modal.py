@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, check_grid
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, check_grid
 from jclip.data import augment, checks, splits
 from jclip.errors import ConfigError
 from jclip.features import extraction, heads, precomputed
@@ -59,6 +59,7 @@ class Config:
     grid_batch: tuple[int, ...] = ()  # those that are too large for the samples are left out
     selection: Literal["val", "last", "test"] = "val"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"head=adapter": ("ratio", "reduction")}
 
     def __post_init__(self):
         check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)

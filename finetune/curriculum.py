@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from jclip.config import WORLD, SourcesConfig
+from jclip.config import WORLD, ReadWith, SourcesConfig
 from jclip.data import shape_sources
 from jclip.data.box_forms import FORMATS
 from jclip.errors import ConfigError, UnknownName, notice
@@ -44,9 +44,8 @@ HELD = "held"  # the file of rows that choices are made by, where these are pseu
 class Config:
     learn: dict  # the recipe that is trained, with its settings: {recipe: grounding, model: shapes-tiny-rn}
     data: SourcesConfig = field(default_factory=SourcesConfig)
-    mode: Literal["ssa", "msa", "measure", "all"] = (
-        "msa"  # measure: no selection, reliabilities alone; all: one training
-    )
+    # measure: no selection, reliabilities alone; all: one training
+    mode: Literal["ssa", "msa", "measure", "all"] = "msa"
     source: str = ""  # of ssa: which one; by default the first
     order: tuple[str, ...] = ()  # of msa: sources, simple ones first; by default their own; auto: by things per phrase
     start: float = 0.5  # thresholds h
@@ -55,15 +54,15 @@ class Config:
     high: float = 0.9
     min_gain: float = 0.0  # of accuracy, for another step
     folds: int = 1  # parts that a source's own measurers leave out in turn, where they would learn labels by heart
-    proxy_epochs: int = (
-        0  # of the search's trainings; the winner is trained at full length in the end; 0: all at full length
-    )
+    # of the search's trainings; the winner is trained at full length in the end; 0: all at full length
+    proxy_epochs: int = 0
     steps: int = 0  # of each training, however few its rows: epochs follow, up to MOST times learn's; 0: learn's epochs
     max_trainings: int = 0  # the best so far wins then; 0: as many as it takes
     selection: Literal["val", "pseudo_val"] = "val"  # choices by validation labels of people, or by held-out rows
     held_out: float = 0.05  # share of photos whose rows are held out, for pseudo_val
     dataset: str = ""  # of the files that are written as CLIP-VG's are: unc, …
     seed: int = 1  # of held-out photos, and of trainings where learn names none
+    READ_WITH: ClassVar[ReadWith] = {"selection=pseudo_val": ("held_out",)}
 
     def __post_init__(self):
         module, learned = self.recipe

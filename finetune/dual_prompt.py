@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip.choices import Interpolation, Resize
-from jclip.config import DataConfig, Dtype, OptimConfig, warmed_sgd
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, warmed_sgd
 from jclip.data import known_labels, label_files, labelled_photos, multi_label
 from jclip.errors import ConfigError, DataError, UnknownName
 from jclip.features import pair_maps, tagging
@@ -52,8 +52,8 @@ class Config:
     interpolation: Interpolation | None = None
     family: str | None = None  # for weights that don't say their activation
     dtype: Dtype = "fp32"
-    places: Literal["dualcoop", "tai_dpt", "cells"] = "dualcoop"  # of a ResNet: mean and cells with positions, these
-    # resampled by size or (TaI-DPT) by factor, or the cells alone without positions
+    # of a ResNet: mean and cells with positions, these resampled by size or (TaI-DPT) by factor, or the cells alone without
+    places: Literal["dualcoop", "tai_dpt", "cells"] = "dualcoop"
     vit: Literal["value", "token"] = "value"  # what a ViT's places are made of
     context: int = 16  # M
     words: str = ""  # start from their tokens, whose number M then is
@@ -62,13 +62,11 @@ class Config:
     scale: float = 100.0  # s
     sharpness: float = 20.0  # τ
     learn: tuple[Literal["scale", "sharpness"], ...] = ()  # which of these are learned too, as logarithms
-    winner: Literal["pp_norm", "pp_plus"] = (
-        "pp_norm"  # of dualcoop_pp: what the best class at a place does to the others
-    )
-    loss: Literal["pair", "difference", "ranking"] = (
-        "pair"  # of the softmax over S+ and S-, summed; of sigmoid(S+ - S-),
-    )
-    # a photo's mean; text_as_image's of S+ - S-, a photo's mean, which needs far fewer photos
+    # of dualcoop_pp: what the best class at a place does to the others
+    winner: Literal["pp_norm", "pp_plus"] = "pp_norm"
+    # pair: of the softmax over S+ and S-, summed; difference: of sigmoid(S+ - S-), a photo's mean; ranking: text_as_image's of
+    # S+ - S-, a photo's mean, which needs far fewer photos
+    loss: Literal["pair", "difference", "ranking"] = "pair"
     margin: float = 1.0  # of the ranking loss
     loss_weight: float = 0.03
     negative_power: float = 2.0  # γ-
@@ -77,6 +75,12 @@ class Config:
     optim: OptimConfig = field(default_factory=lambda: warmed_sgd(lr=2e-3, epochs=50, batch=32))  # the authors'
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "": tuple(f"data.{name}" for name in ("shots", "val_shots", "pool", "seed", "features", "text_features")),
+        "kind=dualcoop_pp": ("winner",),
+        "loss=ranking": ("margin",),
+        "words=": ("context",),
+    }
 
     def __post_init__(self):
         must = (

@@ -18,10 +18,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype
+from jclip.config import DataConfig, Dtype, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import extraction, precomputed
 from jclip.features import source as sources
@@ -51,6 +52,7 @@ class Config:
     shrink: float = 0.0
     per_class: bool = False
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"search=true": ("step",)}
 
     def __post_init__(self):
         if not self.runs:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from jclip import kernels
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.data import splits
 from jclip.errors import ConfigError
 from jclip.features import extraction, heads, precomputed
@@ -77,6 +77,7 @@ class Config:
     wise: float = 0.0  # share of the weights before in what is saved; the authors' WiSE step has 0.5
     half: bool = False  # keep the weights in fp16
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"head_first=true": ("head_views", "head_optim")}
 
     def __post_init__(self):
         if self.data.features:

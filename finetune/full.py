@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip import kernels
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.data import splits
 from jclip.errors import ConfigError
 from jclip.features import extraction, heads
@@ -57,6 +57,7 @@ class Config:
         )
     )
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"loss=contrastive|sigmoid": ("positives",)}
 
     def __post_init__(self):
         if not 1 <= self.accumulate <= self.optim.batch or self.clip < 0:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype
+from jclip.config import DataConfig, Dtype, ReadWith
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features import extraction, heads, precomputed
 from jclip.features import source as sources
@@ -42,6 +42,10 @@ class Config:
     search: bool = True  # choose α on validation
     search_alpha: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # the first of the best is taken
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("search_alpha",),
+        "search=false": ("alpha",),
+    }
 
     def __post_init__(self):
         if self.views < 1:

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import BoxDataConfig, BoxViewConfig, OptimConfig
+from jclip.config import BoxDataConfig, BoxViewConfig, OptimConfig, ReadWith
 from jclip.data import box_parts, box_samples, box_views
 from jclip.errors import ConfigError
 from jclip.features import box_features
@@ -67,14 +67,19 @@ class Config:
     criterion: Literal["iou", "giou"] = "iou"  # what must be at least t for acc@t
     frame: Literal["square", "image"] = "square"  # where boxes are compared
     stored: Literal["fp16", "fp32"] = "fp16"  # numbers that the photos' tokens are kept in
-    tokens: Literal["auto", "memory", "disk", "steps"] = (
-        "auto"  # where: up to 1 GiB in memory, else on the cache's disk
-    )
+    # where: up to 1 GiB in memory, else on the cache's disk
+    tokens: Literal["auto", "memory", "disk", "steps"] = "auto"
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig("adamw", lr=2e-4, weight_decay=1e-4, epochs=20, batch=32)
     )
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "augment=true": ("augmentation",),
+        "tower=lora": ("lora",),
+        "lr_scaling=linear": ("reference_batch",),
+        "present=true": ("absent",),
+    }
 
     def __post_init__(self):
         least = {"hidden": 0, "layers": 1, "heads": 1, "ffn": 1, "clip": 0, "accumulate": 1, "reference_batch": 1}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import heads
 from jclip.features import source as sources
@@ -40,6 +40,10 @@ class Config:
     )
     selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "": ("optim.schedule", "optim.warmup"),
+        "words=": ("context",),
+    }
 
     def __post_init__(self):
         if self.context < 1 or self.views < 0 or self.weight < 0:

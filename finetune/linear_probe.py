@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, check_grid, refuse_average
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, check_grid, refuse_average
 from jclip.errors import ConfigError, DataError, notice
 from jclip.features import extraction, precomputed
 from jclip.features import source as sources
@@ -56,9 +56,8 @@ class Config:
     search_C: tuple[float, ...] = (1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)  # the first look
     search_rounds: int = 8  # halvings of the interval from a tenth to ten times the best of these
     iterations: int = 1000  # of L-BFGS at most
-    tolerance: float = (
-        1e-4  # the largest entry of the gradient that counts as zero, times C where C < 1 or in the search
-    )
+    # the largest entry of the gradient that counts as zero, times C where C < 1 or in the search
+    tolerance: float = 1e-4
     # of sgd alone, from here
     init: Literal["random", "zeroshot"] = "random"  # W: as torch's Linear starts, or the classes' text features
     logit_scale: float = 4.60517  # c
@@ -70,6 +69,21 @@ class Config:
     selection: Literal["val", "last", "test"] = "val"  # the epoch that is kept
     # of both
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "solver=lbfgs": ("normalize", "C", "search", "search_C", "search_rounds", "iterations", "tolerance"),
+        "solver=sgd": (
+            "init",
+            "logit_scale",
+            "every",
+            "optim",
+            "grid_lr",
+            "grid_weight_decay",
+            "grid_batch",
+            "selection",
+        ),
+        "search=true": ("search_C", "search_rounds"),
+        "search=false": ("C",),
+    }
 
     def __post_init__(self):
         check_grid(self.optim, lr=self.grid_lr, weight_decay=self.grid_weight_decay, batch=self.grid_batch)

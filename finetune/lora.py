@@ -13,12 +13,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip import kernels
-from jclip.config import DataConfig, OptimConfig
+from jclip.config import DataConfig, OptimConfig, ReadWith
 from jclip.data import splits
 from jclip.errors import ConfigError
 from jclip.features import extraction, heads
@@ -48,6 +48,7 @@ class Config:
     selection: Literal["val", "last"] = "last"  # the epoch that is kept
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=1e-2, batch=32))
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"": ("optim.schedule", "optim.warmup", "optim.epochs", "optim.stop")}
 
     def __post_init__(self):
         if self.steps < 0 or self.end_lr < 0:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, OptimConfig
+from jclip.config import DataConfig, OptimConfig, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import heads
 from jclip.features import source as sources
@@ -52,6 +52,7 @@ class Config:
     )
     selection: Literal["aggregate", "val", "last"] = "aggregate"  # the epochs' average, or the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"": ("optim.schedule", "optim.warmup")}
 
     def __post_init__(self):
         if self.data.features:

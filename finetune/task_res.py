@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith
 from jclip.errors import ConfigError
 from jclip.features import extraction, heads, precomputed
 from jclip.features import source as sources
@@ -48,6 +48,7 @@ class Config:
     )
     selection: Literal["val", "last", "test"] = "last"  # the epoch that is kept; the authors' is the last
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {"schedule=optim": ("optim.schedule", "optim.warmup")}
 
     def __post_init__(self):
         if self.views < 1 or self.decay < 0:

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from jclip.choices import PreprocessChoice
-from jclip.config import DataConfig, Dtype, OptimConfig, warmed_sgd
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, warmed_sgd
 from jclip.data import lexicons
 from jclip.errors import ConfigError
 from jclip.features import photo_maps, sentence_features, tagging
@@ -82,6 +82,13 @@ class Config:
     )  # the authors' for VOC2007 and COCO
     selection: Literal["last", "val"] = "last"  # the epoch that is kept
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "": tuple(f"data.{name}" for name in ("shots", "val_shots", "pool", "seed", "features", "text_features")),
+        "loss=ranking": ("margin",),
+        "evidence=true": ("evidence_per_class",),
+        "bank!=0": ("bank_mix",),
+        "words=": ("context",),
+    }
 
     def __post_init__(self):
         for names, least in ((("context", "scenes", "per_name"), 1), (("teacher_global", "teacher_local", "bank"), 0)):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, refuse_average
 from jclip.errors import ConfigError
 from jclip.features import extraction, precomputed
 from jclip.features import source as sources
@@ -45,6 +45,10 @@ class Config:
     )
     selection: Literal["val", "last", "test"] = "val"  # the epoch whose keys are kept; "test" to compare with papers
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("search_alpha", "search_beta", "search_steps"),
+        "train=true": ("optim", "selection"),
+    }
 
     def __post_init__(self):
         if self.views < 1 or min(self.search_steps) < 1:

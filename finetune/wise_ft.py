@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from jclip.config import DataConfig, Dtype, OptimConfig, refuse_average
+from jclip.config import DataConfig, Dtype, OptimConfig, ReadWith, refuse_average
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, MisfitError
 from jclip.features import extraction, heads, precomputed
@@ -55,6 +55,10 @@ class Config:
         default_factory=lambda: OptimConfig(lr=1e-1, weight_decay=0.1, epochs=10, batch=512, warmup=0.1)
     )
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=false": ("alpha",),
+        "tuned=": ("optim", "smoothing", "clip", "views", "augment"),
+    }
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1 or not 1 <= self.steps <= 100:

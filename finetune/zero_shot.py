@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from jclip.choices import Mix, PreprocessChoice, TagMethod
-from jclip.config import DataConfig, Dtype
+from jclip.config import DataConfig, Dtype, ReadWith
 from jclip.data import class_names, label_files, labelled_photos, splits
 from jclip.errors import ConfigError, DataError
 from jclip.features import extraction, heads, precomputed, run_data, several_models, tagging
@@ -51,12 +51,16 @@ class Config:
     multi_label: bool = False  # photos may be of several classes: measures mAP, see `jclip.data.multi_label`
     method: TagMethod = "whole"  # of multi_label: how a photo's places are read, see `jclip.features.tagging`
     normalise: Literal["none", "image+class"] = (
-        "none"  # of multi_label: scores of each photo, then of each class, at mean 0
+        "none"  # of multi_label: each photo's scores, then each class's, to z-scores
     )
-    # and deviation 1
     background: str = "coco"  # of tagclip and places: names of what is none of the classes, "none" or a,b,c
     unknown: float = 0.0  # photos whose best class has a smaller probability are of none
     seed: int = 1
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("step",),
+        "models!=": ("mix",),
+        "method=tagclip|places": ("background",),
+    }
 
     def __post_init__(self):
         if self.models and (self.model or self.data.features):

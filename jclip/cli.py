@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from jclip.commands import as_ranks
 from jclip.errors import UnknownName, fail, guarded, say
-from jclip.machine import ranks
+from jclip.machine import memory_limit, ranks
 
 RECIPES = "finetune"
 GROUPS = {  # heading of `jclip --help` → name → module:function, one line of help
@@ -82,10 +82,12 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
+    if argv is None and not ranks.here().several:  # as a program
+        return memory_limit.run_inside(lambda: main(sys.argv[1:]), " ".join(["jclip", *sys.argv[1:2]]))
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "win32":
         return fail("jclip", "native Windows is not supported: run it inside WSL2 (docs/setup.md)", 2)
-    if not argv or argv[0].startswith("-"):
+    if argv == ["help"] or not argv or argv[0].startswith("-"):
         return guarded(lambda: _without_command(argv), "jclip")
     return run(argv, "jclip", COMMANDS)
 
@@ -103,7 +105,7 @@ def run(argv: list[str], program: str, known: Collection[str]) -> int:
 
 def _without_command(argv: list[str]) -> int:
     """Help or the version. Raises `UnknownName` for another option."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         say(usage())
         return 0 if argv else 2
     if argv[0] not in ("-V", "--version"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 import unicodedata
@@ -44,6 +45,10 @@ class UnsaidError(CheckpointError):
 class MisfitError(CheckpointError):
     """Weights that were read but do not fit the model: missing, unexpected or misshaped keys."""
 
+
+class DifferenceError(CheckpointError):
+    """A comparison that was asked for and found a difference. No mistake of the user's: the exit code is another."""
+
     exit_code = 1
 
 
@@ -52,11 +57,12 @@ class DataError(JclipError):
 
 
 class UnknownName(JclipError):
-    """A name outside a closed set; the message lists the set and the nearest match."""
+    """A name outside a closed set; the message lists the set, or says by `listed` what lists it, and the nearest match."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed: str = ""):
         known = list(known)
-        super().__init__(f"unknown {kind} {quoted(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        rest = listed or f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {quoted(name)}{did_you_mean(name, known)} ({rest})")
 
 
 LONGEST_NAME = 1000  # characters for which a nearest match is searched
@@ -128,13 +134,45 @@ def _guarded(command: Callable[[], int | None], name: str) -> int:
         _drop_unprinted()
         return 141
     except MemoryError as e:
-        return fail(name, f"there is not enough memory{f': {e}' if str(e) else ''}", 2)
+        return fail(name, _too_little(e), 2)
+    except (RuntimeError, ImportError) as e:  # of libraries: where an allocation failed
+        if not _of_memory(str(e)):
+            raise
+        return fail(name, _too_little(e), 2)
     except OSError as e:
         if e.errno is None:
             raise
+        if e.errno == errno.ENOMEM:
+            return fail(name, _too_little(e), 2)
         _drop_unprinted()
         place = f"{e.filename}: " if e.filename else ""
         return fail(name, f"{place}{e.strerror}", 2)
+
+
+_ALLOCATIONS = (  # how libraries say that memory is lacking
+    "bad_alloc", "can't start new thread", "failed to map segment", "annot allocate memory", "nable to alloc",
+)  # fmt: skip
+_OF_A_LIMIT = "annot open library"  # Jittor's, which has other causes as well
+
+
+def _of_memory(text: str) -> bool:
+    return any(said in text for said in _ALLOCATIONS) or (_OF_A_LIMIT in text and _is_limited())
+
+
+def _too_little(e: BaseException) -> str:
+    """What is said where memory is lacking: the last line of the library's own text, if there is one."""
+    lines = [line for line in str(e).splitlines() if _of_memory(line)] or str(e).splitlines()
+    limit = ", or raise this process's limit (ulimit -v)" if _is_limited() else ""
+    why = f" ({lines[-1].strip()[:200]})" if lines else ""
+    return f"there is not enough memory{why}: take a smaller model, batch or OMP_NUM_THREADS{limit}"
+
+
+def _is_limited() -> bool:
+    with contextlib.suppress(ImportError):  # Windows has none
+        import resource
+
+        return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return False
 
 
 def _flushed(command: Callable[[], int | None]) -> int:

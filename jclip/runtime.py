@@ -35,7 +35,7 @@ from types import ModuleType
 import numpy as np
 
 from jclip.errors import SetupError
-from jclip.machine import core_import, open_mpi, ranks, toolchain
+from jclip.machine import core_import, memory_limit, open_mpi, ranks, toolchain
 from jclip.machine import gpu as cuda
 from jclip.paths import cache_dir, expanded, plain_path, replacing
 
@@ -60,6 +60,7 @@ def _start() -> ModuleType:
     """Prepare, build and import Jittor; enable the GPU where there is one."""
     if "jittor" in sys.modules:
         return _adopt(sys.modules["jittor"])
+    memory_limit.require_start()
     settings = _settings()
     stamp = _stamp(settings)
     built = _is_built(stamp)

@@ -18,6 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 FIGURE = re.compile(r"^(\S.*?) {2,}(\d\.\d+e-\d+)$", re.MULTILINE)
 _differences: dict[str, float] = {}
+# Files that take longest, longest first: where several processes share the suite, none has one of them left at the end.
+LONGEST = (
+    "contract/test_readme.py", "recipes/test_ranks.py", "hostile/test_crash_points.py", "recipes/test_contrastive.py",
+    "recipes/test_curriculum.py", "recipes/test_challenge.py", "hostile/test_readers.py", "recipes/test_memory.py",
+    "contract/test_recipes.py", "library/test_shares.py", "parity/test_models.py", "app/test_search_tab.py",
+    "recipes/test_average.py", "library/test_memory_estimate.py", "app/test_classify_tab.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """`LONGEST` before all others, which stay in their order."""
+    places = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def _stub_torchvision() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from bench.crash_scenarios import contents
 
 ROOT = Path(__file__).resolve().parents[1]
 DYING = """
@@ -31,3 +36,20 @@ def killed_at(pattern: str, *arguments: str, times: int = 1, program: str = "") 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, f"it ended before it was killed: {done.stdout}{done.stderr}"
+
+
+@contextmanager
+def made_again(*folders: Path) -> Iterator[None]:
+    """Finished folders are out of the way; what is made in their places meanwhile must be the same files, but for times,
+    and nothing beside them. Afterwards they stand there again."""
+    kept = [folder.rename(folder.with_name(f"{folder.name} as it was")) for folder in folders]
+    try:
+        yield
+        for folder, before in zip(folders, kept, strict=True):
+            ours, theirs = contents(folder), contents(before)
+            differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+            assert theirs and not differing, differing
+    finally:
+        for folder, before in zip(folders, kept, strict=True):
+            shutil.rmtree(folder, ignore_errors=True)
+            before.rename(folder)

@@ -94,20 +94,20 @@ class ClassifyTab:
     # What the parts do
 
     def ask_classes(
-        self, photos: dict[str, str], names: str, templates: str, run: str, model: str
+        self, photos: dict[str, str], names: str, templates: str, run: str, model: str, request: gr.Request
     ) -> tuple[Any, dict[str, Any]]:
         """One class for each photo."""
-        return self._ask(self.labeller.classes, photos, names, templates, run, model)
+        return self._ask(self.labeller.classes, request, photos, names, templates, run, model)
 
     def ask_tags(
         self, photos: dict[str, str], names: str, templates: str, run: str, model: str, threshold: float | None,
-        none: bool,
+        none: bool, request: gr.Request,
     ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
         """Several names for each photo, or none."""
-        return self._ask(self.labeller.tags, photos, names, templates, run, model, threshold, none)
+        return self._ask(self.labeller.tags, request, photos, names, templates, run, model, threshold, none)
 
-    def _ask(self, how: Any, photos: dict[str, str], *given: Any) -> tuple[Any, dict[str, Any]]:
-        with self.desk.errors_shown():
+    def _ask(self, how: Any, request: gr.Request, photos: dict[str, str], *given: Any) -> tuple[Any, dict[str, Any]]:
+        with self.desk.errors_shown(words.language(request), "classify.stopped"):
             check_uploaded(self.desk.folder, photos)
             found = self.desk.work(how, photo_labelling.Question(photos, *given), long=True, key="classify.working")
         return found, found.to_json()

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from jclip.app import words
+from jclip.app.run_places import is_utf8, runs_at
 from jclip.app.thumbnails import LARGE, SIDE, Thumbnails
 from jclip.choices import default_model
 from jclip.data import gallery_store, photo_file, shape_sources
@@ -27,7 +29,6 @@ from jclip.features import gallery as galleries
 from jclip.features import photo_galleries, query_features
 from jclip.features import source as sources
 from jclip.postponed import gr
-from jclip.train import run_folder
 from jclip.weights import download
 
 T = TypeVar("T")
@@ -37,16 +38,21 @@ MOST_UPLOAD = 32 << 20  # bytes of one photo
 
 
 class Stopped(JclipError):
-    """Long work that somebody stopped in the page."""
+    """Long work that somebody stopped in the page, after `done` of `total`."""
+
+    def __init__(self, done: int = 0, total: int = 0):
+        self.done, self.total = done, total
+        super().__init__(self.said("en"))
+
+    def said(self, language: words.Language) -> str:
+        """The line in that language."""
+        if not self.total:
+            return words.said("page.stopped", language)
+        return words.said("page.stopped_at", language, done=f"{self.done:,}", total=f"{self.total:,}")
 
 
-def is_utf8(path: str | os.PathLike) -> bool:
-    """Whether a browser can be told the path: what is no UTF-8 breaks the whole stream of answers to it."""
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+class Closed(JclipError):
+    """The page has ended."""
 
 
 @dataclass
@@ -66,7 +72,8 @@ class Desk:
     """What is open.
 
     Jittor must not be used by several threads, and handlers of the page run in many: what touches Jittor or the gallery
-    goes through `work`. place: photos or a gallery, as the user named it. runs: folders of finished runs.
+    goes through `work`. place: photos or a gallery, as the user named it. runs: folders of runs, or
+    that hold runs. Raises `ConfigError` for a folder without any.
     """
 
     def __init__(
@@ -74,13 +81,13 @@ class Desk:
     ):
         self.place, self.model, self.family = place, model or default_model(), family
         self._named = model
-        self.runs = [run_folder.existing_run(run) for run in runs]
+        self.runs = list(dict.fromkeys(found for run in runs for found in runs_at(os.fspath(run))))
         if strange := [run for run in self.runs if not is_utf8(run)]:
             raise ConfigError(
                 f"--run must be a folder whose name is UTF-8, as browsers have it, got {strange[0]}: rename it"
             )
         self.gallery: galleries.Gallery | None = None
-        self.said_of_photos = ""  # what goes on with the gallery, or went wrong
+        self.fault: BaseException | None = None  # what went wrong with the photos, or that somebody stopped them
         self.folder = Path(tempfile.mkdtemp(prefix="jclip-app-"))
         self.uploads, self.pictures = self.folder / "uploads", self.folder / "pictures"
         self.uploads.mkdir()
@@ -88,11 +95,12 @@ class Desk:
         self.thumbnails = Thumbnails(self.pictures)
         self._source: sources.ModelSource | None = None
         self._opening: Future | None = None
+        self._again: Callable[[], Future] | None = None
         self._waiting: queue.Queue[Task | None] = queue.Queue()
         self._under_way: list[Task] = []
         self._thread: int | None = None
         self._closed = False
-        self._starting = threading.Lock()
+        self._starting, self._going_on = threading.Lock(), threading.Lock()
 
     # What is open
 
@@ -113,7 +121,7 @@ class Desk:
             self.later(query_features.warm_up, self.gallery.source)
         elif self.place:
             self.source()  # wrong or absent weights end here
-            self._opening = self.later(self._grow, self.place, key="search.opening")
+            self._begin(self._grow, "search.opening")
         elif self._named:
             self.source()
         elif not download.is_here(self.model):
@@ -122,31 +130,54 @@ class Desk:
     def open_world(self) -> None:
         """Draws pictures of shapes, and encodes them with a model that ships: something to look at without a download."""
         self.model, self.family, self._source = SHIPPED, None, None
-        self._opening = self.later(self._draw, key="search.drawing")
+        self._begin(self._draw, "search.drawing")
+
+    def _begin(self, work: Callable[[], None], key: str) -> None:
+        """Begins to make the gallery; `go_on` begins again."""
+
+        def opening() -> None:
+            try:
+                work()
+                self.fault = None
+            except (JclipError, MemoryError, OSError) as e:
+                self.fault = e
+                if not isinstance(e, Stopped):
+                    notice(f"jclip app: {self.said(e)}")
+
+        def begin() -> Future:
+            self.fault = None
+            return self.later(opening, key=key)
+
+        self._again = begin
+        self._opening = begin()
+
+    def go_on(self) -> None:
+        """Makes the gallery further, where it was stopped or failed: what is encoded by then is not encoded again."""
+        with self._going_on:
+            if self.can_go_on:
+                self._opening = self._again()
 
     def _draw(self) -> None:
-        try:
-            self.place = str(shape_sources.kept_photos(seen=self.step))
-        except Stopped as e:
-            self.said_of_photos = str(e)
-        else:
-            self._grow(self.place)
+        self.place = str(shape_sources.kept_photos(seen=self.step))
+        self._grow()
 
-    def _grow(self, place: str) -> None:
+    def _grow(self) -> None:
         """Encodes photos; what is done by then can be searched."""
-        warm = False
-        try:
-            for gallery in photo_galleries.growing_gallery(place, self.model, self.family, self.step):
-                self.gallery, self._source = gallery, gallery.source
-                if not warm:
-                    query_features.warm_up(gallery.source)
-                    warm = True
-            self.said_of_photos = ""
-        except Stopped as e:
-            self.said_of_photos = str(e)
-        except (JclipError, MemoryError, OSError) as e:
-            self.said_of_photos = self.said(e)
-            notice(f"jclip app: {self.said_of_photos}")
+        warm = self.gallery is not None
+        for gallery in photo_galleries.growing_gallery(self.place, self.model, self.family, self.step):
+            self.gallery, self._source = gallery, gallery.source
+            if not warm:
+                query_features.warm_up(gallery.source)
+                warm = True
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether `go_on` does anything."""
+        return self._again is not None and self.fault is not None
+
+    def said_of_photos(self, language: words.Language) -> str:
+        """Why there are no photos, or not all; empty where nothing went wrong."""
+        return "" if self.fault is None else self.said(self.fault, language)
 
     def opened(self) -> galleries.Gallery | None:
         """The gallery, waited for while its first photos are being encoded. Not to be called within `work`."""
@@ -186,7 +217,7 @@ class Desk:
             while len(self._under_way) == 1 and (waiting := self._waiting.get_nowait()):
                 self._run(waiting)
         if task.stop:
-            raise Stopped(f"stopped{f' at {done:,} of {total:,}' if total else ''}")
+            raise Stopped(done, total)
 
     def stopped(self) -> bool:
         """Whether the work under way is to stop."""
@@ -223,7 +254,7 @@ class Desk:
         with contextlib.suppress(queue.Empty):
             while True:
                 if (task := self._waiting.get_nowait()) is not None:
-                    task.future.set_exception(Stopped("the page was closed"))
+                    task.future.set_exception(Closed("the page was closed"))
 
     def _start(self) -> None:
         """Starts a thread where nobody serves."""
@@ -254,23 +285,26 @@ class Desk:
 
     # What goes in and out
 
-    def upload(self, path: str | os.PathLike | None) -> Path:
-        """A photo that was uploaded. Raises `DataError` for none, one that is too large, and what is no photo, which is
-        removed, and for another file of this machine."""
+    def upload(self, path: str | os.PathLike | None, name: str = "") -> Path:
+        """A photo that was uploaded; name: what errors call it, by default as the file.
+
+        Raises `DataError` for none, one that is too large, and what is no photo, which is removed, and for another file of
+        this machine."""
         if not path:
             raise DataError("a photo must be given: drop one, or choose a file")
         found = Path(path)
+        name = name or found.name
         if self.folder.resolve() not in found.resolve().parents:
-            raise DataError(f"a photo must be uploaded, got a path: {found.name}")
+            raise DataError(f"a photo must be uploaded, got a path: {name}")
         if not found.is_file():  # it was refused, or uploaded long ago
-            raise DataError(f"{found.name} is not there any more: drop it again")
+            raise DataError(f"{name} is not there any more: drop it again")
         try:
             if (size := found.stat().st_size) > MOST_UPLOAD:
-                raise DataError(f"{found.name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")
+                raise DataError(f"{name}: a photo must have at most {MOST_UPLOAD:,} bytes, got {size:,}")
             photo_file.header(found)
         except DataError as e:
             found.unlink(missing_ok=True)
-            raise DataError(str(e).replace(str(found), found.name)) from None  # the folder is the app's own
+            raise DataError(str(e).replace(str(found), name)) from None  # the folder is the app's own
         return found
 
     def thumbnail(self, address: str, side: int = SIDE) -> str:
@@ -299,8 +333,10 @@ class Desk:
     def _upright(self) -> bool:
         return self.gallery is None or bool(self.gallery.store.manifest.preprocess.get("upright", True))
 
-    def said(self, error: BaseException) -> str:
+    def said(self, error: BaseException, language: words.Language = "en") -> str:
         """An error as the one line that the command line says."""
+        if isinstance(error, Stopped):
+            return error.said(language)
         if isinstance(error, MemoryError):
             return "there is not enough memory" + (f": {error}" if str(error) else "")
         if isinstance(error, OSError) and error.errno is not None:
@@ -308,14 +344,17 @@ class Desk:
         return str(error)
 
     @contextlib.contextmanager
-    def errors_shown(self) -> Iterator[None]:
-        """Around what a handler does: an error that a user can fix is shown in the page, as one line."""
+    def errors_shown(self, language: words.Language = "en", stopped: str = "") -> Iterator[None]:
+        """Around what a handler does: an error that a user can fix is shown in the page, as one line. stopped: key of what is
+        said besides where somebody stopped it."""
         try:
             yield
         except (JclipError, MemoryError, OSError) as e:
             if isinstance(e, OSError) and e.errno is None:
                 raise
-            line = self.said(e)
+            line = self.said(e, language)
+            if stopped and isinstance(e, Stopped):
+                line += words.said(stopped, language)
             notice(f"jclip app: {line}")
             raise gr.Error(html.escape(line), duration=SHOWN, title="jclip", print_exception=False) from None
 

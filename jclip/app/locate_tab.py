@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from jclip.app import drawn_examples, phrase_locating, shown_command, words
@@ -12,7 +11,7 @@ from jclip.app.opened_models import run_names
 from jclip.app.photo_field import photo_field
 from jclip.app.uploaded_files import names_kept
 from jclip.postponed import gr
-from jclip.report import asked_photos, box_drawing, found_boxes
+from jclip.report import box_drawing, found_boxes
 
 
 def add(desk: Desk) -> None:
@@ -84,8 +83,7 @@ class LocateTab:
     def _checked(self, photo: dict[str, str]) -> tuple[str, str]:
         """Path and name. Raises `DataError` as `Desk.upload`."""
         path, name = next(iter(photo.items()), ("", ""))
-        with asked_photos.called({Path(path).name: name} if path else {}):
-            return str(self.desk.upload(path)), name
+        return str(self.desk.upload(path, name)), name
 
     def show(self, located: phrase_locating.Located, request: gr.Request) -> tuple[Any, ...]:
         """The photo with its boxes, where a run looks, a table, the command."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jclip.app.desk import Desk
+from jclip.data.gallery_store import made_by
 from jclip.errors import ConfigError
+from jclip.features import concepts
 from jclip.features import source as sources
 from jclip.paths import is_file
 from jclip.report import phrase_finder, predictor
@@ -33,6 +35,13 @@ class OpenedModels:
             return source, self._name_of(source)
         named = name or self._name_of(source)
         return self._kept("model", named, 0, lambda: sources.ModelSource(named, self._desk.family)), named
+
+    def of_concept(self, concept: concepts.Concept) -> sources.ModelSource:
+        """The model that a concept was taught with; the desk's own where it is the same."""
+        own = self._desk.source()
+        if made_by(own.identity, own.preprocess.to_dict()) == concept.made_by:
+            return own
+        return self._kept("taught", concept.made_by, 0, concept.source)
 
     def _name_of(self, source: sources.ModelSource) -> str:
         """What commands find these weights by."""

@@ -31,17 +31,22 @@ def _head(desk: Desk) -> dict[str, Any]:
     with gr.Row(elem_id="head"):
         about = gr.HTML(elem_id="about")
         stop = gr.Button(words.t("page.stop"), visible=False, size="sm", variant="stop", elem_id="stop", scale=0)
+        again = gr.Button(words.t("page.go_on"), visible=False, size="sm", elem_id="go-on", scale=0, min_width=110)
     timer = gr.Timer(EVERY)
     seen = gr.State("")
 
-    def look(before: str, request: gr.Request) -> tuple[Any, Any, str]:
+    def look(before: str, request: gr.Request) -> tuple[Any, ...]:
         now = about_html(desk, words.language(request))
+        if now == before:
+            return gr.skip(), gr.skip(), gr.skip(), before
         busy = desk.under_way() is not None
-        return (gr.skip(), gr.skip(), before) if now == before else (now, gr.update(visible=busy), now)
+        return now, gr.update(visible=busy), gr.update(visible=not busy and desk.can_go_on), now
 
-    asked = {"fn": look, "inputs": seen, "outputs": [about, stop, seen], "show_progress": "hidden", "queue": False}
+    shown = [about, stop, again, seen]
+    asked = {"fn": look, "inputs": seen, "outputs": shown, "show_progress": "hidden", "queue": False}
     timer.tick(**asked, api_visibility="private")
     stop.click(desk.stop, queue=False, api_visibility="private")
+    again.click(desk.go_on, queue=False, api_visibility="private")
     return asked
 
 
@@ -61,7 +66,7 @@ def about_html(desk: Desk, language: words.Language) -> str:
     task = desk.under_way()
     if task is None:
         return f"<div class='about'>{line}</div>" + (
-            f"<div class='note'>{escaped(desk.said_of_photos)}</div>" if desk.said_of_photos else ""
+            f"<div class='note'>{escaped(said)}</div>" if (said := desk.said_of_photos(language)) else ""
         )
     share = 100 * task.done / task.total if task.total else 0
     count = f"{task.done:,} / {task.total:,}" if task.total else ""

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jclip.app import shown_command
-from jclip.app.desk import Desk
+from jclip.app.desk import Desk, Stopped
 from jclip.app.opened_models import OpenedModels
+from jclip.app.search_form import below_here
 from jclip.errors import ConfigError, notices_heard_by
-from jclip.features import heads, tagging
+from jclip.features import concept_tagging, concepts, heads, tagging
 from jclip.features.member import Member
-from jclip.report import asked_photos, tag_rules, typed_names
+from jclip.report import asked_photos, concept_tags, tag_rules, typed_names
 from jclip.report.zero_shot_predictions import classify
 
 TEMPLATES = "openai80"  # of `jclip zero-shot`
+AT_ONCE = 16  # photos: between two parts others are answered, and the work can be stopped
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Labeller:
 
     def __init__(self, desk: Desk):
         self.desk, self.opened = desk, OpenedModels(desk)
+        self._stopped: tuple[Any, dict[tuple[str, ...], asked_photos.Found]] = (None, {})
 
     def classes(self, asked: Question) -> Labelled:
         """One class for each photo, as `jclip zero-shot` or `jclip predict`."""
@@ -67,17 +70,34 @@ class Labeller:
         return self._labelled(asked, self._tags_by_run if asked.run else self._tags_by_names)
 
     def _labelled(self, asked: Question, how: Callable[[Question], tuple[Any, str, Callable[..., str]]]) -> Labelled:
-        photos, notes = [*asked.photos], []
+        notes: list[str] = []
         with (
             notices_heard_by(notes.append),
             asked_photos.called(asked.photos),
             heads.prompts_watched_by(self.desk.step),
         ):
             label, by, command = how(asked)
-            found = asked_photos.ask(photos, label, step=self.desk.step)
+            found = self._going_on(how.__name__, asked, label)
         said = command(*map(as_argument, asked.photos.values()))
         failed = tuple(asked_photos.renamed(line, asked.photos) for line in found.failed)
         return Labelled(replace(found, failed=failed), asked.photos, by, said, tuple(dict.fromkeys(notes)))
+
+    def _going_on(self, how: str, asked: Question, label: Callable) -> asked_photos.Asked:
+        """The photos labelled; parts that were done when the same question was stopped are not done again."""
+        question = how, asked
+        done = self._stopped[1] if self._stopped[0] == question else {}
+
+        def once(some: Sequence[str]) -> asked_photos.Found:
+            if (key := tuple(some)) not in done:
+                done[key] = label(some)
+            return done[key]
+
+        self._stopped = None, {}
+        try:
+            return asked_photos.ask([*asked.photos], once, AT_ONCE, self.desk.step)
+        except Stopped:
+            self._stopped = question, done
+            raise
 
     def _by_names(self, asked: Question):
         typed, templates = typed_names.typed_classes(asked.names), typed_names.typed_templates(asked.templates)
@@ -97,7 +117,10 @@ class Labeller:
         return label, model, with_names("zero-shot", typed, options)
 
     def _tags_by_names(self, asked: Question):
-        typed, templates = typed_names.typed_classes(asked.names, 1), typed_names.typed_templates(asked.templates)
+        typed = typed_names.typed_classes(asked.names, 1, taught=True)
+        templates = typed_names.typed_templates(asked.templates)
+        if typed.has_concepts:
+            return self._tags_by_concepts(asked, typed, templates)
         source, model = self.opened.plain(asked.model)
         tagger = tag_rules.tagger_of(source, typed.names, templates)
         rules = tag_rules.TagRules(asked.threshold, none=asked.none)
@@ -108,6 +131,24 @@ class Labeller:
         options = {"model": model, "family": source.family, "templates": templates, "threshold": asked.threshold,
                    "none": asked.none, "out": "tags.json"}  # fmt: skip
         return label, model, with_names("tag", typed, options)
+
+    def _tags_by_concepts(self, asked: Question, typed: typed_names.TypedNames, templates: str):
+        """Names and concepts, with the model that the concepts were taught with."""
+        classes = [concept_of(name) if concepts.is_concept(name) else name for name in typed.names]
+        taught = [one for one in classes if isinstance(one, concepts.Concept)]
+        source = self.opened.of_concept(taught[0])
+        for other in taught[1:]:
+            other.check_concept(taught[0])
+        names = [one for one in classes if isinstance(one, str)]
+        tagger = tag_rules.tagger_of(source, names, templates) if names else None
+        scorer = concept_tagging.ConceptTagger(source, classes, tagger)
+        rules = tag_rules.TagRules(asked.threshold, none=asked.none)
+
+        def label(photos: Sequence[str]) -> asked_photos.Found:
+            return concept_tags.concept_tags(scorer, scorer.scored(photos), rules)
+
+        options = {"templates": templates, "threshold": asked.threshold, "none": asked.none, "out": "tags.json"}
+        return label, taught[0].model, with_names("tag", typed, options)
 
     def _by_run(self, asked: Question):
         done = self.opened.run(asked.run)
@@ -143,6 +184,11 @@ def with_names(command: str, typed: typed_names.TypedNames, options: Mapping[str
         return f"printf '%s\\n' {shlex.quote(typed.file)} > {typed_names.NAMES_FILE}\n{line}" if typed.file else line
 
     return of
+
+
+def concept_of(name: str) -> concepts.Concept:
+    """The concept that a class name means. Raises `ConfigError` for one that is not below the folder of the start."""
+    return concepts.read_concept(below_here(concepts.concept_path(name)))
 
 
 def as_argument(name: str) -> str:

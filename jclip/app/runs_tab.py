@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jclip.app import shown_command, words
-from jclip.app.desk import Desk, is_utf8
+from jclip.app.desk import Desk
+from jclip.app.run_places import MOST_RUNS, runs_at
 from jclip.errors import ConfigError, DataError
 from jclip.postponed import gr
 from jclip.report import page_photos, page_words, run_comparison, run_page, run_record, web_page
-from jclip.train.run_folder import existing_run, is_run, is_shipped
+from jclip.train.run_folder import is_shipped
 
-MOST_RUNS, DEPTH = 50, 3  # runs that are offered; folders below the one that is typed
 EVENTS = f"{web_page.SCRIPT}\nreportPage(element);"
 PAGE = "report.html"
 OWN_STYLE = """
@@ -88,26 +88,6 @@ def choices(desk: Desk) -> list[tuple[str, str]]:
         return []
     names = run_comparison.short_names([Path(os.path.realpath(run)) for run in runs])
     return [(name, str(run)) for name, run in zip(names, runs, strict=True)]
-
-
-def runs_at(typed: str) -> list[Path]:
-    """The run in a folder, or the runs below it, newest first. Raises `ConfigError` where there is none."""
-    typed = typed.strip()
-    if not typed:
-        raise ConfigError("name the folder of a run, or one that holds runs")
-    place = existing_run(os.path.expanduser(typed))  # noqa: PTH111 - a path that is typed
-    if is_run(place) or (place / "result.json").is_file():
-        return [place]
-    if not place.is_dir():
-        run_record.read_record(place)  # which says what is wrong with it
-    found, level = [], [place]
-    for _ in range(DEPTH):
-        level = [inner for folder in level for inner in sorted(folder.iterdir()) if inner.is_dir()][: 100 * MOST_RUNS]
-        found += [folder for folder in level if is_utf8(folder) and is_run(folder)]
-        level = [folder for folder in level if folder not in found]
-    if not found:
-        raise ConfigError(f"{place} holds no run: name a folder that `jclip train` wrote")
-    return sorted(found, key=lambda run: -run.stat().st_mtime)[:MOST_RUNS]
 
 
 def shown(desk: Desk, places: Sequence[str], root: str, language: words.Language) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jclip.app import shown_command
@@ -15,11 +16,12 @@ MOST_HITS = 200
 
 @dataclass(frozen=True)
 class Form:
-    """What is filled in. photo: a file that was uploaded, called `photo_name` in the command. without: texts to subtract,
-    one a line. where: conditions, one a line. unique: the cosine above which photos count as near-duplicates."""
+    """What is filled in. photos: path of a file that was uploaded → what it is called in the command. photo_weight: of each
+    of them. without: texts to subtract, one a line. where: conditions, one a line. unique: the cosine above which photos
+    count as near-duplicates."""
 
     sentence: str = ""
-    photo: Path | None = None
+    photos: Mapping[str, str] = field(default_factory=dict)
     photo_weight: float = 1.0
     without: str = ""
     without_weight: float = 1.0
@@ -32,8 +34,8 @@ class Form:
     def words(self) -> list[str]:
         """The terms as `jclip search` takes them."""
         terms = query_terms.typed_terms(self.sentence)
-        if self.photo is not None:
-            terms += [*["+"] * bool(terms), f"{_weight(self.photo_weight)}@{self.photo.name}"]
+        for name in self.photos.values():
+            terms += [*["+"] * bool(terms), f"{_weight(self.photo_weight)}@{name}"]
         for text in filter(None, map(str.strip, self.without.splitlines())):
             terms += ["-", f"{_weight(self.without_weight)}{text}"]
         return terms
@@ -42,14 +44,14 @@ class Form:
     def query(self) -> query_terms.Query:
         """What is looked for. Raises `ConfigError` for nothing, and for files of this machine, which nobody uploaded."""
         typed = query_terms.parse_terms(self.words)
-        terms = []
-        for term in typed.terms:
-            ours = self.photo is not None and (term.kind, term.value) == ("photo", self.photo.name)
-            if term.kind in ("photo", "feature") and not ours:
+        terms, first = [*typed.terms], sum(word not in ("+", "-") for word in query_terms.typed_terms(self.sentence))
+        for place, path in enumerate(self.photos, start=first):
+            terms[place] = query_terms.Term("photo", str(path), terms[place].weight)
+        for place, term in enumerate(terms):
+            if term.kind in ("photo", "feature") and not first <= place < first + len(self.photos):
                 raise ConfigError(f"a photo must be uploaded here, not named by its path, got {term.value[:80]}")
             if term.kind == "concept":
                 below_here(term.value)
-            terms.append(query_terms.Term("photo", str(self.photo), term.weight) if ours else term)
         return query_terms.Query(typed.name, tuple(terms))
 
     @property

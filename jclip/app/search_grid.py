@@ -13,9 +13,9 @@ from jclip.features import gallery as galleries
 NAME, CAPTION = 60, 160  # characters below a picture
 
 EVENTS = """
-const told = (name, part) => {
+const told = (name, part, more = {}) => {
   const tile = part.closest('[data-row]');
-  trigger(name, {row: Number(tile.dataset.row), mark: tile.dataset.mark});
+  trigger(name, {row: Number(tile.dataset.row), mark: tile.dataset.mark, ...more});
 };
 const count = () => {
   const all = element.querySelectorAll('input.tick');
@@ -24,6 +24,7 @@ const count = () => {
 };
 element.addEventListener('click', event => {
   if (event.target.closest('button.similar')) { told('similar', event.target); }
+  else if (event.target.closest('button.hidden')) { told('similar', event.target, {copies: true}); }
   else if (event.target.closest('button.open')) { told('open', event.target); }
 });
 element.addEventListener('change', event => {
@@ -73,6 +74,12 @@ def _tile(
 ) -> str:
     name = escaped(Path(hit.path).name, NAME)
     similar = escaped(words.said("search.similar", language))
+    alike = ""
+    if hit.hidden:
+        said = escaped(words.said("search.hidden", language, count=f"{hit.hidden:,}"))
+        alike = (
+            f"<button type='button' class='hidden' title='{said}' aria-label='{said}: {name}'>+{hit.hidden}</button>"
+        )
     caption = f"<p class='caption'>{escaped(hit.caption[:CAPTION])}</p>" if hit.caption else ""
     return (
         f"<figure class='tile{'' if hit.above else ' low'}' data-row='{hit.row}' data-mark='{mark_of(gallery, hit.row)}'>"
@@ -81,7 +88,7 @@ def _tile(
         f"<figcaption><div class='line'><label class='name'><input type='checkbox' class='tick' value='{hit.row}'>"
         f"<span>{name}</span></label></div>"
         f"<div class='line'><span class='meter' title='z {hit.z:.1f}'><i style='width:{100 * share:.0f}%'></i></span>"
-        f"<span class='score'>{hit.score:.3f}</span>"
+        f"<span class='score'>{hit.score:.3f}</span>{alike}"
         f"<button type='button' class='similar' title='{similar}' aria-label='{similar}: {name}'>≈</button></div>"
         f"{caption}</figcaption></figure>"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from jclip.errors import DataError
 from jclip.features import gallery as galleries
 from jclip.postponed import gr
 from jclip.report import folder_names, search_results, sorted_folders
+
+_ONE_AT_A_TIME = threading.Lock()  # two windows may put photos into one folder
 
 
 def add_handover(desk: Desk, last: Any) -> Any:
@@ -75,10 +78,16 @@ def _put(found: galleries.Found, folder: str, label: str, how: str, language: wo
     target = below_here(folder).absolute()
     kind: sorted_folders.How = "copy" if how == "copy" else "link"
     named = dataclasses.replace(found, query=label.strip() or found.query)
-    placed = search_results.plan_links([named], target)
-    manifest = sorted_folders.place(placed, target, kind)
+    with _ONE_AT_A_TIME:
+        before = sorted_folders.placed_before(target, kind)
+        placed = search_results.plan_links([named], target, before)
+        manifest = sorted_folders.place(placed, target, kind, before) if placed else target / folder_names.MANIFEST
+    there = {one.photo for one in before.photos if one.label == named.query} if before else set()
+    again = sum(hit.path in there for hit in found.hits)
     undo = f"jclip unsort {shlex.quote(str(manifest))}"
     lines = [words.said("search.put_done", language, count=len(placed), folder=target, undo=undo)]
-    if absent := len(found.hits) - len(placed):
+    if again:
+        lines.append(words.said("search.put_again", language, count=again))
+    if absent := len(found.hits) - len(placed) - again:
         lines.append(words.said("search.put_absent", language, count=absent))
     return "".join(f"<p>{escaped(line)}</p>" for line in lines)

@@ -9,7 +9,7 @@ from typing import Any
 from jclip.app import search_grid, shown_command, teach_panel, words
 from jclip.app.desk import Desk
 from jclip.app.markup import escaped
-from jclip.app.photo_field import photo_field
+from jclip.app.photo_field import photos_field
 from jclip.app.search_form import MOST_HITS, Form
 from jclip.app.search_handover import add_handover
 from jclip.app.thumbnails import LARGE
@@ -17,9 +17,10 @@ from jclip.errors import DataError
 from jclip.features import gallery as galleries
 from jclip.postponed import gr
 from jclip.prompts import scripts
-from jclip.report import search_results
+from jclip.report import asked_photos, search_results
 
-FIELDS = ("sentence", "photo", "photo_weight", "without", "without_weight", "where", "fold", "above", "cut", "top")
+FIELDS = ("sentence", "photos", "photo_weight", "without", "without_weight", "where", "fold", "above", "cut", "top")
+QUERY = ("sentence", "photos", "without")  # what another photo takes the place of
 COUNTS = (12, 24, 48, 96, MOST_HITS)
 
 
@@ -43,14 +44,17 @@ def add(desk: Desk) -> None:
         with desk.errors_shown():
             return _answer(desk, _form_of(desk, values), words.language(request))
 
-    def alike(event: gr.EventData, request: gr.Request) -> list[Any]:
+    def alike(event: gr.EventData, request: gr.Request, *values: Any) -> list[Any]:
         with desk.errors_shown():
-            row = _row(desk, event)
-            return [f"row:{row}", *_answer(desk, Form(f"row:{row}"), words.language(request))]
+            row = _row(desk, event, words.language(request))
+            given = dict(zip(FIELDS, values, strict=True)) | {"sentence": f"row:{row}", "photos": {}, "without": ""}
+            given["fold"] = given["fold"] and not getattr(event, "copies", False)
+            answer = _answer(desk, _form_of(desk, [given[name] for name in FIELDS]), words.language(request))
+            return [given["sentence"], None, "", given["fold"], *answer]
 
     def opened(event: gr.EventData, request: gr.Request) -> str:
         with desk.errors_shown():
-            row = _row(desk, event)
+            row = _row(desk, event, words.language(request))
             picture = desk.thumbnail(desk.gallery.photo_at(row), LARGE)
             return search_grid.large(desk.gallery, row, picture, words.language(request))
 
@@ -58,8 +62,9 @@ def add(desk: Desk) -> None:
     asked: dict[str, Any] = {"outputs": outputs, "api_visibility": "private", "show_progress": "minimal"}
     for event in (fields["button"].click, fields["sentence"].submit):
         event(run, inputs, show_progress_on=[summary], **asked)
+    renewed = [fields[name] for name in (*QUERY, "fold")]
     for place in (found, large):
-        place.similar(alike, None, **{**asked, "outputs": [fields["sentence"], *outputs]}, show_progress_on=[summary])
+        place.similar(alike, inputs, **{**asked, "outputs": [*renewed, *outputs]}, show_progress_on=[summary])
     found.open(opened, None, large, api_visibility="private", show_progress="hidden")
     gr.api(_api(desk), api_name="search")
 
@@ -76,7 +81,7 @@ def add(desk: Desk) -> None:
     def draw(request: gr.Request) -> list[Any]:
         with desk.errors_shown():
             desk.open_world()
-            _open_gallery(desk)
+            _open_gallery(desk, words.language(request))
         return look(request)
 
     state = [about, empty, search, fields["where"]]
@@ -97,7 +102,7 @@ def _form(desk: Desk) -> dict[str, Any]:
     with gr.Accordion(t("search.more"), open=False, elem_id="more"):
         with gr.Row():
             with gr.Column(min_width=220):
-                made["photo"] = photo_field(t("search.photo"), height=180, elem_id="like-photo")
+                made["photos"] = photos_field(t("search.photos"), height=180, columns=3, elem_id="like-photos")
                 made["photo_weight"] = _weight("search.photo_weight")
             with gr.Column(min_width=220):
                 made["without"] = gr.Textbox(label=t("search.without"), lines=4, max_lines=8, elem_id="without")
@@ -110,7 +115,7 @@ def _form(desk: Desk) -> dict[str, Any]:
                     label=t("search.top"), choices=list(COUNTS), value=24, elem_id="top", filterable=False
                 )
             with gr.Column(min_width=220):
-                made["fold"] = gr.Checkbox(label=t("search.fold"), value=False, elem_id="fold")
+                made["fold"] = gr.Checkbox(label=t("search.fold"), value=True, elem_id="fold")
                 made["above"] = gr.Slider(0.8, 1, 0.98, step=0.005, label=t("search.above"))
                 made["cut"] = gr.Checkbox(label=t("search.cut"), value=False, elem_id="cut")
     return made
@@ -138,14 +143,14 @@ def _form_of(desk: Desk, values: Sequence[Any]) -> Form:
     """What is filled in. Raises `DataError` for what is no photo."""
     given = dict(zip(FIELDS, values, strict=True))
     given.update({name: given[name] or "" for name in ("sentence", "without", "where")})
-    photo = desk.upload(given.pop("photo")) if given["photo"] else given.pop("photo")
+    given["photos"] = {str(desk.upload(path, name)): name for path, name in (given["photos"] or {}).items()}
     fold, above = given.pop("fold"), given.pop("above")
-    return Form(photo=photo, unique=float(above) if fold else None, **given)
+    return Form(unique=float(above) if fold else None, **given)
 
 
 def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     """The grid, what is said above it, the command, the answer itself, and whether there is something to hand over."""
-    gallery = _open_gallery(desk)
+    gallery = _open_gallery(desk, language)
     if not form.words:
         raise DataError(words.said("search.ask", language))
     begun = time.perf_counter()
@@ -171,25 +176,26 @@ def _answer(desk: Desk, form: Form, language: words.Language) -> list[Any]:
     ]
 
 
-def _open_gallery(desk: Desk) -> galleries.Gallery:
+def _open_gallery(desk: Desk, language: words.Language) -> galleries.Gallery:
     """The gallery. Raises `DataError` where none is open, with the reason."""
     gallery = desk.opened()
     if gallery is None:
-        raise DataError(desk.said_of_photos or "no photos are open: start `jclip app PHOTOS`")
+        raise DataError(desk.said_of_photos(language) or words.said("search.no_photos", language))
     return gallery
 
 
 def _found(desk: Desk, gallery: galleries.Gallery, form: Form) -> galleries.Found:
-    return desk.work(lambda: next(gallery.search_many([form.query], form.search)))
+    with asked_photos.called(form.photos):
+        return desk.work(lambda: next(gallery.search_many([form.query], form.search)))
 
 
-def _row(desk: Desk, event: Any) -> int:
+def _row(desk: Desk, event: Any, language: words.Language) -> int:
     """The row of the tile that was clicked. Raises `DataError` where it is another photo's by now."""
     row, gallery = event.row, desk.gallery
     if gallery is None or type(row) is not int or not 0 <= row < len(gallery):
-        raise DataError("the photos have changed since: search again")
+        raise DataError(words.said("search.changed", language))
     if search_grid.mark_of(gallery, row) != event.mark:
-        raise DataError("the photos have changed since: search again")
+        raise DataError(words.said("search.changed", language))
     return row
 
 
@@ -204,7 +210,7 @@ def _api(desk: Desk) -> Any:
         """
         with desk.errors_shown():
             form = Form(query, where=where, unique=unique or None, cut=cut, top=top)
-            found = _found(desk, _open_gallery(desk), form)
+            found = _found(desk, _open_gallery(desk, "en"), form)
             return search_results.record_of(found, search_results.How(shown=(), cut=cut))
 
     return search

@@ -99,7 +99,7 @@ class TeachPanel:
             if not form.words:
                 raise DataError(words.said("search.ask", language))
             if (gallery := self.desk.gallery) is None:
-                raise DataError(self.desk.said_of_photos or words.said("search.wait", language))
+                raise DataError(self.desk.said_of_photos(language) or words.said("search.wait", language))
 
             def start() -> Taught:
                 taught = Taught(lesson.Lesson(gallery, form.query))

@@ -17,7 +17,11 @@ def names_kept(field: Any) -> Any:
 
 def uploaded(payload: Any) -> dict[str, str]:
     """{path: name} of what a browser or a client sent; empty of nothing."""
-    files = [] if payload is None else getattr(payload, "root", [payload])
+    return names_of([] if payload is None else getattr(payload, "root", [payload]))
+
+
+def names_of(files: Iterable[Any]) -> dict[str, str]:
+    """{path: name} of files as Gradio has them."""
     return {file.path: Path(file.orig_name or file.path).name or Path(file.path).name for file in files if file.path}
 
 

@@ -14,7 +14,6 @@ from jclip.data import gallery_inputs, gallery_store
 from jclip.errors import ConfigError, say
 from jclip.machine import gpu
 from jclip.postponed import gr
-from jclip.weights.families import FAMILIES
 
 LONGEST_END = 5.0  # seconds after Ctrl-C
 BATCH = "8"  # photos at once on a CPU: in between the page answers, and no thread does while Jittor computes
@@ -29,14 +28,11 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_shared(p, "--run", ", to classify with and to look at; several may be given", action="append", default=[])
     add_shared(p, "--model", "; a gallery has its own (default: JCLIP_MODEL, else ViT-B/32)")
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
-        "--port",
-        type=whole(0, 65535),
-        default=7860,
-        metavar="N",
+        "--port", type=whole(0, 65535), default=7860, metavar="N",
         help="where to listen; 0: any that is free (default: 7860)",
-    )
+    )  # fmt: skip
     p.add_argument(
         "--host", type=nonempty, default="127.0.0.1", metavar="ADDRESS",
         help="address to listen at; another than this machine's own needs --password (default: 127.0.0.1)",

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import IO, Any, NoReturn
 
+from jclip.commands.examples import examples_of
 from jclip.errors import ConfigError, quoted
 from jclip.weights.families import FAMILIES
 
@@ -17,10 +19,19 @@ class Parser(argparse.ArgumentParser):
     """As argparse's, but what is wrong raises `ConfigError`, which ends as other errors do: one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"{message}{_as_settings(message)} (see --help)")
+
+    def format_help(self) -> str:
+        return super().format_help() + examples_of(self.prog)
 
     def print_help(self, file: IO[str] | None = None) -> None:
         (file or sys.stdout).write(self.format_help())  # argparse's own ignores a full disk
+
+
+def _as_settings(message: str) -> str:
+    """How to write what was typed as an option with a dot, such as `--data.shots 4`, as a setting; else nothing."""
+    typed = re.match(r"unrecognized arguments: --(\w+(?:\.\w+)+)(?:[ =](\S+))?", message)
+    return f": settings have no dashes, write {typed[1]}={typed[2] or 'VALUE'}" if typed else ""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -73,7 +84,10 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in
         "a model's name such as ViT-B/32, hf-hub:owner/name, ms:owner/name, or a weight file",
         {"type": nonempty, "metavar": "NAME|FILE"},
     ),
-    "--family": ("family of weights that do not state their activation", {"choices": FAMILIES}),
+    "--family": (
+        f"family of weights that do not state their activation: {', '.join(FAMILIES)}",
+        {"choices": FAMILIES, "metavar": "NAME"},
+    ),
     "--run": ("the run's folder", {"type": nonempty, "metavar": "FOLDER"}),
     "--runs": (
         "the folder that run folders are made in (default: runs)",
@@ -85,7 +99,7 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in
         {"type": nonempty, "metavar": "FILE"},
     ),
     "--top": (
-        "how many of the best to give: classes of a photo, photos of a query",
+        "how many to give, the best first",
         {"type": whole(1, MOST_CLASSES), "metavar": "N"},
     ),
     "--on-error": ("what to do with photos that do not decode", {"choices": ("stop", "skip")}),

@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
         help="a folder of photos, CoOp's .json, a table (.csv, .tsv), or a run's config",
     )
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that override the config, such as data.shots=4"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that override the config, such as data.shots=4",
     )
     p.add_argument("--json", type=nonempty, metavar="FILE", help="also write the whole report as JSON")
     p.add_argument(

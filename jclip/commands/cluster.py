@@ -53,10 +53,13 @@ def _client(distributed: Any, address: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
+            distributed.comm.get_address_host_port(
+                address
+            )  # a client of no address would wait half a minute at its end
             client = distributed.Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as e:
-        raise ConfigError(f"--scheduler {address}: no scheduler answers there: start one (`dask scheduler`), got "
-                          f"{printable(str(e), 120)}") from e  # fmt: skip
+        raise ConfigError(f"--scheduler {address}: no scheduler answers there: start one (`dask scheduler`) and give "
+                          f"its address, such as tcp://host:8786, got {printable(str(e), 120)}") from e  # fmt: skip
     for found in warned:  # a table of several lines, of packages whose versions differ
         notice(f"--scheduler {address}: {one_line(str(found.message))}")
     try:

@@ -16,7 +16,7 @@ from jclip import kernels
 from jclip.commands.arguments import Parser
 from jclip.errors import JclipError, SetupError, say
 from jclip.machine import gpu as cuda
-from jclip.machine import open_mpi, toolchain
+from jclip.machine import nccl, open_mpi, toolchain
 from jclip.paths import cache_dir
 from jclip.postponed import jt
 
@@ -61,7 +61,9 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "torch", f"{_version('torch')} (reference for the tests only; jclip itself never imports it)"
     yield "bf16 on the CPU", _half()
     yield "int8 on the CPU", _int8()
-    yield "MPI", _mpi(open_mpi.find_mpi())
+    mpi = open_mpi.find_mpi()
+    yield "MPI", _mpi(mpi)
+    yield from [("gradients", _gradients())] if mpi else []
     yield "threads", f"{os.environ.get('OMP_NUM_THREADS') or len(os.sched_getaffinity(0))} (OMP_NUM_THREADS sets them)"
     yield "cache", _told(_cache)
 
@@ -139,13 +141,29 @@ def _mpi(found: open_mpi.OpenMPI | None) -> str:
     return f"Open MPI {found.version} ({found.starter})"
 
 
+def _gradients() -> str:
+    """Which way gradients of several ranks take."""
+    found = cuda.find_cuda()
+    why = "no GPU" if not found.gpus else f"CUDA is off: {found.off}" if found.off else ""
+    try:
+        if not why and nccl.switched_off():
+            why = "JCLIP_NCCL=0"
+        if not why:
+            library = nccl.Nccl()
+            return f"of several GPUs by NCCL {library.version} ({library.path}); JCLIP_NCCL=0 switches it off"
+    except nccl.NcclFailed as e:
+        why = str(e)
+    return f"of several ranks through the host's memory: {why}"
+
+
 def _report_ranks(mpi: open_mpi.OpenMPI) -> bool:
     """Two processes add numbers, and gather rows with their gradients."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = open_mpi.start_ranks(mpi, 2, [sys.executable, "-m", "jclip.kernels.ranks_trial"], environment)
-    right = done.returncode == 0 and done.stdout.split() == ["right", "right"]
+    told = done.stdout.splitlines()
+    right = done.returncode == 0 and len(told) == 2 and all(line.startswith("right") for line in told)
     said = " ".join((done.stderr or done.stdout).split())[-300:]
-    say(f"{'two ranks':<16} {'right' if right else f'FAILED: {said}'}")
+    say(f"{'two ranks':<16} {told[0] if right else f'FAILED: {said}'}")
     return right
 
 

@@ -13,7 +13,6 @@ from jclip.features import gallery as galleries
 from jclip.features import photo_galleries
 from jclip.paths import refuse_overwriting
 from jclip.report import contact_sheet, duplicate_groups
-from jclip.weights.families import FAMILIES
 
 SHOWN = 20  # groups in the terminal
 
@@ -34,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     add_shared(p, "--out", ": .csv or .json, a row per photo of a group (default: nowhere)")
     add_shared(p, "--sheet", ", a section per group")
     add_shared(p, "--model", "; a gallery has its own (default: JCLIP_MODEL, else ViT-B/32)")
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     return p
 
 

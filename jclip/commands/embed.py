@@ -14,7 +14,6 @@ from jclip.data import gallery_inputs, gallery_store, shares
 from jclip.errors import ConfigError, counted, notice, say
 from jclip.features import gallery_embedding, gallery_estimate, gallery_index, gallery_layouts
 from jclip.features import source as sources
-from jclip.weights.families import FAMILIES
 
 SHOWN = 5  # photos that are left out
 
@@ -46,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="type of the stored features (default: fp16; a gallery that is there has its own)",
     )
     add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16", "int8"), default="fp32",
         help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> int:
     """Embeds what is not embedded yet, and says what was done. Returns the exit code."""
     args = parser().parse_args(argv)
     if not args.out:
-        raise ConfigError("--out must name the gallery's folder")
+        raise ConfigError("--out must name the gallery's folder, such as --out gallery")
     folder = Path(args.out)
     gallery_store.check_target(folder)
     if args.export:

@@ -29,6 +29,7 @@ def evaluate(argv: list[str]) -> int:
     p.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="settings that override the run's: other data, such as data.test=list.txt; model=FILE",
     )

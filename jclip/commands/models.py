@@ -10,6 +10,7 @@ from jclip.model import clip
 from jclip.prompts import stand_in_vocabularies, vocabularies
 from jclip.report import predictions
 from jclip.weights import catalogue, checkpoint, families
+from jclip.weights.layouts import from_siglip
 from jclip.weights.text_configs import AnyText
 from jclip.weights.variants import ARCHITECTURES, SHIPPED, VARIANTS, CLIPConfig, ResNetConfig, canonical_name, slug
 
@@ -105,6 +106,8 @@ def write_random(name: str, path: str, seed: int) -> None:
     shapes = {k: tuple(v.shape) for k, v in clip.CLIP(config).state_dict().items()}
     family = next((row.family for row in catalogue.rows() if row.architecture == name and row.family), None)
     look = families.Stated(family=family if name in ARCHITECTURES else None).preprocess(config.vision.image_size)
+    if getattr(config.vision, "any_shape", False):
+        look = from_siglip.preprocess_from({}, config)
     if vocabulary := stand_in(config.text):
         notice(
             f"{name} needs a vocabulary of its own: {path} has one of {config.text.vocab_size:,} letters in its place"

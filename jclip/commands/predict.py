@@ -32,10 +32,10 @@ def predict(argv: list[str]) -> int:
     A run of grounding takes a file of phrases in place of photos, and writes their boxes.
     """
     args = predict_parser().parse_intermixed_args(argv)
-    photos = [*args.photos] if args.run_folder is None else [*filter(None, [args.run]), *args.photos]
-    place = args.run if args.run_folder is None else args.run_folder
+    place, photos = (args.run, args.photos) if args.run_folder is None else (args.run_folder, [args.run, *args.photos])
     if place is None:
         raise ConfigError("name the run: `jclip predict RUN PHOTO…`, or --run FOLDER")
+    photos = [*filter(None, photos)]
     settings = [a for a in photos if re.match(r"[a-z_.0-9]+=", a) and not exists(a)]
 
     if Path(args.out).suffix.lower() not in tagss.FORMATS:
@@ -59,13 +59,22 @@ def predict(argv: list[str]) -> int:
     read = [*split.paths, *files_of_run(done), *filter(is_file, filter(None, [args.calibrate_on]))]
     refuse_overwriting([args.out, args.sheet, args.list], read)
     on_error = args.on_error or ("skip" if places else "stop")
+    (tagss.check_tag_file if tagging else predicted.check_format)(args.out, photos=split.paths)
     if tagging:
         predict_tags.predict_tags(done, split, on_error, args)
-        return 0
+    else:
+        predict_classes(done, split, on_error, args, known=not places)
+    return 0
+
+
+def predict_classes(
+    done: FinishedRun, split: splits.Split, on_error: str, args: argparse.Namespace, known: bool
+) -> None:
+    """Prints and writes the class of each photo. known: the photos are the run's own, with their labels."""
     predictions, rows = done.label(split, on_error, args.top or 5)
     done.write_predictions(predictions, args.out)
     say("\n".join([done.show(predictions), *selected_on_test(done.metrics)]))
-    if not places and (line := done.rightness(predictions, split, rows)):
+    if known and (line := done.rightness(predictions, split, rows)):
         say(line)
     if args.sheet:
         upright = getattr(done.config.data, "upright", True)
@@ -73,7 +82,6 @@ def predict(argv: list[str]) -> int:
     if args.sort_into:
         sort_photos(predictions, args)
     say(f"written: {args.out} ({len(rows)} photos){f', {args.sheet}' if args.sheet else ''}")
-    return 0
 
 
 def predict_phrases(done: FinishedRun, places: list[str], args: argparse.Namespace) -> int:
@@ -135,7 +143,11 @@ def predict_parser() -> argparse.ArgumentParser:
         p, "--model", " (default: the run's own); needed after precomputed features, or where the file has moved"
     )
     add_shared(p, "--run", ", in place of RUN", dest="run_folder")
-    add_shared(p, "--top", " (default: 5; where photos have several labels, all that are above the threshold)")
+    add_shared(
+        p,
+        "--top",
+        ": classes of a photo (default: 5; of several labels, all above the threshold)",
+    )
     add_shared(
         p,
         "--out",

@@ -82,9 +82,8 @@ class Config:
     flips: tuple[Literal["none", "max", "mean"], ...] = ("none",)
     choose: Literal["map@10_of_found", "map@10"] = "map@10_of_found"  # the official score, or the standard one
     bank: int = 2000  # training captions for the re-ranking querybank, at most
-    order: Literal["queries", "kinds"] = (
-        "queries"  # of the results: the queries' own, or kind by kind of the first rules
-    )
+    # of the results: the queries' own, or kind by kind of the first rules
+    order: Literal["queries", "kinds"] = "queries"
     out: str = "results"
     seed: int = 1
 

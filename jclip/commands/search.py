@@ -20,7 +20,6 @@ from jclip.paths import is_file, refuse_overwriting
 from jclip.prompts import query_rules, query_terms
 from jclip.readers import text as texts
 from jclip.report import contact_sheet, search_results, search_sheet, sorted_folders
-from jclip.weights.families import FAMILIES
 
 MOST_PHOTOS = 1_000_000  # of --top and --candidates
 ABOVE_LINE = 5000  # photos at most with --cut alone
@@ -38,12 +37,12 @@ def parser() -> argparse.ArgumentParser:
         "place", type=nonempty, metavar="PHOTOS|GALLERY",
         help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
     )  # fmt: skip
-    p.add_argument("terms", nargs="*", metavar="TERM", help="what to look for, see below")
+    p.add_argument("terms", nargs="*", default=[], metavar="TERM", help="what to look for, see below")
     p.add_argument(
         "--queries", type=nonempty, metavar="FILE",
         help="many queries: a text a line; or a .json, a list of texts and lists of terms",
     )  # fmt: skip
-    add_shared(p, "--top", " (default: 10; with --cut all that stand out)")
+    add_shared(p, "--top", ": photos of a query (default: 10; with --cut all that stand out)")
     p.add_argument("--page", type=whole(1, MOST_PHOTOS), default=1, metavar="N", help="the N-th page (default: 1)")
     p.add_argument(
         "--where", action="append", default=[], metavar="CONDITION",
@@ -87,7 +86,7 @@ def _add_ranking(p: argparse._ArgumentGroup) -> None:
     add_shared(
         p, "--model", "; a gallery is searched with the model that made it (default: JCLIP_MODEL, else ViT-B/32)"
     )
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
         help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "

@@ -22,6 +22,7 @@ from jclip.commands import cluster, side_processes
 from jclip.commands.arguments import nonempty, whole
 from jclip.data.shares import WHOLE, Share, share
 from jclip.errors import ConfigError, counted, say
+from jclip.machine import process_times
 
 OPTIONS = ("--shard", "--processes", "--scheduler")
 _in_its_folder = threading.Lock()
@@ -109,7 +110,7 @@ def helped(command: str, module: str, argv: Sequence[str], args: argparse.Namesp
 def _own_share(args: argparse.Namespace, job: Job, begun: float) -> Helped:
     own = args.shard or WHOLE
     if args.worker:
-        side_processes.end_with_parent()
+        process_times.end_with_parent()
     encoded = job.finish(replace(own, ends=not args.worker))
     found = Helped(encoded, time.monotonic() - begun)
     if args.worker:

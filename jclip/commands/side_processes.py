@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -88,12 +85,6 @@ def run(argv: Sequence[str], count: int, watch: tuple[int, Callable[[], int]]) -
         return [_printed(side) for side in sides]
     finally:
         _end(sides)
-
-
-def end_with_parent() -> None:
-    """Asks the system to end this process when the one that started it ends."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _side(argv: Sequence[str], number: int, count: int) -> _Side:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 from collections import defaultdict
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from jclip.choices import SELECTED_ON_TEST
 from jclip.commands.arguments import Parser, add_shared
-from jclip.config import Dataclass, WithPhotos
+from jclip.config import Dataclass, WithPhotos, unread
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
 from jclip.paths import refuse_overwriting, replacing
@@ -56,9 +57,8 @@ class Point:
         return self.cfg.data.seed if hasattr(self.cfg.data, "seed") else self.cfg.seed
 
 
-def sweep(argv: list[str]) -> int:
-    """Runs each config at each combination of the listed values, except runs that have finished, and shows mean and
-    standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     p = Parser("jclip sweep", description=sweep.__doc__)
     p.add_argument(
         "configs",
@@ -73,15 +73,41 @@ def sweep(argv: list[str]) -> int:
         action="store_true",
         help="learn base classes (data.subset=base), and measure base classes, new classes, and their harmonic mean",
     )
-    args = p.parse_intermixed_args(argv)
+    return p
+
+
+def sweep(argv: list[str]) -> int:
+    """Runs each config at each combination of the listed values, except runs that have finished, and shows mean and
+    standard deviation over seeds: data.shots=1,2,4,8,16 seed=1,2,3."""
+    args = parser().parse_intermixed_args(argv)
     extra = BASE_TO_NEW if args.base_to_new else ()
     points = base_first(args.configs, args.runs) if args.base_to_new else planned(args.configs, args.runs)
 
-    rows, failed, out, task = [], [], Path(args.out), task_of_points(points)
+    out, task = Path(args.out), task_of_points(points)
     check_out(out, points, [a for a in args.configs if "=" not in a])
+    rows, failed = swept(points, task, extra, out)
+    written = "sweep.csv"
+    if rows and rows[0]["shots"] == "":
+        say(files_table(rows, task.main))
+    elif rows:
+        say("\n".join([base_to_new_table(rows) if extra else shots_table(rows), *losses(rows)]))
+        plot(out / "sweep.png", rows)
+        written += ", sweep.png"
+    say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/{written}"]))
+    return 0 if rows else 2
 
+
+def swept(
+    points: Sequence[Point], task: Task, extra: Sequence[str], out: Path
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Runs what has not finished. Returns the rows of sweep.csv, written anew after each run, and a line per failed run.
+
+    extra: columns of base and new classes that each run is also measured on.
+    """
     from tqdm import tqdm
 
+    rows: list[dict[str, Any]] = []
+    failed = []
     with tqdm(points, desc="sweep", unit="run", disable=None, leave=False) as bar:
         for point in bar:
             bar.set_postfix_str(f"{point.config} {point.shots} shots" if point.shots != "" else point.config)
@@ -93,18 +119,9 @@ def sweep(argv: list[str]) -> int:
                 shots = f", {point.shots} shots" if point.shots != "" else ""
                 failed.append(f"{point.config}{shots}, seed {point.seed}: {e}")
             more = dict.fromkeys(k for row in rows for k in row if k not in (*WHAT, *task.metrics, *HOW, *extra))
-            write_csv(
-                out / "sweep.csv", rows, (*WHAT, *task.metrics, *more, *HOW, *extra)
-            )  # a break leaves what there is
-    written = "sweep.csv"
-    if rows and rows[0]["shots"] == "":
-        say(files_table(rows, task.main))
-    elif rows:
-        say("\n".join([base_to_new_table(rows) if extra else shots_table(rows), *losses(rows)]))
-        plot(out / "sweep.png", rows)
-        written += ", sweep.png"
-    say("\n".join([*(f"not run: {line}" for line in failed), f"written: {out}/{written}"]))
-    return 0 if rows else 2
+            columns = (*WHAT, *task.metrics, *more, *HOW, *extra)
+            write_csv(out / "sweep.csv", rows, columns)  # a break leaves what there is
+    return rows, failed
 
 
 def check_out(out: Path, points: Sequence[Point], configs: Sequence[str]) -> None:
@@ -151,6 +168,9 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
             if not hasattr(cfg.data, "shots") and task_of(module).name != "ground":
                 raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
             points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))
+    for name in listed:
+        if all(reasons := [unread(point.cfg, name) for point in points]):
+            raise ConfigError(f"{name} must be left out: {reasons[0]}")
     return name_apart(points)
 
 
@@ -257,7 +277,12 @@ def files_table(rows: Sequence[dict[str, Any]], main: str) -> str:
         for name in dict.fromkeys(row["config"] for row in rows)
     ]
     titles = [k.removesuffix(f"_{main}").removeprefix("test_" if several else "") for k in shown]
-    return predictions.table([f"{main}, %, {len({row['seed'] for row in rows})} seeds", *titles], cells)
+    return predictions.table([f"{main}, %, {counted(len({row['seed'] for row in rows}))}", *titles], cells)
+
+
+def counted(seeds: int) -> str:
+    """1 seed, 3 seeds."""
+    return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
 def titled(column: str) -> str:
@@ -274,7 +299,7 @@ def shots_table(rows: Sequence[dict[str, Any]]) -> str:
         [name, *(f"{100 * points[k][0]:.2f} ± {100 * points[k][1]:.2f}" if k in points else "" for k in shots)]
         for name, points in lines.items()
     ]
-    head = [f"{titled(column)}, %, {seeds} seeds", *(f"{k} shots" for k in shots)]
+    head = [f"{titled(column)}, %, {counted(seeds)}", *(f"{k} shots" for k in shots)]
     return predictions.table(head, shown)
 
 
@@ -290,7 +315,7 @@ def base_to_new_table(rows: Sequence[dict[str, Any]]) -> str:
         for k in sorted(points)
     ]
     return predictions.table(
-        [f"top-1, %, {len({row['seed'] for row in rows})} seeds", "shots", "base", "new", "H"], shown
+        [f"top-1, %, {counted(len({row['seed'] for row in rows}))}", "shots", "base", "new", "H"], shown
     )
 
 
@@ -317,5 +342,5 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         reference = statistics([{**row, "config": "zero-shot"} for row in base], before)
         lines = {**reference, **lines}
     seeds = len({row["seed"] for row in rows})
-    title = f"mean of {seeds} seed{'s' * (seeds > 1)}, band: standard deviation"
+    title = f"mean of {counted(seeds)}, band: standard deviation"
     plots.plot_shots(path, lines, title, f"{titled(column).split()[-1]}, %")

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--calibration", type=nonempty, metavar="FILE",
         help="thresholds and probabilities of each class, fitted by `jclip measure --calibrate` on scores of labelled photos",
     )  # fmt: skip
-    add_shared(p, "--top", " (default: all that are tags)")
+    add_shared(p, "--top", ": tags of a photo (default: all that are tags)")
     add_shared(
         p,
         "--out",
@@ -118,6 +118,7 @@ def main(argv: list[str]) -> int:
     if args.sort_into:
         sorted_folders.check_folder(Path(args.sort_into))
     photos, scorer = splits.find_photos(args.photos), scorer_of(args)
+    tagss.check_tag_file(args.out, photos)
     fitted = calibration_file.calibration_for(args.calibration, scorer.classnames) if args.calibration else None
     named = (args.classes, args.model, args.templates, args.background, args.calibration)
     read = [f for f in named if f and is_file(f)]

@@ -13,7 +13,6 @@ from jclip.features import concepts, lesson
 from jclip.paths import refuse_overwriting
 from jclip.prompts import query_terms
 from jclip.report import contact_sheet
-from jclip.weights.families import FAMILIES
 
 ENDING = query_terms.CONCEPT_ENDING
 LONGEST_NAME = 60  # characters of a file that is named after the query
@@ -49,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add_shared(
         p, "--model", "; a gallery is searched with the model that made it (default: JCLIP_MODEL, else ViT-B/32)"
     )
-    p.add_argument("--family", choices=FAMILIES, help="family of weights that do not state their activation")
+    add_shared(p, "--family")
     p.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
         help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "

@@ -65,8 +65,10 @@ def _audit(lesson: Lesson, how: Asking, lines: Iterator[str]) -> str:
         ended = _asked(lesson, rows[: how.round], lines, audit=True)
         if ended in (END, AUDIT):
             break
+    if ended == END:  # the command sums up at its end
+        return END
     say(summary(lesson))
-    return ended if ended == END else OTHERS
+    return OTHERS
 
 
 def _asked(lesson: Lesson, rows: Sequence[int], lines: Iterator[str], audit: bool) -> str:
@@ -185,7 +187,8 @@ def summary(lesson: Lesson) -> str:
     if lesson.teacher.audited:
         found = lesson.teacher.audit()
         shares = f"precision {_share(found.precision)}, recall {_share(found.recall)}"
-        lines.append(f"audit of {counted(found.asked, 'random photo')}: {shares}")
+        of = f"audit of {counted(found.asked, 'random photo')}: {shares}"
+        lines.append(of if found.asked else "audit: every answer is ?, so it says nothing yet")
     return "\n".join(lines)
 
 

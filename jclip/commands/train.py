@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
+from jclip.config import load_values, refuse_unread
 from jclip.errors import ConfigError, say
 from jclip.machine import ranks
 from jclip.paths import naming
@@ -22,8 +24,8 @@ from jclip.train.configs import (
 )
 
 
-def train(argv: list[str]) -> int:
-    """Runs a config to its end, continues an interrupted run, or shows a finished result again."""
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     p = Parser("jclip train", description=train.__doc__)
     p.add_argument(
         "config",
@@ -32,7 +34,11 @@ def train(argv: list[str]) -> int:
         help="a YAML, or the name of a shipped one (`jclip recipes` lists them)",
     )
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that override the file, such as data.shots=4"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="settings that override the file, such as data.shots=4",
     )
     add_shared(p, "--run", " (default: <recipe>/<config>-<hash> in --runs)")
     add_shared(p, "--runs")
@@ -52,8 +58,14 @@ def train(argv: list[str]) -> int:
         metavar="N",
         help="of --dry-run: processes up to which it is printed (default: 4)",
     )
-    args = p.parse_intermixed_args(argv)
+    return p
+
+
+def train(argv: list[str]) -> int:
+    """Runs a config to its end, continues an interrupted run, or shows a finished result again."""
+    args = parser().parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
+    refuse_unread(cfg, load_values(path), args.overrides, str(path))
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
     here = ranks.here()
 
@@ -69,6 +81,19 @@ def train(argv: list[str]) -> int:
     if here.several:
         several_ranks.check_recipe(module, cfg)
 
+    result, written = finished(module, cfg, folder, args)
+    if not here.first:
+        return 0
+    if args.link:
+        point(Path(args.link), folder)
+    table = task_of(module).load_predictor().run_table(result["metrics"])
+    say("\n".join([table, *memory_lines(result["provenance"].get("peak_mib", {}))]))
+    say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
+    return 0
+
+
+def finished(module: Any, cfg: Any, folder: Path, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The run in `folder`, trained to its end unless it was before. Returns its result and the files written now."""
     written: list[str] = []
     options = {"log": log_of(args.config, args.overrides), "adjustable": getattr(module, "ADJUSTABLE", ())}
     with several_ranks.open_run(folder, resolved(module, cfg), fresh=args.fresh, **options) as run:
@@ -81,14 +106,7 @@ def train(argv: list[str]) -> int:
             say("this run has finished before; --fresh starts over")
             if not (folder / "eval.json").is_file():  # of a sweep
                 say(f"`jclip eval {folder}` measures it and writes its tables")
-    if not here.first:
-        return 0
-    if args.link:
-        point(Path(args.link), folder)
-    table = task_of(module).load_predictor().run_table(result["metrics"])
-    say("\n".join([table, *memory_lines(result["provenance"].get("peak_mib", {}))]))
-    say(f"run: {folder}{' (' + ', '.join(written) + ')' if written else ''}")
-    return 0
+    return result, written
 
 
 def plan_of(module: Any, cfg: Any, folder: Path, processes: int) -> str:

@@ -6,16 +6,21 @@ from pathlib import Path
 
 from jclip.commands.arguments import Parser, nonempty
 from jclip.errors import say
-from jclip.report import sorted_folders
+from jclip.report import folder_names, sorted_folders
 
 
 def main(argv: list[str]) -> int:
     """Removes the copies or links that --sort-into of `jclip predict` and `jclip tag` made; the photos stay."""
     p = Parser("jclip unsort", description=main.__doc__)
-    p.add_argument("manifest", type=nonempty, metavar="MANIFEST", help="the sorted.json in the folder of sorted photos")
-    args = p.parse_args(argv)
+    p.add_argument(
+        "manifest",
+        type=nonempty,
+        metavar="MANIFEST",
+        help="sorted.json of the folder of sorted photos, or that folder",
+    )
+    manifest = Path(p.parse_args(argv).manifest)
 
-    removed, left = sorted_folders.undo(Path(args.manifest))
+    removed, left = sorted_folders.undo(manifest / folder_names.MANIFEST if manifest.is_dir() else manifest)
     say(f"removed: {removed} of what was made")
     for name, reason in left.items():
         say(f"left, as {reason}: {name}")

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help="label photos below this probability as unknown, none of the classes",
     )
     p.add_argument("--explain", action="store_true", help="add the prompt that decided, to .csv, .json and .html")
-    add_shared(p, "--top", " (default: 5)", default=5)
+    add_shared(p, "--top", ": classes of a photo (default: 5)", default=5)
     add_shared(p, "--out", ": .csv, .json or .txt, the Jittor challenge's lines (default: nowhere)")
     p.add_argument(
         "--format", choices=("id_idx",), default="", help="write .csv in the Ajou challenge's form: id_idx,label"
@@ -140,6 +140,7 @@ def main(argv: list[str]) -> int:
             f"classes must be names here, got the concept {concept}: give it to `jclip tag` or `jclip predict`"
         )
     photos = splits.find_photos(places)
+    predictions.check_format(args.out, args.format, photos)
     read = [args.classes, args.model, args.config, args.templates]
     refuse_overwriting([args.out, args.sheet], [*photos, *filter(None, read)])
     labelled = classify(photos=photos, classnames=names, explain=args.explain, top=args.top, on_error=on_error, **asked)

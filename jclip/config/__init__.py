@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = face(
             "DataConfig",
             "Dtype",
             "OptimConfig",
+            "ReadWith",
             "SourcesConfig",
             "Subset",
             "check_grid",
@@ -41,6 +42,7 @@ __getattr__, __dir__, __all__ = face(
             "WithTemplates",
             "WithViews",
         ),
+        "unread_settings": ("refuse_unread", "unread"),
         "settings": ("WORLD", "apply_overrides", "load_groups", "load_values", "project_of"),
     },
 )

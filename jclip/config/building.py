@@ -52,7 +52,8 @@ def _build(schema: type, values: Any, place: str, prefix: str, default: Any = No
     for key in values:
         if key not in fields:
             where = f"{prefix}.{printable(key, 60)}" if prefix else printable(key, 60)
-            raise ConfigError(f"{place}: unknown key {where}{did_you_mean(key, fields)} (known: {', '.join(fields)})")
+            near = _of_a_group(key, hints) or did_you_mean(key, fields)
+            raise ConfigError(f"{place}: unknown key {where}{near} (known: {', '.join(fields)})")
     made = {} if default is None else {name: getattr(default, name) for name in fields}
     for name, field in fields.items():
         dotted = f"{prefix}.{name}" if prefix else name
@@ -72,6 +73,13 @@ def _build(schema: type, values: Any, place: str, prefix: str, default: Any = No
         raise ConfigError(f"{place}: {e.below(prefix)}") from e
     except ConfigError as e:
         raise ConfigError(f"{place}: {e}") from e
+
+
+def _of_a_group(key: str, hints: Mapping[str, Any]) -> str:
+    """Return `", did you mean 'data.shots'?"` where a group of settings has the key, an empty string where none has."""
+    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    found = [f"{name}.{key}" for name, hint in groups.items() if key in {f.name for f in dataclasses.fields(hint)}]
+    return f", did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def _default_of(field: dataclasses.Field) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jclip.errors import ConfigError, quoted
 
 Dtype = Literal["fp32", "fp16", "bf16", "int8"]  # what a model computes its products in
 Subset = Literal["all", "base", "new"]  # of the classes: the first half, with the middle one, and the rest
+
+
+ReadWith = Mapping[str, Sequence[str]]  # what must hold → settings that are read then alone (`unread_settings`)
 
 
 class OutOfRange(ConfigError):
@@ -44,17 +47,15 @@ class DataConfig:
     train: str = ""  # list file: "relative/path label" per line
     val: str = ""
     test: str = ""
-    classes: str = (
-        ""  # "name label" per line; beside folders alone "folder name" per line, as ImageNet's classnames.txt
-    )
+    # "name label" per line; beside folders alone "folder name" per line, as ImageNet's classnames.txt
+    classes: str = ""
     split_file: str = ""
     features: str = ""
     text_features: str = ""  # .npy (C, E) for precomputed features that come without
     shots: int = 16  # photos per class to learn from; 0 takes all
     val_shots: int = -1  # photos per class to choose by; -1: min(shots, 4), the field's custom; 0: all
-    pool: int = (
-        0  # of precomputed features: draw the shots, and val_shots, by seed from those of so many shots; 0: as they are
-    )
+    # of precomputed features: draw the shots, and val_shots, by seed from those of so many shots; 0: as they are
+    pool: int = 0
     seed: int = 1
     subset: Subset = "all"  # of the classes, labels counted from 0 again; shots are drawn as if there were all
     strip_prefix: bool = False  # class names "Animal_Bear" → "Bear", as the challenge's
@@ -68,6 +69,21 @@ class DataConfig:
         require(self.pool >= 0, "data", "pool", "at least 0 (features as they are)", self.pool)
         drawable = not self.pool or 0 < self.shots <= self.pool
         require(drawable, "data", "shots", f"in [1, {self.pool}], as many as data.pool has", self.shots)
+
+    def check_one_source(self) -> None:
+        """Raises `ConfigError` for what only another source than the one that is read would be read with."""
+        lists = ("train", "val", "test", "classes")
+        if self.features:
+            source, others = f"data.features={self.features}", ("root", *lists, "split_file")
+        elif self.split_file:
+            source, others = f"data.split_file={self.split_file}", (*lists, "text_features", "pool")
+        else:
+            source, others = "photos", ("text_features", "pool")
+        for name in others:
+            if value := getattr(self, name):
+                raise ConfigError(
+                    f"data.{name} must be left out with {source}, got {quoted(value)}, which nothing reads"
+                )
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ class CaptionConfig:
     easy_epochs: int = 0  # of the embedded world: epochs on the way from one large thing to up to four
     on_error: Literal["stop", "skip"] = "stop"
     upright: bool = True  # an EXIF orientation is applied; false leaves photos as they are stored
+    READ_WITH: ClassVar[ReadWith] = {"train=shapes": ("scenes", "easy_epochs"), "val=shapes": ("val_scenes",)}
 
     def __post_init__(self):
         require(self.scenes >= 2, "data", "scenes", "at least 2", self.scenes)
@@ -182,9 +199,8 @@ class SourcesConfig:
     """
 
     sources: dict = field(default_factory=lambda: dict.fromkeys(("template", "relation", "caption"), "shapes"))
-    photos: str = (
-        ""  # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
-    )
+    # the folder of the files' photos; by default `photos` or `images` beside the first file, or its own
+    photos: str = ""
     scenes: int = 1000
     noise: float = 0.2
     pairs: int = 0  # of colour and shape, drawn anew for each scene: few make phrases with directions; 0: any
@@ -224,6 +240,11 @@ class OptimConfig:
     epochs: int = 20
     stop: int = 0  # epochs after which training ends, at the rates of a training of all `epochs`; 0: these
     batch: int = 256
+    READ_WITH: ClassVar[ReadWith] = {
+        "name=sgd": ("momentum", "nesterov"),
+        "name=adamw": ("betas", "eps"),
+        "schedule=step": ("step_epochs", "gamma"),
+    }
 
     def __post_init__(self):
         for name in ("epochs", "batch", "step_epochs"):

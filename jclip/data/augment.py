@@ -153,13 +153,6 @@ def pipeline_of(name: str) -> Augment | Policied | Crops:
     return pipelines[name]
 
 
-def views_of(name: str) -> int:
-    """How many test-time views have that name. Raises `UnknownName`."""
-    if name not in TEST_VIEWS:
-        raise UnknownName("views", name, TEST_VIEWS)
-    return TEST_VIEWS[name].count
-
-
 @dataclass(frozen=True)
 class Views:
     """photo, row → (V, 3, H, W) float32: the photo as training or evaluation sees it, once per number, or in `Crops`.

@@ -125,7 +125,7 @@ def distinct_names(entries: Sequence[Entry], place: str = "", least: int = 2) ->
             meant += "separate names by commas, or "
         raise DataError(
             f"{before}classes must be at least two, got one ({names[0]:.60}), which every photo would be of: {meant}"
-            'add a second name, such as "something else", or find its photos with `jclip tag`'
+            f'add a second name, such as "{names[0]:.60},something else", or find its photos with `jclip tag`'
         )
     return ClassNames(names, {other: k for k, entry in reversed([*enumerate(entries)]) for other in entry.others})
 

@@ -298,8 +298,8 @@ def _join(files: dict[str, dict[str, Any]], tars: Sequence[str], base: str, tabl
             again.append(line)
         else:
             done.add(shown)
-            told = {"caption": record[caption]} if caption and record[caption] else {}
-            _put(facts[shown], {**told, "columns": {k: record[k] for k in others if record[k]}})
+            captioned = {"caption": record[caption]} if caption and record[caption] else {}
+            _put(facts[shown], {**captioned, "columns": {k: record[k] for k in others if record[k]}})
     if absent:
         line, first = absent[0]
         notice(

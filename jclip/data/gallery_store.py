@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jclip.data.unfinished_gallery import what_is_missing
 from jclip.errors import ConfigError, DataError, quoted
 from jclip.paths import compute_sha256, naming, open_regular, replacing
 from jclip.readers.text import read_json
@@ -101,7 +102,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a gallery. Raises `DataError` for another folder or a damaged file."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(f"{folder} must be a gallery (a folder with {MANIFEST}): make one with `jclip embed`")
+        must = f"{folder} must be a gallery (a folder with {MANIFEST}): make one with `jclip embed`"
+        raise DataError(what_is_missing(folder) or must)
     found = read_json(path)
     if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
         raise DataError(f"{path} must be the manifest of a gallery, got another file")

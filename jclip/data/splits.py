@@ -104,12 +104,15 @@ def noted(data: PhotoData) -> PhotoData:
 
 def read_all_photos(config: DataConfig) -> PhotoData:
     """All photos that `config` names, before shots are drawn. Raises `DataError` for what is missing or contradictory."""
+    config.check_one_source()
     config = from_folder(config)
     if config.split_file:
         root = photo_folder(config.root) if config.root else Path(config.split_file).parent
         data = _read_split_file(Path(config.split_file), root)
     elif config.train or config.test:
         data = _read_lists(config)
+    elif config.val:
+        raise DataError(f"data.val, a list, must come with data.train or data.test, got {config.val} alone")
     elif config.root:
         data = _read_folders(photo_folder(config.root), config.classes)
     else:

@@ -7,8 +7,6 @@ each batch's photos are encoded anew.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +33,7 @@ from jclip.features.box_phrases import (
     progress,
 )  # fmt: skip
 from jclip.features.cached import keep as keep_cached
-from jclip.features.cached import read_cached
+from jclip.features.cached import key_of, read_cached
 from jclip.features.source import ModelSource
 from jclip.features.token_store import TokenStore
 from jclip.machine import work_meter
@@ -221,7 +219,7 @@ def _image_tokens(features: BoxFeatures, keep: bool) -> tuple[np.ndarray, ...]:
     if not keep:
         return _encoded(features)
     made_of = [features.source.identity, reading.layers, reading.normalise, reading.stored, samples.digest(), "sealed"]
-    file = paths.cache_dir("features") / f"boxes-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
+    file = paths.cache_dir("features") / f"boxes-{key_of(made_of)}.safetensors"
     saved = read_cached(file, ("part0",))
     if saved is None:
         saved = {f"part{i}": part for i, part in enumerate(_encoded(features))}
@@ -235,7 +233,7 @@ def _on_disk(features: BoxFeatures) -> BoxFeatures:
         return _measured_on_disk(meter, features)
     reading, source = features.reading, features.source
     made_of = [source.identity, reading.layers, reading.normalise, reading.stored]
-    name = f"boxes-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.tokens"
+    name = f"boxes-{key_of(made_of)}.tokens"
     kind = KINDS[reading.stored]
     store = TokenStore(
         paths.cache_dir("features") / name, token_bytes(source, reading) // np.dtype(kind).itemsize, kind

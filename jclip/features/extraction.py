@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from jclip.data.photo_file import ORIENTATIONS
 from jclip.data.preprocess import Preprocess, notice_squashed
 from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError, advice_when_full, notice
-from jclip.features.cached import keep, read_cached
+from jclip.features.cached import keep, key_of, read_cached
 from jclip.features.heads import check_directions, check_width, zero_shot_head
 from jclip.features.precomputed import FeatureSet, drawn, read_precomputed, subset_of
 from jclip.features.source import ModelSource, SideBySide
@@ -160,13 +158,13 @@ def extract_of(
 def feature_key(
     source: ModelSource, split: Split, views: range, augment: str, seed: int, entering: bool = False
 ) -> str:
-    """SHA-256 over weights, preprocessing, photos, and, where there is any, kind, augmentation, and views and seed of a
-    random one."""
+    """SHA-256 over the build, weights, preprocessing, photos, and, where there is any, kind, augmentation, and views and seed
+    of a random one."""
     made_of = [source.identity, source.preprocess.to_dict(), split.digest()]
     kind = ["entering"] if entering else ["penultimate"] if source.penultimate else []
     fixed = [] if augment == "none" else [augment]
     seen = fixed if augment in TEST_VIEWS else [augment, list(views), seed]
-    return hashlib.sha256(json.dumps([*made_of, *kind, *seen]).encode()).hexdigest()
+    return key_of([*made_of, *kind, *seen])
 
 
 def encode_photos(
@@ -328,6 +326,7 @@ def warn_photos(photos: PhotoData, shots: int) -> None:
 
 def _precomputed(data: DataConfig, source: ModelSource | None, templates: str) -> FeatureSet:
     """Precomputed features, shots drawn from a pool; with a model and no text features in the file, the class names'."""
+    data.check_one_source()
     found = read_precomputed(data.features, data.pool or data.shots, data.text_features)
     if data.pool:
         val_shots = min(data.shots, 4) if data.val_shots < 0 else data.val_shots

@@ -25,15 +25,16 @@ from jclip.functional.nearest import NotFinite, nearest, take
 from jclip.prompts.query_terms import Query, parse_terms
 
 QUERIES_AT_ONCE = 4096
-COMPARED = 256  # photos at once, with all that are kept
+COMPARED = 256  # photos at once, with all that are kept; so many at least are looked at for near-duplicates
 Asked = str | Sequence[str] | Query | np.ndarray
 Answer = tuple[np.ndarray, np.ndarray]  # rows (n,) and cosines (n,), best first
+Unlike = tuple[np.ndarray, np.ndarray, Sequence[int]]  # the same, and how many near-duplicates each of them hides
 
 
 @dataclass(frozen=True)
 class Hit:
     """One photo that was found: its row, where it lies, score (cosine), deviations above the query's background, whether it
-    stands out from it, caption and columns."""
+    stands out from it, caption and columns. hidden: photos among the best that are not shown, being near-duplicates of it."""
 
     row: int
     path: str
@@ -42,6 +43,7 @@ class Hit:
     above: bool
     caption: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,14 @@ class Gallery:
         photos = [self.photo_at(row) for row in rows.tolist()]
         return photo_features(self.source, photos, True, [self.store.rows[row]["sha256"] for row in rows.tolist()])
 
-    def _answers(self, vectors: np.ndarray, rows: np.ndarray | None, search: Search) -> Iterator[Answer]:
-        """Rows and cosines of each query, up to the end of the page."""
+    def _answers(self, vectors: np.ndarray, rows: np.ndarray | None, search: Search) -> Iterator[Unlike]:
+        """Rows, cosines and what each row hides, of each query, up to the end of the page."""
         try:
             if not search.ranking.plain:
                 yield from self._reranked(vectors, rows, search)
             elif search.unique is None:
-                yield from zip(*self._nearest(vectors, search.count, rows, search.exact), strict=True)
+                for ids, scores in zip(*self._nearest(vectors, search.count, rows, search.exact), strict=True):
+                    yield ids, scores, ()
             else:
                 for vector in vectors:
                     yield self._unlike(vector[None], rows, search)
@@ -224,36 +227,41 @@ class Gallery:
             return index.nearest(vectors, top)
         return nearest(self.store.parts, vectors, top, rows)
 
-    def _reranked(self, vectors: np.ndarray, rows: np.ndarray | None, search: Search) -> Iterator[Answer]:
+    def _reranked(self, vectors: np.ndarray, rows: np.ndarray | None, search: Search) -> Iterator[Unlike]:
         if self._reranker is None or self._reranker[0] is not search.ranking:
             self._reranker = search.ranking, Reranker(self.store, search.ranking, self._mirrored)
         most = search.count if search.unique is None else len(self)
         for ids, scores in self._reranker[1].orders(vectors, rows, most):
+            hidden: list[int] = []
             if search.unique is not None:
-                kept = apart(lambda some: take(self.store.parts, some), ids, search.unique, search.count)
+                kept, hidden = apart(lambda some: take(self.store.parts, some), ids, search.unique, search.count)
                 ids, scores = ids[kept], scores[kept]
-            yield ids, scores
+            yield ids, scores, hidden
 
-    def _unlike(self, vector: np.ndarray, rows: np.ndarray | None, search: Search) -> Answer:
+    def _unlike(self, vector: np.ndarray, rows: np.ndarray | None, search: Search) -> Unlike:
         """The best rows, none of which is near to a better one."""
-        total, asked = len(self) if rows is None else len(rows), 2 * search.count
+        total, asked = len(self) if rows is None else len(rows), max(2 * search.count, COMPARED)
         while True:
             (ids,), (scores,) = self._nearest(vector, asked, rows, search.exact)
-            kept = apart(lambda some: take(self.store.parts, some), ids, search.unique, search.count)
+            kept, hidden = apart(lambda some: take(self.store.parts, some), ids, search.unique, search.count)
             if len(kept) >= search.count or len(ids) >= total:
-                return ids[kept], scores[kept]
+                return ids[kept], scores[kept], hidden
             asked *= 4
 
-    def _hits(self, ids: np.ndarray, scores: np.ndarray, ground: Background, search: Search) -> tuple[Hit, ...]:
+    def _hits(
+        self, ids: np.ndarray, scores: np.ndarray, hidden: Sequence[int], ground: Background, search: Search
+    ) -> tuple[Hit, ...]:
         first = search.top * (search.page - 1)
         ids, scores = ids[first:], scores[first:]
+        hidden = hidden[first:] if hidden else [0] * len(ids)
         z, above = ground.z(scores), ground.above(scores)
         hits = []
-        for row, score, own, out in zip(ids.tolist(), scores.tolist(), z.tolist(), above.tolist(), strict=True):
+        figures = zip(ids.tolist(), scores.tolist(), z.tolist(), above.tolist(), hidden, strict=True)
+        for row, score, own, out, alike in figures:
             if out or not search.cut:
                 found = self.store.rows[row]
                 path = os.path.join(self.root, shown_path(found))  # noqa: PTH118
-                hits.append(Hit(row, path, score, own, out, found["caption"], found["columns"]))
+                hits.append(Hit(row, path, score, own, out, found["caption"], found["columns"], alike))
         return tuple(hits)
 
 
@@ -289,24 +297,30 @@ def _name(query: Asked) -> str:
     return query.name if isinstance(query, Query) else query if isinstance(query, str) else " ".join(query)
 
 
-def apart(features: Callable[[np.ndarray], np.ndarray], ids: np.ndarray, most: float, top: int) -> list[int]:
-    """Places of the first `top` rows `ids` whose cosine with no kept one before is above `most`.
+def apart(
+    features: Callable[[np.ndarray], np.ndarray], ids: np.ndarray, most: float, top: int
+) -> tuple[list[int], list[int]]:
+    """Places of the first `top` rows `ids` whose cosine with no kept one before is above `most`, and how many of the rows
+    that were looked at each of them hides, being the first that they are near to.
 
     features: rows (n,) → (n, E), of length one.
     """
     kept: list[int] = []
+    hidden: list[int] = []
     chosen = np.zeros((0, 0), np.float32)
     for start in range(0, len(ids), COMPARED):
         block = features(ids[start : start + COMPARED])
         chosen = chosen if len(chosen) else np.zeros((0, block.shape[1]), np.float32)
-        near = (block @ chosen.T > most).any(axis=1)
-        alike = block @ block.T > most
         own: list[int] = []
-        for place in np.flatnonzero(~near).tolist():
-            if len(kept) + len(own) < top and not alike[place, own].any():
+        near, alike = block @ chosen.T > most, block @ block.T > most
+        for place in range(len(block)):
+            if (before := np.concatenate([near[place], alike[place, own]])).any():
+                hidden[int(before.argmax())] += 1
+            elif len(hidden) < top:
                 own.append(place)
+                hidden.append(0)
         kept += [start + place for place in own]
         if len(kept) == top:
             break
         chosen = np.concatenate([chosen, block[own]])
-    return kept
+    return kept, hidden

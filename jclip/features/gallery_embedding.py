@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jclip.data import unfinished_gallery
 from jclip.data.augment import Views
 from jclip.data.gallery_inputs import Inputs, Part, is_unchanged, photo_address, shown_path
 from jclip.data.gallery_store import (
@@ -28,6 +28,7 @@ from jclip.data.gallery_store import (
 from jclip.data.shares import WHOLE, Share
 from jclip.errors import ConfigError, DataError
 from jclip.features import extraction, gallery_lock, half_models
+from jclip.features.cached import key_of
 from jclip.features.gallery_changes import distinct_photos, of_others, same_rows
 from jclip.features.gallery_merge import write_gallery
 from jclip.features.gallery_parts import Known, Parts, Whole
@@ -92,15 +93,18 @@ def embed(
     `DataError` where no photo decodes.
     """
     with gallery_lock.alone(folder, share) as lock:
-        old = _checked(inputs, source, folder, dtype, update, share)
-        if old and share.is_whole and same_rows(old, inputs):
-            remove_others(folder, old.manifest)
+        old = _checked(inputs, source, folder, dtype)
+        if old and (share.is_whole or not update) and same_rows(old, inputs):
+            if share.is_whole:
+                remove_others(folder, old.manifest)
             return _unchanged(old)
         if old and not update:
             raise of_others(old, inputs, folder)
         dtype = old.manifest.dtype if old else dtype or DEFAULT_DTYPE
         parts = _parts(inputs, source, folder, dtype)
         _check_shares(parts, share, folder)
+        if not share.is_whole:
+            lock.note(unfinished_gallery.noted(share, parts.count))
         begun = time.monotonic()
         encoded = _finish_parts(inputs, source, parts, _stored(old), DTYPES[dtype], share, seen)
         seconds = time.monotonic() - begun
@@ -132,7 +136,7 @@ def watched(inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", 
     """What `embed` with these settings has to do, done by other processes. Raises as `embed` does."""
     sizes = [inputs.size(number) for number in range(inputs.parts)]
     with gallery_lock.alone(folder, WHOLE):
-        old = _checked(inputs, source, folder, dtype, update, WHOLE)
+        old = _checked(inputs, source, folder, dtype)
         if old and same_rows(old, inputs):
             return Watched(None, sizes)
         if old and not update:
@@ -144,28 +148,25 @@ def watched(inputs: Inputs, source: ModelSource, folder: Path, dtype: str = "", 
 
 
 def _parts(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Parts:
-    key = hashlib.sha256(f"{made_by(source.identity, source.preprocess.to_dict())} {dtype}".encode()).hexdigest()
-    return Parts(folder, key, inputs)
+    return Parts(folder, key_of([made_by(source.identity, source.preprocess.to_dict()), dtype]), inputs)
 
 
-def _checked(inputs: Inputs, source: ModelSource, folder: Path, dtype: str, update: bool, share: Share) -> Store | None:
+def _checked(inputs: Inputs, source: ModelSource, folder: Path, dtype: str) -> Store | None:
     """The gallery that is there, whose captions and columns `inputs` takes over. Raises `ConfigError`, `DamagedGallery`."""
     old = _opened(folder)
     if old:
-        _check_old(old, source, folder, dtype, update, share)
+        _check_old(old, source, folder, dtype)
         inputs.remember(old.rows)
     return old
 
 
-def _check_old(old: Store, source: ModelSource, folder: Path, dtype: str, update: bool, share: Share) -> None:
+def _check_old(old: Store, source: ModelSource, folder: Path, dtype: str) -> None:
     """Raises `ConfigError` for what can't bring this gallery up to date."""
     if dtype not in ("", old.manifest.dtype):
         raise ConfigError(
             f"{folder} stores {old.manifest.dtype}, and must go on so, got {dtype}: embed the photos into a new folder"
         )
     check_same(old.manifest, source, folder)
-    if not (share.is_whole or update):
-        raise ConfigError(f"{folder} holds a finished gallery: add --update to every shard to bring it up to date")
 
 
 def _check_shares(parts: Parts, share: Share, folder: Path) -> None:

@@ -32,10 +32,10 @@ _PLACES = ("reading the files", "decoding the photos", "the model")
 @dataclass(frozen=True)
 class Estimate:
     """Measured on `sample` photos: seconds a photo alone (reading, decoding, model) and all together, CPU seconds a photo,
-    seconds to load the model, MiB of the processes, bytes that a row takes on disk. photos: of the whole job. parts: what
-    processes take one after the other, where that is known."""
+    seconds to load the model, MiB of the processes, bytes that a row takes on disk. sizes: photos of each part, which processes
+    take one after the other. load_cpu: CPU seconds of loading."""
 
-    photos: int
+    sizes: tuple[int, ...]
     sample: int
     alone: tuple[float, float, float]
     together: float
@@ -44,7 +44,12 @@ class Estimate:
     memory: float
     row: float
     cores: int
-    parts: int = 1 << 31
+    load_cpu: float = 0.0
+
+    @property
+    def photos(self) -> int:
+        """Of the whole job."""
+        return sum(self.sizes)
 
     @property
     def bottleneck(self) -> str:
@@ -53,10 +58,20 @@ class Estimate:
 
     def hours(self, processes: int = 1) -> float:
         """Of the whole job by so many processes of this machine, which share its cores: they take as much CPU time.
-        Those without a part have nothing to do."""
-        busy = min(processes, self.parts, self.cores)
-        each = self.together if busy == 1 else max(self.together / busy, self.cpu / self.cores)
-        return (self.load + self.photos * (self.alone[0] + each)) / 3600
+        The one with the most parts ends last; those without a part have nothing to do."""
+        most = self._most(processes) * (self.alone[0] + self.together)
+        if processes == 1:
+            return (self.load + most) / 3600
+        return (self.load + max(most, self.photos * (self.alone[0] + self.cpu) / self.cores)) / 3600
+
+    def cpu_seconds(self, processes: int = 1) -> float:
+        """Of all processes together, each of which loads the model."""
+        return min(processes, len(self.sizes)) * self.load_cpu + self.photos * (self.alone[0] + self.cpu)
+
+    def _most(self, processes: int) -> int:
+        """Photos of the process that has the most, where as many run side by side as there are cores."""
+        busy = min(processes, self.cores)
+        return max(sum(self.sizes[number::busy]) for number in range(busy))
 
     def rows(self, counts: Sequence[int]) -> list[str]:
         """Lines of a table: hours and memory by number of processes."""
@@ -103,13 +118,14 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
 
     itemsize: bytes of a stored number. Raises `DataError` where none of them decodes.
     """
-    paths, photos = sample_of(inputs)
+    paths, sizes = sample_of(inputs)
     reading = _rate(_read(paths), 0.1 * SECONDS)
-    begun = time.monotonic()
+    begun, cpu, compilers = time.monotonic(), _cpu(), process_times.ended_seconds()
     model = half_models.load_half(source, "vision")
     views, size = Views(source.preprocess), extraction.batch_size()
     next(iter(extraction.encoded_batches(model, paths[:size], views, "skip", [])), None)  # operators are compiled
-    load = time.monotonic() - begun
+    compiled = process_times.ended_seconds() - compilers  # which the job finds done
+    load, load_cpu = time.monotonic() - begun - compiled, _cpu() - cpu - compiled
     decoding = _rate((len(at) for at, _ in batches(paths, views, size, "skip", [])), 0.2 * SECONDS)
     pixels = next(iter(batches(paths, views, size, "skip", [])), None)
     if pixels is None:
@@ -123,26 +139,29 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
     cpu = _cpu()
     together = _rate(encoded, 0.5 * SECONDS) if len(paths) > first else max(decoding, computing)
     spent = (_cpu() - cpu) / (sum(count) - first) if sum(count) > first else decoding + computing
-    load = max(0.0, load - min(size, len(paths)) * together)  # the first batch counts among the photos
+    early = min(size, len(paths))  # photos of the first batch, which count among the others
+    load, load_cpu = max(0.0, load - early * together), max(0.0, load_cpu - early * spent)
     row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
     alone = (reading, decoding, computing)
-    return Estimate(photos, sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores(), inputs.parts)
-
-
-def sample_of(inputs: Inputs) -> tuple[list[str], int]:
-    """Paths of photos spread over the files, else those of the first tar; and how many photos there are: of tars as many
-    as the first holds a byte."""
-    files = [path for number in range(inputs.of_files) for path in inputs.paths(number)]
-    if files:
-        places = np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int))
-        return [files[i] for i in places], len(files)
-    first = inputs.part(0)
-    if not first.rows:
-        raise DataError(f"no photo is read: {first.skipped[0][0]}: {first.skipped[0][1]}")
-    sizes = [Path(tar).stat().st_size for tar in inputs.tars]
-    return [photo_address(inputs.root, row) for row in first.rows[:MOST]], round(
-        len(first.rows) * sum(sizes) / sizes[0]
+    return Estimate(
+        tuple(sizes), sum(count), alone, max(together, 0.0), spent, load, _memory(), row, _cores(), load_cpu
     )
+
+
+def sample_of(inputs: Inputs) -> tuple[list[str], list[int]]:
+    """Paths of photos spread over the files, else those of the first tar; and how many photos each part has: of tars as
+    many as the first holds a byte."""
+    files = [path for number in range(inputs.of_files) for path in inputs.paths(number)]
+    places = np.unique(np.linspace(0, len(files) - 1, min(MOST, len(files))).astype(int)) if files else []
+    found, sizes = [files[i] for i in places], [inputs.size(number) for number in range(inputs.of_files)]
+    if not inputs.tars:
+        return found, sizes
+    first = inputs.part(inputs.of_files)
+    if not (first.rows or found):
+        raise DataError(f"no photo is read: {first.skipped[0][0]}: {first.skipped[0][1]}")
+    held = [Path(tar).stat().st_size for tar in inputs.tars]
+    found = found or [photo_address(inputs.root, row) for row in first.rows[:MOST]]
+    return found, [*sizes, *(round(len(first.rows) * size / held[0]) for size in held)]
 
 
 def _rate(steps: Iterator[int], seconds: float) -> float:

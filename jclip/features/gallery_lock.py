@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from jclip.data import unfinished_gallery
+from jclip.data.gallery_store import is_gallery
 from jclip.data.shares import Share
 from jclip.errors import ConfigError
 
@@ -28,7 +30,7 @@ def alone(folder: Path, share: Share) -> Iterator[Lock]:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        lock, own = Lock(held), folder / f".shard-{share.number}-of-{share.of}.lock"
+        lock, own = Lock(held), unfinished_gallery.lock_of(folder, share)
         lock.take(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX if share.is_whole else fcntl.LOCK_SH, str(folder))
         if not share.is_whole:
             lock.take(own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, f"shard {share} of {folder}")
@@ -41,24 +43,31 @@ def alone(folder: Path, share: Share) -> Iterator[Lock]:
                 with contextlib.suppress(OSError):  # not empty
                     folder.rmdir()
             raise
+        if not share.is_whole and is_gallery(folder):
+            own.unlink(missing_ok=True)
 
 
 class Lock:
     """Locks of a gallery's folder and of a shard, given back when the stack is left; none where the file system has none."""
 
     def __init__(self, held: contextlib.ExitStack):
-        self._held, self._folder = held, None
+        self._held, self._folder, self._last = held, None, -1
 
     def take(self, path: Path, flags: int, kind: int, what: str) -> None:
         """Locks a file. Raises `ConfigError` where another process has."""
         descriptor = os.open(path, flags | os.O_CLOEXEC)
         self._held.callback(os.close, descriptor)
-        self._folder = descriptor if self._folder is None else self._folder
+        self._folder, self._last = descriptor if self._folder is None else self._folder, descriptor
         end = time.monotonic() + PATIENCE
         while not _locked(descriptor, kind):
             if time.monotonic() >= end:
                 raise ConfigError(f"another process is writing {what}: wait for its end")
             time.sleep(_LOOK)
+
+    def note(self, text: bytes) -> None:
+        """Writes into the file that was locked last, a shard's."""
+        os.ftruncate(self._last, 0)
+        os.pwrite(self._last, text, 0)
 
     def alone(self) -> None:
         """Waits until no other process is at work in the folder."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 
 from jclip import kernels
 from jclip.errors import ConfigError, DataError, printable
-from jclip.features.cached import keep, read_cached
+from jclip.features.cached import keep, key_of, read_cached
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
 from jclip.machine import ranks, work_meter
@@ -216,7 +214,7 @@ def _head_file(
     source: ModelSource, prompts: Sequence[Sequence[str]], truncate: bool = False, kind: str = "embed"
 ) -> Path:
     made_of = [source.text_identity, source.vocabulary_digest, kind, truncate, [list(p) for p in prompts], "sealed"]
-    return cache_dir("classifiers") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
+    return cache_dir("classifiers") / f"{key_of(made_of)}.safetensors"
 
 
 def _arrays(head: ZeroShotHead) -> dict[str, np.ndarray]:

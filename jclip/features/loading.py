@@ -25,7 +25,7 @@ def load(
 ) -> tuple[CLIP, ToVar]:
     """A model ready for inference, and the preprocessing that belongs to it: `model, preprocess = jclip.load("ViT-B/32")`.
 
-    name_or_path: one of `available_models()` or of docs/weights.md, downloaded when it is absent; a weight file or
+    name_or_path: one of `available_models()` or of docs/published_weights.md, downloaded when it is absent; a weight file or
     folder in any layout that `convert` knows. family: for a file that doesn't say its activation, see
     `jclip.weights.families.FAMILIES`. dtype: fp16 on a GPU only. image_size: H, W other than the model's own. stream: whether
     blocks stay on disk and are read in each pass; by default only where the memory is too small for them. weights_key:

@@ -3,7 +3,6 @@ a command's photos, and one that was stopped goes on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from jclip.data.shares import Share
 from jclip.data.splits import Split
-from jclip.features.cached import read_cached
+from jclip.features.cached import key_of, read_cached
 from jclip.paths import cache_dir
 from jclip.readers import safetensors
 
@@ -31,8 +30,7 @@ class PhotoParts:
     ):
         self._photos, self._compute, self._names = tuple(photos), compute, tuple(names)
         digest = Split(self._photos, np.zeros(len(photos), np.int32)).digest()
-        key = hashlib.sha256(json.dumps([made_of, digest, list(self._photos)], sort_keys=True).encode()).hexdigest()
-        self.folder = cache_dir("parts") / key[:32]
+        self.folder = cache_dir("parts") / key_of([made_of, digest, list(self._photos)])[:32]
 
     @property
     def sizes(self) -> Sequence[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,13 +12,14 @@ from jclip import paths
 from jclip.config import Dtype
 from jclip.data.gallery_inputs import Inputs, read_inputs
 from jclip.data.gallery_store import is_gallery, made_by
+from jclip.data.unfinished_gallery import what_is_missing
 from jclip.errors import DataError, notice
+from jclip.features.cached import key_of
 from jclip.features.gallery import Gallery
 from jclip.features.gallery_embedding import DamagedGallery, Outcome, Seen, embed
 from jclip.features.source import ModelSource
 
 FIRST = 64  # photos that are embedded before any can be searched
-UNFINISHED = "unfinished-*"  # what `jclip embed` leaves when it is stopped
 
 
 def gallery_of_photos(
@@ -67,9 +66,8 @@ def growing_gallery(
 
 
 def _inputs_of(place: str | os.PathLike) -> Inputs:
-    folder = Path(place)
-    if folder.is_dir() and any(folder.glob(UNFINISHED)):
-        raise DataError(f"{place} is a gallery that is not finished: give `jclip embed` the same command again")
+    if missing := what_is_missing(Path(place)):
+        raise DataError(missing)
     return read_inputs([place])
 
 
@@ -95,4 +93,4 @@ def _report(outcome: Outcome) -> None:
 
 def _folder_for(place: str | os.PathLike, source: ModelSource) -> Path:
     made_of = [os.path.realpath(place), made_by(source.identity, source.preprocess.to_dict())]
-    return paths.cache_dir("galleries") / hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+    return paths.cache_dir("galleries") / key_of(made_of)[:32]

@@ -211,7 +211,9 @@ def _short(array: np.ndarray) -> str:
 
 def _text_features(arrays: Mapping[str, np.ndarray], text_path: str, path: str) -> np.ndarray | None:
     text = arrays.get("text_features")
-    if text is None and text_path:
+    if text is not None and text_path:
+        raise DataError(f"data.text_features must be left out: {path} has text features of its own, got {text_path}")
+    if text_path:
         try:
             text = read_npy(text_path).read()
         except CheckpointError as e:

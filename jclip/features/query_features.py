@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
@@ -17,7 +15,7 @@ from jclip.data.photo_file import header
 from jclip.data.photo_hashes import is_hash, photo_hashes
 from jclip.errors import ConfigError, DataError, quoted
 from jclip.features import extraction, half_models, heads
-from jclip.features.cached import read_cached
+from jclip.features.cached import key_of, read_cached
 from jclip.features.concepts import read_concept
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
@@ -140,7 +138,7 @@ def _file_of(source: ModelSource, texts: Sequence[str], truncate: bool) -> Path:
 
 
 def _cache_file(made_of: list) -> Path:
-    return paths.cache_dir("queries") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()}.safetensors"
+    return paths.cache_dir("queries") / f"{key_of(made_of)}.safetensors"
 
 
 def photo_features(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 
 from jclip import paths
 from jclip.errors import ConfigError, DataError, notice
-from jclip.features.cached import keep, read_cached
+from jclip.features.cached import keep, key_of, read_cached
 from jclip.features.heads import check_directions
 from jclip.features.source import ModelSource
 from jclip.functional.directions import unit
@@ -93,8 +91,7 @@ def _part(source: ModelSource, texts: Sequence[str], stored: Stored) -> dict[str
 
 def _file_of(source: ModelSource, texts: Sequence[str], stored: Stored) -> Path:
     made_of = [source.text_identity, source.vocabulary_digest, "every token", stored, list(texts), "sealed"]
-    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    return paths.cache_dir("features") / f"captions-{key}.safetensors"
+    return paths.cache_dir("features") / f"captions-{key_of(made_of)}.safetensors"
 
 
 def encode_captions(source: ModelSource, texts: Sequence[str], stored: Stored) -> dict[str, np.ndarray]:

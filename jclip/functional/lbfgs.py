@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jclip.machine import work_meter
+from jclip.machine import solver_steps
 
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 ARMIJO, CURVATURE = 1e-4, 0.9  # Wolfe's conditions: how much a step decreases the value and flattens the slope
@@ -44,7 +44,7 @@ def minimise(
     if not (np.isfinite(value) and np.isfinite(gradient).all()):
         raise ValueError("the objective must be finite at the start, got NaN or infinity")
     pairs: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=memory)
-    still, cut = 0, work_meter.SolverSteps(iterations, tolerance)
+    still, cut = 0, solver_steps.SolverSteps(iterations, tolerance)
     for number in range(iterations):
         if np.abs(gradient).max(initial=0) <= tolerance or still == PATIENCE:
             return _ended(x, value, gradient, number, True)

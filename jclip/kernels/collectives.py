@@ -1,7 +1,8 @@
 """What the processes of one training do together: sums, arrays joined, features gathered with their gradients.
 
 Each of these functions is called by all ranks, in the same order, or they wait for each other without end. In one
-process each gives back what it was given. Arrays pass through the host's memory.
+process each gives back what it was given. Arrays pass through the host's memory, but for gradients on GPUs that NCCL
+connects: `device_sums`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jclip.errors import JclipError
+from jclip.kernels import device_sums
 from jclip.kernels.function import Function
 from jclip.machine import ranks
 from jclip.runtime import jt
@@ -52,22 +54,24 @@ def summed_gradients(
     here = ranks.here()
     if not here.several:
         return loss, gradients
-    given = [*gradients, loss]
+    arrays = [*gradients, loss]
     kept = [not of_all or here.first for of_all in (*(once or [False] * len(gradients)), loss_once)]
     gradients.clear()
-    small = [i for i, array in enumerate(given) if array.numel() <= SMALL]
-    sums = dict(zip(small, _summed_at_once([given[i] for i in small], [kept[i] for i in small]), strict=True))
-    for i, array in enumerate(given):
+    small = [i for i, array in enumerate(arrays) if array.numel() <= SMALL]
+    sums = dict(zip(small, _summed_at_once([arrays[i] for i in small], [kept[i] for i in small]), strict=True))
+    for i, array in enumerate(arrays):
         if i not in sums:
             sums[i] = _summed_copy(array, kept[i])
-        given[i] = array = None  # its memory is free before the next one's sum is made
-    *made, total_loss = (sums[i] for i in range(len(given)))
+        arrays[i] = array = None  # its memory is free before the next one's sum is made
+    *made, total_loss = (sums[i] for i in range(len(arrays)))
     return total_loss, made
 
 
 def _summed_at_once(arrays: list[jt.Var], kept: list[bool]) -> list[jt.Var]:
     """Sums of small arrays in one exchange: each costs ranks a wait for each other."""
     jt.sync(arrays)
+    if device := device_sums.between(given):
+        return device.of_many([_own(a, keep) for a, keep in zip(arrays, kept, strict=True)])
     flat = [
         a.float32().numpy().ravel() if keep else np.zeros(a.numel(), np.float32)
         for a, keep in zip(arrays, kept, strict=True)
@@ -78,14 +82,21 @@ def _summed_at_once(arrays: list[jt.Var], kept: list[bool]) -> list[jt.Var]:
 
 def _summed_copy(array: jt.Var, kept: bool) -> jt.Var:
     """The sum over ranks of those that keep theirs; a copy, since gradients may share their memory."""
-    array = array.float32()
-    mine = array if kept else jt.zeros_like(array)
+    mine = _own(array, kept)
+    if device := device_sums.between(given):
+        return device.of_one(mine)
     if jt.flags.use_cuda:
         return jt.array(total(mine.numpy()))
     summed = mine.copy()
     summed.sync()
     jt.compile_extern.mpi.var_all_reduce(summed)
     return summed
+
+
+def _own(array: jt.Var, kept: bool) -> jt.Var:
+    """What this rank adds of an array, in float32."""
+    array = array.float32()
+    return array if kept else jt.zeros_like(array)
 
 
 def joined(array: np.ndarray) -> np.ndarray:

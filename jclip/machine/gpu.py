@@ -25,6 +25,10 @@ from jclip.paths import ASSETS, cache_dir, plain_path
 
 HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h")
 LIBRARIES = ("libcudart", "libcublas", "libcublasLt", "libcudnn", "libcurand", "libcufft", "libcusparse")
+_OF_CUDA = tuple(
+    dict.fromkeys(name.removesuffix(".h").split("_")[0] for name in HEADERS)
+)  # its headers' names begin so
+_LAYOUT = "2"  # of the repaired folder: with another number it is made anew
 TRIED: tuple[str, ...] = ()  # "CUDA 12.4 on an RTX 4090 (8.9)": where the whole suite has passed
 COMPILED = "nvcc 13.0 for 9.0"  # what compiled the sources, without a GPU
 _CUDNN_SPLIT = {
@@ -147,7 +151,7 @@ def find_toolkit(roots: Iterable[Path] | None = None, extra: Iterable[Path] | No
             d for p in places for d in (p / "lib64", p / "lib", p / "lib" / "x86_64-linux-gnu") if d.is_dir()
         )
         lacks = [h for h in HEADERS if not any((d / h).is_file() for d in includes)]
-        lacks += [lib for lib in LIBRARIES if not any(_versions_of(d, lib) for d in libraries)]
+        lacks += [lib for lib in LIBRARIES if not any(versions_of(d, lib) for d in libraries)]
         return Toolkit(nvcc, _nvcc_version(nvcc), _cudnn_version(includes), includes, libraries, tuple(lacks))
     return None
 
@@ -189,7 +193,14 @@ def _cudnn_version(includes: Iterable[Path]) -> str | None:
     return None
 
 
-def _versions_of(folder: Path, library: str) -> list[Path]:
+def find_part(library: str) -> Path | None:
+    """Return a library, such as "libnccl", of the toolkit, pip's packages or the system's folders; None without it."""
+    toolkit = find_cuda().toolkit or find_toolkit()
+    folders = toolkit.libraries if toolkit else ()
+    return next((file for folder in folders for file in versions_of(folder, library)), None)
+
+
+def versions_of(folder: Path, library: str) -> list[Path]:
     """Return files `library.so*` in `folder`, the unversioned first, then the highest version."""
     return sorted(
         folder.glob(f"{library}.so*"), key=lambda p: (p.suffix != ".so", [-int(n) for n in re.findall(r"\d+", p.name)])
@@ -208,7 +219,7 @@ def _dotted(version: tuple[int, int]) -> str:
 
 def repaired_folder(toolkit: Toolkit) -> Path:
     """Make a folder of links (`bin/nvcc`, `include`, `lib64`) in the cache, in the layout that Jittor expects."""
-    made_from = [str(toolkit.nvcc), _dotted(toolkit.version), *map(str, toolkit.includes + toolkit.libraries)]
+    made_from = [_LAYOUT, str(toolkit.nvcc), _dotted(toolkit.version), *map(str, toolkit.includes + toolkit.libraries)]
     key = hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:12]
     folder = cache_dir("cuda") / f"cuda{_dotted(toolkit.version)}-{key}"
     if not (folder / "bin" / "nvcc").is_file():
@@ -227,18 +238,23 @@ def _fill(folder: Path, toolkit: Toolkit) -> None:
     script.chmod(0o755)
     include, lib64 = folder / "include", folder / "lib64"
     for source in toolkit.includes:
-        _link_missing(include, source.iterdir())
+        _link_missing(include, (f for f in source.iterdir() if not _is_systems(source) or f.name.startswith(_OF_CUDA)))
         if (source / "cccl").is_dir():  # CUDA 13 moved cub, thrust and libcu++ one folder down
             _link_missing(include, (source / "cccl").iterdir())
     for name in ("npp.h", "jclip_cuda13.h"):
         if not (include / name).exists():
             shutil.copy(ASSETS / "cuda13" / name, include / name)
     for source in toolkit.libraries:
-        if source.parts[:2] == ("/", "usr") and source.parts[2] != "local":  # of the system's folder, CUDA's files only
+        if _is_systems(source):  # of which only CUDA's files are meant
             _link_missing(lib64, (f for lib in LIBRARIES for f in source.glob(f"{lib}*.so*")))
         else:
             _link_missing(lib64, source.glob("*.so*"))
     _link_unversioned(lib64)
+
+
+def _is_systems(folder: Path) -> bool:
+    """Whether this is the system's own: its math.h, found before g++'s, would take functions from C++'s programs."""
+    return folder.parts[:2] == ("/", "usr") and folder.parts[2] != "local"
 
 
 def _link_missing(folder: Path, sources: Iterable[Path]) -> None:
@@ -253,7 +269,7 @@ def _link_unversioned(lib64: Path) -> None:
     """Link `libx.so` to each `libx.so.N`, and cuDNN 9's two libraries under the four names of cuDNN 8."""
     for library in {f.name.split(".so")[0] for f in lib64.iterdir()}:
         if not (lib64 / f"{library}.so").exists():
-            (lib64 / f"{library}.so").symlink_to(_versions_of(lib64, library)[0].name)
+            (lib64 / f"{library}.so").symlink_to(versions_of(lib64, library)[0].name)
     for old, new in _CUDNN_SPLIT.items():
         if not (lib64 / old).exists() and (lib64 / f"{new}.so").exists():
             (lib64 / old).symlink_to(f"{new}.so")

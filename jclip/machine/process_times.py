@@ -1,10 +1,10 @@
-"""CPU seconds and memory of this process's own processes, which decode or compile; sizes of folders. No Jittor."""
+"""CPU seconds, memory and end of the processes that this one started, which decode or compile; sizes of folders. No Jittor."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +29,8 @@ def cpu_of(process: int) -> float:
 
 def ended_seconds() -> float:
     """CPU seconds of this process's processes that have ended, which in the middle of work are compilers."""
+    import resource  # which Windows lacks
+
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -43,3 +45,11 @@ def resident(process: int) -> float:
 def size_of(folders: Sequence[Path]) -> int:
     """Bytes of all files below some folders."""
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
+def end_with_parent() -> None:
+    """Asks the system to end this process when the one that started it ends."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -118,7 +118,7 @@ def _divide_machine() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     _hidden.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")  # who waits for others leaves its core to them
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = named.split(",") if named else [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    cards = named.split(",") if named is not None else [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
     if len(cards) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = cards[_started.local_rank % len(cards)]
 

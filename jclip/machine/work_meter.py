@@ -8,6 +8,7 @@ Where none runs, which is always but in a dry run, both do all items.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ T = TypeVar("T")
 LEAST, FIRST = 2, 3  # items that are measured at least; the first ones, of which decoded photos may have waited
 MOST_HELD = 2**30  # bytes of arrays that a measured run would have kept in the cache
 QUICK = 0.5  # seconds: what takes no longer is done and not skipped
+SEVERAL = 0.1  # of the limit: items that take less are not judged by one alone
 ENOUGH = 0.1  # of the limit: what was measured for so long is not measured again
-SOLVER_STEPS = 8  # of a solver, before its way is judged
+COMPILING = 0.3  # CPU seconds: no compiler takes less
 WHOLE, MEASURING = "the rest", "measuring"
 
 
@@ -66,7 +68,8 @@ class WorkMeter:
 
     def __init__(self, seconds: float = 30.0):
         self.limit, self.accounts = seconds, dict[str, Account]()
-        self.compiled = self.warming = self.warming_cpu = 0.0  # seconds: of compilers, and of first items beyond others
+        self.compiled = 0.0  # seconds of compilers, which are counted nowhere else
+        self.warming = self.warming_cpu = 0.0  # seconds of first items beyond others
         self.exchanged = 0.0  # bytes that ranks would exchange, in all steps
         self.repeated = np.zeros(3)  # (wall, CPU, decoding) seconds of the training that each rank would do whole
         self.state_bytes = self.grown_bytes = self.cache_bytes = (
@@ -79,6 +82,7 @@ class WorkMeter:
         self._kept: dict[Any, Any] = {}
         self._phases = [WHOLE]
         self._skipped = np.zeros(3)
+        self._running, self._ended = dict[int, float](), ended_seconds()
         self._begun = time.perf_counter()
         self._since = self._clock()
 
@@ -129,18 +133,22 @@ class WorkMeter:
         account = self.account()
         account.skipped = account.skipped + seconds
 
+    def leave_out(self, seconds: np.ndarray) -> None:
+        """Takes (wall, CPU, decoding) seconds of what a run does not do out of the account of now."""
+        self._skipped = self._skipped - seconds
+        account = self.account()
+        account.done = account.done - seconds
+
     def count(self, items: str, measured: float, total: float) -> None:
         """Notes how many items of the account of now were done, and how many there are."""
         account = self.account()
         if account.items in ("", items):
             account.items, account.measured, account.total = items, account.measured + measured, account.total + total
 
-    def warmed(self, beyond: np.ndarray, compiling: float) -> None:
-        """Takes the seconds that a first item needed beyond the others out of the account of now: of a first one alone in any
-        run, and as far as compilers ran, of the first run alone."""
+    def warmed(self, beyond: np.ndarray) -> None:
+        """Takes the seconds that a first item needed beyond the others out of the account of now."""
         self.warming += float(beyond[0])
         self.warming_cpu += float(beyond[1])
-        self.compiled += min(float(beyond[0]), compiling)
         account = self.account()
         account.done = account.done - beyond
 
@@ -187,35 +195,39 @@ class WorkMeter:
         account.done = account.done + (now - self._since)
         self._since = now
 
-    @staticmethod
-    def _clock() -> np.ndarray:
-        others = ended_seconds() + sum(map(cpu_of, children()))
-        return np.array([time.perf_counter(), time.process_time() + others, others])
+    def _clock(self) -> np.ndarray:
+        """Of all processes but compilers, whose work a run finds done: those that ended and were never seen to run between two
+        looks, for who waits for a compiler does not look."""
+        running, ended = {process: cpu_of(process) for process in children()}, ended_seconds()
+        known = sum(seconds for process, seconds in self._running.items() if process not in running)
+        if (unknown := ended - self._ended - known) >= COMPILING:
+            self.compiled += unknown
+        self._running, self._ended = running, ended
+        others = ended + sum(running.values()) - self.compiled
+        return np.array([time.perf_counter() - self.compiled, time.process_time() + others, others])
 
 
 class Window:
     """(wall, CPU, decoding) seconds of items that are done one after the other."""
 
     def __init__(self, meter: WorkMeter, seconds: float, least: int = LEAST):
-        self._meter, self._seconds, self._least = meter, seconds, least
+        self.meter, self._seconds, self._least = meter, seconds, least
         self._took, self._units = list[np.ndarray](), list[float]()
-        self._ended, self._compiled = ended_seconds(), 0.0
         self._last = meter.now()
 
     def restart(self) -> None:
         """The next item begins now: what was between is none of it."""
-        self._last = self._meter.now()
+        self._last = self.meter.now()
 
     def done(self, units: float = 1.0) -> bool:
         """Another item is done; whether that is enough."""
-        now = self._meter.now()
+        now = self.meter.now()
         self._took.append(now - self._last)
         self._units.append(units)
         self._last = now
-        if len(self._took) == 1:
-            self._compiled = ended_seconds() - self._ended
-        spent = float(sum(took[0] for took in self._took))
-        return (len(self._took) >= self._least and spent >= self._seconds) or spent >= 2 * self._meter.limit
+        spent, limit = float(sum(took[0] for took in self._took)), self.meter.limit
+        several = len(self._took) >= FIRST + LEAST or self._least < LEAST or spent >= SEVERAL * limit
+        return (len(self._took) >= self._least and spent >= self._seconds and several) or spent >= 2 * limit
 
     @property
     def count(self) -> float:
@@ -237,7 +249,7 @@ class Window:
         if len(self._took) > 1:
             beyond = self._took[0] - self._units[0] * self.rate()
             if beyond[0] > 0:
-                self._meter.warmed(np.maximum(beyond, 0), self._compiled)
+                self.meter.warmed(np.maximum(beyond, 0))
 
 
 _now: WorkMeter | None = None
@@ -273,19 +285,10 @@ def some(
     weights = [float(weigh(item)) for item in items] if count is None else [1.0] * count
     known = meter.rate(key, sum(weights))
     window = meter.window(0.15) if known is None else meter.window(0.0, least=1)
-    reading, place = iter(items), 0
-    while place < len(weights):
-        with meter.phase(phase):
-            item = next(reading, reading)
-            if item is reading:
-                return
-            yield item
-            enough = window.done(weights[place])
-        place += 1
-        if enough:
-            break
-    getattr(reading, "close", lambda: None)()
-    if not place:
+    reading, weight_of = iter(items), weigh if count is None else lambda _: 1.0
+    yield from _measured(itertools.islice(reading, len(weights)), window, phase, weight_of, used=True)
+    _close(reading)
+    if not window.count:
         return
     with meter.phase(phase):
         window.warm()
@@ -293,6 +296,27 @@ def some(
         meter.skip(rate * (sum(weights) - window.count))
         if of:
             meter.count(of, window.count, sum(weights))
+
+
+def _measured(items: Iterator[T], window: Window, phase: str, weigh: Callable[[T], float], used: bool) -> Iterator[T]:
+    """The first of `items`, until `window` has seen enough. used: whether what is done with each takes its time as well."""
+    enough = False
+    while not enough:
+        with window.meter.phase(phase):
+            item = next(items, items)
+            if item is items:
+                return
+            if used:
+                yield item
+            enough = window.done(weigh(item))
+        if not used:
+            yield item
+            window.restart()
+
+
+def _close(reading: Iterator) -> None:
+    """Ends what prepares further items."""
+    getattr(reading, "close", lambda: None)()
 
 
 def stretched_rows(
@@ -325,19 +349,14 @@ def stretched(
     seen = [] if known is None else [meter.sample(key)]
     if known is None:
         window, reading = meter.window(0.25), iter(batches)
-        while done < total:
-            with meter.phase(phase):
-                one = next(reading, None)
-                enough = one is None or window.done(len(one[0]))
-            if one is None:
-                break
+        for one in _measured(reading, window, phase, lambda batch: len(batch[0]), used=False):
             seen.append(one[1])
             done = int(one[0][-1]) + 1
             meter.look()
             yield one
-            if enough:
+            if done >= total:
                 break
-        getattr(reading, "close", lambda: None)()
+        _close(reading)
         if not seen:
             return
         with meter.phase(phase):
@@ -360,34 +379,3 @@ def resembling(rows: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (picked + noise[places % len(noise)] * (1 + places % 97 / 97).reshape(-1, *[1] * (rows.ndim - 1))).astype(
         rows.dtype
     )
-
-
-class SolverSteps:
-    """Cuts a solver short. most: steps that it may take; goal: where its distance has to come."""
-
-    def __init__(self, most: int, goal: float):
-        self._meter, self._most, self._goal = running(), most, max(goal, 1e-300)
-        self._window = self._meter.window(0.15) if self._meter else None
-        self._distances: list[float] = []
-
-    def ends(self, distance: float) -> bool:
-        """Whether enough is measured, at that distance to the goal; what is left counts, in steps that the way so far says."""
-        if self._window is None:
-            return False
-        self._distances.append(max(float(distance), 1e-300))
-        if not self._window.done() or len(self._distances) <= SOLVER_STEPS:
-            return False
-        left = min(self.steps_left(), self._most - len(self._distances))
-        self._window.warm()
-        self._meter.skip(self._window.rate() * left)
-        self._meter.count("iterations", len(self._distances), len(self._distances) + left)
-        if "iterations" not in self._meter.uncertain:
-            self._meter.uncertain.append("iterations")
-        return True
-
-    def steps_left(self) -> float:
-        """Steps to the goal at the pace of the later half, in logarithms of the distance; all that are allowed at no pace."""
-        half = np.log(self._distances[len(self._distances) // 2 :])
-        slope = np.polyfit(np.arange(len(half)), half, 1)[0] if len(half) > 1 else 0.0
-        away = half[-1] - np.log(self._goal)
-        return 0.0 if away <= 0 else away / -slope if slope < 0 else float(self._most)

@@ -15,6 +15,7 @@ from jclip.config import Dtype
 from jclip.data.preprocess import Preprocess
 from jclip.errors import ConfigError
 from jclip.functional.similarity import normalise
+from jclip.machine import memory_limit
 from jclip.model import padded_mlp
 from jclip.model.eva import EVATower
 from jclip.model.layers import BatchNorm
@@ -25,7 +26,7 @@ from jclip.model.siglip import SigLIPTower
 from jclip.model.text_tower import TextEncoder
 from jclip.model.vit import VisionTransformer
 from jclip.runtime import jt
-from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint
+from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint, weight_bytes
 from jclip.weights.parameter_shapes import parameter_shapes
 from jclip.weights.variants import CLIPConfig
 
@@ -287,6 +288,7 @@ def parameter_count(model) -> int:
 
 def build(checkpoint: Checkpoint, dtype: Dtype = "fp32") -> CLIP:
     """The model that `checkpoint` holds, in evaluation mode. Raises `MisfitError` when keys or shapes don't fit."""
+    memory_limit.require_model(weight_bytes(checkpoint), str(checkpoint.path))
     model = CLIP(checkpoint.config)
     model.vocabulary = checkpoint.vocabulary
     load_strict(model, checkpoint.tensors, str(checkpoint.path))

@@ -5,7 +5,6 @@ Each pass through a tower reads its file once, so large batches pay. For inferen
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from jclip.model import bert, eva, layers, perception, siglip
 from jclip.model.clip import CLIP
 from jclip.readers import LazyTensor
 from jclip.runtime import jt
-from jclip.weights.checkpoint import Checkpoint, load_strict
+from jclip.weights.checkpoint import Checkpoint, load_strict, weight_bytes
 from jclip.weights.variants import CLIPConfig
 
 ROOM = 0.8  # of the available memory may be weights
@@ -111,11 +110,6 @@ def wanted(checkpoint: Checkpoint) -> bool:
     if said:
         return said == "1"
     return weight_bytes(checkpoint) > ROOM * available_memory()
-
-
-def weight_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all weights as float32."""
-    return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def available_memory() -> int:

@@ -90,9 +90,9 @@ class Thing:
 
     def described(self) -> str:
         """The same as one line, such as `dog [left] right of (chair)`."""
-        told = [self.text or "anything", *(f"[{name}]" for name in self.extremes)]
-        told += [f"{name} of ({' | '.join(t.described() for t in others)})" for name, others in self.relations]
-        return " ".join(told)
+        parts = [self.text or "anything", *(f"[{name}]" for name in self.extremes)]
+        parts += [f"{name} of ({' | '.join(t.described() for t in others)})" for name, others in self.relations]
+        return " ".join(parts)
 
 
 def read_places(phrase: str, published: bool = False) -> Thing:

@@ -19,20 +19,8 @@ def tokenizer_of_vocabulary(data: bytes, settings: Mapping[str, Any]) -> dict[st
     settings: `do_lower_case` (True), `tokenize_chinese_chars` (True: each Chinese character is a word), `strip_accents`
     (None: where lower-cased), and the names of `NAMES`. Raises `CheckpointError` for a file that is no such vocabulary.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = data[: e.start].count(b"\n") + 1
-        raise CheckpointError(f"vocab.txt, line {line}: must be UTF-8 text, got other bytes") from None
-    if "\0" in text:
-        raise CheckpointError("vocab.txt must be text, got a NUL byte")
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-    ids: dict[str, int] = {}
-    for number, piece in enumerate(lines):
-        if (first := ids.setdefault(piece, number)) != number:
-            raise CheckpointError(
-                f"vocab.txt must name each piece once, got {quoted(piece, 60)} on lines {first + 1} and {number + 1}"
-            )
+    lines = _lines_of(data)
+    ids = _ids_of(lines)
     names = {key: settings.get(key) or default for key, default in NAMES.items()}
     missing = [name for name in names.values() if name not in ids]
     if missing:
@@ -59,3 +47,26 @@ def tokenizer_of_vocabulary(data: bytes, settings: Mapping[str, Any]) -> dict[st
             "max_input_chars_per_word": LONGEST_WORD, "vocab": ids,
         },
     }  # fmt: skip
+
+
+def _lines_of(data: bytes) -> list[str]:
+    """The lines of vocab.txt. Raises `CheckpointError` for what is no text."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b"\n") + 1
+        raise CheckpointError(f"vocab.txt, line {line}: must be UTF-8 text, got other bytes") from None
+    if "\0" in text:
+        raise CheckpointError("vocab.txt must be text, got a NUL byte")
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+
+
+def _ids_of(lines: list[str]) -> dict[str, int]:
+    """piece → id. Raises `CheckpointError` for a piece that stands twice."""
+    ids: dict[str, int] = {}
+    for number, piece in enumerate(lines):
+        if (first := ids.setdefault(piece, number)) != number:
+            raise CheckpointError(
+                f"vocab.txt must name each piece once, got {quoted(piece, 60)} on lines {first + 1} and {number + 1}"
+            )
+    return ids

@@ -25,12 +25,16 @@ def concept_tags(scorer: ConceptTagger, found: PhotoScores, rules: TagRules) -> 
     probabilities, above = concept_probabilities(scores[:, columns])
     if rules.threshold is not None and columns.all():
         above = probabilities > rules.threshold
-    has = np.zeros(scores.shape, bool)
+    has, limits = np.zeros(scores.shape, bool), np.full(len(columns), np.nan)
+    limits[columns] = 0.5 if rules.threshold is None or not columns.all() else rules.threshold
     scores[:, columns], has[:, columns] = probabilities, above
     kind = "probability"
     if not columns.all():
         own = replace(found, scores=found.scores[:, ~columns])
         names = tuple(name for name, concept in zip(scorer.classnames, columns.tolist(), strict=True) if not concept)
         tags = tags_of(names, own, replace(rules, top=None))
+        limits[~columns] = np.nan if rules.threshold is None else rules.threshold
         scores[:, ~columns], has[:, ~columns], kind = tags.scores, tags.has, tags.kind
-    return Tags(found.photos, scorer.classnames, scores, None, top=rules.top, none=True, kind=kind, passing=has)
+    return Tags(
+        found.photos, scorer.classnames, scores, None, top=rules.top, none=True, kind=kind, passing=has, limits=limits
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 MANIFEST = "sorted.json"
 UNSURE, NONE = "_unsure", "_none"  # folders of photos that are surely of no class, and of none of the classes
@@ -14,10 +14,12 @@ LONGEST = 255  # bytes of a name, on the file systems in use
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # names that Windows keeps
 
 
-def class_folders(classnames: Sequence[str]) -> list[str]:
-    """A folder for each class, no two the same on a file system that ignores case; none is one of `KEPT`."""
-    taken = {*map(folded, KEPT)}
-    return [free_name(folder_name(name), taken) for name in classnames]
+def class_folders(classnames: Sequence[str], before: Mapping[str, str] | None = None) -> list[str]:
+    """A folder for each class, no two the same on a file system that ignores case; none is one of `KEPT`. before: classes
+    that have one already."""
+    before = before or {}
+    taken = {*map(folded, (*KEPT, *before.values()))}
+    return [before.get(name) or free_name(folder_name(name), taken) for name in classnames]
 
 
 def folder_name(classname: str) -> str:

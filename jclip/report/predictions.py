@@ -83,8 +83,9 @@ class Predictions:
         return two[:, 0] - two[:, -1]
 
 
-def check_format(path: str | None, form: str = "") -> None:
-    """Raises `ConfigError` for an ending that names no format, or not that of `form`: to be asked before the work."""
+def check_format(path: str | None, form: str = "", photos: Sequence[str] = ()) -> None:
+    """Raises `ConfigError` for an ending that names no format, or not that of `form`, and `DataError` where the challenge's
+    file can't name these photos: to be asked before the work."""
     if form not in FORMS:
         raise ConfigError(f"unknown form {form!r} (known: {', '.join(FORMS[1:])})")
     if path is None:
@@ -96,6 +97,8 @@ def check_format(path: str | None, form: str = "") -> None:
         raise ConfigError(f"{path}: the form {form} is a .csv file")
     if suffix not in FORMATS:
         raise ConfigError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
+    if suffix == ".txt":
+        _challenge_names(photos)
 
 
 def write_predictions(predictions: Predictions, path: str, form: str = "") -> None:
@@ -180,7 +183,15 @@ def _write_numbered(p: Predictions, f) -> None:
 
 def _write_challenge(p: Predictions, f) -> None:
     """`name top1 … top5` per photo: base names in natural order, class ids, no header."""
-    names = [Path(photo).name for photo in p.photos]
+    for name, ids in sorted(
+        zip(_challenge_names(p.photos), p.best.tolist(), strict=True), key=lambda row: natural_key(row[0])
+    ):
+        f.write(" ".join([name, *map(str, ids)]) + "\n")
+
+
+def _challenge_names(photos: Sequence[str]) -> list[str]:
+    """Base names of photos. Raises `DataError` for what the challenge's file can't hold."""
+    names = [Path(photo).name for photo in photos]
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise DataError(
@@ -188,8 +199,7 @@ def _write_challenge(p: Predictions, f) -> None:
         )
     if broken := [name for name in names if {*name} & {"\n", "\r"}]:
         raise DataError(f"the challenge's file has a photo on each line, and {broken[0]!r} has a line break: rename it")
-    for name, ids in sorted(zip(names, p.best.tolist(), strict=True), key=lambda row: natural_key(row[0])):
-        f.write(" ".join([name, *map(str, ids)]) + "\n")
+    return names
 
 
 def check_challenge(path: str | Path, photos: Sequence[str]) -> None:

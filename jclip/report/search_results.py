@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from jclip.errors import ConfigError, counted, notice
 from jclip.paths import replacing
 from jclip.readers.spreadsheet import write_csv_rows
-from jclip.report.folder_names import class_folders, free_name
+from jclip.report.folder_names import class_folders, folded, free_name
 from jclip.report.predictions import shorten, table
-from jclip.report.sorted_folders import Placement, check_folder, check_places
+from jclip.report.sorted_folders import Manifest, Placement, check_folder, check_places
 
 FORMATS = (".csv", ".json", ".jsonl", ".txt")
 OTHERS = "results depend on the other queries of this call"
@@ -23,7 +23,8 @@ _HEADING, _PATH, _CAPTION, _CELL = 200, 60, 50, 24  # letters on screen
 
 
 class Photo(Protocol):
-    """One photo that was found; z: deviations above the query's background, above: whether it stands out."""
+    """One photo that was found; z: deviations above the query's background, above: whether it stands out, hidden: how many
+    near-duplicates of it are not shown."""
 
     @property
     def row(self) -> int: ...
@@ -39,6 +40,8 @@ class Photo(Protocol):
     def caption(self) -> str | None: ...
     @property
     def columns(self) -> dict[str, Any]: ...
+    @property
+    def hidden(self) -> int: ...
 
 
 class Background(Protocol):
@@ -93,7 +96,7 @@ def show_answer(answer: Answer, how: How) -> str:
     if not answer.hits:
         line = f"no photo stands out from the background of this query (z ≥ {answer.background.line:.1f})"
         return heading + (line if how.cut else "no photo is left for this page")
-    captions = any(hit.caption for hit in answer.hits)
+    captions, alike = any(hit.caption for hit in answer.hits), any(hit.hidden for hit in answer.hits)
     flags = [hit.above for hit in answer.hits]
     compared, in_order = answer.background.deviation > 0, flags == sorted(flags, reverse=True)
     head = [
@@ -102,6 +105,7 @@ def show_answer(answer: Answer, how: How) -> str:
         "cosine",
         *["z"] * compared,
         *["stands out"] * (not in_order),
+        *["hidden"] * alike,
         *how.shown,
         *["caption"] * captions,
     ]
@@ -109,6 +113,7 @@ def show_answer(answer: Answer, how: How) -> str:
     for rank, hit in enumerate(answer.hits, start=how.first):
         cells = [str(rank), shorten(_near(hit.path), _PATH), f"{hit.score:.3f}"]
         cells += [f"{hit.z:.1f}"] * compared + ["yes" if hit.above else "no"] * (not in_order)
+        cells += [str(hit.hidden or "")] * alike
         cells += [_cut(str(_column(hit, name)), _CELL) for name in how.shown]
         rows.append([*cells, *[_cut(hit.caption or "", _CAPTION)] * captions])
     lines = table(head, rows).split("\n")
@@ -150,6 +155,7 @@ def record_of(answer: Answer, how: How) -> dict[str, Any]:
     for rank, hit in enumerate(answer.hits, start=how.first):
         own = {"rank": rank, "row": hit.row, "photo": hit.path, "cosine": round(hit.score, 6)}
         own |= {"z": round(hit.z, 4), "stands_out": hit.above} if compared else {}
+        own |= {"hidden": hit.hidden} if hit.hidden else {}
         own |= {"caption": hit.caption} if hit.caption is not None else {}
         hits.append(own | ({"columns": hit.columns} if hit.columns else {}))
     found: dict[str, Any] = {"query": answer.query, "rerank": how.rerank, "flips": how.flips}
@@ -214,19 +220,24 @@ def write_results(answers: Sequence[Answer], path: str, how: How) -> None:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
-def plan_links(answers: Sequence[Answer], folder: Path) -> list[Placement]:
+def plan_links(answers: Sequence[Answer], folder: Path, beside: Manifest | None = None) -> list[Placement]:
     """A folder per query in `folder`, photos named by their ranks. Photos that are not files of their own are reported.
 
-    Raises `DataError` when something stands there already.
+    beside: what was placed there before; a query that has a folder there gets more photos into it. Raises `DataError` when
+    something else stands there already.
     """
-    check_folder(folder)
-    names = class_folders([answer.query for answer in answers])
-    placed, absent, taken = [], [], set()
+    check_folder(folder, beside)
+    before = () if beside is None else beside.photos
+    names = class_folders([answer.query for answer in answers], {one.label: one.folder for one in before})
+    placed, absent, taken = [], [], {one.folder + folded(one.target.removeprefix(one.folder)) for one in before}
+    there = {(one.photo, one.label) for one in before if os.path.lexists(folder / one.target)}
     for name, answer in zip(names, answers, strict=True):
         width = len(str(len(answer.hits)))
         for rank, hit in enumerate(answer.hits, start=1):
             if not os.path.isfile(hit.path):  # noqa: PTH113
                 absent.append(hit.path)
+                continue
+            if (hit.path, answer.query) in there:
                 continue
             link = free_name(f"{rank:0{width}}-{Path(hit.path).name}", taken, f"{name}/")
             placed.append(Placement(hit.path, f"{name}/{link}", answer.query, score=round(hit.score, 6)))

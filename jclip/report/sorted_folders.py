@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -39,6 +39,11 @@ class Placement:
     score: float | None = None  # in place of a probability, of tags that nobody has calibrated
 
     @property
+    def folder(self) -> str:
+        """The class's folder."""
+        return self.target.partition("/")[0]
+
+    @property
     def said(self) -> dict[str, Any]:
         """What the manifest says of it."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -54,9 +59,10 @@ class Manifest:
     complete: bool = True
 
 
-def check_folder(folder: Path) -> None:
-    """Raises `DataError` for a folder that can't be sorted into: to be asked before the work."""
-    if os.path.lexists(folder / MANIFEST):
+def check_folder(folder: Path, beside: Manifest | None = None) -> None:
+    """Raises `DataError` for a folder that can't be sorted into: to be asked before the work. beside: what was placed there
+    before, which stays."""
+    if beside is None and os.path.lexists(folder / MANIFEST):
         raise DataError(
             f"{folder / MANIFEST} stands there already: name another folder, or undo it with `jclip unsort`"
         )
@@ -85,7 +91,7 @@ def plan(predictions: Predictions, folder: Path, unsure: float = 0.0) -> list[Pl
 
 def check_places(placed: Sequence[Placement], folder: Path) -> None:
     """Raises `DataError` when something stands at a place already, or a class's folder is a file or a link."""
-    for below in sorted({_below(one) for one in placed}):
+    for below in sorted({one.folder for one in placed}):
         if os.path.lexists(folder / below) and ((folder / below).is_symlink() or not (folder / below).is_dir()):
             raise DataError(f"{folder / below} must be a folder of its own, got a file or a link: name another folder")
     there = [one.target for one in placed if os.path.lexists(folder / one.target)]
@@ -93,19 +99,36 @@ def check_places(placed: Sequence[Placement], folder: Path) -> None:
         raise DataError(f"{folder / there[0]} stands there already: name another folder")
 
 
-def _below(one: Placement) -> str:
-    return one.target.partition("/")[0]
+def placed_before(folder: Path, how: How) -> Manifest | None:
+    """What `place` placed in the folder before, beside which more may be placed in the same way; None where it placed nothing.
+
+    Raises `DataError` for a manifest of another way, of an interrupted placement, or of no placement.
+    """
+    if not os.path.lexists(folder / MANIFEST):
+        return None
+    before = read_manifest(folder / MANIFEST)
+    if not before.complete:
+        raise DataError(
+            f"{folder} was sorted in part: undo it with `jclip unsort {folder / MANIFEST}`, or name another"
+        )
+    if before.how != how:
+        held = {"copy": "copies", "link": "links"}[before.how]
+        raise DataError(f"{folder} holds {held}: make {held}, or name another folder")
+    return before
 
 
-def place(placed: Sequence[Placement], folder: Path, how: How) -> Path:
-    """Copies or links every photo, and returns the manifest. Nothing is overwritten; on an error nothing is left."""
-    made = _Made(folder)
+def place(placed: Sequence[Placement], folder: Path, how: How, beside: Manifest | None = None) -> Path:
+    """Copies or links every photo, and returns the manifest. Nothing is overwritten; on an error nothing is left.
+
+    beside: what `placed_before` found there; the manifest then says both.
+    """
+    made = _Made(folder, beside)
     try:
         made.folder()
-        names = sorted({_below(one) for one in placed})
+        names = sorted({one.folder for one in placed})
         new = tuple(name for name in names if not os.path.lexists(folder / name))
-        manifest = Manifest(how, tuple(placed), new, complete=False)
-        with creating(folder / MANIFEST) as temporary:
+        manifest = _together(beside, Manifest(how, tuple(placed), new, complete=False))
+        with (replacing if beside else creating)(folder / MANIFEST) as temporary:
             temporary.write_bytes(_manifest_text(manifest))
         made.manifest = True
         for name in new:
@@ -113,18 +136,25 @@ def place(placed: Sequence[Placement], folder: Path, how: How) -> Path:
         for one in placed:
             made.photo(one, how)
         with replacing(folder / MANIFEST) as temporary:
-            temporary.write_bytes(_manifest_text(Manifest(how, tuple(placed), new)))
+            temporary.write_bytes(_manifest_text(replace(manifest, complete=True)))
     except BaseException:
         made.take_back()
         raise
     return folder / MANIFEST
 
 
-class _Made:
-    """What `place` has made so far."""
+def _together(before: Manifest | None, more: Manifest) -> Manifest:
+    if before is None:
+        return more
+    folders = sorted({one.folder for one in before.photos}) if before.folders is None else before.folders
+    return replace(more, photos=(*before.photos, *more.photos), folders=(*folders, *(more.folders or ())))
 
-    def __init__(self, folder: Path):
-        self._root, self._new_root = folder, False
+
+class _Made:
+    """What `place` has made so far; before: what was placed there earlier."""
+
+    def __init__(self, folder: Path, before: Manifest | None = None):
+        self._root, self._new_root, self._before = folder, False, before
         self._folders: list[str] = []
         self._photos: list[tuple[str, os.stat_result]] = []
         self.manifest = False
@@ -173,7 +203,11 @@ class _Made:
                 (self._root / name).rmdir()
         if self.manifest:
             with contextlib.suppress(OSError):
-                (self._root / MANIFEST).unlink()
+                if self._before is None:
+                    (self._root / MANIFEST).unlink()
+                else:
+                    with replacing(self._root / MANIFEST) as temporary:
+                        temporary.write_bytes(_manifest_text(self._before))
         if self._new_root:
             with contextlib.suppress(OSError):
                 self._root.rmdir()
@@ -277,7 +311,7 @@ def undo(manifest: Path) -> tuple[int, dict[str, str]]:
             removed += reason is None
             if reason:
                 left[one.target] = reason
-        names = made.folders if made.folders is not None else sorted({_below(one) for one in made.photos})
+        names = made.folders if made.folders is not None else sorted({one.folder for one in made.photos})
         for name in names:
             with contextlib.suppress(OSError):  # not empty, a link, or gone
                 os.rmdir(name, dir_fd=root)
@@ -364,5 +398,5 @@ def _same_bytes(copy: BinaryIO, original: BinaryIO, prefix: bool) -> bool:
 
 def counts(placed: Sequence[Placement]) -> list[list[str]]:
     """Rows of a table: folder and how many photos."""
-    folders = [_below(one) for one in placed]
+    folders = [one.folder for one in placed]
     return [[name, str(folders.count(name))] for name in sorted(set(folders))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,10 +97,16 @@ class Tags:
         return own[np.argsort(-self.scores[row, own], kind="stable")].tolist()
 
 
-def check_tag_file(path: str | None) -> None:
-    """Raises `ConfigError` for an ending that names no format: to be asked before the work."""
-    if path is not None and Path(path).suffix.lower() not in FORMATS:
+def check_tag_file(path: str | None, photos: Sequence[str] = ()) -> None:
+    """Raises `ConfigError` for an ending that names no format, `DataError` for a list that a photo's name would break: to be
+    asked before the work."""
+    kind = None if path is None else Path(path).suffix.lower()
+    if kind not in (None, *FORMATS):
         raise ConfigError(f"tags are written as one of {', '.join(FORMATS)}, got {path}")
+    if kind == ".txt" and (broken := [photo for photo in photos if {*photo} & {"\n", "\r"}]):
+        raise DataError(
+            f"{path}, a list, has a photo on each line, got a line break in {broken[0]!r:.200}: rename it, or write .json"
+        )
 
 
 def write_tags(tags: Tags, path: str) -> None:
@@ -108,7 +114,7 @@ def write_tags(tags: Tags, path: str) -> None:
 
     Raises `DataError` for a list that a photo's name would break.
     """
-    check_tag_file(path)
+    check_tag_file(path, tags.photos)
     if Path(path).suffix.lower() == ".npz":
         scores = tags.scores if tags.written is None else tags.written
         write_scores(path, Scores(path, {"scores": scores}, tags.classnames, tags.photos))
@@ -167,8 +173,6 @@ def _write_lines(tags: Tags, f) -> None:
 
 
 def _write_labels(tags: Tags, f) -> None:
-    if broken := [photo for photo in tags.photos if {*photo} & {"\n", "\r"}]:
-        raise DataError(f"a list has a photo on each line, got a line break in {broken[0]!r:.200}: rename it")
     f.writelines(" ".join([photo, *map(str, sorted(tags.of(row)))]) + "\n" for row, photo in enumerate(tags.photos))
 
 

@@ -26,13 +26,22 @@ class TypedNames:
     set: str = ""
 
     @property
+    def has_concepts(self) -> bool:
+        """Whether one of them is a concept."""
+        return any(map(concepts.is_concept, self.names))
+
+    @property
     def argument(self) -> str:
         """What `--classes` is given; `NAMES_FILE` where only a file can hold them."""
         if self.set:
             return self.set
         joined = ",".join(self.names)
         plain = len(self.names) <= SEPARATED and not any("," in name for name in self.names)
-        as_path = len(self.names) == 1 and ("/" in joined or Path(joined).suffix or joined in class_sets.class_sets())
+        as_path = (
+            len(self.names) == 1
+            and not self.has_concepts
+            and ("/" in joined or Path(joined).suffix or joined in class_sets.class_sets())
+        )
         return joined if plain and not as_path else NAMES_FILE
 
     @property
@@ -41,11 +50,11 @@ class TypedNames:
         return json.dumps([*self.names], ensure_ascii=False) if self.argument == NAMES_FILE else ""
 
 
-def typed_classes(text: str, least: int = 2) -> TypedNames:
+def typed_classes(text: str, least: int = 2, taught: bool = False) -> TypedNames:
     """Names, one a line; a line alone may be the name of a set or have commas between names.
 
-    Raises `DataError` for fewer than `least` names and for one that stands twice, whatever its case, blanks or Unicode form,
-    and for a concept, which is a file.
+    taught: concepts, which are files, may stand among them. Raises `DataError` for fewer than `least` names and for one that
+    stands twice, whatever its case, blanks or Unicode form, and for a concept where none may stand.
     """
     lines = [" ".join(line.split()) for line in (text or "").splitlines() if line.strip()]
     if not lines:
@@ -57,8 +66,8 @@ def typed_classes(text: str, least: int = 2) -> TypedNames:
     if len(lines) > MOST or (long := next((line for line in lines if len(line) > LONGEST), "")):
         what = f"{len(lines):,} names" if len(lines) > MOST else f"one of {len(long):,} characters"
         raise DataError(f"class names must be at most {MOST:,}, of {LONGEST:,} characters each, got {what}")
-    if taught := next(filter(concepts.is_concept, lines), ""):
-        raise DataError(f"names must be texts here, got {quoted(taught, 80)}: `jclip tag` in a terminal takes concepts")
+    if not taught and (concept := next(filter(concepts.is_concept, lines), "")):
+        raise DataError(f"names must be texts here, got the concept {quoted(concept, 80)}: tags are given by concepts")
     entries = [Entry(name, place=f"line {number}") for number, name in enumerate(lines, 1)]
     return TypedNames(class_names.distinct_names(entries, least=least).names)
 

@@ -40,8 +40,8 @@ def samples_digest(parts: Mapping[str, BoxSamples]) -> str:
     made = hashlib.sha256()
     for part, samples in parts.items():
         photos = [Path(samples.name(number)).name for number in range(len(samples.photos))]
-        told = [part, photos, samples.sizes.tolist(), samples.of.tolist(), samples.phrases, samples.boxes.tolist()]
-        made.update(json.dumps(told).encode())
+        facts = [part, photos, samples.sizes.tolist(), samples.of.tolist(), samples.phrases, samples.boxes.tolist()]
+        made.update(json.dumps(facts).encode())
     return made.hexdigest()
 
 

@@ -33,9 +33,10 @@ def find_config(name: str) -> Path:
                 return candidate
     if name and os.path.lexists(path):
         return path  # a folder, a FIFO: whoever reads it says so
-    raise UnknownName(
-        "config", name, [str(p.relative_to(f)) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]
-    )
+    names = [str(p.relative_to(f).with_suffix("")) for f in (CHECKOUT_CONFIGS, INSTALLED_CONFIGS) for p in shipped(f)]
+    if own := [known for known in names if known.startswith(f"{name}/")]:
+        raise ConfigError(f"{quoted(name)} is a recipe, name one of its configs: {', '.join(dict.fromkeys(own))}")
+    raise UnknownName("config", name, names, "no such file, and not one of those that `jclip recipes` lists")
 
 
 def shipped(folder: Path) -> list[Path]:
@@ -46,6 +47,9 @@ def shipped(folder: Path) -> list[Path]:
 def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Path]:
     """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor or NumPy is loaded."""
     path = find_config(name)
+    if path.is_dir():
+        writes = f"for photos `jclip check-data {quoted(name)} --write run.yaml` writes a config"
+        raise ConfigError(f"can't read {quoted(name)}: must be a regular file, got a folder; {writes}")
     return (*build_config(load_values(path, overrides), str(path)), path)
 
 

@@ -27,14 +27,15 @@ from jclip.train.run_facts import forget_peak, peak_memory, threads
 SECONDS = 30.0  # of measuring
 MOST = 120.0  # seconds after which it is given up
 DIVIDED = ("training", work_meter.MEASURING, "encoding photos")  # what several ranks share
+FIRST_ALONE = ("writing",)  # what rank 0 does for all
 BUSY = 0.8  # of its threads' time: a process that has less shares the machine
 _NAMES = {"steps": "step", "photos": "photo", "iterations": "iteration"}
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """Of one process: what each kind of work takes; seconds of the first steps beyond others, and of compilers among them;
-    the most memory (bytes) of the host and of the GPU; bytes in the run's folder in the end, more of them while it trains, and
+    """Of one process: what each kind of work takes; seconds of the first steps beyond others; of compilers, not counted; the
+    most memory (bytes) of the host and of the GPU; bytes in the run's folder in the end, more of them while it trains, and
     in the cache. ranks: whether several can train it. repeated: (wall, CPU) seconds that each rank does whole; exchange: of
     all gradients once through this machine's memory. left_out: what was not measured.
     """
@@ -59,13 +60,13 @@ class CostEstimate:
 
     @property
     def seconds(self) -> float:
-        """Of the whole by one process, compilers left out."""
-        return sum(one.seconds for one in self.accounts) + self.warming - self.compiled
+        """Of the whole by one process."""
+        return sum(one.seconds for one in self.accounts) + self.warming
 
     @property
     def cpu(self) -> float:
         """CPU seconds of the whole by one process."""
-        return sum(one.cpu for one in self.accounts) + self.warming_cpu - self.compiled
+        return sum(one.cpu for one in self.accounts) + self.warming_cpu
 
     @property
     def extrapolated(self) -> bool:
@@ -83,15 +84,24 @@ class CostEstimate:
         What they divide takes a share of the time, but for the optimiser's steps, and the sum of the gradients comes on top:
         2 (n - 1) / n of them pass each rank.
         """
-        whole = sum(one.seconds for one in self.accounts if one.name not in DIVIDED) + self.warming - self.compiled
-        shared = [one for one in self.accounts if one.name in DIVIDED]
-        wall, cpu = sum(one.seconds for one in shared), sum(one.cpu for one in shared)
+        whole = sum(one.seconds for one in self.accounts if one.name not in DIVIDED) + self.warming
+        wall = sum(one.seconds for one in self.accounts if one.name in DIVIDED)
         again = min(self.repeated[0], wall)
         side_by_side = count if machines or self.gpu else min(count, self.cores)
-        divided = (wall - again) / side_by_side + again + self.exchange * 2 * (count - 1) / count
-        if machines or self.gpu:
-            return whole + divided
-        return whole + max(divided, (cpu + (count - 1) * self.repeated[1]) / self.cores)
+        together = whole + (wall - again) / side_by_side + again + self._exchanging(count)
+        if machines or self.gpu or count == 1:
+            return together
+        return max(together, self.cpu_of_ranks(count) / self.cores)
+
+    def cpu_of_ranks(self, count: int) -> float:
+        """CPU seconds of all of so many ranks, waiting for each other left out: each starts and loads the model by itself."""
+        alone = sum(one.cpu for one in self.accounts if one.name in DIVIDED or one.name in FIRST_ALONE)
+        each = self.cpu - alone + min(self.repeated[1], alone) + self._exchanging(count)
+        return self.cpu + (count - 1) * each + (self._exchanging(count) if count > 1 else 0.0)
+
+    def _exchanging(self, count: int) -> float:
+        """Seconds of a rank for the sums of gradients."""
+        return self.exchange * 2 * (count - 1) / count
 
     def lines(self, counts: Sequence[int] = (1, 2, 4)) -> list[str]:
         """What is printed."""
@@ -119,7 +129,7 @@ class CostEstimate:
 
     def _table(self) -> Iterator[str]:
         whole = max(self.seconds, 1e-9)
-        first = work_meter.Account("first steps", np.array([self.warming - self.compiled, 0.0, 0.0]))
+        first = work_meter.Account("first steps", np.array([self.warming, 0.0, 0.0]))
         for one in sorted([*self.accounts, first], key=lambda one: -one.seconds):
             if one.seconds < 0.005 * whole:
                 continue

@@ -100,8 +100,8 @@ def fit(
                 if after_epoch:
                     after_epoch(epoch)
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
-            if due and not run.quiet and _worth_telling(epoch, epochs, every):
-                bar.write(_told(epoch, epochs, outcome.last), file=sys.stderr)
+            if due and not run.quiet and _is_shown(epoch, epochs, every):
+                bar.write(_epoch_line(epoch, epochs, outcome.last), file=sys.stderr)
             if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
                 place.save(*_saved(outcome, state, epoch + 1, number))
                 saved = time.monotonic()
@@ -133,12 +133,12 @@ def _is_better(value: float, best: float, among_equals: str) -> bool:
     return value > best or (among_equals == "last" and value == best)
 
 
-def _worth_telling(epoch: int, epochs: int, every: int) -> bool:
+def _is_shown(epoch: int, epochs: int, every: int) -> bool:
     """About twenty lines for a whole training, the last epoch among them."""
     return epoch + 1 == epochs or (epoch + 1) // every % max(1, epochs // every // 20) == 0
 
 
-def _told(epoch: int, epochs: int, measured: dict[str, float]) -> str:
+def _epoch_line(epoch: int, epochs: int, measured: dict[str, float]) -> str:
     return f"epoch {epoch + 1} of {epochs}: " + ", ".join(f"{k} {v:.4f}" for k, v in measured.items())
 
 

@@ -53,8 +53,10 @@ def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
         )
     if not len(photos.train):
         raise DataError("there are no training photos: set data.root or data.train")
-    if cfg.optim.batch > len(photos.train):
-        raise DataError(f"optim.batch must be at most {len(photos.train)}, the training photos, got {cfg.optim.batch}")
+    if cfg.optim.batch > (most := len(photos.train)):
+        raise DataError(
+            f"optim.batch must be at most {most}, the training photos, got {cfg.optim.batch}: set optim.batch={most}"
+        )
     if cfg.selection == "val" and not len(photos.val):
         raise ConfigError(
             "choosing the epoch needs validation photos, and there are none: set data.val, or selection=last"

@@ -120,7 +120,7 @@ class PlaceBatches:
 
     def __init__(self, cfg: LearnedFromPhotos, source: PairSource, labels: PhotoLabels, targets: np.ndarray):
         self._cfg, self._source, self._split, self._targets = cfg, source, labels.split, targets
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._kept = None
         if augment_named(cfg.augment) is None and self._fits():
             rows, self._kept = extract(source, self._split, on_error=cfg.data.on_error, label="train")
@@ -156,7 +156,7 @@ class PlaceBatches:
         paths = self._split.take(order).paths
         for at, pixels in photo_batches(paths, views, self._size, cfg.data.on_error, failed, order):
             yield self._places(pixels), self._targets[order[at]]
-        warn_once(failed, self._told)
+        warn_once(failed, self._reported)
 
     def _shared(self, batches: Sequence[np.ndarray], views: Views) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Of several ranks each encodes its share of a batch, and all get all."""

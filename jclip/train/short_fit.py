@@ -88,7 +88,9 @@ def _steps(meter: work_meter.WorkMeter, given: Fit) -> float:
     meter.skip(rate * (total - number))
     meter.count("steps", number, total)
     meter.exchanged += total * 4.0 * sum(p.numel() for p in given.state.optimiser.params.values())
+    begun = meter.now()
     meter.repeated = meter.repeated + total * _update(meter, given.state)
+    meter.leave_out(meter.now() - begun)
     return float(rate[0]) * total / given.epochs + float(_starts(meter, given, starts, anew)[0])
 
 
@@ -102,7 +104,6 @@ def _update(meter: work_meter.WorkMeter, state: TrainState) -> np.ndarray:
         state.settle()
         jt.sync_all(True)
         took = meter.now() - before
-    meter.skip(-took)
     return took
 
 

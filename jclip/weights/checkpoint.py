@@ -144,6 +144,11 @@ IMAGE_POSITIONS = {
 }
 
 
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all weights as float32."""
+    return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
 def in_memory(array: np.ndarray) -> LazyTensor:
     """Wrap an array as a tensor of a file."""
     return LazyTensor(array.shape, str(array.dtype), lambda: array)

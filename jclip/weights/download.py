@@ -106,7 +106,7 @@ def find_weights(name_or_path: str | os.PathLike) -> Path:
         near = did_you_mean(str(name_or_path), [*SHIPPED, *VARIANTS, *catalogue.names()])
         raise CheckpointError(
             f"{name_or_path} is neither a file nor a model's name{near} (known: {', '.join([*SHIPPED, *VARIANTS])}, "
-            "open_clip's architecture/tag as docs/weights.md lists them, hf-hub:owner/name and ms:owner/name)"
+            "open_clip's architecture/tag as `jclip models --published` lists them, hf-hub:owner/name and ms:owner/name)"
         )
     openais = [name for name in VARIANTS if row.tag == "openai" and row.url.endswith(f"/{file_stem(name)}.pt")]
     return fetch_openai(openais[0]) if openais else fetch_hub(f"{HUGGING_FACE}{row.hub}")

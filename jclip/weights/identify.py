@@ -158,7 +158,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
             f"--vision-head-width would say: remove these, or name {files[0]} in a folder without {described.name}"
         )
     said = read_table(described)
-    with _told_of(described):
+    with _errors_name(described):
         if fine := said.get("model_type") == from_fg_clip.KIND:
             config, preprocess = _fg_clip(said, described, stated.texts)
         else:
@@ -166,6 +166,7 @@ def _folder(folder: Path, stated: Stated) -> Source:
     raw = plain_tensors(_tensors_of(folder), folder, stated)
     layout = from_fg_clip.LAYOUTS[stated.texts or from_fg_clip.DEFAULT] if fine else layout_of(raw, folder)
     tensors, report = LAYOUTS[layout](raw)
+    layout = from_siglip.called(layout, config)
     facts = {"source_family": f"as {described.name} says", "source_layout": layout}
     words = words_beside(folder, config.text, folder)
     checkpoint = Checkpoint(folder, finite_tensors(tensors, folder), config, preprocess, facts, tuple(files), words)
@@ -203,7 +204,7 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
     layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
     config = layout.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
-    with _told_of(beside):
+    with _errors_name(beside):
         photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
         return config, photos(read_table(beside) if beside.is_file() else {}, config)
 
@@ -211,14 +212,14 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
 def _fg_clip(said: dict[str, Any], place: Path, texts: str | None) -> tuple[CLIPConfig, Preprocess]:
     config = from_fg_clip.config_from(said, texts or from_fg_clip.DEFAULT, place)
     beside = place.with_name("preprocessor_config.json")
-    with _told_of(beside):
+    with _errors_name(beside):
         return config, from_fg_clip.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
 
 
 def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
     config = from_chinese_clip.config_from(said, place)
     beside = place.with_name("preprocessor_config.json")
-    with _told_of(beside):
+    with _errors_name(beside):
         shown = read_table(beside) if beside.is_file() else None
         return config, from_chinese_clip.preprocess_from(shown, config)
 
@@ -307,7 +308,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _told_of(place: Path) -> Iterator[None]:
+def _errors_name(place: Path) -> Iterator[None]:
     """Turn errors of a description into a `CheckpointError` that names its file."""
     try:
         yield

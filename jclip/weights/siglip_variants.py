@@ -55,6 +55,10 @@ SIGLIP_TOWERS: dict[str, tuple[SigLIPImageConfig, SigLIPTextConfig]] = {
     "ViT-SO400M-16-SigLIP2-256": (_image("SO400M", 16, 256), _text("SO400M", GEMMA)),
     "ViT-SO400M-16-SigLIP2-384": (_image("SO400M", 16, 384), _text("SO400M", GEMMA)),
     "ViT-SO400M-16-SigLIP2-512": (_image("SO400M", 16, 512), _text("SO400M", GEMMA)),
+    **{
+        f"ViT-{size}-16-SigLIP2-NaFlex": (replace(_image(size, 16, 256), any_shape=True), _text(size, GEMMA))
+        for size in ("B", "SO400M")
+    },  # Hugging Face's, for photos of any proportions
     "ViT-gopt-16-SigLIP2-256": (_image("gopt", 16, 256), _text("SO400M", GEMMA)),
     "ViT-gopt-16-SigLIP2-384": (_image("gopt", 16, 384), _text("SO400M", GEMMA)),
 }

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import finetune  # noqa: F401 - offers its recipes
-from jclip.app import drawn_examples, score_bars
+from jclip.app import drawn_examples, photo_labelling, score_bars
 from jclip.app.desk import Desk, Stopped
 from jclip.app.opened_models import OpenedModels
 from jclip.app.photo_labelling import Labeller, Question
@@ -22,11 +22,16 @@ from jclip.app.uploaded_files import check_uploaded, uploaded
 from jclip.cli import main
 from jclip.data.photo_file import open_photo
 from jclip.errors import ConfigError, DataError, UnknownName, notice
+from jclip.features import photo_galleries
+from jclip.features.concepts import write_concept
+from jclip.features.lesson import Lesson
 from jclip.features.source import ModelSource
 from jclip.functional.calibration import sigmoid
 from jclip.functional.directions import unit
+from jclip.prompts import query_terms
 from jclip.prompts.class_sets import class_set
 from jclip.prompts.templates import class_prompts, load_templates
+from jclip.report import tag_rules
 from jclip.report.asked_photos import Asked, ask
 from jclip.report.predictions import Predictions
 from jclip.report.tag_rules import kept_calibration
@@ -107,6 +112,26 @@ def test_the_shown_command_computes_the_same(case, labeller, handed, monkeypatch
     answer = getattr(labeller, how)(asked(handed, **given)).to_json()
     assert as_shown(answer["command"], handed, monkeypatch) == answer["photos"]
     assert [entry["photo"].removeprefix("./") for entry in answer["photos"]] == [*ODD] and answer["failed"] == []
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("names", ["concept:warm.concept", "green thing\nconcept:in, here/warm.concept\nblue thing"])
+def test_what_was_taught_is_a_name_of_tags(names, labeller, handed, monkeypatch, capsys):
+    gallery = photo_galleries.gallery_of_photos(handed, "shapes-tiny-rn")
+    concept = Lesson(gallery, query_terms.parse_terms(["something red"])).concept("warm")
+    (handed / "in, here").mkdir(exist_ok=True)
+    for place in ("warm.concept", "in, here/warm.concept"):
+        write_concept(handed / place, concept)
+    monkeypatch.chdir(handed)
+    found = labeller.tags(asked(handed, names=names, templates="simple"))
+    assert as_shown(found.command, handed, monkeypatch) == found.to_json()["photos"]
+    bars = {bar.name: bar for bar in score_bars.bars_of(found.asked.found, 0)}
+    assert bars["warm"].limit == 0.5 and found.asked.found.margins.max() <= 0.5
+    for wrong in (f"concept:{handed}/warm.concept", "@../x.concept"):
+        with pytest.raises(ConfigError, match="must lie below where jclip app was started"):
+            labeller.tags(asked(handed, names=f"a\n{wrong}"))
+    with pytest.raises(DataError, match="no such concept: none.concept"):
+        labeller.tags(asked(handed, names="a\nconcept:none.concept"))
     capsys.readouterr()
 
 
@@ -231,9 +256,10 @@ def test_names_and_templates_are_never_files(tmp_path, monkeypatch):
     assert typed_classes("one, name\n two  words ").names == ("one, name", "two words")
     for concept in ("concept:warm.concept", "@warm.concept"):
         with pytest.raises(
-            DataError, match=f"names must be texts here, got '{concept}': `jclip tag` in a terminal takes"
+            DataError, match=f"names must be texts here, got the concept '{concept}': tags are given by"
         ):
             typed_classes(f"a heart\n{concept}")
+        assert typed_classes(concept, 1, taught=True).argument == concept
     assert json.loads(typed_classes("one, name\ntwo").file) == ["one, name", "two"]
     assert typed_templates(" openai7+simple ") == "openai7+simple" and typed_templates("jittor_challenge[2]")
     assert typed_templates("") == "" and typed_templates("a photo of {}") == "a photo of {}"
@@ -311,13 +337,31 @@ def test_a_gallery_of_eight_bits_is_labelled_as_commands_do_it(labeller):
     desk.close()
 
 
+def test_labelling_goes_on_where_it_was_stopped(labeller, handed, monkeypatch):
+    monkeypatch.setattr(photo_labelling, "AT_ONCE", 1)
+    question, label, looked = asked(handed, names=NAMES, templates="simple"), tag_rules.tags_of, []
+    whole = labeller.tags(question).to_json()
+    monkeypatch.setattr(tag_rules, "tags_of", lambda *given: looked.append(1) or label(*given))
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise Stopped(done, total)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped at 2 of 4"):
+        patch.setattr(labeller.desk, "step", stop)
+        labeller.tags(question)
+    assert labeller.tags(question).to_json() == whole and len(looked) == 4
+    labeller.tags(question)
+    assert len(looked) == 8  # what is finished is asked anew
+
+
 def test_the_encoding_of_prompts_can_be_stopped(labeller, handed, monkeypatch):
     seen = []
 
     def stop(done: int, total: int) -> None:
         seen.append((done, total))
         if done:
-            raise Stopped("stopped")
+            raise Stopped(done, total)
 
     monkeypatch.setattr(labeller.desk, "step", stop)
     with pytest.raises(Stopped):

@@ -67,8 +67,9 @@ def test_what_is_stopped_ends_at_its_next_step(desk):
     while desk.under_way() is None:
         time.sleep(0.001)
     desk.stop()
-    with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000"):
+    with pytest.raises(desks.Stopped, match=r"stopped at \d+ of 1,000") as stopped:
         waiting.result(PATIENCE)
+    assert re.fullmatch(r"已停止：完成 \d+ / 1,000", desk.said(stopped.value, "zh"))
     assert desk.work(lambda: "goes on") == "goes on"
     with pytest.raises(ZeroDivisionError):
         desk.work(lambda: 1 / 0)
@@ -83,7 +84,7 @@ def test_nobody_waits_for_a_page_that_was_closed(desk):
             time.sleep(0.002)
 
     def wait() -> None:
-        with pytest.raises(desks.Stopped):
+        with pytest.raises(desks.Closed):
             desk.work(int)
         ends.append(True)
 
@@ -96,7 +97,7 @@ def test_nobody_waits_for_a_page_that_was_closed(desk):
     desk.close()
     waiting.join(PATIENCE)
     assert ends == [True]
-    with pytest.raises(desks.Stopped, match="the page was closed"):
+    with pytest.raises(desks.Closed, match="the page was closed"):
         desk.work(int)
 
 
@@ -157,6 +158,8 @@ def test_every_text_is_there_in_both_languages():
         assert not re.search("[\u4e00-\u9fff]", english), key
     for file in (ASSETS / "app_words").glob("*.yaml"):
         source = "".join(p.read_text(encoding="utf-8") for p in (ASSETS.parent / "app").glob("*.py"))
+        used = re.findall(r'words\.(?:said|t)\("([a-z]+\.[a-z_]+)"|\bt\("([a-z]+\.[a-z_]+)"', source)
+        assert len(used) > 50 and {one or other for one, other in used} <= {*texts}
         for key in yaml.safe_load(file.read_text(encoding="utf-8")):
             assert f"{file.stem}.{key}" in source or f'"{key}"' in source or f"{file.stem}.{{" in source, key
 
@@ -219,6 +222,12 @@ def test_photos_that_could_not_be_read_are_counted(tmp_path):
             (tmp_path / name).write_bytes(content)
     gallery = photo_galleries.gallery_of_photos(tmp_path, "shapes-tiny-rn")
     assert [found["path"] for found in gallery.left_out] == ["<b>bad.png"]
+
+
+def test_a_run_that_is_none_is_said_at_once(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty holds no run: name a folder that `jclip train` wrote"):
+        desks.Desk(runs=[tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("folder", ["/tmp/x", "../x", "a/../../x", "", "  ", "a\0b"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,12 +35,12 @@ def test_what_is_typed_is_found_as_by_the_command(answered, served):
     page = answered
     page.wait(lambda: f"{PHOTOS} photos" in page.text("#about"))
     command = page.value(COMMAND)
-    assert "'a red circle' + '0.5:a star' --top 24" in command
+    assert "'a red circle' + '0.5:a star' --unique 0.98 --top 24" in command
     found = json.loads(served.run(f"{command} --json").splitlines()[-1])["photos"]
     assert [hit["row"] for hit in found] == rows(page)
     shown = [float(e.text) for e in page.all("#found .score")]
     assert shown == [round(hit["cosine"], 3) for hit in found]
-    asked = served.ask("search", query="a red circle + 0.5:a star", top=24)["photos"]
+    asked = served.ask("search", query="a red circle + 0.5:a star", top=24, unique=0.98)["photos"]
     assert [(h["row"], h["cosine"]) for h in asked] == [(h["row"], h["cosine"]) for h in found]
     assert page.complaints() == []
 
@@ -57,10 +59,31 @@ def test_a_photo_opens_and_the_like_of_it_is_found(answered):
     page.wait(lambda: rows(page)[:1] == [second])
 
 
+def test_near_duplicates_are_folded_and_shown_on_demand(answered, served):
+    """Four photos of the folder stand twice, under other names."""
+    page = answered
+    page.click("#more > button")
+    page.type("#where textarea", "path~.png")
+    page.click("#top input")
+    page.click("#top [role=option][data-index='2']")
+    page.type(SENTENCE, "a star", enter=True)
+    page.wait(lambda: len(rows(page)) == PHOTOS - 4)
+    found = json.loads(served.run(f"{page.value(COMMAND)} --json").splitlines()[-1])["photos"]
+    assert [hit["row"] for hit in found] == rows(page)
+    folding = [hit["row"] for hit in found if "hidden" in hit]
+    assert [e.text for e in page.all("#found .hidden")] == ["+1"] * 4
+    page.click("#found .hidden")
+    page.wait(lambda: len(rows(page)) == PHOTOS)
+    assert page.value(SENTENCE) == f"row:{folding[0]}" and folding[0] in rows(page)[:2]
+    assert [e.text for e in page.all("#found .score")[:2]] == ["1.000", "1.000"]
+    assert "--where 'path~.png'" in page.value(COMMAND) and "--unique" not in page.value(COMMAND)
+    page.open()
+
+
 def test_ticked_photos_become_a_table_and_a_class_folder(answered, served):
     page = answered
     page.type(SENTENCE, "a red circle", enter=True)
-    page.wait(lambda: "'a red circle' --top" in page.value(COMMAND))
+    page.wait(lambda: "'a red circle' --unique" in page.value(COMMAND))
     page.answered()
     page.click("#save-csv")
     assert "tick photos first" in page.toasts()
@@ -80,7 +103,11 @@ def test_ticked_photos_become_a_table_and_a_class_folder(answered, served):
     made = sorted(p.relative_to(served.cwd) for p in Path(served.cwd).rglob("*") if p.is_symlink())
     assert [str(p.parent) for p in made] == ["found/round_things"] * 2
     page.click("#put button, button#put")
-    assert "sorted.json stands there already: name another folder" in page.toasts()
+    page.wait(lambda: "2 stood there already" in page.text("#put-done"))
+    page.type("#class textarea, #class input", "others")
+    page.click("#found .tile:nth-of-type(1) .tick")
+    page.click("#put button, button#put")
+    page.wait(lambda: "1 written to" in page.text("#put-done"))
     page.type("#folder textarea, #folder input", "../elsewhere")
     page.click("#put button, button#put")
     assert "must lie below where jclip app was started" in page.toasts()
@@ -103,24 +130,27 @@ def test_filters_and_what_is_wrong_say_what_the_command_says(answered):
     assert "must be uploaded here, not named by its path" in page.toasts()
 
 
-def test_a_photo_is_a_query_and_no_photo_is_said(answered, served, scenes, tmp_path):
+def test_photos_are_a_query_and_no_photo_is_said(answered, served, scenes, tmp_path):
     page = answered
-    photo = sorted(scenes.glob("scene_*"))[9]
-    page.browser.find_element("css selector", "#like-photo input[type=file]").send_keys(str(photo))
-    page.one("#like-photo img")
+    photo, odd = sorted(scenes.glob("scene_*"))[9], tmp_path / "it's <b>odd.png"
+    shutil.copy(photo, odd)
+    upload = "#like-photos input[type=file]"
+    page.wait(lambda: page.browser.find_elements("css selector", upload))[0].send_keys(f"{photo}\n{odd}")
+    page.wait(lambda: len(page.all("#like-photos img")) == 2)
     page.answered()
     page.type(SENTENCE, "\ue003")
     page.click("#go")
     page.wait(lambda: f"@{photo.name}" in page.value(COMMAND))
     page.says("#found .score", "1.000")
-    page.click("#like-photo button[aria-label='Remove Image']")
-    page.gone("#like-photo img")
+    assert shlex.join([f"@{photo.name}", "+", f"@{odd.name}"]) in page.value(COMMAND)
+    page.click("#like-photos button[aria-label='Clear']")
+    page.gone("#like-photos img")
     wrong = tmp_path / "no photo.png"
     wrong.write_text("plain text")
-    page.browser.find_element("css selector", "#like-photo input[type=file]").send_keys(str(wrong))
-    page.wait(lambda: page.all("#like-photo img"))
+    page.wait(lambda: page.browser.find_elements("css selector", upload))[0].send_keys(str(wrong))
+    page.wait(lambda: page.all("#like-photos img"))
     page.click("#go")
-    assert "does not decode: its bytes are of none of the formats" in page.toasts()
+    assert "no photo.png does not decode: its bytes are of none of the formats" in page.toasts()
 
 
 def test_names_are_shown_and_do_nothing(page):

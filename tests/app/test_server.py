@@ -62,12 +62,13 @@ def test_other_names_and_other_pages_are_refused(served):
 def taking_files(served, path: str) -> Iterator[tuple[str, list]]:
     """Each handler that takes files, those of the page itself as well, with values that name `path` for an upload."""
     photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    values = {"image": photo, "file": [photo], "gallery": [{"image": photo}]}
     config = json.loads(served.get("/config")[1])
     kinds = {one["id"]: one["type"] for one in config["components"]}
     for handler in config["dependencies"]:
         given = [kinds[number] for number in handler["inputs"]]
-        if {"image", "file"} & {*given} and handler["backend_fn"]:
-            yield handler["api_name"], [{"image": photo, "file": [photo]}.get(kind) for kind in given]
+        if {*values} & {*given} and handler["backend_fn"]:
+            yield handler["api_name"], [values.get(kind) for kind in given]
 
 
 def test_an_address_in_place_of_a_photo_is_not_fetched(served):

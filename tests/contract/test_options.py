@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -15,6 +16,7 @@ import pytest
 from jclip.choices import default_model
 from jclip.cli import COMMANDS, GROUPS, main, usage
 from jclip.commands.arguments import SHARED, Parser
+from jclip.commands.examples import EXAMPLES
 
 ROOT = Path(__file__).parent.parent.parent
 HEADINGS = {
@@ -131,6 +133,16 @@ def test_help_names_arguments_and_defaults_in_plain_words(command):
             continue
         said = "all" if default == action.choices else str(default)
         assert f"default: {said}" in action.help or f"{said})" in action.help, (shown(action), default, action.help)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_examples_that_the_command_reads(command):
+    text = parser_of(command).format_help()
+    assert EXAMPLES[command] and text.endswith("\n".join(["", *(f"  {line}" for line in EXAMPLES[command]), ""]))
+    for line in EXAMPLES[command]:
+        program, name, *words = shlex.split(line, comments=True)
+        assert program == "jclip" and (name == command or len(EXAMPLES[command]) > 1)
+        parser_of(name).parse_intermixed_args(words)
 
 
 @pytest.mark.parametrize("path", SPEAKING, ids=lambda p: str(p.relative_to(ROOT)))

@@ -7,11 +7,12 @@ import inspect
 import math
 import types
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import finetune
-from jclip.config import WORLD, load_values
+from jclip.config import WORLD, load_values, refuse_unread
 from jclip.errors import ConfigError, UnknownName
 from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor
@@ -37,11 +38,23 @@ def test_a_recipe_is_a_frozen_config_and_a_run(name):
     assert (CONFIGS / name / "smoke.yaml").is_file()
 
 
+@pytest.mark.parametrize("name", finetune.names())
+def test_what_a_recipe_reads_with_a_switch_alone_are_settings_that_it_has(name):
+    config = finetune.load(name).Config
+    hints = get_type_hints(config)
+    for switch, settings in getattr(config, "READ_WITH", {}).items():
+        for setting in filter(None, [switch.partition("=")[0].rstrip("!"), *settings]):
+            group, _, inner = setting.partition(".")
+            assert group in {f.name for f in dataclasses.fields(config)}, setting
+            assert not inner or inner in {f.name for f in dataclasses.fields(hints[group])}, setting
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_every_config_that_ships_builds_and_says_how_to_run_it(path):
     module, cfg, _ = read_config(str(path))
     if path.parent != CONFIGS:
         assert module.__name__ == f"finetune.{path.parent.name}"
+    refuse_unread(cfg, load_values(path), (), str(path))
     assert build_config(resolved(module, cfg), "again")[1] == cfg
     head = path.read_text(encoding="utf-8").split("recipe:")[0]
     assert f"Command: python -m finetune train configs/{path.relative_to(CONFIGS)}" in head and "Time:" in head
@@ -85,7 +98,7 @@ def test_an_unknown_key_is_refused_by_name(name):
 def test_unknown_recipes_and_configs_suggest_the_nearest(tmp_path):
     with pytest.raises(UnknownName, match="recipe 'tip_adaptor', did you mean 'tip_adapter'"):
         finetune.load("tip_adaptor")
-    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke.yaml'"):
+    with pytest.raises(UnknownName, match="config 'tip_adapter/smok.yaml', did you mean 'tip_adapter/smoke'"):
         read_config("tip_adapter/smok.yaml")
     (tmp_path / "x.yaml").write_text("alpha: 1\n")
     with pytest.raises(ConfigError, match="x.yaml: recipe is missing \\(one of "):
@@ -98,10 +111,10 @@ def test_configs_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
         assert read_config(name)[2] == CONFIGS / "tip_adapter" / "smoke.yaml"
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_paths_of_configs_belong_to_the_project(path):
-    data = load_values(path).get("data", {})
-    for key in ("root", "images", "train", "val", "test", "classes", "split_file", "features"):
-        given = data.get(key) or []
-        for named in [given] if isinstance(given, str) else given:
-            assert named.partition(":")[0] == WORLD or Path(named).is_absolute()
+def test_paths_of_configs_belong_to_the_project():
+    for path in YAMLS:
+        data = load_values(path).get("data", {})
+        for key in ("root", "images", "train", "val", "test", "classes", "split_file", "features"):
+            given = data.get(key) or []
+            for named in [given] if isinstance(given, str) else given:
+                assert named.partition(":")[0] == WORLD or Path(named).is_absolute(), f"{path}: data.{key}"

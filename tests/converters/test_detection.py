@@ -135,7 +135,8 @@ def test_a_vocabulary_of_another_tokenizer_is_refused():
 
 # The catalogue
 
-ELSEWHERE = ("EVA-CLIP", "Chinese-CLIP", "LongCLIP", "FG-CLIP2")  # that open_clip does not publish
+NAFLEX = tuple(f"ViT-{size}-16-SigLIP2-NaFlex" for size in ("B", "SO400M"))
+ELSEWHERE = ("EVA-CLIP", "Chinese-CLIP", "LongCLIP", "FG-CLIP2", *NAFLEX)  # that open_clip does not publish
 
 
 def test_the_catalogue_is_open_clips():

@@ -163,7 +163,7 @@ def test_keys_that_do_not_fit_are_named_and_nothing_is_written(change, message, 
     change(arrays)
     safetensors.write(folder / "model.safetensors", arrays)
     capsys.readouterr()
-    assert main([str(folder), str(tmp_path / "out")]) == 1
+    assert main([str(folder), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()

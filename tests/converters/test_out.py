@@ -269,9 +269,9 @@ def test_check_fails_for_what_computes_something_else(tmp_path, capsys):
     assert main([str(toy_file(tmp_path, TOY_VIT)), str(tmp_path / "in"), "--to", "open_clip"]) == 0
     found = source.identify(tmp_path / "in")
     wrong = replace(found, checkpoint=replace(found.checkpoint, config=TOY_VIT_GELU))
-    with pytest.raises(check.MisfitError, match="compute something else here"):
+    with pytest.raises(check.DifferenceError, match="compute something else here"):
         check.against_reference(wrong)
-    assert check.MisfitError.exit_code == 1
+    assert check.DifferenceError.exit_code == 1
 
 
 def test_check_needs_the_reference(tmp_path, monkeypatch, capsys):

@@ -135,7 +135,7 @@ def test_strict_loading_lists_every_kind_of_misfit_and_changes_nothing(tmp_path)
         "x.safetensors does not fit the model: 1 missing (visual.proj); 1 unexpected (extra.weight); "
         "1 misshaped (ln_final.weight (5,) instead of (20,))"
     )
-    assert error.value.exit_code == 1
+    assert error.value.exit_code == 2
     assert all(np.array_equal(before[k], v.numpy()) for k, v in model.state_dict().items())
 
 

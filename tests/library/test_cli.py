@@ -233,6 +233,23 @@ def test_unknown_commands_suggest_the_nearest(capsys):
     assert "unknown command 'zeroshot', did you mean 'zero-shot'?" in capsys.readouterr().err
     assert run() == 2 and run("--version") == 0
     assert "jclip 0." in capsys.readouterr().out
+    assert run("help") == 0 and capsys.readouterr().out.startswith("usage: jclip COMMAND")
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        (["{photos}"], "for photos `jclip check-data '{photos}' --write run.yaml` writes a config"),
+        (["coop"], "'coop' is a recipe, name one of its configs: coop/"),
+        (["run.yml"], "unknown config 'run.yml' (no such file, and not one of those that `jclip recipes` lists)"),
+        (["tip_adapter/smok"], "unknown config 'tip_adapter/smok', did you mean 'tip_adapter/smoke'? (no such file"),
+        (["tip_adapter/smoke", "shots=4"], "unknown key shots, did you mean 'data.shots'? (known: data, "),
+        (["tip_adapter/smoke", "--data.shots", "4"], "settings have no dashes, write data.shots=4 (see --help)"),
+    ],
+)
+def test_what_newcomers_type_is_answered_by_what_to_type(typed, answer, tmp_path, capsys):
+    assert run("train", *(word.format(photos=tmp_path) for word in typed)) == 2
+    assert answer.format(photos=tmp_path) in capsys.readouterr().err
 
 
 def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
@@ -253,7 +270,11 @@ def test_models_are_listed_and_written(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "resize", "text"),
     [
-        ("ViT-B-16-SigLIP2", "squash", SigLIPTextConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000)),
+        (
+            "ViT-B-16-SigLIP2-NaFlex",
+            "proportional",
+            SigLIPTextConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000),
+        ),
         ("Chinese-CLIP-ViT-B-16", "squash", BertConfig(24, 2, 1, 48, context_length=16, vocab_size=30_000)),
         ("ViT-H-14-worldwide", "shortest", TextConfig(24, 2, 1, 48, 16, 30_000, end=2)),
     ],

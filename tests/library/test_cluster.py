@@ -87,9 +87,10 @@ def test_workers_make_the_same_bytes_though_one_is_killed(address, photos, tmp_p
 
 def test_a_scheduler_that_is_not_there(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cluster, "ANSWER", "1s")
-    assert embed(photos, tmp_path / "g", "--scheduler", "tcp://127.0.0.1:9") == 2
-    said = capsys.readouterr().err
-    assert "no scheduler answers there" in said and said.count("\n") == 1
+    for address in ("tcp://127.0.0.1:9", "nonsense", "http://a:1"):
+        assert embed(photos, tmp_path / "g", "--scheduler", address) == 2
+        said = capsys.readouterr().err
+        assert "no scheduler answers there" in said and said.count("\n") == 1
 
 
 def test_workers_without_the_folder_or_without_jclip(tmp_path):

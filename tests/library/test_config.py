@@ -6,11 +6,22 @@ import os
 import re
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
-from jclip.config import CaptionConfig, DataConfig, OptimConfig, build, load_values, project_of, to_values, to_yaml
+from jclip.config import (
+    CaptionConfig,
+    DataConfig,
+    OptimConfig,
+    ReadWith,
+    build,
+    load_values,
+    project_of,
+    refuse_unread,
+    to_values,
+    to_yaml,
+)
 from jclip.errors import ConfigError
 
 
@@ -24,6 +35,9 @@ class Toy:
     family: str | None = None
     search: bool = False
     steps: tuple[int, int] = (20, 200)
+    READ_WITH: ClassVar[ReadWith] = {
+        "search=true": ("steps",), "mode=end|middle": ("alpha",), "family!=": ("mode",), "": ("optim.warmup",),
+    }  # fmt: skip
 
 
 def read(tmp_path, text, *overrides):
@@ -237,3 +251,45 @@ def test_groups_in_a_list(tmp_path, monkeypatch):
     for override in ("models.2.share=1", "models.x.share=1", "models.2={weights: x}"):
         with pytest.raises(ConfigError, match="is none of the list's 2 entries"):
             load_values(tmp_path / "m.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("model: a\nsteps: [1, 2]", [], "toy.yaml: steps must be left out: it is read with search true, got false"),
+        ("model: a\nsteps: [1, 2]", ["search=false"], ""),
+        ("model: a\nsteps: [1, 2]\nsearch: true", [], ""),
+        ("model: a", ["steps=[1, 2]"], "steps must be left out: it is read with search true, got false"),
+        ("model: a", ["alpha=2", "optim.lr=1"], ""),
+        ("model: a", ["mode=middle"], "mode must be left out: it is read with family not empty, got empty"),
+        ("model: a", ["mode=middle", "family=openai"], ""),
+        ("model: a", ["optim.warmup=3"], "optim.warmup must be left out: this recipe does not read it"),
+        (
+            "model: a\noptim: {momentum: 0.5}",
+            [],
+            "toy.yaml: optim.momentum must be left out: it is read with optim.name sgd, got adamw",
+        ),
+        ("model: a\noptim: {momentum: 0.5, name: sgd}", [], ""),
+    ],
+)
+def test_settings_that_nothing_would_read(tmp_path, text, overrides, said):
+    made, place = read(tmp_path, text, *overrides), tmp_path / "toy.yaml"
+    if not said:
+        refuse_unread(made, load_values(place), overrides, "toy.yaml")
+        refuse_unread(made, to_values(made), (), "a run's own, which has all settings")
+        return
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        refuse_unread(made, load_values(place), overrides, "toy.yaml")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"root": "x", "text_features": "t"}, {"train": "x", "pool": 16}, {"features": "f", "root": "x"},
+        {"features": "f", "test": "x"}, {"split_file": "s", "classes": "c"}, {"split_file": "s", "text_features": "t"},
+    ],
+)  # fmt: skip
+def test_data_of_two_sources(given):
+    with pytest.raises(ConfigError, match=f"data.{[*given][-1]} must be left out with"):
+        DataConfig(**given).check_one_source()
+    DataConfig(**{next(iter(given)): "x"}).check_one_source()

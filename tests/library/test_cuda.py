@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from jclip.machine import gpu as cuda
+from jclip.machine import nccl
 
 LIBRARIES = [f"{lib}.so" for lib in cuda.LIBRARIES]
+KERNELS = Path(cuda.__file__).parents[1] / "kernels" / "sources"
 
 
 def toolkit(root: Path, release: str, headers=cuda.HEADERS, libraries=LIBRARIES, cudnn: str | None = "8.9.7") -> Path:
@@ -76,7 +78,7 @@ def scattered(tmp_path):
     root = toolkit(tmp_path / "cuda 13", "13.0", headers=("cuda_runtime.h",), libraries=["libcudart.so.13"], cudnn=None)
     for name in ("cub", "thrust", "cuda"):
         (root / "include" / "cccl" / name).mkdir(parents=True)
-    return cuda.find_toolkit([root], extra=pip_packages(tmp_path / "site"))
+    return cuda.find_toolkit([root], extra=[*pip_packages(tmp_path / "site"), Path("/usr")])
 
 
 def test_cuda_13_in_pieces_is_repaired(scattered, monkeypatch, tmp_path):
@@ -88,6 +90,7 @@ def test_cuda_13_in_pieces_is_repaired(scattered, monkeypatch, tmp_path):
     assert environment["cc_flags"] == f'-include "{folder}/include/jclip_cuda13.h"'
     assert all((folder / "include" / h).is_file() for h in (*cuda.HEADERS, "npp.h", "jclip_cuda13.h"))
     assert all((folder / "include" / d).is_dir() for d in ("cub", "thrust", "cuda", "cccl"))
+    assert not (folder / "include" / "math.h").exists()  # the system's, in the place of g++'s
     assert all((folder / "lib64" / f"{lib}.so").exists() for lib in cuda.LIBRARIES)
     for part in ("ops", "cnn"):
         for use in ("infer", "train"):
@@ -107,9 +110,31 @@ def test_the_repaired_nvcc_asks_for_c17_and_reports_its_version(scattered, monke
     assert "-std=c++14" in subprocess.run([nvcc, "-std=c++14"], capture_output=True, text=True, check=True).stdout
 
 
+CALLS_OF_NCCL = """
+#include <map>
+#include <string>
+#include "nccl_sum.h"
+void sums(const float* const* in, float* const* out, const int64_t* sizes, std::map<std::string, double> data) {
+    jclip::nccl_sum(in, out, sizes, 2, data);
+}
+#if __has_include(<nccl.h>)
+#include <nccl.h>
+static_assert(jclip::NCCL_FLOAT32 == ncclFloat32 && jclip::NCCL_SUM == ncclSum && ncclSuccess == 0, "numbers");
+static_assert(sizeof(ncclUniqueId) == 128 && sizeof(ncclResult_t) == sizeof(int), "sizes");
+static_assert(sizeof(ncclDataType_t) == sizeof(int) && sizeof(ncclRedOp_t) == sizeof(int), "sizes");
+static_assert(sizeof(ncclComm_t) == sizeof(void*) && sizeof(cudaStream_t) == sizeof(void*), "sizes");
+ncclResult_t (*all_reduce)(const void*, void*, size_t, ncclDataType_t, ncclRedOp_t, ncclComm_t, cudaStream_t) = ncclAllReduce;
+ncclResult_t (*join)(ncclComm_t*, int, ncclUniqueId, int) = ncclCommInitRank;
+ncclResult_t (*start)() = ncclGroupStart;
+ncclResult_t (*end)() = ncclGroupEnd;
+#endif
+"""
+
+
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on this machine")
 def test_the_real_nvcc_is_found_behind_its_wrapper_and_compiles_what_jittor_names(monkeypatch, tmp_path):
-    """The forced header under the real compiler: device properties and cub names that CUDA 13 dropped.
+    """The forced header under the real compiler: device properties and cub names that CUDA 13 dropped; what calls NCCL, by
+    the names and signatures of its own header where that is installed.
 
     Compiled for the device alone (-ptx), which reads the host's code as well: a third of the time.
     """
@@ -125,7 +150,9 @@ def test_the_real_nvcc_is_found_behind_its_wrapper_and_compiles_what_jittor_name
         "#include <cub/cub.cuh>\n#include <npp.h>\n"
         "int mode(cudaDeviceProp p) { return p.computeMode + p.clockRate + (NPP_MAX_32S > 0); }\n"
         "__global__ void k(float* x) { x[0] = cub::Max()(x[0], x[1]) + *cub::CountingInputIterator<int>(3); }\n"
+        + CALLS_OF_NCCL
     )
+    library = nccl.find_library()
     header = folder / "include" / "jclip_cuda13.h"
     command = [
         folder / "bin" / "nvcc",
@@ -135,6 +162,8 @@ def test_the_real_nvcc_is_found_behind_its_wrapper_and_compiles_what_jittor_name
         header,
         "-I",
         folder / "include",
+        f"-I{KERNELS}",
+        *([f"-I{library.resolve().parents[1] / 'include'}"] if library else []),
         "-arch=sm_90",
     ]
     done = subprocess.run([*command, "-ptx", source, "-o", tmp_path / "x.ptx"], capture_output=True, text=True)

@@ -13,6 +13,7 @@ from PIL import Image
 import jclip.features.extraction
 from jclip.data.splits import Split
 from jclip.errors import DataError, guarded
+from jclip.features import cached
 from jclip.features.extraction import extract
 from jclip.features.heads import head_of, prompt_embeddings, text_means, zero_shot_head
 from jclip.features.precomputed import read_precomputed
@@ -63,6 +64,20 @@ def test_a_copied_moved_or_restored_folder_computes_nothing_again(source, folder
     for place in ("copied", "moved", "linked", "photos"):
         assert np.array_equal(extract(source, split_of(tmp_path / place))[1], features)
     assert passes == [4]
+
+
+def test_another_builds_features_are_not_taken(source, folder, passes, monkeypatch):
+    before, photos = extract(source, split_of(folder))[1], split_of(folder)
+    monkeypatch.setattr(cached, "build_digest", lambda: "another")
+    assert np.array_equal(extract(source, photos)[1], before) and passes == [4, 4]
+    monkeypatch.undo()
+    cached.build_digest.cache_clear()
+    whole, versions = cached.build_digest(), [cached._version(name) for name in cached.LIBRARIES[:3]]
+    assert all(versions) and all((cached.ASSETS.parent / name).exists() for name in cached.COMPUTES)
+    monkeypatch.setattr(cached, "COMPUTES", cached.COMPUTES[1:])
+    cached.build_digest.cache_clear()
+    assert cached.build_digest() != whole
+    cached.build_digest.cache_clear()
 
 
 def test_an_edited_photo_of_equal_size_and_time_is_computed_again(source, folder, passes):

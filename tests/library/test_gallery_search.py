@@ -21,7 +21,7 @@ from jclip.features.gallery import Gallery, Search
 from jclip.features.gallery_ranking import Ranking, parse_method
 from jclip.functional.background import background
 from jclip.functional.reranking import METHODS, Photos, rerank
-from jclip.report.search_results import How, show_answer
+from jclip.report.search_results import How, record_of, show_answer
 from tests.made_galleries import WIDTH, made_gallery, unit_rows
 
 ROWS = 131
@@ -142,13 +142,19 @@ def test_equal_values_of_two_types_stay_apart(tmp_path, features):
 def test_near_duplicates_are_hidden_behind_the_better_one(gallery, features, most, rerank):
     ranking = Ranking(parse_method(rerank))
     order = rows_of(gallery.search(QUERIES[3], ROWS, ranking=ranking))
-    kept: list[int] = []
-    for row in order:
-        if not any(features[row] @ features[other] > most for other in kept):
-            kept.append(row)
     for top in (4, ROWS):
-        assert rows_of(gallery.search(QUERIES[3], top, unique=most, ranking=ranking)) == kept[:top]
-    assert len(kept) <= ROWS - 10
+        kept: dict[int, int] = {}  # row → what it hides
+        for row in order:
+            near = next((other for other in kept if features[row] @ features[other] > most), None)
+            if near is not None:
+                kept[near] += 1
+            elif len(kept) < top:
+                kept[row] = 0
+        found = gallery.search(QUERIES[3], top, unique=most, ranking=ranking)
+        assert {hit.row: hit.hidden for hit in found.hits} == kept and rows_of(found) == [*kept]
+        assert [photo.get("hidden", 0) for photo in record_of(found, How())["photos"]] == [*kept.values()]
+        assert ("hidden" in show_answer(found, How()).split("\n")[0]) == any(kept.values())
+    assert sum(kept.values()) == ROWS - len(kept) >= 10
 
 
 def test_background_by_hand():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from jclip.config import OptimConfig
+from jclip.errors import SetupError, guarded
+from jclip.machine import memory_limit
 from jclip.train.memory_estimate import MOVING, PROCESS, StepSize, estimate
 from jclip.weights.variants import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from tests.tolerances import tolerance
@@ -54,24 +58,26 @@ print(sum(p.numel() for p in params.values()), peak_memory()["host"])
 """
 
 
-def measured(name: str, how: str, parts: int, folder: Path) -> tuple[int, int]:
+@functools.cache
+def measured(name: str, how: str, parts: int) -> tuple[int, int]:
     """Numbers of weights, and the MiB that a process of its own held at most in two steps."""
-    command = [sys.executable, "-c", PROGRAM, name, how, str(parts), str(folder)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", PROGRAM, name, how, str(parts), folder]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return tuple(map(int, ended.stdout.split()[-2:]))
 
 
 @pytest.mark.parametrize(("name", "how", "parts"), [("vit", "keep", 1), ("vit", "recompute", 1), ("resnet", "keep", 2)])
-def test_the_estimate_is_near_what_a_step_takes(name, how, parts, tmp_path):
-    weights, mib = measured(name, how, parts, tmp_path)
+def test_the_estimate_is_near_what_a_step_takes(name, how, parts):
+    weights, mib = measured(name, how, parts)
     step = StepSize(32, parts, 40, recompute=how == "recompute")
     got = estimate(MEASURED[name], weights, weights, OptimConfig(), step).total / 2**20
     assert abs(got - mib) <= tolerance("memory_relative") * mib, (got, mib)
 
 
-def test_recomputing_takes_less_memory(tmp_path):
-    kept, again = (measured("vit", how, 1, tmp_path)[1] for how in ("keep", "recompute"))
+def test_recomputing_takes_less_memory():
+    kept, again = (measured("vit", how, 1)[1] for how in ("keep", "recompute"))
     assert again < 0.6 * kept, (kept, again)
 
 
@@ -97,3 +103,42 @@ def test_what_makes_it_less_and_more():
     assert of(optim=OptimConfig(name="sgd")).optimiser < whole.optimiser and of(other=500).weights == 6000
     resnet = of(TOY_RESNET)
     assert of(TOY_RESNET, image=False).activations < resnet.activations == of(TOY_RESNET, patches=0.5).activations
+
+
+LIMITED = """
+import os, resource, sys
+from jclip.machine.memory_limit import run_inside
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+number = int(sys.argv[1])
+sys.exit(run_inside(lambda: os.kill(os.getpid(), number) if number else 7, "jclip embed"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(0, 7, ""), (11, 2, "jclip embed: ended by SIGSEGV"), (9, 137, "")]
+)
+def test_a_program_that_dies_of_its_limit_says_so(number, code, said):
+    ended = subprocess.run([sys.executable, "-c", LIMITED, str(number)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == code and ended.stderr.startswith(said) and ended.stderr.count("\n") == bool(said)
+    assert not said or "4,096 MiB" in ended.stderr
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(memory_limit, "left", lambda: 100.0 * 2**20)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with pytest.raises(
+        SetupError, match="starting Jittor needs about 500 MiB of memory, and the limit .* leaves 100 MiB"
+    ):
+        memory_limit.require_start()
+    with pytest.raises(SetupError, match="loading w needs about 640 MiB"):
+        memory_limit.require_model(200 * 2**20, "w")
+
+    def failing():
+        raise RuntimeError("Wrong inputs\n[Reason]: std::bad_alloc\nmore")
+
+    assert guarded(failing, "jclip embed") == 2
+    assert (line := capsys.readouterr().err).startswith(
+        "jclip embed: there is not enough memory ([Reason]: std::bad_alloc)"
+    )
+    assert line.count("\n") == 1

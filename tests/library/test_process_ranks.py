@@ -38,17 +38,22 @@ child = os.popen("env").read()
 given = ranks.variables()
 from jclip.data.loader import workers
 print(json.dumps([here.rank, here.size, here.local_rank, here.local_size, here.several, here.first, "OMPI_COMM" in child,
-    "PMIX" in child, given["PMIX_RANK"], ranks.folder(), os.environ["OMP_NUM_THREADS"], workers()]))
+    "PMIX" in child, given["PMIX_RANK"], ranks.folder(), os.environ["OMP_NUM_THREADS"], workers(),
+    os.environ["CUDA_VISIBLE_DEVICES"]]))
 """
-    *place, folder, threads, decoding = told(code, **AS_RANK_1_OF_4, JCLIP_WORKERS="7")
+    *place, folder, threads, decoding, card = told(
+        code, **AS_RANK_1_OF_4, JCLIP_WORKERS="7", CUDA_VISIBLE_DEVICES="3,5"
+    )
     assert place == [1, 4, 1, 2, True, False, False, False, "1"]
-    assert folder == "/scratch/of-mpirun" and decoding == 3
+    assert folder == "/scratch/of-mpirun" and decoding == 3 and card == "5"
     assert int(threads) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def test_threads_that_the_user_set_stay_and_one_process_changes_nothing():
     code = "print(json.dumps([ranks.here().several, os.environ.get('OMP_NUM_THREADS'), len(ranks.variables())]))"
     assert told(code, **AS_RANK_1_OF_4, OMP_NUM_THREADS="3")[:2] == [True, "3"]
+    of_cards = "print(json.dumps(os.environ.get('CUDA_VISIBLE_DEVICES')))"
+    assert told(of_cards, **AS_RANK_1_OF_4, CUDA_VISIBLE_DEVICES="") == ""  # none is wanted
     assert told(code) == [False, None, 0]
     assert told(code, **{**AS_RANK_1_OF_4, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}) == [
         False,

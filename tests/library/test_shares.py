@@ -13,8 +13,9 @@ from jclip.cli import main
 from jclip.data import gallery_inputs
 from jclip.data.shapes import draw_scene
 from jclip.data.shares import WHOLE, Share, share
-from jclip.errors import ConfigError
-from jclip.features import gallery_embedding, gallery_lock, part_arrays
+from jclip.data.unfinished_gallery import what_is_missing
+from jclip.errors import ConfigError, DataError
+from jclip.features import gallery_embedding, gallery_lock, part_arrays, photo_galleries
 from jclip.features.source import ModelSource
 
 MODEL = "shapes-tiny-rn"
@@ -91,13 +92,33 @@ def test_shares_bring_a_gallery_up_to_date(parts_of_8, photos, source, tmp_path)
     own = shutil.copytree(photos, tmp_path / "own")
     for folder in ("whole", "g"):
         made(own, source, tmp_path / folder)
+    before = files_of(tmp_path / "g")
+    late = made(own, source, tmp_path / "g", Share(2, 2))  # as in an array of more jobs than there are parts
+    assert (late.rows, late.encoded, late.missing) == (28, 0, None) and files_of(tmp_path / "g") == before
     draw_scene((77,), count=(1, 2)).render().save(own / "00 b.png")
-    with pytest.raises(ConfigError, match="holds a finished gallery: add --update to every shard"):
+    with pytest.raises(ConfigError, match=r"holds a gallery of other photos \(1 to add, 0 to drop\): add --update"):
         made(own, source, tmp_path / "g", Share(1, 2))
     made(own, source, tmp_path / "whole", update=True)
     outcomes = [made(own, source, tmp_path / "g", Share(number, 2), update=True) for number in (1, 2)]
     assert [outcome.encoded for outcome in outcomes] == [1, 0] and outcomes[1].added == 1
     assert files_of(tmp_path / "g") == files_of(tmp_path / "whole")
+
+
+def test_what_a_gallery_lacks_is_said(parts_of_8, photos, source, tmp_path):
+    made(photos, source, tmp_path / "g", Share(6, 6))  # which has no part
+    place = tmp_path / "g"
+    assert what_is_missing(place) == (
+        f"{place} is a gallery that is not finished: 0 of 4 parts are there, those of shard 1/6, 2/6, 3/6, 4/6 are not; run "
+        "the same `jclip embed` with --shard 1/6 and the others"
+    )
+    with pytest.raises(DataError, match="those of shard 1/6"):
+        photo_galleries.gallery_of_photos(place, MODEL)
+    (place / ".shard-6-of-6.lock").write_bytes(b"")  # killed before it knew
+    assert what_is_missing(place).endswith(
+        "is a gallery that is not finished: give `jclip embed` the same command again"
+    )
+    for none in (photos, photos / "00 a.png", place / "absent"):
+        assert what_is_missing(none) == ""
 
 
 def test_one_process_finishes_what_shares_began(parts_of_8, photos, source, tmp_path):
@@ -120,6 +141,9 @@ def test_other_photos_weights_and_a_share_twice_are_refused(parts_of_8, photos, 
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match=r"another process is writing shard 2/3 of .*g: wait for its end"):
             made(photos, source, tmp_path / "g", Share(2, 3))
+        assert what_is_missing(tmp_path / "g").endswith(
+            "2 of 4 parts are there, those of shard 2/3, 3/3 are not (2/3 at work); run the same `jclip embed` with --shard 3/3"
+        )
     finally:
         os.close(descriptor)
 
@@ -203,11 +227,15 @@ def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypat
 def test_estimates_follow_from_what_was_measured():
     from jclip.features.gallery_estimate import Estimate, spoken
 
-    found = Estimate(360_000, 500, (0.001, 0.02, 0.05), 0.06, 0.11, 36.0, 700.0, 1500.0, 4)
+    found = Estimate((36_000,) * 10, 500, (0.001, 0.02, 0.05), 0.06, 0.11, 36.0, 700.0, 1500.0, 4)
     assert found.bottleneck == "the model"
-    assert found.hours() == pytest.approx(0.01 + 100 * 0.061) and found.hours(2) == pytest.approx(0.01 + 100 * 0.031)
-    assert found.hours(8) == pytest.approx(0.01 + 100 * (0.001 + 0.11 / 4))  # as many processes as cores can feed
-    assert dataclasses.replace(found, parts=1).hours(8) == found.hours()  # one part is one process's
+    assert found.hours() == pytest.approx(0.01 + 100 * 0.061) and found.hours(2) == pytest.approx(0.01 + 100 * 0.0305)
+    assert found.hours(8) == pytest.approx(0.01 + 100 * (0.001 + 0.11) / 4)  # as many processes as cores can feed
+    assert dataclasses.replace(found, sizes=(360_000,)).hours(8) == found.hours()  # one part is one process's
+    assert dataclasses.replace(found, sizes=(200_000, 100_000, 60_000)).hours(2) == pytest.approx(
+        0.01 + 26 * 0.061 / 0.36
+    )
+    assert dataclasses.replace(found, load_cpu=30).cpu_seconds(2) == pytest.approx(60 + 360_000 * 0.111)
     assert found.disk == 2 * 360_000 * 1500
     assert [spoken(hours) for hours in (0.01, 0.5, 3.4, 100)] == ["36 s", "30 min", "3.4 h", "4.17 d"]
 
@@ -222,7 +250,7 @@ def test_tars_hold_as_many_photos_a_byte_as_the_first(photos, tmp_path):
                 tar.add(photo, photo.name)
     paths, count = sample_of(gallery_inputs.read_inputs([str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]))
     sizes = [(tmp_path / name).stat().st_size for name in ("0.tar", "1.tar")]
-    assert len(paths) == 2 and sizes[1] > sizes[0] and count == round(2 * sum(sizes) / sizes[0]) > 4
+    assert len(paths) == 2 and sizes[1] > sizes[0] and count == [2, round(2 * sizes[1] / sizes[0])]
 
 
 SCENES = 25

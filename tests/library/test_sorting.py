@@ -10,8 +10,11 @@ import pytest
 
 from jclip.cli import main
 from jclip.errors import DataError
+from jclip.features.gallery import Found, Hit
+from jclip.functional.background import background
 from jclip.report import sorted_folders as sorting
 from jclip.report.predictions import Predictions
+from jclip.report.search_results import plan_links
 
 NAMES = ("cat", "绿 thing", "a/b: c?")
 
@@ -48,8 +51,42 @@ def test_sorted_and_taken_back(how, predictions, tmp_path):
     for one in placed:
         target = out / one.target
         assert target.is_symlink() == (how == "link") and target.read_bytes() == Path(one.photo).read_bytes()
-    assert main(["unsort", str(manifest)]) == 0
+    assert main(["unsort", str(manifest.parent)]) == 0
     assert not any(out.iterdir()) and all(Path(p).is_file() for p in predictions.photos)
+
+
+@pytest.mark.parametrize("how", ["copy", "link"])
+def test_more_photos_beside_those_placed_before(how, predictions, tmp_path):
+    """As by ticked photos of the page, one class after another; nothing is overwritten, and one `unsort` takes all back."""
+    out = tmp_path / "found"
+
+    def put(label: str, *rows: int) -> int:
+        hits = tuple(Hit(row, predictions.photos[row], 0.5, 0, True) for row in rows)
+        before = sorting.placed_before(out, how)
+        placed = plan_links([Found(label, hits, background(np.zeros(1), 1))], out, before)
+        sorting.place(placed, out, how, before)
+        return len(placed)
+
+    assert put("Cat", 0, 2) == 2 and put("dog", 1) == 1
+    assert (
+        put("Cat", 1, 2) == 1 and put("cat", 3) == 1
+    )  # another class whose folder a file system may take for the same
+    assert files(out) == ["Cat/1-x-2.jpg", "Cat/1-x.jpg", "Cat/2-图.png", "cat-2/1-z.png", "dog/1-x.jpg"]
+    said = (out / sorting.MANIFEST).read_bytes()
+    (out / "owl").mkdir()
+    (out / "owl" / "1-w.jpg").write_text("mine")
+    with pytest.raises(DataError, match="1-w.jpg stands there already"):
+        put("owl", 4)
+    placed = [sorting.Placement(predictions.photos[4], "owl/1-w.jpg", "owl", score=0.5)]
+    with pytest.raises(FileExistsError):
+        sorting.place(placed, out, how, sorting.placed_before(out, how))
+    assert (out / sorting.MANIFEST).read_bytes() == said and (out / "owl" / "1-w.jpg").read_text() == "mine"
+    with pytest.raises(DataError, match="found holds (copies|links): make"):
+        sorting.placed_before(out, "link" if how == "copy" else "copy")
+    assert main(["unsort", str(out / sorting.MANIFEST)]) == 0 and files(out) == ["owl/1-w.jpg"]
+    (out / sorting.MANIFEST).write_text("a note of mine")
+    with pytest.raises(DataError, match="must be a manifest"):
+        sorting.placed_before(out, how)
 
 
 def test_everything_is_sure_without_a_threshold(predictions, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jclip.functional import lbfgs
-from jclip.machine import work_meter
+from jclip.machine import solver_steps, work_meter
 from jclip.machine.work_meter import WorkMeter
 from jclip.train.cost_estimate import CostEstimate, counts_to, size, spoken
 
@@ -93,6 +93,22 @@ def test_loops_inside_of_loops(clock):
     assert meter.accounts[work_meter.MEASURING].seconds == pytest.approx(120)
 
 
+def test_compilers_are_counted_apart_from_decoding(monkeypatch):
+    """A process that ends unseen compiled; one that was seen at work, and is ended, decoded."""
+    running, ended = {7: 3.0}, [100.0]
+    monkeypatch.setattr(work_meter, "children", lambda: [*running])
+    monkeypatch.setattr(work_meter, "cpu_of", running.get)
+    monkeypatch.setattr(work_meter, "ended_seconds", lambda: ended[0])
+    with WorkMeter(100.0).running() as meter, meter.phase("training"):
+        before = meter.now()
+        running[7] += 1
+        meter.now()
+        ended[0] += 4.2 + 5.0  # the decoding process, and a compiler
+        running.clear()
+        took = meter.now() - before
+    assert meter.compiled == pytest.approx(5.2) and took[2] == pytest.approx(1.0)
+
+
 def test_a_solver_is_cut_and_its_iterations_are_guessed(clock):
     """A quadratic whose gradient shrinks at a steady pace: the guess is near to what the solver takes."""
     scale = np.linspace(1, 300, 60)
@@ -113,7 +129,7 @@ def test_a_solver_is_cut_and_its_iterations_are_guessed(clock):
 
 def test_a_solver_that_comes_slowly_takes_no_more_steps_than_it_may(clock):
     with (meter := WorkMeter(1.0)).running():
-        steps, ended, done = work_meter.SolverSteps(100, 1e-6), False, 0
+        steps, ended, done = solver_steps.SolverSteps(100, 1e-6), False, 0
         while not ended:
             clock.spend(1.0)
             done += 1
@@ -127,12 +143,12 @@ def test_ranks_share_what_they_can_and_add_what_they_must():
     training = work_meter.Account("training", np.array([40.0, 60.0, 0.0]), np.array([60.0, 90.0, 0.0]), "steps", 4, 10)
     rest = work_meter.Account(work_meter.WHOLE, np.array([20.0, 20.0, 0.0]))
     found = CostEstimate(
-        (training, rest), 30, 3.0, 1.0, 2**30, 0, 2**20, 2**21, 0, 4, True, (10.0, 15.0), 4.0
+        (training, rest), 30, 2.0, 1.0, 2**30, 0, 2**20, 2**21, 0, 4, True, (10.0, 15.0), 4.0
     )  # fmt: skip
     assert found.seconds == 122 and found.by_ranks(1) == 122
     assert found.by_ranks(2, machines=True) == 22 + 90 / 2 + 10 + 4
     assert found.by_ranks(4, machines=True) == 22 + 90 / 4 + 10 + 6
-    assert found.by_ranks(2) == 22 + max(59, (150 + 15) / 4) and found.by_ranks(8) == 22 + max(28.25, 255 / 4)
+    assert found.by_ranks(2) == 22 + max(59, (150 + 15) / 4) and found.by_ranks(8) == (8 * 20 + 255 + 8 * 7) / 4
     lines = "\n".join(found.lines((1, 2)))
     assert "4 of 10 steps (training)" in lines and "time, extrapolated: 122 s" in lines.replace("2.03 min", "122 s")
     assert "bottleneck: training, 82 % of the time: the model" in lines

@@ -14,7 +14,7 @@ import safetensors.torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers.models.siglip2 import image_processing_pil_siglip2 as reference  # noqa: E402
 
-from convert.cli import main  # noqa: E402
+from convert.cli import inspect, main  # noqa: E402
 from jclip.data import workers  # noqa: E402
 from jclip.data.augment import AUGMENTS, TEST_VIEWS, Views  # noqa: E402
 from jclip.data.loader import batches  # noqa: E402
@@ -164,8 +164,10 @@ def test_gradients_and_dense_features_of_another_grid(tmp_path, close):
         model.encode_image(np.zeros((1, 3, PATCH, PATCH + 1), np.float32))
 
 
-def test_naflex_in_and_out_changes_no_bit(tmp_path):
+def test_naflex_in_and_out_changes_no_bit(tmp_path, capsys):
     theirs = naflex_folder(tmp_path / "in", 3)
+    assert inspect([str(tmp_path / "in")]) == 0
+    assert "layout       Hugging Face Siglip2Model folder\n" in capsys.readouterr().out
     assert main([str(tmp_path / "in"), str(tmp_path / "a.safetensors"), "--check"]) == 0
     assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "out"), "--to", "huggingface"]) == 0
     back = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL import Image
 
 from jclip.cli import main
 from jclip.readers import read_weights
-from tests.killed import killed_at
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = ROOT / "configs" / "contrastive" / "smoke.yaml"
@@ -110,24 +108,6 @@ def test_an_unlocked_top_moves_with_its_statistics_and_nothing_below(small_model
     assert not [k for k in moved if not k.startswith(("visual.layer4.", "visual.attnpool.", "logit_scale"))]
 
 
-def test_killed_with_9_and_run_again_gives_the_same_bits(tmp_path):
-    command = [sys.executable, "-m", "finetune", "train", str(SMOKE), *QUICK, "data.scenes=40", "optim.epochs=4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def finish(folder):
-        place = ["--run", str(tmp_path / folder)]
-        return subprocess.run([*command, *place], cwd=ROOT, env=environment, capture_output=True, text=True).stderr
-
-    errors = finish("whole")
-    assert (tmp_path / "whole" / "result.json").is_file(), errors
-    killed_at("*/train.safetensors", *command[3:], "--run", str(tmp_path / "broken"))
-    assert not (tmp_path / "broken" / "result.json").is_file() and len(lines_of(tmp_path / "broken")) == 1
-    errors = finish("broken")
-    a, b = (tmp_path / folder / "model.safetensors" for folder in ("whole", "broken"))
-    assert a.read_bytes() == b.read_bytes(), errors
-    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -172,17 +152,24 @@ def test_a_long_warm_up_is_warned_of(tmp_path, capsys):
     assert "the warm-up takes 2 of 3 steps, more than a fifth: lower optim.warmup?" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path):
-    """Files may not grow beyond 8 MB here, so that the first checkpoint does not fit; with room it goes on."""
-    command = f"{sys.executable} -m finetune train {SMOKE} {' '.join(QUICK)} --run {tmp_path}/r"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        f"ulimit -f 16000; exec {command}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    got = [line for line in done.stderr.splitlines() if line.startswith("finetune train:")]
-    assert done.returncode == 2 and len(got) == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "File too large" in got[0] and "train.next.safetensors" in got[0]
+@contextmanager
+def files_up_to(size: int):
+    """Files of this process may not grow beyond it, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, capsys):
+    """The first checkpoint does not fit into 8 MB; with room it goes on."""
+    with files_up_to(8_000_000):
+        assert train(tmp_path / "r", *QUICK) == 2
+    said = capsys.readouterr().err
+    got = [line for line in said.splitlines() if "train.next.safetensors" in line]
+    assert len(got) == 1 and "File too large" in got[0] and "Traceback" not in said, said
     assert not list((tmp_path / "r").glob("*.safetensors")) and not list((tmp_path / "r").glob(".*.part"))
-    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert train(tmp_path / "r", *QUICK) == 0
     assert [line["epoch"] for line in lines_of(tmp_path / "r")] == [0, 1, 2]

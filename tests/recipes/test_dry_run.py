@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from jclip import paths
 from jclip.cli import main
 from jclip.data.splits import read_photos
-from jclip.machine import work_meter
+from jclip.machine import process_times, work_meter
 from jclip.train import cost_estimate
 from jclip.train.configs import read_config
+from tests.conftest import use_cache
 
 RECIPES = ["full", "contrastive", "coop", "linear_probe", "tip_adapter", "text_as_image", "curriculum", "zero_shot"]
 
@@ -28,8 +28,8 @@ def soon(monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_any_recipe_says_what_it_takes_and_leaves_nothing(recipe, tmp_path, capsys):
-    kept = [paths.cache_dir("features"), paths.cache_dir("classifiers")]  # of this test alone
+def test_any_recipe_says_what_it_takes_and_leaves_nothing(recipe, tmp_path, capsys, monkeypatch):
+    use_cache(tmp_path / "cache", monkeypatch.setattr)
     run = tmp_path / "run"
     assert main(["train", f"{recipe}/smoke", "--run", str(run), "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_any_recipe_says_what_it_takes_and_leaves_nothing(recipe, tmp_path, caps
     assert "measured here for" in said and "by one process" in said and "memory: " in said and "bottleneck: " in said
     assert "in the run's folder" in said and said.endswith("repeat without --dry-run to do it\n")
     assert ("learns in one" in said) == (recipe in ("linear_probe", "tip_adapter", "zero_shot"))
-    assert not [file for folder in kept for file in folder.iterdir()]
+    assert not process_times.size_of([tmp_path / "cache" / name for name in ("features", "classifiers", "galleries")])
 
 
 def test_all_of_the_work_is_counted(photo_folder, small_models):

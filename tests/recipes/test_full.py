@@ -166,7 +166,7 @@ def test_a_locked_text_tower_is_run_once(small_models, monkeypatch, close):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["optim.batch=19"], "optim.batch must be at most 18, the training photos, got 19"),
+        (["optim.batch=19"], "at most 18, the training photos, got 19: set optim.batch=18"),
         (["data.seed=-1"], "data.seed must be at least 0, got -1"),
         (["data.val_shots=0"], "choosing the epoch needs validation photos, and there are none"),
         (["data.root=nowhere"], "data.root must be a folder"),

@@ -17,7 +17,7 @@ from jclip.cli import main
 from jclip.functional.score_ensemble import searched_weights, weighted
 from jclip.report.score_files import read_scores
 from jclip.train.run import read_result
-from tests.killed import killed_at
+from tests.killed import killed_at, made_again
 from tests.loopback import Loopback, said
 from tests.recipes.multi_label_folder import LABELS, NAMES, write_folder
 
@@ -133,16 +133,14 @@ def test_again_it_does_nothing_anew_and_a_new_setting_only_what_depends_on_it(ma
     assert [state == "done" for state in states] == [True, True, False]
 
 
-def test_killed_twice_and_equal_to_the_run_that_was_not(made, small_models, tmp_path):
-    config = write_folder(tmp_path / "killed", small_models["resnet"])
-    command = arguments(config, config.parent / "runs")
-    killed_at("*/teacher-*/train.safetensors", *command)
-    assert not (config.parent / "results").exists() and len([*config.parent.rglob("result.json")]) == 1
-    killed_at("*/scores-test-*/parts/*", *command)
-    assert main(command) == 0
-    for name, own in files(config.parent / "results").items():
-        if name != "scores.npz":  # which names the photos by their folder
-            assert own == files(made.parent / "results")[name], name
+def test_killed_twice_and_equal_to_the_run_that_was_not(made):
+    root = made.parent
+    command = arguments(made, root / "runs")
+    with made_again(root / "runs", root / "results"):
+        killed_at("*/teacher-*/train.safetensors", *command)
+        assert not (root / "results").exists() and len([*(root / "runs").rglob("result.json")]) == 1
+        killed_at("*/scores-test-*/parts/*", *command)
+        assert main(command) == 0
 
 
 def test_choices_are_made_on_validation_photos_alone(made, tmp_path, capsys):

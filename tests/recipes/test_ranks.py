@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jclip.machine import open_mpi
+from jclip.machine import gpu, open_mpi
 from jclip.paths import cache_dir
 from jclip.readers import read_weights
 
@@ -36,6 +36,7 @@ def ranks(
     if others:
         started += [":", "-np", "1", sys.executable, *others]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "JCLIP_WORKERS": "0", **environment}
+    given["OMPI_MCA_mpi_yield_when_idle"] = "1"  # who waits leaves the processor to others, tests beside it among them
     return open_mpi.start_ranks(MPI, count - bool(others), started, given)
 
 
@@ -53,18 +54,44 @@ def of_one_process() -> dict[str, tuple]:
     return {case: (steps(case), steps(case, noise=ROUNDING)) for case in CASES}
 
 
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory) -> dict[str, str]:
+    """A library that ranks can take for NCCL's, and the variable by which they find it."""
+    folder, source = tmp_path_factory.mktemp("nccl"), ROOT / "tests" / "cuda" / "nccl_stand_in.cpp"
+    command = [MPI.compiler, "-x", "c++", "-std=c++17", "-Wall", "-Werror", "-shared", "-fPIC", source, "-lstdc++"]
+    subprocess.run([*command, "-o", folder / "libnccl.so.2"], check=True)
+    return {"nccl_lib_path": str(folder)}
+
+
 @pytest.mark.parametrize("count", [2, 3])
-def test_twenty_steps_are_those_of_one_process(count, of_one_process, tmp_path, close):
+def test_twenty_steps_are_those_of_one_process(count, of_one_process, stand_in, tmp_path, close):
+    """By two through the host's memory; by three as on GPUs, with a stand-in for NCCL."""
     cases = {k: v for k, v in of_one_process.items() if count == 2 or k == "softmax local"}
-    done = ranks(count, "-m", "tests.recipes.steps_of_ranks", str(tmp_path / "found.npz"), *cases)
+    module = ["tests.recipes.steps_of_ranks"] if count == 2 else ["tests.recipes.nccl_stand_in", "steps"]
+    done = ranks(count, "-m", *module, str(tmp_path / "found.npz"), *cases, **stand_in)
     assert done.returncode == 0, done.stderr
-    found = np.load(tmp_path / "found.npz")
+    if count == 3:
+        launches = {int(line) for line in done.stdout.split()}
+        assert len(launches) == 1 and min(launches) > 2 + 20, done.stdout
+    compare(np.load(tmp_path / "found.npz"), cases, close, "ranks")
+
+
+def compare(found, cases: dict[str, tuple], close, what: str) -> None:
     for case, (one, moved) in cases.items():
         for name, wanted in one.items():
             got, drift = found[f"{case}/{name}"], float(np.abs(wanted - moved[name]).max())
             kind = "contrastive_trajectory_loss" if name == "losses" else "contrastive_trajectory"
-            label = f"ranks: {case}, {'losses' if name == 'losses' else 'weights'}"
+            label = f"{what}: {case}, {'losses' if name == 'losses' else 'weights'}"
             close(*(without_key_bias(name, x) for x in (got, wanted)), kind, label, drift=drift)
+
+
+@pytest.mark.skipif(len(gpu.find_gpus()[0]) < 2, reason="two GPUs are needed")
+def test_two_cards_take_the_steps_of_one(of_one_process, tmp_path, close):
+    done = ranks(2, "-m", "jclip.kernels.ranks_trial")
+    assert [line.startswith("right, gradients by NCCL") for line in done.stdout.splitlines()] == [True] * 2, done.stderr
+    done = ranks(2, "-m", "tests.recipes.steps_of_ranks", str(tmp_path / "found.npz"), *of_one_process)
+    assert done.returncode == 0 and "through the host" not in done.stderr, done.stderr
+    compare(np.load(tmp_path / "found.npz"), of_one_process, close, "two GPUs")
 
 
 DYING = """
@@ -233,9 +260,20 @@ def test_every_recipe_ends_as_by_one_process(count, recipes, tmp_path, close):
         }
 
 
-def test_the_doctors_trial():
-    done = ranks(2, "-m", "jclip.kernels.ranks_trial")
-    assert done.returncode == 0 and done.stdout.split() == ["right", "right"], done.stderr
+def test_the_doctors_trial_and_what_becomes_of_it_where_nccl_fails(stand_in):
+    host, version = "through the host's memory", "2.9.3"
+    reasons = [
+        f"rank 1: NCCL {version}: ncclCommInitRank failed: unhandled system error",
+        f"rank 1: NCCL {version} summed known numbers wrongly",
+        "ranks 0 and 1 share one GPU, NCCL wants one for each",
+        "JCLIP_NCCL=0",
+    ]
+    ways = [f"{host} (no GPU)", f"by NCCL {version}", *(f"{host} ({why})" for why in reasons)]
+    done = ranks(2, "-m", "tests.recipes.nccl_stand_in", "modes", JCLIP_DEVICE="cpu", **stand_in)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(2 * [f"True {way}" for way in ways])
+    said = [f"jclip: gradients of 2 ranks are summed {host}: {why}" for why in reasons[:-1]]  # of JCLIP_NCCL=0 nothing
+    assert lines_of(done) == said
 
 
 def test_what_one_process_does_is_done_by_the_first():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,30 +68,20 @@ def test_what_is_wrong_is_reported_before_the_first_run(tmp_path):
 
 
 def test_killed_with_9_and_finished_by_the_same_command(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "finetune",
-        "sweep",
-        "tip_adapter/smoke",
-        "data.shots=1,2,4",
-        "seed=1,2",
-        "data.pool=4",
-    ]
-    command += ["optim.epochs=4", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed_at("*/result.json", *command[3:], times=2)
-    assert len(list((tmp_path / "runs").rglob("result.json"))) == 2
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    killed = rows_of(tmp_path / "out" / "sweep.csv")
-    whole = [*command[:-1], str(tmp_path / "whole")]
-    whole[whole.index(str(tmp_path / "runs"))] = str(tmp_path / "runs of the whole")
-    assert subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True).returncode == 0
-    columns = ("config", "shots", "seed", "val_top1", "test_top1")
-    assert [[r[c] for c in columns] for r in killed] == [
-        [r[c] for c in columns] for r in rows_of(tmp_path / "whole" / "sweep.csv")
-    ]
+    settings = ["data.shots=1,2,4", "seed=1,2", "data.pool=4", "optim.epochs=4"]
+
+    def command(name: str) -> list[str]:
+        places = ["--runs", str(tmp_path / name / "runs"), "--out", str(tmp_path / name / "out")]
+        return ["sweep", "tip_adapter/smoke", *settings, *places]
+
+    killed_at("*/result.json", *command("killed"), times=2)
+    assert len(list((tmp_path / "killed" / "runs").rglob("result.json"))) == 2
+    tables = []
+    for name in ("killed", "whole"):
+        assert main(command(name)) == 0
+        rows = rows_of(tmp_path / name / "out" / "sweep.csv")
+        tables.append([[r[c] for c in ("config", "shots", "seed", "val_top1", "test_top1")] for r in rows])
+    assert tables[0] == tables[1] and len(tables[0]) == 6
 
 
 def test_what_can_not_run_is_reported_and_the_rest_runs(tmp_path, capsys):

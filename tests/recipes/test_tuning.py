@@ -162,7 +162,7 @@ def test_checkpoints_every_other_epoch_and_the_last_ones_kept(tmp_path):
     last = (tmp_path / "whole" / "epoch_006.safetensors").read_bytes()
     assert last == (tmp_path / "whole" / "model.safetensors").read_bytes()
     killed_at("*/train.safetensors", *command[3:], "--run", str(tmp_path / "broken"))
-    assert not (tmp_path / "broken" / "result.json").is_file()
+    assert not (tmp_path / "broken" / "result.json").is_file() and len(lines_of(tmp_path / "broken")) == 1
     errors = finish("broken")
     for name in [*names, "model.safetensors", "metrics.jsonl"]:
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (name, errors)

@@ -48,6 +48,7 @@ def _layer_rules(source: str, target: str, packed: str, side: int) -> list[Rule]
 
 
 HUGGING_FACE, OPEN_CLIP = "Hugging Face SiglipModel", "open_clip's SigLIP"
+NAFLEX = "Hugging Face Siglip2Model"  # the names of the other, whose description tells them apart
 
 
 def tower_alone(names: Set[str]) -> str:
@@ -87,6 +88,11 @@ RULES = [
     Rule(("logit_bias",), "logit_bias"),
     *(Rule((f"{tower}_model.embeddings.position_ids",), "") for tower in ("vision", "text")),  # of old exports
 ]
+
+
+def called(layout: str, config: CLIPConfig) -> str:
+    """Return what people call a layout: NaFlex weights have the names of `SiglipModel`'s, and are a `Siglip2Model`."""
+    return NAFLEX if layout == HUGGING_FACE and config.vision is not None and config.vision.any_shape else layout
 
 
 def hugging_face(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], Report]:

@@ -1,0 +1,93 @@
+"""Settings that are given and would change nothing, because a switch beside them is off, or nothing reads them at all.
+
+A group of settings says it itself, in a class variable `READ_WITH`: what must hold → the settings that are read then alone.
+
+    READ_WITH = {"search=true": ("search_alpha", "search_steps"), "train=true": ("optim",), "": ("optim.warmup",)}
+
+`""` never holds; `head=linear|adapter` holds for either, `teacher!=` for any but the empty value. `optim` stands for all
+that is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from jclip.config import protocols
+from jclip.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """What a setting is read with, in a group: `name` must be one of `wanted`, or with `other` none of them."""
+
+    group: str  # with a dot behind it, as in `optim.`
+    name: str = ""  # none: nothing reads the setting
+    wanted: tuple[str, ...] = ()
+    other: bool = False
+
+    @staticmethod
+    def of(group: str, text: str) -> Switch:
+        """As `READ_WITH` has it."""
+        name, _, wanted = text.partition("=")
+        return Switch(group, name.rstrip("!"), tuple(wanted.split("|")), name.endswith("!"))
+
+    def holds(self, node: Any) -> bool:
+        """Whether the group's values are so."""
+        return bool(self.name) and (_shown(getattr(node, self.name)) in self.wanted) != self.other
+
+    def phrase(self, node: Any) -> str:
+        """Why a setting is not read."""
+        if not self.name:
+            return "this recipe does not read it"
+        values = " or ".join(value or "empty" for value in self.wanted)
+        got = _shown(getattr(node, self.name)) or "empty"
+        return f"it is read with {self.group}{self.name} {'not ' * self.other}{values}, got {got}"
+
+
+def refuse_unread(config: protocols.Dataclass, values: Mapping[str, Any], overrides: Iterable[str], place: str) -> None:
+    """Raises `ConfigError` for the first setting that was given and is not read.
+
+    values: what the file `place` holds. A switch that `overrides` (`key=value`) set leaves the file's settings for it in
+    peace, and a file that holds every setting gives none: a run wrote it.
+    """
+    given = [override.partition("=")[0] for override in overrides]
+    for name in given:
+        if why := unread(config, name):
+            raise ConfigError(f"{name} must be left out: {why}")
+    if {field.name for field in dataclasses.fields(config)} <= {*values}:
+        return
+    for name in _dotted(values):
+        if why := unread(config, name, set_elsewhere=given):
+            raise ConfigError(f"{place}: {name} must be left out: {why}")
+
+
+def unread(config: Any, name: str, set_elsewhere: Collection[str] = ()) -> str:
+    """Why nothing reads the setting of this dotted name, but for switches that are `set_elsewhere`; "" where it is read."""
+    group, node = "", config
+    while dataclasses.is_dataclass(node):
+        for text, settings in getattr(node, "READ_WITH", {}).items():
+            if not any(name == one or name.startswith(f"{one}.") for one in settings):
+                continue
+            switch = Switch.of(group, text)
+            if not switch.holds(node) and f"{group}{switch.name}" not in set_elsewhere:
+                return switch.phrase(node)
+        head, _, name = name.partition(".")
+        group, node = f"{group}{head}.", getattr(node, head, None)
+    return ""
+
+
+def _shown(value: Any) -> str:
+    """As it is written in a setting."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
