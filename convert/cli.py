@@ -71,8 +71,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--check", action="store_true", help="also compare the output for a fixed input with the family's reference"
     )
-    add_identity(p)
-    add_prompts(p)
+    p.add_argument(
+        "--rest-of",
+        type=nonempty,
+        metavar="FOLDER",
+        help="with --to fg_clip: the authors' folder, from which DST takes what SRC does not hold: the other ways to read "
+        "texts, the dense head, configuration and tokenizer",
+    )
+    p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
+    add_identity(p.add_argument_group("what SRC may not say of itself"))
+    finished = p.add_argument_group("DST as a finished run")
+    add_prompts(finished)
+    add_heads(finished)
+    add_sizes(p.add_argument_group("other sizes"))
+    return p
+
+
+def add_heads(p: argparse._ArgumentGroup) -> None:
+    """Options for what SRC holds beside a model's towers."""
     p.add_argument(
         "--head",
         nargs="?",
@@ -87,14 +103,10 @@ def parser() -> argparse.ArgumentParser:
         help="SRC is a checkpoint of CLIP-VG, towers and fusion network: DST becomes a finished run; or SRC is such a run: "
         "DST, a .pth, becomes a checkpoint of CLIP-VG",
     )
-    p.add_argument(
-        "--rest-of",
-        type=nonempty,
-        metavar="FOLDER",
-        help="with --to fg_clip: the authors' folder, from which DST takes what SRC does not hold: the other ways to read "
-        "texts, the dense head, configuration and tokenizer",
-    )
-    p.add_argument("--tower", choices=("image", "text"), help="the tower that SRC holds, or the one to keep")
+
+
+def add_sizes(p: argparse._ArgumentGroup) -> None:
+    """Options that resample positions."""
     p.add_argument(
         "--image-size",
         type=whole(1, LARGEST_SIZE),
@@ -114,7 +126,6 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="how (default: auto, which truncates, or grows linearly); long-clip: 77 tokens to 248, the first 20 kept",
     )
-    return p
 
 
 _SRC = (
@@ -123,7 +134,7 @@ _SRC = (
 )
 
 
-def add_identity(p: argparse.ArgumentParser) -> None:
+def add_identity(p: argparse._ActionsContainer) -> None:
     """Options for what a file may not say of itself."""
     add_shared(p, "--family")
     p.add_argument(
@@ -156,7 +167,7 @@ def add_identity(p: argparse.ArgumentParser) -> None:
     )
 
 
-def add_prompts(p: argparse.ArgumentParser) -> None:
+def add_prompts(p: argparse._ActionsContainer) -> None:
     """Options for a SRC that holds learned prompts."""
     p.add_argument(
         "--prompts-of",

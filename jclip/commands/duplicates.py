@@ -45,9 +45,9 @@ def main(argv: list[str]) -> int:
     refuse_overwriting([args.out, args.sheet], [args.place])
     gallery = _gallery(args)
     groups = duplicate_groups.find_groups(gallery.store, args.above)
-    photos = sum(len(group.rows) for group in groups)
-    within = f"{photos:,} of {counted(len(gallery), 'photo')}"
-    say(f"{counted(len(groups), 'group')} of {within} with a cosine of at least {args.above:g}")
+    photos, alike = sum(len(group.rows) for group in groups), f"with a cosine of at least {args.above:g}"
+    found = f"{counted(len(groups), 'group')} of {photos:,}" if groups else "no two"
+    say(f"{found} of {counted(len(gallery), 'photo')} {alike}")
     for place, group in enumerate(groups[:SHOWN], start=1):
         say(f"\n{place}. {group.said}")
         for row, score in zip(group.rows, group.scores, strict=True):

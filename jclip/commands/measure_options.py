@@ -30,15 +30,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--common", action="store_true", help="measure photos that have both scores and labels, leave out the others"
     )
-    _add_counting(p)
-    _add_combining(p)
-    _add_deciding(p)
+    _add_counting(p.add_argument_group("what is counted"))
+    _add_combining(p.add_argument_group("global and local scores, several files"))
+    _add_deciding(p.add_argument_group("decisions"))
     p.add_argument("--per-class", type=nonempty, metavar="FILE", help="also write a .csv of the last row by class")
     add_shared(p, "--out", ": a .json with all metrics and how they were counted")
     return p
 
 
-def _add_counting(p: argparse.ArgumentParser) -> None:
+def _add_counting(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--difficult", choices=("as_negative", "ignore"), default="as_negative",
         help="VOC's difficult objects: absent, or their class left out of that photo (default: as_negative)",
@@ -74,7 +74,7 @@ def _add_counting(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_combining(p: argparse.ArgumentParser) -> None:
+def _add_combining(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--merge", type=_merge, metavar="R|search",
         help="of files with global and local scores, also R global + (1 - R) local; search: the R of the best mAP",
@@ -97,7 +97,7 @@ def _add_combining(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_deciding(p: argparse.ArgumentParser) -> None:
+def _add_deciding(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--at",
         nargs="+",

@@ -32,6 +32,16 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--root", type=nonempty, metavar="FOLDER", help="what lists are relative to (default: the list's folder)"
     )
+    add_windows(p.add_argument_group("windows"))
+    add_scores(p.add_argument_group("scores, ensembles"))
+    shared_parts.add_options(p)
+    out = "results/scores"
+    add_shared(p, "--out", f": a folder of score files, which `jclip measure` reads (default: {out})", default=out)
+    return p
+
+
+def add_windows(p: argparse._ArgumentGroup) -> None:
+    """Which windows of a photo are scored, and how they become one score."""
     p.add_argument(
         "--windows", choices=WINDOW_MODES, default="even",
         help="none, even, the published seed, or dense: of one large map, faster and approximate (default: even)",
@@ -62,6 +72,10 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--kappa", type=number(0, 1e6), default=1.5, metavar="X", help="whole photo + X windows (default: 1.5)"
     )
+
+
+def add_scores(p: argparse._ArgumentGroup) -> None:
+    """What becomes of global and local scores, and of several runs' together."""
     p.add_argument(
         "--local-weight", type=number(0, 1e6), metavar="X",
         help="global + X local scores (default: as the run merges them)",
@@ -88,10 +102,6 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "--list", type=nonempty, metavar="FILE",
         help="also write the contest's list of the ensemble, or the one run: a .json of a list of numbers for each photo",
     )  # fmt: skip
-    shared_parts.add_options(p)
-    out = "results/scores"
-    add_shared(p, "--out", f": a folder of score files, which `jclip measure` reads (default: {out})", default=out)
-    return p
 
 
 def score(argv: list[str]) -> int:
