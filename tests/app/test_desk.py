@@ -60,7 +60,7 @@ def test_all_work_is_done_by_one_thread_short_work_in_between(desk):
 def test_what_is_stopped_ends_at_its_next_step(desk):
     def long() -> None:
         for step in itertools.count():
-            desk.step(step, 1000)
+            desk.step(step % 1000, 1000)
             time.sleep(0.002)
 
     waiting = desk.later(long)
