@@ -100,15 +100,19 @@ def link(photo: Path, place: Path) -> None:
 def challenge(folder: Path, settings: Sequence[str], kill_at: str = "") -> None:
     """Runs the challenge in `folder` to its end, or until a file that is named so begins to be there."""
     places = ["--runs", str(folder / "runs"), f"out={folder / 'results'}"]
-    command = [f"data.root={folder / 'challenge'}", *settings, *places]
+    run_or_kill(folder, ["challenge", f"data.root={folder / 'challenge'}", *settings, *places], kill_at)
+
+
+def run_or_kill(folder: Path, command: Sequence[str], kill_at: str) -> None:
+    """Runs one of the project's commands to its end, or until a file below `folder` that is named so begins to be there."""
     begun = time.monotonic()
     if not kill_at:
-        finetune("challenge", *command)
+        finetune(*command)
         print(f"{folder.name}: ended after {time.monotonic() - begun:.0f} s", flush=True)
         return
     if list(folder.rglob(kill_at)):
         return  # an earlier call of this program got as far
-    process = subprocess.Popen([sys.executable, "-m", "finetune", "challenge", *command], env=environment())
+    process = subprocess.Popen([sys.executable, "-m", "finetune", *command], env=environment())
     while process.poll() is None and not list(folder.rglob(kill_at)):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

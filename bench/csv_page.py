@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from jclip.paths import replacing
 
 
 def read(path: Path) -> list[dict[str, str]]:
     """The lines of the CSV."""
     with open(path, encoding="utf-8", newline="") as f:
         return list(csv.DictReader(f))
+
+
+def write(path: Path, columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
+    """The CSV of all lines, at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def with_tables(page: str, marks: tuple[str, str], tables: str, title: str) -> str:

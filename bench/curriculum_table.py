@@ -15,17 +15,16 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from csv_page import read  # noqa: E402
+from csv_page import read, write  # noqa: E402
 from curriculum_page import COLUMNS, written  # noqa: E402
 
 from jclip.cli import main as jclip  # noqa: E402
-from jclip.paths import replacing  # noqa: E402
 
 MODES = ("ssa", "msa")
 
@@ -48,7 +47,7 @@ def main() -> int:
         for mode in MODES:
             for seed in args.msa_seeds if mode == "msa" else args.seeds:
                 lines += lines_of(finished(args.runs, mode, seed, args.settings), mode, seed)
-        write_csv(file, lines)
+        write(file, COLUMNS, lines)
     for language, page in (("en", args.out / file.name), ("zh", args.out / "zh" / file.name)):
         page = page.with_suffix(".md")
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -96,14 +95,6 @@ def counted(folder: Path, run: str) -> Counter[tuple[str, str]]:
     text = (folder / run / "rows.jsonl").read_text(encoding="utf-8")
     rows = map(json.loads, text.splitlines())
     return Counter((row["source"], "corrupted" if "corrupted" in (row["extra"] or {}) else "clean") for row in rows)
-
-
-def write_csv(file: Path, lines: Iterable[dict[str, object]]) -> None:
-    """The lines, whole or not at all."""
-    with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ of rows and seeds that are not asked for stay as they are.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from csv_page import read  # noqa: E402
+from csv_page import read, write  # noqa: E402
 from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, written  # noqa: E402
 
 import finetune  # noqa: E402, F401 - offers its recipes
@@ -72,7 +71,7 @@ def main() -> int:
     if unknown := [name for name in args.rows or () if name not in known]:
         p.error(f"--rows must be of {', '.join(map(repr, known))}, got {unknown[0]!r}")
     for lines in () if args.table else made(args.rows or known, args.seeds, args.runs, args.quick):
-        write_csv(file, merged(read(file) if file.is_file() else [], lines))
+        write(file, COLUMNS, merged(read(file) if file.is_file() else [], lines))
         write_pages(args.out)
     write_pages(args.out)
     print(f"written: {file}, grounding_results.md beside it and in zh/")
@@ -187,15 +186,6 @@ def merged(before: Sequence[Line], lines: Sequence[Line]) -> list[Line]:
         return names.index(line["row"]) if line["row"] in names else len(names), line["row"], line["seed"], line["part"]
 
     return sorted({key(line): line for line in (*before, *lines)}.values(), key=key)
-
-
-def write_csv(path: Path, lines: Sequence[Line]) -> None:
-    """All lines, at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def write_pages(out: Path) -> None:

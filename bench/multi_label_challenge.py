@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.challenge import environment, finetune, write_backbone  # noqa: E402
+from bench.challenge import run_or_kill, write_backbone  # noqa: E402
 
 SMALL = (
     "generate.count=240", "generate.hard=[toaster, hair drier]", "choose=[merge, ensemble]",
@@ -70,20 +67,7 @@ def challenge(folder: Path, settings: Sequence[str], kill_at: str = "") -> None:
     """Runs the challenge in `folder` to its end, or until a file that is named so begins to be there."""
     places = ["--runs", str(folder / "runs"), f"out={folder / 'results'}"]
     command = ["challenge", str(ROOT / "configs" / "multi_label_challenge.yaml"), *settings, *places]
-    begun = time.monotonic()
-    if not kill_at:
-        finetune(*command)
-        print(f"{folder.name}: ended after {time.monotonic() - begun:.0f} s", flush=True)
-        return
-    if list(folder.rglob(kill_at)):
-        return  # an earlier call of this program got as far
-    process = subprocess.Popen([sys.executable, "-m", "finetune", *command], env=environment())
-    while process.poll() is None and not list(folder.rglob(kill_at)):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    if process.wait() != -signal.SIGKILL:
-        raise SystemExit(f"{folder.name}: ended before it could be killed at {kill_at}")
-    print(f"{folder.name}: killed after {time.monotonic() - begun:.0f} s, at {kill_at}", flush=True)
+    run_or_kill(folder, command, kill_at)
 
 
 def compare(out: Path) -> int:

@@ -12,7 +12,6 @@ broken command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import sys
@@ -25,13 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import multi_label_rows as rows  # noqa: E402
-from csv_page import read  # noqa: E402
+from csv_page import read, write  # noqa: E402
 from multi_label_page import COLUMNS, written  # noqa: E402
 
 from jclip.functional import score_ensemble  # noqa: E402
 from jclip.functional.multi_label_metrics import average_precision_per_class, mean_over_classes  # noqa: E402
 from jclip.functional.window_fusion import branch_scores, merged_scores, model_scores  # noqa: E402
-from jclip.paths import replacing  # noqa: E402
 
 Key = tuple[str, str]  # set and part of photos
 Lines = list[dict[str, object]]
@@ -55,7 +53,7 @@ def main() -> int:
     if args.table and not file.is_file():
         p.error(f"{file} is not there: leave --table out to make it")
     if not args.table:
-        write_csv(file, measured(args.runs, args.seeds, args.quick))
+        write(file, COLUMNS, measured(args.runs, args.seeds, args.quick))
     for language, page in (
         ("en", args.out / "multi_label_results.md"),
         ("zh", args.out / "zh" / "multi_label_results.md"),
@@ -231,15 +229,6 @@ def choose_ensemble(parts: Mapping[str, np.ndarray], targets: np.ndarray) -> Cho
 def best_of(choices: Sequence[Choice], parts, targets: np.ndarray) -> Choice:
     """The choice with the best mAP, the first of equals."""
     return max(choices, key=lambda choice: precision(choice.combine(parts), targets))
-
-
-def write_csv(path: Path, lines: Lines) -> None:
-    """All lines, at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,11 @@ def _imported(module: str, *names: str) -> list[Any]:
         found = importlib.import_module(module)
         return [getattr(found, name) for name in names]
     except (ImportError, RuntimeError) as e:  # the latter from a torchvision of another build than torch
-        reason = " ".join(str(e).split())[:120]
+        first: BaseException = e
+        while first.__cause__:  # transformers says that a class could not be imported, and not why
+            first = first.__cause__
+        reason = " ".join(str(first).split())
+        reason = reason if len(reason) <= 120 else f"{reason[:119]}…"
         raise SetupError(f"--check can't import {module} ({reason}): pip install 'jclip[parity]'") from e
 
 

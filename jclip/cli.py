@@ -85,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and not ranks.here().several:  # as a program
         return memory_limit.run_inside(lambda: main(sys.argv[1:]), " ".join(["jclip", *sys.argv[1:2]]))
     argv = sys.argv[1:] if argv is None else argv
+    if not ranks.here().first and (not argv or argv[0] not in COMMANDS):
+        return 0  # rank 0 says what is wrong
     if sys.platform == "win32":
         return fail("jclip", "native Windows is not supported: run it inside WSL2 (docs/setup.md)", 2)
     if argv == ["help"] or not argv or argv[0].startswith("-"):

@@ -176,6 +176,7 @@ def start_chromium(*arguments: str) -> Any:
             if last:
                 raise
     browser.set_script_timeout(PATIENCE)
+    browser.command_executor.client_config.timeout = 2 * PATIENCE  # of one command, the loading of a page included
     return browser
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,6 +27,17 @@ LONGEST = (
     "contract/test_recipes.py", "library/test_shares.py", "parity/test_models.py", "app/test_search_tab.py",
     "recipes/test_average.py", "library/test_memory_estimate.py", "app/test_classify_tab.py",
 )  # fmt: skip
+
+
+def pytest_sessionstart(session) -> None:
+    """Of two processes that share the whole suite one imports the tests from behind: rewriting their asserts takes long,
+    and what the one has compiled the other finds."""
+    whole = session.config.args == session.config.getini("testpaths")
+    if not whole or os.environ.get("PYTEST_XDIST_WORKER") != "gw1" or sys.dont_write_bytecode:
+        return
+    for path in sorted((ROOT / "tests").rglob("test_*.py"), reverse=True):
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # collecting imports it again, and reports it
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items) -> None:

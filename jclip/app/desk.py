@@ -96,6 +96,7 @@ class Desk:
         self._source: sources.ModelSource | None = None
         self._opening: Future | None = None
         self._again: Callable[[], Future] | None = None
+        self._stamp: tuple[int, ...] = ()  # of the gallery's manifest when it was looked at last
         self._waiting: queue.Queue[Task | None] = queue.Queue()
         self._under_way: list[Task] = []
         self._thread: int | None = None
@@ -180,10 +181,28 @@ class Desk:
         return "" if self.fault is None else self.said(self.fault, language)
 
     def opened(self) -> galleries.Gallery | None:
-        """The gallery, waited for while its first photos are being encoded. Not to be called within `work`."""
+        """The gallery, waited for while its first photos are being encoded, as it is now on disk. Not to be called within
+        `work`."""
         while self.gallery is None and self._opening is not None and not self._opening.done():
             time.sleep(0.02)
+        if self.gallery is not None and (self._opening is None or self._opening.done()):
+            with contextlib.suppress(JclipError, OSError):  # it was moved: what is open can still be searched
+                self._renew(self.gallery)
         return self.gallery
+
+    def _renew(self, gallery: galleries.Gallery) -> None:
+        """Opens it again where another process has written it since."""
+        folder = gallery.store.folder
+        about = (folder / gallery_store.MANIFEST).stat()
+        if (stamp := (about.st_ino, about.st_mtime_ns, about.st_size)) == self._stamp:
+            return
+        manifest = gallery_store.read_manifest(folder)
+        if manifest != gallery.store.manifest:
+            own = manifest.made_by == gallery.store.manifest.made_by
+            fresh = self.work(galleries.Gallery.open, folder, source=gallery.source if own else None)
+            self.gallery = fresh if own or not self._named else fresh.with_model(self._named)
+            self.model = self.model if own or self._named else manifest.model
+        self._stamp = stamp
 
     @property
     def shown_model(self) -> str:

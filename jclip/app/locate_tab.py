@@ -71,9 +71,11 @@ class LocateTab:
 
     # What the parts do
 
-    def locate(self, photo: dict[str, str], phrases: str, run: str, model: str) -> tuple[Any, dict[str, Any]]:
+    def locate(
+        self, photo: dict[str, str], phrases: str, run: str, model: str, request: gr.Request
+    ) -> tuple[Any, dict[str, Any]]:
         """A box of each phrase."""
-        with self.desk.errors_shown():
+        with self.desk.errors_shown(words.language(request)):
             path, name = self._checked(photo)
             found = self.desk.work(
                 self.locator.locate, path, name, phrases, run or "", model, long=True, key="locate.working"

@@ -13,6 +13,7 @@ from jclip.app.opened_models import OpenedModels
 from jclip.app.photo_labelling import as_argument
 from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.errors import notices_heard_by
+from jclip.features import heads
 from jclip.report import asked_photos, box_drawing, found_boxes, grounder, phrase_finder, typed_names
 
 if TYPE_CHECKING:  # help answers before Pillow is imported
@@ -54,7 +55,11 @@ class Locator:
         photo: its path; name: what it is called.
         """
         notes: list[str] = []
-        with notices_heard_by(notes.append), asked_photos.called({photo: name}):
+        with (
+            notices_heard_by(notes.append),
+            asked_photos.called({photo: name}),
+            heads.prompts_watched_by(self.desk.step),
+        ):
             said = typed_names.typed_phrases(phrases)
             picture = grounder.opened(photo)
             if run:

@@ -174,14 +174,29 @@ def guard(app: App, listens: tuple) -> App:
             await _refuse(send, 404, "not found\n")
             return
 
+        held: list[dict[str, Any]] = []  # of an answer 500: what was raised is known after it
+
         async def send_more(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
                 names = {name for name, _ in own}
                 message["headers"] = [h for h in message.get("headers", []) if h[0].lower() not in names] + own
-            await send(message)
+            if held or message.get("status") == 500:
+                held.append(message)
+            else:
+                await send(message)
 
-        await app(scope, receive, send_more)
+        try:
+            await app(scope, receive, send_more)
+        except TypeError as e:
+            if held and str(e).startswith("No value provided"):  # for an argument of an endpoint
+                held.clear()
+                await _refuse(send, 422, f"{e}\n")
+                return
+            raise
+        finally:
+            for message in held:
+                await send(message)
 
     return guarded
 

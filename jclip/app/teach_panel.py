@@ -16,7 +16,7 @@ from jclip.errors import DataError
 from jclip.features import concepts, lesson, teaching
 from jclip.functional.audited_shares import Share
 from jclip.postponed import gr
-from jclip.prompts.query_terms import CONCEPT_ENDING
+from jclip.prompts.query_terms import CONCEPT, CONCEPT_ENDING
 from jclip.report import folder_names
 
 BEST, AUDIT = 12, 40  # photos that are shown as found, and of an audit
@@ -72,6 +72,7 @@ class TeachPanel:
                 files = gr.File(
                     visible=False, interactive=False, file_count="multiple", elem_id="teach-files", show_label=False
                 )
+                saved = gr.HTML(elem_id="teach-saved")
                 self.command = shown_command.box(t("page.command"))
         self.taught = gr.State()
         shown = [self.taught, self.work, self.status, self.grid, self.best, self.command]
@@ -80,14 +81,14 @@ class TeachPanel:
             [begin.click],
             self.begin,
             sentence,
-            [*shown, name, files],
+            [*shown, name, files, saved],
             api_visibility="private",
             show_progress="minimal",
         )
         self.grid.answer(self.answer, self.taught, [self.status, self.grid, self.best], **private)
         for button, act in ((other, self.other), (undo, self.undo), (audit, self.audit)):
             button.click(act, self.taught, [self.status, self.grid, self.best], **private)
-        save.click(self.save, [self.taught, name], [files], **private)
+        save.click(self.save, [self.taught, name], [files, saved], **private)
 
     # What the parts do
 
@@ -111,7 +112,7 @@ class TeachPanel:
             name = " ".join(form.query.name.split())[:80]
             return [
                 taught, gr.update(visible=True), *self._shown(taught, language), gr.update(value=command), name,
-                gr.update(value=None, visible=False),
+                gr.update(value=None, visible=False), "",
             ]  # fmt: skip
 
     def answer(self, taught: Taught | None, event: gr.EventData, request: gr.Request) -> list[Any]:
@@ -151,11 +152,11 @@ class TeachPanel:
             taught.audit = True
             return self._next(taught, request)
 
-    def save(self, taught: Taught | None, name: str) -> Any:
+    def save(self, taught: Taught | None, name: str, request: gr.Request) -> list[Any]:
         """The concept and the answers as files."""
         with self.desk.errors_shown():
             if taught is None:
-                return gr.skip()
+                return [gr.skip()] * 2
             concept = taught.lesson.concept(" ".join((name or "").split()))
             stem = folder_names.folder_name(concept.name)[:60]
             with tempfile.TemporaryDirectory(dir=self.desk.folder) as folder:
@@ -163,7 +164,9 @@ class TeachPanel:
                 concepts.write_concept(files[0], concept)
                 answer_files.write_answers(files[1], taught.lesson.answers)
                 made = [self.desk.file(file.name, file.read_bytes()) for file in files]
-            return gr.update(value=made, visible=True)
+            place, term = Path.cwd(), f"{CONCEPT}{files[0].name}"
+            said = words.said("teach.saved", words.language(request), folder=place, term=term)
+            return [gr.update(value=made, visible=True), f"<p>{escaped(said)}</p>"]
 
     # What is shown
 

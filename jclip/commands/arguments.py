@@ -8,9 +8,10 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, get_args
 
 from jclip.commands.examples import examples_of
+from jclip.config.groups import Dtype
 from jclip.errors import ConfigError, quoted
 from jclip.weights.families import FAMILIES
 
@@ -88,6 +89,7 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {  # option → what it means in
         f"family of weights that do not state their activation: {', '.join(FAMILIES)}",
         {"choices": FAMILIES, "metavar": "NAME"},
     ),
+    "--truncate": ("cut texts that exceed the context length", {"action": "store_true"}),
     "--run": ("the run's folder", {"type": nonempty, "metavar": "FOLDER"}),
     "--runs": (
         "the folder that run folders are made in (default: runs)",
@@ -114,3 +116,11 @@ def add_shared(p: argparse._ActionsContainer, option: str, note: str = "", **mor
     meaning, given = SHARED[option]
     name, metavar = (option, {}) if option.startswith("-") else (option.lower(), {"metavar": option})
     p.add_argument(name, help=f"{meaning}{note}", **metavar, **given, **more)
+
+
+def add_dtype(p: argparse._ActionsContainer, default: str | None = None) -> None:
+    """Adds `--dtype` of commands that encode; `jclip convert` has another, of what it writes."""
+    p.add_argument(
+        "--dtype", choices=get_args(Dtype), default=default,
+        help="data type in which the encoders compute (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
+    )  # fmt: skip

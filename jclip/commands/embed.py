@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jclip.choices import GALLERY_DTYPES, default_model
 from jclip.commands import shared_parts
-from jclip.commands.arguments import Parser, add_shared, nonempty
+from jclip.commands.arguments import Parser, add_dtype, add_shared, nonempty
 from jclip.data import gallery_inputs, gallery_store, shares
 from jclip.errors import ConfigError, counted, notice, say
 from jclip.features import gallery_embedding, gallery_estimate, gallery_index, gallery_layouts
@@ -46,10 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_shared(p, "--model", "; a gallery that is there has its own (default: JCLIP_MODEL, else ViT-B/32)")
     add_shared(p, "--family")
-    p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"), default="fp32",
-        help="data type in which photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
-    )  # fmt: skip
+    add_dtype(p, default="fp32")
     shared_parts.add_options(p)
     add_shared(p, "--dry-run", ": measure for half a minute, and print what the whole takes, also for --processes")
     p.add_argument(

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         help="with --run: also draw where the network looks, as --draw does",
     )
     p.add_argument("--json", action="store_true", help="print a line of JSON per photo in place of the table")
-    p.add_argument("--truncate", action="store_true", help="cut phrases that exceed the context length")
+    add_shared(p, "--truncate")
     add_shared(p, "--on-error", " (default: stop for one photo, skip and count of several)")
     add_shared(p, "--family")
     return p

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jclip.choices import default_model
-from jclip.commands.arguments import Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import Parser, add_dtype, add_shared, nonempty, number, whole
 from jclip.data import gallery_store, row_filters
 from jclip.errors import ConfigError, JclipError, counted, notice, say
 from jclip.features import concepts, gallery_ranking, photo_galleries, query_features
@@ -33,10 +33,7 @@ Without a TERM queries are read from the terminal, or from a pipe, a line each."
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip search", description=__doc__, epilog=EPILOG)
-    p.add_argument(
-        "place", type=nonempty, metavar="PHOTOS|GALLERY",
-        help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
-    )  # fmt: skip
+    add_gallery(p)
     p.add_argument("terms", nargs="*", default=[], metavar="TERM", help="what to look for, see below")
     p.add_argument(
         "--queries", type=nonempty, metavar="FILE",
@@ -82,21 +79,30 @@ def _add_outputs(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def _add_ranking(p: argparse._ArgumentGroup) -> None:
+def add_gallery(p: argparse.ArgumentParser) -> None:
+    """What is searched."""
+    p.add_argument(
+        "place", type=nonempty, metavar="PHOTOS|GALLERY",
+        help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
+    )  # fmt: skip
+
+
+def add_model(p: argparse._ActionsContainer) -> None:
+    """What photos and texts are read with."""
     add_shared(
         p, "--model", "; a gallery is searched with the model that made it (default: JCLIP_MODEL, else ViT-B/32)"
     )
     add_shared(p, "--family")
-    p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
-        help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "
-        "int8 a CPU",
-    )  # fmt: skip
+    add_dtype(p)
+    add_shared(p, "--truncate")
+
+
+def _add_ranking(p: argparse._ArgumentGroup) -> None:
+    add_model(p)
     p.add_argument(
         "--rules", type=nonempty, metavar="SET|FILE",
         help="rewrite texts by rules: photo, traffic, or a YAML of words, prefixes and suffixes (default: none)",
     )  # fmt: skip
-    p.add_argument("--truncate", action="store_true", help="cut texts that exceed the context length")
     p.add_argument(
         "--rerank", type=nonempty, default="none", metavar="METHOD",
         help="expand, reciprocal, a3r or querybank, with settings such as expand,k=5 (default: none)",
@@ -119,7 +125,7 @@ def main(argv: list[str]) -> int:
     _check(args, queries)
     search = search_of(args)
     args.model = args.model or _model_of_concepts(args, queries)
-    gallery = gallery_of(args)
+    gallery = gallery_of(args, queries, search.rewrite)
     if args.bank:
         search = _with_bank(search, gallery, args.bank)
     how = search_results.How(
@@ -238,8 +244,11 @@ def _with_bank(search: galleries.Search, gallery: galleries.Gallery, file: str) 
     return replace(search, ranking=replace(search.ranking, bank=bank))
 
 
-def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
-    """The gallery that is named, or that of the photos. Raises `ConfigError` for another model than the gallery's."""
+def gallery_of(
+    args: argparse.Namespace, queries: Sequence[query_terms.Query], rewrite: Callable[[str], str] = str
+) -> galleries.Gallery:
+    """The gallery that is named, or that of the photos. Raises `ConfigError` for another model than the gallery's, and
+    `DataError` for a text of `queries` that its model can't read, before photos are encoded."""
     if gallery_store.is_gallery(args.place):
         if args.family or args.dtype:
             raise ConfigError(
@@ -252,7 +261,8 @@ def gallery_of(args: argparse.Namespace) -> galleries.Gallery:
     if args.root:
         raise ConfigError(f"--root is for galleries, and {args.place} is none: leave it out")
     model = args.model or default_model()
-    return photo_galleries.gallery_of_photos(args.place, model, args.family, args.dtype or "fp32")
+    texts = [] if args.truncate else [rewrite(term.value) for q in queries for term in q.terms if term.kind == "text"]
+    return photo_galleries.gallery_of_photos(args.place, model, args.family, args.dtype or "fp32", texts)
 
 
 def _columns(where: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from jclip.choices import SELECTED_ON_TEST
 from jclip.commands.arguments import Parser, add_shared
-from jclip.config import Dataclass, WithPhotos, unread
+from jclip.config import Dataclass, WithPhotos, why_unread
 from jclip.data import splits
 from jclip.errors import ConfigError, DataError, say
 from jclip.paths import refuse_overwriting, replacing
@@ -169,7 +169,7 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
                 raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
             points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))
     for name in listed:
-        if all(reasons := [unread(point.cfg, name) for point in points]):
+        if all(reasons := [why_unread(point.cfg, name) for point in points]):
             raise ConfigError(f"{name} must be left out: {reasons[0]}")
     return name_apart(points)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jclip.choices import LARGEST_SIZE, TAG_METHODS, default_model
 from jclip.commands import concept_classes, shared_parts
-from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, scales, whole
+from jclip.commands.arguments import BY_NAME, Parser, add_dtype, add_shared, nonempty, number, scales, whole
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
 from jclip.features import concept_tagging, scored_parts, tagging
@@ -87,7 +87,7 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
         "--templates", metavar="SET|FILE",
         help="prompt templates, as `jclip zero-shot` takes them (default: tagclip85)",
     )  # fmt: skip
-    p.add_argument("--truncate", action="store_true", help="cut prompts that exceed the context length")
+    add_shared(p, "--truncate")
     p.add_argument(
         "--size", type=whole(1, LARGEST_SIZE), metavar="N",
         help="pixels: for tagclip of the long side, to which larger photos are reduced (default: 640), else of the "
@@ -103,10 +103,7 @@ def _add_method_options(p: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     shared_parts.add_options(p)
     add_shared(p, "--family")
-    p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
-        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
-    )  # fmt: skip
+    add_dtype(p)
 
 
 def main(argv: list[str]) -> int:

@@ -25,10 +25,7 @@ and in `jclip predict` in place of a run."""
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = Parser("jclip teach", description=__doc__, epilog=EPILOG)
-    p.add_argument(
-        "place", type=nonempty, metavar="PHOTOS|GALLERY",
-        help="a folder of photos, which are encoded once and kept in the cache, or a gallery of `jclip embed`",
-    )  # fmt: skip
+    search.add_gallery(p)
     p.add_argument("terms", nargs="+", metavar="TERM", help="what to begin with, as `jclip search` takes it: a text")
     add_shared(p, "--out", f": the concept, FILE{ENDING} (default: named after the query, in this folder)")
     p.add_argument(
@@ -45,16 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--root", type=nonempty, metavar="FOLDER", help="where the photos of a gallery lie now, if they moved"
     )
-    add_shared(
-        p, "--model", "; a gallery is searched with the model that made it (default: JCLIP_MODEL, else ViT-B/32)"
-    )
-    add_shared(p, "--family")
-    p.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"),
-        help="data type in which a folder's photos are encoded (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, "
-        "int8 a CPU",
-    )  # fmt: skip
-    p.add_argument("--truncate", action="store_true", help="cut texts that exceed the context length")
+    search.add_model(p)
     return p
 
 
@@ -68,7 +56,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--out must be a file with the ending {ENDING}, got {quoted(str(out), 200)}")
     answers = Path(args.answers or out.with_name(f"{out.name.removesuffix(ENDING)}.answers.jsonl"))
     _check(args, query, out, answers)
-    taught = lesson.Lesson(search.gallery_of(args), query, answers, args.seed, args.truncate)
+    taught = lesson.Lesson(search.gallery_of(args, [query]), query, answers, args.seed, args.truncate)
     if taught.lost:
         notice(
             f"answers whose photos are not in the gallery any more, or have changed: {taught.lost}, which do not teach"

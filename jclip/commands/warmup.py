@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jclip.choices import default_model
-from jclip.commands.arguments import Parser, add_shared
+from jclip.commands.arguments import Parser, add_dtype, add_shared
 from jclip.errors import say
 from jclip.features import source as sources
 from jclip.functional import losses, similarity
@@ -31,12 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser("jclip warmup", description=__doc__.split("\n\n")[0])
     add_shared(p, "--model", " (default: JCLIP_MODEL, else ViT-B/32); a name needs no weights", default=default_model())
     add_shared(p, "--family")
-    p.add_argument(
-        "--dtype",
-        choices=("fp32", "fp16", "bf16", "int8"),
-        default="fp32",
-        help="data type of the encoders (default: fp32)",
-    )
+    add_dtype(p, default="fp32")
     p.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to compile (default: all)")
     return p
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jclip.choices import LARGEST_SIZE, MODES, RESIZES, VIEWS, default_model
-from jclip.commands.arguments import BY_NAME, Parser, add_shared, nonempty, number, whole
+from jclip.commands.arguments import BY_NAME, Parser, add_dtype, add_shared, nonempty, number, whole
 from jclip.config import build
 from jclip.data import class_names, splits
 from jclip.errors import ConfigError, say
@@ -108,13 +108,9 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         "--article", action="store_true", default=None, help='let "a" and "an" agree with the word that follows'
     )
     p.add_argument("--plural", action="store_true", default=None, help='use the plural of the class in "many {}"')
-    p.add_argument("--truncate", action="store_true", default=None, help="cut prompts that exceed the context length")
+    add_shared(p, "--truncate", default=None)
     add_shared(p, "--family")
-    p.add_argument(
-        "--dtype",
-        choices=("fp32", "fp16", "bf16", "int8"),
-        help="data type (default: fp32); bf16 needs AVX-512 or a GPU, fp16 a GPU, int8 a CPU",
-    )
+    add_dtype(p)
 
 
 def main(argv: list[str]) -> int:

@@ -41,9 +41,9 @@ class Switch:
         """Why a setting is not read."""
         if not self.name:
             return "this recipe does not read it"
-        values = " or ".join(value or "empty" for value in self.wanted)
-        got = _shown(getattr(node, self.name)) or "empty"
-        return f"it is read with {self.group}{self.name} {'not ' * self.other}{values}, got {got}"
+        name, sign = f"{self.group}{self.name}", "!=" if self.other else "="
+        values = " or ".join(f"{name}{sign}{_text(value)}" for value in self.wanted)
+        return f"it is read with {values} alone, got {name}={_text(_shown(getattr(node, self.name)))}"
 
 
 def refuse_unread(config: protocols.Dataclass, values: Mapping[str, Any], overrides: Iterable[str], place: str) -> None:
@@ -54,16 +54,16 @@ def refuse_unread(config: protocols.Dataclass, values: Mapping[str, Any], overri
     """
     given = [override.partition("=")[0] for override in overrides]
     for name in given:
-        if why := unread(config, name):
+        if why := why_unread(config, name):
             raise ConfigError(f"{name} must be left out: {why}")
     if {field.name for field in dataclasses.fields(config)} <= {*values}:
         return
     for name in _dotted(values):
-        if why := unread(config, name, set_elsewhere=given):
+        if why := why_unread(config, name, set_elsewhere=given):
             raise ConfigError(f"{place}: {name} must be left out: {why}")
 
 
-def unread(config: Any, name: str, set_elsewhere: Collection[str] = ()) -> str:
+def why_unread(config: Any, name: str, set_elsewhere: Collection[str] = ()) -> str:
     """Why nothing reads the setting of this dotted name, but for switches that are `set_elsewhere`; "" where it is read."""
     group, node = "", config
     while dataclasses.is_dataclass(node):
@@ -83,6 +83,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _text(value: str) -> str:
+    return value or '""'
 
 
 def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[str]:

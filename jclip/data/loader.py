@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections import deque
@@ -60,16 +61,10 @@ def batches_of_shapes(
     rows: Sequence[Any] | None = None,
 ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
     """The batches of `batches`, listed by `size` photos that follow each other: one, or of photos that vary one per shape."""
-    kept: list[tuple[int, np.ndarray]] = []
     varies = isinstance(prepare, Views) and prepare.preprocess.varies
     most = size * math.prod(prepare.shape) if varies else None
     with contextlib.closing(prepared(paths, prepare, _AHEAD * size, on_error, failed, rows)) as results:
-        for one in results:
-            kept.append(one)
-            if len(kept) == size:
-                yield _by_shape(kept, most) if varies else [_stack(kept)]
-                kept = []
-        if kept:
+        while kept := [*itertools.islice(results, size)]:
             yield _by_shape(kept, most) if varies else [_stack(kept)]
 
 

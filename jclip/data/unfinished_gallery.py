@@ -46,8 +46,8 @@ def what_is_missing(folder: Path) -> str:
         return ""
     start, count = f"{folder} is a gallery that is not finished", max((one.parts for one in shards), default=0)
     if not count or not all(one.share.ends for one in shards):
-        busy = ", and somebody is at work on it" if any(one.at_work for one in shards) else ""
-        return f"{start}{busy}: {AGAIN}"
+        busy = any(one.at_work for one in shards)
+        return f"{start}, and somebody is at work on it: wait for the end" if busy else f"{start}: {AGAIN}"
     return f"{start}: {_of_shards(shards, {number for number, end in parts if end == 'whole'}, count)}"
 
 

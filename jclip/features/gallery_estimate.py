@@ -25,6 +25,7 @@ from jclip.postponed import jt
 
 SECONDS = 30.0  # of measuring, loading the model not counted
 MOST = 2048  # photos that are looked at
+MOST_TO_START = 2.0  # CPU seconds of this process before: of Python and what it imports, where nothing else was done
 ROW_BYTES = 220  # of a row of the table, its path not counted
 _PLACES = ("reading the files", "decoding the photos", "the model")
 
@@ -32,8 +33,8 @@ _PLACES = ("reading the files", "decoding the photos", "the model")
 @dataclass(frozen=True)
 class Estimate:
     """Measured on `sample` photos: seconds a photo alone (reading, decoding, model) and all together, CPU seconds a photo,
-    seconds to load the model, MiB of the processes, bytes that a row takes on disk. sizes: photos of each part, which processes
-    take one after the other. load_cpu: CPU seconds of loading."""
+    seconds to start and to load the model, MiB of the processes, bytes that a row takes on disk. sizes: photos of each part,
+    which processes take one after the other. load_cpu: CPU seconds of starting and loading."""
 
     sizes: tuple[int, ...]
     sample: int
@@ -105,7 +106,7 @@ def lines_of(inputs: Inputs, source: ModelSource, itemsize: int, processes: int)
     beside = ", ".join(f"{name} {1 / max(seconds, 1e-9):,.0f}" for seconds, name in others)
     beyond = " (extrapolated)" if found.photos > found.sample else ""
     return [
-        f"measured on {counted(found.sample, 'photo')} of {found.photos:,}; the model loads in {found.load:.1f} s",
+        f"measured on {counted(found.sample, 'photo')} of {found.photos:,}; to start takes {found.load:.1f} s",
         *found.rows(counts),
         f"time{beyond}: for photos like these; each other machine that does a share (--shard) divides it once more",
         f"bottleneck: {found.bottleneck}, {1 / max(slowest[0], 1e-9):,.0f} photos a second alone ({beside})",
@@ -118,6 +119,7 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
 
     itemsize: bytes of a stored number. Raises `DataError` where none of them decodes.
     """
+    started = min(time.process_time(), MOST_TO_START)
     paths, sizes = sample_of(inputs)
     reading = _rate(_read(paths), 0.1 * SECONDS)
     begun, cpu, compilers = time.monotonic(), _cpu(), process_times.ended_seconds()
@@ -140,7 +142,7 @@ def measured(inputs: Inputs, source: ModelSource, itemsize: int) -> Estimate:
     together = _rate(encoded, 0.5 * SECONDS) if len(paths) > first else max(decoding, computing)
     spent = (_cpu() - cpu) / (sum(count) - first) if sum(count) > first else decoding + computing
     early = min(size, len(paths))  # photos of the first batch, which count among the others
-    load, load_cpu = max(0.0, load - early * together), max(0.0, load_cpu - early * spent)
+    load, load_cpu = started + max(0.0, load - early * together), started + max(0.0, load_cpu - early * spent)
     row = source.config.embed_dim * itemsize + ROW_BYTES + float(np.mean([len(path) for path in paths[:200]]))
     alone = (reading, decoding, computing)
     return Estimate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jclip import paths
@@ -23,15 +23,22 @@ FIRST = 64  # photos that are embedded before any can be searched
 
 
 def gallery_of_photos(
-    place: str | os.PathLike, model: str, family: str | None = None, dtype: Dtype = "fp32"
+    place: str | os.PathLike,
+    model: str,
+    family: str | None = None,
+    dtype: Dtype = "fp32",
+    texts: Sequence[str] = (),
 ) -> Gallery:
     """The gallery of a folder, list or tar of photos, in the cache. New and changed photos alone are encoded, and counted
     on stderr, as are those that do not decode.
 
-    model: a model's name or file, looked for once the photos are there. Raises `DataError` where there is no photo.
+    model: a model's name or file, looked for once the photos are there. texts: that will be asked. Raises `DataError` where
+    there is no photo, or a text is too long.
     """
     inputs = _inputs_of(place)
     source = ModelSource(model, family, dtype)
+    if texts and source.config.text is not None:
+        source.tokenize(texts)
     kept = _folder_for(place, source)
     outcome = _embedded(inputs, source, kept, model)
     _report(outcome)

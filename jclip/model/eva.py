@@ -10,7 +10,7 @@ import numpy as np
 from jclip import kernels
 from jclip.model.layers import LayerNorm, Linear, RMSNorm, put_tokens
 from jclip.model.rotary import Rotation, grid_angles
-from jclip.model.vit import PatchEmbedding
+from jclip.model.vit import Patches
 from jclip.runtime import jt
 from jclip.weights.variants import EVAConfig
 
@@ -83,16 +83,6 @@ class Trunk(nn.Module):
         if dense == "value":
             x = block.values(entering)
         return pooled, self.head(self.norm(x[:, 1 : self.pos_embed.shape[1]]))
-
-
-class Patches(nn.Module):
-    """The patch convolution, with a bias."""
-
-    def __init__(self, width: int, patch: int):
-        self.proj = PatchEmbedding(width, patch, bias=True)
-
-    def execute(self, images):
-        return self.proj(images)
 
 
 class Block(nn.Module):

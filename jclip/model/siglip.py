@@ -16,7 +16,7 @@ from jclip import kernels
 from jclip.errors import DataError
 from jclip.functional.positions import triangle_matrix
 from jclip.model.layers import LayerNorm, Linear, TokenEmbedding, Transformer, put_tokens
-from jclip.model.vit import PatchEmbedding
+from jclip.model.vit import Patches
 from jclip.runtime import jt
 from jclip.weights.image_configs import SigLIPImageConfig
 from jclip.weights.text_configs import SigLIPTextConfig
@@ -113,16 +113,6 @@ class Trunk(nn.Module):
 def position_weights(grid: tuple[int, int], new: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """(rows', rows) and (columns', columns) float32 that resample a table of positions for `grid`."""
     return tuple(triangle_matrix(old, to).astype(np.float32) for old, to in zip(grid, new, strict=True))
-
-
-class Patches(nn.Module):
-    """The patch convolution, with a bias."""
-
-    def __init__(self, width: int, patch: int):
-        self.proj = PatchEmbedding(width, patch, bias=True)
-
-    def execute(self, images):
-        return self.proj(images)
 
 
 class Block(nn.Module):

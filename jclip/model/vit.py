@@ -24,6 +24,16 @@ class PatchEmbedding(nn.Module):
         return kernels.linear(kernels.cells(images, self.patch, weight), weight, self.bias)
 
 
+class Patches(nn.Module):
+    """A `PatchEmbedding` with a bias, under timm's name."""
+
+    def __init__(self, width: int, patch: int):
+        self.proj = PatchEmbedding(width, patch, bias=True)
+
+    def execute(self, images):
+        return self.proj(images)
+
+
 class VisionTransformer(nn.Module):
     """Images to one embedding each, read at the class token; on request to one per patch as well."""
 

@@ -60,8 +60,7 @@ class Manifest:
 
 
 def check_folder(folder: Path, beside: Manifest | None = None) -> None:
-    """Raises `DataError` for a folder that can't be sorted into: to be asked before the work. beside: what was placed there
-    before, which stays."""
+    """Raises `DataError` for a folder that can't be sorted into, `beside` what was placed there: to be asked before work."""
     if beside is None and os.path.lexists(folder / MANIFEST):
         raise DataError(
             f"{folder / MANIFEST} stands there already: name another folder, or undo it with `jclip unsort`"
@@ -112,8 +111,7 @@ def placed_before(folder: Path, how: How) -> Manifest | None:
             f"{folder} was sorted in part: undo it with `jclip unsort {folder / MANIFEST}`, or name another"
         )
     if before.how != how:
-        held = {"copy": "copies", "link": "links"}[before.how]
-        raise DataError(f"{folder} holds {held}: make {held}, or name another folder")
+        raise DataError(f"{folder} was sorted by {before.how}: choose that again, or name another folder")
     return before
 
 

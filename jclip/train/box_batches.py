@@ -12,16 +12,16 @@ from jclip.data.box_photo_views import BoxViews
 from jclip.data.box_photos import views_of_photos
 from jclip.data.box_views import BoxAugment
 from jclip.data.loader import OnError, warn_once
-from jclip.features.box_features import Batch, BoxFeatures, normalisation, seen_tokens, square_side
+from jclip.features.box_features import Batch, normalisation, seen_tokens, square_side
 from jclip.kernels import collectives
 from jclip.machine import ranks
 from jclip.runtime import jt
 from jclip.train.box_towers import LearningTowers
-from jclip.train.box_training import absent_phrases, batch_loss, check_step, own_batch
+from jclip.train.box_training import PhraseBatches, absent_phrases, batch_loss, check_step, own_batch
 
 
 @dataclass(frozen=True)
-class PhotoBatches:
+class PhotoBatches(PhraseBatches):
     """Batches of `size` phrases with the pixels of their photos, in an order drawn anew for each epoch by `seed`.
 
     augment: each phrase's photo in a view of its own, drawn by seed, epoch and phrase; None: each photo of a batch once,
@@ -29,25 +29,11 @@ class PhotoBatches:
     photo that does not decode stops, or with `skip` is left out and named once.
     """
 
-    features: BoxFeatures
-    size: int
-    seed: int
-    absent: float = 0.0
     augment: BoxAugment | None = None
     on_error: OnError = "stop"
     _reported: set[str] = field(default_factory=set)
 
-    def __post_init__(self):
-        check_step(len(self.features), self.size)
-
-    def __len__(self) -> int:
-        return len(self.features) // self.size
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch, the same at every call."""
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.features))
-        chunks = [order[number * self.size : (number + 1) * self.size] for number in range(len(self))]
+    def _batches(self, chunks: Sequence[np.ndarray], epoch: int, rng: np.random.Generator) -> Iterator[Batch]:
         yield from (self._drawn if self.augment else self._whole)(chunks, epoch, rng)
 
     def _views(self, epoch: int) -> BoxViews:

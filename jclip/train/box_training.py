@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -66,9 +66,15 @@ class PhraseBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, the same at every call."""
         rng = np.random.default_rng((self.seed, epoch))
+        yield from self._batches(self._rows(rng), epoch, rng)
+
+    def _rows(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """The numbers of the phrases of each batch."""
         order = rng.permutation(len(self.features))
-        for number in range(len(self)):
-            rows = order[number * self.size : (number + 1) * self.size]
+        return [order[number * self.size : (number + 1) * self.size] for number in range(len(self))]
+
+    def _batches(self, chunks: Sequence[np.ndarray], epoch: int, rng: np.random.Generator) -> Iterator[Batch]:
+        for rows in chunks:
             yield own_batch(self.features, rows, absent_phrases(self.features, rows, self.absent, rng))
 
 

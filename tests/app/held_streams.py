@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from jclip.app import server
@@ -12,13 +14,23 @@ HOLD = Path(
 )  # where the page was started: of those that begin while it is there, till it goes
 
 
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Within the block, of a page that was started in that folder."""
+    (folder / HOLD).touch()
+    try:
+        yield
+    finally:
+        (folder / HOLD).unlink()
+
+
 def install() -> None:
     """From now on a server that is made is so."""
     guard = server.guard
 
     def guarded(app, listens):
         async def slow(scope, receive, send):
-            held = HOLD.exists()
+            held = HOLD.exists() and scope.get("path", "").endswith("/queue/data")
 
             async def send_on(message):
                 while held and b"close_stream" in message.get("body", b"") and HOLD.exists():

@@ -214,7 +214,7 @@ def test_a_shell_reads_the_word_again(word):
     assert subprocess.run([shell, "-c", f"printf %s {line}"], capture_output=True).stdout == os.fsencode(word)
 
 
-def test_photos_that_could_not_be_read_are_counted(tmp_path):
+def test_photos_that_could_not_be_read_are_counted_and_later_ones_found(desk, tmp_path):
     for name, content in (("good.png", None), ("<b>bad.png", b"no photo")):
         if content is None:
             draw_scene((0, 1)).render(32).save(tmp_path / name)
@@ -222,6 +222,13 @@ def test_photos_that_could_not_be_read_are_counted(tmp_path):
             (tmp_path / name).write_bytes(content)
     gallery = photo_galleries.gallery_of_photos(tmp_path, "shapes-tiny-rn")
     assert [found["path"] for found in gallery.left_out] == ["<b>bad.png"]
+    desk.gallery = gallery
+    assert desk.opened() is gallery
+    draw_scene((0, 2)).render(32).save(tmp_path / "later.png")
+    photo_galleries.gallery_of_photos(tmp_path, "shapes-tiny-rn")  # as another process does
+    assert len(desk.opened()) == 2 and desk.opened() is desk.gallery and len(gallery) == 1
+    shutil.rmtree(gallery.store.folder)
+    assert len(desk.opened()) == 2  # what is open stays so
 
 
 def test_a_run_that_is_none_is_said_at_once(tmp_path):

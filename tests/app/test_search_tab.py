@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import HOSTILE
-from tests.app.held_streams import HOLD
+from tests.app.held_streams import holding
 
 SENTENCE, COMMAND = "#sentence textarea, #sentence input", "#search .command textarea, #search .command input"
 PHOTOS = 44
@@ -176,17 +176,23 @@ def test_what_is_asked_while_the_last_answer_ends_is_answered(page, served):
     """The server has ended the stream of answers, the browser has not read of it: Gradio alone would wait for ever."""
     page.open()
     put = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/queue/join')).length"
-    hold = served.cwd / HOLD
-    hold.touch()
-    try:
+    with holding(served.cwd):
         page.type(SENTENCE, "a red star", enter=True)
         page.wait(lambda: "'a red star'" in page.value(COMMAND))
         before = page.browser.execute_script(put)
         page.type(SENTENCE, "a blue star", enter=True)
         page.wait(lambda: page.browser.execute_script(put) > before)
-    finally:
-        hold.unlink()
     page.wait(lambda: "'a blue star'" in page.value(COMMAND))
+    assert page.complaints() == []
+
+
+def test_a_page_that_is_left_in_the_middle_of_an_answer_is_no_error(page, served):
+    """Neither in the next page nor, as the fixture sees at the end, on the terminal."""
+    with holding(served.cwd):
+        page.open()
+        page.answered()
+        page.leave()
+    page.open()
     assert page.complaints() == []
 
 

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import urllib.error
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -69,6 +70,13 @@ def taking_files(served, path: str) -> Iterator[tuple[str, list]]:
         given = [kinds[number] for number in handler["inputs"]]
         if {*values} & {*given} and handler["backend_fn"]:
             yield handler["api_name"], [values.get(kind) for kind in given]
+
+
+def test_a_value_that_is_missing_is_named(served):
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        served.ask("search", top=3)
+    said = raised.value.code, raised.value.read().decode()
+    assert said == (422, "No value provided for required argument: query\n")
 
 
 def test_an_address_in_place_of_a_photo_is_not_fetched(served):

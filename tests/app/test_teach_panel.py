@@ -32,6 +32,9 @@ def test_a_search_is_taught_by_clicks_and_keys(page, tmp_path):
     page.wait(lambda: "Audit, 1 random photos answered: precision" in answered(page))
     page.click("#teach-save")
     page.wait(lambda: ".concept" in page.text("#teach-files"))
+    assert f"Put the .concept file into {page.served.cwd}: then concept:something red.concept" in page.text(
+        "#teach-saved"
+    )
     assert "jclip teach" in page.value("#teach .command textarea")
     assert not page.wider_than_screen() and page.complaints() == []
     page.picture(tmp_path / "teach.png")

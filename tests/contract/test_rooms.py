@@ -106,6 +106,14 @@ def own_imports(path: Path, top_level: bool = False) -> list[str]:
     return sorted(name for name in found if name in MODULES and name != module_of(path))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """A million nodes are not kept for the tests of other files."""
+    yield
+    for kept in (tree_of, nodes_of, imports):
+        kept.cache_clear()
+
+
 def test_a_room_imports_from_its_left():
     for path in FILES:
         imports_from_its_left(path)

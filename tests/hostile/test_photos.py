@@ -96,39 +96,44 @@ def claiming(kind: str, width: int, height: int, **how) -> bytes:
     return bytes(data)
 
 
-ZEROS = zlib.compress(bytes(300 * 2**20), 9)
-REFUSED = {
-    "one pixel high": png(1_000_000, 1, pixels=1_000_001),
-    "one pixel wide": png(1, 1_000_000, pixels=2_000_000),
-    "a vast PNG": png(2**31 - 1, 2**31 - 1),
-    "a PNG of too many pixels": png(20_000, 9_000),
-    "a vast GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
-    "a vast PPM": b"P6 40000 40000 255\n" + bytes(100),
-    "a PPM without pixels": b"P6 0 0 255\n",
-    "a vast BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 99, 1, 1, 0, 0),
-    "a vast TGA": struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 65535, 65535, 24, 0),
-    "text that inflates": png(9, 9, (b"zTXt", b"comment\0\0" + ZEROS)),
-    "a profile that inflates": png(9, 9, (b"iCCP", b"icc\0\0" + ZEROS)),
-    "pixels of a photo that ends": png(13_000, 13_000),
-    "a TIFF of endless tags": tiff_of_tags(2_000, 2**20),
-    "a JPEG of padding": b"\xff\xd8" + b"\xff" * 2**26,
-    "a JPEG of comments": b"\xff\xd8" + b"\xff\xfe\0\2" * 2**22,
-    "a JPEG of many tags": b"\xff\xd8" + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 1500,
-    "a JPEG of scans": scans(2**16),
-    "a PNG of chunks": png(9, 9, *[(b"teSt", b"")] * 2**18),
-    "a GIF of comments": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"!\xfe" + (b"\xff" + b"c" * 255) * 2**17,
-    "a GIF of nothing": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"\1" * 2**24,
-    "a JPEG 2000 without end": b"\xff\x4f\xff\x51" + bytes(2**26),
-    "a JPEG 2000 of boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * 2**20,
-    "a vast WEBP": claiming("webp", 16383, 16383),
-    "a vast lossless WEBP": claiming("webp lossless", 16383, 16383),
-    "a vast animated WEBP": claiming("webp animated", 65_000, 65_000),
-    "a long WEBP": claiming("webp animated", 2**20, 9),
-    "a vast JPEG 2000": claiming("jpeg 2000", 2**31 - 1, 2**31 - 1, where="box"),
-    "a JPEG 2000 of a vast tile": claiming("jpeg 2000", 60_000, 60_000, where="codestream"),
-    "text": "照片".encode(),
-    "nothing": b"",
-}
+def refused() -> dict[str, bytes]:
+    """Some hundred MiB, made when they are needed."""
+    zeros = zlib.compress(bytes(300 * 2**20), 9)
+    return {
+        "one pixel high": png(1_000_000, 1, pixels=1_000_001),
+        "one pixel wide": png(1, 1_000_000, pixels=2_000_000),
+        "a vast PNG": png(2**31 - 1, 2**31 - 1),
+        "a PNG of too many pixels": png(20_000, 9_000),
+        "a vast GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
+        "a vast PPM": b"P6 40000 40000 255\n" + bytes(100),
+        "a PPM without pixels": b"P6 0 0 255\n",
+        "a vast BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 200, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 99, 1, 1, 0, 0),
+        "a vast TGA": struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 65535, 65535, 24, 0),
+        "text that inflates": png(9, 9, (b"zTXt", b"comment\0\0" + zeros)),
+        "a profile that inflates": png(9, 9, (b"iCCP", b"icc\0\0" + zeros)),
+        "pixels of a photo that ends": png(13_000, 13_000),
+        "a TIFF of endless tags": tiff_of_tags(2_000, 2**20),
+        "a JPEG of padding": b"\xff\xd8" + b"\xff" * 2**26,
+        "a JPEG of comments": b"\xff\xd8" + b"\xff\xfe\0\2" * 2**22,
+        "a JPEG of many tags": b"\xff\xd8" + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 1500,
+        "a JPEG of scans": scans(2**16),
+        "a PNG of chunks": png(9, 9, *[(b"teSt", b"")] * 2**18),
+        "a GIF of comments": b"GIF89a"
+        + struct.pack("<HHBBB", 9, 9, 0, 0, 0)
+        + b"!\xfe"
+        + (b"\xff" + b"c" * 255) * 2**17,
+        "a GIF of nothing": b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"\1" * 2**24,
+        "a JPEG 2000 without end": b"\xff\x4f\xff\x51" + bytes(2**26),
+        "a JPEG 2000 of boxes": b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0\0\0\x08free" * 2**20,
+        "a vast WEBP": claiming("webp", 16383, 16383),
+        "a vast lossless WEBP": claiming("webp lossless", 16383, 16383),
+        "a vast animated WEBP": claiming("webp animated", 65_000, 65_000),
+        "a long WEBP": claiming("webp animated", 2**20, 9),
+        "a vast JPEG 2000": claiming("jpeg 2000", 2**31 - 1, 2**31 - 1, where="box"),
+        "a JPEG 2000 of a vast tile": claiming("jpeg 2000", 60_000, 60_000, where="codestream"),
+        "text": "照片".encode(),
+        "nothing": b"",
+    }
 
 
 @pytest.mark.parametrize("bits", [0, 4, 7])
@@ -144,7 +149,7 @@ def test_blocks_of_a_gif_are_counted_from_behind_its_palette(bits):
 
 def test_a_refusal_takes_little_memory(tmp_path):
     """Each in one child that has 200 MiB more than it began with."""
-    for name, data in REFUSED.items():
+    for name, data in refused().items():
         (tmp_path / f"{name}.jpg").write_bytes(data)
     for name, size, start in (("a long file", MOST_BYTES, b"\xff\xd8"), ("a long plain file", MOST_PLAIN_BYTES, b"BM")):
         with open(tmp_path / f"{name}.jpg", "wb") as f:

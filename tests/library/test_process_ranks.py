@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jclip.cli import main
 from jclip.errors import ConfigError
 from jclip.machine import open_mpi, rank_watch, ranks
 from jclip.machine.ranks import Ranks
@@ -136,6 +137,12 @@ def test_who_dies_without_a_word_is_named_once(how, speaks, tmp_path):
 def test_the_first_failure_of_a_host_is_one(tmp_path):
     assert rank_watch.fails_first(str(tmp_path)) and not rank_watch.fails_first(str(tmp_path))
     assert rank_watch.fails_first(str(tmp_path / "absent"))
+
+
+def test_what_no_command_does_is_said_by_one_rank(monkeypatch, capsys):
+    for rank, code, lines in ((0, 2, 1), (1, 0, 0)):
+        monkeypatch.setattr(ranks, "_now", Ranks(rank, 2))
+        assert main(["nonsense"]) == code and capsys.readouterr().err.count("\n") == lines
 
 
 def test_a_last_batch_leaves_no_rank_without_a_row(monkeypatch):

@@ -67,6 +67,7 @@ def test_a_folder_is_embedded_once_and_updated(photos, tmp_path, capsys, monkeyp
         return before(model, paths, *more)
 
     monkeypatch.setattr(extraction, "encoded_batches", counted)
+    assert run("search", mine, "star " * 99) == 2 and "is too long" in capsys.readouterr().err and not encoded
     assert run("search", mine, "blue star", "--filepath-only") == 0
     first = capsys.readouterr()
     assert "photos encoded: 22;" in first.err and encoded == [22]

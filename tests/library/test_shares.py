@@ -220,7 +220,7 @@ def test_a_dry_run_says_what_the_whole_takes(photos, tmp_path, capsys, monkeypat
     order = ["embed", str(photos), "--out", str(tmp_path / "g"), "--model", MODEL, "--dry-run", "--processes", "3"]
     assert main(order) == 0
     said = capsys.readouterr().out
-    assert "of 29; the model loads in" in said and "bottleneck: " in said and "3 " in said.splitlines()[3]
+    assert "of 29; to start takes" in said and "bottleneck: " in said and "3 " in said.splitlines()[3]
     assert said.count("extrapolated from one process") == 1 and not (tmp_path / "g").exists()
 
 

@@ -265,22 +265,7 @@ def test_what_is_not_known_changes_nothing(small_models):
 @pytest.fixture
 def photo_list(tmp_path) -> list[str]:
     """Settings that name photos of one to three colours each, with lists."""
-    from PIL import Image
-
-    rng, names = np.random.default_rng(0), ("red thing", "green thing", "blue thing")
-    (tmp_path / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
-    for part, count in (("train", 11), ("val", 6), ("test", 7)):
-        lines = []
-        for i in range(count):
-            own = sorted({*rng.integers(0, 3, 2).tolist(), i % 3})
-            pixels = rng.integers(0, 60, (30, 40, 3), dtype=np.uint8)
-            for k in own:
-                pixels[:, 10 * k : 10 * k + 10, k] += 150
-            Image.fromarray(pixels).save(tmp_path / f"{part}{i}.png")
-            lines.append(f"{part}{i}.png {' '.join(map(str, own))}\n")
-        (tmp_path / f"{part}.txt").write_text("".join(lines))
-    lists = [f"data.{part}={tmp_path / part}.txt" for part in ("train", "val", "test", "classes")]
-    return [f"data.root={tmp_path}", *lists, "optim.epochs=3", "optim.batch=4"]
+    return [*toys.photos_of_colours(tmp_path, train=11, val=6, test=7), "optim.epochs=3", "optim.batch=4"]
 
 
 def test_cached_features_and_photos_encoded_anew_give_the_same(small_models, photo_list, tmp_path, monkeypatch, close):

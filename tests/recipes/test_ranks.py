@@ -183,7 +183,16 @@ OBJECTS_AT_HAND = """
 import os, shutil
 from pathlib import Path
 import jclip.machine.core_build as build
-compile_all = build._compile_all
+import jclip.machine.core_import as core
+compile_all, begin = build._compile_all, core._Build.__init__
+def begin_with_data(self, utils, *more):
+    begin(self, utils, *more)
+    home = Path(utils.cache_path)
+    there = Path(os.environ["OBJECTS_OF"], home.relative_to(os.environ["JCLIP_CACHE"]))
+    if (there / "data.o").is_file():
+        for name in ("data.o", "data.md5"):
+            shutil.copyfile(there / name, home / name)
+core._Build.__init__ = begin_with_data
 def take(todo, folder, progress):
     there = Path(os.environ["OBJECTS_OF"], folder.relative_to(os.environ["JCLIP_CACHE"]))
     objects = [there / p.target.name for p in todo]

@@ -209,22 +209,13 @@ def test_maps_are_kept_apart_from_other_features_and_from_each_other(small_model
 @pytest.fixture
 def photo_list(tmp_path) -> list[str]:
     """Settings that name photos of one to three colours each, with lists, and labelled captions of the colours."""
-    from PIL import Image
-
-    rng, names = np.random.default_rng(0), ("red thing", "green thing", "blue thing")
-    (tmp_path / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
-    for part, count in (("val", 6), ("test", 7)):
-        lines = []
-        for i in range(count):
-            own = sorted({*rng.integers(0, 3, 2).tolist(), i % 3})
-            pixels = rng.integers(0, 60, (30, 40, 3), dtype=np.uint8)
-            for k in own:
-                pixels[:, 10 * k : 10 * k + 10, k] += 150
-            Image.fromarray(pixels).save(tmp_path / f"{part}{i}.png")
-            lines.append(f"{part}{i}.png {' '.join(map(str, own))}\n")
-        (tmp_path / f"{part}.txt").write_text("".join(lines))
-    lists = [f"data.{part}={tmp_path / part}.txt" for part in ("val", "test", "classes")]
-    return [f"data.root={tmp_path}", *lists, "captions=[]", "per_name=12", "optim.epochs=2", "optim.batch=8"]
+    return [
+        *toys.photos_of_colours(tmp_path, val=6, test=7),
+        "captions=[]",
+        "per_name=12",
+        "optim.epochs=2",
+        "optim.batch=8",
+    ]
 
 
 def test_names_alone_are_enough(small_models, photo_list, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import finetune  # noqa: F401 - so that recipes are known
 from jclip.config import OptimConfig
@@ -25,6 +26,23 @@ def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
     module, cfg, _ = read_config(str(config), overrides)
     with Run(folder, resolved(module, cfg)) as run:
         return run.finish(module.run(cfg, run))["metrics"]
+
+
+def photos_of_colours(folder: Path, **parts: int) -> list[str]:
+    """Settings that name photos of one to three colours each, with lists: so many of each part."""
+    rng, names = np.random.default_rng(0), ("red thing", "green thing", "blue thing")
+    (folder / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
+    for part, count in parts.items():
+        lines = []
+        for i in range(count):
+            own = sorted({*rng.integers(0, 3, 2).tolist(), i % 3})
+            pixels = rng.integers(0, 60, (30, 40, 3), dtype=np.uint8)
+            for k in own:
+                pixels[:, 10 * k : 10 * k + 10, k] += 150
+            Image.fromarray(pixels).save(folder / f"{part}{i}.png")
+            lines.append(f"{part}{i}.png {' '.join(map(str, own))}\n")
+        (folder / f"{part}.txt").write_text("".join(lines))
+    return [f"data.root={folder}", *(f"data.{part}={folder / part}.txt" for part in (*parts, "classes"))]
 
 
 def check_resumes(

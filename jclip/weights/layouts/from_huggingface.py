@@ -62,7 +62,7 @@ _PHOTOS = {  # what preprocessor_config.json may say of photos
     "do_center_crop": FLAG, "resample": one_of(*RESAMPLE), "image_mean": MEANS, "image_std": DEVIATIONS,
 }  # fmt: skip
 WORLDWIDE = "metaclip_2"  # MetaCLIP 2: read at the first token that is `eos_token_id`, whichever it is
-READ = ("clip", WORLDWIDE, "chinese_clip", "siglip", "fgclip2")  # whose folders jclip reads, here and in modules beside
+READ = ("clip", WORLDWIDE, "chinese_clip", "siglip", "siglip2", "fgclip2")  # whose folders are read, here and beside
 TOWERS = {  # exports of one tower
     "clip_vision_model": "image", "clip_text_model": "text", f"{WORLDWIDE}_vision_model": "image",
     f"{WORLDWIDE}_text_model": "text",
