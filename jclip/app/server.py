@@ -8,6 +8,7 @@ import hmac
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -111,11 +112,20 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         thread.join(1)
 
 
-def end_in_any_case(seconds: float) -> None:
-    """The process ends after that time as by Ctrl-C: threads of Gradio's whose browser has gone may wait for ever."""
-    last = threading.Timer(seconds, os._exit, [130])
+def end_in_any_case(seconds: float, close: Callable[[], None] = lambda: None) -> None:
+    """After that time the process closes, and ends as by Ctrl-C: threads of Gradio's whose browser has gone may wait for
+    ever, and Python drops an interrupt that arrives while an object is finalised. After twice that time the kernel ends
+    it, where libraries wait for each other at their own end. For the main thread."""
+
+    def end() -> None:
+        close()
+        os._exit(130)
+
+    last = threading.Timer(seconds, end)
     last.daemon = True
     last.start()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
 
 
 def _check_of(password: str) -> Callable[[str, str], Awaitable[bool]]:

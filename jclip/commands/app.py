@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import webbrowser
+from typing import Any
 
 from jclip.app import desk as desks
 from jclip.app import server, words
@@ -64,8 +65,8 @@ def main(argv: list[str]) -> int:
     if "JCLIP_BATCH" not in os.environ and not gpu.find_gpus()[0]:
         os.environ["JCLIP_BATCH"] = BATCH
     found = server.listening(args.host, args.port)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, what was made is removed
     desk = desks.Desk(args.place or "", args.model or "", args.run, args.family)
+    before = _end_by_signals(desk)
     try:
         desk.claim()
         desk.open()
@@ -74,11 +75,20 @@ def main(argv: list[str]) -> int:
             if server.opens_browser():
                 webbrowser.open(address)
             desk.serve()
-    except KeyboardInterrupt:
-        desk.close()  # however long that takes
-        server.end_in_any_case(LONGEST_END)
-        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
         desk.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
+
+
+def _end_by_signals(desk: desks.Desk) -> dict[signal.Signals, Any]:
+    """From now on Ctrl-C and SIGTERM remove what was made and end the page, whatever still works. The handlers before."""
+
+    def end(*_: Any) -> None:
+        server.end_in_any_case(LONGEST_END, desk.close)
+        raise KeyboardInterrupt
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a job of `sh … &`
+    ends = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
+    return {number: signal.signal(number, end) for number in ends}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -167,7 +168,10 @@ def test_it_works_with_the_network_cut(served, scenes):
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
-def test_a_thread_that_waits_for_ever_keeps_no_page():
-    code = "import threading; threading.Thread(target=threading.Event().wait).start(); " \
-        "from jclip.app import server; server.end_in_any_case(0.1)"  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE).returncode == 130
+def test_nothing_that_waits_for_ever_keeps_a_page():
+    """A thread of Python's, and a library that has the interpreter."""
+    thread = "import threading; threading.Thread(target=threading.Event().wait).start()"
+    library = "import atexit, ctypes; atexit.register(ctypes.PyDLL(None).pause)"
+    for waits, ended in ((thread, 130), (library, -signal.SIGALRM)):
+        code = f"{waits}; from jclip.app import server; server.end_in_any_case(0.1)"
+        assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE).returncode == ended

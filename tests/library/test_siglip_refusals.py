@@ -80,5 +80,5 @@ def test_a_text_that_is_too_long_is_no_fault_of_the_photos(weights, photo_folder
 
 
 def test_the_models_that_are_listed_are_those_that_are_read():
-    beside = (from_chinese_clip.MODEL_TYPE, from_siglip.KINDS[0], from_fg_clip.KIND)
+    beside = (from_chinese_clip.MODEL_TYPE, from_siglip.KINDS[0], from_siglip.KINDS[3], from_fg_clip.KIND)
     assert ("clip", from_huggingface.WORLDWIDE, *beside) == from_huggingface.READ
