@@ -1,6 +1,6 @@
-"""What a dry run says beside what the run then takes, at three sizes each: six minutes on two idle cores.
+"""What a dry run says beside what the run then takes, at three sizes each: nine minutes on two idle cores.
 
-python bench/estimates.py [--only embed,tip_adapter,coop,contrastive,ranks,parts] [--seconds 4] [--folder /tmp]
+python bench/estimates.py [--only embed,tip_adapter,coop,contrastive,ranks,parts] [--seconds 8] [--folder /tmp]
 
 A dry run measures for `--seconds` here, not for half a minute, so that most of each run is extrapolated. Said and taken
 follow each other, and CPU seconds are compared beside the clock's, so that a busy machine shows in one of them alone.
@@ -30,7 +30,7 @@ TWO = {"ranks", "parts"}  # by two processes
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--only", default=",".join(SIZES))
-    p.add_argument("--seconds", type=float, default=4.0)
+    p.add_argument("--seconds", type=float, default=8.0)
     p.add_argument("--folder", default=None)
     p.add_argument("--two", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--said", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
