@@ -97,7 +97,7 @@ class Desk:
         self._opening: Future | None = None
         self._again: Callable[[], Future] | None = None
         self._stamp: tuple[int, ...] = ()  # of the gallery's manifest when it was looked at last
-        self._waiting: queue.Queue[Task | None] = queue.Queue()
+        self._waiting: queue.SimpleQueue[Task | None] = queue.SimpleQueue()  # an interrupt leaves no lock of it behind
         self._under_way: list[Task] = []
         self._thread: int | None = None
         self._closed = False

@@ -176,10 +176,12 @@ def test_names_are_shown_and_do_nothing(page):
 def test_what_is_asked_while_the_last_answer_ends_is_answered(page, served):
     """The server has ended the stream of answers, the browser has not read of it: Gradio alone would wait for ever."""
     page.open()
+    page.answered()  # else the stream of the first questions may be held
     put = "return performance.getEntriesByType('resource').filter(entry => entry.name.includes('/queue/join')).length"
     with holding(served.cwd):
         page.type(SENTENCE, "a red star", enter=True)
         page.wait(lambda: "'a red star'" in page.value(COMMAND))
+        page.answered()
         before = page.browser.execute_script(put)
         page.type(SENTENCE, "a blue star", enter=True)
         page.wait(lambda: page.browser.execute_script(put) > before)
