@@ -17,14 +17,7 @@ from jclip.data import photo_hashes, world
 from jclip.data.challenge_folder import base_of, class_finder, from_folder, strip_prefix
 from jclip.data.checks import check_agreement, check_several, preview
 from jclip.data.class_names import read_classes
-from jclip.data.folders import (
-    LeftOut,
-    assign_parts,
-    natural_key,
-    nearest_part,
-    photos_below,
-    read_class_folders,
-)
+from jclip.data.folders import LeftOut, assign_parts, natural_key, nearest_part, photos_below, read_class_folders
 from jclip.data.photo_file import PHOTO_ENDINGS
 from jclip.data.photo_lists import MOST_LABEL, on_disk, photos_with_label
 from jclip.errors import DataError, did_you_mean, notice
