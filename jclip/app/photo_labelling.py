@@ -12,7 +12,7 @@ from jclip.app.desk import Desk, Stopped
 from jclip.app.opened_models import OpenedModels
 from jclip.app.search_form import below_here
 from jclip.errors import ConfigError, notices_heard_by
-from jclip.features import concept_tagging, concepts, heads, tagging
+from jclip.features import concept_tagging, concepts, heads
 from jclip.features.member import Member
 from jclip.report import asked_photos, concept_tags, tag_rules, typed_names
 from jclip.report.zero_shot_predictions import classify
@@ -194,8 +194,3 @@ def concept_of(name: str) -> concepts.Concept:
 def as_argument(name: str) -> str:
     """A file's name as a command takes it: never for an option or a setting."""
     return f"./{name}" if name.startswith("-") or "=" in name else name
-
-
-def default_templates() -> tuple[str, str]:
-    """What `jclip zero-shot` and `jclip tag` use where no templates are named."""
-    return TEMPLATES, tagging.TEMPLATES
