@@ -126,7 +126,7 @@ def said(order: list[str], seconds: float, processes: int) -> dict[str, float]:
     found = cost_estimate.estimated(module, cfg, seconds, write_handed_over)
     print("\n".join(found.lines()), file=sys.stderr)
     return {"seconds": found.by_ranks(processes), "cpu": found.cpu_of_ranks(processes),
-            "memory": found.host, "disk": found.run_bytes}  # fmt: skip
+            "memory": found.memory_of_rank(processes), "disk": found.run_bytes}  # fmt: skip
 
 
 def weights(place: Path) -> Path:

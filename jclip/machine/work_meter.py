@@ -63,6 +63,20 @@ class Account:
         return float(self.done[2] + self.skipped[2]) / max(self.cpu, 1e-9)
 
 
+@dataclass(frozen=True)
+class Stepping:
+    """Bytes of memory that a process had held at most before a training's steps and with them; of the latter those that went
+    with the rows of a batch, which several ranks divide."""
+
+    before: float = 0.0
+    most: float = 0.0
+    of_rows: float = 0.0
+
+    def by_ranks(self, held: float, count: int) -> float:
+        """What one of so many ranks holds at most, where one process holds `held` bytes, saving and measuring included."""
+        return held - self.most + max(self.before, self.most - self.of_rows * (1 - 1 / count))
+
+
 class WorkMeter:
     """Measures for about `seconds` altogether. accounts: kinds of work by name, in the order of their first use."""
 
@@ -76,6 +90,7 @@ class WorkMeter:
             0  # on disk while training; more in the end; in the cache
         )
         self.children_memory = 0.0  # bytes of decoding processes
+        self.memory = Stepping()  # of this one, in the training that took most for its rows
         self.uncertain: list[str] = []  # what was guessed
         self._held: dict[Path, dict[str, np.ndarray]] = {}
         self._pooled: dict[Any, tuple[np.ndarray, float]] = {}

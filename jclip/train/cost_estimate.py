@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ STARTING = "starting"
 COMPILED = 0.03  # of all seconds: what more compilers take disturbs what is measured beside it
 MOST_ONCE = 10.0  # seconds that operators may take to be loaded
 FIRST_ALONE = ("writing",)  # what rank 0 does for all
+OPEN_MPI = 40 * 2**20  # bytes that it takes of a rank
 BUSY = 0.8  # of its threads' time: a process that has less shares the machine
 _NAMES = {"steps": "step", "photos": "photo", "iterations": "iteration"}
 
@@ -60,6 +61,7 @@ class CostEstimate:
     left_out: str = ""
     busy: float = 1.0
     warming_cpu: float = 0.0
+    stepping: work_meter.Stepping = field(default_factory=work_meter.Stepping)
 
     @property
     def seconds(self) -> float:
@@ -101,6 +103,10 @@ class CostEstimate:
         alone = sum(one.cpu for one in self.accounts if one.name in DIVIDED or one.name in FIRST_ALONE)
         each = self.cpu - alone + min(self.repeated[1], alone) + self._exchanging(count)
         return self.cpu + (count - 1) * each + (self._exchanging(count) if count > 1 else 0.0)
+
+    def memory_of_rank(self, count: int) -> float:
+        """Bytes of the host that each of so many ranks takes: model, optimiser and what it saves whole, of a batch its part."""
+        return self.stepping.by_ranks(self.host, count) + (OPEN_MPI if count > 1 else 0)
 
     def _exchanging(self, count: int) -> float:
         """Seconds of a rank for the sums of gradients."""
@@ -161,7 +167,7 @@ class CostEstimate:
         for count in counts:
             note = "" if count == 1 else "   extrapolated from one process, the network's time not counted"
             here, apart = spoken(self.by_ranks(count)), spoken(self.by_ranks(count, machines=True))
-            yield f"{count:>9}  {here:>9}  {size(count * self.host):>9}  {apart:>9}{note}"
+            yield f"{count:>9}  {here:>9}  {size(count * self.memory_of_rank(count)):>9}  {apart:>9}{note}"
 
     def _bottleneck(self) -> str:
         one = self.slowest
@@ -228,7 +234,7 @@ def _measured(module: Any, cfg: protocols.Dataclass, seconds: float, complete: C
         tuple(found), float(wall), meter.warming, meter.compiled, host, held.get("gpu", 0) * 2**20, run_bytes,
         meter.state_bytes, meter.cache_bytes, len(os.sched_getaffinity(0)), hasattr(module, "rows_of_ranks"),
         (float(meter.repeated[0]), float(meter.repeated[1])), meter.exchanged * _seconds_of_a_byte(),
-        tuple(meter.uncertain), left_out, busy, meter.warming_cpu,
+        tuple(meter.uncertain), left_out, busy, meter.warming_cpu, meter.memory,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from jclip.machine import process_times
 
 PACKAGES = ("jclip", "jittor", "numpy", "pillow")
 
@@ -56,9 +57,8 @@ def peak_memory() -> dict[str, int]:
 
     Of a GPU it is what Jittor's allocators have taken; they keep it as long as the card isn't full.
     """
-    status, runtime = Path("/proc/self/status"), sys.modules.get("jclip.runtime")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.is_file() else None
-    held = {"host": int(found.group(1)) // 1024} if found else {}
+    runtime, most = sys.modules.get("jclip.runtime"), process_times.most_resident()
+    held = {"host": int(most) // 2**20} if most else {}
     if runtime and runtime.jt.flags.use_cuda:
         held["gpu"] = runtime.jt.get_mem_info().total_cuda_used // 2**20
     return held

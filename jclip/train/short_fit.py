@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,10 @@ def measured_fit(meter: work_meter.WorkMeter, given: Fit) -> dict[str, float]:
     found = {"loss": 0.0}
     if given.epochs < 1:
         return found
+    before = process_times.most_resident()
     with meter.phase("training"):
         epoch = _steps(meter, given)
+    most = process_times.most_resident()
     measured = given.averaged and (given.evaluate or given.after_epoch)
     with given.state.averaged() if measured else contextlib.nullcontext():
         if given.evaluate:
@@ -54,6 +57,7 @@ def measured_fit(meter: work_meter.WorkMeter, given: Fit) -> dict[str, float]:
                 _all_epochs(meter, given)
     with meter.phase("writing"):
         _saved(meter, given, epoch)
+    _see_memory(meter, before, most)
     return found
 
 
@@ -118,6 +122,19 @@ def _starts(meter: work_meter.WorkMeter, given: Fit, starts: list[np.ndarray], a
     one = starts[-1] if anew else sum(starts[1:] or starts) / len(starts[1:] or starts)
     meter.skip(one * (given.epochs - len(starts)))
     return one
+
+
+def _see_memory(meter: work_meter.WorkMeter, before: float, most: float) -> None:
+    """Notes how much memory went with the rows of a batch: all that the steps had at most, without what stays when both
+    allocators, Jittor's and malloc, have given back what they keep for the next step."""
+    begun = meter.now()
+    jt.sync_all(True)
+    jt.gc()
+    process_times.give_back()
+    of_rows = max(0.0, most - max(before, process_times.resident(os.getpid())))
+    if of_rows >= meter.memory.of_rows:
+        meter.memory = work_meter.Stepping(before, most, of_rows)
+    meter.leave_out(meter.now() - begun)
 
 
 def _repeated(meter: work_meter.WorkMeter, work: Callable[[], dict[str, float]], times: int) -> dict[str, float]:

@@ -164,7 +164,8 @@ def test_ranks_share_what_they_can_and_add_what_they_must():
     training = work_meter.Account("training", np.array([40.0, 60.0, 0.0]), np.array([60.0, 90.0, 0.0]), "steps", 4, 10)
     rest = work_meter.Account(work_meter.WHOLE, np.array([20.0, 20.0, 0.0]))
     found = CostEstimate(
-        (training, rest), 30, 2.0, 1.0, 2**30, 0, 2**20, 2**21, 0, 4, True, (10.0, 15.0), 4.0
+        (training, rest), 30, 2.0, 1.0, 2**30, 0, 2**20, 2**21, 0, 4, True, (10.0, 15.0), 4.0,
+        stepping=work_meter.Stepping(before=100 * 2**20, most=900 * 2**20, of_rows=600 * 2**20),
     )  # fmt: skip
     assert found.seconds == 122 and found.by_ranks(1) == 122
     assert found.by_ranks(2, machines=True) == 22 + 90 / 2 + 10 + 4
@@ -173,7 +174,15 @@ def test_ranks_share_what_they_can_and_add_what_they_must():
     lines = "\n".join(found.lines((1, 2)))
     assert "4 of 10 steps (training)" in lines and "time, extrapolated: 122 s" in lines.replace("2.03 min", "122 s")
     assert "bottleneck: training, 82 % of the time: the model" in lines
-    assert lines.count("extrapolated from one process") == 1 and "2 GiB" in lines
+    assert lines.count("extrapolated from one process") == 1 and "1.49 GiB" in lines  # two of 764 MiB
+
+
+def test_each_rank_holds_the_rows_that_are_its_own():
+    """By hand: of 1,024 MiB 900 were held in steps, 600 of them for rows; saving takes 124 more; Open MPI takes 40."""
+    stepping = work_meter.Stepping(before=100.0, most=900.0, of_rows=600.0)
+    assert [stepping.by_ranks(1024.0, count) for count in (1, 2, 3)] == [1024, 724, 624]
+    assert work_meter.Stepping(700.0, 900.0, 600.0).by_ranks(1024.0, 3) == 124 + 700  # loading took more than its steps
+    assert work_meter.Stepping().by_ranks(1024.0, 4) == 1024  # nothing was trained in steps
 
 
 def test_what_is_printed():
