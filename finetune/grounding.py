@@ -28,7 +28,6 @@ from jclip.features import source as sources
 from jclip.model import grounding as networks
 from jclip.model import tower_levels, trainable
 from jclip.model.parameter_groups import LowRank
-from jclip.postponed import jt
 from jclip.train import box_batches, box_plan, box_towers, box_training, loop, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
@@ -315,7 +314,6 @@ def train(
         step, batches.epoch, state=state, run=run, epochs=cfg.optim.trained_epochs,
         evaluate=evaluate if "val" in parts else None, select="acc@0.5", steps=cfg.optim.trained_epochs * len(batches),
     )  # fmt: skip
-    jt.gc()
     return state, outcome
 
 

@@ -35,7 +35,7 @@ from types import ModuleType
 import numpy as np
 
 from jclip.errors import SetupError
-from jclip.machine import core_import, memory_limit, open_mpi, ranks, toolchain
+from jclip.machine import core_import, memory_limit, open_mpi, process_times, ranks, toolchain
 from jclip.machine import gpu as cuda
 from jclip.paths import cache_dir, expanded, plain_path, replacing
 
@@ -335,6 +335,13 @@ def _try_out() -> None:
     libraries = sorted(f for f in files if f.endswith(".so") and f.startswith(sys.modules["jittor_utils"].cache_path))
     sys.stdout.write(f"\n{_READY}{json.dumps(libraries)}\n")
     sys.stdout.flush()
+
+
+def give_back() -> None:
+    """Return the memory that Jittor and malloc keep for later to the system."""
+    jt.sync_all()
+    jt.gc()
+    process_times.give_back()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -188,12 +188,12 @@ def given(value: Any) -> list[Any]:
     return [json.loads(whole[end - n : end]) for end, n in zip(ends, np.diff(ends, prepend=0), strict=True)]
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """A hash of arrays by name."""
+def digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """A hash of arrays with their names, in their order."""
     made = hashlib.sha256()
-    for name in sorted(arrays):
+    for name, array in arrays:
         made.update(name.encode())
-        made.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1))
+        made.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
     return made.hexdigest()
 
 

@@ -25,6 +25,7 @@ from jclip.model.resnet import ModifiedResNet
 from jclip.model.siglip import SigLIPTower
 from jclip.model.text_tower import TextEncoder
 from jclip.model.vit import VisionTransformer
+from jclip.readers.tensors import LazyTensor
 from jclip.runtime import jt
 from jclip.weights.checkpoint import Checkpoint, load_strict, save_checkpoint, weight_bytes
 from jclip.weights.parameter_shapes import parameter_shapes
@@ -276,9 +277,15 @@ def save_model(
     path: str | os.PathLike, model: CLIP, preprocess: Preprocess, half: bool = False, **metadata: str
 ) -> None:
     """Writes the model as it is, with all that `load` needs; `half` stores float16."""
-    kind = np.float16 if half else np.float32
-    arrays = {k: v.numpy().astype(kind) for k, v in model.full_weights().items()}
-    save_checkpoint(path, arrays, model.config, preprocess, metadata, model.vocabulary)
+    kind = "float16" if half else "float32"
+
+    def stored(var: jt.Var) -> LazyTensor:
+        return LazyTensor(tuple(var.shape), kind, lambda: var.numpy().astype(kind, copy=False))
+
+    weights = model.full_weights()
+    scale = {"logit_scale": weights["logit_scale"].numpy().astype(kind)}
+    tensors = {k: stored(v) for k, v in weights.items()} | scale
+    save_checkpoint(path, tensors, model.config, preprocess, metadata, model.vocabulary)
 
 
 def parameter_count(model) -> int:

@@ -184,33 +184,50 @@ def write_tensors(
             f.write(encode(tensor.read(), dtypes[name]).tobytes())
 
 
-def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray | LazyTensor | tuple[np.ndarray, str]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write `arrays` in their order, to a temporary name first, with a checksum that `read_sealed` verifies.
 
-    A (uint16 array, "bfloat16") pair writes bfloat16 bits.
+    A (uint16 array, "bfloat16") pair writes bfloat16 bits. What is a `LazyTensor` is read when its turn comes, once.
     """
     codes = {v: k for k, v in DTYPES.items()}
     said = {k: v for k, v in (metadata or {}).items() if k != SEAL}
     header: dict = {
         "__metadata__": {SEAL: _UNSEALED, **said}
     }  # the seal first, so that the first such digits are its own
-    at, blocks = 0, []
-    for name, value in arrays.items():
-        array, dtype = value if isinstance(value, tuple) else (np.asarray(value), str(np.asarray(value).dtype))
-        header[name] = {"dtype": codes[dtype], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
-        at += array.nbytes
-        blocks.append(array)
+    at, tensors = 0, [_lazy(value) for value in arrays.values()]
+    for name, tensor in zip(arrays, tensors, strict=True):
+        size = math.prod(tensor.shape) * itemsize(tensor.dtype)
+        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    data = [np.ascontiguousarray(array).data if array.ndim else array.tobytes() for array in blocks]
     seal = hashlib.sha256(text)
-    for block in data:
-        seal.update(block)
-    text = text.replace(_UNSEALED.encode(), seal.hexdigest().encode(), 1)
     with replacing(path) as temporary, open(temporary, "wb") as f:
         f.write(len(text).to_bytes(8, "little"))
         f.write(text)
-        f.writelines(data)
+        for tensor in tensors:
+            array = tensor.read()
+            if array.nbytes != math.prod(tensor.shape) * itemsize(tensor.dtype):
+                raise ValueError(
+                    f"an array of {tensor.dtype} and shape {tensor.shape} must have its bytes, got {array.nbytes}"
+                )
+            block = np.ascontiguousarray(array).data if array.ndim else array.tobytes()
+            seal.update(block)
+            f.write(block)
+        f.seek(8 + text.index(_UNSEALED.encode()))
+        f.write(seal.hexdigest().encode())
+
+
+def _lazy(value: np.ndarray | LazyTensor | tuple[np.ndarray, str]) -> LazyTensor:
+    """What `write` is given, as it writes it."""
+    if isinstance(value, LazyTensor):
+        return value
+    array, dtype = value if isinstance(value, tuple) else (np.asarray(value), str(np.asarray(value).dtype))
+    return LazyTensor(array.shape, dtype, lambda: array)
 
 
 def read_sealed(path: Path) -> WeightFile:

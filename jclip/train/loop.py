@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from tqdm import tqdm
 from jclip.errors import ConfigError, DataError, JclipError, advice_when_full
 from jclip.kernels import collectives
 from jclip.machine import ranks, work_meter
-from jclip.runtime import jt
+from jclip.readers.tensors import LazyTensor
+from jclip.runtime import give_back, jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
 from jclip.train.run_facts import compared
@@ -107,6 +108,7 @@ def fit(
                 saved = time.monotonic()
     if keep == "average":
         state.keep_average()
+    give_back()  # the room of a step's activations
     return outcome
 
 
@@ -118,14 +120,15 @@ def _measure(
     if select not in outcome.last:
         raise ConfigError(f"select must be one of the measured {', '.join(outcome.last)}, got {select}")
     if _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
+        outcome.best_arrays = {}  # which may be large
         outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
-        _check_finite(outcome.best_arrays, epoch)
+        _check_finite(outcome.best_arrays.items(), epoch)
 
 
 def _require_equal(state: TrainState, run: Run, facts: dict[str, Any]) -> None:
     """Raises `RanksDiffer` where one of several ranks would train something else."""
     if ranks.here().several:
-        known = {**compared(run.facts), **facts, "weights": collectives.digest(state.arrays())}
+        known = {**compared(run.facts), **facts, "weights": collectives.digest(_each(state.parameters()))}
         collectives.require_equal(known)
 
 
@@ -144,10 +147,10 @@ def _epoch_line(epoch: int, epochs: int, measured: dict[str, float]) -> str:
 
 def _saved(
     outcome: Outcome, state: TrainState, epoch: int, number: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> tuple[dict[str, np.ndarray | LazyTensor], dict[str, Any]]:
     best = {f"best.{k}": v for k, v in outcome.best_arrays.items()}
-    captured = state.capture()
-    _check_finite(captured, epoch - 1)
+    tensors = state.tensors()
+    _check_finite(_each(tensors), epoch - 1)
     position = {
         "epoch": epoch,
         "step": number,
@@ -155,12 +158,17 @@ def _saved(
         "best": outcome.best,
         "best_epoch": outcome.best_epoch,
     }
-    return {**{f"state.{k}": v for k, v in captured.items()}, **best}, position
+    return {**{f"state.{k}": v for k, v in tensors.items()}, **best}, position
 
 
-def _check_finite(arrays: Mapping[str, np.ndarray], epoch: int) -> None:
+def _each(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays with their names, one at a time."""
+    return ((name, tensor.read()) for name, tensor in tensors.items())
+
+
+def _check_finite(arrays: Iterable[tuple[str, np.ndarray]], epoch: int) -> None:
     """The loss is that before each step: what the last one broke would not show in it."""
-    for name, array in arrays.items():
+    for name, array in arrays:
         if not np.isfinite(array).all():
             raise Diverged(
                 f"{name} holds NaN or infinite values after epoch {epoch + 1}, the state saved before is kept: lower optim.lr, "

@@ -17,6 +17,7 @@ from jclip.config import OptimConfig
 from jclip.errors import CheckpointError
 from jclip.kernels import collectives
 from jclip.machine import ranks
+from jclip.readers.tensors import LazyTensor
 from jclip.runtime import jt
 from jclip.weights import checkpoint
 
@@ -60,8 +61,13 @@ class Optimiser(ABC):
 
     def state(self) -> dict[str, np.ndarray]:
         """All that a resumed run needs besides the parameters."""
-        moments = {f"{kind}.{k}": m.numpy() for kind, group in self._moments.items() for k, m in group.items()}
-        return {"steps": np.array([self.steps], np.int64), **moments}
+        return {name: tensor.read() for name, tensor in self.tensors().items()}
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """`state`, of which each array is copied when it is read."""
+        steps = np.array([self.steps], np.int64)
+        moments = {f"{kind}.{k}": copied(m) for kind, group in self._moments.items() for k, m in group.items()}
+        return {"steps": LazyTensor((1,), "int64", lambda: steps), **moments}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state`. Raises `CheckpointError` when it belongs to other parameters."""
@@ -120,6 +126,11 @@ class SGD(Optimiser):
         g = g + self._decay[name] * p
         buffer.update(self.momentum * buffer + g)
         p.update(p - self._rate(name) * (g + self.momentum * buffer if self.nesterov else buffer))
+
+
+def copied(var: jt.Var) -> LazyTensor:
+    """A Var whose values are copied to the host when they are read."""
+    return LazyTensor(tuple(var.shape), str(var.dtype), var.numpy)
 
 
 def optimiser(config: OptimConfig, params: Mapping[str, jt.Var], exclude=None) -> Optimiser:
@@ -239,20 +250,24 @@ class TrainState:
         """Copies of the parameters and of what belongs to them, by name."""
         return {k: v.numpy() for k, v in self._vars.items()}
 
+    def parameters(self) -> dict[str, LazyTensor]:
+        """`arrays`, of which each is copied when it is read."""
+        return {k: copied(v) for k, v in self._vars.items()}
+
     def put(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
         _put(self._vars, arrays)
 
-    def capture(self) -> dict[str, np.ndarray]:
-        """Copies of everything, by name."""
+    def tensors(self) -> dict[str, LazyTensor]:
+        """Everything as it is now, by name: each is copied when it is read, so that a large model is never there twice."""
         return {
-            **{f"param.{k}": v for k, v in self.arrays().items()},
-            **{f"optim.{k}": v for k, v in self.optimiser.state().items()},
-            **{f"average.{k}": v.numpy() for k, v in self.average.items()},
+            **{f"param.{k}": v for k, v in self.parameters().items()},
+            **{f"optim.{k}": v for k, v in self.optimiser.tensors().items()},
+            **{f"average.{k}": copied(v) for k, v in self.average.items()},
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `capture`. Raises `CheckpointError` when names or shapes differ."""
+        """The inverse of `tensors`. Raises `CheckpointError` when names or shapes differ."""
         own = {f"param.{k}": v for k, v in self._vars.items()} | {f"average.{k}": v for k, v in self.average.items()}
         saved = {k: a for k, a in arrays.items() if not k.startswith("optim.")}
         checkpoint.compare_keys(

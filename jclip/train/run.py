@@ -23,6 +23,7 @@ from jclip.config import to_json, to_yaml
 from jclip.errors import CheckpointError, ConfigError, did_you_mean, notice, printable
 from jclip.paths import naming, open_regular, replacing
 from jclip.readers import safetensors
+from jclip.readers.tensors import LazyTensor
 from jclip.train.metric_lines import crc_of, line_of
 from jclip.train.run_facts import forget_peak, peak_memory, provenance, threads
 from jclip.train.run_folder import (
@@ -289,7 +290,7 @@ class Slot:
         self._path, self._weights, self._writer = path, weights, writer
         self._previous, self._next = (path.with_suffix(f".{kind}.safetensors") for kind in ("previous", "next"))
 
-    def save(self, arrays: Mapping[str, np.ndarray], position: Mapping[str, Any]) -> None:
+    def save(self, arrays: Mapping[str, np.ndarray | LazyTensor], position: Mapping[str, Any]) -> None:
         """Makes this the state, and the one that was it the previous one. A crash leaves one of them at least.
 
         The disk holds two states at any time: the oldest is removed before the newest is written.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jclip.machine import process_times, work_meter
-from jclip.runtime import jt
+from jclip.runtime import give_back, jt
 from jclip.train.optim import TrainState
 from jclip.train.run import Run
 
@@ -128,9 +128,7 @@ def _see_memory(meter: work_meter.WorkMeter, before: float, most: float) -> None
     """Notes how much memory went with the rows of a batch: all that the steps had at most, without what stays when both
     allocators, Jittor's and malloc, have given back what they keep for the next step."""
     begun = meter.now()
-    jt.sync_all(True)
-    jt.gc()
-    process_times.give_back()
+    give_back()
     of_rows = max(0.0, most - max(before, process_times.resident(os.getpid())))
     if of_rows >= meter.memory.of_rows:
         meter.memory = work_meter.Stepping(before, most, of_rows)

@@ -333,13 +333,14 @@ def compare_keys(wanted: Mapping[str, tuple], got: Mapping[str, tuple], place: s
 
 def save_checkpoint(
     path: str | os.PathLike,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | LazyTensor],
     config: CLIPConfig,
     preprocess: Preprocess,
     metadata: Mapping[str, str] | None = None,
     vocabulary: VocabularyFile | None = None,
 ) -> None:
-    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else. vocabulary: None for CLIP's."""
+    """Write safetensors that describe themselves; `open_checkpoint` needs nothing else. vocabulary: None for CLIP's.
+    `logit_scale` must be an array."""
     scale = arrays["logit_scale"].reshape(())
     described = describe(config, preprocess, float(scale), vocabulary)
     further, _ = stored(vocabulary)
