@@ -182,7 +182,7 @@ def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:
         return Outcome(), 0, 0
     arrays, position = saved
     state.restore({k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")})
-    best = {k.removeprefix("best."): v for k, v in arrays.items() if k.startswith("best.")}
+    best = {k.removeprefix("best."): v.read() for k, v in arrays.items() if k.startswith("best.")}
     return (
         Outcome(position["last"], position["best"], position["best_epoch"], best),
         position["epoch"],

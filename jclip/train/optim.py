@@ -59,29 +59,25 @@ class Optimiser(ABC):
                 p.start_grad()  # what is computed without gradient hands that on
         jt.sync([*self.params.values(), *(m for group in self._moments.values() for m in group.values())])
 
-    def state(self) -> dict[str, np.ndarray]:
-        """All that a resumed run needs besides the parameters."""
-        return {name: tensor.read() for name, tensor in self.tensors().items()}
-
     def tensors(self) -> dict[str, LazyTensor]:
-        """`state`, of which each array is copied when it is read."""
+        """All that a resumed run needs besides the parameters, each copied when it is read."""
         steps = np.array([self.steps], np.int64)
         moments = {f"{kind}.{k}": copied(m) for kind, group in self._moments.items() for k, m in group.items()}
         return {"steps": LazyTensor((1,), "int64", lambda: steps), **moments}
 
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `state`. Raises `CheckpointError` when it belongs to other parameters."""
+    def load_state(self, state: Mapping[str, LazyTensor]) -> None:
+        """The inverse of `tensors`. Raises `CheckpointError` when it belongs to other parameters."""
         wanted = {"steps", *(f"{kind}.{k}" for kind, group in self._moments.items() for k in group)}
         if set(state) != wanted:
             raise CheckpointError(f"optimiser state does not fit: {sorted(set(state) ^ wanted)[:4]} …")
         moments = {f"{kind}.{k}": m for kind, group in self._moments.items() for k, m in group.items()}
         misshaped = [name for name, m in moments.items() if state[name].shape != tuple(m.shape)]
-        if misshaped or not state["steps"].size:
+        if misshaped or state["steps"].shape != (1,):
             raise CheckpointError(f"optimiser state does not fit: {(misshaped or ['steps'])[0]} has another shape")
-        self.steps = int(np.ravel(state["steps"])[0])
+        self.steps = int(state["steps"].read()[0])
         for kind, group in self._moments.items():
             for k, m in group.items():
-                m.update(jt.array(state[f"{kind}.{k}"]).stop_grad())
+                m.update(jt.array(state[f"{kind}.{k}"].read()).stop_grad())
 
     def _rate(self, name: str) -> float:
         return self.lr * self.rates.get(name, 1.0)
@@ -256,7 +252,7 @@ class TrainState:
 
     def put(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
-        _put(self._vars, arrays)
+        _put(self._vars, arrays.items())
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Everything as it is now, by name: each is copied when it is read, so that a large model is never there twice."""
@@ -266,22 +262,23 @@ class TrainState:
             **{f"average.{k}": copied(v) for k, v in self.average.items()},
         }
 
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The inverse of `tensors`. Raises `CheckpointError` when names or shapes differ."""
+    def restore(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """The inverse of `tensors`, read one by one. Raises `CheckpointError` when names or shapes differ."""
         own = {f"param.{k}": v for k, v in self._vars.items()} | {f"average.{k}": v for k, v in self.average.items()}
-        saved = {k: a for k, a in arrays.items() if not k.startswith("optim.")}
+        saved = {k: a for k, a in tensors.items() if not k.startswith("optim.")}
         checkpoint.compare_keys(
             {k: tuple(v.shape) for k, v in own.items()}, {k: a.shape for k, a in saved.items()}, "saved state"
         )
-        _put(own, saved)
-        self.optimiser.load_state({k.removeprefix("optim."): a for k, a in arrays.items() if k.startswith("optim.")})
+        _put(own, ((k, tensor.read()) for k, tensor in saved.items()))
+        self.optimiser.load_state({k.removeprefix("optim."): a for k, a in tensors.items() if k.startswith("optim.")})
         jt.sync_all()
 
 
-def _put(own: Mapping[str, jt.Var], arrays: Mapping[str, np.ndarray]) -> None:
-    """Gives each Var the values of its name; what is trained stays so, and what is frozen."""
-    for k, var in own.items():
+def _put(own: Mapping[str, jt.Var], arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Gives Vars the values of their names; what is trained stays so, and what is frozen."""
+    for k, array in arrays:
+        var = own[k]
         frozen = var.is_stop_grad()
-        var.update(jt.array(np.ascontiguousarray(arrays[k])))
+        var.update(jt.array(np.ascontiguousarray(array)))
         var.stop_grad() if frozen else var.start_grad()
     jt.sync(list(own.values()))

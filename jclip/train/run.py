@@ -305,8 +305,8 @@ class Slot:
             self._path.replace(self._previous)
         self._next.replace(self._path)
 
-    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Arrays and position as saved; None at the start of a run.
+    def load(self) -> tuple[dict[str, LazyTensor], dict[str, Any]] | None:
+        """Arrays, read one by one, and position as saved; None at the start of a run.
 
         A damaged state is reported, and the one before it taken. Raises `CheckpointError` where both are damaged, or
         training began with other weights.
@@ -349,7 +349,7 @@ def _report_threads(metadata: Mapping[str, str]) -> None:
         )
 
 
-def _read_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], dict[str, Any]]:
+def _read_state(path: Path) -> tuple[dict[str, str], dict[str, LazyTensor], dict[str, Any]]:
     """Metadata, arrays and position of a saved state. Raises `CheckpointError` where any of it is damaged."""
     saved = safetensors.read_sealed(path)
     try:
@@ -358,7 +358,7 @@ def _read_state(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray], dict
         raise CheckpointError(f"{path} is damaged: it has no position") from e
     if not _is_position(position):
         raise CheckpointError(f"{path} is damaged: its position must have epoch, step and metrics")
-    return saved.metadata, {k: np.array(t.read()) for k, t in saved.items()}, position
+    return saved.metadata, dict(saved), position
 
 
 def _is_position(position: Any) -> bool:

@@ -54,7 +54,7 @@ def test_readers_work_beside_the_writer_and_leave_no_trace(tmp_path, capsys):
             for run in (one, other):
                 assert run.quiet and not run.writer
                 arrays, position = run.slot().load()
-                assert position == POSITION and np.array_equal(arrays["w"], np.arange(7))
+                assert position == POSITION and np.array_equal(arrays["w"].read(), np.arange(7))
                 write_everything(run)
             assert one.file("model.safetensors") != other.file("model.safetensors")
             assert one.inner("0-member") == tmp_path / "0-member"
