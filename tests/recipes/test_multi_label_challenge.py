@@ -249,7 +249,7 @@ def test_weights_are_added_up_greedily():
         (["models.main.captions=[a.txt]"], "models learn from the challenge's captions"),
         (["models.main.windows=1"], "unknown key windows"),
         (["models.teacher.bank_mix=.3"], "models.teacher.bank_mix must be left out: it is read with bank!=0 alone, got bank=0"),
-        (["models={main: {bank_mix: .3}}"], "models.main: bank_mix must be left out"),
+        (["models.main={learns: [captions], bank_mix: .3}"], "models.main: bank_mix must be left out"),
         (["common.optim.step_epochs=3"], "common.optim.step_epochs must be left out: it is read with"),
         (["common.data={shots: 4}"], "data may have `upright` alone, got {'shots': 4}"),
         (["models.main.fusion.from=mean"], "unknown key from, did you mean 'form'"),
