@@ -17,8 +17,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jclip.data import shape_sources  # noqa: E402
-from tests.browser import Page, Served, start_chromium, why_no_browser  # noqa: E402
+from jclip.data import shape_sources
+from tests.browser import Page, Served, start_chromium, why_no_browser
 
 SENTENCE = "a red heart"
 COLOURS, MOST_BYTES = 160, 200_000

@@ -22,9 +22,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jclip.data.gallery_store import DTYPES, Manifest, write_features, write_manifest, write_rows, write_skipped  # noqa: E402
-from jclip.features.source import ModelSource  # noqa: E402
-from tests.browser import Page, Served, start_chromium, why_no_browser  # noqa: E402
+from jclip.data.gallery_store import DTYPES, Manifest, write_features, write_manifest, write_rows, write_skipped
+from jclip.features.source import ModelSource
+from tests.browser import Page, Served, start_chromium, why_no_browser
 
 PHOTOS, PART = 48, 1 << 16
 NOUNS = (

@@ -21,11 +21,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jclip.data.caption_formats import label_files  # noqa: E402
-from jclip.data.labelled_captions import read_captions, write_captions  # noqa: E402
-from jclip.data.lexicons import KINDS, load_lexicon  # noqa: E402
-from jclip.data.nouns import Labeller  # noqa: E402
-from jclip.data.scene_captions import template_captions  # noqa: E402
+from jclip.data.caption_formats import label_files
+from jclip.data.labelled_captions import read_captions, write_captions
+from jclip.data.lexicons import KINDS, load_lexicon
+from jclip.data.nouns import Labeller
+from jclip.data.scene_captions import template_captions
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:

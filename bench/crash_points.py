@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.crash_scenarios import SCENARIOS, Ended, Scenario, contents, forked  # noqa: E402
+from bench.crash_scenarios import SCENARIOS, Ended, Scenario, contents, forked
 
 SOURCE = Path(__file__).with_name("file_operations.c")
 WITH = ("kill", "enospc")

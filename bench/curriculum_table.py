@@ -21,10 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from csv_page import read, write  # noqa: E402
-from curriculum_page import COLUMNS, written  # noqa: E402
+from csv_page import read, write
+from curriculum_page import COLUMNS, written
 
-from jclip.cli import main as jclip  # noqa: E402
+from jclip.cli import main as jclip
 
 MODES = ("ssa", "msa")
 

@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import speed  # noqa: E402
+import speed
 
 PARTS = (  # of what is compiled, by the source or the target: the first that fits
     (r"/jit_utils_core\.", "Jittor's compiler library"),

@@ -5,6 +5,7 @@ python bench/gallery_sharing.py merge FOLDER ROWS      one merge of parts that l
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -200,5 +201,18 @@ def _peak() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
+def main() -> int:
+    """Prints what one merge took, as JSON."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("merge",))
+    p.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="where the parts lie that `bench/gallery.py merge` wrote"
+    )
+    p.add_argument("rows", type=int, metavar="ROWS", help="of all parts together")
+    args = p.parse_args()
+    print(json.dumps(_merged(args.folder, args.rows)))
+    return 0
+
+
 if __name__ == "__main__":
-    print(json.dumps(_merged(Path(sys.argv[2]), int(sys.argv[3]))))
+    sys.exit(main())

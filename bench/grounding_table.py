@@ -26,14 +26,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from csv_page import read, write  # noqa: E402
-from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, written  # noqa: E402
+from csv_page import read, write
+from grounding_page import COLUMNS, FEATURES, SEEDS, UNTRAINED, written
 
-import finetune  # noqa: E402, F401 - offers its recipes
-from jclip.config import apply_overrides, load_values  # noqa: E402
-from jclip.paths import replacing  # noqa: E402
-from jclip.train.configs import build_config, find_config  # noqa: E402
-from jclip.train.keyed_runs import KeyedRuns, state_of  # noqa: E402
+import finetune  # noqa: F401 - offers its recipes
+from jclip.config import apply_overrides, load_values
+from jclip.paths import replacing
+from jclip.train.configs import build_config, find_config
+from jclip.train.keyed_runs import KeyedRuns, state_of
 
 MODEL = "shapes-tiny-rn"
 EARLY = ("data.scenes=4000", "optim.epochs=3")  # cheap, to show what a setting brings

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
-from speed import SIDES, child, read, save  # noqa: E402
+from speed import SIDES, child, read, save
 
 TASKS = [f"image {model} batch {batch}" for model in ("ViT-B/32", "ViT-B/16", "RN50") for batch in (1, 32, 128)]
 TASKS += ["image ViT-B/32 batch 128 bf16", "text 374 prompts", *(f"train ViT-B/32 batch {n}" for n in (16, 32))]

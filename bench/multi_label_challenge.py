@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.challenge import run_or_kill, write_backbone  # noqa: E402
+from bench.challenge import run_or_kill, write_backbone
 
 SMALL = (
     "generate.count=240", "generate.hard=[toaster, hair drier]", "choose=[merge, ensemble]",

@@ -23,13 +23,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import multi_label_rows as rows  # noqa: E402
-from csv_page import read, write  # noqa: E402
-from multi_label_page import COLUMNS, written  # noqa: E402
+import multi_label_rows as rows
+from csv_page import read, write
+from multi_label_page import COLUMNS, written
 
-from jclip.functional import score_ensemble  # noqa: E402
-from jclip.functional.multi_label_metrics import average_precision_per_class, mean_over_classes  # noqa: E402
-from jclip.functional.window_fusion import branch_scores, merged_scores, model_scores  # noqa: E402
+from jclip.functional import score_ensemble
+from jclip.functional.multi_label_metrics import average_precision_per_class, mean_over_classes
+from jclip.functional.window_fusion import branch_scores, merged_scores, model_scores
 
 Key = tuple[str, str]  # set and part of photos
 Lines = list[dict[str, object]]

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jclip.machine import open_mpi, ranks  # noqa: E402
+from jclip.machine import open_mpi, ranks
 
 Seconds = list[tuple[float, float]]  # of each step by the clock, and of the process's CPU
 

@@ -8,6 +8,7 @@ docs/zh/recipes.tsv (recipe, what it does, trains, needs) and, for a recipe that
 
 from __future__ import annotations
 
+import argparse
 import ast
 import csv
 import re
@@ -67,6 +68,7 @@ class Recipe:
 
 def main() -> int:
     """Writes both pages."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
         print(f"written: {path.relative_to(ROOT)}")

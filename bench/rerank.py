@@ -21,8 +21,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jclip.functional.ranking_metrics import order_report  # noqa: E402
-from jclip.functional.reranking import A3R, METHODS, Expand, Method, Photos, Plain, Reciprocal, rerank  # noqa: E402
+from jclip.functional.ranking_metrics import order_report
+from jclip.functional.reranking import A3R, METHODS, Expand, Method, Photos, Plain, Reciprocal, rerank
 
 ROWS: dict[str, Method] = {
     "text alone": Plain(),

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import finetune  # noqa: E402, F401 (offers its recipes)
-from jclip.commands.sweep import METRICS, below_zero_shot, finished, planned, row_of, write_csv  # noqa: E402
-from jclip.commands.sweep import statistics as over_seeds  # noqa: E402
+import finetune  # noqa: F401 (offers its recipes)
+from jclip.commands.sweep import METRICS, below_zero_shot, finished, planned, row_of, write_csv
+from jclip.commands.sweep import statistics as over_seeds
 
 SHOTS, SEEDS, POOL = (1, 2, 4, 8, 16), (1, 2, 3), 16
 WITH_TEXT = {

@@ -24,9 +24,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.rerank import real_search  # noqa: E402
-from jclip.functional.background import background, sample_rows  # noqa: E402
-from jclip.functional.directions import unit  # noqa: E402
+from bench.rerank import real_search
+from jclip.functional.background import background, sample_rows
+from jclip.functional.directions import unit
 
 TIMES = 5
 LINES = (None, 3.0, 4.0, 4.5, 5.0)

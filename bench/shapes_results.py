@@ -28,14 +28,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from shapes_page import draw, pages, read  # noqa: E402
-from shapes_rows import MODELS, ROWS, SEEDS, SHOTS, STYLES, Row, found  # noqa: E402
+from shapes_page import draw, pages, read
+from shapes_rows import MODELS, ROWS, SEEDS, SHOTS, STYLES, Row, found
 
-import finetune  # noqa: E402
-from jclip.commands.sweep import BASE_TO_NEW, METRICS, Point, finished, row_of, write_csv  # noqa: E402
-from jclip.config import apply_overrides, load_values  # noqa: E402
-from jclip.errors import JclipError  # noqa: E402
-from jclip.train.configs import build_config, default_folder, find_config  # noqa: E402
+import finetune
+from jclip.commands.sweep import BASE_TO_NEW, METRICS, Point, finished, row_of, write_csv
+from jclip.config import apply_overrides, load_values
+from jclip.errors import JclipError
+from jclip.train.configs import build_config, default_folder, find_config
 
 CHOSEN = ROOT / "bench" / "shapes_settings.json"
 KEYS = ("model", "style", "recipe", "subset", "shots", "seed")

@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import targets  # noqa: E402
+import targets
 
 IMAGE = [f"image {model} batch {batch}" for model in ("ViT-B/32", "ViT-B/16", "RN50") for batch in (1, 32)]
 HALF = [f"image {model} batch 32 bf16" for model in ("ViT-B/32", "ViT-B/16")]

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-import speed  # noqa: E402
+import speed
 
 JCLIP = ("-m", "jclip.cli")
 COMMANDS = {  # arguments of Python, and the exit status

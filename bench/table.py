@@ -5,6 +5,7 @@ First a row per processor, the newest first; then the tables of the named file, 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -29,9 +30,15 @@ RECIPES = {  # of the tasks of bench/recipes.py
 
 def main() -> int:
     """The row of each processor, then all of the named file, else of the newest."""
-    named = [Path(a) for a in sys.argv[1:2]]
-    of_all = [json.loads(f.read_text(encoding="utf-8")) for f in named if f.is_file()]
-    of_all = of_all if named else [r for r in targets.newest_first() if len(r.get("tasks", {})) > 1]
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "results", nargs="?", type=Path, metavar="RESULTS", help="of bench/speed.py --out (default: the newest)"
+    )
+    named = p.parse_args().results
+    if named:
+        of_all = [json.loads(named.read_text(encoding="utf-8"))] if named.is_file() else []
+    else:
+        of_all = [r for r in targets.newest_first() if len(r.get("tasks", {})) > 1]
     if not of_all:
         sys.stderr.write("no results: run python bench/speed.py --out bench/results/NAME.json first\n")
         return 2

@@ -6,10 +6,14 @@ python bench/tagging.py [--model shapes-tiny-rn] [--scenes 800] [--draws 1 2 3]
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from jclip.data.shapes import CLASSNAMES, SEEN_STYLES, draw_scene
 from jclip.features.source import ModelSource

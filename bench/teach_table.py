@@ -35,13 +35,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.rerank import real_search  # noqa: E402
-from jclip.data import shapes  # noqa: E402
-from jclip.features import gallery_of_photos, query_features  # noqa: E402
-from jclip.features.teaching import ROUND, Teacher  # noqa: E402
-from jclip.functional.directions import unit  # noqa: E402
-from jclip.functional.nearest import take  # noqa: E402
-from jclip.functional.taught_head import map_change  # noqa: E402
+from bench.rerank import real_search
+from jclip.data import shapes
+from jclip.features import gallery_of_photos, query_features
+from jclip.features.teaching import ROUND, Teacher
+from jclip.functional.directions import unit
+from jclip.functional.nearest import take
+from jclip.functional.taught_head import map_change
 
 MARKS, SEEDS = (0, 10, 30), (0, 1, 2)
 SCENES = 2000

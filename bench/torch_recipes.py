@@ -7,7 +7,6 @@ the recipes'; optimisers are torch.optim's as they come.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -214,7 +213,3 @@ def descend(optim: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> No
     optim.zero_grad()
     loss.backward()
     optim.step()
-
-
-if __name__ == "__main__":
-    sys.exit("run bench/recipes.py")

@@ -25,14 +25,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import finetune  # noqa: E402, F401 - brings the recipes
-from jclip.commands.retrieval_steps import Config, Pipeline  # noqa: E402
-from jclip.config import build  # noqa: E402
-from jclip.data import traffic_world  # noqa: E402
-from jclip.features.photo_search import SearchedWith, SearchFeatures  # noqa: E402
-from jclip.functional.reranking import METHODS  # noqa: E402
-from jclip.prompts.query_rules import load_rules  # noqa: E402
-from jclip.readers.spreadsheet import write_csv_rows  # noqa: E402
+import finetune  # noqa: F401 - brings the recipes
+from jclip.commands.retrieval_steps import Config, Pipeline
+from jclip.config import build
+from jclip.data import traffic_world
+from jclip.features.photo_search import SearchedWith, SearchFeatures
+from jclip.functional.reranking import METHODS
+from jclip.prompts.query_rules import load_rules
+from jclip.readers.spreadsheet import write_csv_rows
 
 SEEDS = (1, 2, 3)
 CHOICE = "map@10"

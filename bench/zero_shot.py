@@ -20,9 +20,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jclip.choices import MODES  # noqa: E402
-from jclip.features.several_models import Mixture, PromptHead  # noqa: E402
-from jclip.functional.directions import unit  # noqa: E402
+from jclip.choices import MODES
+from jclip.features.several_models import Mixture, PromptHead
+from jclip.functional.directions import unit
 
 WIDTHS = (1280, 1536, 768)
 

@@ -29,7 +29,7 @@ from jclip.errors import ConfigError
 from jclip.features import extraction, heads, precomputed
 from jclip.features import source as sources
 from jclip.functional import directions, initial_values, similarity
-from jclip.model import clip, last_block
+from jclip.model import last_block
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
 from jclip.train import on_features, on_photos, scored_photos
@@ -244,7 +244,7 @@ def run_partial(cfg: Config, run: runs.Run) -> dict[str, float]:
         report = on_photos.measure(source.model, of_last, source.preprocess, photos.test, cfg.data.on_error)
         metrics["test_top1_last_epoch"] = report["top1"]
     block.put(trained.arrays)
-    clip.save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, made_by="cross_modal")
+    on_photos.write_model(run, source, "cross_modal")
     learned = arrays(cfg, {"head": trained.arrays["head"]})
     run.save_learned(learned, classnames=data.classnames, width=source.width)
     for i in range(len(grid)):

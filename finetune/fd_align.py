@@ -121,9 +121,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
         final = mixed(cfg.wise, itertools.chain(untuned(source), start.items()), tuned)
         clip.put_arrays(source.model, of_tower(final))
     after = measured(cfg, source, photos, final)
-    clip.save_model(
-        run.file("model.safetensors"), source.model, source.checkpoint.preprocess, cfg.half, made_by="fd_align"
-    )
+    on_photos.write_model(run, source, "fd_align", cfg.half)
     learned = {k: final[k] for k in start}
     run.save_learned(learned, classnames=photos.classnames, width=learned["weight"].shape[1])
     run.slot("head").clear()

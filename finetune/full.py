@@ -28,7 +28,7 @@ from jclip.model import clip, trainable
 from jclip.model.parameter_groups import Lock, trained_patterns
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_photos, several_ranks
+from jclip.train import loop, on_features, on_photos, several_ranks
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 from jclip.weights.variants import CLIPConfig
@@ -78,47 +78,34 @@ def rows_of_ranks(cfg: Config) -> tuple[int, str]:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, and the same measurements again; writes the model as model.safetensors."""
-    source = sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared()
-    photos = splits.read_photos(cfg.data)
-    on_photos.check_photos(cfg, photos)
-    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
+    source, photos = on_photos.model_and_photos(cfg, run)
+    check_loss(cfg, source.config)
     if cfg.statistics:
         several_ranks.require_rows_for_all(len(photos.train), cfg.optim.batch)
     kernels.products_in(cfg.dtype)  # raises for what the device can't compute, before anything else
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
-    zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
+    zero_shot = on_features.zero_shot_report(before)
 
-    check_loss(cfg, source.config)
     model, prompts = source.model, class_prompts(photos.classnames, load_templates(cfg.templates))
     patterns = [*trained_patterns(model.config, cfg.lock), *(["logit_bias"] if cfg.loss == "sigmoid" else [])]
     clip.training_mode(model, patterns if cfg.statistics else ())
     optim = optimisation.optimiser(cfg.optim, trainable.trainable(model, patterns), trainable.no_weight_decay)
     steps = cfg.optim.epochs * -(-len(photos.train) // cfg.optim.batch)
 
-    def measured(split: splits.Split) -> dict[str, float]:
-        return on_photos.measure(
-            model, on_photos.head_of_now(model, prompts), source.preprocess, split, cfg.data.on_error
-        )
+    def top1(split: splits.Split) -> float:
+        return on_photos.zero_shot_top1(model, prompts, source.preprocess, split, cfg.data.on_error)
 
     outcome = loop.fit(
         training_step(cfg, model, optim, prompts, steps), on_photos.photo_epochs(cfg, photos, source), run=run,
         state=optimisation.TrainState(optim, clip.running_statistics(model)), epochs=cfg.optim.trained_epochs, steps=steps,
-        evaluate=(lambda: {"top1": measured(photos.val)["top1"]}) if len(photos.val) else None,
+        evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
         every=cfg.every,
     )  # fmt: skip
-    last = {"test_top1_last_epoch": measured(photos.test)["top1"]} if len(photos.test) else {}
+    last = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
     if cfg.selection == "val":
         clip.put_arrays(model, outcome.best_arrays)
-    if run.writer:
-        clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="full")
-    head = on_photos.head_of_now(model, prompts)
-    run.save_learned(
-        {"text": head.weights, "scale": np.array([head.scale])},
-        classnames=photos.classnames,
-        width=head.weights.shape[1],
-    )
-    after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
+    after = on_photos.write_tuned(cfg, run, source, photos, prompts, made_by="full")
     best = {"best_epoch": outcome.best_epoch + 1} if outcome.best else {}
     return {**zero_shot, **after, **last, **best}
 

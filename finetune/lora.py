@@ -28,7 +28,7 @@ from jclip.model import clip, low_rank
 from jclip.model.parameter_groups import LowRank
 from jclip.postponed import jt
 from jclip.prompts.templates import class_prompts, load_templates
-from jclip.train import loop, on_photos, several_ranks
+from jclip.train import loop, on_features, on_photos
 from jclip.train import optim as optimisation
 from jclip.train import run as runs
 
@@ -65,26 +65,16 @@ def rows_of_ranks(cfg: Config) -> tuple[int, str]:
 
 def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     """Zero-shot, training, merging, and the same measurements again; writes the merged model as model.safetensors."""
-    source, photos = (
-        sources.ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared(),
-        splits.read_photos(cfg.data),
-    )
-    on_photos.check_photos(cfg, photos)
-    several_ranks.note_ranks(run, on_photos.photos_digest(photos))
-    model, adapters = source.model, low_rank.Adapters(source.model, cfg.lora, cfg.seed)
+    source, photos = on_photos.model_and_photos(cfg, run)
+    adapters = low_rank.Adapters(source.model, cfg.lora, cfg.seed)
     before = extraction.few_shot_features(cfg.data, source, cfg.templates, training=None, photos=photos)
     run.note(**before.facts)
-    zero_shot = before.report(heads.ZeroShotHead(before.text, before.scale), prefix="zero_shot_")
+    zero_shot = on_features.zero_shot_report(before)
     prompts = class_prompts(photos.classnames, load_templates(cfg.templates))
     arrays, metrics = train(cfg, run, source, photos, adapters, prompts)
 
-    clip.put_arrays(model, adapters.merged(arrays))
-    if run.writer:
-        clip.save_model(run.file("model.safetensors"), model, source.checkpoint.preprocess, cfg.half, made_by="lora")
-    head = on_photos.head_of_now(model, prompts)
-    learned = {"text": head.weights, "scale": np.array([head.scale]), **arrays}
-    run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])
-    after = on_photos.measured_parts(model, head, source.preprocess, photos, cfg.data.on_error)
+    clip.put_arrays(source.model, adapters.merged(arrays))
+    after = on_photos.write_tuned(cfg, run, source, photos, prompts, made_by="lora", further=arrays)
     return {**zero_shot, **after, **metrics, "parameters": sum(a.size for a in arrays.values())}
 
 
@@ -125,18 +115,16 @@ def train(
     def epochs(epoch: int):
         return itertools.islice(every_epoch(epoch), total - epoch * of_epoch)
 
-    def top1(part: str) -> float:
-        return on_photos.measure(
-            model, on_photos.head_of_now(model, prompts), source.preprocess, getattr(photos, part), cfg.data.on_error
-        )["top1"]
+    def top1(split: splits.Split) -> float:
+        return on_photos.zero_shot_top1(model, prompts, source.preprocess, split, cfg.data.on_error)
 
     adapters.attach()
     try:
         outcome = loop.fit(
             step, epochs, state=optimisation.TrainState(optim), run=run, epochs=-(-total // of_epoch), steps=total,
-            evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None,
+            evaluate=(lambda: {"top1": top1(photos.val)}) if len(photos.val) else None,
         )  # fmt: skip
-        metrics = {"test_top1_last_epoch": top1("test")} if len(photos.test) else {}
+        metrics = {"test_top1_last_epoch": top1(photos.test)} if len(photos.test) else {}
         last = {k: v.numpy() for k, v in adapters.params.items()}
     finally:
         adapters.detach()

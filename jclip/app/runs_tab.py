@@ -26,29 +26,9 @@ OWN_STYLE = """
 
 def add(desk: Desk) -> None:
     """The tab: which runs, and their view."""
-    with gr.Row(elem_classes="ask-runs"):
-        folder = gr.Textbox(
-            label=words.t("runs.folder"),
-            placeholder="runs",
-            lines=1,
-            max_lines=1,
-            scale=5,
-            min_width=220,
-            elem_id="run-folder",
-        )
-        root = gr.Textbox(label=words.t("runs.root"), lines=1, max_lines=1, scale=3, min_width=180, elem_id="run-root")
-        button = gr.Button(words.t("runs.add"), variant="primary", scale=1, min_width=110, elem_id="run-add")
-    chosen = gr.CheckboxGroup(
-        label=words.t("runs.chosen"), info=words.t("runs.info"), choices=choices(desk), elem_id="runs", visible=bool(desk.runs)
-    )  # fmt: skip
-    empty = gr.HTML(elem_id="runs-empty")
-    with gr.Row(elem_classes="ask-runs"):
-        command = shown_command.box(
-            words.t("page.command"), visible=False, scale=5, min_width=220, elem_id="run-command"
-        )
-        save = gr.DownloadButton(words.t("runs.save"), visible=False, scale=1, min_width=150, elem_id="run-save")
-    view = gr.HTML(elem_id="run-view", js_on_load=EVENTS, padding=False)
-    outputs = [view, command, save, empty]
+    form = _form(desk)
+    folder, root, chosen = form["folder"], form["root"], form["chosen"]
+    outputs = [form["view"], form["command"], form["save"], form["empty"]]
 
     def show(places: Sequence[str], where: str, request: gr.Request) -> list[Any]:
         with desk.errors_shown():
@@ -74,11 +54,41 @@ def add(desk: Desk) -> None:
         return [gr.update(choices=choices(desk), visible=bool(desk.runs)), said]
 
     quiet = {"api_visibility": "private", "show_progress": "minimal"}
-    for event in (button.click, folder.submit):
-        event(open_folder, [folder, chosen, root], [folder, chosen, *outputs], show_progress_on=[view], **quiet)
+    for event in (form["button"].click, folder.submit):
+        event(open_folder, [folder, chosen, root], [folder, chosen, *outputs], show_progress_on=[form["view"]], **quiet)
     for event in (chosen.input, root.submit):
-        event(show, [chosen, root], outputs, show_progress_on=[view], **quiet)
-    gr.on(None, look, None, [chosen, empty], api_visibility="private", show_progress="hidden")
+        event(show, [chosen, root], outputs, show_progress_on=[form["view"]], **quiet)
+    gr.on(None, look, None, [chosen, form["empty"]], api_visibility="private", show_progress="hidden")
+
+
+def _form(desk: Desk) -> dict[str, Any]:
+    """The fields and the places of what is shown, by their names."""
+    with gr.Row(elem_classes="ask-runs"):
+        folder = gr.Textbox(
+            label=words.t("runs.folder"),
+            placeholder="runs",
+            lines=1,
+            max_lines=1,
+            scale=5,
+            min_width=220,
+            elem_id="run-folder",
+        )
+        root = gr.Textbox(label=words.t("runs.root"), lines=1, max_lines=1, scale=3, min_width=180, elem_id="run-root")
+        button = gr.Button(words.t("runs.add"), variant="primary", scale=1, min_width=110, elem_id="run-add")
+    chosen = gr.CheckboxGroup(
+        label=words.t("runs.chosen"), info=words.t("runs.info"), choices=choices(desk), elem_id="runs", visible=bool(desk.runs)
+    )  # fmt: skip
+    empty = gr.HTML(elem_id="runs-empty")
+    with gr.Row(elem_classes="ask-runs"):
+        command = shown_command.box(
+            words.t("page.command"), visible=False, scale=5, min_width=220, elem_id="run-command"
+        )
+        save = gr.DownloadButton(words.t("runs.save"), visible=False, scale=1, min_width=150, elem_id="run-save")
+    view = gr.HTML(elem_id="run-view", js_on_load=EVENTS, padding=False)
+    return {
+        "folder": folder, "root": root, "button": button, "chosen": chosen, "empty": empty, "command": command, "save": save,
+        "view": view,
+    }  # fmt: skip
 
 
 def choices(desk: Desk) -> list[tuple[str, str]]:

@@ -30,18 +30,7 @@ def add_handover(desk: Desk, last: Any) -> Any:
             none = gr.Button(t("search.none"), size="sm", min_width=80, scale=0)
             save = gr.Button(t("search.csv"), size="sm", min_width=160, scale=0, elem_id="save-csv")
         file = gr.File(visible=False, interactive=False, elem_id="csv-file", show_label=False)
-        with gr.Accordion(t("search.place"), open=False, elem_id="place"):
-            with gr.Row(equal_height=True):
-                folder = gr.Textbox(label=t("search.folder"), value="found", min_width=200, elem_id="folder")
-                label = gr.Textbox(label=t("search.class"), min_width=160, elem_id="class")
-                how = gr.Radio(
-                    [(t("search.link"), "link"), (t("search.copy"), "copy")],
-                    value="link",
-                    label=t("search.how"),
-                    min_width=160,
-                )
-                put = gr.Button(t("search.put"), min_width=100, scale=0, elem_id="put")
-            done = gr.HTML(elem_id="put-done")
+        folder, label, how, put, done = _form_of_a_folder()
     rows = gr.JSON(visible=False)
 
     def as_csv(found: galleries.Found | None, chosen: Sequence[int], request: gr.Request) -> Any:
@@ -62,6 +51,24 @@ def add_handover(desk: Desk, last: Any) -> Any:
         js=f"(last, rows, ...rest) => [last, {search_grid.TICKED}, ...rest]",
     )  # fmt: skip
     return shown
+
+
+def _form_of_a_folder() -> tuple[Any, ...]:
+    """Where ticked photos are put: folder, class, links or copies, the button, and what is said afterwards."""
+    t = words.t
+    with gr.Accordion(t("search.place"), open=False, elem_id="place"):
+        with gr.Row(equal_height=True):
+            folder = gr.Textbox(label=t("search.folder"), value="found", min_width=200, elem_id="folder")
+            label = gr.Textbox(label=t("search.class"), min_width=160, elem_id="class")
+            how = gr.Radio(
+                [(t("search.link"), "link"), (t("search.copy"), "copy")],
+                value="link",
+                label=t("search.how"),
+                min_width=160,
+            )
+            put = gr.Button(t("search.put"), min_width=100, scale=0, elem_id="put")
+        done = gr.HTML(elem_id="put-done")
+    return folder, label, how, put, done
 
 
 def _ticked(found: galleries.Found | None, rows: Sequence[int] | None, language: words.Language) -> galleries.Found:

@@ -38,7 +38,22 @@ def add(desk: Desk) -> None:
         last = gr.State()
         handover = add_handover(desk, last)
         teach_panel.add(desk, fields["sentence"])
-    outputs = [found, summary, command, last, handover]
+    places = {
+        "found": found,
+        "large": large,
+        "summary": summary,
+        "command": command,
+        "last": last,
+        "handover": handover,
+    }
+    _answer_searches(desk, fields, places)
+    _follow_what_is_open(desk, [about, empty, search, fields["where"]], world)
+
+
+def _answer_searches(desk: Desk, fields: dict[str, Any], places: dict[str, Any]) -> None:
+    """What happens on a search, on "more like it" and on a tile; `places` are where answers are shown."""
+    found, large, summary = places["found"], places["large"], places["summary"]
+    outputs = [found, summary, places["command"], places["last"], places["handover"]]
 
     def run(request: gr.Request, *values: Any) -> list[Any]:
         with desk.errors_shown():
@@ -68,6 +83,13 @@ def add(desk: Desk) -> None:
     found.open(opened, None, large, api_visibility="private", show_progress="hidden")
     gr.api(_api(desk), api_name="search")
 
+
+def _follow_what_is_open(desk: Desk, state: list[Any], world: Any) -> None:
+    """Shows the form where a gallery is open, else what to do; `world` opens the embedded world's.
+
+    state: the text about the latter, both columns, and the field of conditions.
+    """
+
     def look(request: gr.Request) -> list[Any]:
         language = words.language(request)
         columns = _columns(desk, language)
@@ -84,7 +106,6 @@ def add(desk: Desk) -> None:
             _open_gallery(desk, words.language(request))
         return look(request)
 
-    state = [about, empty, search, fields["where"]]
     world.click(draw, None, state, api_visibility="private")
     gr.on(None, look, None, state, api_visibility="private", show_progress="hidden")
 

@@ -66,8 +66,28 @@ def _free_after(host: str, port: int, family: int) -> int | None:
 @contextlib.contextmanager
 def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]:
     """Within the block the page is served on that socket; its address."""
-    import fastapi
     import uvicorn
+
+    app = _app_of(desk, found, password)
+    config = uvicorn.Config(
+        guard(app, found.getsockname()), log_level="warning", access_log=False, lifespan="on", proxy_headers=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([found],), name="server", daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        yield address_of(found)
+    finally:
+        logging.getLogger("uvicorn.error").disabled = True  # open streams are cut, and nobody has to read that
+        server.should_exit = server.force_exit = True
+        thread.join(1)
+
+
+def _app_of(desk: Desk, found: socket.socket, password: str) -> App:
+    """The page as an app, behind a form that asks for the password where there is one."""
+    import fastapi
 
     os.environ["GRADIO_TEMP_DIR"] = str(desk.uploads)  # what is uploaded goes with the page
     _fetch_nothing()
@@ -96,20 +116,7 @@ def serve(desk: Desk, found: socket.socket, password: str = "") -> Iterator[str]
         head=page.script(),
     )
     blocks.has_launched = True  # else Gradio takes any path of this machine for an upload
-    config = uvicorn.Config(
-        guard(app, found.getsockname()), log_level="warning", access_log=False, lifespan="on", proxy_headers=False
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([found],), name="server", daemon=True)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
-        yield address_of(found)
-    finally:
-        logging.getLogger("uvicorn.error").disabled = True  # open streams are cut, and nobody has to read that
-        server.should_exit = server.force_exit = True
-        thread.join(1)
+    return app
 
 
 def end_in_any_case(seconds: float, close: Callable[[], None] = lambda: None) -> None:
@@ -161,7 +168,6 @@ def address_of(found: socket.socket) -> str:
 def guard(app: App, listens: tuple) -> App:
     """The same app with headers that keep a browser here. Requests to another host's name, and from another page, are
     refused: a page elsewhere whose name leads here (DNS rebinding) and forms of other pages get nothing."""
-    local = listens[0] in LOCAL
 
     async def guarded(scope: Scope, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
@@ -171,26 +177,14 @@ def guard(app: App, listens: tuple) -> App:
         if scope["type"] != "http":  # the page has no websocket
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "")
-        if local and _name(f"//{host}") not in LOCAL:
-            await _refuse(send, 421, f"this page is at {listens[0]}:{listens[1]}, not at {host[:100]}\n")
-            return
-        if (origin := headers.get("origin")) and urlsplit(origin).netloc != host:
-            await _refuse(send, 403, "a page of another address asked: refused\n")
-            return
-
-        if _ELSEWHERE.search(unquote(scope["path"])):
-            await _refuse(send, 404, "not found\n")
+        if refused := _refusal(scope, listens):
+            await _refuse(send, *refused)
             return
 
         held: list[dict[str, Any]] = []  # of an answer 500: what was raised is known after it
 
         async def send_more(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                names = {name for name, _ in own}
-                message["headers"] = [h for h in message.get("headers", []) if h[0].lower() not in names] + own
+            _add_headers(message)
             if held or message.get("status") == 500:
                 held.append(message)
             else:
@@ -209,6 +203,25 @@ def guard(app: App, listens: tuple) -> App:
                 await send(message)
 
     return guarded
+
+
+def _refusal(scope: Scope, listens: tuple) -> tuple[int, str] | None:
+    """Status and text for a request that gets nothing; None for one that is answered."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    host = headers.get("host", "")
+    if listens[0] in LOCAL and _name(f"//{host}") not in LOCAL:
+        return 421, f"this page is at {listens[0]}:{listens[1]}, not at {host[:100]}\n"
+    if (origin := headers.get("origin")) and urlsplit(origin).netloc != host:
+        return 403, "a page of another address asked: refused\n"
+    return (404, "not found\n") if _ELSEWHERE.search(unquote(scope["path"])) else None
+
+
+def _add_headers(message: dict[str, Any]) -> None:
+    """Puts `HEADERS` in place of an answer's own ones of these names, where the message begins it."""
+    if message["type"] == "http.response.start":
+        own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+        names = {name for name, _ in own}
+        message["headers"] = [h for h in message.get("headers", []) if h[0].lower() not in names] + own
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
         default="extended",
     )
     add_shared(p, "--out", ": the file of labelled captions, or the folder of generated ones")
+    _add_limits(p)
+    add_shared(p, "--dry-run", ": generate prints the questions to a chat server and their tokens")
+    return p
+
+
+def _add_limits(p: argparse.ArgumentParser) -> None:
+    """How many captions may be bad, and how many are kept."""
     p.add_argument(
         "--max-bad",
         type=number(0, 1),
@@ -57,8 +64,6 @@ def parser() -> argparse.ArgumentParser:
         help="label: keep at most N captions for each class, each counted for its rarest (default: all)",
     )
     add_shared(p, "--seed", " of the order in which --max-per-class keeps captions (default: the files' order)")
-    add_shared(p, "--dry-run", ": generate prints the questions to a chat server and their tokens")
-    return p
 
 
 def main(argv: list[str]) -> int:

@@ -33,7 +33,8 @@ def challenge(argv: list[str]) -> int:
     add_shared(p, "--dry-run")
     args = p.parse_intermixed_args(argv)
     path = find_config(next((a for a in args.arguments if "=" not in a), "challenge.yaml"))
-    values = load_values(path, [a for a in args.arguments if "=" in a])
+    overrides = [a for a in args.arguments if "=" in a]
+    values = load_values(path, overrides)
     task = values.pop("task", "classify")
     if not isinstance(task, str) or task not in TASKS:
         raise UnknownName("task of a challenge", task if isinstance(task, str) else quoted(task), TASKS)
@@ -41,5 +42,5 @@ def challenge(argv: list[str]) -> int:
     if args.until is not None and args.until not in steps:
         raise UnknownName("step for --until", args.until, steps)
     folder = Path(args.runs).absolute() / "challenge"
-    TASKS[task].run(values, str(path), folder, args.until or steps[-1], args.dry_run)
+    TASKS[task].run(values, str(path), folder, args.until or steps[-1], args.dry_run, overrides)
     return 0

@@ -11,7 +11,7 @@ are skipped, interrupted ones resume, and other settings get another folder.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,10 +108,11 @@ SPENT = ("seconds", "peak MiB")
 
 
 class Pipeline:
-    """The steps of a challenge, their folders below `folder`; `place` is the file that errors name."""
+    """The steps of a challenge, their folders below `folder`; `place` is the file that errors name, `overrides` are the
+    settings put over its values."""
 
-    def __init__(self, cfg: Config, folder: Path, place: str):
-        self.cfg, self._place, self._runs = cfg, place, KeyedRuns(folder, place)
+    def __init__(self, cfg: Config, folder: Path, place: str, overrides: Sequence[str] = ()):
+        self.cfg, self._place, self._runs = cfg, place, KeyedRuns(folder, place, overrides)
 
     @cached_property
     def data(self) -> DataConfig:

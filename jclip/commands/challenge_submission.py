@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ Members = Mapping[str, Classifier]
 STEPS = ("tune", "members", "results")  # of train1.sh, train2.sh and test.sh
 
 
-def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool) -> None:
-    """The few-shot challenge of a YAML's `values` up to the step `until`, its runs below `folder`."""
-    work = Pipeline(build(Config, values, place), folder, place)
+def run(
+    values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool, overrides: Sequence[str] = ()
+) -> None:
+    """The few-shot challenge of a YAML's `values` up to the step `until`, its runs below `folder`. overrides: `key=value`
+    settings that `values` has already."""
+    work = Pipeline(build(Config, values, place), folder, place, overrides)
     work.check()
     if dry_run:
         say(work.plan())

@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--instances", type=nonempty, metavar="FILE", help="COCO's instances.json for refs (default: beside)"
     )
+    _add_choice_of_rows(p)
+    return p
+
+
+def _add_choice_of_rows(p: argparse.ArgumentParser) -> None:
+    """Which rows are kept, and what is done with bad ones."""
     p.add_argument(
         "--split", type=nonempty, metavar="NAME", help="keep only rows of this split, such as val (default: all)"
     )
@@ -70,7 +76,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="leave out up to this share of a file's rows that can't be used (default: 0.0)",
     )
-    return p
 
 
 def main(argv: list[str]) -> int:

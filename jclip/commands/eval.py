@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +14,12 @@ from jclip.report.finished_run import FinishedRun
 from jclip.report.predictor import Predictor, measure
 from jclip.report.run_table import accuracy_of, selected_on_test
 from jclip.report.transfer import BASE_TO_NEW_FILES, HALVES, SETS_FILES, base_to_new, means, on_sets
-from jclip.train.configs import (
-    files_named_in,
-    resolved,
-)
+from jclip.train.configs import files_named_in, resolved
 from jclip.train.run_folder import adding_to, is_run, is_shipped
 
 
-def evaluate(argv: list[str]) -> int:
-    """Measures a finished run on its own test photos, or on others that data.… settings name. Writes eval.json,
-    per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder; of a run of image-caption
-    pairs eval.json, ranks.csv and predictions.jsonl."""
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     p = Parser("jclip eval", description=evaluate.__doc__)
     add_shared(p, "RUN")
     p.add_argument(
@@ -47,7 +43,14 @@ def evaluate(argv: list[str]) -> int:
         help="measure another test set: NAME data.root=… [templates=…], once per set, or a YAML with a group per NAME",
     )
     add_shared(p, "--out", ", a folder (default: the run's)")
-    args = p.parse_intermixed_args(argv)
+    return p
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measures a finished run on its own test photos, or on others that data.… settings name. Writes eval.json,
+    per_class and confusion as .csv and .png, predictions.csv and result.txt into the run's folder; of a run of image-caption
+    pairs eval.json, ranks.csv and predictions.jsonl."""
+    args = parser().parse_intermixed_args(argv)
     done = Predictor.load(args.run, args.overrides)
     if not args.out and is_shipped(done.folder):
         raise ConfigError(f"{args.run} ships with jclip: say with --out where to write what is measured")

@@ -47,6 +47,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--at", type=number(0, 1), nargs="+", metavar="T", help="thresholds (default: 0.25 0.5 0.75 0.9)")
     p.add_argument("--common", action="store_true", help="measure what both files have, leave out the rest")
+    _add_sheet_options(p)
+    p.add_argument(
+        "--box-format", choices=BOX_FORMATS, help="how predicted boxes are written (default: as the form has it)"
+    )
+    p.add_argument("--form", choices=FORMS, help="form of TRUE (default: by ending and content)")
+    p.add_argument("--dataset", choices=[*FORMATS], help="data set of a .pth (default: what its name begins with)")
+    return p
+
+
+def _add_sheet_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--root", type=nonempty, metavar="FOLDER", help="the folder of the photos")
     p.add_argument(
         "--worst", type=nonempty, metavar="FILE", help="also write a sheet of the worst, both boxes drawn; needs --root"
@@ -58,12 +68,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="how many (default: 24)",
     )
-    p.add_argument(
-        "--box-format", choices=BOX_FORMATS, help="how predicted boxes are written (default: as the form has it)"
-    )
-    p.add_argument("--form", choices=FORMS, help="form of TRUE (default: by ending and content)")
-    p.add_argument("--dataset", choices=[*FORMATS], help="data set of a .pth (default: what its name begins with)")
-    return p
 
 
 def main(argv: list[str]) -> int:

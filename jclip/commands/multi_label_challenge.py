@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ STEPS = ("captions", "models", "scores", "result")
 FILES = ("result.json", "scores.npz", "tags.csv", "parts.csv", "report.json")
 
 
-def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool) -> None:
-    """The challenge of a YAML's `values` up to the step `until`, its captions, runs and scores below `folder`."""
+def run(
+    values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool, overrides: Sequence[str] = ()
+) -> None:
+    """The challenge of a YAML's `values` up to the step `until`, its captions, runs and scores below `folder`.
+
+    overrides: `key=value` settings that `values` has already.
+    """
     cfg = build(multi_label_settings.Config, multi_label_settings.with_places(values, place), place)
-    work = multi_label_steps.Contest(cfg, folder, place)
+    work = multi_label_steps.Contest(cfg, folder, place, overrides)
     work.check()
     files = files_of(cfg)
     refuse_overwriting(files, [*files_named_in(to_values(cfg)), *work.photos["test"].paths])

@@ -187,7 +187,13 @@ def model_settings(cfg: Config, name: str) -> dict[str, Any]:
             raise ConfigError(
                 f"models.{name}: {key} must be left out: the challenge chooses on scored photos (`choose`)"
             )
-    values = merged(merged(merged(shipped, given), cfg.common), own)
+    asked = merged(cfg.common, own)
+    data = asked.get("data", {})
+    if not isinstance(data, Mapping) or {*data} - {"upright"}:
+        raise ConfigError(
+            f"models.{name}: data may have `upright` alone, got {quoted(data)}: photos are the challenge's"
+        )
+    values = merged(merged(shipped, given), asked)
     if values["recipe"] != "text_as_image":
         raise ConfigError(
             f"models.{name}: recipe must be text_as_image, which learns from captions, got {values['recipe']}"

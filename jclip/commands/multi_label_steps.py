@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jclip.commands import generate_captions, label_captions, multi_label_settings
 from jclip.commands import score as scoring
-from jclip.config import WORLD, build, to_json, to_values
+from jclip.config import WORLD, build, dotted_names, refuse_unread, to_json, to_values, why_unread
 from jclip.data import (
     caption_formats,
     checks,
@@ -39,6 +39,7 @@ from jclip.report import score_files, tagging_run, window_files
 from jclip.report.finished_run import unlabelled
 from jclip.report.scoring_run import columns_of
 from jclip.train import multi_label_photos
+from jclip.train.configs import build_config
 from jclip.train.keyed_runs import KeyedRuns, key_of, state_of
 
 if TYPE_CHECKING:  # help answers before NumPy is imported
@@ -64,10 +65,12 @@ class Photos:
 
 
 class Contest:
-    """The steps of a challenge below `folder`; `place` is the file that errors name."""
+    """The steps of a challenge below `folder`; `place` is the file that errors name, `overrides` are the settings put over
+    its values."""
 
-    def __init__(self, cfg: multi_label_settings.Config, folder: Path, place: str):
-        self.cfg, self.folder, self.place, self._runs = cfg, folder, place, KeyedRuns(folder, place)
+    def __init__(self, cfg: multi_label_settings.Config, folder: Path, place: str, overrides: Sequence[str] = ()):
+        self.cfg, self.folder, self.place, self._overrides = cfg, folder, place, overrides
+        self._runs = KeyedRuns(folder, place, overrides)
 
     # Captions
 
@@ -205,6 +208,7 @@ class Contest:
                 "of: add a second name, or find its photos with `jclip tag`"
             )
         configs = {name: self.settings(name, "")[1] for name in self.cfg.order}
+        self._check_common(configs)
         finder = label_files.ClassFinder(self.classnames)
         generate_captions.hard_and_partner(self.generated, self.lexicon)
         for name, classes in self.cfg.ensemble.columns.items():
@@ -236,6 +240,17 @@ class Contest:
             if file != WORLD and not is_file(file):
                 raise DataError(f"{self.place}: no such file of captions: {file}")
 
+    def _check_common(self, configs: Mapping[str, Any]) -> None:
+        """Raises `ConfigError` for a setting of `common` that no model reads. configs: of each model by its name."""
+        typed = [override.partition("=")[0].removeprefix("common.") for override in self._overrides]
+        for setting in dotted_names(self.cfg.common):
+            reasons = [
+                why_unread(config, setting, set_elsewhere=[one.removeprefix(f"models.{name}.") for one in typed])
+                for name, config in configs.items()
+            ]
+            if all(reasons):
+                raise ConfigError(f"{self.place}: common.{setting} must be left out: {reasons[0]}")
+
     def _check_part(self, name: str, part: str, key: str) -> None:
         if part in self.learns(name) and not getattr(self.generated.templates, key):
             raise ConfigError(f"{self.place}: models.{name} learns {part}: set generate.templates.{key}=true")
@@ -252,7 +267,10 @@ class Contest:
         values["captions"] = [str(folder / f"{part}.jsonl") for part in self.learns(name)]
         values["classes"] = str(folder / CLASSES)
         values["init_from"] = start or ("" if self.cfg.parent(name) else values.get("init_from", ""))
-        return self._runs.settings(f"models.{name}", values, {})
+        place = f"{self.place}: models.{name}"
+        module, config = build_config(values, place)
+        refuse_unread(config, self.cfg.models[name], self._overrides, place, f"models.{name}.")
+        return module, config
 
     def _made_of(self, name: str, cfg: Any) -> list[str]:
         return [sources.source_of(cfg).weights_sha256, *(file_sha256(file) for file in cfg.captions)]

@@ -157,6 +157,12 @@ def predict_parser() -> argparse.ArgumentParser:
     )
     add_shared(p, "--sheet", ", of some of the photos with their classes")
     add_shared(p, "--on-error", " (default: skip and count them; stop for the run's own test photos)")
+    _add_sorting_options(p)
+    _add_options_of_several_labels(p.add_argument_group("where photos have several labels"))
+    return p
+
+
+def _add_sorting_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--sort-into", type=nonempty, metavar="FOLDER", help="also put the photos into one folder per class in FOLDER"
     )
@@ -183,8 +189,6 @@ def predict_parser() -> argparse.ArgumentParser:
         help="--sort-into puts photos below this probability into _unsure (default: 0.0)",
     )
     add_shared(p, "--dry-run", " (of --sort-into)")
-    _add_options_of_several_labels(p.add_argument_group("where photos have several labels"))
-    return p
 
 
 def _add_options_of_several_labels(p: argparse._ArgumentGroup) -> None:

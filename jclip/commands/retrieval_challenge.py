@@ -22,9 +22,12 @@ STEPS = ("fill", "tune", "results")
 FLAGGED = "depends on the other queries"
 
 
-def run(values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool) -> None:
-    """The retrieval challenge of a YAML's `values` up to the step `until`, its runs below `folder`."""
-    work = retrieval_steps.Pipeline(build(retrieval_steps.Config, values, place), folder, place)
+def run(
+    values: dict[str, Any], place: str, folder: Path, until: str, dry_run: bool, overrides: Sequence[str] = ()
+) -> None:
+    """The retrieval challenge of a YAML's `values` up to the step `until`, its runs below `folder`. overrides:
+    `key=value` settings that `values` has already."""
+    work = retrieval_steps.Pipeline(build(retrieval_steps.Config, values, place), folder, place, overrides)
     work.check()
     if dry_run:
         say(plan(work))

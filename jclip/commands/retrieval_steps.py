@@ -108,11 +108,12 @@ class Trial:
 
 
 class Pipeline:
-    """The steps of a retrieval challenge, their folders below `folder`; `place` is the file that errors name."""
+    """The steps of a retrieval challenge, their folders below `folder`; `place` is the file that errors name, `overrides`
+    are the settings put over its values."""
 
-    def __init__(self, cfg: Config, folder: Path, place: str):
+    def __init__(self, cfg: Config, folder: Path, place: str, overrides: Sequence[str] = ()):
         self.cfg, self._place, self._folder = cfg, place, folder
-        self._runs = keyed_runs.KeyedRuns(folder, place)
+        self._runs = keyed_runs.KeyedRuns(folder, place, overrides)
 
     # What is read
 

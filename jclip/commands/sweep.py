@@ -23,7 +23,7 @@ from jclip.report.predictor import Classifier
 from jclip.report.tasks import TASKS, Task, task_of
 from jclip.report.transfer import BASE_TO_NEW_FILES, base_to_new
 from jclip.train import recipe_runs as _runs
-from jclip.train.configs import data_settings, default_folder, files_named_in, find_config, read_config, resolved
+from jclip.train.configs import data_settings, default_folder, files_named_in, find_config, read_point, resolved
 from jclip.train.run_folder import adding_to
 
 METRICS = TASKS["classify"].metrics
@@ -164,7 +164,7 @@ def planned(arguments: Sequence[str], runs: str) -> list[Point]:
     for config in configs:
         draws = "seed" in data_settings(config)
         for overrides in combinations(listed):
-            module, cfg, path = read_config(config, overrides if draws else without_draws(overrides, listed))
+            module, cfg, path = read_point(config, overrides if draws else without_draws(overrides, listed))
             if not hasattr(cfg.data, "shots") and task_of(module).name != "ground":
                 raise ConfigError(f"{config} learns from captions: there are no shots to sweep over")
             points.append(Point(path.stem, tuple(overrides), module, cfg, default_folder(module, cfg, path, runs)))

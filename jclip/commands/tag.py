@@ -57,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add_shared(p, "--sheet", ", of some of the photos with their tags")
     add_shared(p, "--on-error", " (default: skip and count them)")
+    _add_sorting_options(p)
+    add_shared(p, "--dry-run", " and write nothing, but for the tables")
+    _add_method_options(p.add_argument_group("how --model scores"))
+    return p
+
+
+def _add_sorting_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--sort-into", type=nonempty, metavar="FOLDER",
         help="also put each photo into a folder for each of its tags in FOLDER, without any into _none",
@@ -66,9 +73,6 @@ def parser() -> argparse.ArgumentParser:
         "--link", dest="how", action="store_const", const="link", help="--sort-into makes links (the default)"
     )
     how.add_argument("--copy", dest="how", action="store_const", const="copy", help="--sort-into makes copies")
-    add_shared(p, "--dry-run", " and write nothing, but for the tables")
-    _add_method_options(p.add_argument_group("how --model scores"))
-    return p
 
 
 def _add_method_options(p: argparse._ArgumentGroup) -> None:

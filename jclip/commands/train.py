@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
-from jclip.config import load_values, refuse_unread
 from jclip.errors import ConfigError, say
 from jclip.machine import ranks
 from jclip.paths import naming
@@ -65,7 +64,6 @@ def train(argv: list[str]) -> int:
     """Runs a config to its end, continues an interrupted run, or shows a finished result again."""
     args = parser().parse_intermixed_args(argv)
     module, cfg, path = read_config(args.config, args.overrides)
-    refuse_unread(cfg, load_values(path), args.overrides, str(path))
     folder = Path(args.run) if args.run else default_folder(module, cfg, path, args.runs)
     here = ranks.here()
 

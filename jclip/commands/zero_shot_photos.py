@@ -86,6 +86,18 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
     p.add_argument(
         "--drop-below-uniform", type=number(0, 1e6), metavar="U", help="the same, in units of 1 / number of prompts"
     )
+    _add_looks(p)
+    p.add_argument(
+        "--article", action="store_true", default=None, help='let "a" and "an" agree with the word that follows'
+    )
+    p.add_argument("--plural", action="store_true", default=None, help='use the plural of the class in "many {}"')
+    add_shared(p, "--truncate", default=None)
+    add_shared(p, "--family")
+    add_dtype(p)
+
+
+def _add_looks(p: argparse._ArgumentGroup) -> None:
+    """How one model sees photos: views, and `LOOKS`."""
     p.add_argument("--views", choices=VIEWS, help="test-time augmentation, averaged (default: none)")
     p.add_argument(
         "--size", type=whole(1, LARGEST_SIZE), metavar="N", help="input size in pixels (default: the weights' own)"
@@ -104,13 +116,6 @@ def add_model_options(p: argparse._ArgumentGroup) -> None:
         default=None,
         help="apply EXIF orientations (the default), or read photos as stored",
     )
-    p.add_argument(
-        "--article", action="store_true", default=None, help='let "a" and "an" agree with the word that follows'
-    )
-    p.add_argument("--plural", action="store_true", default=None, help='use the plural of the class in "many {}"')
-    add_shared(p, "--truncate", default=None)
-    add_shared(p, "--family")
-    add_dtype(p)
 
 
 def main(argv: list[str]) -> int:

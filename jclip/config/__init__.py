@@ -42,7 +42,7 @@ __getattr__, __dir__, __all__ = face(
             "WithTemplates",
             "WithViews",
         ),
-        "unread_settings": ("refuse_unread", "why_unread"),
+        "unread_settings": ("dotted_names", "refuse_unread", "why_unread"),
         "settings": ("WORLD", "apply_overrides", "load_groups", "load_values", "project_of"),
     },
 )

@@ -11,10 +11,11 @@ that is in it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jclip.config import protocols
+from jclip.config.settings import apply_overrides
 from jclip.errors import ConfigError
 
 
@@ -46,19 +47,23 @@ class Switch:
         return f"it is read with {values} alone, got {name}={_text(_shown(getattr(node, self.name)))}"
 
 
-def refuse_unread(config: protocols.Dataclass, values: Mapping[str, Any], overrides: Iterable[str], place: str) -> None:
+def refuse_unread(
+    config: protocols.Dataclass, values: Mapping[str, Any], overrides: Sequence[str], place: str, below: str = ""
+) -> None:
     """Raises `ConfigError` for the first setting that was given and is not read.
 
     values: what the file `place` holds. A switch that `overrides` (`key=value`) set leaves the file's settings for it in
-    peace, and a file that holds every setting gives none: a run wrote it.
+    peace, and a file that holds every setting gives none: a run wrote it. below: the group of a larger file that the
+    config is, with a dot behind it as in `members.zero_shot.`; of the overrides those that begin so are its own.
     """
-    given = [override.partition("=")[0] for override in overrides]
+    own = [override.removeprefix(below) for override in overrides if override.startswith(below)]
+    given = [*dotted_names(apply_overrides({}, own))]
     for name in given:
         if why := why_unread(config, name):
-            raise ConfigError(f"{name} must be left out: {why}")
+            raise ConfigError(f"{below}{name} must be left out: {why}")
     if {field.name for field in dataclasses.fields(config)} <= {*values}:
         return
-    for name in _dotted(values):
+    for name in dotted_names(values):
         if why := why_unread(config, name, set_elsewhere=given):
             raise ConfigError(f"{place}: {name} must be left out: {why}")
 
@@ -89,9 +94,10 @@ def _text(value: str) -> str:
     return value or '""'
 
 
-def _dotted(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+def dotted_names(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The settings in nested values: `a.b` for `{"a": {"b": 1}}`."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{above}{key}.")
+            yield from dotted_names(value, f"{above}{key}.")
         else:
             yield f"{above}{key}"

@@ -39,7 +39,6 @@ __getattr__, __dir__, __all__ = face(
         "labelled_captions": ("LabelledCaptions", "read_captions"),
         "lexicons": ("Lexicon", "load_lexicon"),
         "nouns": ("Labeller",),
-        "pair_counts": ("count_pairs",),
         "photo_file": ("open_photo",),
         "photo_hashes": ("is_hash",),
         "preprocess": ("Preprocess", "with_choice"),

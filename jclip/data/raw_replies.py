@@ -182,29 +182,41 @@ def ask_all(
         under_way: set[Future] = set()
         try:
             while True:
-                while len(under_way) < concurrency and not budget.is_spent(len(under_way)):
-                    if (job := next(open_jobs, None)) is None:
-                        break
+                while (
+                    len(under_way) < concurrency
+                    and not budget.is_spent(len(under_way))
+                    and (job := next(open_jobs, None)) is not None
+                ):
                     under_way.add(pool.submit(ask, job))
                 if not under_way:
                     break
                 ready, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in ready:
-                    try:
-                        budget.spend(future.result())
-                        found.done, in_a_row = found.done + 1, 0
-                    except NoReply as e:
-                        found.failed.append(str(e))
-                        in_a_row += 1
+                    in_a_row = 0 if _has_reply(future, found, budget) else in_a_row + 1
                 if in_a_row > MOST_FAILURES:
-                    raise DataError(
-                        f"the chat server gave no reply {in_a_row} times in a row ({found.failed[-1]}): the same command goes "
-                        f"on from {len(store.replies)} replies in {store.path}"
-                    )
+                    raise _given_up(in_a_row, found, store)
         finally:
             server.stopped.set()
     found.left = sum(1 for _ in open_jobs)
     return found
+
+
+def _given_up(in_a_row: int, found: Asked, store: RawReplies) -> DataError:
+    return DataError(
+        f"the chat server gave no reply {in_a_row} times in a row ({found.failed[-1]}): the same command goes "
+        f"on from {len(store.replies)} replies in {store.path}"
+    )
+
+
+def _has_reply(future: Future, found: Asked, budget: Budget) -> bool:
+    """Counts what became of one job, and says whether there is a reply."""
+    try:
+        budget.spend(future.result())
+    except NoReply as e:
+        found.failed.append(str(e))
+        return False
+    found.done += 1
+    return True
 
 
 def _not_asked(jobs: Iterable[Job], store: RawReplies) -> list[Job]:

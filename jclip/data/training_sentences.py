@@ -6,7 +6,7 @@ of a template name. Classes outside of a hard list are unknown, not absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -62,13 +62,6 @@ def subset_sentences(lexicon: Lexicon, sets: Sequence[Sequence[int]], seed: int)
             size = SMALLEST + draws.below(len(own) - SMALLEST + 1)
             texts.append(_together(draws.sample(own, size), lexicon))
     return _made(texts, lexicon, "set")
-
-
-def related_sentences(lexicon: Lexicon, related: Mapping[int, Sequence[str]]) -> LabelledCaptions:
-    """Returns "a photo of a A and a X." for each class A of `related` and each of its words X; a word that names a class
-    gives its label."""
-    texts = [PHOTO.format(f"{lexicon.prompt_names[a]} and a {word}") for a, words in related.items() for word in words]
-    return _made(texts, lexicon, "pair")
 
 
 def hard_sentences(

@@ -24,11 +24,11 @@ class Background:
     line: float
 
     def z(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as deviations above the middle; zeros without a background."""
+        """Scores (N,) as deviations above the middle; zeros without a background."""
         return (scores - self.middle) / self.deviation if self.deviation > 0 else np.zeros_like(scores)
 
     def above(self, scores: np.ndarray) -> np.ndarray:
-        """Which scores stand out; all of them without a background."""
+        """Which of the scores (N,) stand out, (N,) bool; all of them without a background."""
         return self.z(scores) >= self.line if self.deviation > 0 else np.ones(len(scores), bool)
 
 

@@ -98,7 +98,10 @@ def phrase_groups(phrases: Sequence[str], wanted: np.ndarray, sizes: np.ndarray)
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % interval of a share: (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n) (Wilson, 1927)."""
+    """The 95 % interval of a share: (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n) (Wilson, 1927).
+
+    Raises `DataError` for a `count` of none.
+    """
     if count <= 0:
         raise DataError(f"an interval needs at least one sample, got {count}")
     p, square = hits / count, z * z / count
@@ -121,7 +124,7 @@ def reliability_histogram(values: np.ndarray, bins: int = 1000) -> tuple[np.ndar
 
 
 def auroc(of_true: np.ndarray, of_false: np.ndarray) -> float:
-    """How often one of `of_true` is greater than one of `of_false`, equal ones counted half."""
+    """How often one of `of_true` (N,) is greater than one of `of_false` (M,), equal ones counted half."""
     below = np.searchsorted(np.sort(of_false), of_true, side="left")
     upto = np.searchsorted(np.sort(of_false), of_true, side="right")
     return float((below + upto).mean() / 2 / len(of_false))

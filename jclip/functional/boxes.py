@@ -14,26 +14,26 @@ TINY = 1e-7  # keeps quotients of empty boxes finite
 
 
 def xywh_to_corners(boxes: np.ndarray) -> np.ndarray:
-    """x1, y1, width, height → x1, y1, x2, y2."""
+    """(…, 4) x1, y1, width, height → (…, 4) x1, y1, x2, y2, in the unit of the input."""
     boxes = np.asarray(boxes)
     return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 
 def corners_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """x1, y1, x2, y2 → x1, y1, width, height."""
+    """(…, 4) x1, y1, x2, y2 → (…, 4) x1, y1, width, height."""
     boxes = np.asarray(boxes)
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
 def centres_to_corners(boxes: np.ndarray) -> np.ndarray:
-    """cx, cy, w, h → x1, y1, x2, y2."""
+    """(…, 4) cx, cy, w, h → (…, 4) x1, y1, x2, y2."""
     boxes = np.asarray(boxes)
     half = boxes[..., 2:] / 2
     return np.concatenate([boxes[..., :2] - half, boxes[..., :2] + half], axis=-1)
 
 
 def corners_to_centres(boxes: np.ndarray) -> np.ndarray:
-    """x1, y1, x2, y2 → cx, cy, w, h."""
+    """(…, 4) x1, y1, x2, y2 → (…, 4) cx, cy, w, h."""
     boxes = np.asarray(boxes)
     return np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
@@ -57,7 +57,10 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Generalised IoU of paired corners: IoU - (hull - union) / hull, from -1 to 1 (Rezatofighi et al., arXiv 1902.09630)."""
+    """Generalised IoU (…) of paired corners (…, 4): IoU - (hull - union) / hull, from -1 to 1.
+
+    Rezatofighi et al., CVPR 2019, arXiv 1902.09630.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
     _, union = overlaps(a, b)
     sides = np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2])
@@ -71,7 +74,7 @@ def iou_table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def clipped(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Corners cut at the edges of a picture of that size."""
+    """Corners (…, 4) in pixels, cut at the edges of a picture of that size."""
     return np.clip(boxes, 0, [width, height, width, height])
 
 

@@ -83,7 +83,7 @@ def platt(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), without overflow."""
+    """1 / (1 + exp(-x)) of an array of any shape, without overflow."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1, e) / (1 + e)
 

@@ -13,7 +13,8 @@ def nearest_in_bank(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, E), (Q, E), rows of length one → the `count` largest cosines (n, k), largest first, and their rows (n, k).
 
-    k is the smaller of `count` and Q. The bank is gone through once, in parts: no (n, Q) numbers are held.
+    k is the smaller of `count` and Q. The bank is gone through once, in parts: no (n, Q) numbers are held. Raises
+    `ValueError` for an empty one.
     """
     if not len(bank):
         raise ValueError("a bank must hold at least one sentence, got none")

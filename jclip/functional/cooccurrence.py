@@ -53,11 +53,6 @@ def count_cooccurrence(targets: np.ndarray | Iterable[np.ndarray], source: Sourc
     return Cooccurrence(total.astype(np.int64), counts, source)
 
 
-def conditional(adj: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(C, C) P[i, j] = adj[i, j] / counts[i], the share of rows with class i that have j; zeros for a class without rows."""
-    return adj / np.maximum(counts, 1)[:, None]
-
-
 def normalised(adj: np.ndarray) -> np.ndarray:
     """(C, C) P̄: each row of adj divided by its sum (the counts cancel); zeros for a class without partners."""
     sums = adj.sum(axis=1, keepdims=True, dtype=np.float64)

@@ -6,5 +6,5 @@ import numpy as np
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """x / ‖x‖ over the last axis, in the dtype of `x`; a row of zeros becomes NaN."""
+    """(…, E) → x / ‖x‖ over the last axis, in the dtype of `x`; a row of zeros becomes NaN."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)

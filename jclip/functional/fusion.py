@@ -53,12 +53,15 @@ def mixed(scores: Sequence[np.ndarray], weights: np.ndarray, mix: Mix) -> np.nda
 
 
 def as_scores(total: np.ndarray, mix: Mix) -> np.ndarray:
-    """Weighed probabilities as their logarithms, which rank alike and are what a softmax undoes; others as they are."""
+    """Weighed probabilities (N, C) as their logarithms, which rank alike and are what a softmax undoes; others as they are."""
     return np.log(np.maximum(total, TINY)) if mix == "prob" else total
 
 
 def fitted_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """τ of the smallest mean -log softmax(z / τ)_y, within 1e-3 … 1e3: in 1 / τ convex, so the slope is bisected."""
+    """τ of the smallest mean -log softmax(z / τ)_y, for scores z (N, C) and labels y (N,).
+
+    Within 1e-3 … 1e3. In 1 / τ the mean is convex, so its slope is bisected.
+    """
     z = scores.astype(np.float64)
     own = z[np.arange(len(labels)), labels]
     low, high = np.log(INVERSE_TEMPERATURES)
@@ -103,7 +106,7 @@ def simplex(count: int, steps: int) -> Iterator[np.ndarray]:
 
 
 def moved(weights: np.ndarray, which: int, steps: int) -> Iterator[np.ndarray]:
-    """`weights` with one of them at 0, 1 / steps, … 1 and the others in their proportions, or alike where all are 0."""
+    """`weights` (M,) with one of them at 0, 1 / steps, … 1 and the others in their proportions, or alike where all are 0."""
     others = np.where(np.arange(len(weights)) == which, 0.0, weights)
     others = others if others.any() else np.where(np.arange(len(weights)) == which, 0.0, 1.0)
     for i in range(steps + 1):

@@ -150,7 +150,7 @@ def _extent(marked: np.ndarray, cut_edge: bool) -> tuple[int, int]:
 
 
 def nearest_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(h, w) → `grid`: each cell as the one that it begins in."""
+    """(h, w) → `grid` (h', w'): each cell as the one that it begins in."""
     rows, columns = (
         np.minimum(np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int), old - 1)
         for old, new in zip(mask.shape, grid, strict=True)

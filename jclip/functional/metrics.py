@@ -16,7 +16,7 @@ def ranking(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of rows whose label is among the k best; k is cut at the number of classes."""
+    """Share of rows whose label (N,) is among the k best of scores (N, C); k is cut at C. Raises `DataError` for no rows."""
     _refuse_empty(scores, labels)
     return float((ranking(scores, k) == labels[:, None]).any(axis=1).mean())
 
@@ -39,7 +39,10 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, classes: int) ->
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Σ |B_m| / N · |accuracy(B_m) - confidence(B_m)| over equal-width bins (a, b] of the largest probability."""
+    """Σ |B_m| / N · |accuracy(B_m) - confidence(B_m)| over equal-width bins (a, b] of the largest probability.
+
+    probabilities: (N, C), labels: (N,). Raises `DataError` for no rows.
+    """
     _refuse_empty(probabilities, labels)
     confidence = probabilities.max(axis=1)
     right = ranking(probabilities, 1)[:, 0] == labels
@@ -49,7 +52,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
+    """exp(s) / Σ exp(s) over the last axis, in float64."""
     shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
     e = np.exp(shifted)
     return e / e.sum(axis=-1, keepdims=True)
@@ -70,7 +73,7 @@ def retrieval_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """Mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
+    """Mean over the classes that occur of 2 TP / (2 TP + FP + FN), of predicted (N,) and true labels (N,)."""
     right = np.bincount(labels[predicted == labels], minlength=classes)
     total = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
     occurs = np.bincount(labels, minlength=classes) > 0
@@ -88,7 +91,7 @@ def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -log p(true class)."""
+    """Mean of -log p(true class), in nats, of probabilities (N, C) and labels (N,)."""
     own = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(own, TINY)).mean())
 

@@ -63,6 +63,7 @@ def average_precision(
     rank: (1/P) Σ over positives at rank k of TP(k)/k. interp: the area under the precision envelope (VOC from 2010 on).
     voc11: the mean envelope at recall 0, .1, … 1 (VOC 2007). Equal scores: in order of the input (`stable`), negatives
     first (`pessimistic`), or the mean over all their orders (`expected`, in closed form and for `rank` alone).
+    Raises `DataError` for `expected` with another kind.
     """
     if ties == "expected" and kind != "rank":
         raise DataError(
@@ -148,7 +149,7 @@ class RankingReport:
         return mean_over_classes(self.precisions, self.rule)
 
     def means(self, groups: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, float]:
-        """mAP of groups of classes, such as seen and unseen; NaN where a group has no class with positives."""
+        """mAP of groups of classes (ids by name), such as seen and unseen; NaN for a group without a class with positives."""
         return {
             name: mean_over_classes(self.precisions[np.asarray(ids, np.int64)], self.rule)
             for name, ids in groups.items()

@@ -74,7 +74,7 @@ def take(parts: Sequence[np.ndarray], ids: np.ndarray) -> np.ndarray:
 
 
 def widened(block: np.ndarray) -> np.ndarray:
-    """float32 of float16, exactly, several times as fast as `astype`: exponents are moved as integers, in the cache.
+    """(n, E) as float32, of float16 exactly, several times as fast as `astype`: exponents are moved as integers, in the cache.
 
     No subnormal float32 occurs on the way: a thread of Jittor takes these for zero.
     """

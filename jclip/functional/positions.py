@@ -26,7 +26,7 @@ def resample_positions(
     A table of h*w rows is of a tower without a class token, as SigLIP's.
 
     margin: what is added to h' and w' in the factor that cells are sampled by, without antialias. linear: bilinear with
-    antialias, see `triangle_matrix`.
+    antialias, see `triangle_matrix`. Raises `ValueError` for a table of another number of rows.
     """
     first = table.shape[0] - grid[0] * grid[1]
     if first not in (0, 1):

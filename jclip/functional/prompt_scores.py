@@ -99,7 +99,7 @@ def deciding_prompts(
 
 
 def softmax32(scores: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float32, in place of the scores."""
+    """exp(s) / Σ exp(s) over the last axis of scores (…, P) float32, written in their place."""
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

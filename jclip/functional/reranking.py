@@ -62,7 +62,7 @@ class Photos:
 
 
 def finite_unit(features: np.ndarray, what: str) -> np.ndarray:
-    """Features in float64 and of length one. Raises `DataError` for NaN, infinity and rows of zeros, with the first row."""
+    """(N, E) in float64 and of length one. Raises `DataError` for NaN, infinity and rows of zeros, with the first row."""
     with np.errstate(invalid="ignore"):  # 0 / 0
         found = unit(np.asarray(features, np.float64))
     if (broken := ~np.isfinite(found).all(axis=1)).any():
@@ -74,7 +74,7 @@ def finite_unit(features: np.ndarray, what: str) -> np.ndarray:
 
 
 def best_first(scores: np.ndarray) -> Order:
-    """Row numbers by falling score; equal scores in order of the rows."""
+    """(…, N) → row numbers (…, N) by falling score; equal scores in order of the rows."""
     return np.argsort(-scores, axis=-1, kind="stable")
 
 

@@ -143,7 +143,11 @@ def _finite(scores: np.ndarray) -> np.ndarray:
 
 
 def rank_report(ranks: np.ndarray, queries: np.ndarray, count: int, depth: int = 10) -> dict[str, float]:
-    """Figures of one direction, of what `link_ranks` returns."""
+    """Figures of one direction, of what `link_ranks` returns.
+
+    ranks: (L,) from 0, of each right pair; queries: (L,) which of the `count` queries it is of, in order. Returns recalls,
+    ranks from 1, and the mean average precision of all and of the first `depth`.
+    """
     first = np.concatenate([[True], queries[1:] != queries[:-1]]) if len(queries) else np.zeros(0, bool)
     best, wanted = ranks[first], np.bincount(queries, minlength=count)
     number = np.arange(1, len(ranks) + 1) - np.flatnonzero(first)[np.cumsum(first) - 1]  # from 1, within its query

@@ -35,7 +35,7 @@ class Ensemble:
 
 
 def check_alike(scores: Mapping[str, np.ndarray]) -> None:
-    """Raises `DataError` unless all are finite matrices of one shape."""
+    """Raises `DataError` unless all are finite matrices of one shape (N, C)."""
     if not scores:
         raise DataError("an ensemble needs scores of at least one model, got none")
     (first, wanted), *others = scores.items()
@@ -53,7 +53,7 @@ def by_columns(
     columns: Mapping[str, Sequence[str]],
     column_norm: ColumnNorm = "none",
 ) -> Ensemble:
-    """The first model's scores, with whole columns of classes replaced by those of other models.
+    """The first model's scores (N, C), with whole columns of classes replaced by those of other models.
 
     columns: model → class names that it decides. column_norm: zscore or rank makes each column comparable with others.
     Raises `UnknownName` for a model or class that is none, `ConfigError` for a class that two models decide.
@@ -85,7 +85,7 @@ def weighted(
     weights: Sequence[float],
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> Ensemble:
-    """Σ weight · matrix, each whole matrix scaled to [0, 1] first. Raises `ConfigError` for weights that do not fit.
+    """Σ weight · matrix (N, C), each whole matrix scaled to [0, 1] first. Raises `ConfigError` for weights that do not fit.
 
     limits: least and greatest value of the whole of each, where `scores` are rows of them.
     """
@@ -101,14 +101,14 @@ def weighted(
 
 
 def pair_weights(rho: float) -> tuple[float, float]:
-    """(1 - ρ, ρ): the weights of two models of which the second has ρ."""
+    """(1 - ρ, ρ): the weights of two models of which the second has ρ. Raises `ConfigError` outside of [0, 1]."""
     if not 0 <= rho <= 1:
         raise ConfigError(f"rho must be in [0, 1], got {rho}")
     return 1 - rho, rho
 
 
 def mean(scores: Mapping[str, np.ndarray]) -> Ensemble:
-    """The mean of the matrices as they are."""
+    """The mean of the matrices (N, C) as they are."""
     check_alike(scores)
     return Ensemble(sum(matrix.astype(np.float64) for matrix in scores.values()) / len(scores))
 
@@ -120,7 +120,7 @@ def rank_mean(scores: Mapping[str, np.ndarray]) -> Ensemble:
 
 
 def scaled(scores: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """The whole matrix from its least to its greatest value (`limits`, of rows of it) as 0 to 1; a constant one as zeros."""
+    """(N, C) from its least to its greatest value (`limits`, of rows of it) as 0 to 1; a constant one as zeros."""
     scores = scores.astype(np.float64)
     low, high = limits or (scores.min(), scores.max())
     return (scores - low) / (high - low) if high > low else np.zeros(scores.shape)
@@ -134,7 +134,7 @@ def standardised(scores: np.ndarray) -> np.ndarray:
 
 
 def by_image_and_class(scores: np.ndarray) -> np.ndarray:
-    """Each row at mean 0 and deviation 1, then each column: what a photo or a class has of all scores is taken away."""
+    """(N, C), each row at mean 0 and deviation 1, then each column: what a photo or a class has of all scores is taken away."""
     return standardised(standardised(scores.astype(np.float64).T).T)
 
 
@@ -149,7 +149,7 @@ def column_ranks(scores: np.ndarray) -> np.ndarray:
 
 def searched_merge(global_scores: np.ndarray, local_scores: np.ndarray, targets: np.ndarray, steps: int = 20) -> float:
     """The r among 0, 1/steps, … 1 whose r · global + (1 - r) · local has the best mAP on labelled photos; of equals that
-    nearest to .5. These photos are chosen on, so that another list has to be measured."""
+    nearest to .5. These photos are chosen on, so that another list has to be measured. Scores and targets: (N, C)."""
     grid = sorted((k / steps for k in range(steps + 1)), key=lambda r: (abs(r - 0.5), r))
     return max(
         grid,
@@ -158,7 +158,7 @@ def searched_merge(global_scores: np.ndarray, local_scores: np.ndarray, targets:
 
 
 def searched_weights(scores: Mapping[str, np.ndarray], targets: np.ndarray, rounds: int = 20) -> dict[str, float]:
-    """Weights of a `weighted` ensemble with the best mAP on labelled photos, shares of one.
+    """Weights of a `weighted` ensemble with the best mAP on labelled photos, targets (N, C), as shares of one.
 
     Caruana et al., ICML 2004: from the best model on, in each round the model is added, again too, that gives the best sum
     of scaled matrices; the best round stays, the first among equals. Another list has to be measured.

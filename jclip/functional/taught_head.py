@@ -65,7 +65,7 @@ class Head:
         return -self.bias / self.scale
 
     def logits(self, cosines: np.ndarray) -> np.ndarray:
-        """Of cosines to the vector, in float64."""
+        """scale · cosine + bias of cosines to the vector, of any shape, in float64."""
         return self.scale * np.asarray(cosines, np.float64) + self.bias
 
 
@@ -108,7 +108,7 @@ def map_change(
     """(w, b) that minimise Σ log(1 + exp(-s (prior + X w + b))) + wᵀ covariance⁻¹ w / 2 + b² / 2, s = ±1 of the labels.
 
     prior: (m,) logits by the text. features: X (m, E). The minimum lies in the span of covariance · Xᵀ, so that m + 1 numbers
-    are searched for and not E + 1.
+    are searched for and not E + 1. labels: (m,) of 1 and 0. covariance: (E, E).
     """
     directions = features @ covariance  # (m, E)
     shared = directions @ features.T  # how much a change for one photo moves another, (m, m)

@@ -81,7 +81,8 @@ def packed_attention(qkv, moved, sequences: Sequences, heads: int, rate: float =
     """(T, 3D), q, k and v side by side → (T, D): each token's attention to the tokens of its own sequence that are keys.
 
     moved: (rows, 3D), what a token's place adds to its q, k and v. rate, seed: of dropout as of `masked_attention`; which
-    weight is dropped depends on sequence, head and the places of both tokens alone, not on what else is there.
+    weight is dropped depends on sequence, head and the places of both tokens alone, not on what else is there. Raises
+    `ConfigError` where several ranks can't draw alike.
     """
     if sequences.first and rate and not _fused(qkv, moved):
         raise ConfigError("dropout must be 0 where several ranks train without the CPU's fused operators")

@@ -28,7 +28,7 @@ class Sequences:
 
     @classmethod
     def of(cls, places: Sequence[np.ndarray], keys: Sequence[np.ndarray], rows: int, first: int = 0) -> Sequences:
-        """From each sequence's places and keys."""
+        """From each sequence's places (n,), of `rows` there are, and keys (n,) of 1 and 0."""
         starts = np.cumsum([0, *(len(own) for own in places)])
         whole = np.concatenate(places).astype(np.int32)
         return cls(starts.astype(np.int32), whole, np.concatenate(keys).astype(np.float32), rows, first)

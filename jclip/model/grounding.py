@@ -208,7 +208,7 @@ class GroundingNetwork(nn.Module):
         said: (B, L) 1 where a phrase has a token. seen: (I, N) 0 at patches of padding; all are seen by default.
         of: (B,) which photo a phrase is of; by default the b-th of the b-th. seed: training, dropout drawn by it; None: no
         dropout. whole: nothing is left out, for comparison: the result is the same. first: of phrases that are a part of a
-        batch, the number of the first one: dropout is as in the batch.
+        batch, the number of the first one: dropout is as in the batch. Raises `ValueError` for other numbers of tokens.
         """
         if texts.shape[1] > self.shape.max_text or images.shape[1] != self.shape.image_tokens:
             wanted = f"{self.shape.image_tokens} image and at most {self.shape.max_text} text tokens"

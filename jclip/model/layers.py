@@ -240,7 +240,7 @@ class Transformer(nn.Module):
 
 
 def put_tokens(x, position: int, tokens):
-    """(B, N, D) with the tokens from `position` on replaced by `tokens` (n, D) or (B, n, D)."""
+    """(B, N, D) with the tokens from `position` on replaced by `tokens` (n, D) or (B, n, D). Raises `ValueError` beyond N."""
     if tokens.ndim == 2:
         tokens = tokens.unsqueeze(0).expand((x.shape[0], *tokens.shape))
     end = position + tokens.shape[1]
@@ -274,7 +274,10 @@ class BatchNorm(nn.Module):
         return (x.float32() * _per_channel(scale) + _per_channel(shift)).cast(x.dtype)
 
     def update_statistics(self, mean, variance, samples: int) -> None:
-        """Moves the running statistics towards a batch's mean and biased variance of `samples` values per channel."""
+        """Moves the running statistics (C,) towards a batch's mean and biased variance (C,) of `samples` values per channel.
+
+        Raises `ValueError` for a single value.
+        """
         if samples < 2:
             raise ValueError("batch norm in training needs more than one value per channel")
         unbiased = variance * (samples / (samples - 1))

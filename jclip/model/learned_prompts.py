@@ -275,7 +275,7 @@ def nearest_words(model: CLIP, vectors: np.ndarray, count: int = 5) -> list[list
 
 
 def write_nearest(path: Path, model: CLIP, vectors: np.ndarray, count: int = 5) -> None:
-    """A CSV of the tokens nearest to each vector with their distances: what was learned, in words."""
+    """A CSV of the `count` tokens nearest to each of the vectors (M, D) with their distances: what was learned, in words."""
     columns = [f"{what}_{i + 1}" for i in range(count) for what in ("word", "distance")]
     found = enumerate(nearest_words(model, vectors, count), start=1)
     rows = [[number, *(x for word, away in words for x in (word, f"{away:.4f}"))] for number, words in found]

@@ -116,7 +116,7 @@ class Adapters:
         return dropout(x, self._config.dropout, seed, self._rows)
 
     def merged(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Weights of the model, by name, with the updates of `arrays` (named as `params`) added in."""
+        """Weights (3D, D) of the model, by name, with the updates of `arrays`, named as `params`, added in."""
         found = {}
         for name, attention in self._places():
             weight = attention.in_proj_weight.numpy()
@@ -133,7 +133,7 @@ class Adapters:
 def merge_updates(model: CLIP, arrays: Mapping[str, np.ndarray]) -> None:
     """Adds products B A to the model's weights, for good.
 
-    arrays: `<attention>.<part>.A` and `.B`, the latter with its scale.
+    arrays: `<attention>.<part>.A` (r, D) and `.B` (D, r), the latter with its scale.
     """
     own = model.state_dict()
     changed: dict[str, np.ndarray] = {}

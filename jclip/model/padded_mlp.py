@@ -17,7 +17,7 @@ PARTS = (
 
 
 def padded(weights: Mapping[str, jt.Var]) -> dict[str, jt.Var]:
-    """Parameters by name, with each such MLP's hidden width a multiple of `STEP`; what it computes is the same."""
+    """Parameters by name, with each MLP's hidden width, from `STEP` on, a multiple of it; what is computed is the same."""
     made = dict(weights)
     for first, second in _pairs(weights):
         more = -weights[f"{first}.weight"].shape[0] % STEP
@@ -44,5 +44,5 @@ def _wider(array: jt.Var, axis: int, more: int) -> jt.Var:
 
 
 def cut(array: jt.Var, shape: tuple[int, ...]) -> jt.Var:
-    """The inverse for one parameter: what is beyond `shape` is taken away."""
+    """The inverse of `padded` for one parameter: what is beyond `shape` is taken away."""
     return array if tuple(array.shape) == shape else array[tuple(slice(0, size) for size in shape)]

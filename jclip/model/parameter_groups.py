@@ -47,7 +47,10 @@ class Lock:
 
 
 def trained_patterns(config: CLIPConfig, lock: Lock) -> Patterns:
-    """Name patterns of the parameters that `lock` leaves to be trained; the logit scale is always among them."""
+    """Name patterns of the parameters that `lock` leaves to be trained; the logit scale is always among them.
+
+    Raises `ConfigError` for more groups than a tower has.
+    """
     image, text = image_groups(config), text_groups(config)
     for what, wanted, groups in (("image", lock.image_groups, image), ("text", lock.text_groups, text)):
         if wanted > len(groups):
@@ -144,7 +147,7 @@ class LowRank:
 
 
 def block_numbers(count: int, blocks: Blocks) -> Sequence[int]:
-    """Which of `count` blocks are meant: thirds and halves from the bottom, rounded up."""
+    """Which of `count` blocks are meant: thirds and halves from the bottom, rounded up. Raises `ConfigError` for none."""
     third, half = -(-count // 3), -(-count // 2)
     ranges = {
         "all": (0, count),

@@ -49,7 +49,10 @@ def frame_of(
     position: Position = "end",
     per_class: Sequence[str] = (),
 ) -> Frame:
-    """The prompts of all sets as the rows of one frame, set after set; `vectors` by set say how many each has."""
+    """The prompts of all sets as the rows of one frame, set after set; `vectors` (M, D) by set say how many each has.
+
+    per_class: sets of which each class has vectors of its own, (C·M, D).
+    """
     layouts, counts = [], []
     for name, array in vectors.items():
         count = len(array) // len(classnames) if name in per_class else len(array)

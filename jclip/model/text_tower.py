@@ -86,7 +86,7 @@ class TextEncoder:
         """(B, L) ids → (B, E), of CLIP's tower read at each end-of-text token; with `dense` also (B, L', E) of all tokens.
 
         L': the longest text of the batch. Of a causal tower all rows are cut there: what stands after a text's end can't
-        matter. Neither result is normalised.
+        matter. Neither result is normalised. Raises `DataError` for an id beyond the vocabulary.
         """
         vocabulary = self._text_config().vocab_size
         ids = tokens.numpy() if isinstance(tokens, jt.Var) else np.asarray(tokens)

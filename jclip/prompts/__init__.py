@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = face(
         "class_sets": ("class_set",),
         "spelling": ("alike", "difference", "name_key", "nearest"),
         "templates": ("class_prompts", "load_templates", "prompts_of"),
-        "tokenizer": ("Tokenizer", "tokenize", "tokenize_for", "tokenizer_for"),
+        "tokenizer": ("Tokenizer", "tokenize", "tokenizer_for"),
         "vocabularies": ("TextTokenizer", "VocabularyFile", "open_tokenizer", "tokenizer_files"),
     },
 )

@@ -226,8 +226,3 @@ def tokenizer_for(config: TextShape) -> Tokenizer:
     if not 0 <= merges <= MERGES:
         raise DataError(f"a vocabulary of {config.vocab_size} is not OpenAI's {MERGES + 514} nor a beginning of it")
     return tokenizer(merges)
-
-
-def tokenize_for(config: TextShape, texts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
-    """Tokenize in the vocabulary and context length of a text tower. Raises `DataError` as `tokenizer_for`."""
-    return tokenizer_for(config)(texts, config.context_length, truncate)

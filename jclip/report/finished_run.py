@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jclip.choices import SELECTED_ON_TEST
-from jclip.config import apply_overrides, protocols
+from jclip.config import apply_overrides, protocols, refuse_unread
 from jclip.data import loader, splits
 from jclip.errors import ConfigError
 from jclip.train import run as runs
@@ -57,8 +57,10 @@ class FinishedRun:
     @classmethod
     def settings(cls, folder: Path, values: Mapping[str, Any], overrides: Sequence[str], model: str) -> tuple[Any, Any]:
         """The recipe's module and its config, of the settings `values` that a file of the run has. Raises `ConfigError`."""
-        module, config = build_config(apply_overrides(dict(values), overrides), f"{folder}/config.yaml")
+        file = f"{folder}/config.yaml"
+        module, config = build_config(apply_overrides(dict(values), overrides), file)
         cls.check_task(folder, module)
+        refuse_unread(config, {}, overrides, file)
         return module, replace(config, model=model) if model else config
 
     @classmethod

@@ -107,21 +107,13 @@ class Reliabilities:
         return _stored(self._place(part), (len(self._measurers), len(self._numbers(part))))
 
 
-def score_rows(
-    rows: RowSet, measurers: Mapping[str, FinishedRun], out: Path, above: Sequence[float] = (), stem: str = "rows"
-) -> dict[str, Any]:
-    """Score all rows by each measurer, write `out` and return reliability.json's values.
-
-    above: thresholds; rows with a reliability above by the first measurer go into `<stem>_0_5` for 0.5. Raises
-    `ConfigError` where `out` holds the reliabilities of other rows or by other runs.
-    """
-    return write_reliabilities(Reliabilities(rows, measurers, out), rows, measurers, above, stem)
-
-
 def write_reliabilities(
     of: Reliabilities, rows: RowSet, measurers: Mapping[str, FinishedRun], above: Sequence[float], stem: str
 ) -> dict[str, Any]:
-    """As `score_rows`, of rows that are scored already or are going to be."""
+    """Scores what of the rows is not scored yet, writes all files and returns reliability.json's values.
+
+    above: thresholds; rows with a reliability above by the first measurer go into `<stem>_0_5` for 0.5.
+    """
     if of.known is not None and of.known["complete"] and of.known.get("above") == [*above]:
         return of.known
     begun = {"made_of": of.key, "rows": len(rows), "complete": False, "above": [*above], "measurers": {}}
@@ -134,7 +126,7 @@ def write_reliabilities(
 
 
 def names_of(out: Path, rows: RowSet, above: Sequence[float], stem: str) -> list[Path]:
-    """The files that `score_rows` writes."""
+    """The files that `write_reliabilities` writes."""
     ending = curriculum_files.table_ending(rows)
     names = [ABOUT, f"rows{ending}", curriculum_files.HISTOGRAMS, curriculum_files.PICTURE]
     return [out / name for name in [*names, *(f"{stem}_{curriculum_files.spelt(h)}{rows.ending}" for h in above)]]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jclip.config import build, load_values, protocols, to_values
+from jclip.config import build, load_values, protocols, refuse_unread, to_values
 from jclip.errors import ConfigError, UnknownName, quoted
 from jclip.paths import is_file
 from jclip.postponed import postponed
@@ -45,7 +45,15 @@ def shipped(folder: Path) -> list[Path]:
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Path]:
-    """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor or NumPy is loaded."""
+    """The recipe's module, its built `Config`, and the file. Raises `ConfigError` before Jittor or NumPy is loaded, also
+    for a setting that nothing would read."""
+    module, config, path = read_point(name, overrides)
+    refuse_unread(config, load_values(path), overrides, str(path))
+    return module, config, path
+
+
+def read_point(name: str, overrides: Sequence[str] = ()) -> tuple[Any, Any, Path]:
+    """As `read_config`, of one point of several: a setting that only others of them read is none too many."""
     path = find_config(name)
     if path.is_dir():
         writes = f"for photos `jclip check-data {quoted(name)} --write run.yaml` writes a config"

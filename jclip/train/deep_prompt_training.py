@@ -126,8 +126,7 @@ def train(
     average: Average | None,
 ) -> tuple[Arrays, dict[str, float]]:
     """Returns (arrays, metrics): the parameters that `cfg.selection` keeps. The schedule is CoOp's."""
-    optim = optimiser(cfg.optim, prompts.params)
-    steps = -(-len(photos.train) // cfg.optim.batch)
+    optim, steps = optimiser(cfg.optim, prompts.params), -(-len(photos.train) // cfg.optim.batch)
     rate, every_epoch = coop_rate(cfg.optim, steps), photo_epochs(cfg, photos, source)
     loss_of = batch_loss(prompts, data.scale, penalty)
 
@@ -149,15 +148,14 @@ def train(
             return data.top1(part, head)
         return measure(seeing, head, source.preprocess, getattr(photos, part), cfg.data.on_error)["top1"]
 
-    outcome = fit(
-        step, epochs, state=TrainState(optim, average.sums if average else None), run=run, epochs=cfg.optim.trained_epochs,
-        evaluate=(lambda: {"top1": top1("val")}) if len(photos.val) else None, steps=cfg.optim.trained_epochs * steps,
-    )  # fmt: skip
+    count, state = cfg.optim.trained_epochs, TrainState(optim, average.sums if average else None)
+    evaluate = (lambda: {"top1": top1("val")}) if len(photos.val) else None
+    outcome = fit(step, epochs, state=state, run=run, epochs=count, evaluate=evaluate, steps=count * steps)
     metrics = {"test_top1_last_epoch": top1("test")} if cfg.selection != "last" and len(photos.test) else {}
     metrics |= {"best_epoch": outcome.best_epoch + 1} if outcome.best_arrays else {}
     if cfg.selection == "val":
         return outcome.best_arrays, metrics
-    return (average.arrays() if cfg.selection == "aggregate" else prompts.arrays()), metrics
+    return (average if cfg.selection == "aggregate" else prompts).arrays(), metrics
 
 
 def batch_loss(prompts: DeepPrompts, scale: float, penalty: Penalty | None = None) -> Callable:

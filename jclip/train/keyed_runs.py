@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jclip.config import protocols
+from jclip.config import protocols, refuse_unread
 from jclip.errors import notice
 from jclip.train import recipe_finder
 from jclip.train.configs import build_config, resolved
@@ -22,19 +22,22 @@ from jclip.train.recipe_runs import finished
 
 @dataclass(frozen=True)
 class KeyedRuns:
-    """The runs of a challenge below `folder`; `place` is the file that errors name."""
+    """The runs of a challenge below `folder`; `place` is the file that errors name, `overrides` are put over its values."""
 
     folder: Path
     place: str
+    overrides: Sequence[str] = ()
 
     def settings(
         self, key: str, given: Mapping[str, Any], shared: Mapping[str, Any]
     ) -> tuple[Any, protocols.Dataclass]:
         """The recipe's module and its built config, of what the YAML's `key` gives (`recipe` among it) over those of the
-        shared settings that the recipe knows. Raises `ConfigError`."""
+        shared settings that the recipe knows. Raises `ConfigError`, also for what is given and would not be read."""
         known = {f.name for f in fields(recipe_finder.load(given["recipe"]).Config)}
-        own = {k: v for k, v in shared.items() if k in known} | dict(given)
-        return build_config(own, f"{self.place}: {key}")
+        own, place = {k: v for k, v in shared.items() if k in known} | dict(given), f"{self.place}: {key}"
+        module, config = build_config(own, place)
+        refuse_unread(config, given, self.overrides, place, f"{key}.")
+        return module, config
 
     def folder_of(self, name: str, module: Any, cfg: protocols.Dataclass, made_of: Sequence[str] = ()) -> Path:
         """Where that run is or will be. made_of: hashes of what the settings only name."""

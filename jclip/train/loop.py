@@ -19,7 +19,7 @@ from jclip.machine import ranks, work_meter
 from jclip.readers.tensors import LazyTensor
 from jclip.runtime import give_back, jt
 from jclip.train.optim import TrainState
-from jclip.train.run import Run
+from jclip.train.run import Run, Slot
 from jclip.train.run_facts import compared
 from jclip.train.short_fit import Fit, measured_fit
 
@@ -73,35 +73,18 @@ def fit(
     outcome, first, number = _resume(place, state)
     run.drop_lines(slot, first)
     _require_equal(state, run, {"place to go on from": [first, number]})
+    measured = _Measured(evaluate, every, epochs, select, among_equals, after_epoch, keep == "average")
     if meter := work_meter.running():  # which does the first steps alone
-        last = measured_fit(meter, Fit(
-            step, batches, state, run, epochs, steps, evaluate, every, after_epoch, keep == "average",
-            lambda: place.save(*_saved(Outcome(best_arrays=state.arrays() if evaluate else {}), state, epochs, 0)),
-            SAVE_SECONDS,
-        ))  # fmt: skip
-        return Outcome(last, last, epochs - 1, state.arrays()) if evaluate else Outcome(last)
+        return _short_fit(meter, step, batches, state, run, steps, measured, place)
     saved = time.monotonic()
-    shown = None if run.writer else True  # of several processes one shows where training stands
-    with tqdm(total=steps, initial=number, desc=slot, unit="step", disable=shown, leave=False) as bar:
+    with _progress(run, slot, steps, number) as bar:
         for epoch in range(first, epochs):
-            losses = _LossReader(read_every, epoch, number)
-            for batch in batches(epoch):
-                with advice_when_full("lower optim.batch (and raise accumulate, where the recipe has it)"):
-                    losses.add(step(batch, number))
-                    state.settle()
-                number += 1
-                bar.update()
+            number, losses = _train(step, batches(epoch), state, _LossReader(read_every, epoch, number), bar)
             _require_equal(state, run, {})
-            due = evaluate and ((epoch + 1) % every == 0 or epoch + 1 == epochs)
             outcome.last = {"loss": losses.mean()}
-            measured = keep == "average" and (due or after_epoch)
-            with state.averaged() if measured else contextlib.nullcontext():
-                if due:
-                    _measure(outcome, evaluate, select, among_equals, state, epoch)
-                if after_epoch:
-                    after_epoch(epoch)
+            measured.add_to(outcome, state, epoch)
             run.log(slot=slot, epoch=epoch, step=number, lr=state.optimiser.lr, **outcome.last)
-            if due and not run.quiet and _is_shown(epoch, epochs, every):
+            if measured.is_due(epoch) and not run.quiet and _is_shown(epoch, epochs, every):
                 bar.write(_epoch_line(epoch, epochs, outcome.last), file=sys.stderr)
             if epoch + 1 == epochs or time.monotonic() - saved >= SAVE_SECONDS:
                 place.save(*_saved(outcome, state, epoch + 1, number))
@@ -112,17 +95,80 @@ def fit(
     return outcome
 
 
-def _measure(
-    outcome: Outcome, evaluate: Callable, select: str, among_equals: str, state: TrainState, epoch: int
-) -> None:
-    """Adds to the last epoch's metrics, and makes it the best if it is."""
-    outcome.last |= evaluate()
-    if select not in outcome.last:
-        raise ConfigError(f"select must be one of the measured {', '.join(outcome.last)}, got {select}")
-    if _is_better(outcome.last[select], outcome.best.get(select, -math.inf), among_equals):
-        outcome.best_arrays = {}  # which may be large
-        outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
-        _check_finite(outcome.best_arrays.items(), epoch)
+def _progress(run: Run, slot: str, steps: int | None, number: int) -> tqdm:
+    hidden = None if run.writer else True  # of several processes one shows where training stands
+    return tqdm(total=steps, initial=number, desc=slot, unit="step", disable=hidden, leave=False)
+
+
+def _train(
+    step: Callable, batches: Iterable[Any], state: TrainState, losses: _LossReader, bar: tqdm
+) -> tuple[int, _LossReader]:
+    """Does the steps of one epoch. Returns (number, losses): the number of the next step, and the reader of their losses."""
+    number = losses.number
+    for batch in batches:
+        with advice_when_full("lower optim.batch (and raise accumulate, where the recipe has it)"):
+            losses.add(step(batch, number))
+            state.settle()
+        number += 1
+        bar.update()
+    return number, losses
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Which epochs are measured, with which weights, and which of them is the best: as `fit` is given it.
+
+    averaged: whether the averaged weights are those that count.
+    """
+
+    evaluate: Callable[[], dict[str, float]] | None
+    every: int
+    epochs: int
+    select: str
+    among_equals: str
+    after_epoch: Callable[[int], None] | None
+    averaged: bool
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether validation data are measured after this epoch."""
+        return bool(self.evaluate) and ((epoch + 1) % self.every == 0 or epoch + 1 == self.epochs)
+
+    def add_to(self, outcome: Outcome, state: TrainState, epoch: int) -> None:
+        """Measures the epoch where that is due, makes it the best if it is, and calls `after_epoch`."""
+        due = self.is_due(epoch)
+        with state.averaged() if self.averaged and (due or self.after_epoch) else contextlib.nullcontext():
+            if due:
+                outcome.last |= self.evaluate()
+                self._keep_if_best(outcome, state, epoch)
+            if self.after_epoch:
+                self.after_epoch(epoch)
+
+    def _keep_if_best(self, outcome: Outcome, state: TrainState, epoch: int) -> None:
+        if self.select not in outcome.last:
+            raise ConfigError(f"select must be one of the measured {', '.join(outcome.last)}, got {self.select}")
+        value, best = outcome.last[self.select], outcome.best.get(self.select, -math.inf)
+        if value > best or (self.among_equals == "last" and value == best):
+            outcome.best_arrays = {}  # which may be large
+            outcome.best, outcome.best_epoch, outcome.best_arrays = outcome.last, epoch, state.arrays()
+            _check_finite(outcome.best_arrays.items(), epoch)
+
+
+def _short_fit(
+    meter: work_meter.WorkMeter, step: Callable, batches: Callable, state: TrainState, run: Run, steps: int | None,
+    measured: _Measured, place: Slot,
+) -> Outcome:  # fmt: skip
+    """The first steps alone, for a meter that wants to know what all of them take."""
+    evaluate, epochs = measured.evaluate, measured.epochs
+
+    def save() -> None:
+        place.save(*_saved(Outcome(best_arrays=state.arrays() if evaluate else {}), state, epochs, 0))
+
+    given = Fit(
+        step, batches, state, run, epochs, steps, evaluate, measured.every, measured.after_epoch, measured.averaged,
+        save, SAVE_SECONDS,
+    )  # fmt: skip
+    last = measured_fit(meter, given)
+    return Outcome(last, last, epochs - 1, state.arrays()) if evaluate else Outcome(last)
 
 
 def _require_equal(state: TrainState, run: Run, facts: dict[str, Any]) -> None:
@@ -130,10 +176,6 @@ def _require_equal(state: TrainState, run: Run, facts: dict[str, Any]) -> None:
     if ranks.here().several:
         known = {**compared(run.facts), **facts, "weights": collectives.digest(_each(state.parameters()))}
         collectives.require_equal(known)
-
-
-def _is_better(value: float, best: float, among_equals: str) -> bool:
-    return value > best or (among_equals == "last" and value == best)
 
 
 def _is_shown(epoch: int, epochs: int, every: int) -> bool:
@@ -176,7 +218,7 @@ def _check_finite(arrays: Iterable[tuple[str, np.ndarray]], epoch: int) -> None:
             )
 
 
-def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:
+def _resume(place: Slot, state: TrainState) -> tuple[Outcome, int, int]:
     saved = place.load()
     if saved is None:
         return Outcome(), 0, 0
@@ -191,10 +233,10 @@ def _resume(place, state: TrainState) -> tuple[Outcome, int, int]:
 
 
 class _LossReader:
-    """Collects losses without waiting for each."""
+    """Collects an epoch's losses without waiting for each. number: that of the epoch's first step."""
 
     def __init__(self, every: int, epoch: int, number: int):
-        self._every, self._epoch, self._number = every, epoch, number
+        self._every, self._epoch, self.number = every, epoch, number
         self._waiting: list[Any] = []
         self._read: list[float] = []
 
@@ -210,12 +252,12 @@ class _LossReader:
         return float(np.mean(self._read))
 
     def _flush(self) -> None:
-        start = self._number + len(self._read)
+        start = self.number + len(self._read)
         self._read += [float(v.numpy().ravel()[0]) for v in self._waiting]
         self._waiting = []
         if not np.isfinite(self._read).all():
             raise Diverged(
-                f"the loss became NaN or infinite between steps {start} and {self._number + len(self._read) - 1} of epoch "
+                f"the loss became NaN or infinite between steps {start} and {self.number + len(self._read) - 1} of epoch "
                 f"{self._epoch}; the state saved before is kept: lower optim.lr, or look for broken data"
             )
 

@@ -11,14 +11,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from jclip.config import WithAugmentation, WithOptimiser, WithPhotos, WithSelection
+from jclip.config import WithAugmentation, WithModel, WithOptimiser, WithPhotos, WithSelection
 from jclip.data.augment import Views
 from jclip.data.augment import augment as augment_named
 from jclip.data.checks import check_taught
 from jclip.data.loader import OnError, warn_once
 from jclip.data.loader import batches as photo_batches
 from jclip.data.preprocess import Preprocess
-from jclip.data.splits import PhotoData, Split
+from jclip.data.splits import PhotoData, Split, read_photos
 from jclip.errors import ConfigError, DataError
 from jclip.features.extraction import encode_photos, warn_photos
 from jclip.features.heads import ZeroShotHead, head_of
@@ -30,8 +30,10 @@ from jclip.functional.similarity import normalise
 from jclip.kernels import collectives
 from jclip.kernels.gradient_parts import Part, in_parts, slices
 from jclip.machine import ranks
-from jclip.model.clip import CLIP, held_statistics, inference
+from jclip.model.clip import CLIP, held_statistics, inference, save_model
 from jclip.runtime import jt
+from jclip.train.run import Run
+from jclip.train.several_ranks import note_ranks
 
 OF_THE_LOSS = ("logit_scale", "logit_bias")  # parameters of no tower
 TEXTS_AT_ONCE = 256  # of a backward pass
@@ -39,6 +41,13 @@ TEXTS_AT_ONCE = 256  # of a backward pass
 
 class ChosenOnPhotos(WithPhotos, WithSelection, Protocol):
     """Photos to learn from, an optimiser, and how the epoch is chosen."""
+
+
+class TunedOnPhotos(WithModel, ChosenOnPhotos, Protocol):
+    """A model whose towers are tuned on photos, and how it is stored in the end."""
+
+    @property
+    def half(self) -> bool: ...
 
 
 class AugmentedBatches(WithAugmentation, WithOptimiser, Protocol):
@@ -59,6 +68,18 @@ def check_photos(cfg: ChosenOnPhotos, photos: PhotoData) -> None:
         )
     check_taught(photos.train.labels, len(photos.classnames), photos.classnames, has_text=True)
     warn_photos(photos, cfg.data.shots)
+
+
+def model_and_photos(cfg: TunedOnPhotos, run: Run) -> tuple[ModelSource, PhotoData]:
+    """The model of a recipe that tunes towers and its photos, fit to be learned from, and the same for all ranks.
+
+    Raises `ConfigError` or `DataError` as `check_photos` does.
+    """
+    source = ModelSource(cfg.model, cfg.family, draft=cfg.data.draft, upright=cfg.data.upright).squared()
+    photos = read_photos(cfg.data)
+    check_photos(cfg, photos)
+    note_ranks(run, photos_digest(photos))
+    return source, photos
 
 
 def photo_epochs(cfg: AugmentedBatches, photos: PhotoData, source: ModelSource) -> Callable[[int], Iterator[tuple]]:
@@ -174,6 +195,13 @@ def measured_parts(
     }
 
 
+def zero_shot_top1(
+    model: CLIP, prompts: list[list[str]], preprocess: Preprocess, split: Split, on_error: OnError
+) -> float:
+    """Top-1 accuracy of both towers as they are on photos that decode, among the classes of `prompts`."""
+    return measure(model, head_of_now(model, prompts), preprocess, split, on_error)["top1"]
+
+
 def features_of_now(
     model: CLIP, preprocess: Preprocess, photos: PhotoData, before: FeatureSet, on_error: OnError
 ) -> FeatureSet:
@@ -191,3 +219,30 @@ def head_of_now(model: CLIP, prompts: list[list[str]]) -> ZeroShotHead:
     """The zero-shot head of the model as it is."""
     with inference(model):
         return head_of(model, prompts)
+
+
+def write_model(run: Run, source: ModelSource, made_by: str, half: bool = False) -> None:
+    """Writes the tuned model as it is, as model.safetensors, where this process writes. made_by: the recipe."""
+    if run.writer:
+        save_model(run.file("model.safetensors"), source.model, source.checkpoint.preprocess, half, made_by=made_by)
+
+
+def write_tuned(
+    cfg: TunedOnPhotos,
+    run: Run,
+    source: ModelSource,
+    photos: PhotoData,
+    prompts: list[list[str]],
+    made_by: str,
+    further: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
+    """Writes the tuned model, and as what was learned its class texts `text` (C, E), `scale` (1,) and what is
+    `further`.
+
+    Returns `measured_parts` of it. made_by: the recipe.
+    """
+    write_model(run, source, made_by, cfg.half)
+    head = head_of_now(source.model, prompts)
+    learned = {"text": head.weights, "scale": np.array([head.scale]), **(further or {})}
+    run.save_learned(learned, classnames=photos.classnames, width=head.weights.shape[1])
+    return measured_parts(source.model, head, source.preprocess, photos, cfg.data.on_error)

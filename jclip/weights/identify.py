@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from jclip.data.preprocess import Preprocess
-from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName
+from jclip.errors import CheckpointError, ConfigError, LayoutError, MisfitError, UnknownName, notice
 from jclip.prompts.vocabularies import VocabularyFile, tokenizer_files
 from jclip.readers import LazyTensor, WeightFile, read_weights
 from jclip.readers.schema import TABLE, obey, read_table, read_weight_map
@@ -33,6 +34,7 @@ from jclip.weights.layouts import (
     from_open_clip,
     from_siglip,
     from_timm,
+    photo_sizes,
 )
 from jclip.weights.layouts.keymap import Report
 from jclip.weights.parameter_shapes import parameter_shapes
@@ -203,25 +205,37 @@ def _hugging_face(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Prepro
     of_siglip = said.get("model_type") in from_siglip.KINDS
     layout = from_siglip if of_siglip else from_eva if from_eva.is_config(said) else from_huggingface
     config = layout.config_from(said, place)
-    beside = place.with_name("preprocessor_config.json")
-    with _errors_name(beside):
-        photos = (from_siglip if of_siglip else from_huggingface).preprocess_from
-        return config, photos(read_table(beside) if beside.is_file() else {}, config)
+    return config, _photos_beside(place, config, from_siglip if of_siglip else from_huggingface)
 
 
 def _fg_clip(said: dict[str, Any], place: Path, texts: str | None) -> tuple[CLIPConfig, Preprocess]:
     config = from_fg_clip.config_from(said, texts or from_fg_clip.DEFAULT, place)
-    beside = place.with_name("preprocessor_config.json")
-    with _errors_name(beside):
-        return config, from_fg_clip.preprocess_from(read_table(beside) if beside.is_file() else {}, config)
+    return config, _photos_beside(place, config, from_fg_clip)
 
 
 def _chinese_clip(said: dict[str, Any], place: Path) -> tuple[CLIPConfig, Preprocess]:
     config = from_chinese_clip.config_from(said, place)
+    return config, _photos_beside(place, config, from_chinese_clip, absent=from_chinese_clip.PREPROCESSOR)
+
+
+def _photos_beside(place: Path, config: CLIPConfig, layout: Any, absent: Mapping[str, Any] | None = None) -> Preprocess:
+    """Return what preprocessor_config.json beside `place` says of photos, as `layout` reads it; `absent` is read where
+    there is no file. What jclip does otherwise is reported in a line."""
     beside = place.with_name("preprocessor_config.json")
     with _errors_name(beside):
-        shown = read_table(beside) if beside.is_file() else None
-        return config, from_chinese_clip.preprocess_from(shown, config)
+        said = read_table(beside) if beside.is_file() else absent or {}
+        made = layout.preprocess_from(said, config)
+    if config.vision is not None and (other := photo_sizes.differing(said, made)):
+        _say_sizes(beside, made.size, ", ".join(other))
+    return made
+
+
+@cache
+def _say_sizes(file: Path, size: tuple[int, int], other: str) -> None:
+    notice(
+        f"{file} says {other}: photos are resized to the model's {size[0]} x {size[1]} and normalised all the same, unlike "
+        "in transformers"
+    )
 
 
 def layout_of(names: Iterable[str], place: object) -> str:

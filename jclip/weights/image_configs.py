@@ -115,14 +115,6 @@ IMAGE_KINDS: dict[str, type] = {
     "pe": PerceptionConfig,
     "mobile": MobileConfig,
 }
-IMAGE_NAMES = {  # what messages call them
-    "vit": "a vision transformer",
-    "resnet": "a ResNet",
-    "eva": "an EVA tower",
-    "siglip": "SigLIP's tower",
-    "pe": "PE-Core's tower",
-    "mobile": "MobileCLIP's tower",
-}
 
 
 def image_from_table(values: Any) -> AnyImage:

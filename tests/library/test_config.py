@@ -277,6 +277,7 @@ UNREAD = "must be left out: it is read with search=true alone, got search=false"
             "toy.yaml: optim.momentum must be left out: it is read with optim.name=sgd alone, got optim.name=adamw",
         ),
         ("model: a\noptim: {momentum: 0.5, name: sgd}", [], ""),
+        ("model: a", ["optim={warmup: 3}"], "optim.warmup must be left out: this recipe does not read it"),
     ],
 )
 def test_settings_that_nothing_would_read(tmp_path, text, overrides, said):

@@ -23,7 +23,6 @@ from jclip.features import attribute_filling
 from jclip.features.attribute_filling import Choice, decide
 from jclip.features.source import ModelSource
 from jclip.model import clip
-from jclip.prompts.tokenizer import tokenize_for
 from tests.tolerances import tolerance
 
 COLOURS, SHAPES = tuple(shapes.COLOURS), tuple(shapes.SHAPES)
@@ -81,7 +80,7 @@ def test_against_the_formula_with_each_photo_and_text_encoded_once(scenes, monke
         colours = COLOURS if "color" in missing else (row.given["color"],)
         kinds = SHAPES if "shape" in missing else (row.given["shape"],)
         pairs = [(c, s) for c in colours for s in kinds]
-        tokens = tokenize_for(source.config.text, [f"a photo of a {c} {s}." for c, s in pairs])
+        tokens = source.model.tokenize([f"a photo of a {c} {s}." for c, s in pairs])
         text = source.model.encode_text(tokens).numpy().astype(np.float64)
         photo = source.model.encode_image(pixels[row.photo][None]).numpy().astype(np.float64)[0]
         cosines = (text / np.linalg.norm(text, axis=1, keepdims=True)) @ (photo / np.linalg.norm(photo))

@@ -19,8 +19,8 @@ from jclip.data.labelled_captions import (
 )
 from jclip.data.lexicons import load_lexicon
 from jclip.data.nouns import Labeller
-from jclip.data.pair_counts import count_pairs
 from jclip.errors import DataError, UnknownName
+from jclip.functional.cooccurrence import count_cooccurrence
 
 NAMES = ("dog", "cat", "hot dog")
 LABELLER = Labeller(load_lexicon(NAMES))
@@ -102,15 +102,15 @@ def test_rows_folding_and_restriction(some):
 
 
 def test_pairs_are_counted(some):
-    adj, counts = count_pairs(some.targets)
-    assert adj.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]] and counts.tolist() == [2, 2, 0]
+    made = count_cooccurrence(some.targets)
+    assert made.adj.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]] and made.counts.tolist() == [2, 2, 0]
     rng = np.random.default_rng(0)
     targets = rng.integers(-1, 2, (57, 7))
-    adj, counts = count_pairs(targets)
+    made = count_cooccurrence(targets)
     expected = [[sum((row[i] == 1) & (row[j] == 1) for row in targets) for j in range(7)] for i in range(7)]
-    assert counts.tolist() == [expected[i][i] for i in range(7)]
-    assert adj.tolist() == [[0 if i == j else expected[i][j] for j in range(7)] for i in range(7)]
-    assert adj.dtype == counts.dtype == np.int64
+    assert made.counts.tolist() == [expected[i][i] for i in range(7)]
+    assert made.adj.tolist() == [[0 if i == j else expected[i][j] for j in range(7)] for i in range(7)]
+    assert made.adj.dtype == made.counts.dtype == np.int64
 
 
 def test_balance_gives_each_caption_to_its_rarest_class():

@@ -20,31 +20,19 @@ from jclip.report.score_files import read_scores
 from jclip.report.tagging_run import FILES, TaggingRun
 from jclip.train.configs import read_config, resolved
 from jclip.train.run import Run
+from tests.recipes import toys
 
 SMOKE = Path(__file__).parents[2] / "configs" / "text_as_image" / "smoke.yaml"
-NAMES = ("red thing", "green thing", "blue thing")
+NAMES = toys.COLOURS
 
 
 @pytest.fixture(scope="module")
 def done(small_models, tmp_path_factory) -> Path:
     """A run that learned three colours from sentences, and saw photos of one to three of them."""
-    from PIL import Image
-
-    folder, rng = tmp_path_factory.mktemp("照片 of colours"), np.random.default_rng(0)
-    (folder / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(NAMES)))
-    for part, count in (("val", 5), ("test", 8)):
-        lines = []
-        for i in range(count):
-            own = sorted({i % 3, int(rng.integers(3))})
-            pixels = rng.integers(0, 60, (30, 40, 3), dtype=np.uint8)
-            for k in own:
-                pixels[:, 10 * k : 10 * k + 10, k] += 150
-            Image.fromarray(pixels).save(folder / f"{part} {i}.png")
-            lines.append(f"{part} {i}.png {' '.join(map(str, own))}\n")
-        (folder / f"{part}.txt").write_text("".join(lines))
-    lists = [f"data.{part}={folder / part}.txt" for part in ("val", "test", "classes")]
-    model = [f"model={small_models['resnet']}", f"data.root={folder}", "captions=[]", "per_name=12", "optim.batch=8"]
-    module, cfg, _ = read_config(str(SMOKE), [*model, *lists])
+    folder = tmp_path_factory.mktemp("照片 of colours")
+    photos = toys.photos_of_colours(folder, val=5, test=8)
+    settings = [f"model={small_models['resnet']}", "captions=[]", "per_name=12", "optim.batch=8"]
+    module, cfg, _ = read_config(str(SMOKE), [*photos, *settings])
     with Run(folder / "run", resolved(module, cfg)) as run:
         written = []
         run.finish(module.run(cfg, run), lambda result: written.extend(write_handed_over(run, module, result)))

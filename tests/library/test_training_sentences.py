@@ -13,7 +13,6 @@ from jclip.data.training_sentences import (
     hard_sentences,
     pair_sentences,
     read_sets,
-    related_sentences,
     set_sentences,
     single_sentences,
     subset_sentences,
@@ -81,12 +80,6 @@ def test_sizes_of_parts_reach_the_whole_set():
     sets = [(a, b, c, d) for a in range(4) for b in range(4, 8) for c in range(8, 12) for d in range(12, 16)]
     sizes = Counter((subset_sentences(COCO, sets, 0).targets == 1).sum(axis=1).tolist())
     assert {*sizes} == {3, 4} and 0.4 < sizes[3] / sizes.total() < 0.6
-
-
-def test_related_words_that_are_classes_are_labels():
-    made = related_sentences(COCO, {TOASTER: ["microwave", "shelf"]})
-    assert made.texts == ("a photo of a toaster and a microwave.", "a photo of a toaster and a shelf.")
-    assert named(made, 0) == {"toaster", "microwave"} and named(made, 1) == {"toaster"}
 
 
 def test_hard_sentences():

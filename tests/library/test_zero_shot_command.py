@@ -100,6 +100,7 @@ def wrong(tmp_path: Path) -> dict[str, list]:
         "set models.0.prompts=": [*ajou, "--templates", "simple"],
         "settings must follow --config, got models.0.mode=max": [*one, "models.0.mode=max"],
         "unknown key models.0.mdoe, did you mean 'mode'": [*ajou, "models.0.mdoe=max"],
+        "step must be left out: it is read with search=true alone": [*ajou, "step=0.1"],
         "unknown config 'zero_shot/ajuo', did you mean": ["--config", "zero_shot/ajuo"],
         "smoke.yaml must be of the recipe zero_shot, got gda: train it": ["--config", "gda/smoke"],
         "search.yaml must not set search, which needs labelled photos": ["--config", tmp_path / "search.yaml"],

@@ -273,6 +273,25 @@ def test_every_member_that_ships_builds():
         assert cfg.templates == ("openai80" if member == "fd_align" else "jittor_challenge[4]"), module.__name__
 
 
+def test_settings_of_members_that_nothing_would_read():
+    """As of `train`: typed, or in the file unless what they are read with was typed."""
+    path = ROOT / "configs" / "challenge.yaml"
+
+    def member(name: str, *typed: str, known: bool = True):
+        cfg = build(Config, load_values(path, typed), "challenge.yaml")
+        return Pipeline(cfg, Path("runs"), "challenge.yaml", typed if known else ()).settings(name, "w.safetensors")[1]
+
+    assert not member("tip_adapter", "members.tip_adapter.train=false").train
+    with pytest.raises(
+        ConfigError, match="^challenge.yaml: members.tip_adapter: optim.lr must be left out: it is read"
+    ):
+        member("tip_adapter", "members.tip_adapter.train=false", known=False)
+    with pytest.raises(
+        ConfigError, match="^tune.optim.momentum must be left out: it is read with optim.name=sgd alone"
+    ):
+        member("tuned", "tune.optim.momentum=0.3")
+
+
 def test_it_is_no_recipes_config():
     with pytest.raises(ConfigError, match="challenge.yaml is of several recipes: run it with `jclip challenge`"):
         read_config("challenge")

@@ -90,6 +90,30 @@ def test_commands_take_the_folder(folder, photo_folder, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 3
 
 
+@pytest.mark.parametrize(
+    ("said", "resize", "line"),
+    [
+        ({"size": {"shortest_edge": 32}, "crop_size": 32, "do_center_crop": True}, "shortest", ""),
+        ({"size": {"height": 32, "width": 32}, "crop_size": 31, "do_center_crop": False}, "squash", ""),  # as published
+        ({"size": {"height": 32, "width": 32}, "do_center_crop": True}, "squash", ""),
+        ({"size": 32, "crop_size": {"height": 18, "width": 32}}, "shortest", "says crop_size 18 x 32: "),
+        ({"size": {"shortest_edge": 24}, "do_normalize": False}, "shortest", "says do_normalize=false, size 24 x 24: "),
+    ],
+)
+def test_sizes_of_photos_that_are_not_the_models(said, resize, line, folder, tmp_path, capsys):
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    made = ModelSource(tmp_path).preprocess
+    assert (made.size, made.resize) == ((32, 32), resize)
+    printed = capsys.readouterr().err
+    assert (
+        printed.count("\n") == bool(line)
+        and f"preprocessor_config.json {line}" in f"{printed}preprocessor_config.json "
+    )
+
+
 WRONG = {
     "needs its vocabulary, which is not beside it: put vocab.txt": lambda f: (f / "vocab.txt").unlink(),
     "must have 1 to": lambda f: (f / "vocab.txt").write_bytes(b""),

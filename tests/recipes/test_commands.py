@@ -94,6 +94,9 @@ def test_a_captioned_run_is_measured_by_retrieval(captioned_run, tmp_path, capsy
     )
     assert main(["eval", str(captioned_run), "data.val=", "--out", str(tmp_path)]) == 2
     assert "there are no image-caption pairs to measure on: set data.val" in capsys.readouterr().err
+    for place in (captioned_run, ROOT / "configs/contrastive/smoke.yaml"):
+        assert main(["eval", str(place), "top=3"]) == 2
+        assert "top must be left out: it is read with update=top alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["predict"], ["predict", "photos"], ["eval", "--base-to-new"]])

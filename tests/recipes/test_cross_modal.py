@@ -244,7 +244,6 @@ def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
     from jclip.features.heads import encode_prompts
     from jclip.features.source import source_of
     from jclip.prompts.templates import fill, load_templates
-    from jclip.prompts.tokenizer import tokenize_for
 
     place = [f"model={small_models['vit']}", f"data.root={photo_folder}", "data.features=", "data.val_shots=2"]
     settings = ["templates=openai7", "views=2", "augment=tip_adapter", "data.shots=4"]
@@ -264,7 +263,7 @@ def test_photos_and_prompts_are_samples_each(small_models, photo_folder, close):
     assert np.array_equal(of_class, np.repeat([0, 1, 2], 7))
     for k, name in enumerate(data.classnames):
         prompts = [fill(t, name.replace("_", " ")) for t in load_templates("openai7")]
-        alone = encode_prompts(source.model, tokenize_for(source.config.text, prompts))
+        alone = encode_prompts(source.model, source.model.tokenize(prompts))
         close(texts[of_class == k], unit(alone), "features_normalised", "cross-modal: texts")
     weights = cross_modal.zero_shot_weights((texts, of_class), 3)
     close(weights, data.text, "features_normalised", "cross-modal: zero-shot head of the texts")

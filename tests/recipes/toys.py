@@ -18,6 +18,7 @@ from jclip.paths import ASSETS
 from jclip.train.configs import read_config, resolved
 from jclip.train.run import Run
 
+COLOURS = ("red thing", "green thing", "blue thing")
 NO_TORCH = "the reference is not installed: pip install '.[parity]'"
 
 
@@ -29,9 +30,9 @@ def train(config: Path, folder: Path, *overrides: str) -> dict[str, float]:
 
 
 def photos_of_colours(folder: Path, **parts: int) -> list[str]:
-    """Settings that name photos of one to three colours each, with lists: so many of each part."""
-    rng, names = np.random.default_rng(0), ("red thing", "green thing", "blue thing")
-    (folder / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(names)))
+    """Settings that name photos of one to three of `COLOURS` each, with lists: so many of each part."""
+    rng = np.random.default_rng(0)
+    (folder / "classes.txt").write_text("".join(f"{name} {k}\n" for k, name in enumerate(COLOURS)))
     for part, count in parts.items():
         lines = []
         for i in range(count):
@@ -39,8 +40,8 @@ def photos_of_colours(folder: Path, **parts: int) -> list[str]:
             pixels = rng.integers(0, 60, (30, 40, 3), dtype=np.uint8)
             for k in own:
                 pixels[:, 10 * k : 10 * k + 10, k] += 150
-            Image.fromarray(pixels).save(folder / f"{part}{i}.png")
-            lines.append(f"{part}{i}.png {' '.join(map(str, own))}\n")
+            Image.fromarray(pixels).save(folder / f"{part} {i}.png")
+            lines.append(f"{part} {i}.png {' '.join(map(str, own))}\n")
         (folder / f"{part}.txt").write_text("".join(lines))
     return [f"data.root={folder}", *(f"data.{part}={folder / part}.txt" for part in (*parts, "classes"))]
 

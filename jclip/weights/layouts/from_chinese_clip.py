@@ -131,6 +131,6 @@ def _activation(name: str, place: object, side: str) -> str:
     return known[name]
 
 
-def preprocess_from(said: Mapping[str, Any] | None, config: CLIPConfig) -> Preprocess:
-    """Return the preprocessing in preprocessor_config.json; without a file the authors' own, which squashes photos."""
-    return from_huggingface.preprocess_from(PREPROCESSOR if said is None else said, config)
+def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
+    """Return the preprocessing in preprocessor_config.json, or in `PREPROCESSOR`."""
+    return from_huggingface.preprocess_from(said, config)

@@ -11,6 +11,7 @@ from jclip.errors import CheckpointError
 from jclip.readers import LazyTensor
 from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, either, obey, one_of, whole
 from jclip.weights.layouts.keymap import Report, Rule, apply, both
+from jclip.weights.layouts.photo_sizes import is_squashed
 from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH
 from jclip.weights.variants import CLIPConfig, TextConfig, ViTConfig
 
@@ -152,7 +153,7 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
     obey(said, _PHOTOS)
     return Preprocess(
         size=config.vision.image_size if config.vision else (224, 224),
-        resize="shortest" if said.get("do_center_crop", True) else "squash",
+        resize="squash" if is_squashed(said, crops=True) else "shortest",
         interpolation=RESAMPLE[said.get("resample", 3)],
         mean=tuple(said.get("image_mean", OPENAI_MEAN)),
         std=tuple(said.get("image_std", OPENAI_STD)),

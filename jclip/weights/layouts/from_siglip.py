@@ -21,6 +21,7 @@ from jclip.readers.schema import FLAG, NOTHING, SIDE, TABLE, TEXT, Condition, ei
 from jclip.weights.families import refused
 from jclip.weights.image_configs import SigLIPImageConfig
 from jclip.weights.layouts.keymap import Report, Rule, apply, both, stacked, unapply
+from jclip.weights.layouts.photo_sizes import is_squashed
 from jclip.weights.siglip_variants import C4, GEMMA, MC4, SIGLIP_TIMM
 from jclip.weights.text_configs import SigLIPTextConfig
 from jclip.weights.tower_sizes import CONTEXT, EPSILON, HEADS, HIDDEN, LAYERS, PATCH, VOCABULARY, WIDTH, Activation
@@ -254,7 +255,7 @@ def preprocess_from(said: Mapping[str, Any], config: CLIPConfig, counts: tuple[i
         )  # fmt: skip
     return Preprocess(
         size=config.vision.image_size if config.vision else (224, 224),
-        resize="shortest" if said.get("do_center_crop", False) else "squash",
+        resize="squash" if is_squashed(said, crops=False) else "shortest",
         interpolation=RESAMPLE[said.get("resample", 3)],
         mean=tuple(said.get("image_mean", mean)),
         std=tuple(said.get("image_std", std)),
