@@ -34,19 +34,11 @@ def group_limit() -> float:
     return min((limit for limit, _ in _groups()), default=float("inf"))
 
 
-def disk(folder: str | os.PathLike) -> float:
-    """Bytes free where `folder` is or will be; infinite where the system doesn't say."""
-    place = Path(folder).absolute()
-    place = next((parent for parent in (place, *place.parents) if parent.exists()), place)
-    with contextlib.suppress(OSError):
-        return float(shutil.disk_usage(place).free)
-    return float("inf")
-
-
-def shortages(memory_needed: Mapping[int, float], disk_needed: float, folder: str | os.PathLike) -> list[str]:
+def shortages(memory_needed: Mapping[int, float], disk_needed: Mapping[Path, float]) -> list[str]:
     """Lines of a dry run for what does not fit: by how many processes, and where.
 
-    memory_needed: bytes by number of processes, this process's own among them, which it is about to give back.
+    memory_needed: bytes by number of processes; what this process has now, which it is about to give back, is free for them.
+    disk_needed: bytes by the folder that they are written to.
     """
     there, lines = memory() * _sharing() + process_times.resident(os.getpid()), []
     beyond = [count for count, needed in sorted(memory_needed.items()) if needed > there]
@@ -54,9 +46,26 @@ def shortages(memory_needed: Mapping[int, float], disk_needed: float, folder: st
         count = beyond[0]
         who = "this" if count == 1 else f"{count} processes"
         lines.append(f"won't fit: {who} would take {_mib(memory_needed[count])} of memory, {there_is(there)}")
-    if disk_needed > (free := disk(folder)):
-        lines.append(f"won't fit: {_mib(disk_needed)} of disk are needed, {_mib(free)} are free where {folder} is")
-    return lines
+    return [*lines, *_full_disks(disk_needed)]
+
+
+def _full_disks(needed: Mapping[Path, float]) -> Iterator[str]:
+    """A line for each disk that does not hold what its folders need together."""
+    disks: dict[int, list[Path]] = {}
+    for folder in needed:
+        with contextlib.suppress(OSError):
+            disks.setdefault(_there(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        with contextlib.suppress(OSError):
+            count, free = sum(needed[folder] for folder in folders), shutil.disk_usage(_there(folders[0])).free
+            if count > free:
+                yield f"won't fit: {_mib(count)} of disk are needed, {_mib(free)} are free where {folders[0]} is"
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the next one above it that exists."""
+    folder = folder.absolute()
+    return next((place for place in (folder, *folder.parents) if place.exists()), folder)
 
 
 def there_is(free: float) -> str:
