@@ -7,6 +7,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from convert.cli import main
+from jclip.machine import memory_limit
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(memory_limit.run_inside(lambda: main(sys.argv[1:]), "convert"))

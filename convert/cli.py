@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from jclip.choices import LARGEST_SIZE
 from jclip.commands.arguments import Parser, add_shared, nonempty, whole
 from jclip.errors import CheckpointError, ConfigError, SetupError, UnsaidError, guarded, say
+from jclip.machine import memory_limit
 from jclip.paths import replacing, replacing_folder
 from jclip.readers import tensors
 from jclip.readers.schema import SIDE, shown
@@ -192,7 +193,7 @@ def add_prompts(p: argparse._ActionsContainer) -> None:
 
 def main(argv: list[str]) -> int:
     """Converts, and returns the exit code."""
-    return guarded(lambda: convert(parser().parse_args(argv)), "convert")
+    return guarded(lambda: memory_limit.require_libraries() or convert(parser().parse_args(argv)), "convert")
 
 
 def inspect(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ import sys
 
 from jclip import cli
 from jclip.errors import say
+from jclip.machine import memory_limit
 
 COMMANDS = ("train", "sweep", "eval", "predict", "compare", "challenge", "hold-out", "recipes")
 
@@ -19,4 +20,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(memory_limit.run_inside(lambda: main(sys.argv[1:]), " ".join(["finetune", *sys.argv[1:2]])))

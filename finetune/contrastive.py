@@ -160,6 +160,7 @@ def run(cfg: Config, run: runs.Run) -> dict[str, float]:
     memory_limit.require(needed.total - needed.process - needed.weights, "a training step (optim.batch)")
     if not run.quiet:
         notice(f"memory of a step: {needed}")
+        memory_limit.warn_of_memory(needed.total - needed.process - needed.weights, "a training step")
 
     outcome = loop.fit(
         training_step(cfg, tuned, optim, teacher, cfg.optim.epochs * of_epoch), batches.epoch, state=state, run=run,

@@ -82,7 +82,7 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    if argv is None and not ranks.here().several:  # as a program
+    if argv is None:  # as a program
         return memory_limit.run_inside(lambda: main(sys.argv[1:]), " ".join(["jclip", *sys.argv[1:2]]))
     argv = sys.argv[1:] if argv is None else argv
     if not ranks.here().first and (not argv or argv[0] not in COMMANDS):
@@ -131,6 +131,7 @@ def _unknown(name: str, known: Iterable[str]) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int | None]:
+    memory_limit.require_libraries()
     importlib.import_module(RECIPES)  # offers its recipes to the commands
     module, _, function = COMMANDS[name][0].partition(":")
     return getattr(importlib.import_module(module), function)

@@ -100,7 +100,7 @@ def _estimate(args: argparse.Namespace, folder: Path) -> int:
     """Prints what the whole is going to take."""
     inputs = gallery_inputs.read_inputs(args.places, args.root or "", args.columns or "")
     itemsize = gallery_store.DTYPES[args.store or gallery_embedding.DEFAULT_DTYPE].itemsize
-    for line in gallery_estimate.lines_of(inputs, _source(args, folder), itemsize, args.processes):
+    for line in gallery_estimate.lines_of(inputs, _source(args, folder), itemsize, args.processes, folder):
         say(line)
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from jclip.errors import DataError, JclipError, notice
+from jclip.machine import available
 
 LOST_IN_VAIN = 2  # times that a share may lose its process with nothing done since the time before
 _LOOK = 0.2  # seconds
@@ -90,7 +91,7 @@ def run(argv: Sequence[str], count: int, watch: tuple[int, Callable[[], int]]) -
 def _side(argv: Sequence[str], number: int, count: int) -> _Side:
     cores = len(os.sched_getaffinity(0))
     each = str(max(1, cores // count))
-    env = {"OMP_NUM_THREADS": each, "JCLIP_WORKERS": each, **os.environ}
+    env = {"OMP_NUM_THREADS": each, "JCLIP_WORKERS": each, **os.environ, available.SIDE_PROCESSES: str(count)}
     root = str(Path(__file__).resolve().parents[2])
     env["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     share = f"{number}/{count}"

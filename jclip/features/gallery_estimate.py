@@ -20,7 +20,7 @@ from jclip.data.stored_photos import open_any_photo
 from jclip.errors import DataError, counted
 from jclip.features import extraction, half_models
 from jclip.features.source import ModelSource
-from jclip.machine import process_times
+from jclip.machine import available, process_times
 from jclip.postponed import jt
 
 SECONDS = 30.0  # of measuring, loading the model not counted
@@ -98,8 +98,8 @@ def spoken(hours: float) -> str:
     return f"{hours / 24:.3g} d"
 
 
-def lines_of(inputs: Inputs, source: ModelSource, itemsize: int, processes: int) -> list[str]:
-    """What is printed: see `measured`."""
+def lines_of(inputs: Inputs, source: ModelSource, itemsize: int, processes: int, folder: Path) -> list[str]:
+    """What is printed: see `measured`. folder: the gallery's."""
     found = measured(inputs, source, itemsize)
     counts = [1] if processes == 1 else [1, processes]
     slowest, *others = sorted(zip(found.alone, _PLACES, strict=True), reverse=True)
@@ -111,6 +111,7 @@ def lines_of(inputs: Inputs, source: ModelSource, itemsize: int, processes: int)
         f"time{beyond}: for photos like these; each other machine that does a share (--shard) divides it once more",
         f"bottleneck: {found.bottleneck}, {1 / max(slowest[0], 1e-9):,.0f} photos a second alone ({beside})",
         f"disk{beyond}: {_size(found.disk // 2)} for the gallery, as much again until it is written",
+        *available.shortages({count: count * found.memory * 2**20 for count in counts}, {folder: found.disk}),
     ]
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jclip.machine import available
 from jclip.paths import replacing
 
 EMPTY = "jclip-empty.o"
@@ -156,8 +157,8 @@ def _sizes(todo: Iterable[Compilation]) -> dict[str, int]:
 
 def workers() -> int:
     """Return how many compilers to run at once: one per processor that this process may use, with 1 GiB each."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // _BYTES_PER_WORKER))
+    memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), available.group_limit())
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory // _BYTES_PER_WORKER)))
 
 
 def groups_of(todo: Sequence[Compilation], limit: float) -> list[list[Compilation]]:

@@ -1,11 +1,12 @@
 """What happens where a process's address space is limited (`ulimit -v`) and is too small. No Jittor.
 
-Jittor and oneDNN end a process by a signal where an allocation fails. So what can be known is asked before, and a program that
-is limited runs in a child, whose end by a signal is one line.
+Jittor and oneDNN end a process by a signal where an allocation fails, and NumPy's threads wait for ever for memory that never
+comes. So what surely fails is refused before, and a program that is limited runs in a child, whose end by a signal is one line.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -13,14 +14,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jclip.errors import SetupError, fail
-from jclip.machine import ranks
+from jclip.errors import SetupError, fail, notice
+from jclip.machine import available, ranks
 from jclip.machine.process_times import end_with_parent
 
 MIB = 1 << 20
 RAISE = "raise it (ulimit -v unlimited, or the memory that is asked of the scheduler)"
 _SIGNALS = ("SIGSEGV", "SIGABRT", "SIGBUS")  # by which a failed allocation ends a process
 _INSIDE = "JCLIP_INSIDE_A_LIMIT"  # set for the child, and what it starts
+LIBRARIES = 64 * MIB  # of address space that NumPy, Pillow and other libraries take
+BUFFER = 40 * MIB  # of each of NumPy's threads: it asks for its buffer again and again where there is no memory
+NEAR = 16 * MIB  # an exception with less than this left is for want of memory, whatever it says
 JITTOR = 260 * MIB  # of address space that Jittor, oneDNN and the first operators take
 OF_RANKS = 200 * MIB  # of Open MPI beside that, whose threads wait for ever where one lacks memory
 THREAD = 80 * MIB  # of each thread: its stack, and a pool of malloc's
@@ -54,6 +58,21 @@ def require(needed: float, what: str) -> None:
         )
 
 
+def require_libraries() -> None:
+    """Raises `SetupError` where NumPy and what else a command imports can't be loaded."""
+    if "numpy" not in sys.modules:
+        require(LIBRARIES + _threads() * BUFFER, "loading NumPy and other libraries")
+
+
+def warn_of_memory(needed: float, what: str) -> None:
+    """A line where so many bytes, of each rank on this machine, are more than is free: the system may end the process then."""
+    count = ranks.here().local_size
+    if needed > (free := available.memory()):
+        each = f" by each of {count} ranks" if count > 1 else ""
+        notice(f"{what} takes about {needed / MIB:,.0f} MiB of memory{each}, and {available.there_is(count * free)}: "
+               "the system may end this process")  # fmt: skip
+
+
 def require_start() -> None:
     """Raises `SetupError` where Jittor can't be started."""
     beside = OF_RANKS if ranks.here().several else 0
@@ -75,13 +94,14 @@ def run_inside(program: Callable[[], int], name: str) -> int:
 
     To be called before threads are started.
     """
-    if limit() == float("inf") or _INSIDE in os.environ:
+    if limit() == float("inf") or _INSIDE in os.environ or ranks.here().several:
         return program()
     os.environ[_INSIDE] = "1"
     child = os.fork()
     if not child:
         end_with_parent()
-        return program()
+        _keep_one_pool()
+        return _ended(program, name)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda number, _: _pass_on(child, number))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -92,6 +112,45 @@ def run_inside(program: Callable[[], int], name: str) -> int:
                     f"{limit() / MIB:,.0f} MiB: {RAISE}, or take fewer threads (OMP_NUM_THREADS=1), a smaller model or "
                     "batch", 2)  # fmt: skip
     return 128 - code
+
+
+def _ended(program: Callable[[], int], name: str) -> int:
+    """The program's exit code. Where it failed the process ends here: what libraries do at the end may wait for threads that
+    wait for memory."""
+    code = 1
+    try:
+        code = program()
+    except SystemExit as e:  # argparse has printed its help, or what is wrong
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except Exception as e:
+        if limit() - _most_taken() > NEAR:
+            raise
+        code = fail(
+            name, f"there is not enough memory ({type(e).__name__} with {limit() / MIB:,.0f} MiB taken): {RAISE}", 2
+        )
+    if code:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
+
+
+def _keep_one_pool() -> None:
+    """malloc reserves 64 MiB of addresses for each thread otherwise, most of them in vain."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+
+
+def _most_taken() -> float:
+    """Bytes of address space that this process had at most."""
+    with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPeak:")))
+    return 0.0
 
 
 def _pass_on(child: int, number: int) -> None:

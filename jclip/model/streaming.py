@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from jclip.errors import ConfigError
+from jclip.errors import ConfigError, notice
+from jclip.machine import available
 from jclip.model import bert, eva, layers, perception, siglip
 from jclip.model.clip import CLIP
 from jclip.readers import LazyTensor
@@ -53,6 +53,11 @@ class StreamedBlocks:
 
 def build_streamed(checkpoint: Checkpoint) -> CLIP:
     """The model, in evaluation mode, its blocks on disk. Raises `MisfitError` when keys or shapes don't fit."""
+    if _too_large(checkpoint):
+        weights, there = weight_bytes(checkpoint) / 2**20, available.there_is(available.memory())
+        notice(
+            f"{checkpoint.path} has {weights:,.0f} MiB of weights, and {there}: blocks are read from disk at each batch"
+        )
     whole = checkpoint.config
     image = whole.vision if whole.vision and whole.vision.kind in IMAGE_BLOCKS else None
     bare = replace(
@@ -100,7 +105,7 @@ def _blocks(block, prefix: str, count: int, checkpoint: Checkpoint) -> StreamedB
 
 
 def wanted(checkpoint: Checkpoint) -> bool:
-    """Whether the weights, as float32, take more than the memory that is free; JCLIP_STREAM=1 or 0 decides instead.
+    """Whether the weights, as float32, take more than this process's memory; JCLIP_STREAM=1 or 0 decides instead.
 
     Raises `ConfigError` for another value.
     """
@@ -109,13 +114,8 @@ def wanted(checkpoint: Checkpoint) -> bool:
         raise ConfigError(f"JCLIP_STREAM must be 0 or 1, got {said}")
     if said:
         return said == "1"
-    return weight_bytes(checkpoint) > ROOM * available_memory()
+    return _too_large(checkpoint)
 
 
-def available_memory() -> int:
-    """Bytes that new programs can have without swapping; unlimited where the system doesn't say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 1 << 62
+def _too_large(checkpoint: Checkpoint) -> bool:
+    return weight_bytes(checkpoint) > ROOM * available.memory()

@@ -71,8 +71,8 @@ def _complaint_of_library(text: bytes, size: int) -> str | None:
     """Return the error of the format's own library for a header, or None when it is valid.
 
     The library gets the bytes that we use, followed by as many zeros as there are data, sparse: under its name, the
-    file might have changed. Skipped where the system allows no file of that size (`ulimit -f`): our own check is
-    complete.
+    file might have changed. Skipped where the system allows no file of that size (`ulimit -f`), or not to map it
+    (`ulimit -v`): our own check is complete.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -81,7 +81,7 @@ def _complaint_of_library(text: bytes, size: int) -> str | None:
             pass
     except SafetensorError as e:
         return shown(e, 300)
-    except OSError:
+    except (OSError, MemoryError):
         return None
     return None
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from jclip import paths
 from jclip.config import protocols
-from jclip.machine import process_times, work_meter
+from jclip.machine import available, process_times, work_meter
 from jclip.postponed import jt
 from jclip.train.configs import resolved
 from jclip.train.run import Run
@@ -247,7 +248,10 @@ def described(
     if getattr(module, "PLANS_WHOLE", False):
         return 0.0, "\n".join(first)
     found = estimated(module, cfg, complete=complete)
-    return found.seconds, "\n".join([*first, *found.lines(counts_to(ranks))])
+    counts = counts_to(ranks if found.ranks else 1)
+    disk = {folder: found.run_bytes + found.state_bytes, paths.cache_dir(): found.cache_bytes}
+    missing = available.shortages({count: count * found.host for count in counts}, disk)
+    return found.seconds, "\n".join([*first, *found.lines(counts_to(ranks)), *missing])
 
 
 def counts_to(most: int) -> list[int]:

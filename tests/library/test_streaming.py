@@ -13,6 +13,7 @@ import pytest
 
 from jclip.errors import ConfigError
 from jclip.features.loading import load
+from jclip.machine import available
 from jclip.model import streaming
 from jclip.model.clip import CLIP
 from jclip.model.trainable import trainable
@@ -52,7 +53,7 @@ def test_memory_decides_or_the_user(tmp_path, monkeypatch):
         int(np.prod(v.shape)) for v in CLIP(TOY_VIT).state_dict().values()
     )
     assert not streaming.wanted(checkpoint)
-    monkeypatch.setattr(streaming, "available_memory", lambda: streaming.weight_bytes(checkpoint))
+    monkeypatch.setattr(available, "memory", lambda: streaming.weight_bytes(checkpoint))
     assert streaming.wanted(checkpoint)
     monkeypatch.setenv("JCLIP_STREAM", "0")
     assert not streaming.wanted(checkpoint)
