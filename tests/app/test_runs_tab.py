@@ -123,8 +123,9 @@ def test_which_runs_a_folder_holds(runs):
     assert {run.name for run in runs_tab.runs_at(str(runs.parent))} == {"first", "second", "killed"}
     assert runs_tab.runs_at(f" {runs / 'first'} ") == [runs / "first"]
     assert runs_tab.runs_at("shapes-tiny-ground") == [ASSETS / "shapes-tiny-ground"]
-    for typed in ("", str(runs / "none"), str(runs.parent / "photos")):
-        with pytest.raises(ConfigError):
+    for typed, message in (("", "name the folder of a run"), (str(runs / "none"), "none holds no finished run"),
+                           (str(runs.parent / "photos"), "photos holds no run")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
             runs_tab.runs_at(typed)
 
 

@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import functools
 import importlib
+import json
+import os
 import random
 import resource
 import signal
@@ -233,22 +237,57 @@ def _ends(count: int, arguments: Callable[[int], list[str]]) -> list[str]:
     """Of children, one after the other; one that dies is a fault of the file that it read, the next begins after."""
     found: list[str] = []
     while len(found) < count:
-        command = [sys.executable, "-m", "tests.hostile.fuzz", *arguments(len(found))]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-        lines = done.stdout.splitlines()
+        printed, said, code = _child(arguments(len(found)))
+        lines = printed.splitlines()
         if not lines:
-            raise RuntimeError(f"the child did not start: {done.stderr[-2000:]}")
+            raise RuntimeError(f"the child did not start: {said[-2000:]}")
         found += lines[1::2]
         if len(lines) % 2:
-            found.append(f"FAULT the process ended by {done.returncode}: {' '.join(done.stderr.split())[-200:]}")
+            found.append(f"FAULT the process ended by {code}: {' '.join(said.split())[-200:]}")
     return found
+
+
+@functools.cache
+def _prepared() -> subprocess.Popen[str]:
+    """A process that has imported every reader and reads nothing itself: children are forked from it, a new one each time.
+    It ends with its standard input, so with this process."""
+    command = [sys.executable, "-m", "tests.hostile.fuzz", "--format", "pickle", "--serve"]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _child(arguments: list[str]) -> tuple[str, str, int]:
+    """What a fresh child prints on stdout and stderr, and the code by which it ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = _prepared()
+        server.stdin.write(json.dumps([folder, arguments]) + "\n")
+        server.stdin.flush()
+        code = server.stdout.readline()
+        if not code:
+            raise RuntimeError(f"the process that starts children has ended: {server.wait()}")
+        printed, said = (Path(folder, name).read_text("utf-8", "replace") for name in ("out", "err"))
+    return printed, said, int(code)
+
+
+def _serve() -> None:
+    """Forks a child for each line on stdin, a folder and its arguments, and answers with the code by which it ended."""
+    for place in FORMATS.values():
+        with contextlib.suppress(ImportError):  # without `tokenizers`: what needs it is not asked for
+            importlib.import_module(place.split(":")[0])
+    for line in sys.stdin:
+        folder, arguments = json.loads(line)
+        child = os.fork()
+        if not child:
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT, 0o600), number)
+            sys.exit(main(arguments))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def _kind(end: str) -> str:
     return " ".join(end.split()[:2]).rstrip(":") if end.startswith("FAULT") else end.split(":")[0]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--count", type=int, default=20_000)
@@ -257,7 +296,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the files of all faults")
     parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--files", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.serve:
+        _serve()
+        return 0
     if options.child:
         read_mutants(options.format, options.seed, *options.child)
         return 0

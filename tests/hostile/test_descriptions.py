@@ -299,5 +299,5 @@ def test_every_variant_meets_the_conditions():
 
 
 def test_errors_of_descriptions_are_of_the_named_kinds():
-    with pytest.raises(JclipError):
+    with pytest.raises(JclipError, match="the description must be a table, got"):
         CLIPConfig.from_dict([1])

@@ -93,7 +93,7 @@ def test_fresh_asks_for_the_lock_first(tmp_path):
         before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
         with pytest.raises(RunBusy, match="in use by another process"):
             Run(tmp_path, VALUES, fresh=True)
-        with pytest.raises(RunBusy), adding_to(tmp_path, ["eval.json"]):
+        with pytest.raises(RunBusy, match="in use by another process"), adding_to(tmp_path, ["eval.json"]):
             pass
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -106,8 +106,8 @@ def test_an_index_names_nothing_outside(name, tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "run" / INDEX).write_text(_index_text(Index(files=("config.yaml", name))))
     assert read_index(tmp_path / "run") is None
-    with pytest.raises(ConfigError):
-        (tmp_path / "run" / "x").write_text("x")
+    (tmp_path / "run" / "x").write_text("x")
+    with pytest.raises(ConfigError, match="must be empty or hold a run"):
         Run(tmp_path / "run", VALUES, fresh=True)
     assert (tmp_path / "mine").is_file()
 

@@ -178,7 +178,7 @@ def test_the_key(monkeypatch):
         key_from(KEY)
     assert KEY not in str(caught.value) and "must be the name of an environment variable" in str(caught.value)
     monkeypatch.setenv("MY_KEY", f"{KEY}\nX: y")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="MY_KEY must hold a key of plain letters and digits") as caught:
         key_from("MY_KEY")
     assert KEY not in str(caught.value)
 

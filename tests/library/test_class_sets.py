@@ -79,5 +79,5 @@ def test_unknown_names():
         class_set("food")
     with pytest.raises(UnknownName, match="did you mean 'cifar100'"):
         class_set("CIFAR-100")
-    with pytest.raises(UnknownName):
+    with pytest.raises(UnknownName, match="unknown class set '../prompts/simple'"):
         class_set("../prompts/simple")

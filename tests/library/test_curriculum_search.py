@@ -228,7 +228,7 @@ def test_a_state_of_other_data_or_a_broken_one_is_refused(tmp_path):
         with pytest.raises(DataError, match="no state of a curriculum"):
             Search({"s": rows_of("s")}, toy.train, toy.score, folder=tmp_path)
     (tmp_path / STATE).write_text('{"version": ')
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no state of a curriculum"):
         Search({"s": rows_of("s")}, toy.train, toy.score, folder=tmp_path)
 
 
@@ -254,7 +254,8 @@ def test_what_cannot_be_searched_is_one_line():
     with pytest.raises(UnknownName, match="unknown source"):
         msa(Search(sources(), toy.train, toy.score), ["templates"])
     for wrong in ({"step": 0.0}, {"start": 0.95}, {"low": -0.1}, {"folds": 0}, {"high": 1.0}, {"min_gain": -1.0}):
-        with pytest.raises(ConfigError):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ConfigError, match=f"^(?=.*{name}).* must .*got .*{value}"):
             SearchSettings(**wrong)
 
 

@@ -120,6 +120,10 @@ def test_what_weights_without_it_say(tmp_path):
     assert with_choice(LOOK, PreprocessChoice(resize="squash")) == LOOK.fixed() and not LOOK.fixed().varies
     assert "patch" not in Preprocess().to_dict() and Preprocess.from_dict(LOOK.to_dict()) == LOOK
     assert Views.from_dict(json.loads(json.dumps(Views(LOOK).to_dict()))) == Views(LOOK)
-    for values in ({"patch_counts": [0]}, {"patch_counts": 9}, {"patch": -1}, {"patch": 0}):
-        with pytest.raises(ConfigError):
+    for values, message in (
+        ({"patch_counts": [0]}, "patch_counts must be a list of at most 16, each an integer from 1 to 65536, got"),
+        ({"patch_counts": 9}, "patch_counts must be a list of at most 16"), ({"patch": -1}, "patch must be an integer from 0"),
+        ({"patch": 0}, "resize proportional must be of weights that take photos of any proportions"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
             Preprocess.from_dict({**LOOK.to_dict(), **values})
