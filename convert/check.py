@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from jclip.readers.schema import read_table
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
 from jclip.weights.layouts import from_chinese_clip, from_huggingface, from_open_clip, from_siglip, from_timm
+from jclip.weights.mobile_configs import MobileConfig, as_timm
 from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
@@ -35,8 +37,13 @@ Encoders = dict[str, Callable[[np.ndarray], np.ndarray]]
 
 def against_reference(source: Source) -> list[str]:
     """One line for each tower. Raises `DifferenceError` above the tolerance, `SetupError` where no reference is installed."""
-    pixels, tokens = fixed_input(source.checkpoint.config)
-    ours, lines = _ours(source.checkpoint), []
+    config = source.checkpoint.config
+    pixels, tokens = fixed_input(config)
+    lines = []
+    if isinstance(config.vision, MobileConfig) and config.vision != as_timm(config.vision):
+        lines = ["check: as open_clip computes these weights, which Apple's own code does with a pixel around photos"]
+        config = replace(config, vision=as_timm(config.vision))
+    ours = _ours(replace(source.checkpoint, config=config))
     for kind, encode in _reference(source).items():
         batch = pixels if kind == "image" else tokens
         wanted, got = encode(batch), ours[kind](batch)
