@@ -8,9 +8,14 @@ have no package that could be asked.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import json
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from jclip.readers.schema import read_table
 from jclip.weights.checkpoint import Checkpoint
 from jclip.weights.identify import Source, described_by
 from jclip.weights.layouts import from_chinese_clip, from_huggingface, from_open_clip, from_siglip, from_timm
+from jclip.weights.mobile_configs import MobileConfig, as_timm
 from jclip.weights.variants import CLIPConfig
 
 TOLERANCE = 1e-4  # of the largest number among the features
@@ -31,8 +37,13 @@ Encoders = dict[str, Callable[[np.ndarray], np.ndarray]]
 
 def against_reference(source: Source) -> list[str]:
     """One line for each tower. Raises `DifferenceError` above the tolerance, `SetupError` where no reference is installed."""
-    pixels, tokens = fixed_input(source.checkpoint.config)
-    ours, lines = _ours(source.checkpoint), []
+    config = source.checkpoint.config
+    pixels, tokens = fixed_input(config)
+    lines = []
+    if isinstance(config.vision, MobileConfig) and config.vision != as_timm(config.vision):
+        lines = ["check: as open_clip computes these weights, which Apple's own code does with a pixel around photos"]
+        config = replace(config, vision=as_timm(config.vision))
+    ours = _ours(replace(source.checkpoint, config=config))
     for kind, encode in _reference(source).items():
         batch = pixels if kind == "image" else tokens
         wanted, got = encode(batch), ours[kind](batch)
@@ -94,16 +105,52 @@ def _reference(source: Source) -> Encoders:
 
 def _imported(module: str, *names: str) -> list[Any]:
     """Attributes of a reference's module. Raises `SetupError` where it is not installed or doesn't fit its torch."""
+    misfit = _misfit_of_torchvision()
+    hidden = {"torchvision": None} if misfit and module == "transformers" else {}  # its towers need none, but it imports one
     try:
-        found = importlib.import_module(module)
-        return [getattr(found, name) for name in names]
-    except (ImportError, RuntimeError) as e:  # the latter from a torchvision of another build than torch
-        first: BaseException = e
-        while first.__cause__:  # transformers says that a class could not be imported, and not why
-            first = first.__cause__
-        reason = " ".join(str(first).split())
-        reason = reason if len(reason) <= 120 else f"{reason[:119]}…"
-        raise SetupError(f"--check can't import {module} ({reason}): pip install 'jclip[parity]'") from e
+        with _modules(hidden):
+            found = importlib.import_module(module)
+            return [getattr(found, name) for name in names]
+    except (ImportError, RuntimeError) as e:
+        if misfit and not hidden:
+            raise SetupError(f"--check by {module.partition('.')[0]} must have {misfit}") from e
+        raise SetupError(f"--check can't import {module} ({_first_cause(e)}): pip install 'jclip[parity]'") from e
+
+
+def _misfit_of_torchvision() -> str:
+    """What is wrong with a torchvision that was built for another torch than the one here; "" where it fits or is absent."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torchvision") is None:
+        return ""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError) as e:
+        built, torch = (importlib.metadata.version(name) for name in ("torchvision", "torch"))
+        return (
+            f"a torchvision that fits torch, got torchvision {built} of another build than torch {torch} "
+            f"({_first_cause(e)}): pip install --force-reinstall torchvision from the index that torch came from"
+        )
+    return ""
+
+
+@contextmanager
+def _modules(replaced: Mapping[str, Any]) -> Iterator[None]:
+    """Entries of `sys.modules`, replaced inside; None makes a package one that is not installed."""
+    before = {name: sys.modules[name] for name in replaced if name in sys.modules}
+    sys.modules.update(replaced)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+def _first_cause(error: BaseException) -> str:
+    """Its text, of at most 120 characters: transformers says that a class could not be imported, and not why."""
+    while error.__cause__:
+        error = error.__cause__
+    reason = " ".join(str(error).split())
+    return reason if len(reason) <= 120 else f"{reason[:119]}…"
 
 
 def _transformers(checkpoint: Checkpoint) -> Encoders:

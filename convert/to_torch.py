@@ -12,7 +12,7 @@ from jclip.errors import ConfigError, notice
 from jclip.readers import LazyTensor, safetensors, torch_writer
 from jclip.weights.checkpoint import Checkpoint, in_memory
 from jclip.weights.layouts import from_long_clip, from_siglip, from_timm
-from jclip.weights.mobile_configs import APPLE_EPS, MobileConfig
+from jclip.weights.mobile_configs import APPLE_EPS, APPLE_PADDING, MobileConfig, as_apple, as_timm
 from jclip.weights.text_configs import TEXT_NAMES
 from jclip.weights.variants import EVAConfig, SigLIPImageConfig, TextConfig, ViTConfig
 
@@ -27,6 +27,11 @@ def write_open_clip(folder: Path, checkpoint: Checkpoint, dtype: str) -> None:
         notice(
             f"open_clip computes this image tower with timm's {from_siglip.timm_name(vision)}, whose GELU is not "
             f"{vision.activation} as here: features there differ in the third digit"
+        )
+    if isinstance(vision, MobileConfig) and vision != as_timm(vision):
+        notice(
+            "open_clip computes this image tower without the pixel that Apple's own code adds around photos, and with a "
+            "smaller epsilon: features there differ in the second digit"
         )
     if from_timm.is_timm(checkpoint.config):
         tensors = from_timm.as_trunk(tensors, checkpoint.config)
@@ -108,10 +113,11 @@ def write_mobileclip(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
         raise ConfigError(
             "--to mobileclip must be of weights without a bias of the projection, got one that is not zero"
         )
-    if config.vision.norm_eps != APPLE_EPS:
+    if config.vision != as_apple(config.vision):
         notice(
-            f"Apple's code adds {APPLE_EPS:g} in the image tower's norms, these weights are computed with "
-            f"{config.vision.norm_eps:g} here: features there differ a little"
+            f"Apple's code adds {APPLE_EPS:g} in the image tower's norms and {APPLE_PADDING} pixel around photos, these "
+            f"weights are computed with {config.vision.norm_eps:g} and {config.vision.stem_padding} here: features there "
+            "differ in the second digit"
         )
     made = from_timm.to_apple(tensors)
     torch_writer.write(path, made, _dtypes(made, checkpoint, dtype))

@@ -21,7 +21,7 @@ class MobileTower(VisionTransformer):
     def __init__(self, config: MobileConfig, embed_dim: int, activation: str):
         width, (rows, columns) = config.width, config.grid
         scale = width**-0.5
-        self.patch_embed = Stem(width)
+        self.patch_embed = Stem(width, config.stem_padding)
         self.class_embedding = jt.init.gauss((width,), "float32", std=scale)
         self.positional_embedding = jt.init.gauss((rows * columns, width), "float32", std=scale)
         self.transformer = Transformer(config, activation, config.norm_eps)
@@ -47,21 +47,31 @@ class MobileTower(VisionTransformer):
 
 
 class Stem(nn.Module):
-    """(B, 3, H, W) → (B, N, D), patches row by row."""
+    """(B, 3, H, W) → (B, N, D), patches row by row.
 
-    def __init__(self, width: int):
+    padding: of the first convolution, whose stride is its kernel: the last rows and columns fall out of the patches.
+    """
+
+    def __init__(self, width: int, padding: int = 0):
         narrow, (first, second, third) = width // STEM_NARROWER, STEM_STRIDES
         self.backbone = nn.Sequential(
             StemConvolution(3, narrow, first),
             StemConvolution(narrow, narrow, second),
             LastConvolution(narrow, width, third),
         )
+        self.padding = padding
 
     def execute(self, images):
-        x = images.permute(0, 2, 3, 1)
+        x = _moved(images.permute(0, 2, 3, 1), self.padding) if self.padding else images.permute(0, 2, 3, 1)
         for i in range(len(self.backbone)):
             x = self.backbone[i](x)
         return x.reshape((x.shape[0], -1, x.shape[3]))
+
+
+def _moved(x, pixels: int):
+    """Maps (B, H, W, C) moved down and to the right, zeros where nothing was."""
+    x = jt.concat([jt.zeros_like(x[:, :pixels]), x[:, :-pixels]], dim=1)
+    return jt.concat([jt.zeros_like(x[:, :, :pixels]), x[:, :, :-pixels]], dim=2)
 
 
 class StemConvolution(nn.Module):

@@ -10,7 +10,7 @@ from jclip.errors import CheckpointError, ConfigError
 from jclip.weights import siglip_shapes
 from jclip.weights.block_shapes import Shapes, affine, linear, transformer_shapes
 from jclip.weights.families import Stated, refused
-from jclip.weights.mobile_configs import APPLE_EPS, STEM_STRIDES, TIMM_EPS, MobileConfig
+from jclip.weights.mobile_configs import STEM_STRIDES, MobileConfig, as_apple, as_timm
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.recent_architectures import ENDS, PERCEPTION
 from jclip.weights.text_configs import AnyText, TextConfig
@@ -242,7 +242,7 @@ def _mobile_from_shapes(shapes: Mapping[str, tuple], stated: Stated, place: obje
     width, patch = shapes["visual.class_embedding"][0], math.prod(STEM_STRIDES)
     size = _image_size(shapes["visual.positional_embedding"][0], patch, stated, place)
     sizes, bias = _block_sizes(shapes, patch, width, _heads(width, stated, place), size), "visual.proj_bias" in shapes
-    return MobileConfig(**sizes, proj_bias=bias, norm_eps=TIMM_EPS if bias else APPLE_EPS)
+    return (as_timm if bias else as_apple)(MobileConfig(**sizes, proj_bias=bias))
 
 
 def _block_sizes(shapes: Mapping[str, tuple], patch: int, width: int, heads: int, size: tuple) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jclip.weights.mobile_configs import MobileConfig
+from jclip.weights.mobile_configs import MobileConfig, as_apple
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.text_configs import TextConfig
 
@@ -33,7 +33,7 @@ PERCEPTION: dict[str, tuple[int, PerceptionConfig, TextConfig]] = {
     ),
 }  # fmt: skip
 MOBILE: dict[str, tuple[int, MobileConfig, TextConfig]] = {
-    "MobileCLIP-B": (512, MobileConfig((224, 224), 16, 768, 12, 12, 3072), _text(512, 12)),
+    "MobileCLIP-B": (512, as_apple(MobileConfig((224, 224), 16, 768, 12, 12, 3072)), _text(512, 12)),
 }
 # name → the plain ViT of OpenAI's or open_clip's that it is, with another text tower
 WITH_TEXT: dict[str, tuple[str, TextConfig]] = {

@@ -18,7 +18,7 @@ from jclip.weights.image_configs import (
     image_from_table,
     image_to_table,
 )
-from jclip.weights.mobile_configs import APPLE_EPS, MobileConfig
+from jclip.weights.mobile_configs import MobileConfig, as_apple
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.recent_architectures import MOBILE, PERCEPTION, WITH_SIZE, WITH_TEXT
 from jclip.weights.siglip_variants import SIGLIP_TOWERS
@@ -211,14 +211,14 @@ def architecture_name(config: CLIPConfig) -> str | None:
 
 def _towers(config: CLIPConfig) -> tuple:
     """Return what a name stands for, without what differs between libraries: activations of SigLIP's towers, a bias of
-    the projection, MobileCLIP's epsilon."""
+    the projection, MobileCLIP's epsilon and padding."""
     own = (SigLIPImageConfig, SigLIPTextConfig)
     image, text = (
         replace(t, activation="gelu_tanh") if isinstance(t, own) else t for t in (config.vision, config.text)
     )
     if isinstance(image, (ViTConfig, PerceptionConfig, MobileConfig)):
         image = replace(image, proj_bias=False)
-    return config.embed_dim, replace(image, norm_eps=APPLE_EPS) if isinstance(image, MobileConfig) else image, text
+    return config.embed_dim, as_apple(image) if isinstance(image, MobileConfig) else image, text
 
 
 def slug(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jclip.readers import LazyTensor
 from jclip.weights.families import refused
 from jclip.weights.layouts.keymap import Report, Rule, apply, both, unapply
-from jclip.weights.mobile_configs import TIMM_EPS, MobileConfig
+from jclip.weights.mobile_configs import MobileConfig, as_timm
 from jclip.weights.perception_configs import PerceptionConfig
 from jclip.weights.variants import AnyImage, CLIPConfig, ViTConfig
 
@@ -155,9 +155,9 @@ def is_timm_tower(v: AnyImage | None) -> bool:
 
 
 def as_of_timm(v: AnyImage) -> AnyImage:
-    """Return a tower as timm builds it: with a bias of the projection, and MobileCLIP's with timm's epsilon."""
+    """Return a tower as timm builds it: with a bias of the projection, and MobileCLIP's with timm's epsilon and padding."""
     if isinstance(v, MobileConfig):
-        return replace(v, proj_bias=True, norm_eps=TIMM_EPS)
+        return replace(as_timm(v), proj_bias=True)
     return replace(v, proj_bias=True) if isinstance(v, (PerceptionConfig, ViTConfig)) else v
 
 
