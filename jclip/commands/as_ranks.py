@@ -13,8 +13,6 @@ from jclip.errors import failures_reported_by, notice
 from jclip.machine import rank_watch, ranks
 
 TOGETHER = ("train",)  # the others are done by rank 0
-SECONDS_APART = 0.3  # from one host's report of a failure to the next one's: what fails on all is reported once
-MOST_APART = 10
 
 
 def run_as_rank(name: str, command: Callable[[], int]) -> int:
@@ -47,7 +45,7 @@ def _code_of(command: Callable[[], int], errors: TextIO) -> int:
     here = ranks.here()
 
     def report(name: str, message: str) -> None:
-        time.sleep(SECONDS_APART * min(here.rank, MOST_APART))
+        time.sleep(rank_watch.delay(here.rank))
         if rank_watch.fails_first(ranks.folder()):
             print(f"{name}: {here}: {message}", file=errors, flush=True)
 

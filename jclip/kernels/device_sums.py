@@ -96,7 +96,10 @@ def _operator(flat: list[jt.Var], addresses: dict[str, int]) -> list[jt.Var]:
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    return hashlib.sha256((SOURCES / "nccl_sum.h").read_bytes()).hexdigest()[:12]
+    made = hashlib.sha256()
+    for name in ("nccl_sum.h", "nccl_watch.h"):
+        made.update((SOURCES / name).read_bytes())
+    return made.hexdigest()[:12]
 
 
 def computes_on_gpu() -> bool:
@@ -105,7 +108,7 @@ def computes_on_gpu() -> bool:
 
 
 def _agree(given: Exchange) -> tuple[DeviceSums | None, str]:
-    here, mine = ranks.here(), {"card": "", "version": "", "id": "", "why": ""}
+    here, mine, seconds = ranks.here(), {"card": "", "version": "", "id": "", "why": ""}, nccl.seconds_of_a_sum()
     try:
         library = _library()
         mine |= {"card": nccl.card(), "version": library.version, "id": library.new_id() if here.first else ""}
@@ -122,7 +125,10 @@ def _agree(given: Exchange) -> tuple[DeviceSums | None, str]:
     why = _first_failure(given(why)) or _trial(sums, given)
     if why and sums:
         sums.communicator.abort()
-    return (None, why) if why else (sums, "")
+    if why:
+        return None, why
+    sums.communicator.end_process_after(seconds)
+    return sums, ""
 
 
 def _library() -> nccl.Nccl:

@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jclip.errors import JclipError
-from jclip.machine import gpu
+from jclip.errors import ConfigError, JclipError, quoted
+from jclip.machine import gpu, rank_watch, ranks
 
 NAME = "libnccl"
 SECONDS_TO_JOIN = 60.0
 SECONDS_TO_SUM = 30.0  # a few numbers
+SECONDS_OF_A_SUM = 1800.0  # while training: others may read photos, or compile, before they add theirs
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 
 
@@ -30,8 +31,37 @@ class NcclFailed(JclipError):
     """NCCL is missing, or a call of it failed; says why."""
 
 
+_OF_DRIVER = {
+    "event_create": "cuEventCreate", "event_record": "cuEventRecord", "event_query": "cuEventQuery",
+    "context_get": "cuCtxGetCurrent", "context_set": "cuCtxSetCurrent",
+}  # fmt: skip
+
+
 class _UniqueId(ctypes.Structure):
     _fields_ = (("internal", ctypes.c_char * 128),)
+
+
+class _Watch(ctypes.Structure):
+    """What `kernels/sources/nccl_watch.h` ends a process by, laid out as its NcclWatch."""
+
+    _fields_ = (
+        ("limit", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("comm", "async_error", "error_text", *_OF_DRIVER)),
+        *((name, ctypes.c_char_p) for name in ("name", "advice", "marker")),
+        ("delay", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("running", "stop")),
+        ("since", ctypes.c_double),
+        ("giving", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("event", "context")),
+    )
+
+
+def seconds_of_a_sum() -> float:
+    """How long a sum may take: `JCLIP_NCCL_SECONDS`, else half an hour. Raises `ConfigError`."""
+    named = os.environ.get("JCLIP_NCCL_SECONDS", "")
+    if named and not (named.isdecimal() and int(named)):
+        raise ConfigError(f"JCLIP_NCCL_SECONDS must be a number of seconds of at least 1, got {quoted(named)}")
+    return float(named or SECONDS_OF_A_SUM)
 
 
 def switched_off() -> bool:
@@ -69,6 +99,7 @@ class Nccl:
             self.library.ncclCommInitRank.argtypes = (ctypes.c_void_p, ctypes.c_int, _UniqueId, ctypes.c_int)
             for function in (self.library.ncclCommAbort, self.library.ncclCommDestroy):
                 function.argtypes = (ctypes.c_void_p,)
+            self.library.ncclCommGetAsyncError  # since 2.4
         except (OSError, AttributeError) as e:
             raise NcclFailed(f"NCCL's library {path} can't be used: {e}") from None
         self.path = path
@@ -124,14 +155,34 @@ class Communicator:
     def __init__(self, nccl: Nccl, handle: int):
         self.nccl, self.handle = nccl, handle
         self.status = ctypes.c_int()  # of the last sums
+        self._watch = self._watched()
         atexit.register(self.leave)
 
     def addresses(self) -> dict[str, int]:
         """What an operator needs to call NCCL: of its functions, of the connection and of the status that it leaves."""
         functions = {"start": "ncclGroupStart", "sum": "ncclAllReduce", "end": "ncclGroupEnd"}
         found = {key: getattr(self.nccl.library, name) for key, name in functions.items()}
-        pointers = {key: ctypes.cast(function, ctypes.c_void_p).value for key, function in found.items()}
-        return {**pointers, "comm": self.handle, "status": ctypes.addressof(self.status)}
+        pointers = {key: _address(function) for key, function in found.items()}
+        own = {"status": ctypes.addressof(self.status), "watch": ctypes.addressof(self._watch)}
+        return {**pointers, "comm": self.handle, **own}
+
+    def end_process_after(self, seconds: float) -> None:
+        """From now on a sum that fails in the network, or takes longer than so many seconds, ends this process, with a line
+        that names its rank and host: it would wait for ever, and the others with it."""
+        self._watch.limit = seconds
+
+    def _watched(self) -> _Watch:
+        here, library = ranks.here(), self.nccl.library
+        watch = _Watch(
+            comm=self.handle, async_error=_address(library.ncclCommGetAsyncError),
+            error_text=_address(library.ncclGetErrorString), name=f"jclip: {here}: NCCL {self.nccl.version}".encode(),
+            advice=rank_watch.ADVICE.encode(), marker=rank_watch.marker(ranks.folder()).encode(), delay=rank_watch.delay(here.rank),
+        )  # fmt: skip
+        with contextlib.suppress(OSError, AttributeError):  # no GPU: a stand-in for NCCL sums at once
+            driver = ctypes.CDLL("libcuda.so.1")
+            for field, function in [(field, getattr(driver, name)) for field, name in _OF_DRIVER.items()]:
+                setattr(watch, field, _address(function))
+        return watch
 
     def check(self) -> None:
         """Raises `NcclFailed` where the last sums could not be begun."""
@@ -149,7 +200,14 @@ class Communicator:
         if self.handle:
             atexit.unregister(self.leave)
             handle, self.handle = self.handle, 0
+            self._watch.stop = 1
+            while self._watch.running:
+                time.sleep(0.01)
             how(handle)
+
+
+def _address(function: Callable) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def wait_for_card() -> None:

@@ -16,8 +16,10 @@ from types import FrameType
 
 DONE = b"\n"  # what a rank sends before it ends in order; signals that reach it are sent as their numbers
 FAILED = "jclip-failed"  # a file of mpirun's own folder for the time of its run: who makes it is the one that reports
+ADVICE = "all ranks end; the same command goes on from the state saved last, with any number of ranks"
 _TOLD_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SECONDS = 0.2
+SECONDS_APART, MOST_APART = 0.3, 10
 
 
 def watch_over(rank: str, folder: str) -> int:
@@ -44,10 +46,22 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def marker(folder: str) -> str:
+    """The file that the first process of a host makes that fails; "" where mpirun has no folder."""
+    return f"{folder}/{FAILED}" if folder else ""
+
+
+def delay(rank: int) -> float:
+    """Seconds from the first rank's report of a failure to another one's: what fails on all hosts is reported once."""
+    return SECONDS_APART * min(rank, MOST_APART)
+
+
 def fails_first(folder: str) -> bool:
     """Whether no process of this host has failed before this one."""
+    if not (place := marker(folder)):
+        return True
     try:
-        os.close(os.open(f"{folder}/{FAILED}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         return False
     except OSError:  # no such folder
@@ -70,10 +84,7 @@ def _watch(rank_id: int, rank: str, folder: str) -> None:
         heard = b""
     if DONE in heard or any(number in heard for number in _TOLD_TO_END) or not fails_first(folder):
         return
-    sys.stderr.write(
-        f"jclip: {rank} died without a word (killed, crashed, or out of memory): all ranks end; the same command goes on "
-        "from the state saved last, with any number of ranks\n"
-    )
+    sys.stderr.write(f"jclip: {rank} died without a word (killed, crashed, or out of memory): {ADVICE}\n")
 
 
 def _end_of(process: int) -> list[int]:

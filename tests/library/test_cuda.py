@@ -127,7 +127,17 @@ ncclResult_t (*all_reduce)(const void*, void*, size_t, ncclDataType_t, ncclRedOp
 ncclResult_t (*join)(ncclComm_t*, int, ncclUniqueId, int) = ncclCommInitRank;
 ncclResult_t (*start)() = ncclGroupStart;
 ncclResult_t (*end)() = ncclGroupEnd;
+ncclResult_t (*error)(ncclComm_t, ncclResult_t*) = ncclCommGetAsyncError;
+static_assert(jclip::NCCL_IN_PROGRESS == ncclInProgress, "numbers");
 #endif
+#include <cuda.h>
+static_assert(jclip::CUDA_NOT_READY == CUDA_ERROR_NOT_READY, "numbers");
+static_assert(jclip::CUDA_EVENT_WITHOUT_TIMES == CU_EVENT_DISABLE_TIMING, "numbers");
+CUresult (*create)(CUevent*, unsigned) = cuEventCreate;
+CUresult (*record)(CUevent, CUstream) = cuEventRecord;
+CUresult (*query)(CUevent) = cuEventQuery;
+CUresult (*current)(CUcontext*) = cuCtxGetCurrent;
+CUresult (*make_current)(CUcontext) = cuCtxSetCurrent;
 """
 
 

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "nccl_watch.h"
+
 namespace jclip {
 
 // ncclFloat32 and ncclSum of nccl.h, and its signatures: ncclResult_t and its enums are passed as int, handles as pointers.
@@ -23,11 +25,14 @@ void nccl_sum(const float* const* in, float* const* out, const int64_t* sizes, i
     auto all_reduce = at_address<NcclAllReduce>(data, "sum");
     auto comm = at_address<void*>(data, "comm");
     int& status = *at_address<int*>(data, "status");
+    NcclWatch& watch = *at_address<NcclWatch*>(data, "watch");
     status = start();
     if (status) return;
+    begin_sum(watch);
     for (int i = 0; i < count && !status; i++)
         status = all_reduce(in[i], out[i], size_t(sizes[i]), NCCL_FLOAT32, NCCL_SUM, comm, nullptr);
     const int ended = end();
+    end_sum(watch);
     if (!status) status = ended;
 }
 
